@@ -54,6 +54,7 @@ OPTIONS = {
     "soft min-SNR": {"loss": {"soft_min_snr_gamma": 4.0}},
     "Diff-Tuning": {"loss": {"diff_tuning": 1.0}, "kept": True},
     "immiscible": {"noise": {"immiscible": True}},
+    "uncertainty": {"loss": {"uncertainty": True}},
     "patterns": {"method": {"train_only": ["*.attn2.*", "conv_in.bias"]}},
     "subset": {"subset": {"loss_weight": 0.5}, "kept": True},
 }

@@ -18,11 +18,11 @@ def test_the_same_losses_each_time_and_no_trace(train_config, fresh_accelerate, 
     """With an average, a text encoder that waits and previews, which play no part in it."""
     config = train_config(
         method={"train_text_encoder": True, "text_encoder_from_step": 4},
-        training={"max_steps": 6, "ema_decay": 0.9, "ema_every": 2},
+        training={"max_epochs": 3, "max_steps": None, "ema_decay": 0.9, "posthoc_ema": True},
         validation={"split": 0.3, "every_steps": 6},
         previews={"prompts": ["a ball"], "steps": 1, "width": 32, "height": 32},
         schedule={"kind": "cosine", "warmup_steps": 2},
-        saving={"best_model": True},
+        saving={"best_model": True, "average": "beside", "posthoc_every_steps": 1},
     )
     first = find_lr(config, TRIED, PROBE, SilentProgress())
     again = find_lr(config, TRIED, PROBE, SilentProgress())

@@ -13,6 +13,7 @@ from impasto.errors import ConfigError, RunError
 from impasto.progress import SilentProgress
 from impasto.training import session_parts
 from impasto.training.posthoc_models import make_averages, measure
+from impasto.training.saving.averages import stored_steps
 from impasto.training.trainer import resume, train
 
 
@@ -110,3 +111,12 @@ def test_what_cannot_be_made_is_named(averaged, train_config, tmp_path, fresh_ac
         make_averages(run, [0.1])
     with pytest.raises(ConfigError, match=r"no effect without training\.posthoc_ema"):
         train(train_config(saving={"posthoc_every_steps": 2}))
+
+
+def test_an_average_is_of_the_last_step_that_it_took_in(averaged, fresh_accelerate):
+    """Of 11 steps every third is taken in: what is stored at the end is of the ninth."""
+    training = {"max_steps": 11, "posthoc_ema": True, "ema_every": 3}
+    run = train(averaged(training=training, saving={"format": "safetensors"}))
+    assert stored_steps(run) == [3, 6, 9]
+    (average,) = make_averages(run, [0.1])
+    assert average.profile.step == 9

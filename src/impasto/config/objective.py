@@ -24,6 +24,12 @@ class LossWeights(Section):
     instead of the smaller of the two (arXiv:2401.11605); 4 is that paper's. Give this
     or `min_snr_gamma`."""
 
+    uncertainty: bool = False
+    """Learn while training how much each noise level counts: each by the inverse of its usual loss,
+    so that all come to weigh the same (arXiv:2312.02696). It takes the place of all other weights
+    by noise level, and begins as the loss of a velocity model. What is learned is kept in states,
+    and is no part of the model."""
+
     diff_tuning: Annotated[float, Field(gt=0)] | None = None
     """Train on high noise mostly, and hold low noise, which serves any images, by regularisation
     images, as Diff-Tuning does (arXiv:2406.00773): images count by t^tau and regularisation images
@@ -50,6 +56,20 @@ class LossWeights(Section):
     mask_by_area: bool = False
     """Divide the loss of an image that has a mask by the mean of its weights, so that a small
     subject counts as much as one that fills the image."""
+
+    @model_validator(mode="after")
+    def _learned_or_given(self) -> LossWeights:
+        fixed = (
+            "min_snr_gamma", "soft_min_snr_gamma", "debiased", "v_loss_as_noise_loss",
+            "noise_loss_like_v",
+        )  # fmt: skip
+        given = [name for name in fixed if getattr(self, name)]
+        if self.uncertainty and given:
+            raise ValueError(
+                f"{given[0]} has no effect with uncertainty, which learns the weight of each noise "
+                f"level whatever it is multiplied by: take one out"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_min_snr(self) -> LossWeights:

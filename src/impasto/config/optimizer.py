@@ -51,15 +51,6 @@ class OptimizerConfig(Section):
     """Further arguments by the names that the optimizer has for them, such as `{d_coef = 0.8}`."""
 
     @model_validator(mode="after")
-    def _pull_is_stable(self) -> OptimizerConfig:
-        if self.start_decay * self.lr >= 1:
-            raise ValueError(
-                f"start_decay {self.start_decay:g} times lr {self.lr:g} is 1 or more, so that each "
-                f"step would take away all that was learned, and more. Make it smaller"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _arguments_are_finite(self) -> OptimizerConfig:
         for name, value in self.arguments.items():
             if any(not math.isfinite(number) for number in _numbers_in(value)):

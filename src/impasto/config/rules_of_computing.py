@@ -294,6 +294,15 @@ OPTIMIZER = (
         ),
     ),
     Rule(
+        ("optimizer.start_decay", "optimizer.lr", "method.block_lrs", "method.text_encoder_lr"),
+        lambda c: c.config.optimizer.start_decay * max(c.rates, default=0) >= 1,
+        lambda c: (
+            f"optimizer.start_decay {c.config.optimizer.start_decay:g} times the learning rate "
+            f"{max(c.rates):g} is 1 or more, so that each step would take away all that was "
+            f"learned. Make it smaller"
+        ),
+    ),
+    Rule(
         ("training.offload_optimizer", "optimizer.kind"),
         lambda c: c.training.offload_optimizer and c.row.is_paged,
         lambda c: (

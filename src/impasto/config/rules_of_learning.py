@@ -23,15 +23,25 @@ LOSS = (
         ),
     ),
     Rule(
-        ("noise.zero_terminal_snr", "loss.debiased", "loss.noise_loss_like_v"),
+        (
+            "noise.zero_terminal_snr",
+            "loss.debiased",
+            "loss.noise_loss_like_v",
+            "loss.uncertainty",
+        ),
         lambda c: (
             c.config.noise.zero_terminal_snr
             and c.facts.predicts_velocity is False
-            and (c.config.loss.debiased or c.config.loss.noise_loss_like_v is not None)
+            and (
+                c.config.loss.debiased
+                or c.config.loss.noise_loss_like_v is not None
+                or c.config.loss.uncertainty
+            )
         ),
         lambda _: (
-            "noise.zero_terminal_snr makes the weights of loss.debiased and loss.noise_loss_like_v "
-            "infinite where nothing is left of the image. Take one of them out"
+            "noise.zero_terminal_snr makes the weights of loss.debiased, loss.noise_loss_like_v "
+            "and loss.uncertainty infinite, or nearly, where nothing is left of the image. Take "
+            "one of them out"
         ),
     ),
     Rule(

@@ -22,7 +22,17 @@ from impasto.training.build import build_session
 from impasto.training.compile import plain_network
 from impasto.training.devices import build_accelerator
 from impasto.training.overrides import Overrides
+from impasto.training.planning.changes import Changes
 from impasto.training.session import Session
+
+WITHOUT_AVERAGES: Changes = {
+    "training": {
+        "ema_decay": None, "ema_power": None, "ema_on_cpu": False, "ema_every": 1,
+        "posthoc_ema": False,
+    },
+    "saving": {"average": "instead", "posthoc_every_steps": None, "posthoc_dtype": "fp16"},
+}  # fmt: skip
+"""Settings of a run that keeps no averages of its weights."""
 
 
 @contextlib.contextmanager

@@ -22,7 +22,8 @@ from impasto.datasets.build import survey
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
 from impasto.progress import Progress, counted, duration_words
-from impasto.training.borrowing import borrowed_session, plan_of
+from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, plan_of
+from impasto.training.compile import within_limit
 from impasto.training.devices import is_out_of_memory, require_precision
 from impasto.training.lr_range import LrCurve, LrRange, is_diverged
 from impasto.training.monitoring.validation import Validator
@@ -113,10 +114,7 @@ def _require_rate(config: RunConfig) -> None:
 def _for_the_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunConfig:
     """The settings without what plays no part: averages, previews, a text encoder that waits."""
     changes: dict[str, dict[str, object]] = {
-        "training": {
-            "max_steps": tried.steps, "max_epochs": None, "ema_decay": None, "ema_power": None,
-            "ema_on_cpu": False, "ema_every": 1,
-        },
+        "training": {"max_steps": tried.steps, "max_epochs": None},
         "previews": {"prompts": (), "prompt_file": None, "hypernetworks": ()},
         "schedule": {name: f.default for name, f in type(config.schedule).model_fields.items()},
     }  # fmt: skip
@@ -126,7 +124,7 @@ def _for_the_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunC
     ):
         progress.note("The text encoder learns in all steps of the test.")
         changes["method"] = {"text_encoder_from_step": 0, "text_encoder_until_step": None}
-    return with_changes(config, changes)
+    return with_changes(with_changes(config, WITHOUT_AVERAGES), changes)
 
 
 def _build_validator(session: Session, probe: Probe) -> Validator:
@@ -197,7 +195,8 @@ def _tested(session: Session, tried: LrRange, validator: Validator, progress: Pr
     with progress.stage("Trying learning rates", tried.steps, "steps") as advance:
         for optimizer_step, batches in steps:
             try:
-                stepper.step(optimizer_step, batches, lambda *_: None)
+                with within_limit():
+                    stepper.step(optimizer_step, batches, lambda *_: None)
                 stepper.update.require_applied()
                 loss = measured()
             except NonFiniteError:

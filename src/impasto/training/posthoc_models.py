@@ -25,23 +25,14 @@ from impasto.models.opening import OpenOptions, open_model
 from impasto.models.saving import write_model
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
-from impasto.training.borrowing import borrowed_session, looking
+from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, looking
 from impasto.training.optim.posthoc import LONGEST, SHORTEST, Fit, Profile, fit
 from impasto.training.optim.state import parameter_names
-from impasto.training.planning.changes import Changes, with_changes
+from impasto.training.planning.changes import with_changes
 from impasto.training.saving.averages import read_snapshots, stored_steps
 
 RECORD_KEY = "impasto.average"
 """Metadata of an exported file: how its average was made."""
-
-_IRRELEVANT: Changes = {
-    "training": {
-        "ema_decay": None, "ema_power": None, "ema_on_cpu": False, "ema_every": 1,
-        "posthoc_ema": False,
-    },
-    "saving": {"posthoc_every_steps": None, "posthoc_dtype": "fp16", "average": "instead"},
-}  # fmt: skip
-"""Settings that would keep averages of what is only looked at."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +129,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
         RunError: What was stored is of other weights than the run trains.
         ImpastoError: As a run that begins.
     """
-    config = with_changes(load_run_config(run.config_file), _IRRELEVANT)
+    config = with_changes(load_run_config(run.config_file), WITHOUT_AVERAGES)
     with borrowed_session(config, progress, "measuring averages") as session:
         if session.validator is None:
             raise ConfigError(

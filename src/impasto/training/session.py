@@ -14,6 +14,7 @@ from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.prepare import PreparedData
+from impasto.diffusion.uncertainty import Uncertainty
 from impasto.models.loading import BaseModel
 from impasto.models.text import ClipTextConditioner, TextConditioner
 from impasto.models.trainable import Trainable
@@ -87,6 +88,12 @@ class Session:
         return self.strategy.participates
 
     @property
+    def uncertainty(self) -> Uncertainty | None:
+        """The loss weights that are learned; None where they are fixed."""
+        weight = self.recipe.loss_weight
+        return weight if isinstance(weight, Uncertainty) else None
+
+    @property
     def averages(self) -> tuple[EmaWeights, ...]:
         """All running averages of the weights."""
         return (*(() if self.ema is None else (self.ema,)), *self.posthoc.values())
@@ -137,6 +144,7 @@ class Session:
             precision=self.precision,
             ema=self.ema,
             posthoc=self.posthoc,
+            uncertainty=self.uncertainty,
             sampler=self.sampler,
             fingerprint=self.fingerprint,
         )

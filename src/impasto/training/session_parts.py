@@ -12,6 +12,9 @@ from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.datasets.batching import validation_batch_size
 from impasto.datasets.prepare import PreparedData
+from impasto.diffusion.schedule import NoiseSchedule
+from impasto.diffusion.uncertainty import Uncertainty
+from impasto.diffusion.weighting import LossWeight
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
@@ -58,16 +61,23 @@ def build_recipe(
     config: RunConfig, model: BaseModel, device: torch.device, overrides: Overrides
 ) -> StepRecipe:
     """The functions and numbers of a training step, by the settings or as given in code."""
+    schedule = model.schedule.to(device)
     return StepRecipe(
-        model.schedule.to(device),
+        schedule,
         model.identity.prediction,
         overrides.timesteps or build_timesteps(config.timesteps),
-        overrides.loss_weight or build_loss_weight(config.loss),
+        overrides.loss_weight or _loss_weight(config, schedule, model),
         overrides.noise or build_noise(config.noise),
         overrides.error or build_error(config.loss),
         config.loss.diff_tuning,
         build_masking(config.loss),
     )
+
+
+def _loss_weight(config: RunConfig, schedule: NoiseSchedule, model: BaseModel) -> LossWeight:
+    if config.loss.uncertainty:
+        return Uncertainty(schedule, model.identity.prediction)
+    return build_loss_weight(config.loss)
 
 
 def build_validator(

@@ -66,10 +66,12 @@ class StepOutput:
     Attributes:
         losses: [B] weighted loss of each sample.
         t: [B] its timestep.
+        weights: [B] what it counts in the step apart from its noise level; part of `losses`.
     """
 
     losses: Float[Tensor, "b"]
     t: Int[Tensor, "b"]
+    weights: Float[Tensor, "b"]
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ def training_step(
         recipe: What is computed with.
     """
     inputs = step_inputs(conditioner, batch, recipe)
-    return StepOutput(losses_of(unet, inputs, recipe), inputs.t)
+    return StepOutput(losses_of(unet, inputs, recipe), inputs.t, inputs.weights)
 
 
 def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) -> StepInputs:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from impasto.data.records import Batch
 from impasto.data.sampler import MicroBatch, OptimizerStep
+from impasto.diffusion.uncertainty import Uncertainty
 from impasto.randomness import derive_seed
 from impasto.training.devices import seed_torch
 from impasto.training.micro_steps import build_micro_steps
@@ -76,11 +77,23 @@ class Stepper:
             is_last = micro_batch is optimizer_step.micro_batches[-1]
             with session.strategy.gradient_sync(now=is_last):
                 output, loss = self.micro_steps.run(batch, micro_batch, optimizer_step)
+                if session.uncertainty is not None:
+                    share = session.accelerator.num_processes / optimizer_step.size
+                    session.uncertainty.add(output.t, output.losses, output.weights, share)
                 seen(micro_batch, output)
                 total += loss
         for average in session.averages:
             average.wait_for_copies()  # as late as that: they are made beside the step
-        return StepResult(total, self.update.apply(self._mean_over_processes(total)), lr_factor)
+        norm = self.update.apply(self._mean_over_processes(total))
+        if session.uncertainty is not None:
+            self._learn_weights(session.uncertainty)
+        return StepResult(total, norm, lr_factor)
+
+    def _learn_weights(self, uncertainty: Uncertainty) -> None:
+        """Move the loss weights by the mean over processes of what they found in a step."""
+        gradient = uncertainty.gradient()
+        gradient.copy_(self._mean_over_processes(gradient))
+        uncertainty.step()
 
     def _begin(self, step: int) -> float:
         """Seed what draws by itself, set what depends on the step; the learning rate's factor."""
@@ -98,8 +111,8 @@ class Stepper:
         self.micro_steps.begin()
         return lr_factor
 
-    def _mean_over_processes(self, loss: Tensor) -> Tensor:
+    def _mean_over_processes(self, value: Tensor) -> Tensor:
         """Their mean, so that all of them find a loss that is not finite in the same step."""
         if self._session.accelerator.num_processes == 1:
-            return loss
-        return cast("Tensor", self._session.accelerator.reduce(loss, "mean"))
+            return value
+        return cast("Tensor", self._session.accelerator.reduce(value, "mean"))

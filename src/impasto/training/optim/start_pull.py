@@ -4,7 +4,7 @@ Li, Grandvalet and Davoine 2018 (arXiv:1802.01483) add alpha / 2 |w - w_0|^2 to 
 optimizer that divides by its running mean of squared gradients would divide the gradient of that
 too, so that the weights which matter most are held least; so the pull is taken out of the gradient,
 as Loshchilov and Hutter 2019 (arXiv:1711.05101) do with the pull to 0: w - w_0 is multiplied by
-1 - lr * share after each step.
+1 - lr * share after each step, which is never below 0.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StartPull:
         for group in optimizer.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
             starts = [self._start[parameter] for parameter in moved]
-            share = float(group["lr"]) * self._share
+            share = min(1.0, float(group["lr"]) * self._share)
             if passed_over is None:
                 torch._foreach_lerp_(moved, starts, share)
                 continue
