@@ -52,6 +52,13 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
     "random crops": ({"dataset": {"random_crop": True}}, {}),
     "average": ({"training": {"ema_decay": 0.9}, "validation": {"split": 0.3}}, {}),
     "average on the CPU": ({"training": {"ema_decay": 0.9, "ema_on_cpu": True}}, {}),
+    "held and averaged": (
+        {
+            "training": {"posthoc_ema": True}, "optimizer": {"start_decay": 10.0},
+            "loss": {"uncertainty": True}, "noise": {"immiscible": True},
+        },
+        {},
+    ),
     "offload": (
         {"training": {"offload_optimizer": True}},
         {"stream.synchronize at training/optim/offload.py:wait": 1},
@@ -70,6 +77,13 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
                 "cuda_graphs": "step", "mixed_precision": "bf16", "weight_copies": True,
                 "gradient_checkpointing": True, "ema_decay": 0.9, "ema_on_cpu": True,
             }
+        },
+        {RECORDS: 1},
+    ),
+    "steps as graphs, learned weights": (
+        {
+            "training": {"cuda_graphs": "step", "posthoc_ema": True, "ema_on_cpu": True},
+            "loss": {"uncertainty": True}, "noise": {"immiscible": True},
         },
         {RECORDS: 1},
     ),

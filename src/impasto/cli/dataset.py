@@ -31,6 +31,7 @@ from impasto.cli.dataset_options import (
     print_skipped,
     scan_images,
 )
+from impasto.cli.dataset_prior import prior
 from impasto.cli.dataset_report import report
 from impasto.cli.dataset_show import show
 from impasto.cli.dataset_tag import tag
@@ -70,6 +71,7 @@ dataset.add_command(undo)
 dataset.add_command(crop)
 dataset.add_command(mask)
 dataset.add_command(show)
+dataset.add_command(prior)
 
 
 @dataset.command()

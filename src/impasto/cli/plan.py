@@ -26,7 +26,7 @@ from impasto.errors import ImpastoError
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, load_meta_model
 from impasto.models.tokenizers import build_tokens
-from impasto.models.trainable import Trainable
+from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
 from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory
@@ -188,6 +188,7 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
             identity.prediction.name,
             identity.evidence,
             {part.name: part.count() for part in parts},
+            _found_by_patterns(config, outlook.trainable),
         ),
         steps=StepPlan(
             total=outlook.steps,
@@ -214,6 +215,15 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
         ),
         changed=changed_settings(config),
     )
+
+
+def _found_by_patterns(config: RunConfig, trainable: Trainable) -> dict[str, list[str]]:
+    """What each pattern of `method.train_only` finds, of that which learns."""
+    patterns = config.method.train_only if config.method.kind == "full" else ()
+    return {
+        pattern: [n for n, p in found_by(trainable.unet, pattern).items() if p.requires_grad]
+        for pattern in patterns
+    }
 
 
 def _data_of(outlook: _Outlook) -> DataPlan:
@@ -267,6 +277,8 @@ def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
         kept_states=saving.keep_states,
         models=[*models, "at the end"],
         model_bytes=disk.model_bytes,
+        averages=disk.snapshots,
+        averages_bytes=disk.snapshot_bytes,
         models_at_once=disk.models,
         total_bytes=disk.run_bytes + disk.models_bytes,
         free_bytes=free_bytes(config.output_dir),

@@ -79,6 +79,15 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         f"{disk.models_at_once} at once",
         "Disk": f"up to {disk.total_bytes / 2**30:.2f} GiB; {disk.free_bytes / 2**30:.1f} GiB free",
     }
+    for pattern, names in model.only.items():
+        more = f", ... {names[-1]}" if len(names) > 1 else ""
+        shown = f": {names[0]}{more}" if names else ""
+        rows[f"Only {pattern}"] = f"{counted(len(names), 'tensors')} of the U-Net{shown}"
+    if disk.averages:
+        rows["Averages"] = (
+            f"stored {counted(disk.averages, 'times')}, {disk.averages_bytes / 2**30:.2f} GiB each "
+            f"time, all kept"
+        )
     moved = steps.transfers
     if moved is not None:
         rows["Streaming"] = (

@@ -60,12 +60,15 @@ class ModelPlan:
         predicts: What its U-Net predicts.
         evidence: What says so.
         parts: What learns, and its number of weights.
+        only: Pattern of `method.train_only` -> the names of the weights that it finds and that
+            learn.
     """
 
     family: str
     predicts: str
     evidence: str
     parts: Mapping[str, int]
+    only: Mapping[str, Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -127,6 +130,8 @@ class DiskUse:
         models: When models are written.
         model_bytes: The size of one.
         models_at_once: How many there are at once.
+        averages: How often the averages of `training.posthoc_ema` are stored; all are kept.
+        averages_bytes: What they take each time.
         total_bytes: The most that is there at once.
         free_bytes: What the disk has free.
     """
@@ -137,6 +142,8 @@ class DiskUse:
     models: Sequence[str]
     model_bytes: int
     models_at_once: int
+    averages: int
+    averages_bytes: int
     total_bytes: int
     free_bytes: int
 

@@ -114,7 +114,7 @@ def sample(
     from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
 
-    _require_drawable(sampler, width, height)
+    require_drawable(sampler, width, height)
     require_source(model)
     from impasto.models.hypernetwork import load_hypernetworks
     from impasto.models.loading import load_base_model
@@ -175,7 +175,7 @@ def _advise(base: BaseModel, prompts: list[Prompt], emphasis: Emphasis, console:
         console.note(advice)
 
 
-def _require_drawable(sampler: str, width: int | None, height: int | None) -> None:
+def require_drawable(sampler: str, width: int | None, height: int | None) -> None:
     """Refuse what no model draws with, before one is opened.
 
     Raises:

@@ -42,7 +42,7 @@ def train(config: Path, overrides: tuple[str, ...], *, plan_only: bool, as_json:
     from impasto.cli.early import check_run
 
     console = Console()
-    settings, notes = _load(config, overrides)
+    settings, notes = load_settings(config, overrides)
     for note in notes:
         console.note(note)
     check_run(settings, is_new=not plan_only)
@@ -59,7 +59,7 @@ def train(config: Path, overrides: tuple[str, ...], *, plan_only: bool, as_json:
     finish(trainer.train(settings, console), console)
 
 
-def _load(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
+def load_settings(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
     """The settings of a file, and a note for each that is under a former name."""
     from impasto.config.load import load_run_config
     from impasto.config.renamed import FormerNameWarning
@@ -79,7 +79,7 @@ def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
     plan: dict[str, Any] = {}
     error: ImpastoError | None = None
     try:
-        settings, notes = _load(file, overrides)
+        settings, notes = load_settings(file, overrides)
         check_run(settings, is_new=False)
         from impasto import files
         from impasto.cli.plan import plan_as_json

@@ -116,6 +116,31 @@ class Case:
         return "training.offload_optimizer" if self.training.offload_optimizer else ""
 
     @property
+    def stands_against_pull(self) -> str:
+        """What does not go with a pull towards the first weights, in words; empty if nothing."""
+        if self.row.looks_at_all_together:
+            return f"optimizer.kind {self.kind}"
+        if self.graphs_steps:
+            return "training.cuda_graphs step"
+        if self.facts.sharding:
+            return f"a model that is sharded by {self.facts.sharding}"
+        return self.goes_by_chunks
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether places of some images are weighed in the loss."""
+        parts = self.config.dataset.parts
+        subsets = [s for part in parts for s in part.subsets if s.num_repeats]
+        return any(subset.alpha_mask or subset.mask_dir is not None for subset in subsets)
+
+    @property
+    def has_regularisation(self) -> bool:
+        """Whether there are regularisation images, as far as settings tell; folders may."""
+        dataset = self.config.dataset
+        subsets = [s for part in dataset.parts for s in part.subsets if s.num_repeats]
+        return any(subset.is_reg for subset in subsets)
+
+    @property
     def split_twice(self) -> bool:
         """Whether a dataset has a share held out of its own, beside `validation.image_dir`."""
         asked = any(part.validation_split is not None for part in self.config.dataset.parts)
@@ -153,11 +178,12 @@ class Case:
 
     @property
     def ema_settings(self) -> str:
-        """Settings of the running average that are given, in words."""
+        """Settings of the running average that are given and have no other use, in words."""
         training = self.training
+        shared = not training.posthoc_ema
         given = {
             "ema_power": training.ema_power is not None,
-            "ema_on_cpu": training.ema_on_cpu,
-            "ema_every": training.ema_every > 1,
+            "ema_on_cpu": training.ema_on_cpu and shared,
+            "ema_every": training.ema_every > 1 and shared,
         }
         return " and ".join(f"training.{name}" for name, is_given in given.items() if is_given)

@@ -249,6 +249,11 @@ class SubsetConfig(SubsetKeys):
     """Folder with an image of the same name for each, white where it counts in the loss, black
     where it does not; an image without one counts everywhere."""
 
+    loss_weight: Annotated[float, Field(gt=0)] = 1.0
+    """What the loss of each of its images is multiplied by, in the mean over all images of a step;
+    `num_repeats` says how often they are shown. Of regularisation images it multiplies
+    `prior_loss_weight`."""
+
     is_reg: bool = False
     """Regularisation images, which keep the model's idea of the class: in each epoch they come as
     often as the dataset's other images together, and their loss is multiplied by

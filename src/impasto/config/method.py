@@ -68,6 +68,13 @@ class FullMethod(Section):
     name too, as `down_blocks.1.attentions.0`, and its rate goes before the block's. 0 leaves a
     block as it is, in the width of `training.weight_dtype`. The others have the optimizer's."""
 
+    train_only: tuple[str, ...] = ()
+    """Train only those tensors of the U-Net whose names fit one of these patterns, where `*` stands
+    for anything: `["*.attn2.*"]` are the layers that read the words, `["*.attn1.*", "*.attn2.*"]`
+    all attention. `--plan` tells what each pattern finds; one that finds nothing is refused. Empty
+    means all. Blocks that `block_lrs` leaves as they are stay so; text encoders go by their own
+    settings."""
+
     @model_validator(mode="after")
     def _text_encoder_is_trained(self) -> FullMethod:
         names = ("lr", "lrs", "layers", "from_step", "until_step")

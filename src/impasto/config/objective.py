@@ -19,6 +19,24 @@ class LossWeights(Section):
     """Weigh low noise less, so that training settles sooner (min-SNR); 5 is usual. Off means that
     all noise levels count the same."""
 
+    soft_min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
+    """The same without a bend: the weight of the error in the image is SNR * gamma / (SNR + gamma)
+    instead of the smaller of the two (arXiv:2401.11605); 4 is that paper's. Give this
+    or `min_snr_gamma`."""
+
+    uncertainty: bool = False
+    """Learn while training how much each noise level counts: each by the inverse of its usual loss,
+    so that all come to weigh the same (arXiv:2312.02696). It takes the place of all other weights
+    by noise level, and begins as the loss of a velocity model. What is learned is kept in states,
+    and is no part of the model."""
+
+    diff_tuning: Annotated[float, Field(gt=0)] | None = None
+    """Train on high noise mostly, and hold low noise, which serves any images, by regularisation
+    images, as Diff-Tuning does (arXiv:2406.00773): images count by t^tau and regularisation images
+    by (T - t)^tau, both 1 on average over the timesteps. 1 is the paper's tau. Needs regularisation
+    images, best drawn by the base model (`impasto dataset prior`); the authors'
+    code has the mean loss of these count 0.1, which `prior_loss_weight = 0.1` comes to."""
+
     debiased: bool = False
     """Weigh by 1 / sqrt(SNR), or 1 / (SNR + 1) for velocity models (debiased estimation)."""
 
@@ -29,6 +47,37 @@ class LossWeights(Section):
     noise_loss_like_v: Annotated[float, Field(gt=0)] | None = None
     """Add this share of a velocity loss to that of a noise model: sd-scripts'
     `v_pred_like_loss`."""
+
+    outside_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """The least that a place counts where images have masks, from 0 to 1: of black, and of what is
+    darker than that. 0 means as the mask says; 0.1 keeps some of the surroundings, so that they do
+    not go wild."""
+
+    mask_by_area: bool = False
+    """Divide the loss of an image that has a mask by the mean of its weights, so that a small
+    subject counts as much as one that fills the image."""
+
+    @model_validator(mode="after")
+    def _learned_or_given(self) -> LossWeights:
+        fixed = (
+            "min_snr_gamma", "soft_min_snr_gamma", "debiased", "v_loss_as_noise_loss",
+            "noise_loss_like_v",
+        )  # fmt: skip
+        given = [name for name in fixed if getattr(self, name)]
+        if self.uncertainty and given:
+            raise ValueError(
+                f"{given[0]} has no effect with uncertainty, which learns the weight of each noise "
+                f"level whatever it is multiplied by: take one out"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _one_min_snr(self) -> LossWeights:
+        if self.min_snr_gamma is not None and self.soft_min_snr_gamma is not None:
+            raise ValueError(
+                "min_snr_gamma and soft_min_snr_gamma are two forms of one weight: take one out"
+            )
+        return self
 
 
 class PlainLoss(LossWeights):
@@ -103,6 +152,12 @@ class NoiseConfig(Section):
 
     multires_discount: Annotated[float, Field(gt=0, le=1)] = 0.3
     """How much less each coarser scale counts."""
+
+    immiscible: bool = False
+    """Give each image of a batch, of the noises drawn for it, the one that makes all distances
+    between images and noises least together (immiscible diffusion, arXiv:2406.12303): images meet
+    noises that are nearer to them, and training settles sooner, the more so the larger
+    `batch_size`."""
 
     input_perturbation: NotNegative = 0.0
     """Strength of noise on the input that is not in the target; 0.1 is usual, 0 means none."""

@@ -126,6 +126,15 @@ class SavingConfig(Section):
     """Which weights are exported where `training.ema_decay` keeps an average: the average `instead`
     of the last ones; both, the average `beside` them as `<name>-ema`; or `never` the average."""
 
+    posthoc_every_steps: Positive | None = None
+    """Of `training.posthoc_ema`: optimizer steps between two times that its averages are stored;
+    off means that they are stored 8 times in the run. More often makes averages of other lengths
+    more exact."""
+
+    posthoc_dtype: Literal["fp16", "fp32"] = "fp16"
+    """Of `training.posthoc_ema`: the precision that its averages are stored in. fp16 takes 4 bytes
+    a weight each time for both, fp32 8."""
+
     model_dir: Path | None = None
     """Folder for exported models; off means `export` in the run directory, and `models` for those
     on the way."""

@@ -271,11 +271,35 @@ OPTIMIZER = (
         ),
     ),
     Rule(
-        ("optimizer.kind", "training.ema_decay"),
-        lambda c: c.training.ema_decay is not None and c.row.averages_weights,
+        ("optimizer.kind", "training.ema_decay", "training.posthoc_ema"),
+        lambda c: c.training.averages > 0 and c.row.averages_weights,
         lambda c: (
-            f"training.ema_decay and optimizer.kind {c.kind} both average the weights. Take one of "
-            f"them out"
+            f"training.{'ema_decay' if c.training.ema_decay is not None else 'posthoc_ema'} and "
+            f"optimizer.kind {c.kind} both average the weights. Take one of them out"
+        ),
+    ),
+    Rule(
+        (
+            "optimizer.start_decay",
+            "optimizer.kind",
+            "training.weight_dtype",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
+            "training.cuda_graphs",
+        ),
+        lambda c: c.config.optimizer.start_decay > 0 and bool(c.stands_against_pull),
+        lambda c: (
+            f"optimizer.start_decay needs weights in float32 that are stepped all together and "
+            f"where they are, and does not go with {c.stands_against_pull}. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("optimizer.start_decay", "optimizer.lr", "method.block_lrs", "method.text_encoder_lr"),
+        lambda c: c.config.optimizer.start_decay * max(c.rates, default=0) >= 1,
+        lambda c: (
+            f"optimizer.start_decay {c.config.optimizer.start_decay:g} times the learning rate "
+            f"{max(c.rates):g} is 1 or more, so that each step would take away all that was "
+            f"learned. Make it smaller"
         ),
     ),
     Rule(
@@ -300,7 +324,13 @@ OPTIMIZER = (
 
 AVERAGE = (
     Rule(
-        ("training.ema_decay", "training.ema_power", "training.ema_on_cpu", "training.ema_every"),
+        (
+            "training.ema_decay",
+            "training.ema_power",
+            "training.ema_on_cpu",
+            "training.ema_every",
+            "training.posthoc_ema",
+        ),
         lambda c: c.training.ema_decay is None and bool(c.ema_settings),
         lambda c: f"no effect without ema_decay: {c.ema_settings}",
     ),
@@ -308,6 +338,46 @@ AVERAGE = (
         ("saving.average", "training.ema_decay"),
         lambda c: c.config.saving.average != "instead" and c.training.ema_decay is None,
         lambda _: "saving.average has no effect without training.ema_decay",
+    ),
+    Rule(
+        ("training.posthoc_ema", "saving.posthoc_every_steps", "saving.posthoc_dtype"),
+        lambda c: (
+            not c.training.posthoc_ema
+            and (
+                c.config.saving.posthoc_every_steps is not None
+                or c.config.saving.posthoc_dtype != "fp16"
+            )
+        ),
+        lambda _: "saving.posthoc_... has no effect without training.posthoc_ema",
+    ),
+    Rule(
+        ("training.posthoc_ema", "method.kind"),
+        lambda c: c.training.posthoc_ema and c.method.kind != "full",
+        lambda _: (
+            "training.posthoc_ema is for method.kind full: impasto ema makes whole models. Take it "
+            "out, or average a hypernetwork with training.ema_decay"
+        ),
+    ),
+    Rule(
+        ("training.posthoc_ema", "training.ema_every", "training.max_steps"),
+        lambda c: c.training.posthoc_ema and c.steps is not None and c.steps < c.training.ema_every,
+        lambda c: (
+            f"training.ema_every {c.training.ema_every} is more than the {c.steps} steps of the "
+            f"run, so the averages of training.posthoc_ema would never take the weights in"
+        ),
+    ),
+    Rule(
+        ("training.posthoc_ema", "training.ema_every", "saving.posthoc_every_steps"),
+        lambda c: (
+            c.training.posthoc_ema
+            and c.config.saving.posthoc_every_steps is not None
+            and c.config.saving.posthoc_every_steps % c.training.ema_every != 0
+        ),
+        lambda c: (
+            f"saving.posthoc_every_steps {c.config.saving.posthoc_every_steps} is no multiple of "
+            f"training.ema_every {c.training.ema_every}: the averages would be stored without the "
+            f"last weights. Make it one"
+        ),
     ),
 )
 """The running average of the weights."""

@@ -23,19 +23,60 @@ LOSS = (
         ),
     ),
     Rule(
-        ("noise.zero_terminal_snr", "loss.debiased", "loss.noise_loss_like_v"),
+        (
+            "noise.zero_terminal_snr",
+            "loss.debiased",
+            "loss.noise_loss_like_v",
+            "loss.uncertainty",
+        ),
         lambda c: (
             c.config.noise.zero_terminal_snr
             and c.facts.predicts_velocity is False
-            and (c.config.loss.debiased or c.config.loss.noise_loss_like_v is not None)
+            and (
+                c.config.loss.debiased
+                or c.config.loss.noise_loss_like_v is not None
+                or c.config.loss.uncertainty
+            )
         ),
         lambda _: (
-            "noise.zero_terminal_snr makes the weights of loss.debiased and loss.noise_loss_like_v "
-            "infinite where nothing is left of the image. Take one of them out"
+            "noise.zero_terminal_snr makes the weights of loss.debiased, loss.noise_loss_like_v "
+            "and loss.uncertainty infinite, or nearly, where nothing is left of the image. Take "
+            "one of them out"
+        ),
+    ),
+    Rule(
+        ("loss.diff_tuning", "dataset.datasets"),
+        lambda c: c.config.loss.diff_tuning is not None and not c.has_regularisation,
+        lambda _: (
+            "loss.diff_tuning needs regularisation images, which hold what is not trained on: give "
+            "a subset with is_reg (impasto dataset prior draws them), or take it out"
+        ),
+    ),
+    Rule(
+        ("loss.outside_mask", "loss.mask_by_area", "dataset.alpha_mask", "dataset.mask_dir"),
+        lambda c: (
+            (c.config.loss.outside_mask > 0 or c.config.loss.mask_by_area) and not c.has_masks
+        ),
+        lambda c: (
+            f"loss.{'outside_mask' if c.config.loss.outside_mask else 'mask_by_area'} has no "
+            f"effect without masks: set dataset.mask_dir or alpha_mask, or take it out"
+        ),
+    ),
+    Rule(
+        ("noise.immiscible", "training.batch_size"),
+        lambda c: (
+            c.config.noise.immiscible
+            and c.training.batch_size != "auto"
+            and max(c.config.batch_sizes.values()) == 1
+            and not c.training.batch_by_pixels
+        ),
+        lambda _: (
+            "noise.immiscible has no effect with batches of one image, where there is nothing to "
+            "choose. Raise training.batch_size, or take it out"
         ),
     ),
 )
-"""Losses and noise that do not fit the model's prediction."""
+"""Losses and noise that do not fit the model's prediction, the images or the batches."""
 
 
 TEXT = (

@@ -64,11 +64,14 @@ MEMORY = (
         ),
     ),
     Rule(
-        ("training.stream_weights", "training.ema_decay", "training.ema_on_cpu"),
+        (
+            "training.stream_weights",
+            "training.ema_decay",
+            "training.posthoc_ema",
+            "training.ema_on_cpu",
+        ),
         lambda c: (
-            c.training.stream_weights
-            and c.training.ema_decay is not None
-            and not c.training.ema_on_cpu
+            c.training.stream_weights and c.training.averages > 0 and not c.training.ema_on_cpu
         ),
         lambda _: (
             "training.stream_weights needs ema_on_cpu: the running average takes more VRAM than "

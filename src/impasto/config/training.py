@@ -149,12 +149,23 @@ class TrainingConfig(Section):
     fast, as (1 + steps) / (10 + steps)."""
 
     ema_on_cpu: bool = False
-    """Keep the average in RAM and not in VRAM; slower by the way there: what
+    """Keep all averages in RAM and not in VRAM; slower by the way there: what
     learns goes over PCIe each time (3.4 GiB of SD 1.x in float32), and is mixed in there."""
 
     ema_every: Annotated[int, Field(ge=1)] = 1
     """Take the weights into the average after every so many steps, with the decay of as many at
     once: nearly the same average, for a part of the cost; 10 is plenty with `ema_on_cpu`."""
+
+    posthoc_ema: bool = False
+    """Keep two averages of the weights, a shorter and a longer one, and store them now and then
+    (`saving.posthoc_every_steps`), so that `impasto ema` makes an average of any length after
+    training (arXiv:2312.02696, section 3). Costs two copies of the weights, and disk space. It
+    changes neither what is trained nor what is exported; `ema_decay` may be set beside it."""
+
+    @property
+    def averages(self) -> int:
+        """How many running averages of the weights are kept."""
+        return (self.ema_decay is not None) + 2 * self.posthoc_ema
 
     @field_validator("cuda_graphs", mode="before")
     @classmethod

@@ -24,7 +24,8 @@ from impasto.data.rendering import Rendered
 from impasto.data.sampler import EpochSampler, MicroBatch, OptimizerStep, Sample
 from impasto.data.stages import Failure, default_workers
 from impasto.data.templates import CaptionTemplates
-from impasto.diffusion.noise import PLAIN_NOISE, Noise
+from impasto.diffusion.assignment import assigned
+from impasto.diffusion.noise import NOISE, PLAIN_NOISE, Noise
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.randomness import derive_rng
 
@@ -69,6 +70,7 @@ class TrainingData:
         encoder: For images that are not encoded ahead; None where there are none.
         noise: What the training step adds, so that it can be drawn ahead.
         templates: Lines around captions; None leaves captions as they are.
+        assigns_noise: Whether the noises of a batch go to those of its images that they are near.
         lost: Images that could not be read or encoded any more while training, with reasons.
         remade: Images whose latents were NaN or infinite in half precision while training, and were
             made again in float32.
@@ -82,6 +84,7 @@ class TrainingData:
     encoder: MomentsEncoder | None = None
     noise: Noise = PLAIN_NOISE
     templates: CaptionTemplates | None = None
+    assigns_noise: bool = False
     lost: dict[Path, str] = field(default_factory=dict)
     remade: set[Path] = field(default_factory=set)
 
@@ -125,8 +128,12 @@ class TrainingData:
         if loaded.pixels:
             mean, logvar = self._encoded(loaded)
         mask = None if loaded.mask is None else loaded.mask.float() / 255
+        latents = sample_posterior(mean, logvar, loaded.noise) * self.scaling_factor
+        if self.assigns_noise:
+            ahead = loaded.randomness.ahead
+            ahead[NOISE] = assigned(latents, ahead[NOISE].to(latents.device)).cpu()
         return Batch(
-            sample_posterior(mean, logvar, loaded.noise) * self.scaling_factor,
+            latents,
             tuple(
                 self.caption(sample, loaded.optimizer_step) for sample in loaded.micro_batch.samples
             ),
@@ -134,6 +141,7 @@ class TrainingData:
             loaded.randomness,
             loaded.geometry,
             mask,
+            keeps=self._keeps(loaded.micro_batch.samples),
         )
 
     def caption(self, sample: Sample, optimizer_step: OptimizerStep) -> str:
@@ -154,6 +162,11 @@ class TrainingData:
             return caption
         keys = _keys(self.plan.images[sample.image], sample, optimizer_step.epoch)
         return self.templates.around(caption, self.seed, *keys)
+
+    def _keeps(self, samples: tuple[Sample, ...]) -> Tensor | None:
+        """Which samples are regularisation images; None where none is."""
+        found = [self.plan.images[sample.image].record.subset.is_reg for sample in samples]
+        return torch.tensor(found) if any(found) else None
 
     def _loss_weight(self, sample: Sample) -> float:
         return self.plan.images[sample.image].record.subset.loss_weight

@@ -244,12 +244,13 @@ class Batch:
     Attributes:
         latents: [B, 4, h, w] float32, drawn from the posterior and **scaled**.
         captions: B texts; an empty one where the caption was dropped.
-        weights: [B] weights of the samples in the loss: `prior_loss_weight` for regularisation
-            images, else 1; zero for a rank that has nothing to do.
+        weights: [B] weights of the samples in the loss: that of their subset, times
+            `prior_loss_weight` for regularisation images; zero for a rank that has nothing to do.
         randomness: The source of this batch's random numbers.
         geometry: Where each sample's pixels come from.
         mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
         conditioning: What the U-Net is told of the batch, where that was made ahead.
+        keeps: [B] whether a sample is a regularisation image; None where none is.
     """
 
     latents: Tensor
@@ -259,6 +260,7 @@ class Batch:
     geometry: tuple[Geometry, ...]
     mask: Tensor | None = None
     conditioning: Conditioning | None = None
+    keeps: Tensor | None = None
 
 
 @contextlib.contextmanager

@@ -220,7 +220,7 @@ def _sources(config: DatasetConfig) -> Iterator[_Source]:
         for number, subset in enumerate(part.subsets):
             if subset.num_repeats == 0:
                 continue
-            weight = part.prior_loss_weight if subset.is_reg else 1.0
+            weight = subset.loss_weight * (part.prior_loss_weight if subset.is_reg else 1.0)
             yield _Source(
                 subset, replace(build_subset(subset, dataset, number), loss_weight=weight)
             )

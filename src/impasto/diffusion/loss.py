@@ -110,13 +110,44 @@ class SmoothL1:
         return 2 * _beyond(output, target, self.threshold(t, schedule))
 
 
-def per_sample(error: Latents, mask: Float[Tensor, "b 1 h w"] | None = None) -> Float[Tensor, "b"]:
+@dataclass(frozen=True)
+class Masking:
+    """What masks weigh; the defaults are those of sd-scripts.
+
+    Attributes:
+        outside: The least weight of a place, in [0, 1]; OneTrainer's `unmasked_weight`
+            (`modules/util/loss/masked_loss.py`).
+        by_area: Whether each sample is divided by the mean of its weights, so that a small subject
+            counts as much as one that fills the image; OneTrainer's `normalize_masked_area_loss`.
+    """
+
+    outside: float = 0.0
+    by_area: bool = False
+
+    def weights(self, mask: Float[Tensor, "b 1 h w"]) -> Float[Tensor, "b 1 h w"]:
+        """The weights of all places; a mask that is black all over stays so, but for `outside`."""
+        weights = mask.clamp(min=self.outside)
+        if not self.by_area:
+            return weights
+        one_place = 1 / (mask.shape[2] * mask.shape[3])
+        return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=one_place)
+
+
+PLAIN_MASKING = Masking()
+
+
+def per_sample(
+    error: Latents,
+    mask: Float[Tensor, "b 1 h w"] | None = None,
+    masking: Masking = PLAIN_MASKING,
+) -> Float[Tensor, "b"]:
     """The mean of each sample of a batch.
 
     A mask weighs the places; the mean is over all of them, as in kohya-ss/sd-scripts
-    (`library/custom_train_functions.py`, apply_masked_loss), so a small subject counts less.
+    (`library/custom_train_functions.py`, apply_masked_loss), so a small subject counts less unless
+    `masking` says otherwise.
     """
-    return (error if mask is None else error * mask).mean(dim=(1, 2, 3))
+    return (error if mask is None else error * masking.weights(mask)).mean(dim=(1, 2, 3))
 
 
 def _beyond(output: Latents, target: Latents, c: Float[Tensor, "b 1 1 1"]) -> Latents:

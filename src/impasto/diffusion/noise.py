@@ -18,6 +18,8 @@ from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.transfer import to_device
 
 Latents = Float[Tensor, "b c h w"]
+NOISE = "noise"
+"""The purpose of the draws of plain noise."""
 
 
 @runtime_checkable
@@ -62,7 +64,7 @@ class NoiseRecipe:
 
     def noise(self, x_0: Latents, randomness: PerSampleRandomness) -> Latents:
         """What the U-Net is to find, on the device of the latents, float32."""
-        noise = to_device(randomness.normal(tuple(x_0.shape[1:]), "noise"), x_0.device)
+        noise = to_device(randomness.normal(tuple(x_0.shape[1:]), NOISE), x_0.device)
         if self.offset:
             noise = noise + self._offset(x_0, randomness)
         if self.multires_iterations:
@@ -75,7 +77,7 @@ class NoiseRecipe:
         One for each sample and purpose: a thread that reads data has the time for it, the one that
         launches a GPU's kernels has not.
         """
-        randomness.generate_ahead(shape, "noise")
+        randomness.generate_ahead(shape, NOISE)
         if self.offset:
             randomness.generate_ahead((shape[0], 1, 1), "noise_offset")
         for i, scale in self._scales(shape, randomness):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from impasto.diffusion.prediction import Prediction
@@ -60,6 +60,48 @@ def min_snr(gamma: float) -> LossWeight:
         )
 
     return weight
+
+
+def soft_min_snr(gamma: float) -> LossWeight:
+    """SNR gamma / (SNR + gamma) as the weight of the error in x_0; Crowson et al. 2024.
+
+    arXiv:2401.11605 (soft-min-SNR): 1 / (sigma^2 + 1 / gamma) with SNR = 1 / sigma^2. Like min-SNR
+    for much and for little noise, and smooth between. Divided as there by what the loss in epsilon
+    or v has in it already.
+
+    Args:
+        gamma: Larger values weigh low noise more; 4 is the paper's.
+    """
+
+    def weight(
+        t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
+    ) -> Float[Tensor, "b"]:
+        snr = schedule.snr(t)
+        soft = snr * gamma / (snr + gamma)
+        return torch.where(
+            snr > 0, soft / prediction.error_of_x_0(snr), _at_no_signal(snr, prediction)
+        )
+
+    return weight
+
+
+def retention(
+    t: Int[Tensor, "b"], num_timesteps: int, tau: float, keeps: Bool[Tensor, "b"]
+) -> Float[Tensor, "b"]:
+    """How much a sample counts in Diff-Tuning: (t + 1)^tau, or (T - t)^tau for what keeps.
+
+    Zhong et al. 2024 (arXiv:2406.00773); the numbers are those by which the authors' code draws
+    timesteps, as weights of timesteps that are drawn evenly, so both have a mean of 1 over all.
+
+    Args:
+        t: Timesteps, counted from 0.
+        num_timesteps: T, how many there are.
+        tau: How steep; 1 is the paper's.
+        keeps: Whether a sample is for keeping what the base model knows.
+    """
+    levels = torch.arange(1, num_timesteps + 1, dtype=torch.float64) ** tau
+    levels = (levels / levels.mean()).to(torch.float32).to(t.device)
+    return torch.where(keeps, levels[num_timesteps - 1 - t], levels[t])
 
 
 def debiased(

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -121,6 +122,7 @@ class FullFineTune:
         clip_skip: Which layer of the text encoder is used; later ones never learn.
         gradient_checkpointing: Recompute activations in the backward pass.
         checkpointed_levels: Of so many of the U-Net's resolutions, the highest first; None is all.
+        only: Patterns of names of the U-Net's parameters, of which alone learn; empty is all.
     """
 
     def __init__(
@@ -133,12 +135,15 @@ class FullFineTune:
         clip_skip: int | None = None,
         gradient_checkpointing: bool = False,
         checkpointed_levels: int | None = None,
+        only: Sequence[str] = (),
     ) -> None:
         self.unet = model.unet.requires_grad_(requires_grad=True).train()
         self.network: nn.Module = self.unet
         self.hypernetworks = HypernetworkStack()
         self.family, self.states = model.family, TextStates.of(model, clip_skip)
         freeze_blocks(self.unet, block_lrs or {})
+        if only:
+            freeze_others(self.unet, only)
         parts = [TrainedPart(model.family.unet.name, self.unet, lr, block_lrs or {})]
         if text_encoder is not None:
             first, until = text_encoder.from_step, text_encoder.until_step
@@ -184,6 +189,18 @@ def freeze_blocks(unet: nn.Module, rates: Mapping[str, float]) -> None:
     for name, parameter in unet.named_parameters():
         if rates.get(block_of(name, rates)) == 0:
             parameter.requires_grad = False
+
+
+def freeze_others(unet: nn.Module, patterns: Sequence[str]) -> None:
+    """Have the parameters whose names fit no pattern not learn."""
+    for name, parameter in unet.named_parameters():
+        if not any(fnmatchcase(name, pattern) for pattern in patterns):
+            parameter.requires_grad = False
+
+
+def found_by(unet: nn.Module, pattern: str) -> dict[str, nn.Parameter]:
+    """The parameters whose names fit a pattern, whether they learn or not."""
+    return {n: p for n, p in unet.named_parameters() if fnmatchcase(n, pattern)}
 
 
 class UNetWithHypernetwork(nn.Module):

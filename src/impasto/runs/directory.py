@@ -186,6 +186,11 @@ class RunDirectory:
         return self.path / "samples"
 
     @property
+    def averages(self) -> Path:
+        """Folder of averages of the weights that others are made of after training."""
+        return self.path / "averages"
+
+    @property
     def export(self) -> Path:
         """Folder of the trained model."""
         return self.path / "export"

@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from impasto import files, locks
+from impasto import files
 from impasto.config.load import load_run_config
 from impasto.config.run import RunConfig
-from impasto.datasets.prepare import LATENTS
 from impasto.errors import ConfigError, RunError
 from impasto.models.blocks import Ratios
 from impasto.models.completeness import require_complete
@@ -33,11 +30,8 @@ from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sheet import draw_sheet
 from impasto.training.along_targets import SHEET, image_name, require_previews_free
-from impasto.training.build import build_session
-from impasto.training.compile import plain_network
-from impasto.training.devices import build_accelerator
+from impasto.training.borrowing import borrowed_session, looking
 from impasto.training.model import build_open_options
-from impasto.training.overrides import Overrides
 from impasto.training.session import Session
 
 FORMULA = FORMULAS["weighted-sum"]
@@ -117,7 +111,10 @@ def walk(
     if previews is not None:
         require_previews_free(previews, run, config, overwrite=overwrite)
     opened = _open_ends(run, config, progress)
-    with _session(config, progress) as session, contextlib.ExitStack() as held:
+    with (
+        borrowed_session(config, progress, "measuring models on the way") as session,
+        contextlib.ExitStack() as held,
+    ):
         if session.validator is None:
             raise ConfigError(
                 f"{run.path} has no held-out images to measure with: it was trained without "
@@ -129,7 +126,7 @@ def walk(
         with progress.stage("Measuring on the way", steps, "steps") as advance:
             for number, ratio in enumerate(ratios):
                 _put(session, mix(opened.models, FORMULA.combine, Ratios(ratio)))
-                with _looking(session):
+                with looking(session):
                     loss = session.validator.measure(
                         session.trainable.unet, session.eval_conditioner, session.recipe
                     )
@@ -169,22 +166,6 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
     return Opened(models, paths, [], Ratios(1.0))
 
 
-@contextlib.contextmanager
-def _session(config: RunConfig, progress: Progress) -> Iterator[Session]:
-    """What the run computes with, which writes nothing into its directory."""
-    accelerator = build_accelerator()
-    if accelerator.num_processes > 1:
-        raise ConfigError("Models on the way are measured by one process. Start it without others.")
-    folder = config.dataset.derived_dir / LATENTS
-    patience = locks.LockWaiter(progress.note, f"reading {folder}")
-    with (
-        locks.SharedLock(folder, "measuring models", patience),
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
-    ):
-        elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
-        yield build_session(elsewhere, accelerator, progress, Overrides())
-
-
 def _put(session: Session, contents: ModelContents) -> None:
     """Give what the run trained the weights of a mixture; what it did not train is the same."""
     with torch.no_grad():
@@ -193,16 +174,6 @@ def _put(session: Session, contents: ModelContents) -> None:
                 own = contents.parts[part].get(name.removeprefix("text_model."))
                 if own is not None:
                     tensor.copy_(own.read())
-
-
-@contextlib.contextmanager
-def _looking(session: Session) -> Iterator[None]:
-    """The weights as they are, not an average of them, in the precision of the run."""
-    modules: list[Any] = [part.module for part in session.trainable.parts]
-    for module in modules:
-        module.eval()
-    with session.precision.autocast(), plain_network():
-        yield
 
 
 def _draw(session: Session, folder: Path, number: int) -> None:

@@ -41,6 +41,7 @@ from impasto.training.model import with_offloaded
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
+from impasto.training.optim.start_pull import StartPull
 from impasto.training.optim.state import part_names
 from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
@@ -54,6 +55,7 @@ from impasto.training.session import Session
 from impasto.training.session_parts import (
     build_data,
     build_ema,
+    build_posthoc,
     build_previewer,
     build_recipe,
     build_validator,
@@ -125,6 +127,7 @@ def build_session(
             config, prompts, model, trainable, tell(conditioners.prompts), previewed
         ),
         ema=build_ema(config, trainable, build.strategy),
+        posthoc=build_posthoc(config, trainable, build.strategy),
         precision=build.precision(),
         stream=learning.stream,
         total_steps=steps,
@@ -234,6 +237,8 @@ class _Builder:
         trainable.parts = strategy.place(trainable.parts)
         optimizer = self.overrides.build_optimizer(trainable.parts, self.config.optimizer, rules)
         _require_chunks(optimizer, rules)
+        if self.config.optimizer.start_decay:
+            StartPull(optimizer, self.config.optimizer.start_decay)  # lives in a hook of its steps
         part_by_group = part_names(optimizer, trainable.parts)
         strategy.start(trainable.parts, optimizer)
         return _Learning(unet, stream, optimizer, part_by_group)

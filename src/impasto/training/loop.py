@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import cast
-
-import torch
-from torch import Tensor
+from functools import partial
 
 from impasto import files
 from impasto.data.dataset import iterate_steps
@@ -16,21 +13,17 @@ from impasto.data.sampler import MicroBatch, OptimizerStep
 from impasto.errors import Interrupted, NonFiniteLossError, RunError
 from impasto.invocation import command
 from impasto.progress import counted
-from impasto.randomness import derive_seed
 from impasto.runs import RunDirectory
 from impasto.runs.commands import CommandName
 from impasto.training.compile import within_limit
-from impasto.training.devices import seed_torch
 from impasto.training.events import TrainingEvents
-from impasto.training.micro_steps import build_micro_steps
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.monitoring.recorder import Recorder
-from impasto.training.optim.chunked import ChunkedOptimizer
 from impasto.training.optim.finite_updates import NonFiniteError
-from impasto.training.optim.state import LrSetter, require_savable
+from impasto.training.optim.state import require_savable
 from impasto.training.pauses import Pauses
 from impasto.training.prefetch import build_prefetcher
 from impasto.training.requests import Requests
@@ -38,6 +31,8 @@ from impasto.training.saving.restore import restore_newest
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
 from impasto.training.signals import STOPPING, StopRequest
+from impasto.training.step import StepOutput
+from impasto.training.stepping import Stepper
 from impasto.training.triggers import Triggers
 
 
@@ -67,10 +62,9 @@ class TrainingLoop:
         self._config = session.config
         self._accelerator = session.accelerator
         self._is_main = session.accelerator.is_main_process
-        self._lr = LrSetter(session.optimizer)
         self._session_state = session.resumable()
-        self._micro_steps = build_micro_steps(session, list(self._session_state.names), events.note)
-        self._optimizer_update = self._micro_steps.update
+        self._stepper = Stepper(session, events.note)
+        self._micro_steps, self._optimizer_update = self._stepper.micro_steps, self._stepper.update
         self._has_stepped = False
         self._compiled: set[tuple[Size, int]] = set()
         self._window: MetricsWindow | None = None
@@ -93,7 +87,7 @@ class TrainingLoop:
             accelerator=session.accelerator,
             strategy=session.strategy,
             optimizer=session.optimizer,
-            has_average=session.ema is not None,
+            has_average=bool(session.averages),
             run=run,
             optimizer_update=self._optimizer_update,
             save=lambda step: self._pauses.save(step, now=True),
@@ -208,17 +202,11 @@ class TrainingLoop:
 
     def step(self, optimizer_step: OptimizerStep, batches: Iterator[Batch]) -> None:
         """Do one optimizer step: all its micro-batches, clipping, the step, the average."""
-        session, accelerator = self._session, self._accelerator
-        lr_factor = self._begin(optimizer_step.step)
-        total = torch.zeros((), device=accelerator.device)
+        session = self._session
         try:
-            for micro_batch, batch in zip(optimizer_step.micro_batches, batches, strict=True):
-                is_last = micro_batch is optimizer_step.micro_batches[-1]
-                with session.strategy.gradient_sync(now=is_last):
-                    total += self._micro_step(optimizer_step, micro_batch, batch)
-            if session.ema is not None:
-                session.ema.wait_for_copies()  # as late as that: they are made beside the step
-            norm = self._optimizer_update.apply(self._mean_over_processes(total))
+            result = self._stepper.step(
+                optimizer_step, batches, partial(self._seen, optimizer_step.step)
+            )
         except NonFiniteError as fault:
             self._look(optimizer_step.step)  # one before it is the one to name
             raise self._failures.not_finite(optimizer_step.step, fault) from None
@@ -226,42 +214,22 @@ class TrainingLoop:
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
-        self._recorder.meter.add(total, norm, optimizer_step.size)
-        if session.ema is not None:
-            session.ema.update(optimizer_step.step)
+        self._recorder.meter.add(result.loss, result.norm, optimizer_step.size)
+        for average in session.averages:
+            average.update(optimizer_step.step)
         self._optimizer_update.is_stepping = False
-        if self._frozen_check is not None and lr_factor > 0:
+        if self._frozen_check is not None and result.lr_factor > 0:
             self._check_frozen_parts(self._frozen_check, optimizer_step.step)
             self._frozen_check = None
 
-    def _begin(self, step: int) -> float:
-        """Seed what draws by itself, set what depends on the step; the learning rate's factor."""
-        session, config = self._session, self._config
-        seed_torch(derive_seed(config.seed, "torch", step))
-        lr_factor = session.lr_schedule(step, session.total_steps)
-        self._lr.set(lr_factor)
-        if config.training.cuda_graphs == "network":  # the last step's outputs are done with
-            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        reading = [part for part in session.trainable.parts if part.reads_text]
-        if reading:
-            session.captions.learn(now=any(part.is_trained_at(step) for part in reading))
-        if isinstance(session.optimizer, ChunkedOptimizer):
-            session.optimizer.begin(derive_seed(config.seed, "rounding", step))
-        self._micro_steps.begin()
-        return lr_factor
-
-    def _micro_step(
-        self, optimizer_step: OptimizerStep, micro_batch: MicroBatch, batch: Batch
-    ) -> Tensor:
-        """Add the gradient of a micro-batch; returns its share of the step's loss."""
-        output, micro_loss = self._micro_steps.run(batch, micro_batch, optimizer_step)
+    def _seen(self, step: int, micro_batch: MicroBatch, output: StepOutput) -> None:
+        """Take the losses of a micro-batch into metrics."""
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = self._session.prepared.training.images
             records = [images[sample.image].record for sample in micro_batch.samples]
             shown = [(r.path.as_posix(), r.subset.loss_weight) for r in records]
-            self._recorder.image_losses.add(optimizer_step.step, shown, output)
-        return micro_loss
+            self._recorder.image_losses.add(step, shown, output)
 
     def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
@@ -270,12 +238,6 @@ class TrainingLoop:
         learning = [part.name for part in self._session.trainable.parts if part.is_trained_at(step)]
         for finding in frozen_check.findings(learning):
             self._events.note(f"Warning: {finding}")
-
-    def _mean_over_processes(self, loss: Tensor) -> Tensor:
-        """Their mean, so that all of them find a loss that is not finite in the same step."""
-        if self._accelerator.num_processes == 1:
-            return loss
-        return cast("Tensor", self._accelerator.reduce(loss, "mean"))
 
     def _after_step(self, done: int) -> None:
         """Whatever is due after `done` steps, or asked for."""
@@ -287,15 +249,18 @@ class TrainingLoop:
         triggers = self._triggers
         at_once = last or stopping is not None or "save" in asked  # who asked may pull the plug
         saving = at_once or triggers.state(done, self._accelerator)
+        storing = last or triggers.averages(done, total)
         early = saving and not (last or triggers.saves_state_by_steps(done) or triggers.log(done))
         if saving or triggers.log(done):
             self._log(done, early=early)
-        elif asked or triggers.uses_weights(done):
+        elif asked or storing or triggers.uses_weights(done):
             self._look(done)
         if last or triggers.validation(done) or "validate" in asked:
             self._pauses.validate(done)
         if last or triggers.preview(done) or "preview" in asked:
             self._pauses.preview(done)
+        if storing:  # ahead of the state: a run that goes on from there has them
+            self._pauses.store_averages(done)
         if saving:
             window = self._recorder.meter.window() if early else None
             self._pauses.save(done, now=at_once, window=window)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from impasto.checkpoints.hypernetwork_writing import require_writable_as
 from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
@@ -19,6 +19,7 @@ from impasto.models.trainable import (
     TextEncoderTraining,
     Trainable,
     block_of,
+    found_by,
 )
 from impasto.randomness import derive_seed
 from impasto.training.given_text import ending_of_texts
@@ -49,6 +50,7 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
 
 def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trainable:
     _require_blocks(method.block_lrs, model)
+    _require_found(method.train_only, model)
     trainable = FullFineTune(
         model,
         lr=config.optimizer.lr,
@@ -57,8 +59,14 @@ def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trai
         clip_skip=config.model.clip_skip,
         gradient_checkpointing=config.training.gradient_checkpointing,
         checkpointed_levels=config.training.checkpointed_levels,
+        only=method.train_only,
     )
     if not trainable.parts[0].parameters():
+        if method.train_only:
+            raise ConfigError(
+                "method.train_only and method.block_lrs together leave all of the U-Net as it is: "
+                "what the patterns find is in blocks with a rate of 0. Change one of them."
+            )
         raise ConfigError(
             "method.block_lrs leaves every block of the U-Net as it is, with rates of 0; a run "
             "trains some of it at least. Give a block a rate above 0."
@@ -110,6 +118,18 @@ def _require_blocks(block_lrs: Mapping[str, float], model: BaseModel) -> None:
             raise ConfigError(
                 f"method.block_lrs has a rate for {block}, and the U-Net of {model.contents.name} "
                 f"has no such block, or other names stand for all of it. Take it out."
+            )
+
+
+def _require_found(patterns: Sequence[str], model: BaseModel) -> None:
+    """A pattern that no weight of the U-Net fits would have no effect."""
+    for pattern in patterns:
+        if not found_by(model.unet, pattern):
+            names = sorted(name for name, _ in model.unet.named_parameters())
+            raise ConfigError(
+                f"method.train_only has the pattern {pattern!r}, which no weight of the U-Net of "
+                f"{model.contents.name} fits. Names are such as {names[0]} and "
+                f"{names[len(names) // 2]}; * stands for anything, also for dots."
             )
 
 

@@ -77,8 +77,9 @@ class PlainMicroSteps:
             loss = micro_batch_loss(
                 output.losses, optimizer_step.size, session.accelerator.num_processes
             )
-            if session.ema is not None and self._steps_in_backward:
-                session.ema.wait_for_copies()
+            if self._steps_in_backward:
+                for average in session.averages:
+                    average.wait_for_copies()
             self.update.backward(loss, is_last=micro_batch is optimizer_step.micro_batches[-1])
         return output, loss.detach()
 

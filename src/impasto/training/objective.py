@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from impasto.config.objective import HuberLoss, LossConfig, NoiseConfig, TimestepConfig
-from impasto.diffusion.loss import ErrorMeasure, Huber, SmoothL1, Threshold, absolute, squared
+from impasto.diffusion.loss import (
+    ErrorMeasure,
+    Huber,
+    Masking,
+    SmoothL1,
+    Threshold,
+    absolute,
+    squared,
+)
 from impasto.diffusion.noise import NoiseRecipe
 from impasto.diffusion.timesteps import (
     LogitNormal,
@@ -20,6 +28,7 @@ from impasto.diffusion.weighting import (
     min_snr,
     noise_loss_like_v,
     product,
+    soft_min_snr,
     v_loss_as_noise_loss,
 )
 
@@ -38,11 +47,18 @@ def build_error(config: LossConfig) -> ErrorMeasure:
     return PLAIN_ERRORS[config.kind]
 
 
+def build_masking(config: LossConfig) -> Masking:
+    """What masks weigh."""
+    return Masking(config.outside_mask, config.mask_by_area)
+
+
 def build_loss_weight(config: LossConfig) -> LossWeight:
     """How much each timestep counts: all that is asked for, multiplied."""
     weights: list[LossWeight] = []
     if config.min_snr_gamma is not None:
         weights.append(min_snr(config.min_snr_gamma))
+    if config.soft_min_snr_gamma is not None:
+        weights.append(soft_min_snr(config.soft_min_snr_gamma))
     if config.v_loss_as_noise_loss:
         weights.append(v_loss_as_noise_loss)
     if config.noise_loss_like_v is not None:

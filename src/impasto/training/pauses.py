@@ -19,6 +19,7 @@ _DOING = {
     "validation": "measuring the validation loss",
     "previews": "drawing previews",
     "export": "exporting the model",
+    "averages": "storing the averages of the weights",
 }
 
 
@@ -101,6 +102,17 @@ class Pauses:
             return None
         with self._outside_training("export", done):
             return self._saver.export_model()
+
+    def store_averages(self, done: int) -> None:
+        """Store what averages of any length are made of after training, if the run keeps it.
+
+        They are of the last step that they have taken in, which `training.ema_every` says.
+        """
+        session = self._session
+        if session.posthoc and session.participates:
+            taken = done - done % session.config.training.ema_every
+            with self._outside_training("averages", done):
+                self._saver.store_averages(taken, session.posthoc)
 
     def save(self, done: int, *, now: bool = False, window: MetricsWindow | None = None) -> None:
         """Save the state; with `now`, all processes wait until it is on disk."""

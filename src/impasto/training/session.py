@@ -14,6 +14,7 @@ from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.prepare import PreparedData
+from impasto.diffusion.uncertainty import Uncertainty
 from impasto.models.loading import BaseModel
 from impasto.models.text import ClipTextConditioner, TextConditioner
 from impasto.models.trainable import Trainable
@@ -51,6 +52,8 @@ class Session:
         encodes_ahead: Whether captions of a batch can be encoded while the one before is trained.
         stream: What brings weights to the device block by block; None where all are there.
         part_by_group: The name of the part that each of the optimizer's groups is of.
+        ema: The running average that is looked at and exported; None without.
+        posthoc: Averages that others are made of after training, by sigma_rel.
         fingerprint: What a saved state has to agree with, by name.
     """
 
@@ -74,6 +77,7 @@ class Session:
     validator: Validator | None
     previewer: Previewer
     ema: EmaWeights | None
+    posthoc: Mapping[float, EmaWeights]
     precision: Precision
     stream: WeightStream | None
     total_steps: int
@@ -83,6 +87,17 @@ class Session:
     def participates(self) -> bool:
         """Whether this process does something where the model is evaluated or saved."""
         return self.strategy.participates
+
+    @property
+    def uncertainty(self) -> Uncertainty | None:
+        """The loss weights that are learned; None where they are fixed."""
+        weight = self.recipe.loss_weight
+        return weight if isinstance(weight, Uncertainty) else None
+
+    @property
+    def averages(self) -> tuple[EmaWeights, ...]:
+        """All running averages of the weights."""
+        return (*(() if self.ema is None else (self.ema,)), *self.posthoc.values())
 
     def dataset_facts(self) -> dict[str, Any]:
         """The dataset in numbers: images, buckets, and captions over the token limit."""
@@ -133,6 +148,8 @@ class Session:
             optimizer=self.optimizer,
             precision=self.precision,
             ema=self.ema,
+            posthoc=self.posthoc,
+            uncertainty=self.uncertainty,
             sampler=self.sampler,
             fingerprint=self.fingerprint,
         )

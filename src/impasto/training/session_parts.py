@@ -6,11 +6,15 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from torch import nn
 
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.datasets.batching import validation_batch_size
 from impasto.datasets.prepare import PreparedData
+from impasto.diffusion.schedule import NoiseSchedule
+from impasto.diffusion.uncertainty import Uncertainty
+from impasto.diffusion.weighting import LossWeight
 from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
@@ -24,10 +28,12 @@ from impasto.training.monitoring.validation import Validator
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
+    build_masking,
     build_noise,
     build_timesteps,
 )
 from impasto.training.optim.ema import EmaWeights
+from impasto.training.optim.posthoc import TRACKED, power_decay
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.step import StepRecipe
@@ -47,6 +53,7 @@ def build_data(
         encoded.encoder,
         overrides.noise or build_noise(config.noise),
         build_templates(config),
+        assigns_noise=config.noise.immiscible and overrides.noise is None,
     )
 
 
@@ -54,14 +61,23 @@ def build_recipe(
     config: RunConfig, model: BaseModel, device: torch.device, overrides: Overrides
 ) -> StepRecipe:
     """The functions and numbers of a training step, by the settings or as given in code."""
+    schedule = model.schedule.to(device)
     return StepRecipe(
-        model.schedule.to(device),
+        schedule,
         model.identity.prediction,
         overrides.timesteps or build_timesteps(config.timesteps),
-        overrides.loss_weight or build_loss_weight(config.loss),
+        overrides.loss_weight or _loss_weight(config, schedule, model),
         overrides.noise or build_noise(config.noise),
         overrides.error or build_error(config.loss),
+        config.loss.diff_tuning,
+        build_masking(config.loss),
     )
+
+
+def _loss_weight(config: RunConfig, schedule: NoiseSchedule, model: BaseModel) -> LossWeight:
+    if config.loss.uncertainty:
+        return Uncertainty(schedule, model.identity.prediction)
+    return build_loss_weight(config.loss)
 
 
 def build_validator(
@@ -119,16 +135,39 @@ def build_ema(
     training = config.training
     if training.ema_decay is None:
         return None
-    learning = {
-        f"{part.name}.{name}": parameter
-        for part in trainable.parts
-        for name, parameter in part.parameters().items()
-    }
     return EmaWeights(
-        learning,
+        _learning(trainable),
         training.ema_decay,
         power=training.ema_power,
         every=training.ema_every,
         on_cpu=training.ema_on_cpu,
         copies_values=strategy.is_sharded,
     )
+
+
+def build_posthoc(
+    config: RunConfig, trainable: Trainable, strategy: ParallelStrategy
+) -> dict[float, EmaWeights]:
+    """The averages that others are made of after training, by sigma_rel; empty without."""
+    training = config.training
+    if not training.posthoc_ema:
+        return {}
+    return {
+        sigma_rel: EmaWeights(
+            _learning(trainable),
+            power_decay(sigma_rel, training.ema_every),
+            every=training.ema_every,
+            on_cpu=training.ema_on_cpu,
+            copies_values=strategy.is_sharded,
+        )
+        for sigma_rel in TRACKED
+    }
+
+
+def _learning(trainable: Trainable) -> dict[str, nn.Parameter]:
+    """What learns, by name with the part in front."""
+    return {
+        f"{part.name}.{name}": parameter
+        for part in trainable.parts
+        for name, parameter in part.parameters().items()
+    }

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from impasto.data.records import Batch
 from impasto.diffusion.conditioning import Conditioning
-from impasto.diffusion.loss import ErrorMeasure, per_sample, squared
+from impasto.diffusion.loss import PLAIN_MASKING, ErrorMeasure, Masking, per_sample, squared
 from impasto.diffusion.noise import PLAIN_NOISE, Latents, Noise
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
 from impasto.diffusion.transfer import to_device
-from impasto.diffusion.weighting import LossWeight, unweighted
+from impasto.diffusion.weighting import LossWeight, retention, unweighted
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 
@@ -34,6 +34,8 @@ class StepRecipe:
         loss_weight: How much each of them counts.
         noise: How the noise is made.
         error: How an output is compared with its target.
+        retention: The tau of Diff-Tuning; None trains on all noise levels alike.
+        masking: What masks weigh.
     """
 
     schedule: NoiseSchedule
@@ -42,6 +44,8 @@ class StepRecipe:
     loss_weight: LossWeight = unweighted
     noise: Noise = PLAIN_NOISE
     error: ErrorMeasure = squared
+    retention: float | None = None
+    masking: Masking = PLAIN_MASKING
 
     @classmethod
     def of(cls, model: BaseModel, **parts: Any) -> StepRecipe:
@@ -62,10 +66,12 @@ class StepOutput:
     Attributes:
         losses: [B] weighted loss of each sample.
         t: [B] its timestep.
+        weights: [B] what it counts in the step apart from its noise level; part of `losses`.
     """
 
     losses: Float[Tensor, "b"]
     t: Int[Tensor, "b"]
+    weights: Float[Tensor, "b"]
 
 
 @dataclass(frozen=True)
@@ -120,7 +126,7 @@ def training_step(
         recipe: What is computed with.
     """
     inputs = step_inputs(conditioner, batch, recipe)
-    return StepOutput(losses_of(unet, inputs, recipe), inputs.t)
+    return StepOutput(losses_of(unet, inputs, recipe), inputs.t, inputs.weights)
 
 
 def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) -> StepInputs:
@@ -133,7 +139,8 @@ def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) 
 
     x_0 = to_device(batch.latents, device)
     noise = recipe.noise.noise(x_0, batch.randomness)
-    t = to_device(recipe.timesteps(batch.randomness, schedule.num_timesteps), device)
+    t_host = recipe.timesteps(batch.randomness, schedule.num_timesteps)
+    t = to_device(t_host, device)
 
     input_noise = recipe.noise.on_input(noise, batch.randomness)
     conditioning = batch.conditioning or conditioner(batch.captions, batch.geometry)
@@ -143,9 +150,19 @@ def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) 
         input_noise=None if input_noise is noise else input_noise,
         t=t,
         conditioning=conditioning.to(device),
-        weights=to_device(batch.weights, device),
+        weights=to_device(_weights(batch, t_host, recipe), device),
         mask=None if batch.mask is None else to_device(batch.mask, device),
     )
+
+
+def _weights(batch: Batch, t: Int[Tensor, "b"], recipe: StepRecipe) -> Float[Tensor, "b"]:
+    """How much each sample counts, by what it is and by what it is for."""
+    if recipe.retention is None:
+        return batch.weights
+    where = batch.weights.device
+    keeps = torch.zeros(len(t), dtype=torch.bool) if batch.keeps is None else batch.keeps.cpu()
+    share = retention(t, recipe.schedule.num_timesteps, recipe.retention, keeps)
+    return batch.weights * to_device(share, where)
 
 
 def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor, "b"]:
@@ -158,7 +175,8 @@ def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor
     target = prediction.target(inputs.x_0, inputs.noise, t, schedule)
 
     weights = recipe.loss_weight(t, schedule, prediction) * inputs.weights
-    return per_sample(recipe.error(output, target, t, schedule), inputs.mask) * weights
+    error = recipe.error(output, target, t, schedule)
+    return per_sample(error, inputs.mask, recipe.masking) * weights
 
 
 def micro_batch_loss(

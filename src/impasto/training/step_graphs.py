@@ -141,7 +141,8 @@ class StepGraphs:
         self._share.fill_(share)
         self._do(shape)
         given = len(inputs.t)
-        return StepOutput(shape.losses[:given].clone(), inputs.t), self._loss.clone()
+        losses = shape.losses[:given].clone()
+        return StepOutput(losses, inputs.t, inputs.weights), self._loss.clone()
 
     def forget_if_moved(self) -> None:
         """Record anew if weights are elsewhere in memory than they were before."""

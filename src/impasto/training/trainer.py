@@ -230,7 +230,7 @@ def _prepare(
 ) -> Session:
     """Tidy up, say what the run runs on, and build all that it computes with."""
     if accelerator.is_main_process:
-        for folder in (run.path, run.states, run.samples):
+        for folder in (run.path, run.states, run.samples, run.averages):
             temporary_names.remove_leftovers(folder)
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")

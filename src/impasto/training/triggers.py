@@ -9,6 +9,9 @@ from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
 
+USUAL_SNAPSHOTS = 8
+"""How often averages are stored in a run that does not say."""
+
 
 class Triggers:
     """The occasions of a run, the same on all its processes.
@@ -40,6 +43,18 @@ class Triggers:
     def uses_weights(self, done: int) -> bool:
         """Whether the weights are validated, drawn with or exported."""
         return self.validation(done) or self.preview(done) or bool(self.model_endings(done))
+
+    def averages(self, done: int, total: int) -> bool:
+        """Whether the averages of `training.posthoc_ema` are stored, in a run of so many steps.
+
+        They are once more at its end.
+        """
+        return self._config.training.posthoc_ema and done % self.averages_every(total) == 0
+
+    def averages_every(self, total: int) -> int:
+        """Steps between two times that averages are stored: a multiple of `ema_every`."""
+        asked, each = self._config.saving.posthoc_every_steps, self._config.training.ema_every
+        return asked or -(-total // (USUAL_SNAPSHOTS * each)) * each
 
     def model_endings(self, done: int) -> list[str]:
         """What the models are called that are exported now, in sd-scripts' way."""

@@ -102,7 +102,7 @@ class MetricsCollector:
 
     def add_samples(self, output: StepOutput) -> None:
         """Note the samples of a forward pass."""
-        self._outputs.append(StepOutput(output.losses.detach(), output.t))
+        self._outputs.append(StepOutput(output.losses.detach(), output.t, output.weights))
 
     def time_waiting(self, items: Iterator[T]) -> Iterator[T]:
         """The same items; the time until each is there counts as waiting for data."""

@@ -1,7 +1,8 @@
 """A running average of the weights, which draws and validates better than the last ones.
 
 Polyak and Juditsky 1992; decay per step as in Ho et al. 2020 (arXiv:2006.11239), appendix B,
-with a warm-up of (1 + n) / (10 + n) as TensorFlow's ExponentialMovingAverage has it.
+with a warm-up of (1 + n) / (10 + n) as TensorFlow's ExponentialMovingAverage has it. Other shares
+come in as a function of the step, as those of `posthoc.py`.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from impasto.errors import RunError
 from impasto.training.optim.offload import new_stream
 from impasto.training.optim.pinned_memory import pinned_like
 
+Decay = Callable[[int], float]
+"""The step after which weights are taken in, from 0 -> the share of the old average that stays."""
+
 WIDENED_AT_ONCE = 16 << 20
 """Numbers of 16-bit weights that are in float32 at a time, unless one tensor has more."""
 
@@ -28,7 +32,8 @@ class EmaWeights:
 
     Args:
         parameters: What to average, by name.
-        decay: The share of the old average that a step keeps, in (0, 1).
+        decay: The share of the old average that a step keeps, in (0, 1); or what gives it for all
+            steps since the last time, in [0, 1).
         power: The share rises as 1 - (1 + steps)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
         every: Steps from one time that weights are taken in to the next; the share is that of as
             many steps, decay^every.
@@ -42,7 +47,7 @@ class EmaWeights:
     def __init__(
         self,
         parameters: Mapping[str, nn.Parameter],
-        decay: float,
+        decay: float | Decay,
         *,
         power: float | None = None,
         every: int = 1,
@@ -51,7 +56,8 @@ class EmaWeights:
         overlapped: bool | None = None,
     ) -> None:
         self._parameters = dict(parameters)
-        self._decay, self._power, self._every = decay, power, every
+        self._every = every
+        self._decay = decay if callable(decay) else partial(rising_decay, decay, power, every)
         self._copies = on_cpu or copies_values
         self._averages = {
             name: parameter.detach().to(
@@ -68,11 +74,8 @@ class EmaWeights:
         """Take in the weights after the step `step`, counted from 0, if it is time."""
         if (step + 1) % self._every:
             return
-        rising = (1 + step) / (10 + step)
-        if self._power is not None:
-            rising = 1 - (1 + step) ** -self._power
         averages = list(self._averages.values())
-        fraction = 1 - min(self._decay, rising) ** self._every
+        fraction = 1 - self._decay(step)
         weights = [parameter.detach() for parameter in self._parameters.values()]
         if self._async_updater is not None:
             self._async_updater.take(weights, partial(lerp_in_float32, averages, fraction=fraction))
@@ -130,6 +133,14 @@ class EmaWeights:
     def _overwrite(self, values: Iterable[Tensor]) -> None:
         for parameter, value in zip(self._parameters.values(), values, strict=True):
             parameter.copy_(value)
+
+
+def rising_decay(decay: float, power: float | None, every: int, step: int) -> float:
+    """The share of the old average that stays after `every` steps, at most `decay` for each."""
+    rising = (1 + step) / (10 + step)
+    if power is not None:
+        rising = 1 - (1 + step) ** -power
+    return float(min(decay, rising) ** every)
 
 
 @torch.no_grad()

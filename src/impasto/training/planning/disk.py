@@ -14,7 +14,9 @@ from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
 from impasto.training.model_files import model_bytes
+from impasto.training.optim.posthoc import TRACKED
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
+from impasto.training.triggers import Triggers
 
 SMALL_FILES = 64 << 20  # bytes: previews, metrics, the report
 
@@ -28,17 +30,22 @@ class DiskPlan:
         states: States that are there at once, one that is being written among them.
         model_bytes: One exported model.
         models: Models that are there at once.
+        snapshot_bytes: The averages of `training.posthoc_ema` as they are stored once.
+        snapshots: How often they are.
     """
 
     state_bytes: int
     states: int
     model_bytes: int
     models: int
+    snapshot_bytes: int = 0
+    snapshots: int = 0
 
     @property
     def run_bytes(self) -> int:
         """What the run directory holds apart from models."""
-        return self.states * self.state_bytes + SMALL_FILES
+        averages = self.snapshots * self.snapshot_bytes
+        return self.states * self.state_bytes + averages + SMALL_FILES
 
     @property
     def models_bytes(self) -> int:
@@ -63,6 +70,8 @@ def plan_disk(
         _states_at_once(config, total_steps),
         model_bytes(config, model, trainable),
         _models_at_once(config, total_steps, steps_per_epoch),
+        _snapshot_bytes(config, trainable),
+        _snapshots(config, total_steps, steps_per_epoch),
     )
 
 
@@ -80,12 +89,14 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
     else:
         needs[models] = plan.models_bytes
     for place, needed in needs.items():
-        free = free_bytes(place) + _bytes_below(run / "states") + _bytes_below(run / "models")
+        own = (_bytes_below(run / name) for name in ("states", "models", "averages"))
+        free = free_bytes(place) + sum(own)
         if needed > free:
             raise StorageError(
                 f"The disk of {place} has {_gib(free)} free, and this run needs up to "
                 f"{_gib(needed)}: {counted(plan.states, 'states')} of {_gib(plan.state_bytes)}, "
-                f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}. "
+                f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}"
+                f"{_words_of_averages(plan)}. "
                 f"Nothing was begun. Free some space, keep less (saving.keep_states, "
                 f"saving.keep_models), or choose another output_dir."
             )
@@ -98,7 +109,7 @@ def free_bytes(path: Path) -> int:
 
 def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
     training = config.training
-    per_weight = DTYPES[training.weight_dtype].itemsize + 4 * (training.ema_decay is not None)
+    per_weight = DTYPES[training.weight_dtype].itemsize + 4 * training.averages
     weights = per_weight * sum(part.count() for part in trainable.parts)
     return weights + optimizer_bytes(config, shapes_of(trainable))
 
@@ -126,6 +137,28 @@ def _models_at_once(config: RunConfig, total_steps: int, steps_per_epoch: int) -
         on_the_way = [min(count, saving.keep_models + 1) for count in on_the_way]
     variants = 2 if saving.average == "beside" else 1
     return variants * (sum(on_the_way) + 2 * saving.best_model + 1)
+
+
+def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:
+    """What one time of storing the averages of `training.posthoc_ema` takes."""
+    if not config.training.posthoc_ema:
+        return 0
+    each = len(TRACKED) * DTYPES[config.saving.posthoc_dtype].itemsize
+    return each * sum(part.count() for part in trainable.parts)
+
+
+def _snapshots(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:
+    """How often they are stored, the last time at the end."""
+    if not config.training.posthoc_ema:
+        return 0
+    return -(-total_steps // Triggers(config, steps_per_epoch).averages_every(total_steps))
+
+
+def _words_of_averages(plan: DiskPlan) -> str:
+    if not plan.snapshots:
+        return ""
+    times = counted(plan.snapshots, "times")
+    return f", averages of {_gib(plan.snapshot_bytes)} {times} (saving.posthoc_every_steps)"
 
 
 def _existing(path: Path) -> Path:

@@ -92,7 +92,7 @@ PREVIEWS_IN_TILES = Lever(
 AVERAGE_ON_CPU = Lever(
     {"training": {"ema_on_cpu": True}},
     "the running average waits in RAM; ema_every says how often it is moved on",
-    lambda c: c.training.ema_decay is not None and not c.training.ema_on_cpu,
+    lambda c: c.training.averages > 0 and not c.training.ema_on_cpu,
 )
 EIGHT_BITS = Lever(
     {"optimizer": {"kind": "adamw8bit"}},

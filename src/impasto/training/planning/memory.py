@@ -197,15 +197,15 @@ class FootprintPredictor:
     def _state(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
         """What is there all the time, from the first step on."""
         learning = sum(part.count() for part in trainable.parts)
-        averaged = config.training.ema_decay is not None and self._on_device(
-            away=config.training.ema_on_cpu
-        )
+        on_device = self._on_device(away=config.training.ema_on_cpu)
+        averages = config.training.averages if on_device else 0
         return {
-            "weights": self._weights(config, trainable, model),
+            "weights": self._weights(config, trainable, model)
+            + (4 * learning if config.optimizer.start_decay else 0),
             "optimizer": optimizer_bytes(config, shapes_of(trainable)) // self._shares.optimizer
             if self._on_device(away=offloads_state(config))
             else 0,
-            "average": 4 * learning * averaged // self._shares.weights,
+            "average": 4 * learning * averages // self._shares.weights,
             "text_cache": self._text_cache(config, trainable),
         }
 

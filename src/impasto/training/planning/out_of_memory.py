@@ -128,7 +128,7 @@ def _ways_to_keep_less(config: RunConfig) -> list[_Way]:
             "2 bytes a weight less",
         ),
         (
-            training.ema_decay is not None and not training.ema_on_cpu and on_gpu,
+            training.averages > 0 and not training.ema_on_cpu and on_gpu,
             {"training": {"ema_on_cpu": True}},
             "the average is kept in RAM",
         ),

@@ -130,9 +130,7 @@ class OtherWork:
     def _averaging(self, config: RunConfig, trainable: Trainable) -> Phase:
         """Weights of 16 bits on their way into the average, a few of them widened."""
         sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
-        is_widened = (
-            config.training.ema_decay is not None and config.training.weight_dtype != "fp32"
-        )
+        is_widened = config.training.averages > 0 and config.training.weight_dtype != "fp32"
         widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
         return Phase("averaging the weights", 0, 4 * widened)
 

@@ -33,11 +33,12 @@ def ram_beside_gpu(config: RunConfig, trainable: Trainable) -> dict[str, int]:
             optimizer_bytes(config, [shape]) * _rounded([shape]) // shape.numel()
             for shape in shapes
         )
-    if training.ema_decay is not None and training.ema_on_cpu:
+    if training.averages and training.ema_on_cpu:
         learning = sum(shape.numel() for shape in shapes)
         on_gpu = 0 if training.stream_weights else wide * _rounded(shapes)
-        kept = wide * learning  # the weights themselves, while the average is in their place
-        found["average"] = 4 * learning + kept + on_gpu
+        # the weights themselves, while an average that is looked at is in their place
+        kept = wide * learning if training.ema_decay is not None else 0
+        found["average"] = training.averages * (4 * learning + on_gpu) + kept
     return {name: size for name, size in found.items() if size}
 
 

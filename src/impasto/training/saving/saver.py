@@ -12,13 +12,18 @@ from accelerate import Accelerator
 
 from impasto import files
 from impasto.background import BackgroundWriter
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
+from impasto.checkpoints.writing import in_file_order
 from impasto.errors import NonFiniteLossError
 from impasto.invocation import command
+from impasto.models.saving import DTYPES
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.model_files import AVERAGE, intermediate_target
 from impasto.training.monitoring.metrics import MetricsWindow
+from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.finite_updates import are_finite
+from impasto.training.saving.averages import named, write_snapshot
 from impasto.training.saving.export import (
     ExportSource,
     Trained,
@@ -108,7 +113,7 @@ class Saver:
     def _require_finite(self, done: int) -> None:
         """Look at the weights, and their average: what is saved has to be good to go on from."""
         resumable, optimizer = self._session_state, self._source.config.optimizer
-        averages = resumable.ema.tensors().values() if resumable.ema is not None else ()
+        averages = [t for a in resumable.averages().values() for t in a.tensors().values()]
         good = are_finite([*resumable.names, *averages])
         if resumable.strategy.is_sharded:
             bad = torch.tensor(int(not good), device=self._accelerator.device)
@@ -121,6 +126,34 @@ class Saver:
                 f"optimizer.lr (it is {optimizer.lr:g}). To continue from the "
                 f"newest state before: {command('resume', self._run.path)}"
             )
+
+    def store_averages(self, done: int, averages: Mapping[float, EmaWeights]) -> None:
+        """Store averages that others are made of after training, as they are after `done` steps.
+
+        Raises:
+            StorageError: They, or what was submitted before, could not be written.
+        """
+        strategy = self._session_state.strategy
+        tensors = {
+            name: tensor
+            for sigma_rel, average in averages.items()
+            for name, tensor in named(sigma_rel, strategy.whole(average.tensors())).items()
+        }
+        if not self._writes:
+            for name in in_file_order(tensors):
+                tensors[name].read()
+            return
+        stored = {n: t.cast(DTYPES[self._saving.posthoc_dtype]) for n, t in tensors.items()}
+        if self._background.fits_in_memory(total_bytes(stored)):
+            copies = {n: LazyTensor.of(stored[n].read_as(stored[n].dtype)) for n in sorted(stored)}
+            self._background.submit(lambda: self._write_averages(done, copies))
+        else:
+            self._background.wait()
+            self._write_averages(done, stored)
+
+    def _write_averages(self, done: int, tensors: Tensors) -> None:
+        self._run.require_locked()
+        write_snapshot(self._run, done, tensors)
 
     def export_intermediate(self, endings: Sequence[str]) -> None:
         """Export the model as it is now, once for each ending of its name."""

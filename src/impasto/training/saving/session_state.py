@@ -8,12 +8,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.data.sampler import EpochSampler
+from impasto.diffusion.uncertainty import Uncertainty
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.parallel.strategy import OptimizerState, ParallelStrategy
 from impasto.training.saving.state import TrainingState
+
+SIGMA_REL = "/"
+"""Between the sigma_rel of an average and the name of a weight, as in `0.05/unet.conv_in.bias`."""
+
+LOSS_WEIGHTS = "loss weights/"
+"""In front of the names of what is learned of loss weights, among those of the optimizer."""
 
 
 @dataclass(frozen=True)
@@ -22,6 +30,9 @@ class SessionState:
 
     Attributes:
         names: The name of each parameter that is trained.
+        ema: The running average that is looked at; None without.
+        posthoc: Averages that others are made of after training, by sigma_rel.
+        uncertainty: Loss weights that are learned; None without. They are kept with the optimizer.
         fingerprint: What a state has to agree with, by name.
     """
 
@@ -30,6 +41,8 @@ class SessionState:
     optimizer: torch.optim.Optimizer
     precision: Precision
     ema: EmaWeights | None
+    posthoc: Mapping[float, EmaWeights]
+    uncertainty: Uncertainty | None
     sampler: EpochSampler
     fingerprint: Mapping[str, str]
 
@@ -47,9 +60,13 @@ class SessionState:
             samples_seen=self.sampler.samples_before(done),
             fingerprint=self.fingerprint,
             weights=strategy.whole({name: parameter for parameter, name in self.names.items()}),
-            optimizer=optimizer.tensors,
+            optimizer={**optimizer.tensors, **self._learned_weights()},
             optimizer_scalars=optimizer.scalars,
-            ema=strategy.whole(self.ema.tensors()) if self.ema else {},
+            ema={
+                f"{prefix}{name}": tensor
+                for prefix, average in self.averages().items()
+                for name, tensor in strategy.whole(average.tensors()).items()
+            },
             scaler=self.precision.state(),
             best_validation=best_validation,
             window=window,
@@ -63,8 +80,31 @@ class SessionState:
         """
         strategy = self.strategy
         strategy.put(self.names, state.weights)
-        remembered = OptimizerState(state.optimizer, state.optimizer_scalars)
+        weights = {n: t for n, t in state.optimizer.items() if n.startswith(LOSS_WEIGHTS)}
+        stepped = {n: t for n, t in state.optimizer.items() if n not in weights}
+        remembered = OptimizerState(stepped, state.optimizer_scalars)
         strategy.load_optimizer_state(self.optimizer, self.names, remembered)
         self.precision.restore(state.scaler)
-        if self.ema is not None:
-            self.ema.restore(strategy.shard(state.ema))
+        self._restore_averages(state.ema)
+        if self.uncertainty is not None:
+            for name, tensor in self.uncertainty.tensors().items():
+                tensor.copy_(weights[f"{LOSS_WEIGHTS}{name}"].read())
+
+    def _learned_weights(self) -> dict[str, LazyTensor]:
+        if self.uncertainty is None:
+            return {}
+        tensors = self.uncertainty.tensors()
+        return {f"{LOSS_WEIGHTS}{name}": LazyTensor.of(t) for name, t in tensors.items()}
+
+    def averages(self) -> dict[str, EmaWeights]:
+        """All running averages, by what is in front of the names of their tensors in a state."""
+        plain = {} if self.ema is None else {"": self.ema}
+        return plain | {f"{sigma_rel:g}{SIGMA_REL}": a for sigma_rel, a in self.posthoc.items()}
+
+    def _restore_averages(self, tensors: Tensors) -> None:
+        by_prefix: dict[str, dict[str, LazyTensor]] = {}
+        for name, tensor in tensors.items():
+            sigma_rel, mark, own = name.rpartition(SIGMA_REL)
+            by_prefix.setdefault(sigma_rel + mark, {})[own] = tensor
+        for prefix, average in self.averages().items():
+            average.restore(self.strategy.shard(by_prefix.get(prefix, {})))

@@ -1,0 +1,98 @@
+"""`impasto find-lr`: a learning-rate range test."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from impasto.cli.numbers import Finite
+from impasto.errors import ConfigError
+
+ENDING = ".html"
+
+
+@click.command("find-lr")
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option(
+    "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
+)
+@click.option(
+    "--from", "low", type=Finite(0, min_open=True), default=1e-8, show_default=True,
+    help="The first rate.",
+)  # fmt: skip
+@click.option(
+    "--to", "high", type=Finite(0, 10, min_open=True), default=1e-2, show_default=True,
+    help="The last rate, unless the loss diverges before.",
+)  # fmt: skip
+@click.option(
+    "--steps", type=click.IntRange(10, 10_000), default=100, show_default=True,
+    help="Optimizer steps, each at a higher rate by the same factor.",
+)  # fmt: skip
+@click.option(
+    "--images", type=click.IntRange(1, 1000), default=8, show_default=True,
+    help="Training images that the loss is measured on after each step.",
+)  # fmt: skip
+@click.option(
+    "--timesteps", type=click.IntRange(1, 100), default=4, show_default=True,
+    help="Noise levels for each of them.",
+)  # fmt: skip
+@click.option(
+    "--out", "page", metavar="PAGE", type=click.Path(path_type=Path),
+    help="Write the curve as a page: a new file that ends in .html.",
+)  # fmt: skip
+def find_lr(
+    config: Path,
+    overrides: tuple[str, ...],
+    *,
+    low: float,
+    high: float,
+    steps: int,
+    images: int,
+    timesteps: int,
+    page: Path | None,
+) -> None:
+    """Suggest a learning rate for the run that the TOML file CONFIG describes.
+
+    Trains for a moment while the rate rises, and measures after each step the loss on the same
+    images at the same noise. The run directory is not touched, and what was trained is dropped.
+
+    \b
+    impasto find-lr my-style.toml --out rates.html
+    impasto find-lr my-style.toml --to 1e-3 --steps 200
+    """  # noqa: D301 - the backspace tells click to keep the lines
+    from impasto import files
+    from impasto.cli.console import Console
+    from impasto.cli.early import check_run
+    from impasto.cli.train import load_settings
+    from impasto.training.lr_range import LrRange, suggest
+
+    tried = LrRange(low, high, steps)
+    if page is not None:
+        _require_page(page)
+        files.require_absent(page)
+        files.require_writable(page.absolute().parent)
+    console = Console()
+    settings, notes = load_settings(config, overrides)
+    for note in notes:
+        console.note(note)
+    check_run(settings, is_new=False)
+    from impasto.training.lr_finding import Probe, find_lr
+
+    curve = find_lr(settings, tried, Probe(images, timesteps), console)
+    suggestion = suggest(curve)
+    console.heading("No suggestion" if suggestion.lr is None else f"lr = {suggestion.lr:.2g}")
+    console.paragraph(suggestion.reason)
+    if page is not None:
+        from impasto.report.lr_page import write_lr_page
+
+        write_lr_page(page, f"Learning rates for {config.stem}", curve, suggestion)
+        console.note(f"Wrote {page}.")
+
+
+def _require_page(page: Path) -> None:
+    if page.suffix.lower() != ENDING:
+        raise ConfigError(
+            f"{page} ends in {page.suffix or 'nothing'}; the page is written as {ENDING}. Let its "
+            f"name end so."
+        )

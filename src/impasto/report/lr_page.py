@@ -1,0 +1,112 @@
+"""The page of a learning-rate range test: the loss by rate, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+
+from impasto import files
+from impasto.report.page import rendered
+from impasto.report.svg import (
+    WIDTH,
+    Axis,
+    curve,
+    dot,
+    left_axis,
+    legend,
+    line,
+    round_ticks,
+    svg,
+    text,
+    text_width,
+    tick_labels,
+)
+from impasto.training.lr_range import LrCurve, Suggestion
+
+_HEIGHT, _TOP, _BOTTOM, _RIGHT = 330, 34, 48, WIDTH - 30
+_SUGGESTED = "suggested"
+
+
+def write_lr_page(path: Path, title: str, measured: LrCurve, suggestion: Suggestion) -> None:
+    """Write the page.
+
+    Args:
+        path: Where to.
+        title: What was tested.
+        measured: The losses.
+        suggestion: What follows.
+
+    Raises:
+        StorageError: It could not be written.
+    """
+    rows = [
+        {"rate": f"{rate:.3g}", "loss": f"{loss:.4f}" if math.isfinite(loss) else "not finite"}
+        for rate, loss in zip(measured.rates, measured.losses, strict=True)
+    ]
+    content = {
+        "title": title,
+        "lr": None if suggestion.lr is None else f"{suggestion.lr:.2g}",
+        "reason": suggestion.reason,
+        "chart": Markup(lr_chart(measured, suggestion)),
+        "first": f"{measured.first:.4f}",
+        "rows": rows,
+    }
+    page = rendered("lr.html.j2", content)
+    files.write_text(path, page.encode("utf-8", errors="replace").decode("utf-8"))
+
+
+def lr_chart(measured: LrCurve, suggestion: Suggestion) -> str:
+    """The loss over the rate, on a logarithmic axis; empty where no loss is of use.
+
+    A loss that diverged is left out: it would flatten all others.
+    """
+    places = [math.log10(rate) for rate in measured.rates]
+    known = list(zip(places, measured.losses, strict=True))[: measured.known]
+    if not known:
+        return ""
+    losses = [measured.first, *(loss for _, loss in known)]
+    ticks = round_ticks(min(losses), max(losses), 6)
+    left = 40 + text_width(tick_labels(ticks))
+    y_axis = Axis(ticks, _HEIGHT - _BOTTOM, _TOP, ticks[0], ticks[-1])
+    low, high = _ends(places, suggestion)
+    x_axis = Axis([low, high], left, _RIGHT, low, high)
+    parts = left_axis(y_axis, left, _RIGHT, "loss")
+    parts += _decades(x_axis)
+    parts.append(curve(((x_axis.at(x), y_axis.at(y)) for x, y in known), "raw"))
+    smooth = list(zip(places, measured.smoothed, strict=False))
+    parts.append(curve(((x_axis.at(x), y_axis.at(y)) for x, y in smooth), "first"))
+    at = measured.least
+    if at is not None:
+        x, y = smooth[at]
+        words = f"least, {y:.4f} at {measured.rates[at]:.2g}"
+        parts.append(dot(x_axis.at(x), y_axis.at(y), "first", words))
+    if suggestion.lr is not None:
+        x = x_axis.at(math.log10(suggestion.lr))
+        parts.append(line(x, 26, x, y_axis.start, "mark"))
+        parts.append(text(x, 20, f"{_SUGGESTED} {suggestion.lr:.2g}"))
+    names = [("raw", "as measured"), ("first", "mean of neighbours")]
+    return svg(_HEIGHT, "Loss by learning rate", [*parts, *legend(_RIGHT, 8, names)])
+
+
+def _ends(places: Sequence[float], suggestion: Suggestion) -> tuple[float, float]:
+    """Where the axis begins and ends; a suggestion has a place on it even below the rates."""
+    shown = [*places, *([] if suggestion.lr is None else [math.log10(suggestion.lr)])]
+    low, high = min(shown), max(shown)
+    return low, max(high, low + 1e-3)
+
+
+def _decades(axis: Axis) -> Iterator[str]:
+    """The axis with powers of ten, and 2 and 5 times these where there is room."""
+    yield line(axis.start, _HEIGHT - _BOTTOM, axis.end, _HEIGHT - _BOTTOM, "axis")
+    several = axis.high - axis.low > 4
+    for power in range(math.floor(axis.low), math.ceil(axis.high) + 1):
+        for factor in (1,) if several else (1, 2, 5):
+            place = power + math.log10(factor)
+            if axis.low - 1e-9 <= place <= axis.high + 1e-9:
+                x, y = axis.at(place), _HEIGHT - _BOTTOM
+                yield line(x, y, x, y + 4, "axis")
+                yield text(x, y + 18, f"{factor}e{power}")
+    yield text((axis.start + axis.end) / 2, _HEIGHT - _BOTTOM + 38, "learning rate", name="label")

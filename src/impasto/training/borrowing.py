@@ -1,0 +1,84 @@
+"""A session that belongs to no run: for what looks at a run's model and data, and leaves no trace.
+
+Latents and text that are encoded for it are kept where the run would keep them, and its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from impasto import locks
+from impasto.config.run import RunConfig
+from impasto.data.latent_cache import CachedPlan
+from impasto.datasets.build import Survey
+from impasto.datasets.prepare import LATENTS
+from impasto.errors import ConfigError
+from impasto.progress import Progress
+from impasto.training.build import build_session
+from impasto.training.compile import plain_network
+from impasto.training.devices import build_accelerator
+from impasto.training.overrides import Overrides
+from impasto.training.planning.changes import Changes
+from impasto.training.session import Session
+
+WITHOUT_AVERAGES: Changes = {
+    "training": {
+        "ema_decay": None, "ema_power": None, "ema_on_cpu": False, "ema_every": 1,
+        "posthoc_ema": False,
+    },
+    "saving": {"average": "instead", "posthoc_every_steps": None, "posthoc_dtype": "fp16"},
+}  # fmt: skip
+"""Settings of a run that keeps no averages of its weights."""
+
+
+@contextlib.contextmanager
+def borrowed_session(
+    config: RunConfig,
+    progress: Progress,
+    doing: str,
+    overrides: Overrides | None = None,
+    known: Survey | None = None,
+) -> Iterator[Session]:
+    """All that a run computes with, whose own files go to a temporary folder.
+
+    Args:
+        config: The settings of the run.
+        progress: Is told how far it is.
+        doing: What it is for, in words: `measuring models`.
+        overrides: What is given in code.
+        known: What was found of the images already.
+
+    Raises:
+        ConfigError: Several processes were started.
+        ImpastoError: As `build_session`.
+    """
+    accelerator = build_accelerator()
+    if accelerator.num_processes > 1:
+        raise ConfigError(f"One process does this ({doing}). Start it without others.")
+    folder = config.dataset.derived_dir / LATENTS
+    patience = locks.LockWaiter(progress.note, f"reading {folder}")
+    with (
+        locks.SharedLock(folder, doing, patience),
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
+    ):
+        elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
+        yield build_session(elsewhere, accelerator, progress, overrides or Overrides(), known)
+
+
+@contextlib.contextmanager
+def looking(session: Session) -> Iterator[None]:
+    """The weights as they are, not an average of them, in the precision of the run."""
+    modules: list[Any] = [part.module for part in session.trainable.parts]
+    for module in modules:
+        module.eval()
+    with session.precision.autocast(), plain_network():
+        yield
+
+
+def plan_of(plan: CachedPlan, indices: list[int]) -> CachedPlan:
+    """Some of the images of a plan."""
+    return CachedPlan([plan.images[i] for i in indices], [plan.keys[i] for i in indices], (), 0)

@@ -1,0 +1,241 @@
+"""The learning-rate range test on the session that a run would have.
+
+Steps are those of the run: its images, batches, optimizer and precision. What is measured after
+each is not the loss of its batch, which depends more on the timesteps drawn than on the weights,
+but that of the same images at the same noise and timesteps, as validation measures it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+
+from impasto.config.compatibility import require_compatible
+from impasto.config.run import RunConfig
+from impasto.data.dataset import iterate_steps
+from impasto.data.latent_cache import CachedPlan
+from impasto.datasets.batching import validation_batch_size
+from impasto.datasets.build import survey
+from impasto.errors import ConfigError
+from impasto.optimizer_table import row_of
+from impasto.progress import Progress, counted, duration_words
+from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, plan_of
+from impasto.training.compile import within_limit
+from impasto.training.devices import is_out_of_memory, require_precision
+from impasto.training.lr_range import LrCurve, LrRange, is_diverged
+from impasto.training.monitoring.validation import Validator
+from impasto.training.optim.finite_updates import NonFiniteError
+from impasto.training.overrides import Overrides
+from impasto.training.planning.changes import with_changes
+from impasto.training.planning.out_of_memory import out_of_memory
+from impasto.training.planning.resolve import resolve_settings
+from impasto.training.precision import resolve_precision
+from impasto.training.prefetch import build_prefetcher
+from impasto.training.preflight import require_machine
+from impasto.training.processes import facts_of, planned_processes
+from impasto.training.session import Session
+from impasto.training.stepping import Stepper
+
+DOING = "looking for a learning rate"
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What the loss is measured on after each step.
+
+    Attributes:
+        images: At most so many of the images that are trained on, spread over the dataset.
+        timesteps: Noise levels for each, evenly spread.
+    """
+
+    images: int = 8
+    timesteps: int = 4
+
+
+def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress) -> LrCurve:
+    """Train for a moment at rising rates, and measure the loss after each step.
+
+    The run's directory is not touched, and nothing of what is trained is kept. Latents and text
+    that are encoded stay where the run will look for them.
+
+    Args:
+        config: The settings of the run; all rates rise together, each in its ratio to
+            `optimizer.lr`.
+        tried: The rates.
+        probe: What the loss is measured on.
+        progress: Who is told.
+
+    Raises:
+        ConfigError: The optimizer finds its rate itself, or the settings do not go together.
+        ImpastoError: As a run that begins.
+    """
+    _require_rate(config)
+    config = _for_the_test(config, tried, progress)
+    require_machine(config)
+    config = resolve_precision(config, progress)
+    require_compatible(config, facts_of(config, planned_processes()))
+    known = survey(config, progress)
+    config = resolve_settings(config, known, progress)
+    require_precision(config.training.mixed_precision)
+    overrides = Overrides(lr_schedule=_Rising(tried, config.optimizer.lr))
+    with borrowed_session(config, progress, DOING, overrides, known) as session:
+        try:
+            return _tested(session, tried, _build_validator(session, probe), progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            then = "Nothing was written."
+            raise out_of_memory(config, DOING, then, session.accelerator.device) from error
+
+
+@dataclass(frozen=True)
+class _Rising:
+    """The factor on a run's rates that makes `optimizer.lr` the rate that is tried."""
+
+    tried: LrRange
+    lr: float
+
+    def __call__(self, step: int, total_steps: int) -> float:
+        del total_steps
+        return self.tried.rate_at(step) / self.lr
+
+
+def _require_rate(config: RunConfig) -> None:
+    if row_of(config.optimizer.kind).finds_lr:
+        raise ConfigError(
+            f"optimizer.kind {config.optimizer.kind} finds the learning rate itself, so there is "
+            f"none to look for: leave optimizer.lr at 1."
+        )
+
+
+def _for_the_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunConfig:
+    """The settings without what plays no part: averages, previews, a text encoder that waits."""
+    changes: dict[str, dict[str, object]] = {
+        "training": {"max_steps": tried.steps, "max_epochs": None},
+        "previews": {"prompts": (), "prompt_file": None, "hypernetworks": ()},
+        "schedule": {name: f.default for name, f in type(config.schedule).model_fields.items()},
+    }  # fmt: skip
+    method = config.method
+    if method.kind == "full" and (
+        method.text_encoder_from_step or method.text_encoder_until_step is not None
+    ):
+        progress.note("The text encoder learns in all steps of the test.")
+        changes["method"] = {"text_encoder_from_step": 0, "text_encoder_until_step": None}
+    return with_changes(with_changes(config, WITHOUT_AVERAGES), changes)
+
+
+def _build_validator(session: Session, probe: Probe) -> Validator:
+    """What measures the loss: on images that are trained on, or else on those held out.
+
+    Raises:
+        ConfigError: No image is encoded ahead.
+    """
+    config, prepared = session.config, session.prepared
+    plan = _sample(prepared.training, probe.images)
+    if not plan.images and prepared.held_out is not None:
+        plan = _sample(prepared.held_out, probe.images)
+    if not plan.images:
+        raise ConfigError(
+            "No image is encoded ahead, so there is nothing to measure the loss on: all change "
+            "each time they are shown (random_crop, color_aug, face_crop_aug_range). Take that out "
+            "for the test, or hold images out (validation.split)."
+        )
+    return Validator(
+        plan,
+        prepared.cache,
+        session.model.scaling_factor,
+        probe.timesteps,
+        partial(validation_batch_size, config),
+    )
+
+
+def _sample(plan: CachedPlan, number: int) -> CachedPlan:
+    """Images that are encoded ahead and not for regularisation, spread over the dataset."""
+    usable = [
+        i
+        for i, (image, key) in enumerate(zip(plan.images, plan.keys, strict=True))
+        if key.plain and not image.record.subset.is_reg
+    ]
+    number = min(number, len(usable))
+    return plan_of(plan, [usable[i * len(usable) // number] for i in range(number)])
+
+
+def _tested(session: Session, tried: LrRange, validator: Validator, progress: Progress) -> LrCurve:
+    """All steps, or those up to where the loss diverges."""
+    stepper = Stepper(session, progress.note)
+
+    def measured() -> float:
+        with session.evaluating():
+            loss = validator.measure(
+                session.trainable.unet, session.eval_conditioner, session.recipe
+            )
+        stepper.micro_steps.end_pause()
+        return loss.mean
+
+    curve = LrCurve(measured(), [], [])
+    if not math.isfinite(curve.first) or curve.first <= 0:
+        raise ConfigError(
+            f"The base model's loss on these images is {curve.first}, before any step. Look at the "
+            f"model with impasto inspect."
+        )
+    steps = iterate_steps(
+        session.data,
+        session.sampler,
+        0,
+        tried.steps,
+        session.accelerator.process_index,
+        build_prefetcher(
+            session.accelerator.device, session.conditioner if session.encodes_ahead else None
+        ),
+    )
+    say = _TimeEstimate(tried.steps, validator, progress.note)
+    with progress.stage("Trying learning rates", tried.steps, "steps") as advance:
+        for optimizer_step, batches in steps:
+            try:
+                with within_limit():
+                    stepper.step(optimizer_step, batches, lambda *_: None)
+                stepper.update.require_applied()
+                loss = measured()
+            except NonFiniteError:
+                loss = math.nan
+            curve = replace(
+                curve,
+                rates=[*curve.rates, tried.rate_at(optimizer_step.step)],
+                losses=[*curve.losses, loss],
+            )
+            advance(1)
+            say.step_is_done()
+            if is_diverged(curve.first, loss):
+                break
+    return curve
+
+
+class _TimeEstimate:
+    """Says once, after a step that compiles nothing, how long the test will take.
+
+    Args:
+        steps: How many there are.
+        validator: What is measured after each.
+        note: Who is told.
+    """
+
+    def __init__(self, steps: int, validator: Validator, note: Callable[[str], None]) -> None:
+        self._steps, self._note, self._done = steps, note, 0
+        self._passes = len(validator.plan.images) * validator.timesteps
+        self._before = time.perf_counter()
+
+    def step_is_done(self) -> None:
+        """Count a step."""
+        self._done += 1
+        now = time.perf_counter()
+        if self._done == 2:
+            left = (now - self._before) * (self._steps - 2)
+            self._note(
+                f"About {duration_words(left)} for the {counted(self._steps - 2, 'steps')} left, "
+                f"each with {counted(self._passes, 'forward passes')} to measure the loss; less if "
+                f"it diverges before."
+            )
+        self._before = now

@@ -1,0 +1,114 @@
+"""Averages of weights whose length is chosen after training (post-hoc EMA).
+
+Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models"
+(arXiv:2312.02696), section 3 and appendix C. An average at step t gives the weights of step tau a
+share in proportion to tau^gamma. Its length is told by sigma_rel, the standard deviation of that
+profile as a share of t. Snapshots of two such averages, taken now and then, are mixed by least
+squares into the average of another length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from impasto.training.optim.ema import Decay
+
+TRACKED = (0.05, 0.10)
+"""The sigma_rel of the averages that are kept while training, as in the paper."""
+
+SHORTEST, LONGEST = 0.01, 0.28
+"""The sigma_rel that may be asked for; the mean of all steps has 1 / sqrt(12) = 0.289."""
+
+Floats = npt.NDArray[np.float64]
+
+
+def gamma_of(sigma_rel: float) -> float:
+    """The exponent gamma of a profile of a relative standard deviation, from 0 on.
+
+    The largest root of gamma^3 + 7 gamma^2 + (16 - sigma^-2) gamma + 12 - sigma^-2, which is eq. 7
+    (sigma = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))) solved for gamma; algorithm 2.
+    """
+    inverse = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - inverse, 12 - inverse]).real.max())
+
+
+def power_decay(sigma_rel: float, every: int = 1) -> Decay:
+    """The share that stays of a power-function average, taken in after every so many steps.
+
+    (1 - every / t)^(gamma + 1) for the t-th step: eq. 4, for `every` steps at once.
+    """
+    gamma = gamma_of(sigma_rel)
+
+    def share(step: int) -> float:
+        return float((1 - every / (step + 1)) ** (gamma + 1))
+
+    return share
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shares that an average gives to the weights of each step.
+
+    Attributes:
+        step: Steps that were done when it was taken, at least 1.
+        sigma_rel: How long it is.
+    """
+
+    step: int
+    sigma_rel: float
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How profiles are mixed into another one.
+
+    Attributes:
+        shares: Of each profile; they add up to 1, and some are negative.
+        error: The norm of what the mixture differs by, as a share of the norm of what was asked
+            for.
+    """
+
+    shares: Sequence[float]
+    error: float
+
+
+def fit(known: Sequence[Profile], wanted: Profile) -> Fit:
+    """The mixture of profiles that is nearest to another: algorithm 3.
+
+    Profiles of later steps than the wanted one are not for this.
+
+    Args:
+        known: At least one.
+        wanted: What to come near to.
+    """
+    products = _inner_products(known, known)
+    with_wanted = _inner_products(known, [wanted])[:, 0]
+    shares = np.linalg.lstsq(products, with_wanted, rcond=None)[0]
+    shares /= shares.sum()
+    own = float(_inner_products([wanted], [wanted])[0, 0])
+    left = float(shares @ products @ shares - 2 * shares @ with_wanted + own)
+    return Fit(shares.tolist(), float(np.sqrt(max(0.0, left) / own)))
+
+
+def _inner_products(ones: Sequence[Profile], others: Sequence[Profile]) -> Floats:
+    """Those of profiles as functions of the time: [ones, others], algorithm 3.
+
+    (a + 1)(b + 1) (s / t)^(exponent of the later one) / ((a + b + 1) t), for exponents a and b and
+    times s <= t.
+    """
+    steps, gammas = _columns(ones)
+    other_steps, other_gammas = _columns(others)
+    a, b = gammas[:, None], other_gammas[None, :]
+    s, t = steps[:, None], other_steps[None, :]
+    ratio = (s / t) ** np.where(s < t, b, -a)
+    found: Floats = (a + 1) * (b + 1) * ratio / ((a + b + 1) * np.maximum(s, t))
+    return found
+
+
+def _columns(profiles: Sequence[Profile]) -> tuple[Floats, Floats]:
+    steps = np.array([profile.step for profile in profiles], dtype=np.float64)
+    return steps, np.array([gamma_of(profile.sigma_rel) for profile in profiles])

@@ -1,0 +1,231 @@
+"""Models from the averages that a run with `training.posthoc_ema` stored: one of any length.
+
+What was trained is mixed of the stored averages, tensor by tensor; all else is as in the model that
+the run exported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.config.load import load_run_config
+from impasto.errors import ConfigError, ModelError, RunError
+from impasto.models.contents import ModelContents
+from impasto.models.conversion import converted_info, hash_file, require_free
+from impasto.models.merging import Output
+from impasto.models.mixing import stored_as
+from impasto.models.opening import OpenOptions, open_model
+from impasto.models.saving import write_model
+from impasto.progress import Progress
+from impasto.runs import RunDirectory
+from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, looking
+from impasto.training.optim.posthoc import LONGEST, SHORTEST, Fit, Profile, fit
+from impasto.training.optim.state import parameter_names
+from impasto.training.planning.changes import with_changes
+from impasto.training.saving.averages import read_snapshots, stored_steps
+
+RECORD_KEY = "impasto.average"
+"""Metadata of an exported file: how its average was made."""
+
+
+@dataclass(frozen=True)
+class Average:
+    """An average of the weights of a run.
+
+    Attributes:
+        profile: How long it is, and the step that it ends with.
+        fit: How it is mixed.
+        tensors: What was trained, in float32, by the names that states have; read when asked for.
+    """
+
+    profile: Profile
+    fit: Fit
+    tensors: Tensors
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An average, and how good it is.
+
+    Attributes:
+        average: It.
+        loss: Its validation loss.
+    """
+
+    average: Average
+    loss: float
+
+
+def make_averages(
+    run: RunDirectory, sigma_rels: Sequence[float], step: int | None = None
+) -> list[Average]:
+    """Averages of given lengths, of what a run stored; nothing is read yet.
+
+    Args:
+        run: The run.
+        sigma_rels: The lengths.
+        step: The step that they end with; None is the last one that is stored.
+
+    Raises:
+        ConfigError: A length is out of range.
+        ModelError: A file is damaged.
+        RunError: Nothing was stored, or not after that step.
+    """
+    for sigma_rel in sigma_rels:
+        if not SHORTEST <= sigma_rel <= LONGEST:
+            raise ConfigError(
+                f"--sigma-rel is {sigma_rel:g}; expected {SHORTEST} to {LONGEST}: the standard "
+                f"deviation of an average's profile as a share of the steps done."
+            )
+    steps = stored_steps(run)
+    if not steps:
+        raise RunError(
+            f"{run.path} has stored no averages. Train with training.posthoc_ema = true for that."
+        )
+    last = steps[-1] if step is None else step
+    if last not in steps:
+        raise RunError(
+            f"{run.path} has no averages after {last} steps; it has them after "
+            f"{', '.join(map(str, steps))}."
+        )
+    snapshots = read_snapshots(run, last)
+    return [_mixed(snapshots, Profile(last, sigma_rel)) for sigma_rel in sigma_rels]
+
+
+def _mixed(snapshots: Mapping[Profile, Tensors], wanted: Profile) -> Average:
+    found = fit(list(snapshots), wanted)
+    names = next(iter(snapshots.values()))
+    tensors = {
+        name: LazyTensor(
+            tensor.shape,
+            torch.float32,
+            partial(_mix_one, found.shares, [of[name] for of in snapshots.values()]),
+            owns_memory=True,
+        )
+        for name, tensor in names.items()
+    }
+    return Average(wanted, found, tensors)
+
+
+def _mix_one(shares: Sequence[float], tensors: Sequence[LazyTensor]) -> Tensor:
+    total = torch.zeros(tensors[0].shape)
+    for share, tensor in zip(shares, tensors, strict=True):
+        total.add_(tensor.read().to(torch.float32), alpha=share)
+    return total
+
+
+def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) -> list[Measured]:
+    """The validation loss of averages, as the run measured its own.
+
+    Raises:
+        ConfigError: The run held no images out.
+        RunError: What was stored is of other weights than the run trains.
+        ImpastoError: As a run that begins.
+    """
+    config = with_changes(load_run_config(run.config_file), WITHOUT_AVERAGES)
+    with borrowed_session(config, progress, "measuring averages") as session:
+        if session.validator is None:
+            raise ConfigError(
+                f"{run.path} has no held-out images to measure with: it was trained without "
+                f"validation.split and validation.image_dir. Name one length with --sigma-rel and "
+                f"--out, and look at what it draws."
+            )
+        names = parameter_names(session.trainable.parts)
+        found = []
+        with progress.stage("Measuring averages", len(averages), "averages") as advance:
+            for average in averages:
+                if set(names.values()) != average.tensors.keys():
+                    raise RunError(
+                        f"What is stored in {run.averages} is of other weights than this run "
+                        f"trains. Its config.toml was changed since."
+                    )
+                session.strategy.put(names, average.tensors)
+                with looking(session):
+                    loss = session.validator.measure(
+                        session.trainable.unet, session.eval_conditioner, session.recipe
+                    )
+                found.append(Measured(average, loss.mean))
+                advance(1)
+    return found
+
+
+def write_average(
+    run: RunDirectory,
+    average: Average,
+    output: Output,
+    progress: Progress,
+    measured: Sequence[Measured] = (),
+) -> dict[str, str]:
+    """Write an average as a model; what a person may want to know of it comes back.
+
+    Raises:
+        ConfigError: Something is at the target already.
+        ModelError: The run's model is damaged, or a value does not fit its type.
+        RunError: The run has exported no model.
+        StorageError: The target cannot be written.
+    """
+    exported = require_output(run, output)
+    model = open_model(exported, OpenOptions(), progress)
+    contents = _with_average(model, average)
+    asked = model.identity.family.by_name(output.dtypes)
+    about = converted_info(model, output.target, output.title)
+    record = {
+        "sigma_rel": average.profile.sigma_rel,
+        "step": average.profile.step,
+        "error": round(average.fit.error, 6),
+        "validation_loss_by_sigma_rel": [
+            [m.average.profile.sigma_rel, round(m.loss, 6)] for m in measured
+        ],
+    }
+    about = replace(about, more={**about.more, RECORD_KEY: json.dumps(record)})
+    write_model(stored_as(contents, model, asked), output.target, output.form, about, progress)
+    rows = {"Wrote": str(output.target), "Average": describe(average)}
+    if output.target.is_file():
+        rows["SHA-256"] = hash_file(output.target, progress)
+    return rows
+
+
+def describe(average: Average) -> str:
+    """An average in words, with how well it is known."""
+    return (
+        f"sigma_rel {average.profile.sigma_rel:g} after {average.profile.step} steps; its profile "
+        f"is met to {100 * average.fit.error:.2g} %"
+    )
+
+
+def require_output(run: RunDirectory, output: Output) -> str:
+    """Make sure that an average may be written; the model that it is put into.
+
+    Raises:
+        ConfigError: Something is at the target already, or it is the run's own model.
+        RunError: The run has exported no model.
+    """
+    exported = run.exported_model()
+    if exported is None:
+        raise RunError(f"{run.path} has not exported a model yet. Finish it first.")
+    by_folder = output.form == "diffusers"
+    require_free(exported, output.target, overwrite=output.overwrite, by_folder=by_folder)
+    return str(exported)
+
+
+def _with_average(model: ModelContents, average: Average) -> ModelContents:
+    """The model with what was trained taken from the average."""
+    parts = {part: dict(tensors) for part, tensors in model.parts.items()}
+    for name, tensor in average.tensors.items():
+        part, _, own = name.partition(".")
+        own = own.removeprefix("text_model.")
+        place = parts.get(part, {}).get(own)
+        if place is None or place.shape != tensor.shape:
+            raise ModelError(
+                f"{model.source} has no {own} of {tuple(tensor.shape)} in its {part}, which the "
+                f"stored averages have: it is not the model of this run. Nothing was written."
+            )
+        parts[part][own] = tensor
+    return replace(model, parts=parts)

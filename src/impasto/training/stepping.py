@@ -1,0 +1,118 @@
+"""One optimizer step of a session: its micro-batches, clipping, and the step of the weights.
+
+The loop of a run (`loop.py`) has states, metrics and messages around it; the learning-rate range
+test (`lr_finding.py`) has none of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from impasto.data.records import Batch
+from impasto.data.sampler import MicroBatch, OptimizerStep
+from impasto.diffusion.uncertainty import Uncertainty
+from impasto.randomness import derive_seed
+from impasto.training.devices import seed_torch
+from impasto.training.micro_steps import build_micro_steps
+from impasto.training.optim.chunked import ChunkedOptimizer
+from impasto.training.optim.state import LrSetter, parameter_names
+from impasto.training.session import Session
+from impasto.training.step import StepOutput
+
+OnOutput = Callable[[MicroBatch, StepOutput], None]
+"""Is told of the losses of each micro-batch, which are on the device."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What an optimizer step came to, on the device.
+
+    Attributes:
+        loss: Mean loss over the samples of the step, over all processes.
+        norm: The gradient's norm before clipping; None where it was not measured.
+        lr_factor: What the learning rates were multiplied by.
+    """
+
+    loss: Tensor
+    norm: Tensor | None
+    lr_factor: float
+
+
+class Stepper:
+    """Does optimizer steps of a session.
+
+    Args:
+        session: The run.
+        note: Is told what a person should know.
+
+    Attributes:
+        micro_steps: Go forward and backward.
+        update: Applies the gradients of a step.
+    """
+
+    def __init__(self, session: Session, note: Callable[[str], None]) -> None:
+        self._session = session
+        self._lr = LrSetter(session.optimizer)
+        names = parameter_names(session.trainable.parts)
+        self.micro_steps = build_micro_steps(session, list(names), note)
+        self.update = self.micro_steps.update
+
+    def step(
+        self, optimizer_step: OptimizerStep, batches: Iterator[Batch], seen: OnOutput
+    ) -> StepResult:
+        """Do all micro-batches of a step, clip the gradient, and step the optimizer.
+
+        Raises:
+            NonFiniteError: It was not applied.
+        """
+        session = self._session
+        lr_factor = self._begin(optimizer_step.step)
+        total = torch.zeros((), device=session.accelerator.device)
+        for micro_batch, batch in zip(optimizer_step.micro_batches, batches, strict=True):
+            is_last = micro_batch is optimizer_step.micro_batches[-1]
+            with session.strategy.gradient_sync(now=is_last):
+                output, loss = self.micro_steps.run(batch, micro_batch, optimizer_step)
+                if session.uncertainty is not None:
+                    share = session.accelerator.num_processes / optimizer_step.size
+                    session.uncertainty.add(output.t, output.losses, output.weights, share)
+                seen(micro_batch, output)
+                total += loss
+        for average in session.averages:
+            average.wait_for_copies()  # as late as that: they are made beside the step
+        norm = self.update.apply(self._mean_over_processes(total))
+        if session.uncertainty is not None:
+            self._learn_weights(session.uncertainty)
+        return StepResult(total, norm, lr_factor)
+
+    def _learn_weights(self, uncertainty: Uncertainty) -> None:
+        """Move the loss weights by the mean over processes of what they found in a step."""
+        gradient = uncertainty.gradient()
+        gradient.copy_(self._mean_over_processes(gradient))
+        uncertainty.step()
+
+    def _begin(self, step: int) -> float:
+        """Seed what draws by itself, set what depends on the step; the learning rate's factor."""
+        session, config = self._session, self._session.config
+        seed_torch(derive_seed(config.seed, "torch", step))
+        lr_factor = session.lr_schedule(step, session.total_steps)
+        self._lr.set(lr_factor)
+        if config.training.cuda_graphs == "network":  # the last step's outputs are done with
+            torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        reading = [part for part in session.trainable.parts if part.reads_text]
+        if reading:
+            session.captions.learn(now=any(part.is_trained_at(step) for part in reading))
+        if isinstance(session.optimizer, ChunkedOptimizer):
+            session.optimizer.begin(derive_seed(config.seed, "rounding", step))
+        self.micro_steps.begin()
+        return lr_factor
+
+    def _mean_over_processes(self, value: Tensor) -> Tensor:
+        """Their mean, so that all of them find a loss that is not finite in the same step."""
+        if self._session.accelerator.num_processes == 1:
+            return value
+        return cast("Tensor", self._session.accelerator.reduce(value, "mean"))

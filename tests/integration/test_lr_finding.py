@@ -1,0 +1,71 @@
+"""`impasto find-lr` on a small model: what it measures, and that it leaves nothing behind."""
+
+import pytest
+from click.testing import CliRunner
+
+from impasto.cli.main import impasto as commands
+from impasto.errors import ConfigError
+from impasto.progress import SilentProgress
+from impasto.training.lr_finding import Probe, find_lr
+from impasto.training.lr_range import LrRange
+from impasto.training.trainer import train
+
+TRIED = LrRange(1e-6, 10.0, 24)
+PROBE = Probe(images=3, timesteps=2)
+
+
+def test_the_same_losses_each_time_and_no_trace(train_config, fresh_accelerate, tmp_path):
+    """With an average, a text encoder that waits and previews, which play no part in it."""
+    config = train_config(
+        method={"train_text_encoder": True, "text_encoder_from_step": 4},
+        training={"max_epochs": 3, "max_steps": None, "ema_decay": 0.9, "posthoc_ema": True},
+        validation={"split": 0.3, "every_steps": 6},
+        previews={"prompts": ["a ball"], "steps": 1, "width": 32, "height": 32},
+        schedule={"kind": "cosine", "warmup_steps": 2},
+        saving={"best_model": True, "average": "beside", "posthoc_every_steps": 1},
+    )
+    first = find_lr(config, TRIED, PROBE, SilentProgress())
+    again = find_lr(config, TRIED, PROBE, SilentProgress())
+    assert first == again
+    assert not config.output_dir.exists()
+    assert first.has_diverged
+    assert len(first.losses) < TRIED.steps
+    tiny = find_lr(config, LrRange(1e-12, 1e-11, 10), PROBE, SilentProgress())
+    assert tiny.losses == pytest.approx([tiny.first] * 10, rel=1e-6)
+    assert tiny.first == first.first
+
+
+def test_its_steps_are_those_of_the_run(train_config, fresh_accelerate):
+    """Ten steps at rates that hardly rise are ten steps of a run at that rate.
+
+    What is measured is the validation loss there: nothing is encoded ahead to train on.
+    """
+    values = {
+        "dataset": {"random_crop": True},
+        "training": {"max_steps": 10},
+        "optimizer": {"lr": 1e-3},
+        "validation": {"split": 0.3, "every_steps": 10, "timesteps": 2},
+    }
+    config = train_config(**values)
+    curve = find_lr(config, LrRange(1e-3, 1.0000001e-3, 10), Probe(99, 2), SilentProgress())
+    run = train(config)
+    losses = [m["validation_loss"] for m in run.read_metrics() if "validation_loss" in m]
+    assert curve.first == pytest.approx(losses[0], rel=1e-6)
+    assert curve.losses[-1] == pytest.approx(losses[-1], rel=1e-4)
+    assert abs(losses[-1] - losses[0]) > 1e-2 * losses[0]
+
+
+def test_the_command_writes_its_page_and_nothing_else(run_file, tmp_path, fresh_accelerate):
+    file = run_file()
+    find = ["find-lr", str(file), "--steps", "12", "--from", "1e-6", "--to", "1e-2"]
+    before = {path.name for path in tmp_path.iterdir()}
+    done = CliRunner().invoke(commands, [*find, "--out", str(tmp_path / "rates.html")])
+    assert done.exit_code == 0, done.output
+    assert {path.name for path in tmp_path.iterdir()} - before == {"rates.html", "derived"}
+    assert "Loss by learning rate" in (tmp_path / "rates.html").read_text(encoding="utf-8")
+
+
+def test_an_optimizer_that_finds_its_rate_is_refused(train_config):
+    config = train_config(optimizer={"kind": "prodigy", "lr": 1.0})
+    with pytest.raises(ConfigError, match="finds the learning rate itself"):
+        find_lr(config, TRIED, PROBE, SilentProgress())

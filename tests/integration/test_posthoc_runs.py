@@ -1,0 +1,122 @@
+"""Runs with `training.posthoc_ema`: what they store, resuming, and `impasto ema`."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+from runs import StopAt, exported
+
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.cli.main import impasto as commands
+from impasto.errors import ConfigError, RunError
+from impasto.progress import SilentProgress
+from impasto.training import session_parts
+from impasto.training.posthoc_models import make_averages, measure
+from impasto.training.saving.averages import stored_steps
+from impasto.training.trainer import resume, train
+
+
+@pytest.fixture
+def averaged(train_config):
+    def build(**changes):
+        values = {
+            "method": {"train_text_encoder": True},
+            "training": {"max_steps": 12, "posthoc_ema": True},
+            "validation": {"split": 0.3, "every_steps": 12, "timesteps": 2},
+            "saving": {
+                "posthoc_every_steps": 2,
+                "posthoc_dtype": "fp32",
+                "state_every_steps": 5,
+                "format": "safetensors",
+            },
+        }
+        return train_config(**{**values, **changes})
+
+    return build
+
+
+def test_an_average_that_was_not_kept_is_made_of_those_that_were(
+    averaged, monkeypatch, fresh_accelerate
+):
+    """One of another length is kept beside them here, to compare with."""
+    monkeypatch.setattr(session_parts, "TRACKED", (0.05, 0.10, 0.15))
+    run = train(averaged())
+    names = sorted(path.name for path in run.averages.iterdir())
+    assert names == [f"step-{step:08d}.safetensors" for step in range(2, 13, 2)]
+    kept = open_tensor_file(run.averages / names[-1]).tensors
+    (made,) = make_averages(run, [0.15])
+    first = open_tensor_file(run.averages / names[0]).tensors
+    moved, off = 0.0, 0.0
+    for name, tensor in made.tensors.items():
+        direct = kept[f"0.15/{name}"].read()
+        moved += float((direct - first[f"0.15/{name}"].read()).square().sum())
+        off += float((tensor.read() - direct).square().sum())
+    assert {name.partition(".")[0] for name in made.tensors} == {"unet", "text_encoder"}
+    assert 0 < made.fit.error < 0.1
+    assert off**0.5 < 0.1 * moved**0.5
+    (same,) = make_averages(run, [0.10])
+    for name, tensor in same.tensors.items():
+        torch.testing.assert_close(tensor.read(), kept[f"0.1/{name}"].read(), rtol=0, atol=1e-6)
+
+
+def test_averages_are_resumed_exactly_and_change_nothing(averaged, tmp_path, fresh_accelerate):
+    run = train(averaged(output_dir=str(tmp_path / "whole")))
+    config = averaged(output_dir=str(tmp_path / "stopped"))
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(7))
+    stopped = resume(config.output_dir)
+    for file in run.averages.iterdir():
+        assert file.read_bytes() == (stopped.averages / file.name).read_bytes()
+    plain = train(
+        averaged(
+            output_dir=str(tmp_path / "plain"),
+            training={"max_steps": 12},
+            saving={"format": "safetensors"},
+        )
+    )
+    files = [open_tensor_file(r.exported_model()).tensors for r in (plain, run)]
+    for name, tensor in files[0].items():
+        assert torch.equal(tensor.read(), files[1][name].read())
+    assert exported(run).keys() == exported(stopped).keys()
+
+
+def test_the_command_measures_lengths_and_writes_the_best(averaged, tmp_path, fresh_accelerate):
+    run = train(averaged())
+    target = tmp_path / "best.safetensors"
+    words = ["ema", str(run.path), "--sigma-rel", "0.05,0.1,0.2", "--out", str(target)]
+    done = CliRunner().invoke(commands, words)
+    assert done.exit_code == 0, done.output
+    record = json.loads(open_tensor_file(target).metadata["impasto.average"])
+    losses = dict(record["validation_loss_by_sigma_rel"])
+    assert record["sigma_rel"] == min(losses, key=losses.get)
+    assert record["step"] == 12
+    (average,) = make_averages(run, [record["sigma_rel"]])
+    written = open_tensor_file(target).tensors
+    name = "model.diffusion_model.input_blocks.0.0.weight"
+    expected = average.tensors["unet.conv_in.weight"].read()
+    torch.testing.assert_close(written[name].read().float(), expected)
+    (again,) = measure(run, [average], SilentProgress())
+    assert again.loss == pytest.approx(min(losses.values()), abs=1e-5)
+
+
+def test_what_cannot_be_made_is_named(averaged, train_config, tmp_path, fresh_accelerate):
+    run = train(averaged(training={"max_steps": 2, "posthoc_ema": True}))
+    with pytest.raises(ConfigError, match=r"expected 0\.01 to 0\.28"):
+        make_averages(run, [0.3])
+    with pytest.raises(RunError, match="has them after 2"):
+        make_averages(run, [0.1], step=1)
+    (run.averages / "step-00000002.safetensors").unlink()
+    with pytest.raises(RunError, match="posthoc_ema = true"):
+        make_averages(run, [0.1])
+    with pytest.raises(ConfigError, match=r"no effect without training\.posthoc_ema"):
+        train(train_config(saving={"posthoc_every_steps": 2}))
+
+
+def test_an_average_is_of_the_last_step_that_it_took_in(averaged, fresh_accelerate):
+    """Of 11 steps every third is taken in: what is stored at the end is of the ninth."""
+    training = {"max_steps": 11, "posthoc_ema": True, "ema_every": 3}
+    run = train(averaged(training=training, saving={"format": "safetensors"}))
+    assert stored_steps(run) == [3, 6, 9]
+    (average,) = make_averages(run, [0.1])
+    assert average.profile.step == 9

@@ -1,0 +1,90 @@
+"""Post-hoc averages as numbers: profiles, their products, and how they are mixed."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from impasto.training.optim.ema import EmaWeights
+from impasto.training.optim.posthoc import (
+    TRACKED,
+    Profile,
+    _inner_products,
+    fit,
+    gamma_of,
+    power_decay,
+)
+
+
+def profile_of(step, sigma_rel, length):
+    """The shares of all steps: the power function integrated over each, one by one."""
+    exponent = gamma_of(sigma_rel) + 1
+    i = np.arange(1, length + 1.0)
+    return np.where(i <= step, i**exponent - (i - 1) ** exponent, 0) / step**exponent
+
+
+def track(sigma_rel, weights, every=1, at=None):
+    """The average that a run would keep of these weights, one number a step."""
+    parameter = nn.Parameter(torch.zeros(1))
+    average = EmaWeights({"w": parameter}, power_decay(sigma_rel, every), every=every)
+    for step, weight in enumerate(weights[:at]):
+        with torch.no_grad():
+            parameter.fill_(weight)
+        average.update(step)
+    return float(average.tensors()["w"])
+
+
+def test_exponents_are_those_of_the_paper():
+    assert gamma_of(0.05) == pytest.approx(16.97, abs=0.01)
+    assert gamma_of(0.10) == pytest.approx(6.94, abs=0.01)
+    for sigma_rel in (0.01, 0.15, 0.28):
+        gamma = gamma_of(sigma_rel)
+        spread = (gamma + 1) ** 0.5 / ((gamma + 2) * (gamma + 3) ** 0.5)  # eq. 7
+        assert spread == pytest.approx(sigma_rel)
+
+
+@pytest.mark.parametrize("every", [1, 5])
+def test_what_is_tracked_has_the_profile(every):
+    weights = torch.randn(60, generator=torch.Generator().manual_seed(1)).tolist()
+    taken = np.repeat(weights[every - 1 :: every], every)  # the same till the next time
+    wanted = float(profile_of(60, 0.1, 60) @ taken)
+    assert track(0.1, weights, every) == pytest.approx(wanted, abs=1e-6)
+
+
+def test_products_are_those_of_the_functions():
+    one, other = Profile(30, 0.05), Profile(50, 0.2)
+    t = np.linspace(0, 30, 200_001)
+    a, b = gamma_of(0.05), gamma_of(0.2)
+    values = (a + 1) * t**a / 30 ** (a + 1) * (b + 1) * t**b / 50 ** (b + 1)
+    wanted = np.trapezoid(values, t)
+    assert _inner_products([one], [other])[0, 0] == pytest.approx(wanted, rel=1e-6)
+    assert _inner_products([other], [one])[0, 0] == pytest.approx(wanted, rel=1e-6)
+
+
+def test_the_average_of_another_length_is_nearly_that_of_a_run_that_kept_it():
+    """At 8 times of storing, errors are those that the fit tells, and small where it says so."""
+    length, times = 800, 8
+    steps = [length * (k + 1) // times for k in range(times)]
+    known = [Profile(step, sigma_rel) for step in steps for sigma_rel in TRACKED]
+    generator = torch.Generator().manual_seed(2)
+    weights = torch.cumsum(torch.randn(length, generator=generator), 0).tolist()
+    stored = [track(p.sigma_rel, weights, at=p.step) for p in known]
+    for sigma_rel, largest in ((0.075, 0.02), (0.15, 0.04), (0.2, 0.1)):
+        found = fit(known, Profile(length, sigma_rel))
+        assert sum(found.shares) == pytest.approx(1)
+        mixed = sum(s * p for s, p in zip(found.shares, (profile_of(k.step, k.sigma_rel, length)
+                    for k in known), strict=True))  # fmt: skip
+        wanted = profile_of(length, sigma_rel, length)
+        error = np.linalg.norm(mixed - wanted) / np.linalg.norm(wanted)
+        assert found.error == pytest.approx(error, rel=0.1)
+        assert error < largest
+        value = sum(s * v for s, v in zip(found.shares, stored, strict=True))
+        direct = track(sigma_rel, weights)
+        assert abs(value - direct) < 0.05 * np.std(weights)
+
+
+def test_what_was_tracked_is_found_again():
+    known = [Profile(step, sigma_rel) for step in (10, 20, 30) for sigma_rel in TRACKED]
+    found = fit(known, Profile(20, 0.10))
+    assert found.error < 1e-6
+    assert found.shares == pytest.approx([0, 0, 0, 1, 0, 0], abs=1e-6)
