@@ -13,7 +13,7 @@ from impasto.config.load import build_run_config
 from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.content_hashes import ContentHashes
 from impasto.datasets.build import scan_dataset, survey
-from impasto.datasets.held_out import group_byte_copies
+from impasto.datasets.copies import group_byte_copies
 from impasto.errors import DatasetError
 from impasto.progress import SilentProgress
 
@@ -92,7 +92,7 @@ def test_copies_are_on_one_side(folder, tmp_path, share, seed):
     assert not sides[0] & sides[1]
     assert len(split.training) + len(split.held_out) == 27
     assert 0 < len(split.held_out) <= round(27 * share)
-    assert any("7 of 27 images are byte copies" in line for line in notes.lines)
+    assert any("14 of 27 images are copies of one another" in line for line in notes.lines)
 
 
 def test_without_copies_the_split_is_the_one_it_always_was(folder, tmp_path):
@@ -132,7 +132,7 @@ def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
     (own / "copy.txt").write_text("x", encoding="utf-8")
     rules = {"shuffle_caption": True, "keep_tokens_separator": "|||", "caption_extension": ".txt"}
     config = config_of(folder, tmp_path, validation={"image_dir": str(own)}, dataset=rules)
-    with pytest.raises(DatasetError, match="is trained on too, byte for byte"):
+    with pytest.raises(DatasetError, match="is trained on too, or a copy of one that is"):
         survey(config)
     Image.new("RGB", (64, 64), "blue").save(own / "new.png")
     (own / "new.txt").write_text("a ||| b", encoding="utf-8")
@@ -142,7 +142,7 @@ def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
     assert [r.name for r in split.held_out] == ["new.png"]
     assert [r.fixed_caption for r in split.held_out] == ["a, b"]
     assert len(split.training) == 27
-    assert any("copy.png: a byte copy of" in line for line in notes.lines)
+    assert any("copy.png: a copy of" in line for line in notes.lines)
 
 
 def test_what_a_folder_of_validation_cannot_use_is_said(folder, tmp_path):

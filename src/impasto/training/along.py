@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from impasto import files, locks
-from impasto.config.load import load_run_config
+from impasto.config.load import load_begun_config
 from impasto.config.run import RunConfig
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ConfigError, RunError
@@ -112,7 +112,7 @@ def walk(
         ModelError: The base model or the result is gone or damaged.
         RunError: The run has no result, or no loss is a number.
     """
-    config = load_run_config(run.config_file)
+    config = load_begun_config(run.config_file)
     _require_walkable(run, config, draws=previews is not None)
     if previews is not None:
         require_previews_free(previews, run, config, overwrite=overwrite)

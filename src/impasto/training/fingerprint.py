@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetEntry, SubsetConfig
+from impasto.config.former import FORMER_VALUES
 from impasto.config.kinds import defaults_of
 from impasto.config.load import settings_by_path
 from impasto.config.method import METHODS
@@ -47,7 +48,7 @@ _ELSEWHERE = {
         "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
         "stream_weights", "cuda_graphs",
     },
-    "validation": {"image_dir", "every_steps"},
+    "validation": {"image_dir", "every_steps", "training_images"},
 }  # fmt: skip
 """Settings whose effect is in other entries, or that have none on the numbers beyond rounding."""
 
@@ -102,7 +103,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     }
     if facts.held_out is not None:
         found["validation images"] = _data_fingerprint(facts.held_out, facts.digests)
-        if config.saving.best_model:
+        if config.keeps_best:
             found["validation.every_steps"] = str(config.validation.every_steps)
     if facts.texts:
         found[TEXT_FILES] = json.dumps(facts.texts)
@@ -138,7 +139,7 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     """What differs, each as a phrase with what it was and what it is.
 
     A state of an earlier version says less: what it does not say is not compared, and a setting
-    that it did not have was as it is by default now.
+    that it did not have was as it is by default now, or as `FORMER_VALUES` says.
     """
     is_old = any(saved.get(name, "").startswith("{") for name in _OLD_SECTIONS)
     before = {
@@ -235,7 +236,8 @@ def _usual_settings() -> dict[str, str]:
     for section, kinds in (("method", METHODS), ("loss", LOSSES)):
         for name, value in defaults_of(kinds).items():
             usual.setdefault(f"{section}.{name}", json.dumps(value))
-    return usual
+    former = {path: json.dumps(value) for path, value in FORMER_VALUES.items() if path in usual}
+    return usual | former
 
 
 def _of_old(saved: Mapping[str, str]) -> dict[str, str]:
