@@ -71,11 +71,13 @@ def loss_chart(
         width: Of the drawing.
     """
     training = _finite(training)
-    lines = [
-        Line("raw", "training, as measured", _thinned(training)),
-        Line("first", "training, smoothed", _smoothed(training), is_marked=len(training) == 1),
-        Line("second", "validation", validation, is_marked=True, errors=errors or {}),
-    ]
+    lines = [Line("second", "validation", validation, is_marked=True, errors=errors or {})]
+    if training:
+        lines = [
+            Line("raw", "training, as measured", _thinned(training)),
+            Line("first", "training, smoothed", _smoothed(training), is_marked=len(training) == 1),
+            *lines,
+        ]
     return line_chart("Loss", "loss", lines, width=width, with_zero=True)
 
 

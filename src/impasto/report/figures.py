@@ -120,7 +120,9 @@ def _curves(
         Line(kind, name, points, is_marked=len(points) < 3)
         for kind, (name, points) in zip(_KINDS, known, strict=False)
     ]
-    return lambda width: line_chart(label.capitalize(), label, lines, width=width, height=260)
+    return lambda width: line_chart(
+        label.capitalize(), label, lines, width=width, height=260, with_zero=True
+    )
 
 
 def _levels(metrics: Metrics) -> list[tuple[str, list[tuple[int, float]]]]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.hub_ids import is_hub_id
-from impasto.invocation import command
+from impasto.invocation import quoted
 from impasto.publishing import path_basename
 from impasto.runs import RunDirectory
 from impasto.runs.learning import NOTHING_HELD_OUT, Learning, kept_best
@@ -83,16 +83,17 @@ def _evidence(learning: Learning) -> tuple[str, ...]:
 def _next_step(
     run: RunDirectory, name: str, learning: Learning | None, best: tuple[Path, int] | None
 ) -> tuple[str, str]:
-    """What to do now, and the command for it."""
+    """What to do now, and the command for it, which names no folder: pages are given away."""
+    drawing = f"impasto sample {quoted(name)} 'a prompt'"
     if run.exported_model() is None:
-        return "The run is not finished. Go on with it, or look at it while it trains:", command(
-            "resume", name
+        return "The run is not finished. Go on with it, if it does not train just now:", (
+            f"impasto resume {quoted(name)}"
         )
     if learning is None:
         return (
             "Draw with the model and look. With held-out images (validation.split) the next run "
             "can say when it was best:"
-        ), command("sample", name, "a prompt")
+        ), drawing
     if learning.verdict in ("worse", "over-fitting"):
         if best is not None and learning.is_best_better:
             step = f"Use {path_basename(str(best[0]))}, the model of step {best[1]:,}, not the last"
@@ -109,5 +110,9 @@ def _next_step(
     if learning.best is learning.last:
         return (
             "Draw with the model. The loss was still at its lowest, so a longer run may do better:"
-        ), command("sample", name, "a prompt")
-    return "Draw with the model:", command("sample", name, "a prompt")
+        ), drawing
+    return (
+        "Draw with the last model and with the best one, which the loss does not tell apart:"
+        if best is not None
+        else "Draw with the model:"
+    ), drawing

@@ -93,7 +93,8 @@ def _worse(learning: Learning) -> str:
         best = f" It was lowest, {_loss(learning.best)}, {_after(learning.best)}."
     return (
         f"The model does worse on held-out images than the base model: the validation loss rose "
-        f"from {_loss(learning.first)} to {_loss(learning.last)}, {change}.{best} {_ADVICE}"
+        f"from {_loss(learning.first)} to {_loss(learning.last)}, a change of {change}.{best} "
+        f"{_ADVICE}"
     )
 
 
@@ -101,17 +102,19 @@ def _overfitting(learning: Learning) -> str:
     rise = change_words(learning, learning.last, learning.best)
     return (
         f"The validation loss was lowest, {_loss(learning.best)}, {_after(learning.best)} and has "
-        f"risen since to {_loss(learning.last)}, {rise}: the model is over-fitting. {_ADVICE}"
+        f"risen since to {_loss(learning.last)}, a change of {rise}: the model is over-fitting. "
+        f"{_ADVICE}"
     )
 
 
 def _better(learning: Learning) -> str:
     change = change_words(learning, learning.last, learning.first)
     start = (
-        f"The validation loss fell from {_loss(learning.first)} to {_loss(learning.last)}, {change}"
+        f"The validation loss fell from {_loss(learning.first)} to {_loss(learning.last)}, a "
+        f"change of {change}"
     )
     if learning.best is learning.last:
-        return f"{start}, its lowest: no sign of over-fitting."
+        return f"{start}. That is its lowest: no sign of over-fitting."
     return (
         f"{start}. It was lowest, {_loss(learning.best)}, {_after(learning.best)}; that it rose "
         f"since is within the noise."
@@ -122,7 +125,8 @@ def _unclear(learning: Learning) -> str:
     change = change_words(learning, learning.last, learning.first)
     start = (
         f"The validation loss, {_loss(learning.last)}, cannot be told from that of the base model, "
-        f"{_loss(learning.first)}: {change} is within the noise."
+        f"{_loss(learning.first)}: the change of {change} is "
+        f"within the noise."
     )
     if learning.is_best_better and learning.best is not learning.last:
         return (

@@ -58,6 +58,9 @@ _OLD_SECTIONS = {
 }  # fmt: skip
 _ABSENT = "absent"
 
+_BEST_FOLLOWS = "validation.every_steps"
+"""The setting that says which model is the best one: compared where both keep the best."""
+
 TEXT_FILES = "text encoder outputs in files"
 """The entry that says what is in the files which `training.text_from_npz` uses, as JSON."""
 
@@ -104,7 +107,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     if facts.held_out is not None:
         found["validation images"] = _data_fingerprint(facts.held_out, facts.digests)
         if config.keeps_best:
-            found["validation.every_steps"] = str(config.validation.every_steps)
+            found[_BEST_FOLLOWS] = str(config.validation.every_steps)
     if facts.texts:
         found[TEXT_FILES] = json.dumps(facts.texts)
     templates = build_templates(config)
@@ -152,6 +155,8 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     found = []
     for name in sorted(before.keys() | current.keys()):
         was, now = before.get(name), current.get(name)
+        if name == _BEST_FOLLOWS and None in (was, now):
+            continue
         if was is None and is_old and name.partition(".")[0] not in _OLD_SECTIONS:
             continue
         default = usual.get(_unnumbered(name) if _section_of(name) in listed else name, _ABSENT)
@@ -212,7 +217,7 @@ def _is_same(one: str, other: str) -> bool:
 
 def _is_compared(name: str) -> bool:
     """Whether a name of a state is no setting, or one that still counts."""
-    return name.partition(".")[0] not in _SECTIONS or _counts(name)
+    return name == _BEST_FOLLOWS or name.partition(".")[0] not in _SECTIONS or _counts(name)
 
 
 def _counts(path: str) -> bool:

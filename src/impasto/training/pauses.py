@@ -85,11 +85,11 @@ class Pauses:
     def _change(self, done: int, loss: ValidationLoss) -> dict[str, float]:
         """By how much the loss is above that of the base model over the same images and draws."""
         if done == 0:
-            self._base = tuple(loss.images)
+            self._base = tuple(loss.recorded)
         elif self._base is None:
             before = validations_of(m for m in self._run.read_metrics() if m["step"] == 0)
             self._base = before[0].images if before else ()
-        found = difference(loss.images, self._base or ())
+        found = difference(loss.recorded, self._base or ())
         if found is None or done == 0:
             return {}
         return {"validation_change": found.mean, "validation_change_se": found.standard_error}

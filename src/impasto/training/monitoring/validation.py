@@ -38,6 +38,11 @@ class ValidationLoss:
     training: float | None = None
     training_error: float | None = None
 
+    @property
+    def recorded(self) -> list[float]:
+        """The values as metrics have them: what is compared is the same after a resume."""
+        return [float(f"{value:.8g}") for value in self.images]
+
     def as_record(self) -> dict[str, Any]:
         """As a line of metrics has it; datasets, counted from 1, where there are several."""
         several = self.by_dataset if len(self.by_dataset) > 1 else {}
@@ -48,8 +53,8 @@ class ValidationLoss:
             "training_sample_se": self.training_error,
         }
         known = {name: value for name, value in numbers.items() if value is not None}
-        values = {"validation_images": [float(f"{v:.8g}") for v in self.images]}
-        return {"validation_loss": self.mean, **known, **(values if self.images else {})}
+        values = {"validation_images": self.recorded} if self.images else {}
+        return {"validation_loss": self.mean, **known, **values}
 
 
 @dataclass(frozen=True)
