@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from impasto.datasets.fixed_draws import Draws, plan_draws
 from impasto.runs.evidence import standard_error
+from impasto.runs.validations import MOST_VALUES
 from impasto.training.monitoring.fixed_draws import FixedDraws
-from impasto.training.monitoring.validation import MOST_VALUES, independent_values
+from impasto.training.monitoring.validation import independent_values
 
 
 @given(

@@ -72,23 +72,15 @@ def split_records(
         subset = replace(like, root=folder, reads_npz=False)
         own = scan_folder(folder, subset=subset, sidecars=sidecars)
         return _beside_folder(scan.records, own, config, progress)
-    records, shares = scan.records, _shares(config)
-    if not any(fraction for fraction, _ in shares):
-        return Split(records, records.select(np.zeros(len(records), dtype=np.bool_)))
-    near = config.validation.copies == "near"
-    groups = group_copies(records, config.dataset.derived_dir, progress, near=near)
-    held = _choose(records, groups, shares)
-    training = records.select(~held) if held.any() else records
-    held_out = records.select(held).with_subsets(watched)
-    copies = count_copies(groups, records, near=near)
-    if copies.images and held.any():
-        progress.note(describe(copies, int(records.first_of_paths().sum())))
+    held, alike, copies = _held_out(scan.records, config, progress)
+    training = scan.records.select(~held) if held.any() else scan.records
+    held_out = scan.records.select(held).with_subsets(watched)
     if training.per_use(lambda use: use.subset.is_reg).all():
         raise DatasetError(
             f"Holding out {len(held_out)} of {len(scan.records)} images leaves none to train on. "
             f"Lower validation.split."
         )
-    return Split(training, held_out, _alike(held_out, groups[held]), copies)
+    return Split(training, held_out, alike, copies)
 
 
 def watched(subset: Subset) -> Subset:
@@ -96,6 +88,21 @@ def watched(subset: Subset) -> Subset:
     return replace(
         subset, flips=False, augmentation=None, masks=None, captions=subset.captions.steady()
     )
+
+
+def _held_out(
+    records: RecordTable, config: RunConfig, progress: Progress
+) -> tuple[Bools, dict[Path, int], Copies]:
+    """[images]: which are held out by share; those that are alike, and what was found of copies."""
+    shares, near = _shares(config), config.validation.copies == "near"
+    if not any(fraction for fraction, _ in shares):
+        return np.zeros(len(records), dtype=np.bool_), {}, NO_COPIES
+    groups = group_copies(records, config.dataset.derived_dir, progress, near=near)
+    held = _choose(records, groups, shares)
+    copies = count_copies(groups, records, near=near)
+    if copies.images and held.any():
+        progress.note(describe(copies, int(records.first_of_paths().sum())))
+    return held, _alike(records.select(held), groups[held]), copies
 
 
 def _choose(records: RecordTable, groups: np.ndarray, shares: list[tuple[float, int]]) -> Bools:

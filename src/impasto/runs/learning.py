@@ -34,8 +34,8 @@ _STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
 _EPOCH_ENDING = re.compile(r"-(\d{6})(-ema)?", re.ASCII)
 
 Verdict = Literal["better", "over-fitting", "worse", "unclear"]
-"""What is claimed of the model at the end: better than the base model and not over-fitting; worse
-than it was before, by step; worse than the base model; or nothing, for want of evidence."""
+"""What is claimed of the model at the end: better than the base model; worse than it was at an
+earlier step; worse than the base model; or nothing, for want of evidence."""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from impasto.progress import counted
 from impasto.runs.evidence import CONFIDENCE
+from impasto.runs.validations import MOST_VALUES
 
 if TYPE_CHECKING:
     from impasto.runs.learning import Learning
@@ -79,10 +80,11 @@ def evidence_words(learning: Learning) -> str:
     """What the claims rest on; empty where there are none."""
     if not learning.is_known:
         return ""
-    images = learning.last.images
+    values = len(learning.last.images)
+    what = "parts of the held-out images" if values >= MOST_VALUES else "held-out images"
     return (
-        f"± is the standard error over {counted(len(images), 'held-out images')}; what is claimed "
-        f"is {100 * CONFIDENCE:.0f} % sure"
+        f"± is the standard error over {counted(values, what)}; what is claimed is "
+        f"{100 * CONFIDENCE:.0f} % sure"
     )
 
 

@@ -6,6 +6,10 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+MOST_VALUES = 256
+"""Values that a line of metrics has of one validation at most. Of more images each value is that of
+several, from all over the list: it hardly costs certainty, and keeps a line short."""
+
 _LARGEST = 1e30
 
 

@@ -11,12 +11,9 @@ from accelerate import Accelerator
 
 from impasto.models.text import TextConditioner
 from impasto.runs.evidence import standard_error
+from impasto.runs.validations import MOST_VALUES
 from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.step import StepRecipe
-
-MOST_VALUES = 256
-"""Values that a line of metrics has of one validation at most. Of more images each value is that of
-several, from all over the list: it hardly costs certainty, and keeps a line short."""
 
 
 @dataclass(frozen=True)
