@@ -41,12 +41,13 @@ def test_the_whole_job(run_file, tmp_path, deeper_model):
     """Train, look at the report, draw with the result; losses equal the recorded ones."""
     file = run_file(
         model={"path": str(deeper_model)},
-        validation={"split": 0.25},
+        validation={"split": 0.25, "copies": "bytes", "standard_error": 0},  # as ever
         previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
     )
     result = impasto("train", file, "--set", "training.max_steps=8", fresh=True)
     assert result.returncode == 0, result.stderr
-    assert "Validation loss" in result.stdout
+    assert "The validation loss" in result.stdout
+    assert "what is claimed is 95 % sure" in result.stdout.replace("\n", " ")
     run = tmp_path / "run"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     recorded = json.loads(GOLDEN_LOSSES.read_text(encoding="utf-8"))

@@ -588,9 +588,9 @@ def test_states_are_saved_by_the_clock(train_config):
     assert run.saved_steps() == [1, 2, 3]
 
 
-def test_a_best_model_needs_pictures_to_tell(train_config):
-    with pytest.raises(ConfigError, match="best_model needs held-out images"):
-        train_config(saving={"best_model": True})
+def test_without_held_out_pictures_there_is_no_best_model(train_config):
+    run = train(train_config(training={"max_steps": 2}))
+    assert not list((run.path / "models").glob("*"))
 
 
 def test_metrics_go_to_tensorboard_also_over_a_resume(train_config):

@@ -63,8 +63,9 @@ def test_copies_are_counted_by_files_and_read_once(tmp_path, monkeypatch):
     seen = Seen()
     split = survey(config, seen).split
     assert len(split.training) + len(split.held_out) == 22
-    assert [note for note in seen.notes if "byte copies" in note] == [
-        "1 of 11 images are byte copies of others; copies are held out together or not at all."
+    assert [note for note in seen.notes if "copies of one" in note] == [
+        "2 of 11 images are copies of one another, or look the same, in 1 group: each group is "
+        "held out as a whole or not at all."
     ]
     assert ("Reading files", 11) in seen.stages
 

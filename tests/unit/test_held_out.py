@@ -7,13 +7,14 @@ images that the model was trained on.
 import shutil
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
+from impasto import files
 from impasto.config.load import build_run_config
 from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.content_hashes import ContentHashes
 from impasto.datasets.build import scan_dataset, survey
-from impasto.datasets.held_out import group_byte_copies
+from impasto.datasets.copies import group_byte_copies
 from impasto.errors import DatasetError
 from impasto.progress import SilentProgress
 
@@ -92,7 +93,7 @@ def test_copies_are_on_one_side(folder, tmp_path, share, seed):
     assert not sides[0] & sides[1]
     assert len(split.training) + len(split.held_out) == 27
     assert 0 < len(split.held_out) <= round(27 * share)
-    assert any("7 of 27 images are byte copies" in line for line in notes.lines)
+    assert any("14 of 27 images are copies of one another" in line for line in notes.lines)
 
 
 def test_without_copies_the_split_is_the_one_it_always_was(folder, tmp_path):
@@ -132,7 +133,7 @@ def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
     (own / "copy.txt").write_text("x", encoding="utf-8")
     rules = {"shuffle_caption": True, "keep_tokens_separator": "|||", "caption_extension": ".txt"}
     config = config_of(folder, tmp_path, validation={"image_dir": str(own)}, dataset=rules)
-    with pytest.raises(DatasetError, match="is trained on too, byte for byte"):
+    with pytest.raises(DatasetError, match="is trained on too, or a copy of one that is"):
         survey(config)
     Image.new("RGB", (64, 64), "blue").save(own / "new.png")
     (own / "new.txt").write_text("a ||| b", encoding="utf-8")
@@ -142,7 +143,7 @@ def test_a_folder_of_validation_without_what_is_trained_on(folder, tmp_path):
     assert [r.name for r in split.held_out] == ["new.png"]
     assert [r.fixed_caption for r in split.held_out] == ["a, b"]
     assert len(split.training) == 27
-    assert any("copy.png: a byte copy of" in line for line in notes.lines)
+    assert any("copy.png: a copy of" in line for line in notes.lines)
 
 
 def test_what_a_folder_of_validation_cannot_use_is_said(folder, tmp_path):
@@ -180,3 +181,90 @@ def test_where_all_have_copies_something_is_held_out(folder, tmp_path):
     split = survey(config_of(folder, tmp_path, validation={"split": 0.03})).split
     assert 1 < len(split.held_out) < 4
     assert len({r.path.read_bytes() for r in split.held_out}) == 1
+
+
+def scene(number, size=(96, 96)):
+    """A picture with structure, which looks like no other of another number."""
+    picture = Image.new("RGB", size, (230, 220, 200))
+    draw, scale = ImageDraw.Draw(picture), size[0] / 96
+    for k in range(9):
+        x, y = (number * 37 + k * k * 29) % 80, (number * 53 + k * 41) % 80
+        box = [x * scale, y * scale, (x + 6 + 3 * k) * scale, (y + 20 - k) * scale]
+        colour = ((number * 71 + k * 90) % 256, (k * 60) % 256, (number * 31) % 256)
+        (draw.ellipse if (number + k) % 2 else draw.rectangle)(box, fill=colour)
+    return picture
+
+
+@pytest.fixture
+def scenes(tmp_path):
+    """Sixteen pictures, and of each fourth one that was made larger or saved again as JPEG."""
+    target = tmp_path / "scenes"
+    target.mkdir()
+    for i in range(16):
+        scene(i).save(target / f"{i:02}.png")
+    for i in range(0, 16, 4):
+        if i % 8:
+            scene(i, (120, 120)).save(target / f"{i:02}-larger.png")
+        else:
+            scene(i).save(target / f"{i:02}-again.jpg", quality=80)
+    for path in [*target.glob("*.png"), *target.glob("*.jpg")]:
+        path.with_suffix(".txt").write_text("words", encoding="utf-8")
+    return target
+
+
+def sides_of(config):
+    split = survey(config).split
+    return [{r.path.stem[:2] for r in side} for side in (split.training, split.held_out)]
+
+
+def test_pictures_that_look_the_same_are_on_one_side(scenes, tmp_path):
+    """For twenty seeds; where equal files alone count, some of them are on both."""
+    near, by_bytes = (
+        config_of(scenes, tmp_path, validation={"split": 0.25, "copies": copies})
+        for copies in ("near", "bytes")
+    )
+    seeds = [{"seed": seed} for seed in range(20)]
+    assert not any(set.intersection(*sides_of(near.model_copy(update=s))) for s in seeds)
+    assert any(set.intersection(*sides_of(by_bytes.model_copy(update=s))) for s in seeds)
+    notes = Notes()
+    found = survey(near, notes).split
+    assert (found.copies.images, found.copies.groups) == (8, 4)
+    assert any("8 of 20 images are copies of one another, or look" in line for line in notes.lines)
+    both = [path for path in found.alike if path in {r.path for r in found.held_out}]
+    assert len(both) == len(found.alike)
+
+
+def test_a_dry_run_splits_as_the_run_does(scenes, tmp_path):
+    config = config_of(scenes, tmp_path, validation={"split": 0.25})
+    with files.dry_run():
+        planned = sides_of(config)
+    assert not list((tmp_path / "cache").rglob("looks.table"))
+    assert sides_of(config) == planned
+
+
+def test_plain_surfaces_do_not_look_the_same(folder, tmp_path):
+    for copy in folder.glob("z*.png"):
+        copy.unlink()
+    found = survey(config_of(folder, tmp_path, validation={"split": 0.2})).split
+    assert found.copies.groups == 0
+
+
+def test_of_very_many_images_equal_files_alone_are_found(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("impasto.datasets.copies.LOOKED_AT", 19)
+    notes = Notes()
+    found = survey(config_of(scenes, tmp_path, validation={"split": 0.25}), notes).split
+    assert found.copies.groups == 0
+    assert not found.copies.near
+    assert any("the looks are not compared" in line for line in notes.lines)
+
+
+def test_a_folder_of_validation_without_what_looks_like_training(scenes, tmp_path):
+    own = tmp_path / "held-out"
+    own.mkdir()
+    scene(3).save(own / "again.jpg", quality=75)
+    (own / "again.txt").write_text("x", encoding="utf-8")
+    config = config_of(scenes, tmp_path, validation={"image_dir": str(own)})
+    with pytest.raises(DatasetError, match="only look the same"):
+        survey(config)
+    by_bytes = config_of(scenes, tmp_path, validation={"image_dir": str(own), "copies": "bytes"})
+    assert len(survey(by_bytes).split.held_out) == 1

@@ -19,6 +19,7 @@ from impasto.runs.learning import (
     read_learning,
     validation_points,
 )
+from impasto.runs.validations import Validation
 
 
 @pytest.mark.parametrize(
@@ -31,20 +32,21 @@ from impasto.runs.learning import (
         ([(0, 0.5), (10, 0.6)], "over-fitting", True),
     ],
 )
-def test_the_course_of_a_validation_loss_in_words(points, word, overfits):
-    learning = learning_of(points)
+def test_a_run_without_losses_of_images_is_judged_by_a_limit(points, word, overfits):
+    learning = learning_of([Validation(*point) for point in points])
     assert word in learning.sentence()
+    assert "did not record" in learning.sentence()
     assert learning.is_overfitting is overfits
 
 
 @given(st.lists(st.tuples(st.integers(0, 9), st.floats(0.01, 9)), max_size=6))
 def test_over_fitting_is_what_has_risen_over_its_lowest(points):
-    learning = learning_of(points)
+    learning = learning_of([Validation(*point) for point in points])
     if len(points) < 2:
         assert learning is None
         return
     lowest = min(loss for _, loss in points)
-    assert learning.best[1] == lowest
+    assert learning.best.loss == lowest
     assert learning.is_overfitting == (points[-1][1] > RISEN * lowest)
 
 
@@ -95,7 +97,7 @@ def test_checkpoints_are_told_by_their_names(dog):
 def test_the_best_checkpoint_is_the_nearest_to_the_lowest_loss(dog, names, best):
     make_models(dog, *names)
     learning = read_learning(dog)
-    assert nearest(checkpoints_of(dog), learning.best[0]).path.name == best
+    assert nearest(checkpoints_of(dog), learning.best.step).path.name == best
     path, step = kept_best(dog, learning)
     assert path.name == best
     assert step == {"m-step00000018.safetensors": 18, "m-000003-ema.safetensors": 21}.get(

@@ -161,10 +161,7 @@ class Console:
     def measured(self, record: Mapping[str, Any]) -> None:
         """Show the loss; a validation loss as a line that stays."""
         if "validation_loss" in record:
-            self.rich.print(
-                f"Validation loss at step {record['step']}: "
-                f"[bold]{record['validation_loss']:.4f}[/bold]"
-            )
+            self.rich.print(_validation_line(record))
             return
         self._loss = f", loss {record['loss']:.4f}"
         if self._task is not None:
@@ -198,6 +195,16 @@ class Console:
 
 def _tell_nobody(_: int) -> None:
     pass
+
+
+def _validation_line(record: Mapping[str, Any]) -> str:
+    """A validation loss with its standard error, and how far it is from the base model's."""
+    error, change = record.get("validation_se"), record.get("validation_change")
+    told = f"Validation loss at step {record['step']}: [bold]{record['validation_loss']:.4f}[/bold]"
+    told += "" if error is None else f" ± {error:.4f}"
+    if change is not None:
+        told += f", {change:+.4f} ± {record['validation_change_se']:.4f} from the base model"
+    return told
 
 
 def _speed(images_per_s: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,14 +15,16 @@ from impasto.cli.plan_value import (
     ModelPlan,
     RunPlan,
     StepPlan,
+    ValidationPlan,
 )
 from impasto.config.compatibility import require_compatible
-from impasto.config.load import build_run_config, settings_by_path
+from impasto.config.differences import changed_settings
 from impasto.config.run import RunConfig
 from impasto.data.regularisation import Balance
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
+from impasto.datasets.fixed_draws import planned_draws
 from impasto.errors import ImpastoError
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, load_meta_model
@@ -214,6 +217,7 @@ def _plan_of(outlook: _Outlook) -> RunPlan:
             config, identity, default_device(), exposure, sum(part.count() for part in parts)
         ),
         changed=changed_settings(config),
+        validation=_validation_of(outlook, each),
     )
 
 
@@ -250,6 +254,30 @@ def _data_of(outlook: _Outlook) -> DataPlan:
     )
 
 
+def _validation_of(outlook: _Outlook, step_s: float) -> ValidationPlan | None:
+    """What validation measures; a forward pass takes about a third of a sample's training."""
+    config, split, sampler = outlook.config, outlook.survey.split, outlook.sampler
+    images = len(split.held_out)
+    if not images:
+        return None
+    draws = planned_draws(config, images)
+    sample = min(config.validation.training_images, len(outlook.survey.plan.images))
+    per_epoch = sampler.samples_before(sampler.steps_per_epoch)
+    sample_s = step_s * sampler.steps_per_epoch / max(1, per_epoch)
+    every = config.validation.every_steps
+    return ValidationPlan(
+        images=images,
+        copies=split.copies.images,
+        groups=split.copies.groups,
+        near=split.copies.near,
+        draws=draws.per_image,
+        standard_error=draws.standard_error(images),
+        training_images=sample,
+        times=1 + math.ceil(outlook.steps / every),
+        seconds_each=(images + sample) * draws.per_image * sample_s / 3,
+    )
+
+
 def _seconds_per_step(outlook: _Outlook, transfers: Transfers | None) -> float:
     images, parts = outlook.survey.plan.images, outlook.trainable.parts
     return seconds_per_step(
@@ -270,7 +298,7 @@ def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
         "epochs": (saving.model_every_epochs, "epochs"),
     }
     models = [f"every {number:g} {unit}" for number, unit in rhythms.values() if number]
-    models += ["the best so far"] if saving.best_model else []
+    models += ["the best so far"] if config.keeps_best else []
     return DiskUse(
         states=[*states, "at the end"],
         state_bytes=disk.state_bytes,
@@ -283,19 +311,3 @@ def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
         total_bytes=disk.run_bytes + disk.models_bytes,
         free_bytes=free_bytes(config.output_dir),
     )
-
-
-def changed_settings(config: RunConfig) -> dict[str, Any]:
-    """Each setting that is not as usual, by its path, with its whole value."""
-    required = {
-        "output_dir": str(config.output_dir),
-        "model": {"path": str(config.model.path)},
-        "dataset": {"image_dir": "."},
-        "training": {"max_steps": 1},
-    }
-    usual = settings_by_path(build_run_config(required, source="defaults"))
-    return {
-        path: value
-        for path, value in settings_by_path(config).items()
-        if value is not None and (path not in usual or usual[path] != value)
-    }

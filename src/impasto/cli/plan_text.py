@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from impasto.cli.console import Console
-from impasto.cli.plan_value import DataPlan, RunPlan
+from impasto.cli.plan_value import DataPlan, RunPlan, ValidationPlan
 from impasto.progress import counted, duration_words
 from impasto.training.planning.fitter import gib
 
@@ -88,6 +88,8 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
             f"stored {counted(disk.averages, 'times')}, {disk.averages_bytes / 2**30:.2f} GiB each "
             f"time, all kept"
         )
+    if plan.validation is not None:
+        rows["Validation"] = _validation_words(plan.validation)
     moved = steps.transfers
     if moved is not None:
         rows["Streaming"] = (
@@ -96,3 +98,21 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
             f"{duration_words(moved.seconds)}"
         )
     return rows
+
+
+def _validation_words(plan: ValidationPlan) -> str:
+    each = duration_words(plan.seconds_each)
+    sample = f" and {plan.training_images:,} trained on" if plan.training_images else ""
+    kind = "copies or look the same" if plan.near else "byte copies"
+    copies = (
+        f"; {plan.copies:,} images are {kind}, in {counted(plan.groups, 'groups')} that are held "
+        f"out whole or not at all"
+        if plan.copies
+        else ""
+    )
+    return (
+        f"{counted(plan.images, 'images')} held out{sample}, at {counted(plan.draws, 'draws')} of "
+        f"noise and timestep each, which leave a standard error of about "
+        f"{100 * plan.standard_error:.1f} % in the loss; {counted(plan.times, 'times')}, about "
+        f"{each} each{copies}"
+    )

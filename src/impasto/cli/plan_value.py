@@ -149,6 +149,33 @@ class DiskUse:
 
 
 @dataclass(frozen=True)
+class ValidationPlan:
+    """What is measured on held-out images.
+
+    Attributes:
+        images: Held-out images.
+        copies: Image files of the dataset that have a copy.
+        groups: Groups of such files, each of which is on one side.
+        near: Whether files that look the same count as copies.
+        draws: Draws of noise and timestep for each image.
+        standard_error: What these leave in the loss, as a share of it.
+        training_images: Images of the training set that are measured too, at most.
+        times: How often it is measured.
+        seconds_each: About how long it takes at most.
+    """
+
+    images: int
+    copies: int
+    groups: int
+    near: bool
+    draws: int
+    standard_error: float
+    training_images: int
+    times: int
+    seconds_each: float
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """All that is known of a run before it begins.
 
@@ -160,6 +187,7 @@ class RunPlan:
         disk: What it leaves.
         warnings: What is unusual about its settings, in sentences.
         changed: Settings that are not as usual, by their paths.
+        validation: What is measured on held-out images; None where there are none.
     """
 
     data: DataPlan
@@ -169,3 +197,4 @@ class RunPlan:
     disk: DiskUse
     warnings: Sequence[str]
     changed: Mapping[str, Any]
+    validation: ValidationPlan | None = None

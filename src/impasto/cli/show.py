@@ -9,6 +9,7 @@ import click
 
 if TYPE_CHECKING:
     from impasto.runs import RunDirectory
+    from impasto.runs.learning import Learning
 
 
 @click.command()
@@ -50,9 +51,7 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
     return {
         "state": run.state().sentence(run.path),
         "learning": None if learning is None else learning.sentence(),
-        "is_overfitting": None if learning is None else learning.is_overfitting,
-        "best_step": None if learning is None else learning.best[0],
-        "best_loss": None if learning is None else learning.best[1],
+        **_claims(learning),
         "checkpoint": None if best is None else str(best[0]),
         "checkpoint_step": None if best is None else best[1],
         "has_image_losses": is_asked,
@@ -64,10 +63,34 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
     }
 
 
+def _claims(learning: Learning | None) -> dict[str, Any]:
+    """What is claimed of the validation loss, for programs; all None without one."""
+    from impasto.runs.evidence import CONFIDENCE
+    from impasto.runs.learning_words import best_words, evidence_words, gap_words
+
+    names = (
+        "verdict", "is_overfitting", "best_step", "best_loss", "best_words", "as_good_as_best",
+        "change", "change_se", "confidence", "gap", "evidence",
+    )  # fmt: skip
+    if learning is None:
+        return dict.fromkeys(names)
+    change = learning.compared(learning.last, learning.first)
+    values = (
+        learning.verdict, learning.is_overfitting, learning.best.step, learning.best.loss,
+        best_words(learning), learning.as_good() if learning.is_known else None,
+        None if change is None else change.mean,
+        None if change is None else change.standard_error,
+        CONFIDENCE if learning.is_known else None, gap_words(learning), evidence_words(learning),
+    )  # fmt: skip
+    return dict(zip(names, values, strict=True))
+
+
 def _rows(found: dict[str, Any]) -> dict[str, str]:
     from impasto.runs.learning import NO_CHECKPOINT, NOTHING_HELD_OUT
 
     rows = {"State": found["state"], "Learnt": found["learning"] or NOTHING_HELD_OUT}
+    told = {"Lowest": "best_words", "Gap": "gap", "Evidence": "evidence"}
+    rows |= {name: found[key] for name, key in told.items() if found[key]}
     if found["checkpoint"]:
         rows["Best checkpoint"] = f"{found['checkpoint']}, of step {found['checkpoint_step']:,}"
     elif found["learning"]:

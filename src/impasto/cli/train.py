@@ -111,12 +111,12 @@ def resume(run: Path) -> None:
     """
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
-    from impasto.config.load import load_run_config
+    from impasto.config.load import load_begun_config
     from impasto.runs import RunDirectory
 
     console = Console()
     directory = RunDirectory.open(run)
-    status, config = directory.status(), load_run_config(directory.config_file)
+    status, config = directory.status(), load_begun_config(directory.config_file)
     total = status.get("total_steps")
     if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
         _show_finished(directory, console)

@@ -149,9 +149,7 @@ class Case:
     @property
     def holds_out(self) -> bool:
         """Whether there are images to validate on."""
-        validation = self.config.validation
-        splits = (part.validation_split for part in self.config.dataset.parts)
-        return validation.image_dir is not None or bool(validation.split) or any(splits)
+        return self.config.holds_out
 
     @property
     def steps(self) -> int | None:

@@ -72,6 +72,22 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[Difference]:
     ]
 
 
+def changed_settings(config: RunConfig) -> dict[str, Any]:
+    """Each setting that is not as usual, by its path, with its whole value."""
+    required = {
+        "output_dir": str(config.output_dir),
+        "model": {"path": str(config.model.path)},
+        "dataset": {"image_dir": "."},
+        "training": {"max_steps": 1},
+    }
+    usual = settings_by_path(build_run_config(required, source="defaults"))
+    return {
+        path: value
+        for path, value in settings_by_path(config).items()
+        if value is not None and (path not in usual or usual[path] != value)
+    }
+
+
 def about_setting(path: str) -> str:
     """The first words of what the documentation says of a setting; empty for an unknown one."""
     sections: list[type[BaseModel]] = [RunConfig]

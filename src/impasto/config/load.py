@@ -15,6 +15,7 @@ from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.dreambooth import with_dreambooth_folders
+from impasto.config.former import with_former_values
 from impasto.config.renamed import FormerNameWarning, present_path, with_present_names
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
@@ -37,6 +38,15 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     for note in former_names(values, overrides):
         warnings.warn(f"{path}: {note}; it is read as that.", FormerNameWarning, stacklevel=2)
     return config
+
+
+def load_begun_config(path: Path) -> RunConfig:
+    """Read the settings in the directory of a run, to go on with it or measure as it did.
+
+    Raises:
+        ConfigError: As for `load_run_config`.
+    """
+    return build_run_config(with_former_values(read_toml(path)), source=str(path))
 
 
 def former_names(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:

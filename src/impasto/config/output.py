@@ -118,9 +118,9 @@ class SavingConfig(Section):
     keep_models: Positive | None = None
     """How many of the newest of each of those that this run wrote are kept; off means all."""
 
-    best_model: bool = False
-    """Also export the model each time its validation loss is the lowest so far, as
-    `<name>-best.safetensors`; needs held-out images."""
+    best_model: bool = True
+    """Where images are held out, also export the model each time its validation loss is the lowest
+    so far, as `<name>-best.safetensors`, in the place of the one before."""
 
     average: Literal["instead", "beside", "never"] = "instead"
     """Which weights are exported where `training.ema_decay` keeps an average: the average `instead`

@@ -128,13 +128,6 @@ TEXT = (
 
 HELD_OUT = (
     Rule(
-        ("saving.best_model", "validation.split", "validation.image_dir"),
-        lambda c: c.config.saving.best_model and not c.holds_out,
-        lambda _: (
-            "saving.best_model needs held-out images: set validation.split or validation.image_dir"
-        ),
-    ),
-    Rule(
         ("validation.image_dir", "dataset.validation_split"),
         lambda c: c.split_twice,
         lambda _: (
@@ -143,7 +136,7 @@ HELD_OUT = (
         ),
     ),
 )
-"""Validation without images, and what needs it."""
+"""Images that are held out in two ways."""
 
 
 WRITTEN = (

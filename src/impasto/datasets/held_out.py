@@ -1,41 +1,50 @@
 """Which images are held out to validate on, and how they are shown: never one that is trained on.
 
 Regularisation images are neither held out nor counted for the share, also those that come too many.
-A byte copy of a held-out image among those trained on would make the validation loss a second
-training loss, so copies stay on one side. Only files of equal size are read to find them.
+A copy of a held-out image among those trained on would make the validation loss a second training
+loss, so copies stay on one side: equal files, and images that look the same (`copies.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from impasto.config.run import RunConfig
-from impasto.data.content_hashes import ContentHashes
 from impasto.data.listing import Sidecars
 from impasto.data.record_table import RecordTable, join_records
-from impasto.data.records import ImageRecord, SkippedFile
+from impasto.data.records import SkippedFile
 from impasto.data.scan import Scan, no_usable_images, scan_folder
 from impasto.data.subsets import Subset
+from impasto.datasets.copies import NO_COPIES, Copies, count_copies, describe, group_copies
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress
 from impasto.randomness import derive_rng
 
 Bools = npt.NDArray[np.bool_]
-_AT_ONCE = 1 << 18  # images whose hashes are looked up together
 _MOST_NAMED = 10
 """Files that are named one by one; the rest are counted."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The records of a run: those to train on, and those held out to validate on."""
+    """The records of a run: those to train on, and those held out to validate on.
+
+    Attributes:
+        training: Those to train on.
+        held_out: Those held out.
+        alike: Held-out images that have copies among them -> a number that these have in common.
+        copies: What was found of copies in the whole dataset.
+    """
 
     training: RecordTable
     held_out: RecordTable
+    alike: Mapping[Path, int] = field(default_factory=dict)
+    copies: Copies = NO_COPIES
 
 
 def split_records(
@@ -52,7 +61,7 @@ def split_records(
         config: The settings.
         like: How images of the folder of validation are used: as those of this subset.
         sidecars: The endings of the files with their words.
-        progress: Is told of byte copies.
+        progress: Is told of copies.
 
     Raises:
         DatasetError: The split leaves nothing to train on, or a folder nothing to validate on.
@@ -62,9 +71,8 @@ def split_records(
     if folder is not None:
         subset = replace(like, root=folder, reads_npz=False)
         own = scan_folder(folder, subset=subset, sidecars=sidecars)
-        hashes = _hashes_of(config)
-        return Split(scan.records, _without_copies(own, scan.records, hashes, progress))
-    held = _choose(scan.records, config, progress)
+        return _beside_folder(scan.records, own, config, progress)
+    held, alike, copies = _held_out(scan.records, config, progress)
     training = scan.records.select(~held) if held.any() else scan.records
     held_out = scan.records.select(held).with_subsets(watched)
     if training.per_use(lambda use: use.subset.is_reg).all():
@@ -72,7 +80,7 @@ def split_records(
             f"Holding out {len(held_out)} of {len(scan.records)} images leaves none to train on. "
             f"Lower validation.split."
         )
-    return Split(training, held_out)
+    return Split(training, held_out, alike, copies)
 
 
 def watched(subset: Subset) -> Subset:
@@ -82,46 +90,24 @@ def watched(subset: Subset) -> Subset:
     )
 
 
-def group_byte_copies(
-    records: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
-) -> np.ndarray:
-    """[images]: the place of an image, the same for those whose files are equal byte for byte.
-
-    A file that cannot be read is like no other.
-
-    Args:
-        records: The images; one of two subsets comes twice.
-        hashes: Remembers what is in files.
-        progress: Where to show how far it is.
-    """
-    table = RecordTable.of(records)
-    firsts = table.path_firsts()
-    files = np.flatnonzero(firsts == np.arange(len(table)))
-    _, codes, counts = np.unique(
-        table.numbers["size_bytes"][files], return_inverse=True, return_counts=True
-    )
-    alike = files[counts[codes.ravel()] > 1]
-    numbers = np.arange(len(table))
-    known: dict[str, int] = {}
-    for start in range(0, len(alike), _AT_ONCE):
-        places = alike[start : start + _AT_ONCE]
-        part = table.select(places)
-        stamps = {record.path: record.stamp for record in part}
-        found = hashes.of(stamps, progress, tidy=False)
-        for place, record in zip(places.tolist(), part, strict=True):
-            key = found.get(record.path, str(record.path))
-            numbers[place] = known.setdefault(key, place)
-    hashes.tidy()
-    return numbers[firsts]
-
-
-def _choose(records: RecordTable, config: RunConfig, progress: Progress) -> Bools:
-    """[images]: which are held out, copies together."""
-    shares = _shares(config)
-    held = np.zeros(len(records), dtype=np.bool_)
+def _held_out(
+    records: RecordTable, config: RunConfig, progress: Progress
+) -> tuple[Bools, dict[Path, int], Copies]:
+    """[images]: which are held out by share; those that are alike, and what was found of copies."""
+    shares, near = _shares(config), config.validation.copies == "near"
     if not any(fraction for fraction, _ in shares):
-        return held
-    groups = group_byte_copies(records, _hashes_of(config), progress)
+        return np.zeros(len(records), dtype=np.bool_), {}, NO_COPIES
+    groups = group_copies(records, config.dataset.derived_dir, progress, near=near)
+    held = _choose(records, groups, shares)
+    copies = count_copies(groups, records, near=near)
+    if copies.images and held.any():
+        progress.note(describe(copies, int(records.first_of_paths().sum())))
+    return held, _alike(records.select(held), groups[held]), copies
+
+
+def _choose(records: RecordTable, groups: np.ndarray, shares: list[tuple[float, int]]) -> Bools:
+    """[images]: which are held out, those of one group together."""
+    held = np.zeros(len(records), dtype=np.bool_)
     datasets = records.subset_numbers
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
     is_whole = np.array([not fraction for fraction, _ in shares])[datasets]
@@ -135,14 +121,15 @@ def _choose(records: RecordTable, config: RunConfig, progress: Progress) -> Bool
             chosen = list(_choose_groups(groups[own[order]], decided, room))
             held |= np.isin(groups, chosen)
         decided[groups[own]] = True
-    pictures = int(records.first_of_paths().sum())
-    copies = pictures - len(np.unique(groups))
-    if copies and held.any():
-        progress.note(
-            f"{copies} of {pictures} images are byte copies of others; copies are held out "
-            f"together or not at all."
-        )
     return held
+
+
+def _alike(held_out: RecordTable, groups: np.ndarray) -> dict[Path, int]:
+    """Held-out images that have copies among them -> the number of their group."""
+    labels, counts = np.unique(groups, return_counts=True)
+    several = set(labels[counts > 1].tolist())
+    places = [place for place, group in enumerate(groups.tolist()) if group in several]
+    return {held_out[place].path: int(groups[place]) for place in places}
 
 
 def _shares(config: RunConfig) -> list[tuple[float, int]]:
@@ -182,23 +169,41 @@ def _choose_groups(order: np.ndarray, decided: Bools, room: int) -> Iterator[int
         yield next(group for group in order[::-1].tolist() if group in smallest)
 
 
-def _without_copies(
-    own: Scan, training: RecordTable, hashes: ContentHashes, progress: Progress
-) -> RecordTable:
-    """The images of the folder of validation that are not trained on.
+def _beside_folder(
+    training: RecordTable, own: Scan, config: RunConfig, progress: Progress
+) -> Split:
+    """What is trained on, and the images of the folder of validation that are no copies of it.
 
     Raises:
         DatasetError: There are none.
     """
-    groups = group_byte_copies(join_records([training, own.records]), hashes, progress)
+    together = join_records([training, own.records])
+    near = config.validation.copies == "near"
+    groups = group_copies(together, config.dataset.derived_dir, progress, near=near)
     of_training, of_own = groups[: len(training)], groups[len(training) :]
     is_copy = np.isin(of_own, of_training)
-    copies = []
+    copies = count_copies(groups, together, near=near)
+    kind = "a copy of" if copies.near else "a byte copy of"
+    found = []
     for place in np.flatnonzero(is_copy).tolist():
         last = training[int(np.flatnonzero(of_training == of_own[place])[-1])]
-        reason = f"a byte copy of {last.path}, which is trained on"
-        copies.append(SkippedFile(own.records[place].path, reason))
+        reason = f"{kind} {last.path}, which is trained on"
+        found.append(SkippedFile(own.records[place].path, reason))
     held_out = own.records.select(~is_copy).with_subsets(watched)
+    _tell_unused(own, found, progress)
+    if not own.records:
+        raise DatasetError(no_usable_images(own.place, own.set_aside, own.unused))
+    if not held_out:
+        other = ' validation.copies = "bytes" lets images in that only look the same.'
+        raise DatasetError(
+            f"Every image in {own.place} is trained on too, or a copy of one that is, so a loss on "
+            f"it says nothing new. Give validation.image_dir other images, or hold some out with "
+            f"validation.split.{other if copies.near else ''}"
+        )
+    return Split(training, held_out, _alike(held_out, of_own[~is_copy]), copies)
+
+
+def _tell_unused(own: Scan, copies: list[SkippedFile], progress: Progress) -> None:
     passed_over = [*own.set_aside, *copies]
     for item in passed_over[:_MOST_NAMED]:
         progress.note(f"Not validated on: {item.path}: {item.reason}")
@@ -206,16 +211,3 @@ def _without_copies(
         progress.note(f"... and {len(passed_over) - _MOST_NAMED} more that are not validated on")
     for line in own.describe_unused():
         progress.note(line)
-    if not own.records:
-        raise DatasetError(no_usable_images(own.place, own.set_aside, own.unused))
-    if not held_out:
-        raise DatasetError(
-            f"Every image in {own.place} is trained on too, byte for byte, so a loss on it "
-            f"says nothing new. Give validation.image_dir other images, or hold "
-            f"some out with validation.split."
-        )
-    return held_out
-
-
-def _hashes_of(config: RunConfig) -> ContentHashes:
-    return ContentHashes.kept_in(config.dataset.derived_dir)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator, PartialState
@@ -40,6 +41,7 @@ class PreparedData:
         held_out: Those that are validated on.
         cache: Where all of them are kept.
         balance: What became of regularisation images; None where there are none.
+        alike: As in the `Split`.
     """
 
     scan: Scan
@@ -48,6 +50,7 @@ class PreparedData:
     held_out: CachedPlan | None
     cache: LatentCache
     balance: Balance | None = None
+    alike: Mapping[Path, int] = field(default_factory=dict)
 
     @property
     def records(self) -> list[ImageRecord]:
@@ -124,7 +127,8 @@ def prepare_data(
             held_out_plan = plan_dataset(config.dataset, found.split.held_out)
             cached_held_out = encode(held_out_plan.images)
         told = balance_of(found.split.training, plan)
-    return PreparedData(found.scan, plan, cached, cached_held_out, cache, told)
+    alike = found.split.alike
+    return PreparedData(found.scan, plan, cached, cached_held_out, cache, told, alike)
 
 
 def _encode_balanced(

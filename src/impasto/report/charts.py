@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from impasto.report.svg import (
     WIDTH,
@@ -12,6 +13,7 @@ from impasto.report.svg import (
     bottom_axis,
     curve,
     dot,
+    error_bar,
     left_axis,
     legend,
     line,
@@ -30,48 +32,126 @@ MOST_BARS = 60
 FEWEST_BARS = 8
 _MOST_MARKED = 12  # points of a curve that are marked
 _RIGHT, _TOP, _BOTTOM = WIDTH - 30, 34, 48
+_LEGEND_ROW = 20
 
 
-def loss_chart(training: Points, validation: Points) -> str:
+@dataclass(frozen=True)
+class Line:
+    """A curve of a chart.
+
+    Attributes:
+        kind: The class of its line.
+        name: What it is called in the legend.
+        points: Its points; those that are not finite are left out.
+        is_marked: Whether each point has a dot, where there are not too many.
+        errors: The standard error of each value that has one, by its place on the axis.
+    """
+
+    kind: str
+    name: str
+    points: Points
+    is_marked: bool = False
+    errors: Mapping[float, float] = field(default_factory=dict)
+
+
+def loss_chart(
+    training: Points,
+    validation: Points,
+    errors: Mapping[float, float] | None = None,
+    width: float = WIDTH,
+) -> str:
     """Training loss as measured and smoothed, and validation loss, over steps.
 
     Losses that are not finite are left out.
+
+    Args:
+        training: The loss of steps.
+        validation: That of held-out images.
+        errors: Step -> the standard error of its validation loss, where it is known.
+        width: Of the drawing.
     """
-    training, validation = _finite(training), _finite(validation)
-    everything = [*training, *validation]
+    training = _finite(training)
+    lines = [Line("second", "validation", validation, is_marked=True, errors=errors or {})]
+    if training:
+        lines = [
+            Line("raw", "training, as measured", _thinned(training)),
+            Line("first", "training, smoothed", _smoothed(training), is_marked=len(training) == 1),
+            *lines,
+        ]
+    return line_chart("Loss", "loss", lines, width=width, with_zero=True)
+
+
+def line_chart(
+    title: str,
+    label: str,
+    lines: Sequence[Line],
+    *,
+    width: float = WIDTH,
+    height: float = 330,
+    with_zero: bool = False,
+) -> str:
+    """Curves over steps with a legend; empty where none of them has a point.
+
+    Args:
+        title: What is drawn, for screen readers.
+        label: What the vertical axis measures.
+        lines: The curves.
+        width: Of the drawing; a narrow one has its legend in rows.
+        height: Of the drawing, without those rows.
+        with_zero: Whether the axis goes down to 0.
+    """
+    known = [(one, points) for one in lines if (points := _finite(one.points))]
+    everything = [point for _, points in known for point in points]
     if not everything:
         return ""
-    height = 330
-    losses = [y for _, y in everything]
-    ticks = round_ticks(min(0.0, *losses), max(0.0, *losses), 6)
+    names = [(one.kind, one.name) for one, _ in known]
+    rows = legend_rows(width, names)
+    top, height = _TOP + _LEGEND_ROW * (len(rows) - 1), height + _LEGEND_ROW * (len(rows) - 1)
+    right = width - 30
+    values = [y for _, y in everything]
+    bounds = (0.0, *values) if with_zero else values
+    ticks = round_ticks(min(bounds), max(bounds), 6)
     left = 40 + text_width(tick_labels(ticks))
-    y_axis = Axis(ticks, height - _BOTTOM, _TOP, ticks[0], ticks[-1])
+    y_axis = Axis(ticks, height - _BOTTOM, top, ticks[0], ticks[-1])
     first, last = min(x for x, _ in everything), max(x for x, _ in everything)
-    x_ticks = round_ticks(first, last, 10, whole=True)
-    x_axis = Axis(x_ticks, left, _RIGHT, first, max(last, first + 1))
-
-    def placed(points: Points) -> list[tuple[float, float]]:
-        return [(x_axis.at(x), y_axis.at(y)) for x, y in points]
-
-    parts = left_axis(y_axis, left, _RIGHT, "loss")
+    x_ticks = round_ticks(first, last, 10 if width >= WIDTH else 4, whole=True)
+    x_axis = Axis(x_ticks, left, right, first, max(last, first + 1))
+    parts = left_axis(y_axis, left, right, label)
     parts += bottom_axis(x_axis, height - _BOTTOM, "steps")
-    names = []
-    if training:
-        parts.append(curve(placed(_thinned(training)), "raw"))
-        parts.append(curve(placed(_smoothed(training)), "first"))
-        names += [("raw", "training, as measured"), ("first", "training, smoothed")]
-        if len(training) == 1:
-            x, y = training[0]
-            parts.append(dot(x_axis.at(x), y_axis.at(y), "first", f"{y:.4f} after {x:,} steps"))
-    if validation:
-        parts.append(curve(placed(validation), "second"))
-        if len(validation) <= MOST_DOTS:
-            parts += [
-                dot(x_axis.at(x), y_axis.at(y), "second", f"{y:.4f} after {x:,} steps")
-                for x, y in validation
-            ]
-        names.append(("second", "validation"))
-    return svg(height, "Loss over steps", [*parts, *legend(_RIGHT, 14, names)])
+    for one, points in known:
+        parts += _drawn(one, points, x_axis, y_axis)
+    for number, row in enumerate(rows):
+        parts += legend(right, 14 + _LEGEND_ROW * number, row)
+    return svg(height, f"{title} over steps", parts, width)
+
+
+def _drawn(one: Line, points: Points, x_axis: Axis, y_axis: Axis) -> list[str]:
+    """A curve, its dots, and the standard errors as far as they are within the chart."""
+    parts = [curve([(x_axis.at(x), y_axis.at(y)) for x, y in points], one.kind)]
+    if not one.is_marked or len(points) > MOST_DOTS:
+        return parts
+    for x, y in points:
+        said, error = f"{y:.4f} after {x:,} steps", one.errors.get(x)
+        if error is not None and math.isfinite(error):
+            low, high = max(y - error, y_axis.low), min(y + error, y_axis.high)
+            parts.append(error_bar(x_axis.at(x), y_axis.at(low), y_axis.at(high), one.kind))
+            said = f"{y:.4f} ± {error:.4f} after {x:,} steps"
+        parts.append(dot(x_axis.at(x), y_axis.at(y), one.kind, said))
+    return parts
+
+
+def legend_rows(width: float, names: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
+    """The entries of a legend in as many rows as the width needs."""
+    rows: list[list[tuple[str, str]]] = [[]]
+    room = width - 60
+    for entry in names:
+        own = text_width([entry[1]]) + 44
+        if rows[-1] and own > room:
+            rows.append([])
+            room = width - 60
+        rows[-1].append(entry)
+        room -= own
+    return rows
 
 
 def curves_chart(title: str, curves: Sequence[tuple[str, str, Points]], *, smooth: bool) -> str:
@@ -167,26 +247,26 @@ def _edges(values: Sequence[float], *, whole: bool) -> list[float]:
     return edges
 
 
-def bucket_chart(buckets: Mapping[str, int]) -> str:
-    """Images per bucket, as bars with their numbers."""
+def bucket_chart(buckets: Mapping[str, int], width: float = WIDTH) -> str:
+    """Images per bucket, as bars with their numbers, in a drawing of some width."""
     if not buckets:
         return ""
     row, top = 26, 6
     left = 16 + text_width(buckets)
-    right = _RIGHT - 10 - text_width(f"{count:,}" for count in buckets.values())
+    right = width - 40 - text_width(f"{count:,}" for count in buckets.values())
     most = max(1, *buckets.values())
     parts = []
     for index, (name, count) in enumerate(buckets.items()):
         y = top + index * row
-        width = (right - left) * count / most
+        length = (right - left) * count / most
         words = f"{count:,}"
         parts.append(text(left - 8, y + 17, name, "end"))
-        parts.append(bar(left, y + 4, max(1.0, width), row - 8, f"{name}: {words}"))
-        parts.append(text(left + width + 8, y + 17, words, "start"))
+        parts.append(bar(left, y + 4, max(1.0, length), row - 8, f"{name}: {words}"))
+        parts.append(text(left + length + 8, y + 17, words, "start"))
     bottom = top + len(buckets) * row
     parts.append(line(left, top, left, bottom, "axis"))
     parts.append(text((left + right) / 2, bottom + 18, "images per bucket", name="label"))
-    return svg(bottom + 28, "Images per bucket", parts)
+    return svg(bottom + 28, "Images per bucket", parts, width)
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:

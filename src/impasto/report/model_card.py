@@ -17,13 +17,15 @@ import yaml
 from impasto.errors import RunError
 from impasto.hub_ids import is_hub_id
 from impasto.parsing import parse_toml
-from impasto.publishing import path_basename
 from impasto.report.charts import loss_chart
 from impasto.report.comparison import Points, RunFigures, figures_of
 from impasto.report.page import allowed_by, redacted_config
 from impasto.report.previews import newest_previews, read_preview
+from impasto.report.run_result import base_of
 from impasto.report.svg import standalone
 from impasto.runs import RunDirectory, step_name
+from impasto.runs.learning import read_learning
+from impasto.runs.learning_words import best_words, evidence_words
 
 CARD = "README.md"
 SAMPLES, CURVES = "samples", "curves"
@@ -103,6 +105,7 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
         parts += [
             _section("Training", _training(figures)),
             _section("Losses", _losses(figures, _CURVES_SHOWN if curves else "")),
+            _learnt(figures.run),
             _section("Dataset", _dataset(figures.run)),
             _section("Settings", _config(figures, publish)),
         ]
@@ -119,7 +122,7 @@ def plain(text: str) -> str:
 
 def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -> str:
     """What the Hub reads, as YAML."""
-    base, metadata = _base_of(settings), _metadata(settings)
+    base, metadata = base_of(settings), _metadata(settings)
     is_hypernetwork = _section_of(settings, "method").get("kind") == "hypernetwork"
     entries = {
         "license": license_.id,
@@ -152,16 +155,8 @@ def _tags(metadata: Mapping[str, Any]) -> list[str]:
     return list(dict.fromkeys(" ".join(word.split()) for word in words if word.strip()))
 
 
-def _base_of(settings: Mapping[str, Any]) -> str:
-    """The base model: a Hub id without its revision, or the last part of a path."""
-    path = str(_section_of(settings, "model").get("path") or "")
-    name = path.partition("@")[0]
-    is_id = is_hub_id(name) and not Path(path).exists()
-    return name if is_id else path_basename(path)
-
-
 def _origin(settings: Mapping[str, Any]) -> str:
-    base = _base_of(settings)
+    base = base_of(settings)
     if not base:
         return ""
     if is_hub_id(base):
@@ -202,6 +197,15 @@ def _losses(figures: RunFigures, curves: str) -> str:
     head = ("step", "training loss", "validation loss")
     columns = 3 if validation else 2
     return f"{curves}\n\n{_table(head[:columns], [row[:columns] for row in rows])}"
+
+
+def _learnt(run: RunDirectory) -> str:
+    """What the validation loss says of the model, and how sure that is."""
+    learning = read_learning(run)
+    if learning is None:
+        return ""
+    told = (learning.sentence(), f"Lowest: {best_words(learning)}.", evidence_words(learning))
+    return "\n\n".join(plain(words) for words in told if words)
 
 
 def _between(points: Points, before: int, step: int) -> str:

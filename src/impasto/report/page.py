@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
-import math
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
 
 from impasto import files
 from impasto.errors import RunError
 from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
 from impasto.publishing import redact_settings, redact_text, short_path
-from impasto.report.charts import bucket_chart, loss_chart
+from impasto.report.figures import bucket_figure, figures_of_run
 from impasto.report.previews import read_preview
+from impasto.report.run_result import result_of
 from impasto.runs import RunDirectory, step_name
-from impasto.runs.learning import learning_of, validation_points
+from impasto.runs.image_losses import read_image_losses
+from impasto.runs.learning import Learning, learning_in
+from impasto.runs.schema import CHANGED_SETTINGS
+from impasto.runs.validations import validations_of
 
 MAX_SAMPLE_COLUMNS = 6
-_LARGEST_PLOTTED = 1e30
+_WORST = 12  # images with the highest loss that are named
+_READ_BYTES = 64 << 20  # of the losses of images: the newest, of a run of millions of showings
 
 
 def write_report(run: RunDirectory) -> Path:
@@ -56,25 +60,27 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 
 def _content(run: RunDirectory) -> dict[str, Any]:
     metrics = list(run.read_metrics())
-    training = [(m["step"], m["loss"]) for m in metrics if _is_plottable(m.get("loss"))]
-    validation = validation_points(metrics)
+    learning = learning_in(metrics)
     dataset, status = run.read_json("dataset.json"), run.status()
     text = read_text(run.config_file, "replace")
     publish = allowed_by(text)
+    settings = _tree_of(text)
     samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
         "status_line": redact_text(run.state().sentence(run.path), publish, [str(run.path)]),
-        "facts": _facts(metrics, validation, dataset),
-        "loss_svg": Markup(loss_chart(training, validation)),
-        "loss_note": _loss_note(validation),
+        "result": result_of(run, settings, learning),
+        "facts": _facts(metrics, learning, dataset),
+        "figures": figures_of_run(metrics, validations_of(metrics)),
+        "worst": _worst_images(run, publish),
         "samples": samples,
         "sample_width": samples["width"],
         "data_line": _data_line(dataset),
-        "bucket_svg": Markup(bucket_chart(dataset["buckets"])) if dataset else "",
+        "buckets": bucket_figure(dataset["buckets"]) if dataset else None,
         "set_aside": [_without_folders(item, publish) for item in dataset.get("set_aside", [])],
         "unused": [_without_folders(item, publish) for item in dataset.get("unused", [])],
         "config": redacted_config(text, publish),
+        "changed": _changed_settings(run, settings, publish),
         "timings": _timing_rows(status),
         "environment": _environment_rows(run.read_json("environment.json")),
     }
@@ -104,19 +110,65 @@ def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[
     return {**item, "path": short, "reason": redact_text(reason, publish)}
 
 
-def _is_plottable(loss: float | None) -> bool:
-    """Whether a chart has a place for it; a loss that became NaN or infinite has none."""
-    return loss is not None and math.isfinite(loss) and abs(loss) < _LARGEST_PLOTTED
+def _tree_of(config: str) -> dict[str, Any]:
+    """The settings as a tree; an empty one where they cannot be read."""
+    try:
+        return parse_toml(config)
+    except (ValueError, RecursionError):
+        return {}
+
+
+def _changed_settings(
+    run: RunDirectory, settings: Mapping[str, Any], publish: tuple[str, ...]
+) -> list[tuple[str, str]]:
+    """The settings that are not as usual; none where the run did not write down which."""
+    try:
+        paths = set(run.read_json(CHANGED_SETTINGS).get("paths", []))
+    except RunError:
+        return []
+    known = dict(_by_path(redact_settings(settings, publish)))
+    return [
+        (path, json.dumps(value, ensure_ascii=False, default=str))
+        for path, value in known.items()
+        if path in paths
+    ]
+
+
+def _by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Settings by their paths, as in `dataset.datasets[0].resolution`."""
+    if isinstance(value, Mapping) and value:
+        for key, inner in value.items():
+            yield from _by_path(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
+        for number, item in enumerate(value):
+            yield from _by_path(item, f"{path}[{number}]")
+    else:
+        yield path, value
+
+
+def _worst_images(run: RunDirectory, publish: tuple[str, ...]) -> list[dict[str, str]]:
+    """The images with the highest loss, as far as the run wrote the losses of images down."""
+    found = read_image_losses(run.image_losses_file, _READ_BYTES)
+    if len(found) < 2:  # the only one is compared with itself
+        return []
+    return [
+        {
+            "path": one.image if "paths" in publish else short_path(one.image),
+            "ratio": f"{one.ratio:.2f}",
+            "times": f"{one.times:,}",
+        }
+        for one in found[:_WORST]
+    ]
 
 
 def _facts(
-    metrics: list[dict[str, Any]], validation: list[tuple[int, float]], dataset: Mapping[str, Any]
+    metrics: list[dict[str, Any]], learning: Learning | None, dataset: Mapping[str, Any]
 ) -> list[dict[str, str]]:
     facts = []
-    if validation:
-        before, after = validation[0][1], validation[-1][1]
-        mood = "good" if after < before else "bad"
-        facts.append(_fact("validation loss before → after", f"{before:.3f} → {after:.3f}", mood))
+    if learning is not None:
+        before, after = learning.first.loss, learning.last.loss
+        shown = f"{before:.3f} → {after:.3f}"
+        facts.append(_fact("validation loss before → after", shown, learning.mood))
     if dataset:
         facts.append(_fact("images", str(dataset["pictures"])))
     lines = [m for m in metrics if m.keys() >= {"loss", "samples_seen", "images_per_s"}]
@@ -132,14 +184,6 @@ def _facts(
 
 def _fact(name: str, value: str, mood: str = "") -> dict[str, str]:
     return {"name": name, "value": value, "mood": mood}
-
-
-def _loss_note(validation: list[tuple[int, float]]) -> str:
-    learning = learning_of(validation)
-    if learning is None:
-        return "No images were held out, so there is no validation loss."
-    note = "Validation is the mean squared error on held-out images at fixed noise and timesteps."
-    return f"{note} {learning.sentence()}"
 
 
 def _samples(run: RunDirectory, *, with_prompts: bool) -> dict[str, Any]:

@@ -88,6 +88,12 @@ def text(x: float, y: float, words: str, anchor: str = "middle", name: str = "")
     return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
 
 
+def error_bar(x: float, low: float, high: float, name: str) -> str:
+    """A vertical line of a class with short ends, from one position to another."""
+    ends = (line(x - 3, y, x + 3, y, name) for y in (low, high))
+    return "".join((line(x, low, x, high, name), *ends))
+
+
 def line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
     """A straight line of a class."""
     return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
@@ -148,11 +154,11 @@ def legend(right: float, y: float, entries: Sequence[tuple[str, str]]) -> list[s
     return parts
 
 
-def svg(height: float, title: str, parts: Iterable[str]) -> str:
+def svg(height: float, title: str, parts: Iterable[str], width: float = WIDTH) -> str:
     """An <svg> element that is as wide as the page, with a name for screen readers."""
     return (
         f'<svg class="chart" role="img" aria-label="{escape(title)}" '
-        f'viewBox="0 0 {WIDTH} {height:.0f}" xmlns="http://www.w3.org/2000/svg">'
+        f'viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">'
         + "".join(parts)
         + "</svg>"
     )

@@ -2,6 +2,7 @@
 
 config.toml          the settings as resolved
 environment.json     versions and hardware
+changed-settings.json  the settings that are not as usual, by their paths
 status.json          what the run is doing, rewritten every few seconds, or how it ended
 events.jsonl         stages, notes and answers to commands, with times
 metrics.jsonl        one JSON object per line, in order of `step`

@@ -16,12 +16,13 @@ from impasto.errors import RunError
 from impasto.invocation import command
 from impasto.parsing import parse_json, read_text
 from impasto.runs.commands import discard_commands
-from impasto.runs.schema import fault_in
+from impasto.runs.schema import CHANGED_SETTINGS, fault_in
 from impasto.runs.status import Phase, RunState, StatusWriter, state_of
 
 _STEP_NAME = re.compile(r"step-(\d{8})", re.ASCII)
 _BEFORE_TRAINING = (
     "config.toml", "environment.json", "status.json", "events.jsonl", "dataset.json",
+    CHANGED_SETTINGS,
 )  # fmt: skip
 
 

@@ -1,22 +1,26 @@
-"""What the validation losses of a run say: where it was best, and whether it is over-fitting."""
+"""What the validation losses of a run say, and how sure that is: best step, over-fitting, harm.
+
+The terminal, `impasto show`, the report, the studio and model cards all say it by this module.
+"""
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from impasto.errors import RunError
-from impasto.progress import counted
 from impasto.runs.directory import RunDirectory
+from impasto.runs.evidence import Difference, chance_of_each, difference
+from impasto.runs.learning_words import sentence_of
 from impasto.runs.lines import read_lines
+from impasto.runs.validations import Validation, ends_in_no_number, validations_of
 
 RISEN = 1.02
-"""How many times its lowest value a validation loss has to be before it counts as risen: it is
-measured at fixed noise, so it varies little by chance."""
+"""How many times its lowest value a validation loss has to be before it counts as risen in a run
+that recorded no losses of images: of those of earlier versions nothing surer can be said."""
 
 NOTHING_HELD_OUT = (
     "Nothing can be said before two validations; validation.split holds images out for them."
@@ -26,81 +30,127 @@ NO_CHECKPOINT = (
 )
 """What is said to people where there is no `Learning`, and where there is no `kept_best`."""
 
-_LARGEST = 1e30
 _STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
 _EPOCH_ENDING = re.compile(r"-(\d{6})(-ema)?", re.ASCII)
 
-Points = Sequence[tuple[int, float]]
+Verdict = Literal["better", "over-fitting", "worse", "unclear"]
+"""What is claimed of the model at the end: better than the base model; worse than it was at an
+earlier step; worse than the base model; or nothing, for want of evidence."""
 
 
 @dataclass(frozen=True)
 class Learning:
-    """The course of the validation loss.
+    """The course of the validation loss, and what can be claimed of it.
+
+    A claim compares two validations over the same images and draws (`evidence.py`). Three kinds are
+    made: that a step is better than the base model, that the end is worse than a step, and that the
+    best step is better than others; each with as many steps as there are besides. They share the
+    chance of error, so that all of them together are as sure as `CONFIDENCE`.
 
     Attributes:
-        first: The step and the loss of the first validation.
-        best: Those of the lowest one.
-        last: Those of the last one.
+        validations: All of them, two or more, in the order of their steps.
+        is_broken: Whether the last loss of all was no number.
     """
 
-    first: tuple[int, float]
-    best: tuple[int, float]
-    last: tuple[int, float]
+    validations: Sequence[Validation]
+    is_broken: bool = False
+
+    @property
+    def first(self) -> Validation:
+        """The first validation: that of the base model."""
+        return self.validations[0]
+
+    @property
+    def best(self) -> Validation:
+        """The one with the lowest loss, the earliest of equals."""
+        return min(self.validations, key=lambda one: one.loss)
+
+    @property
+    def last(self) -> Validation:
+        """The last one."""
+        return self.validations[-1]
+
+    @property
+    def chance(self) -> float:
+        """The chance of error that one comparison may have."""
+        return chance_of_each(3 * (len(self.validations) - 1))
+
+    @property
+    def is_known(self) -> bool:
+        """Whether losses of images were recorded, so that something can be claimed."""
+        return all(len(one.images) == len(self.first.images) for one in self.validations) and (
+            len(self.first.images) >= 2
+        )
+
+    @property
+    def verdict(self) -> Verdict:
+        """What is claimed of the model at the end."""
+        if self.is_broken or self._is_above(self.last, self.first):
+            return "worse"
+        if self._is_above(self.last, self.best):
+            return "over-fitting"
+        return "better" if self._is_above(self.first, self.last) else "unclear"
 
     @property
     def is_overfitting(self) -> bool:
         """Whether the loss has risen since it was lowest."""
-        return self.last[1] > RISEN * self.best[1]
+        return self._is_above(self.last, self.best)
+
+    @property
+    def mood(self) -> str:
+        """What a page colours the verdict by: `good`, `bad`, or nothing."""
+        return {"better": "good", "unclear": ""}.get(self.verdict, "bad")
+
+    @property
+    def is_best_better(self) -> bool:
+        """Whether the best step is better than the base model."""
+        return self._is_above(self.first, self.best)
+
+    def as_good(self) -> list[int]:
+        """The other steps that may be as good as the best one; all where nothing is known."""
+        return [
+            one.step
+            for one in self.validations
+            if one is not self.best and not self._is_above(one, self.best)
+        ]
+
+    def compared(self, one: Validation, other: Validation) -> Difference | None:
+        """By how much the loss of one is above that of the other; None where that is not known."""
+        return difference(one.images, other.images) if self.is_known else None
+
+    def _is_above(self, one: Validation, other: Validation) -> bool:
+        """Whether it can be claimed that one has a higher loss than the other."""
+        found = self.compared(one, other)
+        if found is not None:
+            return found.is_above(self.chance)
+        return not self.first.images and one.loss > RISEN * other.loss
 
     def sentence(self) -> str:
-        """What it comes to, for people."""
-        step, loss = self.best
-        if self.is_overfitting:
-            return (
-                f"The validation loss was lowest, {loss:.4f}, after {counted(step, 'steps')} and "
-                f"has risen since: the model is over-fitting. Train for fewer steps or with a "
-                f"lower learning rate."
-            )
-        if self.best == self.first:
-            return (
-                f"The validation loss, {self.last[1]:.4f}, is not below that of the base model, "
-                f"{loss:.4f}: nothing that helps with the held-out images was learnt yet."
-            )
-        if self.best == self.last:
-            return (
-                f"The validation loss is at its lowest, {loss:.4f}, down from "
-                f"{self.first[1]:.4f}: no sign of over-fitting."
-            )
-        return (
-            f"The validation loss was lowest, {loss:.4f}, after {counted(step, 'steps')} and has "
-            f"hardly changed since: no sign of over-fitting."
-        )
+        """What it comes to, for people; `learning_words.py` has the words."""
+        return sentence_of(self)
 
 
 def validation_points(metrics: Iterable[Mapping[str, Any]]) -> list[tuple[int, float]]:
     """The steps and losses of the validations among lines of metrics; those that are numbers."""
-    found = ((m.get("step"), m.get("validation_loss")) for m in metrics)
-    return [
-        (step, float(loss))
-        for step, loss in found
-        if isinstance(step, int)
-        and isinstance(loss, (int, float))
-        and math.isfinite(loss)
-        and abs(loss) < _LARGEST
-    ]
+    return [(one.step, one.loss) for one in validations_of(metrics)]
 
 
 def read_learning(run: RunDirectory) -> Learning | None:
     """The course of a run's validation loss, by its metrics."""
-    lines = read_lines(run.metrics_file, holding=b'"validation_loss"')
-    return learning_of(validation_points(line for _, line in lines))
+    return learning_in(
+        line for _, line in read_lines(run.metrics_file, holding=b'"validation_loss"')
+    )
 
 
-def learning_of(validation: Points) -> Learning | None:
+def learning_in(metrics: Iterable[Mapping[str, Any]]) -> Learning | None:
+    """The course of the validation loss in lines of metrics."""
+    lines = [line for line in metrics if "validation_loss" in line]
+    return learning_of(validations_of(lines), is_broken=ends_in_no_number(lines))
+
+
+def learning_of(validations: Sequence[Validation], *, is_broken: bool = False) -> Learning | None:
     """The course of a validation loss; None of fewer than two validations."""
-    if len(validation) < 2:
-        return None
-    return Learning(validation[0], min(validation, key=lambda point: point[1]), validation[-1])
+    return Learning(validations, is_broken) if len(validations) >= 2 else None
 
 
 @dataclass(frozen=True)
@@ -138,10 +188,10 @@ def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
 
 def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
     """The best model by the validation loss that a run has kept, and the step it is of."""
-    best = nearest(checkpoints_of(run), learning.best[0])
+    best = nearest(checkpoints_of(run), learning.best.step)
     if best is None:
         return None
-    return best.path, learning.best[0] if best.step is None else best.step
+    return best.path, learning.best.step if best.step is None else best.step
 
 
 def _checkpoint(path: Path, status: Mapping[str, Any]) -> Checkpoint:

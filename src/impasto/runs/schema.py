@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+CHANGED_SETTINGS = "changed-settings.json"
+"""The file of a run directory that says which settings are not as usual, by their paths."""
+
 _LARGEST = 2**53
 _TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
 _TYPES: dict[str, dict[str, Any]] = {
@@ -24,13 +27,16 @@ _TYPES: dict[str, dict[str, Any]] = {
         "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
         "unused": [{"path": _TEXT, "reason": _TEXT}],
     },
+    CHANGED_SETTINGS: {"paths": [_TEXT]},
     "environment.json": {
         "system": _TEXT, "machine": _TEXT, "python": _TEXT, "packages": {"": _TEXT},
         "gpus": [{"name": _TEXT}],
     },
     "metrics.jsonl": {
         "step": _WHOLE, "epoch": _WHOLE, "samples_seen": _WHOLE, "loss": _NUMBER,
-        "validation_loss": _NUMBER, "images_per_s": _NUMBER, "lr": _NUMBER, "time": _NUMBER,
+        "validation_loss": _NUMBER, "validation_se": _NUMBER, "validation_images": [_NUMBER],
+        "training_sample_loss": _NUMBER, "grad_norm": _NUMBER,
+        "images_per_s": _NUMBER, "lr": _NUMBER, "time": _NUMBER,
     },
 }  # fmt: skip
 """What readers rely on: entry -> its types, or those of its own entries (`""`: any) or items."""

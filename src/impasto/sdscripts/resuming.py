@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import presence
+from impasto.config.former import with_former_values
 from impasto.config.load import build_run_config
 from impasto.config.renamed import with_present_names
 from impasto.config.run import RunConfig
@@ -69,7 +70,7 @@ def resumed_config(
         ConfigError: As `translate`; or the run's own settings are damaged.
         RunError: The run is one of the other command.
     """
-    tree, _ = with_present_names(read_toml(run.config_file))
+    tree, _ = with_present_names(with_former_values(read_toml(run.config_file)))
     build_run_config(tree, source=str(run.config_file))  # so the tree is as what follows takes it
     other = script_of(tree["model"].get("family"))
     if other not in (None, script):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 
 from impasto import files
-from impasto.config.load import load_run_config
+from impasto.config.load import load_begun_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, RunError
 from impasto.models.blocks import Ratios
@@ -106,7 +106,7 @@ def walk(
         ModelError: The base model or the result is gone or damaged.
         RunError: The run has no result, or no loss is a number.
     """
-    config = load_run_config(run.config_file)
+    config = load_begun_config(run.config_file)
     _require_walkable(run, config, draws=previews is not None)
     if previews is not None:
         require_previews_free(previews, run, config, overwrite=overwrite)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from impasto.config.load import load_run_config
+from impasto.config.load import load_begun_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.models.merging import Output, require_output_free
@@ -47,7 +47,7 @@ def require_targets(
         ConfigError: Something is there that stays.
         ModelError: The base model is gone.
     """
-    config = load_run_config(run.config_file)
+    config = load_begun_config(run.config_file)
     if previews is not None:
         out = None if output is None else output.target
         require_previews_free(previews, run, config, out, overwrite=overwrite)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetEntry, SubsetConfig
+from impasto.config.former import FORMER_VALUES
 from impasto.config.kinds import defaults_of
 from impasto.config.load import settings_by_path
 from impasto.config.method import METHODS
@@ -47,7 +48,7 @@ _ELSEWHERE = {
         "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
         "stream_weights", "cuda_graphs",
     },
-    "validation": {"image_dir", "every_steps"},
+    "validation": {"image_dir", "every_steps", "training_images"},
 }  # fmt: skip
 """Settings whose effect is in other entries, or that have none on the numbers beyond rounding."""
 
@@ -56,6 +57,9 @@ _OLD_SECTIONS = {
     "model", "dataset", "method", "optimizer", "schedule", "loss", "noise", "timesteps", "training",
 }  # fmt: skip
 _ABSENT = "absent"
+
+_BEST_FOLLOWS = "validation.every_steps"
+"""The setting that says which model is the best one: compared where both keep the best."""
 
 TEXT_FILES = "text encoder outputs in files"
 """The entry that says what is in the files which `training.text_from_npz` uses, as JSON."""
@@ -102,8 +106,8 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     }
     if facts.held_out is not None:
         found["validation images"] = _data_fingerprint(facts.held_out, facts.digests)
-        if config.saving.best_model:
-            found["validation.every_steps"] = str(config.validation.every_steps)
+        if config.keeps_best:
+            found[_BEST_FOLLOWS] = str(config.validation.every_steps)
     if facts.texts:
         found[TEXT_FILES] = json.dumps(facts.texts)
     templates = build_templates(config)
@@ -138,7 +142,7 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     """What differs, each as a phrase with what it was and what it is.
 
     A state of an earlier version says less: what it does not say is not compared, and a setting
-    that it did not have was as it is by default now.
+    that it did not have was as it is by default now, or as `FORMER_VALUES` says.
     """
     is_old = any(saved.get(name, "").startswith("{") for name in _OLD_SECTIONS)
     before = {
@@ -151,6 +155,8 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     found = []
     for name in sorted(before.keys() | current.keys()):
         was, now = before.get(name), current.get(name)
+        if name == _BEST_FOLLOWS and None in (was, now):
+            continue
         if was is None and is_old and name.partition(".")[0] not in _OLD_SECTIONS:
             continue
         default = usual.get(_unnumbered(name) if _section_of(name) in listed else name, _ABSENT)
@@ -211,7 +217,7 @@ def _is_same(one: str, other: str) -> bool:
 
 def _is_compared(name: str) -> bool:
     """Whether a name of a state is no setting, or one that still counts."""
-    return name.partition(".")[0] not in _SECTIONS or _counts(name)
+    return name == _BEST_FOLLOWS or name.partition(".")[0] not in _SECTIONS or _counts(name)
 
 
 def _counts(path: str) -> bool:
@@ -235,7 +241,8 @@ def _usual_settings() -> dict[str, str]:
     for section, kinds in (("method", METHODS), ("loss", LOSSES)):
         for name, value in defaults_of(kinds).items():
             usual.setdefault(f"{section}.{name}", json.dumps(value))
-    return usual
+    former = {path: json.dumps(value) for path, value in FORMER_VALUES.items() if path in usual}
+    return usual | former
 
 
 def _of_old(saved: Mapping[str, str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from impasto.data.dataset import iterate_steps
 from impasto.data.latent_cache import CachedPlan
 from impasto.datasets.batching import validation_batch_size
 from impasto.datasets.build import survey
+from impasto.datasets.fixed_draws import Draws
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
 from impasto.progress import Progress, counted, duration_words
@@ -26,7 +27,7 @@ from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, plan_
 from impasto.training.compile import within_limit
 from impasto.training.devices import is_out_of_memory, require_precision
 from impasto.training.lr_range import LrCurve, LrRange, is_diverged
-from impasto.training.monitoring.validation import Validator
+from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.overrides import Overrides
 from impasto.training.planning.changes import with_changes
@@ -83,7 +84,7 @@ def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress)
     overrides = Overrides(lr_schedule=_Rising(tried, config.optimizer.lr))
     with borrowed_session(config, progress, DOING, overrides, known) as session:
         try:
-            return _tested(session, tried, _build_validator(session, probe), progress)
+            return _tested(session, tried, _fixed_draws(session, probe), progress)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -127,7 +128,7 @@ def _for_the_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunC
     return with_changes(with_changes(config, WITHOUT_AVERAGES), changes)
 
 
-def _build_validator(session: Session, probe: Probe) -> Validator:
+def _fixed_draws(session: Session, probe: Probe) -> FixedDraws:
     """What measures the loss: on images that are trained on, or else on those held out.
 
     Raises:
@@ -143,11 +144,11 @@ def _build_validator(session: Session, probe: Probe) -> Validator:
             "each time they are shown (random_crop, color_aug, face_crop_aug_range). Take that out "
             "for the test, or hold images out (validation.split)."
         )
-    return Validator(
+    return FixedDraws(
         plan,
         prepared.cache,
         session.model.scaling_factor,
-        probe.timesteps,
+        Draws(probe.timesteps, are_spread=False),
         partial(validation_batch_size, config),
     )
 
@@ -163,17 +164,17 @@ def _sample(plan: CachedPlan, number: int) -> CachedPlan:
     return plan_of(plan, [usable[i * len(usable) // number] for i in range(number)])
 
 
-def _tested(session: Session, tried: LrRange, validator: Validator, progress: Progress) -> LrCurve:
+def _tested(session: Session, tried: LrRange, draws: FixedDraws, progress: Progress) -> LrCurve:
     """All steps, or those up to where the loss diverges."""
     stepper = Stepper(session, progress.note)
 
     def measured() -> float:
         with session.evaluating():
-            loss = validator.measure(
+            losses = draws.measure(
                 session.trainable.unet, session.eval_conditioner, session.recipe
             )
         stepper.micro_steps.end_pause()
-        return loss.mean
+        return float(losses.mean())
 
     curve = LrCurve(measured(), [], [])
     if not math.isfinite(curve.first) or curve.first <= 0:
@@ -191,7 +192,7 @@ def _tested(session: Session, tried: LrRange, validator: Validator, progress: Pr
             session.accelerator.device, session.conditioner if session.encodes_ahead else None
         ),
     )
-    say = _TimeEstimate(tried.steps, validator, progress.note)
+    say = _TimeEstimate(tried.steps, draws, progress.note)
     with progress.stage("Trying learning rates", tried.steps, "steps") as advance:
         for optimizer_step, batches in steps:
             try:
@@ -218,13 +219,13 @@ class _TimeEstimate:
 
     Args:
         steps: How many there are.
-        validator: What is measured after each.
+        draws: What is measured after each.
         note: Who is told.
     """
 
-    def __init__(self, steps: int, validator: Validator, note: Callable[[str], None]) -> None:
+    def __init__(self, steps: int, draws: FixedDraws, note: Callable[[str], None]) -> None:
         self._steps, self._note, self._done = steps, note, 0
-        self._passes = len(validator.plan.images) * validator.timesteps
+        self._passes = len(draws.plan.images) * draws.draws.per_image
         self._before = time.perf_counter()
 
     def step_is_done(self) -> None:

@@ -73,7 +73,7 @@ def planned_models(config: RunConfig, endings: Iterable[str]) -> list[Path]:
     if folder is None:
         return []
     beside = config.training.ema_decay is not None and config.saving.average == "beside"
-    whole = ["", *([BEST] if config.saving.best_model else []), *(f"-{e}" for e in endings)]
+    whole = ["", *([BEST] if config.keeps_best else []), *(f"-{e}" for e in endings)]
     return [
         folder / f"{config.export_name}{ending}{variant}{model_suffix(config)}"
         for ending in whole

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from impasto.runs import RunDirectory
+from impasto.runs.evidence import difference
+from impasto.runs.validations import validations_of
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.monitoring.recorder import Recorder
+from impasto.training.monitoring.validation import ValidationLoss
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
 from impasto.training.triggers import Triggers
@@ -55,22 +59,41 @@ class Pauses:
         self._recorder, self._saver = recorder, saver
         self._failures, self._triggers, self._end = failures, triggers, end
         self.best: float | None = None
+        self._base: tuple[float, ...] | None = None
 
     def validate(self, done: int) -> None:
         """Measure the validation loss after `done` steps, and export the best model if it is."""
         session, validator = self._session, self._session.validator
-        if validator is None or not session.participates:
+        if validator is None:
             return
         with self._outside_training("validation", done), session.evaluating():
             loss = validator.measure(
-                session.trainable.unet, session.eval_conditioner, session.recipe
+                session.trainable.unet,
+                session.eval_conditioner,
+                session.recipe,
+                session.accelerator,
             )
-        if session.strategy.agreed(self.best is None or loss.mean < self.best):
+        if not session.participates:  # its share is done
+            return
+        is_lower = self.best is None or loss.mean < self.best
+        if session.strategy.agreed(is_lower and math.isfinite(loss.mean)):
             self.best = loss.mean
-            if self._session.config.saving.best_model and done > 0:
+            if self._session.config.keeps_best and done > 0:
                 with self._outside_training("export", done):
                     self._saver.export_best()
-        self._recorder.write({"step": done, **loss.as_record()})
+        self._recorder.write({"step": done, **loss.as_record(), **self._change(done, loss)})
+
+    def _change(self, done: int, loss: ValidationLoss) -> dict[str, float]:
+        """By how much the loss is above that of the base model over the same images and draws."""
+        if done == 0:
+            self._base = tuple(loss.recorded)
+        elif self._base is None:
+            before = validations_of(m for m in self._run.read_metrics() if m["step"] == 0)
+            self._base = before[0].images if before else ()
+        found = difference(loss.recorded, self._base or ())
+        if found is None or done == 0:
+            return {}
+        return {"validation_change": found.mean, "validation_change_se": found.standard_error}
 
     def preview(self, done: int) -> None:
         """Draw previews after `done` steps, unless that was done before."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
-from impasto.config.load import load_run_config
+from impasto.config.load import load_begun_config
 from impasto.errors import ConfigError, ModelError, RunError
 from impasto.models.contents import ModelContents
 from impasto.models.conversion import converted_info, hash_file, require_free
@@ -129,7 +129,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
         RunError: What was stored is of other weights than the run trains.
         ImpastoError: As a run that begins.
     """
-    config = with_changes(load_run_config(run.config_file), WITHOUT_AVERAGES)
+    config = with_changes(load_begun_config(run.config_file), WITHOUT_AVERAGES)
     with borrowed_session(config, progress, "measuring averages") as session:
         if session.validator is None:
             raise ConfigError(

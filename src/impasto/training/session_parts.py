@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from itertools import islice
 
 import torch
 from torch import nn
 
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
+from impasto.data.latent_cache import CachedPlan
 from impasto.datasets.batching import validation_batch_size
+from impasto.datasets.fixed_draws import planned_draws
 from impasto.datasets.prepare import PreparedData
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.uncertainty import Uncertainty
@@ -19,10 +22,12 @@ from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
+from impasto.randomness import derive_rng
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 from impasto.training.encoded_model import EncodedModel
 from impasto.training.methods import build_templates
+from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.validation import Validator
 from impasto.training.objective import (
@@ -84,14 +89,40 @@ def build_validator(
     config: RunConfig, prepared: PreparedData, model: BaseModel
 ) -> Validator | None:
     """What measures the validation loss; None where no images are held out."""
-    if prepared.held_out is None:
+    held_out, cache = prepared.held_out, prepared.cache
+    if held_out is None or not held_out.images:
         return None
+    draws = planned_draws(config, len(held_out.images))
+    batch_size = partial(validation_batch_size, config)
+    sample = _training_sample(config, prepared.training)
+    units: dict[object, int] = {}
+    paths = [image.record.path for image in held_out.images]
     return Validator(
-        prepared.held_out,
-        prepared.cache,
-        model.scaling_factor,
-        config.validation.timesteps,
-        partial(validation_batch_size, config),
+        FixedDraws(held_out, cache, model.scaling_factor, draws, batch_size),
+        [units.setdefault(prepared.alike.get(path, path), len(units)) for path in paths],
+        FixedDraws(sample, cache, model.scaling_factor, draws, batch_size)
+        if sample.images
+        else None,
+    )
+
+
+def _training_sample(config: RunConfig, training: CachedPlan) -> CachedPlan:
+    """Some of the images that are trained on, chosen by the seed: no regularisation images.
+
+    Images that are encoded anew each time they are shown have no latents to measure.
+    """
+    order = derive_rng(config.seed, "training-sample").permutation(len(training.images))
+    usable = (
+        int(place)
+        for place in order
+        if training.keys[int(place)].plain and not training.images[int(place)].record.subset.is_reg
+    )
+    chosen = sorted(islice(usable, config.validation.training_images))
+    return CachedPlan(
+        [training.images[place] for place in chosen],
+        [training.keys[place] for place in chosen],
+        (),
+        0,
     )
 
 

@@ -11,15 +11,16 @@ from accelerate import Accelerator
 
 from impasto import files, locks, temporary_names
 from impasto.config.compatibility import require_compatible
-from impasto.config.load import build_run_config, dump_toml
+from impasto.config.differences import changed_settings
+from impasto.config.load import dump_toml, load_begun_config
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey, survey
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
+from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
@@ -90,6 +91,7 @@ def train(
                     require_compatible(config, facts_of(config, processes, steps, device))
                     require_precision(config.training.mixed_precision)  # as it was chosen
                     files.write_text(run.config_file, dump_toml(config))
+                    _write_changed(run, config)
                     told.open(run)
                 accelerator.wait_for_everyone()
                 if not accelerator.is_main_process:
@@ -153,6 +155,7 @@ def resume(
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
                 files.write_text(run.config_file, dump_toml(changed))
+                _write_changed(run, changed)
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
@@ -215,9 +218,13 @@ def _explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
         raise
 
 
+def _write_changed(run: RunDirectory, config: RunConfig) -> None:
+    """Which settings are not as usual, for reports, which do not know the usual ones."""
+    files.write_json(run.path / CHANGED_SETTINGS, {"paths": list(changed_settings(config))})
+
+
 def _config_of(run: RunDirectory) -> RunConfig:
-    config = build_run_config(read_toml(run.config_file), source=str(run.config_file))
-    return config.model_copy(update={"output_dir": run.path})
+    return load_begun_config(run.config_file).model_copy(update={"output_dir": run.path})
 
 
 def _prepare(

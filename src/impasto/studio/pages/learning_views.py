@@ -9,6 +9,7 @@ from typing import Any
 from impasto.runs import RunDirectory
 from impasto.runs.image_losses import ImageLoss, read_image_losses
 from impasto.runs.learning import NO_CHECKPOINT, NOTHING_HELD_OUT, kept_best, read_learning
+from impasto.runs.learning_words import best_words, evidence_words, gap_words
 from impasto.studio.folders import Folders, address_of
 
 _IMAGES = 24
@@ -22,7 +23,16 @@ def learning_view(run: RunDirectory) -> dict[str, Any]:
     best = kept_best(run, learning)
     return {
         "sentence": learning.sentence(),
-        "is_bad": learning.is_overfitting or learning.best == learning.first,
+        "is_bad": learning.mood == "bad",
+        "more": [
+            words
+            for words in (
+                f"Lowest: {best_words(learning)}.",
+                gap_words(learning),
+                evidence_words(learning),
+            )
+            if words
+        ],
         "checkpoint": None if best is None else {"path": str(best[0]), "step": best[1]},
         "no_checkpoint": NO_CHECKPOINT,
     }

@@ -6,6 +6,7 @@
   const { colour, HEIGHT, HUES, labelOf, valueOf, widthOf } = charts;
   const CHARTS = [
     { title: "Loss", names: ["loss", "validation_loss"] },
+    { title: "Held-out and training images", names: ["validation_loss", "training_sample_loss"] },
     { title: "Loss by noise level", match: /^loss_t/ },
     { title: "Learning rate", match: /^(lr|lr_.*|d_lr)$/ },
     { title: "Gradient norm", names: ["grad_norm"] },

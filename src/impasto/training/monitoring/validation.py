@@ -1,39 +1,57 @@
-"""Loss on held-out images at fixed noise and timesteps: comparable over steps and runs."""
+"""Loss on held-out images, and on a sample of those trained on, with its standard error."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import groupby
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
-import torch
+from accelerate import Accelerator
 
-from impasto.data.dataset import sampler_groups
-from impasto.data.latent_cache import CachedPlan, LatentCache
-from impasto.data.sampler import Group
-from impasto.data.stages import chunks
-from impasto.diffusion.loss import per_sample, squared
-from impasto.diffusion.randomness import PerSampleRandomness
-from impasto.diffusion.timesteps import fixed_timesteps
-from impasto.diffusion.transfer import to_device
 from impasto.models.text import TextConditioner
+from impasto.runs.evidence import standard_error
+from impasto.runs.validations import MOST_VALUES
+from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.step import StepRecipe
-
-VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
 
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """The mean over all held-out images, and over those of each dataset by its number."""
+    """What a validation found.
+
+    Attributes:
+        mean: Over all held-out images.
+        by_dataset: Over those of each dataset, by its number.
+        images: Independent values with that mean, to compare with those of another step: of each
+            held-out image, or of some together.
+        training: The mean over the sample of images that are trained on; None without one.
+        training_error: Its standard error; None of fewer than two images.
+    """
 
     mean: float
     by_dataset: Mapping[int, float]
+    images: Sequence[float] = field(default=())
+    training: float | None = None
+    training_error: float | None = None
 
-    def as_record(self) -> dict[str, float]:
+    @property
+    def recorded(self) -> list[float]:
+        """The values as metrics have them: what is compared is the same after a resume."""
+        return [float(f"{value:.8g}") for value in self.images]
+
+    def as_record(self) -> dict[str, Any]:
         """As a line of metrics has it; datasets, counted from 1, where there are several."""
         several = self.by_dataset if len(self.by_dataset) > 1 else {}
-        parts = {f"validation_loss_{n + 1}": loss for n, loss in several.items()}
-        return {"validation_loss": self.mean, **parts}
+        numbers = {
+            **{f"validation_loss_{n + 1}": loss for n, loss in several.items()},
+            "validation_se": standard_error(self.images),
+            "training_sample_loss": self.training,
+            "training_sample_se": self.training_error,
+        }
+        known = {name: value for name, value in numbers.items() if value is not None}
+        values = {"validation_images": self.recorded} if self.images else {}
+        return {"validation_loss": self.mean, **known, **values}
 
 
 @dataclass(frozen=True)
@@ -41,63 +59,63 @@ class Validator:
     """Measures the plain squared error, without loss weights or dropout.
 
     Attributes:
-        plan: The held-out images.
-        cache: Where their moments are; the posterior's mean is used.
-        scaling_factor: Scaled latents = this times the VAE's.
-        timesteps: Noise levels per image, evenly spread over the schedule.
-        batch_size: How many images of a group go through the U-Net together.
+        held_out: The held-out images with their draws.
+        alike: Of each, what it has in common with its copies, which are no independent evidence.
+        training: Some of the images that are trained on, with theirs; None for none.
     """
 
-    plan: CachedPlan
-    cache: LatentCache
-    scaling_factor: float
-    timesteps: int
-    batch_size: Callable[[Group], int]
+    held_out: FixedDraws
+    alike: Sequence[int]
+    training: FixedDraws | None = None
 
-    @torch.no_grad()
     def measure(
-        self, unet: torch.nn.Module, conditioner: TextConditioner, recipe: StepRecipe
+        self,
+        unet: Any,
+        conditioner: TextConditioner,
+        recipe: StepRecipe,
+        accelerator: Accelerator | None = None,
     ) -> ValidationLoss:
-        """The mean over all held-out images and noise levels, and over those of each dataset."""
+        """Measure all images; see `FixedDraws.measure` for the processes."""
         was_training = unet.training
         unet.eval()
-        schedule = recipe.schedule
-        device = schedule.alphas_cumprod.device
-        levels = fixed_timesteps(self.timesteps, schedule.num_timesteps).to(device)
-        datasets = torch.tensor([i.record.subset.dataset for i in self.plan.images])
-        sums = torch.zeros(int(datasets.max()) + 1, device=device)
-        for group in self._groups():
-            mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
-            x_0 = mean.to(device).float() * self.scaling_factor
-            images = [self.plan.images[i] for i in group]
-            captions = [image.record.fixed_caption for image in images]
-            conditioning = conditioner(captions, [image.geometry() for image in images])
-            for level in levels:
-                t = level.expand(len(x_0))
-                randomness = PerSampleRandomness(
-                    VALIDATION_SEED, int(level), tuple(group), len(self.plan.images)
-                )
-                noise = randomness.normal(tuple(x_0.shape[1:]), "validation").to(device)
-                output = unet(schedule.add_noise(x_0, noise, t), t, **conditioning.arguments).sample
-                target = recipe.prediction.target(x_0, noise, t, schedule)
-                losses = per_sample(squared(output, target, t, schedule))
-                sums.index_add_(0, to_device(datasets[group], device), losses)
+        losses = self.held_out.measure(unet, conditioner, recipe, accelerator).tolist()
+        sample: list[float] = []
+        if self.training is not None:
+            sample = self.training.measure(unet, conditioner, recipe, accelerator).tolist()
         unet.train(was_training)
-        counts = torch.bincount(datasets) * len(levels)
-        sums = sums.cpu()
-        means = (sums / counts).tolist()
-        by_dataset = {n: mean for n, mean in enumerate(means) if counts[n] > 0}
-        return ValidationLoss(float(sums.sum() / counts.sum()), by_dataset)
+        datasets = [image.record.subset.dataset for image in self.held_out.plan.images]
+        return ValidationLoss(
+            mean(losses),
+            {n: mean([x for x, own in zip(losses, datasets, strict=True) if own == n])
+             for n in sorted(set(datasets))},
+            independent_values(losses, self.alike),
+            mean(sample) if sample else None,
+            standard_error(sample),
+        )  # fmt: skip
 
-    def _groups(self) -> Iterator[Sequence[int]]:
-        """Indices of images that can go through the U-Net together."""
 
-        def bucket_of(i: int) -> tuple[int, int]:
-            return self.plan.images[i].bucket.hw
+def mean(values: Sequence[float]) -> float:
+    """The mean of one or more numbers."""
+    return math.fsum(values) / len(values)
 
-        order = sorted(range(len(self.plan.images)), key=bucket_of)
-        groups = sampler_groups(self.plan.images)
-        for _, same in groupby(order, key=bucket_of):
-            members = list(same)
-            size = min(self.batch_size(groups[i]) for i in members)
-            yield from chunks(members, size)
+
+def independent_values(losses: Sequence[float], alike: Sequence[int]) -> list[float]:
+    """Values of independent units whose mean is that of all images, and whose error is its error.
+
+    Copies are one unit: its value is what they add to the mean beyond their number (the linearised
+    ratio estimator of cluster sampling: Cochran 1977, "Sampling Techniques", section 3.12). A unit
+    of one image has its loss, where all units are of one.
+
+    Args:
+        losses: Of the images.
+        alike: Of each the number of its unit.
+    """
+    places = {unit: place for place, unit in enumerate(dict.fromkeys(alike))}
+    units = min(len(places), MOST_VALUES)
+    whole, sums, sizes = mean(losses), [0.0] * units, [0] * units
+    for loss, unit in zip(losses, alike, strict=True):
+        place = places[unit] % units
+        sums[place] += loss
+        sizes[place] += 1
+    scale = units / len(losses)
+    return [whole + (total - whole * size) * scale for total, size in zip(sums, sizes, strict=True)]

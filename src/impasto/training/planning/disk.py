@@ -136,7 +136,7 @@ def _models_at_once(config: RunConfig, total_steps: int, steps_per_epoch: int) -
     if saving.keep_models is not None:
         on_the_way = [min(count, saving.keep_models + 1) for count in on_the_way]
     variants = 2 if saving.average == "beside" else 1
-    return variants * (sum(on_the_way) + 2 * saving.best_model + 1)
+    return variants * (sum(on_the_way) + 2 * config.keeps_best + 1)
 
 
 def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from impasto.config.load import load_run_config
+from impasto.config.load import load_begun_config
 from impasto.runs import RunDirectory
 from impasto.training.model_files import AVERAGE, BEST
 from impasto.training.saving.own_models import RECORD
@@ -23,7 +23,7 @@ def models_of_run(path: Path) -> list[Path]:
         RunError: The path is not a run directory, or its record of models is damaged.
     """
     run = RunDirectory.open(path)
-    config = load_run_config(run.config_file)
+    config = load_begun_config(run.config_file)
     name, suffix = re.escape(config.export_name), r"(?:\.[a-z]+)?"
     again = r"(?:-\d+)?"  # a name beside one that another run had taken
     variants = re.compile(

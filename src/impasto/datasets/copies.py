@@ -1,0 +1,147 @@
+"""Which images of a dataset are copies of one another: byte for byte, or by how they look."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from impasto.data.content_hashes import ContentHashes
+from impasto.data.likeness import PerceptualHashes, near_duplicates
+from impasto.data.record_table import RecordTable
+from impasto.data.records import ImageRecord
+from impasto.progress import Progress, counted
+
+LOOKED_AT = 10_000
+"""Images of a dataset up to which looks are compared: each is decoded for it, once for all."""
+
+_AT_ONCE = 1 << 18  # images whose hashes are looked up together
+_EVEN = 32  # bits that are set in the look of an image, unless parts of it are perfectly flat
+
+
+@dataclass(frozen=True)
+class Copies:
+    """What was found of copies in a dataset.
+
+    Attributes:
+        images: Image files that have a copy.
+        groups: Groups of such files.
+        near: Whether files that look the same count, or only those that are equal.
+    """
+
+    images: int
+    groups: int
+    near: bool
+
+
+NO_COPIES = Copies(0, 0, near=False)
+
+
+def group_copies(
+    records: RecordTable, derived: Path, progress: Progress, *, near: bool
+) -> np.ndarray:
+    """[images]: the place of an image, the same for those that are copies of one another.
+
+    What only looks the same after it was mirrored or cropped is no copy here.
+
+    Args:
+        records: The images.
+        derived: Where what is found of files is remembered.
+        progress: Where to show how far it is.
+        near: Whether to compare looks, in datasets of up to `LOOKED_AT` images.
+    """
+    hashes = ContentHashes.kept_in(derived)
+    groups = group_byte_copies(records, hashes, progress)
+    if not near:
+        return groups
+    if len(records) > LOOKED_AT:
+        progress.note(
+            f"Copies are found among equal files alone: of over {LOOKED_AT:,} images the looks are "
+            f"not compared."
+        )
+        return groups
+    return _joined(
+        groups, _near_copies(records.select(np.unique(groups)), hashes, derived, progress)
+    )
+
+
+def count_copies(groups: np.ndarray, records: RecordTable, *, near: bool) -> Copies:
+    """Count the files that `group_copies` found copies of."""
+    _, counts = np.unique(groups[records.first_of_paths()], return_counts=True)
+    several = counts[counts > 1]
+    return Copies(int(several.sum()), len(several), near and len(records) <= LOOKED_AT)
+
+
+def describe(copies: Copies, pictures: int) -> str:
+    """A sentence on the copies among so many images; empty where there are none."""
+    if not copies.images:
+        return ""
+    what = (
+        "copies of one another, or look the same" if copies.near else "byte copies of one another"
+    )
+    return (
+        f"{copies.images:,} of {pictures:,} images are {what}, in "
+        f"{counted(copies.groups, 'groups')}: each group is held out as a whole or not at all."
+    )
+
+
+def group_byte_copies(
+    records: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
+) -> np.ndarray:
+    """[images]: the place of an image, the same for those whose files are equal byte for byte.
+
+    A file that cannot be read is like no other. Only files of equal size are read.
+
+    Args:
+        records: The images; one of two subsets comes twice.
+        hashes: Remembers what is in files.
+        progress: Where to show how far it is.
+    """
+    table = RecordTable.of(records)
+    firsts = table.path_firsts()
+    files = np.flatnonzero(firsts == np.arange(len(table)))
+    _, codes, counts = np.unique(
+        table.numbers["size_bytes"][files], return_inverse=True, return_counts=True
+    )
+    alike = files[counts[codes.ravel()] > 1]
+    numbers = np.arange(len(table))
+    known: dict[str, int] = {}
+    for start in range(0, len(alike), _AT_ONCE):
+        places = alike[start : start + _AT_ONCE]
+        part = table.select(places)
+        stamps = {record.path: record.stamp for record in part}
+        found = hashes.of(stamps, progress, tidy=False)
+        for place, record in zip(places.tolist(), part, strict=True):
+            key = found.get(record.path, str(record.path))
+            numbers[place] = known.setdefault(key, place)
+    hashes.tidy()
+    return numbers[firsts]
+
+
+def _near_copies(
+    different: RecordTable, hashes: ContentHashes, derived: Path, progress: Progress
+) -> list[list[int]]:
+    """Places in the table of images, by those that look the same.
+
+    What cannot be decoded looks like no other, and so does what is flat: the look of a plain
+    surface says nothing, and all of them have the same.
+    """
+    records = list(different)
+    digests = hashes.of({record.path: record.stamp for record in records}, progress)
+    looks, _ = PerceptualHashes(derived / "looks.json").of(records, digests, progress)
+    told = {path: look for path, look in looks.items() if look.bit_count() == _EVEN}
+    with progress.stage("Comparing looks", len(told), "images") as advance:
+        alike = near_duplicates(told, advance)
+    places = {record.path: place for place, record in enumerate(records)}
+    return [[places[path] for path in group] for group in alike]
+
+
+def _joined(groups: np.ndarray, alike: Sequence[Sequence[int]]) -> np.ndarray:
+    """Groups, those that are alike by their order among all as one."""
+    labels = np.unique(groups)
+    found = labels.copy()
+    for places in alike:
+        found[list(places)] = labels[min(places)]
+    return found[np.searchsorted(labels, groups)]

@@ -1,0 +1,153 @@
+"""The charts of a run's page, each drawn twice: wide, also for when it is opened, and narrow.
+
+The page shows the one that fits and opens the wide one over the whole window, by styles alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from impasto.report.charts import Line, bucket_chart, line_chart, loss_chart
+from impasto.report.svg import WIDTH
+from impasto.runs.validations import Validation
+
+NARROW = 440
+"""The width of a chart for phones, and for two side by side."""
+
+_LARGEST = 1e30
+_LEVELS = "loss_t"
+_KINDS = ("first", "second", "third", "fourth")
+_PARTS = 4  # curves of one chart: more colours could not be told apart
+
+Metrics = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A chart on a page.
+
+    Attributes:
+        id: Its name in addresses of the page.
+        title: What stands above it.
+        wide: The drawing for wide windows.
+        narrow: That for narrow ones.
+        is_small: Whether two stand side by side.
+        note: What it shows, in a sentence.
+    """
+
+    id: str
+    title: str
+    wide: Markup
+    narrow: Markup
+    is_small: bool = True
+    note: str = ""
+
+
+def figures_of_run(metrics: Metrics, validations: Sequence[Validation]) -> list[Figure]:
+    """All charts of a run that there is something to draw of."""
+    training = points_of(metrics, "loss")
+    held_out = [(one.step, one.loss) for one in validations]
+    errors: dict[float, float] = {
+        one.step: one.standard_error for one in validations if one.standard_error is not None
+    }
+    found = [
+        _figure(
+            "loss", "Loss", lambda width: loss_chart(training, held_out, errors, width),
+            is_small=False,
+        ),
+        _figure("gap", "Held-out and training images", _gap(validations, errors), note=(
+            "The same noise levels for both. Where the second falls and the first does not, images "
+            "are learnt by heart."
+        )),
+        _figure("levels", "Loss by noise level", _curves("loss", _levels(metrics)), note=(
+            "Means over the training steps; 0 is the least noise."
+        )),
+        _figure("lr", "Learning rate", _curves("learning rate", _rates(metrics))),
+        _figure("norm", "Gradient norm", _curves(
+            "norm before clipping", [("norm", points_of(metrics, "grad_norm"))]
+        )),
+    ]  # fmt: skip
+    return [figure for figure in found if figure.wide]
+
+
+def bucket_figure(buckets: Mapping[str, int]) -> Figure:
+    """How many images are in each bucket."""
+    return _figure("buckets", "Buckets", lambda width: bucket_chart(buckets, width), is_small=False)
+
+
+def points_of(metrics: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, float]]:
+    """The steps and values of a number in lines of metrics; those that a chart has a place for."""
+    return [(line["step"], line[name]) for line in metrics if is_plottable(line.get(name))]
+
+
+def is_plottable(value: object) -> bool:
+    """Whether a chart has a place for it; what became NaN or infinite has none."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return math.isfinite(value) and abs(value) < _LARGEST
+
+
+def _figure(
+    name: str, title: str, draw: Callable[[float], str], note: str = "", *, is_small: bool = True
+) -> Figure:
+    wide, narrow = Markup(draw(WIDTH)), Markup(draw(NARROW))
+    return Figure(name, title, wide, narrow, is_small, note)
+
+
+def _gap(validations: Sequence[Validation], errors: Mapping[float, float]) -> Callable[..., str]:
+    """The loss of held-out images and that of the sample of training images."""
+    training = [(v.step, v.training) for v in validations if v.training is not None]
+    if not training:
+        return lambda _: ""
+    held_out = [(v.step, v.loss) for v in validations]
+    lines = [
+        Line("second", "held out", held_out, is_marked=True, errors=errors),
+        Line("first", "trained on", training, is_marked=True),
+    ]
+    return lambda width: line_chart("Gap", "loss", lines, width=width, height=260)
+
+
+def _curves(
+    label: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]
+) -> Callable[..., str]:
+    known = [(name, points) for name, points in curves if points][:_PARTS]
+    lines = [
+        Line(kind, name, points, is_marked=len(points) < 3)
+        for kind, (name, points) in zip(_KINDS, known, strict=False)
+    ]
+    return lambda width: line_chart(
+        label.capitalize(), label, lines, width=width, height=260, with_zero=True
+    )
+
+
+def _levels(metrics: Metrics) -> list[tuple[str, list[tuple[int, float]]]]:
+    """The losses by ranges of timesteps, as `loss_t0_249`."""
+    names = dict.fromkeys(name for line in metrics for name in line if name.startswith(_LEVELS))
+    return [
+        (name.removeprefix(_LEVELS).replace("_", " to "), _smoothed(points_of(metrics, name)))
+        for name in sorted(names, key=_first_number)
+    ]
+
+
+def _first_number(name: str) -> float:
+    number = name.removeprefix(_LEVELS).partition("_")[0]
+    return int(number) if number.isdecimal() and len(number) < 9 else math.inf
+
+
+def _rates(metrics: Metrics) -> list[tuple[str, list[tuple[int, float]]]]:
+    names = dict.fromkeys(name for line in metrics for name in line if name.startswith("lr_"))
+    parts = [(name.removeprefix("lr_").replace("_", " "), name) for name in names]
+    first = ("first part" if parts else "rate", "lr")
+    return [(shown, points_of(metrics, name)) for shown, name in (first, *parts)]
+
+
+def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Means of stretches, a fiftieth of the run each: single values vary too much to compare."""
+    size = max(1, math.ceil(len(points) / 50))
+    parts = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]

@@ -1,0 +1,171 @@
+"""The words for what is claimed of a validation loss, for all who tell it to people."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from impasto.progress import counted
+from impasto.runs.evidence import CONFIDENCE
+from impasto.runs.validations import MOST_VALUES
+
+if TYPE_CHECKING:
+    from impasto.runs.learning import Learning
+    from impasto.runs.validations import Validation
+
+_MOST_NAMED = 3
+_ADVICE = "Train for fewer steps or with a lower learning rate."
+
+
+def sentence_of(learning: Learning) -> str:
+    """What a run's validations come to."""
+    if learning.is_broken:
+        return (
+            f"The last validation loss is not a number: the model was ruined. The lowest was "
+            f"{_loss(learning.best)}, after {counted(learning.best.step, 'steps')}. {_ADVICE}"
+        )
+    if not learning.first.images:
+        return _by_limit(learning)
+    if not learning.is_known:
+        return (
+            f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}. "
+            f"Whether that is more than chance cannot be said of one held-out image, nor where the "
+            f"images changed: hold more out (validation.split)."
+        )
+    told = {
+        "worse": _worse,
+        "over-fitting": _overfitting,
+        "better": _better,
+        "unclear": _unclear,
+    }[learning.verdict]
+    return told(learning)
+
+
+def best_words(learning: Learning) -> str:
+    """Where the loss was lowest, and which steps may be as good."""
+    at = f"{_loss(learning.best)} {_after(learning.best)}"
+    if not learning.is_known:
+        return at
+    others = learning.as_good()
+    if not others:
+        return f"{at}, below all others by more than chance"
+    names = ["the base model" if step == 0 else f"step {step:,}" for step in others]
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    # those nearest to the best step are what a reader would ask about first
+    order = sorted(range(len(others)), key=lambda n: abs(others[n] - learning.best.step))
+    shown = [names[n] for n in sorted(order[:_MOST_NAMED])]
+    return f"{at}, but within the noise of {', '.join(shown)}{more}"
+
+
+def change_words(learning: Learning, one: Validation, other: Validation) -> str:
+    """The difference of two losses with its standard error, and as a share of the second."""
+    found = learning.compared(one, other)
+    change = one.loss - other.loss
+    error = "" if found is None else f" ± {found.standard_error:.4f}"
+    share = f" ({100 * change / other.loss:+.0f} %)" if other.loss > 0 else ""
+    return f"{change:+.4f}{error}{share}"
+
+
+def gap_words(learning: Learning) -> str:
+    """How far the training images are ahead of held-out ones; empty where that is not known."""
+    first, last = learning.first, learning.last
+    if first.training is None or last.training is None:
+        return ""
+    return (
+        f"held out minus training images: {first.loss - first.training:+.4f} before, "
+        f"{last.loss - last.training:+.4f} after"
+    )
+
+
+def evidence_words(learning: Learning) -> str:
+    """What the claims rest on; empty where there are none."""
+    if not learning.is_known:
+        return ""
+    values = len(learning.last.images)
+    what = "parts of the held-out images" if values >= MOST_VALUES else "held-out images"
+    return (
+        f"± is the standard error over {counted(values, what)}; what is claimed is "
+        f"{100 * CONFIDENCE:.0f} % sure"
+    )
+
+
+def _worse(learning: Learning) -> str:
+    change = change_words(learning, learning.last, learning.first)
+    best = ""
+    if learning.is_best_better:
+        best = f" It was lowest, {_loss(learning.best)}, {_after(learning.best)}."
+    return (
+        f"The model does worse on held-out images than the base model: the validation loss rose "
+        f"from {_loss(learning.first)} to {_loss(learning.last)}, a change of {change}.{best} "
+        f"{_ADVICE}"
+    )
+
+
+def _overfitting(learning: Learning) -> str:
+    rise = change_words(learning, learning.last, learning.best)
+    return (
+        f"The validation loss was lowest, {_loss(learning.best)}, {_after(learning.best)} and has "
+        f"risen since to {_loss(learning.last)}, a change of {rise}: the model is over-fitting. "
+        f"{_ADVICE}"
+    )
+
+
+def _better(learning: Learning) -> str:
+    change = change_words(learning, learning.last, learning.first)
+    start = (
+        f"The validation loss fell from {_loss(learning.first)} to {_loss(learning.last)}, a "
+        f"change of {change}"
+    )
+    if learning.best is learning.last:
+        return f"{start}. That is its lowest: no sign of over-fitting."
+    return (
+        f"{start}. It was lowest, {_loss(learning.best)}, {_after(learning.best)}; that it rose "
+        f"since is within the noise."
+    )
+
+
+def _unclear(learning: Learning) -> str:
+    change = change_words(learning, learning.last, learning.first)
+    start = (
+        f"The validation loss, {_loss(learning.last)}, cannot be told from that of the base model, "
+        f"{_loss(learning.first)}: the change of {change} is "
+        f"within the noise."
+    )
+    if learning.is_best_better and learning.best is not learning.last:
+        return (
+            f"{start} {_after(learning.best).capitalize()} it was better, {_loss(learning.best)}."
+        )
+    return f"{start} More held-out images or more steps would tell."
+
+
+def _by_limit(learning: Learning) -> str:
+    """Of runs that recorded no losses of images: by a fixed limit, which is said."""
+    first, best, last = learning.first, learning.best, learning.last
+    doubt = "(without a standard error, which this run did not record)"
+    if learning.is_overfitting:
+        return (
+            f"The validation loss was lowest, {best.loss:.4f}, after {counted(best.step, 'steps')} "
+            f"and has risen since: the model is over-fitting {doubt}. {_ADVICE}"
+        )
+    if best is first:
+        return (
+            f"The validation loss, {last.loss:.4f}, is not below that of the base model, "
+            f"{best.loss:.4f}: nothing that helps with the held-out images was learnt yet {doubt}."
+        )
+    if best is last:
+        return (
+            f"The validation loss is at its lowest, {best.loss:.4f}, down from {first.loss:.4f}: "
+            f"no sign of over-fitting {doubt}."
+        )
+    return (
+        f"The validation loss was lowest, {best.loss:.4f}, after {counted(best.step, 'steps')} and "
+        f"has hardly changed since: no sign of over-fitting {doubt}."
+    )
+
+
+def _loss(one: Validation) -> str:
+    error = "" if one.standard_error is None else f" ± {one.standard_error:.4f}"
+    return f"{one.loss:.4f}{error}"
+
+
+def _after(one: Validation) -> str:
+    return "with the base model" if one.step == 0 else f"after {counted(one.step, 'steps')}"

@@ -1,0 +1,70 @@
+"""The validations of a run, as its metrics tell them; lines of earlier versions say less."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+MOST_VALUES = 256
+"""Values that a line of metrics has of one validation at most. Of more images each value is that of
+several, from all over the list: it hardly costs certainty, and keeps a line short."""
+
+_LARGEST = 1e30
+
+
+class Validation(NamedTuple):
+    """What a validation found.
+
+    Attributes:
+        step: Optimizer steps done; 0 is the base model.
+        loss: The validation loss.
+        images: Independent values with that mean, of one held-out image or more each; empty in runs
+            of earlier versions.
+        standard_error: Of the loss, over images; None where it is not known.
+        training: The loss of a sample of the training images; None where it was not measured.
+    """
+
+    step: int
+    loss: float
+    images: tuple[float, ...] = ()
+    standard_error: float | None = None
+    training: float | None = None
+
+
+def validations_of(metrics: Iterable[Mapping[str, Any]]) -> list[Validation]:
+    """The validations among lines of metrics in the order of their steps, one for each step.
+
+    Losses that are no numbers are left out. Of a step that was measured again the later one counts.
+    """
+    found: dict[int, Validation] = {}
+    for line in metrics:
+        step, loss = line.get("step"), _number(line.get("validation_loss"))
+        if isinstance(step, int) and not isinstance(step, bool) and loss is not None:
+            error, training = line.get("validation_se"), line.get("training_sample_loss")
+            values = _numbers(line.get("validation_images"))
+            found[step] = Validation(step, loss, values, _number(error), _number(training))
+    return [found[step] for step in sorted(found)]
+
+
+def ends_in_no_number(metrics: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the last validation found a loss that is NaN or infinite."""
+    last: Any = 0.0
+    for line in metrics:
+        if "validation_loss" in line:
+            last = line["validation_loss"]
+    return isinstance(last, float) and not math.isfinite(last)
+
+
+def _numbers(values: Any) -> tuple[float, ...]:
+    """Values that are all numbers; nothing where one is none."""
+    if not isinstance(values, list):
+        return ()
+    numbers = [_number(value) for value in values]
+    known = tuple(number for number in numbers if number is not None)
+    return known if len(known) == len(values) else ()
+
+
+def _number(value: Any) -> float | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return float(value) if is_number and math.isfinite(value) and abs(value) < _LARGEST else None

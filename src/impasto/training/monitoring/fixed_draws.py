@@ -1,0 +1,133 @@
+"""Images measured at the same noise and timesteps each time, so that models can be compared."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from impasto.data.dataset import sampler_groups
+from impasto.data.latent_cache import CachedPlan, LatentCache
+from impasto.data.sampler import Group
+from impasto.data.stages import chunks
+from impasto.datasets.fixed_draws import Draws
+from impasto.diffusion.loss import per_sample, squared
+from impasto.diffusion.randomness import PerSampleRandomness
+from impasto.diffusion.timesteps import fixed_timesteps
+from impasto.models.text import TextConditioner
+from impasto.training.step import StepRecipe
+
+VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
+_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+
+
+@dataclass(frozen=True)
+class FixedDraws:
+    """Images with their draws of noise and timesteps, the same whenever they are measured.
+
+    Attributes:
+        plan: The images.
+        cache: Where their moments are; the posterior's mean is used.
+        scaling_factor: Scaled latents = this times the VAE's.
+        draws: How many (noise, timestep) pairs each image is measured at, and how they lie.
+        batch_size: How many images of a group go through the U-Net together.
+    """
+
+    plan: CachedPlan
+    cache: LatentCache
+    scaling_factor: float
+    draws: Draws
+    batch_size: Callable[[Group], int]
+
+    @torch.no_grad()
+    def measure(
+        self,
+        unet: Any,
+        conditioner: TextConditioner,
+        recipe: StepRecipe,
+        accelerator: Accelerator | None = None,
+    ) -> Tensor:
+        """[images]: the plain squared error of each, the mean over its draws; float64 on the CPU.
+
+        Args:
+            unet: In eval mode.
+            conditioner: Without gradients.
+            recipe: Its schedule and prediction are used; no loss weights or dropout.
+            accelerator: Whose processes take a share each and get the whole; None is one process.
+                All of them make as many forward passes, as a model that is sharded needs.
+        """
+        device = recipe.schedule.alphas_cumprod.device
+        sums = torch.zeros(len(self.plan.images), device=device)
+        for group, counts in self._shares(accelerator):
+            losses = self._losses(group, unet, conditioner, recipe)
+            if counts:
+                sums[torch.tensor(group, device=device)] = losses
+        if accelerator is not None and accelerator.num_processes > 1:
+            sums = accelerator.reduce(sums, "sum")  # of an image all but one of them have 0
+        return sums.cpu().double() / self.draws.per_image
+
+    def timesteps(self, draw: int, images: Sequence[int], total: int) -> Tensor:
+        """[images]: their timesteps in the draw of this number, of a schedule with `total`.
+
+        Spread draws are stratified: one in each of as many equal parts of the schedule as an image
+        has draws, where in it by the golden ratio, so that the images together cover the schedule
+        evenly (a shift for each sample, as in Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+        """
+        if not self.draws.are_spread:
+            return fixed_timesteps(self.draws.per_image, total)[draw].expand(len(images))
+        shifts = (torch.tensor(images, dtype=torch.float64) + 0.5) * _GOLDEN_RATIO % 1
+        return ((draw + shifts) / self.draws.per_image * total).long()
+
+    def _losses(
+        self, group: Sequence[int], unet: Any, conditioner: TextConditioner, recipe: StepRecipe
+    ) -> Tensor:
+        """[images]: sums over all draws of their losses, of images that go through together."""
+        schedule = recipe.schedule
+        device = schedule.alphas_cumprod.device
+        mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
+        x_0 = mean.to(device).float() * self.scaling_factor
+        images = [self.plan.images[i] for i in group]
+        captions = [image.record.fixed_caption for image in images]
+        conditioning = conditioner(captions, [image.geometry() for image in images])
+        sums = torch.zeros(len(x_0), device=device)
+        for draw in range(self.draws.per_image):
+            t = self.timesteps(draw, group, schedule.num_timesteps)
+            number = draw if self.draws.are_spread else int(t[0])
+            randomness = PerSampleRandomness(
+                VALIDATION_SEED, number, tuple(group), len(self.plan.images)
+            )
+            noise = randomness.normal(tuple(x_0.shape[1:]), self.draws.purpose).to(device)
+            t = t.to(device)
+            output = unet(schedule.add_noise(x_0, noise, t), t, **conditioning.arguments).sample
+            target = recipe.prediction.target(x_0, noise, t, schedule)
+            sums += per_sample(squared(output, target, t, schedule))
+        return sums
+
+    def _shares(self, accelerator: Accelerator | None) -> Iterator[tuple[Sequence[int], bool]]:
+        """The groups of this process, each with whether it counts; the last may fill up only."""
+        groups = list(self._groups())
+        rank, number = 0, 1
+        if accelerator is not None:
+            rank, number = accelerator.process_index, accelerator.num_processes
+        for first in range(0, len(groups), number):
+            place = first + rank
+            yield groups[min(place, len(groups) - 1)], place < len(groups)
+
+    def _groups(self) -> Iterator[Sequence[int]]:
+        """Places of images that can go through the U-Net together."""
+
+        def bucket_of(i: int) -> tuple[int, int]:
+            return self.plan.images[i].bucket.hw
+
+        order = sorted(range(len(self.plan.images)), key=bucket_of)
+        groups = sampler_groups(self.plan.images)
+        for _, same in groupby(order, key=bucket_of):
+            members = list(same)
+            size = min(self.batch_size(groups[i]) for i in members)
+            yield from chunks(members, size)

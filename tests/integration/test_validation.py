@@ -1,0 +1,125 @@
+"""Validation in real runs: exact over a resume, as before in old runs, the same on any processes.
+
+If this failed, a curve would jump where a run was resumed, or two machines would judge differently.
+"""
+
+import json
+import types
+
+import pytest
+import tomli_w
+from runs import StopAt
+
+from impasto import resume, train
+from impasto.config.former import FORMER_VALUES
+from impasto.config.load import load_begun_config, load_run_config
+from impasto.parsing import parse_toml
+from impasto.progress import SilentProgress
+from impasto.runs.evidence import difference, standard_error
+from impasto.runs.learning import kept_best, read_learning
+from impasto.training.build import build_session
+from impasto.training.devices import build_accelerator
+from impasto.training.overrides import Overrides
+
+HELD_OUT = {"split": 0.3, "every_steps": 2}
+MEASURED = ("validation_loss", "validation_images", "training_sample_loss", "validation_change")
+
+
+def measured(run):
+    lines = [line for line in run.read_metrics() if "validation_loss" in line]
+    return [{name: line.get(name) for name in ("step", *MEASURED)} for line in lines]
+
+
+def test_a_run_says_how_sure_its_validation_is(train_config):
+    run = train(train_config(validation=HELD_OUT, training={"max_steps": 4}))
+    base, *_, last = [line for line in run.read_metrics() if "validation_loss" in line]
+    values = last["validation_images"]
+    assert len(values) >= 2
+    assert sum(values) / len(values) == pytest.approx(last["validation_loss"])
+    assert last["validation_se"] == pytest.approx(standard_error(values), rel=1e-4)
+    change = difference(values, base["validation_images"])
+    assert last["validation_change"] == pytest.approx(change.mean)
+    assert last["validation_change"] == pytest.approx(
+        last["validation_loss"] - base["validation_loss"], abs=1e-6
+    )
+    assert last["training_sample_loss"] > 0
+    learning = read_learning(run)
+    assert learning.is_known
+    best, step = kept_best(run, learning)
+    assert best.exists()
+    assert step == learning.best.step or learning.best.step == 0
+    page = run.report
+    from impasto import write_report
+
+    text = write_report(run).read_text(encoding="utf-8")
+    assert page.is_file()
+    for words in ("Base model", "Next step", "Loss by noise level", "Gradient norm", "Larger"):
+        assert words in text, words
+    changed = run.read_json("changed-settings.json")["paths"]
+    assert "validation.split" in changed
+    assert "validation.copies" not in changed
+
+
+def test_the_same_is_measured_over_a_resume(train_config, tmp_path):
+    config = train_config(
+        validation=HELD_OUT, training={"max_steps": 6}, saving={"state_every_steps": 3}
+    )
+    whole = train(config.model_copy(update={"output_dir": tmp_path / "whole"}))
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(4))
+    assert measured(resume(config.output_dir)) == measured(whole)
+
+
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config, tmp_path):
+    """Its settings and states do not name what came later: it keeps its list and its draws."""
+    former = {path.partition(".")[2]: value for path, value in FORMER_VALUES.items()}
+    config = train_config(
+        validation={**HELD_OUT, **former},
+        training={"max_steps": 6},
+        saving={"state_every_steps": 3, "best_model": False},
+    )
+    whole = train(config.model_copy(update={"output_dir": tmp_path / "whole"}))
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(4))
+    file = config.output_dir / "config.toml"
+    tree = parse_toml(file.read_text(encoding="utf-8"))
+    for name in former:
+        tree["validation"].pop(name)
+    file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    for state in (config.output_dir / "states").glob("*/state.json"):
+        content = json.loads(state.read_text(encoding="utf-8"))
+        for path in FORMER_VALUES:
+            content["fingerprint"].pop(path, None)
+        content.pop("has_hashes", None)
+        state.write_text(json.dumps(content), encoding="utf-8")
+        (state.parent / "hashes.json").unlink()
+    assert load_run_config(file).validation.copies == "near"
+    assert load_begun_config(file).validation.copies == "bytes"
+    assert measured(resume(config.output_dir)) == measured(whole)
+
+
+@pytest.mark.parametrize("number", [2, 3])
+def test_processes_measure_a_share_each_and_get_the_same(train_config, number):
+    config = train_config(validation=HELD_OUT, training={"batch_size": 1})
+    session = build_session(config, build_accelerator(), SilentProgress(), Overrides())
+    draws = session.validator.held_out
+    session.trainable.unet.eval()
+
+    def found(accelerator):
+        return draws.measure(
+            session.trainable.unet, session.eval_conditioner, session.recipe, accelerator
+        )
+
+    passes = []
+
+    def shares(rank):
+        alone = types.SimpleNamespace(
+            process_index=rank, num_processes=number, reduce=lambda sums, _: sums
+        )
+        passes.append(len(list(draws._shares(alone))))
+        return found(alone)
+
+    parts = [shares(rank) for rank in range(number)]
+    assert len(set(passes)) == 1  # as many forward passes in each, as a sharded model needs
+    assert (sum(parts) == found(None)).all()
+    assert all(bool((part == 0).any()) for part in parts)

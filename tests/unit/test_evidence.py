@@ -1,0 +1,180 @@
+"""How sure claims of validation losses are: if this failed, chance would be praised or blamed.
+
+Closed forms are compared with tables and with simulation; whole runs are simulated with cheap fake
+losses, in which nothing happens or a model over-fits, and the share of wrong claims is counted.
+"""
+
+import math
+import random
+import statistics
+
+import pytest
+
+from impasto.runs.evidence import (
+    CONFIDENCE,
+    chance_of_each,
+    difference,
+    standard_error,
+    t_tail,
+)
+from impasto.runs.learning import learning_in, learning_of
+from impasto.runs.learning_words import best_words, gap_words
+from impasto.runs.validations import Validation, validations_of
+
+
+@pytest.mark.parametrize(
+    ("degrees", "t"),  # of 2.5 % above it: any table of Student's t
+    [(1, 12.706), (2, 4.303), (3, 3.182), (4, 2.776), (9, 2.262), (10, 2.228), (30, 2.042)],
+)
+def test_the_tail_of_t_is_that_of_the_tables(degrees, t):
+    assert t_tail(t, degrees) == pytest.approx(0.025, abs=2e-5)
+    assert t_tail(0, degrees) == pytest.approx(0.5)
+
+
+def test_the_tail_of_many_degrees_is_the_normal_one():
+    assert t_tail(2.5, 5000) == pytest.approx(1 - statistics.NormalDist().cdf(2.5), rel=0.01)
+
+
+def test_the_standard_error_is_how_much_means_vary():
+    """Against simulation: the spread of many means of 12 draws is what each says of itself."""
+    rng = random.Random(3)
+    samples = [[rng.gauss(1, 0.3) for _ in range(12)] for _ in range(4000)]
+    spread = statistics.stdev(statistics.fmean(sample) for sample in samples)
+    told = math.sqrt(statistics.fmean(standard_error(sample) ** 2 for sample in samples))
+    assert told == pytest.approx(spread, rel=0.03)
+    assert standard_error([1.0]) is None
+
+
+def test_a_paired_difference_forgets_what_is_hard_about_images():
+    hard = [0.1, 0.5, 0.9, 0.2]
+    found = difference([x - 0.01 for x in hard], hard)
+    assert found.mean == pytest.approx(-0.01)
+    assert found.standard_error < 1e-9
+    assert found.is_below(0.01)
+    assert not found.is_above(0.5)
+    assert difference(hard, hard[:3]) is None
+    assert difference([0.1], [0.2]) is None
+    assert not difference(hard, hard).is_below(0.5)
+
+
+def made_run(rng, course, images, spread=0.05, skewed=False):
+    """Validations of a run whose true loss is `course`, over images that differ.
+
+    Each image has a loss of its own, and at each step it moves by chance: by a gaussian number, or
+    by one that is skewed as losses are.
+    """
+    bases = [math.exp(rng.gauss(-1.5, 0.4)) for _ in range(images)]
+
+    def moved(loss):
+        chance = rng.expovariate(1) - 1 if skewed else rng.gauss(0, 1)
+        return loss * (1 + spread * chance)
+
+    walks = [[moved(base) * true for true in course] for base in bases]
+    return [
+        Validation(100 * n, statistics.fmean(values), tuple(values), standard_error(values))
+        for n, values in enumerate(zip(*walks, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize("images", [4, 10, 30])
+def test_of_runs_that_learn_nothing_hardly_any_is_judged(images, skewed):
+    """Nothing is claimed of more than the stated share, though each has ten steps to choose."""
+    rng, runs = random.Random(images), 600
+    claimed = sum(
+        learning.verdict != "unclear" or learning.is_best_better or not learning.as_good()
+        for learning in (
+            learning_of(made_run(rng, [1.0] * 11, images, skewed=skewed)) for _ in range(runs)
+        )
+    )
+    allowed = 1 - CONFIDENCE
+    assert claimed / runs <= allowed + 2 * math.sqrt(allowed * (1 - allowed) / runs)
+
+
+def test_naive_claims_would_be_wrong_often():
+    """What the lowest of ten by chance says without this: most runs seem to have learnt."""
+    rng, runs = random.Random(1), 300
+    courses = [learning_of(made_run(rng, [1.0] * 11, 4)) for _ in range(runs)]
+    fallen = sum(one.best.loss < 0.98 * one.first.loss for one in courses)
+    assert fallen / runs > 0.5
+
+
+@pytest.mark.parametrize("better", [0, 1])
+def test_two_models_are_hardly_ever_ordered_wrongly(better):
+    """On six images, one model truly 3 % better: the claim, where one is made, is the right one."""
+    rng, runs = random.Random(better), 500
+    course = [1.0, 0.97] if better else [0.97, 1.0]
+    verdicts = [learning_of(made_run(rng, course, 6)).verdict for _ in range(runs)]
+    wrong = "worse" if better else "better"
+    assert verdicts.count(wrong) / runs <= 1 - CONFIDENCE
+    means = [made_run(rng, course, 6) for _ in range(runs)]
+    flipped = sum((run[1].loss < run[0].loss) != bool(better) for run in means)
+    assert flipped / runs > 0.08  # the bare means alone order many of them wrongly
+
+
+@pytest.mark.parametrize(
+    ("course", "verdict", "words"),
+    [
+        ([1, 0.8, 0.6, 0.5], "better", "That is its lowest: no sign of over-fitting"),
+        ([1, 0.5, 0.6, 0.75], "over-fitting", "the model is over-fitting"),
+        ([1, 0.8, 1.2, 1.5], "worse", "does worse on held-out images than the base model"),
+        ([1, 1, 1, 1], "unclear", "is within the noise"),
+    ],
+)
+def test_what_truly_happens_is_found(course, verdict, words):
+    learning = learning_of(made_run(random.Random(5), course, 20))
+    assert learning.verdict == verdict
+    assert words in learning.sentence()
+    assert learning.is_overfitting == (verdict in ("over-fitting", "worse"))
+    assert learning.mood == {"better": "good", "unclear": ""}.get(verdict, "bad")
+
+
+def test_the_best_step_is_within_the_noise_of_others():
+    flat = learning_of(made_run(random.Random(2), [1, 0.5, 0.5, 0.5], 8))
+    assert "within the noise of" in best_words(flat)
+    assert 0 not in flat.as_good()
+    alone = learning_of(made_run(random.Random(2), [1, 0.9, 0.5, 0.9], 20))
+    assert alone.best.step == 200
+    assert alone.as_good() == []
+    assert "below all others by more than chance" in best_words(alone)
+
+
+def test_one_image_and_changed_images_claim_nothing():
+    one = learning_of([Validation(0, 0.5, (0.5,)), Validation(9, 0.1, (0.1,))])
+    assert one.verdict == "unclear"
+    assert "cannot be said of one held-out image" in one.sentence()
+    other = learning_of([Validation(0, 0.5, (0.5, 0.5)), Validation(9, 0.1, (0.1,) * 3)])
+    assert other.verdict == "unclear"
+
+
+def test_a_last_loss_that_is_no_number_is_no_success():
+    lines = [
+        {"step": step, "validation_loss": loss, "validation_images": [loss, loss + 0.1]}
+        for step, loss in ((0, 0.5), (10, 0.2), (20, math.nan))
+    ]
+    learning = learning_in(lines)
+    assert learning.verdict == "worse"
+    assert "ruined" in learning.sentence()
+
+
+def test_the_gap_is_told_where_training_images_were_measured():
+    lines = [
+        {"step": 0, "validation_loss": 0.5, "training_sample_loss": 0.5},
+        {"step": 9, "validation_loss": 0.4, "training_sample_loss": 0.1},
+    ]
+    assert "+0.0000 before, +0.3000 after" in gap_words(learning_in(lines))
+    assert gap_words(learning_in([{**line, "training_sample_loss": None} for line in lines])) == ""
+
+
+def test_a_step_that_was_measured_again_counts_once():
+    lines = [{"step": 5, "validation_loss": 1.0}, {"step": 5, "validation_loss": 2.0}]
+    assert validations_of([*lines, {"step": 0, "validation_loss": 3.0}]) == [
+        Validation(0, 3.0), Validation(5, 2.0)
+    ]  # fmt: skip
+    damaged = {"step": 1, "validation_loss": 1.0, "validation_images": [1.0, "x"]}
+    assert validations_of([damaged])[0].images == ()
+
+
+def test_more_comparisons_are_each_judged_more_strictly():
+    assert chance_of_each(10) == pytest.approx((1 - CONFIDENCE) / 10)
+    assert chance_of_each(0) == pytest.approx(1 - CONFIDENCE)

@@ -1,0 +1,112 @@
+"""The draws of validation: as many as a stated error needs, spread over the noise levels, and fair.
+
+If this failed, a small set would be judged by a handful of noise levels, or copies as evidence.
+"""
+
+import itertools
+import math
+import statistics
+import types
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from impasto.datasets.fixed_draws import Draws, plan_draws
+from impasto.runs.evidence import standard_error
+from impasto.runs.validations import MOST_VALUES
+from impasto.training.monitoring.fixed_draws import FixedDraws
+from impasto.training.monitoring.validation import independent_values
+
+
+@given(
+    images=st.integers(1, 500),
+    least=st.integers(1, 20),
+    error=st.floats(0.01, 0.5),
+)
+def test_the_fewest_draws_that_are_enough(images, least, error):
+    draws = plan_draws(images, least, error)
+    assert draws.per_image >= least
+    assert draws.standard_error(images) <= error
+    if draws.per_image > least:
+        fewer = Draws(draws.per_image - 1, are_spread=True)
+        assert fewer.standard_error(images) > error
+
+
+def test_few_images_get_more_draws_and_old_runs_what_they_had():
+    assert [plan_draws(n, 4, 0.05).per_image for n in (1, 4, 16, 64)] == [12, 7, 4, 4]
+    assert plan_draws(1, 4, 0) == Draws(4, are_spread=False)
+    assert plan_draws(1, 4, 1e-9).per_image == 1000
+
+
+def made(draws, images=8):
+    plan = types.SimpleNamespace(images=[None] * images)
+    return FixedDraws(plan, None, 1.0, draws, lambda _: 1)
+
+
+@pytest.mark.parametrize(("images", "draws"), [(1, 12), (4, 7), (10, 5), (64, 4)])
+def test_timesteps_cover_the_schedule_evenly(images, draws):
+    found = made(Draws(draws, are_spread=True), images)
+    levels = torch.cat([found.timesteps(j, range(images), 1000) for j in range(draws)])
+    for image in range(images):  # stratified: one in each part of the schedule
+        own = [int(found.timesteps(j, [image], 1000)) for j in range(draws)]
+        assert [int(t * draws / 1000) for t in own] == list(range(draws))
+    ordered = [0, *sorted(levels.tolist()), 1000]
+    widest = max(b - a for a, b in itertools.pairwise(ordered))
+    assert widest <= 3.5 * 1000 / (images * draws) + 1
+    even = (torch.arange(1000).float() / 1000) ** 2
+    assert even[levels].mean() == pytest.approx(float(even.mean()), abs=0.6 / (images * draws))
+
+
+def test_the_levels_of_old_runs_are_the_same_for_all_images():
+    found = made(Draws(4, are_spread=False))
+    assert [found.timesteps(j, [3, 7], 1000).tolist() for j in range(4)] == [
+        [125, 125], [375, 375], [625, 625], [875, 875]
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("images", [2, 4, 10])
+def test_the_error_that_is_stated_is_an_upper_bound(images):
+    """Simulated: a loss that falls from 1.3 to 0 with the timestep, as the demo's, with noise."""
+    draws = plan_draws(images, 4, 0.05)
+    found = made(draws, images)
+    curve = 1.3 * (1 - torch.arange(1000) / 1000) ** 1.6
+    truth = float(curve.mean())
+    generator = torch.Generator().manual_seed(images)
+    errors = []
+    for _ in range(400):
+        levels = torch.cat(
+            [found.timesteps(j, range(images), 1000) for j in range(draws.per_image)]
+        )
+        noise = 1 + 0.1 * torch.randn(len(levels), generator=generator)
+        errors.append(float((curve[levels] * noise).mean()) / truth - 1)
+    assert math.sqrt(statistics.fmean(e * e for e in errors)) <= 0.05
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.floats(0.1, 2)), min_size=2, max_size=40))
+def test_independent_values_have_the_mean_of_all_images(pairs):
+    units, losses = zip(*pairs, strict=True)
+    values = independent_values(losses, units)
+    assert statistics.fmean(values) == pytest.approx(statistics.fmean(losses))
+    assert len(values) == len(set(units))
+
+
+def test_images_without_copies_are_their_own_values():
+    assert independent_values([0.1, 0.4, 0.2], [5, 3, 9]) == pytest.approx([0.1, 0.4, 0.2])
+
+
+def test_copies_are_no_further_evidence():
+    losses = [0.1, 0.4, 0.2, 0.3]
+    copied = independent_values(losses * 5, [0, 1, 2, 3] * 5)
+    assert standard_error(copied) == pytest.approx(standard_error(losses))
+    assert standard_error(losses * 5) < 0.5 * standard_error(losses)
+
+
+def test_many_images_are_put_together_and_lose_hardly_any_certainty():
+    generator = torch.Generator().manual_seed(0)
+    losses = (1 + 0.3 * torch.randn(5000, generator=generator)).tolist()
+    values = independent_values(losses, range(5000))
+    assert len(values) == MOST_VALUES
+    assert statistics.fmean(values) == pytest.approx(statistics.fmean(losses))
+    assert standard_error(values) == pytest.approx(standard_error(losses), rel=0.15)

@@ -1,0 +1,122 @@
+"""The page of a run: result, evidence and next step first, and nothing praised that is ruined."""
+
+import json
+import math
+import re
+
+import pytest
+from runs_made import made_run
+
+from impasto.report.page import write_report
+from impasto.runs.schema import CHANGED_SETTINGS
+
+STEPS = (0, 10, 20, 30)
+
+
+def measured(run, courses, training=None):
+    """Lines of validation: a course of losses for each image."""
+    for n, step in enumerate(STEPS):
+        values = [course[n] for course in courses]
+        line = {
+            "step": step, "validation_loss": sum(values) / len(values),
+            "validation_images": values, "validation_se": 0.01, "time": 1.0,
+        }  # fmt: skip
+        if training is not None:
+            line["training_sample_loss"] = training[n]
+        run.append_metrics(line)
+
+
+def courses(*means):
+    """Eight images of unlike losses, which move alike but for a little."""
+    return [
+        [
+            (0.5 + 0.1 * n) * mean * (1 + 0.004 * ((n * 7 + k * 3) % 5))
+            for k, mean in enumerate(means)
+        ]
+        for n in range(8)
+    ]
+
+
+def page_of(run):
+    text = write_report(run).read_text(encoding="utf-8")
+    verdict = re.search(r'<p class="verdict (\w*)">(.*?)</p>', text)
+    return text, verdict[1], verdict[2]
+
+
+@pytest.fixture
+def run(tmp_path):
+    losses = [(step, 1 / step) for step in range(1, 31)]
+    return made_run(tmp_path / "dog", losses=losses, settings={"optimizer": {"lr": 1e-5}})
+
+
+@pytest.mark.parametrize(
+    ("means", "mood", "words"),
+    [
+        ((1, 0.8, 0.7, 0.6), "good", "no sign of over-fitting"),
+        ((1, 0.5, 0.6, 0.7), "bad", "the model is over-fitting"),
+        ((1, 0.5, 1.2, 2.0), "bad", "does worse on held-out images than the base model"),
+        ((1, 1, 1, 1), "", "within the noise"),
+    ],
+)
+def test_the_head_says_what_is_known(run, means, mood, words):
+    measured(run, courses(*means))
+    text, found, sentence = page_of(run)
+    assert (found, words in sentence) == (mood, True)
+    assert ('<b class="good">' in text) == (mood == "good")
+    for name in ("Base model", "owner/base", "Next step"):
+        assert name in text
+
+
+def test_a_loss_that_became_nan_is_no_success(run):
+    measured(run, courses(1, 0.5, 0.4, math.nan))
+    text, mood, sentence = page_of(run)
+    assert mood == "bad"
+    assert "ruined" in sentence
+    assert "nan" not in re.sub(r"<[^>]*>", " ", text).split()
+
+
+def test_the_best_model_is_what_to_use_after_over_fitting(run):
+    measured(run, courses(1, 0.5, 0.6, 0.7))
+    for folder, name in (("models", "dog-best.safetensors"), ("export", "dog.safetensors")):
+        (run.path / folder).mkdir()
+        (run.path / folder / name).write_bytes(b"")
+    record = {"written": ["models/dog-best.safetensors", "export/dog.safetensors"]}
+    (run.path / "models.json").write_text(json.dumps(record), encoding="utf-8")
+    run.write_status("finished", step=30, total_steps=30, model="export/dog.safetensors")
+    text, _, _ = page_of(run)
+    assert "Use dog-best.safetensors, the model of step 10, not the last" in text
+    assert str(run.path.parent) not in text
+
+
+def test_charts_have_a_narrow_form_and_open(run):
+    measured(run, courses(1, 0.8, 0.7, 0.6), training=(1, 0.6, 0.3, 0.1))
+    text, _, _ = page_of(run)
+    for name in ("loss", "gap", "lr"):
+        assert f'href="#{name}"' in text
+        figure = text[text.index(f'id="{name}"') :].partition("</figure>")[0]
+        assert 'viewBox="0 0 920' in figure
+        assert 'viewBox="0 0 440' in figure
+    assert "trained on" in text
+    assert 'id="norm"' not in text  # it was not measured, so there is no chart
+
+
+def test_settings_as_usual_are_folded(run):
+    (run.path / CHANGED_SETTINGS).write_text(
+        json.dumps({"paths": ["optimizer.lr", "model.path"]}), encoding="utf-8"
+    )
+    text = write_report(run).read_text(encoding="utf-8")
+    shown, _, folded = text[text.index("<h2>Settings</h2>") :].partition("<summary>All settings")
+    assert "optimizer.lr" in shown
+    assert "max_steps" not in shown
+    assert "max_steps" in folded
+
+
+def test_images_with_the_highest_loss_are_named_without_their_folders(run, tmp_path):
+    rows = [
+        (1, f"{tmp_path}/pictures/{name}.png", 5, loss) for name, loss in (("odd", 2), ("x", 1))
+    ]
+    lines = ["step,image,timestep,loss", *(",".join(map(str, row)) for row in rows)]
+    run.image_losses_file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    text = write_report(run).read_text(encoding="utf-8")
+    assert text.index("pictures/odd.png") < text.index("pictures/x.png")
+    assert str(tmp_path) not in text
