@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
+from clips import tiny_clip
 from conftest import draw_images, impasto
 from PIL import Image
 from runs_made import made_run
@@ -186,6 +187,30 @@ def test_prompts_of_a_file_need_no_captions(tmp_path, nano_model, nano_sd2_model
     assert any("differ in family" in note for note in values["notes"])
     first = sorted((out / "samples").rglob("00000-7.png"))
     assert [read_rgb(file).size for file in first] == [(64, 64)] * 2
+
+
+def test_a_network_that_reads_measures_prompts_and_a_tagger_their_tags(tmp_path, nano_model):
+    """Words of strangers stand in the page as words."""
+    real = draw_images(tmp_path / "real", 6)
+    (real / "000.txt").write_text("a banana <script>, \x1b[2J", encoding="utf-8")
+    clip = tiny_clip(tmp_path / "tiny-clip", nano_model / "tokenizer")
+    out = tmp_path / "out"
+    printed = run_here(nano_model, "--images", real, "--features", clip, "--tagger", "demo",
+                       "--out", out, *SMALL, "--bootstrap", "50")  # fmt: skip
+    assert "\x1b" not in printed
+    values = values_in(out)
+    assert [(n["name"], n["width"]) for n in values["features"]] == [
+        ("demo", None),
+        ("tiny-clip", 8),
+    ]
+    rows = {(row["measure"], row["features"]) for row in values["models"][0]["measures"]}
+    assert rows == {
+        ("frechet_distance", "tiny-clip"), ("kernel_distance", "tiny-clip"),
+        ("image_similarity", "tiny-clip"), ("text_similarity", "tiny-clip"), ("prompt_tags", None),
+    }  # fmt: skip
+    page = (out / "evaluation.html").read_text(encoding="utf-8")
+    assert "a banana &lt;script&gt;" in page
+    assert "<script" not in page
 
 
 def test_one_real_image_has_no_distances(tmp_path, nano_model):

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import taggers
 import torch
+from clips import tiny_clip
 from PIL import Image
 
 from impasto.annotate.onnx_layers import penultimate_name, with_output
@@ -36,28 +37,7 @@ def drawn(folder, count=3, size=(40, 30)):
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory, nano_model):
-    """A CLIP of a few thousand numbers, with its words."""
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessorPil,
-        CLIPModel,
-        CLIPTokenizer,
-    )
-
-    folder = tmp_path_factory.mktemp("features") / "tiny-clip"
-    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-             "num_attention_heads": 2}  # fmt: skip
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        text_config={**small, "vocab_size": 49408, "max_position_embeddings": 77},
-        vision_config={**small, "image_size": 16, "patch_size": 8},
-        projection_dim=8,
-    )
-    CLIPModel(config).save_pretrained(folder)
-    side = {"height": 16, "width": 16}
-    CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size=side).save_pretrained(folder)
-    CLIPTokenizer.from_pretrained(nano_model / "tokenizer").save_pretrained(folder)
-    return folder
+    return tiny_clip(tmp_path_factory.mktemp("features") / "tiny-clip", nano_model / "tokenizer")
 
 
 @pytest.fixture(scope="module")
@@ -251,3 +231,11 @@ def test_memory_that_runs_out_halves_a_batch(tmp_path, dino, monkeypatch):
 
 def test_names_of_this_machine_are_not_told(dino):
     assert Path(opened(dino).facts.name) == Path("tiny-dino")
+
+
+def test_a_folder_does_not_take_the_place_of_a_short_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    assert opened("demo", {"demo": TAGGER}).facts.name == "demo"
+    with pytest.raises(ModelError, match=r"\./demo cannot be loaded"):
+        opened("./demo", {"demo": TAGGER})

@@ -150,12 +150,13 @@ DRAWING = ("seed", "steps", "guidance", "guidance_rescale", "sampler", "negative
 
 def labels_of(sources: list[str]) -> list[str]:
     """What models are called: by their files' names, numbered where several have the same."""
+    from impasto import presence
     from impasto.parsing import printable
 
     found: list[str] = []
     for source in sources:
         path = Path(source).expanduser()
-        name = printable(path.resolve().name if path.exists() else source.replace("/", "-"))
+        name = printable(path.resolve().name if presence.exists(path) else source.replace("/", "-"))
         for ending in (".safetensors", ".ckpt", ".sft", ".pt"):
             name = name.removesuffix(ending)
         label, number = name, 1

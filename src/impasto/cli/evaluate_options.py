@@ -42,7 +42,7 @@ def measuring_options(command: F) -> F:
             "--count", type=click.IntRange(1), default=1, show_default=True, help="Per prompt."
         ),
         click.option(
-            "--bootstrap", type=click.IntRange(50, 100_000), default=1000, show_default=True,
+            "--bootstrap", type=click.IntRange(50, 10_000), default=1000, show_default=True,
             help="Draws for the intervals.",
         ),
     )  # fmt: skip

@@ -58,8 +58,10 @@ def base_models_first(models: Iterable[str], *, without: bool) -> list[str]:
 
 
 def _place(source: str) -> str:
+    from impasto import presence
+
     path = Path(source).expanduser()
-    return str(path.resolve()) if path.exists() else source
+    return str(path.resolve()) if presence.exists(path) else source
 
 
 def previewed_size(sources: Iterable[str]) -> tuple[int, int] | None:

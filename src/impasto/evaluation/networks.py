@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from impasto import files
+from impasto import files, presence
 from impasto.annotate.captioners import require_data_only
 from impasto.annotate.models import TAGGERS, locate_tagger
 from impasto.annotate.onnx_tagger import OnnxTagger
@@ -192,8 +192,9 @@ def load_network(
     """A network by a path, a short name or a Hub id.
 
     Args:
-        name: The folder or `.onnx` file of a tagger; a folder of transformers; a short name of
-            `KNOWN`, of `shipped` or of a tagger; or an id on the Hub.
+        name: A short name of `shipped`, of `KNOWN` or of a tagger; the folder or `.onnx` file of a
+            tagger; a folder of transformers; or an id on the Hub. A folder that is called as a
+            short name is meant by `./name`.
         device: Where it computes.
         progress: Is told of downloads.
         shipped: Short names of taggers that come with the program, with their folders.
@@ -204,16 +205,17 @@ def load_network(
         ModelError: It is missing, damaged, or makes no features.
     """
     path = Path(name)
-    if name in shipped and not path.exists():
+    if name in shipped:
         return TaggerNetwork(name, shipped[name], progress)
-    if name in TAGGERS or _is_tagger(path):
+    if name not in KNOWN and (name in TAGGERS or _is_tagger(path)):
         return TaggerNetwork(_short(name), locate_tagger(name, progress), progress)
-    if not path.exists() and name not in KNOWN and (name.count("/") != 1 or path.suffix):
+    is_there = presence.exists(path)
+    if not is_there and name not in KNOWN and (name.count("/") != 1 or path.suffix):
         raise ConfigError(
             f"There is no feature network {name!r}: neither a path that exists, nor a Hub id "
             f"(owner/name), nor one of the short names {', '.join([*shipped, *KNOWN, *TAGGERS])}."
         )
-    source = name if path.exists() else KNOWN.get(name, name)
+    source = KNOWN.get(name, name)
     with progress.stage(f"Opening {_short(source)}", None, "networks"):
         return TransformersNetwork(_short(source), source, device)
 
@@ -225,20 +227,20 @@ def load_tagger(name: str, progress: Progress, shipped: Mapping[str, Path]) -> T
         ConfigError: There is no such name.
         ModelError: It is missing, damaged, or could not be downloaded.
     """
-    is_shipped = name in shipped and not Path(name).exists()
-    folder = shipped[name] if is_shipped else locate_tagger(name, progress)
-    label = name if is_shipped else _short(name)
+    folder = shipped[name] if name in shipped else locate_tagger(name, progress)
+    label = name if name in shipped else _short(name)
     return TaggerNetwork(label, folder, progress, with_features=False)
 
 
 def _is_tagger(path: Path) -> bool:
-    return path.suffix.lower() == ".onnx" or (path.is_dir() and any(path.glob("*.onnx")))
+    is_file = path.suffix.lower() == ".onnx"
+    return is_file or (presence.is_dir(path) and any(path.glob("*.onnx")))
 
 
 def _short(name: str) -> str:
     """A name without the folders of this machine; a Hub id stays whole."""
     path = Path(name)
-    return path.resolve().name if path.exists() else name
+    return path.resolve().name if presence.exists(path) else name
 
 
 def _load(source: str) -> tuple[Any, Any, Any, bool]:
