@@ -13,7 +13,7 @@ from impasto.evaluation.distances import (
     kernel_estimate,
     polynomial_kernel,
 )
-from impasto.evaluation.measures import COPIES, FRECHET, NEAREST, TAGS, mean_similarity
+from impasto.evaluation.measures import COPIES, FRECHET, KERNEL, NEAREST, TAGS, mean_similarity
 from impasto.evaluation.neighbours import (
     authentic,
     nearest_by_features,
@@ -161,6 +161,35 @@ def test_the_interval_of_a_mean_holds_it_as_often_as_it_says():
         low, high = mean_estimate(values.tolist(), np.arange(40), draws).interval()
         held += low <= 0 <= high
     assert 0.88 <= held / 200 <= 0.99
+
+
+def kernel_verdicts(shift, tries=60):
+    """Verdicts on a second model that is off by so much more than the first, which is off by 0.5.
+
+    Both vary with the prompt alike.
+    """
+    draws, real_draws, groups = draw_weights(20, 200, 0), draw_weights(30, 200, 1), np.arange(20)
+    found = []
+    for seed in range(tries):
+        generator = np.random.default_rng(seed)
+        prompts, real = generator.normal(size=(20, 10)), generator.normal(size=(30, 10))
+        one, other = (
+            kernel_estimate(
+                0.7 * prompts + 0.7 * generator.normal(size=(20, 10)) + off,
+                groups, real, draws, real_draws,
+            )
+            for off in (0.5, 0.5 + shift)
+        )  # fmt: skip
+        found.append(verdict_of(KERNEL, other.less(one)))
+    return found
+
+
+def test_verdicts_are_rarely_wrong_about_nothing_and_see_what_is_there():
+    assert kernel_verdicts(0.0).count(NOISE) >= 52  # 57 of 60 are wanted
+    assert kernel_verdicts(0.5).count("worse") >= 55
+    nearer = kernel_verdicts(-0.5)  # a distance of 0.5 that is gone is less than one that doubles
+    assert nearer.count("better") >= 35
+    assert "worse" not in nearer
 
 
 def test_a_difference_is_measured_in_pairs():
