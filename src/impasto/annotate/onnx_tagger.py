@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
+from impasto.annotate.onnx_layers import penultimate_name, with_output
 from impasto.annotate.profiles import (
     BY_TAG_FILE,
     DEEPDANBOORU,
@@ -32,6 +33,7 @@ PROVIDERS = {
 }
 """Short names, best first."""
 
+_FOLDER_OF_WEIGHTS = "session.model_external_initializers_file_folder_path"
 _OUT_OF_MEMORY_TEXTS = ("Failed to allocate memory", "out of memory", "CUDA_ERROR_OUT_OF_MEMORY")
 
 
@@ -53,10 +55,12 @@ class OnnxTagger:
         provider: A short name of `PROVIDERS`; None takes the best that is installed.
         profile: How images are prepared; None finds out by the files.
         progress: Is told when memory makes batches smaller.
+        with_features: Whether `scores_and_features` is wanted besides `scores`.
 
     Raises:
         MissingDependencyError: ONNX Runtime or the provider is not there.
-        ModelError: The files are missing, damaged, or do not fit each other.
+        ModelError: The files are missing, damaged, or do not fit each other, or features are
+            wanted and the model has no layer before its last.
     """
 
     def __init__(
@@ -66,16 +70,20 @@ class OnnxTagger:
         provider: str | None = None,
         profile: Profile | None = None,
         progress: Progress | None = None,
+        with_features: bool = False,
     ) -> None:
-        self._file = _model_file(folder)
-        self._session = _open_session(self._file, provider)
+        self.file = _model_file(folder)
+        self._session = _open_session(str(self.file), self.file, provider)
         self._progress = progress or SilentProgress()
         entry = self._session.get_inputs()[0]
         self._input: str = entry.name
         texts = self._session.get_modelmeta().custom_metadata_map
-        known, self.table = _profile_and_table(folder, texts, self._file)
-        self.profile = fit_to_input_shape(profile or known, entry.shape, str(self._file))
+        known, self.table = _profile_and_table(folder, texts, self.file)
+        self.profile = fit_to_input_shape(profile or known, entry.shape, str(self.file))
         self._output = self._choose_output()
+        self._hidden: list[str] = []
+        if with_features:
+            self._open_with_features(provider)
         first = entry.shape[0]
         self.fixed_batch: int | None = first if isinstance(first, int) else None
         self._most: int | None = None
@@ -89,13 +97,51 @@ class OnnxTagger:
             ModelError: The output is not one of probabilities.
             OutOfMemoryError: Not even one image fits.
         """
+        return self._in_batches(pixels, lambda part: [self._run(part)])[0]
+
+    def scores_and_features(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+        """The probabilities, and [N, D] what the last layer makes them of.
+
+        Raises:
+            ModelError: The output is not one of probabilities, or the layer no list of numbers.
+            OutOfMemoryError: Not even one image fits.
+        """
+        scores, features = self._in_batches(pixels, self._run_all)
+        if features.ndim != 2:
+            raise ModelError(
+                f"{self.file} has {list(features.shape)} before its last layer; expected a list "
+                f"of numbers for each image. It cannot be used as features."
+            )
+        return scores, features
+
+    def _open_with_features(self, provider: str | None) -> None:
+        """Open the model again with one more output: what its last layer is given."""
+        content = self.file.read_bytes()
+        try:
+            hidden = penultimate_name(content, self._output)
+        except ValueError as error:
+            raise ModelError(f"{self.file} is no ONNX model ({error}).") from error
+        if hidden is None:
+            raise ModelError(
+                f"{self.file} does not end in a fully connected layer, so there are no features "
+                f"before it. Take a tagger of another kind, or a model of transformers."
+            )
+        self._session = _open_session(with_output(content, hidden), self.file, provider)
+        self._hidden = [hidden]
+
+    def _in_batches(
+        self,
+        pixels: Sequence[np.ndarray],
+        run: Callable[[Sequence[np.ndarray]], list[np.ndarray]],
+    ) -> list[np.ndarray]:
+        """Each output for all of the images."""
         size = self.fixed_batch or min(len(pixels), self._most or len(pixels))
-        found: list[np.ndarray] = []
+        found: list[list[np.ndarray]] = []
         start = 0
         while start < len(pixels):
             part = pixels[start : start + size]
             try:
-                found.append(self._run(part))
+                found.append(run(part))
             except Exception as error:  # its classes have no common base but this
                 if not any(words in str(error) for words in _OUT_OF_MEMORY_TEXTS):
                     raise
@@ -110,22 +156,27 @@ class OnnxTagger:
                 )
                 continue
             start += len(part)
-        return np.concatenate(found)
+        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
 
     def _run(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
+        return self._run_all(pixels)[0]
+
+    def _run_all(self, pixels: Sequence[np.ndarray]) -> list[np.ndarray]:
         missing = (self.fixed_batch or len(pixels)) - len(pixels)
         batch = self.profile.batch([*pixels, *[pixels[-1]] * missing])
-        (raw,) = self._session.run([self._output], {self._input: batch})
-        raw = np.asarray(raw, dtype=np.float32)[: len(pixels)]
+        raw, *others = (
+            np.asarray(output, dtype=np.float32)[: len(pixels)]
+            for output in self._session.run([self._output, *self._hidden], {self._input: batch})
+        )
         if self.profile.logits:
-            return np.asarray(1 / (1 + np.exp(-raw)))
+            return [np.asarray(1 / (1 + np.exp(-raw))), *others]
         if raw.min() < -1e-3 or raw.max() > 1 + 1e-3:
             raise ModelError(
-                f"{self._file} gives {raw.min():.1f} to {raw.max():.1f}, which are no "
+                f"{self.file} gives {raw.min():.1f} to {raw.max():.1f}, which are no "
                 f"probabilities: it is not a {self.profile.name} model as published. Try "
                 f"--logits."
             )
-        return raw
+        return [raw, *others]
 
     def _choose_output(self) -> str:
         """The output with as many rows as there are tags, by name or by its width."""
@@ -142,7 +193,7 @@ class OnnxTagger:
         if not fitting:
             widths = ", ".join(f"{name} {list(shape)}" for name, shape in outputs.items())
             raise ModelError(
-                f"{self._file} does not go with its tags: there are {width}, and its output is "
+                f"{self.file} does not go with its tags: there are {width}, and its output is "
                 f"{widths}. Take both files from the same place."
             )
         preferred = [n for n in fitting if n in ("prediction", "output")]
@@ -181,7 +232,8 @@ def _profile_and_table(folder: Path, texts: Any, file: Path) -> tuple[Profile, T
     )
 
 
-def _open_session(file: Path, provider: str | None) -> Any:
+def _open_session(model: str | bytes, file: Path, provider: str | None) -> Any:
+    """A session of a model's file, or of its bytes."""
     try:
         import onnxruntime
     except ImportError as error:
@@ -206,8 +258,10 @@ def _open_session(file: Path, provider: str | None) -> Any:
     options = onnxruntime.SessionOptions()
     # threads that spin while they wait would take the processors from those that decode
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    if isinstance(model, bytes):  # of weights in files beside it, the bytes have only the names
+        options.add_session_config_entry(_FOLDER_OF_WEIGHTS, str(file.parent))
     try:
-        return onnxruntime.InferenceSession(str(file), options, providers=chosen)
+        return onnxruntime.InferenceSession(model, options, providers=chosen)
     except Exception as error:  # the same
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(

@@ -47,6 +47,7 @@ VERBS = {
     "draw-worker": "impasto.cli.draw_worker:draw_worker",
     "report": "impasto.cli.report:report",
     "compare": "impasto.cli.compare:compare",
+    "evaluate": "impasto.cli.evaluate:evaluate",
     "publish": "impasto.cli.publish:publish",
     "tasks": "impasto.cli.tasks:tasks",
     "import-command": "impasto.sdscripts.import_command:import_command",

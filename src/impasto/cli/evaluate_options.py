@@ -1,0 +1,84 @@
+"""The options of `impasto evaluate` that say what is measured, and how samples are drawn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from impasto.cli.numbers import Finite
+
+CAPTIONS = 100
+"""Captions that are drawn if nothing else is asked for."""
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def measuring_options(command: F) -> F:
+    """Add `--features`, `--tagger`, `--prompts`, `--limit`, `--count` and `--bootstrap`."""
+    options = (
+        click.option(
+            "--features", multiple=True, default=("demo",), metavar="NAME", show_default=True,
+            help="A network whose features are compared; repeatable. A folder or Hub id of "
+            "transformers (CLIP, DINOv2, SigLIP, ViT, ...), clip, dinov2, a tagger, or demo.",
+        ),
+        click.option(
+            "--tagger", metavar="NAME",
+            help="What finds the prompts' tags in the images, as in dataset tag; default: the "
+            "first tagger among --features.",
+        ),
+        click.option(
+            "--prompts", type=click.Path(path_type=Path), metavar="FILE",
+            help="A file of prompts instead of captions: .txt, .toml or .json, as for previews.",
+        ),
+        click.option(
+            "--limit", type=click.IntRange(1),
+            help=f"At most so many prompts, evenly spread over all; default: {CAPTIONS} of "
+            f"captions, all of a file.",
+        ),
+        click.option(
+            "--count", type=click.IntRange(1), default=1, show_default=True, help="Per prompt."
+        ),
+        click.option(
+            "--bootstrap", type=click.IntRange(50, 10_000), default=1000, show_default=True,
+            help="Draws for the intervals.",
+        ),
+    )  # fmt: skip
+    return _added(command, options)
+
+
+def drawing_options(command: F) -> F:
+    """Add what decides a sample besides model and prompt, as `impasto sample` has it."""
+    size = "Default: what the previews of the first run have, or each model was trained at."
+    options = (
+        click.option("-n", "--negative", default="", help="What the images should not show."),
+        click.option("--width", type=click.IntRange(8, 8192), help=size),
+        click.option("--height", type=click.IntRange(8, 8192), help=size),
+        click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000)),
+        click.option(
+            "--guidance", default=7.0, show_default=True, type=Finite(0, 1000),
+            help="1 means no guidance.",
+        ),
+        click.option(
+            "--guidance-rescale", default=0.0, show_default=True, type=Finite(0, 1),
+            help="How much of what guidance adds to the contrast is taken back.",
+        ),
+        click.option(
+            "--seed", default=1, show_default=True, type=click.IntRange(0, 2**62),
+            help="Of the first image; each further one adds 1. The same for all models.",
+        ),
+        click.option("--sampler", default="ddim", show_default=True),
+        click.option(
+            "--clip-skip", type=click.IntRange(1, 12),
+            help="As in training; default: what each model's file says.",
+        ),
+    )  # fmt: skip
+    return _added(command, options)
+
+
+def _added(command: F, options: tuple[Callable[[F], F], ...]) -> F:
+    for option in reversed(options):
+        command = option(command)
+    return command

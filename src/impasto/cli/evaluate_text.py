@@ -1,0 +1,69 @@
+"""Prints what an evaluation came to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from impasto.cli.console import Console
+
+_ARROWS = {"lower": "lower is better", "higher": "higher is better", "neither": ""}
+
+
+def show(console: Console, values: Mapping[str, Any]) -> None:
+    """A table for each measure, then what differs beyond noise, and what is to be kept in mind.
+
+    Args:
+        console: Where to.
+        values: The evaluation as JSON has it.
+    """
+    from impasto.evaluation.results import differences_in_words
+
+    networks = {network["name"]: network for network in values["features"]}
+    for name in [*networks, None]:
+        rows = _rows(values, name)
+        if not rows:
+            continue
+        console.heading(
+            _heading(networks[name]) if name is not None else "By the images themselves"
+        )
+        for title, lines in rows.items():
+            console.note(title)
+            console.table(lines)
+    found = differences_in_words(values)
+    if len(values["models"]) > 1:
+        console.heading("Beyond noise" if found else "No difference is beyond noise.")
+    for sentence in found:
+        console.note(sentence)
+    if values["notes"]:
+        console.heading("To keep in mind")
+    for sentence in values["notes"]:
+        console.note(sentence)
+
+
+def _heading(network: Mapping[str, Any]) -> str:
+    width = "" if network["width"] is None else f", {network['width']} numbers an image"
+    return f"Features: {network['name']} ({network['kind']}{width}, {network['sha256'][:12]})"
+
+
+def _rows(values: Mapping[str, Any], features: str | None) -> dict[str, dict[str, str]]:
+    """Title of a measure -> model -> its number, with the difference from the first."""
+    from impasto.evaluation.results import words_of
+
+    found: dict[str, dict[str, str]] = {}
+    for measure in values["measures"]:
+        lines: dict[str, str] = {}
+        for model in (*values["models"], *values["references"]):
+            for row in model["measures"]:
+                if (row["measure"], row["features"]) != (measure["key"], features):
+                    continue
+                against = row.get("against_first")
+                lines[f"  {model['name']}"] = words_of({"low": None, "high": None, **row}) + (
+                    f"   {words_of(against, sign='+')}: {against['verdict']}" if against else ""
+                )
+        if lines:
+            arrow = _ARROWS[measure["better"]]
+            title = measure["title"][0].upper() + measure["title"][1:]
+            found[f"{title}{arrow and f' ({arrow})'}"] = lines
+    return found

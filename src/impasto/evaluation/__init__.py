@@ -1,0 +1,1 @@
+"""What a model draws against real images: distances, similarities, copies, obedience to prompts."""

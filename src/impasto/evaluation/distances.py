@@ -1,0 +1,161 @@
+"""Distances between two sets of images by their features: Fréchet, and by a kernel.
+
+clean-fid and torch-fidelity compute the first two for Inception alone, at versions of PyTorch of
+years ago, and without weights, which the bootstrap needs; both formulas are a page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from impasto.evaluation.resampling import Estimate
+
+_ROWS = 512  # images whose kernels with all others are in memory at once
+_FEWEST, _MOST = 20, 200  # draws for the Fréchet distance
+_WORK = 4e9  # what all draws of one model may cost, in cubes of the smaller side
+
+
+def frechet_distance(
+    x: np.ndarray, y: np.ndarray, w: np.ndarray | None = None, v: np.ndarray | None = None
+) -> float:
+    """The squared Fréchet distance of two normal distributions that are fitted to features.
+
+    Heusel et al. 2017 (arXiv:1706.08500), eq. 6: |m1 - m2|² + tr(C1 + C2 - 2 (C1 C2)^(1/2)), with
+    covariances over n - 1. Of factors C1 = A'A and C2 = B'B the last trace is the sum of singular
+    values of AB': no root of a matrix, no rounding below zero, and the smaller side decides the
+    work. "FID" is this with Inception's features, and nothing else is.
+
+    Args:
+        x: [N, D] features, N at least 2.
+        y: [M, D] the others, M at least 2.
+        w: [N] how often each counts; None means once.
+        v: [M] the same of the others.
+    """
+    mean_x, a = _factor(x, w)
+    mean_y, b = _factor(y, v)
+    cross = np.linalg.svd(a @ b.T, compute_uv=False).sum()
+    shift = ((mean_x - mean_y) ** 2).sum()
+    return float(max(0.0, shift + (a**2).sum() + (b**2).sum() - 2 * cross))
+
+
+def _factor(x: np.ndarray, w: np.ndarray | None) -> tuple[np.ndarray, np.ndarray]:
+    """The mean [D] of features and a factor A [min(N, D), D] of their covariance A'A."""
+    weights = np.ones(len(x)) if w is None else w
+    counted = x[weights > 0].astype(np.float64)
+    weights = weights[weights > 0]
+    total = weights.sum()
+    mean = (weights / total) @ counted
+    a = np.sqrt(weights / max(total - 1, 1))[:, None] * (counted - mean)
+    return mean, np.asarray(np.linalg.qr(a, mode="r")) if a.shape[0] > a.shape[1] else a
+
+
+def frechet_estimate(
+    x: np.ndarray,
+    groups: np.ndarray,
+    y: np.ndarray,
+    draws: np.ndarray,
+    draws_y: np.ndarray,
+    told: Callable[[int], None],
+) -> Estimate:
+    """The Fréchet distance with draws of prompts and of real images.
+
+    Args:
+        x: [N, D] features of what was drawn.
+        groups: [N] the prompt of each.
+        y: [M, D] features of real images.
+        draws: [R, P] how often each prompt was drawn.
+        draws_y: [R, M] how often each real image was.
+        told: Is told of each draw that is done.
+    """
+    if len(x) < 2 or len(y) < 2:
+        return Estimate(float("nan"), np.empty(0))
+    replicates = []
+    for w, v in zip(draws, draws_y, strict=True):
+        replicates.append(frechet_distance(x, y, w[groups], v))
+        told(1)
+    return Estimate(frechet_distance(x, y), np.array(replicates), "normal")
+
+
+def frechet_draws(samples: int, real: int, width: int, replicates: int) -> int:
+    """How many draws the Fréchet distance gets: each costs the cube of the smaller side."""
+    side = max(1, min(samples, real, width))
+    return int(min(replicates, max(_FEWEST, min(_MOST, _WORK / side**3))))
+
+
+def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """[N, M] (x·y / D + 1)³; Bińkowski et al. 2018 (arXiv:1801.01401)."""
+    return np.asarray((x @ y.T / x.shape[1] + 1.0) ** 3)
+
+
+def kernel_estimate(
+    x: np.ndarray, groups: np.ndarray, y: np.ndarray, draws: np.ndarray, draws_y: np.ndarray
+) -> Estimate:
+    """The kernel distance: the unbiased squared maximum mean discrepancy of two sets.
+
+    Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 3, with the kernel of Bińkowski et al.
+    2018. It is unbiased for any number of images, and may be below zero where two sets are alike.
+    Pairs of the same prompt are left out within what was drawn, as pairs of the same image are:
+    two pictures of one prompt are not drawn independently. So a draw that has a prompt twice does
+    not shift it either.
+
+    Args:
+        x: [N, D] features of what was drawn.
+        groups: [N] the prompt of each, 0 to P - 1.
+        y: [M, D] features of real images.
+        draws: [R, P] how often each prompt was drawn.
+        draws_y: [R, M] how often each real image was.
+    """
+    if len(np.unique(groups)) < 2 or len(y) < 2:
+        return Estimate(float("nan"), np.empty(0))
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    w = np.vstack([np.ones((1, draws.shape[1])), draws])
+    v = np.vstack([np.ones((1, draws_y.shape[1])), draws_y])
+    single = np.arange(len(y))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        found = (
+            _within(x, groups, w)
+            + _within(y, single, v)
+            - 2 * _between(x, groups, y, w, v) / ((w @ _sizes(groups, w)) * v.sum(1))
+        )
+    return Estimate(float(found[0]), found[1:])
+
+
+def _sizes(groups: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """[P] how many images each prompt has."""
+    return np.bincount(groups, minlength=w.shape[1]).astype(np.float64)
+
+
+def _within(x: np.ndarray, groups: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """[R] the mean kernel of two images of different prompts, weighted by each draw."""
+    sizes, count = _sizes(groups, w), w.shape[1]
+    total, own = np.zeros(len(w)), np.zeros(count)
+    for start in range(0, len(x), _ROWS):
+        rows = groups[start : start + _ROWS]
+        block = _by_group(polynomial_kernel(x[start : start + _ROWS], x), groups, count)
+        total += (w[:, rows] * (w @ block.T)).sum(1)
+        np.add.at(own, rows, block[np.arange(len(rows)), rows])
+    pairs = (w @ sizes) ** 2 - (w**2) @ sizes**2
+    return np.asarray((total - (w**2) @ own) / np.where(pairs > 0, pairs, np.nan))
+
+
+def _between(
+    x: np.ndarray, groups: np.ndarray, y: np.ndarray, w: np.ndarray, v: np.ndarray
+) -> np.ndarray:
+    """[R] the sum of kernels between the two sets, weighted by each draw."""
+    total = np.zeros(len(w))
+    for start in range(0, len(x), _ROWS):
+        rows = groups[start : start + _ROWS]
+        block = polynomial_kernel(x[start : start + _ROWS], y)
+        total += (w[:, rows] * (v @ block.T)).sum(1)
+    return total
+
+
+def _by_group(kernels: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:
+    """[rows, P] the sums of kernels [rows, N] over the images of each prompt."""
+    order = np.argsort(groups, kind="stable")
+    there, starts = np.unique(groups[order], return_index=True)
+    sums = np.zeros((kernels.shape[0], count))
+    sums[:, there] = np.add.reduceat(kernels[:, order], starts, axis=1)
+    return sums

@@ -1,0 +1,204 @@
+"""Goes through images once and keeps what is compared: features, tags, small squares, hashes.
+
+Images come and go in batches; what stays of each is its features and 3 KB of pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from impasto.data.cuts import cut_out
+from impasto.data.images import UnreadableImageError, failure_of, read_rgb
+from impasto.data.likeness import perceptual_hash
+from impasto.data.records import Cut, Size, SkippedFile
+from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
+from impasto.errors import ModelError, OutOfMemoryError
+from impasto.evaluation.neighbours import SIDE
+from impasto.evaluation.networks import Looked, Network
+from impasto.progress import Progress
+
+BATCH = 8
+_AT_LEAST = Size(512, 512)  # of large JPEGs; no network here takes more than 896, 1.75 times this
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image to look at.
+
+    Attributes:
+        path: Its file.
+        caption: What it shows; empty where nobody says.
+        cut: The part of it that is used.
+    """
+
+    path: Path
+    caption: str = ""
+    cut: Cut | None = None
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An image as the networks take it, and what is kept of itself.
+
+    Attributes:
+        inputs: For each network.
+        square: [SIDE * SIDE * 3] uint8 pixels of a small copy.
+        look: Its perceptual hash.
+        is_flat: Whether it is of one colour all over.
+    """
+
+    inputs: tuple[np.ndarray, ...]
+    square: np.ndarray
+    look: int
+    is_flat: bool
+
+
+@dataclass(frozen=True)
+class Looks:
+    """What was seen of some images, in their order.
+
+    Attributes:
+        pictures: Those that could be read.
+        features: Name of a network -> [N, D] float32.
+        squares: [N, SIDE * SIDE * 3] uint8.
+        hashes: [N] uint64 perceptual hashes.
+        flat: [N] whether an image is of one colour all over.
+        tags: Numbers of the tags that the tagger sees in each; None without one.
+        unread: Those that could not be read, with reasons.
+    """
+
+    pictures: tuple[Picture, ...]
+    features: dict[str, np.ndarray]
+    squares: np.ndarray
+    hashes: np.ndarray
+    flat: np.ndarray
+    tags: list[frozenset[int]] | None
+    unread: tuple[SkippedFile, ...] = ()
+
+
+@dataclass(frozen=True)
+class Prepare:
+    """Stage: pictures -> what the networks take; what cannot be read is a failure."""
+
+    networks: tuple[Network, ...]
+
+    def __call__(self, batch: Sequence[Picture]) -> list[Prepared | Failure]:
+        """Decode each once, for all networks."""
+        return [self._one(picture) for picture in batch]
+
+    def _one(self, picture: Picture) -> Prepared | Failure:
+        try:
+            image = cut_out(read_rgb(picture.path, at_least=_AT_LEAST), picture.cut)
+        except (UnreadableImageError, OSError) as error:
+            return failure_of(error)
+        return Prepared(
+            tuple(network.prepare(image) for network in self.networks),
+            _square_of(image),
+            perceptual_hash(image),
+            all(low == high for low, high in image.getextrema()),  # type: ignore[misc]
+        )
+
+
+def _square_of(image: Image.Image) -> np.ndarray:
+    small = image.resize((SIDE, SIDE), Image.Resampling.BOX)
+    return np.asarray(small, dtype=np.uint8).reshape(-1)
+
+
+@dataclass
+class _Kept:
+    features: list[list[np.ndarray]]
+    tags: list[frozenset[int]] = field(default_factory=list)
+    prepared: list[tuple[np.ndarray, int, bool]] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)
+    unread: list[SkippedFile] = field(default_factory=list)
+
+
+def look_at(
+    pictures: Sequence[Picture], networks: Sequence[Network], what: str, progress: Progress
+) -> Looks:
+    """Look at images with each network.
+
+    Args:
+        pictures: What to look at.
+        networks: Of which at most one is a tagger that tells tags.
+        what: What they are, for people: `the real images`.
+        progress: Is told how far it is.
+
+    Raises:
+        ModelError: A network gives NaN or infinity.
+        OutOfMemoryError: Not even one image fits.
+    """
+    kept = _Kept([[] for _ in networks])
+    workers = max(1, default_workers())
+    executor = LocalExecutor(Prepare(tuple(networks)), workers=workers)
+    with progress.stage(f"Looking at {what}", len(pictures), "images") as advance:
+        for outcomes in executor.run(chunks(pictures, BATCH)):
+            good = [(p, o) for p, o in outcomes if not isinstance(o, Failure)]
+            kept.unread += [
+                SkippedFile(p.path, o.reason) for p, o in outcomes if isinstance(o, Failure)
+            ]
+            if good:
+                _look_at_batch(good, networks, kept)
+            advance(len(outcomes))
+    return _looks(kept, networks)
+
+
+def _look_at_batch(
+    batch: Sequence[tuple[Picture, Prepared]], networks: Sequence[Network], kept: _Kept
+) -> None:
+    for number, network in enumerate(networks):
+        looked = _looked(network, [prepared.inputs[number] for _, prepared in batch])
+        if looked.features is not None:
+            if not np.isfinite(looked.features).all():
+                raise ModelError(
+                    f"The feature network {network.facts.name} gives NaN or infinity for an image "
+                    f"among {batch[0][0].path.name} to {batch[-1][0].path.name}. Its weights are "
+                    f"damaged, or it is no network for images of that kind."
+                )
+            kept.features[number].append(looked.features.astype(np.float32))
+        if looked.tags is not None:
+            kept.tags += looked.tags
+    kept.pictures += [picture for picture, _ in batch]
+    kept.prepared += [(p.square, p.look, p.is_flat) for _, p in batch]
+
+
+def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
+    """What a network makes of images; where memory runs out, half as many at once."""
+    try:
+        return network.look(inputs)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(inputs) == 1:
+            raise OutOfMemoryError(
+                f"Memory ran out while {network.facts.name} looked at a single image. Take a "
+                f"smaller feature network."
+            ) from error
+    half = len(inputs) // 2
+    parts = [_looked(network, inputs[:half]), _looked(network, inputs[half:])]
+    first = parts[0]
+    return Looked(
+        None if first.features is None else np.concatenate([p.features for p in parts]),
+        None if first.tags is None else [tags for part in parts for tags in part.tags or ()],
+    )
+
+
+def _looks(kept: _Kept, networks: Sequence[Network]) -> Looks:
+    named = zip(networks, kept.features, strict=True)
+    count = len(kept.pictures)
+    squares = [square for square, _, _ in kept.prepared]
+    return Looks(
+        tuple(kept.pictures),
+        {net.facts.name: np.concatenate(parts) for net, parts in named if parts},
+        np.stack(squares) if squares else np.empty((0, SIDE * SIDE * 3), np.uint8),
+        np.fromiter((look for _, look, _ in kept.prepared), np.uint64, count),
+        np.fromiter((flat for _, _, flat in kept.prepared), np.bool_, count),
+        kept.tags or None,
+        tuple(kept.unread),
+    )

@@ -1,0 +1,186 @@
+"""What an evaluation came to: plain values for JSON, and sentences for people."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from impasto.evaluation.measures import FRECHET, Material, Measure, Measured, measures_of
+from impasto.evaluation.resampling import FEW, Estimate
+from impasto.evaluation.samples import Contestant
+from impasto.progress import counted
+
+VERSION = 1
+
+BETTER, WORSE, DIFFERENT, NOISE = "better", "worse", "different", "within noise"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A model with its numbers.
+
+    Attributes:
+        model: The model.
+        size: Width and height of its samples in pixels; None where prompts differ in it.
+        flat: Samples of one colour all over.
+        measured: Its numbers.
+    """
+
+    model: Contestant
+    size: tuple[int, int] | None
+    flat: int
+    measured: Measured
+
+
+def number(value: float) -> float | None:
+    """A number for JSON: None where there is none, six digits where there is one."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def model_values(outcome: Outcome, first: Outcome) -> dict[str, Any]:
+    """A model's numbers as JSON has them, with how they differ from those of the first model."""
+    model, names = outcome.model, list(outcome.measured.estimates)
+    return {
+        "name": model.label,
+        "sha256": model.sha256,
+        "family": model.family,
+        "width": outcome.size and outcome.size[0],
+        "height": outcome.size and outcome.size[1],
+        "of_one_colour": outcome.flat,
+        "measures": [
+            _measure_values(key, outcome, None if outcome is first else first) for key in names
+        ],
+    }
+
+
+def _measure_values(
+    key: tuple[str, str], outcome: Outcome, first: Outcome | None
+) -> dict[str, Any]:
+    """One number with its interval, and against the first model's."""
+    estimate = outcome.measured.estimates[key]
+    values = {"measure": key[0], "features": key[1] or None, **_estimate_values(estimate)}
+    before = first.measured.estimates.get(key) if first is not None else None
+    if before is not None:
+        difference = estimate.less(before)
+        verdict = verdict_of(_measure(key), difference)
+        values["against_first"] = {**_estimate_values(difference), "verdict": verdict}
+    return values
+
+
+def _estimate_values(estimate: Estimate) -> dict[str, Any]:
+    bounds = estimate.interval() or (math.nan, math.nan)
+    return {
+        "value": number(estimate.value),
+        "low": number(bounds[0]),
+        "high": number(bounds[1]),
+    }
+
+
+def _measure(key: tuple[str, str]) -> Measure:
+    return next(m for m, _ in measures_of([key[1]]) if m.key == key[0])
+
+
+def verdict_of(measure: Measure, difference: Estimate) -> str | None:
+    """What a difference means: better or worse beyond noise, or within it; None if unknown.
+
+    Beyond noise is a difference whose 95 % interval does not hold zero.
+    """
+    bounds = difference.interval()
+    if bounds is None or not math.isfinite(difference.value):
+        return None
+    if bounds[0] <= 0 <= bounds[1]:
+        return NOISE
+    if measure.better == "neither":
+        return DIFFERENT
+    return BETTER if (difference.value < 0) == (measure.better == "lower") else WORSE
+
+
+def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
+    """What has to be known to read the numbers: too few images, models that differ in kind."""
+    samples, real = len(material.groups), len(material.real.pictures)
+    notes = []
+    for name, features in material.real.features.items():
+        width = features.shape[1]
+        if min(samples, real) <= width:
+            notes.append(
+                f"{FRECHET.title}, {name}: {counted(samples, 'samples')} and "
+                f"{counted(real, 'real images')} are too few for {width} features: the number is "
+                f"too high, and means something only beside another of as many images. More images "
+                f"than features are needed at least, and ten times as many are well. The kernel "
+                f"distance is right on average for any number."
+            )
+    if len(material.prompts) < FEW:
+        notes.append(
+            f"{counted(len(material.prompts), 'prompts are')} few: below {FEW} the intervals are "
+            f"too narrow. Give more images with captions, or more prompts."
+        )
+    if material.is_shared:
+        notes.append(
+            "Real images are among those that were trained on, so a model that repeats them looks "
+            "good. Give --images a folder that was not trained on."
+        )
+    families = dict.fromkeys(outcome.model.family for outcome in outcomes)
+    sizes = {outcome.size for outcome in outcomes}
+    if len(families) > 1 or len(sizes) > 1:
+        notes.append(
+            "The models differ in family or in the size of their images, so the same seed is not "
+            "the same noise for them, and differences are less sure."
+        )
+    notes += [
+        f"{outcome.model.label}: {outcome.flat} of its {samples} images are of one colour all "
+        f"over, as after numbers that became NaN."
+        for outcome in outcomes
+        if outcome.flat
+    ]
+    return notes
+
+
+def differences_in_words(values: Mapping[str, Any]) -> list[str]:
+    """A sentence for each difference from the first model that is beyond noise."""
+    titles = {m["key"]: m["title"] for m in values["measures"]}
+    first, *others = values["models"]
+    found = []
+    for model in others:
+        for row in model["measures"]:
+            against = row.get("against_first") or {}
+            if against.get("verdict") in (BETTER, WORSE, DIFFERENT):
+                of = f" ({row['features']})" if row["features"] else ""
+                found.append(_sentence(model, first, row, f"{titles[row['measure']]}{of}"))
+    return found
+
+
+def _sentence(
+    model: Mapping[str, Any], first: Mapping[str, Any], row: Mapping[str, Any], title: str
+) -> str:
+    against = row["against_first"]
+    verb = "differs from" if against["verdict"] == DIFFERENT else f"is {against['verdict']} than"
+    return (
+        f"{model['name']} {verb} {first['name']} in {title}: {words_of(row)}, the difference is "
+        f"{words_of(against, sign='+')}."
+    )
+
+
+def words_of(row: Mapping[str, Any], sign: str = "") -> str:
+    """A number with its interval: `0.52 (0.41 to 0.63)`; a dash where there is none."""
+    if row["value"] is None:
+        return "–"
+    shown = _shown(row["value"], sign)
+    if row["low"] is None or row["high"] is None:
+        return shown
+    return f"{shown} ({_shown(row['low'], sign)} to {_shown(row['high'], sign)})"
+
+
+def _shown(value: float, sign: str) -> str:
+    """A number in three digits, or whole: `0.0123`, `1,070`, `+0.5`; zero has no sign."""
+    if value == 0:
+        return "0"
+    return f"{value:{sign},.0f}" if abs(value) >= 1000 else f"{value:{sign}.3g}"
+
+
+def unusable(estimates: Mapping[tuple[str, str], Estimate]) -> list[tuple[str, str]]:
+    """Measures that came to nothing: a mean of no image, a distance of one."""
+    return [key for key, estimate in estimates.items() if not np.isfinite(estimate.value)]
