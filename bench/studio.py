@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 from PIL import Image
 
+from bench.studio_drawn import first_drawn
 from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
 from impasto.runs import RunDirectory
 
@@ -26,26 +26,6 @@ IMAGES = 50_000
 FIRST_IMAGES = 24
 RUNS = 10
 WATCHED_S = 60.0
-DRAWN = """(() => {
-    const look = () => {
-        const canvas = document.querySelector(".curve canvas");
-        if (canvas?.width) {
-            const { width, height } = canvas;
-            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-            for (let n = 0; n < data.length; n += 4) {
-                const least = Math.min(data[n], data[n + 1], data[n + 2]);
-                const most = Math.max(data[n], data[n + 1], data[n + 2]);
-                if (data[n + 3] > 200 && most - least > 60) {
-                    window.firstDrawn = performance.now();
-                    return;
-                }
-            }
-        }
-        requestAnimationFrame(look);
-    };
-    requestAnimationFrame(look);
-})()"""
-"""Notes when a chart has a line, which has a colour, in milliseconds from the navigation."""
 
 
 def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
@@ -70,32 +50,9 @@ def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
             f"exact curves of {LINES:,} lines": f"{run}/curves?exact=1",
         }.items():
             found[name] = f"{1000 * least(visitor, path):.0f} ms"
-        found |= first_drawn(address, run)
+        found |= first_drawn(address, pages[1:], LINES)
         found |= watched(server.pid, visitor, pages[:3], runs[0], minutes)
     return found
-
-
-def first_drawn(address: str, run: str, times: int = 5) -> dict[str, str]:
-    """From going to the page of a run to its first curve on the screen, in Chromium; the least."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    name = f"from the address to the first drawn curve of {LINES:,} lines, in Chromium"
-    if program is None:
-        return {name: "not measured: there is no chromium on the path"}
-    from playwright.sync_api import sync_playwright
-
-    moments = []
-    with sync_playwright() as programs:
-        browser = programs.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.add_init_script(DRAWN)
-        page.goto(address)
-        page.wait_for_selector("nav")
-        for _ in range(times + 1):
-            page.goto(re.sub(r"/\?.*", run, address))
-            page.wait_for_function("() => window.firstDrawn")
-            moments.append(page.evaluate("window.firstDrawn"))
-        browser.close()
-    return {name: f"{min(moments[1:]):.0f} ms (first visit {moments[0]:.0f} ms)"}
 
 
 def watched(

@@ -144,6 +144,7 @@ ROUTES = {
     "GET /tasks/{task}": Case(),
     "GET /tasks/{task}/part": Case(),
     "POST /tasks/{task}/stop": Case(),
+    "GET /static/{asset}": Case(),
 }
 """What each route is asked; a new one needs a row."""
 
@@ -198,7 +199,7 @@ def make_world(folders, home, queue):
         "dataset": address_of(folders.data, cats), "image": address_of([cats], cats / "a.png"),
         "verb": "list", "tried": "0" * 32, "device": "cpu", "job": str(job.number),
         "change": "pause", "drawing": drawing.path.name, "root": "models", "name": name,
-        "upload": an_upload(folders, home, name, task), "task": task,
+        "upload": an_upload(folders, home, name, task), "task": task, "asset": "run.js",
     }  # fmt: skip
 
 

@@ -157,6 +157,20 @@ def test_every_answer_says_what_the_browser_may_do(client, stranger, studio, dog
     assert "onclick" not in page
 
 
+def test_scripts_and_styles_are_kept_by_browsers_until_they_change(client):
+    page = client.get("/").text
+    addresses = re.findall(r'"(/static/[^"]+)"', page)
+    assert len(addresses) > 5
+    for file in addresses:
+        answer = client.get(file)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+        assert client.get(f"{file}0").headers["cache-control"] == "no-cache"
+    assert client.get("/static/studio.js").headers["content-type"].startswith("text/javascript")
+    for missing in ("studio.py", "../core.py", "%2e%2e%2fcore.py", "none.js"):
+        assert client.get(f"/static/{missing}").status_code == 404
+
+
 # for which files
 
 
