@@ -123,7 +123,7 @@ class RunPages:
     async def images(self, request: Request) -> Response:
         """The images that are learnt worst, as a part of the page."""
         run = await self.run_of(request)
-        content = await asyncio.to_thread(image_loss_view, run, self.studio.folders)
+        content = await asyncio.to_thread(image_loss_view, run, self.studio)
         return self.studio.page("image_losses.html.j2", **content)
 
     async def stream(self, request: Request) -> Response:
