@@ -15,6 +15,7 @@ from impasto.studio.pages import (
     captions,
     compare,
     data,
+    deleted,
     draw,
     images,
     models,
@@ -29,8 +30,8 @@ from impasto.studio.pages import (
 )
 
 PAGES = (
-    start, runs, new_start, new_run, data, images, captions, trying, queue, compare, draw, models,
-    tasks, static,
+    start, runs, new_start, new_run, data, images, captions, trying, queue, compare, draw, deleted,
+    models, tasks, static,
 )  # fmt: skip
 """The modules that have the routes."""
 
