@@ -36,7 +36,7 @@ from impasto.studio.folders import HOME, address_of
 from impasto.studio.tasks import Tasks
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_MS = 300_000
+PATIENCE_MS = 900_000
 DEMO, OWN = "impasto-demo", "my-style"
 SETTINGS = {
     "training-max_steps": "150",

@@ -171,6 +171,15 @@ def test_scripts_and_styles_are_kept_by_browsers_until_they_change(client):
         assert client.get(f"/static/{missing}").status_code == 404
 
 
+def test_no_style_that_is_meant_for_a_part_of_a_page_falls_on_the_lines_of_a_log(client):
+    """Their classes are the kinds of events, which are words like begin and end."""
+    kinds = "begin|stage|note|warning|training|step|command|end|error|ended"
+    styles = client.get("/static/studio.css").text + client.get("/static/sheets.css").text
+    selectors = re.findall(r"(?:^|[,}])\s*([^,{}@]+?)\s*(?=[,{])", styles)
+    assert len(selectors) > 100
+    assert [text for text in selectors if re.match(rf"(li)?\.({kinds})\b(?!-)", text)] == []
+
+
 # for which files
 
 
