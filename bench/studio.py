@@ -5,11 +5,10 @@ from __future__ import annotations
 import http.client
 import json
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +17,7 @@ from urllib.parse import urlsplit
 import psutil
 from PIL import Image
 
+from bench.studio_drawn import EMPTY, first_drawn
 from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
 from impasto.runs import RunDirectory
 
@@ -26,26 +26,6 @@ IMAGES = 50_000
 FIRST_IMAGES = 24
 RUNS = 10
 WATCHED_S = 60.0
-DRAWN = """(() => {
-    const look = () => {
-        const canvas = document.querySelector(".curve canvas");
-        if (canvas?.width) {
-            const { width, height } = canvas;
-            const { data } = canvas.getContext("2d").getImageData(0, 0, width, height);
-            for (let n = 0; n < data.length; n += 4) {
-                const least = Math.min(data[n], data[n + 1], data[n + 2]);
-                const most = Math.max(data[n], data[n + 1], data[n + 2]);
-                if (data[n + 3] > 200 && most - least > 60) {
-                    window.firstDrawn = performance.now();
-                    return;
-                }
-            }
-        }
-        requestAnimationFrame(look);
-    };
-    requestAnimationFrame(look);
-})()"""
-"""Notes when a chart has a line, which has a colour, in milliseconds from the navigation."""
 
 
 def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
@@ -57,45 +37,33 @@ def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
     """
     runs = [make_run(folder / "runs" / f"run-{number}", LINES) for number in range(RUNS)]
     found: dict[str, str] = {}
+    bare = seconds_of(lambda: subprocess.run([sys.executable, "-c", "import starlette"]))
     began = time.perf_counter()
     with served(folder / "runs") as (server, address):
-        found["start to its address"] = f"{time.perf_counter() - began:.2f} s"
+        started = time.perf_counter() - began
+        found["start to its address"] = (
+            f"{started:.2f} s ({started / bare:.1f}x Python and starlette)"
+        )
         visitor = Visitor(address)
+        empty = least(visitor, EMPTY)
+        found["an empty page"] = f"{1000 * empty:.1f} ms"
         pages = visitor.pages()
         run = pages[0]
         for name, path in {
             "start page, 10 runs": "/",
             "page of a run": run,
             f"first curves of {LINES:,} lines": f"{run}/curves",
-            f"exact curves of {LINES:,} lines": f"{run}/curves?exact=1",
         }.items():
-            found[name] = f"{1000 * least(visitor, path):.0f} ms"
-        found |= first_drawn(address, run)
+            found[name] = against_empty(least(visitor, path), empty)
+        bare = seconds_of(lambda: [*map(json.loads, runs[0].metrics_file.open("rb"))])
+        exact = seconds_of(lambda: visitor.get(f"{run}/curves?exact=1"))
+        found[f"exact curves of {LINES:,} lines"] = (
+            f"{exact:.1f} s ({exact / bare:.1f}x json.loads of each line)"
+        )
+        found["the same again"] = against_empty(least(visitor, f"{run}/curves?exact=1"), empty)
+        found |= first_drawn(address, pages[1:], LINES)
         found |= watched(server.pid, visitor, pages[:3], runs[0], minutes)
     return found
-
-
-def first_drawn(address: str, run: str, times: int = 5) -> dict[str, str]:
-    """From going to the page of a run to its first curve on the screen, in Chromium; the least."""
-    program = shutil.which("chromium") or shutil.which("chromium-browser")
-    name = f"from the address to the first drawn curve of {LINES:,} lines, in Chromium"
-    if program is None:
-        return {name: "not measured: there is no chromium on the path"}
-    from playwright.sync_api import sync_playwright
-
-    moments = []
-    with sync_playwright() as programs:
-        browser = programs.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.add_init_script(DRAWN)
-        page.goto(address)
-        page.wait_for_selector("nav")
-        for _ in range(times + 1):
-            page.goto(re.sub(r"/\?.*", run, address))
-            page.wait_for_function("() => window.firstDrawn")
-            moments.append(page.evaluate("window.firstDrawn"))
-        browser.close()
-    return {name: f"{min(moments[1:]):.0f} ms (first visit {moments[0]:.0f} ms)"}
 
 
 def watched(
@@ -145,23 +113,28 @@ def measure_data(folder: Path) -> dict[str, str]:
             re.findall(r'href="(/data/[\w.-]+)".*?<b>(\w+)</b>', visitor.get("/data"), re.S)
         )
         gallery, new = (next(a for a, name in pages.items() if name == n) for n in ("many", "new"))
-        began = time.perf_counter()
-        visitor.get(gallery)
+        bare = seconds_of(lambda: [*map(json.loads, out.open("rb"))])
+        first = seconds_of(lambda: visitor.get(gallery))
         found[f"gallery of {IMAGES:,} images, the list read first"] = (
-            f"{1000 * (time.perf_counter() - began):.0f} ms"
+            f"{first:.2f} s ({first / bare:.1f}x json.loads of each line)"
         )
+        empty = least(visitor, EMPTY)
         for name, path in {
             "a page": f"{gallery}?page=250",
             "images without a caption": f"{gallery}?caption=none",
             "images with a tag": f"{gallery}?tag=tag+7",
         }.items():
-            found[f"gallery of {IMAGES:,} images, {name}"] = f"{1000 * least(visitor, path):.0f} ms"
+            found[f"gallery of {IMAGES:,} images, {name}"] = against_empty(
+                least(visitor, path), empty
+            )
+        bare = seconds_of(lambda: [small(few / f"{n:05}.jpg") for n in range(FIRST_IMAGES)])
         began = time.perf_counter()
         thumbnails = re.findall(r'src="(/data/[^"]+)"', visitor.get(new))
         with ThreadPoolExecutor(6) as browser:  # as many connections as browsers have
             list(browser.map(visitor.read, thumbnails[:FIRST_IMAGES]))
+        shown = time.perf_counter() - began
         found[f"new folder and its first {FIRST_IMAGES} thumbnails"] = (
-            f"{time.perf_counter() - began:.2f} s"
+            f"{shown:.2f} s ({shown / bare:.1f}x Pillow in one process)"
         )
     return found
 
@@ -240,6 +213,26 @@ class Visitor:
         connection = http.client.HTTPConnection(self._host, timeout=60)
         connection.request("GET", path, headers=headers)
         return connection.getresponse()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """How long something takes."""
+    began = time.perf_counter()
+    work()
+    return time.perf_counter() - began
+
+
+def against_empty(seconds: float, empty: float) -> str:
+    """A time, and how many times that of an empty page it is."""
+    return f"{1000 * seconds:.0f} ms ({seconds / empty:.1f}x an empty page)"
+
+
+def small(file: Path) -> Image.Image:
+    """A thumbnail as a yardstick: read at an eighth where that is large enough."""
+    with Image.open(file) as image:
+        image.draft("RGB", (256, 256))
+        image.thumbnail((256, 256))
+        return image.copy()
 
 
 def least(visitor: Visitor, path: str, times: int = 5) -> float:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
+import math
 import statistics
 import subprocess
 import sys
@@ -23,6 +25,7 @@ ROUNDS = 30
 PHASE_S = 6.0
 CAUGHT_UP_S = 1.5
 PAGES = 3
+SHARE_STEPS = 200
 _SETTINGS = (
     "training.max_steps=1000000",
     "logging.every_steps=1",
@@ -72,15 +75,33 @@ def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dic
         "share of one core that the studio takes meanwhile": (
             f"{100 * statistics.median(shares):.1f} %"
         ),
+        "what a trainer does for whoever watches it": share_of(folder / "share"),
         "rounds, of so many seconds each way": f"{rounds}, {phase_s:.0f} s",
     }
 
 
 def ratio(watched: list[float], alone: list[float]) -> str:
-    """The ratio of the medians, and where the middle half of the rounds' own ratios lies."""
-    of_medians = statistics.median(watched) / statistics.median(alone)
-    low, _, high = statistics.quantiles([w / a for w, a in zip(watched, alone, strict=True)], n=4)
-    return f"{of_medians:.3f} (rounds {low:.3f} to {high:.3f}; {statistics.median(alone):.3f} s)"
+    """The median of the rounds' own ratios, with its 95 % interval, and seconds of a step alone.
+
+    The interval is that of order statistics (Conover, Practical Nonparametric Statistics, 3.2): it
+    supposes nothing of the spread, which on a shared machine has long tails.
+    """
+    ratios = sorted(w / a for w, a in zip(watched, alone, strict=True))
+    reach = 0.98 * math.sqrt(len(ratios))  # 1.96 standard deviations of a binomial count, p = 1/2
+    low = ratios[max(0, math.floor(len(ratios) / 2 - reach) - 1)]
+    high = ratios[min(len(ratios) - 1, math.ceil(len(ratios) / 2 + reach))]
+    middle = statistics.median(ratios)
+    return f"{middle:.3f} (95 %: {low:.3f} to {high:.3f}; alone {statistics.median(alone):.3f} s)"
+
+
+def share_of(folder: Path, steps: int = SHARE_STEPS) -> str:
+    """What a trainer does for whoever watches it, in per cent of the CPU time of its steps."""
+    words = [sys.executable, "-m", "bench.studio_share", str(folder), str(steps)]
+    done = subprocess.run(words, check=True, capture_output=True, text=True, encoding="utf-8")
+    found = json.loads(done.stdout.splitlines()[-1])
+    step_s = found.pop("step_s")
+    parts = ", ".join(f"{part} {100 * share:.2f} %" for part, share in found.items())
+    return f"{100 * sum(found.values()):.2f} % of {step_s:.3f} s ({parts})"
 
 
 def steps_of(run: RunDirectory, trainer: psutil.Process, seconds: float) -> Phase:
@@ -112,7 +133,9 @@ def next_step(run: RunDirectory, trainer: psutil.Process) -> int:
 
 
 def cpu_of(process: psutil.Process) -> float:
-    """CPU seconds of a process, user's and system's."""
+    """CPU seconds of a process, user's and system's; on Linux by its clock, which has no ticks."""
+    if sys.platform == "linux":
+        return time.clock_gettime(~process.pid << 3 | 2)  # as glibc's clock_getcpuclockid
     return sum(process.cpu_times()[:2])
 
 

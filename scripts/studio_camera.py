@@ -17,7 +17,10 @@ LOOKS = {
 }
 """How a picture is taken, by what its name ends with: light, dark, on a phone."""
 
-MOST_BYTES = 150_000
+MOST_BYTES = 120_000
+WHOLE_PX = 4000
+"""Of a page that is photographed whole, so many pixels from its top at most."""
+
 SHOWN_FOLDER = "/home/ada"
 """What stands in the pictures in place of the folder that they were taken in."""
 
@@ -59,24 +62,24 @@ class Camera:
         page: What is photographed.
         out: The folder for the pictures.
         workplace: The folder whose path is not to be shown.
-        only: Names of the pictures that are written; all of them if there are none.
+        only: Names of the pictures that are written; None writes all of them, of whole pages, with
+            as many bytes as they take.
     """
 
     page: Page
     out: Path
     workplace: Path
-    only: frozenset[str]
+    only: frozenset[str] | None
 
-    def take(self, name: str, *looks: str, at: str = "") -> None:
-        """Write a picture of what is in the window, in light and in the looks that are named.
+    def take(self, name: str, at: str = "") -> None:
+        """Write the pictures of what is in the window that are asked for, in all looks.
 
         Args:
-            name: Its name, without what the looks add.
-            looks: Keys of `LOOKS`, beside the light one.
+            name: Their name, without what the looks add.
             at: A selector of what is to stand at the top; the page's own top without it.
         """
-        for look in ("", *looks):
-            if self.only and name + look not in self.only:
+        for look in LOOKS:
+            if self.only is not None and name + look not in self.only:
                 continue
             settings = LOOKS[look]
             self.page.set_viewport_size(settings["viewport"])
@@ -88,14 +91,25 @@ class Camera:
             self.page.wait_for_function(ALL_LOADED)
             renamed = self.page.evaluate_handle(RENAMED, [str(self.workplace), SHOWN_FOLDER])
             target = self.out / f"{name}{look}.png"
-            shown = {"x": 0, "y": 0, **self.page.viewport_size}
-            shown["height"] = min(shown["height"], self.page.evaluate(END))
-            taken = self.page.screenshot(clip=shown)
+            taken = self._whole() if self.only is None else self._window()
             renamed.evaluate("putBack => putBack()")  # forms are sent with the real paths
-            target.write_bytes(small_png(taken))
+            target.write_bytes(taken if self.only is None else small_png(taken))
             print(f"{target}: {target.stat().st_size:,} bytes")
         self.page.set_viewport_size(SIZE)
         self.page.emulate_media(color_scheme="light")
+
+    def _window(self) -> bytes:
+        shown = {"x": 0, "y": 0, **self.page.viewport_size}
+        shown["height"] = min(shown["height"], self.page.evaluate(END))
+        return self.page.screenshot(clip=shown)
+
+    def _whole(self) -> bytes:
+        """The page from its top, as wide as it is: what is cut off or runs over is to be seen."""
+        width, height = self.page.evaluate(
+            "[document.documentElement.scrollWidth, document.documentElement.scrollHeight]"
+        )
+        shown = {"x": 0, "y": 0, "width": width, "height": min(height, WHOLE_PX)}
+        return self.page.screenshot(clip=shown, full_page=True)
 
     def _scroll(self, at: str) -> None:
         if at:

@@ -1,6 +1,10 @@
 """Take the pictures of docs/guide/studio.md with the demo's data, in a real browser.
 
 python scripts/take_screenshots.py [--workplace DIR] [--out docs/images] [--only NAME]...
+python scripts/take_screenshots.py [--workplace DIR] --all --out DIR
+
+Without more it takes those that the guide shows; with `--all` whole pages, in light, in dark and at
+400 pixels, to be looked at.
 
 It opens the studio as `start.py studio` does, trains the demo there unless the workplace has it
 from an earlier call, and goes through all pages: about ten minutes on two CPU cores. Chromium and
@@ -32,7 +36,7 @@ from impasto.studio.folders import HOME, address_of
 from impasto.studio.tasks import Tasks
 
 ROOT = Path(__file__).parents[1]
-PATIENCE_MS = 300_000
+PATIENCE_MS = 900_000
 DEMO, OWN = "impasto-demo", "my-style"
 SETTINGS = {
     "training-max_steps": "150",
@@ -118,6 +122,13 @@ def data_pages(camera: Camera, place: Path, address: str) -> None:
     page.wait_for_selector("#reading .state")
     page.wait_for_selector("#reading .state", state="detached")
     camera.take("studio-gallery")
+    gallery = page.url
+    page.click("text=Write the health report")
+    page.click("a:has-text('Health report of')")
+    page.wait_for_selector("h1:has-text('Health of')")
+    page.wait_for_function("() => document.querySelector('.thumbs img')?.naturalWidth > 0")
+    camera.take("studio-health")
+    page.goto(gallery)
     page.click("a:has-text('Captions')")
     page.wait_for_selector("input[name=image]")
     page.click("input[name=image] >> nth=0")
@@ -195,7 +206,7 @@ def finished_runs(camera: Camera) -> None:
     page.click(f".run:has-text('{DEMO}')")
     page.wait_for_selector(".curve canvas")
     page.wait_for_selector("#learning p")
-    camera.take("studio-run", "-dark", "-narrow")
+    camera.take("studio-run")
     camera.take("studio-run-samples", at="[aria-labelledby=learning-title]")
     page.click("nav >> text=Compare")
     for box in page.query_selector_all(".choices input"):
@@ -242,10 +253,38 @@ def queue_draw_and_models(camera: Camera) -> None:
     page.click("nav >> text=Models")
     page.wait_for_selector(".model")
     camera.take("studio-models")
+    throw_away(camera)
     page.click(f".model:has-text('{DEMO}')")
     page.click("button:has-text('Inspect')")
     page.wait_for_selector("#inspection td")
     camera.take("studio-model")
+    page.goto(page.url.partition("?")[0] + "/delete")
+    page.wait_for_selector("h1:has-text('Delete')")
+    camera.take("studio-delete")
+
+
+def throw_away(camera: Camera) -> None:
+    """A model that was deleted, and how it is put back."""
+    page = camera.page
+    page.click(f".model:has-text('{OWN}')")
+    page.click("a:has-text('Delete')")
+    page.check("input[name=sure]")
+    page.click("button:has-text('Delete')")
+    page.wait_for_selector(".deleted")
+    camera.take("studio-deleted", at="#trash-title")
+    page.click(".deleted a")
+    page.wait_for_selector("#purge-title")
+    camera.take("studio-purge")
+    page.click("button:has-text('Restore')")
+    page.wait_for_url("**/models/runs/**")
+    page.click("nav >> text=Models")
+    page.wait_for_selector(".model")
+
+
+def in_guide() -> frozenset[str]:
+    """The names of the pictures that the guide shows."""
+    guide = (ROOT / "docs" / "guide" / "studio.md").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"\(\.\./images/(studio-[\w-]+)\.png\)", guide))
 
 
 def at(address: str, path: str) -> str:
@@ -253,7 +292,7 @@ def at(address: str, path: str) -> str:
     return re.sub(r"\?.*", path, address)
 
 
-def photograph(browser: Browser, workplace: Path, out: Path, only: frozenset[str]) -> None:
+def photograph(browser: Browser, workplace: Path, out: Path, only: frozenset[str] | None) -> None:
     """Go through all pages."""
     page = browser.new_context(viewport=SIZE).new_page()
     page.set_default_timeout(PATIENCE_MS)
@@ -281,19 +320,25 @@ def main() -> None:
     parser.add_argument(
         "--workplace", type=Path, help="where the studio works; kept, and used again"
     )
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
-    parser.add_argument("--only", action="append", default=[], metavar="NAME")
+    parser.add_argument("--out", type=Path, help="default: docs/images")
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--only", action="append", metavar="NAME")
+    which.add_argument("--all", action="store_true", help="whole pages, in all looks")
     given = parser.parse_args()
+    if given.all and given.out is None:
+        parser.error("--all needs --out: the guide shows some of the pictures only")
+    out = given.out or ROOT / "docs" / "images"
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
         parser.exit(1, "There is no chromium on the path.\n")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    given.out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as passing, sync_playwright() as programs:
         workplace = (given.workplace or Path(passing)).absolute()
         workplace.mkdir(parents=True, exist_ok=True)
         browser = programs.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        photograph(browser, workplace, given.out, frozenset(given.only))
+        only = None if given.all else frozenset(given.only or in_guide())
+        photograph(browser, workplace, out, only)
         browser.close()
 
 

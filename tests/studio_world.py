@@ -15,6 +15,7 @@ from impasto.runs.queue import Queue
 from impasto.studio.drafts import Drafts
 from impasto.studio.folders import address_of
 from impasto.studio.models import find_model
+from impasto.studio.trash import delete, given_folders
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,9 @@ ROUTES = {
     "GET /models": Case(),
     "POST /models/download": Case(303, {"id": "owner/name", "folder": "0"}),
     "POST /models/empty-trash": Case(303, {"sure": "yes"}),
+    "GET /models/deleted/{deleted}": Case(),
+    "POST /models/deleted/{deleted}/restore": Case(303),
+    "POST /models/deleted/{deleted}/purge": Case(303, {"sure": "yes"}),
     f"GET {MODEL}": Case(),
     f"GET {MODEL}/inspection": Case(),
     f"POST {MODEL}/inspect": Case(303),
@@ -144,6 +148,7 @@ ROUTES = {
     "GET /tasks/{task}": Case(),
     "GET /tasks/{task}/part": Case(),
     "POST /tasks/{task}/stop": Case(),
+    "GET /static/{asset}": Case(),
 }
 """What each route is asked; a new one needs a row."""
 
@@ -174,6 +179,9 @@ def make_world(folders, home, queue):
     Image.new("L", (300, 200)).save(masks / "a.png")
     (cats / ".impasto" / "studio").mkdir(parents=True)
     (cats / ".impasto" / "studio" / "report.html").write_text("<html>", encoding="utf-8")
+    gone = models / "gone.safetensors"
+    gone.write_bytes(b"123")
+    gone = delete(find_model(folders, "models", address_of(folders.models, gone)))
     base = models / "base.safetensors"
     base.write_bytes(b"12345")
     run = made_run(
@@ -198,7 +206,8 @@ def make_world(folders, home, queue):
         "dataset": address_of(folders.data, cats), "image": address_of([cats], cats / "a.png"),
         "verb": "list", "tried": "0" * 32, "device": "cpu", "job": str(job.number),
         "change": "pause", "drawing": drawing.path.name, "root": "models", "name": name,
-        "upload": an_upload(folders, home, name, task), "task": task,
+        "upload": an_upload(folders, home, name, task), "task": task, "asset": "run.js",
+        "deleted": address_of(given_folders(folders), gone),
     }  # fmt: skip
 
 

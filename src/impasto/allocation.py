@@ -12,7 +12,7 @@ import os
 import sys
 
 MAPPED_FROM = 4 << 20  # bytes: larger blocks go back to the system as soon as they are freed
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_ARENA_MAX = -1, -3, -8
 
 _GPU_ALLOCATOR = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF")
 """PyTorch's variables for it: the old name, that of 2.9 and later, which reads both, and ROCm's."""
@@ -44,7 +44,25 @@ def tune_allocation() -> None:
     os.environ.setdefault("JE_ARROW_MALLOC_CONF", "background_thread:false")
     if any(name in os.environ for name in ("MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")):
         return
+    _mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM)
+    _mallopt(_M_TRIM_THRESHOLD, MAPPED_FROM)
+
+
+def use_one_arena() -> None:
+    """Have all threads of this process take memory from one place; call it before there are any.
+
+    glibc gives a thread an arena of its own, in which what was freed stays for that thread alone
+    (mallopt(3), M_ARENA_MAX). A server whose many threads take turns at the same work keeps the
+    most that it ever needed several times over.
+    """
+    if sys.platform.startswith("linux") and not any(
+        name in os.environ for name in ("MALLOC_ARENA_MAX", "GLIBC_TUNABLES")
+    ):
+        _mallopt(_M_ARENA_MAX, 1)
+
+
+def _mallopt(option: int, value: int) -> None:
+    """Set an option of glibc's allocator; other C libraries have none."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM)
-        mallopt(_M_TRIM_THRESHOLD, MAPPED_FROM)
+        mallopt(option, value)

@@ -120,6 +120,22 @@ def test_what_changes_no_number_may_change(section, values, train_config, tmp_pa
     assert resume(run).saved_steps()[-1] == values.get("max_steps", 6)
 
 
+def test_a_run_that_keeps_its_best_model_is_resumed_with_the_same_validations(
+    train_config, tmp_path, nano_model
+):
+    """Which steps are measured decides what is best, so `validation.every_steps` counts there."""
+    run, _ = begun(
+        train_config, tmp_path, nano_model,
+        saving={"state_every_steps": 2, "best_model": True},
+        validation={"split": 0.25, "every_steps": 2, "timesteps": 1},
+    )  # fmt: skip
+    changed(run, validation={"every_steps": 3})
+    with pytest.raises(RunError, match=r"validation\.every_steps \(was 2, is 3\)"):
+        resume(run)
+    changed(run, validation={"every_steps": 2})
+    assert resume(run).saved_steps()[-1] == 6
+
+
 def constant(factor):
     return lambda step, total: factor
 

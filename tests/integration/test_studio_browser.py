@@ -6,8 +6,10 @@ import signal
 import pytest
 from browsing import at, check_all_looks, needs_browser, served, tab_to, wait_for_lines
 from runs import StopAt
+from runs_made import made_run
 
 from impasto.runs import RunDirectory
+from impasto.studio.folders import address_of
 from impasto.training.trainer import train
 
 pytestmark = needs_browser
@@ -129,6 +131,29 @@ def test_pages_have_no_serious_fault_for_anybody(train_config, tmp_path, browser
         page.wait_for_selector("text=Not possible")
         check_all_looks(page)
         context.close()
+
+
+def test_the_curves_of_a_run_are_fetched_once_and_the_scripts_kept(tmp_path, page, complaints):
+    """What the page's head fetches early is what its script asks for; browsers compare both."""
+    run = made_run(tmp_path / "runs" / "dog", losses=[(step, 1 / step) for step in range(1, 50)])
+    asked = []
+    page.on("request", lambda request: asked.append(request.url))
+    with served(tmp_path / "runs") as (address, _):
+        page.goto(address)
+        page.wait_for_selector("nav")
+        for _ in range(2):
+            asked.clear()
+            page.goto(at(address, f"runs/{address_of([tmp_path / 'runs'], run.path)}"))
+            wait_for_lines(page)
+            assert len([url for url in asked if "/curves" in url]) == 1
+        page.wait_for_timeout(300)
+        sizes = page.evaluate(
+            "performance.getEntriesByType('resource').filter(r => r.name.includes('/static/'))"
+            ".map(r => r.transferSize)"
+        )
+        assert len(sizes) > 5
+        assert not any(sizes), "scripts and styles come from the browser's cache"
+    assert complaints == []
 
 
 def test_forms_work_at_an_address_of_the_network(tmp_path, page, complaints):

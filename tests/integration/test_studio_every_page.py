@@ -4,21 +4,26 @@ import json
 
 import pytest
 from browsing import at, check_all_looks, needs_browser, served
+from runs_made import made_run
 from studio_world import ROUTES, a_task, address, make_world
 
 from impasto.locks import FolderLock
-from impasto.owners import current_process
+from impasto.owners import ProcessIdentity, current_process
 from impasto.studio.drafts import Drafts
 from impasto.studio.folders import HOME, Folders, address_of
 from impasto.studio.models import find_model
 
 pytestmark = needs_browser
 
+GONE = ProcessIdentity(2**30, 1, current_process().place).token
+"""A process that has ended."""
+
 NO_PAGES = {
     "GET /new", "GET /parts/runs", "GET /parts/machine", "GET /parts/queue", "GET /compare/numbers",
     "GET /new/{draft}/waiting", "GET /new/{draft}/plan", "GET /new/{draft}/started/part",
     "GET /tasks/{task}/part", "GET /draw/{drawing}/part", "GET /draw/{drawing}/images/{file}",
     "GET /models/{root}/{name}/inspection", "GET /models/{root}/{name}/publish/{upload}/part",
+    "GET /static/{asset}",
     *(f"GET /runs/{{run}}/{part}" for part in (
         "curves", "learning", "images", "stream", "report", "samples", "samples/{step}/{file}",
     )),
@@ -64,11 +69,34 @@ def world(place):
     tried = {"images": ["a.png"], "models": [said, failed]}
     (home / "tried").mkdir()
     (home / "tried" / f"{names['tried']}.json").write_text(json.dumps(tried), encoding="utf-8")
+    dead = made_run(
+        place / "runs" / "killed", losses=[(1, 0.5)], phase="training", step=3, process=GONE
+    )
+    refused = failed_upload(home, model)
     with FolderLock(run, "training", lambda holder: None):
         yield {
             **names, "busy": busy, "waiting": waiting.name, "starting": starting.name,
-            "running": address_of(folders.runs, run),
+            "running": address_of(folders.runs, run), "killed": address_of(folders.runs, dead.path),
+            "model": model.address, "refused": refused,
         }  # fmt: skip
+
+
+def failed_upload(home, model):
+    """The name of an upload whose card could not be made."""
+    task = a_task(home)
+    lines = [
+        {"kind": "begin", "process": GONE},
+        {"kind": "error", "text": "The token was refused by the Hub: " + "a" * 80},
+        {"kind": "ended", "code": 5},
+    ]
+    text = "".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines)
+    (home / "tasks" / task / "events.jsonl").write_text(text, encoding="utf-8")
+    (home / "tasks" / task / "terminal.log").write_text("Error: " + "b" * 200, encoding="utf-8")
+    upload = home / "publish" / ("1" * 16)
+    upload.mkdir()
+    asked = {"words": ["publish", str(model.path)], "task": task, "model": model.key}
+    (upload / "request.json").write_text(json.dumps(asked), encoding="utf-8")
+    return {"upload": upload.name, "task": task}
 
 
 def at_work(home, name):
@@ -96,6 +124,12 @@ def states(world):
         "a run at work": (f"/runs/{world['running']}", "button:has-text('Stop now')"),
         "a task at work": (f"/tasks/{world['busy']}", "progress"),
         "settings that are being made": (f"/new/{world['waiting']}", ".state.working"),
+        "a run that was killed": (f"/runs/{world['killed']}", "button:has-text('Resume'), .killed"),
+        "a card that was not made": (
+            f"{world['model']}/publish/{world['refused']['upload']}",
+            "text=The token was refused",
+        ),
+        "a publishing that failed": (f"/tasks/{world['refused']['task']}", ".state.failed"),
         "a run that begins": (f"/new/{world['starting']}/started", ".state.working"),
         "one caption": (f"{data}/captions?image={world['image']}", "#text"),
         "captions that an edit waits for": (f"{data}/captions?task={world['busy']}", ".working"),
@@ -127,4 +161,26 @@ def test_no_page_has_a_serious_fault_for_anybody(place, world, browser):
             look(page, printed, address(key, world))
         for path, wanted in states(world).values():
             look(page, printed, path, wanted)
+        refuse_uploads(page, printed, world, place)
         page.context.close()
+
+
+def refuse_uploads(page, printed, world, place):
+    """Add a file that is no image: by the page's script, and by a form, as without scripts."""
+    bad = place / "no image.png"
+    bad.write_text("<html>", encoding="utf-8")
+    page.goto(at(printed, f"/data/{world['dataset']}"))
+    page.set_input_files("#files", bad)
+    page.click("text=Add them")
+    page.wait_for_selector("#uploaded .refused")
+    check_all_looks(page)
+    page.evaluate(
+        """() => {
+            const form = document.getElementById("upload"), data = new DataTransfer();
+            data.items.add(new File(["<html>"], "no image.png"));
+            form.files.files = data.files;
+            form.submit(); // which tells no script
+        }"""
+    )
+    page.wait_for_selector("h1 ~ .outcomes .refused")
+    check_all_looks(page)

@@ -1,11 +1,14 @@
 """What validation losses and losses of images say of a run, and where the studio shows it."""
 
+import html
 import json
 import math
+import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from test_run_status import GONE, make_run
 
 from impasto.runs.image_losses import TIMESTEP_RANGE, read_image_losses
@@ -173,3 +176,13 @@ def test_the_page_shows_the_worst_images_and_links_those_it_may_show(client, stu
     assert text.count("<a href") == 1
     assert text.index("secret.png") < text.index("a&#34;&lt;b&gt;.png")
     assert "1.33 × the usual loss" in text
+
+
+def test_a_browser_keeps_thumbnails_of_the_worst_images(client, studio, dog, folder):
+    image = folder.parent / "data" / "cats" / "a.png"
+    image.parent.mkdir()
+    Image.new("RGB", (16, 16)).save(image)
+    write_losses(dog.image_losses_file, [(1, str(image), 5, 1.0)])
+    text = client.get(f"/runs/{studio.folders.name_of(dog)}/images").text
+    address = html.unescape(re.search('src="([^"]*)"', text)[1])
+    assert "max-age" in client.get(address).headers["cache-control"]

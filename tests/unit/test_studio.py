@@ -157,6 +157,29 @@ def test_every_answer_says_what_the_browser_may_do(client, stranger, studio, dog
     assert "onclick" not in page
 
 
+def test_scripts_and_styles_are_kept_by_browsers_until_they_change(client):
+    page = client.get("/").text
+    addresses = re.findall(r'"(/static/[^"]+)"', page)
+    assert len(addresses) > 5
+    for file in addresses:
+        answer = client.get(file)
+        assert answer.status_code == 200
+        assert "immutable" in answer.headers["cache-control"]
+        assert client.get(f"{file}0").headers["cache-control"] == "no-cache"
+    assert client.get("/static/studio.js").headers["content-type"].startswith("text/javascript")
+    for missing in ("studio.py", "../core.py", "%2e%2e%2fcore.py", "none.js"):
+        assert client.get(f"/static/{missing}").status_code == 404
+
+
+def test_no_style_that_is_meant_for_a_part_of_a_page_falls_on_the_lines_of_a_log(client):
+    """Their classes are the kinds of events, which are words like begin and end."""
+    kinds = "begin|stage|note|warning|training|step|command|end|error|ended"
+    styles = client.get("/static/studio.css").text + client.get("/static/sheets.css").text
+    selectors = re.findall(r"(?:^|[,}])\s*([^,{}@]+?)\s*(?=[,{])", styles)
+    assert len(selectors) > 100
+    assert [text for text in selectors if re.match(rf"(li)?\.({kinds})\b(?!-)", text)] == []
+
+
 # for which files
 
 

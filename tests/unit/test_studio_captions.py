@@ -4,6 +4,7 @@ If one failed, a stranger's caption would be markup, other files than those aske
 edited, or an edit would be made that nobody has seen.
 """
 
+import html
 import json
 import os
 import re
@@ -372,6 +373,28 @@ def test_models_that_are_offered_and_refused(tmp_path):
         assert why_not_offered(good, "tagger", [models]) == ""
     for bad in ("", "nonsense", "../x/y", "a/../b", str(tmp_path), str(models / "none"), "-x/y z"):
         assert why_not_offered(bad, "tagger", [models])
+
+
+def test_a_browser_keeps_thumbnails_of_captions_until_the_image_changes(client, here, studio, data):
+    """By addresses with a version, for which the answer says so; see `thumbnail_address`."""
+    token = "b" * 32
+    (studio.home / "tried").mkdir(parents=True)
+    said = {"images": ["a.png"], "models": [{"kind": "tagger", "model": "m", "setting": "0.3"}]}
+    (studio.home / "tried" / f"{token}.json").write_text(json.dumps(said), encoding="utf-8")
+    alone = f"{here}?image={address_of([data], data / 'a.png')}"
+    pages = (here, alone, f"{here}/try?tried={token}")
+
+    def shown():
+        found = [
+            re.search('src="([^"]*/thumbnails/[^"]*)"', client.get(page).text) for page in pages
+        ]
+        return [html.unescape(one[1]) for one in found]
+
+    before = shown()
+    for image in before:
+        assert "max-age" in client.get(image).headers["cache-control"]
+    Image.new("RGB", (17, 16)).save(data / "a.png")
+    assert all(old != new for old, new in zip(before, shown(), strict=True))
 
 
 def test_models_are_tried_and_run_as_tasks(client, here, data, folder, tasks):

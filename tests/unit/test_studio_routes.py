@@ -5,7 +5,6 @@ nobody has thought about.
 """
 
 import pytest
-from starlette.routing import Mount
 from studio_world import ROUTES, address, make_world, named
 from studios import FROM_HERE
 
@@ -28,7 +27,6 @@ def routes_of(studio, access):
     return {
         f"{method} {route.path}"
         for route in create_app(studio, access).routes
-        if not isinstance(route, Mount)
         for method in route.methods - {"HEAD"}
     }
 

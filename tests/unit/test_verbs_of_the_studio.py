@@ -121,6 +121,32 @@ def test_a_model_is_deleted_after_who_needs_it_was_named(place):
     assert not kept.exists()
 
 
+def test_a_deleted_model_is_listed_restored_and_removed_for_good(place):
+    model = place / "models" / "base.safetensors"
+    uses(place, "dog")
+    assert "in the trash of models" in plain(impasto("models", "list", "--deleted", "models"))
+    impasto("models", "delete", model, "--yes")
+    (one,) = lines(impasto("models", "list", "--deleted", "--json", "models"))
+    kept = Path(one["path"])
+    assert (place / one["from"]).resolve() == model.resolve()
+    assert "deleted 20" in plain(impasto("models", "list", "--deleted", "models"))
+    model.write_bytes(b"new")
+    refused = impasto("models", "restore", kept)
+    assert refused.returncode == 4
+    assert "nothing is replaced" in plain(refused)
+    model.unlink()
+    assert "Restored to" in plain(impasto("models", "restore", kept))
+    assert model.stat().st_size == 2048
+    assert impasto("models", "restore", kept).returncode == 4
+    impasto("models", "delete", model, "--yes")
+    (one,) = lines(impasto("models", "list", "--deleted", "--json", "models"))
+    asked = plain(impasto("models", "purge", one["path"]))
+    assert "runs/dog (model.path)" in asked.replace(os.sep, "/")
+    assert "Add --yes" in asked
+    assert "Removed 2.0 KiB" in plain(impasto("models", "purge", one["path"], "--yes"))
+    assert lines(impasto("models", "list", "--deleted", "--json", "models")) == []
+
+
 def test_a_model_that_a_run_works_with_is_not_deleted(place):
     model = place / "models" / "base.safetensors"
     run = uses(place, "dog")

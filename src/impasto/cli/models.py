@@ -1,4 +1,4 @@
-"""`impasto models ...`: the models of folders and runs, and deleting one without losing a run's."""
+"""`impasto models ...`: the models of folders and runs, deleting one, and having it back."""
 
 from __future__ import annotations
 
@@ -11,15 +11,28 @@ from impasto.cli.groups import FullHelpGroup
 from impasto.cli.listing import existing_folders, in_words, print_list
 
 if TYPE_CHECKING:
+    from impasto.cli.console import Console
+    from impasto.runs import RunDirectory
     from impasto.studio.folders import Folders
     from impasto.studio.models import FoundModel
+    from impasto.studio.trash import DeletedModel
 
 FOLDERS = click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+MODEL = click.argument("model", type=click.Path(path_type=Path))
+RUNS = click.option(
+    "--runs", "run_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    help="A folder with runs that may need the model, up to three levels deep; repeatable. "
+    "Default: the current folder.",
+)  # fmt: skip
+QUEUE = click.option(
+    "--queue", "queue_folder", default=Path("queue"), show_default=True, metavar="DIR",
+    type=click.Path(path_type=Path), help="The folder of the queue, whose jobs may need it.",
+)  # fmt: skip
 
 
 @click.group(cls=FullHelpGroup)
 def models() -> None:
-    """List models, and delete them: into a trash first, with who needs them named.
+    """List models, and delete them: into a trash first, from which they can be restored.
 
     `impasto inspect` says what a model is, `impasto convert` writes it in another form.
     """
@@ -28,13 +41,23 @@ def models() -> None:
 @models.command("list")
 @FOLDERS
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per model, for programs.")
-def list_models(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
+@click.option("--deleted", is_flag=True, help="List what is in the folder .trash of each instead.")
+def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> None:
     """List the models in FOLDERS and up to three levels below, the newest first.
 
     Without FOLDERS, those below the current folder. What runs have exported is listed too.
     """
     from impasto.studio.models import all_models
+    from impasto.studio.trash import all_deleted
 
+    if deleted:
+        print_list(
+            all_deleted(_existing(folders)),
+            lambda model: (str(model.path), _deleted_line(model)),
+            _deleted_as_json if as_json else None,
+            f"Nothing that was deleted is in the trash of {in_words(folders)}.",
+        )
+        return
     print_list(
         all_models(_existing(folders)),
         lambda model: (str(model.path), _line(model)),
@@ -44,52 +67,74 @@ def list_models(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT0
 
 
 @models.command()
-@click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "--runs", "run_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
-    help="A folder with runs that may need the model, up to three levels deep; repeatable. "
-    "Default: the current folder.",
-)  # fmt: skip
-@click.option(
-    "--queue", "queue_folder", default=Path("queue"), show_default=True, metavar="DIR",
-    type=click.Path(path_type=Path), help="The folder of the queue, whose jobs may need it.",
-)  # fmt: skip
+@MODEL
+@RUNS
+@QUEUE
 @click.option("--yes", is_flag=True, help="Delete it; without this nothing is changed.")
 def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes: bool) -> None:
     """Move MODEL, a file or Diffusers folder, into the folder .trash beside it.
 
     Without --yes this names the runs and jobs that need the model, and deletes nothing. A model
-    that a run works with now is not deleted. `impasto models empty-trash` frees the disk.
+    that a run works with now is not deleted. `impasto models restore` has it back,
+    `impasto models purge` and `impasto models empty-trash` free the disk.
     """
     from impasto.cli.console import Console
     from impasto.errors import RunError
-    from impasto.runs.queue import Queue
-    from impasto.studio.model_users import jobs_with, users_of, working_with
-    from impasto.studio.models import delete as move_to_trash
+    from impasto.studio.model_users import working_with
     from impasto.studio.models import model_at
+    from impasto.studio.trash import delete as move_to_trash
 
     console = Console()
     found = model_at(model)
-    users = users_of(found, (summary.run for summary in _existing(run_folders).all_runs()))
     console.table({"Model": found.path, "What": _line(found)})
-    for run, key in users:
-        console.note(f"Needed by the run {run.path} ({key}): it could not be resumed.")
-    jobs = Queue(queue_folder).jobs() if queue_folder.is_dir() else []
-    waiting = jobs_with(found, jobs)
-    for job, key in waiting:
-        console.note(f"Needed by job {job.number} of the queue, {job.name} ({key}).")
-    if not users and not waiting:
-        where = " or ".join(map(str, run_folders)) or "the current folder"
-        console.note(f"No run in {where} and no job of {queue_folder} needs it.")
-    if found.run is not None:
-        console.note(f"The run {found.run.path} has exported it.")
+    users = _say_who_needs(console, found, run_folders, queue_folder)
     alive = working_with(found, users)
     if alive:
         raise RunError(f"Nothing was deleted: {', '.join(alive)} works with it now.")
     if not yes:
         console.note("Nothing was deleted. Add --yes to move it into the trash.")
         return
-    console.note(f"Moved to {move_to_trash(found)}. Move it back to have it again.")
+    console.note(f"Moved to {move_to_trash(found)}. `impasto models restore` moves it back.")
+
+
+@models.command()
+@MODEL
+def restore(model: Path) -> None:
+    """Move MODEL, a path in a folder .trash, back to where it was when it was deleted.
+
+    `impasto models list --deleted` shows what can be restored. Nothing is replaced: where
+    something else has its name by now, nothing is changed.
+    """
+    from impasto.cli.console import Console
+    from impasto.studio.trash import deleted_at
+    from impasto.studio.trash import restore as move_back
+
+    Console().note(f"Restored to {move_back(deleted_at(model))}.")
+
+
+@models.command()
+@MODEL
+@RUNS
+@QUEUE
+@click.option("--yes", is_flag=True, help="Remove it; without this nothing is changed.")
+def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes: bool) -> None:
+    """Remove MODEL, a path in a folder .trash, for good.
+
+    Without --yes this names the runs and jobs that need it, and removes nothing.
+    """
+    from impasto.cli.console import Console
+    from impasto.progress import size_words
+    from impasto.studio.trash import deleted_at
+    from impasto.studio.trash import purge as remove
+
+    console, found = Console(), deleted_at(model)
+    console.table({"Model": found.path, "Was": found.place, "What": _deleted_line(found)})
+    _say_who_needs(console, found.as_it_was, run_folders, queue_folder)
+    if not yes:
+        console.note("Nothing was removed. Add --yes to remove it for good.")
+        return
+    remove(found)
+    console.note(f"Removed {size_words(found.size)}.")
 
 
 @models.command("empty-trash")
@@ -102,7 +147,7 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
     """
     from impasto.cli.console import Console
     from impasto.progress import size_words
-    from impasto.studio.models import empty_trash, trash_size
+    from impasto.studio.trash import empty_trash, trash_size
 
     console, there = Console(), _existing(folders)
     size = size_words(trash_size(there))
@@ -111,6 +156,28 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
         return
     empty_trash(there)
     console.note(f"Removed {size}.")
+
+
+def _say_who_needs(
+    console: Console, found: FoundModel, run_folders: tuple[Path, ...], queue_folder: Path
+) -> list[tuple[RunDirectory, str]]:
+    """Name the runs and jobs that need a model; return the runs, and as what they name it."""
+    from impasto.runs.queue import Queue
+    from impasto.studio.model_users import jobs_with, users_of
+
+    users = users_of(found, (summary.run for summary in _existing(run_folders).all_runs()))
+    for run, key in users:
+        console.note(f"Needed by the run {run.path} ({key}): it could not be resumed.")
+    jobs = Queue(queue_folder).jobs() if queue_folder.is_dir() else []
+    waiting = jobs_with(found, jobs)
+    for job, key in waiting:
+        console.note(f"Needed by job {job.number} of the queue, {job.name} ({key}).")
+    if not users and not waiting:
+        where = " or ".join(map(str, run_folders)) or "the current folder"
+        console.note(f"No run in {where} and no job of {queue_folder} needs it.")
+    if found.run is not None:
+        console.note(f"The run {found.run.path} has exported it.")
+    return users
 
 
 def _existing(folders: tuple[Path, ...]) -> Folders:
@@ -138,3 +205,12 @@ def _line(model: FoundModel) -> str:
     view = model.view()
     words = [view["kind"], view["size"], view["when"]]
     return " · ".join([*words, f"of the run {view['run']}"] if view["run"] else words)
+
+
+def _deleted_as_json(model: DeletedModel) -> dict[str, Any]:
+    return {"path": str(model.path), "bytes": model.size, "from": str(model.place)}
+
+
+def _deleted_line(model: DeletedModel) -> str:
+    view = model.view()
+    return " · ".join([view["kind"], view["size"], f"deleted {view['when']}", str(model.place)])

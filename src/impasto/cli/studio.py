@@ -85,9 +85,11 @@ def studio(
     address that it prints. Ending it ends no training, and starting it again
     finds all runs.
     """
+    from impasto.allocation import use_one_arena
     from impasto.cli.console import Console
     from impasto.invocation import missing_extra
 
+    use_one_arena()
     if any(importlib.util.find_spec(name) is None for name in _PACKAGES):
         raise missing_extra("studio", "The studio needs packages that are not installed.")
     from impasto.cli.ports import listen_at

@@ -7,8 +7,6 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
 
 from impasto.errors import ImpastoError
 from impasto.studio.core import Studio
@@ -17,6 +15,7 @@ from impasto.studio.pages import (
     captions,
     compare,
     data,
+    deleted,
     draw,
     images,
     models,
@@ -25,17 +24,16 @@ from impasto.studio.pages import (
     queue,
     runs,
     start,
+    static,
     tasks,
     trying,
 )
 
 PAGES = (
-    start, runs, new_start, new_run, data, images, captions, trying, queue, compare, draw, models,
-    tasks,
+    start, runs, new_start, new_run, data, images, captions, trying, queue, compare, draw, deleted,
+    models, tasks, static,
 )  # fmt: skip
 """The modules that have the routes."""
-
-_STATIC: list[str | tuple[str, str]] = [("impasto.studio", "static"), ("impasto.report", "static")]
 
 
 def create_app(studio: Studio, access: Access) -> Starlette:
@@ -54,10 +52,7 @@ def create_app(studio: Studio, access: Access) -> Starlette:
         return studio.refusal(request, 500, str(error))
 
     return Starlette(
-        routes=[
-            *(route for page in PAGES for route in page.routes(studio)),
-            Mount("/static", StaticFiles(packages=_STATIC)),
-        ],
+        routes=[route for page in PAGES for route in page.routes(studio)],
         middleware=[Middleware(Guard, access=access)],
         exception_handlers={HTTPException: refused, ImpastoError: failed, OSError: failed},
     )

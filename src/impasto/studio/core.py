@@ -20,6 +20,7 @@ from starlette.responses import HTMLResponse, Response
 
 from impasto.studio.folders import Folders
 from impasto.studio.run_processes import RunProcesses
+from impasto.studio.static_files import static_address
 from impasto.studio.tasks import TASKS, Tasks
 
 LOOK_EVERY_S = 1.0
@@ -97,4 +98,5 @@ def _templates() -> Environment:
         lstrip_blocks=True,
     )
     found.globals["navigation"] = NAVIGATION
+    found.globals["static"] = static_address
     return found

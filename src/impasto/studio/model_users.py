@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from impasto import files
 from impasto.parsing import parse_toml, printable, read_text
 from impasto.runs import RunDirectory
 from impasto.runs.queue_jobs import Job
+from impasto.studio.folders import Folders
 from impasto.studio.models import FoundModel
 
 
@@ -42,6 +43,22 @@ def jobs_with(model: FoundModel, jobs: Iterable[Job]) -> list[tuple[Job, str]]:
     coming = (job for job in jobs if job.state in ("waiting", "paused", "working"))
     found = ((job, _named_as(model, _settings(job.settings_file), job.folder)) for job in coming)
     return [(job, key) for job, key in found if key]
+
+
+def losers_of(
+    model: FoundModel, runs: Sequence[RunDirectory], jobs: Iterable[Job], folders: Folders
+) -> dict[str, Any]:
+    """Who loses something with a model, as plain values for `model_losers.html.j2`."""
+    return {
+        "users": [user_view(run, key, folders) for run, key in users_of(model, runs)],
+        "jobs": [f"job {job.number}, {job.name} ({key})" for job, key in jobs_with(model, jobs)],
+        "run": None if model.run is None else printable(model.run.path.name),
+    }
+
+
+def user_view(run: RunDirectory, key: str, folders: Folders) -> dict[str, str]:
+    """A run that names a model, as plain values for templates."""
+    return {"name": folders.name_of(run), "title": printable(run.path.name), "key": key}
 
 
 def _named_as(model: FoundModel, settings: Mapping[str, Any], folder: str | Path) -> str:

@@ -8,15 +8,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto import files, presence, storage_errors
-from impasto.errors import ModelError, StorageError
+from impasto import files, presence
+from impasto.errors import ModelError
 from impasto.parsing import printable
 from impasto.progress import size_words
 from impasto.runs import RunDirectory
@@ -24,10 +23,6 @@ from impasto.studio.folders import Folders, address_of, path_of
 
 DEPTH = 3
 """Levels of folders below a given one that models are looked for in."""
-
-_DELETED = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
-TRASH = ".trash"
-"""Where models go that are deleted, in the folder they were in, until it is emptied."""
 
 MOST = 1000
 """So many models are listed at most, the newest."""
@@ -173,10 +168,14 @@ def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
     if root == "models":
         is_listed = len(inside) <= DEPTH + 1 and not _is_within_model(path, folder)
         return _found("models", name, path, folder, None) if is_listed else None
+    run = run_that_exported(path)
+    return None if run is None else _found("runs", name, path, folder, run)
+
+
+def run_that_exported(path: Path) -> RunDirectory | None:
+    """The run that a model is or was an export of, by where that is; None where it is of none."""
     run = RunDirectory(path.parent.parent)
-    if path.parent.name not in _RUN_FOLDERS or not run.is_there():
-        return None
-    return _found("runs", name, path, folder, run)
+    return run if path.parent.name in _RUN_FOLDERS and run.is_there() else None
 
 
 def model_at(path: Path) -> FoundModel:
@@ -186,8 +185,7 @@ def model_at(path: Path) -> FoundModel:
         ModelError: There is none.
     """
     path = path.absolute()
-    owner = RunDirectory(path.parent.parent)
-    run = owner if path.parent.name in _RUN_FOLDERS and owner.is_there() else None
+    run = run_that_exported(path)
     folder = path.parent if run is None else run.path.parent
     found = _found("models" if run is None else "runs", "", path, folder, run)
     if found is None:
@@ -196,76 +194,6 @@ def model_at(path: Path) -> FoundModel:
             f"{path} is no model: neither a file that ends in {endings} nor a Diffusers folder."
         )
     return found
-
-
-def delete(model: FoundModel) -> Path:
-    """Move a model into `TRASH` of the given folder it is in; return where it is now.
-
-    Raises:
-        StorageError: It cannot be moved: another program has it open, the folder is read-only, or
-            it is the given folder itself.
-    """
-    if model.path == model.folder:
-        raise StorageError(
-            f"{model.path} is the folder that the studio was given (--models), so nothing was "
-            f"deleted. Delete it by hand."
-        )
-    trash = model.folder / TRASH
-    stamp = time.strftime("%Y%m%d-%H%M%S")
-    with storage_errors.reported(model.path):
-        if trash.is_symlink() or (trash.exists() and not trash.is_dir()):
-            raise StorageError(f"{trash} is no folder, so nothing was deleted. Remove it.")
-        number = 0
-        while True:
-            target = trash / f"{stamp}-{number}" / model.path.name
-            if not target.parent.exists():
-                break
-            number += 1
-        target.parent.mkdir(parents=True)
-        try:
-            model.path.rename(target)
-        except OSError:
-            target.parent.rmdir()
-            raise
-    return target
-
-
-def trash_size(folders: Folders) -> int:
-    """The bytes of all that was deleted and is still there."""
-    return sum(_size_of(entry) for entry in _deleted(folders))
-
-
-def empty_trash(folders: Folders) -> None:
-    """Remove for good what was deleted.
-
-    Raises:
-        StorageError: Something is held open or read-only.
-    """
-    for entry in _deleted(folders):
-        with storage_errors.reported(entry):
-            _remove(entry)
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; of a link, the link alone."""
-    if path.is_dir() and not path.is_symlink():
-        for entry in sorted(path.iterdir()):
-            _remove(entry)
-        path.rmdir()
-    else:
-        path.unlink()
-
-
-def _deleted(folders: Folders) -> list[Path]:
-    """What was deleted here; of a `.trash` that another program keeps, nothing."""
-    entries = [entry for trash in _trashes(folders) for entry in sorted(trash.iterdir())]
-    return [entry for entry in entries if _DELETED.fullmatch(entry.name)]
-
-
-def _trashes(folders: Folders) -> list[Path]:
-    given = dict.fromkeys([*folders.models, *folders.runs])
-    found = (folder / TRASH for folder in given)
-    return [trash for trash in found if trash.is_dir() and not trash.is_symlink()]
 
 
 def _add(
@@ -291,7 +219,7 @@ def _found(
         is_file = path.suffix.lower() in endings and path.is_file()
         if not (is_file or is_diffusers(path)) or not files.is_inside(path, folder):
             return None
-        return FoundModel(root, name, path, folder, _size_of(path), path.stat().st_mtime, run)
+        return FoundModel(root, name, path, folder, size_of_model(path), path.stat().st_mtime, run)
     except OSError:
         return None
 
@@ -317,7 +245,7 @@ def _exports_of(run: RunDirectory) -> Iterator[Path]:
         yield from (entry for entry in entries if not entry.name.startswith("."))
 
 
-def _size_of(path: Path) -> int:
+def size_of_model(path: Path) -> int:
     """The bytes of a file, or of all files in a folder; what cannot be seen counts nothing."""
     if not path.is_dir():
         return path.stat().st_size

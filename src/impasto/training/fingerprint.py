@@ -149,7 +149,7 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
         _RENAMED.get(name, present_path(name)): value
         for name, value in (_of_old(saved) if is_old else saved).items()
     }
-    before = {name: value for name, value in before.items() if _is_compared(name)}
+    before = {n: value for n, value in before.items() if n in current or _is_compared(n)}
     usual = _usual_settings()
     listed = {_section_of(name) for name in before} & {_section_of(name) for name in current}
     found = []

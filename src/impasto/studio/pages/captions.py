@@ -40,6 +40,7 @@ from impasto.studio.datasets import image_of
 from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form, whole_number
 from impasto.studio.pages import captions_address, dataset_in
+from impasto.studio.pages.data_views import Dataset, thumbnail_address
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.verbs import ask_verb
 
@@ -210,9 +211,10 @@ class CaptionPages:
         here = captions_address(self.studio, dataset)
         kept = {"ending": ending, **{n: query[n] for n in _FILTERS if query.get(n)}}
         task = self.studio.tasks.find(query.get("task", ""))
-        tags = self._tags(dataset, reading, query)
+        of = Dataset(self.studio, dataset)
+        derived = of.derived
         return {
-            **tags,
+            **self._tags(dataset, reading, query),
             "title": dataset.name,
             "here": here,
             "data": here.removesuffix("/captions"),
@@ -223,7 +225,7 @@ class CaptionPages:
             "page": number,
             "pages": max(1, -(-len(chosen) // PER_PAGE)),
             "query": urlencode(kept),
-            "rows": [_row(dataset, caption, is_whole=alone is not None) for caption in shown],
+            "rows": [_row(of, derived, caption, is_whole=alone is not None) for caption in shown],
             "alone": alone is not None,
             "near": {} if alone is None else _near(dataset, captions, chosen, alone),
             "task": task_view(self.studio.tasks, task) if task is not None else None,
@@ -285,9 +287,10 @@ def _near(
     }
 
 
-def _row(dataset: Path, caption: ImageCaption, *, is_whole: bool) -> dict[str, str]:
+def _row(of: Dataset, derived: Path, caption: ImageCaption, *, is_whole: bool) -> dict[str, str]:
     return {
-        "address": address_of([dataset], caption.image),
+        "address": address_of([of.path], caption.image),
+        "thumbnail": thumbnail_address(of, derived, caption.image),
         "name": caption.name,
         "mark": caption.mark,
         "text": caption.text if is_whole else shortened(caption.text),

@@ -10,7 +10,9 @@ from impasto.runs import RunDirectory
 from impasto.runs.image_losses import ImageLoss, read_image_losses
 from impasto.runs.learning import NO_CHECKPOINT, NOTHING_HELD_OUT, kept_best, read_learning
 from impasto.runs.learning_words import best_words, evidence_words, gap_words
-from impasto.studio.folders import Folders, address_of
+from impasto.studio.core import Studio
+from impasto.studio.folders import address_of
+from impasto.studio.pages.data_views import Dataset, thumbnail_address
 
 _IMAGES = 24
 
@@ -38,30 +40,31 @@ def learning_view(run: RunDirectory) -> dict[str, Any]:
     }
 
 
-def image_loss_view(run: RunDirectory, folders: Folders) -> dict[str, Any]:
+def image_loss_view(run: RunDirectory, studio: Studio) -> dict[str, Any]:
     """The images with the highest loss, linked to where the studio shows them."""
     is_asked = run.image_losses_file.is_file()
     found = read_image_losses(run.image_losses_file) if is_asked else []
     folder = str(run.status().get("folder", ""))
-    rows = [_row(one, folder, folders) for one in found[:_IMAGES]]
+    rows = [_row(one, folder, studio) for one in found[:_IMAGES]]
     return {"is_asked": is_asked, "images": rows, "number": len(found)}
 
 
-def _row(one: ImageLoss, folder: str, folders: Folders) -> dict[str, Any]:
+def _row(one: ImageLoss, folder: str, studio: Studio) -> dict[str, Any]:
     path = Path(os.path.normpath(Path(folder) / one.image))
     return {
         "name": path.name,
         "place": str(path.parent),
         "ratio": f"{one.ratio:.2f}",
         "times": one.times,
-        "address": _address(path, folders),
+        **_addresses(path, studio),
     }
 
 
-def _address(path: Path, folders: Folders) -> str:
-    """The address of an image's dataset and itself; empty where it is in none of the folders."""
+def _addresses(path: Path, studio: Studio) -> dict[str, str]:
+    """Where an image's page and thumbnail are; empty where it is in none of the folders."""
+    dataset = Dataset(studio, path.parent)
     try:
-        dataset = address_of(folders.data, path.parent)
+        address = f"{dataset.address}/images/{address_of([path.parent], path)}"
     except ValueError:
-        return ""
-    return f"{dataset} {address_of([path.parent], path)}"
+        return {"address": "", "thumbnail": ""}
+    return {"address": address, "thumbnail": thumbnail_address(dataset, dataset.derived, path)}

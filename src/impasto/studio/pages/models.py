@@ -25,15 +25,8 @@ from impasto.studio.core import Studio
 from impasto.studio.drawable import find_drawable
 from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form, texts_of
-from impasto.studio.model_users import jobs_with, users_of, working_with
-from impasto.studio.models import (
-    FoundModel,
-    all_models,
-    delete,
-    empty_trash,
-    find_model,
-    trash_size,
-)
+from impasto.studio.model_users import losers_of, user_view, users_of, working_with
+from impasto.studio.models import FoundModel, all_models, find_model
 from impasto.studio.pages.model_forms import (
     CONVERT_CHOICES,
     Words,
@@ -43,6 +36,7 @@ from impasto.studio.pages.model_forms import (
 )
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.tasks import Made
+from impasto.studio.trash import all_deleted, delete
 
 _CARD_BYTES = 1 << 20
 _KEPT_UPLOADS = 20
@@ -55,7 +49,6 @@ def routes(studio: Studio) -> list[BaseRoute]:
     return [
         Route("/models", pages.all),
         Route("/models/download", pages.download, methods=["POST"]),
-        Route("/models/empty-trash", pages.empty_trash, methods=["POST"]),
         Route(one, pages.one),
         Route(f"{one}/inspection", pages.inspection),
         Route(f"{one}/inspect", pages.inspect, methods=["POST"]),
@@ -84,10 +77,12 @@ class ModelPages:
 
         def read() -> dict[str, Any]:
             folders = self.studio.folders
+            deleted = all_deleted(folders)
             return {
                 "models": [model.view() for model in all_models(folders)],
                 "folders": [printable(str(folder)) for folder in folders.models],
-                "trash": size_words(size) if (size := trash_size(folders)) else "",
+                "deleted": [model.view() for model in deleted],
+                "trash": size_words(sum(model.size for model in deleted)),
             }
 
         return self.studio.page("models.html.j2", **await asyncio.to_thread(read))
@@ -114,7 +109,7 @@ class ModelPages:
                 "fault": "" if refused is None else refused.detail,
                 "drawn_with": find_drawable(self.studio.folders).address_of(str(model.path)),
                 "run": None if model.run is None else self.studio.folders.name_of(model.run),
-                "users": [self._user(run, key) for run, key in users],
+                "users": [user_view(run, key, self.studio.folders) for run, key in users],
                 "choices": CONVERT_CHOICES,
                 "licenses": LICENSES,
                 "common": COMMON,
@@ -224,15 +219,12 @@ class ModelPages:
         model = await self._model_of(request)
 
         def read() -> dict[str, Any]:
-            users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
+            folders = self.studio.folders
+            runs = [summary.run for summary in folders.all_runs()]
             return {
                 "model": model.view(),
-                "users": [self._user(run, key) for run, key in users],
-                "jobs": [
-                    f"job {job.number}, {job.name} ({key})"
-                    for job, key in jobs_with(model, Queue(self.studio.queue).jobs())
-                ],
                 "folder": printable(str(model.folder)),
+                **losers_of(model, runs, Queue(self.studio.queue).jobs(), folders),
             }
 
         return self.studio.page("delete_model.html.j2", **await asyncio.to_thread(read))
@@ -253,14 +245,6 @@ class ModelPages:
             delete(model)
 
         await asyncio.to_thread(remove)
-        return RedirectResponse("/models", 303)
-
-    async def empty_trash(self, request: Request) -> Response:
-        """Remove for good what was deleted."""
-        form = await read_form(request)
-        if form.get("sure") != "yes":
-            raise HTTPException(400, "Nothing was removed: the box was not ticked.")
-        await asyncio.to_thread(empty_trash, self.studio.folders)
         return RedirectResponse("/models", 303)
 
     async def _model_of(self, request: Request) -> FoundModel:
@@ -328,13 +312,6 @@ class ModelPages:
             "card": card,
             "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
             "total": size_words(sum(int(row["bytes"]) for row in rows)),
-        }
-
-    def _user(self, run: Any, key: str) -> dict[str, str]:
-        return {
-            "name": self.studio.folders.name_of(run),
-            "title": printable(run.path.name),
-            "key": key,
         }
 
 

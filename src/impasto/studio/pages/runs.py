@@ -13,7 +13,6 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import (
     FileResponse,
-    JSONResponse,
     RedirectResponse,
     Response,
     StreamingResponse,
@@ -25,9 +24,10 @@ from impasto.runs import RunDirectory, RunState, step_name
 from impasto.runs.commands import CommandName, send_command
 from impasto.runs.lines import size_of
 from impasto.studio.core import Studio
-from impasto.studio.curves import SKETCHED_FROM, read_curves
+from impasto.studio.curves import SKETCHED_FROM
 from impasto.studio.folders import file_of
 from impasto.studio.forms import whole_number
+from impasto.studio.kept_curves import KeptCurves
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
 from impasto.studio.pages.run_views import run_page, run_rows, samples_view, state_part
 from impasto.studio.verbs import run_verb
@@ -64,10 +64,12 @@ class RunPages:
         studio: What they work with.
         reading: Held while every line of a large file is read, which takes seconds and memory: a
             page that compares 24 runs asks for all of them at once.
+        kept: Curves that were read already.
     """
 
     studio: Studio
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    kept: KeptCurves = field(default_factory=KeptCurves)
 
     async def run_of(self, request: Request) -> RunDirectory:
         """The run that an address names.
@@ -95,15 +97,22 @@ class RunPages:
         return self.studio.page("run.html.j2", name=self.studio.folders.name_of(run), **content)
 
     async def curves(self, request: Request) -> Response:
-        """The curves as JSON; with `exact=1`, of every line of a large file."""
+        """The curves as JSON; with `exact=1`, of every line of a large file.
+
+        The header `x-curves` says whether they are of every line: then nothing else is to be asked.
+        """
         run, exact = await self.run_of(request), request.query_params.get("exact") == "1"
-        size = await asyncio.to_thread(size_of, run.metrics_file) if exact else 0
-        is_long = size >= SKETCHED_FROM
-        async with self.reading if is_long else contextlib.nullcontext():
-            if is_long and await request.is_disconnected():
-                return Response(status_code=400)  # whoever asked has left while others were served
-            found = await asyncio.to_thread(read_curves, run.metrics_file, exact=exact)
-        return JSONResponse(found, headers={"cache-control": "no-store"})
+        file = run.metrics_file
+        found = await asyncio.to_thread(self.kept.find, file)
+        if found is None:
+            is_long = exact and await asyncio.to_thread(size_of, file) >= SKETCHED_FROM
+            async with self.reading if is_long else contextlib.nullcontext():
+                if is_long and await request.is_disconnected():
+                    return Response(status_code=400)  # whoever asked left while others were served
+                found = await asyncio.to_thread(self.kept.read, file, exact=exact)
+        kind = "exact" if found.is_exact else "sketched"
+        headers = {"cache-control": "no-store", "x-curves": kind}
+        return Response(found.content, media_type="application/json", headers=headers)
 
     async def learning(self, request: Request) -> Response:
         """What the validation losses say, as a part of the page."""
@@ -114,7 +123,7 @@ class RunPages:
     async def images(self, request: Request) -> Response:
         """The images that are learnt worst, as a part of the page."""
         run = await self.run_of(request)
-        content = await asyncio.to_thread(image_loss_view, run, self.studio.folders)
+        content = await asyncio.to_thread(image_loss_view, run, self.studio)
         return self.studio.page("image_losses.html.j2", **content)
 
     async def stream(self, request: Request) -> Response:

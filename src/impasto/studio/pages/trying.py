@@ -19,10 +19,10 @@ from starlette.routing import BaseRoute, Route
 from impasto.parsing import read_object
 from impasto.studio.caption_edits import shortened
 from impasto.studio.core import Studio
-from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form
 from impasto.studio.model_names import offered_models, why_not_offered
 from impasto.studio.pages import captions_address, dataset_in
+from impasto.studio.pages.data_views import Dataset, thumbnail_address
 from impasto.studio.pages.tasks import task_view
 
 MODELS = 3
@@ -157,10 +157,12 @@ class TryPages:
             {"words": {}, "error": "", **column, "short": _short(column["model"])}
             for column in answer.get("models", ())
         ]
+        of = Dataset(self.studio, dataset)
+        derived = of.derived
         rows = [
             {
                 "name": name,
-                "address": address_of([dataset], dataset / name),
+                "thumbnail": thumbnail_address(of, derived, dataset / name),
                 "words": [shortened(column["words"].get(name, "")) for column in columns],
             }
             for name in answer.get("images", ())

@@ -83,15 +83,18 @@
   });
 
   async function read(run, exact) {
-    const answer = await fetch(`/runs/${run.address}/curves${exact ? "?exact=1" : ""}`, { headers: { Accept: "application/json" } });
+    const answer = await fetch(`/runs/${run.address}/curves${exact ? "?exact=1" : ""}`);
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     run.curves = await answer.json();
+    run.isExact = answer.headers.get("x-curves") === "exact";
   }
 
   async function readAll() {
     const lost = new Set();
     for (const exact of [false, true]) { // a first look at long files, then every line
-      await Promise.all(runs.map((run) => read(run, exact).catch((error) => lost.add(`${run.title}: ${error.message}`))));
+      const wanted = runs.filter((run) => !run.isExact);
+      if (!wanted.length) break;
+      await Promise.all(wanted.map((run) => read(run, exact).catch((error) => lost.add(`${run.title}: ${error.message}`))));
       draw();
       note.textContent = [...lost].map((words) => `The metrics could not be read: ${words}.`).join(" ") || (shown.length ? "" : "No metrics yet.");
       note.hidden = !note.textContent;

@@ -60,13 +60,16 @@
   const lastOf = (name) => { const values = curves[name][1]; return values.length ? `is ${+values[values.length - 1].toPrecision(4)} at last` : "has no value"; };
 
   async function read(exact) {
-    const answer = await fetch(`/runs/${run}/curves${exact ? "?exact=1" : ""}`, { headers: { Accept: "application/json" } });
+    const answer = await fetch(`/runs/${run}/curves${exact ? "?exact=1" : ""}`); // as the page's head preloads it
     if (!answer.ok) throw new Error(`status ${answer.status}`);
+    const isExact = answer.headers.get("x-curves") === "exact";
     const found = await answer.json();
     for (const name of Object.keys(curves)) delete curves[name];
     Object.assign(curves, found);
     draw();
     if (late.length) add(late); // what was told while the file was being read
+    performance.mark(isExact ? "curves-exact" : "curves-sketched");
+    return isExact;
   }
 
   // whether a part of a chart is looked at closely; asked before numbers are added, which a plot may share
@@ -154,7 +157,7 @@
   const resize = () => { for (const { plot, box } of shown) plot.setSize({ width: widthOf(box), height: HEIGHT }); };
   charts.follow(resize, draw);
 
-  read(false).then(() => read(true)).catch((error) => {
+  read(false).then((isExact) => isExact || read(true)).catch((error) => {
     document.getElementById("curves-note").textContent = `The metrics could not be read: ${error.message}.`;
   });
 })();

@@ -1,0 +1,109 @@
+"""What was deleted of models: put back, or removed for good once it was said what is lost."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto.errors import ModelError
+from impasto.runs.queue import Queue
+from impasto.studio.core import Studio
+from impasto.studio.forms import read_form
+from impasto.studio.model_users import losers_of
+from impasto.studio.models import all_models
+from impasto.studio.trash import DeletedModel, empty_trash, find_deleted, purge, restore
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of these pages; they come before those of models, whose addresses are wider."""
+    pages = DeletedPages(studio)
+    one = "/models/deleted/{deleted}"
+    return [
+        Route(one, pages.one),
+        Route(f"{one}/restore", pages.restore, methods=["POST"]),
+        Route(f"{one}/purge", pages.purge, methods=["POST"]),
+        Route("/models/empty-trash", pages.empty_trash, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class DeletedPages:
+    """Answers requests for what was deleted.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+
+    async def one(self, request: Request) -> Response:
+        """A deleted model: where it goes back to, and what is lost with it for good."""
+        model = await self._deleted_of(request)
+
+        def read() -> dict[str, Any]:
+            folders = self.studio.folders
+            runs = [summary.run for summary in folders.all_runs()]
+            return {
+                "model": model.view(),
+                **losers_of(model.as_it_was, runs, Queue(self.studio.queue).jobs(), folders),
+            }
+
+        return self.studio.page("deleted_model.html.j2", **await asyncio.to_thread(read))
+
+    async def restore(self, request: Request) -> Response:
+        """Put a deleted model back, and show it."""
+        model = await self._deleted_of(request)
+        try:
+            place = await asyncio.to_thread(restore, model)
+        except ModelError as error:
+            raise HTTPException(409, str(error)) from error
+
+        def find() -> str:
+            shown = all_models(self.studio.folders)
+            return next((found.address for found in shown if found.path == place), "/models")
+
+        return RedirectResponse(await asyncio.to_thread(find), 303)
+
+    async def purge(self, request: Request) -> Response:
+        """Remove a deleted model for good."""
+        model = await self._deleted_of(request)
+        await _require_sure(request)
+        await asyncio.to_thread(purge, model)
+        return RedirectResponse("/models", 303)
+
+    async def empty_trash(self, request: Request) -> Response:
+        """Remove for good whatever was deleted."""
+        await _require_sure(request)
+        await asyncio.to_thread(empty_trash, self.studio.folders)
+        return RedirectResponse("/models", 303)
+
+    async def _deleted_of(self, request: Request) -> DeletedModel:
+        """The deleted model that an address names.
+
+        Raises:
+            HTTPException: There is none: 404.
+        """
+        name = request.path_params["deleted"]
+        found = await asyncio.to_thread(find_deleted, self.studio.folders, name)
+        if found is None:
+            raise HTTPException(
+                404, "This model is not in the trash: it was restored, or deleted for good."
+            )
+        return found
+
+
+async def _require_sure(request: Request) -> None:
+    """Refuse a form whose box was not ticked.
+
+    Raises:
+        HTTPException: It was not: 400.
+    """
+    form = await read_form(request)
+    if form.get("sure") != "yes":
+        raise HTTPException(400, "Nothing was removed: the box was not ticked.")

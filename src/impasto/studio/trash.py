@@ -1,0 +1,301 @@
+"""Models that were deleted: moved to a folder beside the others, put back, or removed for good.
+
+A trash may be a stranger's, or another program's: only folders with the names that `delete` gives
+count, no link in their place is followed, and a note in one leads nowhere but into the folder that
+the trash is in.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto import files, presence, storage_errors
+from impasto.errors import ModelError, StorageError
+from impasto.parsing import printable, read_object
+from impasto.progress import size_words
+from impasto.studio.folders import Folders, address_of
+from impasto.studio.models import (
+    MODEL_ENDINGS,
+    FoundModel,
+    is_diffusers,
+    run_that_exported,
+    size_of_model,
+)
+
+TRASH = ".trash"
+"""Where models go that are deleted, in the folder they were in, until it is emptied."""
+
+_DELETED = re.compile(r"(\d{4})(\d\d)(\d\d)-(\d\d)(\d\d)\d\d-\d+", re.ASCII)
+_NOTE = ".from.json"  # beside a model in the trash: where it was; no listed model has such a name
+
+
+@dataclass(frozen=True)
+class DeletedModel:
+    """A model in the trash.
+
+    Attributes:
+        name: How addresses name it.
+        path: Where it is now.
+        folder: The folder that its trash is in.
+        place: Where it was; in `folder` itself, where nothing says so.
+        size: Its bytes.
+    """
+
+    name: str
+    path: Path
+    folder: Path
+    place: Path
+    size: int
+
+    @property
+    def address(self) -> str:
+        """The address of its page."""
+        return f"/models/deleted/{self.name}"
+
+    @property
+    def as_it_was(self) -> FoundModel:
+        """The model where it was, for `users_of`: who names it there misses it."""
+        return FoundModel(
+            "deleted", "", self.place, self.folder, self.size, 0.0, run_that_exported(self.place)
+        )
+
+    def view(self) -> dict[str, Any]:
+        """The model as plain values, for templates."""
+        return {
+            "address": self.address,
+            "title": printable(self.path.name),
+            "kind": "Diffusers folder" if is_diffusers(self.path) else self.path.suffix.lower(),
+            "size": size_words(self.size),
+            "when": _when(self.path),
+            "place": printable(str(self.place.parent)),
+            "is_taken": os.path.lexists(self.place),
+        }
+
+
+def delete(model: FoundModel) -> Path:
+    """Move a model into `TRASH` of the given folder it is in; return where it is now.
+
+    Raises:
+        StorageError: It cannot be moved: another program has it open, the folder is read-only, or
+            it is the given folder itself.
+    """
+    if model.path == model.folder:
+        raise StorageError(
+            f"{model.path} is the folder that the studio was given (--models), so nothing was "
+            f"deleted. Delete it by hand."
+        )
+    trash = model.folder / TRASH
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    with storage_errors.reported(model.path):
+        if trash.is_symlink() or (trash.exists() and not trash.is_dir()):
+            raise StorageError(f"{trash} is no folder, so nothing was deleted. Remove it.")
+        number = 0
+        while True:
+            target = trash / f"{stamp}-{number}" / model.path.name
+            if not target.parent.exists():
+                break
+            number += 1
+        target.parent.mkdir(parents=True)
+        note = target.parent / _NOTE
+        try:
+            files.write_json(note, {"from": model.path.relative_to(model.folder).as_posix()})
+            model.path.rename(target)
+        except (OSError, StorageError):
+            note.unlink(missing_ok=True)
+            target.parent.rmdir()
+            raise
+    return target
+
+
+def all_deleted(folders: Folders) -> list[DeletedModel]:
+    """What was deleted from the given folders and is still there, the newest first."""
+    given = given_folders(folders)
+    found = [one for folder in given for one in _deleted_in(folder, given)]
+    return sorted(found, key=lambda one: one.path.parent.name, reverse=True)
+
+
+def find_deleted(folders: Folders, name: str) -> DeletedModel | None:
+    """What an address names in the trash of the given folders; None where there is none."""
+    return next((one for one in all_deleted(folders) if one.name == name), None)
+
+
+def deleted_at(path: Path) -> DeletedModel:
+    """What lies at a path in some trash.
+
+    Raises:
+        ModelError: Nothing that was deleted is there.
+    """
+    path = path.absolute()
+    folder = path.parents[2] if len(path.parents) > 2 else path
+    found = next((one for one in _deleted_in(folder, [folder]) if one.path == path), None)
+    if found is None:
+        raise ModelError(
+            f"{path} is nothing that was deleted. `impasto models list --deleted FOLDER` shows "
+            f"what is in the trash of a folder."
+        )
+    return found
+
+
+def restore(model: DeletedModel) -> Path:
+    """Move a deleted model back to where it was; return that place.
+
+    Raises:
+        ModelError: Something else has that name by now, which is never replaced; or it is no
+            model, or its way back leads out of the folder.
+        StorageError: It cannot be moved: another program has it open, or the folder is read-only.
+    """
+    why = _why_not_restored(model)
+    if why:
+        raise ModelError(f"{model.path} was not restored: {why}.")
+    with storage_errors.reported(model.place):
+        model.place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _move_to_new_name(model.path, model.place)
+        except FileExistsError as error:
+            raise ModelError(f"{model.path} was not restored: {_taken(model.place)}.") from error
+    _tidy(model.path.parent)
+    return model.place
+
+
+def purge(model: DeletedModel) -> None:
+    """Remove a deleted model for good.
+
+    Raises:
+        StorageError: Something is held open or read-only.
+    """
+    with storage_errors.reported(model.path):
+        _remove(model.path)
+    _tidy(model.path.parent)
+
+
+def trash_size(folders: Folders) -> int:
+    """The bytes of all that was deleted and is still there."""
+    return sum(one.size for one in all_deleted(folders))
+
+
+def empty_trash(folders: Folders) -> None:
+    """Remove for good what was deleted.
+
+    Raises:
+        StorageError: Something is held open or read-only.
+    """
+    for folder in given_folders(folders):
+        for entry in _kept_in(folder):
+            with storage_errors.reported(entry):
+                _remove(entry)
+
+
+def given_folders(folders: Folders) -> list[Path]:
+    """The folders of models and runs, each once; addresses of what was deleted count them."""
+    return list(dict.fromkeys([*folders.models, *folders.runs]))
+
+
+def _deleted_in(folder: Path, given: Sequence[Path]) -> Iterator[DeletedModel]:
+    for entry in _kept_in(folder):
+        if entry.is_symlink() or not presence.is_dir(entry):
+            continue
+        for path in _entries(entry):
+            if path.name == _NOTE:
+                continue
+            try:
+                size = path.lstat().st_size if path.is_symlink() else size_of_model(path)
+            except OSError:
+                size = 0
+            yield DeletedModel(address_of(given, path), path, folder, _place_of(path, folder), size)
+
+
+def _kept_in(folder: Path) -> list[Path]:
+    """What was deleted here; of a `.trash` that another program keeps, nothing."""
+    trash = folder / TRASH
+    if trash.is_symlink() or not presence.is_dir(trash):
+        return []
+    return [entry for entry in _entries(trash) if _DELETED.fullmatch(entry.name)]
+
+
+def _entries(folder: Path) -> list[Path]:
+    """What is in a folder, by name; nothing of one that may not be read."""
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _place_of(path: Path, folder: Path) -> Path:
+    """Where a model in the trash was, by the note beside it, which a stranger may have written."""
+    note = path.parent / _NOTE
+    found = None if note.is_symlink() else read_object(note)
+    place = folder / path.name
+    was = (found or {}).get("from")
+    if isinstance(was, str) and was and "\0" not in was:
+        noted = folder / was
+        inside = noted.parts[len(folder.parts) :] if noted.is_relative_to(folder) else ()
+        if inside and noted.name == path.name and not any(p.startswith(".") for p in inside):
+            place = noted
+    return place
+
+
+def _why_not_restored(model: DeletedModel) -> str:
+    """Why a model cannot be put back; empty where it can."""
+    path, place = model.path, model.place
+    if path.is_symlink():
+        target = files.real_path(place.parent / path.readlink())
+        if not target.is_relative_to(files.real_path(model.folder)):
+            return f"it is a link that leads out of {model.folder}"
+    elif not is_diffusers(path) and not (
+        path.suffix.lower() in MODEL_ENDINGS and presence.is_file(path)
+    ):
+        return "it is no model; move it by hand"
+    if not files.is_inside(place.parent, model.folder):
+        return f"{place.parent} leads out of {model.folder} by a link"
+    return _taken(place) if os.path.lexists(place) else ""
+
+
+def _taken(place: Path) -> str:
+    return f"{place} is already there, and nothing is replaced; rename that first"
+
+
+def _move_to_new_name(path: Path, place: Path) -> None:
+    """Rename, but never over something, as renaming does on POSIX.
+
+    Raises:
+        FileExistsError: Something has the name.
+    """
+    if path.is_dir() and not path.is_symlink():
+        if os.path.lexists(place):
+            raise FileExistsError(place)
+        path.rename(place)  # over a folder that appears just now it fails, unless that is empty
+        return
+    os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name
+    try:
+        path.replace(place)
+    except OSError:
+        place.unlink()
+        raise
+
+
+def _tidy(entry: Path) -> None:
+    """Remove the folder that a model had in the trash, unless something else is in it."""
+    if [path.name for path in entry.iterdir()] in ([], [_NOTE]):
+        with storage_errors.reported(entry):
+            _remove(entry)
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder with all that is in it; of a link, the link alone."""
+    if path.is_dir() and not path.is_symlink():
+        for entry in sorted(path.iterdir()):
+            _remove(entry)
+        path.rmdir()
+    else:
+        path.unlink()
+
+
+def _when(path: Path) -> str:
+    found = _DELETED.fullmatch(path.parent.name)
+    return "{}-{}-{} {}:{}".format(*found.groups()) if found else ""
