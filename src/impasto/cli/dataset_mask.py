@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, SOURCE, local_dataset_config
 from impasto.cli.numbers import Finite
 
 if TYPE_CHECKING:
@@ -183,7 +183,7 @@ def _orders(
     from impasto.datasets.build import scan_all
     from impasto.errors import ConfigError
 
-    records = scan_all(dataset_config(source, options), console).records
+    records = scan_all(local_dataset_config(source, options), console).records
     only = set(options["only"])
     unknown = only - {record.file_name for record in records}
     if unknown:

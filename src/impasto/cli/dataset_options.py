@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.remote_paths import is_remote, shown
+
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.data.scan import Scan
@@ -98,7 +100,29 @@ def print_skipped(console: Console, scan: Scan, source: Path) -> None:
 
 def display_path(path: Path, source: Path) -> str:
     """A path as short as it can be read: below SOURCE where it is there."""
-    return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)
+    return str(path.relative_to(source)) if path.is_relative_to(source) else shown(path)
+
+
+def local_dataset_config(source: Path, options: dict[str, Any]) -> Any:
+    """As `dataset_config`, for commands that write words, crops or masks beside images.
+
+    Raises:
+        ConfigError: As for `dataset_config`; or images are in an object store, where nobody can
+            take back what was written.
+    """
+    from impasto.errors import ConfigError
+
+    config = dataset_config(source, options)
+    for part in config.parts:
+        for subset in part.subsets:
+            for place in (subset.image_dir, subset.metadata_file):
+                if place is not None and is_remote(place):
+                    raise ConfigError(
+                        f"{shown(place)} is in an object store, where nothing is written beside "
+                        f"images. Copy the folder to a disk, change the words there, and copy "
+                        f"them back."
+                    )
+    return config
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> Any:
