@@ -23,8 +23,8 @@ from impasto.storage.faults import fault_of, told
 
 _MADE: dict[tuple[int, str], Any] = {}
 _MAKING = threading.Lock()
-_IDENTITY = ("ETag", "etag", "md5Hash", "generation", "blob_id", "LastModified", "updated",
-             "mtime", "created", "last_modified")  # fmt: skip
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
 _OPTIONS: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}}
 """With more, s3fs asks for the size of each object before it reads it."""
 
@@ -38,8 +38,9 @@ class Stored:
 
     Attributes:
         size: Bytes.
-        identity: A hash of its ETag or version and its time of change, in 62 bits: in the place of
-            a file's time of change.
+        identity: A hash in 62 bits of its ETag or version, or of its time of change where a store
+            has none: in the place of a file's time of change. Times alone differ in their
+            fractions between a listing and a look at one object.
     """
 
     size: int
@@ -346,7 +347,8 @@ def _in_order(keys: Sequence[str], by_key: Mapping[str, Any]) -> Iterator[Any]:
 
 
 def _stored(info: Mapping[str, Any]) -> Stored:
-    said = "/".join(f"{name}={info[name]}" for name in _IDENTITY if info.get(name) is not None)
+    names = [name for name in (*_VERSIONS, *_TIMES) if info.get(name) is not None]
+    said = str(info[names[0]]).strip('"') if names else ""
     digest = hashlib.sha256(said.encode("utf-8")).digest()
     return Stored(int(info.get("size") or 0), int.from_bytes(digest[:8], "big") >> 2)
 
