@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, local_dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.dataset_words import caption_ending, place_of, undo_command, usable_images
 from impasto.parsing import read_caption_file
 from impasto.progress import counted
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--rules",
     default="plain",
@@ -74,7 +74,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--ending",
     default=".txt",

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, local_dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.numbers import Finite
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--model",
     default="clothes",

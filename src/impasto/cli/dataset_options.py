@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
 
+
+def _of_this_machine(context: click.Context, parameter: click.Parameter, value: Path) -> Path:  # noqa: ARG001
+    """Refuse a URL before a model is loaded: nothing is written beside images of a store."""
+    _require_local(value)
+    return value
+
+
+LOCAL_SOURCE = click.argument("source", type=click.Path(path_type=Path), callback=_of_this_machine)
+"""SOURCE of the commands that write words, crops or masks beside images."""
+
 _KEYS = {
     "resolution": "resolution",
     "min_side": "min_bucket_reso",
@@ -110,19 +120,23 @@ def local_dataset_config(source: Path, options: dict[str, Any]) -> Any:
         ConfigError: As for `dataset_config`; or images are in an object store, where nobody can
             take back what was written.
     """
-    from impasto.errors import ConfigError
-
     config = dataset_config(source, options)
     for part in config.parts:
         for subset in part.subsets:
             for place in (subset.image_dir, subset.metadata_file):
-                if place is not None and is_remote(place):
-                    raise ConfigError(
-                        f"{shown(place)} is in an object store, where nothing is written beside "
-                        f"images. Copy the folder to a disk, change the words there, and copy "
-                        f"them back."
-                    )
+                if place is not None:
+                    _require_local(place)
     return config
+
+
+def _require_local(place: Path) -> None:
+    from impasto.errors import ConfigError
+
+    if is_remote(place):
+        raise ConfigError(
+            f"{shown(place)} is in an object store, where nothing is written beside images. Copy "
+            f"the folder to a disk, change the words there, and copy them back."
+        )
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> Any:

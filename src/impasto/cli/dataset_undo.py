@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, local_dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.dataset_words import place_of, undo_command
 from impasto.progress import counted
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.argument("edit", required=False)
 @click.option("--list", "lists", is_flag=True, help="List the edits that can be taken back.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: print one JSON list.")
