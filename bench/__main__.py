@@ -37,6 +37,7 @@ from bench import (  # noqa: E402
     scale,
     startup,
     step,
+    store,
     studio,
     studio_cost,
     tagging,
@@ -56,6 +57,7 @@ PARTS: dict[str, Measure] = {
     "gallery": studio.measure_data,
     "studio-cost": studio_cost.measure,
     "parts": parts.measure,
+    "store": store.measure,
 }
 LARGE: dict[str, Measure] = {
     "convert-sdxl": partial(convert.measure, architecture="sdxl", dtype=torch.float16),

@@ -20,6 +20,7 @@ from impasto.data.stages import Failure
 from impasto.datasets.build import scan_dataset
 from impasto.errors import ConfigError, DatasetError, MissingDependencyError, StorageError
 from impasto.storage import objects
+from impasto.storage.object_file import open_object
 
 
 def picture(path, size=(8, 8), colour=(10, 20, 30)):
@@ -123,7 +124,7 @@ def test_a_header_behind_the_beginning_is_found(place, tmp_path):
     content = (tmp_path / "large.tiff").read_bytes()
     objects.upload(tmp_path / "large.tiff", place / "large.tiff")
     assert [r.size.wh for r in scan_folder(place).records] == [(600, 600)]
-    file = objects.open_object(place / "large.tiff")
+    file = open_object(place / "large.tiff")
     assert file.seek(-5, io.SEEK_END) == len(content) - 5
     assert file.read() == content[-5:]
     file.seek(70_000)

@@ -26,6 +26,7 @@ from impasto.data.stages import Failure
 from impasto.errors import ImpastoError
 from impasto.remote_paths import is_remote
 from impasto.storage import objects
+from impasto.storage.object_file import open_object
 
 PREPROCESSING_VERSION = 3
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: 2 x 89,478,485
@@ -196,7 +197,7 @@ def _source_of(path: Path, *, whole: bool, beginning: bytes | None) -> Path | IO
     if is_remote(path):
         if whole:
             return io.BytesIO(objects.read(path))
-        return cast("IO[bytes]", objects.open_object(path, beginning))  # as far as Pillow uses one
+        return cast("IO[bytes]", open_object(path, beginning))  # as far as Pillow uses one
     if not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableImageError("not a regular file")
     return path

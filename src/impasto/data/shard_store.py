@@ -71,6 +71,9 @@ class ShardFiles(Protocol):
     def map(self, index: Path) -> Arrays:
         """The columns of a shard, mapped into memory."""
 
+    def drop_copy(self, index: Path) -> bool:
+        """Do without a copy of a shard from now on; False where what is here is no copy."""
+
     def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:
         """Those of some rows that are read without their shards."""
 
@@ -151,6 +154,10 @@ class LocalShardFiles:
             OSError: It is gone.
         """
         return mapped(tensors_of(index), self._columns)
+
+    def drop_copy(self, index: Path) -> bool:  # noqa: ARG002
+        """False: nothing here is a copy."""
+        return False
 
     def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:  # noqa: ARG002
         """None: shards of a disk are mapped."""

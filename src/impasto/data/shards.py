@@ -110,13 +110,12 @@ class Shards:
             KeyError: A key is not there.
             DatasetError: A row is not what was written; its shard is removed.
         """
-        places = [
-            _found(place, key) for place, key in zip(self._index.find(keys), keys, strict=True)
-        ]
+        places = self._index.places_of(keys)
         apart = self._read_apart(places)
         for shard, row in places:
             if (shard, row) not in apart and not self._is_unchanged(shard, row):
-                self._give_up(shard)
+                self._drop_copy(shard)
+                apart |= self._read_apart([place for place in places if place[0] == shard])
         if not apart and len({shard for shard, _ in places}) == 1:
             rows = [row for _, row in places]
             return tuple(column[rows] for column in self._shard(places[0][0]))
@@ -150,6 +149,17 @@ class Shards:
                     f"has; it is then made anew."
                 )
         return rows
+
+    def _drop_copy(self, shard: str) -> None:
+        """Do without a copy that is not what was written, as by a failing disk.
+
+        Raises:
+            DatasetError: It is no copy, but the shard itself.
+        """
+        if not self._files.drop_copy(self._index_of(shard)):
+            self._give_up(shard)
+        self._open.pop(shard, None)
+        self._compared.pop(shard, None)
 
     def _is_as_written(self, place: Place, row: tuple[np.ndarray, ...]) -> bool:
         wanted = self._index.sum_of(*place)
@@ -253,7 +263,7 @@ class Shards:
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
                 self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
-                place = _found(self._index.find([kept[0][0]])[0], kept[0][0])
+                place = self._index.places_of([kept[0][0]])[0]
                 freed -= self._files.size(self._index_of(place[0]))
             else:
                 self.remove(index)
@@ -335,14 +345,3 @@ class Shards:
                 f"{shown(tensors_of(index))} of the {self._what} was removed or damaged while it "
                 f"was in use ({error}). What it held is encoded anew when it is needed."
             ) from error
-
-
-def _found(place: Place | None, key: str) -> Place:
-    """A place that has to be there.
-
-    Raises:
-        KeyError: It is not.
-    """
-    if place is None:
-        raise KeyError(key)
-    return place

@@ -1,8 +1,8 @@
 """Shards in a folder of an object store, with copies on this machine.
 
-A row is read by its range of bytes, so training begins at once and never reads more than it needs.
-Meanwhile a thread fetches whole shards, in the order in which rows were asked for, as far as there
-is room for copies; rows of those are then read from the disk.
+Threads fetch whole shards, in the order in which rows are asked for, as far as there is room for
+copies. What would have to wait for many of them, or has no room, is read row by row, each by its
+range of bytes, so training begins in seconds and goes on with any amount of room.
 
 A shard is written on this machine and put into the store whole, tensors first. Its name holds a
 hash of its tensors, so two machines that encode the same images never mix their files.
@@ -220,6 +220,13 @@ class StoredShardFiles:
             self._fetch_copy(self._name_of(index), must=True)
         return mapped(copy, self._columns)
 
+    def drop_copy(self, index: Path) -> bool:
+        """Remove the copy of a shard, which is read row by row from now on."""
+        self._fetcher.refuse(self._name_of(index))
+        with contextlib.suppress(OSError):  # Windows removes none that is mapped
+            self._copy_of(tensors_of(index)).unlink(missing_ok=True)
+        return True
+
     def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:
         """The rows of shards that are not copied yet, read by their ranges of bytes.
 
@@ -228,7 +235,9 @@ class StoredShardFiles:
             OSError: One is gone, or came cut short.
             StorageError: The store cannot be used.
         """
-        apart = [place for place in dict.fromkeys(places) if not self._is_here(place[0])]
+        sizes = {shard: self._said(self._tensors(shard)).size for shard, _ in places}
+        is_here = self._fetcher.are_here(sizes)
+        apart = [place for place in dict.fromkeys(places) if not is_here[place[0]]]
         if not apart:
             return {}
         self._read_headers(list(dict.fromkeys(shard for shard, _ in apart)))
@@ -242,10 +251,6 @@ class StoredShardFiles:
             place: tuple(column.row(next(parts)) for column in self._headers[place[0]])
             for place in apart
         }
-
-    def _is_here(self, shard: str) -> bool:
-        """Whether a shard is copied; if not, it will be, where there is room."""
-        return self._fetcher.is_here(shard)
 
     def _fetch_copy(self, shard: str, *, must: bool = False) -> bool:
         """Copy a shard to this machine; False where there is no room for it.
