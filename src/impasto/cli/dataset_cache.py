@@ -168,9 +168,9 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
     console.table({"Shards": number, "Damaged": len(bad), "Cache": shown(latents.folder)})
     if bad and not remove:
         raise DatasetError(
-            f"{len(bad)} of {counted(number, 'shards')} in {shown(latents.folder)} cannot be read. Run "
-            "this again with "
-            f"--remove: what they held is then encoded anew when it is needed."
+            f"{len(bad)} of {counted(number, 'shards')} in {shown(latents.folder)} cannot be "
+            f"read. Run this again with --remove: what they held is then encoded anew when it is "
+            f"needed."
         )
 
 

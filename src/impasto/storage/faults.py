@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from impasto.errors import MissingDependencyError, StorageError
+from impasto.invocation import install_packages
 from impasto.remote_paths import key_of, scheme_of, shown
 
 _EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
@@ -62,7 +63,7 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
         scheme = scheme_of(place)
         return MissingDependencyError(
             f"{url} is read with the package {_PACKAGES[scheme]}, which is not installed. Install "
-            f"it: pip install 'impasto[remote]'.",
+            f"it with: {install_packages(_PACKAGES[scheme])}",
             extra="remote",
         )
     bucket = key_of(place).split("/")[0]
