@@ -38,6 +38,7 @@ from bench import (  # noqa: E402
     scale,
     startup,
     step,
+    store,
     studio,
     studio_cost,
     tagging,
@@ -57,6 +58,7 @@ PARTS: dict[str, Measure] = {
     "gallery": studio.measure_data,
     "studio-cost": studio_cost.measure,
     "parts": parts.measure,
+    "store": store.measure,
 }
 LARGE: dict[str, Measure] = {
     "convert-sdxl": partial(convert.measure, architecture="sdxl", dtype=torch.float16),

@@ -23,7 +23,7 @@ import pytest
 from PIL import Image, ImageDraw
 from support.warm import running
 
-pytest_plugins = ("browsing", "studios")
+pytest_plugins = ("browsing", "object_stores", "studios")
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
 COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200)}

@@ -6,7 +6,7 @@
     ├── ModelError                4   a model file is missing, incomplete or of another kind
     │   └── OtherFamilyError  4   it is of another family than model.family says
     ├── RunError                  5   a run directory is taken, missing or does not fit
-    ├── StorageError              6   nothing can be written: disk full, no permission
+    ├── StorageError              6   a disk or an object store cannot be used: full, no permission
     ├── MissingDependencyError    7   a package or a device that is asked for is not there
     ├── NonFiniteLossError        8   the loss or the gradient became NaN or infinite
     ├── OutOfMemoryError          9   VRAM or RAM ran out
@@ -75,7 +75,7 @@ class RunError(ImpastoError):
 
 
 class StorageError(ImpastoError):
-    """A file could not be written; nothing half-written was left behind."""
+    """A file could not be written, or an object store not be used; nothing is half written."""
 
     exit_code = 6
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from impasto.errors import RunError
 from impasto.progress import Advance
+from impasto.remote_paths import require_local
 from impasto.storage_errors import reported
 from impasto.temporary_names import LONGEST_NAME, REPLACED_SUFFIX, partial_name
 
@@ -56,6 +57,7 @@ def replace_file(path: Path, *, like: Path | None = None, durable: bool = True) 
     Raises:
         StorageError: The disk is full or the folder cannot be written; `path` is as it was before.
     """
+    require_local(path)
     partial = partial_name(path)
     with reported(path):
         try:
@@ -79,6 +81,7 @@ def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
+    require_local(folder)
     partial = partial_name(folder / "new")
     with reported(folder):
         try:
@@ -149,6 +152,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
     Raises:
         StorageError: As for `replace_file`.
     """
+    require_local(path)
     partial = partial_name(path)
     with reported(path):
         try:
@@ -258,6 +262,7 @@ def append_text(path: Path, text: str) -> None:
     Raises:
         StorageError: The disk is full or the file cannot be written; it ends where it ended before.
     """
+    require_local(path)
     with reported(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab", buffering=0) as file:
@@ -288,6 +293,7 @@ def require_writable(folder: Path) -> None:
     Raises:
         StorageError: It cannot be created or written.
     """
+    require_local(folder)
     if not writes_caches():
         return
     probe = partial_name(folder / "probe")

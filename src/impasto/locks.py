@@ -6,6 +6,9 @@ same machine the process is gone (number and start, see `owners.py`); from anywh
 was not touched for two minutes, which its holder does every quarter of a minute. Ages are measured
 by the disk's own clock.
 
+A folder of an object store is locked for the processes of this machine alone, in the folder of its
+copies: what is in the store never changes, so other machines need no lock to read and to add.
+
 `FolderLock` is for one process at a time, `SharedLock` for any number that use a folder together.
 """
 
@@ -24,6 +27,7 @@ from pathlib import Path
 from impasto import storage_errors, temporary_names
 from impasto.owners import ProcessIdentity, current_process, parse_process_token
 from impasto.parsing import parse_json
+from impasto.remote_paths import machine_folder
 
 LOCK_NAME, TIDY_NAME = ".lock", ".tidy.lock"
 PRESENCE_PATTERN = ".in-use.*.lock"
@@ -152,7 +156,7 @@ class FolderLock:
         self, folder: Path, what: str, on_busy: Callable[[LockHolder], None], name: str = LOCK_NAME
     ) -> None:
         self._on_busy = on_busy
-        self._own = _LockFile(folder / name, what)
+        self._own = _LockFile(machine_folder(folder) / name, what)
 
     @property
     def is_lost(self) -> bool:
@@ -221,10 +225,10 @@ class SharedLock:
     """
 
     def __init__(self, folder: Path, what: str, on_busy: Callable[[LockHolder], None]) -> None:
-        self._folder, self._on_busy = folder, on_busy
+        self._folder, self._on_busy = machine_folder(folder), on_busy
         own = temporary_names.partial_name(folder / "x").name.removeprefix(".x.")
         name = own.removesuffix(temporary_names.PARTIAL_SUFFIX)
-        self._own = _LockFile(folder / f".in-use.{name}.lock", what)
+        self._own = _LockFile(self._folder / f".in-use.{name}.lock", what)
 
     def __enter__(self) -> SharedLock:
         with contextlib.suppress(OSError):
@@ -255,6 +259,7 @@ def exclusive_lock(
         what: What the process is doing, for others to read.
         on_busy: Is told of a process that uses the folder; it has to raise.
     """
+    folder = machine_folder(folder)
     with FolderLock(folder, what, on_busy, TIDY_NAME):
         for holder in shared_lock_holders(folder):
             on_busy(holder)

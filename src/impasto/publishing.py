@@ -30,9 +30,10 @@ _ABSOLUTE = re.compile(r"(?:(?:~[\w.-]*)?[/\\]|[A-Za-z]:[/\\])(?=.*[^/\\\s])", r
 
 _BEGIN = re.compile(
     r"(?<![\w/\\.~\0-])"
-    r"(?:file:/{1,3}|~[\w.-]*[/\\]+|[A-Za-z]:[/\\]+|(?:(?<!:)[/\\]{1,2}|[/\\])(?=[^\s/\\]))"
+    r"(?:(?:s3|gs|hf|memory):[/\\]+|file:/{1,3}|~[\w.-]*[/\\]+|[A-Za-z]:[/\\]+|(?:(?<!:)[/\\]{1,2}|[/\\])(?=[^\s/\\]))"
 )
-"""Where an absolute path begins in a sentence; the `://` of an address is no such place."""
+"""Where an absolute path begins in a sentence, or the URL of a place in an object store; the `://`
+of any other address is no such place."""
 
 _SEPARATORS = re.compile(r"[/\\]+")
 _NO_NAME = re.compile(r"""[\n\r\t\0"<>|]|:\s|:$|\s$|'(?!\w)|\.\w{1,11}[,;)]\s""")

@@ -174,10 +174,10 @@ def test_a_newer_format_is_refused(folder, tmp_path):
 def test_a_full_disk_while_caching_keeps_what_was_finished(folder, tmp_path, monkeypatch):
     import errno
 
-    from impasto.data import shards
+    from impasto.data import shard_store
     from impasto.errors import StorageError
 
-    real, calls = shards.save_file, []
+    real, calls = shard_store.save_file, []
 
     def save(tensors, path):
         calls.append(path)
@@ -186,7 +186,7 @@ def test_a_full_disk_while_caching_keeps_what_was_finished(folder, tmp_path, mon
             raise OSError(errno.ENOSPC, "No space left on device")
         real(tensors, path)
 
-    monkeypatch.setattr(shards, "save_file", save)
+    monkeypatch.setattr(shard_store, "save_file", save)
     with pytest.raises(StorageError, match="disk is full"):
         run(folder, tmp_path)
     names = [p.name for p in (tmp_path / "latents").iterdir()]

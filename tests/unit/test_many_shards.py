@@ -6,7 +6,7 @@ import torch
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import files
-from impasto.data import latent_writing, prepared, shard_index, shards
+from impasto.data import latent_writing, prepared, shard_index, shard_store, shards
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
 from impasto.data.latent_keys import LatentKeys
@@ -82,7 +82,7 @@ def kept(tmp_path, monkeypatch):
 
 
 def test_a_start_reads_the_copy_of_the_keys_and_no_other_file(kept, monkeypatch):
-    monkeypatch.setattr(shards, "read_index", lambda file: pytest.fail(f"{file} was read"))
+    monkeypatch.setattr(shard_store, "read_index", lambda file: pytest.fail(f"{file} was read"))
     cache = LatentCache(kept)
     assert len(cache) == len(KEYS)
     assert is_right(cache)
@@ -138,7 +138,7 @@ def test_a_shard_that_was_encoded_again_is_not_compared_with_former_sums(kept):
     shard = sorted(kept.glob("shard-*.safetensors"))[5]
     writer = LatentCache(kept)
     key = next(key for key in KEYS if writer._moments._index.find([key])[0][0] == shard.stem)
-    keys = shards.read_index(shard.with_suffix(".json")).keys
+    keys = shard_store.read_index(shard.with_suffix(".json")).keys
     assert key in keys
     writer._moments.remove(shard.with_suffix(".json"))
     other = torch.stack([VALUES[name] + 0.25 for name in keys])
@@ -157,7 +157,7 @@ def test_a_key_in_two_shards_does_not_keep_the_copy_from_being_written(tmp_path,
     cache.keep_index()
     for _ in range(2):
         with monkeypatch.context() as patch:
-            patch.setattr(shards, "read_index", lambda file: pytest.fail(f"{file} was read"))
+            patch.setattr(shard_store, "read_index", lambda file: pytest.fail(f"{file} was read"))
             fresh = LatentCache(tmp_path)
             assert is_right(fresh, KEYS[:11])
         monkeypatch.setattr(shard_index.ShardIndex, "is_behind", True)
@@ -188,7 +188,7 @@ def test_shards_are_so_many_bytes(tmp_path, monkeypatch):
     cache = LatentCache(tmp_path / "latents")
     planned = plan_of(folder).images
     done = cache_latents(planned, cache, CountingEncoder().encoder)
-    sizes = [len(shards.read_index(index).keys) for index in cache._moments.indices()]
+    sizes = [len(shard_store.read_index(index).keys) for index in cache._moments.indices()]
     assert sum(sizes) == len(done.keys)
     assert max(sizes) <= 6
     assert len(sizes) < 12

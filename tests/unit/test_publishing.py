@@ -100,3 +100,14 @@ def test_a_report_names_files_below_the_folder_it_is_of(tmp_path):
         "words": ["by ana / bob", "data:image/png;base64,/home"],
     }  # fmt: skip
     assert shortened(content, str(folder), ("paths",)) == content
+
+
+@pytest.mark.parametrize("scheme", ["s3", "gs", "hf", "memory"])
+def test_the_bucket_and_the_folders_of_an_object_store_stay_out(scheme):
+    for written in (f"{scheme}://secret-bucket/of mine/cats", f"{scheme}:/secret-bucket/mine/cats"):
+        assert redact_text(f"Skipped in {written}: no words", []) == "Skipped in cats: no words"
+        assert redact_settings({"image_dir": written, "note": written}, []) == {
+            "image_dir": "cats",
+            "note": "cats",
+        }
+    assert redact_text("see https://host/a/b", []) == "see https://host/a/b"

@@ -16,10 +16,12 @@ from impasto.cli.dataset_options import (
     bucket_options,
     dataset_config,
     display_path,
+    local_dataset_config,
     print_skipped,
 )
 from impasto.cli.groups import FullHelpGroup
 from impasto.progress import counted
+from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -84,7 +86,8 @@ def encode(
     from impasto.training.devices import default_device
     from impasto.training.planning.encoding_memory import fitting_batch
 
-    config = dataset_config(source, options)
+    writes_beside = export_npz or export_te_npz
+    config = (local_dataset_config if writes_beside else dataset_config)(source, options)
     if strict:
         config = config.model_copy(update={"on_error": "stop"})
     console = Console()
@@ -130,7 +133,7 @@ def _report(
             **found.tally.rows(),
             "Encoded now": result.encoded,
             "Cached before": len(result.images) - result.encoded,
-            "Cache": folder,
+            "Cache": shown(folder),
             **{name: export.written for name, export in exports.items()},
         }
     )
@@ -162,12 +165,12 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
             advance(1)
     for fault in bad:
         console.note(f"  {fault.file}: {fault.reason} ({counted(fault.entries, 'entries')})")
-    console.table({"Shards": number, "Damaged": len(bad), "Cache": latents.folder})
+    console.table({"Shards": number, "Damaged": len(bad), "Cache": shown(latents.folder)})
     if bad and not remove:
         raise DatasetError(
-            f"{len(bad)} of {counted(number, 'shards')} in {latents.folder} cannot be read. Run "
-            "this again with "
-            f"--remove: what they held is then encoded anew when it is needed."
+            f"{len(bad)} of {counted(number, 'shards')} in {shown(latents.folder)} cannot be "
+            f"read. Run this again with --remove: what they held is then encoded anew when it is "
+            f"needed."
         )
 
 
@@ -205,7 +208,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
         {
             "Dropped": f"{counted(dropped, 'entries')}, {freed / 2**20:.1f} MiB",
             "Kept": counted(len(latents), "entries"),
-            "Cache": latents.folder,
+            "Cache": shown(latents.folder),
         }
     )
 

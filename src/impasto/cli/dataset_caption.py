@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE
 from impasto.cli.dataset_words import annotation_options, write_annotations
 from impasto.cli.numbers import Finite
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--model",
     default="blip-large",

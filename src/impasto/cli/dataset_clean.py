@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.dataset_words import caption_ending, place_of, undo_command, usable_images
 from impasto.parsing import read_caption_file
 from impasto.progress import counted
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--rules",
     default="plain",
@@ -52,7 +52,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     from impasto.canonical import canonical
 
     console, cleaner = Console(), load_rules(rules)
-    config = dataset_config(source, options)
+    config = local_dataset_config(source, options)
     place = place_of(config)
     with files.dry_run() if options["dry_run"] else contextlib.nullcontext():
         records = usable_images(config, console)
@@ -74,7 +74,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--ending",
     default=".txt",
@@ -91,7 +91,7 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     from impasto.data.beside import SidecarLookup
 
     console = Console()
-    records = usable_images(dataset_config(source, options), console)
+    records = usable_images(local_dataset_config(source, options), console)
     beside = SidecarLookup(ending)
     texts = {path: _read(path) for r in records if (path := beside.file(r.path, ending)).is_file()}
     counts = count_tags(text for text in texts.values() if text is not None)

@@ -35,9 +35,11 @@ def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bo
     from impasto.data.cuts import crop_file, read_cut, remove_cut, write_cut
     from impasto.data.records import Box, Size
     from impasto.errors import DatasetError
+    from impasto.remote_paths import require_local
 
     if len(rectangle) not in (0, 4) or (rectangle and remove):
         raise click.UsageError("Give X, Y, WIDTH and HEIGHT, or --remove, or neither.")
+    require_local(image, "crops")
     console = Console()
     if remove:
         is_gone = remove_cut(image)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.dataset_words import caption_ending, place_of, undo_command
 from impasto.cli.ordered import OrderedCommand, in_order
 from impasto.errors import ConfigError
@@ -31,7 +31,7 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 
 
 @click.command(cls=OrderedCommand)
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--add", multiple=True, metavar="TAG[@PLACE]",
     help="Add a tag where it is missing; first, last (default) or a number from 1.",
@@ -133,7 +133,7 @@ class _Editing:
     is_silent: bool
 
     def __post_init__(self) -> None:
-        self.config = dataset_config(self.source, self.options)
+        self.config = local_dataset_config(self.source, self.options)
         self.place: Place = place_of(self.config)
         self.skipped: list[SkippedFile] = []
         self.looked_at = 0

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.numbers import Finite
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--model",
     default="clothes",
@@ -183,7 +183,7 @@ def _orders(
     from impasto.datasets.build import scan_all
     from impasto.errors import ConfigError
 
-    records = scan_all(dataset_config(source, options), console).records
+    records = scan_all(local_dataset_config(source, options), console).records
     only = set(options["only"])
     unknown = only - {record.file_name for record in records}
     if unknown:

@@ -12,6 +12,7 @@ from impasto.cli.dataset_options import (
     CACHE_DIR,
     SOURCE,
     dataset_config,
+    local_dataset_config,
     print_skipped,
     scan_images,
 )
@@ -130,7 +131,7 @@ def _to_sidecars(
     from impasto.data.sidecars import write_sidecars
 
     console = Console()
-    config = dataset_config(source, options)
+    config = local_dataset_config(source, options)
     if image_dir is not None:
         config = config.model_copy(update={"image_dir": image_dir})
     scan = scan_images(config, console, decode=True)

@@ -8,11 +8,23 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.remote_paths import is_remote, shown
+
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.data.scan import Scan
 
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
+
+
+def _of_this_machine(context: click.Context, parameter: click.Parameter, value: Path) -> Path:  # noqa: ARG001
+    """Refuse a URL before a model is loaded: nothing is written beside images of a store."""
+    _require_local(value)
+    return value
+
+
+LOCAL_SOURCE = click.argument("source", type=click.Path(path_type=Path), callback=_of_this_machine)
+"""SOURCE of the commands that write words, crops or masks beside images."""
 
 _KEYS = {
     "resolution": "resolution",
@@ -98,7 +110,33 @@ def print_skipped(console: Console, scan: Scan, source: Path) -> None:
 
 def display_path(path: Path, source: Path) -> str:
     """A path as short as it can be read: below SOURCE where it is there."""
-    return str(path.relative_to(source)) if path.is_relative_to(source) else str(path)
+    return str(path.relative_to(source)) if path.is_relative_to(source) else shown(path)
+
+
+def local_dataset_config(source: Path, options: dict[str, Any]) -> Any:
+    """As `dataset_config`, for commands that write words, crops or masks beside images.
+
+    Raises:
+        ConfigError: As for `dataset_config`; or images are in an object store, where nobody can
+            take back what was written.
+    """
+    config = dataset_config(source, options)
+    for part in config.parts:
+        for subset in part.subsets:
+            for place in (subset.image_dir, subset.metadata_file):
+                if place is not None:
+                    _require_local(place)
+    return config
+
+
+def _require_local(place: Path) -> None:
+    from impasto.errors import ConfigError
+
+    if is_remote(place):
+        raise ConfigError(
+            f"{shown(place)} is in an object store, where nothing is written beside images. Copy "
+            f"the folder to a disk, change the words there, and copy them back."
+        )
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE
 from impasto.cli.dataset_words import annotation_options, write_annotations
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.option(
     "--model",
     default="wd-swinv2-v3",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.dataset_words import place_of, undo_command
 from impasto.progress import counted
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@SOURCE
+@LOCAL_SOURCE
 @click.argument("edit", required=False)
 @click.option("--list", "lists", is_flag=True, help="List the edits that can be taken back.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: print one JSON list.")
@@ -54,7 +54,7 @@ def undo(
         raise click.UsageError("--force and --keep contradict each other.")
     if (lists and (edit or force or keep)) or (as_json and not lists):
         raise click.UsageError("--list goes alone or with --json; --json goes with --list.")
-    place = place_of(dataset_config(source, options), metadata)
+    place = place_of(local_dataset_config(source, options), metadata)
     if lists:
         _list(place, as_json=as_json)
         return

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from impasto.cli.dataset_options import dataset_config
+from impasto.cli.dataset_options import local_dataset_config
 from impasto.invocation import command
 from impasto.progress import counted
 
@@ -92,7 +92,7 @@ def write_annotations(
     from impasto.annotate.journal import Journal
     from impasto.canonical import canonical
 
-    config = dataset_config(source, {"cache_dir": options["cache_dir"]})
+    config = local_dataset_config(source, {"cache_dir": options["cache_dir"]})
     place = place_of(config, options["metadata"])
     target = _target(options, join, column, place)
     dry = options["dry_run"]

@@ -56,7 +56,8 @@ UNEXPECTED_EXIT_CODE = 1
 
 EPILOG = """\b
 Exit codes: 0 done, 1 unexpected fault, 2 wrong settings or arguments,
-3 dataset, 4 model, 5 run directory, 6 disk full or not writable,
+3 dataset, 4 model, 5 run directory,
+6 disk full or not writable, or an object store that cannot be used,
 7 missing package or device, 8 loss became NaN, 9 out of memory,
 130 or 143 stopped by Ctrl-C or SIGTERM with the state saved.
 """

@@ -5,7 +5,11 @@ Numbers are finite everywhere: `nan` passes every comparison that should stop it
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
+
+from impasto.config.places import remote_fault
 
 
 class Section(BaseModel):
@@ -18,3 +22,11 @@ class Section(BaseModel):
         protected_namespaces=(),
         allow_inf_nan=False,
     )
+
+    @field_validator("*", mode="after")
+    @classmethod
+    def _is_of_this_machine(cls, value: Any, info: ValidationInfo) -> Any:
+        fault = remote_fault(info.field_name or "", value)
+        if fault:
+            raise ValueError(fault)
+        return value

@@ -17,7 +17,9 @@ from impasto.config.base import Section
 from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import inherit_settings
 from impasto.config.names import Ending
+from impasto.config.places import Place, WrittenPlace
 from impasto.config.regularisation import require_balance, require_weighted
+from impasto.remote_paths import is_remote, local_folder_of
 
 Side = Annotated[int, Field(ge=8, le=8192)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -237,13 +239,14 @@ class DatasetKeys(SubsetKeys):
 class SubsetConfig(SubsetKeys):
     """Some of the images of a dataset."""
 
-    image_dir: Path | None = None
+    image_dir: Place | None = None
     """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
-    `metadata_file`, the folder that its names are relative to."""
+    `metadata_file`, the folder that its names are relative to. Or the URL of a place in an object
+    store: `s3://bucket/cats`."""
 
-    metadata_file: Path | None = None
-    """JSON or JSONL file that names the images and has their words. Give this, `image_dir`, or
-    both."""
+    metadata_file: Place | None = None
+    """JSON or JSONL file that names the images and has their words, or its URL. Give this,
+    `image_dir`, or both."""
 
     mask_dir: Path | None = None
     """Folder with an image of the same name for each, white where it counts in the loss, black
@@ -289,12 +292,13 @@ class DatasetEntry(DatasetKeys):
 class DatasetConfig(DatasetKeys):
     """Which images are trained on, at what sizes, and with which words."""
 
-    image_dir: Path | None = None
+    image_dir: Place | None = None
     """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
-    `metadata_file`, the folder that its names are relative to."""
+    `metadata_file`, the folder that its names are relative to. Or the URL of a place in an object
+    store: `s3://bucket/cats`."""
 
-    metadata_file: Path | None = None
-    """JSON or JSONL file that names the images and has their words."""
+    metadata_file: Place | None = None
+    """JSON or JSONL file that names the images and has their words, or its URL."""
 
     mask_dir: Path | None = None
     """Folder with an image of the same name for each, white where it counts in the loss, black
@@ -318,9 +322,10 @@ class DatasetConfig(DatasetKeys):
     """Several datasets, each with `subsets`, as in sd-scripts: `[[dataset.datasets]]` and
     `[[dataset.datasets.subsets]]`."""
 
-    cache_dir: Path | None = None
-    """Folder for what is derived from the images (encoded latents, the scan's index); off means
-    `.impasto` in the first folder of images. It may be deleted at any time."""
+    cache_dir: WrittenPlace | None = None
+    """Folder for what is derived from the images (encoded latents, the scan's index), or the URL
+    of a place in an object store; off means `.impasto` in the first folder of images, and for
+    those of a store a folder of this machine. It may be deleted at any time."""
 
     vae_batch_size: Annotated[int, Field(ge=1)] = 4
     """Images that the VAE encodes at once; more takes more memory and is hardly faster. Unless it
@@ -360,7 +365,15 @@ class DatasetConfig(DatasetKeys):
         """The folder that data derived from the images is kept in."""
         first = self.parts[0].subsets[0]
         folder = first.image_dir or (first.metadata_file or Path()).parent
+        if self.cache_dir is None and is_remote(folder):
+            return local_folder_of(folder, "derived")
         return self.cache_dir or folder / files.DERIVED_DIR
+
+    @property
+    def machine_dir(self) -> Path:
+        """The folder of this machine for what other machines have no use for."""
+        own = self.derived_dir
+        return local_folder_of(own, "derived") if is_remote(own) else own
 
     @model_validator(mode="before")
     @classmethod

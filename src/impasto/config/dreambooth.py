@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import presence
+from impasto.config.places import remote_fault
 from impasto.errors import ConfigError
 
 _TRAIN, _REGULARISATION = "train_data_dir", "reg_data_dir"
@@ -93,6 +94,9 @@ def dreambooth_subsets(
 
 
 def _subsets_in(folder: Path, setting: str) -> list[dict[str, Any]]:
+    fault = remote_fault(setting, folder)
+    if fault:
+        raise ConfigError(f"dataset.{fault}: give each folder as the image_dir of a subset.")
     if not presence.is_dir(folder):
         raise ConfigError(
             f"The folder {folder} of dataset.{setting} is not there. Give the path of the folder "

@@ -21,6 +21,7 @@ from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
+from impasto.remote_paths import is_remote
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -85,13 +86,16 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
     """The dataset that a path stands for: a folder of images, a metadata or settings file.
 
     Args:
-        path: A folder; a `.toml` or `.json` dataset configuration of sd-scripts; the settings of a
-            run; or the directory of a run.
+        path: A folder, or a URL of images or of a metadata file; a `.toml` or `.json` dataset
+            configuration of sd-scripts; the settings of a run; or the directory of a run.
         values: Keys of `[dataset]` that hold where those do not say otherwise.
 
     Raises:
         ConfigError: As for `load_run_config`.
     """
+    if is_remote(path):
+        kind = "metadata_file" if is_metadata_file(path) else "image_dir"
+        return build_dataset_config({**values, kind: path}, source="command line")
     run = load_run_of_source(path)
     if run is not None:
         return run.dataset
@@ -108,6 +112,8 @@ def load_run_of_source(path: Path) -> RunConfig | None:
     Raises:
         ConfigError: As for `load_run_config`.
     """
+    if is_remote(path):
+        return None
     if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"
     if presence.is_dir(path) or not path.suffix or is_metadata_file(path) or is_dataset_file(path):
@@ -122,6 +128,8 @@ def is_metadata_file(path: Path) -> bool:
         ConfigError: It is a JSON file that is missing or malformed.
     """
     ending = path.suffix.lower()
+    if is_remote(path):
+        return ending in {".json", ".jsonl"}
     return not presence.is_dir(path) and (
         ending == ".jsonl" or (ending == ".json" and not is_dataset_file(path))
     )

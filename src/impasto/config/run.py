@@ -22,6 +22,7 @@ from impasto.config.names import FileName, file_name_problem
 from impasto.config.objective import LossConfig, NoiseConfig, PlainLoss, TimestepConfig
 from impasto.config.optimizer import OptimizerConfig
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
+from impasto.config.places import Place
 from impasto.config.renamed import with_present_names
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
@@ -99,8 +100,9 @@ class ModelConfig(Section):
 class ValidationConfig(Section):
     """Loss on images that are not trained on, at fixed noise and timesteps."""
 
-    image_dir: Path | None = None
-    """Folder of held-out images with captions; off means to hold out `split` of the dataset."""
+    image_dir: Place | None = None
+    """Folder of held-out images with captions, or its URL; off means to hold out `split` of the
+    dataset."""
 
     split: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Share of the dataset's images to hold out when there is no `image_dir`; 0 means none."""

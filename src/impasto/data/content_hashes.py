@@ -17,8 +17,11 @@ from impasto.data.records import FileStamp
 from impasto.data.tables import Former, rows_of
 from impasto.errors import StorageError
 from impasto.progress import Progress, SilentProgress
+from impasto.remote_paths import is_remote
+from impasto.storage import objects
 
 LATENTS, HASHES_FILE = "latents", "content-hashes.json"
+_STORED_AT_ONCE = 32  # objects that are read at a time: each answer takes its time to come
 _VERSION, _FORMER = [3], [2]
 _SCHEMA = pa.schema(
     [
@@ -68,7 +71,7 @@ class ContentHashes:
         keeps = True
         with (
             progress.stage("Reading files", len(fresh), "files") as advance,
-            ThreadPoolExecutor(4) as pool,
+            ThreadPoolExecutor(_STORED_AT_ONCE if any(map(is_remote, fresh)) else 4) as pool,
         ):
             for path, digest in zip(fresh, pool.map(_hash_or_none, fresh), strict=True):
                 if digest is not None:
@@ -125,6 +128,6 @@ def stamp_of(path: Path) -> FileStamp | None:
 
 def _hash_or_none(path: Path) -> str | None:
     try:
-        return files.sha256_of(path)
+        return objects.sha256_of_object(path) if is_remote(path) else files.sha256_of(path)
     except OSError:
         return None  # whoever needs the content meets the same fault and reports it

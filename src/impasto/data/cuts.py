@@ -23,6 +23,8 @@ from impasto.data.plan import plan_images
 from impasto.data.records import CELL, Box, Cut, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.errors import DatasetError
 from impasto.parsing import parse_json
+from impasto.remote_paths import is_remote, require_local
+from impasto.storage import objects
 
 SMALLEST = CELL
 """The shortest side of a crop in pixels: one latent cell."""
@@ -48,8 +50,11 @@ def read_cut(file: Path, whole: Size) -> Cut:
         UnreadableImageError: The file is malformed, or its rectangle is none of this image.
     """
     try:
-        with file.open("rb") as handle:
-            content = handle.read(_LARGEST_FILE + 1)
+        if is_remote(file):
+            content = objects.read(file, 0, _LARGEST_FILE + 1)
+        else:
+            with file.open("rb") as handle:
+                content = handle.read(_LARGEST_FILE + 1)
     except OSError as error:
         reason = f"its crop {file.name} cannot be read ({error.strerror or error})"
         raise UnreadableImageError(reason, is_transient=True) from error
@@ -147,9 +152,10 @@ def remove_cut(image: Path) -> bool:
     """Have the whole image be used again; False where that was so.
 
     Raises:
-        StorageError: The file cannot be removed.
+        StorageError: The file cannot be removed, or is in an object store.
     """
     file = crop_file(image)
+    require_local(file)
     with storage_errors.reported(file):
         try:
             file.unlink()

@@ -30,6 +30,8 @@ from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.randomness import derive_rng
 
 READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
+_LATE_AHEAD = 16  # the same where they come from an object store
+_LATE_WORKERS = 8  # threads that wait for the answers of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -306,6 +308,9 @@ def iterate_steps(
     device.
     """
     workers = default_workers() if data.varies_images else 1
+    ahead = READ_AHEAD
+    if data.cache.answers_late:
+        workers, ahead = max(workers, _LATE_WORKERS), _LATE_AHEAD
     with ThreadPoolExecutor(workers) as pool:
         steps = (sampler.optimizer_step(step, rank) for step in range(first_step, last_step))
         queue = (
@@ -313,7 +318,7 @@ def iterate_steps(
             for optimizer_step in steps
             for micro_batch in optimizer_step.micro_batches
         )
-        prepared = prefetch(_ahead(data, queue, pool, workers + READ_AHEAD - 1))
+        prepared = prefetch(_ahead(data, queue, pool, workers + ahead - 1))
         for optimizer_step, batch in prepared:
             rest = len(optimizer_step.micro_batches) - 1
             yield optimizer_step, _with_rest(batch, prepared, rest)

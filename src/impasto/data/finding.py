@@ -16,8 +16,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from impasto.data import formats
+from impasto.data.found_image import FoundImage
+from impasto.data.listing import CROP, stat_image
+from impasto.data.object_tree import ObjectTree, tree_of
 from impasto.data.stages import Failure
 from impasto.parsing import is_text
+from impasto.remote_paths import is_remote, shown
 
 _WINDOWS = re.compile(r"([A-Za-z]:)?[\\/]")
 _Parts = tuple[str, ...]
@@ -32,6 +36,7 @@ class ImageFinder:
 
     def __init__(self, root: Path) -> None:
         self._root = str(root)
+        self._tree = tree_of(root)
         self._resolved = os.path.realpath(root)
         self._inside: dict[str, bool] = {}
         self._files: _FilesBelow | None = None
@@ -57,13 +62,13 @@ class ImageFinder:
         found |= self._by_absolute({n: _parts(keys[n]) for n in absolute})
         if exact is None:
             found |= self._by_relative({n: _parts(keys[n]) for n in relative}, found)
-        missing = Failure(f"metadata names it, but it is not in {self._root}")
+        missing = Failure(f"metadata names it, but it is not in {shown(self._root)}")
         return [found.get(n, missing) for n in range(len(keys))]
 
     @property
     def _below(self) -> _FilesBelow:
         if self._files is None:
-            self._files = _FilesBelow(self._root)
+            self._files = _FilesBelow(self._root, self._tree)
         return self._files
 
     def _exactly(self, key: str) -> str | Failure | None:
@@ -71,14 +76,28 @@ class ImageFinder:
         if not is_text(key):
             return Failure("its name is not text: half a character stands in it")
         slashed = key.replace("\\", "/")
+        if is_remote(key):
+            key = slashed = str(Path(key))
         for name in dict.fromkeys([key, slashed]):
-            path = os.path.join(self._root, name)  # noqa: PTH118 - hot path
-            if os.path.isfile(path):  # noqa: PTH113 - hot path
+            path = name if is_remote(name) else os.path.join(self._root, name)  # noqa: PTH118
+            if self._is_file(path):
                 return self._bounded(path)
         if ".." in slashed.split("/"):
             return self._leads_out()
         paths = [] if _is_from_top(key) else self._below.whole(_parts(key))
         return self._only(paths) if paths else None
+
+    def _is_file(self, path: str) -> bool:
+        if self._tree is None:
+            return os.path.isfile(path)  # noqa: PTH113 - hot path
+        return self._tree.has(os.path.normpath(path))
+
+    def stat_image(self, path: str) -> FoundImage:
+        """An image that was found, with its stamps, and its crop's file."""
+        crop = path + CROP
+        if self._tree is not None:
+            return self._tree.stat_image(path, crop=crop if self._tree.has(crop) else "")
+        return stat_image(path, crop=crop if os.path.lexists(crop) else "")
 
     def _by_absolute(self, keys: Mapping[int, _Parts]) -> dict[int, str | Failure]:
         """Keys of other machines, each by the longest end that is a path below the root."""
@@ -149,6 +168,8 @@ class ImageFinder:
 
     def _bounded(self, path: str) -> str | Failure:
         """A path below the root by its simplest name, if no link leads out of it."""
+        if self._tree is not None:  # which holds nothing else, and no links
+            return os.path.normpath(path)
         folder = os.path.dirname(path)  # noqa: PTH120 - hot path
         if folder not in self._inside:
             self._inside[folder] = self._is_inside(folder)
@@ -180,12 +201,12 @@ class ImageFinder:
 class _FilesBelow:
     """The images below a folder by their paths, each with its ending and without."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, tree: ObjectTree | None) -> None:
         self._root = root
         self.paths: list[str] = []
         self._whole: dict[str, list[str]] = {}
         self._ends: dict[str, list[str]] | None = None
-        for folder, folders, names in os.walk(root):
+        for folder, folders, names in os.walk(root) if tree is None else tree.walk():
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             below = os.path.relpath(folder, root)
             above = "".join(f"{_plain(part)}/" for part in Path(below).parts)
@@ -241,7 +262,7 @@ def _agreed(starts: Counter[_Parts]) -> set[_Parts]:
 
 
 def _is_from_top(key: str) -> bool:
-    return os.path.isabs(key) or _WINDOWS.match(key) is not None  # noqa: PTH117 - a key
+    return os.path.isabs(key) or is_remote(key) or _WINDOWS.match(key) is not None  # noqa: PTH117
 
 
 def _parts(key: str) -> _Parts:

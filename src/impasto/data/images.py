@@ -14,6 +14,7 @@ import stat
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO, cast
 
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, ImageOps, UnidentifiedImageError, features
@@ -22,6 +23,10 @@ from impasto.data.formats import EXTENSIONS as EXTENSIONS
 from impasto.data.formats import HEIF, heif_advice, register_heif
 from impasto.data.records import Size
 from impasto.data.stages import Failure
+from impasto.errors import ImpastoError
+from impasto.remote_paths import is_remote
+from impasto.storage import objects
+from impasto.storage.object_file import open_object
 
 PREPROCESSING_VERSION = 3
 MAX_PIXELS = 178_956_970  # Pillow's own limit for a decompression bomb: 2 x 89,478,485
@@ -56,13 +61,17 @@ def failure_of(error: UnreadableImageError | OSError) -> Failure:
     return Failure(f"cannot be read ({error.strerror or error})", is_transient=True)
 
 
-def read_header(path: Path) -> tuple[Size, bool]:
+def read_header(path: Path, beginning: bytes | None = None) -> tuple[Size, bool]:
     """The upright size, and whether EXIF turns or mirrors the stored pixels; none are decoded.
+
+    Args:
+        path: The file.
+        beginning: Its first `objects.HEADER_BYTES`, where they have been read from a store.
 
     Raises:
         UnreadableImageError: Not an image, damaged, or larger than `MAX_PIXELS`.
     """
-    with _opened(path) as image:
+    with _opened(path, beginning=beginning) as image:
         width, height = image.size
         orientation = _orientation(image)
         turns = orientation in _TRANSPOSING and image.format not in _UPRIGHT_SIZES
@@ -103,7 +112,7 @@ def read_image(
     Raises:
         UnreadableImageError: As for `read_rgb`.
     """
-    with _opened(path) as image:
+    with _opened(path, whole=True) as image:
         image.seek(0)
         if at_least is not None and image.format == "JPEG":
             turned = _orientation(image) in _TRANSPOSING
@@ -150,25 +159,48 @@ def _exif_says(image: Image.Image) -> int:
 
 
 @contextlib.contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open an image, and turn each way in which that fails into a reason in words."""
+def _opened(
+    path: Path, *, whole: bool = False, beginning: bytes | None = None
+) -> Iterator[Image.Image]:
+    """Open an image, and turn each way in which that fails into a reason in words.
+
+    Args:
+        path: The file.
+        whole: Whether all of it will be read: an object of a store comes in one piece then.
+        beginning: The first bytes of an object, where they are there already.
+    """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # opening a FIFO would wait for ever
-            raise UnreadableImageError("not a regular file")
+        source = _source_of(path, whole=whole, beginning=beginning)
         if path.suffix.lower() in HEIF and not register_heif():
             raise UnreadableImageError(heif_advice(), is_transient=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(path) as image:
+            with Image.open(source) as image:
                 if image.size[0] * image.size[1] > MAX_PIXELS:
                     raise UnreadableImageError(
                         f"{image.size[0]}x{image.size[1]} is over {MAX_PIXELS / 1e6:.0f} megapixels"
                     )
                 yield image
-    except UnreadableImageError:
+    except (UnreadableImageError, ImpastoError):  # the second is of a whole object store
         raise
     except Exception as error:  # decoders raise any class on damaged files: AVIF's, RuntimeError
         raise _unreadable(error, path) from error
+
+
+def _source_of(path: Path, *, whole: bool, beginning: bytes | None) -> Path | IO[bytes]:
+    """What Pillow opens.
+
+    Raises:
+        UnreadableImageError: It is no regular file: opening a FIFO would wait for ever.
+        StorageError: It is in an object store that cannot be used.
+    """
+    if is_remote(path):
+        if whole:
+            return io.BytesIO(objects.read(path))
+        return cast("IO[bytes]", open_object(path, beginning))  # as far as Pillow uses one
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise UnreadableImageError("not a regular file")
+    return path
 
 
 def _unreadable(error: Exception, path: Path) -> UnreadableImageError:
@@ -191,8 +223,11 @@ def _one_line(error: Exception) -> str:
 
 
 def _unidentified_reason(path: Path) -> str:
-    with path.open("rb") as file:
-        head = file.read(256)
+    if is_remote(path):
+        head = objects.read(path, 0, 256)
+    else:
+        with path.open("rb") as file:
+            head = file.read(256)
     if not head:
         return "the file is empty"
     if not head.strip(b"\0"):

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from impasto import locks, temporary_names
+from impasto import locks, storage_errors, temporary_names
 from impasto.data import images
 from impasto.data.content_hashes import HASHES_FILE, ContentHashes
 from impasto.data.latent_keys import KeyTable
@@ -29,6 +29,7 @@ from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.shard_files import BadShard
 from impasto.data.shards import Shards
 from impasto.errors import DatasetError
+from impasto.remote_paths import is_remote, machine_folder, shown
 
 STORED_DTYPE = torch.float16
 
@@ -181,11 +182,14 @@ class LatentCache:
 
         def refuse(holder: locks.LockHolder) -> None:
             raise DatasetError(
-                f"The latent cache {self.folder} is in use by {holder.words}. Nothing was removed. "
-                f"Run this again when that has ended."
+                f"The latent cache {shown(self.folder)} is in use by {holder.words}. Nothing was "
+                f"removed. Run this again when that has ended."
             )
 
-        if self.folder.is_dir():
+        if is_remote(self.folder):
+            with storage_errors.reported(machine_folder(self.folder)):
+                machine_folder(self.folder).mkdir(parents=True, exist_ok=True)
+        if machine_folder(self.folder).is_dir():
             with locks.exclusive_lock(self.folder, what, refuse):
                 self._moments.refresh()
                 self._masks.refresh()
@@ -203,6 +207,11 @@ class LatentCache:
         """Have the next start read one file instead of one per shard, where there are many keys."""
         self._moments.keep_index()
         self._masks.keep_index()
+
+    @property
+    def answers_late(self) -> bool:
+        """Whether reading waits for a network, so that much has to be asked for ahead."""
+        return is_remote(self.folder)
 
     @property
     def number_of_shards(self) -> int:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from impasto.canonical import sort_key
 from impasto.data import formats
 from impasto.data.found_image import FoundImage as FoundImage
+from impasto.data.object_tree import Entry, ObjectTree
+from impasto.data.stamping import stat_image as stat_image
 from impasto.parsing import is_text, printable
+from impasto.remote_paths import is_remote
 
 if TYPE_CHECKING:
     from impasto.data.found import FoundTable
@@ -27,13 +30,19 @@ if TYPE_CHECKING:
 CAPTION, TAGS = ".caption", ".txt"
 CROP = ".crop.json"
 """What the file with an image's crop (`cuts.py`) has behind the image's whole name."""
-NO_FILE = (0, 0)
 NOT_TEXT = "its name is not UTF-8, as after unpacking a zip of another system; rename it"
 _HEAD = 16
 _CAPTION_LIKE = frozenset(
     {".tags", ".tag", ".cap", ".captions", ".text", ".prompt", ".prompts", ".desc", ".description"}
 )
 _FACE = re.compile(r"_\d+_\d+_\d+_\d+$")
+_UNREAD = {
+    ".json": "JSON beside an image is not read; put its words into a .txt, or a metadata file",
+}
+_UNREAD_OBJECTS = {
+    ".npz": "latents beside images in an object store are not read; they are made anew",
+}
+_ODD_KEY = "its key has a part that is empty or made of dots; copy it to another"
 _REPEATS = re.compile(r"(\d+)_(.+)$")
 
 
@@ -67,14 +76,18 @@ def list_folder(
         sidecars: The endings of the files with the words.
         recursive: Also look in sub-folders; links to folders are not followed.
         without: A folder that is left out, such as that of masks.
+
+    Raises:
+        StorageError: The folder is in an object store that cannot be used.
     """
     from impasto.data.found import FoundBuilder  # numpy, which the studio does without
 
     found = FoundBuilder()
-    unused: list[Unused] = []
+    tree = ObjectTree(folder) if is_remote(folder) else None
+    unused = [] if tree is None else [Unused(Path(name), _ODD_KEY) for name in tree.odd]
     waiting = [folder]
     while waiting:
-        listing = _Listing(waiting.pop(), sidecars)
+        listing = _Listing(waiting.pop(), sidecars, tree)
         found.add(listing.found())
         unused += listing.unused()
         inner = [
@@ -86,32 +99,9 @@ def list_folder(
             waiting += inner
             unused += repeat_folders(inner)
         else:
-            unused += _not_entered(inner)
+            unused += _not_entered(inner, tree)
     unused.sort(key=lambda item: sort_key(str(item.path)))
     return found.table().sorted_by_path(os.sep), unused
-
-
-def stat_image(path: str, words: tuple[str, str] = ("", ""), crop: str = "") -> FoundImage:
-    """An image file with the stamps of it and of the files with its words, and its crop's file."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - hot path
-        if not stat.S_ISREG(status.st_mode):
-            return FoundImage(path, [], fault=_kind_of(status.st_mode))
-    except OSError as error:
-        return FoundImage(path, [], fault=f"cannot be read ({error.strerror or error})")
-    stamps = [status.st_size, status.st_mtime_ns]
-    for file in words:
-        own = _stamp(file) if file else NO_FILE
-        if own is None:
-            name = os.path.basename(file)  # noqa: PTH119 - hot path
-            return FoundImage(
-                path, [], fault=f"its caption {name} is no file, or a link to nothing"
-            )
-        stamps += own
-    if crop and _stamp(crop) is None:
-        name = os.path.basename(crop)  # noqa: PTH119 - hot path
-        return FoundImage(path, [], fault=f"its crop {name} is no file, or a link to nothing")
-    return FoundImage(path, stamps, words, crop=crop)
 
 
 def normalized_name(name: str) -> str:
@@ -122,20 +112,27 @@ def normalized_name(name: str) -> str:
 
 
 class _Listing:
-    """One folder, without what is below it."""
+    """One folder, without what is below it.
 
-    def __init__(self, folder: str, sidecars: Sidecars) -> None:
-        self._sidecars = sidecars
+    Args:
+        folder: It.
+        sidecars: The endings of the files with the words.
+        tree: What is listed already, of an object store; None lists a folder of a disk.
+    """
+
+    def __init__(self, folder: str, sidecars: Sidecars, tree: ObjectTree | None = None) -> None:
+        self._sidecars, self._tree = sidecars, tree
+        self._unread_beside = _UNREAD if tree is None else _UNREAD | _UNREAD_OBJECTS
         self._plain_endings = all(ending == ending.lower() for ending in sidecars)
         self.folders: list[str] = []
         self._images: dict[str, str] = {}
         self._has_odd_names = False
-        self._others: dict[str, os.DirEntry[str]] = {}
+        self._others: dict[str, Entry] = {}
         self._faults: list[FoundImage] = []
         self._unused: list[Unused] = []
         self._used: set[str] = set()
         try:
-            with os.scandir(folder) as entries:
+            with _entries_of(folder, tree) as entries:
                 for entry in entries:
                     if not entry.name.startswith("."):
                         self._sort(entry)
@@ -143,7 +140,7 @@ class _Listing:
             reason = f"a folder that cannot be read ({error.strerror or error})"
             self._faults.append(FoundImage(printable(folder), [], fault=reason))
 
-    def _sort(self, entry: os.DirEntry[str]) -> None:
+    def _sort(self, entry: Entry) -> None:
         name, path = entry.name, entry.path
         dot = name.rfind(".")
         own = name[dot:] if dot > 0 else ""
@@ -168,7 +165,7 @@ class _Listing:
         """The other files by what their names are where one spelling is known."""
         return {normalized_name(name): name for name in sorted(self._others, reverse=True)}
 
-    def _sort_nameless(self, entry: os.DirEntry[str], ending: str) -> None:
+    def _sort_nameless(self, entry: Entry, ending: str) -> None:
         """A name that is not UTF-8 cannot be written into settings, indexes or reports."""
         shown = printable(entry.path)
         if entry.is_dir():
@@ -180,8 +177,9 @@ class _Listing:
 
     def found(self) -> list[FoundImage]:
         """The images with the files that belong to them."""
+        look = stat_image if self._tree is None else self._tree.stat_image
         pictures = [
-            stat_image(
+            look(
                 path,
                 self._text_files_of(name),
                 self._path_of(name + CROP),
@@ -252,8 +250,8 @@ class _Listing:
             return f"a crop without its image, not used; its name is the image's, then {CROP}"
         if of_picture and lower in _CAPTION_LIKE:
             return f"looks like captions and is not read; set caption_extension to {lower}"
-        if of_picture and lower == ".json":
-            return "JSON beside an image is not read; put its words into a .txt, or a metadata file"
+        if of_picture and lower in self._unread_beside:
+            return self._unread_beside[lower]
         if lower == ".jsonl" or (lower == ".json" and stem.lower().startswith("meta")):
             return "looks like a metadata file and is not used; give it as metadata_file"
         if formats.is_odd_ending(ending):
@@ -285,10 +283,15 @@ def repeat_folders(folders: list[str]) -> Iterator[Unused]:
             yield Unused(Path(folder), reason)
 
 
-def _not_entered(folders: list[str]) -> Iterator[Unused]:
+def _entries_of(folder: str, tree: ObjectTree | None) -> AbstractContextManager[Iterable[Entry]]:
+    """What is in a folder, of a disk or of an object store."""
+    return os.scandir(folder) if tree is None else nullcontext(tree.entries(folder))
+
+
+def _not_entered(folders: list[str], tree: ObjectTree | None) -> Iterator[Unused]:
     for folder in folders:
         try:
-            with os.scandir(folder) as entries:
+            with _entries_of(folder, tree) as entries:
                 has_images = any(
                     os.path.splitext(entry.name)[1].lower() in formats.EXTENSIONS  # noqa: PTH122
                     for entry in entries
@@ -303,26 +306,13 @@ def _not_entered(folders: list[str]) -> Iterator[Unused]:
             yield Unused(Path(folder), reason)
 
 
-def _has_image_head(entry: os.DirEntry[str]) -> bool:
+def _has_image_head(entry: Entry) -> bool:
     try:
         if not entry.is_file():
+            return False
+        if is_remote(entry.path):  # a request for each is too much for a remark
             return False
         with open(entry.path, "rb") as file:  # noqa: PTH123 - hot path
             return formats.looks_like_image(file.read(_HEAD))
     except OSError:
         return False
-
-
-def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of change of a regular file; None for all else, a FIFO or a lost link."""
-    try:
-        status = os.stat(path)  # noqa: PTH116 - hot path
-    except OSError:
-        return None
-    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
-
-
-def _kind_of(mode: int) -> str:
-    if stat.S_ISDIR(mode):
-        return "a folder with the name of an image"
-    return f"not a regular file but a {'FIFO' if stat.S_ISFIFO(mode) else 'device or socket'}"

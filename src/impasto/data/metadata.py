@@ -21,6 +21,8 @@ from impasto.data.finding import ImageFinder
 from impasto.data.records import ImageRecord, Size
 from impasto.errors import DatasetError
 from impasto.parsing import is_text, json_fault, parse_json, read_text, split_lines
+from impasto.remote_paths import is_remote, shown
+from impasto.storage import objects
 
 KeyStyle = Literal["relative", "absolute", "stem"]
 _JSONL = ".jsonl"
@@ -80,18 +82,24 @@ def read_metadata(file: Path) -> Metadata:
         DatasetError: It is missing, not UTF-8, not JSON, or of another form; with line or key.
     """
     try:
-        if file.exists() and not file.is_file():
+        if is_remote(file):
+            text = objects.read(file).decode("utf-8-sig")
+        elif file.exists() and not file.is_file():
             raise DatasetError(f"The metadata file {file} is not a regular file.")
-        text = read_text(file)
+        else:
+            text = read_text(file)
     except FileNotFoundError as error:
-        raise DatasetError(f"The metadata file {file} is not there. Check its path.") from error
+        raise DatasetError(
+            f"The metadata file {shown(file)} is not there. Check its path."
+        ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(
-            f"The metadata file {file} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+            f"The metadata file {shown(file)} is not UTF-8 text (byte {error.start}). Save it as "
+            f"UTF-8."
         ) from error
     except OSError as error:
         raise DatasetError(
-            f"The metadata file {file} cannot be read: {error.strerror or error}."
+            f"The metadata file {shown(file)} cannot be read: {error.strerror or error}."
         ) from error
     read = _read_lines if file.suffix.lower() == _JSONL else _read_object
     entries = read(file, text)

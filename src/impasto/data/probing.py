@@ -6,8 +6,6 @@ opened again. It is derived data: deleting it costs time and nothing else.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from impasto.data.cuts import read_cut
 from impasto.data.found import STAMPS, FoundTable
 from impasto.data.found_image import FoundImage
 from impasto.data.listing import Sidecars as Sidecars
+from impasto.data.probe_stage import Probe as Probe
 from impasto.data.record_columns import TEXTS, Use, cut_column
 from impasto.data.record_table import RecordTable
 from impasto.data.records import Cut, Size, SkippedFile
@@ -27,30 +26,12 @@ from impasto.data.stages import Failure, LocalExecutor, default_workers, in_chun
 from impasto.data.subsets import Subset
 from impasto.data.tables import Appender, Former, TableFolder, newest_rows, rows_of, take_rows
 from impasto.errors import StorageError
-from impasto.parsing import decode_caption, split_lines
 from impasto.progress import Progress
 
 INDEX_VERSION, _FORMER_VERSION = 6, 5
 _ROWS_AT_ONCE = 100_000
 _FILES_AT_ONCE = 64
-_LARGEST_CAPTION = 2**20  # bytes; a caption has some hundreds
 _NO_ENTRY: list[Any] = [None]
-
-
-class Probe:
-    """Stage: files -> [width, height, rotated, caption, tags] of each."""
-
-    def __call__(self, batch: Sequence[FoundImage]) -> list[list[Any] | Failure]:
-        """Probe a batch of files; what cannot be read is a failure with its reason."""
-        return [self._probe(item) for item in batch]
-
-    def _probe(self, item: FoundImage) -> list[Any] | Failure:
-        try:
-            size, rotated = images.read_header(Path(item.path))
-            caption, tags = (_read_caption(file) if file else "" for file in item.words)
-        except (images.UnreadableImageError, OSError) as error:
-            return images.failure_of(error)
-        return [size.width, size.height, int(rotated), caption, tags]
 
 
 INDEX = pa.schema(
@@ -282,27 +263,3 @@ def _of_former(content: Any) -> pa.Table:
         failed = len(result) == 1
         rows.append((path, *stamps, *((0, 0, 0, "", "", *result) if failed else (*result, ""))))
     return rows_of(INDEX, rows)
-
-
-def _read_caption(path: str) -> str:
-    """The lines of a file that are not blank.
-
-    Raises:
-        UnreadableImageError: It is in another encoding, such as Latin-1, which cannot be told; or
-            far too large.
-    """
-    with open(path, "rb") as file:  # noqa: PTH123 - hot path
-        content = file.read(_LARGEST_CAPTION + 1)
-    if len(content) > _LARGEST_CAPTION:
-        raise images.UnreadableImageError(
-            f"its caption {os.path.basename(path)} has over {_LARGEST_CAPTION >> 20} MiB, which no "  # noqa: PTH119
-            f"words have; give it another name if it is something else"
-        )
-    try:
-        text = decode_caption(content)
-    except UnicodeDecodeError as error:
-        raise images.UnreadableImageError(
-            f"its caption {os.path.basename(path)} is not UTF-8 text "  # noqa: PTH119 - hot path
-            f"(byte {error.start}); save it as UTF-8"
-        ) from error
-    return "\n".join(line for line in map(str.strip, split_lines(text)) if line)

@@ -16,14 +16,7 @@ from impasto.data import images
 from impasto.data.decoded import DecodeCache
 from impasto.data.finding import ImageFinder
 from impasto.data.found import found_of
-from impasto.data.listing import (
-    CROP,
-    Sidecars,
-    Unused,
-    list_folder,
-    repeat_folders,
-    stat_image,
-)
+from impasto.data.listing import Sidecars, Unused, list_folder, repeat_folders
 from impasto.data.masks import unused_masks
 from impasto.data.metadata import Metadata, MetadataEntry
 from impasto.data.probing import ScanIndex, split_usable
@@ -36,6 +29,7 @@ from impasto.data.tally import Tally, count_images
 from impasto.errors import DatasetError
 from impasto.parsing import printable
 from impasto.progress import Progress, SilentProgress, none_of
+from impasto.remote_paths import absolute, is_remote, shown
 
 _NAMED = 3  # so many names of one kind are written out
 
@@ -125,22 +119,23 @@ def scan_folder(
 
     Raises:
         DatasetError: The folder is missing, or holds no usable image.
+        StorageError: It is in an object store that cannot be used.
     """
     require_folder(folder)
     masks = subset.masks.folder if subset.masks else None
     with no_cycle_collection():
-        known = ScanIndex(index, f"{folder.absolute()} {' '.join(sidecars)}")
+        known = ScanIndex(index, f"{absolute(folder)} {' '.join(sidecars)}")
         found, unused = list_folder(
             str(folder), sidecars, recursive=recursive, without=_same(masks)
         )
         if subset.repeats == 1:
-            unused[:0] = repeat_folders([str(folder.absolute())])
+            unused[:0] = repeat_folders([str(absolute(folder))])
     entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
         records, set_aside = split_usable(found, entries, subset)
     if not records:
-        raise DatasetError(no_usable_images(str(folder), set_aside, unused))
-    return Scan(str(folder), records, tuple(set_aside), tuple(unused))
+        raise DatasetError(no_usable_images(shown(folder), set_aside, unused))
+    return Scan(shown(folder), records, tuple(set_aside), tuple(unused))
 
 
 def scan_metadata(
@@ -160,9 +155,10 @@ def scan_metadata(
     """
     if image_dir is not None:
         require_folder(image_dir)
-    of_path, set_aside, unused = _named_images(metadata, image_dir)
-    found = found_of([stat_image(path, crop=_crop_beside(path)) for path in of_path])
-    known = ScanIndex(index, str(metadata.file.absolute()))
+    finder = ImageFinder(image_dir or metadata.file.parent)
+    of_path, set_aside, unused = _named_images(metadata, image_dir, finder)
+    found = found_of([finder.stat_image(path) for path in of_path])
+    known = ScanIndex(index, str(absolute(metadata.file)))
     entries = known.probe(found, progress or SilentProgress())
     with no_cycle_collection():
         records, unusable = split_usable(found, entries, subset)
@@ -174,15 +170,14 @@ def scan_metadata(
     )
     set_aside += unusable
     if not worded:
-        raise DatasetError(no_usable_images(str(metadata.file), set_aside))
-    return Scan(str(metadata.file), worded, tuple(set_aside), tuple(unused))
+        raise DatasetError(no_usable_images(shown(metadata.file), set_aside))
+    return Scan(shown(metadata.file), worded, tuple(set_aside), tuple(unused))
 
 
 def _named_images(
-    metadata: Metadata, image_dir: Path | None
+    metadata: Metadata, image_dir: Path | None, finder: ImageFinder
 ) -> tuple[dict[str, MetadataEntry], list[SkippedFile], list[Unused]]:
     """Path -> entry of what is there; names that lead nowhere; images that have no name."""
-    finder = ImageFinder(image_dir or metadata.file.parent)
     of_path: dict[str, MetadataEntry] = {}
     spelt: dict[str, str] = {}
     set_aside: list[SkippedFile] = []
@@ -203,10 +198,6 @@ def _named_images(
         reason = "an image that the metadata file does not name"
         unused += [Unused(Path(path), reason) for path in finder.find_unnamed(set(of_path))]
     return of_path, set_aside, unused
-
-
-def _crop_beside(path: str) -> str:
-    return path + CROP if os.path.lexists(path + CROP) else ""
 
 
 def _is_same_file(path: str, other: str) -> bool:
@@ -267,12 +258,12 @@ def _has_lines(text: str) -> bool:
 
 
 def require_folder(folder: Path) -> None:
-    """Make sure that a folder of images is there.
+    """Make sure that a folder of images is there; in an object store, whatever has keys below it.
 
     Raises:
         DatasetError: It is missing, or a file.
     """
-    if not folder.is_dir():
+    if not is_remote(folder) and not folder.is_dir():
         fault = "is a file, not a folder" if folder.exists() else "is not there"
         raise DatasetError(
             f"The image folder {folder} {fault}. Give the path of the folder that holds your "

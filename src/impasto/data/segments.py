@@ -1,5 +1,8 @@
 """The files of a table (`tables.py`): each an Arrow IPC file that appears whole and never changes.
 
+Those of a folder in an object store are written on this machine and put there whole, and read from
+copies on this machine.
+
 A file's name holds when it was written, by whom, and the CRC-32 and length of all its bytes, which
 are compared before anything in it is believed.
 """
@@ -19,6 +22,10 @@ import pyarrow.ipc
 from impasto import files
 from impasto.owners import current_process
 from impasto.parsing import parse_json
+from impasto.remote_paths import is_remote, machine_folder
+from impasto.storage import objects
+from impasto.storage.copies import fetch_to
+from impasto.storage_errors import reported
 
 _NAME = re.compile(r"seg-(\d{20})-[^.]+-([0-9a-f]{8})-(\d+)\.arrow")
 _REPLACES = b"replaces"
@@ -26,9 +33,16 @@ _READ_AT_ONCE = 1 << 22
 
 
 def segments_in(folder: Path | None) -> list[Path]:
-    """The segments of a folder from the oldest to the newest; none where it cannot be listed."""
+    """The segments of a folder from the oldest to the newest; none where it cannot be listed.
+
+    Raises:
+        StorageError: The folder is in an object store that cannot be used.
+    """
     if folder is None:
         return []
+    if is_remote(folder):
+        names = objects.find(folder).objects
+        return sorted(folder / name for name in names if _NAME.fullmatch(name))
     with contextlib.suppress(OSError):
         return sorted(file for file in folder.iterdir() if _NAME.fullmatch(file.name))
     return []
@@ -49,13 +63,42 @@ def write_segment(folder: Path, rows: pa.Table) -> str:
         named.append(f"seg-{stamp:020d}-{current_process().token}-{total:08x}-{size}.arrow")
         return named[0]
 
+    own = machine_folder(folder)
     with (
-        files.new_file(folder, name_of) as partial,
+        files.new_file(own, name_of) as partial,
         pa.OSFile(str(partial), "wb") as sink,
         pa.ipc.new_file(sink, rows.schema) as writer,
     ):
         writer.write_table(rows.combine_chunks())
+    if is_remote(folder):
+        with reported(folder):
+            objects.upload(own / named[0], folder / named[0])
     return named[0]
+
+
+def remove_segment(file: Path) -> None:
+    """Remove a segment, and its copy on this machine where it is in an object store.
+
+    Raises:
+        OSError: It cannot be removed, as one that is mapped on Windows.
+        StorageError: It is in an object store that cannot be used.
+    """
+    if is_remote(file):
+        objects.remove(file)
+    _here(file).unlink(missing_ok=True)
+
+
+def _here(file: Path) -> Path:
+    """The file of this machine that a segment is, or that its copy is."""
+    return machine_folder(file.parent) / file.name
+
+
+def _fetched(file: Path, size: int) -> Path:
+    """The file of this machine that a segment is, or a copy of it, which is made if need be."""
+    copy = _here(file)
+    if is_remote(file) and not (copy.is_file() and copy.stat().st_size == size):
+        fetch_to(file, copy, size)
+    return copy
 
 
 def open_segment(file: Path) -> pa.Table | None:
@@ -65,10 +108,15 @@ def open_segment(file: Path) -> pa.Table | None:
         OSError: It could not be read, which says nothing of it; `FileNotFoundError`: it is gone.
     """
     told = _NAME.fullmatch(file.name)
-    if told is None or _sum_of(file) != (int(told[2], 16), int(told[3])):
+    if told is None:
+        return None
+    own = _fetched(file, int(told[3]))
+    if _sum_of(own) != (int(told[2], 16), int(told[3])):
+        if is_remote(file):
+            own.unlink(missing_ok=True)  # the next look asks the store again
         return None
     try:
-        return pa.ipc.open_file(pa.memory_map(str(file), "r")).read_all()
+        return pa.ipc.open_file(pa.memory_map(str(own), "r")).read_all()
     except pa.ArrowException:
         return None
 

@@ -88,6 +88,19 @@ class ShardIndex:
                 found[n] = place
         return found
 
+    def places_of(self, keys: Sequence[str]) -> list[Place]:
+        """The places of keys that have to be there.
+
+        Raises:
+            KeyError: One is not.
+        """
+        places = []
+        for key, place in zip(keys, self.find(keys), strict=True):
+            if place is None:
+                raise KeyError(key)
+            places.append(place)
+        return places
+
     def has_all(self, keys: np.ndarray) -> bool:
         """Whether all keys are there: [keys, 16] bytes of their hex digits, zeros for none."""
         for start in range(0, len(keys), _AT_ONCE):

@@ -11,24 +11,24 @@ another process has written meanwhile, so each entry is there once and never cha
 
 from __future__ import annotations
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
-from impasto import files, locks, storage_errors
-from impasto.data.records import CELL
-from impasto.data.shard_files import BadShard, digest_of, read_index, stamp_of_shard, sum_of_row
+from impasto import locks, storage_errors
+from impasto.data.shard_files import BadShard, digest_of, sum_of_row
 from impasto.data.shard_index import Place, ShardIndex
+from impasto.data.shard_store import LocalShardFiles, ShardFiles, tensors_of
+from impasto.data.stored_shards import StoredShardFiles
 from impasto.errors import DatasetError, StorageError
+from impasto.remote_paths import is_remote, shown
 
 FORMAT_VERSION = 1
 MAPPED_SHARDS = 4096
@@ -36,8 +36,6 @@ MAPPED_SHARDS = 4096
 (vm.max_map_count), and a shard takes up to two."""
 SHARDS_IN_A_FOLDER = 1000
 """More shards go into 256 folders below."""
-_SIZE = re.compile(r"shard-(\d+)x(\d+)-")
-_TYPES = {"F16", "F32", "U8"}
 
 
 class Shards:
@@ -54,13 +52,18 @@ class Shards:
 
     def __init__(self, folder: Path, columns: tuple[str, ...], what: str) -> None:
         self.folder, self._columns, self._what = folder, columns, what
+        self._files: ShardFiles = (
+            StoredShardFiles(folder, columns, lambda words: self.note(words))
+            if is_remote(folder)
+            else LocalShardFiles(folder, columns)
+        )
         self._open: OrderedDict[str, tuple[np.ndarray, ...]] = OrderedDict()
         self._opening = threading.Lock()
         self._index = ShardIndex(folder / "index.table")
         self._compared: dict[str, np.ndarray] = {}
         self._seen: set[Path] = set()
         self.note: Callable[[str], None] = lambda _: None
-        """Is told when writing has to wait for another process."""
+        """Is told when writing has to wait, and when copies of shards find no room."""
         self.refresh()
 
     def refresh(self) -> None:
@@ -71,11 +74,12 @@ class Shards:
         """
         there = self.indices()
         if not self._seen and len(there) > 1:
-            known = self._index.open_kept({self._name_of(i): stamp_of_shard(i) for i in there})
+            known = self._index.open_kept({self._name_of(i): self._files.stamp(i) for i in there})
             self._seen = {index for index in there if self._name_of(index) in known}
-        for index in there:
-            if index not in self._seen:
-                self._add_index(index)
+        fresh = [index for index in there if index not in self._seen]
+        self._files.look_ahead(fresh)
+        for index in fresh:
+            self._add_index(index)
 
     def keep_index(self) -> None:
         """Have the next start read one file instead of one per shard, where there are many keys."""
@@ -106,20 +110,60 @@ class Shards:
             KeyError: A key is not there.
             DatasetError: A row is not what was written; its shard is removed.
         """
-        places = [
-            _found(place, key) for place, key in zip(self._index.find(keys), keys, strict=True)
-        ]
+        places = self._index.places_of(keys)
+        apart = self._read_apart(places)
         for shard, row in places:
-            if not self._is_unchanged(shard, row):
-                self._give_up(shard)
-        if len({shard for shard, _ in places}) == 1:
+            if (shard, row) not in apart and not self._is_unchanged(shard, row):
+                self._drop_copy(shard)
+                apart |= self._read_apart([place for place in places if place[0] == shard])
+        if not apart and len({shard for shard, _ in places}) == 1:
             rows = [row for _, row in places]
             return tuple(column[rows] for column in self._shard(places[0][0]))
-        columns = [self._shard(shard) for shard, _ in places]
-        return tuple(
-            np.stack([arrays[n][row] for arrays, (_, row) in zip(columns, places, strict=True)])
-            for n in range(len(self._columns))
-        )
+        found = [apart.get(place) or self._row(*place) for place in places]
+        return tuple(np.stack([arrays[n] for arrays in found]) for n in range(len(self._columns)))
+
+    def _row(self, shard: str, row: int) -> tuple[np.ndarray, ...]:
+        return tuple(column[row] for column in self._shard(shard))
+
+    def _read_apart(self, places: Sequence[Place]) -> dict[Place, tuple[np.ndarray, ...]]:
+        """The rows that come from an object store without their shards, each as it was written.
+
+        Raises:
+            DatasetError: A row is not what was written, also when it is read again.
+        """
+        unmapped = [place for place in places if place[0] not in self._open]
+        try:
+            rows = self._files.rows_apart(unmapped)
+            changed = [place for place, row in rows.items() if not self._is_as_written(place, row)]
+            rows |= self._files.rows_apart(changed)
+        except OSError as error:
+            raise DatasetError(
+                f"A row of the {self._what} {shown(self.folder)} could not be read "
+                f"({error.strerror or error}). What it held is encoded anew when it is needed."
+            ) from error
+        for place in changed:
+            if place in rows and not self._is_as_written(place, rows[place]):
+                raise DatasetError(
+                    f"{shown(self.folder)}/{place[0]}.safetensors of the {self._what} has changed "
+                    f"since it was written. impasto dataset cache verify --remove removes what "
+                    f"has; it is then made anew."
+                )
+        return rows
+
+    def _drop_copy(self, shard: str) -> None:
+        """Do without a copy that is not what was written, as by a failing disk.
+
+        Raises:
+            DatasetError: It is no copy, but the shard itself.
+        """
+        if not self._files.drop_copy(self._index_of(shard)):
+            self._give_up(shard)
+        self._open.pop(shard, None)
+        self._compared.pop(shard, None)
+
+    def _is_as_written(self, place: Place, row: tuple[np.ndarray, ...]) -> bool:
+        wanted = self._index.sum_of(*place)
+        return wanted is None or sum_of_row([column[None] for column in row], 0) == wanted
 
     def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Add a shard with those of the entries that no process has written meanwhile.
@@ -127,8 +171,9 @@ class Shards:
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        with storage_errors.reported(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+        here = self._files.here
+        with storage_errors.reported(here):
+            here.mkdir(parents=True, exist_ok=True)
         patience = locks.LockWaiter(lambda words: self.note(words), f"writing to {self.folder}")
         with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
             self.refresh()
@@ -140,48 +185,43 @@ class Shards:
                 self._write(label, [keys[row] for row in new], rows)
 
     def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        """Write a shard, tensors first and index last, each durably."""
+        """Write a shard, tensors first and index last."""
         digest = digest_of(keys)
         inner = f"{digest[:2]}/" if len(self._seen) >= SHARDS_IN_A_FOLDER else ""
         name = f"{inner}shard-{label}-{digest}"
         self._open.pop(name, None)  # Windows replaces no file that is mapped
-        with files.replace_file(self.folder / f"{name}.safetensors") as partial:
-            columns = {column: tensors[column].contiguous() for column in self._columns}
-            save_file(columns, partial)
-            content = files.sha256_of(partial)
+        columns = {column: tensors[column].contiguous() for column in self._columns}
         arrays = [column.numpy() for column in columns.values()]
         sums = [sum_of_row(arrays, row) for row in range(len(keys))]
-        index = self.folder / f"{name}.json"
-        described = {"sha256": content, "keys": list(keys), "crc32": sums}
-        files.write_json(index, {"format_version": FORMAT_VERSION, **described})
+
+        def described(content: str) -> dict[str, Any]:
+            own = {"sha256": content, "keys": list(keys), "crc32": sums}
+            return {"format_version": FORMAT_VERSION, **own}
+
+        index = self._files.write(name, columns, described)
         self._compared.pop(name, None)
         self._add_index(index)
 
     def check(self, index: Path) -> BadShard | None:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
-        tensors = _tensors(index)
-        stored = read_index(index)
+        tensors = tensors_of(index)
+        stored = self._files.described(index)
         if stored is None:
             return BadShard(index, "its index cannot be read", 0)
-        keys, content = stored.keys, stored.sha256
-        if not self._is_whole(tensors, len(keys)):
-            return BadShard(tensors, "missing, cut off, or not what its index says", len(keys))
-        if content is not None and files.sha256_of(tensors) != content:
-            return BadShard(tensors, "its bytes have changed since it was written", len(keys))
-        for column in self._shard(self._name_of(index)):
-            if not np.isfinite(column).all():
-                return BadShard(tensors, "holds NaN or infinite values", len(keys))
+        columns = self._files.verified(index, len(stored.keys), stored.sha256)
+        if isinstance(columns, str):
+            return BadShard(tensors, columns, len(stored.keys))
+        if not all(np.isfinite(column).all() for column in columns):
+            return BadShard(tensors, "holds NaN or infinite values", len(stored.keys))
         return None
 
     def indices(self) -> list[Path]:
         """The index files of all shards, readable or not."""
-        inner = self.folder.glob("[0-9a-f][0-9a-f]/shard-*.json")
-        return sorted([*self.folder.glob("shard-*.json"), *inner])
+        return self._files.indices()
 
     def folders(self) -> list[Path]:
-        """The folder, and those in it that shards are in."""
-        inner = (path for path in self.folder.glob("[0-9a-f][0-9a-f]") if path.is_dir())
-        return [self.folder, *sorted(inner)]
+        """The folders of this machine that files are written in."""
+        return self._files.folders()
 
     def _name_of(self, index: Path) -> str:
         """What a shard is called: its path in the folder without an ending, with slashes."""
@@ -194,9 +234,7 @@ class Shards:
         self._seen.discard(index)
         self._compared.pop(name, None)
         self._index.remove(name)
-        with storage_errors.reported(index):  # Windows removes no file that a program has mapped
-            index.unlink(missing_ok=True)
-            _tensors(index).unlink(missing_ok=True)
+        self._files.remove(index)
 
     def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
@@ -208,12 +246,12 @@ class Shards:
             StorageError: The disk is full or the folder cannot be written.
         """
         for index in self.indices():
-            shard, stored = self._name_of(index), read_index(index)
+            shard, stored = self._name_of(index), self._files.described(index)
             keys = stored.keys if stored is not None else []
             places = zip(keys, self._index.find(keys), strict=True)
             entries = [(key, place[1]) for key, place in places if place and place[0] == shard]
             kept = [(key, row) for key, row in entries if key in wanted]
-            before = _size_of(_tensors(index))
+            before = self._files.size(index)
             if len(kept) == len(entries) and entries:
                 yield 0, 0
                 continue
@@ -225,18 +263,16 @@ class Shards:
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
                 self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
-                place = _found(self._index.find([kept[0][0]])[0], kept[0][0])
-                freed -= _size_of(self.folder / f"{place[0]}.safetensors")
+                place = self._index.places_of([kept[0][0]])[0]
+                freed -= self._files.size(self._index_of(place[0]))
             else:
                 self.remove(index)
             yield len(entries) - len(kept), freed
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
-        stamp = stamp_of_shard(
-            index
-        )  # before it is read: who changes it meanwhile changes the stamp
-        stored = read_index(index)
+        stamp = self._files.stamp(index)  # before it is read: who changes it changes the stamp
+        stored = self._files.described(index)
         if stored is None:
             return  # without a readable index its entries are simply made again
         if stored.version > FORMAT_VERSION:
@@ -245,7 +281,7 @@ class Shards:
                 f"{stored.version}; this one reads up to {FORMAT_VERSION}). Update Impasto or "
                 f"delete the folder."
             )
-        if self._is_whole(_tensors(index), len(stored.keys)):
+        if self._files.is_whole(index, len(stored.keys)):
             self._index.add(self._name_of(index), stored.keys, stored.sums, stamp)
 
     def _is_unchanged(self, shard: str, row: int) -> bool:
@@ -268,7 +304,7 @@ class Shards:
         Raises:
             DatasetError: Always.
         """
-        index = self.folder / f"{shard}.json"
+        index = self._index_of(shard)
         then = "It was removed; start again, or resume the run: what it held is made anew."
         try:
             self.remove(index)
@@ -276,25 +312,12 @@ class Shards:
             cause = storage_errors.cause_of(error)
             then = f"It could not be removed ({cause}); delete it, and start again."
         raise DatasetError(
-            f"{index.with_suffix('.safetensors')} of the {self._what} has changed since it was "
+            f"{shown(tensors_of(index))} of the {self._what} has changed since it was "
             f"written, as by a failing disk. {then}"
         )
 
-    def _is_whole(self, shard: Path, entries: int) -> bool:
-        """Whether the shard's header fits its length, name and index; values are not read."""
-        try:
-            with safe_open(shard, framework="pt") as file:
-                parts = [file.get_slice(name) for name in self._columns]
-                shapes = [part.get_shape() for part in parts]
-                types = {part.get_dtype() for part in parts}
-        except (SafetensorError, OSError, ValueError, RecursionError):
-            return False
-        label = _SIZE.match(shard.name)
-        cells = [int(label[2]) // CELL, int(label[1]) // CELL] if label else None
-        return types <= _TYPES and all(
-            len(shape) > 1 and shape[0] == entries and (cells is None or shape[-2:] == cells)
-            for shape in shapes
-        )
+    def _index_of(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
 
     def _shard(self, name: str) -> tuple[np.ndarray, ...]:
         """The mapped tensors of a shard as arrays over the same memory."""
@@ -314,32 +337,11 @@ class Shards:
         Raises:
             DatasetError: It is gone or damaged.
         """
-        file = self.folder / f"{name}.safetensors"
+        index = self._index_of(name)
         try:
-            with safe_open(file, framework="pt") as opened:
-                return tuple(opened.get_tensor(column).numpy() for column in self._columns)
+            return self._files.map(index)
         except (SafetensorError, OSError) as error:
             raise DatasetError(
-                f"{file} of the {self._what} was removed or damaged while it was in use "
-                f"({error}). What it held is encoded anew when it is needed."
+                f"{shown(tensors_of(index))} of the {self._what} was removed or damaged while it "
+                f"was in use ({error}). What it held is encoded anew when it is needed."
             ) from error
-
-
-def _found(place: Place | None, key: str) -> Place:
-    """A place that has to be there.
-
-    Raises:
-        KeyError: It is not.
-    """
-    if place is None:
-        raise KeyError(key)
-    return place
-
-
-def _tensors(index: Path) -> Path:
-    """The file with the arrays of a shard."""
-    return index.with_suffix(".safetensors")
-
-
-def _size_of(file: Path) -> int:
-    return file.stat().st_size if file.is_file() else 0

@@ -30,12 +30,14 @@ from impasto import files, temporary_names
 from impasto.data.remembered import recall
 from impasto.data.segments import (
     open_segment,
+    remove_segment,
     replaced_by,
     saying_replaced,
     segments_in,
     write_segment,
 )
 from impasto.errors import StorageError
+from impasto.remote_paths import machine_folder
 
 _ABOUT = b"impasto"
 MANY_SEGMENTS = 8
@@ -225,7 +227,7 @@ class TableFolder:
 
     def _write(self, folder: Path, rows: pa.Table) -> str:
         if not self._is_swept:
-            temporary_names.remove_leftovers(folder)
+            temporary_names.remove_leftovers(machine_folder(folder))
             self._is_swept = True
         return write_segment(folder, rows)
 
@@ -236,7 +238,7 @@ class TableFolder:
         for name, since in list(self._replaced.items()):
             if time.time_ns() - since > REMOVED_AFTER_NS:
                 with contextlib.suppress(OSError):  # Windows removes none that is mapped
-                    (self.folder / name).unlink(missing_ok=True)
+                    remove_segment(self.folder / name)
                     del self._replaced[name]
 
     def _move_over(self) -> pa.Table | None:

@@ -34,6 +34,8 @@ from impasto.datasets.held_out import Split, split_records
 from impasto.errors import DatasetError, StorageError
 from impasto.parsing import is_text, printable
 from impasto.progress import Progress, counted, none_of
+from impasto.remote_paths import absolute, is_remote
+from impasto.storage import objects
 
 
 def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
@@ -305,11 +307,15 @@ def sidecars_of(config: SubsetConfig) -> Sidecars:
 
 
 def _index_file(derived: Path, place: Path) -> Path:
-    digest = hashlib.sha256(str(place.absolute()).encode("utf-8")).hexdigest()[:8]
+    digest = hashlib.sha256(str(absolute(place)).encode("utf-8")).hexdigest()[:8]
     return derived / f"scan-{digest}.json"
 
 
 def _require_place_for_derived_data(config: DatasetConfig) -> None:
+    if is_remote(config.derived_dir):
+        if files.writes_caches():
+            objects.require_writable(config.derived_dir)
+        return
     try:
         files.require_writable(config.derived_dir)
         if files.writes_caches():

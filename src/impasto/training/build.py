@@ -326,7 +326,7 @@ def _build_network(
         training.compile,
         sizes=sizes,
         cuda_graphs=training.cuda_graphs == "network",
-        cache=config.dataset.derived_dir / "compiled",
+        cache=config.dataset.machine_dir / "compiled",
         device=device,
     )
     return trainable

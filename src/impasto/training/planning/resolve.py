@@ -98,7 +98,7 @@ def build_memory_fitter(
     meta_model = partial(load_meta_model, config.model.path, build_open_options(config))
     shares = read_sharding(processes)
     meter = FootprintPredictor(
-        meta_model, device.type, config.dataset.derived_dir / RECORD, shares, workload, build
+        meta_model, device.type, config.dataset.machine_dir / RECORD, shares, workload, build
     )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)

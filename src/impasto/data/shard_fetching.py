@@ -1,0 +1,110 @@
+"""Fetches whole shards from an object store in threads, in the order in which they are needed."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Protocol
+
+from impasto.errors import ImpastoError
+from impasto.storage.copies import LIMIT_VARIABLE
+
+_AT_ONCE = 4
+WORTH_WAITING = 256 << 20
+"""Bytes that are waited for, a second or two; behind more of them, rows are read instead."""
+
+
+class Fetch(Protocol):
+    """Copies a shard to this machine; False where there is no room for it."""
+
+    def __call__(self, shard: str) -> bool:
+        """Fetch a shard by its name."""
+
+
+class ShardFetcher:
+    """Knows which shards are copied to this machine, and has others copied.
+
+    What cannot be fetched is read by rows instead, where the fault shows if it stays.
+
+    Args:
+        fetch: Copies a shard.
+        note: Is told, once, why not all are copied.
+        place: What the folder of shards is called in that.
+    """
+
+    def __init__(self, fetch: Fetch, note: Callable[[str], None], place: str) -> None:
+        self._fetch, self._note, self._place = fetch, note, place
+        self._is_told = False
+        self._asked: dict[str, Future[bool]] = {}
+        self._waiting: queue.SimpleQueue[tuple[str, int, Future[bool]]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads = self._outstanding = 0
+
+    def are_here(self, sizes: Mapping[str, int]) -> dict[str, bool]:
+        """Which of some shards are copied; the others are fetched after those asked for before.
+
+        Args:
+            sizes: The bytes of each shard.
+        """
+        asked = {shard: self._ask(shard, size) for shard, size in sizes.items()}
+        return {shard: self._is_here(future) for shard, future in asked.items()}
+
+    def forget(self, shard: str) -> None:
+        """Take a shard for not copied."""
+        with self._lock:
+            self._asked.pop(shard, None)
+
+    def refuse(self, shard: str) -> None:
+        """Take a shard for not copied, and do not fetch it again."""
+        refused: Future[bool] = Future()
+        refused.set_result(False)
+        with self._lock:
+            self._asked[shard] = refused
+
+    def _is_here(self, future: Future[bool]) -> bool:
+        """Whether a shard is copied; little enough is waited for."""
+        return (future.done() or self._outstanding <= WORTH_WAITING) and future.result()
+
+    def _ask(self, shard: str, size: int) -> Future[bool]:
+        known = self._asked.get(shard)
+        if known is not None:
+            return known
+        with self._lock:
+            future = self._asked.setdefault(shard, Future())
+            self._outstanding += size
+            self._waiting.put((shard, size, future))
+            if self._threads < _AT_ONCE:
+                self._threads += 1
+                threading.Thread(target=self._work, name="fetching", daemon=True).start()
+        return future
+
+    def _work(self) -> None:
+        """Fetch what is asked for, until nothing is."""
+        while True:
+            with self._lock:
+                try:
+                    shard, size, future = self._waiting.get_nowait()
+                except queue.Empty:
+                    self._threads -= 1
+                    return
+            is_here = False
+            try:
+                is_here = self._fetch(shard)
+                if not is_here:
+                    self._tell(
+                        f"Not all shards of {self._place} have room on this machine; the others "
+                        f"are read row by row. {LIMIT_VARIABLE} says how many GiB copies may take."
+                    )
+            except (OSError, ImpastoError) as error:
+                self._tell(f"{error} Shards that are not copied are read row by row.")
+            finally:
+                with self._lock:
+                    self._outstanding -= size
+                future.set_result(is_here)
+
+    def _tell(self, words: str) -> None:
+        if not self._is_told:
+            self._is_told = True
+            self._note(words)

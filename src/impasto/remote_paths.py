@@ -1,0 +1,123 @@
+"""How places in an object store are written: as URLs outside, as paths inside.
+
+`s3://bucket/cats` is the path whose first part is `s3:`, so that names below it, parents and
+endings are found as of any other path. Nothing is opened here: `impasto.storage` does that. What
+writes to a local disk refuses such a path (`require_local`), or it would make a folder called
+`s3:`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from pathlib import Path
+
+from impasto.errors import StorageError
+
+SCHEMES = ("s3", "gs", "hf", "memory")
+READ_ONLY = frozenset({"hf"})
+"""Stores that data is read from and nothing is written to."""
+
+_BEGIN = re.compile(rf"({'|'.join(SCHEMES)}):[/\\]+(?=[^/\\])")
+_OTHER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether a path is a place in an object store."""
+    return _BEGIN.match(os.fspath(path)) is not None
+
+
+def scheme_of(path: Path) -> str:
+    """The scheme of a place in an object store, such as `s3`."""
+    return path.parts[0].rstrip("/\\").removesuffix(":")
+
+
+def key_of(path: Path) -> str:
+    """A place in an object store without its scheme: the bucket, and the key in it."""
+    return "/".join(path.parts[1:])
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as a person writes it: a URL where it is in an object store."""
+    if not is_remote(path):
+        return os.fspath(path)
+    own = Path(path)
+    return f"{scheme_of(own)}://{key_of(own)}"
+
+
+def absolute(path: Path) -> Path:
+    """An absolute path; one in an object store is as it is."""
+    return path if is_remote(path) else path.absolute()
+
+
+def place_fault(path: Path) -> str:
+    """What is wrong with a path as a place of data; empty where nothing is.
+
+    Keys and passwords in a URL would be written into settings, reports and models.
+    """
+    text = os.fspath(path)
+    if not is_remote(path):
+        other = _OTHER.match(text)
+        if other is None or Path(path.parts[0]).exists():
+            return ""
+        known = ", ".join(f"{scheme}://" for scheme in SCHEMES)
+        return f"{text[: other.end() - 2]}:// is no store that is known here; expected {known}"
+    bucket = path.parts[1]
+    if ":" in bucket or ("@" in bucket and scheme_of(path) != "hf"):
+        return (
+            "the URL holds a user or a password, which settings would keep; take them out. "
+            "Credentials come from the environment, such as AWS_ACCESS_KEY_ID or AWS_PROFILE"
+        )
+    if "?" in path.name:
+        return "the URL has a ? in its last part; expected a bucket and a key, without parameters"
+    return ""
+
+
+def copies_folder() -> Path:
+    """The folder of this machine for copies of objects, and for what is derived from them.
+
+    `IMPASTO_STORE_CACHE` names another. It is no setting, since it belongs to a machine and not to
+    a run, whose settings go with it to the next machine.
+    """
+    given = os.environ.get(COPIES_VARIABLE)
+    if given:
+        return Path(given)
+    if sys.platform == "win32":
+        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local")
+    else:
+        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return base / "impasto" / "store"
+
+
+def local_folder_of(place: Path, kind: str) -> Path:
+    """The folder of this machine that belongs to a folder of an object store.
+
+    Args:
+        place: The folder in the store.
+        kind: What is in it: `objects` for copies, `derived` for what is made of them.
+    """
+    digest = hashlib.sha256(shown(place).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return copies_folder() / kind / digest
+
+
+def machine_folder(folder: Path) -> Path:
+    """The folder of this machine that a folder is, or that copies of its objects are in."""
+    return local_folder_of(folder, "objects") if is_remote(folder) else folder
+
+
+COPIES_VARIABLE = "IMPASTO_STORE_CACHE"
+
+
+def require_local(path: Path, what: str = "files") -> None:
+    """Make sure that a path is one of this machine's.
+
+    Raises:
+        StorageError: It is in an object store, where this cannot be written.
+    """
+    if is_remote(path):
+        raise StorageError(
+            f"{shown(path)} is in an object store, where Impasto writes no {what}. Give a folder "
+            f"of this machine, and copy it there afterwards."
+        )

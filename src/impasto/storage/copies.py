@@ -1,0 +1,152 @@
+"""Copies of objects on this machine: as many bytes as its disk may give, the least used go first.
+
+The processes of a machine share them. A copy appears whole by one rename, and is never changed; a
+process that finds one gone fetches it again. Only what can be large counts and goes: shards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from impasto.errors import ConfigError, StorageError
+from impasto.remote_paths import COPIES_VARIABLE, copies_folder, shown
+from impasto.storage import objects
+from impasto.storage_errors import is_out_of_space, reported
+from impasto.temporary_names import partial_name
+
+LIMIT_VARIABLE = "IMPASTO_STORE_CACHE_GB"
+DEFAULT_GB = 50.0
+COUNTED = ".safetensors"
+"""The ending of the copies that count, and go when there are too many."""
+
+
+def limit_bytes() -> int:
+    """How many bytes copies may take.
+
+    Raises:
+        ConfigError: The environment gives something that is no number.
+    """
+    given = os.environ.get(LIMIT_VARIABLE)
+    if not given:
+        return int(DEFAULT_GB * 2**30)
+    try:
+        limit = float(given)
+        if not 0 <= limit < 2**30:
+            raise ValueError
+    except ValueError as error:
+        raise ConfigError(
+            f"{LIMIT_VARIABLE} is {given!r}; expected how many GiB the copies of objects of a "
+            f"store may take on this machine, as in 50."
+        ) from error
+    return int(limit * 2**30)
+
+
+class SpareRoom:
+    """The room for copies on this machine, for one process.
+
+    Copies that this process has used are never removed to make room for more of its own: where not
+    all fit, a part stays, instead of each making way for the next.
+    """
+
+    def __init__(self) -> None:
+        self._since = time.time()
+        self._lock = threading.Lock()
+        self._promised = 0
+
+    def use(self, copy: Path) -> bool:
+        """Note that a copy is used; False where it is gone."""
+        try:
+            os.utime(copy)
+        except OSError:
+            return False
+        return True
+
+    @contextlib.contextmanager
+    def made(self, size: int, *, also_used: bool = False) -> Iterator[bool]:
+        """Make room for a copy, which is written meanwhile; False where there is none.
+
+        Args:
+            size: Its bytes.
+            also_used: Whether copies may go that this process has used.
+        """
+        with self._lock:
+            is_made = self._make(size + self._promised, also_used=also_used)
+            self._promised += size if is_made else 0
+        try:
+            yield is_made
+        finally:
+            with self._lock:
+                self._promised -= size if is_made else 0
+
+    def _make(self, size: int, *, also_used: bool) -> bool:
+        limit = limit_bytes()
+        if size > limit:
+            return False
+        copies = _copies()
+        taken = sum(own for _, own, _ in copies)
+        for used, own, path in copies:
+            if taken + size <= limit or (used >= self._since and not also_used):
+                break
+            with contextlib.suppress(OSError):  # Windows removes none that is mapped
+                path.unlink()
+                taken -= own
+        return taken + size <= limit
+
+
+def fetch_to(place: Path, copy: Path, size: int) -> None:
+    """Copy an object to a file of this machine, which appears whole.
+
+    Raises:
+        OSError: It is missing, or came cut short.
+        StorageError: The disk is full, or the store cannot be used.
+    """
+    partial = partial_name(copy)
+    try:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        objects.download(place, partial, size)
+        partial.replace(copy)
+    except OSError as error:
+        if is_out_of_space(error) or isinstance(error, PermissionError):
+            raise StorageError(
+                f"No copy of {shown(place)} could be written into {copies_folder()}: "
+                f"{error.strerror or error}. {COPIES_VARIABLE} names another folder for copies, "
+                f"and {LIMIT_VARIABLE} how many GiB they may take."
+            ) from error
+        raise
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def scratch(folder: Path) -> Iterator[Path]:
+    """A new folder in another, which is removed in the end, or by `remove_leftovers` after a kill.
+
+    Raises:
+        StorageError: It cannot be made.
+    """
+    own = partial_name(folder / "scratch")
+    with reported(folder):
+        own.mkdir(parents=True)
+    try:
+        yield own
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
+
+
+def _copies() -> list[tuple[float, int, Path]]:
+    """(last use, bytes, path) of the copies that count, the least used first."""
+    found = []
+    for path in copies_folder().glob(f"objects/**/*{COUNTED}"):
+        if path.name.startswith("."):  # it is just being written
+            continue
+        with contextlib.suppress(OSError):  # another process removes them too
+            status = path.stat()
+            found.append((status.st_mtime, status.st_size, path))
+    return sorted(found)

@@ -1,0 +1,124 @@
+"""What a failed request to an object store says, as one of our errors.
+
+What is wrong with one object is an OSError, as of a file: the object is missing, or only a part of
+it came. What is wrong with the store is a StorageError, which ends the work, since every other
+object would fail too: no permission, credentials that have expired, no bucket, nobody answers.
+
+Messages of libraries are not passed on: some hold signed URLs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+from pathlib import Path
+
+from impasto.errors import MissingDependencyError, StorageError
+from impasto.invocation import install_packages
+from impasto.remote_paths import key_of, scheme_of, shown
+
+_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "RequestExpired", "TokenRefreshRequired"}
+_UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "InvalidSecurity",
+            "NoCredentialsError", "PartialCredentialsError", "TokenRetrievalError", "RefreshError",
+            "DefaultCredentialsError", "UnauthorizedSSOTokenError"}  # fmt: skip
+_DENIED = {"AccessDenied", "AllAccessDisabled", "PermissionError", "GatedRepoError", "Forbidden"}
+_BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestLimitExceeded", "Throttling",
+         "ThrottlingException", "TooManyRequests", "RequestTimeout"}  # fmt: skip
+_NO_BUCKET = {"NoSuchBucket", "RepositoryNotFoundError"}
+_CUT_SHORT = {"ClientPayloadError", "IncompleteReadError", "ResponseStreamingError",
+              "ContentLengthError", "IncompleteRead", "ProtocolError"}  # fmt: skip
+_UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutError", "gaierror",
+                "ConnectionClosedError", "ClientConnectorError", "ServerDisconnectedError",
+                "ConnectionRefusedError", "ConnectionResetError", "ConnectionError",
+                "ServerTimeoutError", "TimeoutError", "FSTimeoutError", "ConnectError",
+                "ConnectTimeout", "ReadTimeout", "NameResolutionError"}  # fmt: skip
+_PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface-hub", "memory": "fsspec"}
+_MOST_CAUSES = 8
+
+
+@contextlib.contextmanager
+def told(place: Path) -> Iterator[None]:
+    """Turn what goes wrong with a place into an error that says what and why.
+
+    Raises:
+        OSError: One object is missing, or came cut short.
+        StorageError: The store cannot be used.
+        MissingDependencyError: The package for this kind of store is not there.
+    """
+    try:
+        yield
+    except (StorageError, MissingDependencyError):
+        raise
+    except Exception as error:  # each library raises classes of its own
+        raise fault_of(error, place) from error
+
+
+def fault_of(error: BaseException, place: Path) -> OSError | StorageError | MissingDependencyError:
+    """The error to raise for one that a library raised."""
+    if isinstance(error, (StorageError, MissingDependencyError)):
+        return error
+    names, url = _names_of(error), shown(place)
+    if isinstance(error, ImportError):
+        scheme = scheme_of(place)
+        return MissingDependencyError(
+            f"{url} is read with the package {_PACKAGES[scheme]}, which is not installed. Install "
+            f"it with: {install_packages(_PACKAGES[scheme])}",
+            extra="remote",
+        )
+    bucket = key_of(place).split("/")[0]
+    for known, words in (
+        (_EXPIRED, "the credentials in the environment have expired. Renew them and start again"),
+        (_UNKNOWN, "the store does not know the credentials in the environment, or there are none. "
+                   "Set them as for its own programs, such as AWS_PROFILE, or AWS_ACCESS_KEY_ID "
+                   "and AWS_SECRET_ACCESS_KEY"),
+        (_NO_BUCKET, f"there is no bucket {bucket}. Check its name, and AWS_ENDPOINT_URL if the "
+                     f"store is not Amazon's"),
+        (_DENIED, "the credentials in the environment do not permit this. Reading takes the right "
+                  "to list the bucket and to get objects, caches also that to put and to delete"),
+        (_BUSY, "the store is too busy, also after all retries (AWS_MAX_ATTEMPTS and "
+                "AWS_RETRY_MODE say how many). Start again later; what is done is kept"),
+    ):  # fmt: skip
+        if names & known:
+            return StorageError(f"{url}: {words}.")
+    if isinstance(error, FileNotFoundError) or names & {"NoSuchKey", "404", "EntryNotFoundError"}:
+        return FileNotFoundError(errno.ENOENT, "not in the object store", url)
+    if names & {"InvalidRange", "416"}:
+        return OSError(errno.ERANGE, "is shorter than what is asked of it", url)
+    if names & _CUT_SHORT:
+        return OSError(errno.EIO, "came cut short from the object store", url)
+    if names & _UNREACHABLE:
+        return StorageError(
+            f"{url}: the store cannot be reached. Check the network, and AWS_ENDPOINT_URL if the "
+            f"store is not Amazon's."
+        )
+    return StorageError(f"{url}: the store answered with {' / '.join(sorted(names))}.")
+
+
+def _names_of(error: BaseException) -> set[str]:
+    """The classes of an error and of its causes, and the codes that the store answered with."""
+    names: set[str] = set()
+    seen: BaseException | None = error
+    for _ in range(_MOST_CAUSES):
+        if seen is None:
+            break
+        names.add(type(seen).__name__)
+        names |= _codes_of(seen)
+        seen = seen.__cause__ or seen.__context__
+    return names
+
+
+def _codes_of(error: BaseException) -> set[str]:
+    """The codes of botocore's, gcsfs's and the Hub's errors; what a status says as a code."""
+    response = getattr(error, "response", None)
+    codes: set[str] = set()
+    status = getattr(response, "status_code", None) or getattr(error, "code", None)
+    if isinstance(response, dict):
+        codes.add(str(response.get("Error", {}).get("Code", "")))
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    meant = {401: "InvalidToken", 403: "AccessDenied", 404: "404", 416: "416", 429: "SlowDown",
+             500: "InternalError", 502: "ServiceUnavailable", 503: "SlowDown",
+             504: "ServiceUnavailable"}  # fmt: skip
+    if isinstance(status, (int, str)) and str(status).isdigit() and int(status) in meant:
+        codes.add(meant[int(status)])
+    return codes - {""}

@@ -1,0 +1,67 @@
+"""An object of a store as a file: its beginning at once, and the rest when it is read."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+from impasto.remote_paths import shown
+from impasto.storage.objects import HEADER_BYTES, read
+
+
+def open_object(place: Path, beginning: bytes | None = None) -> ObjectFile:
+    """An object as a file that is read where it is read, in few requests.
+
+    Raises:
+        OSError: It is missing, or came cut short.
+        StorageError: The store cannot be used.
+    """
+    return ObjectFile(place, read(place, 0, HEADER_BYTES) if beginning is None else beginning)
+
+
+class ObjectFile:
+    """A seekable file, read only: the beginning is there, and the rest comes when it is read.
+
+    Args:
+        place: The object.
+        beginning: Its first `HEADER_BYTES`, or all of it where it is shorter.
+    """
+
+    def __init__(self, place: Path, beginning: bytes) -> None:
+        self._place, self._content, self._at = place, beginning, 0
+        self._is_whole = len(beginning) < HEADER_BYTES
+
+    def read(self, size: int = -1) -> bytes:
+        """Read some bytes, or all that follow."""
+        end = None if size is None or size < 0 else self._at + size
+        if end is None or end > len(self._content):
+            self._complete()
+        part = self._content[self._at : end]
+        self._at += len(part)
+        return part
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Go somewhere; the end is that of the whole object."""
+        if whence == os.SEEK_END:
+            self._complete()
+            offset += len(self._content)
+        elif whence == os.SEEK_CUR:
+            offset += self._at
+        if offset < 0:
+            raise OSError(errno.EINVAL, "before the beginning of a file", shown(self._place))
+        self._at = offset
+        return offset
+
+    def tell(self) -> int:
+        """Where it is read next."""
+        return self._at
+
+    def close(self) -> None:
+        """Let the content go."""
+        self._content = b""
+
+    def _complete(self) -> None:
+        if not self._is_whole:
+            self._content = read(self._place)
+            self._is_whole = True

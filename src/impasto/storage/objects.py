@@ -1,0 +1,311 @@
+"""Reads and writes objects of a store by their places, through fsspec.
+
+The filesystem objects of fsspec are made in each process, so nothing of them goes into a process
+that is forked or spawned. Listings are never remembered: another machine may have written since.
+
+Library: https://filesystem-spec.readthedocs.io (fsspec), with s3fs for S3, gcsfs for Google's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from impasto.remote_paths import key_of, scheme_of, shown
+from impasto.storage.faults import fault_of, told
+
+_MADE: dict[tuple[int, str], Any] = {}
+_MAKING = threading.Lock()
+_VERSIONS = ("ETag", "etag", "md5Hash", "blob_id")
+_TIMES = ("LastModified", "last_modified", "updated", "mtime", "created")
+_OPTIONS: dict[str, dict[str, Any]] = {"s3": {"max_concurrency": 1}}
+"""With more, s3fs asks for the size of each object before it reads it."""
+
+Range = tuple[Path, int, int]
+"""An object, and where a part of it begins and ends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a listing says of an object.
+
+    Attributes:
+        size: Bytes.
+        identity: A hash in 62 bits of its ETag or version, or of its time of change where a store
+            has none: in the place of a file's time of change. Times alone differ in their
+            fractions between a listing and a look at one object.
+    """
+
+    size: int
+    identity: int
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The objects below a folder.
+
+    Attributes:
+        objects: What is said of each, by its key below the folder, with slashes.
+        odd: Keys that no path can name, since a part of them is empty, `.` or `..`.
+    """
+
+    objects: dict[str, Stored]
+    odd: tuple[str, ...] = ()
+
+
+def find(folder: Path) -> Found:
+    """All objects below a folder, in one listing; a folder that is not there holds none.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    try:
+        with told(folder):
+            listed = _filesystem(folder).find(key_of(folder), detail=True)
+    except FileNotFoundError:
+        return Found({})
+    prefix = key_of(folder).rstrip("/") + "/"
+    objects, odd = {}, []
+    for key, info in listed.items():
+        plain = key.lstrip("/")
+        if not plain.startswith(prefix) or plain.endswith("/"):  # itself; the mark of a folder
+            continue
+        inner = plain[len(prefix) :]
+        if is_plain_key(inner):
+            objects[inner] = _stored(info)
+        else:
+            odd.append(inner)
+    return Found(objects, tuple(odd))
+
+
+def look_up(place: Path) -> Stored | None:
+    """What the store says of an object; None where there is none.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    try:
+        with told(place):
+            info = _filesystem(place).info(key_of(place))
+    except FileNotFoundError:
+        return None
+    return _stored(info) if info.get("type") == "file" else None
+
+
+def read(place: Path, start: int = 0, end: int | None = None) -> bytes:
+    """An object, or a part of it.
+
+    Raises:
+        OSError: It is missing, or came cut short.
+        StorageError: The store cannot be used.
+    """
+    bounds = {} if start == 0 and end is None else {"start": start, "end": end}
+    try:
+        with told(place):
+            return bytes(_filesystem(place).cat_file(key_of(place), **bounds))
+    except OSError as error:
+        if _is_empty(error, start):
+            return b""
+        raise
+
+
+def read_all(places: Sequence[Path]) -> dict[Path, bytes | OSError]:
+    """Several objects at once; of one that cannot be read, why.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    return _at_once([(place, 0, -1) for place in places])
+
+
+def read_beginnings(places: Sequence[Path], size: int) -> dict[Path, bytes | OSError]:
+    """The first bytes of several objects at once; of one that cannot be read, why.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    return _at_once([(place, 0, size) for place in places])
+
+
+def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
+    """Parts of objects, in the order of `ranges`, asked for at once.
+
+    Raises:
+        OSError: One is missing, or came cut short.
+        StorageError: The store cannot be used.
+    """
+    if not ranges:
+        return []
+    first = ranges[0][0]
+    with told(first):
+        filesystem = _filesystem(first)
+        parts = filesystem.cat_ranges(
+            [key_of(place) for place, _, _ in ranges],
+            [start for _, start, _ in ranges],
+            [end for _, _, end in ranges],
+            on_error="return",
+        )
+    for (place, start, end), part in zip(ranges, parts, strict=True):
+        if isinstance(part, BaseException):
+            raise fault_of(part, place) from part
+        if len(part) != end - start:
+            raise OSError(errno.EIO, f"gave {len(part)} of {end - start} bytes", shown(place))
+    return [bytes(part) for part in parts]
+
+
+def download(place: Path, file: Path, size: int) -> None:
+    """Copy an object to a file of this machine, flushed to the disk.
+
+    Args:
+        place: The object.
+        file: Where to; what is there is replaced.
+        size: How many bytes it has.
+
+    Raises:
+        OSError: It is missing, or came cut short; or the disk is full.
+        StorageError: The store cannot be used.
+    """
+    with file.open("wb") as out:
+        for start in range(0, size, _COPIED_AT_ONCE):
+            end = min(size, start + _COPIED_AT_ONCE)
+            part = read(place, start, end)
+            if len(part) != end - start:
+                raise OSError(errno.EIO, f"gave {len(part)} of {end - start} bytes", shown(place))
+            out.write(part)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+_COPIED_AT_ONCE = 32 << 20
+
+
+def upload(file: Path, place: Path) -> Stored:
+    """Put a file of this machine into the store; it appears there whole or not at all.
+
+    Raises:
+        OSError: The file cannot be read.
+        StorageError: The store cannot be used.
+    """
+    with told(place):
+        _filesystem(place).put_file(str(file), key_of(place))
+    stored = look_up(place)
+    size = file.stat().st_size
+    if stored is None or stored.size != size:
+        found = 0 if stored is None else stored.size
+        raise OSError(errno.EIO, f"took {found} of {size} bytes", shown(place))
+    return stored
+
+
+def remove(place: Path) -> None:
+    """Remove an object; one that is gone is no error.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    with contextlib.suppress(FileNotFoundError), told(place):
+        _filesystem(place).rm_file(key_of(place))
+
+
+def require_writable(folder: Path) -> None:
+    """Make sure that objects can be put below a folder, and removed again.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    probe = folder / f".writable-{os.getpid()}-{os.urandom(4).hex()}"
+    with told(folder):
+        _filesystem(folder).pipe_file(key_of(probe), b"impasto")
+    remove(probe)
+
+
+HEADER_BYTES = 1 << 16
+"""What is read of an image to find its size: nearly all headers, EXIF and profiles included."""
+
+
+def sha256_of_object(place: Path) -> str:
+    """The SHA-256 of an object's bytes, in hexadecimal.
+
+    Raises:
+        OSError: It is missing, or came cut short.
+        StorageError: The store cannot be used.
+    """
+    return hashlib.sha256(read(place)).hexdigest()
+
+
+def is_plain_key(key: str) -> bool:
+    """Whether a key is one that a path can name: no part is empty, `.` or `..`."""
+    return not any(part in {"", ".", ".."} for part in key.split("/"))
+
+
+def _at_once(ranges: Sequence[Range]) -> dict[Path, bytes | OSError]:
+    """Parts of objects, each with what became of it; an end of -1 is that of the object."""
+    if not ranges:
+        return {}
+    first = ranges[0][0]
+    with told(first):
+        filesystem = _filesystem(first)
+        keys = [key_of(place) for place, _, _ in ranges]
+        if ranges[0][2] < 0:
+            by_key = filesystem.cat(keys, on_error="return") if len(keys) > 1 else None
+            parts = list(_in_order(keys, by_key)) if by_key else [_one(filesystem, keys[0])]
+        else:
+            parts = filesystem.cat_ranges(
+                keys, [r[1] for r in ranges], [r[2] for r in ranges], on_error="return"
+            )
+    found: dict[Path, bytes | OSError] = {}
+    for (place, start, _), part in zip(ranges, parts, strict=True):
+        if isinstance(part, BaseException):
+            fault = fault_of(part, place)
+            if not isinstance(fault, OSError):
+                raise fault from part
+            found[place] = b"" if _is_empty(fault, start) else fault
+        else:
+            found[place] = bytes(part)
+    return found
+
+
+def _is_empty(error: OSError, start: int) -> bool:
+    """Whether an object has no first byte, which S3 answers as a fault."""
+    return error.errno == errno.ERANGE and start == 0
+
+
+def _one(filesystem: Any, key: str) -> bytes | Exception:
+    try:
+        return bytes(filesystem.cat_file(key))
+    except Exception as error:
+        return error
+
+
+def _in_order(keys: Sequence[str], by_key: Mapping[str, Any]) -> Iterator[Any]:
+    """The answers by key, which some filesystems give with a slash before it."""
+    plain = {key.lstrip("/"): part for key, part in by_key.items()}
+    return (plain.get(key, FileNotFoundError(key)) for key in keys)
+
+
+def _stored(info: Mapping[str, Any]) -> Stored:
+    values = [info[name] for name in (*_VERSIONS, *_TIMES) if info.get(name) is not None]
+    first = values[0] if values else ""
+    moment = first.timestamp() if isinstance(first, datetime) else first
+    said = f"{moment:.3f}" if isinstance(moment, float) else str(moment).strip('"')
+    digest = hashlib.sha256(said.encode("utf-8")).digest()
+    return Stored(int(info.get("size") or 0), int.from_bytes(digest[:8], "big") >> 2)
+
+
+def _filesystem(place: Path) -> Any:
+    """The filesystem of fsspec for a place, of this process."""
+    name = (os.getpid(), scheme_of(place))
+    with _MAKING:
+        if name not in _MADE:
+            import fsspec
+
+            options = {"use_listings_cache": False, **_OPTIONS.get(name[1], {})}
+            _MADE[name] = fsspec.filesystem(name[1], skip_instance_cache=True, **options)
+        return _MADE[name]

@@ -1,0 +1,98 @@
+"""A whole run whose images and caches are in an object store."""
+
+import pytest
+from click.testing import CliRunner
+from object_store import put_folder, refusing
+from runs import StopAt, exported
+
+from impasto.cli.main import impasto as commands
+from impasto.errors import ConfigError, StorageError
+from impasto.storage import objects
+from impasto.training.trainer import resume, train
+
+
+@pytest.fixture
+def stored(pictures, bucket):
+    """The images of the run in a bucket, and where its caches go."""
+    put_folder(pictures, bucket / "pictures")
+    return {
+        "image_dir": f"s3://{bucket.name}/pictures",
+        "cache_dir": f"s3://{bucket.name}/derived",
+    }
+
+
+def test_a_run_learns_what_it_learns_from_a_disk(train_config, tmp_path, stored, monkeypatch):
+    local = train(train_config(output_dir=str(tmp_path / "local")))
+    there = train(
+        train_config(
+            output_dir=str(tmp_path / "there"),
+            dataset={**stored, "decode_workers": 2},  # spawned processes, which read for themselves
+            training={"cache_text_to_disk": True},
+        )
+    )
+    assert exported(there) == exported(local)
+
+    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
+    again = train(train_config(output_dir=str(tmp_path / "again"), dataset=stored))
+    assert exported(again) == exported(there)
+    written = (again.path / "config.toml").read_text(encoding="utf-8")
+    assert stored["image_dir"] in written
+    assert stored["cache_dir"] in written
+    for file in again.path.rglob("*"):
+        assert not file.is_file() or b"of-no-use" not in file.read_bytes()
+
+
+def test_a_run_is_resumed_on_another_machine(train_config, tmp_path, stored, monkeypatch):
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), dataset=stored))
+    saving = {"state_every_steps": 1, "keep_states": 9}
+    config = train_config(output_dir=str(tmp_path / "half"), dataset=stored, saving=saving)
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
+    assert exported(resume(tmp_path / "half")) == exported(whole)
+
+
+def test_a_store_that_fails_while_training_ends_the_run_with_a_sentence(
+    train_config, tmp_path, stored, s3, monkeypatch
+):
+    train(train_config(output_dir=str(tmp_path / "before"), dataset=stored))
+    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
+    with (
+        s3.failing(refusing("ExpiredToken", 400, ".safetensors")),
+        pytest.raises(StorageError, match=r"have expired\. Renew them"),
+    ):
+        train(train_config(output_dir=str(tmp_path / "run"), dataset=stored))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("dataset", "clean", "URL"),
+        ("dataset", "edit", "URL", "--add", "tag"),
+        ("dataset", "undo", "URL"),
+        ("dataset", "crop", "URL/000.png", "--remove"),
+        ("dataset", "mask", "URL"),
+        ("dataset", "tag", "URL"),
+        ("dataset", "caption", "URL"),
+    ],
+    ids=lambda words: words[1],
+)
+def test_what_would_write_beside_images_is_refused(stored, bucket, words):
+    url = stored["image_dir"]
+    result = CliRunner().invoke(commands, [word.replace("URL", url) for word in words])
+    assert "is in an object store" in str(result.exception), result.output
+    assert all(key.startswith("pictures/") for key in objects.find(bucket).objects)
+
+
+def test_a_scan_a_plan_and_a_report_take_a_url(stored, tmp_path):
+    for words in (("scan",), ("plan",), ("report", "--out", str(tmp_path / "report.html"))):
+        result = CliRunner().invoke(
+            commands, ["dataset", words[0], stored["image_dir"], *words[1:]]
+        )
+        assert result.exit_code == 0, (result.output, result.exception)
+        assert "13" in result.output
+
+
+def test_a_run_directory_in_a_store_is_refused(train_config):
+    with pytest.raises(ConfigError, match="output_dir is s3://bucket/run, in an object store"):
+        train_config(output_dir="s3://bucket/run")

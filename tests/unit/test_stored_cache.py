@@ -1,0 +1,365 @@
+"""Latents and tables in an object store: by rows at once, by copies later, whole or not at all."""
+
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from object_store import cutting, refusing
+from test_latent_cache import CountingEncoder, plan_of
+
+from impasto.data import shard_index
+from impasto.data.filling import cache_latents
+from impasto.data.keyed import KeyedTable
+from impasto.data.latent_cache import LatentCache
+from impasto.data.latent_keys import LatentKeys
+from impasto.data.records import Size
+from impasto.data.tables import TableFolder, rows_of
+from impasto.data.text_store import TextStore
+from impasto.errors import ConfigError, DatasetError, StorageError
+from impasto.remote_paths import machine_folder
+from impasto.storage import copies, objects
+
+SIDE = Size(64, 64)
+KEYS = [f"{n:032x}" for n in range(1, 13)]
+SCHEMA = pa.schema([("key", pa.large_string()), ("value", pa.int64())])
+
+
+def values_of(keys):
+    return torch.stack([torch.full((4, 8, 8), float(int(key, 16))) for key in keys])
+
+
+def filled(folder, each=4):
+    cache = LatentCache(folder)
+    for start in range(0, len(KEYS), each):
+        keys = KEYS[start : start + each]
+        cache.write_shard(SIDE, keys, values_of(keys), -values_of(keys))
+    return cache
+
+
+def is_right(cache, keys=KEYS):
+    mean, logvar = cache.read(keys)
+    return torch.equal(mean.float(), values_of(keys)) and torch.equal(mean, -logvar)
+
+
+def until(condition):
+    end = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def copies_in(folder):
+    return sorted(machine_folder(folder).rglob("*.safetensors"))
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Have this be another machine, without copies."""
+
+    def move(name="other"):
+        monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / name))
+
+    return move
+
+
+def test_another_machine_reads_what_one_has_written(place, elsewhere):
+    assert is_right(filled(place))
+    assert len(copies_in(place)) == 3  # what was written is kept, where there is room
+    elsewhere()
+    cache = LatentCache(place)
+    assert len(cache) == len(KEYS)
+    assert "0" * 32 not in cache
+    shuffled = KEYS[::-1]
+    assert is_right(cache, shuffled)  # by rows
+    until(lambda: len(copies_in(place)) == 3)
+    assert is_right(cache, shuffled)  # by copies
+
+
+def test_a_row_takes_its_own_bytes_until_its_shard_is_here(bucket, s3, elsewhere, monkeypatch):
+    filled(bucket / "latents")
+    elsewhere()
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, "0")
+    cache = LatentCache(bucket / "latents")
+    told = []
+    cache.set_notify(told.append)
+    s3.requests.clear()
+    assert is_right(cache, [KEYS[1]])
+    reads = [request for request in s3.requests if ".safetensors" in request]
+    assert len(reads) == 3  # the header, and a range of each column
+    assert reads[0].endswith("bytes=0-4095")
+    begin, end = map(int, reads[1].rpartition("bytes=")[2].split("-"))
+    assert end + 1 - begin == 4 * 8 * 8 * 2
+    until(lambda: told)
+    assert "IMPASTO_STORE_CACHE_GB says how many GiB" in told[0]
+    assert copies_in(bucket / "latents") == []
+    assert is_right(cache)
+    assert len(told) == 1
+
+
+def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monkeypatch):
+    cache = filled(place)
+    size = copies_in(place)[0].stat().st_size
+    elsewhere()
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, str(2.5 * size / 2**30))
+    assert is_right(LatentCache(place))
+    until(lambda: len(copies_in(place)) == 2)
+    first = set(copies_in(place))
+    for copy in first:
+        os.utime(copy, (1, 1))  # as of a run of long ago
+    cache = LatentCache(place)  # which may remove what it has not used itself
+    for key in KEYS:
+        assert is_right(cache, [key])
+    assert len(copies_in(place)) == 2
+    assert all(copy.stat().st_mtime > 1 for copy in copies_in(place))
+
+
+def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
+    filled(place)
+    elsewhere()
+    cache = LatentCache(place)
+    assert is_right(cache)
+    until(lambda: len(copies_in(place)) == 3)
+    for copy in copies_in(place):
+        copy.unlink()
+    assert is_right(LatentCache(place))
+    until(lambda: len(copies_in(place)) == 3)
+    for copy in copies_in(place):
+        content = bytearray(copy.read_bytes())
+        content[-200:] = bytes(200)
+        copy.write_bytes(content)
+    assert is_right(LatentCache(place))  # by rows; nothing of the store is removed for it
+    assert len(LatentCache(place)) == len(KEYS)
+
+
+def test_two_machines_that_encode_the_same_never_mix_their_files(place, elsewhere):
+    elsewhere("b")
+    second = LatentCache(place)  # which does not look again before it writes
+    elsewhere("a")
+    first = LatentCache(place)
+    first.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), -values_of(KEYS[:2]))
+    elsewhere("b")
+    other = values_of(KEYS[:2]) + 0.5
+    second._moments._write(str(SIDE), KEYS[:2], {"mean": other.half(), "logvar": other.half()})
+    elsewhere("c")
+    third = LatentCache(place)
+    assert third.number_of_shards == 2
+    assert all(bad is None for bad in third.verify(remove=False))
+    mean, logvar = third.read(KEYS[:2])
+    whole = torch.equal(mean.float(), values_of(KEYS[:2])) and torch.equal(mean, -logvar)
+    assert whole or (torch.equal(mean.float(), other) and torch.equal(mean, logvar))
+
+
+def test_what_another_machine_adds_is_taken_in_and_not_written_again(place, elsewhere):
+    here = LatentCache(place)
+    elsewhere()
+    there = LatentCache(place)
+    there.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), -values_of(KEYS[:2]))
+    here.write_shard(SIDE, KEYS[:3], values_of(KEYS[:3]), -values_of(KEYS[:3]))
+    assert sorted(len(here._moments._files.described(i).keys) for i in here._moments.indices()) == [
+        1,
+        2,
+    ]
+    assert is_right(here, KEYS[:3])
+
+
+def test_a_shard_appears_with_its_keys_or_not_at_all(bucket, s3):
+    place = bucket / "latents"
+    cache = LatentCache(place)
+    with (
+        s3.failing(refusing("AccessDenied", 403, "PUT")),
+        pytest.raises(StorageError, match="do not permit"),
+    ):
+        cache.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), values_of(KEYS[:2]))
+
+    def no_keys(environ, ask):
+        is_put = environ["REQUEST_METHOD"] == "PUT" and environ["PATH_INFO"].endswith(".json")
+        return refusing("SlowDown", 503)(environ, ask) if is_put else None
+
+    with s3.failing(no_keys), pytest.raises(StorageError, match="too busy"):
+        cache.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), -values_of(KEYS[:2]))
+    assert len(objects.find(place).objects) == 1  # tensors that nobody names
+    assert len(LatentCache(place)) == 0
+    cache.write_shard(SIDE, KEYS[:2], values_of(KEYS[:2]), -values_of(KEYS[:2]))
+    assert is_right(LatentCache(place), KEYS[:2])
+    left = [path.name for path in machine_folder(place).rglob("*") if path.name.startswith(".")]
+    assert left == []
+
+
+def test_half_a_row_is_named_and_half_a_shard_is_no_copy(bucket, s3, elsewhere):
+    place = bucket / "latents"
+    filled(place)
+    elsewhere()
+    cache = LatentCache(place)
+    with (
+        s3.failing(cutting(".safetensors")),
+        pytest.raises(DatasetError, match="cut short"),
+    ):
+        cache.read(KEYS)
+    assert copies_in(place) == []
+    assert is_right(cache)
+
+
+def test_a_row_that_has_changed_is_found_and_verify_removes_its_shard(place, elsewhere, tmp_path):
+    filled(place)
+    tensors = sorted(k for k in objects.find(place).objects if k.endswith(".safetensors"))[0]
+    content = bytearray(objects.read(place / tensors))
+    content[-1] ^= 1
+    (tmp_path / "changed").write_bytes(content)
+    objects.upload(tmp_path / "changed", place / tensors)
+    elsewhere()
+    cache = LatentCache(place)
+    with pytest.raises(DatasetError, match=r"has changed since it was written\. impasto dataset"):
+        cache.read(KEYS)
+    bad = [shard for shard in LatentCache(place).verify(remove=True) if shard is not None]
+    assert [(shard.entries, shard.reason) for shard in bad] == [
+        (4, "its bytes have changed since it was written")
+    ]
+    assert len(LatentCache(place)) == 8
+    assert tensors not in objects.find(place).objects
+
+
+def test_verify_names_what_is_missing(place):
+    cache = filled(place)
+    tensors = sorted(k for k in objects.find(place).objects if k.endswith(".safetensors"))
+    objects.remove(place / tensors[0])
+    assert [bad.reason for bad in cache.verify(remove=False) if bad] == ["missing"]
+
+
+def test_prune_keeps_what_is_wanted(place, elsewhere):
+    filled(place)
+    elsewhere()
+    cache = LatentCache(place)
+    wanted = [LatentKeys(key) for key in (*KEYS[:2], *KEYS[4:8])]
+    with cache.alone("pruning"):
+        dropped = list(cache.prune(wanted))
+    assert sorted(entries for entries, _ in dropped) == [0, 2, 4]
+    left = LatentCache(place)
+    assert len(left) == 6
+    assert is_right(left, [keys.plain for keys in wanted])
+    assert len([k for k in objects.find(place).objects if k.endswith(".json")]) == 2
+
+
+def test_a_start_with_many_keys_reads_one_object(bucket, s3, elsewhere, monkeypatch):
+    monkeypatch.setattr(shard_index, "KEPT_FROM", 3)
+    place = bucket / "latents"
+    filled(place).keep_index()
+    elsewhere()
+    s3.requests.clear()
+    cache = LatentCache(place)
+    reads = [r for r in s3.requests if r.startswith("GET /") and "/latents/" in r]
+    assert len(reads) == 1
+    assert "index.table/seg-" in reads[0]
+    assert is_right(cache)
+
+
+def test_filling_a_cache_in_a_store_is_as_on_a_disk(tmp_path, place, elsewhere):
+    from conftest import draw_images
+
+    draw_images(tmp_path / "pictures", 4)
+    images = plan_of(tmp_path / "pictures").images
+    encoder = CountingEncoder()
+    here = LatentCache(tmp_path / "latents")
+    local = cache_latents(images, here, CountingEncoder().encoder)
+    there = LatentCache(place)
+    stored = cache_latents(images, there, encoder.encoder)
+    assert list(stored.keys) == list(local.keys)
+    for key in stored.keys:
+        assert torch.equal(there.read([key.plain])[0], here.read([key.plain])[0])
+    before = encoder.count
+    assert before > 0
+    elsewhere()
+    again = cache_latents(images, LatentCache(place), encoder.encoder)
+    assert again.encoded == 0
+    assert encoder.count == before
+
+
+def test_tables_are_shared_by_machines(place, elsewhere):
+    file = place / "hashes.json"
+    elsewhere("a")
+    one = KeyedTable(file, SCHEMA, [1], None)
+    one.add("x", 1)
+    one.finish()
+    elsewhere("b")
+    two = KeyedTable(file, SCHEMA, [1], None)
+    assert two.look_up(["x"]) == {"x": (1,)}
+    two.add("y", 2)
+    two.finish()
+    elsewhere("a")
+    assert KeyedTable(file, SCHEMA, [1], None).look_up(["x", "y"]) == {"x": (1,), "y": (2,)}
+
+
+def test_half_a_segment_counts_as_none_and_is_asked_for_again(bucket, s3, elsewhere):
+    folder = bucket / "numbers.table"
+    TableFolder(folder, SCHEMA, [1]).append(rows_of(SCHEMA, [("x", 1)]))
+    elsewhere()
+    with s3.failing(cutting("/numbers.table/seg-")):
+        assert len(TableFolder(folder, SCHEMA, [1]).read()) == 0
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 1
+
+
+def test_a_segment_that_was_replaced_is_removed_from_the_store(place, monkeypatch):
+    from impasto.data import tables
+
+    folder = place / "numbers.table"
+    table = TableFolder(folder, SCHEMA, [1])
+    for number in range(3):
+        table.append(rows_of(SCHEMA, [("x", number)]))
+    monkeypatch.setattr(tables, "REMOVED_AFTER_NS", -1)
+    table.rewrite(table.read())
+    assert len(objects.find(folder).objects) == 1
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 3
+
+
+def test_states_of_texts_are_kept_in_a_store(place, elsewhere):
+    store = TextStore(place / "texts", "encoder")
+    store.write([(1, 2), (3, 4)], torch.arange(2 * 77 * 8.0).reshape(2, 77, 8))
+    elsewhere()
+    other = TextStore(place / "texts", "encoder")
+    assert (1, 2) in other
+    assert np.array_equal(
+        other.read((3, 4)).numpy(), torch.arange(77 * 8.0, 2 * 77 * 8).reshape(77, 8).numpy()
+    )
+
+
+def test_a_full_disk_is_named_and_rows_are_read_all_the_same(place, elsewhere, monkeypatch):
+    import errno
+
+    filled(place)
+    elsewhere()
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(objects, "download", full)
+    cache = LatentCache(place)
+    told = []
+    cache.set_notify(told.append)
+    assert is_right(cache)
+    until(lambda: told)
+    assert "No space left on device. IMPASTO_STORE_CACHE names another folder" in told[0]
+    assert is_right(cache)
+
+
+@pytest.mark.parametrize("given", ["much", "-1", "nan"])
+def test_a_limit_that_is_no_number_is_named(given, monkeypatch):
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, given)
+    with pytest.raises(ConfigError, match=f"IMPASTO_STORE_CACHE_GB is '{given}'"):
+        copies.limit_bytes()
+
+
+def test_a_cache_in_use_is_not_pruned(place):
+    from impasto import locks
+
+    cache = filled(place)
+    with (
+        locks.SharedLock(cache.folder, "training", lambda _: None),
+        pytest.raises(DatasetError, match="in use by"),
+        cache.alone("pruning"),
+    ):
+        pass
+    assert not Path("s3:").exists()
+    assert not Path("memory:").exists()
