@@ -15,7 +15,8 @@ from impasto.errors import ModelError
 from impasto.models.casting import cast_network
 from impasto.models.completeness import named_as_in
 from impasto.models.conversion import convert_model
-from impasto.models.loading import META, load_base_model
+from impasto.models.keeping import META
+from impasto.models.loading import load_base_model
 from impasto.models.offload import (
     is_waiting,
     keep_in_file,

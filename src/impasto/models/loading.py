@@ -26,15 +26,11 @@ from impasto.models.configs import require_modest, stated_scaling
 from impasto.models.contents import ModelContents
 from impasto.models.family import Component, Family, Library
 from impasto.models.identity import Identity
+from impasto.models.keeping import Keep, leave_without_values, not_finite
 from impasto.models.opening import OpenOptions, open_model
 from impasto.models.schedules import schedule_of
 from impasto.models.tokenizers import build_tokenizer
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
-
-META = torch.device("meta")
-
-Keep = Callable[[Tensors], Tensors]
-"""Gives the same tensors, independent of the file that they are read from."""
 
 TypeOf = Callable[[torch.dtype], torch.dtype]
 """Gives the type that tensors are read to, for the one that they are stored in."""
@@ -144,7 +140,7 @@ def load_base_model(
         for part, tensors in contents.parts.items():
             place = f"{source} ({part})"
             if part in keepers:
-                kept[part] = _waiting(networks[part], tensors, place, keepers[part])
+                kept[part] = leave_without_values(networks[part], tensors, place, keepers[part])
                 count(total_bytes(tensors))
             else:
                 _filled(networks[part], tensors, place, count, asked.get(part, torch.float32))
@@ -202,45 +198,6 @@ def _filled(
     fill(module, tensors, source, advance, dtype)
     materialise_buffers(module)
     module.requires_grad_(requires_grad=False).eval()
-
-
-def _waiting(module: nn.Module, tensors: Tensors, source: str, keep: Keep) -> Tensors:
-    """Leave a network without values; its tensors as they are kept meanwhile.
-
-    Raises:
-        ModelError: One has values that are NaN or infinite.
-    """
-    waiting: Any = module
-    waiting.offloaded_tensors = dict(keep({n: _finite(t, n, source) for n, t in tensors.items()}))
-    module.requires_grad_(requires_grad=False).eval()
-    return waiting.offloaded_tensors  # type: ignore[no-any-return]
-
-
-def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
-    """The same tensor, looked at as it is read."""
-    read_range = lazy.read_range
-
-    def look(values: Tensor) -> Tensor:
-        if not is_finite(values):
-            raise _damaged(name, source)
-        return values
-
-    def read_finite_range(begin: int, end: int) -> Tensor:
-        assert read_range is not None  # noqa: S101 - not offered otherwise
-        return look(read_range(begin, end))
-
-    return replace(
-        lazy,
-        read=lambda: look(lazy.read()),
-        read_range=None if read_range is None else read_finite_range,
-    )
-
-
-def _damaged(name: str, source: str) -> ModelError:
-    return ModelError(
-        f"{source}: {name} holds NaN or infinite values. The model is damaged; take another copy "
-        f"of it."
-    )
 
 
 def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
@@ -339,7 +296,7 @@ def _read(
         name, lazy = named
         values = lazy.read_as(dtype if isinstance(dtype, torch.dtype) else dtype(lazy.dtype))
         if not is_finite(values):
-            raise _damaged(name, source)
+            raise not_finite(name, source)
         return values
 
     pool = ThreadPoolExecutor(min(READERS, default_workers()))

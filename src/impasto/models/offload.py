@@ -21,7 +21,8 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.checkpoints.writing import write_safetensors
 from impasto.models.completeness import named_as_in
-from impasto.models.loading import META, fill, materialise_buffers, tensors_of
+from impasto.models.keeping import META
+from impasto.models.loading import fill, materialise_buffers, tensors_of
 from impasto.models.widening import kept_type, widen_in_layers
 
 

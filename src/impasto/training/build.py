@@ -23,7 +23,7 @@ from impasto.datasets.prepare import PreparedData
 from impasto.errors import ConfigError
 from impasto.models.attention import use_kernel
 from impasto.models.attention_kernels import build_kernel
-from impasto.models.hypernetwork import load_hypernetworks
+from impasto.models.hypernetwork import HypernetworkStack, load_hypernetworks
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
@@ -31,7 +31,12 @@ from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
-from impasto.training.encoded_model import EncodedModel, hash_now, load_and_encode
+from impasto.training.encoded_model import (
+    EncodedModel,
+    hash_now,
+    hashing_ends_first,
+    load_and_encode,
+)
 from impasto.training.fingerprint import Facts, recorded_texts, run_fingerprint
 from impasto.training.float8 import use_float8
 from impasto.training.given_text import find_given_texts
@@ -97,9 +102,22 @@ def build_session(
     build_templates(config)
     previewed = load_hypernetworks(config.previews.hypernetworks)
     encoded = build.encoded(known)
+    with hashing_ends_first(encoded.hashes):
+        return _session(build, encoded, prompts, previewed, recorded or {})
+
+
+def _session(
+    build: _Builder,
+    encoded: EncodedModel,
+    prompts: Sequence[Prompt],
+    previewed: HypernetworkStack,
+    recorded: Mapping[str, str],
+) -> Session:
+    """All that a run computes with, of a model that has encoded its images."""
+    config, accelerator, overrides = build.config, build.accelerator, build.overrides
     prepared = encoded.data
     trainable = build.network(encoded)
-    text = build.text(encoded, trainable, prompts, recorded or {})
+    text = build.text(encoded, trainable, prompts, recorded)
     model, conditioners = text.model, text.conditioners
     tell = overrides.conditioner or _as_it_is
     learning = build.learning(trainable)

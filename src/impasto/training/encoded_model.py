@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+import contextlib
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from accelerate import Accelerator
@@ -15,7 +16,8 @@ from impasto.data.encoding import MomentsEncoder
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
 from impasto.models.family import Family
-from impasto.models.loading import BaseModel, Keep, load_base_model
+from impasto.models.keeping import Keep
+from impasto.models.loading import BaseModel, load_base_model
 from impasto.models.offload import (
     is_waiting,
     keep_stored_types,
@@ -72,6 +74,18 @@ class EncodedModel:
         return {part: text[:16] for part, text in {**ready, vae: self.vae_hash}.items()}
 
 
+@contextlib.contextmanager
+def hashing_ends_first(hashes: Mapping[str, Future[str]]) -> Iterator[None]:
+    """Have an error go on after the hashes: Windows removes no file that is being read."""
+    try:
+        yield
+    except BaseException:
+        for future in hashes.values():
+            future.cancel()
+        wait(hashes.values())
+        raise
+
+
 def load_and_encode(
     config: RunConfig,
     accelerator: Accelerator,
@@ -95,13 +109,14 @@ def load_and_encode(
     device, vae = accelerator.device, model.family.vae.name
     encoding_vae = build_encoding_vae(config, model)
     hashes = _begin_hashing(model)
-    encoder = moments_encoder(
-        encoding_vae,
-        batch_size=config.dataset.vae_batch_size,
-        device=device,
-        npz_endings=model.family.npz_endings,
-    )
-    prepared = prepare_data(config, encoder, accelerator, progress, known)
+    with hashing_ends_first(hashes):
+        encoder = moments_encoder(
+            encoding_vae,
+            batch_size=config.dataset.vae_batch_size,
+            device=device,
+            npz_endings=model.family.npz_endings,
+        )
+        prepared = prepare_data(config, encoder, accelerator, progress, known)
     if not prepared.training.encoded_ahead:
         wake(encoding_vae, device)  # which a preview would have wait again, while images need it
         release_cached_memory(device)

@@ -14,7 +14,8 @@ from accelerate import Accelerator
 from impasto.config.run import RunConfig
 from impasto.models.casting import cast_network
 from impasto.models.completeness import named_as_in
-from impasto.models.loading import BaseModel, Keep
+from impasto.models.keeping import Keep
+from impasto.models.loading import BaseModel
 from impasto.models.offload import keep_in_file, keep_in_ram, offload_to_file, wait_again
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES

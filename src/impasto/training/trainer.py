@@ -243,7 +243,8 @@ def _prepare(
         run.write_status("preparing")
     try:
         recorded = recorded_fingerprint(run)
-        session = build_session(config, accelerator, events, overrides, known, recorded)
+        with _removing_waiting(run, accelerator):
+            session = build_session(config, accelerator, events, overrides, known, recorded)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -277,10 +278,24 @@ def _run(
             TrainingLoop(session, run, shown, preparing_s, stop, commands).train()
     finally:
         shown.ended()
-        for part in session.model.networks:
-            name = WAITING.format(part=part, process=session.accelerator.process_index)
-            (run.path / name).unlink(missing_ok=True)
+        _remove_waiting(run, session.accelerator)
     return run
+
+
+@contextlib.contextmanager
+def _removing_waiting(run: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
+    """Leave no networks behind in a run that does not come to its first step."""
+    try:
+        yield
+    except BaseException:
+        _remove_waiting(run, accelerator)
+        raise
+
+
+def _remove_waiting(run: RunDirectory, accelerator: Accelerator) -> None:
+    pattern = WAITING.format(part="*", process=accelerator.process_index)
+    for file in run.path.glob(pattern):
+        file.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -188,8 +188,9 @@ class OtherWork:
             width = DTYPES[config.dataset.vae_precision].itemsize
             weights = width * numel_of(model.vae)
             if self.device_type != "cuda":
-                there = self._before_training(config, model)
-                weights += sum(bytes_of(model.networks[part]) for part in there)
+                asleep = unloads_text_encoder(config) and self.meta_models.is_usual
+                texts = [] if asleep else model.text_encoders.values()
+                weights += _unet_bytes(config, model) + sum(map(bytes_of, texts))
                 copied = width < 4 and not self.meta_models.is_usual
                 weights += 4 * numel_of(model.vae) * copied
             name = f"encoding {work.encoded} images, {asked} at a time"
@@ -201,12 +202,6 @@ class OtherWork:
             name = f"encoding {work.varied} images as they are shown, {at_once} at a time"
             phases.append(Phase(name, 0, self._vae_peak(config, model, work.varied, at_once)))
         return phases
-
-    def _before_training(self, config: RunConfig, model: BaseModel) -> list[str]:
-        """The networks that a processor has from the beginning, but for the VAE."""
-        asleep = unloads_text_encoder(config) and self.meta_models.is_usual
-        gone = {model.family.vae.name, *(model.text_encoders if asleep else ())}
-        return [part for part in model.networks if part not in gone]
 
     def _encoding_captions(
         self, config: RunConfig, model: BaseModel, trainable: Trainable
@@ -221,7 +216,7 @@ class OtherWork:
         device_type = self.device_type if self.meta_models.is_usual else "cpu"
         weights = text_encoder_bytes(config, model, device_type)
         if self.device_type != "cuda":
-            weights += bytes_of(model.unet)
+            weights += _unet_bytes(config, model)
         texts: list[Any] = [encoder.text_encoder.config for encoder in trainable.states.each()]
         widths = [int(text.hidden_size) * (int(text.num_hidden_layers) + 11) for text in texts]
         others = 4 * AHEAD_BATCH * LENGTH * max(widths)
@@ -240,6 +235,12 @@ class OtherWork:
             }
 
         return self.costs.remembered(words, run_fake_step)["peak"]
+
+
+def _unet_bytes(config: RunConfig, model: BaseModel) -> int:
+    """A U-Net as it is read: one that learns in the type of its weights."""
+    kind = config.training.weight_dtype if config.method.kind == "full" else "fp32"
+    return DTYPES[kind].itemsize * numel_of(model.unet)
 
 
 def text_key_parts(config: RunConfig) -> tuple[object, ...]:

@@ -1,0 +1,62 @@
+"""Networks that begin without values: their tensors are kept as stored until somebody asks.
+
+What becomes of them is in `offload.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.checkpoints.writing import is_finite
+from impasto.errors import ModelError
+
+META = torch.device("meta")
+
+Keep = Callable[[Tensors], Tensors]
+"""Gives the same tensors, independent of the file that they are read from."""
+
+
+def leave_without_values(module: nn.Module, tensors: Tensors, source: str, keep: Keep) -> Tensors:
+    """Leave a network without values; its tensors as they are kept meanwhile.
+
+    Raises:
+        ModelError: One has values that are NaN or infinite.
+    """
+    waiting: Any = module
+    waiting.offloaded_tensors = dict(keep({n: _finite(t, n, source) for n, t in tensors.items()}))
+    module.requires_grad_(requires_grad=False).eval()
+    return waiting.offloaded_tensors  # type: ignore[no-any-return]
+
+
+def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
+    """The same tensor, looked at as it is read."""
+    read_range = lazy.read_range
+
+    def look(values: Tensor) -> Tensor:
+        if not is_finite(values):
+            raise not_finite(name, source)
+        return values
+
+    def read_finite_range(begin: int, end: int) -> Tensor:
+        assert read_range is not None  # noqa: S101 - not offered otherwise
+        return look(read_range(begin, end))
+
+    return replace(
+        lazy,
+        read=lambda: look(lazy.read()),
+        read_range=None if read_range is None else read_finite_range,
+    )
+
+
+def not_finite(name: str, source: str) -> ModelError:
+    """The error of a tensor that is damaged."""
+    return ModelError(
+        f"{source}: {name} holds NaN or infinite values. The model is damaged; take another copy "
+        f"of it."
+    )
