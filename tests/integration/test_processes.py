@@ -294,18 +294,14 @@ def test_processes_validate_a_share_each(run_file, tmp_path):
     train_on(run_file(output_dir=str(tmp_path / "alone"), training=training, **shared), 1)
     together = run_file(output_dir=str(tmp_path / "together"), training={"max_steps": 2}, **shared)
     train_on(together, 2)
-    alone, shares = (
-        [
-            record
-            for record in map(
-                json.loads, (tmp_path / name / "metrics.jsonl").open(encoding="utf-8")
-            )
-            if "validation_loss" in record
-        ]
-        for name in ("alone", "together")
-    )
+    alone, shares = (validations(tmp_path / name) for name in ("alone", "together"))
     assert [record["step"] for record in shares] == [0, 2]
     assert shares[0]["validation_images"] == pytest.approx(alone[0]["validation_images"], rel=1e-6)
     for one, other in zip(alone, shares, strict=True):
         for key in ("validation_images", "training_sample_loss", "validation_se"):
             assert other[key] == pytest.approx(one[key], rel=1e-4)
+
+
+def validations(run):
+    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    return [record for record in map(json.loads, lines) if "validation_loss" in record]
