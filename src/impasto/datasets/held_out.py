@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from impasto.config.run import RunConfig
 from impasto.data.content_hashes import ContentHashes
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.listing import Sidecars
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import ImageRecord, SkippedFile
@@ -44,6 +45,7 @@ def split_records(
     like: Subset,
     sidecars: Sidecars,
     progress: Progress | None = None,
+    engine: Engine = LOCAL,
 ) -> Split:
     """Hold out a share of each dataset, or take the folder that is there for it.
 
@@ -53,6 +55,7 @@ def split_records(
         like: How images of the folder of validation are used: as those of this subset.
         sidecars: The endings of the files with their words.
         progress: Is told of byte copies.
+        engine: Runs what is done.
 
     Raises:
         DatasetError: The split leaves nothing to train on, or a folder nothing to validate on.
@@ -61,10 +64,11 @@ def split_records(
     folder = config.validation.image_dir
     if folder is not None:
         subset = replace(like, root=folder, reads_npz=False)
-        own = scan_folder(folder, subset=subset, sidecars=sidecars)
+        own = scan_folder(folder, subset=subset, sidecars=sidecars, engine=engine)
         hashes = _hashes_of(config)
-        return Split(scan.records, _without_copies(own, scan.records, hashes, progress))
-    held = _choose(scan.records, config, progress)
+        own_records = _without_copies(own, scan.records, hashes, progress, engine)
+        return Split(scan.records, own_records)
+    held = _choose(scan.records, config, progress, engine)
     training = scan.records.select(~held) if held.any() else scan.records
     held_out = scan.records.select(held).with_subsets(watched)
     if training.per_use(lambda use: use.subset.is_reg).all():
@@ -83,7 +87,10 @@ def watched(subset: Subset) -> Subset:
 
 
 def group_byte_copies(
-    records: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
+    records: Sequence[ImageRecord],
+    hashes: ContentHashes,
+    progress: Progress,
+    engine: Engine = LOCAL,
 ) -> np.ndarray:
     """[images]: the place of an image, the same for those whose files are equal byte for byte.
 
@@ -93,6 +100,7 @@ def group_byte_copies(
         records: The images; one of two subsets comes twice.
         hashes: Remembers what is in files.
         progress: Where to show how far it is.
+        engine: Runs what is done.
     """
     table = RecordTable.of(records)
     firsts = table.path_firsts()
@@ -107,7 +115,7 @@ def group_byte_copies(
         places = alike[start : start + _AT_ONCE]
         part = table.select(places)
         stamps = {record.path: record.stamp for record in part}
-        found = hashes.of(stamps, progress, tidy=False)
+        found = hashes.of(stamps, progress, tidy=False, engine=engine)
         for place, record in zip(places.tolist(), part, strict=True):
             key = found.get(record.path, str(record.path))
             numbers[place] = known.setdefault(key, place)
@@ -115,13 +123,13 @@ def group_byte_copies(
     return numbers[firsts]
 
 
-def _choose(records: RecordTable, config: RunConfig, progress: Progress) -> Bools:
+def _choose(records: RecordTable, config: RunConfig, progress: Progress, engine: Engine) -> Bools:
     """[images]: which are held out, copies together."""
     shares = _shares(config)
     held = np.zeros(len(records), dtype=np.bool_)
     if not any(fraction for fraction, _ in shares):
         return held
-    groups = group_byte_copies(records, _hashes_of(config), progress)
+    groups = group_byte_copies(records, _hashes_of(config), progress, engine)
     datasets = records.subset_numbers
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
     is_whole = np.array([not fraction for fraction, _ in shares])[datasets]
@@ -183,14 +191,18 @@ def _choose_groups(order: np.ndarray, decided: Bools, room: int) -> Iterator[int
 
 
 def _without_copies(
-    own: Scan, training: RecordTable, hashes: ContentHashes, progress: Progress
+    own: Scan,
+    training: RecordTable,
+    hashes: ContentHashes,
+    progress: Progress,
+    engine: Engine,
 ) -> RecordTable:
     """The images of the folder of validation that are not trained on.
 
     Raises:
         DatasetError: There are none.
     """
-    groups = group_byte_copies(join_records([training, own.records]), hashes, progress)
+    groups = group_byte_copies(join_records([training, own.records]), hashes, progress, engine)
     of_training, of_own = groups[: len(training)], groups[len(training) :]
     is_copy = np.isin(of_own, of_training)
     copies = []

@@ -17,6 +17,7 @@ from impasto.datasets.prepare import PreparedData, prepare_data
 from impasto.models.loading import BaseModel, load_base_model
 from impasto.models.schedules import with_zero_terminal_snr
 from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
+from impasto.models.vae_recipe import with_recipe
 from impasto.progress import Progress
 from impasto.training.devices import release_cached_memory
 from impasto.training.model import build_encoding_vae, build_open_options, with_offloaded
@@ -82,6 +83,9 @@ def load_and_encode(
         batch_size=config.dataset.vae_batch_size,
         device=device,
         npz_endings=model.family.npz_endings,
+    )
+    encoder = with_recipe(
+        encoder, encoding_vae, config.model.path, build_open_options(config), device
     )
     aside = ThreadPoolExecutor(1)  # hashing leaves Python free: 2 s of a full-size U-Net
     vae = model.family.vae.name

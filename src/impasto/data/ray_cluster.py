@@ -1,0 +1,214 @@
+"""Ray on one machine, started and ended here, or a cluster that is there already.
+
+Ray is imported when it is needed, and never otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import socket
+import tempfile
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from impasto import files, storage_errors
+from impasto.data.ray_work import Ground, said_of_node
+from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import missing_extra
+from impasto.temporary_names import partial_name
+
+ADDRESS = "RAY_ADDRESS"
+"""The environment variable that names a cluster, as for Ray's own commands."""
+_ANSWER_SECONDS = 10.0
+_JOIN_SECONDS = 60
+_CHECK_SECONDS = 120.0
+_STORE_BYTES = 2 << 30
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # its makers are told of each use otherwise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+def import_ray() -> Any:
+    """Ray with Ray Data.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise missing_extra(
+            "ray",
+            f"dataset.executor is ray, and Ray Data is not installed ({error}).",
+            "Or set dataset.executor to local.",
+        ) from error
+    return ray
+
+
+@contextlib.contextmanager
+def open_ray(address: str | None, ground: Ground) -> Iterator[Any]:
+    """Have Ray: that of the process, that of an address, or one that is ended again.
+
+    Args:
+        address: `host:port` of a cluster, or `auto` for the one of this machine; None takes the
+            environment's `RAY_ADDRESS`, or else starts Ray on this machine.
+        ground: What has to be the same on all machines.
+
+    Raises:
+        ConfigError: The address is none, or a machine does not see the same folders or has another
+            version of Impasto or Python.
+        MissingDependencyError: Ray is not installed, or the cluster does not answer.
+    """
+    ray = import_ray()
+    if ray.is_initialized():  # of the program that this is part of; it stays
+        _require_same_ground(ray, ground)
+        yield ray
+        return
+    named = address or os.environ.get(ADDRESS) or None
+    with contextlib.ExitStack() as after:
+        if named is None:
+            _start(ray, after)
+        else:
+            _join(ray, named, after)
+            _require_same_ground(ray, ground)
+        _print_no_errors()
+        yield ray
+
+
+def _start(ray: Any, after: contextlib.ExitStack) -> None:
+    """Start Ray on this machine: no dashboard, few words, a bounded store, a folder that goes."""
+    on_posix = os.name == "posix"  # where paths of sockets have to be short
+    folder = Path(tempfile.mkdtemp(prefix="impasto-ray-", dir="/tmp" if on_posix else None))
+    after.callback(shutil.rmtree, folder, ignore_errors=True)
+    after.callback(ray.shutdown)
+    ray.init(
+        num_cpus=_processors(),
+        include_dashboard=False,
+        object_store_memory=min(_STORE_BYTES, psutil.virtual_memory().total // 5),
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+        _temp_dir=str(folder),
+    )
+
+
+def _print_no_errors() -> None:
+    """Keep Ray from printing each worker that ends; what matters is raised, or told at the end."""
+    with contextlib.suppress(ImportError, AttributeError, KeyError, ValueError):
+        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+
+        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+
+
+def _processors() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return usable or 1
+
+
+def _join(ray: Any, address: str, after: contextlib.ExitStack) -> None:
+    """Join a cluster.
+
+    Raises:
+        ConfigError: The address is none.
+        MissingDependencyError: Nothing answers there, or it cannot be joined from this machine.
+    """
+    if address != "auto":
+        _require_answer(address)
+    after.callback(ray.shutdown)
+    failed: list[BaseException] = []
+
+    def join() -> None:
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except BaseException as error:
+            failed.append(error)
+
+    joining = threading.Thread(target=join, daemon=True)
+    joining.start()
+    joining.join(_JOIN_SECONDS)
+    if joining.is_alive() or failed:
+        reason = str(failed[0]).strip().split("\n")[0][:200] if failed else "no answer in a minute"
+        raise MissingDependencyError(
+            f"The Ray cluster {address} cannot be joined from this machine: {reason}. Impasto has "
+            f"to run on a machine of the cluster (`ray start --address={address}` makes this one "
+            f"a part of it), with the same versions of Ray and Python."
+        ) from (failed[0] if failed else None)
+
+
+def _require_answer(address: str) -> None:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or "/" in host:
+        raise ConfigError(
+            f"{address!r} is no address of a Ray cluster; expected host:port, as in "
+            f"192.168.1.5:6379, or auto for the one that runs on this machine."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MissingDependencyError(
+            f"The Ray cluster {address} does not answer ({reason}). Start it with `ray start "
+            f"--head`, correct the address (dataset.ray_address, --ray-address or {ADDRESS}), or "
+            f"leave it out: then Ray is started on this machine."
+        ) from error
+
+
+@contextlib.contextmanager
+def shared_ground(folders: list[Path], derived: Path) -> Iterator[Ground]:
+    """What all machines have to see, with a file in the folder of derived data to know it by."""
+    names = tuple(str(folder.absolute()) for folder in folders)
+    if not files.writes_caches():
+        yield Ground(names)
+        return
+    token = uuid.uuid4().hex
+    probe = partial_name(derived.absolute() / "seen-by-ray")  # a later scan removes a killed one's
+    try:
+        with storage_errors.reported(derived):
+            derived.mkdir(parents=True, exist_ok=True)
+            probe.write_text(token, encoding="utf-8")
+        yield Ground(names, str(probe), token)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _require_same_ground(ray: Any, ground: Ground) -> None:
+    """Ask each machine of a cluster what it sees.
+
+    Raises:
+        ConfigError: One sees something else, or does not answer.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asking = ray.remote(num_cpus=0, max_retries=1)(_fault_here)
+    waiting = {}
+    for node in ray.nodes():
+        if node["Alive"]:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = node.get("NodeManagerHostname") or node["NodeManagerAddress"]
+            waiting[asking.options(scheduling_strategy=place).remote(ground)] = name
+    for answer, name in waiting.items():
+        try:
+            fault = ray.get(answer, timeout=_CHECK_SECONDS)
+        except ray.exceptions.GetTimeoutError:
+            fault = f"it did not answer in {_CHECK_SECONDS:.0f} s"
+        except ray.exceptions.RayError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            fault = f"Impasto does not run there ({lines[-1].strip()[:160] if lines else error})"
+        if fault:
+            raise ConfigError(said_of_node(name, fault))
+
+
+def _fault_here(ground: Ground) -> str:
+    return ground.fault()
