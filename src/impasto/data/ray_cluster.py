@@ -6,10 +6,12 @@ Ray is imported when it is needed, and never otherwise.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 import os
 import shutil
 import socket
+import sys
 import tempfile
 import threading
 import uuid
@@ -29,6 +31,8 @@ ADDRESS = "RAY_ADDRESS"
 """The environment variable that names a cluster, as for Ray's own commands."""
 _ANSWER_SECONDS = 10.0
 _JOIN_SECONDS = 60
+_PATH = "PYTHONPATH"
+_PRINTS = "print_to_stdstream"
 _CHECK_SECONDS = 120.0
 _STORE_BYTES = 2 << 30
 _QUIET = {
@@ -79,12 +83,12 @@ def open_ray(address: str | None, ground: Ground) -> Iterator[Any]:
         return
     named = address or os.environ.get(ADDRESS) or None
     with contextlib.ExitStack() as after:
+        after.enter_context(_printing_nothing())
         if named is None:
             _start(ray, after)
         else:
             _join(ray, named, after)
             _require_same_ground(ray, ground)
-        _print_no_errors()
         yield ray
 
 
@@ -94,22 +98,61 @@ def _start(ray: Any, after: contextlib.ExitStack) -> None:
     folder = Path(tempfile.mkdtemp(prefix="impasto-ray-", dir="/tmp" if on_posix else None))
     after.callback(shutil.rmtree, folder, ignore_errors=True)
     after.callback(ray.shutdown)
-    ray.init(
-        num_cpus=_processors(),
-        include_dashboard=False,
-        object_store_memory=min(_STORE_BYTES, psutil.virtual_memory().total // 5),
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        _temp_dir=str(folder),
-    )
+    with _silent_stderr(), _handed_on_path():
+        ray.init(
+            num_cpus=_processors(),
+            include_dashboard=False,
+            object_store_memory=min(_STORE_BYTES, psutil.virtual_memory().total // 5),
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder),
+        )
 
 
-def _print_no_errors() -> None:
-    """Keep Ray from printing each worker that ends; what matters is raised, or told at the end."""
-    with contextlib.suppress(ImportError, AttributeError, KeyError, ValueError):
-        from ray._private.ray_logging import global_worker_stdstream_dispatcher
+@contextlib.contextmanager
+def _printing_nothing() -> Iterator[None]:
+    """Keep Ray from printing each worker that ends: on stdout, where programs read our JSON.
 
-        global_worker_stdstream_dispatcher.remove_handler("ray_print_logs")
+    It has no switch for that. What matters is raised, or told at the end.
+    """
+    worker = importlib.import_module("ray._private.worker")
+    before = getattr(worker, _PRINTS, None)
+    if before is None:
+        yield
+        return
+    setattr(worker, _PRINTS, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(worker, _PRINTS, before)
+
+
+@contextlib.contextmanager
+def _handed_on_path() -> Iterator[None]:
+    """Have what is started now look for modules where this process does, as `spawn` has it."""
+    before = os.environ.get(_PATH)
+    os.environ[_PATH] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PATH]
+        else:
+            os.environ[_PATH] = before
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what is written to file descriptor 2: a line of Ray's about its log level."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _processors() -> int:

@@ -3,8 +3,8 @@
 Batches go in windows, so that a dataset of any size takes bounded memory, and Ray Data streams each
 window: what is not taken yet waits in its bounded store, and then holds up what comes before it.
 Results come back to this process, in order, and it alone writes: files are as `LocalEngine` leaves
-them, and each thing is written once whatever was begun twice. What ends a worker is found by
-`ray_work.py`.
+them, and each thing is written once whatever was begun twice. Ray Data starts workers that ended
+anew, and repeats their work without end; `ray_work.py` finds what ends every worker.
 """
 
 from __future__ import annotations
@@ -198,7 +198,6 @@ def _by_tasks(
         },
         num_cpus=1,
         concurrency=workers,
-        ray_remote_args_fn=_repeated_always,
     )  # fmt: skip
 
 
@@ -227,12 +226,7 @@ def _by_actors(
         compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
         num_cpus=0,
         num_gpus=1 if stage.uses_gpu else 0,
-    )  # Ray Data starts actors anew, and repeats what they did, without being told
-
-
-def _repeated_always() -> dict[str, int]:
-    """What Ray is told of a task: `ray_work.Attempts` says when it is enough."""
-    return {"max_retries": -1}
+    )
 
 
 _Plan = Callable[[Any, _Running, Attempts], Any]
@@ -294,7 +288,7 @@ def _quiet(ray: Any) -> Iterator[None]:
     try:
         with ray.data.DataContext.current(own):
             for logger in loggers:
-                logger.setLevel(logging.ERROR)
+                logger.setLevel(logging.CRITICAL)
             yield
     finally:
         for logger, level in zip(loggers, levels, strict=True):
