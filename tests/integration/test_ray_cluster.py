@@ -1,4 +1,4 @@
-"""Ray as people meet it: on a cluster that loses a machine, from the command line, twice at once."""
+"""Ray as people meet it: a cluster that loses a machine, the command line, two at once."""
 
 import hashlib
 import json
