@@ -29,7 +29,7 @@ from impasto.models.opening import OpenOptions
 from impasto.models.vae import moments_encoder
 from impasto.models.vae_recipe import load_vae, with_recipe
 
-PICTURES, SIDE, BATCH, ROUNDS = 400, 512, 4, 3
+PICTURES, SIDE, BATCH, ROUNDS = 160, 512, 4, 2
 _CPU = torch.device("cpu")
 
 

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,8 @@ from impasto.temporary_names import partial_name
 ADDRESS = "RAY_ADDRESS"
 """The environment variable that names a cluster, as for Ray's own commands."""
 _ANSWER_SECONDS = 10.0
-_JOIN_SECONDS = 60
+_JOIN_SECONDS, _INTERRUPTED_SECONDS = 60.0, 30.0
+_WATCH_SECONDS, _MISSED = 5.0, 3
 _PATH = "PYTHONPATH"
 _PRINTS = "print_to_stdstream"
 _CHECK_SECONDS = 120.0
@@ -63,13 +64,14 @@ def import_ray() -> Any:
 
 
 @contextlib.contextmanager
-def open_ray(address: str | None, ground: Ground) -> Iterator[Any]:
+def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -> Iterator[Any]:
     """Have Ray: that of the process, that of an address, or one that is ended again.
 
     Args:
         address: `host:port` of a cluster, or `auto` for the one of this machine; None takes the
             environment's `RAY_ADDRESS`, or else starts Ray on this machine.
         ground: What has to be the same on all machines.
+        note: Is told when the cluster's head is lost.
 
     Raises:
         ConfigError: The address is none, or a machine does not see the same folders or has another
@@ -84,29 +86,108 @@ def open_ray(address: str | None, ground: Ground) -> Iterator[Any]:
     named = address or os.environ.get(ADDRESS) or None
     with contextlib.ExitStack() as after:
         after.enter_context(_printing_nothing())
+        keeper = _Keeper(ray, note)
         if named is None:
-            _start(ray, after)
+            _start(keeper, after)
         else:
-            _join(ray, named, after)
+            _join(keeper, named, after)
             _require_same_ground(ray, ground)
         yield ray
 
 
-def _start(ray: Any, after: contextlib.ExitStack) -> None:
+def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
     """Start Ray on this machine: no dashboard, few words, a bounded store, a folder that goes."""
     on_posix = os.name == "posix"  # where paths of sockets have to be short
     folder = Path(tempfile.mkdtemp(prefix="impasto-ray-", dir="/tmp" if on_posix else None))
     after.callback(shutil.rmtree, folder, ignore_errors=True)
-    after.callback(ray.shutdown)
+    after.callback(keeper.end)
     with _silent_stderr(), _handed_on_path():
-        ray.init(
+        failed = keeper.init(
+            None,
             num_cpus=_processors(),
             include_dashboard=False,
             object_store_memory=min(_STORE_BYTES, psutil.virtual_memory().total // 5),
-            log_to_driver=False,
-            logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
+    if failed is not None:
+        raise MissingDependencyError(
+            f"Ray could not be started on this machine: {_first_line(failed)}. Set "
+            f"dataset.executor to local, or join a cluster with dataset.ray_address."
+        ) from failed
+
+
+class _Keeper:
+    """Has `ray.init` called on a thread that stays until the end, and looks after its head.
+
+    On a thread, since a Ctrl-C in the midst of it would leave processes behind that nothing ends,
+    and since what answers at an address and is no Ray lets it wait for ever. The thread stays:
+    Linux ends what Ray has started with the thread that started it (`PR_SET_PDEATHSIG`).
+
+    Args:
+        ray: The module.
+        note: Is told when the head does not answer any more.
+    """
+
+    def __init__(self, ray: Any, note: Callable[[str], None]) -> None:
+        self._ray, self._note = ray, note
+        self._begun, self._ended = threading.Event(), threading.Event()
+        self._failed: BaseException | None = None
+
+    def init(self, within_s: float | None, **options: Any) -> BaseException | None:
+        """Call `ray.init` with some options; return why it failed.
+
+        Args:
+            within_s: Seconds that it may take.
+            options: What it is called with.
+        """
+        threading.Thread(target=self._work, kwargs=options, daemon=True).start()
+        try:
+            in_time = self._begun.wait(within_s)
+        except BaseException:  # Ctrl-C: what it starts meanwhile is ended by whoever called
+            self._begun.wait(_INTERRUPTED_SECONDS)
+            raise
+        return self._failed if in_time else TimeoutError(f"no answer in {within_s:.0f} s")
+
+    def end(self) -> None:
+        """End Ray, and then the thread."""
+        self._ray.shutdown()
+        self._ended.set()
+
+    def _work(self, **options: Any) -> None:
+        try:
+            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            head = self._ray.get_runtime_context().gcs_address
+        except BaseException as error:
+            self._failed = error
+            return
+        finally:
+            self._begun.set()
+        self._watch(head)
+
+    def _watch(self, head: str) -> None:
+        """Say when the head is lost: Ray ends the process without a word, a minute later."""
+        missed = 0
+        while not self._ended.wait(_WATCH_SECONDS):
+            missed = 0 if _answers(head) else missed + 1
+            if missed == _MISSED and not self._ended.is_set():
+                self._note(
+                    f"The head of Ray at {head} does not answer any more. If it stays away, Ray "
+                    f"ends this command within a minute or two. What was done is kept; the same "
+                    f"command goes on from there."
+                )
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -160,7 +241,7 @@ def _processors() -> int:
     return usable or 1
 
 
-def _join(ray: Any, address: str, after: contextlib.ExitStack) -> None:
+def _join(keeper: _Keeper, address: str, after: contextlib.ExitStack) -> None:
     """Join a cluster.
 
     Raises:
@@ -169,25 +250,14 @@ def _join(ray: Any, address: str, after: contextlib.ExitStack) -> None:
     """
     if address != "auto":
         _require_answer(address)
-    after.callback(ray.shutdown)
-    failed: list[BaseException] = []
-
-    def join() -> None:
-        try:
-            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-        except BaseException as error:
-            failed.append(error)
-
-    joining = threading.Thread(target=join, daemon=True)
-    joining.start()
-    joining.join(_JOIN_SECONDS)
-    if joining.is_alive() or failed:
-        reason = str(failed[0]).strip().split("\n")[0][:200] if failed else "no answer in a minute"
+    after.callback(keeper.end)
+    failed = keeper.init(_JOIN_SECONDS, address=address)
+    if failed is not None:
         raise MissingDependencyError(
-            f"The Ray cluster {address} cannot be joined from this machine: {reason}. Impasto has "
-            f"to run on a machine of the cluster (`ray start --address={address}` makes this one "
-            f"a part of it), with the same versions of Ray and Python."
-        ) from (failed[0] if failed else None)
+            f"The Ray cluster {address} cannot be joined from this machine: {_first_line(failed)}. "
+            f"Impasto has to run on a machine of the cluster (`ray start --address={address}` "
+            f"makes this one a part of it), with the same versions of Ray and Python."
+        ) from failed
 
 
 def _require_answer(address: str) -> None:

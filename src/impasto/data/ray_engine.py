@@ -86,7 +86,7 @@ class RayEngine:
         address: Of a cluster; see `open_ray`.
         folders: Folders that are read, for a cluster to see them too.
         derived: The folder of derived data.
-        note: Is told at the end how often workers ended.
+        note: Is told what Ray runs on, and at the end how often workers ended.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class RayEngine:
         note: Callable[[str], None] | None = None,
     ) -> None:
         self._address, self._folders, self._derived = address, list(folders), derived
-        self._note = note
+        self._note = note or (lambda _: None)
         self._after = contextlib.ExitStack()
         self._running: _Running | None = None
         self._runs = itertools.count()
@@ -123,13 +123,14 @@ class RayEngine:
         """
         if self._running is None:
             ground = self._after.enter_context(shared_ground(self._folders, self._derived))
-            ray = self._after.enter_context(open_ray(self._address, ground))
+            ray = self._after.enter_context(open_ray(self._address, ground, self._note))
             here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             )
             kept = ray.remote(num_cpus=0)(Notebook).options(scheduling_strategy=here).remote()
             self._after.callback(ray.kill, kept)
             self._running = _Running(ray, ground, kept)
+            self._note(_said_of_machines(ray))
         return self._running
 
     def next_run(self) -> int:
@@ -140,7 +141,7 @@ class RayEngine:
         """End Ray where it was started here, and leave a cluster."""
         running, self._running = self._running, None
         try:
-            if running is not None and self._note is not None:
+            if running is not None:
                 again = _repeated(running)
                 if again:
                     self._note(f"Workers of Ray ended and {counted(again, 'batches')} began again.")
@@ -301,6 +302,15 @@ def _repeated(running: _Running) -> int:
     with contextlib.suppress(errors.RayError, errors.GetTimeoutError):
         return int(running.ray.get(running.notebook.repeated.remote(), timeout=_ASK_SECONDS))
     return 0
+
+
+def _said_of_machines(ray: Any) -> str:
+    machines = sum(node["Alive"] for node in ray.nodes())
+    has = ray.cluster_resources()
+    gpus = int(has.get("GPU", 0))
+    also = f" and {counted(gpus, 'GPUs')}" if gpus else ""
+    processors = counted(int(has.get("CPU", 0)), "processors")
+    return f"Ray runs on {counted(machines, 'machines')} with {processors}{also}."
 
 
 def _said_of_loss(error: Exception) -> str:
