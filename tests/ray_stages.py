@@ -7,11 +7,12 @@ import signal
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-
-from impasto.data.encoding import MomentsEncoder
 from impasto.data.stages import Failure
+
+if TYPE_CHECKING:
+    from impasto.data.encoding import MomentsEncoder
 
 
 def end_once(marker: Path) -> None:
@@ -58,6 +59,8 @@ class Halve:
 
 def encode(pixels):
     """Moments that follow from the pixels, and not evenly from each."""
+    import torch
+
     mean = torch.nn.functional.avg_pool2d(pixels, 8)
     mean = torch.cat([mean, mean[:, :1] * 0.7], dim=1)
     return mean, mean.abs() * 0.3 - 6
@@ -71,6 +74,8 @@ class Recipe:
     fingerprint: str = "vae-1"
 
     def __call__(self) -> MomentsEncoder:
+        from impasto.data.encoding import MomentsEncoder
+
         def ending(pixels):
             if self.marker is not None:
                 end_once(self.marker)
@@ -81,4 +86,6 @@ class Recipe:
 
 def encoder_of(recipe: Recipe, fingerprint: str = "vae-1") -> MomentsEncoder:
     """What this process has, and how others make it."""
+    from impasto.data.encoding import MomentsEncoder
+
     return MomentsEncoder(encode, fingerprint, 2, recipe=recipe)

@@ -100,3 +100,9 @@ def test_a_report_names_files_below_the_folder_it_is_of(tmp_path):
         "words": ["by ana / bob", "data:image/png;base64,/home"],
     }  # fmt: skip
     assert shortened(content, str(folder), ("paths",)) == content
+
+
+def test_the_address_of_a_cluster_is_told_with_paths_only():
+    settings = {"dataset": {"executor": "ray", "ray_address": "10.0.0.7:6379"}}
+    assert redact_settings(settings, ()) == {"dataset": {"executor": "ray"}}
+    assert redact_settings(settings, ("paths",)) == settings

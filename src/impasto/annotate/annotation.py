@@ -178,7 +178,7 @@ def annotate(
     refused = [SkippedFile(r.path, reason) for r in without if (reason := target.fault(r))]
     _tell(refused, reading.on_error, progress)
     unwritten = {item.path for item in refused}
-    wanted = [r for r in without if r.path not in unwritten]
+    wanted = list({r.path: r for r in without if r.path not in unwritten}.values())
     set_aside = refused
     written = empty = 0
     with (

@@ -32,6 +32,7 @@ ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 10.0
 _JOIN_SECONDS, _INTERRUPTED_SECONDS = 60.0, 30.0
 _WATCH_SECONDS, _MISSED = 5.0, 3
+_SHORT = "/tmp"  # paths of sockets may have 107 bytes
 _PATH = "PYTHONPATH"
 _PRINTS = "print_to_stdstream"
 _CHECK_SECONDS = 120.0
@@ -97,8 +98,8 @@ def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -
 
 def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
     """Start Ray on this machine: no dashboard, few words, a bounded store, a folder that goes."""
-    on_posix = os.name == "posix"  # where paths of sockets have to be short
-    folder = Path(tempfile.mkdtemp(prefix="impasto-ray-", dir="/tmp" if on_posix else None))
+    short = os.name == "posix" and os.access(_SHORT, os.W_OK)
+    folder = Path(tempfile.mkdtemp(prefix="impasto-ray-", dir=_SHORT if short else None))
     after.callback(shutil.rmtree, folder, ignore_errors=True)
     after.callback(keeper.end)
     with _silent_stderr(), _handed_on_path():

@@ -127,7 +127,11 @@ class RayEngine:
             here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
                 ray.get_runtime_context().get_node_id(), soft=False
             )
-            kept = ray.remote(num_cpus=0)(Notebook).options(scheduling_strategy=here).remote()
+            kept = (
+                ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Notebook)
+                .options(scheduling_strategy=here)
+                .remote()
+            )
             self._after.callback(ray.kill, kept)
             self._running = _Running(ray, ground, kept)
             self._note(_said_of_machines(ray))
@@ -243,9 +247,12 @@ def _run(engine: RayEngine, batches: Iterable[Sequence[I]], plan: _Plan) -> Outc
     waiting = iter(batches)
     while window := _window(waiting):
         running = engine.running()
+        running.ground.touch()
         try:
             with _quiet(running.ray):
                 yield from _results(window, plan, running, running.attempts(engine.next_run()))
+        except running.ray.exceptions.RayTaskError:
+            raise  # a fault of the stage's own, with its traceback, as `LocalEngine` has it
         except running.ray.exceptions.RayError as error:
             raise MissingDependencyError(_said_of_loss(error)) from error
 
@@ -265,7 +272,8 @@ def _results(
     window: Sequence[Sequence[I]], plan: _Plan, running: _Running, attempts: Attempts
 ) -> Outcomes[I, Any]:
     ray = running.ray
-    together = len(window) // int(_TASKS_PER_PROCESSOR * ray.cluster_resources().get("CPU", 1))
+    processors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    together = len(window) // (_TASKS_PER_PROCESSOR * processors)
     size = max(1, min(_MOST_TOGETHER, together))
     rows = [{NUMBER: number, ITEMS: Box(batch)} for number, batch in enumerate(window)]
     given = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size))

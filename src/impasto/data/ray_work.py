@@ -8,6 +8,8 @@ Imported by workers and by `ray_engine.py`; imports no Ray.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import platform
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -88,6 +90,12 @@ class Ground:
             reason = getattr(error, "strerror", None) or str(error)
             return f"{folder} is another folder there, or cannot be read ({reason})"
         return "" if found == self.token else f"{folder} is another folder there"
+
+    def touch(self) -> None:
+        """Have no other machine take the file for one that a killed command left a day ago."""
+        if self.probe:
+            with contextlib.suppress(OSError):
+                os.utime(self.probe)
 
     def require(self) -> None:
         """Make sure that this process sees what the first one sees; looked at once.
