@@ -27,6 +27,7 @@ def settings(tmp_path, **values):
     ("values", "words"),
     [
         ({"ray_address": "auto"}, "set executor to ray"),
+        ({"executor": "ray", "ray_address": ""}, "ray_address is empty"),
         ({"executor": "ray", "decode_workers": 0}, "decodes in processes only"),
         ({"executor": "dask"}, "executor"),
     ],

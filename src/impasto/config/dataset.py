@@ -337,7 +337,7 @@ class DatasetConfig(DatasetKeys):
     """What prepares the images: `local`, threads and processes of this machine; or `ray`, Ray Data
     (the extra `ray`), on this machine or a cluster. Both make the same."""
 
-    ray_address: Annotated[str, Field(min_length=1)] | None = None
+    ray_address: str | None = None
     """Address of a Ray cluster, as `192.168.1.5:6379`, or `auto` for the one of this machine; off
     means the environment's `RAY_ADDRESS`, or else that Ray is started on this machine and ended."""
 
@@ -395,6 +395,8 @@ class DatasetConfig(DatasetKeys):
         Raises:
             ValueError: It does not.
         """
+        if self.ray_address == "":
+            raise ValueError("ray_address is empty; expected host:port, auto, or nothing at all")
         if self.ray_address is not None and self.executor != "ray":
             raise ValueError("ray_address has no effect: set executor to ray, or take it out")
         if self.executor == "ray" and self.decode_workers == 0:
