@@ -29,6 +29,7 @@ from rich.table import Table  # noqa: E402
 from bench import (  # noqa: E402
     convert,
     data,
+    engines,
     first_step,
     full,
     memory,
@@ -67,6 +68,7 @@ LARGE: dict[str, Measure] = {
     "step": step.measure,
     "memory": memory.measure,
     "scale": scale.measure,
+    "ray": engines.measure,
 }
 PEERS = ("sd-scripts", "diffusers")
 

@@ -24,6 +24,9 @@ PATH_KEYS = frozenset({
 
 _PATH_ENDINGS = ("_dir", "_file", "_path", "_folder")
 
+ADDRESS_KEYS = frozenset({"ray_address"})
+"""Settings that name a machine of the user's network; told with paths, and not without."""
+
 PROMPT_KEYS = frozenset({"prompts", "negative_prompt"})
 _FREE_TEXTS = frozenset({"metadata"})  # what the user wrote for the file to say
 _ABSOLUTE = re.compile(r"(?:(?:~[\w.-]*)?[/\\]|[A-Za-z]:[/\\])(?=.*[^/\\\s])", re.DOTALL)
@@ -53,7 +56,8 @@ def redact_settings(settings: Mapping[str, Any], publish: Collection[str]) -> di
     return {
         key: _redact(key, value, publish)
         for key, value in settings.items()
-        if "prompts" in publish or key not in PROMPT_KEYS
+        if ("prompts" in publish or key not in PROMPT_KEYS)
+        and ("paths" in publish or key not in ADDRESS_KEYS)
     }
 
 

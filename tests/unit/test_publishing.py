@@ -111,3 +111,9 @@ def test_the_bucket_and_the_folders_of_an_object_store_stay_out(scheme):
             "note": "cats",
         }
     assert redact_text("see https://host/a/b", []) == "see https://host/a/b"
+
+
+def test_the_address_of_a_cluster_is_told_with_paths_only():
+    settings = {"dataset": {"executor": "ray", "ray_address": "10.0.0.7:6379"}}
+    assert redact_settings(settings, ()) == {"dataset": {"executor": "ray"}}
+    assert redact_settings(settings, ("paths",)) == settings

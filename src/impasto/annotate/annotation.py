@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,14 @@ from impasto.annotate.captioners import Captioner
 from impasto.annotate.journal import Journal
 from impasto.annotate.onnx_tagger import Tagger
 from impasto.annotate.profiles import PrepareImages
+from impasto.annotate.remote import PrepareRecords, RemoteAnnotator
 from impasto.annotate.tags import Selection, Spelling, Tag
 from impasto.annotate.words import MetadataTarget, Sidecars
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.images import UnreadableImageError, failure_of, read_rgb
 from impasto.data.records import ImageRecord, SkippedFile
-from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, Stage, chunks, default_workers
-from impasto.errors import DatasetError
+from impasto.data.stages import ErrorPolicy, Failure, Stage, chunks
+from impasto.errors import ConfigError, DatasetError
 from impasto.progress import Progress
 
 T = TypeVar("T")
@@ -146,23 +148,25 @@ class ImageReading:
 
 def annotate(
     records: Sequence[ImageRecord],
-    annotator: Annotator[T],
+    annotator: Annotator[T] | RemoteAnnotator,
     target: Target,
     journal: Journal | None,
     progress: Progress,
     reading: ImageReading = ImageReading(),
     show: Callable[[ImageRecord, str], None] | None = None,
+    engine: Engine = LOCAL,
 ) -> Annotated[T]:
     """Write captions or tags for images, with the model that an annotator has.
 
     Args:
         records: The images.
-        annotator: What gives words.
+        annotator: What gives words; a `RemoteAnnotator` where the engine has the models.
         target: Where they go.
         journal: Notes of all changes; None writes nothing (`show` is told).
         progress: Where to show how far it is.
         reading: How images are read.
         show: Is told of each image and what it gets.
+        engine: Runs what is done.
 
     Raises:
         DatasetError: An image cannot be read and `reading.on_error` is stop.
@@ -174,21 +178,20 @@ def annotate(
     refused = [SkippedFile(r.path, reason) for r in without if (reason := target.fault(r))]
     _tell(refused, reading.on_error, progress)
     unwritten = {item.path for item in refused}
-    wanted = [r for r in without if r.path not in unwritten]
-    of_path = {record.path: record for record in wanted}
+    wanted = list({r.path: r for r in without if r.path not in unwritten}.values())
     set_aside = refused
     written = empty = 0
     with (
         progress.stage("Looking at images", len(wanted), "images") as advance,
         _AsyncWriter(journal, target) as keeper,
     ):
-        for batch in _prepared(annotator, wanted, reading.batch_size, reading.workers):
-            good = {of_path[p]: made for p, made in batch if not isinstance(made, Failure)}
-            unread = [SkippedFile(p, made.reason) for p, made in batch if isinstance(made, Failure)]
+        for batch in _said(annotator, wanted, reading, engine):
+            unread = [SkippedFile(r.path, s.reason) for r, s in batch if isinstance(s, Failure)]
             _tell(unread, reading.on_error, progress)
             set_aside += unread
-            texts = annotator.words(list(good.values()), list(good)) if good else []
-            for record, text in zip(good, texts, strict=True):
+            for record, text in batch:
+                if isinstance(text, Failure):
+                    continue
                 if show is not None:
                     show(record, target.text(record, text))
                 keeper.keep(record, text)
@@ -259,12 +262,42 @@ def _tell(items: Sequence[SkippedFile], on_error: ErrorPolicy, progress: Progres
         progress.note(f"Skipped: {item.path}: {item.reason}")
 
 
-def _prepared(
-    annotator: Annotator[T], records: Sequence[ImageRecord], batch_size: int, workers: int | None
-) -> Iterator[list[tuple[Path, T | Failure]]]:
-    """Batches decoded ahead of the model."""
-    executor: LocalExecutor[Path, T] = LocalExecutor(
-        annotator.prepare,
-        workers=default_workers() if workers is None else workers,
-    )
-    return executor.run(chunks([record.path for record in records], batch_size))
+def _said(
+    annotator: Annotator[T] | RemoteAnnotator,
+    records: Sequence[ImageRecord],
+    reading: ImageReading,
+    engine: Engine,
+) -> Iterator[list[tuple[ImageRecord, str | Failure]]]:
+    """Batches of images with their words, or why they have none, in order.
+
+    Raises:
+        ConfigError: The engine and the annotator do not have the model in the same place.
+    """
+    batches = chunks(records, reading.batch_size)
+    if isinstance(annotator, RemoteAnnotator) and engine.actors is not None:
+        for outcomes in engine.actors.run(annotator.stage, batches, workers=reading.workers):
+            yield [
+                (record, said if isinstance(said, Failure) else annotator.heard(said))
+                for record, said in outcomes
+            ]
+    elif isinstance(annotator, RemoteAnnotator) or engine.actors is not None:
+        raise ConfigError("The model is in this process, and the engine runs it in others.")
+    else:
+        yield from _said_here(annotator, batches, reading, engine)
+
+
+def _said_here(
+    annotator: Annotator[T],
+    batches: Iterable[Sequence[ImageRecord]],
+    reading: ImageReading,
+    engine: Engine,
+) -> Iterator[list[tuple[ImageRecord, str | Failure]]]:
+    """The same with the model in this process; batches are decoded ahead of it."""
+    executor = engine.executor(PrepareRecords(annotator.prepare), workers=reading.workers)
+    for batch in executor.run(batches):
+        good = [(record, made) for record, made in batch if not isinstance(made, Failure)]
+        prepared, seen = [made for _, made in good], [record for record, _ in good]
+        texts = iter(annotator.words(prepared, seen) if good else [])
+        yield [
+            (record, made if isinstance(made, Failure) else next(texts)) for record, made in batch
+        ]

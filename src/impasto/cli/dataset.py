@@ -28,6 +28,7 @@ from impasto.cli.dataset_options import (
     SOURCE,
     bucket_options,
     dataset_config,
+    executor_options,
     print_skipped,
     scan_images,
 )
@@ -80,6 +81,7 @@ dataset.add_command(prior)
 @DECODE
 @IMAGE_DIR
 @CACHE_DIR
+@executor_options
 def scan(source: Path, as_json: bool, decode: bool, **options: Any) -> None:  # noqa: FBT001
     """List what SOURCE holds: usable images, missing words, and what is not used, with reasons."""
     from impasto.cli.console import Console
@@ -141,6 +143,7 @@ def _sizes_told(source: Path) -> SizeConditioning:
     help="With --simulate: images per second that the VAE encodes.",
 )
 @bucket_options
+@executor_options
 def plan(
     source: Path,
     decode: bool,  # noqa: FBT001

@@ -16,6 +16,7 @@ from impasto.cli.dataset_options import (
     bucket_options,
     dataset_config,
     display_path,
+    executor_options,
     local_dataset_config,
     print_skipped,
 )
@@ -25,6 +26,7 @@ from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.dataset import DatasetConfig
     from impasto.data.latent_cache import CachedPlan
     from impasto.data.npz_exchange import Exported
     from impasto.data.scan import Scan
@@ -52,6 +54,7 @@ def cache() -> None:
 @SOURCE
 @click.argument("model")
 @bucket_options
+@executor_options
 @click.option("--batch-size", type=click.IntRange(1), help="Images at once.  [default: 4]")
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be used.")
@@ -81,34 +84,42 @@ def encode(
     from impasto.data.latent_cache import LatentCache
     from impasto.data.npz_exchange import export_latents
     from impasto.datasets.build import plan_dataset, require_usable, scan_all
+    from impasto.datasets.engines import open_engine
     from impasto.models.text_exchange import export_texts
     from impasto.models.vae import moments_encoder
+    from impasto.models.vae_recipe import with_recipe
     from impasto.training.devices import default_device
     from impasto.training.planning.encoding_memory import fitting_batch
 
     writes_beside = export_npz or export_te_npz
     config = (local_dataset_config if writes_beside else dataset_config)(source, options)
-    if strict:
-        config = config.model_copy(update={"on_error": "stop"})
+    changes: dict[str, Any] = {"on_error": "stop"} if strict else {}
+    if workers is not None:
+        changes["decode_workers"] = workers
+    config = config.model_copy(update=changes)
+    _require_executor(config)
     console = Console()
-    scan = scan_all(config, console)
-    require_usable(scan, config)
-    planned = plan_dataset(config, scan.records)
-    base, vae = _encoding_vae(config, model, console)
-    text_ending = _text_ending(base) if export_te_npz else None
-    latents = LatentCache(config.derived_dir / "latents")
-    device = default_device()
-    at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
-    result = cache_latents(
-        planned.images,
-        latents,
-        moments_encoder(
+    with open_engine(config, console) as engine:
+        scan = scan_all(config, console)
+        require_usable(scan, config)
+        planned = plan_dataset(config, scan.records)
+        base, vae = _encoding_vae(config, model, console)
+        text_ending = _text_ending(base) if export_te_npz else None
+        latents = LatentCache(config.derived_dir / "latents")
+        device = default_device()
+        at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
+        encoder = moments_encoder(
             vae, batch_size=at_once, device=device, npz_endings=base.family.npz_endings
-        ),
-        console,
-        on_error=config.on_error,
-        workers=config.decode_workers if workers is None else workers,
-    )
+        )
+        result = cache_latents(
+            planned.images,
+            latents,
+            with_recipe(encoder, vae, model, None, device),
+            console,
+            on_error=config.on_error,
+            workers=config.decode_workers,
+            engine=engine,
+        )
     exports: dict[str, Exported] = {}
     if export_npz:
         endings = base.family.npz_endings
@@ -117,6 +128,15 @@ def encode(
         texts = export_texts(result.table.records, base, text_ending, device, console)
         exports["Written as _te_outputs.npz"] = texts
     _report(console, source, scan.without(result.set_aside), result, latents.folder, exports)
+
+
+def _require_executor(config: DatasetConfig) -> None:
+    from impasto.errors import ConfigError
+
+    try:
+        config.require_executor()
+    except ValueError as error:
+        raise ConfigError(f"--workers does not go with the executor: {error}.") from error
 
 
 def _report(

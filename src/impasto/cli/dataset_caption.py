@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE
-from impasto.cli.dataset_words import annotation_options, write_annotations
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, executor_options
+from impasto.cli.dataset_words import annotation_options, uses_ray, whole_name, write_annotations
 from impasto.cli.numbers import Finite
 
 
@@ -39,6 +40,7 @@ from impasto.cli.numbers import Finite
 @click.option("--suffix", default="", help="Put behind each caption.")
 @annotation_options(".caption")
 @CACHE_DIR
+@executor_options
 def caption(source: Path, model: str, way: str, **options: Any) -> None:
     """Caption the images of SOURCE with BLIP, GIT, Florence-2 or a chat model.
 
@@ -46,9 +48,10 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
     impasto dataset caption images --model blip-large
     impasto dataset caption images --model Qwen/Qwen2.5-VL-7B-Instruct --prompt "Describe ..."
     """  # noqa: D301 - the backspace tells click to keep the lines
-    from impasto.annotate.annotation import CaptionAnnotator
-    from impasto.annotate.captioners import PRESETS, Captioner, with_generation
+    from impasto.annotate.annotation import CaptionAnnotator, DecodeImages
+    from impasto.annotate.captioners import PRESETS, Captioner, require_generation
     from impasto.annotate.models import locate_captioner
+    from impasto.annotate.remote import CaptionerRecipe, RemoteAnnotator
     from impasto.cli.console import Console
     from impasto.training.devices import default_device
 
@@ -56,22 +59,25 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
     names = ("beams", "top_p", "min_length", "max_length", "repetition_penalty", "seed")
     changes = {name: options[name] for name in names if options[name] is not None}
     found = locate_captioner(model)
-    with console.stage("Loading the captioner", None, "models"):
-        captioner = Captioner.load(
-            found,
-            default_device(),
-            prompt=options["prompt"],
-            remove_words=options["remove_words"],
-            progress=console,
-        )
-    captioner.generation = PRESETS[way]
-    captioner = with_generation(captioner, **changes)
+    generation = replace(PRESETS[way], **changes)
+    require_generation(generation)
     before, behind = options["prefix"], options["suffix"]
-    annotator = CaptionAnnotator(captioner, lambda text: f"{before}{text}{behind}".strip())
-    command = [
-        "caption", model, captioner.generation, options["prompt"], options["remove_words"],
-        before, behind,
-    ]  # fmt: skip
+    prompt, remove_words = options["prompt"], options["remove_words"]
+    device = default_device()
+    recipe = CaptionerRecipe(
+        whole_name(model), device.type, generation, prompt, remove_words, before, behind
+    )
+    annotator: CaptionAnnotator | RemoteAnnotator
+    if uses_ray(source, options):
+        annotator = RemoteAnnotator(DecodeImages(), recipe, device.type == "cuda")
+    else:
+        with console.stage("Loading the captioner", None, "models"):
+            captioner = Captioner.load(
+                found, device, prompt=prompt, remove_words=remove_words, progress=console
+            )
+        captioner.generation = generation
+        annotator = CaptionAnnotator(captioner, recipe.change)
+    command = ["caption", model, generation, prompt, remove_words, before, behind]
     write_annotations(source, command, annotator, append_caption, "caption", options, console)
 
 

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
-from impasto.cli.dataset_options import SOURCE, bucket_options, dataset_config
+from impasto.cli.dataset_options import (
+    SOURCE,
+    bucket_options,
+    dataset_config,
+    executor_options,
+)
 
 
 @click.command("list")
 @SOURCE
 @bucket_options
+@executor_options
 @click.option(
     "--copies",
     is_flag=True,
@@ -49,7 +55,7 @@ def list_(
     given = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in options.items()
-        if value is not None
+        if value is not None and name not in ("executor", "ray_address")
     }
     found = list_images(
         dataset_config(source, options),

@@ -12,6 +12,7 @@ from impasto.remote_paths import is_remote, shown
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.dataset import DatasetConfig
     from impasto.data.scan import Scan
 
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
@@ -72,6 +73,26 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say what prepares images; they hold whatever SOURCE says."""
+    options = [
+        click.option(
+            "--executor",
+            type=click.Choice(["local", "ray"]),
+            help="Prepare on this machine, or with Ray Data.  [default: dataset.executor]",
+        ),
+        click.option(
+            "--ray-address",
+            metavar="HOST:PORT",
+            help="Prepare with this Ray cluster; auto for the one of this machine. --executor ray "
+            "without it starts Ray here.",
+        ),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
 CACHE_DIR = click.option(
     "--cache-dir",
     type=click.Path(path_type=Path),
@@ -95,9 +116,11 @@ DECODE = click.option(
 def scan_images(config: Any, progress: Any, *, decode: bool) -> Scan:
     """The scan of a dataset; decoded, it has the same numbers as caching and training have."""
     from impasto.datasets.build import decode_scanned, scan_all
+    from impasto.datasets.engines import open_engine
 
-    scan = scan_all(config, progress)
-    return decode_scanned(config, scan, progress) if decode else scan
+    with open_engine(config, progress):
+        scan = scan_all(config, progress)
+        return decode_scanned(config, scan, progress) if decode else scan
 
 
 def print_skipped(console: Console, scan: Scan, source: Path) -> None:
@@ -139,7 +162,7 @@ def _require_local(place: Path) -> None:
         )
 
 
-def dataset_config(source: Path, options: dict[str, Any]) -> Any:
+def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     """The settings of the dataset that SOURCE and the options stand for.
 
     Raises:
@@ -153,4 +176,27 @@ def dataset_config(source: Path, options: dict[str, Any]) -> Any:
             f"--image-dir goes with a metadata file (.json or .jsonl); {source} is none."
         )
     given = {key: options.get(name) for name, key in _KEYS.items()}
-    return load_dataset_config(source, {k: v for k, v in given.items() if v is not None})
+    found = load_dataset_config(source, {k: v for k, v in given.items() if v is not None})
+    return with_executor(found, options.get("executor"), options.get("ray_address"))
+
+
+def with_executor(
+    config: DatasetConfig, executor: str | None, address: str | None
+) -> DatasetConfig:
+    """The same settings with what `executor_options` say.
+
+    Raises:
+        ConfigError: They contradict each other, or the settings.
+    """
+    from impasto.errors import ConfigError
+
+    if executor is None and address is None:
+        return config
+    chosen = executor or "ray"
+    kept = address or (config.ray_address if chosen == "ray" else None)
+    changed = config.model_copy(update={"executor": chosen, "ray_address": kept})
+    try:
+        changed.require_executor()
+    except ValueError as error:
+        raise ConfigError(f"--executor and --ray-address: {error}.") from error
+    return changed

@@ -7,12 +7,18 @@ from typing import Any
 
 import click
 
-from impasto.cli.dataset_options import SOURCE, bucket_options, dataset_config
+from impasto.cli.dataset_options import (
+    SOURCE,
+    bucket_options,
+    dataset_config,
+    executor_options,
+)
 
 
 @click.command()
 @SOURCE
 @bucket_options
+@executor_options
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

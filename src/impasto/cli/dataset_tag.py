@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE
-from impasto.cli.dataset_words import annotation_options, write_annotations
+from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, executor_options
+from impasto.cli.dataset_words import annotation_options, uses_ray, whole_name, write_annotations
 
 if TYPE_CHECKING:
     from impasto.annotate.onnx_tagger import Tagger
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
 @click.option("--counts", is_flag=True, help="Print how often each tag was written.")
 @annotation_options(".txt")
 @CACHE_DIR
+@executor_options
 def tag(
     source: Path,
     model: str,
@@ -81,16 +82,26 @@ def tag(
     from impasto.annotate.annotation import TagAnnotator
     from impasto.annotate.models import TAGGERS
     from impasto.annotate.onnx_tagger import OnnxTagger, as_logits
+    from impasto.annotate.profiles import KINDS
+    from impasto.annotate.remote import RemoteAnnotator, TaggerRecipe, tags_on_gpu
     from impasto.cli.console import Console
 
     console = Console()
     spelling = _spelling(options)
-    tagger = load_tagger(model, console, provider, kind)
+    remote = uses_ray(source, options)
+    tagger = load_tagger(model, console, "cpu" if remote else provider, kind, on_gpu=not remote)
     if logits and isinstance(tagger, OnnxTagger):
         tagger.profile = as_logits(tagger.profile)
     balance = TAGGERS[model].balance if model in TAGGERS else None
     selection = selection_of(options, tagger.profile.thresholds, balance, model)
-    tagging = TagAnnotator(tagger, selection, spelling)
+    tagging: TagAnnotator | RemoteAnnotator = TagAnnotator(tagger, selection, spelling)
+    if remote:
+        on_gpu = tags_on_gpu(tagger, provider)
+        recipe = TaggerRecipe(
+            whole_name(model), provider, KINDS[kind] if kind else None, logits,
+            "cuda" if on_gpu else "cpu", selection, spelling,
+        )  # fmt: skip
+        tagging = RemoteAnnotator(tagging.prepare, recipe, on_gpu)
     command = ["tag", model, kind, logits, selection, spelling]
     write_annotations(source, command, tagging, spelling.joined_to, "tags", options, console)
     if options["counts"]:
@@ -99,7 +110,12 @@ def tag(
 
 
 def load_tagger(
-    model: str, progress: Progress, provider: str | None = None, kind: str | None = None
+    model: str,
+    progress: Progress,
+    provider: str | None = None,
+    kind: str | None = None,
+    *,
+    on_gpu: bool = True,
 ) -> Tagger:
     """Load a tagger by its name or place, downloaded if it is not here yet.
 
@@ -108,19 +124,16 @@ def load_tagger(
         progress: Where to show how far it is.
         provider: What ONNX Runtime computes on; None takes the best that there is.
         kind: How images are prepared, where the model's files do not tell.
+        on_gpu: Whether a tagger of torch may compute on a GPU.
     """
-    from impasto.annotate.deepdanbooru import DeepDanbooruTagger
-    from impasto.annotate.models import locate_tagger
-    from impasto.annotate.onnx_tagger import OnnxTagger
+    import torch
+
     from impasto.annotate.profiles import KINDS
+    from impasto.annotate.remote import open_tagger
     from impasto.training.devices import default_device
 
-    place = locate_tagger(model, progress)
-    with progress.stage("Loading the tagger", None, "models"):
-        if place.suffix.lower() in (".pt", ".h5", ".keras"):
-            return DeepDanbooruTagger(place, default_device())
-        profile = KINDS[kind] if kind else None
-        return OnnxTagger(place, provider=provider, profile=profile, progress=progress)
+    device = default_device() if on_gpu else torch.device("cpu")
+    return open_tagger(model, device, provider, KINDS[kind] if kind else None, progress)
 
 
 def _spelling(options: dict[str, Any]) -> Spelling:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import click
 
-from impasto.cli.dataset_options import local_dataset_config
+from impasto import presence
 from impasto.invocation import command
 from impasto.progress import counted
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
     from impasto.annotate.journal import Journal
     from impasto.annotate.places import Place
+    from impasto.annotate.remote import RemoteAnnotator
     from impasto.cli.console import Console
+    from impasto.config.dataset import DatasetConfig
+    from impasto.data.engine import Engine
     from impasto.data.records import ImageRecord
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -70,7 +73,7 @@ def caption_ending(context: click.Context, parameter: click.Parameter, value: st
 def write_annotations(
     source: Path,
     command: object,
-    annotator: Annotator[Any],
+    annotator: Annotator[Any] | RemoteAnnotator,
     join: Callable[[str, str], str],
     column: Literal["caption", "tags"],
     options: dict[str, Any],
@@ -91,18 +94,17 @@ def write_annotations(
     from impasto.annotate.annotation import ImageReading, annotate
     from impasto.annotate.journal import Journal
     from impasto.canonical import canonical
+    from impasto.datasets.engines import open_engine
 
-    config = local_dataset_config(source, {"cache_dir": options["cache_dir"]})
+    config = _config(source, options)
     place = place_of(config, options["metadata"])
     target = _target(options, join, column, place)
     dry = options["dry_run"]
-    with files.dry_run() if dry else contextlib.nullcontext():
-        records = usable_images(config, console)
 
     def show(record: ImageRecord, text: str) -> None:
         console.note(f"{record.name}: {text}")
 
-    def go(journal: Journal | None) -> Annotated[Any]:
+    def go(journal: Journal | None, engine: Engine) -> Annotated[Any]:
         return annotate(
             records,
             annotator,
@@ -115,17 +117,37 @@ def write_annotations(
                 workers=options["workers"],
                 on_error="stop" if options["stop_on_error"] else "skip",
             ),
+            engine=engine,
         )
 
-    if dry:
-        done = go(None)
-    else:
-        asked = {name: options[name] for name in ("existing", "ending")}
-        with Journal(place, canonical([command, asked, options["metadata"] is None])) as journal:
-            done = go(journal)
+    asked = {name: options[name] for name in ("existing", "ending")}
+    known_by = canonical([command, asked, options["metadata"] is None])
+    with open_engine(config, console) as engine:
+        with files.dry_run() if dry else contextlib.nullcontext():
+            records = usable_images(config, console)
+        with contextlib.nullcontext() if dry else Journal(place, known_by) as journal:
+            done = go(journal, engine)
     _tell(done, options, console)
     if done.written and not dry:
         console.note(f"Take it back with: {undo_command(source, place)}")
+
+
+def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:
+    named = ("cache_dir", "executor", "ray_address")
+    return local_dataset_config(source, {name: options[name] for name in named})
+
+
+def uses_ray(source: Path, options: dict[str, Any]) -> bool:
+    """Whether the images of SOURCE are prepared with Ray, where models are in other processes."""
+    config = _config(source, options)
+    if config.executor == "ray" and options["workers"] == 0:
+        raise click.UsageError("--workers 0 decodes in this process, which Ray does not do.")
+    return config.executor == "ray"
+
+
+def whole_name(model: str) -> str:
+    """The whole path of a model that is a file or folder; a name as it is."""
+    return str(Path(model).absolute()) if presence.exists(Path(model)) else model
 
 
 def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> None:

@@ -343,6 +343,14 @@ class DatasetConfig(DatasetKeys):
     """Processes that decode images while others are encoded, 0 for none; off means one for each
     processor, up to 8, and none for a few images."""
 
+    executor: Literal["local", "ray"] = "local"
+    """What prepares the images: `local`, threads and processes of this machine; or `ray`, Ray Data
+    (the extra `ray`), on this machine or a cluster. Both make the same."""
+
+    ray_address: str | None = None
+    """Address of a Ray cluster, as `192.168.1.5:6379`, or `auto` for the one of this machine; off
+    means the environment's `RAY_ADDRESS`, or else that Ray is started on this machine and ended."""
+
     on_error: Literal["skip", "stop"] = "skip"
     """What an image that cannot be used does: it is skipped and reported, or ends the run before
     it starts."""
@@ -393,10 +401,27 @@ class DatasetConfig(DatasetKeys):
             raise ValueError("give image_dir, metadata_file, datasets, train_data_dir, or config")
         if not self.datasets:
             self.require_bounds()
+        self.require_executor()
         if not any(subset.num_repeats for part in self.parts for subset in part.subsets):
             raise ValueError("num_repeats is 0 everywhere, so nothing is left")
         require_weighted(self.parts)
         return self
+
+    def require_executor(self) -> None:
+        """Make sure that what is said of the executor fits together.
+
+        Raises:
+            ValueError: It does not.
+        """
+        if self.ray_address == "":
+            raise ValueError("ray_address is empty; expected host:port, auto, or nothing at all")
+        if self.ray_address is not None and self.executor != "ray":
+            raise ValueError("ray_address has no effect: set executor to ray, or take it out")
+        if self.executor == "ray" and self.decode_workers == 0:
+            raise ValueError(
+                "decode_workers is 0, and Ray decodes in processes only; set it to 1 or more, or "
+                "take it out"
+            )
 
 
 def _entry_of(keys: DatasetKeys, subset: SubsetConfig) -> DatasetEntry:

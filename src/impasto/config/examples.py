@@ -22,6 +22,7 @@ _EXAMPLES: dict[str, Any] = {
     "dataset.general": {"resolution": 640},
     "dataset.datasets": [{"resolution": 512, "subsets": [{"image_dir": "pictures"}]}],
     "dataset.cache_dir": "cache",
+    "dataset.ray_address": "192.168.1.5:6379",
     "dataset.buckets": [[512, 768], [768, 512]],
     "dataset.validation_split": 0.05,
     "dataset.caption_extension": ".txt",

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import stat
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 from impasto import files
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.keyed import KeyedTable
 from impasto.data.records import FileStamp
+from impasto.data.stages import Failure, chunks
 from impasto.data.tables import Former, rows_of
 from impasto.errors import StorageError
 from impasto.progress import Progress, SilentProgress
@@ -23,6 +24,7 @@ from impasto.storage import objects
 LATENTS, HASHES_FILE = "latents", "content-hashes.json"
 _STORED_AT_ONCE = 32  # objects that are read at a time: each answer takes its time to come
 _VERSION, _FORMER = [3], [2]
+_READERS, _FILES_AT_ONCE = 4, 4
 _SCHEMA = pa.schema(
     [
         ("path", pa.large_string()),
@@ -54,6 +56,7 @@ class ContentHashes:
         progress: Progress | None = None,
         *,
         tidy: bool = True,
+        engine: Engine = LOCAL,
     ) -> dict[Path, str]:
         """Hash what is new, remember it, and return the hashes of all that can be read.
 
@@ -64,20 +67,21 @@ class ContentHashes:
             progress: Where to show how far it is.
             tidy: Whether one file is made of many at the end; who asks for many files in portions
                 calls `tidy` after the last.
+            engine: Runs what is done.
         """
         found = self.known(stamps)
         fresh = [path for path in stamps if path not in found]
         progress = progress or SilentProgress()
         keeps = True
-        with (
-            progress.stage("Reading files", len(fresh), "files") as advance,
-            ThreadPoolExecutor(_STORED_AT_ONCE if any(map(is_remote, fresh)) else 4) as pool,
-        ):
-            for path, digest in zip(fresh, pool.map(_hash_or_none, fresh), strict=True):
-                if digest is not None:
-                    found[path] = digest
-                    keeps = keeps and self._add(path, stamps[path], digest)
-                advance(1)
+        at_once = _STORED_AT_ONCE if any(map(is_remote, fresh)) else _READERS
+        hashed = engine.executor(HashFiles(), usual=at_once).run(chunks(fresh, _FILES_AT_ONCE))
+        with progress.stage("Reading files", len(fresh), "files") as advance:
+            for outcomes in hashed:
+                for path, digest in outcomes:
+                    if not isinstance(digest, Failure):
+                        found[path] = digest
+                        keeps = keeps and self._add(path, stamps[path], digest)
+                advance(len(outcomes))
         if fresh:
             with contextlib.suppress(StorageError):  # forgetting costs reading the files again
                 self._known.flush()
@@ -126,8 +130,15 @@ def stamp_of(path: Path) -> FileStamp | None:
     return FileStamp(status.st_size, status.st_mtime_ns)
 
 
-def _hash_or_none(path: Path) -> str | None:
-    try:
-        return objects.sha256_of_object(path) if is_remote(path) else files.sha256_of(path)
-    except OSError:
-        return None  # whoever needs the content meets the same fault and reports it
+class HashFiles:
+    """Stage: paths -> SHA-256 of their bytes, in hexadecimal."""
+
+    def __call__(self, batch: Sequence[Path]) -> list[str | Failure]:
+        """Hash files; whoever needs the content of one that fails reports the same fault."""
+        return [self._one(path) for path in batch]
+
+    def _one(self, path: Path) -> str | Failure:
+        try:
+            return objects.sha256_of_object(path) if is_remote(path) else files.sha256_of(path)
+        except OSError as error:
+            return Failure(str(error), is_transient=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,12 +59,28 @@ class Failures:
 
 
 @dataclass(frozen=True)
-class _Task:
+class Task:
     """An image or its mirror image, to be encoded under a key."""
 
     image: PlannedImage
     key: str
     pixels: np.ndarray
+
+
+def tasks_of(
+    rendered: Sequence[tuple[Order, Rendered]], is_there: Callable[[str], bool]
+) -> Iterator[Task]:
+    """What is to be encoded of images: they, and their mirror images where these are ordered.
+
+    Args:
+        rendered: Orders with their pixels.
+        is_there: Whether a key is in the cache by now, put there by another process.
+    """
+    for order, picture in rendered:
+        if order.missing.plain and not is_there(order.missing.plain):
+            yield Task(order.image, order.missing.plain, picture.pixels)
+        if order.missing.flipped and not is_there(order.missing.flipped):
+            yield Task(order.image, order.missing.flipped, picture.pixels[:, ::-1])
 
 
 class DeviceEncoder:
@@ -85,18 +101,13 @@ class DeviceEncoder:
     ) -> None:
         self._cache, self._writer, self._failures = cache, writer, failures
         self._encode, self._batch_size = Encode(encoder), encoder.batch_size
-        self._behind: tuple[Sequence[_Task], Begun] | None = None
+        self._behind: tuple[Sequence[Task], Begun] | None = None
         self.remade: set[Path] = set()
 
     def take(self, rendered: Sequence[tuple[Order, Rendered]]) -> None:
         """Encode images and mirror images as ordered, and keep their masks."""
-        tasks: list[_Task] = []
+        tasks = list(tasks_of(rendered, self._cache.__contains__))
         for order, picture in rendered:
-            if order.missing.plain and order.missing.plain not in self._cache:
-                tasks.append(_Task(order.image, order.missing.plain, picture.pixels))
-            if order.missing.flipped and order.missing.flipped not in self._cache:
-                mirrored = picture.pixels[:, ::-1]
-                tasks.append(_Task(order.image, order.missing.flipped, mirrored))
             if order.missing.mask and picture.mask is not None:
                 mask = torch.from_numpy(picture.mask)
                 self._writer.add_mask(order.image.bucket, order.missing.mask, mask)

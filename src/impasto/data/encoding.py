@@ -33,6 +33,8 @@ class MomentsEncoder:
         arithmetic: How it computes, where that changes the latents by more than they are rounded by
             when they are stored: `tf32`; empty elsewhere.
         npz_endings: What names of sd-scripts' files of such latents end on.
+        recipe: Makes the same in another process: picklable. None where nothing does.
+        device_type: Where it computes: `cuda` or `cpu`.
     """
 
     encode: EncodeMoments
@@ -41,6 +43,8 @@ class MomentsEncoder:
     encode_exactly: EncodeMoments | None = None
     arithmetic: str = ""
     npz_endings: tuple[str, ...] = SD_ENDINGS
+    recipe: Callable[[], MomentsEncoder] | None = None
+    device_type: str = "cpu"
 
     @property
     def source(self) -> str:

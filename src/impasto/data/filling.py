@@ -13,6 +13,7 @@ from impasto import locks
 from impasto.data.content_hashes import stamp_of
 from impasto.data.device_encoding import DeviceEncoder, Failures, Order
 from impasto.data.encoding import ARITHMETICS, MomentsEncoder, said_of_remade
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -22,17 +23,18 @@ from impasto.data.latent_cache import (
     mask_key,
 )
 from impasto.data.latent_keys import KeyTable, join_keys
-from impasto.data.latent_writing import shard_writer
+from impasto.data.latent_writing import ShardWriter, shard_writer
 from impasto.data.masks import mask_file
 from impasto.data.npz import SD_ENDINGS, npz_candidates
 from impasto.data.npz_exchange import import_npz
+from impasto.data.order_encoding import encode_by_actors, stage_of
 from impasto.data.planned_table import PlannedTable
 from impasto.data.prepared import PreparedKeys
 from impasto.data.records import FileStamp, PlannedImage, Size, SkippedFile
 from impasto.data.rendering import Decode, Render
-from impasto.data.stages import ErrorPolicy, Failure, LocalExecutor, chunks, default_workers
+from impasto.data.stages import ErrorPolicy, Failure, chunks
 from impasto.errors import DatasetError
-from impasto.progress import Progress, SilentProgress, none_of
+from impasto.progress import Advance, Progress, SilentProgress, none_of
 
 PORTION = 1 << 17
 """Images that are looked at as objects together."""
@@ -48,6 +50,7 @@ def cache_latents(
     *,
     on_error: ErrorPolicy = "skip",
     workers: int | None = None,
+    engine: Engine = LOCAL,
 ) -> CachedPlan:
     """Encode the images that the cache does not hold; skip those that cannot be.
 
@@ -63,8 +66,10 @@ def cache_latents(
         on_error: Whether an image that cannot be used is skipped, or ends it all.
         workers: Processes that decode; None means as many as there are processors, and threads
             for a few images.
+        engine: Runs what is done.
 
     Raises:
+        ConfigError: The engine's processes cannot make the encoder.
         DatasetError: No image is left, or `on_error` is `stop` and one cannot be used.
         StorageError: The disk is full or the folder cannot be written.
     """
@@ -77,7 +82,7 @@ def cache_latents(
     before = kept_keys.read(cache)
     if before is not None and not (before.set_aside and on_error == "stop"):
         return before
-    filler = _Filler(cache, encoder, progress, Failures(on_error), workers)
+    filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine)
     table = PlannedTable.of(planned)
     parts = [filler.fill(table[start:end]) for start, end in _portions(table)]
     cache.hashes.tidy()
@@ -139,13 +144,14 @@ class _Filler:
     progress: Progress
     failures: Failures
     workers: int | None
+    engine: Engine
 
     def fill(self, portion: PlannedTable) -> _Filled:
         """Encode what the cache does not hold of some images."""
         cache, encoder, progress, failures = self.cache, self.encoder, self.progress, self.failures
         planned = list(portion)
         stamps = _stamps(planned, encoder.npz_endings)
-        digests = cache.hashes.of(stamps, progress, tidy=False)  # once, after all portions
+        digests = cache.hashes.of(stamps, progress, tidy=False, engine=self.engine)
         keys = [_keys(image, digests, encoder.source) for image in planned]
         own = set(keys)
         refused = import_npz(planned, keys, digests, cache, progress, encoder.npz_endings)
@@ -153,9 +159,9 @@ class _Filler:
             if key is None:
                 failures.add(image, _VANISHED)
         orders = list(_missing(planned, keys, cache))
-        _decode_the_changing(planned, progress, failures)
+        _decode_the_changing(planned, progress, failures, self.engine)
         if orders:
-            _carry_out(orders, cache, encoder, failures, progress, self.workers)
+            _carry_out(orders, self)
         cache.keep_index()
         kept = [
             (place, image, key)
@@ -260,7 +266,7 @@ def _missing(
 
 
 def _decode_the_changing(
-    planned: Sequence[PlannedImage], progress: Progress, failures: Failures
+    planned: Sequence[PlannedImage], progress: Progress, failures: Failures, engine: Engine
 ) -> None:
     """Decode what is not encoded ahead once, so that training does not stumble over it."""
     changing = {
@@ -270,7 +276,7 @@ def _decode_the_changing(
     }
     if not changing:
         return
-    executor = LocalExecutor(Decode(), workers=default_workers())
+    executor = engine.executor(Decode())
     records = [image.record for image in changing.values()]
     with progress.stage("Checking images", len(records), "images") as advance:
         for outcomes in executor.run(chunks(records, 4)):
@@ -280,47 +286,63 @@ def _decode_the_changing(
             advance(len(outcomes))
 
 
-def _carry_out(
-    orders: Sequence[Order],
-    cache: LatentCache,
-    encoder: MomentsEncoder,
-    failures: Failures,
-    progress: Progress,
-    workers: int | None,
-) -> None:
-    """Decode ahead in processes, encode here, and write shard by shard in a thread."""
+def _carry_out(orders: Sequence[Order], filler: _Filler) -> None:
+    """Have images encoded, and written shard by shard in a thread."""
+    cache, progress = filler.cache, filler.progress
     by_bucket = sorted(orders, key=_bucket_of)
     batches = list(
         chain.from_iterable(
-            chunks(list(group), encoder.batch_size) for _, group in groupby(by_bucket, _bucket_of)
+            chunks(list(group), filler.encoder.batch_size)
+            for _, group in groupby(by_bucket, _bucket_of)
         )
     )
-    executor = LocalExecutor(
-        Render(),
-        workers=default_workers() if workers is None else workers,
-        processes=workers is not None or len(orders) >= PROCESSES_FROM,
-    )
-    rendered = executor.run([order.image for order in batch] for batch in batches)
     patience = locks.LockWaiter(progress.note, f"encoding into {cache.folder}")
     with (
         locks.SharedLock(cache.folder, "encoding images", patience),
         progress.stage("Encoding latents", len(orders), "images") as advance,
         shard_writer(cache) as writer,
     ):
-        device = DeviceEncoder(cache, encoder, writer, failures)
-        for batch, outcomes in zip(batches, rendered, strict=True):
-            good = []
-            for order, (_, outcome) in zip(batch, outcomes, strict=True):
-                if isinstance(outcome, Failure):
-                    failures.add(order.image, outcome)
-                else:
-                    good.append((order, outcome))
-            device.take(good)
-            advance(len(batch))
-        device.finish()
-    if device.remade:
+        actors = filler.engine.actors
+        if actors is None:
+            remade = _encode_here(batches, filler, writer, advance)
+        else:
+            stage = stage_of(filler.encoder)
+            remade = encode_by_actors(
+                actors,
+                stage,
+                batches,
+                writer,
+                filler.failures,
+                workers=filler.workers,
+                advance=advance,
+            )
+    if remade:
         paths = {order.image.record.path for order in orders}
-        progress.note(said_of_remade(len(device.remade), len(paths)))
+        progress.note(said_of_remade(len(remade), len(paths)))
+
+
+def _encode_here(
+    batches: Sequence[Sequence[Order]], filler: _Filler, writer: ShardWriter, advance: Advance
+) -> set[Path]:
+    """Decode ahead in processes and encode in this one; return the images remade in float32."""
+    executor = filler.engine.executor(
+        Render(),
+        workers=filler.workers,
+        processes=filler.workers is not None or sum(map(len, batches)) >= PROCESSES_FROM,
+    )
+    rendered = executor.run([order.image for order in batch] for batch in batches)
+    device = DeviceEncoder(filler.cache, filler.encoder, writer, filler.failures)
+    for batch, outcomes in zip(batches, rendered, strict=True):
+        good = []
+        for order, (_, outcome) in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                filler.failures.add(order.image, outcome)
+            else:
+                good.append((order, outcome))
+        device.take(good)
+        advance(len(batch))
+    device.finish()
+    return device.remade
 
 
 def _bucket_of(order: Order) -> Size:

@@ -15,12 +15,13 @@ import pyarrow as pa
 from PIL import Image
 
 from impasto.data import images
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.health_limits import NEAR_DUPLICATE_BITS
 from impasto.data.images import UnreadableImageError
 from impasto.data.keyed import KeyedTable
 from impasto.data.records import ImageRecord, Size, SkippedFile
 from impasto.data.rendering import require_scanned_size
-from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
+from impasto.data.stages import Failure, chunks
 from impasto.data.tables import Former, rows_of
 from impasto.progress import Progress
 
@@ -74,7 +75,11 @@ class PerceptualHashes:
         self._known = KeyedTable(file, _SCHEMA, _VERSION, Former(file, _FORMER, _of_former))
 
     def of(
-        self, records: Sequence[ImageRecord], digests: Mapping[Path, str], progress: Progress
+        self,
+        records: Sequence[ImageRecord],
+        digests: Mapping[Path, str],
+        progress: Progress,
+        engine: Engine = LOCAL,
     ) -> tuple[dict[Path, int], list[SkippedFile]]:
         """The hashes of what can be decoded, and the rest with reasons.
 
@@ -83,7 +88,7 @@ class PerceptualHashes:
         """
         known = self._known.look_up(set(digests.values()))
         fresh = [r for r in records if digests.get(r.path, "") not in known]
-        executor = LocalExecutor(HashImages(), workers=default_workers())
+        executor = engine.executor(HashImages())
         faults: list[SkippedFile] = []
         with progress.stage("Looking at images", len(fresh), "images") as advance:
             for outcomes in executor.run(chunks(fresh, 8)):

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from impasto.data import images
 from impasto.data.cuts import read_cut
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.found import STAMPS, FoundTable
 from impasto.data.found_image import FoundImage
 from impasto.data.listing import Sidecars as Sidecars
@@ -22,7 +23,7 @@ from impasto.data.probe_stage import Probe as Probe
 from impasto.data.record_columns import TEXTS, Use, cut_column
 from impasto.data.record_table import RecordTable
 from impasto.data.records import Cut, Size, SkippedFile
-from impasto.data.stages import Failure, LocalExecutor, default_workers, in_chunks
+from impasto.data.stages import Failure, default_workers, in_chunks
 from impasto.data.subsets import Subset
 from impasto.data.tables import Appender, Former, TableFolder, newest_rows, rows_of, take_rows
 from impasto.errors import StorageError
@@ -96,7 +97,7 @@ class ScanIndex:
         self._table = TableFolder(folder, INDEX, [INDEX_VERSION, key], former)
         self._known = self._table.read()
 
-    def probe(self, found: FoundTable, progress: Progress) -> Entries:
+    def probe(self, found: FoundTable, progress: Progress, engine: Engine = LOCAL) -> Entries:
         """What is known of all files; only those that changed are opened.
 
         What is read is kept every few seconds, so a scan that is killed loses no more than that.
@@ -108,7 +109,7 @@ class ScanIndex:
         same = np.zeros(len(found), dtype=np.bool_)
         same[places] = _stamps_equal(known, rows[places], found.stamps[places])
         fresh = np.flatnonzero(usable & ~same)
-        read, passing = self._probe(found, fresh, progress)
+        read, passing = self._probe(found, fresh, progress, engine)
         rows[fresh] = len(known) + np.arange(len(fresh))
         rows[~usable] = len(known) + len(fresh)  # a row of nothing
         entries = pa.concat_tables([known, *read, rows_of(INDEX, [NOTHING])])
@@ -123,14 +124,14 @@ class ScanIndex:
         return Entries(entries, rows)
 
     def _probe(
-        self, found: FoundTable, fresh: np.ndarray, progress: Progress
+        self, found: FoundTable, fresh: np.ndarray, progress: Progress, engine: Engine
     ) -> tuple[list[pa.Table], set[int]]:
         """Open the files at some places; those whose faults may pass are named, and not kept."""
         passing: set[int] = set()
         read: list[tuple[Any, ...]] = []
         appender = Appender(self._table)
         keeps = True
-        executor = LocalExecutor(Probe(), workers=default_workers() + 1)
+        executor = engine.executor(Probe(), usual=default_workers() + 1)
         items = (found.item(place) for place in fresh.tolist())
         tables: list[pa.Table] = []
         with progress.stage("Scanning images", len(fresh), "files") as advance:

@@ -14,6 +14,7 @@ import numpy as np
 
 from impasto.data import images
 from impasto.data.decoded import DecodeCache
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.finding import ImageFinder
 from impasto.data.found import found_of
 from impasto.data.listing import Sidecars, Unused, list_folder, repeat_folders
@@ -23,7 +24,7 @@ from impasto.data.probing import ScanIndex, split_usable
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import SkippedFile, no_cycle_collection
 from impasto.data.rendering import Decode
-from impasto.data.stages import Failure, LocalExecutor, default_workers, in_chunks
+from impasto.data.stages import Failure, in_chunks
 from impasto.data.subsets import PLAIN, Subset
 from impasto.data.tally import Tally, count_images
 from impasto.errors import DatasetError
@@ -104,6 +105,7 @@ def scan_folder(
     progress: Progress | None = None,
     subset: Subset = PLAIN,
     sidecars: Sidecars = Sidecars(),  # noqa: B008 - immutable
+    engine: Engine = LOCAL,
 ) -> Scan:
     """List a folder's images in order of their paths, with the words beside them.
 
@@ -116,6 +118,7 @@ def scan_folder(
         progress: Where to show how far it is.
         subset: How the images are used.
         sidecars: The endings of the files with the words.
+        engine: Runs what is done.
 
     Raises:
         DatasetError: The folder is missing, or holds no usable image.
@@ -130,7 +133,7 @@ def scan_folder(
         )
         if subset.repeats == 1:
             unused[:0] = repeat_folders([str(absolute(folder))])
-    entries = known.probe(found, progress or SilentProgress())
+    entries = known.probe(found, progress or SilentProgress(), engine)
     with no_cycle_collection():
         records, set_aside = split_usable(found, entries, subset)
     if not records:
@@ -145,6 +148,7 @@ def scan_metadata(
     index: Path | None = None,
     progress: Progress | None = None,
     subset: Subset = PLAIN,
+    engine: Engine = LOCAL,
 ) -> Scan:
     """The images that a metadata file names, with its words; sidecars are not read.
 
@@ -159,7 +163,7 @@ def scan_metadata(
     of_path, set_aside, unused = _named_images(metadata, image_dir, finder)
     found = found_of([finder.stat_image(path) for path in of_path])
     known = ScanIndex(index, str(absolute(metadata.file)))
-    entries = known.probe(found, progress or SilentProgress())
+    entries = known.probe(found, progress or SilentProgress(), engine)
     with no_cycle_collection():
         records, unusable = split_usable(found, entries, subset)
     named = [of_path[path] for part in records.texts_in_parts("path") for path in part]
@@ -217,13 +221,20 @@ def join_scans(scans: Sequence[Scan]) -> Scan:
     return Scan(", ".join(places), records, set_aside, tuple(dict.fromkeys(unused)))
 
 
-def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | None = None) -> Scan:
+def decode_all(
+    scan: Scan,
+    progress: Progress | None = None,
+    *,
+    memory: Path | None = None,
+    engine: Engine = LOCAL,
+) -> Scan:
     """Decode every image of a scan, and skip those that their headers did not betray.
 
     Args:
         scan: The images.
         progress: Where to show how far it is.
         memory: A file to keep the outcome in: what was decoded before is not decoded again.
+        engine: Runs what is done.
 
     Raises:
         DatasetError: None is left.
@@ -232,7 +243,7 @@ def decode_all(scan: Scan, progress: Progress | None = None, *, memory: Path | N
     known = DecodeCache(memory)
     unknown = np.array([outcome is None for outcome in known.outcomes(scan.records)], np.bool_)
     waiting = scan.records.select(unknown & scan.records.first_of_paths())
-    executor = LocalExecutor(Decode(), workers=default_workers())
+    executor = engine.executor(Decode())
     if waiting:
         with progress.stage("Decoding images", len(waiting), "images") as advance:
             for outcomes in executor.run(in_chunks(waiting, 4)):

@@ -15,6 +15,7 @@ from impasto.config.dataset import DatasetConfig, DatasetEntry, SubsetConfig
 from impasto.config.run import RunConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.captions import CaptionRules
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.listing import Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.plan import BucketRules, Plan, join_plans, plan_images
@@ -30,6 +31,7 @@ from impasto.data.scan import (
     scan_metadata,
 )
 from impasto.data.subsets import Augmentation, MaskRules, Subset
+from impasto.datasets.engines import open_engine
 from impasto.datasets.held_out import Split, split_records
 from impasto.errors import DatasetError, StorageError
 from impasto.parsing import is_text, printable
@@ -69,7 +71,8 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
         if source.config.image_dir is not None:
             require_folder(source.config.image_dir)
     _require_place_for_derived_data(config)
-    scans = [_scan_subset(source, config.derived_dir, progress) for source in sources]
+    with open_engine(config, progress) as engine:
+        scans = [_scan_subset(source, config.derived_dir, progress, engine) for source in sources]
     joined = join_scans(scans)
     own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
     unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
@@ -85,7 +88,9 @@ def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None 
         DatasetError: There is nothing usable.
         StorageError: Derived data cannot be written.
     """
-    return decode_all(scan, progress, memory=config.derived_dir / "decoded.json")
+    with open_engine(config, progress) as engine:
+        memory = config.derived_dir / "decoded.json"
+        return decode_all(scan, progress, memory=memory, engine=engine)
 
 
 def _absolute(path: Path) -> str:
@@ -151,11 +156,12 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
     Raises:
         DatasetError: There is nothing to train on.
     """
-    scan = scan_dataset(config.dataset, progress)
-    if decode:
-        scan = decode_scanned(config.dataset, scan, progress)
-        require_usable(scan, config.dataset)
-    split = hold_out(scan, config, progress)
+    with open_engine(config.dataset, progress, validation_folders(config)) as engine:
+        scan = scan_dataset(config.dataset, progress)
+        if decode:
+            scan = decode_scanned(config.dataset, scan, progress)
+            require_usable(scan, config.dataset)
+        split = hold_out(scan, config, progress, engine)
     found = Survey(scan, split, plan_dataset(config.dataset, balance(split.training)))
     told = found.balance
     if progress is not None and told is not None and told.used < told.images:
@@ -167,20 +173,29 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
     return found
 
 
-def hold_out(scan: Scan, config: RunConfig, progress: Progress | None = None) -> Split:
+def validation_folders(config: RunConfig) -> list[Path]:
+    """The folders that a run reads images from besides those of its dataset."""
+    return [] if config.validation.image_dir is None else [config.validation.image_dir]
+
+
+def hold_out(
+    scan: Scan, config: RunConfig, progress: Progress | None = None, engine: Engine = LOCAL
+) -> Split:
     """What a run trains on, and what it validates on.
 
     Args:
         scan: All images.
         config: The settings of the run.
-        progress: Is told of byte copies.
+        progress: Is told of copies.
+        engine: Runs what is done.
 
     Raises:
         DatasetError: As `split_records`.
     """
     subsets = config.dataset.parts[0].subsets
     first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
-    return split_records(scan, config, build_subset(first, 0, 0), sidecars_of(first), progress)
+    like, sidecars = build_subset(first, 0, 0), sidecars_of(first)
+    return split_records(scan, config, like, sidecars, progress, engine)
 
 
 def split_of_source(
@@ -271,13 +286,18 @@ def build_caption_rules(config: SubsetConfig) -> CaptionRules:
     )
 
 
-def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> Scan:
+def _scan_subset(source: _Source, derived: Path, progress: Progress | None, engine: Engine) -> Scan:
     config, subset = source.config, source.subset
     if config.metadata_file is not None:
         metadata = read_metadata(config.metadata_file)
         index = _index_file(derived, config.metadata_file)
         return scan_metadata(
-            metadata, config.image_dir, index=index, progress=progress, subset=subset
+            metadata,
+            config.image_dir,
+            index=index,
+            progress=progress,
+            subset=subset,
+            engine=engine,
         )
     assert config.image_dir is not None  # noqa: S101 - the settings hold one of the two
     return scan_folder(
@@ -287,6 +307,7 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None) -> S
         progress=progress,
         subset=subset,
         sidecars=sidecars_of(config),
+        engine=engine,
     )
 
 

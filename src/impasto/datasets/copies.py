@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from impasto.data.content_hashes import ContentHashes
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.likeness import PerceptualHashes, near_duplicates
 from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord
@@ -40,7 +41,12 @@ NO_COPIES = Copies(0, 0, near=False)
 
 
 def group_copies(
-    records: RecordTable, derived: Path, progress: Progress, *, near: bool
+    records: RecordTable,
+    derived: Path,
+    progress: Progress,
+    *,
+    near: bool,
+    engine: Engine = LOCAL,
 ) -> np.ndarray:
     """[images]: the place of an image, the same for those that are copies of one another.
 
@@ -51,9 +57,10 @@ def group_copies(
         derived: Where what is found of files is remembered.
         progress: Where to show how far it is.
         near: Whether to compare looks, in datasets of up to `LOOKED_AT` images.
+        engine: Runs what is done.
     """
     hashes = ContentHashes.kept_in(derived)
-    groups = group_byte_copies(records, hashes, progress)
+    groups = group_byte_copies(records, hashes, progress, engine)
     if not near:
         return groups
     if len(records) > LOOKED_AT:
@@ -62,9 +69,8 @@ def group_copies(
             f"not compared."
         )
         return groups
-    return _joined(
-        groups, _near_copies(records.select(np.unique(groups)), hashes, derived, progress)
-    )
+    different = records.select(np.unique(groups))
+    return _joined(groups, _near_copies(different, hashes, derived, progress, engine))
 
 
 def count_copies(groups: np.ndarray, records: RecordTable, *, near: bool) -> Copies:
@@ -88,7 +94,10 @@ def describe(copies: Copies, pictures: int) -> str:
 
 
 def group_byte_copies(
-    records: Sequence[ImageRecord], hashes: ContentHashes, progress: Progress
+    records: Sequence[ImageRecord],
+    hashes: ContentHashes,
+    progress: Progress,
+    engine: Engine = LOCAL,
 ) -> np.ndarray:
     """[images]: the place of an image, the same for those whose files are equal byte for byte.
 
@@ -98,6 +107,7 @@ def group_byte_copies(
         records: The images; one of two subsets comes twice.
         hashes: Remembers what is in files.
         progress: Where to show how far it is.
+        engine: Runs what is done.
     """
     table = RecordTable.of(records)
     firsts = table.path_firsts()
@@ -112,7 +122,7 @@ def group_byte_copies(
         places = alike[start : start + _AT_ONCE]
         part = table.select(places)
         stamps = {record.path: record.stamp for record in part}
-        found = hashes.of(stamps, progress, tidy=False)
+        found = hashes.of(stamps, progress, tidy=False, engine=engine)
         for place, record in zip(places.tolist(), part, strict=True):
             key = found.get(record.path, str(record.path))
             numbers[place] = known.setdefault(key, place)
@@ -121,7 +131,11 @@ def group_byte_copies(
 
 
 def _near_copies(
-    different: RecordTable, hashes: ContentHashes, derived: Path, progress: Progress
+    different: RecordTable,
+    hashes: ContentHashes,
+    derived: Path,
+    progress: Progress,
+    engine: Engine,
 ) -> list[list[int]]:
     """Places in the table of images, by those that look the same.
 
@@ -129,8 +143,8 @@ def _near_copies(
     surface says nothing, and all of them have the same.
     """
     records = list(different)
-    digests = hashes.of({record.path: record.stamp for record in records}, progress)
-    looks, _ = PerceptualHashes(derived / "looks.json").of(records, digests, progress)
+    digests = hashes.of({record.path: record.stamp for record in records}, progress, engine=engine)
+    looks, _ = PerceptualHashes(derived / "looks.json").of(records, digests, progress, engine)
     told = {path: look for path, look in looks.items() if look.bit_count() == _EVEN}
     with progress.stage("Comparing looks", len(told), "images") as advance:
         alike = near_duplicates(told, advance)

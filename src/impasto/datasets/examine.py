@@ -10,6 +10,7 @@ from impasto.data.likeness import PerceptualHashes
 from impasto.data.records import SkippedFile
 from impasto.data.scan import no_usable_images
 from impasto.datasets.build import plan_dataset, scan_all, split_of_source
+from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError
 from impasto.models.tokenizers import tokenizer_of
 from impasto.models.tokens import TextLayout, TextTokens
@@ -31,12 +32,13 @@ def examine_dataset(
         DatasetError: There is nothing usable.
         StorageError: Derived data cannot be written.
     """
-    scan = scan_all(config, progress)
-    hashes = ContentHashes(config.derived_dir / "latents" / "content-hashes.json")
-    digests = hashes.of({r.path: r.stamp for r in scan.records}, progress)
-    looks, faults = PerceptualHashes(config.derived_dir / "looks.json").of(
-        scan.records, digests, progress
-    )
+    with open_engine(config, progress) as engine:
+        scan = scan_all(config, progress)
+        hashes = ContentHashes(config.derived_dir / "latents" / "content-hashes.json")
+        digests = hashes.of({r.path: r.stamp for r in scan.records}, progress, engine=engine)
+        looks, faults = PerceptualHashes(config.derived_dir / "looks.json").of(
+            scan.records, digests, progress, engine
+        )
     scan = scan.without(faults)
     scan = scan.without(
         SkippedFile(r.path, "vanished or became unreadable")

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impasto.config.run import RunConfig
+from impasto.data.engine import LOCAL, Engine
 from impasto.data.listing import Sidecars
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import SkippedFile
@@ -53,6 +54,7 @@ def split_records(
     like: Subset,
     sidecars: Sidecars,
     progress: Progress | None = None,
+    engine: Engine = LOCAL,
 ) -> Split:
     """Hold out a share of each dataset, or take the folder that is there for it.
 
@@ -62,6 +64,7 @@ def split_records(
         like: How images of the folder of validation are used: as those of this subset.
         sidecars: The endings of the files with their words.
         progress: Is told of copies.
+        engine: Runs what is done.
 
     Raises:
         DatasetError: The split leaves nothing to train on, or a folder nothing to validate on.
@@ -70,9 +73,9 @@ def split_records(
     folder = config.validation.image_dir
     if folder is not None:
         subset = replace(like, root=folder, reads_npz=False)
-        own = scan_folder(folder, subset=subset, sidecars=sidecars)
-        return _beside_folder(scan.records, own, config, progress)
-    held, alike, copies = _held_out(scan.records, config, progress)
+        own = scan_folder(folder, subset=subset, sidecars=sidecars, engine=engine)
+        return _beside_folder(scan.records, own, config, progress, engine)
+    held, alike, copies = _held_out(scan.records, config, progress, engine)
     training = scan.records.select(~held) if held.any() else scan.records
     held_out = scan.records.select(held).with_subsets(watched)
     if training.per_use(lambda use: use.subset.is_reg).all():
@@ -91,13 +94,14 @@ def watched(subset: Subset) -> Subset:
 
 
 def _held_out(
-    records: RecordTable, config: RunConfig, progress: Progress
+    records: RecordTable, config: RunConfig, progress: Progress, engine: Engine
 ) -> tuple[Bools, dict[Path, int], Copies]:
     """[images]: which are held out by share; those that are alike, and what was found of copies."""
     shares, near = _shares(config), config.validation.copies == "near"
     if not any(fraction for fraction, _ in shares):
         return np.zeros(len(records), dtype=np.bool_), {}, NO_COPIES
-    groups = group_copies(records, config.dataset.derived_dir, progress, near=near)
+    derived = config.dataset.derived_dir
+    groups = group_copies(records, derived, progress, near=near, engine=engine)
     held = _choose(records, groups, shares)
     copies = count_copies(groups, records, near=near)
     if copies.images and held.any():
@@ -170,7 +174,7 @@ def _choose_groups(order: np.ndarray, decided: Bools, room: int) -> Iterator[int
 
 
 def _beside_folder(
-    training: RecordTable, own: Scan, config: RunConfig, progress: Progress
+    training: RecordTable, own: Scan, config: RunConfig, progress: Progress, engine: Engine
 ) -> Split:
     """What is trained on, and the images of the folder of validation that are no copies of it.
 
@@ -179,7 +183,8 @@ def _beside_folder(
     """
     together = join_records([training, own.records])
     near = config.validation.copies == "near"
-    groups = group_copies(together, config.dataset.derived_dir, progress, near=near)
+    derived = config.dataset.derived_dir
+    groups = group_copies(together, derived, progress, near=near, engine=engine)
     of_training, of_own = groups[: len(training)], groups[len(training) :]
     is_copy = np.isin(of_own, of_training)
     copies = count_copies(groups, together, near=near)

@@ -13,6 +13,7 @@ from impasto.canonical import canonical, sort_key
 from impasto.config.dataset import DatasetConfig
 from impasto.data.content_hashes import ContentHashes, stamp_of
 from impasto.data.decoded import DecodeCache
+from impasto.data.engine import Engine
 from impasto.data.image_list import ImageList, ListedImage, caption_tags, folders_below
 from impasto.data.likeness import PerceptualHashes, exact_duplicates, near_duplicates
 from impasto.data.masks import mask_file
@@ -20,8 +21,9 @@ from impasto.data.records import ImageRecord, PlannedImage, SkippedFile
 from impasto.data.remembered import recall, write_cached
 from impasto.data.rendering import Decode
 from impasto.data.scan import Scan, damaged, no_usable_images
-from impasto.data.stages import LocalExecutor, chunks, default_workers
+from impasto.data.stages import chunks
 from impasto.datasets.build import plan_dataset, scan_all
+from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError, StorageError
 from impasto.progress import Progress
 
@@ -54,8 +56,9 @@ def list_images(
     derived = config.derived_dir
     files.require_writable(derived)  # makes it, which changes its folder, ahead of the times below
     folders = folders_below(source) if source.is_dir() else {}
-    scan = _without_damaged(scan_all(config, progress), DecodeCache(derived / "decoded.json"))
-    scan, likeness = _compare(scan, derived, progress, copies=copies)
+    with open_engine(config, progress) as engine:
+        scan = _without_damaged(scan_all(config, progress), DecodeCache(derived / "decoded.json"))
+        scan, likeness = _compare(scan, derived, progress, engine, copies=copies)
     if not scan.records:
         raise DatasetError(no_usable_images(scan.place, scan.set_aside))
     plan = plan_dataset(config, scan.records)
@@ -82,16 +85,16 @@ class _Likeness:
 
 
 def _compare(
-    scan: Scan, derived: Path, progress: Progress, *, copies: bool
+    scan: Scan, derived: Path, progress: Progress, engine: Engine, *, copies: bool
 ) -> tuple[Scan, _Likeness]:
     """The scan without what turns out to be damaged, and how its images are alike."""
     records = list({record.path: record for record in scan.records}.values())
     stamps = {record.path: record.stamp for record in records}
     hashes, looks = ContentHashes.kept_in(derived), PerceptualHashes(derived / "looks.json")
     if copies:
-        digests = hashes.of(stamps, progress)
-        known, faults = looks.of(records, digests, progress)
-        _remember_damaged(records, faults, derived)
+        digests = hashes.of(stamps, progress, engine=engine)
+        known, faults = looks.of(records, digests, progress, engine)
+        _remember_damaged(records, faults, derived, engine)
         scan = scan.without(faults)
     else:
         digests = hashes.known(stamps)
@@ -131,7 +134,7 @@ def _without_damaged(scan: Scan, known: DecodeCache) -> Scan:
 
 
 def _remember_damaged(
-    records: Sequence[ImageRecord], faults: Sequence[SkippedFile], derived: Path
+    records: Sequence[ImageRecord], faults: Sequence[SkippedFile], derived: Path, engine: Engine
 ) -> None:
     """Keep what is damaged, so that the next list, which decodes nothing, skips it too."""
     paths = {item.path for item in faults}
@@ -139,7 +142,7 @@ def _remember_damaged(
     if not damaged:
         return
     memory = DecodeCache(derived / "decoded.json")
-    executor = LocalExecutor(Decode(), workers=default_workers())
+    executor = engine.executor(Decode())
     for outcomes in executor.run(chunks(damaged, 4)):
         for record, outcome in outcomes:
             memory.add(record, outcome)

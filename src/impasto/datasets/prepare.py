@@ -19,7 +19,14 @@ from impasto.data.plan import Plan
 from impasto.data.records import ImageRecord, PlannedImage
 from impasto.data.regularisation import Balance, balance
 from impasto.data.scan import Scan
-from impasto.datasets.build import Survey, balance_of, plan_dataset, survey
+from impasto.datasets.build import (
+    Survey,
+    balance_of,
+    plan_dataset,
+    survey,
+    validation_folders,
+)
+from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress, counted
 
@@ -111,21 +118,23 @@ def prepare_data(
     """
     with accelerator.main_process_first():
         shown = progress if accelerator.is_main_process else SilentProgress()
-        found = known or survey(config, shown)
         cache = LatentCache(config.dataset.derived_dir / LATENTS)
-        encode = partial(
-            cache_latents,
-            cache=cache,
-            encoder=encoder,
-            progress=shown,
-            on_error=config.dataset.on_error,
-            workers=config.dataset.decode_workers,
-        )
-        plan, cached = _encode_balanced(found, config, encode)
-        cached_held_out = None
-        if found.split.held_out:
-            held_out_plan = plan_dataset(config.dataset, found.split.held_out)
-            cached_held_out = encode(held_out_plan.images)
+        with open_engine(config.dataset, shown, validation_folders(config)) as engine:
+            found = known or survey(config, shown)
+            encode = partial(
+                cache_latents,
+                cache=cache,
+                encoder=encoder,
+                progress=shown,
+                on_error=config.dataset.on_error,
+                workers=config.dataset.decode_workers,
+                engine=engine,
+            )
+            plan, cached = _encode_balanced(found, config, encode)
+            cached_held_out = None
+            if found.split.held_out:
+                held_out_plan = plan_dataset(config.dataset, found.split.held_out)
+                cached_held_out = encode(held_out_plan.images)
         told = balance_of(found.split.training, plan)
     alike = found.split.alike
     return PreparedData(found.scan, plan, cached, cached_held_out, cache, told, alike)

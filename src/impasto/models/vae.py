@@ -90,7 +90,13 @@ def moments_encoder(
     exactly = None if vae.dtype == torch.float32 else encode_exactly
     arithmetic = "tf32" if computes_in_tf32(home, vae.dtype) else ""
     return MomentsEncoder(
-        encode, encoding_fingerprint(vae), batch_size, exactly, arithmetic, npz_endings
+        encode,
+        encoding_fingerprint(vae),
+        batch_size,
+        exactly,
+        arithmetic,
+        npz_endings,
+        device_type=home.type,
     )
 
 

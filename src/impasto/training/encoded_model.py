@@ -27,6 +27,7 @@ from impasto.models.offload import (
 )
 from impasto.models.schedules import with_zero_terminal_snr
 from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
+from impasto.models.vae_recipe import with_recipe
 from impasto.progress import Progress
 from impasto.training.devices import release_cached_memory
 from impasto.training.model import (
@@ -115,6 +116,9 @@ def load_and_encode(
             batch_size=config.dataset.vae_batch_size,
             device=device,
             npz_endings=model.family.npz_endings,
+        )
+        encoder = with_recipe(
+            encoder, encoding_vae, config.model.path, build_open_options(config), device
         )
         prepared = prepare_data(config, encoder, accelerator, progress, known)
     if not prepared.training.encoded_ahead:

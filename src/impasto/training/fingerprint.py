@@ -40,7 +40,7 @@ _ELSEWHERE = {
     "model": {"path", "vae", "variant", "weights", "family", "prediction_type"},
     "dataset": {
         "image_dir", "metadata_file", "mask_dir", "recursive", "cache_dir", "vae_batch_size",
-        "decode_workers", "on_error",
+        "decode_workers", "on_error", "executor", "ray_address",
     },
     "method": {"templates", "template_file", "start_from", "info"},
     "training": {

@@ -170,9 +170,7 @@ def _tested(session: Session, tried: LrRange, draws: FixedDraws, progress: Progr
 
     def measured() -> float:
         with session.evaluating():
-            losses = draws.measure(
-                session.trainable.unet, session.eval_conditioner, session.recipe
-            )
+            losses = draws.measure(session.trainable.unet, session.eval_conditioner, session.recipe)
         stepper.micro_steps.end_pause()
         return float(losses.mean())
 

@@ -1,0 +1,226 @@
+"""Tagging and captioning by processes that each make the model themselves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from impasto.annotate.captioners import Captioner, Generation
+from impasto.annotate.deepdanbooru import DeepDanbooruTagger
+from impasto.annotate.models import locate_captioner, locate_tagger
+from impasto.annotate.onnx_tagger import OnnxTagger, Tagger, as_logits
+from impasto.annotate.profiles import Profile
+from impasto.annotate.tags import Selection, Spelling
+from impasto.data.records import ImageRecord
+from impasto.data.stages import Failure, Stage
+from impasto.progress import Progress, SilentProgress
+
+_TORCH = (".pt", ".h5", ".keras")
+
+
+class Speaker(Protocol):
+    """What gives words to prepared images, as `annotation.Annotator` does."""
+
+    def words(self, prepared: Sequence[Any], records: Sequence[ImageRecord]) -> list[str]: ...  # noqa: D102
+
+
+@dataclass(frozen=True)
+class Said:
+    """What was said of an image.
+
+    Attributes:
+        text: The words.
+        counts: How often each tag was written in its batch; with one image of each batch.
+    """
+
+    text: str
+    counts: Counter[str]
+
+
+@dataclass(frozen=True)
+class PrepareRecords:
+    """Stage: records -> what a stage makes of their paths."""
+
+    prepare: Stage[Path, Any]
+
+    def __call__(self, batch: Sequence[ImageRecord]) -> list[Any | Failure]:
+        """Prepare the images of a batch of records."""
+        return self.prepare([record.path for record in batch])
+
+
+@dataclass(frozen=True)
+class SayWords:
+    """A stage with a model: records -> `Said`.
+
+    Attributes:
+        recipe: Makes what gives words.
+        uses_gpu: Whether it computes on a GPU.
+        prepare: Prepares images for it.
+    """
+
+    recipe: Callable[[], Speaker]
+    uses_gpu: bool
+    prepare: PrepareRecords
+
+    def open(self) -> Callable[[Sequence[ImageRecord], Sequence[Any]], list[Said | Failure]]:
+        """Load the model."""
+        speaker = self.recipe()
+        counts = getattr(speaker, "counts", Counter())
+
+        def say(records: Sequence[ImageRecord], prepared: Sequence[Any]) -> list[Said | Failure]:
+            pairs = list(zip(records, prepared, strict=True))
+            good = [(record, made) for record, made in pairs if not isinstance(made, Failure)]
+            counts.clear()
+            texts = speaker.words([made for _, made in good], [r for r, _ in good]) if good else []
+            written = [Counter(counts), *[Counter[str]()] * len(texts)]
+            said = iter(map(Said, texts, written))
+            return [made if isinstance(made, Failure) else next(said) for _, made in pairs]
+
+        return say
+
+
+@dataclass
+class RemoteAnnotator:
+    """Annotates images with a model that this process does not have.
+
+    Attributes:
+        prepare: Prepares images, from their paths.
+        recipe: Makes what gives words; picklable.
+        uses_gpu: Whether it computes on a GPU.
+        counts: How often each tag was written; filled by use.
+    """
+
+    prepare: Stage[Path, Any]
+    recipe: Callable[[], Speaker]
+    uses_gpu: bool
+    counts: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def stage(self) -> SayWords:
+        """What the other processes do."""
+        return SayWords(self.recipe, self.uses_gpu, PrepareRecords(self.prepare))
+
+    def heard(self, said: Said) -> str:
+        """The words that came back."""
+        self.counts.update(said.counts)
+        return said.text
+
+
+@dataclass(frozen=True)
+class TaggerRecipe:
+    """Loads a tagger.
+
+    Attributes:
+        model: A short name, a Hub id, or the whole path of a tagger.
+        provider: What ONNX Runtime computes on; None takes the best that there is.
+        profile: How images are prepared; None finds out by the files.
+        logits: Whether its output still needs a sigmoid.
+        device: What torch computes on, for taggers of torch.
+        selection: Which tags are taken.
+        spelling: How they are written.
+    """
+
+    model: str
+    provider: str | None
+    profile: Profile | None
+    logits: bool
+    device: str
+    selection: Selection
+    spelling: Spelling
+
+    def __call__(self) -> Speaker:
+        """Load it.
+
+        Raises:
+            ModelError: It is not there, or damaged.
+        """
+        from impasto.annotate.annotation import TagAnnotator
+
+        tagger = open_tagger(
+            self.model, torch.device(self.device), self.provider, self.profile, SilentProgress()
+        )
+        if self.logits and isinstance(tagger, OnnxTagger):
+            tagger.profile = as_logits(tagger.profile)
+        return TagAnnotator(tagger, self.selection, self.spelling)
+
+
+@dataclass(frozen=True)
+class CaptionerRecipe:
+    """Loads a captioner.
+
+    Attributes:
+        model: A short name, a Hub id, or the whole path of a captioner.
+        device: What it computes on.
+        generation: How words are searched for.
+        prompt: What is asked.
+        remove_words: Whether made-up readings are cut out.
+        prefix: Put before each caption.
+        suffix: Put behind each caption.
+    """
+
+    model: str
+    device: str
+    generation: Generation
+    prompt: str
+    remove_words: bool
+    prefix: str
+    suffix: str
+
+    def __call__(self) -> Speaker:
+        """Load it.
+
+        Raises:
+            ModelError: It is not there, or no captioner.
+        """
+        from impasto.annotate.annotation import CaptionAnnotator
+
+        loaded = Captioner.load(
+            locate_captioner(self.model),
+            torch.device(self.device),
+            prompt=self.prompt,
+            remove_words=self.remove_words,
+        )
+        captioner = replace(loaded, generation=self.generation)
+        return CaptionAnnotator(captioner, self.change)
+
+    def change(self, text: str) -> str:
+        """A caption between the prefix and the suffix."""
+        return f"{self.prefix}{text}{self.suffix}".strip()
+
+
+def open_tagger(
+    model: str,
+    device: torch.device,
+    provider: str | None,
+    profile: Profile | None,
+    progress: Progress,
+) -> Tagger:
+    """Load a tagger by its name or place, downloaded if it is not here yet.
+
+    Args:
+        model: A short name, a Hub id, or the folder or file of a tagger.
+        device: Where taggers of torch compute.
+        provider: What ONNX Runtime computes on; None takes the best that there is.
+        profile: How images are prepared, where the model's files do not tell.
+        progress: Where to show how far it is.
+    """
+    place = locate_tagger(model, progress)
+    with progress.stage("Loading the tagger", None, "models"):
+        if place.suffix.lower() in _TORCH:
+            return DeepDanbooruTagger(place, device)
+        return OnnxTagger(place, provider=provider, profile=profile, progress=progress)
+
+
+def tags_on_gpu(tagger: Tagger, provider: str | None) -> bool:
+    """Whether a tagger computes on a GPU of CUDA where it is opened with this provider."""
+    if isinstance(tagger, OnnxTagger):
+        import onnxruntime
+
+        there = "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+        return there and provider in (None, "cuda")
+    return torch.cuda.is_available()

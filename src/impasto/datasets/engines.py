@@ -1,0 +1,75 @@
+"""The engine that the settings of a dataset name. Imports no torch, and Ray only if it is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from impasto.config.dataset import DatasetConfig
+from impasto.data.engine import LOCAL, Engine
+from impasto.invocation import missing_extra
+from impasto.progress import Progress
+
+if TYPE_CHECKING:
+    from impasto.data.ray_engine import RayEngine
+
+_OPEN: ContextVar[RayEngine | None] = ContextVar("_OPEN", default=None)
+
+
+@contextlib.contextmanager
+def open_engine(
+    config: DatasetConfig, progress: Progress | None = None, also: Sequence[Path] = ()
+) -> Iterator[Engine]:
+    """Have the engine of some settings; what it started is ended at the end.
+
+    Within another of Ray it is that one, so that Ray is started once for all that a command does.
+    Ray is started when there is work for it, and not before.
+
+    Args:
+        config: The settings.
+        progress: Is told of workers that ended.
+        also: Folders that are read besides those of the settings.
+
+    Raises:
+        MissingDependencyError: Ray is asked for, and not installed.
+    """
+    if config.executor == "local":
+        yield LOCAL
+        return
+    outer = _OPEN.get()
+    if outer is not None:
+        yield outer
+        return
+    if importlib.util.find_spec("ray") is None:
+        raise missing_extra(
+            "ray",
+            "dataset.executor is ray, and Ray Data is not installed.",
+            "Or set dataset.executor to local.",
+        )
+    from impasto.data.ray_engine import RayEngine
+
+    folders = [*_folders(config), *also]
+    note = None if progress is None else progress.note
+    engine = RayEngine(config.ray_address, folders, config.derived_dir, note)
+    token = _OPEN.set(engine)
+    try:
+        yield engine
+    finally:
+        _OPEN.reset(token)
+        engine.close()
+
+
+def _folders(config: DatasetConfig) -> list[Path]:
+    """The folders that images and masks are read from."""
+    named = [
+        folder
+        for part in config.parts
+        for subset in part.subsets
+        for folder in (subset.image_dir, subset.mask_dir)
+        if folder is not None
+    ]
+    return list(dict.fromkeys(named))

@@ -1,0 +1,172 @@
+"""Ray Data prepares as this machine alone does: the same keys and bytes, whatever ends."""
+
+import hashlib
+from pathlib import Path
+
+import pytest
+from conftest import draw_images
+from ray_stages import Halve, Recipe, Square, encoder_of
+
+from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
+from impasto.annotate.onnx_tagger import OnnxTagger
+from impasto.annotate.places import Place
+from impasto.annotate.remote import RemoteAnnotator, TaggerRecipe
+from impasto.annotate.tags import Selection, Spelling
+from impasto.annotate.words import Sidecars
+from impasto.data.content_hashes import ContentHashes
+from impasto.data.engine import LOCAL
+from impasto.data.filling import cache_latents
+from impasto.data.latent_cache import LatentCache
+from impasto.data.likeness import PerceptualHashes
+from impasto.data.plan import BucketRules, plan_images
+from impasto.data.ray_engine import RayEngine
+from impasto.data.records import Size
+from impasto.data.scan import decode_all, scan_folder
+from impasto.data.stages import Failure, chunks
+from impasto.data.subsets import MaskRules, Subset
+from impasto.demo.recipe import PICTURES
+from impasto.errors import ConfigError
+from impasto.progress import SilentProgress
+
+
+class Notes(SilentProgress):
+    def __init__(self):
+        self.lines = []
+
+    def note(self, message):
+        self.lines.append(message)
+
+
+@pytest.fixture(scope="module")
+def ray_here(tmp_path_factory):
+    """One Ray for all tests of this file, ended with them."""
+    folder = tmp_path_factory.mktemp("shared")
+    notes = Notes()
+    engine = RayEngine(None, [folder], folder, notes.note)
+    engine.running()
+    yield engine
+    engine.close()
+    assert any("began again" in line for line in notes.lines)
+    assert list(folder.iterdir()) == []
+
+
+def squares(numbers):
+    return [(n, Failure("seven") if n == 7 else n * n) for n in numbers]
+
+
+def test_results_come_in_the_order_of_the_items(ray_here):
+    found = ray_here.executor(Square()).run(chunks(range(12), 5))
+    assert [pair for batch in found for pair in batch] == squares(range(12))
+    assert list(ray_here.executor(Square()).run([])) == []
+
+
+@pytest.mark.slow
+def test_what_ends_a_worker_costs_itself_or_nothing(ray_here, tmp_path):
+    """13 ends every worker that takes it, 21 the first actor."""
+    halves = ray_here.actors.run(Halve(tmp_path / "opened"), chunks(range(10, 24), 3))
+    outcomes = dict(pair for batch in halves for pair in batch)
+    assert "ended the process" in outcomes.pop(13).reason
+    assert outcomes == {n: n * n / 2 for n in range(10, 24) if n != 13}
+    assert (tmp_path / "opened.ended").exists()
+    assert len((tmp_path / "opened").read_text(encoding="utf-8").splitlines()) == 2
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """The files of a cache, with hashes of their bytes."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("shard-*")
+    }
+
+
+def prepared(subset: Subset, derived: Path, encoder, engine=LOCAL):
+    """All stages of a preparation; what they found, and the cache."""
+    more, folder = {"engine": engine}, subset.root
+    scan = scan_folder(folder, index=derived / "scan.json", subset=subset, **more)
+    scan = decode_all(scan, memory=derived / "decoded.json", **more)
+    stamps = {record.path: record.stamp for record in scan.records}
+    digests = ContentHashes(derived / "hashes.json").of(stamps, **more)
+    looks, _ = PerceptualHashes(derived / "looks.json").of(
+        scan.records, digests, SilentProgress(), **more
+    )
+    rules = BucketRules(min_side=32, max_side=96, step=32)
+    planned = plan_images(scan.records, Size(80, 80), rules=rules).images
+    cached = cache_latents(planned, LatentCache(derived / "latents"), encoder, **more)
+    found = (
+        list(scan.records),
+        scan.set_aside,
+        digests,
+        looks,
+        list(cached.keys),
+        cached.set_aside,
+    )
+    return found, contents(derived / "latents")
+
+
+def test_keys_and_bytes_are_those_of_this_machine_alone_also_after_a_kill(ray_here, tmp_path):
+    folder = draw_images(tmp_path / "pictures", 9)
+    (folder / "004.png").write_bytes((folder / "004.png").read_bytes()[:-40])  # cut short
+    subset = Subset(root=folder, flips=True, masks=MaskRules(alpha=True))
+    expected = prepared(subset, tmp_path / "local", encoder_of(Recipe()))
+    encoder = encoder_of(Recipe(tmp_path / "ended"))
+    found = prepared(subset, tmp_path / "ray", encoder, ray_here)
+    assert (tmp_path / "ended").exists()  # the process that encoded was killed
+    assert found == expected
+    assert len(expected[1]) >= 8  # shards and indices, of latents and masks
+
+
+@pytest.mark.slow
+def test_another_vae_in_the_workers_is_refused(ray_here, tmp_path):
+    scan = scan_folder(draw_images(tmp_path / "pictures", 2))
+    planned = plan_images(scan.records, Size(64, 64)).images
+    encoder = encoder_of(Recipe(fingerprint="another"))
+    with pytest.raises(ConfigError, match="makes other latents"):
+        cache_latents(planned, LatentCache(tmp_path / "latents"), encoder, engine=ray_here)
+
+
+@pytest.mark.slow
+def test_a_run_that_is_left_early_ends(ray_here):
+    running = ray_here.executor(Square(0.01)).run(chunks(range(20, 2020), 2))
+    assert next(running) == squares([20, 21])
+    running.close()
+    found = ray_here.executor(Square()).run([[2]])
+    assert list(found) == [[(2, 4)]]
+
+
+def words_for(folder: Path, annotator, engine=LOCAL) -> list[tuple[str, str]]:
+    """What an annotator says of the images of a folder, in order; nothing is written."""
+    said: list[tuple[str, str]] = []
+    target = Sidecars(".txt", "overwrite", lambda _, new: new, Place((folder,), folder / "notes"))
+    done = annotate(
+        scan_folder(folder).records,
+        annotator,
+        target,
+        None,
+        SilentProgress(),
+        ImageReading(batch_size=2),
+        show=lambda record, text: said.append((record.name, text)),
+        engine=engine,
+    )
+    return [*said, *((item.path.name, item.reason) for item in done.set_aside)]
+
+
+def test_taggers_say_the_same(ray_here, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for path in sorted(PICTURES.glob("*.webp"))[:4]:
+        (folder / path.name).write_bytes(path.read_bytes())
+    draw_images(folder, 1, captions=False)
+    cut = folder / "000.png"
+    cut.write_bytes(cut.read_bytes()[:-40])  # only its header can be read
+    tagger = PICTURES.with_name("tagger")
+    selection, spelling = Selection(0.5), Spelling()
+    local = TagAnnotator(OnnxTagger(tagger), selection, spelling)
+    recipe = TaggerRecipe(str(tagger), None, None, False, "cpu", selection, spelling)
+    remote = RemoteAnnotator(local.prepare, recipe, uses_gpu=False)
+    expected = words_for(folder, local)
+    assert words_for(folder, remote, ray_here) == expected
+    assert remote.counts == local.counts
+    assert len(expected) == 5
+    assert remote.counts
+    with pytest.raises(ConfigError, match="in this process"):
+        words_for(folder, local, ray_here)

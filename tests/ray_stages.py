@@ -1,0 +1,91 @@
+"""Stages for tests of the engines: picklable, and found by workers under this name."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from impasto.data.stages import Failure
+
+if TYPE_CHECKING:
+    from impasto.data.encoding import MomentsEncoder
+
+
+def end_once(marker: Path) -> None:
+    """End this process as the system does, the first time that anybody comes here."""
+    try:
+        marker.touch(exist_ok=False)
+    except FileExistsError:
+        return
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True)
+class Square:
+    """Squares numbers; sevens fail, and 13 ends its process."""
+
+    pause: float = 0.0
+
+    def __call__(self, batch):
+        time.sleep(self.pause)
+        if 13 in batch:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return [Failure("seven") if n == 7 else n * n for n in batch]
+
+
+@dataclass(frozen=True)
+class Halve:
+    """A stage with a model, which is opened anew in each process; halves what was squared."""
+
+    marker: Path
+    uses_gpu: bool = False
+    prepare: Square = field(default_factory=Square)
+
+    def open(self):
+        with self.marker.open("a", encoding="utf-8") as file:
+            file.write("opened\n")
+
+        def halve(items, prepared):
+            if 21 in items:
+                end_once(self.marker.with_suffix(".ended"))
+            return [made if isinstance(made, Failure) else made / 2 for made in prepared]
+
+        return halve
+
+
+def encode(pixels):
+    """Moments that follow from the pixels, and not evenly from each."""
+    import torch
+
+    mean = torch.nn.functional.avg_pool2d(pixels, 8)
+    mean = torch.cat([mean, mean[:, :1] * 0.7], dim=1)
+    return mean, mean.abs() * 0.3 - 6
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Makes an encoder; in a worker its first call ends the process."""
+
+    marker: Path | None = None
+    fingerprint: str = "vae-1"
+
+    def __call__(self) -> MomentsEncoder:
+        from impasto.data.encoding import MomentsEncoder
+
+        def ending(pixels):
+            if self.marker is not None:
+                end_once(self.marker)
+            return encode(pixels)
+
+        return MomentsEncoder(ending, self.fingerprint, 2)
+
+
+def encoder_of(recipe: Recipe, fingerprint: str = "vae-1") -> MomentsEncoder:
+    """What this process has, and how others make it."""
+    from impasto.data.encoding import MomentsEncoder
+
+    return MomentsEncoder(encode, fingerprint, 2, recipe=recipe)

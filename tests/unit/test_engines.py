@@ -1,0 +1,182 @@
+"""Engines: which one is chosen, what is counted, and what is refused, without Ray running."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray_stages import Recipe, encoder_of
+
+from impasto import files
+from impasto.config.load import build_dataset_config
+from impasto.data import ray_cluster
+from impasto.data.engine import LOCAL
+from impasto.data.order_encoding import stage_of
+from impasto.data.ray_work import ALONE, OPENINGS, TOGETHER, Attempts, Ground, Notebook
+from impasto.data.stages import Failure
+from impasto.datasets import engines
+from impasto.errors import ConfigError, MissingDependencyError
+
+
+def settings(tmp_path, **values):
+    return build_dataset_config({"image_dir": str(tmp_path), **values}, source="test")
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"ray_address": "auto"}, "set executor to ray"),
+        ({"executor": "ray", "ray_address": ""}, "ray_address is empty"),
+        ({"executor": "ray", "decode_workers": 0}, "decodes in processes only"),
+        ({"executor": "dask"}, "executor"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(tmp_path, values, words):
+    with pytest.raises(ConfigError, match=words):
+        settings(tmp_path, **values)
+
+
+def test_the_usual_engine_is_this_machine(tmp_path):
+    with engines.open_engine(settings(tmp_path)) as engine:
+        assert engine is LOCAL
+        assert engine.actors is None
+
+
+def test_nothing_of_ray_is_imported_unless_it_is_asked_for(tmp_path):
+    program = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from PIL import Image\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "Image.new('RGB', (64, 64)).save(folder / 'a.png')\n"
+        "from impasto.cli.main import main\n"
+        f"sys.argv = ['impasto', 'dataset', 'scan', {str(tmp_path)!r}]\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "import impasto.data.filling, impasto.data.ray_engine, impasto.data.ray_cluster\n"
+        "print([name for name in sys.modules if name.split('.')[0] == 'ray'])\n"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert found.stdout.splitlines()[-1] == "[]", found.stderr
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(engines.importlib.util, "find_spec", lambda name: None)
+    config = settings(tmp_path, executor="ray")
+    with (
+        pytest.raises(MissingDependencyError, match="Ray Data is not installed") as error,
+        engines.open_engine(config),
+    ):
+        pass
+    assert error.value.extra == "ray"
+
+
+@pytest.mark.parametrize("address", ["here", "host:port", "http://host:1", ":80", "ray://a:1"])
+def test_what_is_no_address_is_refused(address):
+    with pytest.raises(ConfigError, match="is no address of a Ray cluster"):
+        ray_cluster._require_answer(address)
+
+
+def test_a_cluster_that_does_not_answer_is_named():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(MissingDependencyError, match=f"127.0.0.1:{port} does not answer"):
+        ray_cluster._require_answer(f"127.0.0.1:{port}")
+
+
+def test_a_vae_that_is_in_memory_only_is_refused():
+    assert stage_of(encoder_of(Recipe())).source == "vae-1"
+    with pytest.raises(ConfigError, match="exists in memory only"):
+        stage_of(encoder_of(None))
+
+
+def test_an_encoder_that_makes_other_latents_is_refused():
+    stage = stage_of(encoder_of(Recipe(fingerprint="other")))
+    with pytest.raises(ConfigError, match="makes other latents"):
+        stage.open()
+
+
+class TestGround:
+    def test_the_same_folder_is_known_by_its_probe(self, tmp_path):
+        with ray_cluster.shared_ground([tmp_path], tmp_path / "derived") as ground:
+            assert ground.fault() == ""
+            assert Path(ground.probe).is_file()
+            Path(ground.probe).write_text("of another machine", encoding="utf-8")
+            assert "is another folder there" in ground.fault()
+        assert list((tmp_path / "derived").iterdir()) == []
+
+    @pytest.mark.parametrize(
+        ("ground", "words"),
+        [
+            (Ground(("/nowhere-at-all",)), "the folder /nowhere-at-all is not there"),
+            (Ground(probe="/nowhere-at-all/probe"), "is another folder there"),
+            (Ground(version="0"), "the machine that asks has 0"),
+            (Ground(python="2.7"), "the machine that asks has 2.7"),
+        ],
+    )
+    def test_what_differs_is_said_with_the_machine(self, ground, words):
+        assert words in ground.fault()
+        with pytest.raises(ConfigError, match="cannot take part"):
+            ground.require()
+
+    def test_a_dry_run_writes_no_probe(self, tmp_path):
+        with files.dry_run(), ray_cluster.shared_ground([tmp_path], tmp_path / "no") as ground:
+            assert ground.fault() == ""
+        assert not (tmp_path / "no").exists()
+
+
+class Ended(BaseException):
+    """Stands for the end of a process."""
+
+
+class Workers:
+    """Workers that end at some items, and are started anew, around a real notebook."""
+
+    def __init__(self, deadly):
+        self.deadly, self.ended, self.worked = deadly, 0, []
+        notebook = Notebook()
+        self.notebook = notebook
+        self.attempts = Attempts(notebook.begin, notebook.end, 0)
+
+    def run(self, batch, number=0):
+        def work(part):
+            self.worked.append(batch[part])
+            if any(self.deadly(item) for item in batch[part]):
+                self.ended += 1
+                raise Ended
+            return [item * 10 for item in batch[part]]
+
+        while True:
+            try:
+                return self.attempts.outcomes(number, len(batch), work)
+            except Ended:
+                assert self.ended < 20
+
+
+def test_an_item_that_ends_every_worker_costs_only_itself():
+    workers = Workers(lambda item: item == 3)
+    one, two, three, four = workers.run([1, 2, 3, 4])
+    assert [one, two, four] == [10, 20, 40]
+    assert isinstance(three, Failure)
+    assert three.is_transient
+    assert workers.ended == TOGETHER + ALONE
+    assert workers.notebook.repeated() > 0
+
+
+def test_a_worker_that_ends_once_costs_nothing():
+    left = [True]
+    workers = Workers(lambda item: item == 2 and left.pop() if left else False)
+    assert workers.run([1, 2, 3]) == [10, 20, 30]
+    assert workers.worked == [[1, 2, 3], [1, 2, 3]]  # the same batch: the same bytes
+
+
+def test_a_batch_that_is_repeated_for_another_is_no_suspect():
+    """A task of several batches begins again from its first, which had been done."""
+    workers = Workers(lambda item: False)
+    for _ in range(10):
+        assert workers.run([1, 2]) == [10, 20]
+    assert workers.notebook.repeated() == 0
+    assert OPENINGS >= 1
