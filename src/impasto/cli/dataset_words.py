@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from impasto import presence
+from impasto.cli.dataset_options import local_dataset_config
 from impasto.invocation import command
 from impasto.progress import counted
 
