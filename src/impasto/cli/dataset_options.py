@@ -136,7 +136,7 @@ def display_path(path: Path, source: Path) -> str:
     return str(path.relative_to(source)) if path.is_relative_to(source) else shown(path)
 
 
-def local_dataset_config(source: Path, options: dict[str, Any]) -> Any:
+def local_dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     """As `dataset_config`, for commands that write words, crops or masks beside images.
 
     Raises:
