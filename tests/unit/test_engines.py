@@ -6,9 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from ray_stages import Recipe, encoder_of
 
 from impasto import files
+from impasto.cli.dataset_options import with_executor
+from impasto.cli.main import impasto
 from impasto.config.load import build_dataset_config
 from impasto.data import ray_cluster
 from impasto.data.engine import LOCAL
@@ -35,6 +38,28 @@ def settings(tmp_path, **values):
 def test_settings_that_contradict_each_other_are_refused(tmp_path, values, words):
     with pytest.raises(ConfigError, match=words):
         settings(tmp_path, **values)
+
+
+def test_options_hold_whatever_the_settings_say(tmp_path):
+    of_ray = settings(tmp_path, executor="ray", ray_address="10.0.0.7:6379")
+    assert with_executor(of_ray, None, None) is of_ray
+    assert with_executor(of_ray, "local", None).ray_address is None
+    assert with_executor(of_ray, None, "auto").ray_address == "auto"
+    asked = with_executor(settings(tmp_path), None, "10.0.0.7:6379")
+    assert (asked.executor, asked.ray_address) == ("ray", "10.0.0.7:6379")
+    with pytest.raises(ConfigError, match="ray_address has no effect"):
+        with_executor(of_ray, "local", "auto")
+    with pytest.raises(ConfigError, match="decodes in processes only"):
+        with_executor(settings(tmp_path, decode_workers=0), "ray", None)
+
+
+def test_train_takes_the_address(tmp_path):
+    file = tmp_path / "run.toml"
+    written = "[model]\npath = 'base'\n[dataset]\nimage_dir = 'none'\n[training]\nmax_steps = 1\n"
+    file.write_text(f"output_dir = 'run'\n{written}", encoding="utf-8")
+    words = ["train", str(file), "--plan", "--json", "--ray-address", ""]
+    found = CliRunner().invoke(impasto, words)
+    assert "ray_address is empty" in found.output
 
 
 def test_the_usual_engine_is_this_machine(tmp_path):

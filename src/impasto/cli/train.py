@@ -24,15 +24,31 @@ if TYPE_CHECKING:
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
 )
+@click.option(
+    "--ray-address",
+    metavar="HOST:PORT",
+    help="Prepare the images with this Ray cluster; auto for the one of this machine. Short for "
+    "--set dataset.executor=ray --set dataset.ray_address=HOST:PORT.",
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Say what would happen, and stop.")
 @click.option(
     "--json", "as_json", is_flag=True, help="With --plan: print one JSON object, for programs."
 )
-def train(config: Path, overrides: tuple[str, ...], *, plan_only: bool, as_json: bool) -> None:
+def train(
+    config: Path,
+    overrides: tuple[str, ...],
+    ray_address: str | None,
+    *,
+    plan_only: bool,
+    as_json: bool,
+) -> None:
     """Train as the TOML file CONFIG says, in a new run directory.
 
     Example: impasto train my-style.toml --set optimizer.lr=1e-5
     """
+    if ray_address is not None:
+        named = f"dataset.ray_address={ray_address}"
+        overrides = (*overrides, "dataset.executor=ray", named)
     if as_json:
         if not plan_only:
             raise click.UsageError("--json belongs to --plan.")
