@@ -257,6 +257,34 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
             Facts(predicts_velocity=False),
             "infinite where nothing is left",
         ),
+        (
+            {"loss": {"uncertainty": True}, "noise": {"zero_terminal_snr": True}},
+            Facts(predicts_velocity=False),
+            "infinite where nothing is left",
+        ),
+        (
+            {"optimizer": {"start_decay": 1.0}},
+            Facts(sharding="FSDP", processes=2),
+            "a model that is sharded by FSDP",
+        ),
+        (
+            {
+                "training": {"posthoc_ema": True, "ema_every": 7},
+                "saving": {"posthoc_every_steps": 9},
+            },
+            Facts(),
+            "is no multiple of training.ema_every 7",
+        ),
+        (
+            {"saving": {"posthoc_dtype": "fp32"}},
+            Facts(),
+            "no effect without training.posthoc_ema",
+        ),
+        (
+            {"training": {"posthoc_ema": True}, "optimizer": {"kind": "adamw_schedule_free"}},
+            Facts(),
+            "both average the weights",
+        ),
     ],
 )
 def test_rows_ask_what_is_known(settings, facts, words, train_config):

@@ -40,8 +40,7 @@ LOSS = (
         ),
         lambda _: (
             "noise.zero_terminal_snr makes the weights of loss.debiased, loss.noise_loss_like_v "
-            "and loss.uncertainty infinite, or nearly, where nothing is left of the image. Take "
-            "one of them out"
+            "and loss.uncertainty infinite where nothing is left of the image. Take one of them out"
         ),
     ),
     Rule(
