@@ -248,7 +248,7 @@ def test_half_an_image_is_not_taken_for_a_damaged_one(bucket, s3, tmp_path):
 def test_a_missing_package_is_named(monkeypatch):
     monkeypatch.setattr(objects, "_MADE", {})
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    with pytest.raises(MissingDependencyError, match="Install it with: .*gcsfs") as told:
+    with pytest.raises(MissingDependencyError, match=r"Install it with: .*gcsfs") as told:
         scan_folder(Path("gs://bucket/cats"))
     assert told.value.extra == "remote"
 
