@@ -74,15 +74,16 @@ def test_a_store_that_fails_while_training_ends_the_run_with_a_sentence(
         ("dataset", "mask", "URL"),
         ("dataset", "tag", "URL"),
         ("dataset", "caption", "URL"),
-        ("dataset", "cache", "URL", "model", "--export-npz"),
+        ("dataset", "cache", "URL", "MODEL", "--export-npz"),
         ("dataset", "show", "URL/000.png"),
         ("dataset", "plan", "URL", "--simulate", "1000"),
     ],
     ids=lambda words: " ".join(words[1:]),
 )
-def test_what_needs_files_of_this_machine_is_refused(stored, bucket, words):
+def test_what_needs_files_of_this_machine_is_refused(stored, bucket, nano_model, words):
     url = stored["image_dir"]
-    result = CliRunner().invoke(commands, [word.replace("URL", url) for word in words])
+    given = [word.replace("URL", url).replace("MODEL", str(nano_model)) for word in words]
+    result = CliRunner().invoke(commands, given)
     assert "is in an object store" in str(result.exception), result.output
     assert all(key.startswith("pictures/") for key in objects.find(bucket).objects)
 

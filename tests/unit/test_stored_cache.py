@@ -132,6 +132,11 @@ def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
         content[-200:] = bytes(200)
         copy.write_bytes(content)
     assert is_right(LatentCache(place))  # by rows; nothing of the store is removed for it
+    assert is_right(LatentCache(place))
+    until(lambda: len(copies_in(place)) == 3)
+    for copy in copies_in(place):
+        copy.write_bytes(b"half a file")
+    assert is_right(LatentCache(place))
     assert len(LatentCache(place)) == len(KEYS)
 
 
@@ -344,11 +349,31 @@ def test_a_full_disk_is_named_and_rows_are_read_all_the_same(place, elsewhere, m
     assert is_right(cache)
 
 
+def test_copies_of_segments_go_when_the_store_has_them_no_more(place, elsewhere, monkeypatch):
+    from impasto.data import segments, tables
+
+    folder = place / "numbers.table"
+    elsewhere("a")
+    for number in range(3):
+        TableFolder(folder, SCHEMA, [1]).append(rows_of(SCHEMA, [("x", number)]))
+    kept = machine_folder(folder)
+    elsewhere("b")
+    monkeypatch.setattr(tables, "REMOVED_AFTER_NS", -1)
+    table = TableFolder(folder, SCHEMA, [1])
+    table.rewrite(table.read())
+    elsewhere("a")
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 3
+    assert len(list(kept.iterdir())) == 4
+    monkeypatch.setattr(segments, "_KEPT_NS", -(10**18))
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 3
+    assert len(list(kept.iterdir())) == 1
+
+
 @pytest.mark.parametrize("given", ["much", "-1", "nan"])
-def test_a_limit_that_is_no_number_is_named(given, monkeypatch):
+def test_a_limit_that_is_no_number_is_named(given, in_memory, monkeypatch):
     monkeypatch.setenv(copies.LIMIT_VARIABLE, given)
     with pytest.raises(ConfigError, match=f"IMPASTO_STORE_CACHE_GB is '{given}'"):
-        copies.limit_bytes()
+        LatentCache(in_memory)
 
 
 def test_a_cache_in_use_is_not_pruned(place):
