@@ -1,7 +1,9 @@
 """Latents and tables in an object store: by rows at once, by copies later, whole or not at all."""
 
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from impasto.data.keyed import KeyedTable
 from impasto.data.latent_cache import LatentCache
 from impasto.data.latent_keys import LatentKeys
 from impasto.data.records import Size
+from impasto.data.shard_fetching import ShardFetcher
 from impasto.data.tables import TableFolder, rows_of
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError, DatasetError, StorageError
@@ -105,8 +108,15 @@ def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monk
     size = copies_in(place)[0].stat().st_size
     elsewhere()
     monkeypatch.setenv(copies.LIMIT_VARIABLE, str(2.5 * size / 2**30))
-    assert is_right(LatentCache(place))
-    until(lambda: len(copies_in(place)) == 2)
+    fetched, told = [], []
+    real = objects.download
+    monkeypatch.setattr(objects, "download", lambda *given: (fetched.append(given), real(*given)))
+    cache = LatentCache(place)
+    cache.set_notify(told.append)
+    assert is_right(cache)
+    until(lambda: told)  # the third has no room, and takes none from the others
+    assert is_right(cache)
+    assert len(fetched) == len(copies_in(place)) == 2
     first = set(copies_in(place))
     for copy in first:
         os.utime(copy, (1, 1))  # as of a run of long ago
@@ -115,6 +125,25 @@ def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monk
         assert is_right(cache, [key])
     assert len(copies_in(place)) == 2
     assert all(copy.stat().st_mtime > 1 for copy in copies_in(place))
+
+
+def test_a_shard_that_many_threads_ask_for_is_fetched_once():
+    fetched, go = [], threading.Barrier(16)
+
+    def fetch(shard):
+        fetched.append(shard)
+        time.sleep(0.01)
+        return True
+
+    fetcher = ShardFetcher(fetch, pytest.fail, "latents")
+
+    def ask(_):
+        go.wait()
+        return fetcher.are_here({f"{n}": 1 for n in range(50)})
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(all(found.values()) for found in pool.map(ask, range(16)))
+    assert sorted(fetched) == sorted(f"{n}" for n in range(50))
 
 
 def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
