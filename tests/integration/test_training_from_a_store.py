@@ -74,23 +74,39 @@ def test_a_store_that_fails_while_training_ends_the_run_with_a_sentence(
         ("dataset", "mask", "URL"),
         ("dataset", "tag", "URL"),
         ("dataset", "caption", "URL"),
+        ("dataset", "cache", "URL", "MODEL", "--export-npz"),
+        ("dataset", "show", "URL/000.png"),
+        ("dataset", "plan", "URL", "--simulate", "1000"),
     ],
-    ids=lambda words: words[1],
+    ids=lambda words: " ".join(words[1:]),
 )
-def test_what_would_write_beside_images_is_refused(stored, bucket, words):
+def test_what_needs_files_of_this_machine_is_refused(stored, bucket, nano_model, words):
     url = stored["image_dir"]
-    result = CliRunner().invoke(commands, [word.replace("URL", url) for word in words])
+    given = [word.replace("URL", url).replace("MODEL", str(nano_model)) for word in words]
+    result = CliRunner().invoke(commands, given)
     assert "is in an object store" in str(result.exception), result.output
     assert all(key.startswith("pictures/") for key in objects.find(bucket).objects)
 
 
-def test_a_scan_a_plan_and_a_report_take_a_url(stored, tmp_path):
-    for words in (("scan",), ("plan",), ("report", "--out", str(tmp_path / "report.html"))):
-        result = CliRunner().invoke(
-            commands, ["dataset", words[0], stored["image_dir"], *words[1:]]
-        )
-        assert result.exit_code == 0, (result.output, result.exception)
-        assert "13" in result.output
+@pytest.mark.parametrize("verb", ["scan", "plan", "list", "report"])
+def test_verbs_that_look_at_images_take_urls(stored, tmp_path, verb):
+    words = ["dataset", verb, stored["image_dir"], "--cache-dir", stored["cache_dir"]]
+    words += ["--out", str(tmp_path / "report.html")] if verb == "report" else []
+    result = CliRunner().invoke(commands, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "13" in result.output
+
+
+def test_words_of_stored_images_are_merged_into_a_file_that_finds_them(stored, tmp_path):
+    file = tmp_path / "meta.json"
+    words = ["dataset", "merge", stored["image_dir"], str(file), "--keys", "absolute"]
+    result = CliRunner().invoke(commands, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert f'"{stored["image_dir"]}/000.png"' in file.read_text(encoding="utf-8")
+    scan = ["dataset", "scan", str(file), "--image-dir", stored["image_dir"]]
+    result = CliRunner().invoke(commands, scan)
+    assert result.exit_code == 0, (result.output, result.exception)
+    assert "13" in result.output
 
 
 def test_a_run_directory_in_a_store_is_refused(train_config):

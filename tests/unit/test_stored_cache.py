@@ -1,7 +1,9 @@
 """Latents and tables in an object store: by rows at once, by copies later, whole or not at all."""
 
 import os
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from impasto.data.keyed import KeyedTable
 from impasto.data.latent_cache import LatentCache
 from impasto.data.latent_keys import LatentKeys
 from impasto.data.records import Size
+from impasto.data.shard_fetching import ShardFetcher
 from impasto.data.tables import TableFolder, rows_of
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError, DatasetError, StorageError
@@ -105,8 +108,15 @@ def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monk
     size = copies_in(place)[0].stat().st_size
     elsewhere()
     monkeypatch.setenv(copies.LIMIT_VARIABLE, str(2.5 * size / 2**30))
-    assert is_right(LatentCache(place))
-    until(lambda: len(copies_in(place)) == 2)
+    fetched, told = [], []
+    real = objects.download
+    monkeypatch.setattr(objects, "download", lambda *given: (fetched.append(given), real(*given)))
+    cache = LatentCache(place)
+    cache.set_notify(told.append)
+    assert is_right(cache)
+    until(lambda: told)  # the third has no room, and takes none from the others
+    assert is_right(cache)
+    assert len(fetched) == len(copies_in(place)) == 2
     first = set(copies_in(place))
     for copy in first:
         os.utime(copy, (1, 1))  # as of a run of long ago
@@ -115,6 +125,25 @@ def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monk
         assert is_right(cache, [key])
     assert len(copies_in(place)) == 2
     assert all(copy.stat().st_mtime > 1 for copy in copies_in(place))
+
+
+def test_a_shard_that_many_threads_ask_for_is_fetched_once():
+    fetched, go = [], threading.Barrier(16)
+
+    def fetch(shard):
+        fetched.append(shard)
+        time.sleep(0.01)
+        return True
+
+    fetcher = ShardFetcher(fetch, pytest.fail, "latents")
+
+    def ask(_):
+        go.wait()
+        return fetcher.are_here({f"{n}": 1 for n in range(50)})
+
+    with ThreadPoolExecutor(16) as pool:
+        assert all(all(found.values()) for found in pool.map(ask, range(16)))
+    assert sorted(fetched) == sorted(f"{n}" for n in range(50))
 
 
 def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
@@ -132,6 +161,11 @@ def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
         content[-200:] = bytes(200)
         copy.write_bytes(content)
     assert is_right(LatentCache(place))  # by rows; nothing of the store is removed for it
+    assert is_right(LatentCache(place))
+    until(lambda: len(copies_in(place)) == 3)
+    for copy in copies_in(place):
+        copy.write_bytes(b"half a file")
+    assert is_right(LatentCache(place))
     assert len(LatentCache(place)) == len(KEYS)
 
 
@@ -344,11 +378,31 @@ def test_a_full_disk_is_named_and_rows_are_read_all_the_same(place, elsewhere, m
     assert is_right(cache)
 
 
+def test_copies_of_segments_go_when_the_store_has_them_no_more(place, elsewhere, monkeypatch):
+    from impasto.data import segments, tables
+
+    folder = place / "numbers.table"
+    elsewhere("a")
+    for number in range(3):
+        TableFolder(folder, SCHEMA, [1]).append(rows_of(SCHEMA, [("x", number)]))
+    kept = machine_folder(folder)
+    elsewhere("b")
+    monkeypatch.setattr(tables, "REMOVED_AFTER_NS", -1)
+    table = TableFolder(folder, SCHEMA, [1])
+    table.rewrite(table.read())
+    elsewhere("a")
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 3
+    assert len(list(kept.iterdir())) == 4
+    monkeypatch.setattr(segments, "_KEPT_NS", -(10**18))
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 3
+    assert len(list(kept.iterdir())) == 1
+
+
 @pytest.mark.parametrize("given", ["much", "-1", "nan"])
-def test_a_limit_that_is_no_number_is_named(given, monkeypatch):
+def test_a_limit_that_is_no_number_is_named(given, in_memory, monkeypatch):
     monkeypatch.setenv(copies.LIMIT_VARIABLE, given)
     with pytest.raises(ConfigError, match=f"IMPASTO_STORE_CACHE_GB is '{given}'"):
-        copies.limit_bytes()
+        LatentCache(in_memory)
 
 
 def test_a_cache_in_use_is_not_pruned(place):

@@ -29,6 +29,7 @@ from impasto.cli.dataset_options import (
     bucket_options,
     dataset_config,
     executor_options,
+    local_dataset_config,
     print_skipped,
     scan_images,
 )
@@ -162,7 +163,9 @@ def plan(
         from impasto.cli.console import Console
         from impasto.cli.dataset_simulate import show_simulation
 
-        show_simulation(dataset_config(source, options), Console(), simulate, encode_rate)
+        why = "which is not simulated: give a folder of this machine with some of the images"
+        config = local_dataset_config(source, options, why)
+        show_simulation(config, Console(), simulate, encode_rate)
         return
     if encode_rate is not None:
         raise click.UsageError("--encode-rate goes with --simulate.")

@@ -17,6 +17,7 @@ from impasto.cli.dataset_options import (
     scan_images,
 )
 from impasto.progress import counted
+from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -114,8 +115,8 @@ def _say_how_to_read(
     roots = list(dict.fromkeys(record.subset.root for record in scan.records))
     if len(roots) == 1:
         console.note(
-            f"The names in it are relative to {roots[0]}: give it with image_dir = "
-            f"'{roots[0]}', or --image-dir here."
+            f"The names in it are relative to {shown(roots[0])}: give it with image_dir = "
+            f"'{shown(roots[0])}', or --image-dir here."
         )
     else:
         console.note(

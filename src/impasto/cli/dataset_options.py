@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
 
 
+_WRITES = (
+    "where nothing is written beside images. Copy the folder to a disk, change the words there, "
+    "and copy them back"
+)
+
+
 def _of_this_machine(context: click.Context, parameter: click.Parameter, value: Path) -> Path:  # noqa: ARG001
     """Refuse a URL before a model is loaded: nothing is written beside images of a store."""
     _require_local(value)
@@ -136,30 +142,33 @@ def display_path(path: Path, source: Path) -> str:
     return str(path.relative_to(source)) if path.is_relative_to(source) else shown(path)
 
 
-def local_dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
-    """As `dataset_config`, for commands that write words, crops or masks beside images.
+def local_dataset_config(
+    source: Path, options: dict[str, Any], why: str = _WRITES
+) -> DatasetConfig:
+    """As `dataset_config`, for commands that do nothing with images in an object store.
+
+    Args:
+        source: As for `dataset_config`.
+        options: As for `dataset_config`.
+        why: What is said of such images; by default, that nothing is written beside them.
 
     Raises:
-        ConfigError: As for `dataset_config`; or images are in an object store, where nobody can
-            take back what was written.
+        ConfigError: As for `dataset_config`; or images are in an object store.
     """
     config = dataset_config(source, options)
     for part in config.parts:
         for subset in part.subsets:
             for place in (subset.image_dir, subset.metadata_file):
                 if place is not None:
-                    _require_local(place)
+                    _require_local(place, why)
     return config
 
 
-def _require_local(place: Path) -> None:
+def _require_local(place: Path, why: str = _WRITES) -> None:
     from impasto.errors import ConfigError
 
     if is_remote(place):
-        raise ConfigError(
-            f"{shown(place)} is in an object store, where nothing is written beside images. Copy "
-            f"the folder to a disk, change the words there, and copy them back."
-        )
+        raise ConfigError(f"{shown(place)} is in an object store, {why}.")
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:

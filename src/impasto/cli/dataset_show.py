@@ -23,7 +23,12 @@ def show(image: Path, view: Path | None, *, as_json: bool) -> None:
     from impasto.data.images import UnreadableImageError, failure_of
     from impasto.data.inspection import inspect_image, write_view
     from impasto.errors import DatasetError
+    from impasto.remote_paths import is_remote, shown
 
+    if is_remote(image):
+        raise DatasetError(
+            f"{shown(image)} is in an object store; expected the path of an image of this machine."
+        )
     try:
         facts = inspect_image(image)
         if view is not None:

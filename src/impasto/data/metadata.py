@@ -21,7 +21,7 @@ from impasto.data.finding import ImageFinder
 from impasto.data.records import ImageRecord, Size
 from impasto.errors import DatasetError
 from impasto.parsing import is_text, json_fault, parse_json, read_text, split_lines
-from impasto.remote_paths import is_remote, shown
+from impasto.remote_paths import absolute, is_remote, shown
 from impasto.storage import objects
 
 KeyStyle = Literal["relative", "absolute", "stem"]
@@ -204,7 +204,7 @@ def keys_of_files(known: Sequence[MetadataEntry], roots: Iterable[Path]) -> dict
 
 def _key_of(record: ImageRecord, style: KeyStyle) -> str:
     if style == "absolute":
-        return str(record.path.absolute())
+        return shown(absolute(record.path))
     name = record.file_name
     return os.path.splitext(name)[0] if style == "stem" else name  # noqa: PTH122
 

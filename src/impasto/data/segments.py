@@ -14,6 +14,7 @@ import json
 import re
 import time
 import zlib
+from collections.abc import Collection
 from pathlib import Path
 
 import pyarrow as pa
@@ -30,6 +31,7 @@ from impasto.storage_errors import reported
 _NAME = re.compile(r"seg-(\d{20})-[^.]+-([0-9a-f]{8})-(\d+)\.arrow")
 _REPLACES = b"replaces"
 _READ_AT_ONCE = 1 << 22
+_KEPT_NS = 3600 * 10**9  # a listing of a store may be of a moment ago
 
 
 def segments_in(folder: Path | None) -> list[Path]:
@@ -41,8 +43,9 @@ def segments_in(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     if is_remote(folder):
-        names = objects.find(folder).objects
-        return sorted(folder / name for name in names if _NAME.fullmatch(name))
+        names = [name for name in objects.find(folder).objects if _NAME.fullmatch(name)]
+        _remove_copies(machine_folder(folder), names)
+        return sorted(folder / name for name in names)
     with contextlib.suppress(OSError):
         return sorted(file for file in folder.iterdir() if _NAME.fullmatch(file.name))
     return []
@@ -86,6 +89,15 @@ def remove_segment(file: Path) -> None:
     if is_remote(file):
         objects.remove(file)
     _here(file).unlink(missing_ok=True)
+
+
+def _remove_copies(folder: Path, names: Collection[str]) -> None:
+    """Remove copies of segments that are in the store no more, and were written an hour ago."""
+    before = time.time_ns() - _KEPT_NS
+    for copy in folder.glob("seg-*.arrow"):
+        if copy.name not in names and _time_of(copy.name) < before:
+            with contextlib.suppress(OSError):  # Windows removes none that is mapped
+                copy.unlink()
 
 
 def _here(file: Path) -> Path:

@@ -68,11 +68,11 @@ class ShardFetcher:
         return (future.done() or self._outstanding <= WORTH_WAITING) and future.result()
 
     def _ask(self, shard: str, size: int) -> Future[bool]:
-        known = self._asked.get(shard)
-        if known is not None:
-            return known
         with self._lock:
-            future = self._asked.setdefault(shard, Future())
+            known = self._asked.get(shard)
+            if known is not None:
+                return known
+            future = self._asked[shard] = Future()
             self._outstanding += size
             self._waiting.put((shard, size, future))
             if self._threads < _AT_ONCE:

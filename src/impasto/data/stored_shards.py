@@ -13,66 +13,36 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from impasto import files
+from impasto.data.shard_columns import HEADER_BYTES, StoredColumn, columns_of
 from impasto.data.shard_fetching import ShardFetcher
 from impasto.data.shard_files import StoredIndex, read_index
 from impasto.data.shard_index import Place
 from impasto.data.shard_store import (
     Arrays,
     Describe,
-    have_shape,
     mapped,
     tensors_of,
     verified,
 )
-from impasto.errors import DatasetError
-from impasto.parsing import parse_json
 from impasto.remote_paths import machine_folder, shown
 from impasto.storage import objects
-from impasto.storage.copies import COUNTED, SpareRoom, fetch_to, scratch
+from impasto.storage.copies import COUNTED, SpareRoom, fetch_to, limit_bytes, scratch
 from impasto.storage.objects import Stored
 from impasto.storage_errors import reported
 
 _INDEX = re.compile(r"([0-9a-f]{2}/)?shard-[^/]+\.json")
-_TYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8}
-_HEADER_BYTES = 1 << 12
-_LONGEST_HEADER = 1 << 20
 _AT_ONCE = 64
 _NOTHING = Stored(0, 0)
-
-
-@dataclass(frozen=True)
-class _Column:
-    """Where a column is in a file of tensors.
-
-    Attributes:
-        dtype: Its type.
-        shape: That of all rows.
-        begin: The place of its first byte in the file.
-    """
-
-    dtype: np.dtype[np.generic]
-    shape: tuple[int, ...]
-    begin: int
-
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row."""
-        return self.dtype.itemsize * math.prod(self.shape[1:])
-
-    def row(self, content: bytes) -> np.ndarray:
-        """A row of its bytes."""
-        return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
 
 
 class StoredShardFiles:
@@ -82,14 +52,18 @@ class StoredShardFiles:
         folder: Where they are.
         columns: The names of the arrays in each shard.
         note: Is told, once, where there is no room for copies.
+
+    Raises:
+        ConfigError: The environment gives a limit of copies that is no number.
     """
 
     def __init__(self, folder: Path, columns: tuple[str, ...], note: Callable[[str], None]) -> None:
+        limit_bytes()
         self._folder, self._columns = folder, columns
         self.here = machine_folder(folder)
         self._listed: dict[Path, Stored] = {}
         self._written: dict[Path, Stored] = {}
-        self._headers: dict[str, tuple[_Column, ...]] = {}
+        self._headers: dict[str, tuple[StoredColumn, ...]] = {}
         self._room = SpareRoom()
         self._fetcher = ShardFetcher(self._fetch_copy, note, shown(folder))
 
@@ -218,7 +192,12 @@ class StoredShardFiles:
         copy = self._copy_of(tensors_of(index))
         if not self._room.use(copy):
             self._fetch_copy(self._name_of(index), must=True)
-        return mapped(copy, self._columns)
+        try:
+            return mapped(copy, self._columns)
+        except SafetensorError:  # the copy is damaged, which says nothing of the shard
+            copy.unlink(missing_ok=True)
+            self._fetch_copy(self._name_of(index), must=True)
+            return mapped(copy, self._columns)
 
     def drop_copy(self, index: Path) -> bool:
         """Remove the copy of a shard, which is read row by row from now on."""
@@ -273,47 +252,15 @@ class StoredShardFiles:
         fresh = [shard for shard in shards if shard not in self._headers]
         if not fresh:
             return
-        begun = objects.read_beginnings([self._tensors(name) for name in fresh], _HEADER_BYTES)
+        begun = objects.read_beginnings([self._tensors(name) for name in fresh], HEADER_BYTES)
         for shard in fresh:
             content = begun[self._tensors(shard)]
             if isinstance(content, OSError):
                 raise content
-            self._headers[shard] = self._columns_of(shard, content)
-
-    def _columns_of(self, shard: str, content: bytes) -> tuple[_Column, ...]:
-        """Where the columns of a shard are, by the beginning of its file.
-
-        Raises:
-            DatasetError: It is not the beginning of such a file.
-
-        Format: https://huggingface.co/docs/safetensors, "Format".
-        """
-        tensors = self._tensors(shard)
-        length = int.from_bytes(content[:8], "little")
-        try:
-            if not 0 < length <= _LONGEST_HEADER:
-                raise ValueError
-            if len(content) < 8 + length:
-                content = objects.read(tensors, 0, 8 + length)
-            header = parse_json(content[8 : 8 + length])
-            found = [header[name] for name in self._columns]
-            columns = tuple(
-                _Column(np.dtype(_TYPES[c["dtype"]]), tuple(c["shape"]), 8 + length + begin)
-                for c in found
-                for begin in [c["data_offsets"][0]]
+            tensors = self._tensors(shard)
+            self._headers[shard] = columns_of(
+                tensors, content, self._columns, self._said(tensors).size
             )
-            ends = [c.begin + c.row_bytes * c.shape[0] for c in columns]
-            entries = columns[0].shape[0]
-            if not have_shape(tensors.name, [c.shape for c in columns], entries):
-                raise ValueError
-            if max(ends) > self._said(tensors).size:
-                raise ValueError
-        except (ValueError, KeyError, TypeError, IndexError) as error:
-            raise DatasetError(
-                f"{shown(tensors)} is damaged, or not a shard. impasto dataset cache verify "
-                f"--remove removes what is; it is then made anew."
-            ) from error
-        return columns
 
     def _keep(self, file: Path, copy: Path) -> None:
         """Keep what was just put into the store as its copy, where there is room."""

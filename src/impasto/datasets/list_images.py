@@ -53,7 +53,7 @@ def list_images(
         DatasetError: There is nothing usable.
         StorageError: Derived data cannot be written.
     """
-    derived = config.derived_dir
+    derived = config.machine_dir
     files.require_writable(derived)  # makes it, which changes its folder, ahead of the times below
     folders = folders_below(source) if source.is_dir() else {}
     with open_engine(config, progress) as engine:

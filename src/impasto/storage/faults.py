@@ -34,6 +34,12 @@ _UNREACHABLE = {"EndpointConnectionError", "ConnectTimeoutError", "ReadTimeoutEr
                 "ServerTimeoutError", "TimeoutError", "FSTimeoutError", "ConnectError",
                 "ConnectTimeout", "ReadTimeout", "NameResolutionError"}  # fmt: skip
 _PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "hf": "huggingface-hub", "memory": "fsspec"}
+_VARIABLES = {
+    "s3": "AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "hf": "HF_TOKEN",
+    "memory": "it asks for none",
+}
 _MOST_CAUSES = 8
 
 
@@ -66,18 +72,18 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
             f"it with: {install_packages(_PACKAGES[scheme])}",
             extra="remote",
         )
-    bucket = key_of(place).split("/")[0]
+    bucket, scheme = key_of(place).split("/")[0], scheme_of(place)
+    elsewhere = ", and AWS_ENDPOINT_URL if the store is not Amazon's" if scheme == "s3" else ""
+    retries = " (AWS_MAX_ATTEMPTS and AWS_RETRY_MODE say how many)" if scheme == "s3" else ""
     for known, words in (
         (_EXPIRED, "the credentials in the environment have expired. Renew them and start again"),
         (_UNKNOWN, "the store does not know the credentials in the environment, or there are none. "
-                   "Set them as for its own programs, such as AWS_PROFILE, or AWS_ACCESS_KEY_ID "
-                   "and AWS_SECRET_ACCESS_KEY"),
-        (_NO_BUCKET, f"there is no bucket {bucket}. Check its name, and AWS_ENDPOINT_URL if the "
-                     f"store is not Amazon's"),
+                   f"Set them as for its own programs: {_VARIABLES[scheme]}"),
+        (_NO_BUCKET, f"there is no bucket {bucket}. Check its name{elsewhere}"),
         (_DENIED, "the credentials in the environment do not permit this. Reading takes the right "
                   "to list the bucket and to get objects, caches also that to put and to delete"),
-        (_BUSY, "the store is too busy, also after all retries (AWS_MAX_ATTEMPTS and "
-                "AWS_RETRY_MODE say how many). Start again later; what is done is kept"),
+        (_BUSY, f"the store is too busy, also after all retries{retries}. Start again later; "
+                "what is done is kept"),
     ):  # fmt: skip
         if names & known:
             return StorageError(f"{url}: {words}.")
@@ -88,10 +94,7 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
     if names & _CUT_SHORT:
         return OSError(errno.EIO, "came cut short from the object store", url)
     if names & _UNREACHABLE:
-        return StorageError(
-            f"{url}: the store cannot be reached. Check the network, and AWS_ENDPOINT_URL if the "
-            f"store is not Amazon's."
-        )
+        return StorageError(f"{url}: the store cannot be reached. Check the network{elsewhere}.")
     return StorageError(f"{url}: the store answered with {' / '.join(sorted(names))}.")
 
 
