@@ -313,7 +313,13 @@ class TrainingLoop:
 
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""
-        state = restore_newest(self._session_state, self._accelerator, self._run, self._events)
+        state = restore_newest(
+            self._session_state,
+            self._accelerator,
+            self._run,
+            self._events,
+            self._pauses.begin_averages,
+        )
         if state is None:
             return 0
         if state.step > self._session.total_steps:

@@ -126,6 +126,12 @@ class Pauses:
         with self._outside_training("export", done):
             return self._saver.export_model()
 
+    def begin_averages(self, step: int) -> None:
+        """Store what averages are told from, before anything of the state after `step` is read."""
+        session = self._session
+        if session.posthoc and session.participates:
+            self._saver.store_start(step, session.posthoc)
+
     def store_averages(self, done: int) -> None:
         """Store what averages of any length are made of after training, if the run keeps it.
 

@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from impasto import presence
 from impasto.config.run import RunConfig
 from impasto.errors import StorageError
@@ -32,6 +34,7 @@ class DiskPlan:
         models: Models that are there at once.
         snapshot_bytes: The averages of `training.posthoc_ema` as they are stored once.
         snapshots: How often they are.
+        start_bytes: The weights that these are told from, which are stored once.
     """
 
     state_bytes: int
@@ -40,11 +43,12 @@ class DiskPlan:
     models: int
     snapshot_bytes: int = 0
     snapshots: int = 0
+    start_bytes: int = 0
 
     @property
     def run_bytes(self) -> int:
         """What the run directory holds apart from models."""
-        averages = self.snapshots * self.snapshot_bytes
+        averages = self.snapshots * self.snapshot_bytes + self.start_bytes
         return self.states * self.state_bytes + averages + SMALL_FILES
 
     @property
@@ -72,6 +76,7 @@ def plan_disk(
         _models_at_once(config, total_steps, steps_per_epoch),
         _snapshot_bytes(config, trainable),
         _snapshots(config, total_steps, steps_per_epoch),
+        _start_bytes(config, trainable),
     )
 
 
@@ -147,6 +152,13 @@ def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:
     return each * sum(part.count() for part in trainable.parts)
 
 
+def _start_bytes(config: RunConfig, trainable: Trainable) -> int:
+    """What the weights in float32 take, which stored averages are differences from."""
+    if not config.training.posthoc_ema:
+        return 0
+    return torch.float32.itemsize * sum(part.count() for part in trainable.parts)
+
+
 def _snapshots(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:
     """How often they are stored, the last time at the end."""
     if not config.training.posthoc_ema:
@@ -158,7 +170,10 @@ def _words_of_averages(plan: DiskPlan) -> str:
     if not plan.snapshots:
         return ""
     times = counted(plan.snapshots, "times")
-    return f", averages of {_gib(plan.snapshot_bytes)} {times} (saving.posthoc_every_steps)"
+    return (
+        f", averages of {_gib(plan.snapshot_bytes)} {times} (saving.posthoc_every_steps) and the "
+        f"start that they are told from, {_gib(plan.start_bytes)}"
+    )
 
 
 def _existing(path: Path) -> Path:

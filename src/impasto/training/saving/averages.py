@@ -2,6 +2,9 @@
 
 `averages/step-00000500.safetensors` of a run directory has the tensors `0.05/unet.conv_in.bias`:
 the sigma_rel of an average (`optim/posthoc.py`), the part, and the name of a weight that learns.
+They are differences from the weights that the run began with, which `averages/start.safetensors`
+has in float32 by the same names. Mixing takes large shares of both signs, so what rounding to 16
+bits adds has to be a part of how far weights moved, which is far less than their size.
 """
 
 from __future__ import annotations
@@ -10,8 +13,10 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.checkpoints.tensors import Tensors
+from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.checkpoints.writing import write_safetensors
 from impasto.errors import RunError
 from impasto.runs import RunDirectory, step_name
@@ -26,8 +31,43 @@ def named(sigma_rel: float, tensors: Tensors) -> Tensors:
     return {f"{sigma_rel:g}{SIGMA_REL}{name}": tensor for name, tensor in tensors.items()}
 
 
+def start_file(run: RunDirectory) -> Path:
+    """The file of the weights that a run began with."""
+    return run.averages / "start.safetensors"
+
+
+def write_start(run: RunDirectory, tensors: Tensors) -> None:
+    """Write the weights that a run begins with durably, by name of weight.
+
+    Raises:
+        ModelError: A value is not finite.
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    run.averages.mkdir(exist_ok=True)
+    write_safetensors(start_file(run), tensors, {}, hashed=False)
+
+
+def read_start(run: RunDirectory) -> Tensors:
+    """The weights that a run began with, unread, by name of weight.
+
+    Raises:
+        ModelError: The file is missing or damaged.
+    """
+    return open_tensor_file(start_file(run)).tensors
+
+
+def less(tensor: LazyTensor, start: LazyTensor) -> LazyTensor:
+    """The difference of two tensors, in float32."""
+    return LazyTensor(
+        tensor.shape,
+        torch.float32,
+        lambda: tensor.read().to(torch.float32) - start.read(),
+        owns_memory=True,
+    )
+
+
 def write_snapshot(run: RunDirectory, done: int, tensors: Tensors) -> None:
-    """Write averages after `done` steps durably, over what an earlier try at them left.
+    """Write averages less the start after `done` steps, over what an earlier try at them left.
 
     Raises:
         ModelError: A value does not fit the type that it is stored in.
@@ -46,7 +86,7 @@ def stored_steps(run: RunDirectory) -> list[int]:
 
 
 def read_snapshots(run: RunDirectory, last: int) -> Mapping[Profile, Tensors]:
-    """All averages that were stored up to a step, unread, by name of weight.
+    """All averages less the start that were stored up to a step, unread, by name of weight.
 
     Args:
         run: The run.
