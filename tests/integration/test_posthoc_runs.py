@@ -13,9 +13,20 @@ from impasto.cli.plan import plan_as_json
 from impasto.errors import ConfigError, ModelError, RunError
 from impasto.progress import SilentProgress
 from impasto.training import session_parts
+from impasto.training.events import SilentEvents
 from impasto.training.posthoc_models import make_averages, measure
 from impasto.training.saving.averages import stored_steps
 from impasto.training.trainer import resume, train
+
+
+class Told(SilentEvents):
+    """Keeps what is noted."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
 
 
 @pytest.fixture
@@ -102,6 +113,37 @@ def test_the_start_is_that_of_the_base_model_also_where_it_was_lost(
     file.unlink()
     with pytest.raises(ModelError, match=r"start\.safetensors is not there"):
         make_averages(run, [0.1])
+
+
+def test_averages_of_an_abandoned_attempt_are_not_mixed_in(averaged, tmp_path, fresh_accelerate):
+    """Its states were moved away, and it is done again at another rate, with other times."""
+    config = averaged()
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(7))
+    (config.output_dir / "states").rename(tmp_path / "moved")
+    file = config.output_dir / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    changed = text.replace("posthoc_every_steps = 2", "posthoc_every_steps = 5")
+    assert changed != text
+    file.write_text(changed.replace("lr = 0.001", "lr = 0.0001"), encoding="utf-8")
+    told = Told()
+    run = resume(config.output_dir, told)
+    assert stored_steps(run) == [5, 10, 12]
+    kept = sorted(path.name for path in (run.path / "averages-abandoned").iterdir())
+    assert kept == ["start.safetensors", *(f"step-{n:08d}.safetensors" for n in (2, 4, 6))]
+    assert any("averages-abandoned" in note for note in told.notes)
+
+
+def test_averages_of_steps_that_were_lost_are_not_kept(averaged, fresh_accelerate):
+    """The state is of step 5, and from there on they are stored at other times."""
+    config = averaged()
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(7))
+    file = config.output_dir / "config.toml"
+    text = file.read_text(encoding="utf-8")
+    changed = text.replace("posthoc_every_steps = 2", "posthoc_every_steps = 5")
+    file.write_text(changed, encoding="utf-8")
+    assert stored_steps(resume(config.output_dir)) == [2, 4, 10, 12]
 
 
 def test_the_plan_of_the_disk_is_what_averages_take(averaged, fresh_accelerate):

@@ -15,6 +15,7 @@ from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
+from impasto.runs import RunDirectory
 from impasto.training.model_files import model_bytes
 from impasto.training.optim.posthoc import TRACKED
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
@@ -94,7 +95,7 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
     else:
         needs[models] = plan.models_bytes
     for place, needed in needs.items():
-        own = (_bytes_below(run / name) for name in ("states", "models", "averages"))
+        own = (_bytes_below(run / name) for name in _own_folders(run))
         free = free_bytes(place) + sum(own)
         if needed > free:
             raise StorageError(
@@ -105,6 +106,12 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
                 f"Nothing was begun. Free some space, keep less (saving.keep_states, "
                 f"saving.keep_models), or choose another output_dir."
             )
+
+
+def _own_folders(run: Path) -> tuple[str, ...]:
+    """Folders whose files a run writes over; averages are set aside where it begins anew."""
+    goes_on = bool(RunDirectory(run).saved_steps())
+    return ("states", "models", "averages") if goes_on else ("states", "models")
 
 
 def free_bytes(path: Path) -> int:

@@ -15,11 +15,14 @@ from pathlib import Path
 
 import torch
 
+from impasto import presence
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.checkpoints.writing import write_safetensors
-from impasto.errors import RunError
+from impasto.errors import RunError, StorageError
+from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
+from impasto.storage_errors import cause_of
 from impasto.training.optim.posthoc import TRACKED, Profile
 from impasto.training.saving.session_state import SIGMA_REL
 
@@ -85,13 +88,51 @@ def stored_steps(run: RunDirectory) -> list[int]:
     return sorted(int(match[1]) for match in matches if match)
 
 
+def clear_later(run: RunDirectory, step: int) -> str:
+    """Keep averages of steps that a run does again, or for the first time, out of its own.
+
+    After a state those that come later are removed, as metrics are: its settings agree with the
+    run's, which makes them again. Where a run begins anew nothing tells what they are of, so the
+    folder is set aside whole.
+
+    Args:
+        run: The run.
+        step: What it goes on from; 0 where it has no state.
+
+    Returns:
+        What was done, in words; empty if nothing was to do.
+
+    Raises:
+        StorageError: A file or the folder cannot be moved or removed.
+    """
+    later = [_file_of(run, stored) for stored in stored_steps(run) if stored > step]
+    if not later:
+        return ""
+    target = presence.free_place(run.path / "averages-abandoned")
+    try:
+        if step == 0:
+            run.averages.rename(target)
+            return (
+                f"The averages of an earlier attempt are kept in {target}; impasto ema does not "
+                f"use them. Delete that folder if you do not need it."
+            )
+        for file in later:
+            file.unlink()
+    except OSError as error:
+        raise StorageError(
+            f"{run.averages} has averages of steps that are done again, which could not be "
+            f"taken away: {cause_of(error)}. Move them away and run the same command."
+        ) from error
+    return f"Removed {counted(len(later), 'files')} of averages from steps that are done again."
+
+
 def read_snapshots(run: RunDirectory, last: int) -> Mapping[Profile, Tensors]:
     """All averages less the start that were stored up to a step, unread, by name of weight.
 
     Args:
         run: The run.
         last: The step after which the average that is made shall be; averages after it belong to
-            later steps, or to steps that were lost and done again.
+            later steps.
 
     Raises:
         ModelError: A file is damaged.
