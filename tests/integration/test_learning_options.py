@@ -12,7 +12,7 @@ from runs import StopAt
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.plan import plan_as_json
 from impasto.config.load import build_run_config
-from impasto.errors import ConfigError, RunError
+from impasto.errors import ConfigError
 from impasto.training.monitoring.image_losses import ImageLosses
 from impasto.training.step import StepOutput
 from impasto.training.trainer import resume, train
@@ -77,19 +77,6 @@ def test_an_option_changes_what_is_learned_and_is_resumed_exactly(
     with pytest.raises(ZeroDivisionError):
         train(stopped, StopAt(4))
     assert same(whole, resume(stopped.output_dir))
-
-
-def test_a_changed_cut_of_batches_is_named_where_noise_is_chosen_in_each(
-    settings, fresh_accelerate
-):
-    config = settings("cut", noise={"immiscible": True}, training={"batch_size": 2})
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(4))
-    file = config.output_dir / "config.toml"
-    text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace("immiscible = true", "immiscible = false"), encoding="utf-8")
-    with pytest.raises(RunError, match=r"noise\.immiscible"):
-        resume(config.output_dir)
 
 
 def test_the_table_of_losses_is_without_what_images_are_for(settings, fresh_accelerate):
