@@ -5,6 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.errors import RunError
+from impasto.runs import RunDirectory
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.posthoc import (
     TRACKED,
@@ -14,6 +17,7 @@ from impasto.training.optim.posthoc import (
     gamma_of,
     power_decay,
 )
+from impasto.training.saving.averages import named, read_snapshots, write_snapshot
 
 
 def profile_of(step, sigma_rel, length):
@@ -88,3 +92,16 @@ def test_what_was_tracked_is_found_again():
     found = fit(known, Profile(20, 0.10))
     assert found.error < 1e-6
     assert found.shares == pytest.approx([0, 0, 0, 1, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("odd", [1, 2, 3])
+def test_the_file_that_is_of_other_weights_is_named(tmp_path, odd):
+    """Whichever it is; where it is the last one, the first that differs from it."""
+    run = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        own = {"unet.w": LazyTensor.of(torch.zeros(2 if step == odd else 3))}
+        tensors = {n: t for sigma_rel in TRACKED for n, t in named(sigma_rel, own).items()}
+        write_snapshot(run, step, tensors)
+    blamed = {1: 1, 2: 2, 3: 1}[odd]
+    with pytest.raises(RunError, match=rf"step-0000000{blamed}\..*after 3 steps"):
+        read_snapshots(run, 3)

@@ -152,12 +152,12 @@ def read_snapshots(run: RunDirectory, last: int) -> Mapping[Profile, Tensors]:
             f"training.posthoc_ema, at its end and saving.posthoc_every_steps."
         )
     shapes = {p: {name: t.shape for name, t in tensors.items()} for p, tensors in found.items()}
-    first = next(iter(shapes.values()))
-    odd = [profile.step for profile, of in shapes.items() if of != first or not of]
+    wanted = shapes[Profile(last, TRACKED[0])]
+    odd = [profile.step for profile, of in shapes.items() if of != wanted] if wanted else [last]
     if odd:
         raise RunError(
-            f"{_file_of(run, odd[0])} does not have the weights of the others. Move it away: the "
-            f"average is then made of the rest."
+            f"{_file_of(run, odd[0])} does not have the weights that those after {last} steps are "
+            f"of. Move it away: the average is then made of the rest."
         )
     return found
 
