@@ -1,12 +1,14 @@
 """Post-hoc averages as numbers: profiles, their products, and how they are mixed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
 from impasto.checkpoints.tensors import LazyTensor
-from impasto.errors import RunError
+from impasto.errors import RunError, StorageError
 from impasto.runs import RunDirectory
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.posthoc import (
@@ -17,6 +19,7 @@ from impasto.training.optim.posthoc import (
     gamma_of,
     power_decay,
 )
+from impasto.training.planning import disk
 from impasto.training.saving.averages import named, read_snapshots, write_snapshot
 
 
@@ -105,3 +108,17 @@ def test_the_file_that_is_of_other_weights_is_named(tmp_path, odd):
     blamed = {1: 1, 2: 2, 3: 1}[odd]
     with pytest.raises(RunError, match=rf"step-0000000{blamed}\..*after 3 steps"):
         read_snapshots(run, 3)
+
+
+def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeypatch):
+    """A run that goes on writes over them; one that begins anew in their directory does not."""
+    config = SimpleNamespace(output_dir=tmp_path, saving=SimpleNamespace(model_dir=None))
+    plan = disk.DiskPlan(state_bytes=0, states=0, model_bytes=0, models=0)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    (tmp_path / "averages").mkdir()
+    with (tmp_path / "averages" / "step-00000002.safetensors").open("wb") as file:
+        file.truncate(plan.run_bytes)
+    with pytest.raises(StorageError, match="Nothing was begun"):
+        disk.require_room(plan, config)
+    (tmp_path / "states" / "step-00000001").mkdir(parents=True)
+    disk.require_room(plan, config)
