@@ -1,5 +1,8 @@
 """Runs with options of what is learned: that each reaches the step, and is resumed exactly."""
 
+import csv
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import draw_images
@@ -9,7 +12,9 @@ from runs import StopAt
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.plan import plan_as_json
 from impasto.config.load import build_run_config
-from impasto.errors import ConfigError, RunError
+from impasto.errors import ConfigError
+from impasto.training.monitoring.image_losses import ImageLosses
+from impasto.training.step import StepOutput
 from impasto.training.trainer import resume, train
 
 
@@ -74,17 +79,33 @@ def test_an_option_changes_what_is_learned_and_is_resumed_exactly(
     assert same(whole, resume(stopped.output_dir))
 
 
-def test_a_changed_cut_of_batches_is_named_where_noise_is_chosen_in_each(
-    settings, fresh_accelerate
-):
-    config = settings("cut", noise={"immiscible": True}, training={"batch_size": 2})
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(4))
-    file = config.output_dir / "config.toml"
-    text = file.read_text(encoding="utf-8")
-    file.write_text(text.replace("immiscible = true", "immiscible = false"), encoding="utf-8")
-    with pytest.raises(RunError, match=r"noise\.immiscible"):
-        resume(config.output_dir)
+def test_the_table_of_losses_is_without_what_images_are_for(settings, fresh_accelerate):
+    """With Diff-Tuning both kinds of images keep the losses that they have at their noise."""
+    logging = {"image_losses": True, "every_steps": 1}
+
+    def first_rows(name, **loss):
+        run = train(settings(name, kept=True, loss=loss, logging=logging))
+        with run.image_losses_file.open(encoding="utf-8", newline="") as file:
+            return [row for row in csv.DictReader(file) if row["step"] == "1"]
+
+    plain, tuned = first_rows("plain"), first_rows("tuned", diff_tuning=1.0)
+    assert [row["image"] for row in tuned] == [row["image"] for row in plain]
+    assert {"/kept/" in row["image"] for row in plain} == {True, False}
+    assert [float(row["loss"]) for row in tuned] == pytest.approx(
+        [float(row["loss"]) for row in plain], rel=1e-4
+    )
+
+
+def test_an_image_that_counts_nothing_has_no_row(tmp_path):
+    """Such as one that could not be read any more: its loss of 0 would be the lowest."""
+    one = SimpleNamespace(is_main_process=True, num_processes=1)
+    run = SimpleNamespace(image_losses_file=tmp_path / "image_losses.csv")
+    losses = ImageLosses(one, run)
+    output = StepOutput(torch.tensor([0.5, 0.0]), torch.tensor([3, 4]), torch.tensor([0.5, 0.0]))
+    losses.add(0, ["a.png", "lost.png"], output)
+    losses.write()
+    rows = run.image_losses_file.read_text(encoding="utf-8").splitlines()
+    assert rows == ["step,image,timestep,loss", "1,a.png,3,1.0"]
 
 
 def test_weights_of_masks_reach_the_step(settings, pictures, tmp_path, fresh_accelerate):

@@ -9,8 +9,12 @@ import torch
 from impasto.config.cases import Facts
 from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config
+from impasto.data.groups import Group
+from impasto.data.records import Size
+from impasto.data.sampler import EpochSampler
 from impasto.diffusion.assignment import assigned, least_assignment
 from impasto.errors import ConfigError
+from impasto.training.fingerprint import _passes
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "negative"])
@@ -46,3 +50,40 @@ def test_batches_of_one_have_nothing_to_choose():
         require_compatible(build_run_config(values, source="test"), Facts())
     values["training"]["batch_size"] = 2
     require_compatible(build_run_config(values, source="test"), Facts())
+
+
+CUTS = [(4, 1), (2, 2), (1, 4)]
+"""Accumulation and processes of the same four batches a step."""
+
+
+@pytest.mark.parametrize("order", ["shuffled", "proportional"])
+def test_a_run_goes_on_in_another_cut_where_it_has_the_same_batches(order):
+    """What a batch chooses of is the same then: its images, and their places in the step."""
+    values = {
+        "output_dir": "run",
+        "model": {"path": "m"},
+        "dataset": {"image_dir": ".", "batch_order": order},
+        "noise": {"immiscible": True},
+    }
+    wide, tall = Group(0, Size(96, 64)), Group(0, Size(64, 96))
+    batches, told = [], set()
+    for accumulation, processes in CUTS:
+        sampler = EpochSampler(
+            [wide] * 17 + [tall] * 9,
+            batch_sizes={wide: 3, tall: 2},
+            seed=5,
+            accumulation=accumulation,
+            num_processes=processes,
+            order=order,
+        )
+        steps = [
+            sampler.optimizer_step(step, rank) for step in range(6) for rank in range(processes)
+        ]
+        found = [(s.step, b.samples, b.positions) for s in steps for b in s.micro_batches
+                 if not b.is_padding]  # fmt: skip
+        batches.append(sorted(found))
+        cut = {"max_steps": 1, "batch_size": 3, "gradient_accumulation_steps": accumulation}
+        changed = {**values, "training": cut}
+        told.add(_passes(build_run_config(changed, source="test"), processes))
+    is_same = all(found == batches[0] for found in batches)
+    assert is_same == (order == "shuffled") == (len(told) == 1)

@@ -1,10 +1,15 @@
 """Post-hoc averages as numbers: profiles, their products, and how they are mixed."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.errors import RunError, StorageError
+from impasto.runs import RunDirectory
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.posthoc import (
     TRACKED,
@@ -14,6 +19,8 @@ from impasto.training.optim.posthoc import (
     gamma_of,
     power_decay,
 )
+from impasto.training.planning import disk
+from impasto.training.saving.averages import named, read_snapshots, write_snapshot
 
 
 def profile_of(step, sigma_rel, length):
@@ -88,3 +95,30 @@ def test_what_was_tracked_is_found_again():
     found = fit(known, Profile(20, 0.10))
     assert found.error < 1e-6
     assert found.shares == pytest.approx([0, 0, 0, 1, 0, 0], abs=1e-6)
+
+
+@pytest.mark.parametrize("odd", [1, 2, 3])
+def test_the_file_that_is_of_other_weights_is_named(tmp_path, odd):
+    """Whichever it is; where it is the last one, the first that differs from it."""
+    run = RunDirectory(tmp_path)
+    for step in (1, 2, 3):
+        own = {"unet.w": LazyTensor.of(torch.zeros(2 if step == odd else 3))}
+        tensors = {n: t for sigma_rel in TRACKED for n, t in named(sigma_rel, own).items()}
+        write_snapshot(run, step, tensors)
+    blamed = {1: 1, 2: 2, 3: 1}[odd]
+    with pytest.raises(RunError, match=rf"step-0000000{blamed}\..*after 3 steps"):
+        read_snapshots(run, 3)
+
+
+def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeypatch):
+    """A run that goes on writes over them; one that begins anew in their directory does not."""
+    config = SimpleNamespace(output_dir=tmp_path, saving=SimpleNamespace(model_dir=None))
+    plan = disk.DiskPlan(state_bytes=0, states=0, model_bytes=0, models=0)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    (tmp_path / "averages").mkdir()
+    with (tmp_path / "averages" / "step-00000002.safetensors").open("wb") as file:
+        file.truncate(plan.run_bytes)
+    with pytest.raises(StorageError, match="Nothing was begun"):
+        disk.require_room(plan, config)
+    (tmp_path / "states" / "step-00000001").mkdir(parents=True)
+    disk.require_room(plan, config)

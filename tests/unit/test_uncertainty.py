@@ -68,6 +68,15 @@ def test_steps_are_those_of_adam_and_what_is_not_finite_moves_nothing():
     torch.testing.assert_close(learned.tensors()["weights"], plain.detach())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_are_those_of_float32_under_autocast(dtype):
+    learned = Uncertainty(SCHEDULE, EPSILON)
+    learned.tensors()["weights"].normal_(generator=torch.Generator().manual_seed(1))
+    plain = weight(learned)
+    with torch.autocast("cpu", dtype):
+        torch.testing.assert_close(weight(learned), plain, rtol=1e-6, atol=0)
+
+
 def test_fixed_weights_beside_it_are_refused():
     with pytest.raises(ValueError, match="min_snr_gamma has no effect with uncertainty"):
         PlainLoss(uncertainty=True, min_snr_gamma=5.0)

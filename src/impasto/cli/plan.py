@@ -307,6 +307,7 @@ def _disk_of(config: RunConfig, disk: DiskPlan) -> DiskUse:
         model_bytes=disk.model_bytes,
         averages=disk.snapshots,
         averages_bytes=disk.snapshot_bytes,
+        start_bytes=disk.start_bytes,
         models_at_once=disk.models,
         total_bytes=disk.run_bytes + disk.models_bytes,
         free_bytes=free_bytes(config.output_dir),

@@ -86,7 +86,7 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
     if disk.averages:
         rows["Averages"] = (
             f"stored {counted(disk.averages, 'times')}, {disk.averages_bytes / 2**30:.2f} GiB each "
-            f"time, all kept"
+            f"time, all kept, and {disk.start_bytes / 2**30:.2f} GiB of the start"
         )
     if plan.validation is not None:
         rows["Validation"] = _validation_words(plan.validation)

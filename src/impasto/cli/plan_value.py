@@ -132,6 +132,7 @@ class DiskUse:
         models_at_once: How many there are at once.
         averages: How often the averages of `training.posthoc_ema` are stored; all are kept.
         averages_bytes: What they take each time.
+        start_bytes: What the weights take that they are told from, which are stored once.
         total_bytes: The most that is there at once.
         free_bytes: What the disk has free.
     """
@@ -144,6 +145,7 @@ class DiskUse:
     models_at_once: int
     averages: int
     averages_bytes: int
+    start_bytes: int
     total_bytes: int
     free_bytes: int
 

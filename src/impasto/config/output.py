@@ -132,7 +132,8 @@ class SavingConfig(Section):
     more exact."""
 
     posthoc_dtype: Literal["fp16", "fp32"] = "fp16"
-    """Of `training.posthoc_ema`: the precision that its averages are stored in. fp16 takes 4 bytes
+    """Of `training.posthoc_ema`: the precision that its averages are stored in, as differences from
+    the weights at the start, which are kept once in float32 (4 bytes a weight). fp16 takes 4 bytes
     a weight each time for both, fp32 8."""
 
     model_dir: Path | None = None

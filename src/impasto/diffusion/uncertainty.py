@@ -56,7 +56,8 @@ class Uncertainty:
     ) -> Float[Tensor, "b"]:
         """How much each sample counts by its timestep: exp(-u)."""
         del schedule, prediction  # those that it was made for
-        return torch.exp(-(self._start[t] + self._features[t] @ self._weights))
+        learned = (self._features[t] * self._weights).sum(1)  # autocast makes `@` one of 16 bits
+        return torch.exp(-(self._start[t] + learned))
 
     def add(
         self,

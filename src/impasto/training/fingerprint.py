@@ -304,8 +304,6 @@ def _model_facts(contents: ModelContents) -> dict[str, str]:
 def _passes(config: RunConfig, num_processes: int) -> str:
     """What a step is made of; another cut into processes and accumulation does the same."""
     total = num_processes * config.training.gradient_accumulation_steps
-    if config.noise.immiscible:  # within each batch
-        return f"{config.training.gradient_accumulation_steps} on {num_processes} processes"
     shares = config.dataset.batch_order == "proportional"  # each process draws by itself
     return f"{total} on {num_processes} processes" if shares else str(total)
 

@@ -227,8 +227,7 @@ class TrainingLoop:
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = self._session.prepared.training.images
-            records = [images[sample.image].record for sample in micro_batch.samples]
-            shown = [(r.path.as_posix(), r.subset.loss_weight) for r in records]
+            shown = [images[s.image].record.path.as_posix() for s in micro_batch.samples]
             self._recorder.image_losses.add(step, shown, output)
 
     def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:
@@ -313,7 +312,13 @@ class TrainingLoop:
 
     def _restore(self) -> int:
         """Load the newest state, if there is one, and return its step."""
-        state = restore_newest(self._session_state, self._accelerator, self._run, self._events)
+        state = restore_newest(
+            self._session_state,
+            self._accelerator,
+            self._run,
+            self._events,
+            self._pauses.begin_averages,
+        )
         if state is None:
             return 0
         if state.step > self._session.total_steps:

@@ -15,6 +15,7 @@ from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.monitoring.recorder import Recorder
 from impasto.training.monitoring.validation import ValidationLoss
+from impasto.training.saving.averages import clear_later
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
 from impasto.training.triggers import Triggers
@@ -125,6 +126,17 @@ class Pauses:
             return None
         with self._outside_training("export", done):
             return self._saver.export_model()
+
+    def begin_averages(self, step: int) -> None:
+        """Store what averages are told from, before anything of the state after `step` is read.
+
+        Those of later steps are not of this run, whether or not it stores some itself.
+        """
+        session = self._session
+        if session.accelerator.is_main_process and (done := clear_later(self._run, step)):
+            self._events.note(done)
+        if session.posthoc and session.participates:
+            self._saver.store_start(step, session.posthoc)
 
     def store_averages(self, done: int) -> None:
         """Store what averages of any length are made of after training, if the run keeps it.

@@ -29,7 +29,12 @@ from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, looki
 from impasto.training.optim.posthoc import LONGEST, SHORTEST, Fit, Profile, fit
 from impasto.training.optim.state import parameter_names
 from impasto.training.planning.changes import with_changes
-from impasto.training.saving.averages import read_snapshots, stored_steps
+from impasto.training.saving.averages import (
+    read_snapshots,
+    read_start,
+    start_file,
+    stored_steps,
+)
 
 RECORD_KEY = "impasto.average"
 """Metadata of an exported file: how its average was made."""
@@ -75,8 +80,8 @@ def make_averages(
 
     Raises:
         ConfigError: A length is out of range.
-        ModelError: A file is damaged.
-        RunError: Nothing was stored, or not after that step.
+        ModelError: A file is missing or damaged.
+        RunError: Nothing was stored, or not after that step, or the start is of other weights.
     """
     for sigma_rel in sigma_rels:
         if not SHORTEST <= sigma_rel <= LONGEST:
@@ -95,30 +100,36 @@ def make_averages(
             f"{run.path} has no averages after {last} steps; it has them after "
             f"{', '.join(map(str, steps))}."
         )
-    snapshots = read_snapshots(run, last)
-    return [_mixed(snapshots, Profile(last, sigma_rel)) for sigma_rel in sigma_rels]
+    snapshots, start = read_snapshots(run, last), read_start(run)
+    stored = next(iter(snapshots.values()))
+    if {n: t.shape for n, t in start.items()} != {n: t.shape for n, t in stored.items()}:
+        raise RunError(
+            f"{start_file(run)} does not have the weights that the averages beside it have, so "
+            f"none can be made. It is of another run."
+        )
+    return [_mixed(snapshots, start, Profile(last, sigma_rel)) for sigma_rel in sigma_rels]
 
 
-def _mixed(snapshots: Mapping[Profile, Tensors], wanted: Profile) -> Average:
+def _mixed(snapshots: Mapping[Profile, Tensors], start: Tensors, wanted: Profile) -> Average:
     found = fit(list(snapshots), wanted)
-    names = next(iter(snapshots.values()))
     tensors = {
         name: LazyTensor(
             tensor.shape,
             torch.float32,
-            partial(_mix_one, found.shares, [of[name] for of in snapshots.values()]),
+            partial(_mix_one, tensor, found.shares, [of[name] for of in snapshots.values()]),
             owns_memory=True,
         )
-        for name, tensor in names.items()
+        for name, tensor in start.items()
     }
     return Average(wanted, found, tensors)
 
 
-def _mix_one(shares: Sequence[float], tensors: Sequence[LazyTensor]) -> Tensor:
-    total = torch.zeros(tensors[0].shape)
+def _mix_one(start: LazyTensor, shares: Sequence[float], tensors: Sequence[LazyTensor]) -> Tensor:
+    """The start and a mixture of differences from it; shares add up to 1, so it counts once."""
+    total = torch.zeros(start.shape)
     for share, tensor in zip(shares, tensors, strict=True):
         total.add_(tensor.read().to(torch.float32), alpha=share)
-    return total
+    return total.add_(start.read())
 
 
 def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) -> list[Measured]:

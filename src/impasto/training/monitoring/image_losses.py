@@ -2,7 +2,8 @@
 
 One showing says little, since the loss depends on the timestep; the mean over many, within a range
 of timesteps, finds images that the model does not learn: wrong captions, odd images. What a sample
-counts in the loss of its step (`prior_loss_weight`) is left out, so that all images compare.
+counts in the loss of its step (`prior_loss_weight`, `loss.diff_tuning`) is left out, so that all
+images compare. Those that count nothing are left out, as nothing is known of their loss.
 """
 
 from __future__ import annotations
@@ -21,8 +22,6 @@ from impasto.runs.image_losses import HEADER, whole_rows
 from impasto.training.step import StepOutput
 
 Row = tuple[int, str, int, float]
-Shown = tuple[str, float]
-"""The path of an image, and what its loss was multiplied by as that of its subset."""
 
 
 class ImageLosses:
@@ -35,10 +34,10 @@ class ImageLosses:
 
     def __init__(self, accelerator: Accelerator, run: RunDirectory) -> None:
         self._accelerator, self._file = accelerator, run.image_losses_file
-        self._pending: list[tuple[int, Sequence[Shown], StepOutput]] = []
+        self._pending: list[tuple[int, Sequence[str], StepOutput]] = []
 
-    def add(self, step: int, images: Sequence[Shown], output: StepOutput) -> None:
-        """Note what the step `step`, counted from 0, found of some images."""
+    def add(self, step: int, images: Sequence[str], output: StepOutput) -> None:
+        """Note what the step `step`, counted from 0, found of some images, by their paths."""
         self._pending.append((step, images, output))
 
     def write(self) -> None:
@@ -77,12 +76,12 @@ class ImageLosses:
             [
                 torch.cat([output.losses.detach().double() for _, _, output in self._pending]),
                 torch.cat([output.t.double() for _, _, output in self._pending]),
+                torch.cat([output.weights.double() for _, _, output in self._pending]),
             ]
         )
-        losses, t = values.cpu().tolist()
-        numbers = zip(losses, t, strict=True)
+        numbers = zip(*values.cpu().tolist(), strict=True)
         for step, images, _ in self._pending:
-            for image, weight in images:
-                loss, timestep = next(numbers)
-                if weight:  # without one, nothing is known of the loss itself
+            for image in images:
+                loss, timestep, weight = next(numbers)
+                if weight:
                     yield step + 1, image, int(timestep), round(loss / weight, 6)

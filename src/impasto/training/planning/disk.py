@@ -6,6 +6,8 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from impasto import presence
 from impasto.config.run import RunConfig
 from impasto.errors import StorageError
@@ -13,6 +15,7 @@ from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
+from impasto.runs import RunDirectory
 from impasto.training.model_files import model_bytes
 from impasto.training.optim.posthoc import TRACKED
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
@@ -32,6 +35,7 @@ class DiskPlan:
         models: Models that are there at once.
         snapshot_bytes: The averages of `training.posthoc_ema` as they are stored once.
         snapshots: How often they are.
+        start_bytes: The weights that these are told from, which are stored once.
     """
 
     state_bytes: int
@@ -40,11 +44,12 @@ class DiskPlan:
     models: int
     snapshot_bytes: int = 0
     snapshots: int = 0
+    start_bytes: int = 0
 
     @property
     def run_bytes(self) -> int:
         """What the run directory holds apart from models."""
-        averages = self.snapshots * self.snapshot_bytes
+        averages = self.snapshots * self.snapshot_bytes + self.start_bytes
         return self.states * self.state_bytes + averages + SMALL_FILES
 
     @property
@@ -72,6 +77,7 @@ def plan_disk(
         _models_at_once(config, total_steps, steps_per_epoch),
         _snapshot_bytes(config, trainable),
         _snapshots(config, total_steps, steps_per_epoch),
+        _start_bytes(config, trainable),
     )
 
 
@@ -89,7 +95,7 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
     else:
         needs[models] = plan.models_bytes
     for place, needed in needs.items():
-        own = (_bytes_below(run / name) for name in ("states", "models", "averages"))
+        own = (_bytes_below(run / name) for name in _own_folders(run))
         free = free_bytes(place) + sum(own)
         if needed > free:
             raise StorageError(
@@ -100,6 +106,12 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
                 f"Nothing was begun. Free some space, keep less (saving.keep_states, "
                 f"saving.keep_models), or choose another output_dir."
             )
+
+
+def _own_folders(run: Path) -> tuple[str, ...]:
+    """Folders whose files a run writes over; averages are set aside where it begins anew."""
+    goes_on = bool(RunDirectory(run).saved_steps())
+    return ("states", "models", "averages") if goes_on else ("states", "models")
 
 
 def free_bytes(path: Path) -> int:
@@ -147,6 +159,13 @@ def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:
     return each * sum(part.count() for part in trainable.parts)
 
 
+def _start_bytes(config: RunConfig, trainable: Trainable) -> int:
+    """What the weights in float32 take, which stored averages are differences from."""
+    if not config.training.posthoc_ema:
+        return 0
+    return torch.float32.itemsize * sum(part.count() for part in trainable.parts)
+
+
 def _snapshots(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:
     """How often they are stored, the last time at the end."""
     if not config.training.posthoc_ema:
@@ -158,7 +177,10 @@ def _words_of_averages(plan: DiskPlan) -> str:
     if not plan.snapshots:
         return ""
     times = counted(plan.snapshots, "times")
-    return f", averages of {_gib(plan.snapshot_bytes)} {times} (saving.posthoc_every_steps)"
+    return (
+        f", averages of {_gib(plan.snapshot_bytes)} {times} (saving.posthoc_every_steps) and the "
+        f"start that they are told from, {_gib(plan.start_bytes)}"
+    )
 
 
 def _existing(path: Path) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -23,11 +23,22 @@ _WITHOUT_HASHES = (
 
 
 def restore_newest(
-    resumable: SessionState, accelerator: Accelerator, run: RunDirectory, progress: Progress
+    resumable: SessionState,
+    accelerator: Accelerator,
+    run: RunDirectory,
+    progress: Progress,
+    found: Callable[[int], None],
 ) -> TrainingState | None:
     """Go back to the newest whole state of a run; None where it has none yet.
 
     The first process looks for it. A damaged one is named, renamed, and otherwise left as it is.
+
+    Args:
+        resumable: What it is put into.
+        accelerator: The processes.
+        run: Has the states.
+        progress: Is told of damaged ones.
+        found: Is called with the step of the state, or 0, before it is put anywhere.
 
     Raises:
         RunError: All states are damaged, or the newest whole one is of another run.
@@ -37,6 +48,7 @@ def restore_newest(
         chosen = _newest_whole(resumable.fingerprint, run, progress)
     if accelerator.num_processes > 1:
         chosen = int(broadcast(torch.tensor([chosen], device=accelerator.device)))
+    found(chosen)
     if not chosen:
         return None
     folder = run.states / step_name(chosen)

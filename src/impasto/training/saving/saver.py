@@ -23,7 +23,14 @@ from impasto.training.model_files import AVERAGE, intermediate_target
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.finite_updates import are_finite
-from impasto.training.saving.averages import named, write_snapshot
+from impasto.training.saving.averages import (
+    less,
+    named,
+    read_start,
+    start_file,
+    write_snapshot,
+    write_start,
+)
 from impasto.training.saving.export import (
     ExportSource,
     Trained,
@@ -127,23 +134,45 @@ class Saver:
                 f"newest state before: {command('resume', self._run.path)}"
             )
 
+    def store_start(self, step: int, averages: Mapping[float, EmaWeights]) -> None:
+        """Store the weights that the run began with, unless it goes on and has stored them.
+
+        Args:
+            step: What it goes on from.
+            averages: As they are before anything is taken in or restored: the weights themselves.
+
+        Raises:
+            StorageError: They could not be written.
+        """
+        strategy = self._session_state.strategy
+        if not strategy.agreed(step == 0 or not start_file(self._run).is_file()):
+            return
+        tensors = strategy.whole(next(iter(averages.values())).tensors())
+        if self._writes:
+            write_start(self._run, tensors)
+        else:
+            for name in in_file_order(tensors):
+                tensors[name].read()
+
     def store_averages(self, done: int, averages: Mapping[float, EmaWeights]) -> None:
         """Store averages that others are made of after training, as they are after `done` steps.
 
         Raises:
+            ModelError: The weights that the run began with cannot be read any more.
             StorageError: They, or what was submitted before, could not be written.
         """
         strategy = self._session_state.strategy
-        tensors = {
-            name: tensor
-            for sigma_rel, average in averages.items()
-            for name, tensor in named(sigma_rel, strategy.whole(average.tensors())).items()
-        }
+        whole = {s: strategy.whole(average.tensors()) for s, average in averages.items()}
         if not self._writes:
+            tensors = {n: t for s, own in whole.items() for n, t in named(s, own).items()}
             for name in in_file_order(tensors):
                 tensors[name].read()
             return
-        stored = {n: t.cast(DTYPES[self._saving.posthoc_dtype]) for n, t in tensors.items()}
+        start, dtype = read_start(self._run), DTYPES[self._saving.posthoc_dtype]
+        stored: dict[str, LazyTensor] = {}
+        for sigma_rel, own in whole.items():
+            moved = {n: less(tensor, start[n]).cast(dtype) for n, tensor in own.items()}
+            stored |= named(sigma_rel, moved)
         if self._background.fits_in_memory(total_bytes(stored)):
             copies = {n: LazyTensor.of(stored[n].read_as(stored[n].dtype)) for n in sorted(stored)}
             self._background.submit(lambda: self._write_averages(done, copies))
