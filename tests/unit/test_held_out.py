@@ -7,16 +7,21 @@ images that the model was trained on.
 import shutil
 
 import pytest
+import tomli_w
 from PIL import Image, ImageDraw
 
 from impasto import files
-from impasto.config.load import build_run_config
+from impasto.cli.evaluate_sources import real_images
+from impasto.config.differences import read_settings
+from impasto.config.load import build_run_config, dump_toml, load_run_of_source
 from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.content_hashes import ContentHashes
 from impasto.datasets.build import scan_dataset, survey
 from impasto.datasets.copies import group_byte_copies
 from impasto.errors import DatasetError
+from impasto.parsing import parse_toml
 from impasto.progress import SilentProgress
+from impasto.runs import RunDirectory
 
 MOMENT = TrainingPosition(3, 20, 100)
 
@@ -268,3 +273,29 @@ def test_a_folder_of_validation_without_what_looks_like_training(scenes, tmp_pat
         survey(config)
     by_bytes = config_of(scenes, tmp_path, validation={"image_dir": str(own), "copies": "bytes"})
     assert len(survey(by_bytes).split.held_out) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_of_an_earlier_version_held_out_by_equal_files_whoever_asks(scenes, tmp_path, seed):
+    """Measured on other images than it held out, a model would be tried on what it was taught."""
+    validation = {"split": 0.25, "copies": "bytes"}
+    config = config_of(scenes, tmp_path, validation=validation).model_copy(update={"seed": seed})
+    run = RunDirectory(tmp_path / "old")
+    run.path.mkdir()
+    tree = parse_toml(dump_toml(config))
+    for name in ("copies", "standard_error", "training_images"):
+        tree["validation"].pop(name, None)
+    run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    run.status_file.write_text("{}", encoding="utf-8")
+    began = sides_of(config)
+    assert began != sides_of(
+        config_of(scenes, tmp_path, validation={"split": 0.25}).model_copy(update={"seed": seed})
+    )
+    for source in (run.path, run.config_file):
+        assert sides_of(load_run_of_source(source)) == began
+    held_out, _ = real_images([str(run.path)], None, None, SilentProgress())
+    assert {picture.path.stem[:2] for picture in held_out.pictures} == began[1]
+    settings, _ = read_settings(run.config_file.read_text(encoding="utf-8"))
+    assert settings["validation.copies"] == "bytes"
+    run.status_file.unlink()  # somebody's settings of that name, which no run began with
+    assert load_run_of_source(run.config_file).validation.copies == "near"
