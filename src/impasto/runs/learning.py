@@ -31,6 +31,7 @@ NO_CHECKPOINT = (
 """What is said to people where there is no `Learning`, and where there is no `kept_best`."""
 
 _STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
+_AVERAGE_ENDING = re.compile(r"-ema(-\d+)?(\.[a-z]+)?$", re.ASCII)
 _EPOCH_ENDING = re.compile(r"-(\d{6})(-ema)?", re.ASCII)
 
 Verdict = Literal["better", "over-fitting", "worse", "unclear"]
@@ -165,6 +166,11 @@ class Checkpoint:
     path: Path
     step: int | None
 
+    @property
+    def is_average(self) -> bool:
+        """Whether it is the running average that is kept beside a model."""
+        return bool(_AVERAGE_ENDING.search(self.path.name))
+
 
 def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
     """The models that a run has exported and that are still there, in the order of their steps."""
@@ -179,8 +185,11 @@ def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
 
 
 def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
-    """The best model by the validation loss at `step`: the one kept as best, or the nearest."""
-    kept = list(checkpoints)
+    """The best model by the validation loss at `step`: the one kept as best, or the nearest.
+
+    Of a model and its average beside it that is the average: it was measured.
+    """
+    kept = sorted(checkpoints, key=lambda c: not c.is_average)
     best = [checkpoint for checkpoint in kept if checkpoint.step is None]
     numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
     return next(iter(best or sorted(numbered, key=lambda c: abs((c.step or 0) - step))), None)
