@@ -9,6 +9,7 @@ import random
 import statistics
 
 import pytest
+from runs_made import made_run as made_run_directory
 
 from impasto.runs.evidence import (
     CONFIDENCE,
@@ -17,7 +18,7 @@ from impasto.runs.evidence import (
     standard_error,
     t_tail,
 )
-from impasto.runs.learning import learning_in, learning_of
+from impasto.runs.learning import learning_in, learning_of, read_learning
 from impasto.runs.learning_words import best_words, gap_words
 from impasto.runs.validations import Validation, validations_of
 
@@ -82,13 +83,58 @@ def test_of_runs_that_learn_nothing_hardly_any_is_judged(images, skewed):
     """Nothing is claimed of more than the stated share, though each has ten steps to choose."""
     rng, runs = random.Random(images), 600
     claimed = sum(
-        learning.verdict != "unclear" or learning.is_best_better or not learning.as_good()
-        for learning in (
-            learning_of(made_run(rng, [1.0] * 11, images, skewed=skewed)) for _ in range(runs)
-        )
+        is_judged(learning_of(made_run(rng, [1.0] * 11, images, skewed=skewed)))
+        for _ in range(runs)
     )
     allowed = 1 - CONFIDENCE
     assert claimed / runs <= allowed + 2 * math.sqrt(allowed * (1 - allowed) / runs)
+
+
+def is_judged(learning):
+    return learning.verdict != "unclear" or learning.is_best_better or not learning.as_good()
+
+
+@pytest.mark.parametrize("knows_what_comes", [True, False])
+def test_a_run_that_is_looked_at_after_each_validation_is_hardly_ever_told_what_is_not_so(
+    knows_what_comes,
+):
+    """Each look is a chance to be wrong: judged by what is there so far, runs often would be."""
+    rng, runs, number = random.Random(7), 300, 20
+    told = 0
+    for _ in range(runs):
+        found = made_run(rng, [1.0] * (number + 1), 10)
+        looks = (
+            learning_of(found[:n], to_come=number + 1 - n if knows_what_comes else 0)
+            for n in range(2, number + 2)
+        )
+        told += any(map(is_judged, looks))
+    allowed = 1 - CONFIDENCE
+    limit = allowed + 2 * math.sqrt(allowed * (1 - allowed) / runs)
+    assert (told / runs <= limit) == knows_what_comes
+
+
+@pytest.mark.parametrize(
+    ("phase", "total", "settings", "to_come"),
+    [
+        ("training", 95, {"validation": {"every_steps": 10}}, 9),  # 20, 30 ... 90, 95
+        ("interrupted", 90, {"validation": {"every_steps": 10}}, 8),
+        ("training", 10, {"validation": {"every_steps": 10}}, 0),
+        ("finished", 95, {}, 0),
+        ("training", 95, {}, None),
+        ("training", 95, {"validation": {"every_steps": "often"}}, None),
+    ],
+)
+def test_what_is_still_to_be_measured_is_known_from_the_settings(
+    tmp_path, phase, total, settings, to_come
+):
+    run = made_run_directory(tmp_path / "r", settings=settings, phase=phase, total_steps=total)
+    for step, image in ((0, 0.5), (10, 0.4)):
+        line = {"step": step, "validation_loss": image, "validation_images": [image] * 3}
+        run.append_metrics({**line, "time": 1.0})
+    learning = read_learning(run)
+    assert learning.to_come == to_come
+    assert learning.verdict == ("unclear" if to_come is None else "better")
+    assert ("is said at the end of the run" in learning.sentence()) == (to_come is None)
 
 
 def test_naive_claims_would_be_wrong_often():

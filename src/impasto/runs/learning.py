@@ -16,7 +16,12 @@ from impasto.runs.directory import RunDirectory
 from impasto.runs.evidence import Difference, chance_of_each, difference
 from impasto.runs.learning_words import sentence_of
 from impasto.runs.lines import read_lines
-from impasto.runs.validations import Validation, ends_in_no_number, validations_of
+from impasto.runs.validations import (
+    Validation,
+    ends_in_no_number,
+    validations_of,
+    validations_to_come,
+)
 
 RISEN = 1.02
 """How many times its lowest value a validation loss has to be before it counts as risen in a run
@@ -46,15 +51,20 @@ class Learning:
     A claim compares two validations over the same images and draws (`evidence.py`). Three kinds are
     made: that a step is better than the base model, that the end is worse than a step, and that the
     best step is better than others; each with as many steps as there are besides. They share the
-    chance of error, so that all of them together are as sure as `CONFIDENCE`.
+    chance of error, so that all of them together are as sure as `CONFIDENCE`. A run is looked at
+    while it trains too: the chance is shared with what it is still going to measure, or else each
+    look would be as sure and all of them together far less.
 
     Attributes:
         validations: All of them, two or more, in the order of their steps.
         is_broken: Whether the last loss of all was no number.
+        to_come: How many more the run is going to have; None where that is not known, so that
+            nothing can be claimed yet.
     """
 
     validations: Sequence[Validation]
     is_broken: bool = False
+    to_come: int | None = 0
 
     @property
     def first(self) -> Validation:
@@ -74,13 +84,15 @@ class Learning:
     @property
     def chance(self) -> float:
         """The chance of error that one comparison may have."""
-        return chance_of_each(3 * (len(self.validations) - 1))
+        return chance_of_each(3 * (len(self.validations) + (self.to_come or 0) - 1))
 
     @property
     def is_known(self) -> bool:
         """Whether losses of images were recorded, so that something can be claimed."""
-        return all(len(one.images) == len(self.first.images) for one in self.validations) and (
-            len(self.first.images) >= 2
+        return (
+            self.to_come is not None
+            and all(len(one.images) == len(self.first.images) for one in self.validations)
+            and len(self.first.images) >= 2
         )
 
     @property
@@ -138,20 +150,30 @@ def validation_points(metrics: Iterable[Mapping[str, Any]]) -> list[tuple[int, f
 
 def read_learning(run: RunDirectory) -> Learning | None:
     """The course of a run's validation loss, by its metrics."""
-    return learning_in(
-        line for _, line in read_lines(run.metrics_file, holding=b'"validation_loss"')
-    )
+    lines = read_lines(run.metrics_file, holding=b'"validation_loss"')
+    return learning_in((line for _, line in lines), run)
 
 
-def learning_in(metrics: Iterable[Mapping[str, Any]]) -> Learning | None:
-    """The course of the validation loss in lines of metrics."""
+def learning_in(
+    metrics: Iterable[Mapping[str, Any]], run: RunDirectory | None = None
+) -> Learning | None:
+    """The course of the validation loss in lines of metrics.
+
+    Args:
+        metrics: The lines.
+        run: Whose they are, which may go on; None of one that is over.
+    """
     lines = [line for line in metrics if "validation_loss" in line]
-    return learning_of(validations_of(lines), is_broken=ends_in_no_number(lines))
+    found = validations_of(lines)
+    to_come = validations_to_come(run, found[-1].step) if run is not None and found else 0
+    return learning_of(found, is_broken=ends_in_no_number(lines), to_come=to_come)
 
 
-def learning_of(validations: Sequence[Validation], *, is_broken: bool = False) -> Learning | None:
+def learning_of(
+    validations: Sequence[Validation], *, is_broken: bool = False, to_come: int | None = 0
+) -> Learning | None:
     """The course of a validation loss; None of fewer than two validations."""
-    return Learning(validations, is_broken) if len(validations) >= 2 else None
+    return Learning(validations, is_broken, to_come) if len(validations) >= 2 else None
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,11 @@ def sentence_of(learning: Learning) -> str:
         )
     if not learning.first.images:
         return _by_limit(learning)
+    if learning.to_come is None:
+        return (
+            f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}. "
+            f"Whether that is more than chance is said at the end of the run."
+        )
     if not learning.is_known:
         return (
             f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}. "
