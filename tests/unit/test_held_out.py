@@ -239,6 +239,43 @@ def test_pictures_that_look_the_same_are_on_one_side(scenes, tmp_path):
     assert len(both) == len(found.alike)
 
 
+@pytest.mark.parametrize(
+    ("copies", "split", "words"),
+    [
+        ("near", 0.25, "images that look the same count as copies"),
+        ("bytes", 0.25, ""),
+        ("bytes", 0.01, "Raise validation.split."),
+    ],
+)
+def test_where_nothing_can_be_held_out_it_is_said_why(tmp_path, copies, split, words):
+    """Twelve pictures that look the same: without a word there would be no best model either."""
+    target = tmp_path / "alike"
+    target.mkdir()
+    for i in range(12):
+        scene(3, (96 + i, 96 + i)).save(target / f"{i:02}.png")
+        (target / f"{i:02}.txt").write_text("words", encoding="utf-8")
+    notes = Notes()
+    config = config_of(target, tmp_path, validation={"split": split, "copies": copies})
+    assert bool(survey(config, notes).split.held_out) == (not words)
+    told = [line for line in notes.lines if "No image is held out" in line]
+    assert len(told) == bool(words)
+    assert all(words in line for line in told)
+    assert all(("validation.image_dir" in line) == (copies == "near") for line in told)
+
+
+def test_it_is_said_how_much_more_than_the_share_is_held_out(tmp_path):
+    """Two groups of six: one picture in ten is asked for, and half of them are held out."""
+    target = tmp_path / "two"
+    target.mkdir()
+    for i in range(12):
+        scene(3 + i % 2, (96 + i, 96 + i)).save(target / f"{i:02}.png")
+        (target / f"{i:02}.txt").write_text("words", encoding="utf-8")
+    notes = Notes()
+    found = survey(config_of(target, tmp_path, validation={"split": 0.1}), notes).split
+    assert len(found.held_out) == 6
+    assert any("6 images are held out, 5 more than validation.split" in n for n in notes.lines)
+
+
 def test_a_dry_run_splits_as_the_run_does(scenes, tmp_path):
     config = config_of(scenes, tmp_path, validation={"split": 0.25})
     with files.dry_run():
