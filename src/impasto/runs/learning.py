@@ -102,7 +102,7 @@ class Learning:
             return "worse"
         if self._is_above(self.last, self.best):
             return "over-fitting"
-        return "better" if self._is_above(self.first, self.last) else "unclear"
+        return "better" if self.is_last_better else "unclear"
 
     @property
     def is_overfitting(self) -> bool:
@@ -118,6 +118,11 @@ class Learning:
     def is_best_better(self) -> bool:
         """Whether the best step is better than the base model."""
         return self._is_above(self.first, self.best)
+
+    @property
+    def is_last_better(self) -> bool:
+        """Whether the last step is better than the base model."""
+        return self._is_above(self.first, self.last)
 
     def as_good(self) -> list[int]:
         """The other steps that may be as good as the best one; all where nothing is known."""
