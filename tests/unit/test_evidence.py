@@ -175,6 +175,20 @@ def test_what_truly_happens_is_found(course, verdict, words):
     assert learning.mood == {"better": "good", "unclear": ""}.get(verdict, "bad")
 
 
+@pytest.mark.parametrize(
+    ("training", "overfits"), [(0.3, True), (0.6, False), (None, True), (0.5, True)]
+)
+def test_what_training_images_do_worse_at_too_is_not_called_over_fitting(training, overfits):
+    base, best, last = made_run(random.Random(5), [1, 0.5, 0.75], 20)
+    best, last = best._replace(training=0.5), last._replace(training=training)
+    learning = learning_of([base, best, last])
+    assert learning.verdict == "over-fitting"
+    assert ("the model is over-fitting" in learning.sentence()) == overfits
+    told = "That of the training images rose as well, from 0.5000 to 0.6000"
+    assert (told in learning.sentence()) != overfits
+    assert ("the learning rate is too high" in learning.sentence()) != overfits
+
+
 def test_the_best_step_is_within_the_noise_of_others():
     flat = learning_of(made_run(random.Random(2), [1, 0.5, 0.5, 0.5], 8))
     assert "within the noise of" in best_words(flat)

@@ -106,11 +106,17 @@ def _worse(learning: Learning) -> str:
 
 
 def _overfitting(learning: Learning) -> str:
-    rise = change_words(learning, learning.last, learning.best)
+    best, last = learning.best, learning.last
+    start = (
+        f"The validation loss was lowest, {_loss(best)}, {_after(best)} and has risen since to "
+        f"{_loss(last)}, a change of {change_words(learning, last, best)}"
+    )
+    if best.training is None or last.training is None or last.training <= best.training:
+        return f"{start}: the model is over-fitting. {_ADVICE}"
     return (
-        f"The validation loss was lowest, {_loss(learning.best)}, {_after(learning.best)} and has "
-        f"risen since to {_loss(learning.last)}, a change of {rise}: the model is over-fitting. "
-        f"{_ADVICE}"
+        f"{start}. That of the training images rose as well, from {best.training:.4f} to "
+        f"{last.training:.4f}, so that images are learnt by heart is not the cause, or not the "
+        f"only one: the learning rate is too high. {_ADVICE}"
     )
 
 
