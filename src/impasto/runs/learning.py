@@ -222,6 +222,21 @@ def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
     return next(iter(best or sorted(numbered, key=lambda c: abs((c.step or 0) - step))), None)
 
 
+def validation_of(run: RunDirectory, learning: Learning, model: Path) -> Validation | None:
+    """The validation of a model that a run has exported; None where it was not measured itself.
+
+    Where a model and its average were written, the average was measured.
+    """
+    known = checkpoints_of(run)
+    own = next((c for c in known if c.path.resolve() == model.resolve()), None)
+    if own is None:
+        return None
+    if not own.is_average and any(c.is_average and c.step == own.step for c in known):
+        return None
+    step = learning.best.step if own.step is None else own.step
+    return next((one for one in learning.validations if one.step == step), None)
+
+
 def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
     """The best model by the validation loss that a run has kept, and the step it is of."""
     best = nearest(checkpoints_of(run), learning.best.step)

@@ -45,6 +45,24 @@ def sentence_of(learning: Learning) -> str:
     return told(learning)
 
 
+def model_words(learning: Learning, one: Validation) -> str:
+    """What can be said of the model of one step, compared with the base model."""
+    if one is learning.first:
+        return ""
+    told = (
+        f"This is the model {_after(one)}: its validation loss is {_loss(one)}, that of the base "
+        f"model {_loss(learning.first)}, a change of {change_words(learning, one, learning.first)}"
+    )
+    change = learning.compared(one, learning.first)
+    if change is None:
+        return f"{told}. Whether that is more than chance is not known."
+    if change.is_below(learning.chance):
+        return f"{told}. It does better on held-out images than the base model."
+    if change.is_above(learning.chance):
+        return f"{told}. It does worse on held-out images than the base model."
+    return f"{told}, which is within the noise."
+
+
 def best_words(learning: Learning) -> str:
     """Where the loss was lowest, and which steps may be as good."""
     at = f"{_loss(learning.best)} {_after(learning.best)}"
