@@ -61,32 +61,40 @@ def test_a_paired_difference_forgets_what_is_hard_about_images():
 def made_run(rng, course, images, spread=0.05, skewed=False):
     """Validations of a run whose true loss is `course`, over images that differ.
 
-    Each image has a loss of its own, and at each step it moves by chance: by a gaussian number, or
-    by one that is skewed as losses are.
+    Each image has a loss of its own, and at each step it moves by chance: by a gaussian number.
+    Where that is skewed, each image also moves by a lognormal number once, after the base model: so
+    differences from the base model are skewed, and skewed ends do not cancel in them.
     """
     bases = [math.exp(rng.gauss(-1.5, 0.4)) for _ in range(images)]
 
-    def moved(loss):
-        chance = rng.expovariate(1) - 1 if skewed else rng.gauss(0, 1)
-        return loss * (1 + spread * chance)
+    def walk(base):
+        once = math.exp(rng.gauss(0, 1)) - math.exp(0.5) if skewed else 0
+        size = 0.1 if skewed else 1
+        chances = [rng.gauss(0, 1) * size + (once if n else 0) for n in range(len(course))]
+        return [base * true * (1 + spread * c) for true, c in zip(course, chances, strict=True)]
 
-    walks = [[moved(base) * true for true in course] for base in bases]
+    walks = [walk(base) for base in bases]
     return [
         Validation(100 * n, statistics.fmean(values), tuple(values), standard_error(values))
         for n, values in enumerate(zip(*walks, strict=True))
     ]
 
 
-@pytest.mark.parametrize("skewed", [False, True])
+@pytest.mark.parametrize(
+    ("steps", "skewed", "allowed"),
+    [(10, False, 1 - CONFIDENCE), (2, False, 1 - CONFIDENCE), (10, True, 0.06), (2, True, 0.1)],
+)
 @pytest.mark.parametrize("images", [4, 10, 30])
-def test_of_runs_that_learn_nothing_hardly_any_is_judged(images, skewed):
-    """Nothing is claimed of more than the stated share, though each has ten steps to choose."""
+def test_of_runs_that_learn_nothing_hardly_any_is_judged(images, steps, skewed, allowed):
+    """Nothing is claimed of more than the share that the guide states, with steps to choose from.
+
+    That of skewed differences is larger: Student's t takes them for gaussian.
+    """
     rng, runs = random.Random(images), 600
     claimed = sum(
-        is_judged(learning_of(made_run(rng, [1.0] * 11, images, skewed=skewed)))
+        is_judged(learning_of(made_run(rng, [1.0] * (steps + 1), images, skewed=skewed)))
         for _ in range(runs)
     )
-    allowed = 1 - CONFIDENCE
     assert claimed / runs <= allowed + 2 * math.sqrt(allowed * (1 - allowed) / runs)
 
 

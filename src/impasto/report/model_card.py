@@ -207,6 +207,7 @@ def _learnt(run: RunDirectory, model: Path) -> str:
     learning, last = read_learning(run), run.exported_model()
     if learning is None:
         return ""
+    told: tuple[str, ...]
     if last is not None and last.resolve() == model.resolve():
         told = (learning.sentence(), f"Lowest: {best_words(learning)}.", evidence_words(learning))
     else:

@@ -53,7 +53,7 @@ def validations_of(metrics: Iterable[Mapping[str, Any]]) -> list[Validation]:
 def validations_to_come(run: RunDirectory, step: int) -> int | None:
     """How many validations a run plans after this step; None where its settings do not tell."""
     status = run.status()
-    total = status.get("total_steps")
+    total: int | None = status.get("total_steps")
     if status.get("phase") == "finished" or (total is not None and step >= total):
         return 0
     try:
