@@ -45,9 +45,11 @@ def test_a_run_says_how_sure_its_validation_is(train_config):
     assert last["training_sample_loss"] > 0
     learning = read_learning(run)
     assert learning.is_known
-    best, step = kept_best(run, learning)
-    assert best.exists()
-    assert step == learning.best.step or learning.best.step == 0
+    kept = kept_best(run, learning)
+    assert (kept is None) == (learning.best.step == 0)
+    if kept is not None:
+        assert kept[0].exists()
+        assert kept[1] == learning.best.step
     page = run.report
     from impasto import write_report
 

@@ -33,7 +33,7 @@ NOTHING_HELD_OUT = (
 NO_CHECKPOINT = (
     "No model was kept of that step; with saving.best_model = true the best one always is."
 )
-"""What is said to people where there is no `Learning`, and where there is no `kept_best`."""
+"""What is said to people where there is no `Learning`, and where no model is near the best."""
 
 _STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
 _AVERAGE_ENDING = re.compile(r"-ema(-\d+)?(\.[a-z]+)?$", re.ASCII)
@@ -187,11 +187,13 @@ class Checkpoint:
 
     Attributes:
         path: The file, or the Diffusers folder.
-        step: The step it is of; None of one that replaces itself whenever the loss is lower.
+        step: The step it is of; None of the best one of a run that did not write it down.
+        is_best: Whether it replaces itself whenever the loss is lower.
     """
 
     path: Path
     step: int | None
+    is_best: bool = False
 
     @property
     def is_average(self) -> bool:
@@ -202,11 +204,14 @@ class Checkpoint:
 def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
     """The models that a run has exported and that are still there, in the order of their steps."""
     try:
-        written = run.read_json("models.json").get("written", [])
+        models = run.read_json("models.json")
     except RunError:
         return []
-    status = run.status()
-    found = (_checkpoint(run.at(record), status) for record in written)
+    status, best = run.status(), models.get("best", {})
+    # of one without a step nobody knows which it is: it is just being replaced, or a kill came then
+    unsure = {record for record, told in best.items() if "step" not in told}
+    known = [record for record in models.get("written", []) if record not in unsure]
+    found = (_checkpoint(run.at(record), status, best.get(record)) for record in known)
     there = (checkpoint for checkpoint in found if checkpoint.path.exists())
     return sorted(there, key=lambda c: (c.step is None, c.step or 0, c.path))
 
@@ -217,7 +222,7 @@ def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
     Of a model and its average beside it that is the average: it was measured.
     """
     kept = sorted(checkpoints, key=lambda c: not c.is_average)
-    best = [checkpoint for checkpoint in kept if checkpoint.step is None]
+    best = [checkpoint for checkpoint in kept if checkpoint.is_best]
     numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
     return next(iter(best or sorted(numbered, key=lambda c: abs((c.step or 0) - step))), None)
 
@@ -238,19 +243,32 @@ def validation_of(run: RunDirectory, learning: Learning, model: Path) -> Validat
 
 
 def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
-    """The best model by the validation loss that a run has kept, and the step it is of."""
+    """The best model by the validation loss that a run has kept, and the step it is of.
+
+    None also where the base model is the best: no model of the run is.
+    """
+    if learning.best.step == 0:
+        return None
     best = nearest(checkpoints_of(run), learning.best.step)
     if best is None:
         return None
     return best.path, learning.best.step if best.step is None else best.step
 
 
-def _checkpoint(path: Path, status: Mapping[str, Any]) -> Checkpoint:
+def why_no_best(learning: Learning) -> str:
+    """What is said where there is no `kept_best`."""
+    is_base = learning.best.step == 0
+    return "None: the loss was lowest with the base model." if is_base else NO_CHECKPOINT
+
+
+def _checkpoint(
+    path: Path, status: Mapping[str, Any], best: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """What the name of a model says of its step; without an ending it is that of the end."""
     if found := _STEP_ENDING.search(path.name):
         return Checkpoint(path, int(found[1]))
     if found := _EPOCH_ENDING.search(path.name):
         return Checkpoint(path, int(found[1]) * int(status.get("updates_per_epoch", 1)))
     if re.search(r"-best(-ema)?(\.|$)", path.name):
-        return Checkpoint(path, None)
+        return Checkpoint(path, None if best is None else int(best["step"]), is_best=True)
     return Checkpoint(path, int(status.get("total_steps", 0)))
