@@ -92,8 +92,8 @@ def test_the_best_model_is_what_to_use_after_over_fitting(run):
     ("means", "keeps_best", "words"),
     [
         # better in the middle, and nobody knows at the end: the kept one is what there is to use
-        ((1, 0.5, 1.004, 1), True, "Use dog-best.safetensors, the model of step 10, not the last"),
-        ((1, 0.5, 1.004, 1), False, "A next run may end after 10 steps"),
+        ((1, 0.5, 1, 0.75), True, "Use dog-best.safetensors, the model of step 10, not the last"),
+        ((1, 0.5, 1, 0.75), False, "A next run may end after 10 steps"),
         # it has risen, and is far below the base model all the same
         ((0.5, 0.2, 0.22, 0.25), False, "This model is better than the base model all the same"),
         ((0.5, 0.2, 0.6, 0.9), False, "Do not use this model"),
@@ -101,9 +101,9 @@ def test_the_best_model_is_what_to_use_after_over_fitting(run):
     ],
 )
 def test_the_next_step_is_what_the_claim_says(run, means, keeps_best, words):
-    noise = (0.3, -0.3, 0.2, -0.2, 0.1, -0.1, 0.25, -0.25)
-    own = courses(*means)
-    if means[-1] == 1:  # the last validation differs from the first by chance alone
+    noise = (0.9, -0.9, 0.6, -0.6, 0.3, -0.3, 0.8, -0.8)
+    own, is_unclear = courses(*means), means[-1] in (0.75, 1)
+    if is_unclear:  # nothing can be said of the last validation, so much do its images differ
         own = [[*course[:3], course[3] * (1 + n)] for course, n in zip(own, noise, strict=True)]
     measured(run, own)
     names = ["export/dog.safetensors", *(["models/dog-best.safetensors"] if keeps_best else [])]
@@ -112,7 +112,8 @@ def test_the_next_step_is_what_the_claim_says(run, means, keeps_best, words):
         (run.path / name).write_bytes(b"")
     (run.path / "models.json").write_text(json.dumps({"written": names}), encoding="utf-8")
     run.write_status("finished", step=30, total_steps=30, model=names[0])
-    text, _, _ = page_of(run)
+    text, mood, _ = page_of(run)
+    assert (mood == "") == is_unclear
     assert words in text
     assert ("Do not use" in text) == ("Do not use" in words)
     assert ("Train longer" in text) == ("Train longer" in words)
