@@ -120,8 +120,10 @@ def load_run_of_source(path: Path) -> RunConfig | None:
         path = path / "config.toml"
     if presence.is_dir(path) or not path.suffix or is_metadata_file(path) or is_dataset_file(path):
         return None
-    is_begun = path.name == "config.toml" and presence.is_file(path.with_name("status.json"))
-    return load_begun_config(path) if is_begun else load_run_config(path)
+    is_of_run = path == path.with_name("config.toml")
+    if is_of_run and presence.is_file(path.with_name("status.json")):
+        return load_begun_config(path)
+    return load_run_config(path)
 
 
 def is_metadata_file(path: Path) -> bool:

@@ -121,7 +121,7 @@ def _unlike_asked(held: int, asked: int, copies: Copies) -> str:
     if held > asked:
         return (
             f"{held:,} images are held out, {held - asked:,} more than validation.split asks for: "
-            f"copies are held out together, and no group of them is smaller."
+            f"copies are held out together or not at all."
         )
     if held:
         return ""

@@ -110,7 +110,8 @@ def _next_step(
         sooner += ", where the loss was lowest."
         if learning.is_last_better:
             return f"{sooner} This model is better than the base model all the same:", drawing
-        return f"{sooner} Set saving.best_model = true to have that model kept.", ""
+        kept = " With saving.best_model = true that model is kept." if best is None else ""
+        return f"{sooner}{kept}", ""
     if learning.verdict == "unclear":
         return (
             "Compare the samples with the base model's: the loss does not tell them apart. Train "
