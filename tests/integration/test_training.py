@@ -572,6 +572,8 @@ def test_the_best_model_is_kept_also_over_a_resume(train_config, tmp_path, monke
     run = resume(config.output_dir)
     assert best.read_bytes() == content
     assert run.read_json("status.json")["phase"] == "finished"
+    told = run.read_json("models.json")["best"]
+    assert told == {"models/model-best.safetensors": {"step": 2, "loss": 1.0}}
     kept, second = load_file(best), weights_of(run, 2)
     name = "conv_in.weight"
     assert torch.equal(

@@ -45,9 +45,11 @@ def test_a_run_says_how_sure_its_validation_is(train_config):
     assert last["training_sample_loss"] > 0
     learning = read_learning(run)
     assert learning.is_known
-    best, step = kept_best(run, learning)
-    assert best.exists()
-    assert step == learning.best.step or learning.best.step == 0
+    kept = kept_best(run, learning)
+    assert (kept is None) == (learning.best.step == 0)
+    if kept is not None:
+        assert kept[0].exists()
+        assert kept[1] == learning.best.step
     page = run.report
     from impasto import write_report
 
@@ -72,19 +74,23 @@ def test_the_same_is_measured_over_a_resume(train_config, tmp_path):
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config, tmp_path):
     """Its settings and states do not name what came later: it keeps its list and its draws."""
-    former = {path.partition(".")[2]: value for path, value in FORMER_VALUES.items()}
+    former = {"validation": {}, "saving": {}}
+    for path, value in FORMER_VALUES.items():
+        section, _, name = path.partition(".")
+        former[section][name] = value
     config = train_config(
-        validation={**HELD_OUT, **former},
+        validation={**HELD_OUT, **former["validation"]},
         training={"max_steps": 6},
-        saving={"state_every_steps": 3, "best_model": False},
+        saving={"state_every_steps": 3, **former["saving"]},
     )
     whole = train(config.model_copy(update={"output_dir": tmp_path / "whole"}))
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(4))
     file = config.output_dir / "config.toml"
     tree = parse_toml(file.read_text(encoding="utf-8"))
-    for name in former:
-        tree["validation"].pop(name)
+    for section, own in former.items():
+        for name in own:
+            tree[section].pop(name)
     file.write_text(tomli_w.dumps(tree), encoding="utf-8")
     for state in (config.output_dir / "states").glob("*/state.json"):
         content = json.loads(state.read_text(encoding="utf-8"))
@@ -96,6 +102,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config, tmp_path)
     assert load_run_config(file).validation.copies == "near"
     assert load_begun_config(file).validation.copies == "bytes"
     assert measured(resume(config.output_dir)) == measured(whole)
+    assert not (config.output_dir / "models").exists()  # no best model, as it kept none before
 
 
 @pytest.mark.parametrize("number", [2, 3])

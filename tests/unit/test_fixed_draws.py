@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impasto.datasets.fixed_draws import Draws, plan_draws
+from impasto.datasets.fixed_draws import LEVEL_SPREAD, Draws, plan_draws
 from impasto.runs.evidence import standard_error
 from impasto.runs.validations import MOST_VALUES
 from impasto.training.monitoring.fixed_draws import FixedDraws
@@ -40,9 +40,37 @@ def test_few_images_get_more_draws_and_old_runs_what_they_had():
     assert plan_draws(1, 4, 1e-9).per_image == 1000
 
 
-def made(draws, images=8):
+def made(draws, images=8, beside=8):
     plan = types.SimpleNamespace(images=[None] * images)
-    return FixedDraws(plan, None, 1.0, draws, lambda _: 1)
+    return FixedDraws(plan, None, 1.0, draws, lambda _: 1, min(images, beside))
+
+
+def mean_loss(found, images, curve):
+    draws = range(found.draws.per_image)
+    levels = torch.cat([found.timesteps(j, range(images), 1000) for j in draws])
+    return float(curve[levels].mean())
+
+
+@pytest.mark.parametrize("steepness", [0, 2.5, 5.5, 8])
+@pytest.mark.parametrize("images", [1, 2, 3, 6, 7, 10, 16, 25, 64])
+def test_equal_images_have_no_gap_however_many_are_held_out(images, steepness):
+    """Of a loss that is far higher at some noise levels, on 8 training images and some others."""
+    curve = torch.exp(-steepness * torch.arange(1000) / 1000)
+    draws = plan_draws(images, 4, 0.05)
+    held_out = mean_loss(made(draws, images), images, curve)
+    training = mean_loss(made(draws, 8, beside=images), 8, curve)
+    assert held_out == pytest.approx(training, rel=0.01)
+    if images % 8 == 0 or 8 % images == 0:
+        assert held_out == pytest.approx(training, rel=1e-6)
+    assert held_out == pytest.approx(float(curve.mean()), rel=0.025)
+
+
+def test_the_same_timesteps_for_all_leave_as_much_however_many_images_there_are():
+    few, many = (Draws(4, are_spread=False).standard_error(n) for n in (1, 10_000))
+    assert many == pytest.approx(LEVEL_SPREAD / 4 / 2, rel=1e-3)
+    assert many == pytest.approx(few, rel=0.05)
+    spread = Draws(4, are_spread=True).standard_error
+    assert spread(100) == pytest.approx(spread(1) / 10)
 
 
 @pytest.mark.parametrize(("images", "draws"), [(1, 12), (4, 7), (10, 5), (64, 4)])
@@ -54,7 +82,7 @@ def test_timesteps_cover_the_schedule_evenly(images, draws):
         assert [int(t * draws / 1000) for t in own] == list(range(draws))
     ordered = [0, *sorted(levels.tolist()), 1000]
     widest = max(b - a for a, b in itertools.pairwise(ordered))
-    assert widest <= 3.5 * 1000 / (images * draws) + 1
+    assert widest <= 1.5 * 1000 / (min(images, 8) * draws) + 2
     even = (torch.arange(1000).float() / 1000) ** 2
     assert even[levels].mean() == pytest.approx(float(even.mean()), abs=0.6 / (images * draws))
 
@@ -66,7 +94,7 @@ def test_the_levels_of_old_runs_are_the_same_for_all_images():
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("images", [2, 4, 10])
+@pytest.mark.parametrize("images", [1, 2, 4, 10])
 def test_the_error_that_is_stated_is_an_upper_bound(images):
     """Simulated: a loss that falls from 1.3 to 0 with the timestep, as the demo's, with noise."""
     draws = plan_draws(images, 4, 0.05)

@@ -7,16 +7,21 @@ images that the model was trained on.
 import shutil
 
 import pytest
+import tomli_w
 from PIL import Image, ImageDraw
 
 from impasto import files
-from impasto.config.load import build_run_config
+from impasto.cli.evaluate_sources import real_images
+from impasto.config.differences import read_settings
+from impasto.config.load import build_run_config, dump_toml, load_run_of_source
 from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.content_hashes import ContentHashes
 from impasto.datasets.build import scan_dataset, survey
 from impasto.datasets.copies import group_byte_copies
 from impasto.errors import DatasetError
+from impasto.parsing import parse_toml
 from impasto.progress import SilentProgress
+from impasto.runs import RunDirectory
 
 MOMENT = TrainingPosition(3, 20, 100)
 
@@ -234,6 +239,43 @@ def test_pictures_that_look_the_same_are_on_one_side(scenes, tmp_path):
     assert len(both) == len(found.alike)
 
 
+@pytest.mark.parametrize(
+    ("copies", "split", "words"),
+    [
+        ("near", 0.25, "images that look the same count as copies"),
+        ("bytes", 0.25, ""),
+        ("bytes", 0.01, "Raise validation.split."),
+    ],
+)
+def test_where_nothing_can_be_held_out_it_is_said_why(tmp_path, copies, split, words):
+    """Twelve pictures that look the same: without a word there would be no best model either."""
+    target = tmp_path / "alike"
+    target.mkdir()
+    for i in range(12):
+        scene(3, (96 + i, 96 + i)).save(target / f"{i:02}.png")
+        (target / f"{i:02}.txt").write_text("words", encoding="utf-8")
+    notes = Notes()
+    config = config_of(target, tmp_path, validation={"split": split, "copies": copies})
+    assert bool(survey(config, notes).split.held_out) == (not words)
+    told = [line for line in notes.lines if "No image is held out" in line]
+    assert len(told) == bool(words)
+    assert all(words in line for line in told)
+    assert all(("validation.image_dir" in line) == (copies == "near") for line in told)
+
+
+def test_it_is_said_how_much_more_than_the_share_is_held_out(tmp_path):
+    """Two groups of six: one picture in ten is asked for, and half of them are held out."""
+    target = tmp_path / "two"
+    target.mkdir()
+    for i in range(12):
+        scene(3 + i % 2, (96 + i, 96 + i)).save(target / f"{i:02}.png")
+        (target / f"{i:02}.txt").write_text("words", encoding="utf-8")
+    notes = Notes()
+    found = survey(config_of(target, tmp_path, validation={"split": 0.1}), notes).split
+    assert len(found.held_out) == 6
+    assert any("6 images are held out, 5 more than validation.split" in n for n in notes.lines)
+
+
 def test_a_dry_run_splits_as_the_run_does(scenes, tmp_path):
     config = config_of(scenes, tmp_path, validation={"split": 0.25})
     with files.dry_run():
@@ -268,3 +310,29 @@ def test_a_folder_of_validation_without_what_looks_like_training(scenes, tmp_pat
         survey(config)
     by_bytes = config_of(scenes, tmp_path, validation={"image_dir": str(own), "copies": "bytes"})
     assert len(survey(by_bytes).split.held_out) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_run_of_an_earlier_version_held_out_by_equal_files_whoever_asks(scenes, tmp_path, seed):
+    """Measured on other images than it held out, a model would be tried on what it was taught."""
+    validation = {"split": 0.25, "copies": "bytes"}
+    config = config_of(scenes, tmp_path, validation=validation).model_copy(update={"seed": seed})
+    run = RunDirectory(tmp_path / "old")
+    run.path.mkdir()
+    tree = parse_toml(dump_toml(config))
+    for name in ("copies", "standard_error", "training_images"):
+        tree["validation"].pop(name, None)
+    run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    run.status_file.write_text("{}", encoding="utf-8")
+    began = sides_of(config)
+    assert began != sides_of(
+        config_of(scenes, tmp_path, validation={"split": 0.25}).model_copy(update={"seed": seed})
+    )
+    for source in (run.path, run.config_file):
+        assert sides_of(load_run_of_source(source)) == began
+    held_out, _ = real_images([str(run.path)], None, None, SilentProgress())
+    assert {picture.path.stem[:2] for picture in held_out.pictures} == began[1]
+    settings, _ = read_settings(run.config_file.read_text(encoding="utf-8"))
+    assert settings["validation.copies"] == "bytes"
+    run.status_file.unlink()  # somebody's settings of that name, which no run began with
+    assert load_run_of_source(run.config_file).validation.copies == "near"

@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+from conftest import impasto
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -23,6 +24,7 @@ from impasto.runs.learning import (
     validation_points,
 )
 from impasto.runs.validations import Validation
+from impasto.training.saving.own_models import OwnModels
 
 
 @pytest.mark.parametrize(
@@ -95,6 +97,9 @@ def test_checkpoints_are_told_by_their_names(dog):
         (("m-000003-ema.safetensors", "m.safetensors"), "m-000003-ema.safetensors"),
         (("m-best.safetensors", "m-step00000020.safetensors"), "m-best.safetensors"),
         (("m.safetensors",), "m.safetensors"),
+        (("m-best", "m-best-ema"), "m-best-ema"),
+        (("m-best-ema.safetensors", "m-best.safetensors"), "m-best-ema.safetensors"),
+        (("m-step00000018", "m-step00000018-ema"), "m-step00000018-ema"),
     ],
 )
 def test_the_best_checkpoint_is_the_nearest_to_the_lowest_loss(dog, names, best):
@@ -103,9 +108,35 @@ def test_the_best_checkpoint_is_the_nearest_to_the_lowest_loss(dog, names, best)
     assert nearest(checkpoints_of(dog), learning.best.step).path.name == best
     path, step = kept_best(dog, learning)
     assert path.name == best
-    assert step == {"m-step00000018.safetensors": 18, "m-000003-ema.safetensors": 21}.get(
-        best, 20 if "best" in best else 40
-    )
+    steps = {"best": 20, "step00000018": 18, "000003": 21}
+    assert step == next((steps[word] for word in steps if f"-{word}" in best), 40)
+
+
+def test_the_step_of_the_best_model_is_what_was_written_down_with_it(dog):
+    """Not where the metrics are lowest: after a kill they may not know of it, or not yet."""
+    make_models(dog, "m-best.safetensors", "m-step00000018.safetensors", "m.safetensors")
+    record = dog.read_json("models.json")
+    own = OwnModels(dog)
+    best = dog.path / "models" / "m-best.safetensors"
+    own.end_best(best, 37, 0.25)
+    assert kept_best(dog, read_learning(dog)) == (best, 37)
+    assert dog.read_json("models.json")["written"] == record["written"]
+    OwnModels(dog).begin_best(best)  # what a kill in the middle leaves: nobody knows which it is
+    assert kept_best(dog, read_learning(dog)) == (best.with_name("m-step00000018.safetensors"), 18)
+    OwnModels(dog).end_best(best, 20, 0.3)
+    assert kept_best(dog, read_learning(dog)) == (best, 20)
+
+
+def test_where_the_base_model_is_best_no_model_is_called_so(dog, client, studio):
+    make_models(dog, "m-step00000020.safetensors", "m.safetensors")
+    dog.append_metrics({"step": 0, "validation_loss": 0.1, "time": 1.0})
+    learning = read_learning(dog)
+    assert learning.best.step == 0
+    assert kept_best(dog, learning) is None
+    words = "the loss was lowest with the base model"
+    assert words in client.get(f"/runs/{studio.folders.name_of(dog)}/learning").text
+    shown = impasto("show", dog.path)
+    assert words in " ".join(shown.stdout.split())
 
 
 def test_the_page_says_what_is_learnt(client, studio, dog):

@@ -108,6 +108,38 @@ def test_the_curves_are_a_drawing_that_needs_nothing_else(run):
     assert b"http" not in drawn.replace(b"http://www.w3.org/2000/svg", b"")
 
 
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        ("export/style.safetensors", "does worse on held-out images than the base model"),
+        ("models/style-best.safetensors", "This is the model after 3 steps"),
+        ("models/style-step00000006.safetensors", "which is within the noise"),
+        ("models/style-step00000009.safetensors", "It does worse on held-out images"),
+        ("models/style-step00000003.safetensors", ""),  # its average was measured
+        ("models/other.safetensors", ""),
+    ],
+)
+def test_the_card_of_each_model_says_what_was_measured_of_it(tmp_path, model, words):
+    run = made_run(tmp_path / "run", model="export/style.safetensors")
+    for step, mean in ((0, 1.0), (3, 0.5), (6, 1.0), (9, 1.4)):
+        values = [(0.5 + 0.1 * n) * mean + 0.003 * ((n * 7 + step) % 5) for n in range(8)]
+        line = {"step": step, "validation_loss": sum(values) / 8, "validation_images": values}
+        run.append_metrics({**line, "time": 1.0})
+    endings = ("-best", "-step00000003", "-step00000003-ema", "-step00000006", "-step00000009")
+    names = [f"models/style{ending}.safetensors" for ending in endings]
+    for name in (*names, "models/other.safetensors", "export/style.safetensors"):
+        (run.path / name).parent.mkdir(exist_ok=True)
+        (run.path / name).write_bytes(WEIGHTS)
+    record = {"written": [*names, "export/style.safetensors"]}
+    (run.path / "models.json").write_text(json.dumps(record), encoding="utf-8")
+    text = make_card(run.path / model, run, RAIL).text
+    assert words in text
+    assert ("held-out images than the base model" in text) == ("noise" not in words and words != "")
+    assert ("validation loss is" in text) == (bool(words) and "export" not in model)
+    assert ("After" in text or "over-fitting" in text or "Lowest:" in text) == ("export" in model)
+    assert ("95 % sure" in text) == bool(words)
+
+
 def test_a_run_without_losses_has_a_card_without_curves(tmp_path):
     bare = made_run(tmp_path / "run", settings={}, losses=[], model="export/style.safetensors")
     card = make_card(tmp_path / "style.safetensors", bare, RAIL)

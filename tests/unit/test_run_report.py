@@ -88,6 +88,37 @@ def test_the_best_model_is_what_to_use_after_over_fitting(run):
     assert str(run.path.parent) not in text
 
 
+@pytest.mark.parametrize(
+    ("means", "keeps_best", "words"),
+    [
+        # better in the middle, and nobody knows at the end: the kept one is what there is to use
+        ((1, 0.5, 1, 0.75), True, "Use dog-best.safetensors, the model of step 10, not the last"),
+        ((1, 0.5, 1, 0.75), False, "A next run may end after 10 steps"),
+        # it has risen, and is far below the base model all the same
+        ((0.5, 0.2, 0.22, 0.25), False, "This model is better than the base model all the same"),
+        ((0.5, 0.2, 0.6, 0.9), False, "Do not use this model"),
+        ((1, 1, 1, 1), False, "Train longer"),
+    ],
+)
+def test_the_next_step_is_what_the_claim_says(run, means, keeps_best, words):
+    noise = (0.9, -0.9, 0.6, -0.6, 0.3, -0.3, 0.8, -0.8)
+    own, is_unclear = courses(*means), means[-1] in (0.75, 1)
+    if is_unclear:  # nothing can be said of the last validation, so much do its images differ
+        own = [[*course[:3], course[3] * (1 + n)] for course, n in zip(own, noise, strict=True)]
+    measured(run, own)
+    names = ["export/dog.safetensors", *(["models/dog-best.safetensors"] if keeps_best else [])]
+    for name in names:
+        (run.path / name).parent.mkdir()
+        (run.path / name).write_bytes(b"")
+    (run.path / "models.json").write_text(json.dumps({"written": names}), encoding="utf-8")
+    run.write_status("finished", step=30, total_steps=30, model=names[0])
+    text, mood, _ = page_of(run)
+    assert (mood == "") == is_unclear
+    assert words in text
+    assert ("Do not use" in text) == ("Do not use" in words)
+    assert ("Train longer" in text) == ("Train longer" in words)
+
+
 def test_charts_have_a_narrow_form_and_open(run):
     measured(run, courses(1, 0.8, 0.7, 0.6), training=(1, 0.6, 0.3, 0.1))
     text, _, _ = page_of(run)

@@ -27,11 +27,11 @@ MOST_REAL = 20_000
 def run_config(source: str) -> RunConfig | None:
     """The settings of a run; None of what is no run."""
     from impasto import presence
-    from impasto.config.load import load_run_config
+    from impasto.config.load import load_begun_config
     from impasto.runs import RunDirectory
 
     file = RunDirectory(Path(source).expanduser()).config_file
-    return load_run_config(file) if presence.is_file(file) else None
+    return load_begun_config(file) if presence.is_file(file) else None
 
 
 def base_models_first(models: Iterable[str], *, without: bool) -> list[str]:

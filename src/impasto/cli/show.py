@@ -42,7 +42,7 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
 
 def _found(run: RunDirectory, most: int) -> dict[str, Any]:
     from impasto.runs.image_losses import read_image_losses
-    from impasto.runs.learning import kept_best, read_learning
+    from impasto.runs.learning import kept_best, read_learning, why_no_best
 
     learning = read_learning(run)
     best = None if learning is None else kept_best(run, learning)
@@ -54,6 +54,7 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
         **_claims(learning),
         "checkpoint": None if best is None else str(best[0]),
         "checkpoint_step": None if best is None else best[1],
+        "no_checkpoint": why_no_best(learning) if learning is not None and best is None else None,
         "has_image_losses": is_asked,
         "images_known": len(images),
         "images": [
@@ -86,15 +87,15 @@ def _claims(learning: Learning | None) -> dict[str, Any]:
 
 
 def _rows(found: dict[str, Any]) -> dict[str, str]:
-    from impasto.runs.learning import NO_CHECKPOINT, NOTHING_HELD_OUT
+    from impasto.runs.learning import NOTHING_HELD_OUT
 
     rows = {"State": found["state"], "Learnt": found["learning"] or NOTHING_HELD_OUT}
     told = {"Lowest": "best_words", "Gap": "gap", "Evidence": "evidence"}
     rows |= {name: found[key] for name, key in told.items() if found[key]}
     if found["checkpoint"]:
         rows["Best checkpoint"] = f"{found['checkpoint']}, of step {found['checkpoint_step']:,}"
-    elif found["learning"]:
-        rows["Best checkpoint"] = NO_CHECKPOINT
+    elif found["no_checkpoint"]:
+        rows["Best checkpoint"] = found["no_checkpoint"]
     if not found["images_known"]:
         rows["Highest loss"] = (
             "no losses of images yet"

@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from impasto.config.former import with_former_values
 from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
@@ -36,7 +37,7 @@ class Difference:
 
 
 def read_settings(text: str) -> tuple[dict[str, Any], str]:
-    """The settings of a run by their paths, with defaults where it says nothing.
+    """The settings of a run by their paths; where it says nothing, as it was when it began.
 
     Settings of another version of Impasto may not be valid any more; they are taken as they stand.
 
@@ -51,7 +52,9 @@ def read_settings(text: str) -> tuple[dict[str, Any], str]:
     except ValueError as error:
         return {}, f"config.toml is not TOML: {error}"
     try:
-        return settings_by_path(build_run_config(tree, source="config.toml")), ""
+        return settings_by_path(
+            build_run_config(with_former_values(tree), source="config.toml")
+        ), ""
     except (ConfigError, ValueError, TypeError, AttributeError) as error:
         return dict(_by_path(tree)), f"config.toml is not valid in this version: {error}"
 

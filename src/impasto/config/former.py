@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 FORMER_VALUES: dict[str, Any] = {
+    "saving.best_model": False,
     "validation.copies": "bytes",
     "validation.standard_error": 0.0,
     "validation.training_images": 0,

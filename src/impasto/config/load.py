@@ -109,6 +109,8 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
 def load_run_of_source(path: Path) -> RunConfig | None:
     """The run whose settings or directory a path is; None where it stands for a dataset alone.
 
+    What settings in the directory of a run do not name is as it was when the run began.
+
     Raises:
         ConfigError: As for `load_run_config`.
     """
@@ -118,6 +120,9 @@ def load_run_of_source(path: Path) -> RunConfig | None:
         path = path / "config.toml"
     if presence.is_dir(path) or not path.suffix or is_metadata_file(path) or is_dataset_file(path):
         return None
+    is_of_run = path == path.with_name("config.toml")
+    if is_of_run and presence.is_file(path.with_name("status.json")):
+        return load_begun_config(path)
     return load_run_config(path)
 
 

@@ -38,10 +38,14 @@ class Draws:
 
         Timesteps are stratified: of an image's draws one is in each of as many equal parts of the
         schedule, so the loss varies within a part alone, by as much less as there are more of them.
-        The images' places within the parts, and their noise, are taken as independent.
+        The images' places within the parts are taken as independent, and so is their noise; where
+        all have the same timesteps, more images make what these leave no smaller.
         """
-        spread = math.hypot(NOISE_SPREAD, LEVEL_SPREAD / self.per_image)
-        return spread / math.sqrt(max(1, images) * self.per_image)
+        number = max(1, images)
+        places = number if self.are_spread else 1
+        noise = NOISE_SPREAD / math.sqrt(number)
+        levels = LEVEL_SPREAD / self.per_image / math.sqrt(places)
+        return math.hypot(noise, levels) / math.sqrt(self.per_image)
 
 
 def plan_draws(images: int, least: int, standard_error: float) -> Draws:

@@ -106,7 +106,38 @@ def _held_out(
     copies = count_copies(groups, records, near=near)
     if copies.images and held.any():
         progress.note(describe(copies, int(records.first_of_paths().sum())))
+    if words := _unlike_asked(int(held.sum()), _asked(records, shares), copies):
+        progress.note(words)
     return held, _alike(records.select(held), groups[held]), copies
+
+
+def _asked(records: RecordTable, shares: list[tuple[float, int]]) -> int:
+    """How many images the shares are, regularisation images not counted."""
+    is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
+    own = np.bincount(records.subset_numbers[~is_reg], minlength=len(shares)).tolist()
+    return sum(round(n * fraction) for n, (fraction, _) in zip(own, shares, strict=True))
+
+
+def _unlike_asked(held: int, asked: int, copies: Copies) -> str:
+    """What to say where nothing is held out, or more than the share; empty where all is well."""
+    by_bytes = ' Or set validation.copies = "bytes", by which only equal files are copies.'
+    remedy = f"Give validation.image_dir a folder of other images.{by_bytes if copies.near else ''}"
+    if held > asked:
+        return (
+            f"{held:,} images are held out, {held - asked:,} more than validation.split asks for: "
+            f"copies are held out together or not at all."
+        )
+    if held:
+        return ""
+    why = "what there is are copies of one another, or of images that are not to be held out"
+    if not asked:
+        why, remedy = "the share is less than half an image", "Raise validation.split."
+    elif copies.near:
+        why += "; images that look the same count as copies"
+    return (
+        f"No image is held out, though validation.split asks for it: {why}. So nothing is "
+        f"validated, and no best model is kept. {remedy}"
+    )
 
 
 def _choose(records: RecordTable, groups: np.ndarray, shares: list[tuple[float, int]]) -> Bools:

@@ -61,8 +61,8 @@ def figures_of_run(metrics: Metrics, validations: Sequence[Validation]) -> list[
             is_small=False,
         ),
         _figure("gap", "Held-out and training images", _gap(validations, errors), note=(
-            "The same noise levels for both. Where the second falls and the first does not, images "
-            "are learnt by heart."
+            "At noise levels that are spread alike. Where the second falls and the first does not, "
+            "images are learnt by heart."
         )),
         _figure("levels", "Loss by noise level", _curves("loss", _levels(metrics)), note=(
             "Means over the training steps; 0 is the least noise."

@@ -24,8 +24,8 @@ from impasto.report.previews import newest_previews, read_preview
 from impasto.report.run_result import base_of
 from impasto.report.svg import standalone
 from impasto.runs import RunDirectory, step_name
-from impasto.runs.learning import read_learning
-from impasto.runs.learning_words import best_words, evidence_words
+from impasto.runs.learning import read_learning, validation_of
+from impasto.runs.learning_words import best_words, evidence_words, model_words
 
 CARD = "README.md"
 SAMPLES, CURVES = "samples", "curves"
@@ -105,7 +105,7 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
         parts += [
             _section("Training", _training(figures)),
             _section("Losses", _losses(figures, _CURVES_SHOWN if curves else "")),
-            _learnt(figures.run),
+            _learnt(figures.run, model),
             _section("Dataset", _dataset(figures.run)),
             _section("Settings", _config(figures, publish)),
         ]
@@ -199,12 +199,21 @@ def _losses(figures: RunFigures, curves: str) -> str:
     return f"{curves}\n\n{_table(head[:columns], [row[:columns] for row in rows])}"
 
 
-def _learnt(run: RunDirectory) -> str:
-    """What the validation loss says of the model, and how sure that is."""
-    learning = read_learning(run)
+def _learnt(run: RunDirectory, model: Path) -> str:
+    """What the validation loss says of the model, and how sure that is.
+
+    Of another model than that of the end: what its own validation says, if it had one.
+    """
+    learning, last = read_learning(run), run.exported_model()
     if learning is None:
         return ""
-    told = (learning.sentence(), f"Lowest: {best_words(learning)}.", evidence_words(learning))
+    told: tuple[str, ...]
+    if last is not None and last.resolve() == model.resolve():
+        told = (learning.sentence(), f"Lowest: {best_words(learning)}.", evidence_words(learning))
+    else:
+        own = validation_of(run, learning, model)
+        words = "" if own is None else model_words(learning, own)
+        told = (words, evidence_words(learning) if words else "")
     return "\n\n".join(plain(words) for words in told if words)
 
 

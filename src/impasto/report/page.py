@@ -60,7 +60,7 @@ def rendered(template: str, content: Mapping[str, Any]) -> str:
 
 def _content(run: RunDirectory) -> dict[str, Any]:
     metrics = list(run.read_metrics())
-    learning = learning_in(metrics)
+    learning = learning_in(metrics, run)
     dataset, status = run.read_json("dataset.json"), run.status()
     text = read_text(run.config_file, "replace")
     publish = allowed_by(text)

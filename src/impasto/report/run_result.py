@@ -9,6 +9,7 @@ from typing import Any
 
 from impasto.hub_ids import is_hub_id
 from impasto.invocation import quoted
+from impasto.progress import counted
 from impasto.publishing import path_basename
 from impasto.runs import RunDirectory
 from impasto.runs.learning import NOTHING_HELD_OUT, Learning, kept_best
@@ -94,14 +95,23 @@ def _next_step(
             "Draw with the model and look. With held-out images (validation.split) the next run "
             "can say when it was best:"
         ), drawing
-    if learning.verdict in ("worse", "over-fitting"):
-        if best is not None and learning.is_best_better:
-            step = f"Use {path_basename(str(best[0]))}, the model of step {best[1]:,}, not the last"
-            return f"{step}; a next run may end there.", ""
+    if learning.verdict != "better" and best is not None and learning.is_best_better:
+        step = f"Use {path_basename(str(best[0]))}, the model of step {best[1]:,}, not the last"
+        return f"{step}; a next run may end there.", ""
+    if learning.verdict == "worse":
         return (
             "Do not use this model. Begin again with a lower learning rate, or look at the images "
             "with the highest loss.", ""
         )  # fmt: skip
+    if learning.verdict == "over-fitting" or (
+        learning.verdict == "unclear" and learning.is_best_better
+    ):
+        sooner = f"A next run may end after {counted(learning.best.step, 'steps')}"
+        sooner += ", where the loss was lowest."
+        if learning.is_last_better:
+            return f"{sooner} This model is better than the base model all the same:", drawing
+        kept = " With saving.best_model = true that model is kept." if best is None else ""
+        return f"{sooner}{kept}", ""
     if learning.verdict == "unclear":
         return (
             "Compare the samples with the base model's: the loss does not tell them apart. Train "

@@ -16,7 +16,12 @@ from impasto.runs.directory import RunDirectory
 from impasto.runs.evidence import Difference, chance_of_each, difference
 from impasto.runs.learning_words import sentence_of
 from impasto.runs.lines import read_lines
-from impasto.runs.validations import Validation, ends_in_no_number, validations_of
+from impasto.runs.validations import (
+    Validation,
+    ends_in_no_number,
+    validations_of,
+    validations_to_come,
+)
 
 RISEN = 1.02
 """How many times its lowest value a validation loss has to be before it counts as risen in a run
@@ -28,9 +33,10 @@ NOTHING_HELD_OUT = (
 NO_CHECKPOINT = (
     "No model was kept of that step; with saving.best_model = true the best one always is."
 )
-"""What is said to people where there is no `Learning`, and where there is no `kept_best`."""
+"""What is said to people where there is no `Learning`, and where no model is near the best."""
 
 _STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
+_AVERAGE_ENDING = re.compile(r"-ema(-\d+)?(\.[a-z]+)?$", re.ASCII)
 _EPOCH_ENDING = re.compile(r"-(\d{6})(-ema)?", re.ASCII)
 
 Verdict = Literal["better", "over-fitting", "worse", "unclear"]
@@ -45,15 +51,20 @@ class Learning:
     A claim compares two validations over the same images and draws (`evidence.py`). Three kinds are
     made: that a step is better than the base model, that the end is worse than a step, and that the
     best step is better than others; each with as many steps as there are besides. They share the
-    chance of error, so that all of them together are as sure as `CONFIDENCE`.
+    chance of error, so that all of them together are as sure as `CONFIDENCE`. A run is looked at
+    while it trains too: the chance is shared with what it is still going to measure, or else each
+    look would be as sure and all of them together far less.
 
     Attributes:
         validations: All of them, two or more, in the order of their steps.
         is_broken: Whether the last loss of all was no number.
+        to_come: How many more the run is going to have; None where that is not known, so that
+            nothing can be claimed yet.
     """
 
     validations: Sequence[Validation]
     is_broken: bool = False
+    to_come: int | None = 0
 
     @property
     def first(self) -> Validation:
@@ -73,13 +84,15 @@ class Learning:
     @property
     def chance(self) -> float:
         """The chance of error that one comparison may have."""
-        return chance_of_each(3 * (len(self.validations) - 1))
+        return chance_of_each(3 * (len(self.validations) + (self.to_come or 0) - 1))
 
     @property
     def is_known(self) -> bool:
         """Whether losses of images were recorded, so that something can be claimed."""
-        return all(len(one.images) == len(self.first.images) for one in self.validations) and (
-            len(self.first.images) >= 2
+        return (
+            self.to_come is not None
+            and all(len(one.images) == len(self.first.images) for one in self.validations)
+            and len(self.first.images) >= 2
         )
 
     @property
@@ -89,7 +102,7 @@ class Learning:
             return "worse"
         if self._is_above(self.last, self.best):
             return "over-fitting"
-        return "better" if self._is_above(self.first, self.last) else "unclear"
+        return "better" if self.is_last_better else "unclear"
 
     @property
     def is_overfitting(self) -> bool:
@@ -105,6 +118,11 @@ class Learning:
     def is_best_better(self) -> bool:
         """Whether the best step is better than the base model."""
         return self._is_above(self.first, self.best)
+
+    @property
+    def is_last_better(self) -> bool:
+        """Whether the last step is better than the base model."""
+        return self._is_above(self.first, self.last)
 
     def as_good(self) -> list[int]:
         """The other steps that may be as good as the best one; all where nothing is known."""
@@ -137,20 +155,30 @@ def validation_points(metrics: Iterable[Mapping[str, Any]]) -> list[tuple[int, f
 
 def read_learning(run: RunDirectory) -> Learning | None:
     """The course of a run's validation loss, by its metrics."""
-    return learning_in(
-        line for _, line in read_lines(run.metrics_file, holding=b'"validation_loss"')
-    )
+    lines = read_lines(run.metrics_file, holding=b'"validation_loss"')
+    return learning_in((line for _, line in lines), run)
 
 
-def learning_in(metrics: Iterable[Mapping[str, Any]]) -> Learning | None:
-    """The course of the validation loss in lines of metrics."""
+def learning_in(
+    metrics: Iterable[Mapping[str, Any]], run: RunDirectory | None = None
+) -> Learning | None:
+    """The course of the validation loss in lines of metrics.
+
+    Args:
+        metrics: The lines.
+        run: Whose they are, which may go on; None of one that is over.
+    """
     lines = [line for line in metrics if "validation_loss" in line]
-    return learning_of(validations_of(lines), is_broken=ends_in_no_number(lines))
+    found = validations_of(lines)
+    to_come = validations_to_come(run, found[-1].step) if run is not None and found else 0
+    return learning_of(found, is_broken=ends_in_no_number(lines), to_come=to_come)
 
 
-def learning_of(validations: Sequence[Validation], *, is_broken: bool = False) -> Learning | None:
+def learning_of(
+    validations: Sequence[Validation], *, is_broken: bool = False, to_come: int | None = 0
+) -> Learning | None:
     """The course of a validation loss; None of fewer than two validations."""
-    return Learning(validations, is_broken) if len(validations) >= 2 else None
+    return Learning(validations, is_broken, to_come) if len(validations) >= 2 else None
 
 
 @dataclass(frozen=True)
@@ -159,47 +187,88 @@ class Checkpoint:
 
     Attributes:
         path: The file, or the Diffusers folder.
-        step: The step it is of; None of one that replaces itself whenever the loss is lower.
+        step: The step it is of; None of the best one of a run that did not write it down.
+        is_best: Whether it replaces itself whenever the loss is lower.
     """
 
     path: Path
     step: int | None
+    is_best: bool = False
+
+    @property
+    def is_average(self) -> bool:
+        """Whether it is the running average that is kept beside a model."""
+        return bool(_AVERAGE_ENDING.search(self.path.name))
 
 
 def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
     """The models that a run has exported and that are still there, in the order of their steps."""
     try:
-        written = run.read_json("models.json").get("written", [])
+        models = run.read_json("models.json")
     except RunError:
         return []
-    status = run.status()
-    found = (_checkpoint(run.at(record), status) for record in written)
+    status, best = run.status(), models.get("best", {})
+    # of one without a step nobody knows which it is: it is just being replaced, or a kill came then
+    unsure = {record for record, told in best.items() if "step" not in told}
+    known = [record for record in models.get("written", []) if record not in unsure]
+    found = (_checkpoint(run.at(record), status, best.get(record)) for record in known)
     there = (checkpoint for checkpoint in found if checkpoint.path.exists())
     return sorted(there, key=lambda c: (c.step is None, c.step or 0, c.path))
 
 
 def nearest(checkpoints: Iterable[Checkpoint], step: int) -> Checkpoint | None:
-    """The best model by the validation loss at `step`: the one kept as best, or the nearest."""
-    kept = list(checkpoints)
-    best = [checkpoint for checkpoint in kept if checkpoint.step is None]
+    """The best model by the validation loss at `step`: the one kept as best, or the nearest.
+
+    Of a model and its average beside it that is the average: it was measured.
+    """
+    kept = sorted(checkpoints, key=lambda c: not c.is_average)
+    best = [checkpoint for checkpoint in kept if checkpoint.is_best]
     numbered = [checkpoint for checkpoint in kept if checkpoint.step is not None]
     return next(iter(best or sorted(numbered, key=lambda c: abs((c.step or 0) - step))), None)
 
 
+def validation_of(run: RunDirectory, learning: Learning, model: Path) -> Validation | None:
+    """The validation of a model that a run has exported; None where it was not measured itself.
+
+    Where a model and its average were written, the average was measured.
+    """
+    known = checkpoints_of(run)
+    own = next((c for c in known if c.path.resolve() == model.resolve()), None)
+    if own is None:
+        return None
+    if not own.is_average and any(c.is_average and c.step == own.step for c in known):
+        return None
+    step = learning.best.step if own.step is None else own.step
+    return next((one for one in learning.validations if one.step == step), None)
+
+
 def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
-    """The best model by the validation loss that a run has kept, and the step it is of."""
+    """The best model by the validation loss that a run has kept, and the step it is of.
+
+    None also where the base model is the best: no model of the run is.
+    """
+    if learning.best.step == 0:
+        return None
     best = nearest(checkpoints_of(run), learning.best.step)
     if best is None:
         return None
     return best.path, learning.best.step if best.step is None else best.step
 
 
-def _checkpoint(path: Path, status: Mapping[str, Any]) -> Checkpoint:
+def why_no_best(learning: Learning) -> str:
+    """What is said where there is no `kept_best`."""
+    is_base = learning.best.step == 0
+    return "None: the loss was lowest with the base model." if is_base else NO_CHECKPOINT
+
+
+def _checkpoint(
+    path: Path, status: Mapping[str, Any], best: Mapping[str, Any] | None = None
+) -> Checkpoint:
     """What the name of a model says of its step; without an ending it is that of the end."""
     if found := _STEP_ENDING.search(path.name):
         return Checkpoint(path, int(found[1]))
     if found := _EPOCH_ENDING.search(path.name):
         return Checkpoint(path, int(found[1]) * int(status.get("updates_per_epoch", 1)))
     if re.search(r"-best(-ema)?(\.|$)", path.name):
-        return Checkpoint(path, None)
+        return Checkpoint(path, None if best is None else int(best["step"]), is_best=True)
     return Checkpoint(path, int(status.get("total_steps", 0)))

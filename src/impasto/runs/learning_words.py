@@ -25,6 +25,11 @@ def sentence_of(learning: Learning) -> str:
         )
     if not learning.first.images:
         return _by_limit(learning)
+    if learning.to_come is None:
+        return (
+            f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}. "
+            f"Whether that is more than chance is said at the end of the run."
+        )
     if not learning.is_known:
         return (
             f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}. "
@@ -38,6 +43,24 @@ def sentence_of(learning: Learning) -> str:
         "unclear": _unclear,
     }[learning.verdict]
     return told(learning)
+
+
+def model_words(learning: Learning, one: Validation) -> str:
+    """What can be said of the model of one step, compared with the base model."""
+    if one is learning.first:
+        return ""
+    told = (
+        f"This is the model {_after(one)}: its validation loss is {_loss(one)}, that of the base "
+        f"model {_loss(learning.first)}, a change of {change_words(learning, one, learning.first)}"
+    )
+    change = learning.compared(one, learning.first)
+    if change is None:
+        return f"{told}. Whether that is more than chance is not known."
+    if change.is_below(learning.chance):
+        return f"{told}. It does better on held-out images than the base model."
+    if change.is_above(learning.chance):
+        return f"{told}. It does worse on held-out images than the base model."
+    return f"{told}, which is within the noise."
 
 
 def best_words(learning: Learning) -> str:
@@ -101,11 +124,17 @@ def _worse(learning: Learning) -> str:
 
 
 def _overfitting(learning: Learning) -> str:
-    rise = change_words(learning, learning.last, learning.best)
+    best, last = learning.best, learning.last
+    start = (
+        f"The validation loss was lowest, {_loss(best)}, {_after(best)} and has risen since to "
+        f"{_loss(last)}, a change of {change_words(learning, last, best)}"
+    )
+    if best.training is None or last.training is None or last.training <= best.training:
+        return f"{start}: the model is over-fitting. {_ADVICE}"
     return (
-        f"The validation loss was lowest, {_loss(learning.best)}, {_after(learning.best)} and has "
-        f"risen since to {_loss(learning.last)}, a change of {rise}: the model is over-fitting. "
-        f"{_ADVICE}"
+        f"{start}. That of the training images rose as well, from {best.training:.4f} to "
+        f"{last.training:.4f}, so that images are learnt by heart is not the cause, or not the "
+        f"only one: the learning rate is too high. {_ADVICE}"
     )
 
 

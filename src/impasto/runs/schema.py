@@ -19,7 +19,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "loss": _NUMBER, "images_per_s": _NUMBER, "seconds_left": _NUMBER,
         "timings_s": {"": _NUMBER},
     },
-    "models.json": {"written": [_TEXT]},
+    "models.json": {"written": [_TEXT], "best": {"": {"step": _WHOLE, "loss": _NUMBER}}},
     "dataset.json": {
         "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
         "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
+from impasto.parsing import parse_toml, read_text
+from impasto.runs.directory import RunDirectory
+
 MOST_VALUES = 256
 """Values that a line of metrics has of one validation at most. Of more images each value is that of
 several, from all over the list: it hardly costs certainty, and keeps a line short."""
@@ -45,6 +48,22 @@ def validations_of(metrics: Iterable[Mapping[str, Any]]) -> list[Validation]:
             values = _numbers(line.get("validation_images"))
             found[step] = Validation(step, loss, values, _number(error), _number(training))
     return [found[step] for step in sorted(found)]
+
+
+def validations_to_come(run: RunDirectory, step: int) -> int | None:
+    """How many validations a run plans after this step; None where its settings do not tell."""
+    status = run.status()
+    total: int | None = status.get("total_steps")
+    if status.get("phase") == "finished" or (total is not None and step >= total):
+        return 0
+    try:
+        section = parse_toml(read_text(run.config_file, "replace")).get("validation")
+    except (ValueError, OSError):
+        return None
+    every = section.get("every_steps") if isinstance(section, Mapping) else None
+    if total is None or not isinstance(every, int) or every < 1:
+        return None
+    return math.ceil(total / every) - step // every
 
 
 def ends_in_no_number(metrics: Iterable[Mapping[str, Any]]) -> bool:

@@ -120,6 +120,7 @@ def walk(
                 f"{run.path} has no held-out images to measure with: it was trained without "
                 f"validation.split and validation.image_dir."
             )
+        validator = session.validator.of_held_out
         folder = None if previews is None else held.enter_context(files.replace_folder(previews))
         steps = len(ratios) * (1 if folder is None else 2)
         points: list[Point] = []
@@ -127,7 +128,7 @@ def walk(
             for number, ratio in enumerate(ratios):
                 _put(session, mix(opened.models, FORMULA.combine, Ratios(ratio)))
                 with looking(session):
-                    loss = session.validator.measure(
+                    loss = validator.measure(
                         session.trainable.unet, session.eval_conditioner, session.recipe
                     )
                     points.append(Point(ratio, loss.mean))

@@ -81,7 +81,7 @@ class Pauses:
             self.best = loss.mean
             if self._session.config.keeps_best and done > 0:
                 with self._outside_training("export", done):
-                    self._saver.export_best()
+                    self._saver.export_best(done, loss.mean)
         self._recorder.write({"step": done, **loss.as_record(), **self._change(done, loss)})
 
     def _change(self, done: int, loss: ValidationLoss) -> dict[str, float]:

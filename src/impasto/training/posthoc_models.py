@@ -148,6 +148,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
                 f"validation.split and validation.image_dir. Name one length with --sigma-rel and "
                 f"--out, and look at what it draws."
             )
+        validator = session.validator.of_held_out
         names = parameter_names(session.trainable.parts)
         found = []
         with progress.stage("Measuring averages", len(averages), "averages") as advance:
@@ -159,7 +160,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
                     )
                 session.strategy.put(names, average.tensors)
                 with looking(session):
-                    loss = session.validator.measure(
+                    loss = validator.measure(
                         session.trainable.unet, session.eval_conditioner, session.recipe
                     )
                 found.append(Measured(average, loss.mean))

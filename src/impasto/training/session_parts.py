@@ -95,12 +95,13 @@ def build_validator(
     draws = planned_draws(config, len(held_out.images))
     batch_size = partial(validation_batch_size, config)
     sample = _training_sample(config, prepared.training)
+    places = min(len(held_out.images), len(sample.images) or len(held_out.images))
     units: dict[object, int] = {}
     paths = [image.record.path for image in held_out.images]
     return Validator(
-        FixedDraws(held_out, cache, model.scaling_factor, draws, batch_size),
+        FixedDraws(held_out, cache, model.scaling_factor, draws, batch_size, places),
         [units.setdefault(prepared.alike.get(path, path), len(units)) for path in paths],
-        FixedDraws(sample, cache, model.scaling_factor, draws, batch_size)
+        FixedDraws(sample, cache, model.scaling_factor, draws, batch_size, places)
         if sample.images
         else None,
     )

@@ -8,7 +8,7 @@ from typing import Any
 
 from impasto.runs import RunDirectory
 from impasto.runs.image_losses import ImageLoss, read_image_losses
-from impasto.runs.learning import NO_CHECKPOINT, NOTHING_HELD_OUT, kept_best, read_learning
+from impasto.runs.learning import NOTHING_HELD_OUT, kept_best, read_learning, why_no_best
 from impasto.runs.learning_words import best_words, evidence_words, gap_words
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
@@ -36,7 +36,7 @@ def learning_view(run: RunDirectory) -> dict[str, Any]:
             if words
         ],
         "checkpoint": None if best is None else {"path": str(best[0]), "step": best[1]},
-        "no_checkpoint": NO_CHECKPOINT,
+        "no_checkpoint": why_no_best(learning),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -24,7 +23,6 @@ from impasto.models.text import TextConditioner
 from impasto.training.step import StepRecipe
 
 VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
-_GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -37,6 +35,8 @@ class FixedDraws:
         scaling_factor: Scaled latents = this times the VAE's.
         draws: How many (noise, timestep) pairs each image is measured at, and how they lie.
         batch_size: How many images of a group go through the U-Net together.
+        places: Where draws are spread: so many images in a row cover the schedule together. Sets
+            whose losses are compared have the same, and so the same noise levels.
     """
 
     plan: CachedPlan
@@ -44,6 +44,7 @@ class FixedDraws:
     scaling_factor: float
     draws: Draws
     batch_size: Callable[[Group], int]
+    places: int = 1
 
     @torch.no_grad()
     def measure(
@@ -76,13 +77,22 @@ class FixedDraws:
         """[images]: their timesteps in the draw of this number, of a schedule with `total`.
 
         Spread draws are stratified: one in each of as many equal parts of the schedule as an image
-        has draws, where in it by the golden ratio, so that the images together cover the schedule
+        has draws, and where in it differs from image to image, so that they cover the schedule
         evenly (a shift for each sample, as in Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
+        Each `places` images in a row lie evenly between one another, and so do those left over.
         """
         if not self.draws.are_spread:
             return fixed_timesteps(self.draws.per_image, total)[draw].expand(len(images))
-        shifts = (torch.tensor(images, dtype=torch.float64) + 0.5) * _GOLDEN_RATIO % 1
-        return ((draw + shifts) / self.draws.per_image * total).long()
+        number = len(self.plan.images)
+        whole = number - number % self.places
+        shifts = [
+            (i % self.places + 0.5) / self.places
+            if i < whole
+            else (i - whole + 0.5) / (number - whole)
+            for i in images
+        ]
+        places = draw + torch.tensor(shifts, dtype=torch.float64)
+        return (places / self.draws.per_image * total).long()
 
     def _losses(
         self, group: Sequence[int], unet: Any, conditioner: TextConditioner, recipe: StepRecipe

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from accelerate import Accelerator
@@ -67,6 +67,11 @@ class Validator:
     held_out: FixedDraws
     alike: Sequence[int]
     training: FixedDraws | None = None
+
+    @property
+    def of_held_out(self) -> Validator:
+        """The same without training images, for whoever wants the validation loss alone."""
+        return replace(self, training=None)
 
     def measure(
         self,

@@ -193,16 +193,33 @@ def export_final(
 
 
 def export_best(
-    source: ExportSource, trained: Trained, models: OwnModels, progress: Progress, variant: str = ""
+    source: ExportSource,
+    trained: Trained,
+    models: OwnModels,
+    progress: Progress,
+    variant: str,
+    measured: tuple[int, float],
 ) -> Path:
     """Export as `<name>-best<variant>` in the place of the best one before.
+
+    Args:
+        source: What is exported.
+        trained: Its weights.
+        models: The run's models, which remember of which step the best one is.
+        progress: Who is told.
+        variant: What stands after the ending.
+        measured: The step, and the validation loss.
 
     Raises:
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
     """
     folder = models_folder(source.config)
-    return _export(source, trained, models, folder, progress, f"{BEST}{variant}")
+    target = _claim(source, models, folder, progress, f"{BEST}{variant}")
+    models.begin_best(target)
+    EXPORTERS[source.config.method.kind].write(source, trained, target, progress)
+    models.end_best(target, *measured)
+    return target
 
 
 def _export(
@@ -213,13 +230,20 @@ def _export(
     progress: Progress,
     ending: str,
 ) -> Path:
+    target = _claim(source, models, folder, progress, ending)
+    EXPORTERS[source.config.method.kind].write(source, trained, target, progress)
+    return target
+
+
+def _claim(
+    source: ExportSource, models: OwnModels, folder: Path, progress: Progress, ending: str
+) -> Path:
     config = source.config
     asked = folder / f"{config.export_name}{ending}{model_suffix(config)}"
     target = models.claim(asked)
     if target != asked:
         progress.note(f"{asked} was taken by another program meanwhile; the model is {target}.")
     temporary_names.remove_leftovers(target.parent)
-    EXPORTERS[config.method.kind].write(source, trained, target, progress)
     return target
 
 

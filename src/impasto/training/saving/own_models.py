@@ -31,6 +31,7 @@ class OwnModels:
         recorded = run.read_json(RECORD)
         # paths of earlier versions are absolute
         self._written = [self._key(run.at(record)) for record in recorded.get("written", [])]
+        self._best: dict[str, dict[str, float]] = dict(recorded.get("best", {}))
         began_before_records = not recorded and bool(run.saved_steps())
         self._knows = not began_before_records
 
@@ -70,6 +71,16 @@ class OwnModels:
             self._write()
         return claimed
 
+    def begin_best(self, target: Path) -> None:
+        """Say that the best model is being replaced, so that nobody takes it for another step's."""
+        self._best[self._key(target)] = {}
+        self._write()
+
+    def end_best(self, target: Path, step: int, loss: float) -> None:
+        """Say which step the best model is of now, and its validation loss."""
+        self._best[self._key(target)] = {"step": step, "loss": loss}
+        self._write()
+
     def remove_oldest(self, name: str, ending: str, suffix: str, folder: Path, keep: int) -> None:
         """Of this run's models on the way that are called alike, keep the newest.
 
@@ -105,7 +116,8 @@ class OwnModels:
         return why_not_replaced(target, by_folder=not is_file_name(target))
 
     def _write(self) -> None:
-        files.write_json(self._run.path / RECORD, {"written": self._written})
+        best = {"best": self._best} if self._best else {}
+        files.write_json(self._run.path / RECORD, {"written": self._written, **best})
 
     def _key(self, target: Path) -> str:
         return self._run.record_of(target)

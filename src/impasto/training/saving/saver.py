@@ -204,11 +204,11 @@ class Saver:
         ]
         return not all(target.exists() for target in targets)
 
-    def export_best(self) -> None:
-        """Export the model as it is now in the place of the best one before."""
+    def export_best(self, done: int, loss: float) -> None:
+        """Export the model as it is now, after `done` steps, in the place of the best before."""
         self._export(
             lambda trained, variant: export_best(
-                self._source, trained, self._models, self._progress, variant
+                self._source, trained, self._models, self._progress, variant, (done, loss)
             ),
             now=False,
         )
