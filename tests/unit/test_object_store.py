@@ -12,7 +12,9 @@ from PIL import Image
 
 from impasto import files, remote_paths
 from impasto.config.load import build_dataset_config, load_dataset_config
+from impasto.data import probe_stage
 from impasto.data.content_hashes import ContentHashes
+from impasto.data.found_image import FoundImage
 from impasto.data.metadata import read_metadata
 from impasto.data.rendering import Decode
 from impasto.data.scan import decode_all, scan_folder, scan_metadata
@@ -142,6 +144,32 @@ def test_keys_that_no_path_can_name_are_mentioned(bucket, s3, tmp_path):
     scan = scan_folder(bucket / "data")
     assert [record.path.name for record in scan.records] == ["a.png"]
     assert {item.path.name for item in scan.unused} == {"b.png", "c.png"}
+
+
+class FoldedPath(type(Path())):
+    """A path as Windows compares it."""
+
+    def __eq__(self, other):
+        return str(self).lower() == str(other).lower()
+
+    def __hash__(self):
+        return hash(str(self).lower())
+
+
+def test_names_that_differ_in_case_are_told_apart_on_windows_too(place, tmp_path, monkeypatch):
+    for number, name in enumerate(("a", "A")):
+        picture(tmp_path / str(number) / f"{name}.png", (8 + number, 9))
+        (tmp_path / str(number) / f"{name}.txt").write_text(f"words of {name}", encoding="utf-8")
+        put_folder(tmp_path / str(number), place)
+    monkeypatch.setattr(probe_stage, "Path", FoldedPath)
+    found = [
+        FoundImage(str(place / f"{name}.png"), [], (str(place / f"{name}.txt"), ""))
+        for name in ("a", "A")
+    ]
+    assert [(row[0], row[3]) for row in probe_stage.Probe()(found)] == [
+        (8, "words of a"),
+        (9, "words of A"),
+    ]
 
 
 def test_metadata_names_images_of_the_store(folder, place):

@@ -169,6 +169,31 @@ def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
     assert len(LatentCache(place)) == len(KEYS)
 
 
+@pytest.mark.parametrize("content", [b"", b'{"format_version": 1'], ids=["empty", "half"])
+def test_a_damaged_copy_of_keys_says_nothing_of_the_shard(place, content):
+    filled(place)
+
+    def damage():
+        for copy in machine_folder(place).rglob("*.json"):
+            copy.write_bytes(content)
+
+    damage()
+    cache = LatentCache(place)
+    assert is_right(cache)
+    damage()
+    assert [bad for bad in cache.verify(remove=True) if bad] == []
+    damage()
+    assert sum(dropped for dropped, _ in cache.prune([LatentKeys(key) for key in KEYS])) == 0
+    assert is_right(LatentCache(place))
+
+
+def test_a_folder_may_have_a_name_that_looks_like_a_pattern(place, elsewhere):
+    odd = place / "cache [v2] *?"
+    filled(odd)
+    elsewhere()
+    assert is_right(LatentCache(odd))
+
+
 def test_two_machines_that_encode_the_same_never_mix_their_files(place, elsewhere):
     elsewhere("b")
     second = LatentCache(place)  # which does not look again before it writes
@@ -275,6 +300,35 @@ def test_prune_keeps_what_is_wanted(place, elsewhere):
     assert len(left) == 6
     assert is_right(left, [keys.plain for keys in wanted])
     assert len([k for k in objects.find(place).objects if k.endswith(".json")]) == 2
+
+
+def test_prune_keeps_what_is_damaged_in_a_copy_only(place, elsewhere, tmp_path):
+    filled(place)
+    for copy in copies_in(place):
+        content = bytearray(copy.read_bytes())
+        content[-200:] = bytes(200)
+        copy.write_bytes(content)
+    cache = LatentCache(place)
+    wanted = [key for n, key in enumerate(KEYS) if n % 4]  # of each shard the last rows
+    dropped = list(cache.prune([LatentKeys(key) for key in wanted]))
+    assert [entries for entries, _ in dropped] == [1, 1, 1]
+    elsewhere()
+    assert len(LatentCache(place)) == 9
+    assert is_right(LatentCache(place), wanted)
+
+
+def test_prune_drops_what_is_damaged_in_the_store(place, elsewhere, tmp_path):
+    filled(place)
+    tensors = sorted(k for k in objects.find(place).objects if k.endswith(".safetensors"))[0]
+    content = bytearray(objects.read(place / tensors))
+    content[-1] ^= 1  # of the last row
+    (tmp_path / "changed").write_bytes(content)
+    objects.upload(tmp_path / "changed", place / tensors)
+    elsewhere()
+    cache = LatentCache(place)
+    wanted = [LatentKeys(key) for n, key in enumerate(KEYS) if n % 4]
+    assert sorted(entries for entries, _ in cache.prune(wanted)) == [1, 1, 2]
+    assert len(LatentCache(place)) == 8
 
 
 def test_a_start_with_many_keys_reads_one_object(bucket, s3, elsewhere, monkeypatch):

@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from impasto import locks, storage_errors
+from impasto.data.rows_apart import RowsApart
 from impasto.data.shard_files import BadShard, digest_of, sum_of_row
 from impasto.data.shard_index import Place, ShardIndex
-from impasto.data.shard_store import LocalShardFiles, ShardFiles, tensors_of
+from impasto.data.shard_store import Arrays, LocalShardFiles, ShardFiles, tensors_of
 from impasto.data.stored_shards import StoredShardFiles
 from impasto.errors import DatasetError, StorageError
 from impasto.remote_paths import is_remote, shown
@@ -60,6 +61,7 @@ class Shards:
         self._open: OrderedDict[str, tuple[np.ndarray, ...]] = OrderedDict()
         self._opening = threading.Lock()
         self._index = ShardIndex(folder / "index.table")
+        self._apart = RowsApart(self._files, folder, what, self._index.sum_of)
         self._compared: dict[str, np.ndarray] = {}
         self._seen: set[Path] = set()
         self.note: Callable[[str], None] = lambda _: None
@@ -131,24 +133,7 @@ class Shards:
         Raises:
             DatasetError: A row is not what was written, also when it is read again.
         """
-        unmapped = [place for place in places if place[0] not in self._open]
-        try:
-            rows = self._files.rows_apart(unmapped)
-            changed = [place for place, row in rows.items() if not self._is_as_written(place, row)]
-            rows |= self._files.rows_apart(changed)
-        except OSError as error:
-            raise DatasetError(
-                f"A row of the {self._what} {shown(self.folder)} could not be read "
-                f"({error.strerror or error}). What it held is encoded anew when it is needed."
-            ) from error
-        for place in changed:
-            if place in rows and not self._is_as_written(place, rows[place]):
-                raise DatasetError(
-                    f"{shown(self.folder)}/{place[0]}.safetensors of the {self._what} has changed "
-                    f"since it was written. impasto dataset cache verify --remove removes what "
-                    f"has; it is then made anew."
-                )
-        return rows
+        return self._apart.read([place for place in places if place[0] not in self._open])
 
     def _drop_copy(self, shard: str) -> None:
         """Do without a copy that is not what was written, as by a failing disk.
@@ -160,10 +145,6 @@ class Shards:
             self._give_up(shard)
         self._open.pop(shard, None)
         self._compared.pop(shard, None)
-
-    def _is_as_written(self, place: Place, row: tuple[np.ndarray, ...]) -> bool:
-        wanted = self._index.sum_of(*place)
-        return wanted is None or sum_of_row([column[None] for column in row], 0) == wanted
 
     def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Add a shard with those of the entries that no process has written meanwhile.
@@ -255,11 +236,13 @@ class Shards:
             if len(kept) == len(entries) and entries:
                 yield 0, 0
                 continue
-            kept = [(key, row) for key, row in kept if self._is_unchanged(shard, row)]
+            rows = self._unchanged_rows(shard, [row for _, row in kept])
+            kept = [(key, row) for key, row in kept if row in rows]
             freed = before
             if kept:
                 label = shard.split("-")[1]
-                columns = [column[[row for _, row in kept]] for column in self._shard(shard)]
+                parts = zip(*(rows[row] for _, row in kept), strict=True)
+                columns = [np.stack(part) for part in parts]
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
                 self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
@@ -268,6 +251,17 @@ class Shards:
             else:
                 self.remove(index)
             yield len(entries) - len(kept), freed
+
+    def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
+        """Those of some rows that are as they were written, in a shard or only in its copy not."""
+        unchanged = {row: self._row(shard, row) for row in rows if self._is_unchanged(shard, row)}
+        changed = [(shard, row) for row in rows if row not in unchanged]
+        if changed and self._files.drop_copy(self._index_of(shard)):
+            self._open.pop(shard, None)
+            self._compared.pop(shard, None)
+            apart = self._apart.unchanged(changed)
+            unchanged |= {row: arrays for (_, row), arrays in apart.items()}
+        return unchanged
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)

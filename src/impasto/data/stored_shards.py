@@ -91,7 +91,8 @@ class StoredShardFiles:
         """
         fresh = [index for index in indices if not self._copy_of(index).is_file()]
         for start in range(0, len(fresh), _AT_ONCE):
-            for index, content in objects.read_all(fresh[start : start + _AT_ONCE]).items():
+            part = fresh[start : start + _AT_ONCE]
+            for index, content in zip(part, objects.read_all(part), strict=True):
                 if isinstance(content, FileNotFoundError):  # it was removed a moment ago
                     continue
                 with reported(index):
@@ -108,11 +109,14 @@ class StoredShardFiles:
         return [self._said(tensors_of(index)).size, keys.size, keys.identity]
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged, or came cut short."""
+        """What the file with a shard's keys says; None if it is damaged in the store too."""
         copy = self._copy_of(index)
-        if not copy.is_file():
+        stored = read_index(copy) if copy.is_file() else None
+        if stored is None:  # a damaged copy says nothing of the shard
+            copy.unlink(missing_ok=True)
             self.look_ahead([index])
-        return read_index(copy)
+            stored = read_index(copy)
+        return stored
 
     def is_whole(self, index: Path, entries: int) -> bool:  # noqa: ARG002 - as of a disk
         """Whether the tensors are there: an object is whole, and its header is read with rows."""
@@ -253,8 +257,7 @@ class StoredShardFiles:
         if not fresh:
             return
         begun = objects.read_beginnings([self._tensors(name) for name in fresh], HEADER_BYTES)
-        for shard in fresh:
-            content = begun[self._tensors(shard)]
+        for shard, content in zip(fresh, begun, strict=True):
             if isinstance(content, OSError):
                 raise content
             tensors = self._tensors(shard)
