@@ -16,6 +16,8 @@ from impasto.data import probe_stage
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.found_image import FoundImage
 from impasto.data.metadata import read_metadata
+from impasto.data.ray_cluster import shared_ground
+from impasto.data.ray_work import Ground
 from impasto.data.rendering import Decode
 from impasto.data.scan import decode_all, scan_folder, scan_metadata
 from impasto.data.stages import Failure
@@ -325,6 +327,16 @@ def test_nothing_local_is_written_for_a_place_in_a_store(tmp_path, monkeypatch):
     ):
         with pytest.raises(StorageError, match=r"s3://bucket/cats/a.txt is in an object store"):
             write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cluster_needs_no_folder_of_what_is_in_a_store(tmp_path, store_cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures, stored = tmp_path / "pictures", Path("s3://bucket/cats")
+    config = build_dataset_config({"image_dir": "s3://bucket/cats"}, source="test")
+    for derived in (Path("s3://bucket/derived"), config.derived_dir):
+        with shared_ground([stored, pictures], derived) as ground:
+            assert ground == Ground((str(pictures),))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -13,7 +13,8 @@ import torch
 from object_store import cutting, refusing
 from test_latent_cache import CountingEncoder, plan_of
 
-from impasto.data import shard_index
+from impasto import files
+from impasto.data import shard_fetching, shard_index
 from impasto.data.filling import cache_latents
 from impasto.data.keyed import KeyedTable
 from impasto.data.latent_cache import LatentCache
@@ -146,6 +147,64 @@ def test_a_shard_that_many_threads_ask_for_is_fetched_once():
     assert sorted(fetched) == sorted(f"{n}" for n in range(50))
 
 
+def test_a_fault_of_the_store_is_not_kept_and_no_room_is(monkeypatch):
+    answers = {"faulty": [OSError("busy"), True], "large": [False, True]}
+    told = []
+
+    def fetch(shard):
+        answer = answers[shard].pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    fetcher = ShardFetcher(fetch, told.append, "latents")
+    for _ in range(3):  # within a minute nothing is asked twice
+        assert fetcher.are_here({"faulty": 1, "large": 1}) == {"faulty": False, "large": False}
+    later = time.monotonic() + shard_fetching.FIRST_PAUSE_S
+    monkeypatch.setattr(shard_fetching.time, "monotonic", lambda: later)
+    for _ in range(3):
+        assert fetcher.are_here({"faulty": 1, "large": 1}) == {"faulty": True, "large": False}
+    assert answers == {"faulty": [], "large": [True]}
+    assert len(told) == 1
+
+
+def test_a_shard_whose_faults_stay_is_asked_for_ever_less_often(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(shard_fetching.time, "monotonic", lambda: now[0])
+
+    def fetch(_):
+        asked.append(now[0])
+        raise StorageError("the disk is full.")
+
+    fetcher = ShardFetcher(fetch, lambda _: None, "latents")
+    for minute in range(10):
+        now[0] = 60.0 * minute
+        assert fetcher.are_here({"shard": 1}) == {"shard": False}
+    assert asked == [0.0, 60.0, 180.0, 420.0]
+
+
+def test_a_shard_is_not_asked_for_again_while_it_is_being_fetched(monkeypatch):
+    now, asked, go = [0.0], [], threading.Event()
+    monkeypatch.setattr(shard_fetching.time, "monotonic", lambda: now[0])
+
+    def fetch(_):
+        asked.append(now[0])
+        if len(asked) == 1:
+            raise OSError("busy")
+        return go.wait(30)
+
+    fetcher = ShardFetcher(fetch, lambda _: None, "latents")
+    large = {"shard": shard_fetching.WORTH_WAITING + 1}  # which is not waited for
+    fetcher.are_here(large)
+    until(lambda: fetcher._faulty)
+    for second in range(100, 105):
+        now[0] = second
+        assert fetcher.are_here(large) == {"shard": False}
+    go.set()
+    until(lambda: fetcher.are_here(large) == {"shard": True})
+    assert len(asked) == 2
+
+
 def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
     filled(place)
     elsewhere()
@@ -192,6 +251,35 @@ def test_a_folder_may_have_a_name_that_looks_like_a_pattern(place, elsewhere):
     filled(odd)
     elsewhere()
     assert is_right(LatentCache(odd))
+
+
+@pytest.mark.parametrize("there", ["whole", "half", "none"])
+def test_a_copy_that_another_process_has_just_mapped_is_as_good(
+    in_memory, tmp_path, monkeypatch, there
+):
+    (tmp_path / "shard").write_bytes(b"tensors")
+    objects.upload(tmp_path / "shard", in_memory / "shard")
+    copy = tmp_path / "copies" / "shard"
+    real, refused = Path.replace, []
+
+    def replace(self, target):
+        """As Windows: a virus scanner looks at the first try; what is mapped is never replaced."""
+        if there != "none":
+            copy.write_bytes(b"tensors" if there == "whole" else b"tens")
+        if there != "none" or not refused:
+            refused.append(target)
+            raise PermissionError(13, "Access is denied")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(files.time, "sleep", lambda _: None)
+    if there == "half":
+        with pytest.raises(StorageError, match=r"No copy of .* could be written"):
+            copies.fetch_to(in_memory / "shard", copy, 7)
+    else:
+        copies.fetch_to(in_memory / "shard", copy, 7)
+        assert copy.read_bytes() == b"tensors"
+    assert list(copy.parent.iterdir()) == [copy]
 
 
 def test_two_machines_that_encode_the_same_never_mix_their_files(place, elsewhere):

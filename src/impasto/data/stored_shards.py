@@ -89,9 +89,12 @@ class StoredShardFiles:
         Raises:
             StorageError: The store cannot be used, or the disk is full.
         """
-        fresh = [index for index in indices if not self._copy_of(index).is_file()]
-        for start in range(0, len(fresh), _AT_ONCE):
-            part = fresh[start : start + _AT_ONCE]
+        self._fetch_keys([index for index in indices if not self._copy_of(index).is_file()])
+
+    def _fetch_keys(self, indices: Sequence[Path]) -> None:
+        """Copy files with keys, many at a time; a copy that is there is replaced."""
+        for start in range(0, len(indices), _AT_ONCE):
+            part = indices[start : start + _AT_ONCE]
             for index, content in zip(part, objects.read_all(part), strict=True):
                 if isinstance(content, FileNotFoundError):  # it was removed a moment ago
                     continue
@@ -111,10 +114,9 @@ class StoredShardFiles:
     def described(self, index: Path) -> StoredIndex | None:
         """What the file with a shard's keys says; None if it is damaged in the store too."""
         copy = self._copy_of(index)
-        stored = read_index(copy) if copy.is_file() else None
-        if stored is None:  # a damaged copy says nothing of the shard
-            copy.unlink(missing_ok=True)
-            self.look_ahead([index])
+        stored = read_index(copy)
+        if stored is None:  # there is no copy, or a damaged one, which says nothing of the shard
+            self._fetch_keys([index])
             stored = read_index(copy)
         return stored
 
