@@ -147,6 +147,34 @@ def test_a_shard_that_many_threads_ask_for_is_fetched_once():
     assert sorted(fetched) == sorted(f"{n}" for n in range(50))
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["files", "kept index"])
+def test_a_start_keeps_the_copies_that_it_is_going_to_read(place, elsewhere, monkeypatch, kept):
+    monkeypatch.setattr(shard_index, "KEPT_FROM", 3 if kept else 10**6)
+    filled(place, each=2).keep_index()
+    size = copies_in(place)[0].stat().st_size
+    elsewhere()
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, str(3.5 * size / 2**30))
+    last = KEYS[6:]
+    cache = LatentCache(place)
+    assert is_right(cache, last)  # of three shards
+    until(lambda: len(copies_in(place)) == 3)
+    before = set(copies_in(place))
+    for copy in before:
+        os.utime(copy, (1, 1))  # as of a run of long ago
+    cache = LatentCache(place)
+    told = []
+    cache.set_notify(told.append)
+    if kept:
+        assert cache.has_all(np.array([list(bytes.fromhex(key)) for key in KEYS], np.uint8))
+    else:
+        assert all(key in cache for key in KEYS)
+    assert is_right(cache)
+    until(lambda: told)  # the others have no room
+    assert set(copies_in(place)) == before
+    assert is_right(LatentCache(place), KEYS[:6])  # which is told of no others
+    until(lambda: not before & set(copies_in(place)))
+
+
 def test_a_fault_of_the_store_is_not_kept_and_no_room_is(monkeypatch):
     answers = {"faulty": [OSError("busy"), True], "large": [False, True]}
     told = []
@@ -403,6 +431,14 @@ def test_prune_keeps_what_is_damaged_in_a_copy_only(place, elsewhere, tmp_path):
     elsewhere()
     assert len(LatentCache(place)) == 9
     assert is_right(LatentCache(place), wanted)
+
+
+def test_prune_leaves_what_another_machine_has_just_written(place, elsewhere):
+    cache = LatentCache(place)
+    elsewhere()
+    filled(place)
+    assert list(cache.prune([LatentKeys(key) for key in KEYS])) == [(0, 0)] * 3
+    assert is_right(LatentCache(place))
 
 
 def test_prune_drops_what_is_damaged_in_the_store(place, elsewhere, tmp_path):

@@ -89,15 +89,19 @@ class Shards:
             self._index.keep()
 
     def __contains__(self, key: str) -> bool:
-        return self._index.find([key])[0] is not None
+        return self.contains([key])[0]
 
     def contains(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each of some keys is there."""
-        return [place is not None for place in self._index.find(keys)]
+        """Whether each of some keys is there; copies of what is are not given up from now on."""
+        places = self._index.find(keys)
+        self._files.expect({place[0] for place in places if place})
+        return [place is not None for place in places]
 
     def has_all(self, keys: np.ndarray) -> bool:
-        """Whether all keys are there: [keys, 16] bytes of their hex digits, zeros for none."""
-        return self._index.has_all(keys)
+        """As `contains`, whether all are: [keys, 16] bytes of their hex digits, zeros for none."""
+        shards = self._index.shards_of_all(keys)
+        self._files.expect(shards or ())
+        return shards is not None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -221,12 +225,15 @@ class Shards:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
 
         A shard of which something stays is written anew before the old one is deleted; what is not
-        as it was written does not stay.
+        as it was written does not stay. A shard that another process has added meanwhile stays.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
         for index in self.indices():
+            if index not in self._seen:
+                yield 0, 0
+                continue
             shard, stored = self._name_of(index), self._files.described(index)
             keys = stored.keys if stored is not None else []
             places = zip(keys, self._index.find(keys), strict=True)

@@ -14,7 +14,7 @@ import contextlib
 import errno
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +64,7 @@ class StoredShardFiles:
         self._listed: dict[Path, Stored] = {}
         self._written: dict[Path, Stored] = {}
         self._headers: dict[str, tuple[StoredColumn, ...]] = {}
+        self._expected: set[str] = set()
         self._room = SpareRoom()
         self._fetcher = ShardFetcher(self._fetch_copy, note, shown(folder))
 
@@ -204,6 +205,13 @@ class StoredShardFiles:
             copy.unlink(missing_ok=True)
             self._fetch_copy(self._name_of(index), must=True)
             return mapped(copy, self._columns)
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """Have copies of shards that are going to be read stay, as of a run before this one."""
+        for shard in shards:
+            if shard not in self._expected:
+                self._expected.add(shard)
+                self._room.use(self._copy_of(self._tensors(shard)))
 
     def drop_copy(self, index: Path) -> bool:
         """Remove the copy of a shard, which is read row by row from now on."""
