@@ -217,6 +217,7 @@ def test_a_folder_without_images_is_named(place):
         ("ExpiredToken", 400, "have expired. Renew them"),
         ("InvalidAccessKeyId", 403, "does not know the credentials"),
         ("NoSuchBucket", 404, "there is no bucket"),
+        ("RequestTimeTooSkewed", 403, "the clock of this machine differs"),
         ("Strange", 418, "answered with .*Strange"),
     ],
 )
@@ -227,6 +228,50 @@ def test_a_store_that_cannot_be_used_ends_the_scan(folder, bucket, s3, code, sta
         scan_folder(bucket / "data")
     assert "nobody" not in str(told.value)
     assert "of-no-use" not in str(told.value)
+
+
+def test_an_image_in_an_archive_is_skipped_and_the_others_are_not(folder, bucket, s3):
+    put_folder(folder, bucket / "data")
+    with s3.failing(refusing("InvalidObjectState", 403, "a.png")):
+        scan = scan_folder(bucket / "data")
+    assert "e.png" in [record.path.name for record in scan.records]
+    reasons = [item.reason for item in scan.set_aside if item.path.name == "a.png"]
+    assert reasons == ["cannot be read (is in an archive of the store; restore it there first)"]
+
+
+class GoogleStore:
+    """What gcsfs does: listings say nothing of buckets, and a 403 is a plain OSError."""
+
+    def __init__(self, bucket_fault):
+        self._fault = bucket_fault
+
+    def find(self, *_, **__):
+        return {}
+
+    def info(self, name):
+        assert name == "bucket"
+        if self._fault:
+            raise self._fault
+        return {"type": "directory"}
+
+    def cat_file(self, *_, **__):
+        raise OSError("Forbidden: https://storage.googleapis.com/b/bucket?secret=1")
+
+
+def test_faults_of_googles_store_are_named(monkeypatch):
+    def store(fault=None):
+        monkeypatch.setattr(objects, "_MADE", {(os.getpid(), "gs"): GoogleStore(fault)})
+
+    place = Path("gs://bucket/cats")
+    for fault in (None, OSError("Forbidden: one may not look at buckets")):
+        store(fault)
+        assert objects.find(place).objects == {}
+    with pytest.raises(StorageError, match="do not permit this") as told:
+        objects.read(place / "a.png")
+    assert "secret" not in str(told.value)
+    store(FileNotFoundError("bucket"))
+    with pytest.raises(StorageError, match=r"there is no bucket bucket\. Check its name\."):
+        objects.find(place)
 
 
 def test_a_store_that_is_too_busy_for_a_moment_is_asked_again(folder, bucket, s3, monkeypatch):
@@ -293,10 +338,16 @@ def test_settings_keep_urls_and_no_credentials(tmp_path):
     assert load_dataset_config(Path("s3://bucket/m.jsonl"), {}).metadata_file == Path(
         "s3://bucket/m.jsonl"
     )
-    for url in ("s3://key:secret@bucket/cats", "s3://user@bucket/cats", "s3://bucket/cats?key=1"):
-        with pytest.raises(ConfigError) as told:
-            build_dataset_config({"image_dir": url}, source="test")
-        assert "secret" not in str(told.value)
+    for url in (
+        "s3://key:secret@bucket/cats",
+        "s3://user@bucket/cats",
+        "s3://bucket/cats?key=1",
+        "s3://bucket/cats?X-Amz-Credential=secret/2026/us-east-1&X-Amz-Signature=secret/a",
+    ):
+        for own in ({"image_dir": url}, {"image_dir": tmp_path, "mask_dir": url}):
+            with pytest.raises(ConfigError, match="the URL ") as told:
+                build_dataset_config(own, source="test")
+            assert "secret" not in str(told.value)
     with pytest.raises(ConfigError, match="no store that is known here; expected s3://"):
         build_dataset_config({"image_dir": "ftp://host/cats"}, source="test")
     with pytest.raises(ConfigError, match="mask_dir is s3://b/m, in an object store"):

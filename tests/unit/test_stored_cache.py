@@ -14,7 +14,7 @@ from object_store import cutting, refusing
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import files
-from impasto.data import shard_fetching, shard_index
+from impasto.data import prepared, shard_fetching, shard_index
 from impasto.data.filling import cache_latents
 from impasto.data.keyed import KeyedTable
 from impasto.data.latent_cache import LatentCache
@@ -489,6 +489,24 @@ def test_filling_a_cache_in_a_store_is_as_on_a_disk(tmp_path, place, elsewhere):
     assert encoder.count == before
 
 
+def test_keys_of_former_plans_stay_on_this_machine_and_go(tmp_path, place, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 2)
+    monkeypatch.setattr(prepared.tables, "REMOVED_AFTER_NS", -1)
+    images = plan_of(draw_images(tmp_path / "pictures", 8)).images
+    encoder = CountingEncoder().encoder
+    for count in range(2, 9):
+        cache_latents(images[:count], LatentCache(place), encoder)
+    assert not any(key.startswith("prepared") for key in objects.find(place).objects)
+    tables = list(machine_folder(place / "prepared").glob("*.table"))
+    assert len(tables) == 4
+    again = LatentCache(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(again.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
+        assert len(cache_latents(images, again, encoder).keys) == 8
+
+
 def test_tables_are_shared_by_machines(place, elsewhere):
     file = place / "hashes.json"
     elsewhere("a")
@@ -511,6 +529,19 @@ def test_half_a_segment_counts_as_none_and_is_asked_for_again(bucket, s3, elsewh
     with s3.failing(cutting("/numbers.table/seg-")):
         assert len(TableFolder(folder, SCHEMA, [1]).read()) == 0
     assert len(TableFolder(folder, SCHEMA, [1]).read()) == 1
+
+
+def test_a_damaged_copy_of_a_segment_says_nothing_of_the_segment(place):
+    folder = place / "numbers.table"
+    TableFolder(folder, SCHEMA, [1]).append(rows_of(SCHEMA, [("x", 1)]))
+    (copy,) = machine_folder(folder).glob("seg-*")
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+    table = TableFolder(folder, SCHEMA, [1])
+    table.append(rows_of(SCHEMA, [("y", 2)]))
+    table.rewrite(table.read())
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 2
 
 
 def test_a_segment_that_was_replaced_is_removed_from_the_store(place, monkeypatch):

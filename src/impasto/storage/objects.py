@@ -19,6 +19,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from impasto.errors import StorageError
 from impasto.remote_paths import key_of, scheme_of, shown
 from impasto.storage.faults import fault_of, told
 
@@ -71,7 +72,9 @@ def find(folder: Path) -> Found:
         with told(folder):
             listed = _filesystem(folder).find(key_of(folder), detail=True)
     except FileNotFoundError:
-        return Found({})
+        listed = {}
+    if not listed:
+        _require_bucket(folder)
     prefix = key_of(folder).rstrip("/") + "/"
     objects, odd = {}, []
     for key, info in listed.items():
@@ -84,6 +87,25 @@ def find(folder: Path) -> Found:
         else:
             odd.append(inner)
     return Found(objects, tuple(odd))
+
+
+def _require_bucket(folder: Path) -> None:
+    """Make sure that there is a bucket, where a listing does not say so.
+
+    Raises:
+        StorageError: There is none.
+    """
+    if scheme_of(folder) != "gs":
+        return
+    bucket = key_of(folder).split("/")[0]
+    try:
+        _filesystem(folder).info(bucket)
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{shown(folder)}: there is no bucket {bucket}. Check its name."
+        ) from error
+    except Exception:
+        return  # as where reading objects is allowed and nothing else
 
 
 def look_up(place: Path) -> Stored | None:
