@@ -175,6 +175,21 @@ def test_a_start_keeps_the_copies_that_it_is_going_to_read(place, elsewhere, mon
     until(lambda: not before & set(copies_in(place)))
 
 
+def test_copies_that_are_mapped_are_noted_as_used_now_and_then(place, monkeypatch):
+    filled(place)
+    cache = LatentCache(place)
+    assert all(key in cache for key in KEYS)
+    assert is_right(cache)
+    for copy in copies_in(place):
+        os.utime(copy, (1, 1))
+    assert is_right(cache)
+    assert {copy.stat().st_mtime for copy in copies_in(place)} == {1}
+    later = time.monotonic() + 301
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert is_right(cache)
+    assert all(copy.stat().st_mtime > 1 for copy in copies_in(place))
+
+
 def test_a_fault_of_the_store_is_not_kept_and_no_room_is(monkeypatch):
     answers = {"faulty": [OSError("busy"), True], "large": [False, True]}
     told = []

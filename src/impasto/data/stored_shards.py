@@ -14,6 +14,7 @@ import contextlib
 import errno
 import json
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -42,6 +43,7 @@ from impasto.storage_errors import reported
 
 _INDEX = re.compile(r"([0-9a-f]{2}/)?shard-[^/]+\.json")
 _AT_ONCE = 64
+_NOTED_EVERY_S = 300.0
 _NOTHING = Stored(0, 0)
 
 
@@ -65,6 +67,7 @@ class StoredShardFiles:
         self._written: dict[Path, Stored] = {}
         self._headers: dict[str, tuple[StoredColumn, ...]] = {}
         self._expected: set[str] = set()
+        self._noted = time.monotonic()
         self._room = SpareRoom()
         self._fetcher = ShardFetcher(self._fetch_copy, note, shown(folder))
 
@@ -229,6 +232,7 @@ class StoredShardFiles:
             StorageError: The store cannot be used.
         """
         sizes = {shard: self._said(self._tensors(shard)).size for shard, _ in places}
+        self._keep_expected()
         is_here = self._fetcher.are_here(sizes)
         apart = [place for place in dict.fromkeys(places) if not is_here[place[0]]]
         if not apart:
@@ -244,6 +248,17 @@ class StoredShardFiles:
             place: tuple(column.row(next(parts)) for column in self._headers[place[0]])
             for place in apart
         }
+
+    def _keep_expected(self) -> None:
+        """Note now and then that copies are used: what is mapped is not noticed otherwise.
+
+        What another process of the machine removes while it is mapped takes its room all the same.
+        """
+        if time.monotonic() - self._noted < _NOTED_EVERY_S:
+            return
+        self._noted = time.monotonic()
+        for shard in tuple(self._expected):
+            self._room.use(self._copy_of(self._tensors(shard)))
 
     def _fetch_copy(self, shard: str, *, must: bool = False) -> bool:
         """Copy a shard to this machine; False where there is no room for it.
