@@ -263,7 +263,9 @@ def test_faults_of_googles_store_are_named(monkeypatch):
         monkeypatch.setattr(objects, "_MADE", {(os.getpid(), "gs"): GoogleStore(fault)})
 
     place = Path("gs://bucket/cats")
-    for fault in (None, OSError("Forbidden: one may not look at buckets")):
+    empty = FileNotFoundError("bucket")
+    empty.__context__ = OSError("Forbidden: one may not look at buckets")
+    for fault in (None, empty.__context__, empty):
         store(fault)
         assert objects.find(place).objects == {}
     with pytest.raises(StorageError, match="do not permit this") as told:

@@ -98,7 +98,7 @@ class Shards:
         return [place is not None for place in places]
 
     def has_all(self, keys: np.ndarray) -> bool:
-        """As `contains`, whether all are: [keys, 16] bytes of their hex digits, zeros for none."""
+        """As `contains`, whether all are: [keys, 16] bytes of hex digits, zeros for no key."""
         shards = self._index.shards_of_all(keys)
         self._files.expect(shards or ())
         return shards is not None
@@ -231,16 +231,13 @@ class Shards:
             StorageError: The disk is full or the folder cannot be written.
         """
         for index in self.indices():
-            if index not in self._seen:
-                yield 0, 0
-                continue
             shard, stored = self._name_of(index), self._files.described(index)
             keys = stored.keys if stored is not None else []
             places = zip(keys, self._index.find(keys), strict=True)
             entries = [(key, place[1]) for key, place in places if place and place[0] == shard]
             kept = [(key, row) for key, row in entries if key in wanted]
             before = self._files.size(index)
-            if len(kept) == len(entries) and entries:
+            if index not in self._seen or (len(kept) == len(entries) and entries):
                 yield 0, 0
                 continue
             rows = self._unchanged_rows(shard, [row for _, row in kept])
@@ -260,8 +257,12 @@ class Shards:
             yield len(entries) - len(kept), freed
 
     def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
-        """Those of some rows that are as they were written, in a shard or only in its copy not."""
-        unchanged = {row: self._row(shard, row) for row in rows if self._is_unchanged(shard, row)}
+        """Those of some rows that are as they were written, in a shard if not in its copy.
+
+        They are copied: Windows removes no file that is mapped.
+        """
+        good = [row for row in rows if self._is_unchanged(shard, row)]
+        unchanged = {row: tuple(map(np.array, self._row(shard, row))) for row in good}
         changed = [(shard, row) for row in rows if row not in unchanged]
         if changed and self._files.drop_copy(self._index_of(shard)):
             self._open.pop(shard, None)

@@ -66,7 +66,7 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
     """The error to raise for one that a library raised."""
     if isinstance(error, (StorageError, MissingDependencyError)):
         return error
-    names, url = _names_of(error), shown(place)
+    names, url = names_of(error), shown(place)
     if isinstance(error, ImportError):
         scheme = scheme_of(place)
         return MissingDependencyError(
@@ -111,7 +111,7 @@ def _fault_of_object(error: BaseException, names: set[str], url: str) -> OSError
     return None
 
 
-def _names_of(error: BaseException) -> set[str]:
+def names_of(error: BaseException) -> set[str]:
     """The classes of an error and of its causes, and the codes that the store answered with."""
     names: set[str] = set()
     seen: BaseException | None = error

@@ -21,7 +21,7 @@ from typing import Any
 
 from impasto.errors import StorageError
 from impasto.remote_paths import key_of, scheme_of, shown
-from impasto.storage.faults import fault_of, told
+from impasto.storage.faults import fault_of, names_of, told
 
 _MADE: dict[tuple[int, str], Any] = {}
 _MAKING = threading.Lock()
@@ -92,6 +92,9 @@ def find(folder: Path) -> Found:
 def _require_bucket(folder: Path) -> None:
     """Make sure that there is a bucket, where a listing does not say so.
 
+    For an empty bucket that one may not look at, gcsfs also says that it is not there, after a 403
+    (gcsfs/core.py, `_info`).
+
     Raises:
         StorageError: There is none.
     """
@@ -101,9 +104,10 @@ def _require_bucket(folder: Path) -> None:
     try:
         _filesystem(folder).info(bucket)
     except FileNotFoundError as error:
-        raise StorageError(
-            f"{shown(folder)}: there is no bucket {bucket}. Check its name."
-        ) from error
+        if "Forbidden" not in names_of(error):
+            raise StorageError(
+                f"{shown(folder)}: there is no bucket {bucket}. Check its name."
+            ) from error
     except Exception:
         return  # as where reading objects is allowed and nothing else
 
