@@ -119,7 +119,6 @@ def test_keys_and_bytes_are_those_of_this_machine_alone_also_after_a_kill(ray_he
 
 @pytest.mark.slow
 def test_images_and_latents_in_a_store_are_prepared_alike(bucket, tmp_path, monkeypatch):
-    pytest.importorskip("ray")
     monkeypatch.chdir(tmp_path)
     put_folder(draw_images(tmp_path / "pictures", 5), bucket / "pictures")
     engine = RayEngine(None, [bucket / "pictures"], bucket / "derived")
