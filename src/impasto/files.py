@@ -67,7 +67,7 @@ def replace_file(path: Path, *, like: Path | None = None, durable: bool = True) 
                 partial.touch(mode)
             yield partial
             _flush(partial, mode, durable=durable)
-            _rename(partial, path)
+            rename(partial, path)
             if durable:
                 _flush_folder(path.parent)
         finally:
@@ -88,7 +88,7 @@ def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
             folder.mkdir(parents=True, exist_ok=True)
             yield partial
             _flush(partial)
-            _rename(partial, folder / name_of(partial))
+            rename(partial, folder / name_of(partial))
             _flush_folder(folder)
         finally:
             partial.unlink(missing_ok=True)
@@ -164,7 +164,7 @@ def replace_folder(path: Path) -> Iterator[Path]:
             if path.is_dir():
                 _exchange(partial, path)
             else:
-                _rename(partial, path)
+                rename(partial, path)
             _flush_folder(path.parent)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
@@ -177,11 +177,11 @@ def _exchange(new: Path, path: Path) -> None:
     under a name that `remove_leftovers` turns back.
     """
     outgoing = partial_name(path, REPLACED_SUFFIX)
-    _rename(path, outgoing)
+    rename(path, outgoing)
     try:
-        _rename(new, path)
+        rename(new, path)
     except OSError:
-        _rename(outgoing, path)
+        rename(outgoing, path)
         raise
     shutil.rmtree(outgoing, ignore_errors=True)
 
@@ -305,7 +305,7 @@ def require_writable(folder: Path) -> None:
             probe.unlink(missing_ok=True)
 
 
-def _rename(source: Path, target: Path) -> None:
+def rename(source: Path, target: Path) -> None:
     """Rename; on Windows again for a while, since nobody may have the file open there.
 
     Virus scanners and indexers open what was just written. A file that is mapped into memory stays

@@ -21,6 +21,7 @@ READ_ONLY = frozenset({"hf"})
 """Stores that data is read from and nothing is written to."""
 
 _BEGIN = re.compile(rf"({'|'.join(SCHEMES)}):[/\\]+(?=[^/\\])")
+_SIGNED = re.compile(r"[?&](X-Amz-|X-Goog-|AWSAccessKeyId=|GoogleAccessId=)", re.IGNORECASE)
 _OTHER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 
 
@@ -70,8 +71,8 @@ def place_fault(path: Path) -> str:
             "the URL holds a user or a password, which settings would keep; take them out. "
             "Credentials come from the environment, such as AWS_ACCESS_KEY_ID or AWS_PROFILE"
         )
-    if "?" in path.name:
-        return "the URL has a ? in its last part; expected a bucket and a key, without parameters"
+    if "?" in path.name or _SIGNED.search(text):
+        return "the URL has parameters after a ?; expected a bucket and a key only"
     return ""
 
 

@@ -4,7 +4,9 @@ import hashlib
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import draw_images
+from object_store import put_folder
 from ray_stages import Halve, Recipe, Square, encoder_of
 
 from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
@@ -113,6 +115,28 @@ def test_keys_and_bytes_are_those_of_this_machine_alone_also_after_a_kill(ray_he
     assert (tmp_path / "ended").exists()  # the process that encoded was killed
     assert found == expected
     assert len(expected[1]) >= 8  # shards and indices, of latents and masks
+
+
+@pytest.mark.slow
+def test_images_and_latents_in_a_store_are_prepared_alike(bucket, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    put_folder(draw_images(tmp_path / "pictures", 5), bucket / "pictures")
+    engine = RayEngine(None, [bucket / "pictures"], bucket / "derived")
+    encoder = encoder_of(Recipe())
+    found = []
+    try:
+        for name, chosen in (("local", LOCAL), ("ray", engine)):
+            scan = scan_folder(bucket / "pictures", index=tmp_path / f"{name}.json", engine=chosen)
+            planned = plan_images(scan.records, Size(64, 64)).images
+            cache = LatentCache(bucket / name)
+            cached = cache_latents(planned, cache, encoder, engine=chosen)
+            assert cached.encoded == 5
+            found.append((list(cached.keys), cache.read([key.plain for key in cached.keys])[0]))
+    finally:
+        engine.close()
+    assert found[1][0] == found[0][0]
+    assert torch.equal(found[1][1], found[0][1])
+    assert not Path("s3:").exists()
 
 
 @pytest.mark.slow

@@ -12,8 +12,12 @@ from PIL import Image
 
 from impasto import files, remote_paths
 from impasto.config.load import build_dataset_config, load_dataset_config
+from impasto.data import probe_stage
 from impasto.data.content_hashes import ContentHashes
+from impasto.data.found_image import FoundImage
 from impasto.data.metadata import read_metadata
+from impasto.data.ray_cluster import shared_ground
+from impasto.data.ray_work import Ground
 from impasto.data.rendering import Decode
 from impasto.data.scan import decode_all, scan_folder, scan_metadata
 from impasto.data.stages import Failure
@@ -144,6 +148,32 @@ def test_keys_that_no_path_can_name_are_mentioned(bucket, s3, tmp_path):
     assert {item.path.name for item in scan.unused} == {"b.png", "c.png"}
 
 
+class FoldedPath(type(Path())):
+    """A path as Windows compares it."""
+
+    def __eq__(self, other):
+        return str(self).lower() == str(other).lower()
+
+    def __hash__(self):
+        return hash(str(self).lower())
+
+
+def test_names_that_differ_in_case_are_told_apart_on_windows_too(place, tmp_path, monkeypatch):
+    for number, name in enumerate(("a", "A")):
+        picture(tmp_path / str(number) / f"{name}.png", (8 + number, 9))
+        (tmp_path / str(number) / f"{name}.txt").write_text(f"words of {name}", encoding="utf-8")
+        put_folder(tmp_path / str(number), place)
+    monkeypatch.setattr(probe_stage, "Path", FoldedPath)
+    found = [
+        FoundImage(str(place / f"{name}.png"), [], (str(place / f"{name}.txt"), ""))
+        for name in ("a", "A")
+    ]
+    assert [(row[0], row[3]) for row in probe_stage.Probe()(found)] == [
+        (8, "words of a"),
+        (9, "words of A"),
+    ]
+
+
 def test_metadata_names_images_of_the_store(folder, place):
     names = {
         "a": {"caption": "by stem"},
@@ -187,6 +217,7 @@ def test_a_folder_without_images_is_named(place):
         ("ExpiredToken", 400, "have expired. Renew them"),
         ("InvalidAccessKeyId", 403, "does not know the credentials"),
         ("NoSuchBucket", 404, "there is no bucket"),
+        ("RequestTimeTooSkewed", 403, "the clock of this machine differs"),
         ("Strange", 418, "answered with .*Strange"),
     ],
 )
@@ -197,6 +228,52 @@ def test_a_store_that_cannot_be_used_ends_the_scan(folder, bucket, s3, code, sta
         scan_folder(bucket / "data")
     assert "nobody" not in str(told.value)
     assert "of-no-use" not in str(told.value)
+
+
+def test_an_image_in_an_archive_is_skipped_and_the_others_are_not(folder, bucket, s3):
+    put_folder(folder, bucket / "data")
+    with s3.failing(refusing("InvalidObjectState", 403, "a.png")):
+        scan = scan_folder(bucket / "data")
+    assert "e.png" in [record.path.name for record in scan.records]
+    reasons = [item.reason for item in scan.set_aside if item.path.name == "a.png"]
+    assert reasons == ["cannot be read (is in an archive of the store; restore it there first)"]
+
+
+class GoogleStore:
+    """What gcsfs does: listings say nothing of buckets, and a 403 is a plain OSError."""
+
+    def __init__(self, bucket_fault):
+        self._fault = bucket_fault
+
+    def find(self, *_, **__):
+        return {}
+
+    def info(self, name):
+        assert name == "bucket"
+        if self._fault:
+            raise self._fault
+        return {"type": "directory"}
+
+    def cat_file(self, *_, **__):
+        raise OSError("Forbidden: https://storage.googleapis.com/b/bucket?secret=1")
+
+
+def test_faults_of_googles_store_are_named(monkeypatch):
+    def store(fault=None):
+        monkeypatch.setattr(objects, "_MADE", {(os.getpid(), "gs"): GoogleStore(fault)})
+
+    place = Path("gs://bucket/cats")
+    empty = FileNotFoundError("bucket")
+    empty.__context__ = OSError("Forbidden: one may not look at buckets")
+    for fault in (None, empty.__context__, empty):
+        store(fault)
+        assert objects.find(place).objects == {}
+    with pytest.raises(StorageError, match="do not permit this") as told:
+        objects.read(place / "a.png")
+    assert "secret" not in str(told.value)
+    store(FileNotFoundError("bucket"))
+    with pytest.raises(StorageError, match=r"there is no bucket bucket\. Check its name\."):
+        objects.find(place)
 
 
 def test_a_store_that_is_too_busy_for_a_moment_is_asked_again(folder, bucket, s3, monkeypatch):
@@ -263,10 +340,16 @@ def test_settings_keep_urls_and_no_credentials(tmp_path):
     assert load_dataset_config(Path("s3://bucket/m.jsonl"), {}).metadata_file == Path(
         "s3://bucket/m.jsonl"
     )
-    for url in ("s3://key:secret@bucket/cats", "s3://user@bucket/cats", "s3://bucket/cats?key=1"):
-        with pytest.raises(ConfigError) as told:
-            build_dataset_config({"image_dir": url}, source="test")
-        assert "secret" not in str(told.value)
+    for url in (
+        "s3://key:secret@bucket/cats",
+        "s3://user@bucket/cats",
+        "s3://bucket/cats?key=1",
+        "s3://bucket/cats?X-Amz-Credential=secret/2026/us-east-1&X-Amz-Signature=secret/a",
+    ):
+        for own in ({"image_dir": url}, {"image_dir": tmp_path, "mask_dir": url}):
+            with pytest.raises(ConfigError, match="the URL ") as told:
+                build_dataset_config(own, source="test")
+            assert "secret" not in str(told.value)
     with pytest.raises(ConfigError, match="no store that is known here; expected s3://"):
         build_dataset_config({"image_dir": "ftp://host/cats"}, source="test")
     with pytest.raises(ConfigError, match="mask_dir is s3://b/m, in an object store"):
@@ -297,6 +380,16 @@ def test_nothing_local_is_written_for_a_place_in_a_store(tmp_path, monkeypatch):
     ):
         with pytest.raises(StorageError, match=r"s3://bucket/cats/a.txt is in an object store"):
             write()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cluster_needs_no_folder_of_what_is_in_a_store(tmp_path, store_cache, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pictures, stored = tmp_path / "pictures", Path("s3://bucket/cats")
+    config = build_dataset_config({"image_dir": "s3://bucket/cats"}, source="test")
+    for derived in (Path("s3://bucket/derived"), config.derived_dir):
+        with shared_ground([stored, pictures], derived) as ground:
+            assert ground == Ground((str(pictures),))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -41,7 +41,7 @@ def test_a_file_that_is_read_for_a_moment_is_renamed_again(windows, tmp_path):
     source, target = tmp_path / "a", tmp_path / "b"
     source.write_text("new", encoding="utf-8")
     windows.setattr("pathlib.Path.replace", busy(3))
-    files._rename(source, target)
+    files.rename(source, target)
     assert target.read_text(encoding="utf-8") == "new"
 
 
@@ -56,7 +56,7 @@ def test_a_file_that_stays_open_is_named_with_what_to_do(windows, tmp_path):
     source = tmp_path / "new"
     source.touch()
     with pytest.raises(PermissionError):
-        files._rename(source, target)
+        files.rename(source, target)
     assert target.read_text(encoding="utf-8") == "old"
 
 

@@ -13,7 +13,8 @@ import torch
 from object_store import cutting, refusing
 from test_latent_cache import CountingEncoder, plan_of
 
-from impasto.data import shard_index
+from impasto import files
+from impasto.data import prepared, shard_fetching, shard_index
 from impasto.data.filling import cache_latents
 from impasto.data.keyed import KeyedTable
 from impasto.data.latent_cache import LatentCache
@@ -146,6 +147,107 @@ def test_a_shard_that_many_threads_ask_for_is_fetched_once():
     assert sorted(fetched) == sorted(f"{n}" for n in range(50))
 
 
+@pytest.mark.parametrize("kept", [False, True], ids=["files", "kept index"])
+def test_a_start_keeps_the_copies_that_it_is_going_to_read(place, elsewhere, monkeypatch, kept):
+    monkeypatch.setattr(shard_index, "KEPT_FROM", 3 if kept else 10**6)
+    filled(place, each=2).keep_index()
+    size = copies_in(place)[0].stat().st_size
+    elsewhere()
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, str(3.5 * size / 2**30))
+    last = KEYS[6:]
+    cache = LatentCache(place)
+    assert is_right(cache, last)  # of three shards
+    until(lambda: len(copies_in(place)) == 3)
+    before = set(copies_in(place))
+    for copy in before:
+        os.utime(copy, (1, 1))  # as of a run of long ago
+    cache = LatentCache(place)
+    told = []
+    cache.set_notify(told.append)
+    if kept:
+        assert cache.has_all(np.array([list(bytes.fromhex(key)) for key in KEYS], np.uint8))
+    else:
+        assert all(key in cache for key in KEYS)
+    assert is_right(cache)
+    until(lambda: told)  # the others have no room
+    assert set(copies_in(place)) == before
+    assert is_right(LatentCache(place), KEYS[:6])  # which is told of no others
+    until(lambda: not before & set(copies_in(place)))
+
+
+def test_copies_that_are_mapped_are_noted_as_used_now_and_then(place, monkeypatch):
+    filled(place)
+    cache = LatentCache(place)
+    assert all(key in cache for key in KEYS)
+    assert is_right(cache)
+    for copy in copies_in(place):
+        os.utime(copy, (1, 1))
+    assert is_right(cache)
+    assert {copy.stat().st_mtime for copy in copies_in(place)} == {1}
+    later = time.monotonic() + 301
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert is_right(cache)
+    assert all(copy.stat().st_mtime > 1 for copy in copies_in(place))
+
+
+def test_a_fault_of_the_store_is_not_kept_and_no_room_is(monkeypatch):
+    answers = {"faulty": [OSError("busy"), True], "large": [False, True]}
+    told = []
+
+    def fetch(shard):
+        answer = answers[shard].pop(0)
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    fetcher = ShardFetcher(fetch, told.append, "latents")
+    for _ in range(3):  # within a minute nothing is asked twice
+        assert fetcher.are_here({"faulty": 1, "large": 1}) == {"faulty": False, "large": False}
+    later = time.monotonic() + shard_fetching.FIRST_PAUSE_S
+    monkeypatch.setattr(shard_fetching.time, "monotonic", lambda: later)
+    for _ in range(3):
+        assert fetcher.are_here({"faulty": 1, "large": 1}) == {"faulty": True, "large": False}
+    assert answers == {"faulty": [], "large": [True]}
+    assert len(told) == 1
+
+
+def test_a_shard_whose_faults_stay_is_asked_for_ever_less_often(monkeypatch):
+    now, asked = [0.0], []
+    monkeypatch.setattr(shard_fetching.time, "monotonic", lambda: now[0])
+
+    def fetch(_):
+        asked.append(now[0])
+        raise StorageError("the disk is full.")
+
+    fetcher = ShardFetcher(fetch, lambda _: None, "latents")
+    for minute in range(10):
+        now[0] = 60.0 * minute
+        assert fetcher.are_here({"shard": 1}) == {"shard": False}
+    assert asked == [0.0, 60.0, 180.0, 420.0]
+
+
+def test_a_shard_is_not_asked_for_again_while_it_is_being_fetched(monkeypatch):
+    now, asked, go = [0.0], [], threading.Event()
+    monkeypatch.setattr(shard_fetching.time, "monotonic", lambda: now[0])
+
+    def fetch(_):
+        asked.append(now[0])
+        if len(asked) == 1:
+            raise OSError("busy")
+        return go.wait(30)
+
+    fetcher = ShardFetcher(fetch, lambda _: None, "latents")
+    large = {"shard": shard_fetching.WORTH_WAITING + 1}  # which is not waited for
+    fetcher.are_here(large)
+    until(lambda: fetcher._faulty)
+    for second in range(100, 105):
+        now[0] = second
+        assert fetcher.are_here(large) == {"shard": False}
+    go.set()
+    until(lambda: fetcher.are_here(large) == {"shard": True})
+    assert len(asked) == 2
+
+
 def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
     filled(place)
     elsewhere()
@@ -167,6 +269,60 @@ def test_a_copy_that_is_gone_or_damaged_is_not_the_end(place, elsewhere):
         copy.write_bytes(b"half a file")
     assert is_right(LatentCache(place))
     assert len(LatentCache(place)) == len(KEYS)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"format_version": 1'], ids=["empty", "half"])
+def test_a_damaged_copy_of_keys_says_nothing_of_the_shard(place, content):
+    filled(place)
+
+    def damage():
+        for copy in machine_folder(place).rglob("*.json"):
+            copy.write_bytes(content)
+
+    damage()
+    cache = LatentCache(place)
+    assert is_right(cache)
+    damage()
+    assert [bad for bad in cache.verify(remove=True) if bad] == []
+    damage()
+    assert sum(dropped for dropped, _ in cache.prune([LatentKeys(key) for key in KEYS])) == 0
+    assert is_right(LatentCache(place))
+
+
+def test_a_folder_may_have_a_name_that_looks_like_a_pattern(place, elsewhere):
+    odd = place / "cache [v2] *?"
+    filled(odd)
+    elsewhere()
+    assert is_right(LatentCache(odd))
+
+
+@pytest.mark.parametrize("there", ["whole", "half", "none"])
+def test_a_copy_that_another_process_has_just_mapped_is_as_good(
+    in_memory, tmp_path, monkeypatch, there
+):
+    (tmp_path / "shard").write_bytes(b"tensors")
+    objects.upload(tmp_path / "shard", in_memory / "shard")
+    copy = tmp_path / "copies" / "shard"
+    real, refused = Path.replace, []
+
+    def replace(self, target):
+        """As Windows: a virus scanner looks at the first try; what is mapped is never replaced."""
+        if there != "none":
+            copy.write_bytes(b"tensors" if there == "whole" else b"tens")
+        if there != "none" or not refused:
+            refused.append(target)
+            raise PermissionError(13, "Access is denied")
+        return real(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    monkeypatch.setattr(files.time, "sleep", lambda _: None)
+    if there == "half":
+        with pytest.raises(StorageError, match=r"No copy of .* could be written"):
+            copies.fetch_to(in_memory / "shard", copy, 7)
+    else:
+        copies.fetch_to(in_memory / "shard", copy, 7)
+        assert copy.read_bytes() == b"tensors"
+    assert list(copy.parent.iterdir()) == [copy]
 
 
 def test_two_machines_that_encode_the_same_never_mix_their_files(place, elsewhere):
@@ -277,6 +433,43 @@ def test_prune_keeps_what_is_wanted(place, elsewhere):
     assert len([k for k in objects.find(place).objects if k.endswith(".json")]) == 2
 
 
+def test_prune_keeps_what_is_damaged_in_a_copy_only(place, elsewhere, tmp_path):
+    filled(place)
+    for copy in copies_in(place):
+        content = bytearray(copy.read_bytes())
+        content[-200:] = bytes(200)
+        copy.write_bytes(content)
+    cache = LatentCache(place)
+    wanted = [key for n, key in enumerate(KEYS) if n % 4]  # of each shard the last rows
+    dropped = list(cache.prune([LatentKeys(key) for key in wanted]))
+    assert [entries for entries, _ in dropped] == [1, 1, 1]
+    elsewhere()
+    assert len(LatentCache(place)) == 9
+    assert is_right(LatentCache(place), wanted)
+
+
+def test_prune_leaves_what_another_machine_has_just_written(place, elsewhere):
+    cache = LatentCache(place)
+    elsewhere()
+    filled(place)
+    assert list(cache.prune([LatentKeys(key) for key in KEYS])) == [(0, 0)] * 3
+    assert is_right(LatentCache(place))
+
+
+def test_prune_drops_what_is_damaged_in_the_store(place, elsewhere, tmp_path):
+    filled(place)
+    tensors = sorted(k for k in objects.find(place).objects if k.endswith(".safetensors"))[0]
+    content = bytearray(objects.read(place / tensors))
+    content[-1] ^= 1  # of the last row
+    (tmp_path / "changed").write_bytes(content)
+    objects.upload(tmp_path / "changed", place / tensors)
+    elsewhere()
+    cache = LatentCache(place)
+    wanted = [LatentKeys(key) for n, key in enumerate(KEYS) if n % 4]
+    assert sorted(entries for entries, _ in cache.prune(wanted)) == [1, 1, 2]
+    assert len(LatentCache(place)) == 8
+
+
 def test_a_start_with_many_keys_reads_one_object(bucket, s3, elsewhere, monkeypatch):
     monkeypatch.setattr(shard_index, "KEPT_FROM", 3)
     place = bucket / "latents"
@@ -311,6 +504,24 @@ def test_filling_a_cache_in_a_store_is_as_on_a_disk(tmp_path, place, elsewhere):
     assert encoder.count == before
 
 
+def test_keys_of_former_plans_stay_on_this_machine_and_go(tmp_path, place, monkeypatch):
+    from conftest import draw_images
+
+    monkeypatch.setattr(prepared, "KEPT_FROM", 2)
+    monkeypatch.setattr(prepared.tables, "REMOVED_AFTER_NS", -1)
+    images = plan_of(draw_images(tmp_path / "pictures", 8)).images
+    encoder = CountingEncoder().encoder
+    for count in range(2, 9):
+        cache_latents(images[:count], LatentCache(place), encoder)
+    assert not any(key.startswith("prepared") for key in objects.find(place).objects)
+    tables = list(machine_folder(place / "prepared").glob("*.table"))
+    assert len(tables) == 4
+    again = LatentCache(place)
+    with monkeypatch.context() as patch:
+        patch.setattr(again.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
+        assert len(cache_latents(images, again, encoder).keys) == 8
+
+
 def test_tables_are_shared_by_machines(place, elsewhere):
     file = place / "hashes.json"
     elsewhere("a")
@@ -333,6 +544,19 @@ def test_half_a_segment_counts_as_none_and_is_asked_for_again(bucket, s3, elsewh
     with s3.failing(cutting("/numbers.table/seg-")):
         assert len(TableFolder(folder, SCHEMA, [1]).read()) == 0
     assert len(TableFolder(folder, SCHEMA, [1]).read()) == 1
+
+
+def test_a_damaged_copy_of_a_segment_says_nothing_of_the_segment(place):
+    folder = place / "numbers.table"
+    TableFolder(folder, SCHEMA, [1]).append(rows_of(SCHEMA, [("x", 1)]))
+    (copy,) = machine_folder(folder).glob("seg-*")
+    content = bytearray(copy.read_bytes())
+    content[len(content) // 2] ^= 1
+    copy.write_bytes(content)
+    table = TableFolder(folder, SCHEMA, [1])
+    table.append(rows_of(SCHEMA, [("y", 2)]))
+    table.rewrite(table.read())
+    assert len(TableFolder(folder, SCHEMA, [1]).read()) == 2
 
 
 def test_a_segment_that_was_replaced_is_removed_from_the_store(place, monkeypatch):

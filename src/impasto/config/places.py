@@ -42,7 +42,7 @@ def remote_fault(name: str, value: object) -> str:
     """Why a setting cannot be in an object store; empty where it is not, or may be."""
     if name in PLACES or not isinstance(value, (str, Path)) or not is_remote(value):
         return ""
-    return (
+    return place_fault(Path(value)) or (
         f"{name} is {shown(value)}, in an object store; expected a path of this machine. In an "
         f"object store may be {', '.join(sorted(PLACES))} of a dataset"
     )

@@ -7,6 +7,8 @@ table that they are mapped from (`tables.py`).
 
 Images that cannot be encoded are kept too, with the reasons, unless one may do another time.
 
+They are kept on this machine: in an object store nothing would remove them.
+
 Not for images of which other files say something: masks, and latents of sd-scripts.
 """
 
@@ -31,6 +33,7 @@ from impasto.data.records import SkippedFile
 from impasto.data.tables import TableFolder
 from impasto.errors import StorageError
 from impasto.parsing import parse_json
+from impasto.remote_paths import machine_folder
 
 KEPT_FROM = 50_000
 """Images; the keys of fewer are made in a second."""
@@ -49,13 +52,13 @@ class PreparedKeys:
     """Keys of planned images as they were made before.
 
     Args:
-        folder: Where they are kept.
+        folder: Where they are kept; for one in an object store, its folder of this machine.
         planned: The images.
         sources: What the latents, and those of exact arithmetic, are named after besides them.
     """
 
     def __init__(self, folder: Path, planned: PlannedTable, sources: tuple[str, str]) -> None:
-        self._folder, self._planned = folder, planned
+        self._folder, self._planned = machine_folder(folder), planned
         self._applies = len(planned) >= KEPT_FROM and not any(
             use.subset.masks or use.subset.augmentation or use.subset.reads_npz
             for use in planned.records.uses

@@ -7,7 +7,7 @@ the beginnings.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,11 +33,16 @@ class Probe:
         """
         if not any(is_remote(item.path) for item in batch):
             return [_outcome(_probe, item) for item in batch]
-        stored = [Path(item.path) for item in batch]
-        words = [Path(file) for item in batch for file in item.words if file]
-        read = objects.read_beginnings(stored, objects.HEADER_BYTES)
-        read |= objects.read_beginnings(words, _LARGEST_CAPTION + 1)
+        read = _beginnings([item.path for item in batch], objects.HEADER_BYTES)
+        words = [file for item in batch for file in item.words if file]
+        read |= _beginnings(words, _LARGEST_CAPTION + 1)
         return [_outcome(partial(_probe_object, read), item) for item in batch]
+
+
+def _beginnings(names: Iterable[str], size: int) -> dict[str, bytes | OSError]:
+    """The first bytes of objects by their names: paths of Windows do not tell `a` from `A`."""
+    once = list(dict.fromkeys(names))
+    return dict(zip(once, objects.read_beginnings(list(map(Path, once)), size), strict=True))
 
 
 def _outcome(probe: Callable[[FoundImage], list[Any]], item: FoundImage) -> list[Any] | Failure:
@@ -53,23 +58,20 @@ def _probe(item: FoundImage) -> list[Any]:
     return [size.width, size.height, int(rotated), caption, tags]
 
 
-def _probe_object(read: Mapping[Path, bytes | OSError], item: FoundImage) -> list[Any]:
+def _probe_object(read: Mapping[str, bytes | OSError], item: FoundImage) -> list[Any]:
     """Probe an object of a store, by the first bytes of it and of its words."""
-    path = Path(item.path)
-    size, rotated = images.read_header(path, _content(read, path))
-    caption, tags = (
-        _caption_of(file, _content(read, Path(file))) if file else "" for file in item.words
-    )
+    size, rotated = images.read_header(Path(item.path), _content(read, item.path))
+    caption, tags = (_caption_of(file, _content(read, file)) if file else "" for file in item.words)
     return [size.width, size.height, int(rotated), caption, tags]
 
 
-def _content(read: Mapping[Path, bytes | OSError], path: Path) -> bytes:
+def _content(read: Mapping[str, bytes | OSError], name: str) -> bytes:
     """What was read of an object.
 
     Raises:
         OSError: It could not be read.
     """
-    content = read[path]
+    content = read[name]
     if isinstance(content, OSError):
         raise content
     return content

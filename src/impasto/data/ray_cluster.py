@@ -25,6 +25,7 @@ from impasto import files, storage_errors
 from impasto.data.ray_work import Ground, said_of_node
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import missing_extra
+from impasto.remote_paths import copies_folder, is_remote
 from impasto.temporary_names import partial_name
 
 ADDRESS = "RAY_ADDRESS"
@@ -281,9 +282,13 @@ def _require_answer(address: str) -> None:
 
 @contextlib.contextmanager
 def shared_ground(folders: list[Path], derived: Path) -> Iterator[Ground]:
-    """What all machines have to see, with a file in the folder of derived data to know it by."""
-    names = tuple(str(folder.absolute()) for folder in folders)
-    if not files.writes_caches():
+    """What all machines have to see, with a file in the folder of derived data to know it by.
+
+    What is in an object store, or made of it here, no other machine has to have as a folder.
+    """
+    names = tuple(str(folder.absolute()) for folder in folders if not is_remote(folder))
+    is_apart = is_remote(derived) or derived.is_relative_to(copies_folder())
+    if is_apart or not files.writes_caches():
         yield Ground(names)
         return
     token = uuid.uuid4().hex

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Protocol
@@ -14,6 +16,11 @@ from impasto.storage.copies import LIMIT_VARIABLE
 _AT_ONCE = 4
 WORTH_WAITING = 256 << 20
 """Bytes that are waited for, a second or two; behind more of them, rows are read instead."""
+
+FIRST_PAUSE_S = 60.0
+"""Seconds after a fault until a shard is asked for again; twice as many after each further one."""
+_LONGEST_PAUSE_S = 3600.0
+_NEVER = (math.inf, 0.0)
 
 
 class Fetch(Protocol):
@@ -26,7 +33,8 @@ class Fetch(Protocol):
 class ShardFetcher:
     """Knows which shards are copied to this machine, and has others copied.
 
-    What cannot be fetched is read by rows instead, where the fault shows if it stays.
+    What cannot be fetched is read by rows instead, where the fault shows if it stays, and is asked
+    for again a minute later. What has no room is read by rows for the whole run.
 
     Args:
         fetch: Copies a shard.
@@ -38,6 +46,7 @@ class ShardFetcher:
         self._fetch, self._note, self._place = fetch, note, place
         self._is_told = False
         self._asked: dict[str, Future[bool]] = {}
+        self._faulty: dict[str, tuple[float, float]] = {}  # when to ask again, and the pause until
         self._waiting: queue.SimpleQueue[tuple[str, int, Future[bool]]] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._threads = self._outstanding = 0
@@ -55,6 +64,7 @@ class ShardFetcher:
         """Take a shard for not copied."""
         with self._lock:
             self._asked.pop(shard, None)
+            self._faulty.pop(shard, None)
 
     def refuse(self, shard: str) -> None:
         """Take a shard for not copied, and do not fetch it again."""
@@ -62,6 +72,7 @@ class ShardFetcher:
         refused.set_result(False)
         with self._lock:
             self._asked[shard] = refused
+            self._faulty.pop(shard, None)
 
     def _is_here(self, future: Future[bool]) -> bool:
         """Whether a shard is copied; little enough is waited for."""
@@ -70,9 +81,11 @@ class ShardFetcher:
     def _ask(self, shard: str, size: int) -> Future[bool]:
         with self._lock:
             known = self._asked.get(shard)
-            if known is not None:
+            if known is not None and time.monotonic() < self._faulty.get(shard, _NEVER)[0]:
                 return known
             future = self._asked[shard] = Future()
+            if shard in self._faulty:  # not again while this goes on
+                self._faulty[shard] = (math.inf, self._faulty[shard][1])
             self._outstanding += size
             self._waiting.put((shard, size, future))
             if self._threads < _AT_ONCE:
@@ -99,10 +112,20 @@ class ShardFetcher:
                     )
             except (OSError, ImpastoError) as error:
                 self._tell(f"{error} Shards that are not copied are read row by row.")
+                self._ask_again_later(shard)
+            else:
+                self._faulty.pop(shard, None)
             finally:
                 with self._lock:
                     self._outstanding -= size
                 future.set_result(is_here)
+
+    def _ask_again_later(self, shard: str) -> None:
+        """Have a shard with a fault fetched again: a busy store may be well, a full disk is not."""
+        with self._lock:
+            _, before = self._faulty.get(shard, _NEVER)
+            pause = min(max(2 * before, FIRST_PAUSE_S), _LONGEST_PAUSE_S)
+            self._faulty[shard] = (time.monotonic() + pause, pause)
 
     def _tell(self, words: str) -> None:
         if not self._is_told:

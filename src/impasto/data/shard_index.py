@@ -101,16 +101,24 @@ class ShardIndex:
             places.append(place)
         return places
 
-    def has_all(self, keys: np.ndarray) -> bool:
-        """Whether all keys are there: [keys, 16] bytes of their hex digits, zeros for none."""
+    def shards_of_all(self, keys: np.ndarray) -> set[str] | None:
+        """The shards that all keys are in, or None where one key is in none.
+
+        Args:
+            keys: [keys, 16] bytes of their hex digits, zeros for no key.
+        """
+        shards: set[str] = set()
         for start in range(0, len(keys), _AT_ONCE):
             part = np.ascontiguousarray(keys[start : start + _AT_ONCE])
             halves = part.view(">u8").astype(np.uint64)
-            missing = part[halves.any(axis=1) & ~self._mapped.has(halves)]
-            names = [key.tobytes().hex() for key in missing]
-            if None in self.find(names):
-                return False
-        return True
+            is_mapped, names = self._mapped.has(halves)
+            shards |= names
+            missing = part[halves.any(axis=1) & ~is_mapped]
+            for place in self.find([key.tobytes().hex() for key in missing]):
+                if place is None:
+                    return None
+                shards.add(place[0])
+        return shards
 
     def sum_of(self, shard: str, row: int) -> int | None:
         """The CRC-32 of a row; None of a shard of a version that wrote none."""
@@ -229,17 +237,23 @@ class _Mapped:
         starts = np.searchsorted(self._high, highs).tolist()
         return [self._at(start, *own) for start, own in zip(starts, halves, strict=True)]
 
-    def has(self, halves: np.ndarray) -> np.ndarray:
-        """[keys]: whether keys, [keys, 2] numbers, are the first of their `high` and there."""
+    def has(self, halves: np.ndarray) -> tuple[np.ndarray, set[str]]:
+        """[keys]: whether keys, [keys, 2] numbers, are the first of their `high` and there.
+
+        And the shards that those are in.
+        """
         if not self.entries:
-            return np.zeros(len(halves), dtype=np.bool_)
+            return np.zeros(len(halves), dtype=np.bool_), set()
         order = np.argsort(halves[:, 0])  # neighbours are looked up one after the other
         high, low = halves[order].T
         places = np.minimum(np.searchsorted(self._high, high), len(self._high) - 1)
-        same = (self._high[places] == high) & (self._low[places] == low)
+        shards = self._shards[places]
+        same = (self._high[places] == high) & (self._low[places] == low) & self._is_there[shards]
         found = np.zeros(len(halves), dtype=np.bool_)
-        found[order] = same & self._is_there[self._shards[places]]
-        return found
+        found[order] = same
+        used = np.zeros(len(self._names), dtype=np.bool_)
+        used[shards[same]] = True
+        return found, {self._names[number] for number in np.flatnonzero(used)}
 
     def sum_of(self, shard: str, row: int) -> int | None:
         """The CRC-32 of a row, or None."""

@@ -7,7 +7,7 @@ removes files is here and in `stored_shards.py`.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -70,6 +70,9 @@ class ShardFiles(Protocol):
 
     def map(self, index: Path) -> Arrays:
         """The columns of a shard, mapped into memory."""
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """Be told of shards that are going to be read."""
 
     def drop_copy(self, index: Path) -> bool:
         """Do without a copy of a shard from now on; False where what is here is no copy."""
@@ -154,6 +157,9 @@ class LocalShardFiles:
             OSError: It is gone.
         """
         return mapped(tensors_of(index), self._columns)
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """Be told of shards that are going to be read: nothing here is a copy."""
 
     def drop_copy(self, index: Path) -> bool:  # noqa: ARG002
         """False: nothing here is a copy."""

@@ -23,9 +23,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from impasto import locks, storage_errors
+from impasto.data.rows_apart import RowsApart
 from impasto.data.shard_files import BadShard, digest_of, sum_of_row
 from impasto.data.shard_index import Place, ShardIndex
-from impasto.data.shard_store import LocalShardFiles, ShardFiles, tensors_of
+from impasto.data.shard_store import Arrays, LocalShardFiles, ShardFiles, tensors_of
 from impasto.data.stored_shards import StoredShardFiles
 from impasto.errors import DatasetError, StorageError
 from impasto.remote_paths import is_remote, shown
@@ -60,6 +61,7 @@ class Shards:
         self._open: OrderedDict[str, tuple[np.ndarray, ...]] = OrderedDict()
         self._opening = threading.Lock()
         self._index = ShardIndex(folder / "index.table")
+        self._apart = RowsApart(self._files, folder, what, self._index.sum_of)
         self._compared: dict[str, np.ndarray] = {}
         self._seen: set[Path] = set()
         self.note: Callable[[str], None] = lambda _: None
@@ -87,15 +89,19 @@ class Shards:
             self._index.keep()
 
     def __contains__(self, key: str) -> bool:
-        return self._index.find([key])[0] is not None
+        return self.contains([key])[0]
 
     def contains(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each of some keys is there."""
-        return [place is not None for place in self._index.find(keys)]
+        """Whether each of some keys is there; copies of what is are not given up from now on."""
+        places = self._index.find(keys)
+        self._files.expect({place[0] for place in places if place})
+        return [place is not None for place in places]
 
     def has_all(self, keys: np.ndarray) -> bool:
-        """Whether all keys are there: [keys, 16] bytes of their hex digits, zeros for none."""
-        return self._index.has_all(keys)
+        """As `contains`, whether all are: [keys, 16] bytes of hex digits, zeros for no key."""
+        shards = self._index.shards_of_all(keys)
+        self._files.expect(shards or ())
+        return shards is not None
 
     def __len__(self) -> int:
         return len(self._index)
@@ -131,24 +137,7 @@ class Shards:
         Raises:
             DatasetError: A row is not what was written, also when it is read again.
         """
-        unmapped = [place for place in places if place[0] not in self._open]
-        try:
-            rows = self._files.rows_apart(unmapped)
-            changed = [place for place, row in rows.items() if not self._is_as_written(place, row)]
-            rows |= self._files.rows_apart(changed)
-        except OSError as error:
-            raise DatasetError(
-                f"A row of the {self._what} {shown(self.folder)} could not be read "
-                f"({error.strerror or error}). What it held is encoded anew when it is needed."
-            ) from error
-        for place in changed:
-            if place in rows and not self._is_as_written(place, rows[place]):
-                raise DatasetError(
-                    f"{shown(self.folder)}/{place[0]}.safetensors of the {self._what} has changed "
-                    f"since it was written. impasto dataset cache verify --remove removes what "
-                    f"has; it is then made anew."
-                )
-        return rows
+        return self._apart.read([place for place in places if place[0] not in self._open])
 
     def _drop_copy(self, shard: str) -> None:
         """Do without a copy that is not what was written, as by a failing disk.
@@ -160,10 +149,6 @@ class Shards:
             self._give_up(shard)
         self._open.pop(shard, None)
         self._compared.pop(shard, None)
-
-    def _is_as_written(self, place: Place, row: tuple[np.ndarray, ...]) -> bool:
-        wanted = self._index.sum_of(*place)
-        return wanted is None or sum_of_row([column[None] for column in row], 0) == wanted
 
     def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Add a shard with those of the entries that no process has written meanwhile.
@@ -240,7 +225,7 @@ class Shards:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
 
         A shard of which something stays is written anew before the old one is deleted; what is not
-        as it was written does not stay.
+        as it was written does not stay. A shard that another process has added meanwhile stays.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -252,14 +237,16 @@ class Shards:
             entries = [(key, place[1]) for key, place in places if place and place[0] == shard]
             kept = [(key, row) for key, row in entries if key in wanted]
             before = self._files.size(index)
-            if len(kept) == len(entries) and entries:
+            if index not in self._seen or (len(kept) == len(entries) and entries):
                 yield 0, 0
                 continue
-            kept = [(key, row) for key, row in kept if self._is_unchanged(shard, row)]
+            rows = self._unchanged_rows(shard, [row for _, row in kept])
+            kept = [(key, row) for key, row in kept if row in rows]
             freed = before
             if kept:
                 label = shard.split("-")[1]
-                columns = [column[[row for _, row in kept]] for column in self._shard(shard)]
+                parts = zip(*(rows[row] for _, row in kept), strict=True)
+                columns = [np.stack(part) for part in parts]
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
                 self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
@@ -268,6 +255,21 @@ class Shards:
             else:
                 self.remove(index)
             yield len(entries) - len(kept), freed
+
+    def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
+        """Those of some rows that are as they were written, in a shard if not in its copy.
+
+        They are copied: Windows removes no file that is mapped.
+        """
+        good = [row for row in rows if self._is_unchanged(shard, row)]
+        unchanged = {row: tuple(map(np.array, self._row(shard, row))) for row in good}
+        changed = [(shard, row) for row in rows if row not in unchanged]
+        if changed and self._files.drop_copy(self._index_of(shard)):
+            self._open.pop(shard, None)
+            self._compared.pop(shard, None)
+            apart = self._apart.unchanged(changed)
+            unchanged |= {row: arrays for (_, row), arrays in apart.items()}
+        return unchanged
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)

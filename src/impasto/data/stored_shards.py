@@ -14,7 +14,8 @@ import contextlib
 import errno
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,7 @@ from impasto.storage_errors import reported
 
 _INDEX = re.compile(r"([0-9a-f]{2}/)?shard-[^/]+\.json")
 _AT_ONCE = 64
+_NOTED_EVERY_S = 300.0
 _NOTHING = Stored(0, 0)
 
 
@@ -64,6 +66,8 @@ class StoredShardFiles:
         self._listed: dict[Path, Stored] = {}
         self._written: dict[Path, Stored] = {}
         self._headers: dict[str, tuple[StoredColumn, ...]] = {}
+        self._expected: set[str] = set()
+        self._noted = time.monotonic()
         self._room = SpareRoom()
         self._fetcher = ShardFetcher(self._fetch_copy, note, shown(folder))
 
@@ -89,9 +93,13 @@ class StoredShardFiles:
         Raises:
             StorageError: The store cannot be used, or the disk is full.
         """
-        fresh = [index for index in indices if not self._copy_of(index).is_file()]
-        for start in range(0, len(fresh), _AT_ONCE):
-            for index, content in objects.read_all(fresh[start : start + _AT_ONCE]).items():
+        self._fetch_keys([index for index in indices if not self._copy_of(index).is_file()])
+
+    def _fetch_keys(self, indices: Sequence[Path]) -> None:
+        """Copy files with keys, many at a time; a copy that is there is replaced."""
+        for start in range(0, len(indices), _AT_ONCE):
+            part = indices[start : start + _AT_ONCE]
+            for index, content in zip(part, objects.read_all(part), strict=True):
                 if isinstance(content, FileNotFoundError):  # it was removed a moment ago
                     continue
                 with reported(index):
@@ -108,11 +116,13 @@ class StoredShardFiles:
         return [self._said(tensors_of(index)).size, keys.size, keys.identity]
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged, or came cut short."""
+        """What the file with a shard's keys says; None if it is damaged in the store too."""
         copy = self._copy_of(index)
-        if not copy.is_file():
-            self.look_ahead([index])
-        return read_index(copy)
+        stored = read_index(copy)
+        if stored is None:  # there is no copy, or a damaged one, which says nothing of the shard
+            self._fetch_keys([index])
+            stored = read_index(copy)
+        return stored
 
     def is_whole(self, index: Path, entries: int) -> bool:  # noqa: ARG002 - as of a disk
         """Whether the tensors are there: an object is whole, and its header is read with rows."""
@@ -199,6 +209,13 @@ class StoredShardFiles:
             self._fetch_copy(self._name_of(index), must=True)
             return mapped(copy, self._columns)
 
+    def expect(self, shards: Iterable[str]) -> None:
+        """Have copies of shards that are going to be read stay, as of a run before this one."""
+        for shard in shards:
+            if shard not in self._expected:
+                self._expected.add(shard)
+                self._room.use(self._copy_of(self._tensors(shard)))
+
     def drop_copy(self, index: Path) -> bool:
         """Remove the copy of a shard, which is read row by row from now on."""
         self._fetcher.refuse(self._name_of(index))
@@ -215,6 +232,7 @@ class StoredShardFiles:
             StorageError: The store cannot be used.
         """
         sizes = {shard: self._said(self._tensors(shard)).size for shard, _ in places}
+        self._keep_expected()
         is_here = self._fetcher.are_here(sizes)
         apart = [place for place in dict.fromkeys(places) if not is_here[place[0]]]
         if not apart:
@@ -230,6 +248,17 @@ class StoredShardFiles:
             place: tuple(column.row(next(parts)) for column in self._headers[place[0]])
             for place in apart
         }
+
+    def _keep_expected(self) -> None:
+        """Note now and then that copies are used: what is mapped is not noticed otherwise.
+
+        What another process of the machine removes while it is mapped takes its room all the same.
+        """
+        if time.monotonic() - self._noted < _NOTED_EVERY_S:
+            return
+        self._noted = time.monotonic()
+        for shard in tuple(self._expected):
+            self._room.use(self._copy_of(self._tensors(shard)))
 
     def _fetch_copy(self, shard: str, *, must: bool = False) -> bool:
         """Copy a shard to this machine; False where there is no room for it.
@@ -253,8 +282,7 @@ class StoredShardFiles:
         if not fresh:
             return
         begun = objects.read_beginnings([self._tensors(name) for name in fresh], HEADER_BYTES)
-        for shard in fresh:
-            content = begun[self._tensors(shard)]
+        for shard, content in zip(fresh, begun, strict=True):
             if isinstance(content, OSError):
                 raise content
             tensors = self._tensors(shard)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from impasto import files
 from impasto.errors import ConfigError, StorageError
 from impasto.remote_paths import COPIES_VARIABLE, copies_folder, shown
 from impasto.storage import objects
@@ -61,8 +62,9 @@ class SpareRoom:
 
     def use(self, copy: Path) -> bool:
         """Note that a copy is used; False where it is gone."""
+        now = time.time_ns()  # file systems have a clock of their own, which may be behind
         try:
-            os.utime(copy)
+            os.utime(copy, ns=(now, now))
         except OSError:
             return False
         return True
@@ -110,7 +112,7 @@ def fetch_to(place: Path, copy: Path, size: int) -> None:
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
         objects.download(place, partial, size)
-        partial.replace(copy)
+        _put(partial, copy, size)
     except OSError as error:
         if is_out_of_space(error) or isinstance(error, PermissionError):
             raise StorageError(
@@ -122,6 +124,15 @@ def fetch_to(place: Path, copy: Path, size: int) -> None:
     finally:
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+
+
+def _put(partial: Path, copy: Path, size: int) -> None:
+    """Give a copy its name; Windows replaces none that another process has mapped already."""
+    try:
+        partial.replace(copy)
+    except PermissionError:
+        if not (copy.is_file() and copy.stat().st_size == size):
+            files.rename(partial, copy)
 
 
 @contextlib.contextmanager

@@ -25,6 +25,8 @@ _UNKNOWN = {"InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "Inva
 _DENIED = {"AccessDenied", "AllAccessDisabled", "PermissionError", "GatedRepoError", "Forbidden"}
 _BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestLimitExceeded", "Throttling",
          "ThrottlingException", "TooManyRequests", "RequestTimeout"}  # fmt: skip
+_WRONG_CLOCK = {"RequestTimeTooSkewed"}
+_ARCHIVED = {"InvalidObjectState"}
 _NO_BUCKET = {"NoSuchBucket", "RepositoryNotFoundError"}
 _CUT_SHORT = {"ClientPayloadError", "IncompleteReadError", "ResponseStreamingError",
               "ContentLengthError", "IncompleteRead", "ProtocolError"}  # fmt: skip
@@ -64,7 +66,7 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
     """The error to raise for one that a library raised."""
     if isinstance(error, (StorageError, MissingDependencyError)):
         return error
-    names, url = _names_of(error), shown(place)
+    names, url = names_of(error), shown(place)
     if isinstance(error, ImportError):
         scheme = scheme_of(place)
         return MissingDependencyError(
@@ -75,7 +77,10 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
     bucket, scheme = key_of(place).split("/")[0], scheme_of(place)
     elsewhere = ", and AWS_ENDPOINT_URL if the store is not Amazon's" if scheme == "s3" else ""
     retries = " (AWS_MAX_ATTEMPTS and AWS_RETRY_MODE say how many)" if scheme == "s3" else ""
+    if names & _ARCHIVED:  # which libraries take for a matter of permission
+        return OSError(errno.EIO, "is in an archive of the store; restore it there first", url)
     for known, words in (
+        (_WRONG_CLOCK, "the clock of this machine differs too much from the store's. Set it"),
         (_EXPIRED, "the credentials in the environment have expired. Renew them and start again"),
         (_UNKNOWN, "the store does not know the credentials in the environment, or there are none. "
                    f"Set them as for its own programs: {_VARIABLES[scheme]}"),
@@ -87,18 +92,26 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
     ):  # fmt: skip
         if names & known:
             return StorageError(f"{url}: {words}.")
+    of_object = _fault_of_object(error, names, url)
+    if of_object is not None:
+        return of_object
+    if names & _UNREACHABLE:
+        return StorageError(f"{url}: the store cannot be reached. Check the network{elsewhere}.")
+    return StorageError(f"{url}: the store answered with {' / '.join(sorted(names))}.")
+
+
+def _fault_of_object(error: BaseException, names: set[str], url: str) -> OSError | None:
+    """The error to raise where one object is at fault, and its store is not."""
     if isinstance(error, FileNotFoundError) or names & {"NoSuchKey", "404", "EntryNotFoundError"}:
         return FileNotFoundError(errno.ENOENT, "not in the object store", url)
     if names & {"InvalidRange", "416"}:
         return OSError(errno.ERANGE, "is shorter than what is asked of it", url)
     if names & _CUT_SHORT:
         return OSError(errno.EIO, "came cut short from the object store", url)
-    if names & _UNREACHABLE:
-        return StorageError(f"{url}: the store cannot be reached. Check the network{elsewhere}.")
-    return StorageError(f"{url}: the store answered with {' / '.join(sorted(names))}.")
+    return None
 
 
-def _names_of(error: BaseException) -> set[str]:
+def names_of(error: BaseException) -> set[str]:
     """The classes of an error and of its causes, and the codes that the store answered with."""
     names: set[str] = set()
     seen: BaseException | None = error
@@ -106,6 +119,8 @@ def _names_of(error: BaseException) -> set[str]:
         if seen is None:
             break
         names.add(type(seen).__name__)
+        if type(seen) is OSError and str(seen).startswith("Forbidden"):  # gcsfs/retry.py
+            names.add("Forbidden")
         names |= _codes_of(seen)
         seen = seen.__cause__ or seen.__context__
     return names

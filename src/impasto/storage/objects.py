@@ -13,14 +13,15 @@ import errno
 import hashlib
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from impasto.errors import StorageError
 from impasto.remote_paths import key_of, scheme_of, shown
-from impasto.storage.faults import fault_of, told
+from impasto.storage.faults import fault_of, names_of, told
 
 _MADE: dict[tuple[int, str], Any] = {}
 _MAKING = threading.Lock()
@@ -71,7 +72,9 @@ def find(folder: Path) -> Found:
         with told(folder):
             listed = _filesystem(folder).find(key_of(folder), detail=True)
     except FileNotFoundError:
-        return Found({})
+        listed = {}
+    if not listed:
+        _require_bucket(folder)
     prefix = key_of(folder).rstrip("/") + "/"
     objects, odd = {}, []
     for key, info in listed.items():
@@ -84,6 +87,29 @@ def find(folder: Path) -> Found:
         else:
             odd.append(inner)
     return Found(objects, tuple(odd))
+
+
+def _require_bucket(folder: Path) -> None:
+    """Make sure that there is a bucket, where a listing does not say so.
+
+    For an empty bucket that one may not look at, gcsfs also says that it is not there, after a 403
+    (gcsfs/core.py, `_info`).
+
+    Raises:
+        StorageError: There is none.
+    """
+    if scheme_of(folder) != "gs":
+        return
+    bucket = key_of(folder).split("/")[0]
+    try:
+        _filesystem(folder).info(bucket)
+    except FileNotFoundError as error:
+        if "Forbidden" not in names_of(error):
+            raise StorageError(
+                f"{shown(folder)}: there is no bucket {bucket}. Check its name."
+            ) from error
+    except Exception:
+        return  # as where reading objects is allowed and nothing else
 
 
 def look_up(place: Path) -> Stored | None:
@@ -117,22 +143,22 @@ def read(place: Path, start: int = 0, end: int | None = None) -> bytes:
         raise
 
 
-def read_all(places: Sequence[Path]) -> dict[Path, bytes | OSError]:
-    """Several objects at once; of one that cannot be read, why.
+def read_all(places: Sequence[Path]) -> list[bytes | OSError]:
+    """Several objects at once, in the order of `places`; of one that cannot be read, why.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    return _at_once([(place, 0, -1) for place in places])
+    return _at_once(places, None)
 
 
-def read_beginnings(places: Sequence[Path], size: int) -> dict[Path, bytes | OSError]:
-    """The first bytes of several objects at once; of one that cannot be read, why.
+def read_beginnings(places: Sequence[Path], size: int) -> list[bytes | OSError]:
+    """The first bytes of several objects, in the order of `places`; of one without, why.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    return _at_once([(place, 0, size) for place in places])
+    return _at_once(places, size)
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
@@ -245,49 +271,35 @@ def is_plain_key(key: str) -> bool:
     return not any(part in {"", ".", ".."} for part in key.split("/"))
 
 
-def _at_once(ranges: Sequence[Range]) -> dict[Path, bytes | OSError]:
-    """Parts of objects, each with what became of it; an end of -1 is that of the object."""
-    if not ranges:
-        return {}
-    first = ranges[0][0]
-    with told(first):
-        filesystem = _filesystem(first)
-        keys = [key_of(place) for place, _, _ in ranges]
-        if ranges[0][2] < 0:
-            by_key = filesystem.cat(keys, on_error="return") if len(keys) > 1 else None
-            parts = list(_in_order(keys, by_key)) if by_key else [_one(filesystem, keys[0])]
-        else:
-            parts = filesystem.cat_ranges(
-                keys, [r[1] for r in ranges], [r[2] for r in ranges], on_error="return"
-            )
-    found: dict[Path, bytes | OSError] = {}
-    for (place, start, _), part in zip(ranges, parts, strict=True):
+def _at_once(places: Sequence[Path], size: int | None) -> list[bytes | OSError]:
+    """The first bytes of objects, or all for None, each with what became of it.
+
+    By `cat_ranges`, since `cat` takes keys for patterns.
+    """
+    if not places:
+        return []
+    with told(places[0]):
+        parts = _filesystem(places[0]).cat_ranges(
+            [key_of(place) for place in places],
+            [None if size is None else 0] * len(places),
+            [size] * len(places),
+            on_error="return",
+        )
+    found: list[bytes | OSError] = []
+    for place, part in zip(places, parts, strict=True):
         if isinstance(part, BaseException):
             fault = fault_of(part, place)
             if not isinstance(fault, OSError):
                 raise fault from part
-            found[place] = b"" if _is_empty(fault, start) else fault
+            found.append(b"" if _is_empty(fault, 0) else fault)
         else:
-            found[place] = bytes(part)
+            found.append(bytes(part))
     return found
 
 
 def _is_empty(error: OSError, start: int) -> bool:
     """Whether an object has no first byte, which S3 answers as a fault."""
     return error.errno == errno.ERANGE and start == 0
-
-
-def _one(filesystem: Any, key: str) -> bytes | Exception:
-    try:
-        return bytes(filesystem.cat_file(key))
-    except Exception as error:
-        return error
-
-
-def _in_order(keys: Sequence[str], by_key: Mapping[str, Any]) -> Iterator[Any]:
-    """The answers by key, which some filesystems give with a slash before it."""
-    plain = {key.lstrip("/"): part for key, part in by_key.items()}
-    return (plain.get(key, FileNotFoundError(key)) for key in keys)
 
 
 def _stored(info: Mapping[str, Any]) -> Stored:
