@@ -13,6 +13,7 @@ from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ModelError
 from impasto.models.loading import load_base_model
 from impasto.training.planning.advice import advice_on
+from impasto.training.planning.exposure import Exposure
 from impasto.training.trainer import resume, train
 
 SHARED = {
@@ -238,7 +239,8 @@ def test_its_rate_is_a1111s_unless_given(run_values, nano_model):
 )
 def test_what_is_reported_to_fail_is_said(hypernetwork_config, nano_model, changes, words):
     config = hypernetwork_config(**{"optimizer": {"lr": 1e-5}, **changes})
-    found = advice_on(config, load_base_model(str(nano_model)).identity, torch.device("cpu"))
+    identity, usual = load_base_model(str(nano_model)).identity, Exposure(200, 1.0, 40.0, (10, 120))
+    found = advice_on(config, identity, torch.device("cpu"), usual, weights=1000)
     assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
 
 

@@ -22,8 +22,10 @@ from impasto.models.inspection import inspect_model
 from impasto.models.opening import OpenOptions, open_model
 from impasto.progress import SilentProgress
 from impasto.training.planning.advice import advice_on
+from impasto.training.planning.exposure import Exposure
 
 ENCODERS = (("text_encoder", "CLIP"), ("text_encoder_2", "OpenCLIP"))
+USUAL = Exposure(200, 1.0, 40.0, (10, 120))
 
 
 def shaped(*shape):
@@ -77,7 +79,7 @@ def test_a_word_against_what_the_model_says_is_warned_of():
     marked = frozenset({"v_pred"})
     for family_key, warnings in (("sdxl", 1), ("sdxl-v", 0), (None, 0)):
         identity = identify(clues(marks=marked, family_key=family_key))
-        found = advice_on(config, identity, torch.device("cpu"))
+        found = advice_on(config, identity, torch.device("cpu"), USUAL, weights=1000)
         assert sum("it unlearns what it knows" in line for line in found) == warnings
         assert ("a tensor v_pred" in identity.contradicted_by) == bool(warnings)
 

@@ -24,10 +24,12 @@ from impasto.models.families import SDXL, SDXL_V, file_layouts
 from impasto.models.loading import load_base_model
 from impasto.models.opening import OpenOptions, open_model
 from impasto.training.planning.advice import advice_on
+from impasto.training.planning.exposure import Exposure
 
 FIRST, SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
 POSITIONS = f"{FIRST}transformer.text_model.embeddings.position_ids"
 VAE = "first_stage_model."
+USUAL = Exposure(200, 1.0, 40.0, (10, 120))
 
 
 @pytest.fixture(scope="module")
@@ -183,9 +185,9 @@ def test_a_marked_file_against_settings_that_say_epsilon_is_warned_of(places, tr
     contents = open_model(file, OpenOptions(prediction_type="epsilon"))
     assert contents.identity.prediction.name == "epsilon"
     config = train_config(model={"path": str(file), "prediction_type": "epsilon"})
-    told = advice_on(config, contents.identity, torch.device("cpu"))
+    told = advice_on(config, contents.identity, torch.device("cpu"), USUAL, weights=1000)
     assert any("predicts epsilon, against what it says itself (modelspec" in line for line in told)
-    usual = advice_on(config, open_model(file).identity, torch.device("cpu"))
+    usual = advice_on(config, open_model(file).identity, torch.device("cpu"), USUAL, weights=1000)
     assert not any("against what it says itself" in line for line in usual)
 
 
