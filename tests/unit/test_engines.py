@@ -205,3 +205,11 @@ def test_a_batch_that_is_repeated_for_another_is_no_suspect():
         assert workers.run([1, 2]) == [10, 20]
     assert workers.notebook.repeated() == 0
     assert OPENINGS >= 1
+
+
+def test_a_result_of_ray_that_is_missing_is_an_error():
+    from impasto.data.ray_engine import _require_next
+
+    _require_next(3, 3)
+    with pytest.raises(MissingDependencyError, match="batch 3 where those of batch 2 were due"):
+        _require_next(3, 2)
