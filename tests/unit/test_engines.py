@@ -16,7 +16,7 @@ from impasto.cli.dataset_options import with_executor
 from impasto.cli.main import impasto
 from impasto.config.load import build_dataset_config
 from impasto.config.run import RunConfig
-from impasto.data import ray_cluster
+from impasto.data import ray_cluster, ray_folder
 from impasto.data.engine import LOCAL
 from impasto.data.order_encoding import stage_of
 from impasto.data.ray_work import ALONE, OPENINGS, TOGETHER, Attempts, Ground, Notebook
@@ -289,3 +289,31 @@ def test_a_dry_run_of_tagging_is_one_also_where_the_engine_starts(tmp_path, monk
     words = ["dataset", "tag", str(draw_images(tmp_path / "pictures", 1)), "--model", str(TAGGER)]
     CliRunner().invoke(impasto, [*words, *(["--dry-run"] if dry else [])])
     assert kept == [not dry]
+
+
+def test_the_folder_that_a_killed_command_left_goes_with_the_next_ray(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_folder, "_parent", lambda: tmp_path)
+    gone = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from impasto.owners import current_process\nprint(current_process().token)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    for name, owner in (("left", gone), ("strange", "no token")):
+        (tmp_path / f"impasto-ray-{name}").mkdir()
+        (tmp_path / f"impasto-ray-{name}" / "owner").write_text(owner, encoding="utf-8")
+    with ray_folder.ray_folder() as one, ray_folder.ray_folder() as two:
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"impasto-ray-strange", one.name, two.name}
+    assert [path.name for path in tmp_path.iterdir()] == ["impasto-ray-strange"]
+
+
+def test_sockets_of_ray_have_a_short_path(monkeypatch):
+    monkeypatch.setattr(ray_folder.tempfile, "gettempdir", lambda: "/t")
+    assert ray_folder._parent() == Path("/t")
+    monkeypatch.setattr(ray_folder.tempfile, "gettempdir", lambda: "/t" * 40)
+    assert len(str(ray_folder._parent())) < 20 or sys.platform == "win32"

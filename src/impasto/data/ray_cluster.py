@@ -9,10 +9,8 @@ import contextlib
 import importlib
 import logging
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -23,6 +21,7 @@ import psutil
 
 from impasto import files, storage_errors
 from impasto.data import ray_tokens
+from impasto.data.ray_folder import ray_folder
 from impasto.data.ray_work import Ground, said_of_node
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import missing_extra
@@ -33,7 +32,6 @@ ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 10.0
 _JOIN_SECONDS, _INTERRUPTED_SECONDS = 60.0, 30.0
 _WATCH_SECONDS, _MISSED = 5.0, 3
-_SHORT = "/tmp"  # paths of sockets may have 107 bytes
 _PATH = "PYTHONPATH"
 _PRINTS = "print_to_stdstream"
 _CHECK_SECONDS = 120.0
@@ -99,9 +97,7 @@ def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -
 
 def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
     """Start Ray on this machine: no dashboard, few words, a bounded store, a folder that goes."""
-    short = os.name == "posix" and os.access(_SHORT, os.W_OK)
-    folder = Path(tempfile.mkdtemp(prefix="impasto-ray-", dir=_SHORT if short else None))
-    after.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = after.enter_context(ray_folder())
     after.enter_context(ray_tokens.own_token())
     after.callback(keeper.end)
     with _silent_stderr(), _handed_on_path():
