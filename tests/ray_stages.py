@@ -57,6 +57,33 @@ class Halve:
         return halve
 
 
+@dataclass(frozen=True)
+class Break:
+    """Has a fault of its own at 40."""
+
+    def __call__(self, batch):
+        if 40 in batch:
+            raise ValueError("broken at 40")
+        return list(batch)
+
+
+@dataclass(frozen=True)
+class Look:
+    """Prepares nothing of an image."""
+
+    def __call__(self, batch):
+        return [path.name for path in batch]
+
+
+class SayThreads:
+    """Gives an image as words how many threads PyTorch computes with."""
+
+    def words(self, prepared, records):
+        import torch
+
+        return [str(torch.get_num_threads()) for _ in prepared]
+
+
 def encode(pixels):
     """Moments that follow from the pixels, and not evenly from each."""
     import torch

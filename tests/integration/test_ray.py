@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import draw_images
 from object_store import put_folder
-from ray_stages import Halve, Recipe, Square, encoder_of
+from ray_stages import Break, Halve, Look, Recipe, SayThreads, Square, encoder_of
 
 from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
 from impasto.annotate.onnx_tagger import OnnxTagger
@@ -21,6 +21,7 @@ from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
 from impasto.data.likeness import PerceptualHashes
 from impasto.data.plan import BucketRules, plan_images
+from impasto.data.ray_cluster import import_ray
 from impasto.data.ray_engine import RayEngine
 from impasto.data.records import Size
 from impasto.data.scan import decode_all, scan_folder
@@ -115,6 +116,30 @@ def test_keys_and_bytes_are_those_of_this_machine_alone_also_after_a_kill(ray_he
     assert (tmp_path / "ended").exists()  # the process that encoded was killed
     assert found == expected
     assert len(expected[1]) >= 8  # shards and indices, of latents and masks
+
+
+def test_lost_results_are_an_error(ray_here):
+    """Also where the program around it lets Ray drop what fails."""
+    context = import_ray().data.DataContext.get_current()
+    before, context.max_errored_blocks = context.max_errored_blocks, -1
+    try:
+        with pytest.raises(Exception, match="broken at 40"):
+            list(ray_here.executor(Break()).run([[n] for n in range(38, 46)]))
+        assert context.max_errored_blocks == -1
+    finally:
+        context.max_errored_blocks = before
+
+
+def test_a_model_in_a_worker_takes_the_threads_of_this_process(ray_here, tmp_path):
+    records = scan_folder(draw_images(tmp_path / "pictures", 1)).records
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        remote = RemoteAnnotator(Look(), SayThreads, uses_gpu=False)
+        ((_, said),) = next(ray_here.actors.run(remote.stage, [records]))
+    finally:
+        torch.set_num_threads(before)
+    assert said.text == "3"
 
 
 @pytest.mark.slow

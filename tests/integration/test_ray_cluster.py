@@ -180,3 +180,17 @@ def test_a_run_learns_the_same(run_values, tmp_path):
     assert losses["ray"] == losses["local"]
     assert losses["ray"]
     shutil.rmtree(Path(tmp_path / "ray"))
+
+
+def test_ray_here_leaves_no_token_for_other_clusters(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    engine = RayEngine(None, [tmp_path], tmp_path / "derived")
+    try:
+        assert list(engine.executor(Square()).run([[2]])) == [[(2, 4)]]
+    finally:
+        engine.close()
+    assert not (tmp_path / ".ray").exists()
+    assert not {"RAY_AUTH_TOKEN", "RAY_AUTH_MODE"} & set(os.environ)

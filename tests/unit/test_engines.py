@@ -1,5 +1,6 @@
 """Engines: which one is chosen, what is counted, and what is refused, without Ray running."""
 
+import contextlib
 import socket
 import subprocess
 import sys
@@ -7,19 +8,24 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from conftest import draw_images
 from ray_stages import Recipe, encoder_of
 
 from impasto import files
 from impasto.cli.dataset_options import with_executor
 from impasto.cli.main import impasto
 from impasto.config.load import build_dataset_config
-from impasto.data import ray_cluster
+from impasto.config.run import RunConfig
+from impasto.data import ray_cluster, ray_folder
 from impasto.data.engine import LOCAL
 from impasto.data.order_encoding import stage_of
 from impasto.data.ray_work import ALONE, OPENINGS, TOGETHER, Attempts, Ground, Notebook
+from impasto.data.scan import scan_folder
 from impasto.data.stages import Failure
-from impasto.datasets import engines
+from impasto.datasets import build, engines
+from impasto.demo.recipe import TAGGER
 from impasto.errors import ConfigError, MissingDependencyError
+from impasto.progress import SilentProgress
 
 
 def settings(tmp_path, **values):
@@ -205,3 +211,109 @@ def test_a_batch_that_is_repeated_for_another_is_no_suspect():
         assert workers.run([1, 2]) == [10, 20]
     assert workers.notebook.repeated() == 0
     assert OPENINGS >= 1
+
+
+def test_a_result_of_ray_that_is_missing_is_an_error():
+    from impasto.data.ray_engine import _require_next
+
+    _require_next(3, 3)
+    with pytest.raises(MissingDependencyError, match="batch 3 where those of batch 2 were due"):
+        _require_next(3, 2)
+
+
+class AskedError(Exception):
+    """Ends what is tested where it has asked for what the test looks at."""
+
+
+def test_processes_after_the_first_start_no_ray(tmp_path, monkeypatch):
+    from impasto.datasets import prepare
+
+    asked = []
+
+    class Process:
+        def __init__(self, *, is_main_process):
+            self.is_main_process = is_main_process
+            self.main_process_first = contextlib.nullcontext
+
+    @contextlib.contextmanager
+    def open_engine(config, *_):
+        asked.append((config.executor, config.ray_address))
+        yield LOCAL
+
+    def survey(config, _):
+        asked.append(config.dataset.executor)
+        raise AskedError
+
+    monkeypatch.setattr(prepare, "open_engine", open_engine)
+    monkeypatch.setattr(prepare, "survey", survey)
+    config = run_settings(tmp_path)
+    for first in (True, False):
+        with pytest.raises(AskedError):
+            prepare.prepare_data(
+                config, encoder_of(None), Process(is_main_process=first), SilentProgress()
+            )
+    assert asked == [("ray", "host:1"), "ray", ("local", None), "local"]
+
+
+def run_settings(tmp_path):
+    values = {
+        "model": {"path": str(tmp_path)},
+        "output_dir": str(tmp_path / "out"),
+        "training": {"max_steps": 1},
+        "dataset": {"image_dir": str(tmp_path), "executor": "ray", "ray_address": "host:1"},
+    }
+    return RunConfig.model_validate(values)
+
+
+def test_the_split_of_a_plan_is_made_by_the_engine(tmp_path, monkeypatch):
+    given, engine = [], object()
+    monkeypatch.setattr(build, "open_engine", lambda *_: contextlib.nullcontext(engine))
+    monkeypatch.setattr(build, "split_records", lambda *arguments: given.append(arguments[-1]))
+    scan = scan_folder(draw_images(tmp_path / "pictures", 2))
+    config = run_settings(tmp_path)
+    build.split_of_source(scan, config, config.dataset)
+    assert given == [engine]
+
+
+@pytest.mark.parametrize("dry", [True, False])
+def test_a_dry_run_of_tagging_is_one_also_where_the_engine_starts(tmp_path, monkeypatch, dry):
+    from impasto.annotate import annotation
+
+    kept = []
+
+    def annotate(*_, **__):
+        kept.append(files.writes_caches())
+        raise ConfigError("far enough")
+
+    monkeypatch.setattr(annotation, "annotate", annotate)
+    words = ["dataset", "tag", str(draw_images(tmp_path / "pictures", 1)), "--model", str(TAGGER)]
+    CliRunner().invoke(impasto, [*words, *(["--dry-run"] if dry else [])])
+    assert kept == [not dry]
+
+
+def test_the_folder_that_a_killed_command_left_goes_with_the_next_ray(tmp_path, monkeypatch):
+    monkeypatch.setattr(ray_folder, "_parent", lambda: tmp_path)
+    gone = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "from impasto.owners import current_process\nprint(current_process().token)",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.strip()
+    for name, owner in (("left", gone), ("strange", "no token")):
+        (tmp_path / f"impasto-ray-{name}").mkdir()
+        (tmp_path / f"impasto-ray-{name}" / "owner").write_text(owner, encoding="utf-8")
+    with ray_folder.ray_folder() as one, ray_folder.ray_folder() as two:
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"impasto-ray-strange", one.name, two.name}
+    assert [path.name for path in tmp_path.iterdir()] == ["impasto-ray-strange"]
+
+
+def test_sockets_of_ray_have_a_short_path(monkeypatch):
+    monkeypatch.setattr(ray_folder.tempfile, "gettempdir", lambda: "/t")
+    assert ray_folder._parent() == Path("/t")
+    monkeypatch.setattr(ray_folder.tempfile, "gettempdir", lambda: "/t" * 40)
+    assert len(str(ray_folder._parent())) < 20 or sys.platform == "win32"

@@ -60,15 +60,19 @@ class SayWords:
     Attributes:
         recipe: Makes what gives words.
         uses_gpu: Whether it computes on a GPU.
+        threads: Threads that the CPU computes with; Ray has a process without processors of its
+            own take one.
         prepare: Prepares images for it.
     """
 
     recipe: Callable[[], Speaker]
     uses_gpu: bool
+    threads: int
     prepare: PrepareRecords
 
     def open(self) -> Callable[[Sequence[ImageRecord], Sequence[Any]], list[Said | Failure]]:
         """Load the model."""
+        torch.set_num_threads(self.threads)
         speaker = self.recipe()
         counts = getattr(speaker, "counts", Counter())
 
@@ -103,7 +107,9 @@ class RemoteAnnotator:
     @property
     def stage(self) -> SayWords:
         """What the other processes do."""
-        return SayWords(self.recipe, self.uses_gpu, PrepareRecords(self.prepare))
+        return SayWords(
+            self.recipe, self.uses_gpu, torch.get_num_threads(), PrepareRecords(self.prepare)
+        )
 
     def heard(self, said: Said) -> str:
         """The words that came back."""

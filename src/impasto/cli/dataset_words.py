@@ -126,8 +126,11 @@ def write_annotations(
     with open_engine(config, console) as engine:
         with files.dry_run() if dry else contextlib.nullcontext():
             records = usable_images(config, console)
-        with contextlib.nullcontext() if dry else Journal(place, known_by) as journal:
-            done = go(journal, engine)
+            if dry:
+                done = go(None, engine)
+        if not dry:
+            with Journal(place, known_by) as journal:
+                done = go(journal, engine)
     _tell(done, options, console)
     if done.written and not dry:
         console.note(f"Take it back with: {undo_command(source, place)}")

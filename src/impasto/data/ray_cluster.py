@@ -9,10 +9,8 @@ import contextlib
 import importlib
 import logging
 import os
-import shutil
 import socket
 import sys
-import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,6 +20,8 @@ from typing import Any
 import psutil
 
 from impasto import files, storage_errors
+from impasto.data import ray_tokens
+from impasto.data.ray_folder import ray_folder
 from impasto.data.ray_work import Ground, said_of_node
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import missing_extra
@@ -33,7 +33,6 @@ ADDRESS = "RAY_ADDRESS"
 _ANSWER_SECONDS = 10.0
 _JOIN_SECONDS, _INTERRUPTED_SECONDS = 60.0, 30.0
 _WATCH_SECONDS, _MISSED = 5.0, 3
-_SHORT = "/tmp"  # paths of sockets may have 107 bytes
 _PATH = "PYTHONPATH"
 _PRINTS = "print_to_stdstream"
 _CHECK_SECONDS = 120.0
@@ -99,9 +98,8 @@ def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -
 
 def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
     """Start Ray on this machine: no dashboard, few words, a bounded store, a folder that goes."""
-    short = os.name == "posix" and os.access(_SHORT, os.W_OK)
-    folder = Path(tempfile.mkdtemp(prefix="impasto-ray-", dir=_SHORT if short else None))
-    after.callback(shutil.rmtree, folder, ignore_errors=True)
+    folder = after.enter_context(ray_folder())
+    after.enter_context(ray_tokens.own_token())
     after.callback(keeper.end)
     with _silent_stderr(), _handed_on_path():
         failed = keeper.init(
@@ -258,7 +256,8 @@ def _join(keeper: _Keeper, address: str, after: contextlib.ExitStack) -> None:
         raise MissingDependencyError(
             f"The Ray cluster {address} cannot be joined from this machine: {_first_line(failed)}. "
             f"Impasto has to run on a machine of the cluster (`ray start --address={address}` "
-            f"makes this one a part of it), with the same versions of Ray and Python."
+            f"makes this one a part of it), with the same versions of Ray and Python. "
+            f"{ray_tokens.SAID}."
         ) from failed
 
 
@@ -310,18 +309,19 @@ def _require_same_ground(ray: Any, ground: Ground) -> None:
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    asking = ray.remote(num_cpus=0, max_retries=1)(_fault_here)
-    waiting = {}
+    asking = ray.remote(num_cpus=0, max_retries=1, num_returns="streaming")(_faults_here)
+    waiting = []
     for node in ray.nodes():
         if node["Alive"]:
             place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
             name = node.get("NodeManagerHostname") or node["NodeManagerAddress"]
-            waiting[asking.options(scheduling_strategy=place).remote(ground)] = name
-    for answer, name in waiting.items():
+            waiting.append((asking.options(scheduling_strategy=place).remote(ground), name))
+    for answers, name in waiting:
         try:
-            fault = ray.get(answer, timeout=_CHECK_SECONDS)
-        except ray.exceptions.GetTimeoutError:
-            fault = f"it did not answer in {_CHECK_SECONDS:.0f} s"
+            if ray.wait([answers], timeout=_CHECK_SECONDS)[0]:
+                fault = ray.get(next(answers), timeout=_CHECK_SECONDS)
+            else:
+                fault = f"it did not answer in {_CHECK_SECONDS:.0f} s. {ray_tokens.SAID}"
         except ray.exceptions.RayError as error:
             lines = [line for line in str(error).splitlines() if line.strip()]
             fault = f"Impasto does not run there ({lines[-1].strip()[:160] if lines else error})"
@@ -329,5 +329,6 @@ def _require_same_ground(ray: Any, ground: Ground) -> None:
             raise ConfigError(said_of_node(name, fault))
 
 
-def _fault_here(ground: Ground) -> str:
-    return ground.fault()
+def _faults_here(ground: Ground) -> Iterator[str]:
+    """What differs here; told as results of work are, which never come without the right token."""
+    yield ground.fault()

@@ -278,11 +278,28 @@ def _results(
     rows = [{NUMBER: number, ITEMS: Box(batch)} for number, batch in enumerate(window)]
     given = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size))
     dataset = plan(given, running, attempts)
+    came = 0
     for block in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
         for number, made in zip(block[NUMBER].tolist(), block[MADE], strict=True):
             if isinstance(made.value, ImpastoError):
                 raise made.value
+            _require_next(number, came)
+            came += 1
             yield list(zip(window[number], made.value, strict=True))
+    _require_next(len(window), came)
+
+
+def _require_next(number: int, expected: int) -> None:
+    """Make sure that no result is missing: its images would be neither kept nor skipped.
+
+    Raises:
+        MissingDependencyError: One is.
+    """
+    if number != expected:
+        raise MissingDependencyError(
+            f"Ray gave the results of batch {number} where those of batch {expected} were due. "
+            f"What was done is kept; the same command goes on from there."
+        )
 
 
 @contextlib.contextmanager
@@ -291,6 +308,7 @@ def _quiet(ray: Any) -> Iterator[None]:
     before = ray.data.DataContext.get_current()
     own = before.copy()
     own.execution_options.preserve_order = True
+    own.max_errored_blocks = 0  # a program around this may let Ray drop what fails
     own.enable_progress_bars = own.print_on_execution_start = False
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     levels = [logger.level for logger in loggers]

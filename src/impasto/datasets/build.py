@@ -216,7 +216,8 @@ def split_of_source(
     """
     if run is None or run.validation.image_dir is not None:
         return Split(scan.records, scan.records[:0])
-    return hold_out(scan, run.model_copy(update={"dataset": config}), progress)
+    with open_engine(config, progress) as engine:
+        return hold_out(scan, run.model_copy(update={"dataset": config}), progress, engine)
 
 
 def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:

@@ -118,6 +118,8 @@ def prepare_data(
     """
     with accelerator.main_process_first():
         shown = progress if accelerator.is_main_process else SilentProgress()
+        if not accelerator.is_main_process:
+            config = _alone(config)
         cache = LatentCache(config.dataset.derived_dir / LATENTS)
         with open_engine(config.dataset, shown, validation_folders(config)) as engine:
             found = known or survey(config, shown)
@@ -138,6 +140,15 @@ def prepare_data(
         told = balance_of(found.split.training, plan)
     alike = found.split.alike
     return PreparedData(found.scan, plan, cached, cached_held_out, cache, told, alike)
+
+
+def _alone(config: RunConfig) -> RunConfig:
+    """Settings of a process that comes after the first one, and finds all but damaged files done.
+
+    It looks at those again by itself: each of several such processes would start a Ray for them.
+    """
+    own = config.dataset.model_copy(update={"executor": "local", "ray_address": None})
+    return config.model_copy(update={"dataset": own})
 
 
 def _encode_balanced(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,42 @@ from impasto.models.vae import moments_encoder, tile
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """How PyTorch computes on GPUs, as far as that changes bits.
+
+    Attributes:
+        matmul_tf32: Whether matrix products in float32 may round what they multiply to TF32.
+        convolution_tf32: The same of convolutions.
+        steady_convolutions: Whether cuDNN takes only kernels that give the same bits each time.
+        steady: Whether all operations do.
+    """
+
+    matmul_tf32: bool
+    convolution_tf32: bool
+    steady_convolutions: bool
+    steady: bool
+
+    @classmethod
+    def current(cls) -> Arithmetic:
+        """That of this process."""
+        return cls(
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+            torch.backends.cudnn.deterministic,
+            torch.are_deterministic_algorithms_enabled(),
+        )
+
+    def apply(self) -> None:
+        """Have this process compute so."""
+        torch.backends.cuda.matmul.allow_tf32 = self.matmul_tf32
+        torch.backends.cudnn.allow_tf32 = self.convolution_tf32
+        torch.backends.cudnn.deterministic = self.steady_convolutions
+        if self.steady:  # cuBLAS reads it when it is first used
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(self.steady)
+
+
+@dataclass(frozen=True)
 class VaeRecipe:
     """Makes an encoder like one that is there, in a process that has the model's files too.
 
@@ -28,7 +65,7 @@ class VaeRecipe:
         tiled: Whether it encodes larger images in tiles.
         batch_size: Images per call.
         device: Kind of the device it computes on: `cuda` or `cpu`.
-        tf32: Whether convolutions in float32 may round what they multiply to TF32.
+        arithmetic: How the process computes that has the encoder already.
         npz_endings: What names of sd-scripts' files of its latents end on.
     """
 
@@ -38,7 +75,7 @@ class VaeRecipe:
     tiled: bool
     batch_size: int
     device: str
-    tf32: bool
+    arithmetic: Arithmetic
     npz_endings: tuple[str, ...]
 
     def __call__(self) -> MomentsEncoder:
@@ -47,7 +84,7 @@ class VaeRecipe:
         Raises:
             ModelError: The files are not there, or damaged.
         """
-        torch.backends.cudnn.allow_tf32 = self.tf32
+        self.arithmetic.apply()
         vae = load_vae(self.source, self.options)
         tile(vae, tiled=self.tiled)
         return moments_encoder(
@@ -99,7 +136,7 @@ def with_recipe(
         bool(vae.use_tiling),
         encoder.batch_size,
         device.type,
-        torch.backends.cudnn.allow_tf32,
+        Arithmetic.current(),
         encoder.npz_endings,
     )
     return replace(encoder, recipe=recipe)

@@ -1,0 +1,31 @@
+"""Another process makes the VAE that this one has, and computes as this one does."""
+
+from pathlib import Path
+
+import torch
+
+from impasto.models.opening import OpenOptions
+from impasto.models.vae import moments_encoder
+from impasto.models.vae_recipe import Arithmetic, load_vae, with_recipe
+
+
+def test_the_other_process_computes_as_this_one(nano_model, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = Arithmetic.current()
+    vae = load_vae(str(nano_model), OpenOptions())
+    wanted = [
+        Arithmetic(True, True, False, False),
+        Arithmetic(False, False, True, True),
+        Arithmetic(True, False, True, False),
+    ]
+    try:
+        for arithmetic in wanted:
+            arithmetic.apply()
+            made = with_recipe(
+                moments_encoder(vae, batch_size=1), vae, Path(nano_model), None, torch.device("cpu")
+            )
+            before.apply()  # as in a process that has just been started
+            assert made.recipe().fingerprint == made.fingerprint
+            assert Arithmetic.current() == arithmetic
+    finally:
+        before.apply()
