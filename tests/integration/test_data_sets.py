@@ -491,7 +491,8 @@ def test_a_run_may_stop_at_the_first_fault(run_values, tmp_path, pictures, fault
 def test_each_data_set_holds_out_its_share(run_values, tmp_path):
     content = two_sets(tmp_path)
     content["datasets"][0] |= {"validation_split": 0.4, "validation_seed": 3}
-    run = train(run_of(run_values, content, training={"max_steps": 1}))
+    changes = {"training": {"max_steps": 1}, "validation": {"copies": "bytes"}}
+    run = train(run_of(run_values, content, **changes))
     assert run.read_json("dataset.json")["held_out"] == round(9 * 0.4)
     records = [r for r in run.read_metrics() if "validation_loss" in r]
     assert len(records) == 2
@@ -500,7 +501,7 @@ def test_each_data_set_holds_out_its_share(run_values, tmp_path):
 def test_each_data_set_has_its_validation_loss(run_values, tmp_path):
     """The whole is their mean by images; one dataset has no loss of its own."""
     content = two_sets(tmp_path)
-    changes = {"training": {"max_steps": 1}, "validation": {"split": 0.4}}
+    changes = {"training": {"max_steps": 1}, "validation": {"split": 0.4, "copies": "bytes"}}
     run = train(run_of(run_values, content, **changes))
     (first, *_) = [r for r in run.read_metrics() if "validation_loss" in r]
     counts = [round(9 * 0.4), round(5 * 0.4)]

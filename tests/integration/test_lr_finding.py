@@ -44,7 +44,7 @@ def test_its_steps_are_those_of_the_run(train_config, fresh_accelerate):
         "dataset": {"random_crop": True},
         "training": {"max_steps": 10},
         "optimizer": {"lr": 1e-3},
-        "validation": {"split": 0.3, "every_steps": 10, "timesteps": 2},
+        "validation": {"split": 0.3, "every_steps": 10, "timesteps": 2, "standard_error": 0},
     }
     config = train_config(**values)
     curve = find_lr(config, LrRange(1e-3, 1.0000001e-3, 10), Probe(99, 2), SilentProgress())

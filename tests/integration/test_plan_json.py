@@ -22,7 +22,9 @@ def made(tmp_path_factory):
 
 def test_a_plan_is_one_json_object(made):
     """With the numbers that the text has; and nothing is written."""
-    done = impasto("train", made / "it.toml", "--plan", "--json", "--set", "optimizer.lr=1")
+    changes = ("optimizer.lr=1", "training.gradient_accumulation_steps=40")
+    sets = [word for change in changes for word in ("--set", change)]
+    done = impasto("train", made / "it.toml", "--plan", "--json", *sets)
     assert done.returncode == 0, done.stderr
     plan = json.loads(done.stdout)
     steps = tomllib.loads((made / "it.toml").read_text(encoding="utf-8"))["training"]["max_steps"]
@@ -34,7 +36,7 @@ def test_a_plan_is_one_json_object(made):
     assert sum(plan["memory"]["parts"].values()) == plan["memory"]["total"] > 0
     assert plan["memory"]["budget"] > 0
     assert plan["disk"]["total_bytes"] > plan["disk"]["model_bytes"] > 0
-    assert any("optimizer.lr 1 is above" in line for line in plan["warnings"])
+    assert any("10 to 120 is usual for 90 images" in line for line in plan["warnings"])
     assert plan["changed"]["optimizer.lr"] == 1
     assert not (made / "run").exists()
 

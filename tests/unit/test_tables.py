@@ -266,7 +266,7 @@ def test_files_of_earlier_versions_are_moved_over_once(folder, tmp_path, monkeyp
         raise AssertionError("a file was opened")
 
     monkeypatch.setattr("impasto.data.images.read_header", refuse)
-    monkeypatch.setattr("impasto.data.content_hashes._hash_or_none", refuse)
+    monkeypatch.setattr("impasto.data.content_hashes.files.sha256_of", refuse)
     monkeypatch.setattr("impasto.data.images.read_rgb", refuse)
     for _ in range(2):
         again = scan_folder(folder, index=index)
