@@ -71,7 +71,7 @@ class SayWords:
     prepare: PrepareRecords
 
     def open(self) -> Callable[[Sequence[ImageRecord], Sequence[Any]], list[Said | Failure]]:
-        """Load the model."""
+        """Load the tagger or captioner; what is given says the words of prepared images."""
         torch.set_num_threads(self.threads)
         speaker = self.recipe()
         counts = getattr(speaker, "counts", Counter())
@@ -119,7 +119,7 @@ class RemoteAnnotator:
 
 @dataclass(frozen=True)
 class TaggerRecipe:
-    """Loads a tagger.
+    """Loads a tagger in a process of its own, by what names its files.
 
     Attributes:
         model: A short name, a Hub id, or the whole path of a tagger.
@@ -157,7 +157,7 @@ class TaggerRecipe:
 
 @dataclass(frozen=True)
 class CaptionerRecipe:
-    """Loads a captioner.
+    """Loads a captioner in a process of its own, by what names its files.
 
     Attributes:
         model: A short name, a Hub id, or the whole path of a captioner.

@@ -45,6 +45,7 @@ from impasto.errors import ConfigError
 from impasto.progress import counted
 
 if TYPE_CHECKING:
+    from impasto.data.plan import Plan
     from impasto.data.records import ImageRecord
     from impasto.data.scan import Scan
     from impasto.models.family import SizeConditioning
@@ -191,13 +192,7 @@ def plan(
     longest = max(result.bucket_counts.values())
     for size, count in result.bucket_counts.items():
         console.note(f"{size!s:>11} {count:6d}  {'█' * max(1, round(40 * count / longest))}")
-    most = (-result.table.cropped_fractions()).argsort(kind="stable")[:5]
-    worst = [result.images[place] for place in most.tolist()]
-    cropped = [
-        f"{image.record.path.name} ({100 * image.cropped_fraction:.0f} %)"
-        for image in worst
-        if image.cropped_fraction >= 0.005  # less would be shown as 0 %
-    ]
+    cropped = _most_cropped(result)
     console.table(
         {
             **found.tally.rows(),
@@ -209,6 +204,16 @@ def plan(
         }
     )
     print_skipped(console, found, source)
+
+
+def _most_cropped(plan: Plan) -> list[str]:
+    """The five images of which most is cut away, with how much of each."""
+    most = (-plan.table.cropped_fractions()).argsort(kind="stable")[:5]
+    return [
+        f"{image.record.path.name} ({100 * image.cropped_fraction:.0f} %)"
+        for image in (plan.images[place] for place in most.tolist())
+        if image.cropped_fraction >= 0.005  # less would be shown as 0 %
+    ]
 
 
 @dataset.command()

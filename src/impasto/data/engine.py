@@ -21,7 +21,7 @@ Outcomes = Iterator[list[tuple[I, O | Failure]]]
 
 
 class Executor(Protocol[I, O]):
-    """Runs one stage."""
+    """Runs one stage of preparation over batches of items."""
 
     def run(self, batches: Iterable[Sequence[I]]) -> Outcomes[I, O]:
         """Yield each batch's items with what became of them, in their order."""
@@ -66,7 +66,7 @@ class Actors(Protocol):
 
 
 class Engine(Protocol):
-    """Runs stages."""
+    """Runs the stages of preparation: on this machine, or on several."""
 
     @property
     def actors(self) -> Actors | None:

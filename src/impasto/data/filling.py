@@ -76,20 +76,19 @@ def cache_latents(
     progress = progress or SilentProgress()
     cache.set_notify(progress.note)
     cache.remove_leftovers()
+    table = PlannedTable.of(planned)
     kept_keys = PreparedKeys(
-        cache.folder / "prepared", PlannedTable.of(planned), (encoder.source, encoder.fingerprint)
+        cache.folder / "prepared", table, (encoder.source, encoder.fingerprint)
     )
     before = kept_keys.read(cache)
     if before is not None and not (before.set_aside and on_error == "stop"):
         return before
     filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine)
-    table = PlannedTable.of(planned)
     parts = [filler.fill(table[start:end]) for start, end in _portions(table)]
     cache.hashes.tidy()
     failures = filler.failures
     if not any(len(part.keys) for part in parts):
-        reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
-        raise DatasetError(f"{none_of(len(planned), 'images')} could be decoded ({reasons}).")
+        raise _nothing_decoded(len(planned), failures)
     kept = np.concatenate([part.kept for part in parts])
     keys = join_keys([part.keys for part in parts])
     identities = join_keys([part.identities for part in parts])
@@ -104,6 +103,11 @@ def cache_latents(
     if not failures.may_pass:
         kept_keys.write(plan, kept)
     return plan
+
+
+def _nothing_decoded(images: int, failures: Failures) -> DatasetError:
+    reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
+    return DatasetError(f"{none_of(images, 'images')} could be decoded ({reasons}).")
 
 
 def _portions(table: PlannedTable) -> Iterator[tuple[int, int]]:

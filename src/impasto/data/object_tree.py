@@ -26,7 +26,7 @@ class Entry(Protocol):
 
     @property
     def path(self) -> str:
-        """The whole path."""
+        """The path of the entry from the root of its store or disk."""
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
         """Whether it is a folder."""
