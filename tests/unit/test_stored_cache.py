@@ -130,6 +130,22 @@ def test_copies_keep_to_their_limit_and_the_least_used_go(place, elsewhere, monk
     assert all(copy.stat().st_mtime > 1 for copy in copies_in(place))
 
 
+def test_a_copy_that_has_just_got_its_name_takes_its_room_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path))
+    monkeypatch.setenv(copies.LIMIT_VARIABLE, str(2500 / 2**30))
+    room = copies.SpareRoom()
+    first, second, third = (tmp_path / "objects" / f"{n}.safetensors" for n in range(3))
+    first.parent.mkdir()
+    with room.made(first, 1000) as is_made:
+        assert is_made
+        first.write_bytes(bytes(1000))  # and another thread asks before this one goes on
+        with room.made(second, 1000) as is_made:
+            assert is_made
+            with room.made(third, 1000) as is_made:
+                assert not is_made
+    assert first.exists()
+
+
 def test_a_shard_that_many_threads_ask_for_is_fetched_once():
     fetched, go = [], threading.Barrier(16)
 

@@ -271,7 +271,7 @@ class StoredShardFiles:
         copy, size = self._copy_of(tensors), self._said(tensors).size
         if self._room.use(copy):
             return True
-        with self._room.made(size, also_used=must) as is_made:
+        with self._room.made(copy, size, also_used=must) as is_made:
             if is_made or must:
                 fetch_to(tensors, copy, size)
             return is_made or must
@@ -294,7 +294,7 @@ class StoredShardFiles:
         """Keep what was just put into the store as its copy, where there is room."""
         counted = file.stat().st_size if copy.suffix == COUNTED else 0
         with (
-            self._room.made(counted) as is_made,
+            self._room.made(copy, counted) as is_made,
             contextlib.suppress(OSError),  # it is in the store all the same
         ):
             if is_made:

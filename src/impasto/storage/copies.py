@@ -58,7 +58,7 @@ class SpareRoom:
     def __init__(self) -> None:
         self._since = time.time()
         self._lock = threading.Lock()
-        self._promised = 0
+        self._promised: list[tuple[Path, int]] = []
 
     def use(self, copy: Path) -> bool:
         """Note that a copy is used; False where it is gone."""
@@ -70,28 +70,33 @@ class SpareRoom:
         return True
 
     @contextlib.contextmanager
-    def made(self, size: int, *, also_used: bool = False) -> Iterator[bool]:
+    def made(self, copy: Path, size: int, *, also_used: bool = False) -> Iterator[bool]:
         """Make room for a copy, which is written meanwhile; False where there is none.
 
         Args:
+            copy: Its place.
             size: Its bytes.
             also_used: Whether copies may go that this process has used.
         """
+        promise = (copy, size)
         with self._lock:
-            is_made = self._make(size + self._promised, also_used=also_used)
-            self._promised += size if is_made else 0
+            is_made = self._make(size, also_used=also_used)
+            if is_made:
+                self._promised.append(promise)
         try:
             yield is_made
         finally:
-            with self._lock:
-                self._promised -= size if is_made else 0
+            if is_made:
+                with self._lock:
+                    self._promised.remove(promise)
 
     def _make(self, size: int, *, also_used: bool) -> bool:
         limit = limit_bytes()
         if size > limit:
             return False
-        copies = _copies()
-        taken = sum(own for _, own, _ in copies)
+        written = {path for path, _ in self._promised}  # it may be there already: counted once
+        copies = [copy for copy in _copies() if copy[2] not in written]
+        taken = sum(own for _, own, _ in copies) + sum(own for _, own in self._promised)
         for used, own, path in copies:
             if taken + size <= limit or (used >= self._since and not also_used):
                 break
