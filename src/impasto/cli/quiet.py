@@ -21,7 +21,7 @@ _ENVIRONMENT = {
 }
 _LOGGERS = (
     "bitsandbytes", "torch", "torchao", "accelerate", "huggingface_hub", "deepspeed", "PIL",
-    "wandb",
+    "wandb", "torch.utils._pytree",  # torch itself sets the level of "torch" when it is imported
 )  # fmt: skip
 
 
