@@ -47,10 +47,10 @@ NEEDED_GIB = {
 }
 EXTRAS = {
     # words that a command begins with: what it needs
-    ("test",): "dev",
-    ("demo",): "tagging",
-    ("studio",): "studio",
-    ("dataset", "tag"): "tagging",
+    ("test",): ("dev",),
+    ("demo",): ("tagging",),
+    ("studio",): ("studio", "tagging"),  # its pages run the demo and taggers
+    ("dataset", "tag"): ("tagging",),
 }
 HEIF_ENDINGS = (".heic", ".heif", ".hif", ".heics", ".heifs")
 BACKENDS = {"cpu": "cpu", "cuda": "auto"}  # what uv calls the builds; auto goes by the driver
@@ -173,7 +173,8 @@ def known_extras():
 
 def extras_of(words):
     """What a command needs besides the packages that every command needs."""
-    needed = [extra for start, extra in EXTRAS.items() if tuple(words[: len(start)]) == start]
+    begun = (extras for start, extras in EXTRAS.items() if tuple(words[: len(start)]) == start)
+    needed = [extra for extras in begun for extra in extras]
     if "heif" in known_extras() and any(holds_heif(Path(word)) for word in words[1:]):
         needed.append("heif")
     return needed
@@ -361,12 +362,18 @@ def backend_of(index, card):
 def what_comes(index, card):
     """One line: what was found, which build of PyTorch comes, and how to have the other."""
     build = build_of(index, card)
-    found = f"Found {card}" if card else "Found no NVIDIA card"
     other = {
         "CPU": "For the CUDA build: --build cuda",
         "CUDA": "For the CPU build, which is smaller: --build cpu",
     }.get(build)
-    words = f"{found}: installing the {build} build of PyTorch."
+    if card:
+        words = f"Found {card}: installing the {build} build of PyTorch."
+    elif build == "CUDA":  # as from the ordinary registry on Linux
+        words = (
+            "Found no NVIDIA card; installing the CUDA build of PyTorch, which runs without too."
+        )
+    else:
+        words = f"Found no NVIDIA card: installing the {build} build of PyTorch."
     if platform.system() == "Darwin" or other is None:
         return words
     return f"{words} {other} --reinstall, before the verb."

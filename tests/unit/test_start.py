@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -114,10 +115,11 @@ def test_a_verb_gets_the_extra_that_it_needs(start, tmp_path):
     extras = start["extras_of"]
     assert extras(["test"]) == ["dev"]
     assert extras(["demo"]) == ["tagging"]
+    assert extras(["studio", "--open"]) == ["studio", "tagging"]  # it runs the demo and taggers
     assert extras(["dataset", "tag", str(tmp_path)]) == ["tagging"]
     assert extras(["dataset", "scan", str(tmp_path)]) == []
     assert extras(["train", "x\0.toml"]) == []
-    assert set(start["EXTRAS"].values()) <= set(start["known_extras"]())
+    assert set(chain(*start["EXTRAS"].values())) <= set(start["known_extras"]())
 
 
 def test_the_studio_alone_opens_on_the_demo(start):

@@ -52,6 +52,10 @@ def test_one_line_says_what_comes_and_how_to_have_the_other(start, monkeypatch):
     assert "--build cpu --reinstall" in words
     assert "\n" not in words
     assert "--build cuda" in start["what_comes"](None, None)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    assert start["what_comes"](None, None).startswith(
+        "Found no NVIDIA card; installing the CUDA build of PyTorch, which needs none. "
+    )
 
 
 @pytest.mark.parametrize("has_uv", [True, False])
