@@ -279,7 +279,7 @@ def install(extras, index, have):
         else [str(python()), "-m", "pip", "install", "--disable-pip-version-check"]
     )
     all_extras = sorted({*(have or []), *extras})
-    what = "the pinned packages" if have is None else f"what {' and '.join(extras)} needs"
+    what = "the pinned packages" if have is None else f"what is needed for {' and '.join(extras)}"
     how_long = "; once, some minutes" if fresh else ""
     say(f"Installing {what} with {'uv' if uv else 'pip'}{how_long} ...")
     if backend:

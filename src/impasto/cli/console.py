@@ -88,6 +88,10 @@ class Console:
         if self._log is not None:
             self._log.note(message)
 
+    def _at_work(self, message: str) -> None:
+        """A line for whoever reads along; what is noted of a task for later needs none."""
+        self.rich.print(escape(message))
+
     def paragraph(self, message: str) -> None:
         """Several sentences, broken between words on a terminal."""
         _print_paragraph(self.rich, escape(message))
@@ -147,7 +151,7 @@ class Console:
         if self.rich.is_terminal:
             self._task = DISPLAY.add(self.rich, Stage("Training", last_step, "steps"), first_step)
         else:
-            self._heartbeat = SlowStepNotifier(self.note, last_step)
+            self._heartbeat = SlowStepNotifier(self._at_work, last_step)
             self._heartbeat.start(first_step)
 
     def stepped(self, step: int) -> None:
