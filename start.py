@@ -100,8 +100,12 @@ def main():
 
 
 def completed(words):
-    """The words for the program: `studio` alone opens with something to look at."""
-    return ["studio", "--demo", "--open"] if words == ["studio"] else words
+    """The words for the program: a studio without folders opens with something to look at."""
+    folders = ("--runs", "--data", "--models", "--demo", "--help")
+    if words[:1] != ["studio"] or any(word.split("=")[0] in folders for word in words):
+        return words
+    elsewhere = any(word.split("=")[0] in ("--listen", "--open") for word in words)
+    return [*words, "--demo", *([] if elsewhere else ["--open"])]
 
 
 def read_words(words):

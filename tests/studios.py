@@ -18,13 +18,16 @@ class Started:
     """Processes of runs that are only written down."""
 
     def __init__(self):
-        self.words = []
+        self.words, self.working = [], {}
 
     def start(self, words, run, folder=""):
         self.words.append([str(word) for word in words])
 
     def is_starting(self, run):
-        return False
+        return run in self.working
+
+    def pid_of(self, run):
+        return self.working.get(run)
 
     def failure_of(self, run):
         return ""

@@ -124,7 +124,12 @@ def test_a_verb_gets_the_extra_that_it_needs(start, tmp_path):
 
 def test_the_studio_alone_opens_on_the_demo(start):
     assert start["completed"](["studio"]) == ["studio", "--demo", "--open"]
-    assert start["completed"](["studio", "--runs", "x"]) == ["studio", "--runs", "x"]
+    demo = start["completed"](["studio", "--port", "80"])
+    assert demo == ["studio", "--port", "80", "--demo", "--open"]
+    remote = ["studio", "--listen=0.0.0.0"]
+    assert start["completed"](remote) == [*remote, "--demo"]
+    for words in (["studio", "--runs", "x"], ["studio", "--data=x"], ["studio", "--help"]):
+        assert start["completed"](words) == words
     assert start["completed"](["train", "studio"]) == ["train", "studio"]
 
 

@@ -29,7 +29,7 @@ from test_run_status import GONE, make_run
 from impasto.cli import ports
 from impasto.cli.console import Console
 from impasto.cli.ports import listen_at
-from impasto.cli.studio import _begin_with_demo, _is_no_cut_off_request
+from impasto.cli.studio import _begin_with_demo, _farewell, _is_no_cut_off_request
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
 from impasto.owners import ProcessIdentity, current_process, identity_of
@@ -317,6 +317,47 @@ def test_a_run_that_lets_go_after_it_said_so_can_be_resumed_on_its_open_page(stu
     assert "/resume" in told
 
 
+def test_a_process_that_ends_is_not_said_to_be_started(studio, dog):
+    """After a run has let go of its directory, its process still takes a while to end."""
+    pages, watch, processes = RunPages(studio), RunWatch(dog), studio.run_processes
+    with dog.held() as held:
+        held.write_status("interrupted", step=3, total_steps=9)
+    processes.working[dog.path] = 1  # another than the one that wrote the status
+    told = pages._news(watch, dog).decode()
+    assert "is being started" in told
+    assert "/resume" not in told
+    processes.working[dog.path] = os.getpid()
+    told = pages._news(watch, dog, is_free=True).decode()
+    assert "is ending" in told
+    assert "is being started" not in told
+    processes.working.clear()
+    assert pages._news(watch, dog).decode() == ": still here\n\n"
+    assert "/resume" in pages._news(watch, dog, is_free=True).decode()
+
+
+def test_an_open_page_hears_of_the_end_of_a_process(studio, dog):
+    """Its end changes no file, and yet a run can be resumed only after it."""
+    studio.run_processes.working[dog.path] = 1
+
+    class Request:
+        headers, query_params, looks = {}, {}, 0
+
+        async def is_disconnected(self):
+            self.looks += 1
+            if self.looks == 3:
+                studio.run_processes.working.clear()
+            return self.looks > 4
+
+    async def told():
+        return [part async for part in RunPages(studio)._told(dog, Request())]
+
+    first, second, third, fourth = asyncio.run(told())
+    assert b"is being started" in first
+    assert b"still here" in second
+    assert b"/resume" in third
+    assert b"still here" in fourth
+
+
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\0", b'{"step": 1e400}\n', b"[1]\n"])
 def test_half_written_files_end_no_page(client, studio, dog, name, content):
@@ -390,6 +431,13 @@ def test_three_hundred_requests_at_once_are_all_answered(studio, access, dog):
             return [answer.status_code for answer in await asyncio.gather(*wanted)]
 
     assert asyncio.run(ask_all()) == [200] * 300
+
+
+def test_the_end_says_what_goes_on(studio, dog):
+    assert _farewell(studio) == "The studio has ended."
+    with dog.held() as held:
+        held.write_status("training", step=1, total_steps=9)
+        assert "dog is being trained, and that goes on" in _farewell(studio)
 
 
 def test_of_the_log_only_what_the_end_cuts_off_is_left_out():
@@ -578,7 +626,9 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
         assert "Save a state now" in text
         assert "What came after step 2 will be lost. Stop now?" in text
         assert "Resume</button>" not in text
-        assert client.post(f"{page}/ask/save", headers=FROM_HERE).status_code == 200
+        asked = client.post(f"{page}/ask/save", headers=FROM_HERE)
+        assert asked.status_code == 200
+        assert "Asked: Save a state now." in asked.text
         assert client.post(f"{page}/ask/format", headers=FROM_HERE).status_code == 404
         assert [command.kind for command in waiting_commands(dog.commands)] == ["save"]
         assert client.post(f"{page}/resume", headers=FROM_HERE).status_code == 409
@@ -632,7 +682,11 @@ def test_the_newest_previews_are_those_of_the_newest_step_that_has_some(folder):
 def test_a_run_without_samples_of_the_base_model_says_so(client, studio, folder):
     run = make_run(folder / "late", phase="finished", process=GONE)
     (run.samples / step_name(0)).mkdir(parents=True)  # where nothing was drawn
-    assert "No previews yet" in client.get(f"{address(studio, run)}/samples").text
+    assert "draws no previews" in client.get(f"{address(studio, run)}/samples").text
+    asked = '[previews]\nprompts = ["a cat"]\nevery_steps = 50\n'
+    run.config_file.write_text(asked, encoding="utf-8")
+    page = client.get(f"{address(studio, run)}/samples").text
+    assert "No previews yet. The run draws them as it goes: after every 50 steps" in page
     sampled(run, [50])
     sampled(run, [100], ["000.png", "001.png"])
     page = client.get(f"{address(studio, run)}/samples").text

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from studios import FROM_HERE
 from test_run_status import GONE, make_run
 
+from impasto import files
 from impasto.locks import FolderLock
 from impasto.owners import current_process
 from impasto.runs.draw_reading import read_request, request_of
@@ -409,8 +410,16 @@ def test_a_worker_that_is_being_started_is_not_started_twice(client, studio, dra
     assert "Nobody draws it" in client.get("/draw").text  # that worker is ending
 
 
-def test_a_run_in_training_is_told_before_drawing(client, folder):
+def test_a_run_in_training_is_told_before_drawing(client, studio, folder):
     assert 'id="training"' not in client.get("/draw").text
     run = make_run(folder / "dog", phase="training", process=current_process().token)
     with FolderLock(run.path, "training", lambda holder: None):
-        assert "dog is training" in client.get("/draw").text
+        page = client.get("/draw").text
+        assert "dog is training" in page
+        assert "takes VRAM" in page
+        found = {"facts": {"gpus": []}}
+        studio.home.mkdir(exist_ok=True)
+        files.write_json(studio.home / "machine.json", found)
+        page = client.get("/draw").text
+        assert "Drawing takes processor time and RAM from it." in page
+        assert "VRAM" not in page.partition('id="training"')[2].partition("</p>")[0]

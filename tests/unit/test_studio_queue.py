@@ -67,7 +67,8 @@ class Noted:
 def test_an_empty_queue_says_how_to_begin(client):
     page = client.get("/queue")
     assert page.status_code == 200
-    assert "impasto queue add" in page.text
+    assert "queue add --queue " in page.text
+    assert "being trained now" not in page.text
     assert 'href="/queue"' in client.get("/").text
     for policy in (" style=", "<style", "onclick"):
         assert policy not in page.text
@@ -111,6 +112,16 @@ def test_what_cannot_be_changed_is_refused(client, queue, path, status):
     assert answer.status_code == status
     assert "hx-trigger" not in answer.headers
     assert [job.as_json() for job in queue.jobs()] == before
+
+
+@pytest.mark.usefixtures("_dogs")
+def test_runs_that_the_queue_does_not_know_of_are_named_before_it_starts(client, folder):
+    with make_run(folder / "cat & mouse").held() as held:
+        held.write_status("training", step=1, total_steps=9)
+        page = client.get("/parts/queue").text
+    assert "cat &amp; mouse: being trained now, and not by this queue" in page
+    assert 'hx-confirm="cat &amp; mouse is being trained now' in page
+    assert "being trained now" not in client.get("/parts/queue").text
 
 
 STRANGE = ["<script>alert(1)</script>", "a\"b'c", "two\nlines", "%2e%2e", "{{ 1 }}", "\udcff"]

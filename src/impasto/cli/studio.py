@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import uvicorn
 
     from impasto.cli.console import Console
+    from impasto.studio.core import Studio
     from impasto.studio.folders import Folders
 
 DEFAULT_PORT = 7870
@@ -180,7 +181,30 @@ def _serve(
         config = uvicorn.Config(app, log_level="error", access_log=False)
         config.timeout_graceful_shutdown = 3
         with _opened(access.address) if opens else contextlib.nullcontext():
-            _server(config, studio.closing).run(sockets=[listener])
+            try:
+                _server(config, studio.closing).run(sockets=[listener])
+            finally:
+                console.note(_farewell(studio))
+
+
+def _farewell(studio: Studio) -> str:
+    """That the studio has ended, and what goes on without it."""
+    from impasto.invocation import command
+    from impasto.parsing import printable
+    from impasto.runs.queue_devices import runners_of
+
+    runs = [found.run.path for found in studio.folders.all_runs() if found.state.is_alive]
+    names = ", ".join(printable(path.name) for path in runs)
+    going = [f"{names} {'is' if len(runs) == 1 else 'are'} being trained"] if runs else []
+    if runners_of(studio.queue):
+        going.append("the queue is being worked on")
+    if not going:
+        return "The studio has ended."
+    return (
+        f"The studio has ended. {'; '.join(going)}, and that goes on; a new studio shows it. "
+        f"{command('runs', *studio.folders.runs)} lists runs; Ctrl-C where they run, or the "
+        f"buttons of their pages, stop them."
+    )
 
 
 def _server(config: uvicorn.Config, closing: threading.Event) -> uvicorn.Server:

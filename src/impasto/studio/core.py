@@ -19,6 +19,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
 from impasto.studio.folders import Folders
+from impasto.studio.machine import Machine
 from impasto.studio.run_processes import RunProcesses
 from impasto.studio.static_files import static_address
 from impasto.studio.tasks import TASKS, Tasks
@@ -47,6 +48,7 @@ class Studio:
         queue: The folder of the queue, which need not be there.
         run_processes: Starts processes that work on runs.
         tasks: Starts other processes.
+        machine: Knows what this machine has.
         templates: Makes pages; whatever is put into one is escaped.
         look_every_s: Seconds between two looks at a run that is being watched.
         closing: Set when the server ends, so that streams end too.
@@ -57,12 +59,15 @@ class Studio:
     queue: Path
     run_processes: RunProcesses = field(default_factory=RunProcesses)
     tasks: Tasks = field(init=False)
+    machine: Machine = field(init=False)
     templates: Environment = field(default_factory=lambda: _templates())
     look_every_s: float = LOOK_EVERY_S
     closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", Tasks(self.home / TASKS))
+        machine = Machine(self.home / "machine.json", self.folders.runs[0])
+        object.__setattr__(self, "machine", machine)
 
     def page(self, template: str, status: int = 200, **content: Any) -> Response:
         """A page or a part of one, which no cache keeps."""

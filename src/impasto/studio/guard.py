@@ -45,6 +45,15 @@ _OPENING = """<!doctype html>
 """
 
 
+_STRANGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>Impasto</title>
+<meta name="viewport" content="width=device-width"></head>
+<body><h1>This is an Impasto studio</h1>
+<p>Open it by the whole address that it printed when it was started, the one with ?token= in it.
+A studio that was started anew has a new address.</p></body></html>
+"""
+
+
 @dataclass(frozen=True)
 class Access:
     """What a request has to bring.
@@ -178,8 +187,4 @@ def _is_from_here(request: Request, access: Access) -> bool:
 
 
 def _strange() -> Response:
-    text = (
-        "This is an Impasto studio. Open it by the whole address that it printed when it was "
-        "started, the one with ?token= in it."
-    )
-    return PlainTextResponse(text, 403)
+    return HTMLResponse(_STRANGE, 403, headers={"cache-control": "no-store"})

@@ -36,6 +36,11 @@ class Machine:
             return None
         return read_object(self._file) if is_new else None
 
+    def has_no_gpu(self) -> bool:
+        """Whether the last look, however long ago, found no GPU that PyTorch can use."""
+        facts = (read_object(self._file) or {}).get("facts")
+        return isinstance(facts, Mapping) and facts.get("gpus") == []
+
     def examine(self) -> Mapping[str, Any]:
         """Look at the machine; takes seconds.
 

@@ -53,6 +53,11 @@ class RunProcesses:
         process = self._started.get(run)
         return process is not None and process.poll() is None
 
+    def pid_of(self, run: Path) -> int | None:
+        """The process that was started for a run last; None where this studio has started none."""
+        process = self._started.get(run)
+        return None if process is None else process.pid
+
     def failure_of(self, run: Path) -> str:
         """The last that a process for a run has printed, if it ended with an error; else empty."""
         process = self._started.get(run)

@@ -127,5 +127,5 @@ def _words_of(event: Mapping[str, Any]) -> str | None:
     if kind == "training":
         return f"Training: step {event.get('step')} of {event.get('total_steps')}"
     if kind == "begin":
-        return f"Process {event.get('pid')} on {event.get('host')} took the run up"
-    return "The process let the run go" if kind == "end" else None
+        return f"Process {event.get('pid')} on {event.get('host')} began to work on the run"
+    return "The process has ended its work on the run" if kind == "end" else None

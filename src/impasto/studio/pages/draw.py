@@ -177,6 +177,7 @@ class DrawPages:
             "most": MOST_IMAGES,
             "slots": range(HYPERNETWORKS),
             "training": self._training(),
+            "has_gpu": not self.studio.machine.has_no_gpu(),
             "has_worker": self.desk.has_worker(),
             "again": None if again is None else again.path.name,
             "drawings": [drawing_view(drawing, self.desk) for drawing in shown],

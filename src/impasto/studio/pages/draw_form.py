@@ -40,6 +40,8 @@ def untouched() -> Typed:
 def drawn_with(address: str, drawable: Drawable) -> Typed:
     """What the form shows at first, with a model or hypernetwork chosen if there is such a one."""
     typed = untouched()
+    if len(drawable.models) == 1:
+        typed["model"] = next(iter(drawable.models))
     if address in drawable.models:
         typed["model"] = address
     elif address in drawable.hypernetworks:

@@ -25,6 +25,7 @@ from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
 from impasto.studio.new_form import Examined, examine, form_sections
 from impasto.studio.pages.new_views import plan_view
+from impasto.studio.pages.queue_views import is_worked_on
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.plans import Plans
 from impasto.studio.starting import choose_file, write_settings
@@ -161,7 +162,9 @@ class NewRunPages:
             job = await asyncio.to_thread(queue.add, found.text, name, Path.cwd())
         except ImpastoError as error:
             return self._answer(str(error), refused=True)
-        return self._answer(f"It is job {job.number} of the queue.", link="/queue")
+        is_done = await asyncio.to_thread(is_worked_on, self.studio)
+        then = "" if is_done else " Nobody works on the queue yet: press Start working on its page."
+        return self._answer(f"It is job {job.number} of the queue.{then}", link="/queue")
 
     async def started(self, request: Request) -> Response:
         """A run that begins; its own page once it is there."""

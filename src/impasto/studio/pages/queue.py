@@ -98,7 +98,7 @@ class QueuePages:
             raise HTTPException(409, str(error)) from error
         if "hx-request" not in request.headers:
             return RedirectResponse("/queue", 303)
-        return self._said(f"The process that works on device {name} is being started.")
+        return self._said(f"A process begins to work on device {name}; that takes some seconds.")
 
     async def stop(self, request: Request) -> Response:
         """Have whoever works on a device stop after the step it is at."""

@@ -8,6 +8,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from impasto.invocation import command
+from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
 from impasto.runs.queue_devices import device_name, plain_name, runners_of
@@ -31,10 +33,24 @@ def queue_view(studio: Studio) -> dict[str, Any]:
             for place, job in enumerate(jobs)
         ],
         "waiting": sum(job.state == "waiting" for job in jobs),
+        "beside": _beside(studio, jobs),
+        "how_to_add": command("queue", "add", "--queue", studio.queue, "my-style.toml"),
         "devices": _devices(studio, jobs),
         "failure": _failure(studio),
         "folder": str(studio.queue),
     }
+
+
+def _beside(studio: Studio, jobs: list[Job]) -> str:
+    """The runs that train without the queue, as far as can be seen, in words; or nothing."""
+    own = {job.run.path.absolute() for job in jobs if job.state == "working" and job.run}
+    alive = (found.run.path for found in studio.folders.all_runs() if found.state.is_alive)
+    return ", ".join(printable(path.name) for path in alive if path.absolute() not in own)
+
+
+def is_worked_on(studio: Studio) -> bool:
+    """Whether a process works on the queue, or is about to."""
+    return bool(runners_of(studio.queue)) or is_starting(studio, 0)
 
 
 def is_starting(studio: Studio, number: int) -> bool:

@@ -6,15 +6,24 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from impasto.errors import RunError
-from impasto.parsing import read_text
+from impasto.parsing import parse_toml, read_text
 from impasto.report.previews import newest_previews, parameters_of, preview_names
 from impasto.runs import RunDirectory, RunState, step_name
-from impasto.runs.commands import COMMANDS
+from impasto.runs.commands import CommandName
 from impasto.runs.events import read_events
 from impasto.runs.lines import size_of
 from impasto.runs.listing import RunSummary
 from impasto.studio.run_processes import RunProcesses
 from impasto.studio.watching import RunWatch, line_of
+
+ASKS: dict[CommandName, str] = {
+    "preview": "Preview now",
+    "validate": "Validate now",
+    "save": "Save a state now",
+    "stop": "Stop after this step",
+    "stop-now": "Stop now",
+}
+"""What the buttons that ask a run for something say."""
 
 _LOG_LINES = 300
 _LOG_BYTES = 256 << 10
@@ -45,7 +54,6 @@ def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
     return {
         "title": run.path.name or str(run.path),
         "place": str(run.path.resolve()),
-        "commands": COMMANDS,
         "config": _settings(run),
         "lines": _log(run),
         **samples_view(run),
@@ -64,7 +72,7 @@ def samples_view(run: RunDirectory) -> dict[str, Any]:
     steps = run.sampled_steps()
     newest = newest_previews(run, steps)
     if newest is None:
-        return {"steps": [], "samples": []}
+        return {"steps": [], "samples": [], "no_samples": _why_none(run)}
     step, files = newest
     steps = steps[: steps.index(step) + 1]
     drawn = ((n, set(preview_names(run, step))) for n, step in enumerate(steps))
@@ -78,6 +86,19 @@ def samples_view(run: RunDirectory) -> dict[str, Any]:
     }
 
 
+def _why_none(run: RunDirectory) -> str:
+    """Why a run has no previews, or when it draws the first."""
+    try:
+        asked = parse_toml(read_text(run.config_file)).get("previews", {})
+        prompts, every = asked.get("prompts"), asked.get("every_steps")
+    except (OSError, ValueError, AttributeError):
+        return "No previews yet."
+    if not prompts:
+        return "This run draws no previews, since its settings have no prompts for them."
+    often = f": after every {every} steps" if every else ""
+    return f"No previews yet. The run draws them as it goes{often}, or by “Preview now”."
+
+
 def _prompt(run: RunDirectory, step: int, name: str) -> str:
     """The prompt of a preview, as its file tells; its name where it does not."""
     return parameters_of(run.samples / step_name(step) / name).partition("\n")[0] or name
@@ -86,7 +107,8 @@ def _prompt(run: RunDirectory, step: int, name: str) -> str:
 def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
     """How a run stands, and what can be asked of it then."""
     model = run.exported_model()
-    starting = not state.is_alive and processes.is_starting(run.path)
+    waits = not state.is_alive and processes.is_starting(run.path)
+    ending = waits and state.status.get("pid") == processes.pid_of(run.path)
     saved = run.saved_steps()
     return {
         "state": state.state,
@@ -95,8 +117,10 @@ def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> d
         "details": state.details(),
         "stage": _stage(state) if state.is_alive else None,
         "is_alive": state.is_alive,
-        "starting": starting,
-        "can_resume": state.state in ("killed", "interrupted", "failed") and not starting,
+        "asks": ASKS,
+        "starting": waits and not ending,
+        "ending": ending,
+        "can_resume": state.state in ("killed", "interrupted", "failed") and not waits,
         "newest_state": saved[-1] if saved else None,
         "at_stop": f"What came after step {saved[-1]:,} will be lost."
         if saved

@@ -29,7 +29,7 @@ from impasto.studio.folders import file_of
 from impasto.studio.forms import whole_number
 from impasto.studio.kept_curves import KeptCurves
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
-from impasto.studio.pages.run_views import run_page, run_rows, samples_view, state_part
+from impasto.studio.pages.run_views import ASKS, run_page, run_rows, samples_view, state_part
 from impasto.studio.verbs import run_verb
 from impasto.studio.watching import RunWatch
 
@@ -169,7 +169,7 @@ class RunPages:
         if not state.is_alive:
             raise HTTPException(409, f"Nobody is training this run. {state.sentence(run.path)}")
         await asyncio.to_thread(send_command, run.commands, kind)
-        return self.studio.page("asked.html.j2", kind=kind)
+        return self.studio.page("asked.html.j2", label=ASKS[kind])
 
     async def resume(self, request: Request) -> Response:
         """Continue a run in a process of its own."""
@@ -195,16 +195,26 @@ class RunPages:
     async def _told(self, run: RunDirectory, request: Request) -> AsyncIterator[bytes]:
         shown = request.headers.get("last-event-id") or request.query_params.get("from", "")
         watch = await asyncio.to_thread(RunWatch, run, shown)
+        processes, had_process = self.studio.run_processes, False
         while not self.studio.closing.is_set() and not await request.is_disconnected():
-            yield await asyncio.to_thread(self._news, watch, run)
+            has_process = processes.is_starting(run.path)
+            ended, had_process = had_process and not has_process, has_process
+            yield await asyncio.to_thread(self._news, watch, run, is_free=ended)
             await asyncio.sleep(self.studio.look_every_s)
 
-    def _news(self, watch: RunWatch, run: RunDirectory) -> bytes:
-        """What a look finds, as events; a comment, which finds out who has left, if nothing."""
+    def _news(self, watch: RunWatch, run: RunDirectory, *, is_free: bool = False) -> bytes:
+        """What a look finds, as events; a comment, which finds out who has left, if nothing.
+
+        Args:
+            watch: Looks at the run.
+            run: The run.
+            is_free: Whether a process that the studio started for it has just ended, after which
+                it can be resumed.
+        """
         news = watch.look()
         told = []
-        if news.state is not None:
-            told.append(_event(self._state(run, news.state)))
+        if news.state is not None or is_free:
+            told.append(_event(self._state(run, news.state or run.state())))
         for name, found in (
             ("metrics", news.metrics), ("lines", news.lines), ("samples", news.samples),
         ):  # fmt: skip

@@ -22,7 +22,7 @@ from impasto.studio.tasks import Made
 
 def routes(studio: Studio) -> list[BaseRoute]:
     """The routes of this page."""
-    page = StartPage(studio, Machine(studio.home / "machine.json", studio.folders.runs[0]))
+    page = StartPage(studio, studio.machine)
     return [
         Route("/parts/machine", page.machine_part),
         Route("/demo", page.demo, methods=["POST"]),

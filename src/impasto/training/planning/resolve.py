@@ -129,7 +129,8 @@ def free_memory(device: torch.device) -> int:
 def _resolve_memory(config: RunConfig, fitting: MemoryFitter, progress: Progress) -> RunConfig:
     chosen, rungs = fitting.choose_levers(config, keep_asked=True)
     asked = config.training.memory
-    room = f"{'What is free' if asked == 'auto' else 'training.memory'}, {gib(fitting.budget)}"
+    limit = gib(fitting.budget)
+    room = f"{limit} are free" if asked == "auto" else f"training.memory allows {limit}"
     footprint = fitting.footprint(chosen)
     need = f"about {gib(footprint.total)}: {describe_footprint(footprint)}"
     progress.note(f"{room}: " + (f"chosen, to take {need}." if rungs else f"the run takes {need}."))
