@@ -227,8 +227,12 @@ def test_a_run_brings_its_base_model_and_its_images(tmp_path, nano_model, other_
     assert {row["name"] for row in values["references"]} == {"the real images", "other real images"}
     assert [pair["image"] for pair in values["pairs"]] == [f"{n:03d}.png" for n in range(5)]
     assert not (tmp_path / "derived").exists()  # the dataset is looked at, and left as it was
-    run_here(run.path, "--without-base", "--out", out, "--steps", "2", "--bootstrap", "50")
-    assert [model["name"] for model in values_in(out)["models"]] == ["style"]
+    run_here(run.path, "--without-base", "--out", out, "--steps", "2", "--bootstrap", "50", "--vae",
+             other_model / "vae")  # fmt: skip
+    [model] = values_in(out)["models"]
+    assert model["name"] == "style"
+    assert model["opened_with"]["other_vae"] == "other/vae"
+    assert len(model["opened_with"]["other_vae_sha256"]) == 64
 
 
 def test_a_copy_is_found_and_shown(tmp_path, nano_model, pictures, monkeypatch):

@@ -56,7 +56,7 @@ def spoken(tmp_path):
 def test_a_base_model_is_opened_as_its_run_opens_it(spoken):
     base, trained = sources(spoken)
     said = OpenOptions("sd1", "v_prediction", "ema", None, "x/vae")
-    assert base == Source("x/base", said, 2)
+    assert base == Source("x/base", said, 2, is_named=False)
     assert trained == Source(spoken, OpenOptions("sd1", "v_prediction"), 2)  # it has its own VAE
 
 
@@ -98,6 +98,32 @@ def test_images_of_every_run_are_looked_at(tmp_path):
         assert "run-b" in found.training.place
         assert set(found.trained_on["run-b"]) == {p.path for p in found.real.pictures}
         assert not {p.path for p in found.real.pictures} & set(found.trained_on["run-a"])
+
+
+def test_a_base_model_that_is_a_run_comes_after_those_that_were_named(tmp_path):
+    """Its images are looked at too, but nobody asked for them: they may be gone."""
+    held = draw_images(tmp_path / "held", 4)
+    first = run(tmp_path / "first", tmp_path / "gone", tmp_path / "gone too")
+    second = run(tmp_path / "second", draw_images(tmp_path / "a", 6, seed=1), held, path=first)
+    found = sources(second)
+    assert [source.is_named for source in found] == [False, True]
+    both = sources(first, second)
+    assert [source.place for source in both if source.is_named] == [first, second]
+    named, others = ({"x": run_config(path)} for path in (second, first))
+    images = find_images(named, None, None, SilentProgress(), others)
+    assert images.real.place == "the held-out images of x"
+    assert len(images.training.pictures) == 6
+
+
+def test_previews_of_a_run_that_was_named_go_before_those_of_its_base(tmp_path):
+    def previews(side):
+        return {"previews": {"prompts": ["a"], "width": side, "height": side}}
+
+    base = str(made_run(tmp_path / "base", settings=previews(64)).path)
+    settings = {"model": {"path": base}, **previews(72)}
+    tuned = str(made_run(tmp_path / "tuned", settings=settings).path)
+    found = first_previews(sources(tuned))
+    assert (found.size, found.number) == ((72, 72), 1)
 
 
 def test_images_that_are_gone_are_told(tmp_path):
@@ -209,7 +235,7 @@ def test_samples_are_found_under_whatever_label_they_were_drawn(settings):
     assert _folder_of(contestant(label="a-2"), settings) == first
     other = contestant(label="a", made_of={"prediction_type": "v_prediction"})
     assert _folder_of(other, settings) != first
-    weighted = DrawSettings(settings.folder, None, settings.device, "off")
+    weighted = DrawSettings(settings.folder, None, settings.device, "mean")
     assert _folder_of(contestant(label="a"), weighted) != first
     skipped = DrawSettings(settings.folder, 2, settings.device)
     assert _folder_of(contestant(clip_skip=2), settings) == _folder_of(contestant(), skipped)

@@ -16,6 +16,7 @@ from impasto.errors import ConfigError
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.cli.evaluate_sources import Source
+    from impasto.config.run import RunConfig
     from impasto.evaluation.networks import Network
     from impasto.evaluation.question import Answer, Question
     from impasto.evaluation.samples import Contestant
@@ -214,9 +215,12 @@ def _question(
     from impasto.cli.evaluate_sources import emphasis_of_captions, first_previews, run_config
     from impasto.evaluation.question import Question
 
-    configs = {m.label: run_config(s.place) for m, s in zip(models, sources, strict=True)}
-    runs = {label: config for label, config in configs.items() if config is not None}
-    images = find_images(runs, options["images"], options["training"], console)
+    runs: dict[bool, dict[str, RunConfig]] = {True: {}, False: {}}
+    for model, source in zip(models, sources, strict=True):
+        config = run_config(source.place)
+        if config is not None:
+            runs[source.is_named][model.label] = config
+    images = find_images(runs[True], options["images"], options["training"], console, runs[False])
     previews = first_previews(sources)
     usual = None if previews is None else (previews.size, models[previews.number].resolution)
     prompts = Prompts.of(images.real, options, usual, emphasis_of_captions(sources))

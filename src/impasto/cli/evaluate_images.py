@@ -40,7 +40,11 @@ class Images:
 
 
 def find_images(
-    runs: Mapping[str, RunConfig], images: Path | None, training: Path | None, progress: Progress
+    runs: Mapping[str, RunConfig],
+    images: Path | None,
+    training: Path | None,
+    progress: Progress,
+    bases: Mapping[str, RunConfig] | None = None,
 ) -> Images:
     """The real images, and those that were trained on.
 
@@ -49,12 +53,15 @@ def find_images(
         images: The folder of real images; None means what the first run held out that held any.
         training: The folder that was trained on; None means what all runs were trained on.
         progress: Is told how far it is.
+        bases: Base models that are runs themselves: their images are no reason to stop.
 
     Raises:
         ConfigError: There are no real images: no folder was given, and no run held any out.
         DatasetError: A folder is missing or has no usable image.
     """
     splits, notes = _splits_of(runs, progress, needed=images is None or training is None)
+    below, others = _splits_of(bases or {}, progress, needed=False)
+    splits, notes = {**splits, **below}, (*notes, *others)
     real = _held_out(splits) if images is None else _images_in(images, progress)
     if training is None:
         trained = _trained_on(splits)

@@ -23,11 +23,13 @@ class Source:
         place: What the user or a run named: a file, a folder, a run, a Hub id.
         options: What is said of it, by the command line or else by the run.
         clip_skip: CLIP's layer from the end, where a run says so.
+        is_named: Whether the user named it; other ones are base models of runs.
     """
 
     place: str
     options: OpenOptions
     clip_skip: int | None = None
+    is_named: bool = True
 
 
 def run_config(source: str) -> RunConfig | None:
@@ -79,7 +81,8 @@ def _bases_of(configs: Iterable[RunConfig | None], opened: OpenOptions) -> dict[
     for config in filter(None, configs):
         path = str(config.model.path)
         ways = found.setdefault(_place(path), [])
-        source = Source(path, _as_its_base(config, opened), config.model.clip_skip)
+        options = _as_its_base(config, opened)
+        source = Source(path, options, config.model.clip_skip, is_named=False)
         if not any(replace(source, place=way.place) == way for way in ways):
             ways.append(source)
     return found
@@ -90,7 +93,7 @@ def _given(
 ) -> Source:
     """A model that the user named: the base model of a run, a run, or another one."""
     if ways:
-        return replace(ways[0], place=model)
+        return replace(ways[0], place=model, is_named=True)
     if config is None:
         return Source(model, opened)
     said = config.model
@@ -172,7 +175,8 @@ class Previews:
 
 def first_previews(sources: Iterable[Source]) -> Previews | None:
     """The size of the previews of the first run that draws any; None without one."""
-    for number, source in enumerate(sources):
+    numbered = sorted(enumerate(sources), key=lambda pair: not pair[1].is_named)
+    for number, source in numbered:
         config = run_config(source.place)
         if config is not None and (config.previews.prompts or config.previews.prompt_file):
             return Previews((config.previews.width, config.previews.height), number)
@@ -181,6 +185,7 @@ def first_previews(sources: Iterable[Source]) -> Previews | None:
 
 def emphasis_of_captions(sources: Iterable[Source]) -> Emphasis:
     """How the first run reads brackets in captions; without a run they are words."""
-    configs = (run_config(source.place) for source in sources)
+    named_first = sorted(sources, key=lambda source: not source.is_named)
+    configs = (run_config(source.place) for source in named_first)
     config = next(filter(None, configs), None)
     return "off" if config is None else config.model.caption_emphasis

@@ -67,8 +67,8 @@ def _opening_values(model: Contestant) -> dict[str, Any]:
         "weights": model.options.weights,
         "variant": model.options.variant,
         "prediction_type": model.made_of.get("prediction_type"),
-        "vae": None if vae is None else printable(short_path(vae)),
-        "vae_sha256": model.made_of.get("vae_sha256"),
+        "other_vae": None if vae is None else printable(short_path(vae)),
+        "other_vae_sha256": model.made_of.get("vae_sha256"),
         "clip_skip": model.clip_skip,
     }
 

@@ -81,7 +81,7 @@ class DrawSettings:
     folder: Path
     clip_skip: int | None
     device: torch.device
-    emphasis: Emphasis = "mean"
+    emphasis: Emphasis = "off"
 
 
 def open_contestant(
