@@ -14,7 +14,14 @@ from runs_made import made_run
 
 from impasto.cli.main import impasto as commands
 from impasto.data.images import read_rgb
-from impasto.errors import ConfigError, DatasetError, ImpastoError, ModelError, RunError
+from impasto.errors import (
+    ConfigError,
+    DatasetError,
+    ImpastoError,
+    ModelError,
+    OutOfMemoryError,
+    RunError,
+)
 from impasto.locks import FolderLock
 from impasto.models.architectures import write_random_model
 
@@ -61,12 +68,16 @@ def test_two_models_draw_the_same_prompts_with_the_same_seeds(
     values = values_in(out)
     assert [model["name"] for model in values["models"]] == ["nano", "other"]
     assert (values["prompts"], values["images_per_prompt"]) == (13, 2)
-    assert values["features"][0]["width"] == 448
+    assert (values["features"][0]["width"], values["features"][0]["frechet_draws"]) == (448, 50)
+    assert values["drawing"]["emphasis"] == "off"
     for model in values["models"]:
         assert measure(model, "copies")["value"] == 0
         assert measure(model, "kernel_distance")["low"] < measure(model, "kernel_distance")["high"]
     assert "against_first" not in measure(values["models"][0], "kernel_distance")
     assert measure(values["models"][1], "kernel_distance")["against_first"]["verdict"]
+    assert measure(values["models"][1], "frechet_distance")["against_first"]["verdict"] is None
+    assert "differences were judged" in first.stdout
+    assert "None" not in first.stdout
     seeds = [
         [re.search(r"-(\d+)\.png$", sample["file"])[1] for sample in pair["samples"][:2]]
         for pair in values["pairs"]
@@ -109,8 +120,10 @@ def test_a_model_that_has_changed_or_draws_otherwise_is_drawn_anew(
     run_here(*words)
     first = values_in(tmp_path / "out")
     folders = {sample["file"].split("/")[1] for p in first["pairs"] for sample in p["samples"]}
-    run_here(*words, "--steps", "3")  # in the same files: their text says what they were drawn with
+    drawn = set((tmp_path / "out").rglob("*.png"))
+    run_here(*words, "--steps", "3")
     assert values_in(tmp_path / "out")["models"][0]["measures"] != first["models"][0]["measures"]
+    assert drawn < set((tmp_path / "out").rglob("*.png"))  # what was there is there
     shutil.rmtree(model)
     shutil.copytree(other_model, model)
     run_here(*words)
@@ -118,6 +131,78 @@ def test_a_model_that_has_changed_or_draws_otherwise_is_drawn_anew(
     assert changed["models"][0]["sha256"] != first["models"][0]["sha256"]
     others = {sample["file"].split("/")[1] for p in changed["pairs"] for sample in p["samples"]}
     assert not others & folders
+
+
+def test_a_run_that_was_trained_on_what_is_measured_by_is_named(
+    tmp_path, nano_model, other_model, pictures
+):
+    """Run b was trained on what run a held out, and its base model is opened as it says."""
+    held = draw_images(tmp_path / "held", 4, seed=3)
+    runs = []
+    for name, images, validation, said in (
+        ("a", pictures, {"validation": {"image_dir": str(held)}}, {}),
+        ("b", held, {}, {"prediction_type": "v_prediction"}),
+    ):
+        made = made_run(
+            tmp_path / name,
+            settings={
+                "model": {"path": str(nano_model), **said},
+                "dataset": {"image_dir": str(images), "cache_dir": str(tmp_path / "derived")},
+                **validation,
+            },
+        )
+        shutil.copytree(other_model, made.export / name)
+        runs.append(made.path)
+    out = tmp_path / "out"
+    run_here(*runs, "--out", out, *FEW)
+    values = values_in(out)
+    assert any("those that b was trained on" in note for note in values["notes"])
+    assert values["images"]["place"] == "the held-out images of a"
+    assert values["training"]["images"] == 17
+    assert [model["name"] for model in values["models"]] == ["nano", "nano-2", "a", "b"]
+    said = [model["opened_with"]["prediction_type"] for model in values["models"]]
+    assert said == ["epsilon", "v_prediction", "epsilon", "v_prediction"]
+    for folder in (held, pictures):
+        with pytest.raises(ConfigError, match="taken for real images"):
+            run_here(*runs, "--images", draw_images(tmp_path / "others", 2), "--training", held,
+                     "--out", folder / "evaluation", *FEW)  # fmt: skip
+
+
+def test_brackets_in_captions_are_drawn_as_they_are_trained(tmp_path, nano_model):
+    real = draw_images(tmp_path / "real", 2)
+    for n in range(2):
+        (real / f"{n:03d}.txt").write_text("a (((banana)))", encoding="utf-8")
+
+    def drawn(*words):
+        run_here(nano_model, "--images", real, "--out", tmp_path / "out", *FEW, *words)
+        values = values_in(tmp_path / "out")
+        return [(tmp_path / "out" / s["file"]).read_bytes() for s in values["pairs"][0]["samples"]]
+
+    def texts():
+        return {m["measure"] for m in values_in(tmp_path / "out")["models"][0]["measures"]}
+
+    plain = drawn()
+    assert "prompt_tags" not in texts()  # the tag is banana, the word (((banana)))
+    assert drawn("--emphasis", "off") == plain
+    assert drawn("--emphasis", "mean") != plain
+    assert "prompt_tags" in texts()
+
+
+def test_memory_that_runs_out_is_told_with_where(tmp_path, nano_model, pictures, monkeypatch):
+    from impasto.evaluation import evaluate
+    from impasto.sampling.sampler import Sampler
+
+    def full(*_, **__):
+        raise MemoryError
+
+    words = (nano_model, "--images", pictures, "--out", tmp_path / "out", *FEW)
+    with monkeypatch.context() as patched:
+        patched.setattr(Sampler, "draw", full)
+        with pytest.raises(OutOfMemoryError, match=r"while drawing\. Draw smaller images"):
+            run_here(*words)
+    monkeypatch.setattr(evaluate, "measure", full)
+    with pytest.raises(OutOfMemoryError, match=r"while measuring\. Take a smaller feature network"):
+        run_here(*words)
 
 
 def test_a_run_brings_its_base_model_and_its_images(tmp_path, nano_model, other_model, pictures):
@@ -142,8 +227,12 @@ def test_a_run_brings_its_base_model_and_its_images(tmp_path, nano_model, other_
     assert {row["name"] for row in values["references"]} == {"the real images", "other real images"}
     assert [pair["image"] for pair in values["pairs"]] == [f"{n:03d}.png" for n in range(5)]
     assert not (tmp_path / "derived").exists()  # the dataset is looked at, and left as it was
-    run_here(run.path, "--without-base", "--out", out, "--steps", "2", "--bootstrap", "50")
-    assert [model["name"] for model in values_in(out)["models"]] == ["style"]
+    run_here(run.path, "--without-base", "--out", out, "--steps", "2", "--bootstrap", "50", "--vae",
+             other_model / "vae")  # fmt: skip
+    [model] = values_in(out)["models"]
+    assert model["name"] == "style"
+    assert model["opened_with"]["other_vae"] == "other/vae"
+    assert len(model["opened_with"]["other_vae_sha256"]) == 64
 
 
 def test_a_copy_is_found_and_shown(tmp_path, nano_model, pictures, monkeypatch):
@@ -185,7 +274,7 @@ def test_prompts_of_a_file_need_no_captions(tmp_path, nano_model, nano_sd2_model
     assert "kernel_distance" in names
     assert "image_similarity" not in names
     assert any("differ in family" in note for note in values["notes"])
-    first = sorted((out / "samples").rglob("00000-7.png"))
+    first = sorted((out / "samples").rglob("*-7.png"))
     assert [read_rgb(file).size for file in first] == [(64, 64)] * 2
 
 
@@ -208,6 +297,9 @@ def test_a_network_that_reads_measures_prompts_and_a_tagger_their_tags(tmp_path,
         ("frechet_distance", "tiny-clip"), ("kernel_distance", "tiny-clip"),
         ("image_similarity", "tiny-clip"), ("text_similarity", "tiny-clip"), ("prompt_tags", None),
     }  # fmt: skip
+    run_here(nano_model, "--images", real, "--features", clip, "--features", "demo", "--tagger",
+             "demo", "--out", out, *SMALL, "--bootstrap", "50")  # fmt: skip
+    assert [network["name"] for network in values_in(out)["features"]] == ["demo", "tiny-clip"]
     page = (out / "evaluation.html").read_text(encoding="utf-8")
     assert "a banana &lt;script&gt;" in page
     assert "<script" not in page

@@ -1,5 +1,6 @@
 """Networks that make features: what they give, how they are named, and what is refused."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -125,6 +126,44 @@ def test_clip_gives_features_of_images_and_texts(clip, tmp_path):
     assert texts.shape == (2, 8)
     assert not np.allclose(texts[0], texts[1])
     assert looks.tags is None
+
+
+def test_a_tokenizer_without_a_maximum_is_cut_where_the_network_ends(clip, tmp_path):
+    """Files of tokenizers may say nothing of it: transformers then has a number of 31 digits."""
+    endless = tmp_path / "endless"
+    shutil.copytree(clip, endless)
+    file = endless / "tokenizer_config.json"
+    words = json.loads(file.read_text(encoding="utf-8"))
+    del words["model_max_length"]
+    file.write_text(json.dumps(words), encoding="utf-8")
+    texts = ["a cat", "a dog " * 100]
+    network = opened(endless)
+    assert network._tokenizer.model_max_length > 10**20
+    assert network.of_texts(texts) == pytest.approx(opened(clip).of_texts(texts), abs=1e-6)
+
+
+def test_a_network_that_takes_no_such_images_is_refused_when_it_is_opened(dino, tmp_path):
+    """Not after hours of drawing for it."""
+    broken = tmp_path / "broken"
+    shutil.copytree(dino, broken)
+    file = broken / "preprocessor_config.json"
+    prepared = json.loads(file.read_text(encoding="utf-8"))
+    prepared |= {"size": {"shortest_edge": 9}, "crop_size": {"height": 9, "width": 9}}
+    file.write_text(json.dumps(prepared), encoding="utf-8")
+    with pytest.raises(ModelError, match="does not take a plain image"):
+        opened(broken)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+def test_a_network_comes_to_the_device_when_it_is_first_used(clip, tmp_path, reads):
+    """Until then the memory there belongs to the models that draw."""
+    network = load_network(str(clip), torch.device("meta"), SilentProgress(), {})
+    assert network._model.device == CPU
+    with pytest.raises((NotImplementedError, RuntimeError), match="meta"):  # it is there now
+        network.of_texts(["a cat"]) if reads else network.look(
+            [network.prepare(Image.new("RGB", (20, 20)))]
+        )
+    assert network._model.device.type == "meta"
 
 
 def test_dinov2_gives_its_class_token(dino, tmp_path):

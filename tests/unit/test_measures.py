@@ -1,22 +1,21 @@
 """What is measured of a model, on a few numbers that can be worked out by hand."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from impasto.annotate.tags import TagTable
-from impasto.evaluation.looking import Looks, Picture
-from impasto.evaluation.measures import (
-    Material,
-    compare_training,
-    copies_of,
-    measure,
-    real_measures,
-)
-from impasto.evaluation.networks import NetworkFacts
+from impasto.evaluation.copying import copies_of
+from impasto.evaluation.looking import Looks, Picture, look_at
+from impasto.evaluation.measures import FRECHET, Material, compare_training, measure, real_measures
+from impasto.evaluation.neighbours import mirrored
+from impasto.evaluation.network_facts import NetworkFacts
 from impasto.evaluation.obedience import PromptTags
-from impasto.evaluation.results import notes_of
+from impasto.evaluation.resampling import Estimate
+from impasto.evaluation.results import caution_in_words, notes_of, verdict_of
 from impasto.progress import SilentProgress
 
 NET = "net"
@@ -41,6 +40,7 @@ def looks(name, *, tags=None, hashes=None):
         {NET: 3 * directions(FEATURES[name])},
         squares,
         np.array(hashes or [0xAAAA << 40 | n << 8 for n in range(count)], np.uint64),
+        np.full(count, 0xCCCC_3333_CCCC_3333, np.uint64),
         np.zeros(count, np.bool_),
         tags,
     )
@@ -123,6 +123,7 @@ def test_a_copy_by_its_pixels_is_shown_beside_its_original(material):
         {NET: np.tile(training.features[NET], (3, 1))},
         np.random.default_rng(1).integers(0, 256, (15, 3072)).astype(np.uint8),
         np.arange(15, dtype=np.uint64) << np.uint64(50),
+        np.zeros(15, np.uint64),
         np.zeros(15, np.bool_),
         None,
     )
@@ -134,9 +135,90 @@ def test_a_copy_by_its_pixels_is_shown_beside_its_original(material):
     assert copying.nearest.distance[0] == pytest.approx(1 - np.cos(np.deg2rad(170)), abs=1e-6)
 
 
+def test_a_mirrored_copy_is_a_copy_by_its_pixels_and_by_its_hash(material):
+    """Training mirrors images where `flip_aug` is set, so a model may repeat them mirrored."""
+    training = looks("training", hashes=[2**63 + 2**n - 1 for n in (0, 10, 20, 30, 40)])
+    samples = looks("samples")
+    samples.mirrored_hashes[1] = training.hashes[3]
+    copying = copies_of(samples, training, material.among_training)
+    assert copying.is_copy.tolist() == [False, True, False, False]
+    assert copying.nearest.index[1] == 3
+    many = replace(
+        training,
+        pictures=training.pictures * 3,
+        features={NET: np.tile(training.features[NET], (3, 1))},
+        squares=np.random.default_rng(1).integers(0, 256, (15, 3072)).astype(np.uint8),
+        hashes=np.tile(training.hashes, 3),
+    )
+    turned = many.squares[7].reshape(32, 32, 3)[:, ::-1].reshape(1, -1)
+    assert (mirrored(turned)[0] == many.squares[7]).all()
+    plain = looks("samples")
+    plain.squares[2] = turned[0]
+    copying = copies_of(plain, many, {})
+    assert copying.is_copy.tolist() == [False, False, True, False]
+    assert copying.nearest.index[2] == 7
+
+
+def test_images_are_looked_at_in_the_mirror_too(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    image = Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)
+    image.save(tmp_path / "plain.png")
+    ImageOps.mirror(image).save(tmp_path / "turned.png")
+    pictures = [Picture(tmp_path / "plain.png"), Picture(tmp_path / "turned.png")]
+    found = look_at(pictures, (), "images", SilentProgress())
+    assert found.hashes.tolist() == found.mirrored_hashes.tolist()[::-1]
+    assert found.hashes[0] != found.hashes[1]
+    assert (mirrored(found.squares)[0] == found.squares[1]).all()
+
+
+def test_brackets_that_give_weight_are_no_part_of_words(material):
+    """`((cat))` names the tag cat where brackets are emphasis; in a caption they are letters."""
+    prompts = ("a ((cat)) with [dog]", r"red, fox \(animal\)")
+    plain = replace(material, prompts=prompts)
+    weighted = replace(plain, emphasis="mean")
+    assert plain.wanted_tags[0] == frozenset()
+    assert weighted.wanted_tags == [frozenset({0, 1}), frozenset({2})]
+    assert weighted.words == ["a cat with dog", "red, fox (animal)"]
+    assert plain.words == list(prompts)
+
+
+def test_a_run_that_was_trained_on_real_images_is_named(material):
+    shared = replace(material, is_shared=True, shared_by=("b",))
+    assert "among those that b was trained on" in " ".join(notes_of(shared, []))
+    unnamed = replace(material, is_shared=True)
+    assert "among those that were trained on" in " ".join(notes_of(unnamed, []))
+
+
+def test_the_frechet_distance_is_not_judged_where_prompts_are_captions_of_its_images(material):
+    """A model that follows captions would be better for that alone (86 of 150 times, 40 images)."""
+    samples = looks("samples", tags=[frozenset()] * 4)
+    for linked, is_dependent in (((0, 1), True), ((None, None), False)):
+        found = measure(samples, replace(material, linked=linked), lambda _: None).estimates
+        assert found["frechet_distance", NET].is_dependent == is_dependent
+        assert not found["kernel_distance", NET].is_dependent
+    sure = Estimate(-1.0, np.linspace(-1.1, -0.9, 50), "normal", 30)
+    assert verdict_of(FRECHET, sure) == "better"
+    dependent = replace(sure, is_dependent=True)
+    assert verdict_of(FRECHET, dependent) is None
+    assert verdict_of(FRECHET, dependent.less(Estimate(0.0, np.zeros(50)))) is None
+
+
+def test_how_many_differences_were_judged_is_told():
+    def values(*verdicts):
+        rows = [{"against_first": {"verdict": verdict}} for verdict in verdicts]
+        return {"models": [{"measures": [{}]}, {"measures": rows}]}
+
+    assert "3 differences were judged" in caution_in_words(values("better", None, *["worse"] * 2))
+    assert "0.15 on average" in caution_in_words(values("better", None, *["worse"] * 2))
+    assert "No difference is beyond noise. 2 " in caution_in_words(values(*["within noise"] * 2))
+    assert "that takes 10 prompts" in caution_in_words(values(None, None))
+    assert caution_in_words({"models": [{"measures": []}]}) == ""
+
+
 def test_few_images_are_told(material):
     notes = " ".join(notes_of(material, []))
     assert "2 prompts are few" in notes
+    assert "3 real images are few: below 10 no verdict" in notes
     assert "too few for 2 features" not in notes
     wide = {NET: np.zeros((3, 3))}
     material.real.features.update(wide)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,11 @@ from impasto.errors import ConfigError
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.evaluation.evaluate import Answer, Question
+    from impasto.cli.evaluate_sources import Source
+    from impasto.config.run import RunConfig
     from impasto.evaluation.networks import Network
+    from impasto.evaluation.question import Answer, Question
     from impasto.evaluation.samples import Contestant
-    from impasto.models.opening import OpenOptions
 
 PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
 
@@ -26,16 +29,17 @@ PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
 @click.option(
     "--images", type=click.Path(path_type=Path), metavar="DIR",
     help="Real images with captions, which are the prompts; default: those that the first run "
-    "among MODELS held out.",
+    "among MODELS held out that held any.",
 )  # fmt: skip
 @click.option(
     "--training", type=click.Path(path_type=Path), metavar="DIR",
-    help="The images that were trained on, to find copies of them; default: those of the first run "
+    help="The images that were trained on, to find copies of them; default: those of all runs "
     "among MODELS.",
 )  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path), default=Path("evaluation"), show_default=True,
-    help="Folder for the page, the JSON file and the samples; samples that are there are kept.",
+    help="Folder for the page, the JSON file and the samples. The first two are written anew; "
+    "samples are kept, and what was drawn with the same settings is not drawn again.",
 )  # fmt: skip
 @click.option("--without-base", is_flag=True, help="Leave the base models of runs out.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
@@ -53,17 +57,16 @@ def evaluate(models: tuple[str, ...], out: Path, as_json: bool, **options: Any) 
     impasto evaluate base.safetensors a.safetensors b.safetensors --images held-out --training mine
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.checkpoints.hub import require_source
-    from impasto.cli.evaluate_sources import base_models_first
+    from impasto.cli.evaluate_sources import base_models_first, image_folders
 
-    opened = open_options(options)
-    sources = base_models_first(models, without=options["without_base"])
+    sources = base_models_first(models, open_options(options), without=options["without_base"])
     for source in sources:
-        require_source(source)
-    require_out(out, options["images"], options["training"])
+        require_source(source.place)
+    require_out(out, options["images"], options["training"], *image_folders(sources))
     from impasto.cli.console import Console
     from impasto.progress import SilentProgress
 
-    answer = _measure(sources, out, opened, options, SilentProgress() if as_json else Console())
+    answer = _measure(sources, out, options, SilentProgress() if as_json else Console())
     _write(answer, out)
     if as_json:
         from impasto.cli.harmless import json_text
@@ -103,68 +106,65 @@ def require_out(out: Path, *real: Path | None) -> None:
         )
 
 
-def _measure(
-    sources: list[str], out: Path, opened: OpenOptions, options: dict[str, Any], console: Any
-) -> Answer:
+def _measure(sources: list[Source], out: Path, options: dict[str, Any], console: Any) -> Answer:
     """Draw and measure, alone in the folder of results.
 
     Raises:
+        OutOfMemoryError: Memory ran out.
         RunError: Another process evaluates into the same folder.
     """
     from impasto import files, locks
-    from impasto.errors import OutOfMemoryError, RunError
-    from impasto.evaluation.evaluate import evaluate as measured
+    from impasto.cli.evaluate_sources import labels_of
+    from impasto.errors import RunError
+    from impasto.evaluation.evaluate import draw_all, measure_all
     from impasto.evaluation.samples import DrawSettings, open_contestant
-    from impasto.training.devices import default_device, is_out_of_memory, release_cached_memory
+    from impasto.training.devices import default_device, release_cached_memory
 
     def refuse(holder: locks.LockHolder) -> None:
         raise RunError(f"Another process evaluates into {out}: {holder.words}.")
 
     device = default_device()
     networks = _networks(options, device, console)
-    labels = labels_of(sources)
     contestants = [
-        open_contestant(source, label, opened, console)
-        for source, label in zip(sources, labels, strict=True)
+        open_contestant(source.place, label, source.options, console, source.clip_skip)
+        for source, label in zip(sources, labels_of(s.place for s in sources), strict=True)
     ]
-    question = _question(sources, contestants, networks, options, console)
+    question, notes = _question(sources, contestants, networks, options, console)
     files.require_writable(out)
-    settings = DrawSettings(out / SAMPLES, options["clip_skip"], device)
+    settings = DrawSettings(out / SAMPLES, options["clip_skip"], device, question.emphasis)
     with locks.FolderLock(out, "evaluating", refuse):
-        try:
-            answer = measured(question, contestants, settings, console, release_cached_memory)
-        except Exception as error:
-            if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
-                raise
-            raise OutOfMemoryError(
-                "Memory ran out while drawing. Draw smaller images with --width and --height, or "
-                "end what else uses the GPU, and give the same command again: what was drawn is "
-                "kept."
-            ) from error
+        with _memory_for("drawing", "Draw smaller images with --width and --height"):
+            drawn = draw_all(question, contestants, settings, console, release_cached_memory)
+        with _memory_for("measuring", "Take a smaller feature network or fewer images"):
+            answer = measure_all(question, contestants, drawn, settings.folder, console)
     answer.values["drawing"] = {name: options[name] for name in DRAWING}
+    answer.values["drawing"]["emphasis"] = question.emphasis
+    answer.values["notes"] += notes
     return answer
 
 
 DRAWING = ("seed", "steps", "guidance", "guidance_rescale", "sampler", "negative", "clip_skip")
 
 
-def labels_of(sources: list[str]) -> list[str]:
-    """What models are called: by their files' names, numbered where several have the same."""
-    from impasto import presence
-    from impasto.parsing import printable
+@contextmanager
+def _memory_for(work: str, advice: str) -> Iterator[None]:
+    """Say what memory ran out in, and what helps.
 
-    found: list[str] = []
-    for source in sources:
-        path = Path(source).expanduser()
-        name = printable(path.resolve().name if presence.exists(path) else source.replace("/", "-"))
-        for ending in (".safetensors", ".ckpt", ".sft", ".pt"):
-            name = name.removesuffix(ending)
-        label, number = name, 1
-        while label in found:
-            number += 1
-            label = f"{name}-{number}"
-        found.append(label)
-    return found
+    Raises:
+        OutOfMemoryError: It did.
+    """
+    from impasto.errors import OutOfMemoryError
+    from impasto.training.devices import is_out_of_memory
+
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
+            raise
+        raise OutOfMemoryError(
+            f"Memory ran out while {work}. {advice}, or end what else uses it, and give the same "
+            f"command again: what was drawn is kept."
+        ) from error
 
 
 def _networks(options: dict[str, Any], device: Any, console: Console) -> tuple[Network, ...]:
@@ -189,7 +189,8 @@ def _networks(options: dict[str, Any], device: Any, console: Console) -> tuple[N
             f"Give each once, or rename the folder of one."
         )
     if options["tagger"] in wanted:  # its tags are those that count
-        networks.sort(key=lambda n: n is not networks[wanted.index(options["tagger"])])
+        first = networks[wanted.index(options["tagger"])]
+        networks.sort(key=lambda network: network is not first)
     taggers = [network for network in networks if isinstance(network, TaggerNetwork)]
     for extra in taggers[1:]:
         extra.tells_tags = False
@@ -202,30 +203,41 @@ def _networks(options: dict[str, Any], device: Any, console: Console) -> tuple[N
 
 
 def _question(
-    sources: list[str],
+    sources: list[Source],
     models: list[Contestant],
     networks: tuple[Network, ...],
     options: dict[str, Any],
     console: Console,
-) -> Question:
-    """What is drawn and what it is compared with."""
-    from impasto.cli.evaluate_sources import Prompts, previewed_size, real_images
-    from impasto.evaluation.evaluate import Question
+) -> tuple[Question, tuple[str, ...]]:
+    """What is drawn and what it is compared with, and what could not be found out of it."""
+    from impasto.cli.evaluate_images import find_images
+    from impasto.cli.evaluate_prompts import Prompts
+    from impasto.cli.evaluate_sources import emphasis_of_captions, first_previews, run_config
+    from impasto.evaluation.question import Question
 
-    images, training = real_images(sources, options["images"], options["training"], console)
-    size = options["width"], options["height"]
-    prompts = Prompts.of(images, options, previewed_size(sources) or size, size)
+    runs: dict[bool, dict[str, RunConfig]] = {True: {}, False: {}}
+    for model, source in zip(models, sources, strict=True):
+        config = run_config(source.place)
+        if config is not None:
+            runs[source.is_named][model.label] = config
+    images = find_images(runs[True], options["images"], options["training"], console, runs[False])
+    previews = first_previews(sources)
+    usual = None if previews is None else (previews.size, models[previews.number].resolution)
+    prompts = Prompts.of(images.real, options, usual, emphasis_of_captions(sources))
     prompts.of_model(models[0])  # a fault of the file is told before anything is drawn
-    return Question(
-        images,
-        training,
+    question = Question(
+        images.real,
+        images.training,
         prompts.texts,
         options["count"],
         prompts.of_model,
         networks,
         options["bootstrap"],
         options["seed"],
+        images.trained_on,
+        prompts.emphasis,
     )
+    return question, images.notes
 
 
 def _write(answer: Answer, out: Path) -> None:

@@ -51,7 +51,7 @@ def measuring_options(command: F) -> F:
 
 def drawing_options(command: F) -> F:
     """Add what decides a sample besides model and prompt, as `impasto sample` has it."""
-    size = "Default: what the previews of the first run have, or each model was trained at."
+    size = "Default: of models of the first run's family what its previews have, or each its own."
     options = (
         click.option("-n", "--negative", default="", help="What the images should not show."),
         click.option("--width", type=click.IntRange(8, 8192), help=size),
@@ -67,12 +67,17 @@ def drawing_options(command: F) -> F:
         ),
         click.option(
             "--seed", default=1, show_default=True, type=click.IntRange(0, 2**62),
-            help="Of the first image; each further one adds 1. The same for all models.",
+            help="Of the first prompt; each further one adds 1. The same for all models.",
         ),
         click.option("--sampler", default="ddim", show_default=True),
         click.option(
             "--clip-skip", type=click.IntRange(1, 12),
-            help="As in training; default: what each model's file says.",
+            help="As in training; default: what each model's file or run says.",
+        ),
+        click.option(
+            "--emphasis", type=click.Choice(["mean", "no_norm", "off"]),
+            help="What (cat:1.2) and [dog] do. Default: in captions what they do in training "
+            "of the first run, or nothing (off); in a file of prompts what A1111 does (mean).",
         ),
     )  # fmt: skip
     return _added(command, options)

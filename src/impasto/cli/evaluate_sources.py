@@ -1,27 +1,35 @@
-"""Which models, images and prompts an evaluation has, where runs say so and where options do."""
+"""Which models an evaluation has, and what runs say of them and of their base models."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, TypeVar
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from impasto.cli.evaluate_options import CAPTIONS
-from impasto.errors import ConfigError, DatasetError
-from impasto.progress import Progress
+from impasto.errors import ConfigError
 
 if TYPE_CHECKING:
     from impasto.config.run import RunConfig
-    from impasto.data.records import ImageRecord
-    from impasto.evaluation.evaluate import RealImages
-    from impasto.evaluation.samples import Contestant
-    from impasto.sampling.prompts import Prompt
+    from impasto.models.opening import OpenOptions
+    from impasto.models.tokens import Emphasis
 
 
-T = TypeVar("T")
-MOST_REAL = 20_000
-"""Real images that models are compared with: more cost gigabytes and change no digit."""
+@dataclass(frozen=True)
+class Source:
+    """A model that is measured, and how it is opened.
+
+    Attributes:
+        place: What the user or a run named: a file, a folder, a run, a Hub id.
+        options: What is said of it, by the command line or else by the run.
+        clip_skip: CLIP's layer from the end, where a run says so.
+        is_named: Whether the user named it; other ones are base models of runs.
+    """
+
+    place: str
+    options: OpenOptions
+    clip_skip: int | None = None
+    is_named: bool = True
 
 
 def run_config(source: str) -> RunConfig | None:
@@ -34,8 +42,16 @@ def run_config(source: str) -> RunConfig | None:
     return load_begun_config(file) if presence.is_file(file) else None
 
 
-def base_models_first(models: Iterable[str], *, without: bool) -> list[str]:
+def base_models_first(models: Iterable[str], opened: OpenOptions, *, without: bool) -> list[Source]:
     """The models that are measured: base models of runs first, unless they are given or unwanted.
+
+    A base model is opened as its run opens it: with its VAE, and as what the run says it is. Where
+    runs open the same one in several ways, it is there once for each.
+
+    Args:
+        models: What the user named.
+        opened: What the command line says of all of them, which goes before what runs say.
+        without: Whether base models of runs are left out.
 
     Raises:
         ConfigError: A model is given twice, or `without` has no effect.
@@ -45,16 +61,60 @@ def base_models_first(models: Iterable[str], *, without: bool) -> list[str]:
     for model, place in zip(given, places, strict=True):
         if places.count(place) > 1:
             raise ConfigError(f"The model {model} is given twice. Give each once.")
+    configs = [run_config(model) for model in given]
+    if without and not any(configs):
+        raise ConfigError("--without-base has no effect: no model is a run. Take it out.")
+    bases = _bases_of(configs, opened)
+    found = [
+        _given(model, config, bases.get(place, []), opened)
+        for model, place, config in zip(given, places, configs, strict=True)
+    ]
     if without:
-        if not any(run_config(model) for model in given):
-            raise ConfigError("--without-base has no effect: no model is a run. Take it out.")
-        return given
-    bases: dict[str, str] = {}
-    for model in given:
-        config = run_config(model)
-        if config is not None and _place(str(config.model.path)) not in places:
-            bases.setdefault(_place(str(config.model.path)), str(config.model.path))
-    return [*bases.values(), *given]
+        return found
+    others = [base for place, ways in bases.items() for base in ways[place in places :]]
+    return [*others, *found]
+
+
+def _bases_of(configs: Iterable[RunConfig | None], opened: OpenOptions) -> dict[str, list[Source]]:
+    """Where a base model of runs is -> the ways in which they open it."""
+    found: dict[str, list[Source]] = {}
+    for config in filter(None, configs):
+        path = str(config.model.path)
+        ways = found.setdefault(_place(path), [])
+        options = _as_its_base(config, opened)
+        source = Source(path, options, config.model.clip_skip, is_named=False)
+        if not any(replace(source, place=way.place) == way for way in ways):
+            ways.append(source)
+    return found
+
+
+def _given(
+    model: str, config: RunConfig | None, ways: Sequence[Source], opened: OpenOptions
+) -> Source:
+    """A model that the user named: the base model of a run, a run, or another one."""
+    if ways:
+        return replace(ways[0], place=model, is_named=True)
+    if config is None:
+        return Source(model, opened)
+    said = config.model
+    options = replace(
+        opened,
+        family=opened.family or said.family,
+        prediction_type=opened.prediction_type or said.prediction_type,
+    )
+    return Source(model, options, said.clip_skip)
+
+
+def _as_its_base(config: RunConfig, opened: OpenOptions) -> OpenOptions:
+    said = config.model
+    return replace(
+        opened,
+        family=opened.family or said.family,
+        prediction_type=opened.prediction_type or said.prediction_type,
+        weights=said.weights if opened.weights == "auto" else opened.weights,
+        variant=opened.variant or said.variant,
+        vae=opened.vae or said.vae,
+    )
 
 
 def _place(source: str) -> str:
@@ -64,215 +124,68 @@ def _place(source: str) -> str:
     return str(path.resolve()) if presence.exists(path) else source
 
 
-def previewed_size(sources: Iterable[str]) -> tuple[int, int] | None:
-    """Width and height of the previews of the first run that draws any; None without one."""
-    for source in sources:
-        config = run_config(source)
-        if config is not None and (config.previews.prompts or config.previews.prompt_file):
-            return config.previews.width, config.previews.height
-    return None
-
-
-def real_images(
-    sources: Iterable[str], images: Path | None, training: Path | None, progress: Progress
-) -> tuple[RealImages, RealImages | None]:
-    """The real images, and those that were trained on; the same object where it is one folder.
-
-    Raises:
-        ConfigError: There are no real images: no folder was given, and no run held any out.
-        DatasetError: A folder is missing or has no usable image.
-    """
-    config = next(filter(None, (run_config(source) for source in sources)), None)
-    trained = held_out = None
-    if config is not None and (images is None or training is None):
-        from impasto import files
-        from impasto.datasets.build import survey
-
-        with files.dry_run():  # what is remembered of a dataset is its own runs' to write
-            split = survey(config, progress).split
-        own = [record for record in split.training if not record.subset.is_reg]
-        trained = _images_of(own, "the run's training images") if own else None
-        held = list(split.held_out)
-        held_out = _images_of(held, "the run's held-out images") if held else None
-    real = held_out if images is None else _images_in(images, progress)
-    if real is None:
-        raise ConfigError(
-            "There are no real images to measure by: no run among the models held any out. Give "
-            "--images, a folder of images with captions, best of some that were not trained on."
-        )
-    shown = _at_most(MOST_REAL, real, progress)
-    if training is None:
-        return shown, trained
-    if images is not None and images.resolve() == training.resolve():
-        return shown, real
-    return shown, _images_in(training, progress)
-
-
-def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
-    """The same images, or some of them evenly spread over all."""
-    from dataclasses import replace
-
-    count = len(images.pictures)
-    if count <= most:
-        return images
-    progress.note(f"{images.place}: {most:,} of {count:,} images are compared with.")
-    return replace(images, pictures=_spread(images.pictures, most))
-
-
-def _images_in(folder: Path, progress: Progress) -> RealImages:
-    from dataclasses import replace
-
-    from impasto.data.scan import scan_folder
-    from impasto.data.subsets import PLAIN
-
-    scan = scan_folder(folder, progress=progress, subset=replace(PLAIN, root=folder))
-    return _images_of(scan.records, folder.resolve().name)
-
-
-def _images_of(records: Iterable[ImageRecord], place: str) -> RealImages:
-    """Images of a dataset, each once; named by their paths below its folder."""
-    from impasto.evaluation.evaluate import RealImages
-    from impasto.evaluation.looking import Picture
-
-    pictures, names, taken = [], dict[Path, str](), set[str]()
-    for record in records:
-        if record.path not in names:
-            names[record.path] = name = _free_name(record, taken)
-            taken.add(name)
-            pictures.append(Picture(record.path, record.fixed_caption.strip(), record.cut))
-    return RealImages(place, pictures, names.__getitem__)
-
-
-def _free_name(record: ImageRecord, taken: set[str]) -> str:
-    """The name of an image without the folders of this machine, which no other one has."""
+def labels_of(sources: Iterable[str]) -> list[str]:
+    """What models are called: by their files' names, numbered where several have the same."""
+    from impasto import presence
     from impasto.parsing import printable
-    from impasto.publishing import short_path
 
-    is_whole = PurePath(record.name).is_absolute()
-    plain = name = printable(short_path(record.name) if is_whole else record.name)
-    number = 1
-    while name in taken:
-        number += 1
-        name = f"{plain} ({number})"
-    return name
+    found: list[str] = []
+    for source in sources:
+        path = Path(source).expanduser()
+        name = printable(path.resolve().name if presence.exists(path) else source.replace("/", "-"))
+        for ending in (".safetensors", ".ckpt", ".sft", ".pt"):
+            name = name.removesuffix(ending)
+        label, number = name, 1
+        while label in found:
+            number += 1
+            label = f"{name}-{number}"
+        found.append(label)
+    return found
+
+
+def image_folders(sources: Iterable[Source]) -> list[Path]:
+    """The folders of this machine that runs train on or hold out."""
+    from impasto.datasets.build import validation_folders
+    from impasto.remote_paths import is_remote
+
+    found: list[Path] = []
+    for config in filter(None, (run_config(source.place) for source in sources)):
+        found += validation_folders(config)
+        found += [
+            subset.image_dir
+            for part in config.dataset.parts
+            for subset in part.subsets
+            if subset.image_dir is not None
+        ]
+    return [folder for folder in dict.fromkeys(found) if not is_remote(folder)]
 
 
 @dataclass(frozen=True)
-class Prompts:
-    """What is drawn, for any model.
+class Previews:
+    """The size of a run's previews.
 
     Attributes:
-        texts: The prompts, each with the place of the image whose caption it is.
-        made: The prompts for a size, each once.
-        count: Images of each.
-        fixed: Width and height where they are asked for or a run's previews have them.
+        size: Width and height in pixels.
+        number: Which of the models the run is.
     """
 
-    texts: list[tuple[str, int | None]]
-    made: Callable[[tuple[int, int]], list[Prompt]]
-    count: int
-    fixed: tuple[int | None, int | None]
-
-    @classmethod
-    def of(
-        cls,
-        images: RealImages,
-        options: dict[str, Any],
-        usual: tuple[int | None, int | None],
-        asked: tuple[int | None, int | None],
-    ) -> Prompts:
-        """The prompts of a file, or else the captions of images.
-
-        Raises:
-            ConfigError: The file is missing or malformed, or a number is out of range.
-            DatasetError: No image has a caption.
-        """
-        from impasto.sampling.prompt_files import read_prompt_file
-
-        _require_drawable(options)
-        file: Path | None = options["prompts"]
-        fixed = (asked[0] or usual[0], asked[1] or usual[1])
-
-        def of_file(size: tuple[int, int]) -> list[Prompt]:
-            if file is None:
-                return [
-                    _prompt(text, number, options, size) for number, (text, _) in enumerate(texts)
-                ]
-            found = read_prompt_file(file, _prompt("", 0, options, size))
-            return _spread(found, options["limit"] or len(found))
-
-        texts: list[tuple[str, int | None]] = []
-        if file is None:
-            texts += _spread(_captions(images), options["limit"] or CAPTIONS)
-        else:
-            texts += [(prompt.text, None) for prompt in of_file((512, 512))]
-        return cls(texts, of_file, options["count"], fixed)
-
-    def of_model(self, model: Contestant) -> list[Prompt]:
-        """The prompts for a model, `count` of each with seeds that are the same for all models."""
-        from dataclasses import replace
-
-        size = (self.fixed[0] or model.size[0], self.fixed[1] or model.size[1])
-        made = self.made(size)
-        return [
-            replace(prompt, seed=prompt.seed + number * len(made))
-            for prompt in made
-            for number in range(self.count)
-        ]
+    size: tuple[int, int]
+    number: int
 
 
-def _prompt(text: str, number: int, options: dict[str, Any], size: tuple[int, int]) -> Prompt:
-    from impasto.sampling.prompts import Prompt
-
-    return Prompt(
-        text,
-        options["negative"],
-        options["seed"] + number,
-        *size,
-        options["steps"],
-        options["guidance"],
-        options["sampler"],
-        options["guidance_rescale"],
-    )
+def first_previews(sources: Iterable[Source]) -> Previews | None:
+    """The size of the previews of the first run that draws any; None without one."""
+    numbered = sorted(enumerate(sources), key=lambda pair: not pair[1].is_named)
+    for number, source in numbered:
+        config = run_config(source.place)
+        if config is not None and (config.previews.prompts or config.previews.prompt_file):
+            return Previews((config.previews.width, config.previews.height), number)
+    return None
 
 
-def _captions(images: RealImages) -> list[tuple[str, int]]:
-    """Captions with the places of their images.
-
-    Raises:
-        DatasetError: There are none.
-    """
-    captioned = [
-        (picture.caption, place) for place, picture in enumerate(images.pictures) if picture.caption
-    ]
-    if not captioned:
-        raise DatasetError(
-            f"None of {images.place} has a caption, so there is nothing to draw. Put a .txt of the "
-            f"same name beside each image, or give --prompts, a file of prompts."
-        )
-    return captioned
-
-
-def _spread(items: Sequence[T], most: int) -> list[T]:
-    """All items, or so many of them that are evenly spread over all."""
-    if len(items) <= most:
-        return list(items)
-    return [items[number * len(items) // most] for number in range(most)]
-
-
-def _require_drawable(options: dict[str, Any]) -> None:
-    """Refuse what no model draws with.
-
-    Raises:
-        ConfigError: There is no such sampler, or a side is no multiple of 8.
-    """
-    from impasto.sampler_table import SAMPLERS
-
-    if options["sampler"] not in SAMPLERS:
-        raise ConfigError(
-            f"There is no sampler {options['sampler']!r}; choose one of {', '.join(SAMPLERS)}."
-        )
-    for name in ("width", "height"):
-        side = options[name]
-        if side is not None and side % 8:
-            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")
+def emphasis_of_captions(sources: Iterable[Source]) -> Emphasis:
+    """How the first run reads brackets in captions; without a run they are words."""
+    named_first = sorted(sources, key=lambda source: not source.is_named)
+    configs = (run_config(source.place) for source in named_first)
+    config = next(filter(None, configs), None)
+    return "off" if config is None else config.model.caption_emphasis

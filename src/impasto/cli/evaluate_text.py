@@ -18,7 +18,7 @@ def show(console: Console, values: Mapping[str, Any]) -> None:
         console: Where to.
         values: The evaluation as JSON has it.
     """
-    from impasto.evaluation.results import differences_in_words
+    from impasto.evaluation.results import caution_in_words, differences_in_words
 
     networks = {network["name"]: network for network in values["features"]}
     for name in [*networks, None]:
@@ -33,9 +33,11 @@ def show(console: Console, values: Mapping[str, Any]) -> None:
             console.table(lines)
     found = differences_in_words(values)
     if len(values["models"]) > 1:
-        console.heading("Beyond noise" if found else "No difference is beyond noise.")
+        console.heading("Beyond noise")
     for sentence in found:
         console.note(sentence)
+    if len(values["models"]) > 1:
+        console.note(caution_in_words(values))
     if values["notes"]:
         console.heading("To keep in mind")
     for sentence in values["notes"]:
@@ -60,10 +62,17 @@ def _rows(values: Mapping[str, Any], features: str | None) -> dict[str, dict[str
                     continue
                 against = row.get("against_first")
                 lines[f"  {model['name']}"] = words_of({"low": None, "high": None, **row}) + (
-                    f"   {words_of(against, sign='+')}: {against['verdict']}" if against else ""
+                    _difference_in_words(against) if against else ""
                 )
         if lines:
             arrow = _ARROWS[measure["better"]]
             title = measure["title"][0].upper() + measure["title"][1:]
             found[f"{title}{arrow and f' ({arrow})'}"] = lines
     return found
+
+
+def _difference_in_words(against: Mapping[str, Any]) -> str:
+    from impasto.evaluation.results import words_of
+
+    verdict = against["verdict"]
+    return f"   {words_of(against, sign='+')}" + (f": {verdict}" if verdict else "")

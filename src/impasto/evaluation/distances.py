@@ -6,7 +6,7 @@ years ago, and without weights, which the bootstrap needs; both formulas are a p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -71,11 +71,13 @@ def frechet_estimate(
     """
     if len(x) < 2 or len(y) < 2:
         return Estimate(float("nan"), np.empty(0))
-    replicates = []
+    prompts, replicates = len(np.unique(groups)), []
     for w, v in zip(draws, draws_y, strict=True):
-        replicates.append(frechet_distance(x, y, w[groups], v))
+        if prompts > 1:  # draws of a single prompt are all the same and say nothing of others
+            replicates.append(frechet_distance(x, y, w[groups], v))
         told(1)
-    return Estimate(frechet_distance(x, y), np.array(replicates), "normal")
+    drawn_from = min(prompts, len(y))
+    return Estimate(frechet_distance(x, y), np.array(replicates), "normal", drawn_from)
 
 
 def frechet_draws(samples: int, real: int, width: int, replicates: int) -> int:
@@ -90,15 +92,22 @@ def polynomial_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 
 def kernel_estimate(
-    x: np.ndarray, groups: np.ndarray, y: np.ndarray, draws: np.ndarray, draws_y: np.ndarray
+    x: np.ndarray,
+    groups: np.ndarray,
+    y: np.ndarray,
+    draws: np.ndarray,
+    draws_y: np.ndarray,
+    linked: Sequence[int | None] = (),
 ) -> Estimate:
     """The kernel distance: the unbiased squared maximum mean discrepancy of two sets.
 
     Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 3, with the kernel of Bińkowski et al.
     2018. It is unbiased for any number of images, and may be below zero where two sets are alike.
-    Pairs of the same prompt are left out within what was drawn, as pairs of the same image are:
-    two pictures of one prompt are not drawn independently. So a draw that has a prompt twice does
-    not shift it either.
+    Left out are all pairs that are not drawn independently of each other: an image and itself, two
+    pictures of one prompt, and a picture with the real image whose caption is its prompt. With the
+    last, a model that follows captions would seem nearer than its distribution is, by an amount
+    that falls as slowly as the noise does. So a draw that has a prompt twice does not shift it
+    either.
 
     Args:
         x: [N, D] features of what was drawn.
@@ -106,20 +115,22 @@ def kernel_estimate(
         y: [M, D] features of real images.
         draws: [R, P] how often each prompt was drawn.
         draws_y: [R, M] how often each real image was.
+        linked: [P] the place in `y` of the image whose caption a prompt is, or None; nothing at all
+            where no prompt is a caption.
     """
-    if len(np.unique(groups)) < 2 or len(y) < 2:
+    prompts = len(np.unique(groups))
+    if prompts < 2 or len(y) < 2:
         return Estimate(float("nan"), np.empty(0))
     x, y = x.astype(np.float64), y.astype(np.float64)
     w = np.vstack([np.ones((1, draws.shape[1])), draws])
     v = np.vstack([np.ones((1, draws_y.shape[1])), draws_y])
     single = np.arange(len(y))
+    places = np.array([-1 if place is None else place for place in linked], np.int64)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (
-            _within(x, groups, w)
-            + _within(y, single, v)
-            - 2 * _between(x, groups, y, w, v) / ((w @ _sizes(groups, w)) * v.sum(1))
+            _within(x, groups, w) + _within(y, single, v) - 2 * _between(x, groups, y, w, v, places)
         )
-    return Estimate(float(found[0]), found[1:])
+    return Estimate(float(found[0]), found[1:], drawn_from=min(prompts, len(y)))
 
 
 def _sizes(groups: np.ndarray, w: np.ndarray) -> np.ndarray:
@@ -141,15 +152,28 @@ def _within(x: np.ndarray, groups: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def _between(
-    x: np.ndarray, groups: np.ndarray, y: np.ndarray, w: np.ndarray, v: np.ndarray
+    x: np.ndarray,
+    groups: np.ndarray,
+    y: np.ndarray,
+    w: np.ndarray,
+    v: np.ndarray,
+    places: np.ndarray,
 ) -> np.ndarray:
-    """[R] the sum of kernels between the two sets, weighted by each draw."""
+    """[R] the mean kernel between the two sets, without linked pairs, weighted by each draw."""
     total = np.zeros(len(w))
     for start in range(0, len(x), _ROWS):
         rows = groups[start : start + _ROWS]
         block = polynomial_kernel(x[start : start + _ROWS], y)
+        if len(places):
+            own = np.flatnonzero(places[rows] >= 0)
+            block[own, places[rows[own]]] = 0
         total += (w[:, rows] * (v @ block.T)).sum(1)
-    return total
+    sizes = _sizes(groups, w)
+    pairs = (w @ sizes) * v.sum(1)
+    if len(places):
+        known = np.flatnonzero(places >= 0)
+        pairs -= (w[:, known] * v[:, places[known]]) @ sizes[known]
+    return np.asarray(total / np.where(pairs > 0, pairs, np.nan))
 
 
 def _by_group(kernels: np.ndarray, groups: np.ndarray, count: int) -> np.ndarray:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from impasto.errors import DatasetError, ModelError, StorageError
+from impasto.evaluation.answer_values import (
+    network_values,
+    pairs,
+    place_values,
+    reference_values,
+)
 from impasto.evaluation.distances import frechet_draws
 from impasto.evaluation.looking import Looks, Picture, look_at
 from impasto.evaluation.measures import (
@@ -18,79 +23,20 @@ from impasto.evaluation.measures import (
     Material,
     compare_training,
     measure,
-    real_measures,
 )
 from impasto.evaluation.networks import Network, TaggerNetwork
 from impasto.evaluation.obedience import PromptTags
+from impasto.evaluation.question import Answer, Question, RealImages
 from impasto.evaluation.resampling import LEVEL
 from impasto.evaluation.results import (
     VERSION,
     Outcome,
     model_values,
     notes_of,
-    number,
     unusable,
 )
 from impasto.evaluation.samples import Contestant, DrawSettings, draw_samples
 from impasto.progress import Progress, counted, none_of
-from impasto.sampling.prompts import Prompt
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """Real images that models are measured by.
-
-    Attributes:
-        place: What they are called in results.
-        pictures: The images.
-        name_of: The name of an image in results.
-    """
-
-    place: str
-    pictures: Sequence[Picture]
-    name_of: Callable[[Path], str]
-
-
-@dataclass(frozen=True)
-class Question:
-    """What is to be measured.
-
-    Attributes:
-        images: The real images.
-        training: The training images; None where they are not known. Where they are the same as
-            `images`, it is the same object.
-        prompts: What is drawn, with the place of the image in `images` whose caption it is.
-        per_prompt: Images of each prompt.
-        prompts_of: The prompts of a model, with seeds and sizes: `per_prompt` for each of
-            `prompts`, one prompt after the other.
-        networks: What looks at images; the first that is a tagger tells tags.
-        replicates: Draws of the bootstrap.
-        seed: Of those draws.
-    """
-
-    images: RealImages
-    training: RealImages | None
-    prompts: Sequence[tuple[str, int | None]]
-    per_prompt: int
-    prompts_of: Callable[[Contestant], Sequence[Prompt]]
-    networks: tuple[Network, ...]
-    replicates: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What an evaluation came to.
-
-    Attributes:
-        values: All of it as JSON has it.
-        real: Name in `values` -> the real image.
-        training: Name in `values` -> the training image.
-    """
-
-    values: dict[str, Any]
-    real: dict[str, Picture]
-    training: dict[str, Picture]
 
 
 def evaluate(
@@ -100,25 +46,60 @@ def evaluate(
     progress: Progress,
     release: Callable[[torch.device], None],
 ) -> Answer:
-    """Measure models, each drawn with the same prompts and seeds.
+    """Draw with models and measure what they drew, as `draw_all` and `measure_all`."""
+    files = draw_all(question, models, settings, progress, release)
+    return measure_all(question, models, files, settings.folder, progress)
+
+
+def draw_all(
+    question: Question,
+    models: Sequence[Contestant],
+    settings: DrawSettings,
+    progress: Progress,
+    release: Callable[[torch.device], None],
+) -> list[list[Path]]:
+    """The samples of each model, all of the same prompts and seeds.
 
     Args:
         question: What is measured.
-        models: The models; differences are told against the first.
+        models: The models.
         settings: How and where samples are drawn.
         progress: Is told how far it is.
         release: Gives memory that is not used any more back to the device.
 
     Raises:
-        DatasetError: Not one real image can be read.
-        ModelError: A model is damaged, or draws nothing but images of one colour.
-        OutOfMemoryError: Memory ran out.
+        ModelError: A model is damaged.
         StorageError: An image cannot be written.
     """
     files = []
     for model in models:
         files.append(draw_samples(model, question.prompts_of(model), settings, progress))
         release(settings.device)
+    return files
+
+
+def measure_all(
+    question: Question,
+    models: Sequence[Contestant],
+    files: Sequence[Sequence[Path]],
+    folder: Path,
+    progress: Progress,
+) -> Answer:
+    """Measure models by what they drew.
+
+    Args:
+        question: What is measured.
+        models: The models; differences are told against the first.
+        files: The samples of each.
+        folder: Where they all are.
+        progress: Is told how far it is.
+
+    Raises:
+        DatasetError: Not one real image can be read.
+        ModelError: A model draws nothing but images of one colour.
+        OutOfMemoryError: Not even one image fits into a network's memory.
+        StorageError: A sample is gone.
+    """
     material = _material(question, progress)
     outcomes = []
     for model, drawn in zip(models, files, strict=True):
@@ -127,19 +108,19 @@ def evaluate(
     values = {
         "version": VERSION,
         "level": LEVEL,
-        "images": _place_values(question.images, material.real),
+        "images": place_values(question.images, material.real),
         "training": None
         if question.training is None or material.training is None
-        else _place_values(question.training, material.training),
+        else place_values(question.training, material.training),
         "prompts": len(question.prompts),
         "images_per_prompt": question.per_prompt,
         "bootstrap_draws": question.replicates,
-        "features": [_network_values(n, material) for n in question.networks],
+        "features": [network_values(n, material) for n in question.networks],
         "measures": [asdict(m) for m in (*OF_FEATURES, *OF_IMAGES)],
         "models": [model_values(outcome, outcomes[0]) for outcome in outcomes],
-        "references": _reference_values(material),
+        "references": reference_values(material),
         "notes": notes_of(material, outcomes),
-        "pairs": _pairs(question, material, outcomes, files, settings.folder),
+        "pairs": pairs(question, material, outcomes, files, folder),
     }
     return Answer(
         values,
@@ -166,11 +147,12 @@ def _material(question: Question, progress: Progress) -> Material:
         None if link is None else place_of.get(question.images.pictures[link])
         for _, link in question.prompts
     )
+    shared_by = _sharing_runs(real, question.trained_on)
     tagger = next((n for n in networks if isinstance(n, TaggerNetwork) and n.tells_tags), None)
     return Material(
         real,
         training,
-        _share_files(real, training),
+        bool(shared_by) or _share_files(real, training),
         tuple(text for text, _ in question.prompts),
         tuple(linked),
         question.per_prompt,
@@ -179,14 +161,22 @@ def _material(question: Question, progress: Progress) -> Material:
         question.replicates,
         question.seed,
         compare_training(training, progress),
+        shared_by,
+        question.emphasis,
     )
 
 
 def _share_files(real: Looks, training: Looks | None) -> bool:
-    if training is None:
-        return False
-    trained = {picture.path.resolve() for picture in training.pictures}
-    return any(picture.path.resolve() in trained for picture in real.pictures)
+    trained = [] if training is None else [picture.path for picture in training.pictures]
+    return bool(_sharing_runs(real, {"": trained}))
+
+
+def _sharing_runs(real: Looks, trained_on: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
+    """The runs that were trained on a real image."""
+    own = {picture.path.resolve() for picture in real.pictures}
+    return tuple(
+        run for run, paths in trained_on.items() if any(path.resolve() in own for path in paths)
+    )
 
 
 def _require_some(looks: Looks, images: RealImages, progress: Progress) -> None:
@@ -249,73 +239,3 @@ def _outcome(
         del measured.estimates[key]
     size = sizes.pop() if len(sizes) == 1 else None
     return Outcome(model, size, int(looks.flat.sum()), measured)
-
-
-def _place_values(images: RealImages, looks: Looks) -> dict[str, Any]:
-    return {
-        "place": images.place,
-        "images": len(looks.pictures),
-        "unreadable": len(looks.unread),
-        "with_captions": sum(bool(picture.caption) for picture in looks.pictures),
-    }
-
-
-def _network_values(network: Network, material: Material) -> dict[str, Any]:
-    features = material.real.features.get(network.facts.name)
-    return {**asdict(network.facts), "width": None if features is None else features.shape[1]}
-
-
-def _reference_values(material: Material) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": name,
-            "measures": [
-                {"measure": key, "features": features or None, "value": number(value)}
-                for (key, features), value in row.items()
-            ],
-        }
-        for name, row in real_measures(material).items()
-    ]
-
-
-def _pairs(
-    question: Question,
-    material: Material,
-    outcomes: Sequence[Outcome],
-    files: Sequence[Sequence[Path]],
-    folder: Path,
-) -> list[dict[str, Any]]:
-    """Each prompt with its real image and its samples, and what is nearest to these."""
-    found = []
-    for place, (text, _) in enumerate(question.prompts):
-        link = material.linked[place]
-        real = None if link is None else material.real.pictures[link].path
-        samples = [
-            _sample_values(outcome, drawn[n], n, question, material, folder)
-            for outcome, drawn in zip(outcomes, files, strict=True)
-            for n in range(place * question.per_prompt, (place + 1) * question.per_prompt)
-        ]
-        name = None if real is None else question.images.name_of(real)
-        found.append({"prompt": text, "image": name, "samples": samples})
-    return found
-
-
-def _sample_values(
-    outcome: Outcome, file: Path, place: int, question: Question, material: Material, folder: Path
-) -> dict[str, Any]:
-    measured = outcome.measured
-    similarity = measured.similarity[place] if measured.similarity else None
-    values: dict[str, Any] = {
-        "model": outcome.model.label,
-        "file": file.relative_to(folder.parent).as_posix(),
-        "similarity": None if similarity is None else number(similarity),
-    }
-    copying = measured.copying
-    if copying is not None and material.training is not None and question.training is not None:
-        nearest = material.training.pictures[int(copying.nearest.index[place])]
-        values |= {
-            "nearest": question.training.name_of(nearest.path),
-            "nearest_distance": number(float(copying.nearest.distance[place])),
-            "is_copy": bool(copying.is_copy[place]),
-        }
-    return values

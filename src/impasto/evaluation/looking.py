@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from impasto.data.cuts import cut_out
 from impasto.data.images import UnreadableImageError, failure_of, read_rgb
@@ -20,7 +20,8 @@ from impasto.data.records import Cut, Size, SkippedFile
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import ModelError, OutOfMemoryError
 from impasto.evaluation.neighbours import SIDE
-from impasto.evaluation.networks import Looked, Network
+from impasto.evaluation.network_facts import Looked
+from impasto.evaluation.networks import Network
 from impasto.progress import Progress
 
 BATCH = 8
@@ -50,12 +51,14 @@ class Prepared:
         inputs: For each network.
         square: [SIDE * SIDE * 3] uint8 pixels of a small copy.
         look: Its perceptual hash.
+        mirrored_look: That of its mirror image.
         is_flat: Whether it is of one colour all over.
     """
 
     inputs: tuple[np.ndarray, ...]
     square: np.ndarray
     look: int
+    mirrored_look: int
     is_flat: bool
 
 
@@ -68,6 +71,7 @@ class Looks:
         features: Name of a network -> [N, D] float32.
         squares: [N, SIDE * SIDE * 3] uint8.
         hashes: [N] uint64 perceptual hashes.
+        mirrored_hashes: [N] uint64 those of their mirror images.
         flat: [N] whether an image is of one colour all over.
         tags: Numbers of the tags that the tagger sees in each; None without one.
         unread: Those that could not be read, with reasons.
@@ -77,6 +81,7 @@ class Looks:
     features: dict[str, np.ndarray]
     squares: np.ndarray
     hashes: np.ndarray
+    mirrored_hashes: np.ndarray
     flat: np.ndarray
     tags: list[frozenset[int]] | None
     unread: tuple[SkippedFile, ...] = ()
@@ -101,6 +106,7 @@ class Prepare:
             tuple(network.prepare(image) for network in self.networks),
             _square_of(image),
             perceptual_hash(image),
+            perceptual_hash(ImageOps.mirror(image)),
             all(low == high for low, high in image.getextrema()),  # type: ignore[misc]
         )
 
@@ -114,7 +120,7 @@ def _square_of(image: Image.Image) -> np.ndarray:
 class _Kept:
     features: list[list[np.ndarray]]
     tags: list[frozenset[int]] = field(default_factory=list)
-    prepared: list[tuple[np.ndarray, int, bool]] = field(default_factory=list)
+    prepared: list[tuple[np.ndarray, int, int, bool]] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
     unread: list[SkippedFile] = field(default_factory=list)
 
@@ -165,7 +171,7 @@ def _look_at_batch(
         if looked.tags is not None:
             kept.tags += looked.tags
     kept.pictures += [picture for picture, _ in batch]
-    kept.prepared += [(p.square, p.look, p.is_flat) for _, p in batch]
+    kept.prepared += [(p.square, p.look, p.mirrored_look, p.is_flat) for _, p in batch]
 
 
 def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
@@ -192,13 +198,14 @@ def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
 def _looks(kept: _Kept, networks: Sequence[Network]) -> Looks:
     named = zip(networks, kept.features, strict=True)
     count = len(kept.pictures)
-    squares = [square for square, _, _ in kept.prepared]
+    squares, hashes, mirrored, flat = zip(*kept.prepared, strict=True) if count else ((),) * 4
     return Looks(
         tuple(kept.pictures),
         {net.facts.name: np.concatenate(parts) for net, parts in named if parts},
-        np.stack(squares) if squares else np.empty((0, SIDE * SIDE * 3), np.uint8),
-        np.fromiter((look for _, look, _ in kept.prepared), np.uint64, count),
-        np.fromiter((flat for _, _, flat in kept.prepared), np.bool_, count),
+        np.stack(squares) if count else np.empty((0, SIDE * SIDE * 3), np.uint8),
+        np.array(hashes, np.uint64),
+        np.array(mirrored, np.uint64),
+        np.array(flat, np.bool_),
         kept.tags or None,
         tuple(kept.unread),
     )

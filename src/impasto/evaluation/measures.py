@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Literal
 
 import numpy as np
 
-from impasto.data.health_limits import NEAR_DUPLICATE_BITS
+from impasto.evaluation.copying import Copying, copies_of
 from impasto.evaluation.distances import frechet_draws, frechet_estimate, kernel_estimate
 from impasto.evaluation.looking import Looks
 from impasto.evaluation.neighbours import (
     Nearest,
     authentic,
     nearest_by_features,
-    nearest_by_pixels,
     normalised,
 )
 from impasto.evaluation.networks import Network
 from impasto.evaluation.obedience import PromptTags, seen_shares
-from impasto.evaluation.resampling import Estimate, draw_weights, mean_estimate
+from impasto.evaluation.resampling import Estimate, draw_real, draw_weights, mean_estimate
+from impasto.models.emphasis import parse_emphasis
+from impasto.models.tokens import Emphasis
 from impasto.progress import Progress
 
 Better = Literal["lower", "higher", "neither"]
@@ -61,7 +62,7 @@ class Material:
     Attributes:
         real: The real images.
         training: The training images; None where they are not known.
-        is_shared: Whether a real image is among them.
+        is_shared: Whether a real image is among them, or among those of a run.
         prompts: [P] texts.
         linked: [P] the place in `real` of the image whose caption a prompt is; None for a prompt
             that is no caption of theirs.
@@ -71,6 +72,8 @@ class Material:
         replicates: Draws of the bootstrap.
         seed: Of the draws.
         among_training: As `compare_training` gives it.
+        shared_by: Runs that were trained on a real image.
+        emphasis: How brackets in prompts are read; of none but `off` they are words.
     """
 
     real: Looks
@@ -84,11 +87,18 @@ class Material:
     replicates: int
     seed: int
     among_training: Mapping[str, Nearest]
+    shared_by: tuple[str, ...] = ()
+    emphasis: Emphasis = "off"
 
     @cached_property
     def groups(self) -> np.ndarray:
         """[N] the prompt of each sample."""
         return np.repeat(np.arange(len(self.prompts)), self.per_prompt)
+
+    @property
+    def is_linked(self) -> bool:
+        """Whether a prompt is the caption of a real image that models are compared with."""
+        return any(place is not None for place in self.linked)
 
     @cached_property
     def draws(self) -> np.ndarray:
@@ -98,13 +108,20 @@ class Material:
     @cached_property
     def real_draws(self) -> np.ndarray:
         """[R, M] how often each real image was drawn."""
-        return draw_weights(len(self.real.pictures), self.replicates, self.seed + 1)
+        return draw_real(len(self.real.pictures), self.linked, self.draws, self.seed + 1)
+
+    @cached_property
+    def words(self) -> list[str]:
+        """[P] what prompts ask for, without what gives their words weights."""
+        if self.emphasis == "off":
+            return list(self.prompts)
+        return ["".join(part for part, _ in parse_emphasis(text)) for text in self.prompts]
 
     @cached_property
     def wanted_tags(self) -> list[frozenset[int]]:
         """[P] the tags that each prompt names; none of them without a tagger."""
         finder = self.prompt_tags
-        return [finder.of(text) if finder else frozenset() for text in self.prompts]
+        return [finder.of(text) if finder else frozenset() for text in self.words]
 
     @cached_property
     def texts(self) -> dict[str, np.ndarray]:
@@ -112,8 +129,8 @@ class Material:
         found = {}
         for network in self.networks:
             features = [
-                network.of_texts(self.prompts[start : start + 32])
-                for start in range(0, len(self.prompts), 32)
+                network.of_texts(self.words[start : start + 32])
+                for start in range(0, len(self.words), 32)
             ]
             known = [part for part in features if part is not None]
             if known:
@@ -134,20 +151,6 @@ def compare_training(training: Looks | None, progress: Progress) -> dict[str, Ne
         with progress.stage(f"Comparing training images by {name}", count, "images") as advance:
             found[name] = nearest_by_features(normalised(features), told=advance)
     return found
-
-
-@dataclass(frozen=True)
-class Copying:
-    """What is near to each sample among the training images.
-
-    Attributes:
-        nearest: By pixels of a copy; of others by the first feature network, or by pixels where
-            there is none. Distances are of features where there are any.
-        is_copy: [N] whether a sample is a copy by its pixels or its perceptual hash.
-    """
-
-    nearest: Nearest
-    is_copy: np.ndarray
 
 
 @dataclass
@@ -198,10 +201,11 @@ def _measure_features(
         material.draws
     )  # fmt: skip
     count = frechet_draws(len(x), len(y), x.shape[1], material.replicates)
-    found.estimates[FRECHET.key, name] = frechet_estimate(
-        x, groups, y, draws[:count], material.real_draws[:count], told
+    distance = frechet_estimate(x, groups, y, draws[:count], material.real_draws[:count], told)
+    found.estimates[FRECHET.key, name] = replace(distance, is_dependent=material.is_linked)
+    found.estimates[KERNEL.key, name] = kernel_estimate(
+        x, groups, y, draws, material.real_draws, material.linked
     )
-    found.estimates[KERNEL.key, name] = kernel_estimate(x, groups, y, draws, material.real_draws)
     unit, real = normalised(x), normalised(y)
     similar = _to_linked(unit, real, material)
     found.similarity = found.similarity or similar
@@ -225,32 +229,6 @@ def _to_linked(unit: np.ndarray, real: np.ndarray, material: Material) -> list[f
         None if link is None else float(sample @ real[link])
         for sample, link in zip(unit, links, strict=True)
     ]
-
-
-def copies_of(looks: Looks, training: Looks, among: Mapping[str, Nearest]) -> Copying:
-    """What is near to each image among the training images, and whether it is a copy.
-
-    A copy stands out by its pixels, or its perceptual hash differs in at most so many bits as two
-    files of the same photograph do.
-
-    Args:
-        looks: The images.
-        training: The training images, at least one.
-        among: Networks of which neighbours are known; the nearest is that of the first.
-    """
-    by_pixels, stands_out = nearest_by_pixels(looks.squares, training.squares)
-    hashes, same = training.hashes, np.zeros(len(looks.hashes), np.bool_)
-    for place, value in enumerate(looks.hashes):
-        same[place] = np.bitwise_count(hashes ^ value).min() <= NEAR_DUPLICATE_BITS
-    stands_out &= ~looks.flat
-    is_copy = stands_out | (same & ~looks.flat)
-    name = next(iter(among), None)
-    if name is None:
-        return Copying(by_pixels, is_copy)
-    unit, trained = normalised(looks.features[name]), normalised(training.features[name])
-    index = np.where(stands_out, by_pixels.index, nearest_by_features(unit, trained).index)
-    distance = 1 - (unit * trained[index]).sum(1)
-    return Copying(Nearest(index, np.maximum(0.0, distance)), is_copy)
 
 
 def real_measures(material: Material) -> dict[str, dict[tuple[str, str], float]]:

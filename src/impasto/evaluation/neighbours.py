@@ -81,6 +81,11 @@ def authentic(to_training: Nearest, among_training: Nearest) -> np.ndarray:
     return np.asarray(to_training.distance > among_training.distance[to_training.index])
 
 
+def mirrored(squares: np.ndarray) -> np.ndarray:
+    """[N, SIDE * SIDE * 3] small squares with left and right exchanged."""
+    return squares.reshape(-1, SIDE, SIDE, 3)[:, :, ::-1].reshape(len(squares), -1)
+
+
 def nearest_by_pixels(x: np.ndarray, y: np.ndarray) -> tuple[Nearest, np.ndarray]:
     """The nearest training image by pixels, and whether it stands out so far that it is a copy.
 

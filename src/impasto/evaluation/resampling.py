@@ -8,17 +8,22 @@ often each prompt was drawn. A statistic is a function of weights.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from statistics import NormalDist
 from typing import Literal
 
 import numpy as np
 
 LEVEL = 0.95
 _TAIL = (1 - LEVEL) / 2
-_NORMAL = 1.959963984540054  # quantile of the standard normal distribution at 1 - _TAIL
 FEW = 20
-"""Below so many prompts an interval is too narrow: what was drawn says little of what was not."""
+"""Below so many prompts an interval is rough: what was drawn says little of what was not."""
+
+FEWEST = 10
+"""Below so many prompts or real images no verdict is told: too many would be wrong."""
 
 Spread = Literal["percentile", "normal"]
 
@@ -32,15 +37,21 @@ class Estimate:
         replicates: [R] the same of each draw; empty where it has no meaning.
         spread: How an interval is made of the draws. `normal` is for statistics that draws shift,
             such as the Fréchet distance: what is drawn twice lowers the rank of a covariance.
+        drawn_from: How many independent things it is of: prompts, or real images if they are fewer;
+            None means so many that their number does not matter.
+        is_dependent: Whether what was drawn depends on what it is compared with, so that a model is
+            better by following captions alone: differences are then told without a verdict.
     """
 
     value: float
     replicates: np.ndarray
     spread: Spread = "percentile"
+    drawn_from: int | None = None
+    is_dependent: bool = False
 
     def interval(self) -> tuple[float, float] | None:
         """The 95 % interval; None where it cannot be told."""
-        return interval_of(self.value, self.replicates, self.spread)
+        return interval_of(self.value, self.replicates, self.spread, self.drawn_from)
 
     def less(self, other: Estimate) -> Estimate:
         """This less another that had the same draws."""
@@ -49,25 +60,69 @@ class Estimate:
             self.value - other.value,
             self.replicates[:length] - other.replicates[:length],
             self.spread,
+            min((n for n in (self.drawn_from, other.drawn_from) if n is not None), default=None),
+            self.is_dependent or other.is_dependent,
         )
 
 
-def interval_of(value: float, replicates: np.ndarray, spread: Spread) -> tuple[float, float] | None:
+def interval_of(
+    value: float, replicates: np.ndarray, spread: Spread, drawn_from: int | None = None
+) -> tuple[float, float] | None:
     """The 95 % interval of a statistic by its draws; those without a number are left out.
+
+    Percentiles of few prompts lie too close together: a draw of n varies less than n things do, by
+    the root of (n - 1)/n, and has the tails of a normal distribution instead of Student's. So they
+    are taken farther out: Hesterberg's expanded percentile interval ("What Teachers Should Know
+    about the Bootstrap", arXiv:1411.5279).
 
     Args:
         value: The statistic.
         replicates: [R] of each draw.
         spread: By the draws' own percentiles, or by their standard deviation around the value.
+        drawn_from: As of an `Estimate`.
     """
     known = replicates[np.isfinite(replicates)]
-    if len(known) < 2:
+    if len(known) < 2 or (drawn_from is not None and drawn_from < 2):
         return None
     if spread == "normal":
-        half = _NORMAL * float(known.std(ddof=1))
+        half = student_quantile(len(known) - 1) * float(known.std(ddof=1))
         return value - half, value + half
-    low, high = np.quantile(known, [_TAIL, 1 - _TAIL])
+    tail = _TAIL if drawn_from is None else _expanded_tail(drawn_from)
+    low, high = np.quantile(known, [tail, 1 - tail])
     return float(low), float(high)
+
+
+@cache
+def _expanded_tail(count: int) -> float:
+    """The share of draws of so many things that is beyond each end of an interval."""
+    farther = math.sqrt(count / (count - 1)) * student_quantile(count - 1)
+    return NormalDist().cdf(-farther)
+
+
+@cache
+def student_quantile(freedom: int) -> float:
+    """How far from zero 95 % of Student's t distribution reach, with so many degrees of freedom."""
+    low, high = 1.0, 13.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _central_share(middle, freedom) < LEVEL else (low, middle)
+    return high
+
+
+def _central_share(t: float, freedom: int) -> float:
+    """The probability of Student's t between -t and t.
+
+    Abramowitz and Stegun, "Handbook of Mathematical Functions", 26.7.3 and 26.7.4.
+    """
+    angle = math.atan2(t, math.sqrt(freedom))
+    cosine, is_odd = math.cos(angle), freedom % 2
+    term = cosine if is_odd else 1.0
+    total = 0.0 if freedom == 1 else term
+    for k in range(2 + is_odd, freedom - 1, 2):
+        term *= (k - 1) / k * cosine**2
+        total += term
+    share = math.sin(angle) * total
+    return (angle + share) * 2 / math.pi if is_odd else share
 
 
 def draw_weights(count: int, replicates: int, seed: int) -> np.ndarray:
@@ -83,6 +138,27 @@ def draw_weights(count: int, replicates: int, seed: int) -> np.ndarray:
     found = np.empty((replicates, count), np.float32)
     for row in found:
         row[:] = generator.multinomial(count, chances)
+    return found
+
+
+def draw_real(count: int, linked: Sequence[int | None], draws: np.ndarray, seed: int) -> np.ndarray:
+    """[R, count] how often each real image was drawn.
+
+    A real image and the prompt that is its caption are one thing, of which a picture of that prompt
+    depends, so they are drawn together; the others are drawn by themselves.
+
+    Args:
+        count: How many real images there are.
+        linked: [P] the place of the image whose caption a prompt is, or None.
+        draws: [R, P] how often each prompt was drawn.
+        seed: Of the draws of the others.
+    """
+    prompts = {place: prompt for prompt, place in enumerate(linked) if place is not None}
+    others = [place for place in range(count) if place not in prompts]
+    found = np.empty((len(draws), count), np.float32)
+    found[:, list(prompts)] = draws[:, list(prompts.values())]
+    if others:
+        found[:, others] = draw_weights(len(others), len(draws), seed)
     return found
 
 
@@ -104,6 +180,5 @@ def mean_estimate(
         return Estimate(float("nan"), np.empty(0))
     with np.errstate(invalid="ignore"):
         replicates = (draws @ sums) / (draws @ counts)
-    if (counts > 0).sum() < 2:
-        replicates = np.empty(0)
-    return Estimate(float(sums.sum() / counts.sum()), replicates)
+    prompts = int((counts > 0).sum())
+    return Estimate(float(sums.sum() / counts.sum()), replicates, drawn_from=prompts)

@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from impasto.evaluation.measures import FRECHET, Material, Measure, Measured, measures_of
-from impasto.evaluation.resampling import FEW, Estimate
+from impasto.evaluation.resampling import FEW, FEWEST, Estimate
 from impasto.evaluation.samples import Contestant
+from impasto.parsing import printable
 from impasto.progress import counted
+from impasto.publishing import short_path
 
 VERSION = 1
 
@@ -51,9 +53,23 @@ def model_values(outcome: Outcome, first: Outcome) -> dict[str, Any]:
         "width": outcome.size and outcome.size[0],
         "height": outcome.size and outcome.size[1],
         "of_one_colour": outcome.flat,
+        "opened_with": _opening_values(model),
         "measures": [
             _measure_values(key, outcome, None if outcome is first else first) for key in names
         ],
+    }
+
+
+def _opening_values(model: Contestant) -> dict[str, Any]:
+    """What decides a model's images besides its bytes; without folders of this machine."""
+    vae = model.options.vae
+    return {
+        "weights": model.options.weights,
+        "variant": model.options.variant,
+        "prediction_type": model.made_of.get("prediction_type"),
+        "other_vae": None if vae is None else printable(short_path(vae)),
+        "other_vae_sha256": model.made_of.get("vae_sha256"),
+        "clip_skip": model.clip_skip,
     }
 
 
@@ -87,9 +103,13 @@ def _measure(key: tuple[str, str]) -> Measure:
 def verdict_of(measure: Measure, difference: Estimate) -> str | None:
     """What a difference means: better or worse beyond noise, or within it; None if unknown.
 
-    Beyond noise is a difference whose 95 % interval does not hold zero.
+    Beyond noise is a difference whose 95 % interval does not hold zero. None is told of fewer than
+    `FEWEST` prompts or real images, and of what follows from following captions.
     """
     bounds = difference.interval()
+    is_few = difference.drawn_from is not None and difference.drawn_from < FEWEST
+    if is_few or difference.is_dependent:
+        return None
     if bounds is None or not math.isfinite(difference.value):
         return None
     if bounds[0] <= 0 <= bounds[1]:
@@ -113,15 +133,19 @@ def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
                 f"than features are needed at least, and ten times as many are well. The kernel "
                 f"distance is right on average for any number."
             )
-    if len(material.prompts) < FEW:
+    if material.is_linked and len(outcomes) > 1 and material.real.features:
         notes.append(
-            f"{counted(len(material.prompts), 'prompts are')} few: below {FEW} the intervals are "
-            f"too narrow. Give more images with captions, or more prompts."
+            f"{FRECHET.title}: the prompts are captions of these very images, and a model that "
+            f"follows captions gets a lower number for that alone, so its differences have no "
+            f"verdict. The kernel distance leaves such pairs out."
         )
+    notes += _few_notes(len(material.prompts), real)
     if material.is_shared:
+        runs = " and ".join(material.shared_by)
+        by = f"{runs} was trained on" if runs else "were trained on"
         notes.append(
-            "Real images are among those that were trained on, so a model that repeats them looks "
-            "good. Give --images a folder that was not trained on."
+            f"Real images are among those that {by}, so a model that repeats them looks good. Give "
+            f"--images a folder that was not trained on."
         )
     families = dict.fromkeys(outcome.model.family for outcome in outcomes)
     sizes = {outcome.size for outcome in outcomes}
@@ -137,6 +161,41 @@ def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
         if outcome.flat
     ]
     return notes
+
+
+def _few_notes(prompts: int, real: int) -> list[str]:
+    """What is to be known of few prompts and few real images."""
+    notes = []
+    if prompts < FEW:
+        notes.append(
+            f"{counted(prompts, 'prompts are')} few: below {FEW} the intervals are rough, and "
+            f"below {FEWEST} no verdict is told. Give more images with captions, or more prompts."
+        )
+    if real < FEWEST:
+        notes.append(
+            f"{counted(real, 'real images are')} few: below {FEWEST} no verdict on a distance to "
+            f"them is told."
+        )
+    return notes
+
+
+def caution_in_words(values: Mapping[str, Any]) -> str:
+    """How many differences were judged, and how many of so many are chance; empty for one model."""
+    if len(values["models"]) < 2:
+        return ""
+    rows = [row for model in values["models"][1:] for row in model["measures"]]
+    verdicts = [(row.get("against_first") or {}).get("verdict") for row in rows]
+    judged = [verdict for verdict in verdicts if verdict is not None]
+    if not judged:
+        return (
+            f"No difference was judged: that takes {FEWEST} prompts, and for distances as many "
+            f"real images."
+        )
+    nothing = "No difference is beyond noise. " if set(judged) == {NOISE} else ""
+    return (
+        f"{nothing}{counted(len(judged), 'differences were')} judged. Of those that are nothing, "
+        f"about one in twenty looks like something: of so many, {len(judged) / 20:.2g} on average."
+    )
 
 
 def differences_in_words(values: Mapping[str, Any]) -> list[str]:

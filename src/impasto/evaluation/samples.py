@@ -1,16 +1,16 @@
 """Draws the images that models are measured by, and keeps them: what was drawn is not drawn again.
 
-Each model has a folder that is named by a hash of its weights and of all that decides its images
-but words and seeds, which are in the files. So a run that was stopped goes on where it was, and a
-model that changed has another folder.
+Each model has a folder whose name ends in a hash of its weights and of all that decides its images
+but prompts, seeds and settings of the sampler, which the names of files are a hash of. So what was
+stopped goes on where it was, and whatever is drawn otherwise has another name.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,13 @@ from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.loading import load_base_model
 from impasto.models.native_size import native_size
 from impasto.models.opening import OpenOptions, locate, open_model
+from impasto.models.tokens import Emphasis
 from impasto.progress import Progress, in_mib
 from impasto.sampling.drawing import cut_warning, prepare_sampler
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import rescale_advice, save_png
 
-_DRAWING = 1  # raise it when the same model, prompt and seed give another image
+_DRAWING = 2  # raise it when the same model, prompt and seed give another image
 _WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json")
 _LONGEST_LABEL = 50  # characters: systems have names of 255 bytes
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
@@ -43,7 +44,12 @@ class Contestant:
         sha256: Of its files.
         family: What it is, for people.
         size: Width and height in pixels that it was trained at, as far as its files tell.
-        options: What the user said of it.
+        options: What the user, or the run that it is the base model of, said of it.
+        resolution: Pixels per side that the originals of its family were trained at.
+        made_of: What decides its images besides its bytes: what it was identified as, its noise
+            schedule, and the SHA-256 of another VAE than its own.
+        clip_skip: CLIP's layer from the end that its run trains with; None means what its file
+            says, or the last.
     """
 
     label: str
@@ -52,6 +58,13 @@ class Contestant:
     family: str
     size: tuple[int, int]
     options: OpenOptions
+    resolution: int = 0
+    made_of: Mapping[str, Any] = field(default_factory=dict)
+    clip_skip: int | None = None
+
+    def layer(self, settings: DrawSettings) -> int | None:
+        """CLIP's layer from the end that it draws with; None means what its file says."""
+        return settings.clip_skip or self.clip_skip
 
 
 @dataclass(frozen=True)
@@ -60,19 +73,32 @@ class DrawSettings:
 
     Attributes:
         folder: Where they are kept, each model's in a folder of its own.
-        clip_skip: CLIP's layer from the end; None means what each model's file says, or the last.
+        clip_skip: CLIP's layer from the end, of all models; None means what each says of itself.
         device: Where they are drawn.
+        emphasis: What `(cat:1.2)` in a prompt does.
     """
 
     folder: Path
     clip_skip: int | None
     device: torch.device
+    emphasis: Emphasis = "off"
 
 
 def open_contestant(
-    source: str, label: str, options: OpenOptions, progress: Progress
+    source: str,
+    label: str,
+    options: OpenOptions,
+    progress: Progress,
+    clip_skip: int | None = None,
 ) -> Contestant:
     """A model by its name, with what identifies it; its weights are read for their hash alone.
+
+    Args:
+        source: A file, a folder, a run, a Hub id.
+        label: What it is called in results.
+        options: What is said of it.
+        progress: Is told how far it is.
+        clip_skip: CLIP's layer from the end, where a run says so of its base model.
 
     Raises:
         ModelError: It is missing, damaged, or no base model.
@@ -82,7 +108,19 @@ def open_contestant(
     family = f"{identity.family.name}, predicts {identity.prediction.name}"
     place = locate(source, options, progress)
     digest = _hash_of(place, label, progress)
-    return Contestant(label, source, digest, family, native_size(contents), options)
+    vae = None
+    if options.vae is not None:
+        vae = _hash_of(locate(options.vae, OpenOptions(), progress), "the VAE", progress)
+    made_of = {
+        "family": identity.family.key,
+        "prediction_type": identity.prediction.name,
+        "schedule": dict(contents.scheduler_config),
+        "vae_sha256": vae,
+    }
+    return Contestant(
+        label, source, digest, family, native_size(contents), options, identity.family.resolution,
+        made_of, clip_skip,
+    )  # fmt: skip
 
 
 def _hash_of(place: Path, label: str, progress: Progress) -> str:
@@ -117,32 +155,44 @@ def draw_samples(
         ModelError: The model is damaged.
         StorageError: An image cannot be written.
     """
-    folder = settings.folder / _folder_name(model, settings)
-    places = [folder / f"{n:05d}-{prompt.seed}.png" for n, prompt in enumerate(prompts)]
-    missing = [(p, f) for p, f in zip(prompts, places, strict=True) if not _is_drawn(f, p)]
+    folder = _folder_of(model, settings)
+    places = [folder / _file_name(prompt) for prompt in prompts]
+    wanted = dict(zip(places, prompts, strict=True))
+    missing = [(prompt, file) for file, prompt in wanted.items() if not _is_drawn(file, prompt)]
     if missing:
-        if len(missing) < len(prompts):
-            progress.note(f"{model.label}: {len(prompts) - len(missing):,} images are there.")
+        if len(missing) < len(wanted):
+            progress.note(f"{model.label}: {len(wanted) - len(missing):,} images are there.")
         _draw(model, missing, settings, progress)
     return places
 
 
-def _folder_name(model: Contestant, settings: DrawSettings) -> str:
-    options = model.options
+def _folder_of(model: Contestant, settings: DrawSettings) -> Path:
+    """The folder of what a model draws, there or not: found again under whatever label it had."""
     key: dict[str, Any] = {
         "version": _DRAWING,
         "model": model.sha256,
-        "options": [
-            options.family,
-            options.prediction_type,
-            options.weights,
-            options.variant,
-            options.vae,
-        ],
-        "clip_skip": settings.clip_skip,
+        "weights": model.options.weights,
+        "variant": model.options.variant,
+        "made_of": model.made_of,
+        "clip_skip": model.layer(settings),
+        "emphasis": settings.emphasis,
     }
-    text = json.dumps(key, sort_keys=True, ensure_ascii=True)
-    return f"{model.label[:_LONGEST_LABEL]}-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+    ending = f"-{_hash_of_values(key)}"
+    if presence.is_dir(settings.folder):
+        for folder in sorted(settings.folder.iterdir()):
+            if folder.name.endswith(ending):
+                return folder
+    return settings.folder / f"{model.label[:_LONGEST_LABEL]}{ending}"
+
+
+def _file_name(prompt: Prompt) -> str:
+    """The name of a sample: other words, sizes, steps or guidance have another one."""
+    return f"{_hash_of_values(asdict(prompt))}-{prompt.seed}.png"
+
+
+def _hash_of_values(values: Mapping[str, Any]) -> str:
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
 def _is_drawn(file: Path, prompt: Prompt) -> bool:
@@ -165,10 +215,12 @@ def _draw(
     progress: Progress,
 ) -> None:
     base = load_base_model(model.source, model.options, progress)
-    sampler = prepare_sampler(base, HypernetworkStack(), settings.device, settings.clip_skip)
+    sampler = prepare_sampler(
+        base, HypernetworkStack(), settings.device, model.layer(settings), settings.emphasis
+    )
     prompts = [prompt for prompt, _ in wanted]
     for said in (
-        cut_warning(base, (text for prompt in prompts for text in prompt.texts)),
+        cut_warning(base, (text for prompt in prompts for text in prompt.texts), settings.emphasis),
         rescale_advice(base.scheduler_config, prompts, "--guidance-rescale 0.7"),
     ):
         if said:

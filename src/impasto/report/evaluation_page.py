@@ -15,7 +15,14 @@ from impasto.data import images
 from impasto.data.cuts import cut_out
 from impasto.data.records import Size
 from impasto.evaluation.looking import Picture
-from impasto.evaluation.results import BETTER, NOISE, WORSE, differences_in_words, words_of
+from impasto.evaluation.results import (
+    BETTER,
+    NOISE,
+    WORSE,
+    caution_in_words,
+    differences_in_words,
+    words_of,
+)
 from impasto.report.page import rendered
 
 MOST_ROWS = 48
@@ -51,6 +58,7 @@ def write_evaluation(
         "facts": _facts(values),
         "several": len(values["models"]) > 1,
         "differences": differences_in_words(values),
+        "caution": caution_in_words(values),
         "tables": list(_tables(values)),
         "notes": values["notes"],
         "networks": values["features"],

@@ -1,0 +1,164 @@
+"""What an evaluation draws: captions of real images, or the prompts of a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from impasto.cli.evaluate_images import spread
+from impasto.cli.evaluate_options import CAPTIONS
+from impasto.errors import ConfigError, DatasetError
+
+if TYPE_CHECKING:
+    from impasto.evaluation.question import RealImages
+    from impasto.evaluation.samples import Contestant
+    from impasto.models.tokens import Emphasis
+    from impasto.sampling.prompts import Prompt
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """What is drawn, for any model.
+
+    Attributes:
+        texts: The prompts, each with the place of the image whose caption it is.
+        made: The prompts for a size, each once.
+        count: Images of each.
+        apart: How far the seeds of two images of one prompt are apart: as many as there are
+            prompts without a limit, so that a limit changes no image.
+        asked: Width and height, where they are asked for.
+        usual: The size that models of one resolution are drawn at, and that resolution; None means
+            each at its own.
+        emphasis: How brackets in them are read.
+    """
+
+    texts: list[tuple[str, int | None]]
+    made: Callable[[tuple[int, int]], list[Prompt]]
+    count: int
+    apart: int
+    asked: tuple[int | None, int | None]
+    usual: tuple[tuple[int, int], int] | None
+    emphasis: Emphasis
+
+    @classmethod
+    def of(
+        cls,
+        images: RealImages,
+        options: dict[str, Any],
+        usual: tuple[tuple[int, int], int] | None,
+        of_captions: Emphasis,
+    ) -> Prompts:
+        """The prompts of a file, or else the captions of images.
+
+        Args:
+            images: The real images.
+            options: Those of the command.
+            usual: As the attribute.
+            of_captions: How brackets in captions are read, if the command does not say.
+
+        Raises:
+            ConfigError: The file is missing or malformed, or a number is out of range.
+            DatasetError: No image has a caption.
+        """
+        _require_drawable(options)
+        usual_emphasis: Emphasis = of_captions if options["prompts"] is None else "mean"
+        emphasis: Emphasis = options["emphasis"] or usual_emphasis
+        asked = options["width"], options["height"]
+        if options["prompts"] is not None:
+            made, apart = _of_file(options["prompts"], options)
+            texts: list[tuple[str, int | None]] = [(p.text, None) for p in made((512, 512))]
+        else:
+            captions = _captions(images)
+            apart = len(captions)
+            chosen = spread(list(enumerate(captions)), options["limit"] or CAPTIONS)
+            texts = [caption for _, caption in chosen]
+            numbered = [(number, text) for number, (text, _) in chosen]
+
+            def made(size: tuple[int, int]) -> list[Prompt]:
+                return [_prompt(text, number, options, size) for number, text in numbered]
+
+        return cls(texts, made, options["count"], apart, asked, usual, emphasis)
+
+    def of_model(self, model: Contestant) -> list[Prompt]:
+        """The prompts for a model, `count` of each with seeds that are the same for all models."""
+        usual = model.size
+        if self.usual is not None and model.resolution == self.usual[1]:
+            usual = self.usual[0]
+        size = (self.asked[0] or usual[0], self.asked[1] or usual[1])
+        return [
+            replace(prompt, seed=prompt.seed + number * self.apart)
+            for prompt in self.made(size)
+            for number in range(self.count)
+        ]
+
+
+def _of_file(
+    file: Path, options: dict[str, Any]
+) -> tuple[Callable[[tuple[int, int]], list[Prompt]], int]:
+    """What makes the prompts of a file for a size, and how many it has.
+
+    Raises:
+        ConfigError: It is missing or malformed.
+    """
+    from impasto.sampling.prompt_files import read_prompt_file
+
+    def read(size: tuple[int, int]) -> list[Prompt]:
+        return read_prompt_file(file, _prompt("", 0, options, size))
+
+    def made(size: tuple[int, int]) -> list[Prompt]:
+        found = read(size)
+        return spread(found, options["limit"] or len(found))
+
+    return made, len(read((512, 512)))
+
+
+def _prompt(text: str, number: int, options: dict[str, Any], size: tuple[int, int]) -> Prompt:
+    from impasto.sampling.prompts import Prompt
+
+    return Prompt(
+        text,
+        options["negative"],
+        options["seed"] + number,
+        *size,
+        options["steps"],
+        options["guidance"],
+        options["sampler"],
+        options["guidance_rescale"],
+    )
+
+
+def _captions(images: RealImages) -> list[tuple[str, int]]:
+    """Captions with the places of their images.
+
+    Raises:
+        DatasetError: There are none.
+    """
+    captioned = [
+        (picture.caption, place) for place, picture in enumerate(images.pictures) if picture.caption
+    ]
+    if not captioned:
+        raise DatasetError(
+            f"None of {images.place} has a caption, so there is nothing to draw. Put a .txt of the "
+            f"same name beside each image, or give --prompts, a file of prompts."
+        )
+    return captioned
+
+
+def _require_drawable(options: dict[str, Any]) -> None:
+    """Refuse what no model draws with.
+
+    Raises:
+        ConfigError: There is no such sampler, or a side is no multiple of 8.
+    """
+    from impasto.sampler_table import SAMPLERS
+
+    if options["sampler"] not in SAMPLERS:
+        raise ConfigError(
+            f"There is no sampler {options['sampler']!r}; choose one of {', '.join(SAMPLERS)}."
+        )
+    for name in ("width", "height"):
+        side = options[name]
+        if side is not None and side % 8:
+            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")

@@ -1,0 +1,95 @@
+"""Parts of an answer as JSON has them: images, networks, references, and pairs to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from impasto.evaluation.distances import frechet_draws
+from impasto.evaluation.looking import Looks
+from impasto.evaluation.measures import Material, real_measures
+from impasto.evaluation.networks import Network
+from impasto.evaluation.question import Question, RealImages
+from impasto.evaluation.results import Outcome, number
+
+
+def place_values(images: RealImages, looks: Looks) -> dict[str, Any]:
+    """How many real or training images there are."""
+    return {
+        "place": images.place,
+        "images": len(looks.pictures),
+        "unreadable": len(looks.unread),
+        "with_captions": sum(bool(picture.caption) for picture in looks.pictures),
+    }
+
+
+def network_values(network: Network, material: Material) -> dict[str, Any]:
+    """What a network is, and how many draws the interval of its Fréchet distance is made of."""
+    features = material.real.features.get(network.facts.name)
+    if features is None:
+        return {**asdict(network.facts), "width": None, "frechet_draws": None}
+    samples, (real, width) = len(material.groups), features.shape
+    return {
+        **asdict(network.facts),
+        "width": width,
+        "frechet_draws": frechet_draws(samples, real, width, material.replicates),
+    }
+
+
+def reference_values(material: Material) -> list[dict[str, Any]]:
+    """What the measures say of real images."""
+    return [
+        {
+            "name": name,
+            "measures": [
+                {"measure": key, "features": features or None, "value": number(value)}
+                for (key, features), value in row.items()
+            ],
+        }
+        for name, row in real_measures(material).items()
+    ]
+
+
+def pairs(
+    question: Question,
+    material: Material,
+    outcomes: Sequence[Outcome],
+    files: Sequence[Sequence[Path]],
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Each prompt with its real image and its samples, and what is nearest to these."""
+    found = []
+    for place, (text, _) in enumerate(question.prompts):
+        link = material.linked[place]
+        real = None if link is None else material.real.pictures[link].path
+        samples = [
+            _sample_values(outcome, drawn[n], n, question, material, folder)
+            for outcome, drawn in zip(outcomes, files, strict=True)
+            for n in range(place * question.per_prompt, (place + 1) * question.per_prompt)
+        ]
+        name = None if real is None else question.images.name_of(real)
+        found.append({"prompt": text, "image": name, "samples": samples})
+    return found
+
+
+def _sample_values(
+    outcome: Outcome, file: Path, place: int, question: Question, material: Material, folder: Path
+) -> dict[str, Any]:
+    measured = outcome.measured
+    similarity = measured.similarity[place] if measured.similarity else None
+    values: dict[str, Any] = {
+        "model": outcome.model.label,
+        "file": file.relative_to(folder.parent).as_posix(),
+        "similarity": None if similarity is None else number(similarity),
+    }
+    copying = measured.copying
+    if copying is not None and material.training is not None and question.training is not None:
+        nearest = material.training.pictures[int(copying.nearest.index[place])]
+        values |= {
+            "nearest": question.training.name_of(nearest.path),
+            "nearest_distance": number(float(copying.nearest.distance[place])),
+            "is_copy": bool(copying.is_copy[place]),
+        }
+    return values
