@@ -58,7 +58,7 @@ def borrowed_session(
     """
     accelerator = build_accelerator()
     if accelerator.num_processes > 1:
-        raise ConfigError(f"One process does this ({doing}). Start it without others.")
+        raise one_process_alone(doing)
     folder = config.dataset.derived_dir / LATENTS
     patience = locks.LockWaiter(progress.note, f"reading {folder}")
     with (
@@ -67,6 +67,11 @@ def borrowed_session(
     ):
         elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
         yield build_session(elsewhere, accelerator, progress, overrides or Overrides(), known)
+
+
+def one_process_alone(doing: str) -> ConfigError:
+    """What is said where several processes were started for what one does."""
+    return ConfigError(f"One process does this ({doing}). Start it without others.")
 
 
 @contextlib.contextmanager
