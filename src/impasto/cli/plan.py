@@ -51,6 +51,7 @@ from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine, unused_gpu, why_gpu_unused
 from impasto.training.processes import facts_of, planned_processes
 from impasto.training.saving.own_models import OwnModels
+from impasto.training.session_parts import load_preview_network
 from impasto.training.text import build_layout
 from impasto.training.triggers import Triggers
 
@@ -153,6 +154,7 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     asked, processes = resolve_precision(asked, progress), planned_processes()
     require_precision(asked.training.mixed_precision)
     load_hypernetworks(asked.previews.hypernetworks)
+    load_preview_network(asked, progress)
     require_compatible(asked, facts_of(asked, processes))
     found = survey(asked, progress, decode=True)
     config = resolve_settings(asked, found, progress, check=False, processes=processes)

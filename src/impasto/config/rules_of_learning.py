@@ -138,6 +138,23 @@ HELD_OUT = (
 """Images that are held out in two ways."""
 
 
+DRAWN = (
+    Rule(
+        ("previews.features", "previews.prompts", "previews.prompt_file"),
+        lambda c: (
+            c.config.previews.features is not None
+            and not c.config.previews.prompts
+            and c.config.previews.prompt_file is None
+        ),
+        lambda _: (
+            "previews.features has no effect without previews: give previews.prompts or "
+            "previews.prompt_file, or take it out"
+        ),
+    ),
+)
+"""What is done with previews."""
+
+
 WRITTEN = (
     Rule(
         ("saving.format", "method.kind"),

@@ -65,7 +65,8 @@ def borrowed_session(
         locks.SharedLock(folder, doing, patience),
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
-        elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
+        previews = config.previews.model_copy(update={"features": None})  # nobody reads its metrics
+        elsewhere = config.model_copy(update={"output_dir": Path(scratch), "previews": previews})
         yield build_session(elsewhere, accelerator, progress, overrides or Overrides(), known)
 
 

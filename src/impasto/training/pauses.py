@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from impasto.errors import ImpastoError
 from impasto.runs import RunDirectory
 from impasto.runs.evidence import difference
 from impasto.runs.validations import validations_of
@@ -105,6 +106,18 @@ class Pauses:
                     previewer.draw(self._run, done, self._events)
                 else:
                     previewer.generate_along()
+        if previewer.distance is not None and session.participates:
+            self._compare_previews(done)
+
+    def _compare_previews(self, done: int) -> None:
+        """Write down how far the previews are from real images; a fault there ends no run."""
+        with self._outside_training("previews", done):
+            try:
+                found = self._session.previewer.compare(self._run, done, self._events)
+            except ImpastoError as error:
+                self._events.note(f"The previews of step {done} were not compared: {error}")
+                return
+        self._recorder.write({"step": done, **found})
 
     def export_intermediate(self, done: int, *, missing_only: bool = False) -> None:
         """Export what is due after `done` steps, by epochs and by steps.
