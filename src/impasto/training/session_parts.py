@@ -36,6 +36,7 @@ from impasto.training.methods import build_templates
 from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.validation import Validator
+from impasto.training.monitoring.validation_groups import group_images
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
@@ -104,13 +105,17 @@ def build_validator(
     sample = _training_sample(config, prepared.training)
     places = min(len(held_out.images), len(sample.images) or len(held_out.images))
     units: dict[object, int] = {}
-    paths = [image.record.path for image in held_out.images]
+    records = [image.record for image in held_out.images]
+    paths = [record.path for record in records]
+    alike = [units.setdefault(prepared.alike.get(path, path), len(units)) for path in paths]
+    told = config.validation
     return Validator(
         FixedDraws(held_out, cache, model.scaling_factor, draws, batch_size, places),
-        [units.setdefault(prepared.alike.get(path, path), len(units)) for path in paths],
+        alike,
         FixedDraws(sample, cache, model.scaling_factor, draws, batch_size, places)
         if sample.images
         else None,
+        group_images(records, alike, told.by, told.by_images),
     )
 
 
