@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+
+DEMO_TAGGER = Path(__file__).resolve().parent / "demo" / "tagger"
+"""The small tagger that comes with the program, which knows flat icons alone."""
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ Publishable = Literal["paths", "prompts"]
 PATH_KEYS = frozenset({
     "cache_dir", "config", "hypernetworks", "image_dir", "mask_dir", "metadata_file", "model_dir",
     "output_dir", "path", "prompt_file", "start_from", "template_file", "vae",
-    "reg_data_dir", "train_data_dir",
+    "features", "reg_data_dir", "train_data_dir",
 })  # fmt: skip
 """Settings that name a file or a folder; of a path its last part is kept."""
 

@@ -1,5 +1,7 @@
 """`impasto find-lr` on a small model: what it measures, and that it leaves nothing behind."""
 
+import re
+
 import pytest
 from click.testing import CliRunner
 
@@ -8,6 +10,7 @@ from impasto.errors import ConfigError
 from impasto.progress import SilentProgress
 from impasto.training.lr_finding import Probe, find_lr
 from impasto.training.lr_range import LrRange
+from impasto.training.stepping import Stepper
 from impasto.training.trainer import train
 
 TRIED = LrRange(1e-6, 10.0, 24)
@@ -69,3 +72,54 @@ def test_an_optimizer_that_finds_its_rate_is_refused(train_config):
     config = train_config(optimizer={"kind": "prodigy", "lr": 1.0})
     with pytest.raises(ConfigError, match="finds the learning rate itself"):
         find_lr(config, TRIED, PROBE, SilentProgress())
+
+
+@pytest.mark.parametrize(
+    ("changes", "images"),
+    [
+        ({}, 3),
+        ({"dataset": {"random_crop": True}, "validation": {"split": 0.3}}, None),
+    ],
+)
+def test_a_plan_says_what_would_be_done_and_does_nothing(
+    run_file, tmp_path, fresh_accelerate, monkeypatch, changes, images
+):
+    """What the test then measures is what the plan said; where all is cropped, on held-out ones."""
+    file = run_file(**changes)
+    find = [
+        *("find-lr", str(file), "--steps", "12", "--from", "1e-6", "--to", "1e-2"),
+        *("--images", "3" if images else "99", "--timesteps", "2"),
+    ]
+    before = sorted(tmp_path.rglob("*"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Stepper, "step", None)
+        planned = CliRunner().invoke(commands, [*find, "--plan"], catch_exceptions=False)
+    assert planned.exit_code == 0, planned.output
+    assert sorted(tmp_path.rglob("*")) == before
+    told = " ".join(planned.output.split())
+    assert "1e-06 to 0.01, each 2.31 times the one before" in told
+    assert "12 at most, of batches of up to" in told
+    assert "In all" in told
+    passes = int(re.search(r"at 2 timesteps: ([0-9]+) forward passes each time", told)[1])
+    assert images is None or passes == 2 * images
+    done = CliRunner().invoke(commands, find, catch_exceptions=False)
+    assert f"each with {passes} forward passes to measure the loss" in " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer": {"kind": "prodigy", "lr": 1.0}}, "finds the learning rate itself"),
+        ({"dataset": {"random_crop": True}}, "there is nothing to measure the loss on"),
+    ],
+)
+def test_a_plan_is_refused_where_the_test_is(run_file, fresh_accelerate, changes, words):
+    with pytest.raises(ConfigError, match=words):
+        commands.main(["find-lr", str(run_file(**changes)), "--plan"], standalone_mode=False)
+
+
+def test_a_plan_is_refused_among_several_processes(run_file, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match="Start it without others"):
+        commands.main(["find-lr", str(run_file()), "--plan"], standalone_mode=False)

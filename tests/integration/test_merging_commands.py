@@ -2,9 +2,12 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from conftest import impasto
+from loras import as_file, extracted, merge, of_a_lora, tuned
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -140,3 +143,40 @@ def test_a_run_with_one_model_has_no_average(train_config, tmp_path):
     (tmp_path / "config.toml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="has 0 models on the disk, and at least 2 are needed"):
         call("merge", tmp_path, "--formula", "average", "--out", tmp_path / "o")
+
+
+def test_a_lora_is_drawn_with_as_if_it_were_merged(nano_model, tmp_path, capsys):
+    """To the pixel, two of them with their strengths; the model's own file is left as it is."""
+    base = as_file(nano_model, tmp_path / "base.safetensors")
+    given = []
+    for number, strength in ((1, 0.7), (2, -0.4)):
+        model = tuned(base, tmp_path / f"{number}.safetensors", number, of_a_lora, size=0.1)
+        extracted(base, model, tmp_path / f"lora{number}.safetensors")
+        given.append(f"{tmp_path / f'lora{number}.safetensors'}:{strength}")
+    merge(base, given, tmp_path / "merged.safetensors")
+    before = base.read_bytes()
+    size = ("--width", 32, "--height", 32, "--steps", 2)
+    asked = [word for spec in given for word in ("--lora", spec)]
+    pictures = {}
+    for name, words in {
+        "plain": (base,), "added": (base, *asked), "merged": (tmp_path / "merged.safetensors",)
+    }.items():  # fmt: skip
+        call("sample", words[0], "a red ball", *words[1:], *size, "--out", tmp_path / name)
+        with Image.open(tmp_path / name / "0000-1.png") as image:
+            pictures[name] = np.asarray(image)
+            told = image.info["parameters"].splitlines()[0]
+        assert told == (
+            "a red ball <lora:lora1:0.7> <lora:lora2:-0.4>" if name == "added" else "a red ball"
+        )
+        said = capsys.readouterr().out
+        assert ("lora2.safetensors at -0.4 (" in said) == (name == "added")
+    assert np.array_equal(pictures["added"], pictures["merged"])
+    assert not np.array_equal(pictures["added"], pictures["plain"])
+    assert base.read_bytes() == before
+
+
+def test_what_is_no_lora_is_not_drawn_with(nano_model, tmp_path):
+    base = as_file(nano_model, tmp_path / "base.safetensors")
+    with pytest.raises(ImpastoError, match=r"not a LoRA\. A model is named without --lora"):
+        call("sample", base, "a cat", "--lora", base, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()

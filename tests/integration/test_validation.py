@@ -8,6 +8,7 @@ import types
 
 import pytest
 import tomli_w
+from conftest import impasto
 from runs import StopAt
 
 from impasto import resume, train
@@ -130,3 +131,46 @@ def test_processes_measure_a_share_each_and_get_the_same(train_config, number):
     assert len(set(passes)) == 1  # as many forward passes in each, as a sharded model needs
     assert (sum(parts) == found(None)).all()
     assert all(bool((part == 0).any()) for part in parts)
+
+
+def test_losses_are_told_by_tag_and_folder_and_alike_after_a_crash(
+    train_config, pictures, tmp_path
+):
+    """Their numbers of images add up to the whole, and the changes are from the base model."""
+    for number, file in enumerate(sorted(pictures.glob("*.txt"))):
+        file.write_text(f"a ball, {'left' if number % 2 else 'right'}", encoding="utf-8")
+    changes = {
+        "validation": {**HELD_OUT, "split": 0.6, "by": ["tag", "subset"], "by_images": 2},
+        "training": {"max_steps": 6},
+        "saving": {"state_every_steps": 3},
+    }
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
+    lines = {m["step"]: m for m in whole.read_metrics() if "validation_loss" in m}
+    for step, line in lines.items():
+        rows = {row["name"]: row for row in line["validation_by"]}
+        assert set(rows) == {"a ball", "left", "right", "pictures (1.1)"}
+        assert rows["a ball"]["loss"] == pytest.approx(line["validation_loss"], rel=1e-6)
+        assert rows["a ball"]["se"] == pytest.approx(line["validation_se"], rel=1e-4)
+        parts = [rows[name]["images"] * rows[name]["loss"] for name in ("left", "right")]
+        assert sum(parts) == pytest.approx(rows["a ball"]["images"] * rows["a ball"]["loss"])
+        if step:
+            change = rows["left"]["loss"] - by_name(lines[0])["left"]["loss"]
+            assert rows["left"]["change"] == pytest.approx(change, abs=1e-7)
+            assert rows["a ball"]["change_se"] == pytest.approx(
+                line["validation_change_se"], rel=1e-3
+            )
+    crashed = train_config(**changes)
+    with pytest.raises(ZeroDivisionError):
+        train(crashed, StopAt(5))
+    resumed = {
+        m["step"]: m for m in resume(crashed.output_dir).read_metrics() if "validation_by" in m
+    }
+    assert resumed[6]["validation_by"] == lines[6]["validation_by"]
+    shown = impasto("show", whole.path)
+    assert shown.returncode == 0, shown.stderr
+    assert "Loss of held-out images at step 6, by what they share" in shown.stdout
+    assert "tag left" in shown.stdout
+
+
+def by_name(line):
+    return {row["name"]: row for row in line["validation_by"]}

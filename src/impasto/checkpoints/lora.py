@@ -124,8 +124,8 @@ def read_lora(path: Path, layouts: tuple[FileLayout, ...]) -> LoraFile:
     kind = kind_of(file, layouts)
     if kind is not LORA:
         raise ModelError(
-            f"{path} is {kind.name}, not a LoRA. A model that is mixed is named beside the others, "
-            f"without --lora."
+            f"{path} is {kind.name}, not a LoRA. A model is named without --lora, beside the "
+            f"others that are mixed."
         )
     with untrusted(path):
         return LoraFile(path, _layers_of(file), file.metadata)
@@ -157,8 +157,8 @@ def _taken_apart(name: str, path: Path) -> tuple[str, str]:
         kind = next((kind for mark, kind in _OTHER_KINDS.items() if mark in name), None)
         what = f"a file with {kind} in it" if kind else "no LoRA or LoCon alone"
         raise ModelError(
-            f"{path} is {what}: {name}. Only LoRA and LoCon can be merged; draw with this file in "
-            f"a program that reads it."
+            f"{path} is {what}: {name}. Only LoRA and LoCon can be added to a model; draw with "
+            f"this file in a program that reads it."
         )
     layer = match["layer"]
     if match["to"]:

@@ -167,6 +167,9 @@ class Console:
         if "validation_loss" in record:
             self.rich.print(_validation_line(record))
             return
+        if "preview_features" in record:
+            self.rich.print(_preview_line(record))
+            return
         self._loss = f", loss {record['loss']:.4f}"
         if self._task is not None:
             DISPLAY.update(self._task, description=f"Training{self._loss}")
@@ -209,6 +212,17 @@ def _validation_line(record: Mapping[str, Any]) -> str:
     if change is not None:
         told += f", {change:+.4f} ± {record['validation_change_se']:.4f} from the base model"
     return told
+
+
+def _preview_line(record: Mapping[str, Any]) -> str:
+    """How far previews are from real images, with standard errors where they are known."""
+    parts = []
+    for words, name in (("kernel distance", "kernel_distance"), ("similarity", "similarity")):
+        value, error = record.get(f"preview_{name}"), record.get(f"preview_{name}_se")
+        if value is not None:
+            parts.append(f"{words} {value:.4g}" + ("" if error is None else f" ± {error:.2g}"))
+    told = ", ".join(parts) or "nothing to compare"
+    return f"Previews at step {record['step']}: {told} ({record['preview_real']} images)"
 
 
 def _speed(images_per_s: float) -> str:

@@ -159,7 +159,7 @@ def _images_of(records: Iterable[ImageRecord], place: str) -> RealImages:
         if record.path not in names:
             names[record.path] = name = _free_name(record, taken)
             taken.add(name)
-            pictures.append(Picture(record.path, record.fixed_caption.strip(), record.cut))
+            pictures.append(Picture.of(record))
     return RealImages(place, pictures, names.__getitem__)
 
 

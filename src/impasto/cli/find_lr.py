@@ -41,6 +41,10 @@ ENDING = ".html"
     "--out", "page", metavar="PAGE", type=click.Path(path_type=Path),
     help="Write the curve as a page: a new file that ends in .html.",
 )  # fmt: skip
+@click.option(
+    "--plan", "plan_only", is_flag=True,
+    help="Say what the test would do, how long and with how much memory, and stop.",
+)  # fmt: skip
 def find_lr(
     config: Path,
     overrides: tuple[str, ...],
@@ -51,6 +55,7 @@ def find_lr(
     images: int,
     timesteps: int,
     page: Path | None,
+    plan_only: bool,
 ) -> None:
     """Suggest a learning rate for the run that the TOML file CONFIG describes.
 
@@ -60,6 +65,7 @@ def find_lr(
     \b
     impasto find-lr my-style.toml --out rates.html
     impasto find-lr my-style.toml --to 1e-3 --steps 200
+    impasto find-lr my-style.toml --plan
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto import files
     from impasto.cli.console import Console
@@ -79,6 +85,12 @@ def find_lr(
     check_run(settings, is_new=False)
     from impasto.training.lr_finding import Probe, find_lr
 
+    if plan_only:
+        from impasto.cli.find_lr_plan import show_lr_plan
+
+        with files.dry_run():
+            show_lr_plan(settings, tried, Probe(images, timesteps), page, console)
+        return
     curve = find_lr(settings, tried, Probe(images, timesteps), console)
     suggestion = suggest(curve)
     console.heading("No suggestion" if suggestion.lr is None else f"lr = {suggestion.lr:.2g}")

@@ -51,12 +51,13 @@ from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine, unused_gpu, why_gpu_unused
 from impasto.training.processes import facts_of, planned_processes
 from impasto.training.saving.own_models import OwnModels
+from impasto.training.session_parts import load_preview_network
 from impasto.training.text import build_layout
 from impasto.training.triggers import Triggers
 
 
 @dataclass(frozen=True)
-class _Outlook:
+class Outlook:
     """All that a plan is made of, found out without training."""
 
     config: RunConfig
@@ -76,12 +77,12 @@ def show_plan(asked: RunConfig, console: Console) -> None:
     Raises:
         ImpastoError: Whatever would stop the run before its first step.
     """
-    outlook = _look_ahead(asked, console)
-    plan = _plan_of(outlook)
+    outlook = look_ahead(asked, console)
+    plan = plan_of(outlook)
     show_numbers(plan, console)
     _require_place(outlook)
     show_advice(plan, console)
-    doubt = _require_fit(asked, outlook)
+    doubt = require_fit(asked, outlook)
     if doubt is not None:
         console.note(f"Warning: {doubt}")
 
@@ -93,14 +94,14 @@ def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]
         ImpastoError: What is found before there is anything to plan.
     """
     notes = Notes()
-    outlook = _look_ahead(asked, notes)
+    outlook = look_ahead(asked, notes)
     doubt, error = None, None
     try:
         _require_place(outlook)
-        doubt = _require_fit(asked, outlook)
+        doubt = require_fit(asked, outlook)
     except ImpastoError as refusal:
         error = refusal
-    content = {**asdict(_plan_of(outlook)), "notes": notes.lines, "doubt": doubt}
+    content = {**asdict(plan_of(outlook)), "notes": notes.lines, "doubt": doubt}
     return content, error
 
 
@@ -115,7 +116,7 @@ class Notes(SilentProgress):
         self.lines.append(message)
 
 
-def _require_place(outlook: _Outlook) -> None:
+def _require_place(outlook: Outlook) -> None:
     """Make sure that what the run will write has room, and is in nobody's way.
 
     Raises:
@@ -129,7 +130,7 @@ def _require_place(outlook: _Outlook) -> None:
     own.require_free(planned_models(config, endings))
 
 
-def _require_fit(asked: RunConfig, outlook: _Outlook) -> str | None:
+def require_fit(asked: RunConfig, outlook: Outlook) -> str | None:
     """Make sure that the run fits into memory; a sentence where that is not certain.
 
     Raises:
@@ -140,7 +141,12 @@ def _require_fit(asked: RunConfig, outlook: _Outlook) -> str | None:
     return outlook.fitting.require_fit(outlook.config)
 
 
-def _look_ahead(asked: RunConfig, progress: Progress) -> _Outlook:
+def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
+    """Find out what a run would do: its images, model, memory and disk use.
+
+    Raises:
+        ImpastoError: Whatever would stop the run before its first step, but for room.
+    """
     card = unused_gpu()
     if card is not None:
         progress.note(f"Warning: {card} is not used: {why_gpu_unused()}")
@@ -148,6 +154,7 @@ def _look_ahead(asked: RunConfig, progress: Progress) -> _Outlook:
     asked, processes = resolve_precision(asked, progress), planned_processes()
     require_precision(asked.training.mixed_precision)
     load_hypernetworks(asked.previews.hypernetworks)
+    load_preview_network(asked, progress)
     require_compatible(asked, facts_of(asked, processes))
     found = survey(asked, progress, decode=True)
     config = resolve_settings(asked, found, progress, check=False, processes=processes)
@@ -165,7 +172,7 @@ def _look_ahead(asked: RunConfig, progress: Progress) -> _Outlook:
     fitting = build_memory_fitter(asked, group, processes, workload)  # training.memory is the limit
     with progress.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
-    return _Outlook(
+    return Outlook(
         config,
         found,
         model,
@@ -178,7 +185,8 @@ def _look_ahead(asked: RunConfig, progress: Progress) -> _Outlook:
     )
 
 
-def _plan_of(outlook: _Outlook) -> RunPlan:
+def plan_of(outlook: Outlook) -> RunPlan:
+    """The plan of a run, as plain values."""
     config, identity = outlook.config, outlook.model.identity
     per_epoch, parts = outlook.sampler.steps_per_epoch, outlook.trainable.parts
     transfers = transfers_of(config, outlook.trainable, default_device())
@@ -230,7 +238,7 @@ def _found_by_patterns(config: RunConfig, trainable: Trainable) -> dict[str, lis
     }
 
 
-def _data_of(outlook: _Outlook) -> DataPlan:
+def _data_of(outlook: Outlook) -> DataPlan:
     scan, plan, split = outlook.survey.scan, outlook.survey.plan, outlook.survey.split
     balance = outlook.survey.balance or Balance()
     tokens = build_tokens(outlook.model, build_layout(outlook.config))[0]
@@ -254,16 +262,14 @@ def _data_of(outlook: _Outlook) -> DataPlan:
     )
 
 
-def _validation_of(outlook: _Outlook, step_s: float) -> ValidationPlan | None:
-    """What validation measures; a forward pass takes about a third of a sample's training."""
-    config, split, sampler = outlook.config, outlook.survey.split, outlook.sampler
+def _validation_of(outlook: Outlook, step_s: float) -> ValidationPlan | None:
+    """What validation measures."""
+    config, split = outlook.config, outlook.survey.split
     images = len(split.held_out)
     if not images:
         return None
     draws = planned_draws(config, images)
     sample = min(config.validation.training_images, len(outlook.survey.plan.images))
-    per_epoch = sampler.samples_before(sampler.steps_per_epoch)
-    sample_s = step_s * sampler.steps_per_epoch / max(1, per_epoch)
     every = config.validation.every_steps
     return ValidationPlan(
         images=images,
@@ -274,11 +280,18 @@ def _validation_of(outlook: _Outlook, step_s: float) -> ValidationPlan | None:
         standard_error=draws.standard_error(images),
         training_images=sample,
         times=1 + math.ceil(outlook.steps / every),
-        seconds_each=(images + sample) * draws.per_image * sample_s / 3,
+        seconds_each=(images + sample) * draws.per_image * seconds_per_pass(outlook, step_s),
     )
 
 
-def _seconds_per_step(outlook: _Outlook, transfers: Transfers | None) -> float:
+def seconds_per_pass(outlook: Outlook, step_s: float) -> float:
+    """About how long one image takes without learning: a third of its part of a step."""
+    sampler = outlook.sampler
+    per_epoch = sampler.samples_before(sampler.steps_per_epoch)
+    return step_s * sampler.steps_per_epoch / max(1, per_epoch) / 3
+
+
+def _seconds_per_step(outlook: Outlook, transfers: Transfers | None) -> float:
     images, parts = outlook.survey.plan.images, outlook.trainable.parts
     return seconds_per_step(
         outlook.config, outlook.footprint, images, parts, default_device(), transfers

@@ -16,6 +16,11 @@ def show_numbers(plan: RunPlan, console: Console) -> None:
     console.table(_data_rows(plan.data))
     console.heading("Training")
     console.table(_training_rows(plan))
+    show_memory(plan, console)
+
+
+def show_memory(plan: RunPlan, console: Console) -> None:
+    """Print what is taken of the device's memory at the fullest moment, and of RAM."""
     console.heading(f"Memory, at most while {plan.memory.moment}")
     total, budget = gib(plan.memory.total), gib(plan.memory.budget)
     console.table(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +80,13 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     help="A hypernetwork to draw with; repeatable. A prompt may say <hypernet:name:0.5>.",
 )
 @click.option(
+    "--lora",
+    "loras",
+    multiple=True,
+    metavar="FILE[:STRENGTH]",
+    help="A LoRA or LoCon to draw with; repeatable. It is added to MODEL in memory alone.",
+)
+@click.option(
     "--strengths",
     metavar="0,0.5,1",
     help="Draw each prompt at each of these strengths of the hypernetworks; with --grid, the "
@@ -103,6 +111,7 @@ def sample(
     emphasis: Emphasis,
     empty_text: str | None,
     hypernetworks: tuple[str, ...],
+    loras: tuple[str, ...],
     strengths: str | None,
     grid: bool,  # noqa: FBT001
     **options: Any,
@@ -118,6 +127,7 @@ def sample(
     require_source(model)
     from impasto.models.hypernetwork import load_hypernetworks
     from impasto.models.loading import load_base_model
+    from impasto.models.lora_merging import open_loras, with_loras
     from impasto.sampling.drawing import prepare_sampler, with_strengths
     from impasto.sampling.prompts import Prompt
     from impasto.sampling.sampler import make_grid, save_png
@@ -126,7 +136,12 @@ def sample(
     console = Console()
     stack = load_hypernetworks(hypernetworks)
     sweep = _sweep(strengths, stack)
-    base = load_base_model(model, open_options(options), console)
+    added = open_loras(loras)
+    base = load_base_model(
+        model, open_options(options), console, changed=partial(with_loras, loras=added)
+    )
+    for lora in added:
+        console.note(f"With {lora.words}.")
     native = _native_size(model, base)
     zeros = None if empty_text is None else empty_text == "zeros"
     drawer = prepare_sampler(
@@ -135,7 +150,7 @@ def sample(
     stack.attach(base.unet)
     single = [
         Prompt(text, negative, seed + index, width or native[0], height or native[1], steps,
-               guidance, sampler, guidance_rescale)
+               guidance, sampler, guidance_rescale, tuple(lora.named for lora in added))
         for index, text in enumerate(text for text in prompts for _ in range(count))
     ]  # fmt: skip
     swept: list[float | None] = [*sweep] or [None]

@@ -10,6 +10,7 @@ import click
 if TYPE_CHECKING:
     from impasto.runs import RunDirectory
     from impasto.runs.learning import Learning
+    from impasto.runs.validation_groups import GroupLosses
 
 
 @click.command()
@@ -29,12 +30,20 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
     from impasto.cli.harmless import json_text
     from impasto.runs import RunDirectory
 
-    found = _found(RunDirectory.open(run), most)
+    directory = RunDirectory.open(run)
+    found, groups = _found(directory, most), _groups(directory)
+    found |= {
+        "groups_step": None if groups is None else groups.step,
+        "groups": [one.as_values() for one in groups.groups] if groups is not None else [],
+    }
     if as_json:
         click.echo(json_text(found))
         return
     console = Console()
     console.table(_rows(found))
+    if groups is not None:
+        console.heading(f"Loss of held-out images at step {groups.step:,}, by what they share")
+        console.table({one.title: one.words for one in groups.groups})
     if found["images"]:
         console.heading(f"Highest loss, of {found['images_known']:,} images")
         console.table({one["path"]: _image_words(one) for one in found["images"]})
@@ -62,6 +71,14 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
             for one in images[:most]
         ],
     }
+
+
+def _groups(run: RunDirectory) -> GroupLosses | None:
+    from impasto.runs.lines import read_lines
+    from impasto.runs.validation_groups import last_groups
+
+    lines = read_lines(run.metrics_file, holding=b'"validation_by"')
+    return last_groups(line for _, line in lines)
 
 
 def _claims(learning: Learning | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from impasto.config.rules_of_computing import (
     PRECISION,
     STEP_GRAPHS,
 )
-from impasto.config.rules_of_learning import HELD_OUT, LOSS, TEXT, WRITTEN
+from impasto.config.rules_of_learning import DRAWN, HELD_OUT, LOSS, TEXT, WRITTEN
 from impasto.config.rules_of_memory import MEMORY
 from impasto.config.rules_of_sharding import SHARDING
 from impasto.errors import ConfigError
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RULES = (
     *PRECISION, *FLOAT8, *KERNELS, *STEP_GRAPHS, *LOSS, *OPTIMIZER, *MEMORY, *AVERAGE, *TEXT,
-    *HELD_OUT, *WRITTEN, *SHARDING,
+    *HELD_OUT, *DRAWN, *WRITTEN, *SHARDING,
 )  # fmt: skip
 """Every combination that is refused, of settings and of what is known beside them."""
 

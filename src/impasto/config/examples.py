@@ -62,6 +62,8 @@ _EXAMPLES: dict[str, Any] = {
     "training.ema_power": 0.75,
     "validation.image_dir": "held-out",
     "validation.split": 0.05,
+    "validation.by": ["tag"],
+    "previews.features": "dinov2",
     "previews.hypernetworks": ["style.pt:0.8"],
     "previews.prompts": ["a castle on a hill"],
     "previews.prompt_file": "prompts.txt",

@@ -78,6 +78,13 @@ class PreviewConfig(Section):
     """Whether brackets in prompts are emphasis; `mean` is what A1111 does. A bracket itself is
     written `\\(`."""
 
+    features: str | None = None
+    """Network that compares the previews of each step with the held-out images, or with those that
+    are trained on where none are held out, as `impasto evaluate --features` does: `demo`, which
+    knows flat icons alone, `clip`, `dinov2`, a tagger, a folder or a Hub id. It computes on the
+    CPU. The metrics have the kernel distance, and the similarity to the image whose caption a
+    prompt is. Off means not to compare."""
+
     vae_tiling: bool = False
     """Decode images of more than 512 pixels a side in overlapping tiles of 512: takes the memory of
     one tile, and differs a little from an image that is decoded whole. Latents are not touched."""

@@ -134,8 +134,33 @@ HELD_OUT = (
             "one of them out"
         ),
     ),
+    Rule(
+        ("validation.by", "validation.image_dir", "validation.split"),
+        lambda c: bool(c.config.validation.by) and not c.config.holds_out,
+        lambda _: (
+            "validation.by has no effect where no images are held out: give validation.split or "
+            "validation.image_dir, or take it out"
+        ),
+    ),
 )
-"""Images that are held out in two ways."""
+"""Images that are held out in two ways, or not at all."""
+
+
+DRAWN = (
+    Rule(
+        ("previews.features", "previews.prompts", "previews.prompt_file"),
+        lambda c: (
+            c.config.previews.features is not None
+            and not c.config.previews.prompts
+            and c.config.previews.prompt_file is None
+        ),
+        lambda _: (
+            "previews.features has no effect without previews: give previews.prompts or "
+            "previews.prompt_file, or take it out"
+        ),
+    ),
+)
+"""What is done with previews."""
 
 
 WRITTEN = (

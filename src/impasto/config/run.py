@@ -127,6 +127,15 @@ class ValidationConfig(Section):
     """Images of the training set that are measured the same way at each validation: their loss
     falls below that of held-out images as they are learnt by heart. 0 means none."""
 
+    by: tuple[Literal["tag", "dataset", "subset"], ...] = ()
+    """Also tell the loss of held-out images by what they have in common: a `tag` (what stands
+    between the commas of captions), their `dataset`, or their `subset` (folder). Up to 40 of each
+    are told, those with most images. It costs no further forward passes."""
+
+    by_images: Annotated[int, Field(ge=2)] = 4
+    """Held-out images that a tag, dataset or subset has at least for its loss to be told; copies
+    count as one."""
+
 
 class RunConfig(Section):
     """A whole training run."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from impasto.annotator_table import DEMO_TAGGER
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
 
 FOLDER = Path(__file__).resolve().parent
 BASE_MODEL = FOLDER / "base"
-TAGGER = FOLDER / "tagger"
+TAGGER = DEMO_TAGGER
 CAPTIONER = FOLDER / "captioner"
 PICTURES = FOLDER / "pictures"
 HELD_OUT = FOLDER / "heldout"

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from impasto.data.cuts import cut_out
 from impasto.data.images import UnreadableImageError, failure_of, read_rgb
 from impasto.data.likeness import perceptual_hash
-from impasto.data.records import Cut, Size, SkippedFile
+from impasto.data.records import Cut, ImageRecord, Size, SkippedFile
 from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import ModelError, OutOfMemoryError
 from impasto.evaluation.neighbours import SIDE
@@ -41,6 +41,11 @@ class Picture:
     path: Path
     caption: str = ""
     cut: Cut | None = None
+
+    @classmethod
+    def of(cls, record: ImageRecord) -> Picture:
+        """An image of a dataset, with its caption without what varies."""
+        return cls(record.path, record.fixed_caption.strip(), record.cut)
 
 
 @dataclass(frozen=True)

@@ -207,7 +207,7 @@ def _measure_features(
         x, groups, y, draws, material.real_draws, material.linked
     )
     unit, real = normalised(x), normalised(y)
-    similar = _to_linked(unit, real, material)
+    similar = similarity_to(unit, real, [material.linked[group] for group in groups])
     found.similarity = found.similarity or similar
     found.estimates[IMAGE.key, name] = mean_estimate(similar, groups, draws)
     if name in material.texts:
@@ -222,9 +222,16 @@ def _measure_features(
         found.estimates[AUTHENTIC.key, name] = mean_estimate(own.tolist(), groups, draws)
 
 
-def _to_linked(unit: np.ndarray, real: np.ndarray, material: Material) -> list[float | None]:
-    """[N] the cosine of each sample and the real image of its caption."""
-    links = [material.linked[group] for group in material.groups]
+def similarity_to(
+    unit: np.ndarray, real: np.ndarray, links: Sequence[int | None]
+) -> list[float | None]:
+    """[N] the cosine of each sample and the real image of its caption; None without one.
+
+    Args:
+        unit: [N, D] features of samples, of length 1.
+        real: [M, D] those of real images.
+        links: [N] the place of that image in `real`.
+    """
     return [
         None if link is None else float(sample @ real[link])
         for sample, link in zip(unit, links, strict=True)

@@ -59,12 +59,21 @@ class TaggerNetwork:
         folder: Where it is.
         with_features: Whether its features are wanted besides its tags.
         progress: Is told when memory makes batches smaller.
+        provider: What ONNX Runtime computes with, as of `OnnxTagger`; None is the best there is.
     """
 
     def __init__(
-        self, name: str, folder: Path, progress: Progress, *, with_features: bool = True
+        self,
+        name: str,
+        folder: Path,
+        progress: Progress,
+        *,
+        with_features: bool = True,
+        provider: str | None = None,
     ) -> None:
-        self._tagger = OnnxTagger(folder, progress=progress, with_features=with_features)
+        self._tagger = OnnxTagger(
+            folder, provider=provider, progress=progress, with_features=with_features
+        )
         self._with_features = with_features
         self.tells_tags = True
         self.table = self._tagger.table
@@ -96,7 +105,11 @@ class TaggerNetwork:
 
 
 def load_network(
-    name: str, device: torch.device, progress: Progress, shipped: Mapping[str, Path]
+    name: str,
+    device: torch.device,
+    progress: Progress,
+    shipped: Mapping[str, Path],
+    provider: str | None = None,
 ) -> Network:
     """A network by a path, a short name or a Hub id.
 
@@ -107,6 +120,7 @@ def load_network(
         device: Where it computes.
         progress: Is told of downloads.
         shipped: Short names of taggers that come with the program, with their folders.
+        provider: What ONNX Runtime computes with, for a tagger; None is the best there is.
 
     Raises:
         ConfigError: There is no such name.
@@ -115,9 +129,10 @@ def load_network(
     """
     path = Path(name)
     if name in shipped:
-        return TaggerNetwork(name, shipped[name], progress)
+        return TaggerNetwork(name, shipped[name], progress, provider=provider)
     if name not in KNOWN and (name in TAGGERS or _is_tagger(path)):
-        return TaggerNetwork(_short(name), locate_tagger(name, progress), progress)
+        folder = locate_tagger(name, progress)
+        return TaggerNetwork(_short(name), folder, progress, provider=provider)
     is_there = presence.exists(path)
     if not is_there and name not in KNOWN and (name.count("/") != 1 or path.suffix):
         raise ConfigError(

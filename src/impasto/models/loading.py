@@ -107,6 +107,7 @@ def load_base_model(
     dtypes: Mapping[PartKind, torch.dtype] | None = None,
     exact: Collection[str] = (),
     waiting: Callable[[Family], Mapping[str, Keep]] | None = None,
+    changed: Callable[[ModelContents], ModelContents] | None = None,
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
@@ -119,6 +120,7 @@ def load_base_model(
             bit for bit.
         waiting: Gives, for the family that the model is of, the names of networks that wait without
             values, with how their tensors are kept meanwhile.
+        changed: Gives the contents that networks are made of, for those of the files: with LoRAs.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
@@ -128,6 +130,7 @@ def load_base_model(
     contents = open_model(source, options, progress)
     networks = empty_networks(contents)
     contents = require_complete(contents, networks)
+    contents = contents if changed is None else changed(contents)
     for note in contents.notes:
         progress.note(f"{contents.name}: {note}.")
     by_name = contents.identity.family.by_name(dtypes or {})

@@ -32,6 +32,17 @@ class StrongLora:
     file: LoraFile
     strength: float
 
+    @property
+    def words(self) -> str:
+        """What it is and how much of it is added."""
+        layers = counted(len(self.file.layers), "layers")
+        return f"{self.file.path} at {self.strength:g} ({layers})"
+
+    @property
+    def named(self) -> tuple[str, float]:
+        """The name that A1111 knows it by, and its strength."""
+        return self.file.path.stem, self.strength
+
 
 Added = list[tuple[StrongLora, LoraLayer]]
 

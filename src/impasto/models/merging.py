@@ -285,10 +285,7 @@ def _summary(
             [f"{ratios.default:g}", *(f"{name} {value:g}" for name, value in ratios.given.items())]
         )
     if opened.loras:
-        rows["LoRA"] = ", ".join(
-            f"{lora.file.path} at {lora.strength:g} ({counted(len(lora.file.layers), 'layers')})"
-            for lora in opened.loras
-        )
+        rows["LoRA"] = ", ".join(lora.words for lora in opened.loras)
     rows["Precision"] = _precision(contents)
     notes = dict.fromkeys(f"{m.name}: {note}" for m in opened.models for note in m.notes)
     if notes:

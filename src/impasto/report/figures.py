@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from markupsafe import Markup
@@ -67,6 +68,7 @@ def figures_of_run(metrics: Metrics, validations: Sequence[Validation]) -> list[
         _figure("levels", "Loss by noise level", _curves("loss", _levels(metrics)), note=(
             "Means over the training steps; 0 is the least noise."
         )),
+        *_of_previews(metrics),
         _figure("lr", "Learning rate", _curves("learning rate", _rates(metrics))),
         _figure("norm", "Gradient norm", _curves(
             "norm before clipping", [("norm", points_of(metrics, "grad_norm"))]
@@ -110,6 +112,36 @@ def _gap(validations: Sequence[Validation], errors: Mapping[float, float]) -> Ca
         Line("first", "trained on", training, is_marked=True),
     ]
     return lambda width: line_chart("Gap", "loss", lines, width=width, height=260)
+
+
+def _of_previews(metrics: Metrics) -> list[Figure]:
+    """How far previews are from real images, where a run compared them."""
+    network = next((line["preview_features"] for line in reversed(metrics)
+                    if isinstance(line.get("preview_features"), str)), "")  # fmt: skip
+    return [
+        _figure(
+            key.replace("_", "-"), title, partial(_with_errors, metrics, f"preview_{key}", label),
+            note=f"{note} By the features of {network.partition(' ')[0]}, with standard errors "
+            f"where prompts are enough.",
+        )
+        for key, title, label, note in (
+            ("kernel_distance", "Kernel distance of previews to real images", "kernel distance",
+             "Lower is nearer; it may be below 0."),
+            ("similarity", "Similarity of previews to the image of the same caption",
+             "similarity", "Higher is nearer."),
+        )
+    ]  # fmt: skip
+
+
+def _with_errors(metrics: Metrics, name: str, label: str, width: float) -> str:
+    points = points_of(metrics, name)
+    if not points:
+        return ""
+    errors: dict[float, float] = dict(points_of(
+        [line for line in metrics if is_plottable(line.get(name))], f"{name}_se"
+    ))  # fmt: skip
+    lines = [Line("first", label, points, is_marked=True, errors=errors)]
+    return line_chart(label.capitalize(), label, lines, width=width, height=260)
 
 
 def _curves(

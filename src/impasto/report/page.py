@@ -23,6 +23,7 @@ from impasto.runs import RunDirectory, step_name
 from impasto.runs.image_losses import read_image_losses
 from impasto.runs.learning import Learning, learning_in
 from impasto.runs.schema import CHANGED_SETTINGS
+from impasto.runs.validation_groups import last_groups
 from impasto.runs.validations import validations_of
 
 MAX_SAMPLE_COLUMNS = 6
@@ -72,6 +73,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
         "result": result_of(run, settings, learning),
         "facts": _facts(metrics, learning, dataset),
         "figures": figures_of_run(metrics, validations_of(metrics)),
+        "groups": _groups(metrics, publish),
         "worst": _worst_images(run, publish),
         "samples": samples,
         "sample_width": samples["width"],
@@ -144,6 +146,15 @@ def _by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from _by_path(item, f"{path}[{number}]")
     else:
         yield path, value
+
+
+def _groups(metrics: list[dict[str, Any]], publish: tuple[str, ...]) -> dict[str, Any] | None:
+    """Losses by what held-out images share; tags are words of captions, told as prompts are."""
+    found = last_groups(metrics)
+    if found is None:
+        return None
+    shown = [one for one in found.groups if one.by != "tag" or "prompts" in publish]
+    return {"step": found.step, "rows": shown, "hidden": len(found.groups) - len(shown)}
 
 
 def _worst_images(run: RunDirectory, publish: tuple[str, ...]) -> list[dict[str, str]]:

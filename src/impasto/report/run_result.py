@@ -113,10 +113,7 @@ def _next_step(
         kept = " With saving.best_model = true that model is kept." if best is None else ""
         return f"{sooner}{kept}", ""
     if learning.verdict == "unclear":
-        return (
-            "Compare the samples with the base model's: the loss does not tell them apart. Train "
-            "longer, with a higher learning rate, or hold more images out."
-        ), ""
+        return _when_unclear(learning), ""
     if learning.best is learning.last:
         return (
             "Draw with the model. The loss was still at its lowest, so a longer run may do better:"
@@ -126,3 +123,15 @@ def _next_step(
         if best is not None
         else "Draw with the model:"
     ), drawing
+
+
+def _when_unclear(learning: Learning) -> str:
+    if learning.is_clear_on_these:
+        return (
+            "Compare the samples with the base model's. A next run should hold more images out: "
+            "the loss of these changed, and says too little of others."
+        )
+    return (
+        "Compare the samples with the base model's: the loss does not tell them apart. Train "
+        "longer, with a higher learning rate, or hold more images out."
+    )

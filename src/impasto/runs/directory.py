@@ -172,6 +172,11 @@ class RunDirectory:
         return self.path / "metrics.jsonl"
 
     @property
+    def base_losses_file(self) -> Path:
+        """The base model's loss on each held-out image, where losses are told by tags and so on."""
+        return self.path / "base-losses.json"
+
+    @property
     def image_losses_file(self) -> Path:
         """The loss of each image each time it was shown."""
         return self.path / "image_losses.csv"

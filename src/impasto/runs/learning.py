@@ -124,6 +124,12 @@ class Learning:
         """Whether the last step is better than the base model."""
         return self._is_above(self.first, self.last)
 
+    @property
+    def is_clear_on_these(self) -> bool:
+        """Whether the end differs clearly from the base model on these images, few or uneven."""
+        change = self.compared(self.last, self.first)
+        return change is not None and change.is_clear_if_gaussian(self.chance)
+
     def as_good(self) -> list[int]:
         """The other steps that may be as good as the best one; all where nothing is known."""
         return [

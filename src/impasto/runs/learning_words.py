@@ -9,6 +9,7 @@ from impasto.runs.evidence import CONFIDENCE
 from impasto.runs.validations import MOST_VALUES
 
 if TYPE_CHECKING:
+    from impasto.runs.evidence import Difference
     from impasto.runs.learning import Learning
     from impasto.runs.validations import Validation
 
@@ -60,7 +61,8 @@ def model_words(learning: Learning, one: Validation) -> str:
         return f"{told}. It does better on held-out images than the base model."
     if change.is_above(learning.chance):
         return f"{told}. It does worse on held-out images than the base model."
-    return f"{told}, which is within the noise."
+    few = _too_few(learning, change)
+    return f"{told}. {few}" if few else f"{told}, which is within the noise."
 
 
 def best_words(learning: Learning) -> str:
@@ -103,12 +105,16 @@ def evidence_words(learning: Learning) -> str:
     """What the claims rest on; empty where there are none."""
     if not learning.is_known:
         return ""
-    values = len(learning.last.images)
-    what = "parts of the held-out images" if values >= MOST_VALUES else "held-out images"
     return (
-        f"± is the standard error over {counted(values, what)}; what is claimed is "
+        f"± is the standard error over {_values(learning)}; what is claimed is "
         f"{100 * CONFIDENCE:.0f} % sure"
     )
+
+
+def _values(learning: Learning) -> str:
+    values = len(learning.last.images)
+    what = "parts of the held-out images" if values >= MOST_VALUES else "held-out images"
+    return counted(values, what)
 
 
 def _worse(learning: Learning) -> str:
@@ -154,6 +160,12 @@ def _better(learning: Learning) -> str:
 
 def _unclear(learning: Learning) -> str:
     change = change_words(learning, learning.last, learning.first)
+    few = _too_few(learning, learning.compared(learning.last, learning.first))
+    if few:
+        return (
+            f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}, a "
+            f"change of {change}. {few}"
+        )
     start = (
         f"The validation loss, {_loss(learning.last)}, cannot be told from that of the base model, "
         f"{_loss(learning.first)}: the change of {change} is "
@@ -164,6 +176,17 @@ def _unclear(learning: Learning) -> str:
             f"{start} {_after(learning.best).capitalize()} it was better, {_loss(learning.best)}."
         )
     return f"{start} More held-out images or more steps would tell."
+
+
+def _too_few(learning: Learning, change: Difference | None) -> str:
+    """Why a change is not claimed that looks clear; empty of one that does not."""
+    if change is None or not change.is_clear_if_gaussian(learning.chance):
+        return ""
+    return (
+        f"On these images that is clear, but {_values(learning)} are too few, or change too "
+        f"unevenly, to rule out that a few others change far more, the other way. More held-out "
+        f"images would tell."
+    )
 
 
 def _by_limit(learning: Learning) -> str:

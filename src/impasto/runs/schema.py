@@ -36,6 +36,12 @@ _TYPES: dict[str, dict[str, Any]] = {
         "step": _WHOLE, "epoch": _WHOLE, "samples_seen": _WHOLE, "loss": _NUMBER,
         "validation_loss": _NUMBER, "validation_se": _NUMBER, "validation_images": [_NUMBER],
         "training_sample_loss": _NUMBER, "grad_norm": _NUMBER,
+        "validation_by": [{
+            "by": _TEXT, "name": _TEXT, "images": _WHOLE, "loss": _NUMBER, "se": _NUMBER,
+            "change": _NUMBER, "change_se": _NUMBER,
+        }],
+        "preview_kernel_distance": _NUMBER, "preview_kernel_distance_se": _NUMBER,
+        "preview_similarity": _NUMBER, "preview_similarity_se": _NUMBER,
         "images_per_s": _NUMBER, "lr": _NUMBER, "time": _NUMBER,
     },
 }  # fmt: skip

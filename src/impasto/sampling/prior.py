@@ -57,7 +57,8 @@ class PriorPlan:
         Args:
             model: What identifies the model, and how it reads words.
         """
-        settings = {name: value for name, value in asdict(self.prompt).items() if name != "text"}
+        settings = asdict(self.prompt)
+        del settings["text"], settings["loras"]  # none are drawn with
         return {"version": VERSION, "model": dict(model), "texts": list(self.texts), **settings}
 
 

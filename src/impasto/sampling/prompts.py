@@ -26,6 +26,7 @@ class Prompt:
         sampler: A key of `SAMPLERS`.
         guidance_rescale: How much of what guidance adds to the contrast is taken back, from 0 to 1;
             Lin et al. 2023 (arXiv:2305.08891), section 3.4. It has no effect without guidance.
+        loras: Names and strengths of the LoRAs that were added to the model, for its file alone.
     """
 
     text: str
@@ -37,6 +38,7 @@ class Prompt:
     guidance_scale: float = 7.0
     sampler: str = "ddim"
     guidance_rescale: float = 0.0
+    loras: tuple[tuple[str, float], ...] = ()
 
     @property
     def words(self) -> str:
@@ -65,11 +67,15 @@ class Prompt:
         }
 
     def parameters(self) -> str:
-        """The text that A1111 writes into PNG files and other programs read from them."""
+        """The text that A1111 writes into PNG files and other programs read from them.
+
+        A LoRA is told as A1111's prompts name one, so that it draws with the file of that name.
+        """
+        words = " ".join((self.text, *(f"<lora:{name}:{value:g}>" for name, value in self.loras)))
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
         rescale = f", CFG rescale: {self.guidance_rescale:g}" if self.is_rescaled else ""
         return (
-            f"{self.text}{negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
+            f"{words}{negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
             f"CFG scale: {self.guidance_scale:g}, Seed: {self.seed}, "
             f"Size: {self.width}x{self.height}{rescale}"
         )

@@ -58,15 +58,21 @@ def borrowed_session(
     """
     accelerator = build_accelerator()
     if accelerator.num_processes > 1:
-        raise ConfigError(f"One process does this ({doing}). Start it without others.")
+        raise one_process_alone(doing)
     folder = config.dataset.derived_dir / LATENTS
     patience = locks.LockWaiter(progress.note, f"reading {folder}")
     with (
         locks.SharedLock(folder, doing, patience),
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
-        elsewhere = config.model_copy(update={"output_dir": Path(scratch)})
+        previews = config.previews.model_copy(update={"features": None})  # nobody reads its metrics
+        elsewhere = config.model_copy(update={"output_dir": Path(scratch), "previews": previews})
         yield build_session(elsewhere, accelerator, progress, overrides or Overrides(), known)
+
+
+def one_process_alone(doing: str) -> ConfigError:
+    """What is said where several processes were started for what one does."""
+    return ConfigError(f"One process does this ({doing}). Start it without others.")
 
 
 @contextlib.contextmanager

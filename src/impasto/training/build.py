@@ -23,7 +23,6 @@ from impasto.datasets.prepare import PreparedData
 from impasto.errors import ConfigError
 from impasto.models.attention import use_kernel
 from impasto.models.attention_kernels import build_kernel
-from impasto.models.hypernetwork import HypernetworkStack, load_hypernetworks
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
@@ -55,9 +54,9 @@ from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
 from impasto.training.planning.memory_facts import unloads_text_encoder
 from impasto.training.precision import caches_casts, computed_kind
 from impasto.training.processes import build_strategy, facts_of
-from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 from impasto.training.session_parts import (
+    PreviewParts,
     build_data,
     build_ema,
     build_posthoc,
@@ -98,26 +97,24 @@ def build_session(
     )
     set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
-    prompts = build_prompts(config)
+    previews = PreviewParts.of(config, progress, is_main=accelerator.is_main_process)
     build_templates(config)
-    previewed = load_hypernetworks(config.previews.hypernetworks)
     encoded = build.encoded(known)
     with hashing_ends_first(encoded.hashes):
-        return _session(build, encoded, prompts, previewed, recorded or {})
+        return _session(build, encoded, previews, recorded or {})
 
 
 def _session(
     build: _Builder,
     encoded: EncodedModel,
-    prompts: Sequence[Prompt],
-    previewed: HypernetworkStack,
+    previews: PreviewParts,
     recorded: Mapping[str, str],
 ) -> Session:
     """All that a run computes with, of a model that has encoded its images."""
     config, accelerator, overrides = build.config, build.accelerator, build.overrides
     prepared = encoded.data
     trainable = build.network(encoded)
-    text = build.text(encoded, trainable, prompts, recorded)
+    text = build.text(encoded, trainable, previews.prompts, recorded)
     model, conditioners = text.model, text.conditioners
     tell = overrides.conditioner or _as_it_is
     learning = build.learning(trainable)
@@ -142,7 +139,7 @@ def _session(
         sampler=sampler,
         validator=build_validator(config, prepared, model),
         previewer=build_previewer(
-            config, prompts, model, trainable, tell(conditioners.prompts), previewed
+            config, previews, model, trainable, tell(conditioners.prompts), prepared
         ),
         ema=build_ema(config, trainable, build.strategy),
         posthoc=build_posthoc(config, trainable, build.strategy),

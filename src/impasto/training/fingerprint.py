@@ -48,7 +48,7 @@ _ELSEWHERE = {
         "gradient_accumulation_steps", "offload_optimizer", "weight_copies",
         "stream_weights", "cuda_graphs",
     },
-    "validation": {"image_dir", "every_steps", "training_images"},
+    "validation": {"image_dir", "every_steps", "training_images", "by", "by_images"},
 }  # fmt: skip
 """Settings whose effect is in other entries, or that have none on the numbers beyond rounding."""
 

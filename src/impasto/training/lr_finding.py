@@ -12,13 +12,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.data.dataset import iterate_steps
 from impasto.data.latent_cache import CachedPlan
 from impasto.datasets.batching import validation_batch_size
-from impasto.datasets.build import survey
+from impasto.datasets.build import Survey, survey
 from impasto.datasets.fixed_draws import Draws
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
@@ -41,6 +42,11 @@ from impasto.training.session import Session
 from impasto.training.stepping import Stepper
 
 DOING = "looking for a learning rate"
+_NOTHING_ENCODED = (
+    "No image is encoded ahead, so there is nothing to measure the loss on: all change each time "
+    "they are shown (random_crop, color_aug, face_crop_aug_range). Take that out for the test, or "
+    "hold images out (validation.split)."
+)
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,7 @@ def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress)
         ConfigError: The optimizer finds its rate itself, or the settings do not go together.
         ImpastoError: As a run that begins.
     """
-    _require_rate(config)
-    config = _for_the_test(config, tried, progress)
+    config = settings_of_test(config, tried, progress)
     require_machine(config)
     config = resolve_precision(config, progress)
     require_compatible(config, facts_of(config, planned_processes()))
@@ -112,11 +117,16 @@ def _require_rate(config: RunConfig) -> None:
         )
 
 
-def _for_the_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunConfig:
-    """The settings without what plays no part: averages, previews, a text encoder that waits."""
+def settings_of_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunConfig:
+    """The settings without what plays no part: averages, previews, a text encoder that waits.
+
+    Raises:
+        ConfigError: The optimizer finds its rate itself.
+    """
+    _require_rate(config)
     changes: dict[str, dict[str, object]] = {
         "training": {"max_steps": tried.steps, "max_epochs": None},
-        "previews": {"prompts": (), "prompt_file": None, "hypernetworks": ()},
+        "previews": {"prompts": (), "prompt_file": None, "hypernetworks": (), "features": None},
         "schedule": {name: f.default for name, f in type(config.schedule).model_fields.items()},
     }  # fmt: skip
     method = config.method
@@ -126,6 +136,21 @@ def _for_the_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunC
         progress.note("The text encoder learns in all steps of the test.")
         changes["method"] = {"text_encoder_from_step": 0, "text_encoder_until_step": None}
     return with_changes(with_changes(config, WITHOUT_AVERAGES), changes)
+
+
+def measured_images(known: Survey, probe: Probe) -> int:
+    """How many images the loss would be measured on: as `_fixed_draws`, before any is encoded.
+
+    Raises:
+        ConfigError: No image would be encoded ahead.
+    """
+    subsets = (image.record.subset for image in known.plan.images)
+    usable = (s for s in subsets if s.augmentation is None and not s.is_reg)
+    number = sum(1 for _ in islice(usable, probe.images))
+    number = number or min(probe.images, len(known.split.held_out))
+    if not number:
+        raise ConfigError(_NOTHING_ENCODED)
+    return number
 
 
 def _fixed_draws(session: Session, probe: Probe) -> FixedDraws:
@@ -139,11 +164,7 @@ def _fixed_draws(session: Session, probe: Probe) -> FixedDraws:
     if not plan.images and prepared.held_out is not None:
         plan = _sample(prepared.held_out, probe.images)
     if not plan.images:
-        raise ConfigError(
-            "No image is encoded ahead, so there is nothing to measure the loss on: all change "
-            "each time they are shown (random_crop, color_aug, face_crop_aug_range). Take that out "
-            "for the test, or hold images out (validation.split)."
-        )
+        raise ConfigError(_NOTHING_ENCODED)
     return FixedDraws(
         plan,
         prepared.cache,

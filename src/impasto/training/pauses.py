@@ -6,7 +6,9 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
+from impasto.errors import ImpastoError
 from impasto.runs import RunDirectory
 from impasto.runs.evidence import difference
 from impasto.runs.validations import validations_of
@@ -14,7 +16,12 @@ from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.monitoring.recorder import Recorder
-from impasto.training.monitoring.validation import ValidationLoss
+from impasto.training.monitoring.validation import ValidationLoss, Validator
+from impasto.training.monitoring.validation_groups import (
+    group_rows,
+    read_base_losses,
+    write_base_losses,
+)
 from impasto.training.saving.averages import clear_later
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
@@ -82,7 +89,19 @@ class Pauses:
             if self._session.config.keeps_best and done > 0:
                 with self._outside_training("export", done):
                     self._saver.export_best(done, loss.mean)
-        self._recorder.write({"step": done, **loss.as_record(), **self._change(done, loss)})
+        groups = self._groups_of(done, validator, loss)
+        self._recorder.write(
+            {"step": done, **loss.as_record(), **self._change(done, loss), **groups}
+        )
+
+    def _groups_of(self, done: int, validator: Validator, loss: ValidationLoss) -> dict[str, Any]:
+        """The losses of some of the images by themselves; nothing where none are asked for."""
+        if not validator.groups or not self._session.accelerator.is_main_process:
+            return {}
+        if done == 0:
+            write_base_losses(self._run, loss.each)
+        base = read_base_losses(self._run, len(loss.each)) if done else None
+        return {"validation_by": group_rows(validator.groups, loss.each, validator.alike, base)}
 
     def _change(self, done: int, loss: ValidationLoss) -> dict[str, float]:
         """By how much the loss is above that of the base model over the same images and draws."""
@@ -105,6 +124,18 @@ class Pauses:
                     previewer.draw(self._run, done, self._events)
                 else:
                     previewer.generate_along()
+        if previewer.distance is not None and session.participates:
+            self._compare_previews(done)
+
+    def _compare_previews(self, done: int) -> None:
+        """Write down how far the previews are from real images; a fault there ends no run."""
+        with self._outside_training("previews", done):
+            try:
+                found = self._session.previewer.compare(self._run, done, self._events)
+            except ImpastoError as error:
+                self._events.note(f"The previews of step {done} were not compared: {error}")
+                return
+        self._recorder.write({"step": done, **found})
 
     def export_intermediate(self, done: int, *, missing_only: bool = False) -> None:
         """Export what is due after `done` steps, by epochs and by steps.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 
 import torch
 from torch import nn
 
+from impasto.annotator_table import DEMO_TAGGER
 from impasto.config.run import RunConfig
 from impasto.data.dataset import TrainingData
 from impasto.data.latent_cache import CachedPlan
@@ -18,10 +20,14 @@ from impasto.datasets.prepare import PreparedData
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.diffusion.weighting import LossWeight
-from impasto.models.hypernetwork import HypernetworkStack
+from impasto.evaluation.looking import Picture
+from impasto.evaluation.networks import Network, TaggerNetwork, load_network
+from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
+from impasto.models.hypernetwork import HypernetworkStack, load_hypernetworks
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
+from impasto.progress import Progress
 from impasto.randomness import derive_rng
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
@@ -30,6 +36,7 @@ from impasto.training.methods import build_templates
 from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.validation import Validator
+from impasto.training.monitoring.validation_groups import group_images
 from impasto.training.objective import (
     build_error,
     build_loss_weight,
@@ -41,6 +48,7 @@ from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.posthoc import TRACKED, power_decay
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
+from impasto.training.prompts import build_prompts
 from impasto.training.step import StepRecipe
 from impasto.training.text import zeroes_empty_negative
 
@@ -97,13 +105,17 @@ def build_validator(
     sample = _training_sample(config, prepared.training)
     places = min(len(held_out.images), len(sample.images) or len(held_out.images))
     units: dict[object, int] = {}
-    paths = [image.record.path for image in held_out.images]
+    records = [image.record for image in held_out.images]
+    paths = [record.path for record in records]
+    alike = [units.setdefault(prepared.alike.get(path, path), len(units)) for path in paths]
+    told = config.validation
     return Validator(
         FixedDraws(held_out, cache, model.scaling_factor, draws, batch_size, places),
-        [units.setdefault(prepared.alike.get(path, path), len(units)) for path in paths],
+        alike,
         FixedDraws(sample, cache, model.scaling_factor, draws, batch_size, places)
         if sample.images
         else None,
+        group_images(records, alike, told.by, told.by_images),
     )
 
 
@@ -127,21 +139,69 @@ def _training_sample(config: RunConfig, training: CachedPlan) -> CachedPlan:
     )
 
 
+@dataclass(frozen=True)
+class PreviewParts:
+    """What previews need beside the model, found before anything takes long.
+
+    Attributes:
+        prompts: What is drawn.
+        hypernetworks: Those that are drawn with besides the one that is trained.
+        network: What compares previews with real images, in the process that draws; or None.
+    """
+
+    prompts: Sequence[Prompt]
+    hypernetworks: HypernetworkStack
+    network: Network | None
+
+    @classmethod
+    def of(cls, config: RunConfig, progress: Progress, *, is_main: bool) -> PreviewParts:
+        """Read what the settings name.
+
+        Raises:
+            ConfigError: A file of prompts or a network is missing or malformed.
+            MissingDependencyError: A package that a network needs is not there.
+            ModelError: A hypernetwork or a network is missing or damaged.
+        """
+        return cls(
+            build_prompts(config),
+            load_hypernetworks(config.previews.hypernetworks),
+            load_preview_network(config, progress) if is_main else None,
+        )
+
+
+def load_preview_network(config: RunConfig, progress: Progress) -> Network | None:
+    """What compares previews with real images, on the CPU; None where none is asked for.
+
+    Raises:
+        ConfigError: There is no such network.
+        MissingDependencyError: A package that it needs is not there.
+        ModelError: It is missing, damaged, or makes no features.
+    """
+    name = config.previews.features
+    if name is None:
+        return None
+    with torch.random.fork_rng(devices=()):  # transformers draws weights before it reads them
+        network = load_network(name, torch.device("cpu"), progress, {"demo": DEMO_TAGGER}, "cpu")
+    if isinstance(network, TaggerNetwork):
+        network.tells_tags = False
+    return network
+
+
 def build_previewer(
     config: RunConfig,
-    prompts: Sequence[Prompt],
+    parts: PreviewParts,
     model: BaseModel,
     trainable: Trainable,
     conditioner: TextConditioner,
-    others: HypernetworkStack,
+    prepared: PreparedData,
 ) -> Previewer:
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
     device: torch.device = next(trainable.unet.parameters()).device
-    for known in (trainable.hypernetworks, others):
+    for known in (trainable.hypernetworks, parts.hypernetworks):
         for name, network in known.networks.items():
             stack.add(name, network.to(device), known.strengths[name])
-    for prompt in prompts:
+    for prompt in parts.prompts:
         with stack.at(prompt.strengths):
             pass  # a name that is not there is found before training
     with stack.attached(trainable.unet):
@@ -157,7 +217,19 @@ def build_previewer(
         tiled=config.previews.vae_tiling,
         zeroes_empty_text=zeroes_empty_negative(config, model),
     )
-    return Previewer(sampler, prompts)
+    return Previewer(sampler, parts.prompts, _distance(parts, prepared))
+
+
+def _distance(parts: PreviewParts, prepared: PreparedData) -> PreviewDistance | None:
+    """What compares previews with the held-out images, or else with those that are trained on."""
+    if parts.network is None or not parts.prompts:
+        return None
+    held_out = prepared.held_out.images if prepared.held_out is not None else ()
+    images = held_out or [i for i in prepared.training.images if not i.record.subset.is_reg]
+    pictures = list({image.record.path: Picture.of(image.record) for image in images}.values())
+    words = [prompt.words for prompt in parts.prompts]
+    place = "held out" if held_out else "trained on"
+    return PreviewDistance(parts.network, chosen_real(pictures, words), place, words)
 
 
 def build_ema(

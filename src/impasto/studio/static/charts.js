@@ -4,7 +4,7 @@ const charts = (() => {
   const css = getComputedStyle(document.documentElement);
   const colour = (name) => css.getPropertyValue(name).trim();
   const HEIGHT = 220;
-  const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "share of the time", grad_norm: "norm", validation_loss: "validation loss", training_sample_loss: "loss of training images" };
+  const LABELS = { images_per_s: "images/s", memory_mib: "MiB", data_wait: "share of the time", grad_norm: "norm", validation_loss: "validation loss", training_sample_loss: "loss of training images", preview_kernel_distance: "kernel distance", preview_similarity: "similarity" };
   const WHOLE = [1, 2, 5].flatMap((n) => Array.from({ length: 9 }, (_, power) => n * 10 ** power)).sort((a, b) => a - b);
   const inShort = (tick) => tick === 0 || (Math.abs(tick) >= 0.001 && Math.abs(tick) < 1e5) ? String(+tick.toPrecision(6)) : (+tick.toPrecision(3)).toExponential();
   return {

@@ -8,6 +8,8 @@
     { title: "Loss", names: ["loss", "validation_loss"] },
     { title: "Held-out and training images", names: ["validation_loss", "training_sample_loss"] },
     { title: "Loss by noise level", match: /^loss_t/ },
+    { title: "Kernel distance of previews to real images", names: ["preview_kernel_distance"] },
+    { title: "Similarity of previews to the image of the same caption", names: ["preview_similarity"] },
     { title: "Learning rate", match: /^(lr|lr_.*|d_lr)$/ },
     { title: "Gradient norm", names: ["grad_norm"] },
     { title: "Images per second", names: ["images_per_s"] },
@@ -47,7 +49,7 @@
       hooks: { setScale: [(plot, key) => { if (key === "x") describe(box, chart.title, names, plot); }] },
       series: [{ label: "step" }, ...names.map((name, n) => ({
         label: labelOf(name), stroke: colour(HUES[n % HUES.length]), width: 1.5, spanGaps: true,
-        points: { show: name === "validation_loss" || curves[name][0].length < 30, size: 5 },
+        points: { show: /^(validation_loss|preview_)/.test(name) || curves[name][0].length < 30, size: 5 },
         value: valueOf,
       }))],
     }, dataOf(names), box);

@@ -6,22 +6,33 @@ import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from impasto import files
+from impasto.evaluation.preview_distance import PreviewDistance
 from impasto.progress import Advance, Progress
 from impasto.runs import RunDirectory, step_name
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, save_png
 
+_NAME = "{:03d}.png"
+
 
 @dataclass(frozen=True)
 class Previewer:
-    """Draws `prompts` into the run directory. Every random number it uses is its own."""
+    """Draws `prompts` into the run directory. Every random number it uses is its own.
+
+    Attributes:
+        sampler: Draws them.
+        prompts: What is drawn.
+        distance: Compares what was drawn with real images; None for nothing of the kind.
+    """
 
     sampler: Sampler
     prompts: Sequence[Prompt]
+    distance: PreviewDistance | None = None
 
     def is_due(self, run: RunDirectory, step: int) -> bool:
         """Whether there is something to draw; what is there from before a resume is kept."""
@@ -36,7 +47,7 @@ class Previewer:
                 advance
             ),
         ):
-            self.draw_into(partial, "{:03d}.png".format, advance)
+            self.draw_into(partial, _NAME.format, advance)
 
     def draw_into(self, folder: Path, name: Callable[[int], str], drawn: Advance) -> None:
         """Draw all prompts with the weights as they are, one PNG for each.
@@ -50,6 +61,20 @@ class Previewer:
             images = self.sampler.generate_all(self.prompts, drawn)
         for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
             save_png(image, folder / name(number), prompt)
+
+    def compare(self, run: RunDirectory, step: int, progress: Progress) -> dict[str, Any]:
+        """How far the previews of a step are from real images, as a line of metrics has it.
+
+        They are looked at as files: those from before a resume are measured again, alike.
+
+        Raises:
+            ImpastoError: An image cannot be read, or the network fails.
+        """
+        if self.distance is None:
+            return {}
+        folder = run.samples / step_name(step)
+        names = [folder / _NAME.format(number) for number in range(len(self.prompts))]
+        return self.distance.measure(names, progress)
 
     def generate_along(self) -> None:
         """Do this process's share in drawing, where the model is shared out; keep nothing."""

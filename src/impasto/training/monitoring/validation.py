@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,8 +10,9 @@ from accelerate import Accelerator
 
 from impasto.models.text import TextConditioner
 from impasto.runs.evidence import standard_error
-from impasto.runs.validations import MOST_VALUES
 from impasto.training.monitoring.fixed_draws import FixedDraws
+from impasto.training.monitoring.image_units import independent_values, mean, rounded
+from impasto.training.monitoring.validation_groups import ImageGroup
 from impasto.training.step import StepRecipe
 
 
@@ -27,6 +27,7 @@ class ValidationLoss:
             held-out image, or of some together.
         training: The mean over the sample of images that are trained on; None without one.
         training_error: Its standard error; None of fewer than two images.
+        each: The loss of every held-out image, in their order.
     """
 
     mean: float
@@ -34,11 +35,12 @@ class ValidationLoss:
     images: Sequence[float] = field(default=())
     training: float | None = None
     training_error: float | None = None
+    each: Sequence[float] = field(default=(), repr=False)
 
     @property
     def recorded(self) -> list[float]:
         """The values as metrics have them: what is compared is the same after a resume."""
-        return [float(f"{value:.8g}") for value in self.images]
+        return rounded(self.images)
 
     def as_record(self) -> dict[str, Any]:
         """As a line of metrics has it; datasets, counted from 1, where there are several."""
@@ -62,11 +64,13 @@ class Validator:
         held_out: The held-out images with their draws.
         alike: Of each, what it has in common with its copies, which are no independent evidence.
         training: Some of the images that are trained on, with theirs; None for none.
+        groups: Held-out images whose loss is told by itself.
     """
 
     held_out: FixedDraws
     alike: Sequence[int]
     training: FixedDraws | None = None
+    groups: Sequence[ImageGroup] = ()
 
     @property
     def of_held_out(self) -> Validator:
@@ -96,31 +100,5 @@ class Validator:
             independent_values(losses, self.alike),
             mean(sample) if sample else None,
             standard_error(sample),
+            rounded(losses),
         )  # fmt: skip
-
-
-def mean(values: Sequence[float]) -> float:
-    """The mean of one or more numbers."""
-    return math.fsum(values) / len(values)
-
-
-def independent_values(losses: Sequence[float], alike: Sequence[int]) -> list[float]:
-    """Values of independent units whose mean is that of all images, and whose error is its error.
-
-    Copies are one unit: its value is what they add to the mean beyond their number (the linearised
-    ratio estimator of cluster sampling: Cochran 1977, "Sampling Techniques", section 3.12). A unit
-    of one image has its loss, where all units are of one.
-
-    Args:
-        losses: Of the images.
-        alike: Of each the number of its unit.
-    """
-    places = {unit: place for place, unit in enumerate(dict.fromkeys(alike))}
-    units = min(len(places), MOST_VALUES)
-    whole, sums, sizes = mean(losses), [0.0] * units, [0] * units
-    for loss, unit in zip(losses, alike, strict=True):
-        place = places[unit] % units
-        sums[place] += loss
-        sizes[place] += 1
-    scale = units / len(losses)
-    return [whole + (total - whole * size) * scale for total, size in zip(sums, sizes, strict=True)]

@@ -1,0 +1,140 @@
+"""How far the previews of a run are from real images, by what `impasto evaluate` measures with.
+
+A run draws few images with the same prompts and seeds each time. The kernel distance is right on
+average for any number of them, and comparable from step to step; the Fréchet distance is neither.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from impasto.errors import DatasetError, StorageError
+from impasto.evaluation.distances import kernel_estimate
+from impasto.evaluation.looking import Looks, Picture, look_at
+from impasto.evaluation.measures import similarity_to
+from impasto.evaluation.neighbours import normalised
+from impasto.evaluation.networks import Network
+from impasto.evaluation.resampling import FEW, Estimate, draw_weights, mean_estimate
+from impasto.progress import Progress
+
+MOST_REAL = 1000
+"""Real images that previews are compared with: more say little more than few previews can."""
+
+_REPLICATES, _SEED = 200, 20180105
+
+
+@dataclass
+class PreviewDistance:
+    """Compares the previews of a step with real images.
+
+    Attributes:
+        network: What looks at images.
+        real: The real images: all, or some that are spread over them.
+        place: What they are: `held out` or `trained on`.
+        prompts: What each preview shows, in words.
+    """
+
+    network: Network
+    real: Sequence[Picture]
+    place: str
+    prompts: Sequence[str]
+    _seen: Looks | None = field(default=None, init=False)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        """[N] the number of each preview's prompt: those of the same words are alike."""
+        numbers: dict[str, int] = {}
+        return np.array([numbers.setdefault(text, len(numbers)) for text in self.prompts], np.int64)
+
+    def measure(self, previews: Sequence[Path], progress: Progress) -> dict[str, Any]:
+        """The numbers of a line of metrics; real images are looked at the first time only.
+
+        Args:
+            previews: The image of each prompt.
+            progress: Is told how far it is.
+
+        Raises:
+            DatasetError: No real image can be read.
+            ModelError: The network gives NaN or infinity.
+            OutOfMemoryError: Not even one image fits.
+            StorageError: A preview is gone or cannot be read.
+        """
+        real = self._looked_at_real(progress)
+        pictures = [Picture(file) for file in previews]
+        drawn = look_at(pictures, (self.network,), "the previews", progress)
+        if drawn.unread:
+            first = drawn.unread[0]
+            raise StorageError(f"the preview {first.path} cannot be read: {first.reason}")
+        facts = self.network.facts
+        return {
+            "preview_features": f"{facts.name} {facts.sha256[:12]}",
+            "preview_real": f"{len(real.pictures)} {self.place}",
+            **self._numbers(drawn.features[facts.name], real),
+        }
+
+    def _looked_at_real(self, progress: Progress) -> Looks:
+        if self._seen is None:
+            looks = look_at(self.real, (self.network,), "the real images", progress)
+            if not looks.pictures:
+                raise DatasetError("none of the real images can be read")
+            self._seen = looks
+        return self._seen
+
+    def _numbers(self, drawn: np.ndarray, real: Looks) -> dict[str, float]:
+        known, groups = real.features[self.network.facts.name], self.groups
+        prompts = int(groups.max()) + 1
+        draws = draw_weights(prompts, _REPLICATES if prompts >= FEW else 0, _SEED)
+        draws_of_real = draw_weights(len(known), len(draws), _SEED + 1)
+        places: dict[str, int] = {}
+        for place, picture in enumerate(real.pictures):
+            places.setdefault(picture.caption, place)
+        of_prompt = [places.get(text) if text else None for text in dict.fromkeys(self.prompts)]
+        linked = [of_prompt[group] for group in groups]
+        similar = similarity_to(normalised(drawn), normalised(known), linked)
+        has_enough = len({text for text, link in zip(self.prompts, linked, strict=True)
+                          if link is not None}) >= FEW  # fmt: skip
+        return {
+            **_named("preview_kernel_distance", kernel_estimate(
+                drawn, groups, known, draws, draws_of_real, of_prompt
+            )),
+            **_named("preview_similarity", mean_estimate(
+                similar, groups, draws if has_enough else draws[:0]
+            )),
+        }  # fmt: skip
+
+
+def chosen_real(pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Picture]:
+    """All images, or as many as are compared with: those of the prompts' captions, and others.
+
+    Args:
+        pictures: The images.
+        prompts: What is drawn.
+    """
+    if len(pictures) <= MOST_REAL:
+        return list(pictures)
+    words, wanted = set(prompts), dict[int, None]()
+    for place, picture in enumerate(pictures):
+        if picture.caption and picture.caption in words:
+            words.discard(picture.caption)
+            wanted[place] = None
+    spread = (number * len(pictures) // MOST_REAL for number in range(MOST_REAL))
+    places = list(dict.fromkeys([*wanted, *spread]))[:MOST_REAL]
+    return [pictures[place] for place in sorted(places)]
+
+
+def _named(name: str, estimate: Estimate) -> dict[str, float]:
+    """A number and its standard error, each where there is one."""
+    if not math.isfinite(estimate.value):
+        return {}
+    found = {name: estimate.value}
+    known = estimate.replicates[np.isfinite(estimate.replicates)]
+    if len(known) > 1:
+        found[f"{name}_se"] = float(known.std(ddof=1))
+    return found

@@ -1,0 +1,100 @@
+"""Numbers of previews: which images are compared, what counts as alike, and where errors are."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from impasto.errors import StorageError
+from impasto.evaluation import preview_distance
+from impasto.evaluation.looking import Picture
+from impasto.evaluation.networks import Looked, NetworkFacts
+from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
+from impasto.evaluation.resampling import FEW
+from impasto.progress import SilentProgress
+
+
+class MeanColour:
+    """A small real network: an image's mean colour, and a constant."""
+
+    facts = NetworkFacts("colour", "mean colours", "0123456789abcdef")
+
+    def prepare(self, image):
+        return np.asarray(image, np.float32).mean((0, 1)) / 255
+
+    def look(self, prepared):
+        return Looked(np.concatenate([np.stack(prepared), np.ones((len(prepared), 1))], axis=1))
+
+    def of_texts(self, texts):
+        return None
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Files of plain colours that differ."""
+    rng = np.random.default_rng(4)
+
+    def make(number, prefix):
+        files = []
+        for n in range(number):
+            colour = tuple(int(v) for v in rng.integers(20, 235, 3))
+            files.append(tmp_path / f"{prefix}{n:04d}.png")
+            Image.new("RGB", (8, 8), colour).save(files[-1])
+        return files
+
+    return make
+
+
+def distance(files, prompts, captions):
+    real = [Picture(file, text) for file, text in zip(files, captions, strict=True)]
+    return PreviewDistance(MeanColour(), real, "held out", prompts)
+
+
+@pytest.mark.parametrize("count", [4, FEW])
+def test_errors_are_told_from_enough_prompts_on(pictures, count):
+    prompts = [f"thing {n}" for n in range(count)]
+    asked = distance(pictures(30, "r"), prompts, [f"thing {n}" for n in range(30)])
+    found = asked.measure(pictures(count, "p"), SilentProgress())
+    assert found["preview_features"] == "colour 0123456789ab"
+    assert found["preview_real"] == "30 held out"
+    for name in ("preview_kernel_distance", "preview_similarity"):
+        assert name in found
+        assert (f"{name}_se" in found) == (count >= FEW)
+    assert found.get("preview_similarity_se", 1) > 0
+
+
+def test_the_similarity_is_to_the_image_of_the_caption(pictures):
+    """The same files: 1; with captions the other way round, less; of no caption, nothing."""
+    files = pictures(2, "r")
+    same = distance(files, ["a", "b"], ["a", "b"]).measure(files, SilentProgress())
+    assert same["preview_similarity"] == pytest.approx(1)
+    crossed = distance(files, ["a", "b"], ["b", "a"]).measure(files, SilentProgress())
+    assert crossed["preview_similarity"] < 0.999
+    none = distance(files, ["x", ""], ["a", ""]).measure(files, SilentProgress())
+    assert "preview_similarity" not in none
+    assert "preview_kernel_distance" in none
+
+
+def test_previews_of_the_same_words_are_no_pair(pictures):
+    """Of one prompt alone there is no distance, however often it is drawn."""
+    real, drawn = pictures(5, "r"), pictures(3, "p")
+    found = distance(real, ["a"] * 3, ["a"] * 5).measure(drawn, SilentProgress())
+    assert "preview_kernel_distance" not in found
+    assert "preview_similarity" in found
+
+
+def test_a_preview_that_is_gone_is_named(pictures, tmp_path):
+    asked = distance(pictures(3, "r"), ["a", "b"], ["a", "b", "c"])
+    with pytest.raises(StorageError, match=r"the preview .*gone\.png cannot be read"):
+        asked.measure([*pictures(1, "p"), tmp_path / "gone.png"], SilentProgress())
+
+
+def test_of_many_images_those_of_the_captions_are_among_the_chosen(monkeypatch, tmp_path):
+    monkeypatch.setattr(preview_distance, "MOST_REAL", 10)
+    many = [Picture(tmp_path / f"{n}.png", f"thing {n}") for n in range(101)]
+    chosen = chosen_real(many, ["thing 7", "thing 98", "nothing"])
+    assert len(chosen) == 10
+    assert {many[7], many[98]} <= set(chosen)
+    assert chosen_real(many[:10], []) == many[:10]
+    places = [many.index(picture) for picture in chosen]
+    assert places == sorted(places)
+    assert max(places) > 60  # spread over all, not the first ones
