@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Iterator
 from typing import Protocol, runtime_checkable
 
@@ -20,6 +21,29 @@ class Progress(Protocol):
 
     def note(self, message: str) -> None:
         """Show one line that stays."""
+
+
+SHOWN_AFTER_S = 2.0
+"""Seconds after which a person wants to see how far something is."""
+
+
+@contextlib.contextmanager
+def slow_stage(progress: Progress, description: str, total: int, unit: str) -> Iterator[Advance]:
+    """A stage that is shown only once it has taken two seconds: for what is often quicker."""
+    began, done = time.monotonic(), 0
+    advance: Advance | None = None
+    with contextlib.ExitStack() as opened:
+
+        def count(number: int) -> None:
+            nonlocal done, advance
+            done += number
+            if advance is not None:
+                advance(number)
+            elif time.monotonic() - began > SHOWN_AFTER_S:
+                advance = opened.enter_context(progress.stage(description, total, unit))
+                advance(done)
+
+        yield count
 
 
 _AGREEING = {"have": "has", "are": "is", "were": "was", "do": "does", "lose": "loses"}

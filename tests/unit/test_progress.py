@@ -1,5 +1,6 @@
 """What is shown while work goes on: grammatical counts, no dead lines, every wait named."""
 
+import contextlib
 import io
 import re
 import subprocess
@@ -9,9 +10,10 @@ import time
 import pytest
 from rich.console import Console as RichConsole
 
+from impasto import progress
 from impasto.cli import stages
 from impasto.cli.console import Console
-from impasto.progress import counted, none_of, singular
+from impasto.progress import SilentProgress, counted, none_of, singular
 
 
 @pytest.mark.parametrize(
@@ -43,6 +45,30 @@ def test_units_of_all_stages_have_a_singular():
     units = ("images", "files", "chunks", "shards", "settings", "entries", "patches", "classes")
     singulars = ["image", "file", "chunk", "shard", "setting", "entry", "patch", "class"]
     assert [singular(unit) for unit in units] == singulars
+
+
+def test_a_slow_stage_is_shown_once_it_is_slow(monkeypatch):
+    now, told = [0.0], []
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+
+    class Told(SilentProgress):
+        @contextlib.contextmanager
+        def stage(self, *words):
+            told.append(words)
+            yield told.append
+            told.append("ended")
+
+    with progress.slow_stage(Told(), "Measuring", 9, "images") as count:
+        count(2)
+        now[0] = 1.9
+        count(2)
+    assert told == []
+    with progress.slow_stage(Told(), "Measuring", 9, "images") as count:
+        count(2)
+        now[0] = 4.0
+        count(2)
+        count(5)
+    assert told == [("Measuring", 9, "images"), 4, 5, "ended"]
 
 
 def left(output: io.StringIO) -> str:

@@ -80,6 +80,7 @@ class Pauses:
                 session.eval_conditioner,
                 session.recipe,
                 session.accelerator,
+                self._events,
             )
         if not session.participates:  # its share is done
             return

@@ -20,6 +20,7 @@ from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.timesteps import fixed_timesteps
 from impasto.models.text import TextConditioner
+from impasto.progress import Advance
 from impasto.training.step import StepRecipe
 
 VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
@@ -53,6 +54,7 @@ class FixedDraws:
         conditioner: TextConditioner,
         recipe: StepRecipe,
         accelerator: Accelerator | None = None,
+        advance: Advance = lambda _: None,
     ) -> Tensor:
         """[images]: the plain squared error of each, the mean over its draws; float64 on the CPU.
 
@@ -62,16 +64,22 @@ class FixedDraws:
             recipe: Its schedule and prediction are used; no loss weights or dropout.
             accelerator: Whose processes take a share each and get the whole; None is one process.
                 All of them make as many forward passes, as a model that is sharded needs.
+            advance: Is told of predictions: those of an image in one of its draws are one.
         """
         device = recipe.schedule.alphas_cumprod.device
         sums = torch.zeros(len(self.plan.images), device=device)
         for group, counts in self._shares(accelerator):
-            losses = self._losses(group, unet, conditioner, recipe)
+            losses = self._losses(group, unet, conditioner, recipe, advance)
             if counts:
                 sums[torch.tensor(group, device=device)] = losses
         if accelerator is not None and accelerator.num_processes > 1:
             sums = accelerator.reduce(sums, "sum")  # of an image all but one of them have 0
         return sums.cpu().double() / self.draws.per_image
+
+    def predictions(self, accelerator: Accelerator | None = None) -> int:
+        """How many predictions this process makes when it measures."""
+        shares = self._shares(accelerator)
+        return sum(len(group) for group, _ in shares) * self.draws.per_image
 
     def timesteps(self, draw: int, images: Sequence[int], total: int) -> Tensor:
         """[images]: their timesteps in the draw of this number, of a schedule with `total`.
@@ -95,7 +103,12 @@ class FixedDraws:
         return (places / self.draws.per_image * total).long()
 
     def _losses(
-        self, group: Sequence[int], unet: Any, conditioner: TextConditioner, recipe: StepRecipe
+        self,
+        group: Sequence[int],
+        unet: Any,
+        conditioner: TextConditioner,
+        recipe: StepRecipe,
+        advance: Advance,
     ) -> Tensor:
         """[images]: sums over all draws of their losses, of images that go through together."""
         schedule = recipe.schedule
@@ -117,6 +130,7 @@ class FixedDraws:
             output = unet(schedule.add_noise(x_0, noise, t), t, **conditioning.arguments).sample
             target = recipe.prediction.target(x_0, noise, t, schedule)
             sums += per_sample(squared(output, target, t, schedule))
+            advance(len(group))
         return sums
 
     def _shares(self, accelerator: Accelerator | None) -> Iterator[tuple[Sequence[int], bool]]:

@@ -9,11 +9,14 @@ from typing import Any
 from accelerate import Accelerator
 
 from impasto.models.text import TextConditioner
+from impasto.progress import Progress, SilentProgress, slow_stage
 from impasto.runs.evidence import standard_error
 from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.monitoring.image_units import independent_values, mean, rounded
 from impasto.training.monitoring.validation_groups import ImageGroup
 from impasto.training.step import StepRecipe
+
+_SILENT = SilentProgress()
 
 
 @dataclass(frozen=True)
@@ -83,14 +86,22 @@ class Validator:
         conditioner: TextConditioner,
         recipe: StepRecipe,
         accelerator: Accelerator | None = None,
+        progress: Progress = _SILENT,
     ) -> ValidationLoss:
-        """Measure all images; see `FixedDraws.measure` for the processes."""
+        """Measure all images; see `FixedDraws.measure` for the processes.
+
+        Progress is told how far it is where that takes seconds.
+        """
         was_training = unet.training
         unet.eval()
-        losses = self.held_out.measure(unet, conditioner, recipe, accelerator).tolist()
         sample: list[float] = []
-        if self.training is not None:
-            sample = self.training.measure(unet, conditioner, recipe, accelerator).tolist()
+        sets = [self.held_out, *([self.training] if self.training is not None else [])]
+        total = sum(draws.predictions(accelerator) for draws in sets)
+        with slow_stage(progress, "Measuring the validation loss", total, "predictions") as count:
+            args = unet, conditioner, recipe, accelerator, count
+            losses = self.held_out.measure(*args).tolist()
+            if self.training is not None:
+                sample = self.training.measure(*args).tolist()
         unet.train(was_training)
         datasets = [image.record.subset.dataset for image in self.held_out.plan.images]
         return ValidationLoss(
