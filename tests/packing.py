@@ -9,6 +9,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from PIL import Image
+
+from impasto.member_paths import plain
 
 
 def add_member(tar: tarfile.TarFile, name: str, content: bytes, **changes: object) -> None:
@@ -68,6 +71,27 @@ def pack_arrow(folder: Path, target: Path, rows: int = 3) -> Path:
     (target / "state.json").write_text(json.dumps(state), encoding="utf-8")
     (target / "dataset_info.json").write_text("{}", encoding="utf-8")
     return target
+
+
+def words_of(scan):
+    return sorted(record.words for record in scan.records)
+
+
+def png(size=(64, 48), colour=(9, 9, 9)):
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "PNG")
+    return file.getvalue()
+
+
+def tar_of(path, members):
+    with tarfile.open(path, "w") as tar:
+        for name, content, *changes in members:
+            add_member(tar, name, content, **(changes[0] if changes else {}))
+    return path
+
+
+def reasons(scan):
+    return {plain(item.path).rpartition("/")[2]: item.reason for item in scan.set_aside}
 
 
 PACKED = {"tars": pack_tars, "parquet": pack_parquet, "arrow": pack_arrow}

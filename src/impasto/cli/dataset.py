@@ -292,7 +292,7 @@ def _print_showings(
         showings = list(_showings(record, epochs, seed, steps_per_epoch))
         lengths = tokens.lengths([text for *_, text in showings])
         name = record.file_name
-        found[name if name not in found else record.path.as_posix()] = [  # of another subset
+        found[name if name not in found else plain(record.path.as_posix())] = [  # of another subset
             {"epoch": epoch, "repeat": repeat, "caption": text, "tokens": length}
             for (epoch, repeat, text), length in zip(showings, lengths, strict=True)
         ]

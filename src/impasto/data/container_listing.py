@@ -17,15 +17,15 @@ from impasto.canonical import sort_key
 from impasto.data.containers import Columns, Container, Containers
 from impasto.data.engine import LOCAL, Engine
 from impasto.data.finding import ImageFinder
-from impasto.data.found import FoundBuilder, FoundTable
+from impasto.data.found import STAMPS, FoundBuilder, FoundTable
 from impasto.data.found_image import FoundImage
 from impasto.data.keyed import KeyedTable
 from impasto.data.listing import Sidecars, Unused
 from impasto.data.stages import Failure, chunks
 from impasto.data.tar_members import IndexTars, TarIndex, images_of_tar
 from impasto.errors import StorageError
-from impasto.member_paths import TAR, path_in_table, plain
-from impasto.progress import Progress, SilentProgress
+from impasto.member_paths import TAR, TableCell, member_of, path_in_table, plain
+from impasto.progress import Progress, SilentProgress, counted
 
 if TYPE_CHECKING:
     from impasto.data.image_tables import TableFacts
@@ -66,6 +66,9 @@ def list_containers(
     found = FoundBuilder()
     found.add(containers.faults)
     unused = list(containers.unused)
+    if containers.ending == TAR and columns.image is not None:
+        reason = "image_column has no effect on tars, whose images are files"
+        unused += [Unused(Path(container.path), reason) for container in containers.files]
     if containers.ending == TAR:
         listing: _Tars | _Tables = _Tars(index, sidecars, columns)
     else:
@@ -77,7 +80,8 @@ def list_containers(
         found.add(images)
         unused += others
         number += sum(not image.fault for image in images)
-    progress.note(f"{containers.described} hold {number:,} images, which are read in place.")
+    said = counted(number, "images are")
+    progress.note(f"{said} inside {containers.described}, and read in place.")
     unused.sort(key=lambda item: sort_key(str(item.path)))
     return found.table(), unused
 
@@ -238,4 +242,5 @@ class MemberTree:
     ) -> FoundImage:
         """An image with its stamps; its words are where the metadata says."""
         item = self._items[path]
-        return FoundImage(item.path, [*item.stamps[:2], 0, 0, 0, 0])
+        own = item.stamps if isinstance(member_of(item.path), TableCell) else item.stamps[:2]
+        return FoundImage(item.path, [*own, 0, 0, 0, 0][:STAMPS])

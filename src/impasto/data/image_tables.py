@@ -185,14 +185,16 @@ def _all_values(table: OpenTable, column: str) -> list[Any]:
 def images_of_table(
     container: Container, facts: TableFacts
 ) -> tuple[list[FoundImage], list[Unused]]:
-    """The images of a table whose column holds bytes, with their words."""
+    """The images of a table whose column holds bytes, with their words.
+
+    How large one is takes reading it, so its size is given as 0; the table's own stands beside.
+    """
     found, path, rows = [], container.path, facts.rows
-    stamps = [container.size, container.stamp] * 2 + [0, 0]
+    stamps = [0, container.stamp, container.size, container.stamp, 0, 0]
     for row in range(rows):
         image = path_in_table(path, facts.image, row, rows)
         words = path_in_table(path, facts.caption, row, rows) if facts.caption else ""
-        own = stamps if words else [*stamps[:2], 0, 0, 0, 0]
-        found.append(FoundImage(image, own, (words, "")))
+        found.append(FoundImage(image, stamps, (words, "")))
     return found, unused_of_table(container, facts)
 
 
