@@ -170,8 +170,9 @@ def local_dataset_config(
             for place in (subset.image_dir, subset.metadata_file):
                 if place is not None:
                     _require_local(place, why)
-            if beside_images and subset.image_dir is not None:
-                _require_files(subset.image_dir, why)
+            if beside_images:
+                named = subset.image_dir or (subset.metadata_file or Path()).parent
+                _require_files(named, why)
     return config
 
 
