@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 from impasto.errors import StorageError
+from impasto.member_paths import plain
 
 SCHEMES = ("s3", "gs", "hf", "memory")
 READ_ONLY = frozenset({"hf"})
@@ -41,10 +42,13 @@ def key_of(path: Path) -> str:
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as a person writes it: a URL where it is in an object store."""
+    """A path as a person writes it: a URL where it is in an object store.
+
+    Of an image in a tar or a table, the file and its name in there.
+    """
     if not is_remote(path):
-        return os.fspath(path)
-    own = Path(path)
+        return plain(path)
+    own = Path(plain(path))
     return f"{scheme_of(own)}://{key_of(own)}"
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from conftest import draw_images
 from object_store import put_folder
+from packing import PACKED
 from ray_stages import Break, Halve, Look, Recipe, SayThreads, Square, encoder_of
 
 from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
@@ -116,6 +117,19 @@ def test_keys_and_bytes_are_those_of_this_machine_alone_also_after_a_kill(ray_he
     assert (tmp_path / "ended").exists()  # the process that encoded was killed
     assert found == expected
     assert len(expected[1]) >= 8  # shards and indices, of latents and masks
+
+
+def test_images_inside_tars_and_tables_are_prepared_alike(ray_here, tmp_path):
+    folder = draw_images(tmp_path / "pictures", 5)
+    for kind, pack in PACKED.items():
+        place, found = pack(folder, tmp_path / kind), []
+        for engine in (LOCAL, ray_here):
+            scan = decode_all(scan_folder(place, engine=engine), engine=engine)
+            stamps = {record.path: record.stamp for record in scan.records}
+            hashes = ContentHashes(tmp_path / f"{kind}-{len(found)}.json").of(stamps, engine=engine)
+            found.append((list(scan.records), scan.set_aside, hashes))
+        assert found[0] == found[1]
+        assert len(found[0][2]) == 5
 
 
 def test_lost_results_are_an_error(ray_here):

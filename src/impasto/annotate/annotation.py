@@ -26,6 +26,7 @@ from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import ErrorPolicy, Failure, Stage, chunks
 from impasto.errors import ConfigError, DatasetError
 from impasto.progress import Progress
+from impasto.remote_paths import shown
 
 T = TypeVar("T")
 Target = Sidecars | MetadataTarget
@@ -258,8 +259,8 @@ def _tell(items: Sequence[SkippedFile], on_error: ErrorPolicy, progress: Progres
     """
     for item in items:
         if on_error == "stop":
-            raise DatasetError(f"{item.path} cannot be used: {item.reason}.")
-        progress.note(f"Skipped: {item.path}: {item.reason}")
+            raise DatasetError(f"{shown(item.path)} cannot be used: {item.reason}.")
+        progress.note(f"Skipped: {shown(item.path)}: {item.reason}")
 
 
 def _said(

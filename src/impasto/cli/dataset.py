@@ -42,6 +42,7 @@ from impasto.cli.dataset_undo import undo
 from impasto.cli.groups import FullHelpGroup
 from impasto.cli.numbers import Finite
 from impasto.errors import ConfigError
+from impasto.member_paths import plain
 from impasto.progress import counted
 
 if TYPE_CHECKING:
@@ -111,9 +112,9 @@ def _as_json(scan: Scan) -> dict[str, Any]:
         "pictures": scan.tally.usable,
         "regularisation": scan.tally.regularisation,
         "with_crops": scan.tally.cut,
-        "uncaptioned": list(dict.fromkeys(str(r.path) for r in scan.records if not r.words)),
-        "set_aside": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
-        "unused": [{"path": str(a.path), "reason": a.reason} for a in scan.unused],
+        "uncaptioned": list(dict.fromkeys(plain(r.path) for r in scan.records if not r.words)),
+        "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in scan.set_aside],
+        "unused": [{"path": plain(a.path), "reason": a.reason} for a in scan.unused],
     }
 
 
@@ -291,7 +292,7 @@ def _print_showings(
         showings = list(_showings(record, epochs, seed, steps_per_epoch))
         lengths = tokens.lengths([text for *_, text in showings])
         name = record.file_name
-        found[name if name not in found else record.path.as_posix()] = [  # of another subset
+        found[name if name not in found else plain(record.path.as_posix())] = [  # of another subset
             {"epoch": epoch, "repeat": repeat, "caption": text, "tokens": length}
             for (epoch, repeat, text), length in zip(showings, lengths, strict=True)
         ]

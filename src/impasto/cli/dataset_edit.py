@@ -19,6 +19,7 @@ from impasto.cli.ordered import OrderedCommand, in_order
 from impasto.errors import ConfigError
 from impasto.parsing import parse_json, read_text
 from impasto.progress import counted
+from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from impasto.annotate.caption_files import CaptionChange, CaptionChoice
@@ -158,7 +159,7 @@ class _Editing:
     def show(self, changes: Sequence[CaptionChange]) -> None:
         """Print the changes, the first of them where that was asked for."""
         for item in self.skipped:
-            self.console.note(f"Skipped: {item.path}: {item.reason}")
+            self.console.note(f"Skipped: {shown(item.path)}: {item.reason}")
         for change in changes[: self.options["shown"]]:
             lines = [str(change.caption.file)]
             lines += [f"- {line}" for line in change.caption.text.split("\n")]
@@ -187,7 +188,7 @@ class _Editing:
 
     def _tell(self, number: int) -> None:
         for item in self.skipped:
-            self.console.note(f"Skipped: {item.path}: {item.reason}")
+            self.console.note(f"Skipped: {shown(item.path)}: {item.reason}")
         of = counted(self.looked_at, "captions")
         self.console.note(f"{number:,} of {of} changed.")
         if self.edit is not None:

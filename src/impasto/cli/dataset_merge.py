@@ -152,5 +152,5 @@ def _to_sidecars(
     for path in written.differing[:10]:
         console.note(f"  {path} (use --overwrite to replace it)")
     for item in written.refused:
-        console.note(f"  {item.path}: {item.reason}")
+        console.note(f"  {shown(item.path)}: {item.reason}")
     print_skipped(console, scan, source)

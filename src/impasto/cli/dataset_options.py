@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.member_paths import folder_of, plain
 from impasto.remote_paths import is_remote, shown
 
 if TYPE_CHECKING:
@@ -21,6 +22,12 @@ SOURCE = click.argument("source", type=click.Path(path_type=Path))
 _WRITES = (
     "where nothing is written beside images. Copy the folder to a disk, change the words there, "
     "and copy them back"
+)
+
+
+_WRITES_IN_PLACE = (
+    "where nothing is written beside images. Have their words in a metadata file: impasto dataset "
+    "merge writes one of them, and tag, caption and undo change it with --metadata"
 )
 
 
@@ -139,11 +146,12 @@ def print_skipped(console: Console, scan: Scan, source: Path) -> None:
 
 def display_path(path: Path, source: Path) -> str:
     """A path as short as it can be read: below SOURCE where it is there."""
-    return str(path.relative_to(source)) if path.is_relative_to(source) else shown(path)
+    known, folder = Path(plain(path)), folder_of(source)
+    return str(known.relative_to(folder)) if known.is_relative_to(folder) else shown(path)
 
 
 def local_dataset_config(
-    source: Path, options: dict[str, Any], why: str = _WRITES
+    source: Path, options: dict[str, Any], why: str = "", *, beside_images: bool = True
 ) -> DatasetConfig:
     """As `dataset_config`, for commands that do nothing with images in an object store.
 
@@ -151,9 +159,10 @@ def local_dataset_config(
         source: As for `dataset_config`.
         options: As for `dataset_config`.
         why: What is said of such images; by default, that nothing is written beside them.
+        beside_images: Whether images in tars or tables will not do either.
 
     Raises:
-        ConfigError: As for `dataset_config`; or images are in an object store.
+        ConfigError: As for `dataset_config`; or images are in an object store, or in tars.
     """
     config = dataset_config(source, options)
     for part in config.parts:
@@ -161,14 +170,27 @@ def local_dataset_config(
             for place in (subset.image_dir, subset.metadata_file):
                 if place is not None:
                     _require_local(place, why)
+            if beside_images:
+                named = subset.image_dir or (subset.metadata_file or Path()).parent
+                _require_files(named, why)
     return config
 
 
-def _require_local(place: Path, why: str = _WRITES) -> None:
+def _require_local(place: Path, why: str = "") -> None:
     from impasto.errors import ConfigError
 
     if is_remote(place):
-        raise ConfigError(f"{shown(place)} is in an object store, {why}.")
+        raise ConfigError(f"{shown(place)} is in an object store, {why or _WRITES}.")
+
+
+def _require_files(place: Path, why: str) -> None:
+    from impasto.data.containers import holds_containers
+    from impasto.errors import ConfigError
+
+    if holds_containers(place):
+        raise ConfigError(
+            f"The images of {place} are in tars or tables, {why or _WRITES_IN_PLACE}."
+        )
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from impasto.member_paths import plain
+
 if TYPE_CHECKING:
     from impasto.data.plan import Plan
     from impasto.data.records import PlannedImage
@@ -28,24 +30,24 @@ def plan_value(
         "mean_cropped_fraction": round(plan.mean_cropped_fraction, 6),
         "enlarged": plan.enlarged,
         "held_out": held_out,
-        "skipped": [{"path": str(a.path), "reason": a.reason} for a in scan.set_aside],
+        "skipped": [{"path": plain(a.path), "reason": a.reason} for a in scan.set_aside],
     }
 
 
 def _image(image: PlannedImage, sizes: SizeConditioning) -> dict[str, Any]:
     record = image.record
     change = record.subset.augmentation
-    plain = image.geometry()
+    unmirrored = image.geometry()
     found = {
-        "path": str(record.path),
-        "original": list(plain.original.wh),
+        "path": plain(record.path),
+        "original": list(unmirrored.original.wh),
         "resized": list(image.resized.wh),
         "crop": list(image.crop.ltrb),
         "target": list(image.bucket.wh),
         "dataset": record.subset.dataset,
         "regularisation": record.subset.is_reg,
         "repeats": record.repeats,
-        "size_conditioning": list(sizes.numbers(plain)),
+        "size_conditioning": list(sizes.numbers(unmirrored)),
         "crop_varies": bool(change and (change.random_crop or change.face_crop_range)),
     }
     if record.subset.may_flip(record.words):

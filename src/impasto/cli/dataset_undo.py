@@ -15,6 +15,7 @@ from impasto.progress import counted
 if TYPE_CHECKING:
     from impasto.annotate.history import EditSummary
     from impasto.annotate.places import Place
+    from impasto.config.dataset import DatasetConfig
 
 
 @click.command()
@@ -54,7 +55,7 @@ def undo(
         raise click.UsageError("--force and --keep contradict each other.")
     if (lists and (edit or force or keep)) or (as_json and not lists):
         raise click.UsageError("--list goes alone or with --json; --json goes with --list.")
-    place = place_of(local_dataset_config(source, options), metadata)
+    place = place_of(_config(source, options, metadata), metadata)
     if lists:
         _list(place, as_json=as_json)
         return
@@ -67,6 +68,10 @@ def undo(
         words = ("--force",) if edit is None else (edit, "--force")
         forced = undo_command(source, place, *words)
         console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
+
+
+def _config(source: Path, options: dict[str, Any], metadata: Path | None) -> DatasetConfig:
+    return local_dataset_config(source, options, beside_images=metadata is None)
 
 
 def _list(place: Place, *, as_json: bool) -> None:

@@ -12,7 +12,9 @@ import click
 from impasto import presence
 from impasto.cli.dataset_options import local_dataset_config
 from impasto.invocation import command
+from impasto.member_paths import folder_of
 from impasto.progress import counted
+from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
@@ -138,7 +140,8 @@ def write_annotations(
 
 def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     named = ("cache_dir", "executor", "ray_address")
-    return local_dataset_config(source, {name: options[name] for name in named})
+    given = {name: options[name] for name in named}
+    return local_dataset_config(source, given, beside_images=options["metadata"] is None)
 
 
 def uses_ray(source: Path, options: dict[str, Any]) -> bool:
@@ -183,7 +186,7 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
 
     scan = scan_all(config, console)
     for item in scan.set_aside:
-        console.note(f"Skipped: {item.path}: {item.reason}")
+        console.note(f"Skipped: {shown(item.path)}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)
     return scan.records
@@ -194,7 +197,8 @@ def place_of(config: Any, metadata: Path | None = None) -> Place:
     from impasto.annotate.places import Place
 
     subsets = [subset for part in config.parts for subset in part.subsets]
-    roots = [subset.image_dir or (subset.metadata_file or Path()).parent for subset in subsets]
+    named = [subset.image_dir or (subset.metadata_file or Path()).parent for subset in subsets]
+    roots = [folder_of(place) for place in named]
     return Place(tuple(dict.fromkeys(roots)), config.derived_dir / "annotations", metadata)
 
 

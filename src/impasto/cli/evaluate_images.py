@@ -144,8 +144,9 @@ def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
 def _images_in(folder: Path, progress: Progress) -> RealImages:
     from impasto.data.scan import scan_folder
     from impasto.data.subsets import PLAIN
+    from impasto.member_paths import folder_of
 
-    scan = scan_folder(folder, progress=progress, subset=replace(PLAIN, root=folder))
+    scan = scan_folder(folder, progress=progress, subset=replace(PLAIN, root=folder_of(folder)))
     return _images_of(scan.records, folder.resolve().name)
 
 

@@ -26,6 +26,7 @@ from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest
 from impasto.datasets.build import Survey, survey
 from impasto.datasets.fixed_draws import planned_draws
 from impasto.errors import ImpastoError
+from impasto.member_paths import plain
 from impasto.models.hypernetwork import load_hypernetworks
 from impasto.models.loading import BaseModel, load_meta_model
 from impasto.models.tokenizers import build_tokens
@@ -246,7 +247,7 @@ def _data_of(outlook: Outlook) -> DataPlan:
         images=len(split.training) - balance.images,
         held_out=len(split.held_out),
         skipped=[
-            {"path": printable(str(item.path)), "reason": item.reason} for item in scan.set_aside
+            {"path": printable(plain(item.path)), "reason": item.reason} for item in scan.set_aside
         ],
         without_words=scan.uncaptioned_count,
         several_lines=scan.multiline_captions,

@@ -19,11 +19,13 @@ from impasto.config.levels import inherit_settings
 from impasto.config.names import Ending
 from impasto.config.places import Place, WrittenPlace
 from impasto.config.regularisation import require_balance, require_weighted
+from impasto.member_paths import folder_of
 from impasto.remote_paths import is_remote, local_folder_of
 
 Side = Annotated[int, Field(ge=8, le=8192)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+ColumnName = Annotated[str, Field(min_length=1)]
 
 
 class SubsetKeys(Section):
@@ -38,6 +40,14 @@ class SubsetKeys(Section):
     caption_extension: Ending | None = None
     """The ending of the files with the words, in any letter case; off means `.caption` for prose
     and `.txt` for tags, joined where both exist."""
+
+    image_column: ColumnName | None = None
+    """The column of Parquet and Arrow tables with the images: bytes, Hugging Face's pairs of bytes
+    and path, or paths below the table's folder. Off means `image`, or the only one of that kind."""
+
+    caption_column: ColumnName | None = None
+    """The column of such tables with the words, and the key of a webdataset's `.json` files; off
+    means the first there is of `caption`, `text`, `prompt`, `captions`, `txt`, `tags`."""
 
     class_tokens: str | None = None
     """The words of an image that has no caption file, such as `sks dog`; where metadata has the
@@ -241,8 +251,9 @@ class SubsetConfig(SubsetKeys):
 
     image_dir: Place | None = None
     """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
-    `metadata_file`, the folder that its names are relative to. Or the URL of a place in an object
-    store: `s3://bucket/cats`."""
+    `metadata_file`, the folder that its names are relative to. Or a folder of tar shards, of
+    Parquet or of Arrow tables, or such files by name, as in `shards/cats-*.tar`. Or the URL of any
+    of them in an object store: `s3://bucket/cats`."""
 
     metadata_file: Place | None = None
     """JSON or JSONL file that names the images and has their words, or its URL. Give this,
@@ -294,8 +305,9 @@ class DatasetConfig(DatasetKeys):
 
     image_dir: Place | None = None
     """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
-    `metadata_file`, the folder that its names are relative to. Or the URL of a place in an object
-    store: `s3://bucket/cats`."""
+    `metadata_file`, the folder that its names are relative to. Or a folder of tar shards, of
+    Parquet or of Arrow tables, or such files by name, as in `shards/cats-*.tar`. Or the URL of any
+    of them in an object store: `s3://bucket/cats`."""
 
     metadata_file: Place | None = None
     """JSON or JSONL file that names the images and has their words, or its URL."""
@@ -372,7 +384,7 @@ class DatasetConfig(DatasetKeys):
     def derived_dir(self) -> Path:
         """The folder that data derived from the images is kept in."""
         first = self.parts[0].subsets[0]
-        folder = first.image_dir or (first.metadata_file or Path()).parent
+        folder = folder_of(first.image_dir or (first.metadata_file or Path()).parent)
         if self.cache_dir is None and is_remote(folder):
             return local_folder_of(folder, "derived")
         return self.cache_dir or folder / files.DERIVED_DIR

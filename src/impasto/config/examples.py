@@ -25,6 +25,8 @@ _EXAMPLES: dict[str, Any] = {
     "dataset.ray_address": "192.168.1.5:6379",
     "dataset.buckets": [[512, 768], [768, 512]],
     "dataset.validation_split": 0.05,
+    "dataset.image_column": "image",
+    "dataset.caption_column": "caption",
     "dataset.caption_extension": ".txt",
     "dataset.keep_tokens_separator": "|||",
     "dataset.secondary_separator": ";;;",

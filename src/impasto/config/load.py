@@ -20,6 +20,7 @@ from impasto.config.renamed import FormerNameWarning, present_path, with_present
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
+from impasto.member_paths import is_named
 from impasto.parsing import parse_toml
 from impasto.remote_paths import is_remote
 
@@ -86,8 +87,9 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
     """The dataset that a path stands for: a folder of images, a metadata or settings file.
 
     Args:
-        path: A folder, or a URL of images or of a metadata file; a `.toml` or `.json` dataset
-            configuration of sd-scripts; the settings of a run; or the directory of a run.
+        path: A folder, or a tar or table of images; a URL of those or of a metadata file; a
+            `.toml` or `.json` dataset configuration of sd-scripts; the settings of a run; or the
+            directory of a run.
         values: Keys of `[dataset]` that hold where those do not say otherwise.
 
     Raises:
@@ -99,7 +101,7 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
     run = load_run_of_source(path)
     if run is not None:
         return run.dataset
-    if presence.is_dir(path) or not path.suffix:
+    if presence.is_dir(path) or not path.suffix or is_named(path):
         return build_dataset_config({**values, "image_dir": path}, source="command line")
     if is_metadata_file(path):
         return build_dataset_config({**values, "metadata_file": path}, source="command line")
@@ -114,7 +116,7 @@ def load_run_of_source(path: Path) -> RunConfig | None:
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    if is_remote(path):
+    if is_remote(path) or is_named(path):
         return None
     if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"

@@ -13,10 +13,12 @@ import pyarrow as pa
 from impasto import files
 from impasto.data.engine import LOCAL, Engine
 from impasto.data.keyed import KeyedTable
+from impasto.data.member_files import sha256_of_member
 from impasto.data.records import FileStamp
 from impasto.data.stages import Failure, chunks
 from impasto.data.tables import Former, rows_of
 from impasto.errors import StorageError
+from impasto.member_paths import member_of
 from impasto.progress import Progress, SilentProgress
 from impasto.remote_paths import is_remote
 from impasto.storage import objects
@@ -138,7 +140,10 @@ class HashFiles:
         return [self._one(path) for path in batch]
 
     def _one(self, path: Path) -> str | Failure:
+        member = member_of(path)
         try:
+            if member is not None:
+                return sha256_of_member(member)
             return objects.sha256_of_object(path) if is_remote(path) else files.sha256_of(path)
         except OSError as error:
             return Failure(str(error), is_transient=True)

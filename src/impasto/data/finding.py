@@ -18,7 +18,7 @@ from pathlib import Path
 from impasto.data import formats
 from impasto.data.found_image import FoundImage
 from impasto.data.listing import CROP, stat_image
-from impasto.data.object_tree import ObjectTree, tree_of
+from impasto.data.object_tree import FileTree, tree_of
 from impasto.data.stages import Failure
 from impasto.parsing import is_text
 from impasto.remote_paths import is_remote, shown
@@ -32,11 +32,12 @@ class ImageFinder:
 
     Args:
         root: The folder that keys are relative to, and that none may lead out of.
+        tree: What is in it, where that is no folder of a disk; None looks.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, tree: FileTree | None = None) -> None:
         self._root = str(root)
-        self._tree = tree_of(root)
+        self._tree: FileTree | None = tree_of(root) if tree is None else tree
         self._resolved = os.path.realpath(root)
         self._inside: dict[str, bool] = {}
         self._files: _FilesBelow | None = None
@@ -201,7 +202,7 @@ class ImageFinder:
 class _FilesBelow:
     """The images below a folder by their paths, each with its ending and without."""
 
-    def __init__(self, root: str, tree: ObjectTree | None) -> None:
+    def __init__(self, root: str, tree: FileTree | None) -> None:
         self._root = root
         self.paths: list[str] = []
         self._whole: dict[str, list[str]] = {}

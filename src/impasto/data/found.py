@@ -102,6 +102,14 @@ class FoundBuilder:
         return FoundTable(texts, np.concatenate(self._stamps))
 
 
+def join_found(tables: Sequence[FoundTable]) -> FoundTable:
+    """Several listings as one, one after the other."""
+    texts = pa.concat_tables([table.texts for table in tables]).combine_chunks()
+    if texts.column(0).num_chunks == 0:
+        return tables[0]
+    return FoundTable(texts, np.concatenate([table.stamps for table in tables]))
+
+
 def found_of(items: Sequence[FoundImage]) -> FoundTable:
     """A list of files as columns."""
     builder = FoundBuilder()

@@ -19,6 +19,7 @@ from impasto.data.regularisation import Balance, balance, count_balance
 from impasto.data.scan import Scan
 from impasto.data.subsets import mentions_side
 from impasto.data.tally import Tally
+from impasto.member_paths import TableCell, member_of, plain
 from impasto.parsing import split_lines
 from impasto.progress import Progress
 
@@ -258,7 +259,9 @@ def _pairs(tags: Sequence[list[str]], frequency: Counter[str]) -> list[tuple[str
 def _same_stem(records: Sequence[ImageRecord]) -> list[list[Path]]:
     stems: dict[Path, list[Path]] = {}
     for record in records:
-        stems.setdefault(record.path.with_suffix(""), []).append(record.path)
+        is_row = isinstance(member_of(record.path), TableCell)  # which has a number and no ending
+        name = Path(plain(record.path))
+        stems.setdefault(name if is_row else name.with_suffix(""), []).append(record.path)
     return [sorted(paths) for paths in stems.values() if len(paths) > 1]
 
 

@@ -24,6 +24,7 @@ from impasto.data.formats import HEIF, heif_advice, register_heif
 from impasto.data.records import Size
 from impasto.data.stages import Failure
 from impasto.errors import ImpastoError
+from impasto.member_paths import is_member, member_of
 from impasto.remote_paths import is_remote
 from impasto.storage import objects
 from impasto.storage.object_file import open_object
@@ -38,6 +39,7 @@ _REDUCING_GAP = 1.75  # Pillow's name for it, in Image.thumbnail
 _DECODERS = {".avif": "avif", ".avifs": "avif", ".webp": "webp"}  # Pillow may be built without
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _FLOAT_SLACK = 1.05  # resampling rings a little beyond white
+_HEIF_BRANDS = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx"})
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
@@ -171,7 +173,7 @@ def _opened(
     """
     try:
         source = _source_of(path, whole=whole, beginning=beginning)
-        if path.suffix.lower() in HEIF and not register_heif():
+        if _may_be_heif(path, source) and not register_heif():
             raise UnreadableImageError(heif_advice(), is_transient=True)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -194,6 +196,11 @@ def _source_of(path: Path, *, whole: bool, beginning: bytes | None) -> Path | IO
         UnreadableImageError: It is no regular file: opening a FIFO would wait for ever.
         StorageError: It is in an object store that cannot be used.
     """
+    member = member_of(path)
+    if member is not None:
+        from impasto.data.member_files import open_member  # which says what is wrong in our words
+
+        return open_member(member, whole=whole, beginning=beginning)
     if is_remote(path):
         if whole:
             return io.BytesIO(objects.read(path))
@@ -201,6 +208,16 @@ def _source_of(path: Path, *, whole: bool, beginning: bytes | None) -> Path | IO
     if not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableImageError("not a regular file")
     return path
+
+
+def _may_be_heif(path: Path, source: Path | IO[bytes]) -> bool:
+    """Whether an image is HEIC or HEIF: by its ending, or in a table by its first bytes."""
+    if path.suffix.lower() in HEIF:
+        return True
+    if not isinstance(source, io.BytesIO) or not is_member(path):
+        return False
+    head = source.getbuffer()[:12].tobytes()
+    return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 def _unreadable(error: Exception, path: Path) -> UnreadableImageError:
@@ -223,7 +240,12 @@ def _one_line(error: Exception) -> str:
 
 
 def _unidentified_reason(path: Path) -> str:
-    if is_remote(path):
+    member = member_of(path)
+    if member is not None:
+        from impasto.data.member_files import read_member
+
+        head = read_member(member, 256)
+    elif is_remote(path):
         head = objects.read(path, 0, 256)
     else:
         with path.open("rb") as file:

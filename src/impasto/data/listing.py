@@ -21,6 +21,7 @@ from impasto.data import formats
 from impasto.data.found_image import FoundImage as FoundImage
 from impasto.data.object_tree import Entry, ObjectTree
 from impasto.data.stamping import stat_image as stat_image
+from impasto.member_paths import is_container
 from impasto.parsing import is_text, printable
 from impasto.remote_paths import is_remote
 
@@ -42,6 +43,12 @@ _UNREAD = {
 _UNREAD_OBJECTS = {
     ".npz": "latents beside images in an object store are not read; they are made anew",
 }
+CONTAINER_BESIDE = (
+    "may hold images, not looked into beside images that are files; give it as the image_dir of a "
+    "subset of its own"
+)
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_PACKED = "a compressed tar, which is not looked into; decompress it to .tar, as with gunzip"
 _ODD_KEY = "its key has a part that is empty or made of dots; copy it to another"
 _REPEATS = re.compile(r"(\d+)_(.+)$")
 
@@ -233,7 +240,9 @@ class _Listing:
         pictures = set(self._images) if rest else set()
         stems = {normalized_name(os.path.splitext(name)[0] + ".x"): name for name in pictures}  # noqa: PTH122
         for name in rest:
-            reason = self._doubt(name, pictures, stems)
+            packed = _PACKED if name.lower().endswith(_COMPRESSED) else ""
+            held = CONTAINER_BESIDE if is_container(name) else packed
+            reason = held or self._doubt(name, pictures, stems)
             if reason:
                 yield Unused(Path(self._others[name].path), reason)
 
@@ -294,14 +303,15 @@ def _not_entered(folders: list[str], tree: ObjectTree | None) -> Iterator[Unused
             with _entries_of(folder, tree) as entries:
                 has_images = any(
                     os.path.splitext(entry.name)[1].lower() in formats.EXTENSIONS  # noqa: PTH122
+                    or is_container(entry.name)
                     for entry in entries
                 )
         except OSError:
             continue
         if has_images:
             reason = (
-                "a sub-folder with images, not looked into because recursive is off; give it as a "
-                "subset, or set recursive = true"
+                "a sub-folder with images, or tars or tables of them, not looked into because "
+                "recursive is off; give it as a subset, or set recursive = true"
             )
             yield Unused(Path(folder), reason)
 

@@ -13,6 +13,7 @@ from impasto.canonical import sort_key
 from impasto.data import formats
 from impasto.data.listing import Unused, normalized_name
 from impasto.data.records import ImageRecord, SkippedFile
+from impasto.member_paths import TableCell, member_of
 
 _FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
 _SETTLED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
@@ -32,10 +33,10 @@ def mask_file(record: ImageRecord) -> Path | None:
     masks = record.subset.masks
     if masks is None or masks.folder is None:
         return None
-    below = PurePath(record.file_name)
+    below, stem = PurePath(record.file_name), _stem_of_image(record.path)
     folders = [masks.folder] if below.is_absolute() else [masks.folder / below.parent, masks.folder]
     for folder in folders:
-        names = _listed(str(folder)).get(_stem_of(below.name))
+        names = _listed(str(folder)).get(stem)
         if names:
             return folder / names[0]
     return None
@@ -47,7 +48,7 @@ def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SkippedFile
     if not folders:
         return []
     used = {mask_file(record) for record in records}
-    excused = {_stem_of(item.path.name) for item in set_aside}
+    excused = {_stem_of_image(item.path) for item in set_aside}
     unused: dict[Path, str] = {}
     for top in folders:
         for folder, inner, names in os.walk(top or ""):
@@ -90,6 +91,12 @@ def _rank(name: str) -> tuple[int, bool]:
     ending = PurePath(name).suffix
     lower = ending.lower()
     return (_FIRST.index(lower) if lower in _FIRST else len(_FIRST)), ending != lower
+
+
+def _stem_of_image(path: Path) -> str:
+    """The stem that a mask of an image has; a row of a table has no ending, but a number."""
+    is_row = isinstance(member_of(path), TableCell)
+    return _stem_of(f"{path.name}.x" if is_row else path.name)
 
 
 def _stem_of(name: str) -> str:

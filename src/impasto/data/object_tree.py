@@ -65,6 +65,21 @@ class ObjectEntry:
         return False
 
 
+class FileTree(Protocol):
+    """What is looked up below a folder that is none of a disk."""
+
+    def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Folders with the names in them, as `os.walk` gives them from the top down."""
+
+    def has(self, path: str) -> bool:
+        """Whether there is a file of that path."""
+
+    def stat_image(
+        self, path: str, words: tuple[str, str] = ("", ""), crop: str = ""
+    ) -> FoundImage:
+        """An image with its stamps, and those of the files with its words."""
+
+
 class ObjectTree:
     """All that is below a folder of an object store.
 
@@ -106,6 +121,10 @@ class ObjectTree:
     def has(self, path: str) -> bool:
         """Whether there is an object of that path."""
         return path in self._stored
+
+    def stored(self, path: str) -> Stored | None:
+        """What the store says of the object of a path; None where there is none."""
+        return self._stored.get(path)
 
     def stat_image(
         self, path: str, words: tuple[str, str] = ("", ""), crop: str = ""

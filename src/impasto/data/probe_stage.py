@@ -14,7 +14,9 @@ from typing import Any
 
 from impasto.data import images
 from impasto.data.found_image import FoundImage
+from impasto.data.member_files import read_beginnings, read_many_words, read_words
 from impasto.data.stages import Failure
+from impasto.member_paths import TarMember, is_member, member_of
 from impasto.parsing import decode_caption, split_lines
 from impasto.remote_paths import is_remote
 from impasto.storage import objects
@@ -35,14 +37,23 @@ class Probe:
             return [_outcome(_probe, item) for item in batch]
         read = _beginnings([item.path for item in batch], objects.HEADER_BYTES)
         words = [file for item in batch for file in item.words if file]
-        read |= _beginnings(words, _LARGEST_CAPTION + 1)
+        read |= _beginnings([file for file in words if not is_member(file)], _LARGEST_CAPTION + 1)
+        read |= read_many_words([file for file in words if is_member(file)], _LARGEST_CAPTION + 1)
         return [_outcome(partial(_probe_object, read), item) for item in batch]
 
 
-def _beginnings(names: Iterable[str], size: int) -> dict[str, bytes | OSError]:
-    """The first bytes of objects by their names: paths of Windows do not tell `a` from `A`."""
-    once = list(dict.fromkeys(names))
-    return dict(zip(once, objects.read_beginnings(list(map(Path, once)), size), strict=True))
+def _beginnings(names: Iterable[str], size: int) -> dict[str, bytes | Exception]:
+    """The first bytes of objects by their names: paths of Windows do not tell `a` from `A`.
+
+    Of files in tars too; an image in a table is read with its row.
+    """
+    members = {name: member_of(name) for name in names}
+    once = [name for name, member in members.items() if member is None]
+    read = objects.read_beginnings(list(map(Path, once)), size)
+    found: dict[str, bytes | Exception] = dict(zip(once, read, strict=True))
+    in_tars = {name: m for name, m in members.items() if isinstance(m, TarMember)}
+    parts = read_beginnings(list(in_tars.values()), size)
+    return found | {name: parts[member] for name, member in in_tars.items()}
 
 
 def _outcome(probe: Callable[[FoundImage], list[Any]], item: FoundImage) -> list[Any] | Failure:
@@ -58,21 +69,23 @@ def _probe(item: FoundImage) -> list[Any]:
     return [size.width, size.height, int(rotated), caption, tags]
 
 
-def _probe_object(read: Mapping[str, bytes | OSError], item: FoundImage) -> list[Any]:
+def _probe_object(read: Mapping[str, bytes | Exception], item: FoundImage) -> list[Any]:
     """Probe an object of a store, by the first bytes of it and of its words."""
-    size, rotated = images.read_header(Path(item.path), _content(read, item.path))
+    beginning = _content(read, item.path) if item.path in read else None
+    size, rotated = images.read_header(Path(item.path), beginning)
     caption, tags = (_caption_of(file, _content(read, file)) if file else "" for file in item.words)
     return [size.width, size.height, int(rotated), caption, tags]
 
 
-def _content(read: Mapping[str, bytes | OSError], name: str) -> bytes:
+def _content(read: Mapping[str, bytes | Exception], name: str) -> bytes:
     """What was read of an object.
 
     Raises:
         OSError: It could not be read.
+        UnreadableImageError: There are no words where they should be.
     """
     content = read[name]
-    if isinstance(content, OSError):
+    if isinstance(content, Exception):
         raise content
     return content
 
@@ -83,6 +96,8 @@ def _read_caption(path: str) -> str:
     Raises:
         UnreadableImageError: As for `_caption_of`.
     """
+    if is_member(path):
+        return _caption_of(path, read_words(path, _LARGEST_CAPTION + 1))
     with open(path, "rb") as file:  # noqa: PTH123 - hot path
         return _caption_of(path, file.read(_LARGEST_CAPTION + 1))
 

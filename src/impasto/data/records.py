@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from impasto.data.captions import TrainingPosition, join_caption_and_tags
 from impasto.data.subsets import PLAIN, Subset
+from impasto.member_paths import is_member, plain
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -200,10 +201,11 @@ class ImageRecord:
     @property
     def file_name(self) -> str:
         """The same in the form that the file system has, by which the file is found again."""
+        path = Path(plain(self.path)) if is_member(self.path) else self.path
         try:
-            return self.path.relative_to(self.subset.root).as_posix()
+            return path.relative_to(self.subset.root).as_posix()
         except ValueError:
-            return self.path.as_posix()
+            return path.as_posix()
 
 
 @dataclass(frozen=True, slots=True)

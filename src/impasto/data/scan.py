@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,24 +11,31 @@ from pathlib import Path
 import numpy as np
 
 from impasto.data import images
+from impasto.data.containers import (
+    Columns,
+)
 from impasto.data.decoded import DecodeCache
 from impasto.data.engine import LOCAL, Engine
-from impasto.data.finding import ImageFinder
 from impasto.data.found import found_of
-from impasto.data.listing import Sidecars, Unused, list_folder, repeat_folders
+from impasto.data.image_places import list_place, require_images
+from impasto.data.listing import (
+    Sidecars,
+    Unused,
+)
 from impasto.data.masks import unused_masks
-from impasto.data.metadata import Metadata, MetadataEntry
+from impasto.data.metadata import Metadata
+from impasto.data.named_images import look_up
 from impasto.data.probing import ScanIndex, split_usable
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import SkippedFile, no_cycle_collection
 from impasto.data.rendering import Decode
-from impasto.data.stages import Failure, in_chunks
+from impasto.data.stages import in_chunks
 from impasto.data.subsets import PLAIN, Subset
 from impasto.data.tally import Tally, count_images
 from impasto.errors import DatasetError
-from impasto.parsing import printable
+from impasto.member_paths import plain
 from impasto.progress import Progress, SilentProgress, none_of
-from impasto.remote_paths import absolute, is_remote, shown
+from impasto.remote_paths import absolute, shown
 
 _NAMED = 3  # so many names of one kind are written out
 
@@ -105,6 +110,7 @@ def scan_folder(
     progress: Progress | None = None,
     subset: Subset = PLAIN,
     sidecars: Sidecars = Sidecars(),  # noqa: B008 - immutable
+    columns: Columns = Columns(),  # noqa: B008 - immutable
     engine: Engine = LOCAL,
 ) -> Scan:
     """List a folder's images in order of their paths, with the words beside them.
@@ -112,27 +118,27 @@ def scan_folder(
     Hidden files and folders and AppleDouble files (`._x`) are passed over, and the folder of masks.
 
     Args:
-        folder: Where to look.
+        folder: Where to look: a folder of images or of tars or tables with images, or such a file
+            or several by wildcards (`containers.py`).
         recursive: Also look in sub-folders; links to folders are not followed.
         index: A file to keep results in between scans; None keeps nothing.
         progress: Where to show how far it is.
         subset: How the images are used.
         sidecars: The endings of the files with the words.
+        columns: The columns of tables with the images and their words.
         engine: Runs what is done.
 
     Raises:
         DatasetError: The folder is missing, or holds no usable image.
         StorageError: It is in an object store that cannot be used.
     """
-    require_folder(folder)
-    masks = subset.masks.folder if subset.masks else None
+    require_images(folder)
+    said = f"{absolute(folder)} {' '.join(sidecars)}"
     with no_cycle_collection():
-        known = ScanIndex(index, f"{absolute(folder)} {' '.join(sidecars)}")
-        found, unused = list_folder(
-            str(folder), sidecars, recursive=recursive, without=_same(masks)
-        )
-        if subset.repeats == 1:
-            unused[:0] = repeat_folders([str(absolute(folder))])
+        known = ScanIndex(index, said if columns == Columns() else f"{said} {columns}")
+    found, unused = list_place(
+        folder, subset, sidecars, columns, index, progress, engine, recursive=recursive
+    )
     entries = known.probe(found, progress or SilentProgress(), engine)
     with no_cycle_collection():
         records, set_aside = split_usable(found, entries, subset)
@@ -148,6 +154,7 @@ def scan_metadata(
     index: Path | None = None,
     progress: Progress | None = None,
     subset: Subset = PLAIN,
+    columns: Columns = Columns(),  # noqa: B008 - immutable
     engine: Engine = LOCAL,
 ) -> Scan:
     """The images that a metadata file names, with its words; sidecars are not read.
@@ -158,15 +165,16 @@ def scan_metadata(
         DatasetError: The folder is missing, or none of the images can be used.
     """
     if image_dir is not None:
-        require_folder(image_dir)
-    finder = ImageFinder(image_dir or metadata.file.parent)
-    of_path, set_aside, unused = _named_images(metadata, image_dir, finder)
+        require_images(image_dir)
+    finder, of_path, set_aside, unused = look_up(
+        metadata, image_dir, columns, index, progress, engine
+    )
     found = found_of([finder.stat_image(path) for path in of_path])
     known = ScanIndex(index, str(absolute(metadata.file)))
     entries = known.probe(found, progress or SilentProgress(), engine)
     with no_cycle_collection():
         records, unusable = split_usable(found, entries, subset)
-    named = [of_path[path] for part in records.texts_in_parts("path") for path in part]
+    named = [of_path[plain(path)] for part in records.texts_in_parts("path") for path in part]
     worded = records.worded(
         [entry.caption for entry in named],
         [entry.tags for entry in named],
@@ -176,39 +184,6 @@ def scan_metadata(
     if not worded:
         raise DatasetError(no_usable_images(shown(metadata.file), set_aside))
     return Scan(shown(metadata.file), worded, tuple(set_aside), tuple(unused))
-
-
-def _named_images(
-    metadata: Metadata, image_dir: Path | None, finder: ImageFinder
-) -> tuple[dict[str, MetadataEntry], list[SkippedFile], list[Unused]]:
-    """Path -> entry of what is there; names that lead nowhere; images that have no name."""
-    of_path: dict[str, MetadataEntry] = {}
-    spelt: dict[str, str] = {}
-    set_aside: list[SkippedFile] = []
-    outcomes = finder.find_all([entry.key for entry in metadata.entries])
-    for entry, path in zip(metadata.entries, outcomes, strict=True):
-        if isinstance(path, Failure):
-            set_aside.append(SkippedFile(Path(printable(entry.key)), path.reason))
-            continue
-        other = spelt.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
-        if path in of_path or (other != path and _is_same_file(other, path)):
-            first = of_path[path if path in of_path else other]
-            reason = f"metadata names it twice: {first.key!r} and {entry.key!r}"
-            set_aside.append(SkippedFile(Path(entry.key), reason))
-        else:
-            of_path[path] = entry
-    unused = [Unused(metadata.file, remark) for remark in finder.remarks]
-    if image_dir is not None:
-        reason = "an image that the metadata file does not name"
-        unused += [Unused(Path(path), reason) for path in finder.find_unnamed(set(of_path))]
-    return of_path, set_aside, unused
-
-
-def _is_same_file(path: str, other: str) -> bool:
-    try:
-        return os.path.samefile(path, other)  # noqa: PTH121 - hot path
-    except OSError:
-        return False
 
 
 def join_scans(scans: Sequence[Scan]) -> Scan:
@@ -268,20 +243,6 @@ def _has_lines(text: str) -> bool:
     return "\n" in text or "\r" in text
 
 
-def require_folder(folder: Path) -> None:
-    """Make sure that a folder of images is there; in an object store, whatever has keys below it.
-
-    Raises:
-        DatasetError: It is missing, or a file.
-    """
-    if not is_remote(folder) and not folder.is_dir():
-        fault = "is a file, not a folder" if folder.exists() else "is not there"
-        raise DatasetError(
-            f"The image folder {folder} {fault}. Give the path of the folder that holds your "
-            f"images."
-        )
-
-
 def no_usable_images(
     place: str, set_aside: Sequence[SkippedFile], unused: Sequence[Unused] = ()
 ) -> str:
@@ -291,14 +252,11 @@ def no_usable_images(
         near = f" {unused[0].path.name}: {unused[0].reason}." if unused else ""
         return (
             f"{place} holds no images. Expected files ending in {kinds} (upper or lower case), "
-            f"each with a .txt or .caption of the same name beside it.{near}"
+            f"each with a .txt or .caption of the same name beside it; or tars, Parquet or Arrow "
+            f"tables of images.{near}"
         )
     first = set_aside[0]
     return (
         f"{none_of(len(set_aside), 'images')} of {place} can be read; the first is "
         f"{first.path.name}: {first.reason}."
     )
-
-
-def _same(folder: Path | None) -> str:
-    return "" if folder is None else os.path.abspath(folder)  # noqa: PTH100 - compared as text

@@ -15,7 +15,9 @@ from impasto.config.dataset import DatasetConfig, DatasetEntry, SubsetConfig
 from impasto.config.run import RunConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.captions import CaptionRules
+from impasto.data.containers import Columns, holds_containers
 from impasto.data.engine import LOCAL, Engine
+from impasto.data.image_places import require_folder, require_images
 from impasto.data.listing import Sidecars
 from impasto.data.metadata import read_metadata
 from impasto.data.plan import BucketRules, Plan, join_plans, plan_images
@@ -26,7 +28,6 @@ from impasto.data.scan import (
     Scan,
     decode_all,
     join_scans,
-    require_folder,
     scan_folder,
     scan_metadata,
 )
@@ -34,9 +35,10 @@ from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.datasets.engines import open_engine
 from impasto.datasets.held_out import Split, split_records
 from impasto.errors import DatasetError, StorageError
+from impasto.member_paths import folder_of
 from impasto.parsing import is_text, printable
 from impasto.progress import Progress, counted, none_of
-from impasto.remote_paths import absolute, is_remote
+from impasto.remote_paths import absolute, is_remote, shown
 from impasto.storage import objects
 
 
@@ -69,7 +71,8 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
     for source in sources:
         _require_names_as_text(source.config, config.cache_dir)
         if source.config.image_dir is not None:
-            require_folder(source.config.image_dir)
+            require_images(source.config.image_dir)
+    _require_columns_used([source.config for source in sources])
     _require_place_for_derived_data(config)
     with open_engine(config, progress) as engine:
         scans = [_scan_subset(source, config.derived_dir, progress, engine) for source in sources]
@@ -106,8 +109,9 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
     if config.on_error == "stop" and scan.set_aside:
         first = scan.set_aside[0]
         raise DatasetError(
-            f"{counted(len(scan.set_aside), 'files')} cannot be used; the first is {first.path}: "
-            f"{first.reason}. Repair or remove them, or set dataset.on_error to skip."
+            f"{counted(len(scan.set_aside), 'files')} cannot be used; the first is "
+            f"{shown(first.path)}: {first.reason}. Repair or remove them, or set dataset.on_error "
+            f"to skip."
         )
 
 
@@ -175,7 +179,7 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
 
 def validation_folders(config: RunConfig) -> list[Path]:
     """The folders that a run reads images from besides those of its dataset."""
-    return [] if config.validation.image_dir is None else [config.validation.image_dir]
+    return [] if config.validation.image_dir is None else [folder_of(config.validation.image_dir)]
 
 
 def hold_out(
@@ -194,8 +198,9 @@ def hold_out(
     """
     subsets = config.dataset.parts[0].subsets
     first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
-    like, sidecars = build_subset(first, 0, 0), sidecars_of(first)
-    return split_records(scan, config, like, sidecars, progress, engine)
+    like = build_subset(first, 0, 0)
+    words = sidecars_of(first), columns_of(first)
+    return split_records(scan, config, like, words, progress, engine)
 
 
 def split_of_source(
@@ -246,7 +251,7 @@ def _sources(config: DatasetConfig) -> Iterator[_Source]:
 
 def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
     """What the images of a subset refer to; a weight in the loss is its dataset's to say."""
-    root = config.image_dir or (config.metadata_file or Path()).parent
+    root = folder_of(config.image_dir or (config.metadata_file or Path()).parent)
     varied = Augmentation(config.random_crop, config.color_aug, config.face_crop_aug_range)
     masks = MaskRules(config.alpha_mask, config.mask_dir)
     if config.mask_dir is not None:
@@ -298,6 +303,7 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None, engi
             index=index,
             progress=progress,
             subset=subset,
+            columns=columns_of(config),
             engine=engine,
         )
     assert config.image_dir is not None  # noqa: S101 - the settings hold one of the two
@@ -308,6 +314,7 @@ def _scan_subset(source: _Source, derived: Path, progress: Progress | None, engi
         progress=progress,
         subset=subset,
         sidecars=sidecars_of(config),
+        columns=columns_of(config),
         engine=engine,
     )
 
@@ -326,6 +333,27 @@ def sidecars_of(config: SubsetConfig) -> Sidecars:
     """The endings of the files with the words of a subset."""
     ending = config.caption_extension
     return Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")
+
+
+def columns_of(config: SubsetConfig) -> Columns:
+    """The columns of tables with the images and the words of a subset."""
+    return Columns(config.image_column, config.caption_column)
+
+
+def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
+    """Make sure that a column is not named where there is no table; a store is not asked.
+
+    Raises:
+        DatasetError: All images are in files of their own.
+    """
+    if all(columns_of(subset) == Columns() for subset in subsets):
+        return
+    places = [s.image_dir or (s.metadata_file or Path()).parent for s in subsets]
+    if not any(is_remote(place) or holds_containers(place) for place in places):
+        raise DatasetError(
+            f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
+            f"JSON in tars; {places[0]} has none of them. Take them out."
+        )
 
 
 def _index_file(derived: Path, place: Path) -> Path:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from impasto.config.dataset import DatasetConfig
 from impasto.data.engine import LOCAL, Engine
 from impasto.invocation import missing_extra
+from impasto.member_paths import folder_of
 from impasto.progress import Progress
 
 if TYPE_CHECKING:
@@ -72,4 +73,4 @@ def _folders(config: DatasetConfig) -> list[Path]:
         for folder in (subset.image_dir, subset.mask_dir)
         if folder is not None
     ]
-    return list(dict.fromkeys(named))
+    return list(dict.fromkeys(map(folder_of, named)))

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from impasto.config.run import RunConfig
+from impasto.data.containers import Columns
 from impasto.data.engine import LOCAL, Engine
 from impasto.data.listing import Sidecars
 from impasto.data.record_table import RecordTable, join_records
@@ -23,8 +24,10 @@ from impasto.data.scan import Scan, no_usable_images, scan_folder
 from impasto.data.subsets import Subset
 from impasto.datasets.copies import NO_COPIES, Copies, count_copies, describe, group_copies
 from impasto.errors import DatasetError
+from impasto.member_paths import folder_of
 from impasto.progress import Progress, SilentProgress
 from impasto.randomness import derive_rng
+from impasto.remote_paths import shown
 
 Bools = npt.NDArray[np.bool_]
 _MOST_NAMED = 10
@@ -52,7 +55,7 @@ def split_records(
     scan: Scan,
     config: RunConfig,
     like: Subset,
-    sidecars: Sidecars,
+    words: tuple[Sidecars, Columns],
     progress: Progress | None = None,
     engine: Engine = LOCAL,
 ) -> Split:
@@ -62,7 +65,7 @@ def split_records(
         scan: All images.
         config: The settings.
         like: How images of the folder of validation are used: as those of this subset.
-        sidecars: The endings of the files with their words.
+        words: The endings of the files with their words, and the columns of tables.
         progress: Is told of copies.
         engine: Runs what is done.
 
@@ -72,8 +75,9 @@ def split_records(
     progress = progress or SilentProgress()
     folder = config.validation.image_dir
     if folder is not None:
-        subset = replace(like, root=folder, reads_npz=False)
-        own = scan_folder(folder, subset=subset, sidecars=sidecars, engine=engine)
+        subset = replace(like, root=folder_of(folder), reads_npz=False)
+        sidecars, columns = words
+        own = scan_folder(folder, subset=subset, sidecars=sidecars, columns=columns, engine=engine)
         return _beside_folder(scan.records, own, config, progress, engine)
     held, alike, copies = _held_out(scan.records, config, progress, engine)
     training = scan.records.select(~held) if held.any() else scan.records
@@ -223,7 +227,7 @@ def _beside_folder(
     found = []
     for place in np.flatnonzero(is_copy).tolist():
         last = training[int(np.flatnonzero(of_training == of_own[place])[-1])]
-        reason = f"{kind} {last.path}, which is trained on"
+        reason = f"{kind} {shown(last.path)}, which is trained on"
         found.append(SkippedFile(own.records[place].path, reason))
     held_out = own.records.select(~is_copy).with_subsets(watched)
     _tell_unused(own, found, progress)
@@ -242,7 +246,7 @@ def _beside_folder(
 def _tell_unused(own: Scan, copies: list[SkippedFile], progress: Progress) -> None:
     passed_over = [*own.set_aside, *copies]
     for item in passed_over[:_MOST_NAMED]:
-        progress.note(f"Not validated on: {item.path}: {item.reason}")
+        progress.note(f"Not validated on: {shown(item.path)}: {item.reason}")
     if len(passed_over) > _MOST_NAMED:
         progress.note(f"... and {len(passed_over) - _MOST_NAMED} more that are not validated on")
     for line in own.describe_unused():

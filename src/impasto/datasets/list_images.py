@@ -25,6 +25,7 @@ from impasto.data.stages import chunks
 from impasto.datasets.build import plan_dataset, scan_all
 from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError, StorageError
+from impasto.member_paths import folder_of, plain
 from impasto.progress import Progress
 
 _NAMED_UNUSED = 500
@@ -187,4 +188,5 @@ def _skipped(item: SkippedFile, source: Path) -> ListedImage:
 
 def _name(path: Path, source: Path) -> str:
     """How a list names a file. Bytes that are no text stay as they are, so that it is found."""
-    return path.relative_to(source).as_posix() if path.is_relative_to(source) else path.as_posix()
+    path, folder = Path(plain(path)), folder_of(source)
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()

@@ -28,7 +28,9 @@ from impasto.datasets.build import (
 )
 from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError
+from impasto.member_paths import plain
 from impasto.progress import Progress, SilentProgress, counted
+from impasto.remote_paths import shown
 
 """The folder of the latent cache, in that of all derived data."""
 
@@ -95,7 +97,7 @@ class PreparedData:
             "enlarged": self.plan.enlarged,
             "mean_lost_area": self.plan.mean_cropped_fraction,
             "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
-            "set_aside": [{"path": str(a.path), "reason": a.reason} for a in found.set_aside],
+            "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in found.set_aside],
             "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
             "said_of_unused": found.describe_unused(),
             "refused_latents": [
@@ -172,7 +174,7 @@ def _encode_balanced(
         cached = encode(plan.images)
         lost, encoded = (*lost, *cached.set_aside), encoded + cached.encoded
     raise DatasetError(
-        f"{counted(len(lost), 'images')} cannot be used, {lost[0].path} among them, and as many "
-        f"regularisation images as take their place cannot either. impasto dataset scan names "
+        f"{counted(len(lost), 'images')} cannot be used, {shown(lost[0].path)} among them, and as "
+        f"many regularisation images as take their place cannot either. impasto dataset scan names "
         f"them all."
     )

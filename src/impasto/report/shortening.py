@@ -9,6 +9,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from impasto.member_paths import plain
 from impasto.publishing import redact_text, redact_unknown_paths
 
 WORDS = frozenset({"pairs", "same", "tag_pairs", "tags"})
@@ -25,11 +26,23 @@ def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
         place: What was looked at: folders or files, separated by commas.
         publish: What may be told; with `paths` among it nothing is changed.
     """
+    content = _as_known(content)
     if "paths" in publish:
         return content
     parts = [Path(part) for part in (place, *place.split(", ")) if part]
     folders = {str(part.parent if part.suffix else part) for part in parts}
     return _shortened(content, tuple(sorted(folders - {"."})))
+
+
+def _as_known(value: Any) -> Any:
+    """The same with paths into tars and tables as a person knows them."""
+    if isinstance(value, Markup):
+        return value
+    if isinstance(value, str):
+        return plain(value)
+    if isinstance(value, dict):
+        return {key: _as_known(item) for key, item in value.items()}
+    return [_as_known(item) for item in value] if isinstance(value, list) else value
 
 
 def _shortened(value: Any, folders: tuple[str, ...], *, is_free_text: bool = False) -> Any:

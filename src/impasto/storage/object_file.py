@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from impasto.remote_paths import shown
@@ -26,10 +28,14 @@ class ObjectFile:
     Args:
         place: The object.
         beginning: Its first `HEADER_BYTES`, or all of it where it is shorter.
+        read_all: Reads all of it, where it is a part of the object; None reads the object.
     """
 
-    def __init__(self, place: Path, beginning: bytes) -> None:
+    def __init__(
+        self, place: Path, beginning: bytes, read_all: Callable[[], bytes] | None = None
+    ) -> None:
         self._place, self._content, self._at = place, beginning, 0
+        self._read_all = read_all or partial(read, place)
         self._is_whole = len(beginning) < HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
@@ -63,5 +69,5 @@ class ObjectFile:
 
     def _complete(self) -> None:
         if not self._is_whole:
-            self._content = read(self._place)
+            self._content = self._read_all()
             self._is_whole = True

@@ -40,7 +40,8 @@ _ELSEWHERE = {
     "model": {"path", "vae", "variant", "weights", "family", "prediction_type"},
     "dataset": {
         "image_dir", "metadata_file", "mask_dir", "recursive", "cache_dir", "vae_batch_size",
-        "decode_workers", "on_error", "executor", "ray_address",
+        "decode_workers", "on_error", "executor", "ray_address", "image_column",
+        "caption_column",
     },
     "method": {"templates", "template_file", "start_from", "info"},
     "training": {

@@ -12,6 +12,7 @@ from impasto.data.records import Batch, Size
 from impasto.data.sampler import MicroBatch, OptimizerStep
 from impasto.errors import Interrupted, NonFiniteLossError, RunError
 from impasto.invocation import command
+from impasto.member_paths import plain
 from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.commands import CommandName
@@ -227,7 +228,8 @@ class TrainingLoop:
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = self._session.prepared.training.images
-            shown = [images[s.image].record.path.as_posix() for s in micro_batch.samples]
+            paths = [images[s.image].record.path.as_posix() for s in micro_batch.samples]
+            shown = [plain(path) for path in paths]
             self._recorder.image_losses.add(step, shown, output)
 
     def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:

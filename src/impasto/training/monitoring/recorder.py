@@ -15,6 +15,7 @@ from impasto.config.run import RunConfig
 from impasto.data.encoding import said_of_remade
 from impasto.data.sampler import EpochSampler
 from impasto.publishing import redact_settings
+from impasto.remote_paths import shown
 from impasto.runs import RunDirectory
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.image_losses import ImageLosses
@@ -101,7 +102,7 @@ class Recorder:
         if summary is None:
             return
         for path, reason in self._newly_lost():
-            self._events.note(f"{path} cannot be used any more and is passed over: {reason}")
+            self._events.note(f"{shown(path)} cannot be used any more and is passed over: {reason}")
         self._note_remade()
         if self.image_losses is not None:
             self.image_losses.write()

@@ -1,0 +1,180 @@
+"""Arrow files and streams by record batches, found without reading them.
+
+Both forms are messages one after the other; a file has 8 bytes before them and a list behind.
+`datasets` writes streams, which have no list, so the messages are walked through: each says how
+long it is, in a FlatBuffer of which three numbers are read here.
+
+Format: https://arrow.apache.org/docs/format/Columnar.html, "Encapsulated message format", and
+`format/Message.fbs` of apache/arrow.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from impasto.remote_paths import is_remote
+from impasto.storage.objects import read_ranges
+from impasto.storage.ranged_file import RangedFile
+
+_MAGIC = b"ARROW1"
+_GOES_ON = b"\xff\xff\xff\xff"
+_SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
+_LARGEST_HEAD = 16 << 20  # bytes; a schema of thousands of columns has less
+_AHEAD = 1 << 12
+
+
+class _Message(NamedTuple):
+    """A message: its kind, its rows if it is a batch, and its bytes."""
+
+    kind: int
+    rows: int
+    begin: int
+    end: int
+    is_compressed: bool
+
+
+class ArrowBatches:
+    """An Arrow file or stream.
+
+    Args:
+        path: The file, of this machine or of an object store.
+        size: How many bytes it has.
+        largest: The most bytes of a batch that is not mapped.
+
+    Raises:
+        OSError: It is cut short, damaged, or has dictionaries.
+        StorageError: It is in an object store that cannot be used.
+    """
+
+    def __init__(self, path: Path, size: int, largest: int) -> None:
+        self._path, self._largest = path, largest
+        self._map = None if is_remote(path) else pa.memory_map(str(path))
+        if self._map is None:
+            messages = _messages(RangedFile(path, size, _AHEAD), size)
+        else:
+            with path.open("rb") as file:
+                messages = _messages(file, size)
+        if not messages or messages[0].kind != _SCHEMA:
+            raise OSError(errno.EINVAL, "not an Arrow file, or damaged at its beginning")
+        if any(message.kind == _DICTIONARY for message in messages):
+            raise OSError(
+                errno.EINVAL,
+                "an Arrow file with dictionaries is not read; write it as Parquet",
+            )
+        self.schema = pa.ipc.read_schema(self._bytes(messages[0]))
+        self._batches = [message for message in messages if message.kind == _BATCH]
+        rows = [message.rows for message in self._batches]
+        self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
+
+    def part(self, column: str, number: int) -> pa.ChunkedArray:
+        """A column of one batch, compared with what its own numbers promise.
+
+        Raises:
+            OSError: It is too large to be held in memory.
+        """
+        if self.held_bytes(column, number) > self._largest:
+            raise OSError(
+                errno.EFBIG,
+                f"batch {number} of {self._path.name} has more than {self._largest >> 20:,} MiB; "
+                f"write the table anew in batches of 100 rows",
+            )
+        batch = pa.ipc.read_record_batch(self._bytes(self._batches[number]), self.schema)
+        values = batch.column(column)
+        values.validate(full=True)
+        return pa.chunked_array([values])
+
+    def held_bytes(self, column: str, number: int) -> int:  # noqa: ARG002 - as of Parquet
+        """The bytes of a batch, where they are not mapped."""
+        message = self._batches[number]
+        is_mapped = self._map is not None and not message.is_compressed
+        return 0 if is_mapped else message.end - message.begin
+
+    def _bytes(self, message: _Message) -> pa.Buffer:
+        if self._map is None:
+            part = read_ranges([(self._path, message.begin, message.end)])[0]
+            return pa.py_buffer(part)
+        self._map.seek(message.begin)
+        return self._map.read_buffer(message.end - message.begin)
+
+
+def _messages(file: IO[bytes] | RangedFile, size: int) -> list[_Message]:
+    """The messages of a file, up to the mark of their end.
+
+    Raises:
+        OSError: It is cut short or damaged.
+    """
+    at = 8 if file.read(len(_MAGIC)) == _MAGIC else 0
+    found: list[_Message] = []
+    while at < size:
+        file.seek(at)
+        head = file.read(8)
+        if len(head) < 8 or head[:4] != _GOES_ON:
+            raise _damaged(size, at, len(found))
+        length = struct.unpack("<i", head[4:])[0]
+        if length == 0:
+            return found
+        if not 0 < length <= _LARGEST_HEAD:
+            raise _damaged(size, at, len(found))
+        about = file.read(length)
+        try:
+            message = _message(about, at, 8 + length)
+        except (struct.error, IndexError) as error:
+            raise _damaged(size, at, len(found)) from error
+        if len(about) < length or message.end > size or message.end <= at:
+            raise _damaged(size, at, len(found))
+        found.append(message)
+        at = message.end
+    raise _damaged(size, at, len(found))
+
+
+def _damaged(size: int, at: int, messages: int) -> OSError:
+    return OSError(
+        errno.EINVAL,
+        f"cut short or damaged: message {messages} at byte {at} is none, or does not end within "
+        f"the {size} bytes of the file",
+    )
+
+
+def _message(about: bytes, begin: int, head: int) -> _Message:
+    """What a message says of itself.
+
+    Args:
+        about: Its FlatBuffer, a table `Message` with version, header_type, header, bodyLength.
+        begin: Where it begins in the file.
+        head: How many bytes there are before its body.
+
+    Raises:
+        struct.error: It is damaged.
+    """
+    root = struct.unpack_from("<I", about, 0)[0]
+    kind_at, header_at, body_at = (_field(about, root, n) for n in (1, 2, 3))
+    kind = struct.unpack_from("<B", about, kind_at)[0] if kind_at else 0
+    body = struct.unpack_from("<q", about, body_at)[0] if body_at else 0
+    if body < 0:
+        raise struct.error("negative length")
+    rows, is_compressed = 0, False
+    if kind == _BATCH and header_at:
+        batch = header_at + struct.unpack_from("<I", about, header_at)[0]
+        rows_at = _field(about, batch, 0)
+        rows = struct.unpack_from("<q", about, rows_at)[0] if rows_at else 0
+        is_compressed = bool(_field(about, batch, 3))
+        if not 0 <= rows < 1 << 48:
+            raise struct.error("number of rows")
+    return _Message(kind, rows, begin, begin + head + body, is_compressed)
+
+
+def _field(about: bytes, table: int, number: int) -> int:
+    """Where a field of a FlatBuffer's table is; 0 where it is left out."""
+    vtable = table - struct.unpack_from("<i", about, table)[0]
+    if vtable < 0:
+        raise struct.error("vtable")
+    if 4 + 2 * number >= struct.unpack_from("<H", about, vtable)[0]:
+        return 0
+    offset: int = struct.unpack_from("<H", about, vtable + 4 + 2 * number)[0]
+    return table + offset if offset else 0

@@ -1,0 +1,138 @@
+"""How an image inside a tar or a table is written as a path, and how a person reads it.
+
+The path says all that reading takes, so a record, a stage or a process needs nothing besides:
+
+    cats-000.tar/@000000001536+20480/cat.jpg      bytes 1,536 to 22,016 of the tar
+    cats.parquet/@row+image/cats.parquet#0042     row 42 of the column `image`
+
+A person sees `cats-000.tar/cat.jpg` and `cats.parquet#0042` (`plain`), which is also what random
+numbers, masks and metadata know an image by: where it stands in its file is no part of its name.
+Nothing is opened here, and the system is never asked for such a path.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote, unquote
+
+from impasto.presence import is_dir
+
+TAR = ".tar"
+PARQUET, ARROW = ".parquet", ".arrow"
+TABLES = (PARQUET, ARROW)
+CONTAINERS = (TAR, *TABLES)
+"""Endings of the files that hold many images, in lower case."""
+
+WILD = re.compile(r"[*?\[]")
+_PLACE = re.compile(
+    r"[/\\]@(?:(?P<offset>\d{12,18})\+(?P<size>\d{1,18})(?:\+(?P<field>[^/\\]*))?"
+    r"|row\+(?P<column>[^/\\]+))[/\\]"
+)
+_ROW = re.compile(r"#(\d{1,15})\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class TarMember:
+    """A file in a tar.
+
+    Attributes:
+        container: The tar.
+        offset: Where its bytes begin.
+        size: How many there are.
+        name: Its name in the tar.
+        field: Of JSON, the key whose value is meant; empty for the usual ones, None for a file
+            that is meant whole.
+    """
+
+    container: Path
+    offset: int
+    size: int
+    name: str
+    field: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TableCell:
+    """A value of a table.
+
+    Attributes:
+        container: The table's file.
+        column: The name of the column.
+        row: The row, from 0 on.
+    """
+
+    container: Path
+    column: str
+    row: int
+
+
+Member = TarMember | TableCell
+
+
+def path_in_tar(tar: str, name: str, offset: int, size: int, *, field: str | None = None) -> str:
+    """The path of a file in a tar; those of one tar sort in the order of their bytes."""
+    said = "" if field is None else "+" + quote(field, safe="")
+    return f"{tar}{os.sep}@{offset:012}+{size}{said}{os.sep}{name}"
+
+
+def path_in_table(table: str, column: str, row: int, rows: int) -> str:
+    """The path of a value in a table of so many rows; those of one column sort by their rows."""
+    name = os.path.basename(table)  # noqa: PTH119 - hot path
+    width = len(str(max(0, rows - 1)))
+    place = f"@row+{quote(column, safe='')}"
+    return f"{table}{os.sep}{place}{os.sep}{name}#{row:0{width}}"
+
+
+def member_of(path: str | os.PathLike[str]) -> Member | None:
+    """What a path names inside a file; None for the path of a file of its own."""
+    text = os.fspath(path)
+    place = _PLACE.search(text) if "@" in text else None
+    if place is None:
+        return None
+    container, name = Path(text[: place.start()]), text[place.end() :]
+    if place["column"] is not None:
+        row = _ROW.search(name)
+        return TableCell(container, unquote(place["column"]), int(row[1])) if row else None
+    field = None if place["field"] is None else unquote(place["field"])
+    return TarMember(container, int(place["offset"]), int(place["size"]), name, field)
+
+
+def is_member(path: str | os.PathLike[str]) -> bool:
+    """Whether a path names something inside a file."""
+    text = os.fspath(path)
+    return "@" in text and _PLACE.search(text) is not None
+
+
+def plain(path: str | os.PathLike[str]) -> str:
+    """A path as a person knows it: without the place in the file that holds it."""
+    text = os.fspath(path)
+    place = _PLACE.search(text) if "@" in text else None
+    if place is None:
+        return text
+    container, name = text[: place.start()], text[place.end() :]
+    if place["column"] is not None:
+        return container + name[name.find("#") :]
+    return container + place[0][0] + name
+
+
+def is_container(name: str) -> bool:
+    """Whether a file holds many images, by its ending."""
+    return name.lower().endswith(CONTAINERS)
+
+
+def is_named(place: Path) -> bool:
+    """Whether a place names such files themselves, by their ending or by wildcards.
+
+    A folder is none of them, whatever it is called.
+    """
+    name = place.name
+    is_pattern = WILD.search(name) is not None and name.endswith("*")
+    return (is_container(name) or is_pattern) and not is_dir(place)
+
+
+def folder_of(place: Path) -> Path:
+    """The folder that the images of a place are below: of a file or a pattern, the one it is in."""
+    return place.parent if is_named(place) else place

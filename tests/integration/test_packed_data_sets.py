@@ -1,0 +1,98 @@
+"""The real command line on images inside tars and tables."""
+
+import json
+
+import pytest
+from conftest import draw_images, impasto
+from packing import PACKED, pack_parquet, pack_tars
+from PIL import Image
+from safetensors.torch import load_file
+
+BUCKETS = ("--resolution", 80, "--min-side", 32, "--max-side", 96, "--step", 32)
+
+
+def planned(place):
+    result = impasto("dataset", "plan", place, *BUCKETS, "--json")
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("kind", sorted(PACKED))
+def test_a_plan_is_that_of_files(kind, pictures, tmp_path):
+    place = PACKED[kind](pictures, tmp_path / kind)
+    inside, outside = planned(place), planned(pictures)
+    assert inside["buckets"] == outside["buckets"]
+    assert inside["mean_cropped_fraction"] == outside["mean_cropped_fraction"]
+    paths = [image["path"] for image in inside["images"]]
+    assert len(set(paths)) == len(paths) == 13
+    assert not any("@" in path for path in paths)
+
+
+@pytest.mark.parametrize("pack", [pack_tars, pack_parquet])
+def test_training_reads_them_and_encodes_nothing_twice(pack, pictures, run_file, tmp_path):
+    place = pack(pictures, tmp_path / "packed")
+    derived = str(tmp_path / "derived")
+    dataset = {"image_dir": str(place), "cache_dir": derived}
+    settings = run_file(dataset=dataset, output_dir=str(tmp_path / "packed-run"))
+    result = impasto("train", settings)
+    assert result.returncode == 0, result.stderr
+    shards = sorted((tmp_path / "derived" / "latents").rglob("*.safetensors"))
+    assert sum(len(load_file(shard)["mean"]) for shard in shards) == 13
+    settings = run_file(dataset={"cache_dir": derived}, output_dir=str(tmp_path / "run-2"))
+    result = impasto("train", settings)  # of the same images as files
+    assert result.returncode == 0, result.stderr
+    assert sorted((tmp_path / "derived" / "latents").rglob("*.safetensors")) == shards
+
+
+def test_a_bad_day_is_said_in_one_sentence(pictures, tmp_path):
+    place = pack_parquet(pictures, tmp_path / "p")
+    data = tmp_path / "data.toml"
+    subset = f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{place}'\nimage_column = 'img'\n"
+    data.write_text(subset, encoding="utf-8")
+    result = impasto("dataset", "scan", data)
+    assert result.returncode != 0
+    assert "recursive is off" in result.stderr  # as in sd-scripts, where the tables are in data/
+    data.write_text(f"{subset}recursive = true\n", encoding="utf-8")
+    result = impasto("dataset", "scan", data)
+    assert result.returncode != 0
+    assert "no column 'img'" in result.stderr
+    assert "image, text" in result.stderr
+    tars = pack_tars(pictures, tmp_path / "t")
+    shard = tars / "shard-001.tar"
+    shard.write_bytes(shard.read_bytes()[:3000])
+    result = impasto("dataset", "scan", tars)
+    assert result.returncode == 0, result.stderr
+    said = result.stderr + result.stdout
+    assert "shard-001.tar: the tar is cut short at byte 3000" in said
+
+
+def test_words_are_changed_in_a_metadata_file(pictures, tmp_path):
+    place, meta = pack_tars(pictures, tmp_path / "t"), tmp_path / "meta.json"
+    assert "in tars or tables" in impasto("dataset", "clean", place, "--yes").stderr
+    result = impasto("dataset", "merge", place, meta)
+    assert result.returncode == 0, result.stderr
+    beside = place / "meta.json"
+    beside.write_text(meta.read_text("utf-8"), encoding="utf-8")
+    assert "in tars or tables" in impasto("dataset", "clean", beside, "--yes").stderr
+    beside.unlink()
+    entries = json.loads(meta.read_text("utf-8"))
+    assert entries["shard-000.tar/000.png"] == {"tags": "a red ball"}
+    result = impasto("dataset", "plan", meta, "--image-dir", place, *BUCKETS, "--json")
+    assert result.returncode == 0, result.stderr
+    assert len(json.loads(result.stdout)["images"]) == 13
+
+
+def test_a_list_and_a_report_name_what_is_inside(pictures, tmp_path):
+    few = draw_images(tmp_path / "few", 3)
+    Image.new("RGB", (110, 64)).save(few / "002.png")  # which is cropped, and so shown
+    place = pack_tars(few, tmp_path / "t")
+    out = tmp_path / "list.jsonl"
+    result = impasto("dataset", "list", place, *BUCKETS, "--out", out)
+    assert result.returncode == 0, result.stderr
+    lines = [json.loads(line) for line in out.read_text("utf-8").splitlines()[1:]]
+    assert [line["path"] for line in lines] == [f"shard-000.tar/00{n}.png" for n in range(3)]
+    page = tmp_path / "page.html"
+    result = impasto("dataset", "report", place, *BUCKETS, "--out", page)
+    assert result.returncode == 0, result.stderr
+    assert "@0000" not in page.read_text("utf-8") + page.with_suffix(".json").read_text("utf-8")
+    assert "data:image/jpeg" in page.read_text("utf-8")
