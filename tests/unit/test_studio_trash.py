@@ -272,7 +272,7 @@ def test_an_export_whose_run_is_gone_is_not_restored_to_where_no_page_shows_it(
     shutil.rmtree(run.path)
     refused = post(client, f"{deleted.address}/restore")
     assert refused.status_code == 409
-    assert "the run that exported it is gone" in refused.text
+    assert "no run that is there has exported it" in refused.text
     assert "models restore" in refused.text
     assert deleted.path.is_file()
     assert restore(deleted).is_file()

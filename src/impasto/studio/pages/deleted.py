@@ -64,7 +64,7 @@ class DeletedPages:
     async def restore(self, request: Request) -> Response:
         """Put a deleted model back, and show it; not where no page would show it."""
         model = await self._deleted_of(request)
-        _require_shown(model, self.studio.folders)
+        await asyncio.to_thread(_require_shown, model, self.studio.folders)
         try:
             place = await asyncio.to_thread(restore, model)
         except ModelError as error:
@@ -116,9 +116,9 @@ def _require_shown(model: DeletedModel, folders: Folders) -> None:
     if model.as_it_was.run is None and not (is_listed and is_beside_models):
         raise HTTPException(
             409,
-            f"{model.path} was not restored: the run that exported it is gone, so no page would "
-            f"show it at {model.place}. Move it into a folder of models by hand, or have it back "
-            f"there with: {command('models', 'restore', model.path.absolute())}",
+            f"{model.path} was not restored: no run that is there has exported it, so no page "
+            f"would show it at {model.place}. Move it into a folder of models by hand, or have it "
+            f"back there with: {command('models', 'restore', model.path.absolute())}",
         )
 
 
