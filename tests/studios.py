@@ -1,5 +1,7 @@
 """Studios without a port, for tests: asked by Starlette's client."""
 
+import re
+
 import pytest
 from starlette.testclient import TestClient
 
@@ -31,6 +33,11 @@ class Started:
 
     def failure_of(self, run):
         return ""
+
+
+def listed_in_trash(client):
+    """What the form that empties the trash sends: the names of what its page lists."""
+    return re.search(r'name="deleted" value="(.*?)"', client.get("/models").text)[1]
 
 
 @pytest.fixture

@@ -1,6 +1,9 @@
-"""The module `os` as Windows names it, for one module of ours at a time."""
+"""The module `os` as Windows names it, for one module of ours at a time, and junctions."""
 
 import os
+import stat
+from pathlib import Path
+from types import SimpleNamespace
 
 
 class WindowsOs:
@@ -10,3 +13,26 @@ class WindowsOs:
 
     def __getattr__(self, attribute):
         return getattr(os, attribute)
+
+
+def make_junction(link, target, monkeypatch):
+    """A folder that leads to another as `mklink /J` makes them; elsewhere a link that looks so.
+
+    No `Path.is_symlink` knows it, what lies in it is seen, and removing it leaves the target.
+    """
+    if os.name == "nt":
+        import _winapi
+
+        _winapi.CreateJunction(str(target), str(link))
+        return
+
+    class JunctionOs(WindowsOs):
+        def lstat(self, path):
+            found = os.lstat(path)
+            if not stat.S_ISLNK(found.st_mode):
+                return found
+            return SimpleNamespace(st_mode=stat.S_IFDIR, st_reparse_tag=0xA0000003)
+
+    link.symlink_to(target, target_is_directory=True)
+    monkeypatch.setattr("impasto.presence.os", JunctionOs())
+    monkeypatch.setattr(Path, "is_symlink", lambda _: False)

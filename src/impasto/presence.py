@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import itertools
 import os
+import stat
 from pathlib import Path
+
+_JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT, which `stat` names on Windows alone
 
 
 def exists(path: Path) -> bool:
@@ -25,6 +28,19 @@ def is_file(path: Path) -> bool:
 def is_dir(path: Path) -> bool:
     """Whether there is a folder of that name, as far as this process may look."""
     return os.path.isdir(path)  # noqa: PTH112 - False where the system refuses to look
+
+
+def is_link(path: Path) -> bool:
+    """Whether a path is a link itself: symbolic, or a junction of Windows.
+
+    A junction (`mklink /J`) is no link for `Path.is_symlink` but a folder like any other, so
+    whoever removes or follows folders asks here. Python has `isjunction` from 3.12 on.
+    """
+    try:
+        found = os.lstat(path)
+    except (OSError, ValueError):
+        return False
+    return stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) == _JUNCTION
 
 
 def free_place(wanted: Path) -> Path:

@@ -95,7 +95,7 @@ def test_files_of_these_states_give_them_back(golden, states, length, tmp_path):
         np.savez(file, **arrays)
         text = read_text_npz(file, shape)
         for place, ids in enumerate(cutting.chunks_of(prompt)):
-            if ids != empty or length == 75:  # as `leave_out_incomplete` does
+            if ids != empty or length == 75:  # it ends texts, and is not the last of its file
                 files.setdefault(ids, (file, text.digest))
                 places.setdefault(ids, place)
     memory = TextCache(1 << 24, torch.device("cpu"), given=GivenTexts(files, shape, places))

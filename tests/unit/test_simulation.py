@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from conftest import draw_images
 from conftest import impasto as run
+from PIL import Image
 
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
@@ -73,3 +74,50 @@ def test_the_verb_shows_every_stage_and_refuses_a_rate_of_nothing(tmp_path):
     refused = run("dataset", "plan", folder, "--encode-rate", 5)
     assert refused.returncode == 2
     assert "--encode-rate goes with --simulate" in refused.stderr
+
+
+def test_of_a_run_what_is_held_out_is_not_simulated(tmp_path, monkeypatch):
+    """Regularisation images are balanced against what is trained on, as `dataset plan` does."""
+    from impasto.cli.console import Console
+    from impasto.cli.dataset_simulate import show_simulation
+    from impasto.config.load import load_run_of_source
+    from impasto.datasets import build
+
+    ours, class_images = tmp_path / "set", tmp_path / "class"
+    noise = np.random.default_rng(0)
+    for folder, count in ((ours, 8), (class_images, 12)):
+        folder.mkdir()
+        for number in range(count):
+            pixels = noise.integers(0, 256, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    settings = tmp_path / "run.toml"
+    settings.write_text(
+        f"""output_dir = "run"
+[model]
+path = "owner/name"
+[training]
+max_steps = 1
+[validation]
+split = 0.5
+copies = "bytes"
+[[dataset.datasets]]
+subsets = [
+    {{ image_dir = "{ours.as_posix()}" }},
+    {{ image_dir = "{class_images.as_posix()}", is_reg = true }},
+]
+""",
+        encoding="utf-8",
+    )
+    planned, real = [], build.plan_dataset
+
+    def plan(config, records):
+        planned.append(records)
+        return real(config, records)
+
+    monkeypatch.setattr(build, "plan_dataset", plan)
+    source = load_run_of_source(settings)
+    show_simulation(source.dataset, source, Console(), 10**6, None)
+    (records,) = planned
+    trained = [record for record in records if not record.subset.is_reg]
+    assert 0 < len(trained) < 8
+    assert sum(record.subset.repeats for record in records if record.subset.is_reg) <= len(trained)

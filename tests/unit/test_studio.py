@@ -776,6 +776,21 @@ def test_metrics_that_a_resume_cut_off_are_read_anew(dog):
     assert [record["step"] for record in watch.look().metrics] == [3]
 
 
+def test_a_page_that_missed_more_than_it_is_told_reads_all_again(studio, dog):
+    """A laptop that slept for an hour would draw a straight line over what it missed."""
+    pages, watch = RunPages(studio), RunWatch(dog)
+    dog.append_metrics({"step": 1, "loss": 0.1})
+    assert "event: gap" not in pages._news(watch, dog).decode()
+    for step in range(2, 503):
+        dog.append_metrics({"step": step, "loss": 0.1})
+    told = pages._news(watch, dog).decode()
+    assert "event: gap\ndata: 1\n" in told
+    assert '"step": 502' in told
+    assert '"step": 2,' not in told
+    dog.append_metrics({"step": 503, "loss": 0.1})
+    assert "event: gap" not in pages._news(watch, dog).decode()
+
+
 # curves
 
 

@@ -3,20 +3,23 @@
 import json
 import os
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 from runs_made import made_run
-from studios import FROM_HERE
+from studios import FROM_HERE, listed_in_trash
 
+from impasto.errors import ModelError
+from impasto.runs import RunDirectory
+from impasto.runs.preparing import forget_preparing, note_preparing
 from impasto.runs.queue import Queue
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import models
 from impasto.studio.folders import address_of
 from impasto.studio.model_users import users_of
-from impasto.studio.models import MOST, all_models, find_model
+from impasto.studio.models import MOST, all_models, find_model, model_at
 from impasto.studio.tasks import Made
 
 NASTY = 'a "b" <i>&\n.safetensors'
@@ -362,9 +365,10 @@ def test_a_model_is_moved_to_the_trash_once_it_was_confirmed(client, studio, she
     (kept,) = (shelf / ".trash").rglob("base.safetensors")
     assert kept.read_bytes() == b"12345"
     assert "still takes 5 bytes" in client.get("/models").text
-    assert post(client, "/models/empty-trash").status_code == 400
+    assert post(client, "/models/empty-trash", deleted=listed_in_trash(client)).status_code == 400
     assert kept.is_file()
-    assert post(client, "/models/empty-trash", sure="yes").status_code == 303
+    form = {"sure": "yes", "deleted": listed_in_trash(client)}
+    assert post(client, "/models/empty-trash", **form).status_code == 303
     assert list((shelf / ".trash").iterdir()) == []
 
 
@@ -403,6 +407,67 @@ def test_a_model_that_a_run_works_with_stays(client, studio, base, folder):
     assert base.is_file()
 
 
+def test_a_model_of_a_job_that_is_worked_on_stays(client, studio, base, folder, monkeypatch):
+    """Its run may look at images for an hour before it is one."""
+    text = f'output_dir = "{(folder / "cat").as_posix()}"\n[model]\npath = "{base.as_posix()}"\n'
+    job = Queue(studio.queue).add(text, "cat", folder)
+    monkeypatch.setattr(Queue, "jobs", lambda _: [replace(job, state="working")])
+    answer = post(client, f"{page_of(studio, base)}/delete", sure="yes")
+    assert answer.status_code == 409
+    assert "job 1 of the queue works with it" in answer.text
+    assert base.is_file()
+
+
+def test_a_model_of_a_run_that_is_being_prepared_stays(client, studio, base, folder, monkeypatch):
+    monkeypatch.chdir(base.parent)
+    with RunDirectory.begun(folder / "sub" / "cat") as run:
+        note_preparing(run.path, {"model": {"path": "owner/name", "vae": base.name}})
+        assert all_models(studio.folders)
+        answer = post(client, f"{page_of(studio, base)}/delete", sure="yes")
+        assert answer.status_code == 409
+        assert "cat works with it" in answer.text
+        forget_preparing(run.path)
+        assert os.listdir(run.path) == [".lock"]
+        note_preparing(run.path, {"model": {"path": "owner/name"}})
+        assert post(client, f"{page_of(studio, base)}/delete", sure="yes").status_code == 303
+
+
+def test_what_a_run_left_that_was_killed_while_it_was_prepared_holds_no_model(
+    client, studio, base, folder
+):
+    (folder / "cat").mkdir()
+    note_preparing(folder / "cat", {"model": {"path": str(base)}})
+    assert post(client, f"{page_of(studio, base)}/delete", sure="yes").status_code == 303
+    with RunDirectory.begun(folder / "cat"):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("part", "whole"),
+    [
+        ("models/sdxl/unet/weights.safetensors", "models/sdxl. Give that folder"),
+        ("runs/x/export/x/unet/weights.safetensors", "runs/x/export/x. Give that folder"),
+        (
+            "runs/x/states/step-00000001/weights.safetensors",
+            "{}/runs/x/export/x",
+        ),
+        ("runs/x/waiting-vae-0.safetensors", "{}/runs/x/export/x"),
+    ],
+)
+def test_a_part_of_a_model_or_of_a_run_is_not_deleted(folder, part, whole):
+    place = folder.parent
+    diffusers(place / "models" / "sdxl")
+    diffusers(made_run(folder / "x").export / "x")
+    file = place / part
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(b"x")
+    with pytest.raises(ModelError) as refused:
+        model_at(file)
+    assert whole.format(place.as_posix()) in str(refused.value).replace(os.sep, "/")
+    assert model_at(place / "models" / "sdxl").run is None
+    assert model_at(folder / "x" / "export" / "x").run.path == folder / "x"
+
+
 def test_a_trash_that_leads_elsewhere_is_not_used_nor_emptied(client, studio, shelf, base):
     elsewhere = shelf.parent / "elsewhere"
     elsewhere.mkdir()
@@ -421,7 +486,8 @@ def test_a_link_in_the_trash_is_removed_and_not_followed(client, studio, shelf):
     folder = diffusers(shelf / "linked")
     (folder / "out").symlink_to(precious)
     post(client, f"{page_of(studio, folder)}/delete", sure="yes")
-    assert post(client, "/models/empty-trash", sure="yes").status_code == 303
+    form = {"sure": "yes", "deleted": listed_in_trash(client)}
+    assert post(client, "/models/empty-trash", **form).status_code == 303
     assert (precious / "x").is_file()
     assert list((shelf / ".trash").iterdir()) == []
 

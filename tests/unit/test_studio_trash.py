@@ -2,17 +2,19 @@
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
 from runs_made import made_run
-from studios import FROM_HERE
+from studios import FROM_HERE, listed_in_trash
+from windows_os import make_junction
 
-from impasto.errors import ModelError
+from impasto.errors import ModelError, StorageError
 from impasto.runs.queue import Queue
 from impasto.studio import trash
 from impasto.studio.folders import Folders, address_of
-from impasto.studio.models import find_model
+from impasto.studio.models import find_model, model_at
 from impasto.studio.trash import all_deleted, delete, given_folders, purge, restore
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links of POSIX")
@@ -195,3 +197,82 @@ def test_nothing_of_a_trash_of_another_program_is_shown(client, studio, folders,
     outside = address_of(given_folders(folders), file_in(shelf, "a.ckpt"))
     assert post(client, f"/models/deleted/{outside}/purge", sure="yes").status_code == 404
     assert (shelf / "a.ckpt").is_file()
+
+
+@pytest.mark.parametrize("which", ["part", "whole"])
+def test_what_a_junction_leads_to_is_never_removed(folders, shelf, tmp_path, monkeypatch, which):
+    """`mklink /J`, by which people share a VAE or keep models on another disk."""
+    precious = tmp_path / "precious"
+    file_in(precious, "model_index.json", b"{}")
+    file_in(precious, "unet/x.safetensors")
+    if which == "part":
+        link = shelf / "sdxl" / "vae"
+        file_in(shelf, "sdxl/model_index.json", b"{}")
+        make_junction(link, precious, monkeypatch)
+        purge(thrown_away(folders, shelf / "sdxl"))
+    else:
+        link = file_in(shelf / ".trash" / STAMP, "other.ckpt").parent / "sdxl"
+        make_junction(link, precious, monkeypatch)
+        for one in all_deleted(folders):
+            purge(one)
+    assert not os.path.lexists(link)
+    assert list((shelf / ".trash").iterdir()) == []
+    assert (precious / "model_index.json").is_file()
+    assert (precious / "unet" / "x.safetensors").is_file()
+
+
+def test_a_trash_that_is_a_junction_is_neither_used_nor_emptied(
+    client, folders, shelf, tmp_path, monkeypatch
+):
+    precious = file_in(tmp_path / "other" / STAMP, "a.ckpt")
+    model = file_in(shelf, "base.safetensors")
+    make_junction(shelf / ".trash", tmp_path / "other", monkeypatch)
+    assert all_deleted(folders) == []
+    with pytest.raises(StorageError, match="is no folder"):
+        delete(model_of(folders, model))
+    assert precious.is_file()
+
+
+def test_what_the_terminal_deletes_below_a_given_folder_is_found(client, folders, shelf, folder):
+    file = file_in(shelf, "sub/deeper/base.safetensors")
+    run = made_run(folder / "ours" / "dog")
+    export = file_in(run.path, "export/dog.pt")
+    where = {delete(model_at(file)), delete(model_at(export))}
+    assert {path.parents[2] for path in where} == {shelf / "sub" / "deeper", folder / "ours"}
+    found = {one.path: one for one in all_deleted(folders)}
+    assert found.keys() == where
+    assert len(all_deleted(Folders([folder], [], [shelf, shelf / "sub"]))) == 2
+    page = client.get("/models").text
+    for one in found.values():
+        assert one.address in page
+        assert client.get(one.address).status_code == 200
+        assert post(client, f"{one.address}/restore").status_code == 303
+    assert file.is_file()
+    assert export.is_file()
+
+
+def test_a_page_empties_no_more_than_it_lists(client, folders, shelf):
+    listed = thrown_away(folders, file_in(shelf, "a.ckpt"))
+    names = listed_in_trash(client)
+    later = thrown_away(folders, file_in(shelf, "b.ckpt"))
+    done = post(client, "/models/empty-trash", sure="yes", deleted=names)
+    assert not listed.path.exists()
+    assert later.path.is_file()
+    assert "deleted after the page was opened" in client.get(done.headers["location"]).text
+    assert "after the page was opened" not in client.get("/models").text
+    post(client, "/models/empty-trash", sure="yes", deleted=listed_in_trash(client))
+    assert all_deleted(folders) == []
+
+
+def test_an_export_whose_run_is_gone_is_not_restored_to_where_no_page_shows_it(
+    client, folders, folder
+):
+    run = made_run(folder / "dog")
+    deleted = thrown_away(folders, file_in(run.path, "models/dog.safetensors"), "runs")
+    shutil.rmtree(run.path)
+    refused = post(client, f"{deleted.address}/restore")
+    assert refused.status_code == 409
+    assert "no run that is there has exported it" in refused.text
+    assert "models restore" in refused.text
+    assert deleted.path.is_file()
+    assert restore(deleted).is_file()

@@ -209,27 +209,47 @@ def longer(train_config, model_folder, folder):
     return settings
 
 
+def require_as_encoded(model, given, captions):
+    """Whatever is taken from files is as the encoder has it; returns the chunks it was asked for.
+
+    One memory answers for all captions, as in a run.
+    """
+    states = TextStates.of(model)
+    tokens = build_tokens(model, TextLayout(150, "kohya", "plain", "off"))
+    plain = ClipTextConditioner(tokens, states, states.shape)
+    asked = []
+
+    class Watched(TextStates):
+        def forward(self, ids):
+            asked.extend(map(tuple, ids.tolist()))
+            return super().forward(ids)
+
+    memory, watched = TextCache(1 << 20, CPU, given=given), Watched(states.by_name())
+    taking = ClipTextConditioner(tokens, watched, states.shape, memory=memory)
+    for caption in captions:
+        found, expected = taking([caption]).arguments, plain([caption]).arguments
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+    return asked
+
+
+def chunks_of(model, caption):
+    tokens = build_tokens(model, TextLayout(150, "kohya", "plain", "off"))
+    return ClipTextConditioner(tokens, TextStates.of(model)).chunks_of(caption)
+
+
 def test_longer_captions_are_taken_from_joined_files(model, folder, longer):
     """And what only the run needs of a chunk is encoded: here of the chunk without words."""
     joined_files(folder, model, 150)
-    config, told = longer(), Told()
-    given = found_in(folder, config, model, told)
+    told = Told()
+    given = found_in(folder, longer(), model, told)
     assert told.lines == ["Text encoder outputs in files are used for 3 of 3 captions."]
-    states = TextStates.of(model)
-    tokens = build_tokens(model, TextLayout(150, "kohya", "plain", "off"))
-    cutting = ClipTextConditioner(tokens, states)
-    first, second = cutting.chunks_of((folder / "001.txt").read_text(encoding="utf-8"))
-    empty = cutting.chunks_of("")[0]
-    assert given.places == {second: 1}
-    assert {first, second} < set(given.files)
-    assert empty not in given
-    captions = [record.fixed_caption for record in records_of(folder)] + [""]
-    plain = ClipTextConditioner(tokens, states, states.shape)
-    memory = TextCache(1 << 20, CPU, given=given)
-    found = ClipTextConditioner(tokens, states, states.shape, memory=memory)(captions).arguments
-    expected = plain(captions).arguments
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value, atol=1e-5, rtol=1e-5)
+    second = chunks_of(model, (folder / "001.txt").read_text(encoding="utf-8"))[1]
+    empty = chunks_of(model, "")[0]
+    assert given.places == {second: 1, empty: 1}
+    captions = [record.fixed_caption for record in records_of(folder)]
+    assert require_as_encoded(model, given, captions) == []
+    assert require_as_encoded(model, given, [*captions, "", *captions]) == [empty]
 
 
 def test_a_chunk_that_another_caption_ends_on_is_encoded(model, folder, longer):
@@ -240,10 +260,21 @@ def test_a_chunk_that_another_caption_ends_on_is_encoded(model, folder, longer):
     joined_files(folder, model, 150)
     (folder / f"002{ENDING}").unlink()
     given = found_in(folder, longer(), model)
-    states = TextStates.of(model)
-    tokens = build_tokens(model, TextLayout(150, "kohya", "plain", "off"))
-    assert ClipTextConditioner(tokens, states).chunks_of(words)[0] not in given
-    assert len(given.files) == 1  # of 000
+    captions = [words, f"{words} {words}", words]
+    assert require_as_encoded(model, given, captions) == [chunks_of(model, words)[0]]
+
+
+def test_captions_that_vary_take_of_joined_files_only_what_these_have(model, folder, longer):
+    """A variant may begin on the second chunk of a file, or end on the first of one."""
+    words = " ".join(["ball"] * 75)
+    (folder / "001.txt").write_text(f"{words} red, blue", encoding="utf-8")
+    joined_files(folder, model, 150)
+    given = found_in(folder, longer(), model)
+    first, second = chunks_of(model, f"{words} red, blue")
+    asked = require_as_encoded(model, given, [f"{words} red, blue", "red, blue", f"red {words}"])
+    assert second in asked
+    assert first not in asked
+    assert require_as_encoded(model, given, [f"{words} {words}"]) == [first]
 
 
 @pytest.mark.parametrize(

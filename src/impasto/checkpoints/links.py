@@ -32,7 +32,7 @@ def require_links_inside(folder: Path) -> None:
     for place, folders, names in os.walk(real):
         for name in sorted([*folders, *names]):
             path = Path(place, name)
-            if not path.is_symlink():
+            if not presence.is_link(path):
                 continue
             target = files.real_path(path)
             if not any(target.is_relative_to(inside) for inside in allowed):

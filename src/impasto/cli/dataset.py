@@ -164,10 +164,11 @@ def plan(
             raise click.UsageError("--json is for images that are there, not for --simulate.")
         from impasto.cli.console import Console
         from impasto.cli.dataset_simulate import show_simulation
+        from impasto.config.load import load_run_of_source
 
         why = "which is not simulated: give a folder of this machine with some of the images"
         config = local_dataset_config(source, options, why)
-        show_simulation(config, Console(), simulate, encode_rate)
+        show_simulation(config, load_run_of_source(source), Console(), simulate, encode_rate)
         return
     if encode_rate is not None:
         raise click.UsageError("--encode-rate goes with --simulate.")

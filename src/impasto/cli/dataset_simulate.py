@@ -6,17 +6,21 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.run import RunConfig
     from impasto.datasets.simulation import Stage
 
 _UNITS = ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"))
 _TIMES = ((86400, "days"), (3600, "h"), (60, "min"))
 
 
-def show_simulation(config: Any, console: Console, count: int, encoded_per_s: float | None) -> None:
+def show_simulation(
+    config: Any, run: RunConfig | None, console: Console, count: int, encoded_per_s: float | None
+) -> None:
     """Print the time, disk use, files and RAM of each stage for so many images.
 
     Args:
         config: The settings of the dataset that is there, which is the sample.
+        run: Those of the run, if it is one's: what it holds out is not planned.
         console: Where to.
         count: How many images.
         encoded_per_s: Images per second that the VAE encodes on the device; None leaves that open.
@@ -25,14 +29,15 @@ def show_simulation(config: Any, console: Console, count: int, encoded_per_s: fl
         ImpastoError: The sample cannot be used.
     """
     from impasto.data.regularisation import balance
-    from impasto.datasets.build import plan_dataset, scan_all
+    from impasto.datasets.build import plan_dataset, scan_all, split_of_source
     from impasto.datasets.simulation import measure_rates, sample_of, stages_of
 
     found = scan_all(config, console)
-    plan = plan_dataset(config, balance(found.records))
+    split = split_of_source(found, run, config, console)
+    plan = plan_dataset(config, balance(split.training))
     with console.stage("Measuring this machine", None, "images"):
         rates, sampled = measure_rates(plan), sample_of(plan)
-    console.note(f"{count:,} images like the {len(found.records):,} of {found.place}:")
+    console.note(f"{count:,} images like the {len(split.training):,} of {found.place}:")
     rows = [("", "time", "disk", "files", "RAM of a process")]
     rows += map(_row, stages_of(count, rates, sampled, encoded_per_s))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

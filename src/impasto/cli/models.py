@@ -13,6 +13,7 @@ from impasto.cli.listing import existing_folders, in_words, print_list
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.runs import RunDirectory
+    from impasto.runs.queue_jobs import Job
     from impasto.studio.folders import Folders
     from impasto.studio.models import FoundModel
     from impasto.studio.trash import DeletedModel
@@ -41,11 +42,12 @@ def models() -> None:
 @models.command("list")
 @FOLDERS
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per model, for programs.")
-@click.option("--deleted", is_flag=True, help="List what is in the folder .trash of each instead.")
+@click.option("--deleted", is_flag=True, help="List what was deleted from them instead.")
 def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> None:
     """List the models in FOLDERS and up to three levels below, the newest first.
 
-    Without FOLDERS, those below the current folder. What runs have exported is listed too.
+    Without FOLDERS, those below the current folder. What runs have exported is listed too. With
+    --deleted, what is in the folders .trash there.
     """
     from impasto.studio.models import all_models
     from impasto.studio.trash import all_deleted
@@ -87,8 +89,9 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
     console = Console()
     found = model_at(model)
     console.table({"Model": found.path, "What": _line(found)})
-    users = _say_who_needs(console, found, run_folders, queue_folder)
-    alive = working_with(found, users)
+    runs, jobs = _who_may_need(run_folders, queue_folder)
+    _say_who_needs(console, found, runs, jobs, _places(run_folders, queue_folder))
+    alive = working_with(found, _existing(run_folders).runs, runs, jobs)
     if alive:
         raise RunError(f"Nothing was deleted: {', '.join(alive)} works with it now.")
     if not yes:
@@ -129,7 +132,8 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
 
     console, found = Console(), deleted_at(model)
     console.table({"Model": found.path, "Was": found.place, "What": _deleted_line(found)})
-    _say_who_needs(console, found.as_it_was, run_folders, queue_folder)
+    runs, jobs = _who_may_need(run_folders, queue_folder)
+    _say_who_needs(console, found.as_it_was, runs, jobs, _places(run_folders, queue_folder))
     if not yes:
         console.note("Nothing was removed. Add --yes to remove it for good.")
         return
@@ -141,43 +145,54 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
 @FOLDERS
 @click.option("--yes", is_flag=True, help="Remove it; without this nothing is changed.")
 def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
-    """Remove for good what was deleted from FOLDERS: what is in the folder .trash of each.
+    """Remove for good what was deleted from FOLDERS and from folders up to three levels below.
 
-    Without FOLDERS, of the current folder.
+    Without FOLDERS, from the current folder. What is deleted meanwhile is left.
     """
     from impasto.cli.console import Console
     from impasto.progress import size_words
-    from impasto.studio.trash import empty_trash, trash_size
+    from impasto.studio.trash import all_deleted, empty_trash
 
     console, there = Console(), _existing(folders)
-    size = size_words(trash_size(there))
+    deleted = all_deleted(there)
+    size = size_words(sum(one.size for one in deleted))
     if not yes:
         console.note(f"The trash has {size}. Nothing was removed. Add --yes to remove it.")
         return
-    empty_trash(there)
+    empty_trash(there, {one.name for one in deleted})
     console.note(f"Removed {size}.")
 
 
-def _say_who_needs(
-    console: Console, found: FoundModel, run_folders: tuple[Path, ...], queue_folder: Path
-) -> list[tuple[RunDirectory, str]]:
-    """Name the runs and jobs that need a model; return the runs, and as what they name it."""
+def _who_may_need(
+    run_folders: tuple[Path, ...], queue_folder: Path
+) -> tuple[list[RunDirectory], list[Job]]:
+    """The runs of some folders and the jobs of a queue."""
     from impasto.runs.queue import Queue
+
+    runs = [summary.run for summary in _existing(run_folders).all_runs()]
+    return runs, Queue(queue_folder).jobs() if queue_folder.is_dir() else []
+
+
+def _places(run_folders: tuple[Path, ...], queue_folder: Path) -> str:
+    where = " or ".join(map(str, run_folders)) or "the current folder"
+    return f"No run in {where} and no job of {queue_folder}"
+
+
+def _say_who_needs(
+    console: Console, found: FoundModel, runs: list[RunDirectory], jobs: list[Job], none: str
+) -> None:
+    """Name the runs and jobs that need a model; `none` begins what is said if there are none."""
     from impasto.studio.model_users import jobs_with, users_of
 
-    users = users_of(found, (summary.run for summary in _existing(run_folders).all_runs()))
+    users, waiting = users_of(found, runs), jobs_with(found, jobs)
     for run, key in users:
         console.note(f"Needed by the run {run.path} ({key}): it could not be resumed.")
-    jobs = Queue(queue_folder).jobs() if queue_folder.is_dir() else []
-    waiting = jobs_with(found, jobs)
     for job, key in waiting:
         console.note(f"Needed by job {job.number} of the queue, {job.name} ({key}).")
     if not users and not waiting:
-        where = " or ".join(map(str, run_folders)) or "the current folder"
-        console.note(f"No run in {where} and no job of {queue_folder} needs it.")
+        console.note(f"{none} needs it.")
     if found.run is not None:
         console.note(f"The run {found.run.path} has exported it.")
-    return users
 
 
 def _existing(folders: tuple[Path, ...]) -> Folders:

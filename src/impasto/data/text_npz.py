@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -246,14 +246,28 @@ class GivenTexts:
         files: The token ids of a chunk -> its file, and the SHA-256 of that when it was checked.
         shape: The shape of what is in them.
         places: The token ids of a chunk -> which chunk of its file it is; 0 is not named.
+        unended: The token ids of chunks that are not the last of their file.
     """
 
     files: Mapping[Ids, tuple[Path, str]]
     shape: TextShape
     places: Mapping[Ids, int] = field(default_factory=dict)
+    unended: Collection[Ids] = ()
 
-    def __contains__(self, ids: Ids) -> bool:
-        return ids in self.files
+    def serves(self, ids: Ids, place: int, chunks: int) -> bool:
+        """Whether a file has all that is taken of a chunk where it stands in a text.
+
+        Of the first chunk of a text that is the pooled text, which a joined file has of its own
+        first alone; of the last one the last position, which such a file has of its own last.
+
+        Args:
+            ids: The token ids of the chunk.
+            place: Which chunk of the text it is, counted from 0.
+            chunks: How many the text has.
+        """
+        if ids not in self.files or (place == 0 and self.places.get(ids, 0) > 0):
+            return False
+        return place < chunks - 1 or ids not in self.unended
 
     def outputs(self, ids: Ids) -> TextOutputs | Failure:
         """What its file holds of a chunk that is there, or why it cannot be read."""

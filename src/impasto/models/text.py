@@ -291,7 +291,8 @@ class ClipTextConditioner:
         with torch.set_grad_enabled(self._train and torch.is_grad_enabled()):
             rows = ids.permute(1, 2, 0, 3).flatten(2)  # [B, chunks, encoders x 77]
             flat = rows.flatten(0, 1)
-            encoded = self._encode(flat) if self._memory is None else self._cached(flat)
+            chunks = rows.shape[1]
+            encoded = self._encode(flat) if self._memory is None else self._cached(flat, chunks)
             by_text = encoded.view(*rows.shape[:2], *encoded.shape[1:])
             each, pooled = self._unpacked(by_text)
             joined = [self._joined(one, own) for one, own in zip(each, texts, strict=True)]
@@ -336,7 +337,7 @@ class ClipTextConditioner:
     def precompute(self, captions: Sequence[str]) -> None:
         """Have the memory hold all that these captions need."""
         if self._memory is not None:
-            chunks = {row for caption in captions for row in self.chunks_of(caption)}
+            texts = [self.chunks_of(caption) for caption in captions]
             empty = sum((tokens.empty[0] for tokens in self.tokens), ())
             with contextlib.ExitStack() as stack:
 
@@ -345,7 +346,7 @@ class ClipTextConditioner:
                         stack.enter_context(self._states.awake(self._device or CPU))  # type: ignore[operator]
                     return self._encode(ids)
 
-                self._memory.precompute(sorted({*chunks, empty}), encode)
+                self._memory.precompute([*texts, [empty]], encode)
 
     def chunks_of(self, caption: str) -> list[tuple[int, ...]]:
         """The token ids of each chunk of a caption, those for all encoders in a row."""
@@ -374,9 +375,9 @@ class ClipTextConditioner:
         home = next(self._states.parameters()).device
         return self._states(to_device(ids, home)).to(self._device or home)  # type: ignore[no-any-return]
 
-    def _cached(self, ids: Int[Tensor, "chunks n"]) -> Tensor:
+    def _cached(self, ids: Int[Tensor, "chunks n"], each: int) -> Tensor:
         assert self._memory is not None  # noqa: S101 - asked by the caller
-        return self._memory.states_of(ids, self._encode)
+        return self._memory.states_of(ids, self._encode, each)
 
 
 def _filled_up(

@@ -1,13 +1,15 @@
 """Remembers what a frozen text encoder made of each chunk of token ids.
 
 The key is the ids alone: whatever shuffled, dropped or weighted the words, the same chunk has the
-same states. Memory is bounded; a store on disk may stand behind it.
+same states. Only a chunk whose file of sd-scripts has a part of them is kept twice: as the file has
+it, for texts that need no more, and as it is encoded. Memory is bounded; a store on disk may stand
+behind it.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float, Int
@@ -19,6 +21,7 @@ from impasto.progress import Progress, SilentProgress
 
 AHEAD_BATCH = 16
 Ids = tuple[int, ...]
+_Key = tuple[Ids, bool]  # whether the states are those of a file
 Encode = Callable[[Tensor], Tensor]
 
 
@@ -47,7 +50,7 @@ class TextCache:
         self._device = device
         self._store = store
         self._progress = progress or SilentProgress()
-        self._known: OrderedDict[Ids, Tensor] = OrderedDict()
+        self._known: OrderedDict[_Key, Tensor] = OrderedDict()
         self._held_bytes = 0
 
     @property
@@ -56,19 +59,26 @@ class TextCache:
         return self._held_bytes
 
     def states_of(
-        self, ids: Int[Tensor, "chunks n"], encode: Encode
+        self, ids: Int[Tensor, "chunks n"], encode: Encode, each: int = 1
     ) -> Float[Tensor, "chunks *shape"]:
         """States of chunks; those not known are encoded in groups of one size.
 
         In groups of any size their last bits would depend on the company in which they were first
         met, which a resumed run does not repeat.
+
+        Args:
+            ids: Their token ids, text by text.
+            encode: The encoder.
+            each: Chunks of each text. What is not taken of a chunk in its place may be NaN.
         """
-        keys = [tuple(row) for row in ids.tolist()]
+        keys = [
+            self._key(tuple(row), number % each, each) for number, row in enumerate(ids.tolist())
+        ]
         found = {key: self._find(key) for key in dict.fromkeys(keys)}
         missing = [key for key, states in found.items() if states is None]
         for first in range(0, len(missing), self._at_once):
             group = missing[first : first + self._at_once]
-            padded = group + group[-1:] * (self._at_once - len(group))
+            padded = [key[0] for key in group + group[-1:] * (self._at_once - len(group))]
             made = _encoded(torch.tensor(padded), encode).to(self._device)
             for key, states in zip(group, made, strict=False):
                 alone = states.clone()  # a view would keep the group in memory
@@ -76,8 +86,8 @@ class TextCache:
                 self._keep(key, alone)
         return torch.stack([states for key in keys if (states := found[key]) is not None])
 
-    def precompute(self, chunks: Sequence[Ids], encode: Encode) -> None:
-        """Put all of these chunks on disk.
+    def precompute(self, texts: Iterable[Sequence[Ids]], encode: Encode) -> None:
+        """Put on disk what of these texts, each its chunks, is not taken from files.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -85,8 +95,10 @@ class TextCache:
         if self._store is None:
             return
         self._store.refresh()
-        given = () if self._given is None else self._given
-        missing = [ids for ids in chunks if ids not in given and ids not in self._store]
+        keys = {
+            self._key(ids, place, len(text)) for text in texts for place, ids in enumerate(text)
+        }
+        missing = sorted(ids for ids, is_given in keys if not is_given and ids not in self._store)
         if not missing:
             return
         with self._progress.stage("Encoding captions", len(missing), "chunks") as advance:
@@ -99,19 +111,23 @@ class TextCache:
                     advance(len(batch))
                 self._store.write(shard, torch.cat(made))
 
-    def _find(self, key: Ids) -> Tensor | None:
+    def _key(self, ids: Ids, place: int, chunks: int) -> _Key:
+        return ids, self._given is not None and self._given.serves(ids, place, chunks)
+
+    def _find(self, key: _Key) -> Tensor | None:
+        ids, is_given = key
         if key in self._known:
             self._known.move_to_end(key)
             return self._known[key]
-        if self._given is not None and key in self._given:
-            states = torch.from_numpy(self._given.read(key)).to(self._device)
+        if is_given and self._given is not None:
+            states = torch.from_numpy(self._given.read(ids)).to(self._device)
             self._keep(key, states)
             return states
-        if self._store is not None and key in self._store:
-            return self._store.read(key).to(self._device)
+        if self._store is not None and ids in self._store:
+            return self._store.read(ids).to(self._device)
         return None
 
-    def _keep(self, key: Ids, states: Tensor) -> None:
+    def _keep(self, key: _Key, states: Tensor) -> None:
         self._known[key] = states
         self._held_bytes += states.nbytes
         while self._held_bytes > self._limit_bytes and self._known:

@@ -148,7 +148,7 @@ class DrawFolder:
     def find(self, name: str) -> Drawing | None:
         """The drawing of a name; None where there is none."""
         drawing = Drawing(self.path / name)
-        is_ours = _NAME.fullmatch(name) is not None and not drawing.path.is_symlink()
+        is_ours = _NAME.fullmatch(name) is not None and not presence.is_link(drawing.path)
         return drawing if is_ours and presence.is_file(drawing.request_file) else None
 
     def all(self) -> list[Drawing]:

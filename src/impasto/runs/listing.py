@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto import presence
 from impasto.runs.directory import RunDirectory
 from impasto.runs.status import RunState
 
@@ -64,8 +65,8 @@ def find_runs(folders: Iterable[Path], depth: int = DEPTH) -> list[RunDirectory]
 
     What cannot be looked into is passed over, and so are links: runs are found where they are.
     """
-    found = {run.path: run for folder in folders for run in _below(folder, depth)}
-    return [found[path] for path in sorted(found)]
+    found = {path for folder in folders for path, is_run in walk_runs(folder, depth) if is_run}
+    return [RunDirectory(path) for path in sorted(found)]
 
 
 def summary_of(run: RunDirectory) -> RunSummary:
@@ -80,12 +81,14 @@ def newest_first(runs: Iterable[RunDirectory]) -> list[RunSummary]:
     return sorted(summaries, key=lambda s: (not s.state.is_alive, -s.updated_at, s.run.path))
 
 
-def _below(folder: Path, depth: int) -> Iterator[RunDirectory]:
-    run = RunDirectory(folder)
-    if run.is_there():
-        yield run
-        return
-    if depth == 0:
+def walk_runs(folder: Path, depth: int = DEPTH) -> Iterator[tuple[Path, bool]]:
+    """A folder and those below it, as far as runs are looked for: path, and whether it is a run.
+
+    Hidden folders, what is in runs, what cannot be looked into, and links are left out.
+    """
+    is_run = RunDirectory(folder).is_there()
+    yield folder, is_run
+    if is_run or depth == 0:
         return
     try:
         with os.scandir(folder) as entries:
@@ -96,5 +99,6 @@ def _below(folder: Path, depth: int) -> Iterator[RunDirectory]:
             )
     except OSError:
         return
-    for name in inside:
-        yield from _below(folder / name, depth - 1)
+    for path in (folder / name for name in inside):
+        if not presence.is_link(path):  # a junction of Windows is a folder for `scandir`
+            yield from walk_runs(path, depth - 1)

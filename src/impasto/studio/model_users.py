@@ -11,6 +11,7 @@ from typing import Any
 from impasto import files
 from impasto.parsing import parse_toml, printable, read_text
 from impasto.runs import RunDirectory
+from impasto.runs.preparing import runs_prepared
 from impasto.runs.queue_jobs import Job
 from impasto.studio.folders import Folders
 from impasto.studio.models import FoundModel
@@ -26,16 +27,27 @@ def users_of(model: FoundModel, runs: Iterable[RunDirectory]) -> list[tuple[RunD
     return found
 
 
-def working_with(model: FoundModel, users: Iterable[tuple[RunDirectory, str]]) -> list[str]:
-    """The names of the runs that train now and need a model, or are about to write it.
+def working_with(
+    model: FoundModel, folders: Sequence[Path], runs: Iterable[RunDirectory], jobs: Iterable[Job]
+) -> list[str]:
+    """The names of the runs and jobs that work with a model now, or are about to write it.
 
     Args:
         model: The model.
-        users: The runs that need it: `users_of`.
+        folders: Where runs that are just beginning are looked for: they are no runs yet.
+        runs: The runs that may need it.
+        jobs: Those of the queue.
     """
-    busy = [run for run, _ in users]
+    busy = [run for run, _ in users_of(model, runs)]
     busy += [model.run] if model.run is not None else []
-    return [printable(run.path.name) for run in busy if run.state().is_alive]
+    found = [printable(run.path.name) for run in busy if run.state().is_alive]
+    found += [
+        printable(run.path.name)
+        for run in runs_prepared(folders)
+        if _named_as(model, run.settings, run.folder)
+    ]
+    at_work = [job for job, _ in jobs_with(model, jobs) if job.state == "working"]
+    return [*dict.fromkeys(found), *(f"job {job.number} of the queue" for job in at_work)]
 
 
 def jobs_with(model: FoundModel, jobs: Iterable[Job]) -> list[tuple[Job, str]]:

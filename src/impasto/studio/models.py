@@ -120,7 +120,7 @@ def _entries(folder: Path, top: Path) -> list[tuple[Path, bool]]:
     found = []
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith(".") or (entry.is_symlink() and not _stays_in(path, top)):
+        if entry.name.startswith(".") or (presence.is_link(path) and not _stays_in(path, top)):
             continue
         is_folder = presence.is_dir(path)
         if not is_folder or not RunDirectory(path).is_there():
@@ -182,11 +182,12 @@ def model_at(path: Path) -> FoundModel:
     """The model of a path, wherever it is; its trash is beside it, that of a run's beside the run.
 
     Raises:
-        ModelError: There is none.
+        ModelError: There is none, or it is a part of another model or of a run.
     """
     path = path.absolute()
     run = run_that_exported(path)
     folder = path.parent if run is None else run.path.parent
+    _require_whole(path, run)
     found = _found("models" if run is None else "runs", "", path, folder, run)
     if found is None:
         endings = " or ".join(sorted(CHECKPOINT_ENDINGS if run is None else MODEL_ENDINGS))
@@ -194,6 +195,25 @@ def model_at(path: Path) -> FoundModel:
             f"{path} is no model: neither a file that ends in {endings} nor a Diffusers folder."
         )
     return found
+
+
+def _require_whole(path: Path, run: RunDirectory | None) -> None:
+    """Make sure that a path is no part of a Diffusers folder, nor of a run that did not export it.
+
+    Raises:
+        ModelError: It is; the message has the path to give instead.
+    """
+    real = files.real_path(path.parent) / path.name
+    for above in real.parents:
+        if is_diffusers(above):
+            raise ModelError(f"{path} is a part of the model {above}. Give that folder.")
+        if run is None and RunDirectory(above).is_there():
+            exports = [str(export) for export in _exports_of(RunDirectory(above))]
+            instead = ", ".join(exports) or "there is none yet"
+            raise ModelError(
+                f"{path} belongs to the run {above}. Give a model that the run has exported, "
+                f"by its path there: {instead}."
+            )
 
 
 def _add(

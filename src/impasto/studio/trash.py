@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from impasto import files, presence, storage_errors
 from impasto.errors import ModelError, StorageError
 from impasto.parsing import printable, read_object
 from impasto.progress import size_words
+from impasto.runs.listing import walk_runs
 from impasto.studio.folders import Folders, address_of
 from impasto.studio.models import (
     MODEL_ENDINGS,
@@ -26,6 +27,7 @@ from impasto.studio.models import (
     is_diffusers,
     run_that_exported,
     size_of_model,
+    walk_models,
 )
 
 TRASH = ".trash"
@@ -68,6 +70,7 @@ class DeletedModel:
     def view(self) -> dict[str, Any]:
         """The model as plain values, for templates."""
         return {
+            "name": self.name,
             "address": self.address,
             "title": printable(self.path.name),
             "kind": "Diffusers folder" if is_diffusers(self.path) else self.path.suffix.lower(),
@@ -93,7 +96,7 @@ def delete(model: FoundModel) -> Path:
     trash = model.folder / TRASH
     stamp = time.strftime("%Y%m%d-%H%M%S")
     with storage_errors.reported(model.path):
-        if trash.is_symlink() or (trash.exists() and not trash.is_dir()):
+        if presence.is_link(trash) or (trash.exists() and not trash.is_dir()):
             raise StorageError(f"{trash} is no folder, so nothing was deleted. Remove it.")
         number = 0
         while True:
@@ -114,9 +117,12 @@ def delete(model: FoundModel) -> Path:
 
 
 def all_deleted(folders: Folders) -> list[DeletedModel]:
-    """What was deleted from the given folders and is still there, the newest first."""
+    """What was deleted from the given folders and is still there, the newest first.
+
+    The terminal deletes into the folder that a model was in, which may be below a given one.
+    """
     given = given_folders(folders)
-    found = [one for folder in given for one in _deleted_in(folder, given)]
+    found = [one for folder in _with_trash(folders) for one in _deleted_in(folder, given)]
     return sorted(found, key=lambda one: one.path.parent.name, reverse=True)
 
 
@@ -174,21 +180,20 @@ def purge(model: DeletedModel) -> None:
     _tidy(model.path.parent)
 
 
-def trash_size(folders: Folders) -> int:
-    """The bytes of all that was deleted and is still there."""
-    return sum(one.size for one in all_deleted(folders))
+def empty_trash(folders: Folders, names: Collection[str]) -> None:
+    """Remove for good what of some deleted models is still there.
 
-
-def empty_trash(folders: Folders) -> None:
-    """Remove for good what was deleted.
+    Args:
+        folders: The given folders.
+        names: `DeletedModel.name` of those that whoever asks for it has seen. What was deleted
+            since then is left.
 
     Raises:
         StorageError: Something is held open or read-only.
     """
-    for folder in given_folders(folders):
-        for entry in _kept_in(folder):
-            with storage_errors.reported(entry):
-                _remove(entry)
+    for one in all_deleted(folders):
+        if one.name in names:
+            purge(one)
 
 
 def given_folders(folders: Folders) -> list[Path]:
@@ -196,15 +201,26 @@ def given_folders(folders: Folders) -> list[Path]:
     return list(dict.fromkeys([*folders.models, *folders.runs]))
 
 
+def _with_trash(folders: Folders) -> list[Path]:
+    """The given folders with a trash and those below them, each once, whatever links lead there."""
+    passed = [path for top in folders.models for path, is_folder in walk_models(top) if is_folder]
+    passed += [path for top in folders.runs for path, is_run in walk_runs(top) if not is_run]
+    found: dict[Path, Path] = {}
+    for path in (*given_folders(folders), *passed):
+        if presence.is_dir(path / TRASH):
+            found.setdefault(files.real_path(path), path)
+    return list(found.values())
+
+
 def _deleted_in(folder: Path, given: Sequence[Path]) -> Iterator[DeletedModel]:
     for entry in _kept_in(folder):
-        if entry.is_symlink() or not presence.is_dir(entry):
+        if presence.is_link(entry) or not presence.is_dir(entry):
             continue
         for path in _entries(entry):
             if path.name == _NOTE:
                 continue
             try:
-                size = path.lstat().st_size if path.is_symlink() else size_of_model(path)
+                size = path.lstat().st_size if presence.is_link(path) else size_of_model(path)
             except OSError:
                 size = 0
             yield DeletedModel(address_of(given, path), path, folder, _place_of(path, folder), size)
@@ -213,7 +229,7 @@ def _deleted_in(folder: Path, given: Sequence[Path]) -> Iterator[DeletedModel]:
 def _kept_in(folder: Path) -> list[Path]:
     """What was deleted here; of a `.trash` that another program keeps, nothing."""
     trash = folder / TRASH
-    if trash.is_symlink() or not presence.is_dir(trash):
+    if presence.is_link(trash) or not presence.is_dir(trash):
         return []
     return [entry for entry in _entries(trash) if _DELETED.fullmatch(entry.name)]
 
@@ -243,7 +259,7 @@ def _place_of(path: Path, folder: Path) -> Path:
 def _why_not_restored(model: DeletedModel) -> str:
     """Why a model cannot be put back; empty where it can."""
     path, place = model.path, model.place
-    if path.is_symlink():
+    if presence.is_link(path):
         target = files.real_path(place.parent / path.readlink())
         if not target.is_relative_to(files.real_path(model.folder)):
             return f"it is a link that leads out of {model.folder}"
@@ -287,8 +303,11 @@ def _tidy(entry: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Remove a file or a folder with all that is in it; of a link, the link alone."""
-    if path.is_dir() and not path.is_symlink():
+    """Remove a file or a folder with all that is in it; of a link, the link alone.
+
+    `Path.unlink` removes a junction of Windows too, and leaves what it leads to.
+    """
+    if path.is_dir() and not presence.is_link(path):
         for entry in sorted(path.iterdir()):
             _remove(entry)
         path.rmdir()

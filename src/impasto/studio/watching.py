@@ -24,6 +24,7 @@ class News:
     Attributes:
         state: How the run stands, if that has changed.
         metrics: New lines of metrics: the step, and the values by name.
+        has_more: Whether `metrics` are the last of more, so that all has to be read again.
         lines: New lines of the log.
         samples: Steps that have previews now and had none.
     """
@@ -32,6 +33,7 @@ class News:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     lines: list[dict[str, str]] = field(default_factory=list)
     samples: list[int] = field(default_factory=list)
+    has_more: bool = False
 
     @property
     def is_nothing(self) -> bool:
@@ -70,11 +72,13 @@ class RunWatch:
         shown = {k: v for k, v in state.status.items() if k != "updated_at"}
         shown |= {"": (state.state, state.is_alive, self._run.is_there())}
         changed, self._shown = shown != self._shown, shown
+        metrics = self._new_metrics()
         return News(
             state if changed else None,
-            self._new_metrics(),
+            metrics[-_LINES_AT_ONCE:],
             self._new_lines(),
             self._new_samples(),
+            has_more=len(metrics) > _LINES_AT_ONCE,
         )
 
     def _new_metrics(self) -> list[dict[str, Any]]:
@@ -84,7 +88,7 @@ class RunWatch:
         for end, record in read_records(self._run.metrics_file, self._metrics):
             self._metrics = end
             found.append({"step": record["step"], "values": numbers_of(record)})
-        return found[-_LINES_AT_ONCE:]
+        return found
 
     def _new_lines(self) -> list[dict[str, str]]:
         if size_of(self._run.events_file) < self._events:

@@ -116,9 +116,8 @@ def find_given_texts(
         for group in by_text_file(records, ending).items():
             search.look_at(*group)
             advance(len(group[1]))
-    search.leave_out_incomplete(records)
     _tell(search, progress)
-    given = GivenTexts(search.found, search.shape, search.places)
+    given = GivenTexts(search.found, search.shape, search.places, search.unended)
     with states.place(device).awake(device):
         _require_alike(given, states, search.to_compare())
     return given
@@ -141,7 +140,7 @@ class _Search:
         disputed: Token ids for which two files say different things.
         by_subset: Dataset and subset -> the token ids that its files are used for.
         places: The token ids of a chunk that is not the first of its file -> which it is.
-        incomplete: Token ids of chunks whose files do not have their last position.
+        unended: Token ids of chunks that are not the last of their file.
     """
 
     config: RunConfig
@@ -156,7 +155,7 @@ class _Search:
     disputed: list[Ids] = field(default_factory=list)
     by_subset: dict[tuple[int, int], list[Ids]] = field(default_factory=dict)
     places: dict[Ids, int] = field(default_factory=dict)
-    incomplete: set[Ids] = field(default_factory=set)
+    unended: set[Ids] = field(default_factory=set)
     _beside: dict[Sidecars, SidecarLookup] = field(default_factory=dict)
 
     def look_at(self, file: Path, records: Sequence[ImageRecord]) -> None:
@@ -212,33 +211,14 @@ class _Search:
                 return fault
             for subset in {(one.subset.dataset, one.subset.number) for one in records}:
                 self.by_subset.setdefault(subset, []).append(ids)
-            if place < len(held) - 1:
-                self.incomplete.add(ids)
+            if place < len(held) - 1 and self.found[ids][0] == file:
+                self.unended.add(ids)
         return None
 
     @property
     def empty(self) -> Ids:
         """The token ids of a chunk without words."""
         return self.conditioner.chunks_of("")[0]
-
-    def leave_out_incomplete(self, records: Sequence[ImageRecord]) -> None:
-        """Have chunks encoded whose files lack what a caption of the run takes of them.
-
-        A chunk's last position is taken where it is the last one of a caption, its pooled text
-        where it is the first. The chunk without words is both, in the empty caption.
-        """
-        if not self.places and not self.incomplete:
-            return
-        captions = {"", *(record.fixed_caption for record in records)}
-        all_chunks = [self.conditioner.chunks_of(caption) for caption in captions]
-        firsts, lasts = ({chunks[end] for chunks in all_chunks} for end in (0, -1))
-        lacking = (self.places.keys() & firsts) | (self.incomplete & lasts)
-        for ids in lacking:
-            self.found.pop(ids, None)
-            self.places.pop(ids, None)
-        for own in self.by_subset.values():
-            own[:] = [ids for ids in own if ids not in lacking]
-        self.disputed = [ids for ids in self.disputed if ids not in lacking]
 
     def _doubt_of(self, file: Path, record: ImageRecord) -> Failure | None:
         """Why a file of another program may be of other words than an image has; None if not."""

@@ -147,7 +147,7 @@ def build_conditioners(
     if device.type == "cuda":  # where captions are encoded on a stream of their own
         looking = TextCache(limit, device, store, progress, at_once, given)
     drawing = looking
-    if given is not None and given.shape.chunks > 1:  # what captions do not take of them is missing
+    if given is not None and given.shape.chunks > 1:  # emphasis may keep the mean of all
         drawing = TextCache(limit, device, store, progress, at_once)
     return Conditioners(
         conditioner(tokens, states, memory=memory),

@@ -20,6 +20,7 @@ from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
+from impasto.runs.preparing import forget_preparing, note_preparing
 from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.training.build import build_session
 from impasto.training.devices import (
@@ -75,6 +76,7 @@ def train(
             with _explain_exits(accelerator, _NOT_BEGUN):
                 known = None
                 if accelerator.is_main_process:
+                    note_preparing(run.path, config.model_dump(mode="json"))
                     config = resolve_precision(config, told)
                     processes, device = accelerator.num_processes, accelerator.device
                     require_compatible(config, facts_of(config, processes, device=device))
@@ -90,8 +92,7 @@ def train(
                     steps = count_steps(config, sampler)
                     require_compatible(config, facts_of(config, processes, steps, device))
                     require_precision(config.training.mixed_precision)  # as it was chosen
-                    files.write_text(run.config_file, dump_toml(config))
-                    _write_changed(run, config)
+                    _write_settings(run, config)
                     told.open(run)
                 accelerator.wait_for_everyone()
                 if not accelerator.is_main_process:
@@ -154,8 +155,7 @@ def resume(
             session = _prepare(run, config, accelerator, told, overrides or Overrides())
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
-                files.write_text(run.config_file, dump_toml(changed))
-                _write_changed(run, changed)
+                _write_settings(run, changed)
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
@@ -218,8 +218,9 @@ def _explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
         raise
 
 
-def _write_changed(run: RunDirectory, config: RunConfig) -> None:
-    """Which settings are not as usual, for reports, which do not know the usual ones."""
+def _write_settings(run: RunDirectory, config: RunConfig) -> None:
+    """The settings, and which are not as usual, for reports, which do not know the usual ones."""
+    files.write_text(run.config_file, dump_toml(config))
     files.write_json(run.path / CHANGED_SETTINGS, {"paths": list(changed_settings(config))})
 
 
@@ -241,6 +242,7 @@ def _prepare(
             temporary_names.remove_leftovers(folder)
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
+        forget_preparing(run.path)  # from here on it counts as a run
     try:
         recorded = recorded_fingerprint(run)
         with _removing_waiting(run, accelerator):

@@ -6,18 +6,23 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.datastructures import FormData
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from impasto.errors import ModelError
+from impasto.invocation import command
 from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
+from impasto.studio.folders import Folders
 from impasto.studio.forms import read_form
 from impasto.studio.model_users import losers_of
-from impasto.studio.models import all_models
+from impasto.studio.models import CHECKPOINT_ENDINGS, MODEL_ENDINGS, all_models
 from impasto.studio.trash import DeletedModel, empty_trash, find_deleted, purge, restore
+
+_LISTED_BYTES = 8 << 20  # of the names of what was deleted, a hundred bytes or two each
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -57,8 +62,9 @@ class DeletedPages:
         return self.studio.page("deleted_model.html.j2", **await asyncio.to_thread(read))
 
     async def restore(self, request: Request) -> Response:
-        """Put a deleted model back, and show it."""
+        """Put a deleted model back, and show it; not where no page would show it."""
         model = await self._deleted_of(request)
+        await asyncio.to_thread(_require_shown, model, self.studio.folders)
         try:
             place = await asyncio.to_thread(restore, model)
         except ModelError as error:
@@ -78,10 +84,11 @@ class DeletedPages:
         return RedirectResponse("/models", 303)
 
     async def empty_trash(self, request: Request) -> Response:
-        """Remove for good whatever was deleted."""
-        await _require_sure(request)
-        await asyncio.to_thread(empty_trash, self.studio.folders)
-        return RedirectResponse("/models", 303)
+        """Remove for good what the page listed; what was deleted since then stays."""
+        form = await _require_sure(request)
+        names = str(form.get("deleted", "")).split()
+        await asyncio.to_thread(empty_trash, self.studio.folders, set(names))
+        return RedirectResponse("/models?emptied=yes", 303)
 
     async def _deleted_of(self, request: Request) -> DeletedModel:
         """The deleted model that an address names.
@@ -98,12 +105,30 @@ class DeletedPages:
         return found
 
 
-async def _require_sure(request: Request) -> None:
-    """Refuse a form whose box was not ticked.
+def _require_shown(model: DeletedModel, folders: Folders) -> None:
+    """Refuse to restore what would vanish from all pages: what a run exported that is gone.
+
+    Raises:
+        HTTPException: It would: 409.
+    """
+    is_listed = model.path.suffix.lower() not in MODEL_ENDINGS - CHECKPOINT_ENDINGS
+    is_beside_models = any(model.place.is_relative_to(folder) for folder in folders.models)
+    if model.as_it_was.run is None and not (is_listed and is_beside_models):
+        raise HTTPException(
+            409,
+            f"{model.path} was not restored: no run that is there has exported it, so no page "
+            f"would show it at {model.place}. Move it into a folder of models by hand, or have it "
+            f"back there with: {command('models', 'restore', model.path.absolute())}",
+        )
+
+
+async def _require_sure(request: Request) -> FormData:
+    """The form, unless its box was not ticked.
 
     Raises:
         HTTPException: It was not: 400.
     """
-    form = await read_form(request)
+    form = await read_form(request, most_bytes=_LISTED_BYTES)
     if form.get("sure") != "yes":
         raise HTTPException(400, "Nothing was removed: the box was not ticked.")
+    return form

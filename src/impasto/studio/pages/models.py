@@ -72,8 +72,8 @@ class ModelPages:
 
     studio: Studio
 
-    async def all(self, _: Request) -> Response:
-        """All models, and a form to download another one."""
+    async def all(self, request: Request) -> Response:
+        """All models, what was deleted, and a form to download another one."""
 
         def read() -> dict[str, Any]:
             folders = self.studio.folders
@@ -82,6 +82,7 @@ class ModelPages:
                 "models": [model.view() for model in all_models(folders)],
                 "folders": [printable(str(folder)) for folder in folders.models],
                 "deleted": [model.view() for model in deleted],
+                "emptied": "emptied" in request.query_params,
                 "trash": size_words(sum(model.size for model in deleted)),
             }
 
@@ -230,14 +231,15 @@ class ModelPages:
         return self.studio.page("delete_model.html.j2", **await asyncio.to_thread(read))
 
     async def delete(self, request: Request) -> Response:
-        """Move a model into the trash, unless a run works with it now."""
+        """Move a model into the trash, unless a run or job works with it now."""
         model, form = await self._model_of(request), await read_form(request)
         if form.get("sure") != "yes":
             raise HTTPException(400, "Nothing was deleted: the box was not ticked.")
 
         def remove() -> None:
-            users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
-            alive = working_with(model, users)
+            folders = self.studio.folders
+            runs = [summary.run for summary in folders.all_runs()]
+            alive = working_with(model, folders.runs, runs, Queue(self.studio.queue).jobs())
             if alive:
                 raise HTTPException(
                     409, f"Nothing was deleted: {', '.join(alive)} works with it now."

@@ -219,6 +219,7 @@ class RunPages:
             ("metrics", news.metrics), ("lines", news.lines), ("samples", news.samples),
         ):  # fmt: skip
             told += [_event(json.dumps(found), name)] if found else []
+        told += [_event("1", "gap")] if news.has_more else []
         if told:
             told.append(f"id: {watch.place}\nevent: shown\ndata:\n\n")
         return ("".join(told) or ": still here\n\n").encode("utf-8", errors="replace")

@@ -18,6 +18,8 @@
   ];
   const curves = {}; // name -> [steps, values]
   const shown = []; // {chart, names, plot}
+  const late = []; // what was told since the file was last asked for
+  let fault = ""; // why what is shown is not the whole file
 
   const namesOf = (chart) => Object.keys(curves)
     .filter((name) => chart.names ? chart.names.includes(name) : chart.match.test(name))
@@ -38,8 +40,8 @@
     }
     for (const [chart, names, box] of boxes) shown.push({ names, box, plot: plotIn(box, chart, names) });
     const note = document.getElementById("curves-note");
-    note.textContent = shown.length ? "" : "No metrics yet.";
-    note.hidden = Boolean(shown.length);
+    note.textContent = fault || (shown.length ? "" : "No metrics yet.");
+    note.hidden = !note.textContent;
   }
 
   function plotIn(box, chart, names) {
@@ -62,16 +64,29 @@
   const lastOf = (name) => { const values = curves[name][1]; return values.length ? `is ${+values[values.length - 1].toPrecision(4)} at last` : "has no value"; };
 
   async function read(exact) {
+    late.length = 0; // the file has those
     const answer = await fetch(`/runs/${run}/curves${exact ? "?exact=1" : ""}`); // as the page's head preloads it
     if (!answer.ok) throw new Error(`status ${answer.status}`);
     const isExact = answer.headers.get("x-curves") === "exact";
     const found = await answer.json();
     for (const name of Object.keys(curves)) delete curves[name];
     Object.assign(curves, found);
+    fault = "";
     draw();
     if (late.length) add(late); // what was told while the file was being read
     performance.mark(isExact ? "curves-exact" : "curves-sketched");
     return isExact;
+  }
+
+  // one after the other, so that the last one has all; what fails is said beside the curves that are there
+  let reading = Promise.resolve();
+  function readNext(exact) {
+    reading = reading.then(() => read(exact)).catch((error) => {
+      fault = `The metrics could not be read${shown.length ? " exactly" : ""}: ${error.message}.`;
+      draw();
+      return true; // no second try at once
+    });
+    return reading;
   }
 
   // whether a part of a chart is looked at closely; asked before numbers are added, which a plot may share
@@ -101,7 +116,6 @@
 
   const refresh = (id) => document.getElementById(id).dispatchEvent(new Event("refresh"));
 
-  const late = [];
   live.addEventListener("metrics", (event) => {
     const records = JSON.parse(event.detail.data);
     late.push(...records);
@@ -109,6 +123,7 @@
     add(records);
     if (records.some(({ values }) => "validation_loss" in values)) refresh("learning");
   });
+  live.addEventListener("gap", () => readNext(true)); // those told are the last of more: after an hour's sleep, for one
 
   const lost = document.getElementById("lost");
   live.addEventListener("htmx:sse:error", () => { lost.hidden = false; });
@@ -159,7 +174,5 @@
   const resize = () => { for (const { plot, box } of shown) plot.setSize({ width: widthOf(box), height: HEIGHT }); };
   charts.follow(resize, draw);
 
-  read(false).then((isExact) => isExact || read(true)).catch((error) => {
-    document.getElementById("curves-note").textContent = `The metrics could not be read: ${error.message}.`;
-  });
+  readNext(false).then((isExact) => isExact || readNext(true));
 })();
