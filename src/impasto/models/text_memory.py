@@ -9,10 +9,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from impasto.data.process_group import ALONE, CacheShare
 from impasto.data.text_npz import GivenTexts
 from impasto.data.text_store import TextStore
 from impasto.progress import Progress, SilentProgress
@@ -76,8 +78,15 @@ class TextCache:
                 self._keep(key, alone)
         return torch.stack([states for key in keys if (states := found[key]) is not None])
 
-    def precompute(self, chunks: Sequence[Ids], encode: Encode) -> None:
-        """Put all of these chunks on disk.
+    def precompute(self, chunks: Sequence[Ids], encode: Encode, share: CacheShare = ALONE) -> None:
+        """Put all of these chunks on disk; each process of a run encodes its share of them.
+
+        Batches are those that one process would make, and so are the bits of what comes of them.
+
+        Args:
+            chunks: The chunks, the same in all processes.
+            encode: The encoder.
+            share: What this process does of it; all processes of a run call this.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -86,18 +95,32 @@ class TextCache:
             return
         self._store.refresh()
         given = () if self._given is None else self._given
-        missing = [ids for ids in chunks if ids not in given and ids not in self._store]
-        if not missing:
-            return
-        with self._progress.stage("Encoding captions", len(missing), "chunks") as advance:
-            for start in range(0, len(missing), self._store.shard_entries):
-                shard = missing[start : start + self._store.shard_entries]
+        store = self._store
+        lacks = share.agreed(np.array([i not in given and i not in store for i in chunks], bool))
+        missing = [chunks[place] for place in np.flatnonzero(lacks).tolist()]
+        batches = [missing[n : n + AHEAD_BATCH] for n in range(0, len(missing), AHEAD_BATCH)]
+        batches = batches[share.part_of([float(len(batch)) for batch in batches])]
+        if batches:
+            self._encode_ahead(batches, encode, store, share)
+        if share.group.size > 1:
+            share.wait()
+            store.require_seen(missing, share.group.raise_fault)
+
+    def _encode_ahead(
+        self, batches: Sequence[Sequence[Ids]], encode: Encode, store: TextStore, share: CacheShare
+    ) -> None:
+        """Encode batches and write them, a shard after the other."""
+        number, in_shard = sum(map(len, batches)), store.shard_entries // AHEAD_BATCH
+        stage = share.named("Encoding captions")
+        with self._progress.stage(stage, number, "chunks") as advance:
+            for start in range(0, len(batches), in_shard):
+                part = batches[start : start + in_shard]
                 made = []
-                for first in range(0, len(shard), AHEAD_BATCH):
-                    batch = shard[first : first + AHEAD_BATCH]
+                for batch in part:
+                    share.group.raise_fault()
                     made.append(_encoded(torch.tensor(batch), encode).cpu())
                     advance(len(batch))
-                self._store.write(shard, torch.cat(made))
+                store.write([ids for batch in part for ids in batch], torch.cat(made))
 
     def _find(self, key: Ids) -> Tensor | None:
         if key in self._known:
