@@ -270,13 +270,15 @@ def lock_holder(folder: Path, name: str = LOCK_NAME) -> LockHolder | None:
     """The living process that has a lock of a folder, if there is one."""
     holder = _read(folder / name, now=time.time())
     if holder is not None and (holder.owner is None or not holder.owner.is_here):
-        holder = _read(folder / name, now=_disk_time(folder))  # its age is what tells
+        holder = _read(
+            folder / name, now=temporary_names.disk_time(folder)
+        )  # its age is what tells
     return holder if holder is not None and holder.is_alive else None
 
 
 def shared_lock_holders(folder: Path) -> list[LockHolder]:
     """The living processes that use a folder; what dead ones left of themselves is removed."""
-    living, now = [], _disk_time(folder)
+    living, now = [], temporary_names.disk_time(folder)
     for file in sorted(folder.glob(PRESENCE_PATTERN)):
         holder = _read(file, now=now)
         if holder is None:
@@ -351,19 +353,6 @@ def _read(file: Path, *, now: float) -> LockHolder | None:
     except (ValueError, KeyError, TypeError):
         owner, host, since, what = None, "", "", ""
     return LockHolder(text, owner, host, since, what, max(0.0, now - touched))
-
-
-def _disk_time(folder: Path) -> float:
-    """What the clock of a folder's disk says; this machine's where nothing can be written."""
-    probe = temporary_names.partial_name(folder / "clock")
-    try:
-        probe.touch()
-        return probe.stat().st_mtime
-    except OSError:
-        return time.time()
-    finally:
-        with contextlib.suppress(OSError):
-            probe.unlink()
 
 
 def _text_of(file: Path) -> str:

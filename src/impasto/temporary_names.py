@@ -6,6 +6,7 @@ what another one is writing.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import secrets
@@ -99,6 +100,22 @@ def is_stale_partial(partial: Path) -> bool:
     if owner is None:
         return False
     running = owner.is_running()
-    if running is None:
-        return time.time() - _modified_at(partial) > _LEFT_AFTER_S
+    if running is None:  # of another machine, whose clock, or this one's, may be wrong by days
+        return disk_time(partial.parent) - _modified_at(partial) > _LEFT_AFTER_S
     return not running
+
+
+def disk_time(folder: Path) -> float:
+    """What the clock of a folder's disk says, which is what times of change are of.
+
+    It is this machine's where nothing can be written.
+    """
+    probe = partial_name(folder / "clock")
+    try:
+        probe.touch()
+        return probe.stat().st_mtime
+    except OSError:
+        return time.time()
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import draw_images
+from process_groups import in_threads
 from ray_stages import Recipe, encoder_of
 
 from impasto import files
@@ -230,11 +231,6 @@ def test_processes_after_the_first_start_no_ray(tmp_path, monkeypatch):
 
     asked = []
 
-    class Process:
-        def __init__(self, *, is_main_process):
-            self.is_main_process = is_main_process
-            self.main_process_first = contextlib.nullcontext
-
     @contextlib.contextmanager
     def open_engine(config, *_):
         asked.append((config.executor, config.ray_address))
@@ -247,11 +243,15 @@ def test_processes_after_the_first_start_no_ray(tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "open_engine", open_engine)
     monkeypatch.setattr(prepare, "survey", survey)
     config = run_settings(tmp_path)
-    for first in (True, False):
+    monkeypatch.setattr(prepare, "process_group", lambda group: group)
+
+    def prepared(group):
         with pytest.raises(AskedError):
-            prepare.prepare_data(
-                config, encoder_of(None), Process(is_main_process=first), SilentProgress()
-            )
+            prepare.prepare_data(config, encoder_of(None), group, SilentProgress())
+        if group.rank == 0:
+            group.gather("")  # the second one waits for it
+
+    in_threads(2, prepared)
     assert asked == [("ray", "host:1"), "ray", ("local", None), "local"]
 
 

@@ -103,7 +103,7 @@ def test_a_process_of_another_machine_is_alive_while_it_gives_signs(tmp_path):
         pass
 
 
-def test_a_temporary_file_of_another_machine_is_left_over_after_a_day(tmp_path):
+def test_a_temporary_file_of_another_machine_is_left_over_after_a_day(tmp_path, monkeypatch):
     partial = (
         tmp_path
         / f".model.{ProcessIdentity(1, 1, 'ffffff').token}.00000000{temporary_names.PARTIAL_SUFFIX}"
@@ -111,6 +111,10 @@ def test_a_temporary_file_of_another_machine_is_left_over_after_a_day(tmp_path):
     partial.mkdir()
     (partial / "part").write_text("half", encoding="utf-8")
     assert temporary_names.remove_leftovers(tmp_path) == 0
+    now = time.time()
+    with monkeypatch.context() as wrong:  # this machine's clock is a week ahead of the disk's
+        wrong.setattr(time, "time", lambda: now + 7 * 86400)
+        assert temporary_names.remove_leftovers(tmp_path) == 0
     for path in (partial / "part", partial):
         os.utime(path, (1, 1))
     assert temporary_names.remove_leftovers(tmp_path) == 1

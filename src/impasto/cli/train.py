@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto import presence
+from impasto.cli.together import failing_together
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.run import RunConfig
     from impasto.config.training import TrainingConfig
+    from impasto.data.process_group import ProcessGroup
     from impasto.runs import RunDirectory
 
 
@@ -58,10 +60,11 @@ def train(
     from impasto.cli.early import check_run
 
     console = Console()
-    settings, notes = load_settings(config, overrides)
-    for note in notes:
-        console.note(note)
-    check_run(settings, is_new=not plan_only)
+    with failing_together():
+        settings, notes = load_settings(config, overrides)
+        for note in notes:
+            console.note(note)
+        check_run(settings, is_new=not plan_only)
     if plan_only:
         from impasto import files
         from impasto.cli.plan import show_plan
@@ -131,17 +134,27 @@ def resume(run: Path) -> None:
     from impasto.runs import RunDirectory
 
     console = Console()
-    directory = RunDirectory.open(run)
-    status, config = directory.status(), load_begun_config(directory.config_file)
-    total = status.get("total_steps")
-    if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
-        _show_finished(directory, console)
-        return
-    check_run(config, is_new=False)
+    with failing_together() as group:
+        if group is None or group.rank == 0:  # others may have no disk in common with it
+            directory = RunDirectory.open(run)
+            status, config = directory.status(), load_begun_config(directory.config_file)
+            total = status.get("total_steps")
+            if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
+                _tell_nothing_is_left(group)
+                _show_finished(directory, console)
+                return
+            check_run(config, is_new=False)
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
     finish(trainer.resume(run, console), console)
+
+
+def _tell_nothing_is_left(group: ProcessGroup | None) -> None:
+    if group is not None:
+        from impasto.training.shared_start import tell_nothing_is_left
+
+        tell_nothing_is_left(group)
 
 
 def _show_finished(run: RunDirectory, console: Console) -> None:

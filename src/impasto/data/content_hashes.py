@@ -91,6 +91,10 @@ class ContentHashes:
             self.tidy()
         return {path: found[path] for path in stamps if path in found}
 
+    def refresh(self) -> None:
+        """Take in what other processes have remembered meanwhile."""
+        self._known.refresh()
+
     def tidy(self) -> None:
         """Make one file of what was remembered in many, where that is worth its time."""
         with contextlib.suppress(StorageError):  # it is all there, in more files

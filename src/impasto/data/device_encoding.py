@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ import torch
 from impasto.data.encoding import Begun, Encode, MomentsEncoder
 from impasto.data.latent_cache import LatentCache, LatentKeys
 from impasto.data.latent_writing import ShardWriter
+from impasto.data.process_group import CacheShare
 from impasto.data.records import PlannedImage, SkippedFile
 from impasto.data.rendering import Rendered
 from impasto.data.stages import ErrorPolicy, Failure, chunks
 from impasto.errors import DatasetError
+from impasto.parsing import parse_json
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,27 @@ class Failures:
         if path not in self.paths:
             self.paths.add(path)
             self.items.append(SkippedFile(path, reason))
+
+    def join(self, begin: int, share: CacheShare) -> None:
+        """Have the images that any process of a run cannot use; all of them call it.
+
+        Args:
+            begin: How many there were when all processes had the same.
+            share: What this process does.
+        """
+        if share.group.size == 1:
+            return
+        own = [[str(item.path), item.reason] for item in self.items[begin:]]
+        told = share.group.gather(json.dumps([own, self.may_pass]))
+        del self.items[begin:]
+        self.paths = {item.path for item in self.items}
+        for text in told:
+            items, may_pass = parse_json(text, halves=True)
+            self.may_pass |= may_pass
+            for name, reason in items:
+                if (path := Path(name)) not in self.paths:
+                    self.paths.add(path)
+                    self.items.append(SkippedFile(path, reason))
 
 
 @dataclass(frozen=True)

@@ -1,38 +1,43 @@
-"""Fills the latent cache: decode in worker processes, encode on the device, write in a thread."""
+"""Fills the latent cache: decode in worker processes, encode on the device, write in a thread.
+
+The processes of a run split what is missing. They agree on it batch by batch, so the batches, and
+with them the bits of the latents, are those that one process would make of them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
 from pathlib import Path
 
 import numpy as np
 
 from impasto import locks
-from impasto.data.content_hashes import stamp_of
 from impasto.data.device_encoding import DeviceEncoder, Failures, Order
 from impasto.data.encoding import ARITHMETICS, MomentsEncoder, said_of_remade
 from impasto.data.engine import LOCAL, Engine
-from impasto.data.latent_cache import (
-    CachedPlan,
-    LatentCache,
-    LatentKeys,
-    latent_key,
-    latent_source,
-    mask_key,
-)
+from impasto.data.latent_cache import CachedPlan, LatentCache, LatentKeys, latent_source
 from impasto.data.latent_keys import KeyTable, join_keys
+from impasto.data.latent_orders import (
+    batches_of,
+    cost_of,
+    is_there,
+    keys_of,
+    lacks_of,
+    ordered,
+    see_all,
+    stamps_of,
+)
 from impasto.data.latent_writing import ShardWriter, shard_writer
-from impasto.data.masks import mask_file
-from impasto.data.npz import SD_ENDINGS, npz_candidates
+from impasto.data.npz import SD_ENDINGS
 from impasto.data.npz_exchange import import_npz
 from impasto.data.order_encoding import encode_by_actors, stage_of
 from impasto.data.planned_table import PlannedTable
 from impasto.data.prepared import PreparedKeys
-from impasto.data.records import FileStamp, PlannedImage, Size, SkippedFile
+from impasto.data.process_group import ALONE, CacheShare
+from impasto.data.records import FileStamp, PlannedImage, SkippedFile
 from impasto.data.rendering import Decode, Render
-from impasto.data.stages import ErrorPolicy, Failure, chunks
+from impasto.data.stages import ErrorPolicy, Failure, chunks, default_workers
 from impasto.errors import DatasetError
 from impasto.progress import Advance, Progress, SilentProgress, none_of
 
@@ -51,6 +56,7 @@ def cache_latents(
     on_error: ErrorPolicy = "skip",
     workers: int | None = None,
     engine: Engine = LOCAL,
+    share: CacheShare = ALONE,
 ) -> CachedPlan:
     """Encode the images that the cache does not hold; skip those that cannot be.
 
@@ -67,6 +73,8 @@ def cache_latents(
         workers: Processes that decode; None means as many as there are processors, and threads
             for a few images.
         engine: Runs what is done.
+        share: What this process does of it; all processes of a run call this with the same images,
+            and get the same plan.
 
     Raises:
         ConfigError: The engine's processes cannot make the encoder.
@@ -81,11 +89,14 @@ def cache_latents(
         cache.folder / "prepared", table, (encoder.source, encoder.fingerprint)
     )
     before = kept_keys.read(cache)
-    if before is not None and not (before.set_aside and on_error == "stop"):
+    is_known = before is not None and not (before.set_aside and on_error == "stop")
+    everybody_knows = "False" not in share.group.gather(str(is_known))
+    if before is not None and everybody_knows:
         return before
-    filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine)
+    filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, share)
     parts = [filler.fill(table[start:end]) for start, end in _portions(table)]
-    cache.hashes.tidy()
+    if share.is_first:
+        cache.hashes.tidy()
     failures = filler.failures
     if not any(len(part.keys) for part in parts):
         raise _nothing_decoded(len(planned), failures)
@@ -100,7 +111,7 @@ def cache_latents(
         tuple(item for part in parts for item in part.refused),
         keys if encoder.source == encoder.fingerprint else identities,
     )
-    if not failures.may_pass:
+    if not failures.may_pass and (share.is_first or share.group.is_local_first):
         kept_keys.write(plan, kept)
     return plan
 
@@ -149,33 +160,40 @@ class _Filler:
     failures: Failures
     workers: int | None
     engine: Engine
+    share: CacheShare
 
     def fill(self, portion: PlannedTable) -> _Filled:
         """Encode what the cache does not hold of some images."""
-        cache, encoder, progress, failures = self.cache, self.encoder, self.progress, self.failures
-        planned = list(portion)
-        stamps = _stamps(planned, encoder.npz_endings)
-        digests = cache.hashes.of(stamps, progress, tidy=False, engine=self.engine)
-        keys = [_keys(image, digests, encoder.source) for image in planned]
+        cache, encoder, failures = self.cache, self.encoder, self.failures
+        planned, begin = list(portion), len(failures.items)
+        digests = self._digests(stamps_of(planned, encoder.npz_endings))
+        keys = [keys_of(image, digests, encoder.source) for image in planned]
         own = set(keys)
-        refused = import_npz(planned, keys, digests, cache, progress, encoder.npz_endings)
+        refused = self._import_npz(planned, keys, digests)
         for image, key in zip(planned, keys, strict=True):
             if key is None:
                 failures.add(image, _VANISHED)
-        orders = list(_missing(planned, keys, cache))
-        _decode_the_changing(planned, progress, failures, self.engine)
-        if orders:
-            _carry_out(orders, self)
-        cache.keep_index()
+        lacks = self.share.agreed(lacks_of(planned, keys, cache))
+        orders = ordered(planned, keys, lacks)
+        _decode_the_changing(planned, self)
+        remade = _carry_out(orders, self) if orders else set()
+        failures.join(begin, self.share)
+        self._say_of_remade(len(remade), len({order.image.record.path for order in orders}))
+        made = np.flatnonzero(lacks.any(axis=1)).tolist()
+        see_all(
+            [k for n in made if (k := keys[n]) and planned[n].record.path not in failures.paths],
+            cache,
+            self.share,
+        )
         kept = [
             (place, image, key)
             for place, (image, key) in enumerate(zip(planned, keys, strict=True))
-            if key is not None and image.record.path not in failures.paths and _is_there(key, cache)
+            if key is not None and image.record.path not in failures.paths and is_there(key, cache)
         ]
         is_kept = np.zeros(len(planned), dtype=np.bool_)
         is_kept[[place for place, _, _ in kept]] = True
         identities = [
-            (_keys(image, digests, encoder.fingerprint) or key) if key in own else key
+            (keys_of(image, digests, encoder.fingerprint) or key) if key in own else key
             for _, image, key in kept
         ]
         return _Filled(
@@ -185,6 +203,42 @@ class _Filler:
             sum(order.image.record.path not in failures.paths for order in orders),
             refused,
         )
+
+    def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
+        """The hashes of files; each process reads its share of those that are not known."""
+        hashes, share = self.cache.hashes, self.share
+        if share.number > 1:
+            own = list(stamps)[share.place :: share.number]
+            hashes.of({path: stamps[path] for path in own}, self.progress, tidy=False)
+        if share.group.size > 1:
+            share.wait()
+            hashes.refresh()
+        return hashes.of(stamps, self.progress, tidy=False, engine=self.engine)
+
+    def _import_npz(
+        self,
+        planned: Sequence[PlannedImage],
+        keys: list[LatentKeys | None],
+        digests: dict[Path, str],
+    ) -> list[SkippedFile]:
+        """Take latents of sd-scripts: the first process writes them, the others find them there."""
+        if not any(image.record.subset.reads_npz for image in planned):
+            return []
+
+        def taken() -> list[SkippedFile]:
+            if self.share.number > 1:
+                self.cache.refresh()
+            endings = self.encoder.npz_endings
+            return import_npz(planned, keys, digests, self.cache, self.progress, endings)
+
+        return self.share.first_then_others(taken)
+
+    def _say_of_remade(self, remade: int, total: int) -> None:
+        """Say how many images overflowed, of all processes."""
+        found = self.share.group.gather(str(remade))
+        everywhere = sum(int(found[rank]) for rank in self.share.members)
+        if everywhere:
+            self.progress.note(said_of_remade(everywhere, total))
 
 
 def keys_of_plan(
@@ -198,80 +252,16 @@ def keys_of_plan(
 
     All that one VAE makes of them counts, on whatever device.
     """
-    digests = cache.hashes.of(_stamps(planned, endings), progress)
+    digests = cache.hashes.of(stamps_of(planned, endings), progress)
     sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
-    named = [[_keys(image, digests, source) for image in planned] for source in sources]
+    named = [[keys_of(image, digests, source) for image in planned] for source in sources]
     keys = named[0]
     found = [key for of_source in named for key in of_source if key is not None]
     import_npz(planned, keys, digests, cache, progress, endings)
     return found + [key for key in keys if key is not None]
 
 
-def _stamps(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[Path, FileStamp]:
-    """Stamps of the images, of their masks, and of latents that sd-scripts left."""
-    stamps = {image.record.path: image.record.stamp for image in planned}
-    for image in planned:
-        subset = image.record.subset
-        beside = list(npz_candidates(image, endings)) if subset.reads_npz else []
-        mask = mask_file(image.record)
-        for path in (*beside, *([mask] if mask else [])):
-            stamp = stamp_of(path)
-            if stamp is not None:
-                stamps[path] = stamp
-    return stamps
-
-
-def _keys(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
-    """What is kept of an image; None if it cannot even be read."""
-    record = image.record
-    if record.path not in digests:
-        return None
-    if record.subset.augmentation is not None:
-        return LatentKeys()
-    content = digests[record.path]
-    mask = ""
-    if record.subset.masks is not None:
-        file = mask_file(record)
-        mask = mask_key(content, image, digests.get(file, "") if file else "")
-    flips = record.subset.may_flip(record.words)
-    return LatentKeys(
-        latent_key(content, image, fingerprint),
-        latent_key(content, image, fingerprint, flip=True) if flips else "",
-        mask,
-    )
-
-
-def _is_there(key: LatentKeys, cache: LatentCache) -> bool:
-    return all(not k or k in cache for k in (key.plain, key.flipped)) and (
-        not key.mask or cache.has_mask(key.mask)
-    )
-
-
-def _missing(
-    planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], cache: LatentCache
-) -> Iterator[Order]:
-    claimed: set[str] = set()
-
-    def missing(key: str, *, there: bool) -> str:
-        if not key or there or key in claimed:
-            return ""
-        claimed.add(key)
-        return key
-
-    for image, key in zip(planned, keys, strict=True):
-        if key is not None:
-            wanted = LatentKeys(
-                missing(key.plain, there=key.plain in cache),
-                missing(key.flipped, there=key.flipped in cache),
-                missing(key.mask, there=cache.has_mask(key.mask)),
-            )
-            if wanted != LatentKeys():
-                yield Order(image, wanted)
-
-
-def _decode_the_changing(
-    planned: Sequence[PlannedImage], progress: Progress, failures: Failures, engine: Engine
-) -> None:
+def _decode_the_changing(planned: Sequence[PlannedImage], filler: _Filler) -> None:
     """Decode what is not encoded ahead once, so that training does not stumble over it."""
     changing = {
         image.record.path: image
@@ -280,49 +270,47 @@ def _decode_the_changing(
     }
     if not changing:
         return
-    executor = engine.executor(Decode())
+    executor, share = filler.engine.executor(Decode()), filler.share
     records = [image.record for image in changing.values()]
-    with progress.stage("Checking images", len(records), "images") as advance:
+    records = records[share.part_of([1.0] * len(records))]
+    stage = share.named("Checking images")
+    with filler.progress.stage(stage, len(records), "images") as advance:
         for outcomes in executor.run(chunks(records, 4)):
             for record, outcome in outcomes:
                 if isinstance(outcome, Failure):
-                    failures.add(changing[record.path], outcome)
+                    filler.failures.add(changing[record.path], outcome)
             advance(len(outcomes))
 
 
-def _carry_out(orders: Sequence[Order], filler: _Filler) -> None:
-    """Have images encoded, and written shard by shard in a thread."""
-    cache, progress = filler.cache, filler.progress
-    by_bucket = sorted(orders, key=_bucket_of)
-    batches = list(
-        chain.from_iterable(
-            chunks(list(group), filler.encoder.batch_size)
-            for _, group in groupby(by_bucket, _bucket_of)
-        )
-    )
+def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:
+    """Have this process's share of images encoded, and written shard by shard in a thread.
+
+    Returns the images that were made again in float32.
+    """
+    cache, progress, share = filler.cache, filler.progress, filler.share
+    batches = batches_of(orders, filler.encoder.batch_size)
+    batches = batches[share.part_of([cost_of(batch) for batch in batches])]
+    if not batches:
+        return set()
     patience = locks.LockWaiter(progress.note, f"encoding into {cache.folder}")
+    stage = share.named("Encoding latents")
     with (
         locks.SharedLock(cache.folder, "encoding images", patience),
-        progress.stage("Encoding latents", len(orders), "images") as advance,
+        progress.stage(stage, sum(map(len, batches)), "images") as advance,
         shard_writer(cache) as writer,
     ):
         actors = filler.engine.actors
         if actors is None:
-            remade = _encode_here(batches, filler, writer, advance)
-        else:
-            stage = stage_of(filler.encoder)
-            remade = encode_by_actors(
-                actors,
-                stage,
-                batches,
-                writer,
-                filler.failures,
-                workers=filler.workers,
-                advance=advance,
-            )
-    if remade:
-        paths = {order.image.record.path for order in orders}
-        progress.note(said_of_remade(len(remade), len(paths)))
+            return _encode_here(batches, filler, writer, advance)
+        return encode_by_actors(
+            actors,
+            stage_of(filler.encoder),
+            batches,
+            writer,
+            filler.failures,
+            workers=filler.workers,
+            advance=advance,
+        )
 
 
 def _encode_here(
@@ -332,6 +320,7 @@ def _encode_here(
     executor = filler.engine.executor(
         Render(),
         workers=filler.workers,
+        usual=default_workers(filler.share.group.local_size),
         processes=filler.workers is not None or sum(map(len, batches)) >= PROCESSES_FROM,
     )
     rendered = executor.run([order.image for order in batch] for batch in batches)
@@ -347,7 +336,3 @@ def _encode_here(
         advance(len(batch))
     device.finish()
     return device.remade
-
-
-def _bucket_of(order: Order) -> Size:
-    return order.image.bucket

@@ -53,6 +53,11 @@ class KeyedTable:
                 found.setdefault(key, tuple(values))
         return found
 
+    def refresh(self) -> None:
+        """Take in what other processes have written since the table was opened."""
+        self._appender.take_written()
+        self._rows = self._table.read()
+
     def add(self, key: str, *values: Any) -> None:
         """Remember a row; on disk it is within seconds while more are added.
 

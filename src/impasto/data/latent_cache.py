@@ -116,9 +116,23 @@ class LatentCache:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._moments = Shards(folder, ("mean", "logvar"), "latent cache")
-        self._masks = Shards(folder / "masks", ("mask",), "cache of masks")
+        self._open()
         self.hashes = ContentHashes(folder / HASHES_FILE)
+
+    def _open(self) -> None:
+        self._moments = Shards(self.folder, ("mean", "logvar"), "latent cache")
+        self._masks = Shards(self.folder / "masks", ("mask",), "cache of masks")
+
+    def refresh(self) -> None:
+        """Take in what other processes have added meanwhile."""
+        self._moments.refresh()
+        self._masks.refresh()
+
+    def reopen(self) -> None:
+        """The same, with the index of all keys that another process has kept mapped, not in RAM."""
+        note = self._moments.note
+        self._open()
+        self.set_notify(note)
 
     def __contains__(self, key: str) -> bool:
         return key in self._moments
@@ -191,8 +205,7 @@ class LatentCache:
                 machine_folder(self.folder).mkdir(parents=True, exist_ok=True)
         if machine_folder(self.folder).is_dir():
             with locks.exclusive_lock(self.folder, what, refuse):
-                self._moments.refresh()
-                self._masks.refresh()
+                self.refresh()
                 yield
         else:
             yield

@@ -176,10 +176,14 @@ def in_chunks(items: Iterable[I], size: int) -> Iterator[Sequence[I]]:
         yield batch
 
 
-def default_workers() -> int:
-    """As many workers as there are processors for this process, 8 at most."""
+def default_workers(sharing: int = 1) -> int:
+    """As many workers as there are processors for this process, 8 at most.
+
+    Args:
+        sharing: How many processes with workers of their own share the processors.
+    """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, usable or 1))
+    return max(1, min(8, (usable or 1) // sharing))
 
 
 def _leave_interrupts_to_the_parent() -> None:

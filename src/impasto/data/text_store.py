@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from impasto.data.process_group import wait_until_seen
 from impasto.data.shards import Shards
 
 
@@ -39,6 +40,25 @@ class TextStore:
     def refresh(self) -> None:
         """Take in what another process has added meanwhile."""
         self._shards.refresh()
+
+    def require_seen(
+        self, chunks: Sequence[tuple[int, ...]], raise_fault: Callable[[], None]
+    ) -> None:
+        """Wait until chunks that other processes have written are to be seen from here.
+
+        Args:
+            chunks: The chunks.
+            raise_fault: Looks whether another process has failed.
+
+        Raises:
+            StorageError: They are not there after two minutes.
+        """
+
+        def left() -> int:
+            self.refresh()
+            return sum(ids not in self for ids in chunks)
+
+        wait_until_seen(left, self._shards.folder, raise_fault)
 
     def key(self, ids: Sequence[int]) -> str:
         """The name of a chunk's states: a hash in 32 hex digits."""

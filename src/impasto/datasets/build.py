@@ -67,6 +67,22 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
         DatasetError: There is nothing usable.
         StorageError: Derived data cannot be written.
     """
+    sources = require_sources(config)
+    with open_engine(config, progress) as engine:
+        scans = [_scan_subset(source, config.derived_dir, progress, engine) for source in sources]
+    joined = join_scans(scans)
+    own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
+    unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
+    return replace(joined, unused=unused)
+
+
+def require_sources(config: DatasetConfig) -> list[Source]:
+    """The subsets of the settings, whose folders are there, with a place for derived data.
+
+    Raises:
+        DatasetError: A folder is not there.
+        StorageError: Derived data cannot be written.
+    """
     sources = list(_sources(config))
     for source in sources:
         _require_names_as_text(source.config, config.cache_dir)
@@ -74,12 +90,7 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
             require_images(source.config.image_dir)
     _require_columns_used([source.config for source in sources])
     _require_place_for_derived_data(config)
-    with open_engine(config, progress) as engine:
-        scans = [_scan_subset(source, config.derived_dir, progress, engine) for source in sources]
-    joined = join_scans(scans)
-    own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
-    unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
-    return replace(joined, unused=unused)
+    return sources
 
 
 def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
@@ -231,22 +242,20 @@ def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:
 
 
 @dataclass(frozen=True)
-class _Source:
+class Source:
     """A subset's settings, and what its images will refer to."""
 
     config: SubsetConfig
     subset: Subset
 
 
-def _sources(config: DatasetConfig) -> Iterator[_Source]:
+def _sources(config: DatasetConfig) -> Iterator[Source]:
     for dataset, part in enumerate(config.parts):
         for number, subset in enumerate(part.subsets):
             if subset.num_repeats == 0:
                 continue
             weight = subset.loss_weight * (part.prior_loss_weight if subset.is_reg else 1.0)
-            yield _Source(
-                subset, replace(build_subset(subset, dataset, number), loss_weight=weight)
-            )
+            yield Source(subset, replace(build_subset(subset, dataset, number), loss_weight=weight))
 
 
 def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
@@ -292,7 +301,7 @@ def build_caption_rules(config: SubsetConfig) -> CaptionRules:
     )
 
 
-def _scan_subset(source: _Source, derived: Path, progress: Progress | None, engine: Engine) -> Scan:
+def _scan_subset(source: Source, derived: Path, progress: Progress | None, engine: Engine) -> Scan:
     config, subset = source.config, source.subset
     if config.metadata_file is not None:
         metadata = read_metadata(config.metadata_file)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import socket
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator, PartialState
 
 from impasto.config.run import RunConfig
@@ -15,7 +17,11 @@ from impasto.data.content_hashes import LATENTS as LATENTS
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import CachedPlan, LatentCache
+from impasto.data.latent_keys import KeyTable
+from impasto.data.latent_orders import digest_of
 from impasto.data.plan import Plan
+from impasto.data.planned_table import PlannedTable
+from impasto.data.process_group import ALONE, CacheShare, ProcessGroup, share_of
 from impasto.data.records import ImageRecord, PlannedImage
 from impasto.data.regularisation import Balance, balance
 from impasto.data.scan import Scan
@@ -23,9 +29,11 @@ from impasto.datasets.build import (
     Survey,
     balance_of,
     plan_dataset,
+    require_sources,
     survey,
     validation_folders,
 )
+from impasto.datasets.distributed import WatchfulProgress, ending_together, process_group
 from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError
 from impasto.member_paths import plain
@@ -51,6 +59,7 @@ class PreparedData:
         cache: Where all of them are kept.
         balance: What became of regularisation images; None where there are none.
         alike: As in the `Split`.
+        share: What this process does of what is derived from the images.
     """
 
     scan: Scan
@@ -60,6 +69,7 @@ class PreparedData:
     cache: LatentCache
     balance: Balance | None = None
     alike: Mapping[Path, int] = field(default_factory=dict)
+    share: CacheShare = ALONE
 
     @property
     def records(self) -> list[ImageRecord]:
@@ -114,34 +124,114 @@ def prepare_data(
     progress: Progress,
     known: Survey | None = None,
 ) -> PreparedData:
-    """Scan, plan and encode; the first process works, the others then find it done.
+    """Scan, plan and encode; each process of a run encodes its share, and all get the same.
 
-    `known` is what was found of the images already.
+    With Ray the first process has the cluster do all of it, and the others find it done.
+
+    Args:
+        config: The settings.
+        encoder: The VAE.
+        accelerator: The processes.
+        progress: Is told of what the first process does.
+        known: What was found of the images already.
+
+    Raises:
+        ImpastoError: As the parts it calls, in any of the processes.
     """
-    with accelerator.main_process_first():
-        shown = progress if accelerator.is_main_process else SilentProgress()
-        if not accelerator.is_main_process:
-            config = _alone(config)
-        cache = LatentCache(config.dataset.derived_dir / LATENTS)
-        with open_engine(config.dataset, shown, validation_folders(config)) as engine:
-            found = known or survey(config, shown)
-            encode = partial(
-                cache_latents,
-                cache=cache,
-                encoder=encoder,
-                progress=shown,
+    group = process_group(accelerator)
+    shown = WatchfulProgress(progress if group.rank == 0 else SilentProgress(), group)
+    with ending_together(group):
+        require_sources(config.dataset)
+        share = share_of(group, config.dataset.derived_dir, encoder.source)
+        if config.dataset.executor == "ray":
+            own = config if share.is_first else _alone(config)
+            prepared = share.first_then_others(lambda: _prepare(own, encoder, shown, known, ALONE))
+        else:
+            found = share.first_then_others(lambda: known or survey(config, shown))
+            prepared = _prepare(config, encoder, shown, found, share)
+        _require_same(prepared, group)
+    return replace(prepared, share=share)
+
+
+def _prepare(
+    config: RunConfig,
+    encoder: MomentsEncoder,
+    progress: Progress,
+    known: Survey | None,
+    share: CacheShare,
+) -> PreparedData:
+    """Scan unless that is done, plan, and encode this process's share."""
+    cache = LatentCache(config.dataset.derived_dir / LATENTS)
+    with open_engine(config.dataset, progress, validation_folders(config)) as engine:
+        found = known or survey(config, progress)
+
+        def encode(planned: Sequence[PlannedImage]) -> CachedPlan:
+            _require_same_images(PlannedTable.of(planned), share.group)
+            return cache_latents(
+                planned,
+                cache,
+                encoder,
+                progress,
                 on_error=config.dataset.on_error,
                 workers=config.dataset.decode_workers,
                 engine=engine,
+                share=share,
             )
-            plan, cached = _encode_balanced(found, config, encode)
-            cached_held_out = None
-            if found.split.held_out:
-                held_out_plan = plan_dataset(config.dataset, found.split.held_out)
-                cached_held_out = encode(held_out_plan.images)
-        told = balance_of(found.split.training, plan)
-    alike = found.split.alike
-    return PreparedData(found.scan, plan, cached, cached_held_out, cache, told, alike)
+
+        plan, cached = _encode_balanced(found, config, encode)
+        cached_held_out = None
+        if found.split.held_out:
+            held_out_plan = plan_dataset(config.dataset, found.split.held_out)
+            cached_held_out = encode(held_out_plan.images)
+    told = balance_of(found.split.training, plan)
+    return PreparedData(
+        found.scan, plan, cached, cached_held_out, cache, told, found.split.alike, share
+    )
+
+
+def _require_same_images(table: PlannedTable, group: ProcessGroup) -> None:
+    """Make sure that all processes plan the same images, before they split the work on them.
+
+    Raises:
+        DatasetError: They do not.
+    """
+    if group.size > 1:
+        _require_one(group, len(table), digest_of(table))
+
+
+def _require_same(prepared: PreparedData, group: ProcessGroup) -> None:
+    """Make sure that all processes train on the same images, with the same bytes in their files.
+
+    Raises:
+        DatasetError: They do not.
+    """
+    if group.size == 1:
+        return
+    digest, images = hashlib.sha256(), 0
+    for plan in (prepared.training, *([prepared.held_out] if prepared.held_out else [])):
+        images += len(plan.images)
+        keys = KeyTable.of(
+            plan.identities or plan.keys
+        )  # GPUs of other kinds have keys of their own
+        for name, column in sorted(keys.columns.items()):
+            digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
+        digest.update(digest_of(plan.table).encode())
+    _require_one(group, images, digest.hexdigest())
+
+
+def _require_one(group: ProcessGroup, images: int, digest: str) -> None:
+    told = group.gather(f"{images} {digest} {socket.gethostname()}")
+    if len({text.split(" ")[1] for text in told}) == 1:
+        return
+    counts = ", ".join(
+        f"process {rank + 1} on {text.split(' ')[2]}: {int(text.split(' ')[0]):,}"
+        for rank, text in enumerate(told)
+    )
+    raise DatasetError(
+        f"The processes of this run do not find the same images, words or sizes ({counts}). Give "
+        f"all machines the same files under the same paths, or read them from one place in an "
+        f"object store, and leave them alone while a run begins."
+    )
 
 
 def _alone(config: RunConfig) -> RunConfig:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from impasto.data.process_group import ALONE, CacheShare
 from impasto.data.records import Geometry
 from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.transfer import to_device
@@ -334,8 +335,13 @@ class ClipTextConditioner:
         """How many captions have more tokens than there is room for, and so lose words."""
         return self.tokens[0].too_long(captions)
 
-    def precompute(self, captions: Sequence[str]) -> None:
-        """Have the memory hold all that these captions need."""
+    def precompute(self, captions: Sequence[str], share: CacheShare = ALONE) -> None:
+        """Have the memory hold all that these captions need.
+
+        Args:
+            captions: The captions, the same in all processes of a run.
+            share: What this process encodes of them; all processes of a run call this.
+        """
         if self._memory is not None:
             texts = [self.chunks_of(caption) for caption in captions]
             empty = sum((tokens.empty[0] for tokens in self.tokens), ())
@@ -346,7 +352,7 @@ class ClipTextConditioner:
                         stack.enter_context(self._states.awake(self._device or CPU))  # type: ignore[operator]
                     return self._encode(ids)
 
-                self._memory.precompute([*texts, [empty]], encode)
+                self._memory.precompute([*texts, [empty]], encode, share)
 
     def chunks_of(self, caption: str) -> list[tuple[int, ...]]:
         """The token ids of each chunk of a caption, those for all encoders in a row."""

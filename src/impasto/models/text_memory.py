@@ -11,10 +11,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from impasto.data.process_group import ALONE, CacheShare
 from impasto.data.text_npz import GivenTexts
 from impasto.data.text_store import TextStore
 from impasto.progress import Progress, SilentProgress
@@ -86,8 +88,18 @@ class TextCache:
                 self._keep(key, alone)
         return torch.stack([states for key in keys if (states := found[key]) is not None])
 
-    def precompute(self, texts: Iterable[Sequence[Ids]], encode: Encode) -> None:
+    def precompute(
+        self, texts: Iterable[Sequence[Ids]], encode: Encode, share: CacheShare = ALONE
+    ) -> None:
         """Put on disk what of these texts, each its chunks, is not taken from files.
+
+        Each process of a run encodes its share. Batches are those that one process would make, and
+        so are the bits of what comes of them.
+
+        Args:
+            texts: The texts, the same in all processes.
+            encode: The encoder.
+            share: What this process does of it; all processes of a run call this.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -95,21 +107,37 @@ class TextCache:
         if self._store is None:
             return
         self._store.refresh()
+        store = self._store
         keys = {
             self._key(ids, place, len(text)) for text in texts for place, ids in enumerate(text)
         }
-        missing = sorted(ids for ids, is_given in keys if not is_given and ids not in self._store)
-        if not missing:
-            return
-        with self._progress.stage("Encoding captions", len(missing), "chunks") as advance:
-            for start in range(0, len(missing), self._store.shard_entries):
-                shard = missing[start : start + self._store.shard_entries]
+        chunks = sorted({ids for ids, _ in keys})
+        needed = {ids for ids, is_given in keys if not is_given}
+        lacks = share.agreed(np.array([i in needed and i not in store for i in chunks], bool))
+        missing = [chunks[place] for place in np.flatnonzero(lacks).tolist()]
+        batches = [missing[n : n + AHEAD_BATCH] for n in range(0, len(missing), AHEAD_BATCH)]
+        batches = batches[share.part_of([float(len(batch)) for batch in batches])]
+        if batches:
+            self._encode_ahead(batches, encode, store, share)
+        if share.group.size > 1:
+            share.wait()
+            store.require_seen(missing, share.group.raise_fault)
+
+    def _encode_ahead(
+        self, batches: Sequence[Sequence[Ids]], encode: Encode, store: TextStore, share: CacheShare
+    ) -> None:
+        """Encode batches and write them, a shard after the other."""
+        number, in_shard = sum(map(len, batches)), store.shard_entries // AHEAD_BATCH
+        stage = share.named("Encoding captions")
+        with self._progress.stage(stage, number, "chunks") as advance:
+            for start in range(0, len(batches), in_shard):
+                part = batches[start : start + in_shard]
                 made = []
-                for first in range(0, len(shard), AHEAD_BATCH):
-                    batch = shard[first : first + AHEAD_BATCH]
+                for batch in part:
+                    share.group.raise_fault()
                     made.append(_encoded(torch.tensor(batch), encode).cpu())
                     advance(len(batch))
-                self._store.write(shard, torch.cat(made))
+                store.write([ids for batch in part for ids in batch], torch.cat(made))
 
     def _key(self, ids: Ids, place: int, chunks: int) -> _Key:
         return ids, self._given is not None and self._given.serves(ids, place, chunks)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from impasto.cli.main import run_and_report
+from impasto.cli.together import failing_together
 from impasto.errors import OtherFamilyError
 from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, Script
 
@@ -70,8 +71,9 @@ def _train(script: Script, flags: dict[str, Any], console: Console) -> None:
     from impasto.sdscripts.translate import translate
 
     # missing files are found before PyTorch is imported; the precision, which needs it, comes then
-    early = translate(script, flags, has_tensorboard=_has_tensorboard())
-    check_run(build_settings(flags, early.tree, source=script))
+    with failing_together():
+        early = translate(script, flags, has_tensorboard=_has_tensorboard())
+        check_run(build_settings(flags, early.tree, source=script))
     translation = translate(script, flags, **_machine())
     config = build_settings(flags, translation.tree, source=script)
     from impasto.cli.finish import finish
@@ -92,12 +94,13 @@ def _resume(script: Script, resumed: str, flags: dict[str, Any], console: Consol
     from impasto.sdscripts.resuming import find_run, resumed_config
     from impasto.training import trainer
 
-    run = find_run(resumed)
-    if not flags:
+    with failing_together():
+        run = find_run(resumed)
+        config, notices = resumed_config(script, run, flags, **_machine()) if flags else (None, [])
+    if config is None:
         console.note(f"Continuing {run.path} as its config.toml says.")
         finish(trainer.resume(run.path, console), console)
         return
-    config, notices = resumed_config(script, run, flags, **_machine())
     for notice in notices:
         console.note(notice)
     console.note(f"Continuing {run.path} with the flags that are given, and else as it was.")

@@ -239,7 +239,7 @@ class _Builder:
         )
         model = encoded.model
         if config.training.cache_text_to_disk:
-            encode_captions_ahead(accelerator, conditioners, prepared.captions(), prompts)
+            encode_captions_ahead(conditioners, prepared.captions(), prompts, prepared.share)
             model = _without_text_encoders(config, accelerator, model, prepared, conditioners)
         return _Text(model, conditioners, given)
 

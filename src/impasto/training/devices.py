@@ -7,8 +7,8 @@ import os
 from datetime import timedelta
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedDataParallelKwargs, parse_flag_from_env
 
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import missing_extra
@@ -30,11 +30,11 @@ def default_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def build_accelerator() -> Accelerator:
-    """Devices and processes; precision is `training/optim/mixed_precision.py`'s.
+def build_processes() -> PartialState:
+    """Have the processes that a launcher has started find each other.
 
-    Processes wait for the first one while it encodes images, which may take days; a process that
-    dies is noticed by the launcher, not by a timeout.
+    Processes wait for each other while they encode images, which may take days; one that dies is
+    noticed by its connections or the launcher, not by a timeout.
 
     Raises:
         ConfigError: accelerate is configured for Megatron-LM.
@@ -56,14 +56,8 @@ def build_accelerator() -> Accelerator:
         )
     # accelerate takes DeepSpeed for GPUs only, unless it is told how processes talk to each other
     backend = "gloo" if zero and not on_gpu else None
-    handlers = [
-        DistributedDataParallelKwargs(gradient_as_bucket_view=True),
-        InitProcessGroupKwargs(backend=backend, timeout=PROCESS_TIMEOUT),
-    ]
     try:
-        return Accelerator(
-            cpu=not on_gpu and not zero, mixed_precision="no", kwargs_handlers=handlers
-        )
+        return PartialState(cpu=_on_cpu(), backend=backend, timeout=PROCESS_TIMEOUT)
     except RuntimeError as error:
         if not zero or on_gpu or not any(w in str(error) for w in ("Ninja", "building extension")):
             raise
@@ -71,6 +65,24 @@ def build_accelerator() -> Accelerator:
             f"DeepSpeed builds a kernel of its own for processors, and could not ({error}). "
             f"Install g++ and ninja, or run `accelerate config` and choose FSDP."
         ) from error
+
+
+def build_accelerator() -> Accelerator:
+    """Devices and processes; precision is `training/optim/mixed_precision.py`'s.
+
+    Raises:
+        ConfigError: As `build_processes`.
+        MissingDependencyError: The same.
+    """
+    build_processes()
+    buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
+    return Accelerator(cpu=_on_cpu(), mixed_precision="no", kwargs_handlers=[buckets])
+
+
+def _on_cpu() -> bool:
+    """Whether accelerate is told to use no GPU."""
+    asked = parse_flag_from_env("ACCELERATE_USE_CPU")
+    return bool(asked) or not (torch.cuda.is_available() or is_configured_for("DEEPSPEED"))
 
 
 def is_configured_for(name: str) -> bool:

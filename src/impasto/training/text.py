@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import nn
 
 from impasto.config.run import RunConfig
+from impasto.data.process_group import CacheShare
 from impasto.data.text_npz import GivenTexts
 from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
@@ -157,22 +157,19 @@ def build_conditioners(
 
 
 def encode_captions_ahead(
-    accelerator: Accelerator,
     conditioners: Conditioners,
     captions: Sequence[str],
     prompts: Sequence[Prompt],
+    share: CacheShare,
 ) -> None:
-    """Put the states of captions and preview prompts on disk.
-
-    The first process works, the others find it done.
+    """Put the states of captions and preview prompts on disk; each process encodes its share.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
     """
-    with accelerator.main_process_first():
-        conditioners.training.precompute(captions)
-        texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
-        conditioners.prompts.precompute(texts)
+    conditioners.training.precompute(captions, share)
+    texts = [text for prompt in prompts for text in (prompt.text, prompt.negative)]
+    conditioners.prompts.precompute(texts, share)
 
 
 def _build_store(

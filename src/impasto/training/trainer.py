@@ -15,7 +15,8 @@ from impasto.config.differences import changed_settings
 from impasto.config.load import dump_toml, load_begun_config
 from impasto.config.run import RunConfig
 from impasto.datasets.batching import build_epoch_sampler, count_steps
-from impasto.datasets.build import Survey, survey
+from impasto.datasets.build import Survey, require_sources, survey
+from impasto.datasets.distributed import ending_together, process_group
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
@@ -46,6 +47,11 @@ from impasto.training.processes import facts_of
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.state import recorded_fingerprint, require_same_run
 from impasto.training.session import Session
+from impasto.training.shared_start import (
+    failing_together,
+    fingerprint_of_first,
+    settings_of_first,
+)
 from impasto.training.signals import StopRequest, interrupted
 from impasto.training.triggers import Triggers
 
@@ -65,15 +71,17 @@ def train(
     require_machine(config)
     began = time.perf_counter()
     accelerator = build_accelerator()
+    group = process_group(accelerator)
     told = RecordedEvents(_spoken_by(accelerator, events))
     commands = None
     with contextlib.ExitStack() as held:
         stop = held.enter_context(_signals(accelerator, told))
         if accelerator.is_main_process:
-            run = held.enter_context(RunDirectory.begun(config.output_dir))
+            with ending_together(group):
+                run = held.enter_context(RunDirectory.begun(config.output_dir))
             commands = _listening(held, run, stop, told)
         try:
-            with _explain_exits(accelerator, _NOT_BEGUN):
+            with _explain_exits(accelerator, _NOT_BEGUN), ending_together(group):
                 known = None
                 if accelerator.is_main_process:
                     note_preparing(run.path, config.model_dump(mode="json"))
@@ -94,10 +102,9 @@ def train(
                     require_precision(config.training.mixed_precision)  # as it was chosen
                     _write_settings(run, config)
                     told.open(run)
-                accelerator.wait_for_everyone()
+                config = settings_of_first(group, config) or config
                 if not accelerator.is_main_process:
-                    run = RunDirectory.open(config.output_dir)
-                    config = _config_of(run)
+                    run = RunDirectory(config.output_dir)
                 _use_cache(held, config, run, accelerator, told)
                 session = _prepare(run, config, accelerator, told, overrides, known)
         except ImpastoError:
@@ -128,16 +135,19 @@ def resume(
             or another process is training it.
     """
     path = Path(path)
-    run = RunDirectory.open(path)
-    status = run.status()
-    if status.get("phase") == "finished" and not run.saved_steps():
-        raise RunError(
-            f"{path} is finished and its states are gone (saving.keep_final_state = false), so it "
-            f"cannot be made longer. Start a new run from its model, {run.exported_model()}."
-        )
-    config = changed or _config_of(run)
-    require_machine(config)
+    with failing_together() as group:
+        run = RunDirectory(path)
+        if group is None or group.rank == 0:
+            config = changed or _resumable_config(path)
+            require_machine(config)
+        if group is not None:
+            received = settings_of_first(group, config if group.rank == 0 else None)
+            if received is None:
+                return run
+            config = received.model_copy(update={"output_dir": path})
+            require_machine(config)
     accelerator = build_accelerator()
+    group = process_group(accelerator)
     told = RecordedEvents(_spoken_by(accelerator, events))
     commands = None
     began = time.perf_counter()
@@ -150,6 +160,7 @@ def resume(
         with (
             _writing_end(accelerator, run),
             _explain_exits(accelerator, f"Its states are untouched. {_go_on(path)}"),
+            ending_together(group),
         ):
             _use_cache(held, config, run, accelerator, told)
             session = _prepare(run, config, accelerator, told, overrides or Overrides())
@@ -157,6 +168,21 @@ def resume(
                 require_same_run(run, session.fingerprint)
                 _write_settings(run, changed)
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
+
+
+def _resumable_config(path: Path) -> RunConfig:
+    """The settings of a run that can be continued.
+
+    Raises:
+        RunError: There is no run, or nothing to continue it from.
+    """
+    run = RunDirectory.open(path)
+    if run.status().get("phase") == "finished" and not run.saved_steps():
+        raise RunError(
+            f"{path} is finished and its states are gone (saving.keep_final_state = false), so it "
+            f"cannot be made longer. Start a new run from its model, {run.exported_model()}."
+        )
+    return load_begun_config(run.config_file).model_copy(update={"output_dir": path})
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
@@ -190,8 +216,9 @@ def _use_cache(
     accelerator: Accelerator,
     events: TrainingEvents,
 ) -> None:
-    """Say that this run uses its latents, so that nobody prunes them meanwhile."""
-    if accelerator.is_main_process:
+    """Say on each machine that this run uses its latents, so that nobody prunes them meanwhile."""
+    if process_group(accelerator).is_local_first:
+        require_sources(config.dataset)  # or the folder of the lock would stand in for the images'
         folder = config.dataset.derived_dir / LATENTS
         patience = locks.LockWaiter(events.note, f"reading {folder}")
         held.enter_context(locks.SharedLock(folder, f"training {run.path}", patience))
@@ -224,10 +251,6 @@ def _write_settings(run: RunDirectory, config: RunConfig) -> None:
     files.write_json(run.path / CHANGED_SETTINGS, {"paths": list(changed_settings(config))})
 
 
-def _config_of(run: RunDirectory) -> RunConfig:
-    return load_begun_config(run.config_file).model_copy(update={"output_dir": run.path})
-
-
 def _prepare(
     run: RunDirectory,
     config: RunConfig,
@@ -244,7 +267,8 @@ def _prepare(
         run.write_status("preparing")
         forget_preparing(run.path)  # from here on it counts as a run
     try:
-        recorded = recorded_fingerprint(run)
+        group = process_group(accelerator)
+        recorded = fingerprint_of_first(group, recorded_fingerprint(run))
         with _removing_waiting(run, accelerator):
             session = build_session(config, accelerator, events, overrides, known, recorded)
     except (RuntimeError, MemoryError) as error:
@@ -298,6 +322,9 @@ def _remove_waiting(run: RunDirectory, accelerator: Accelerator) -> None:
     pattern = WAITING.format(part="*", process=accelerator.process_index)
     for file in run.path.glob(pattern):
         file.unlink(missing_ok=True)
+    if not accelerator.is_main_process:  # on a machine without the run, nothing else is in it
+        with contextlib.suppress(OSError):
+            run.path.rmdir()
 
 
 @contextlib.contextmanager

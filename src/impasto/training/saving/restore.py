@@ -9,12 +9,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 
+from impasto.datasets.distributed import process_group
 from impasto.errors import RunError, StorageError
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
 from impasto.storage_errors import cause_of
 from impasto.training.saving.session_state import SessionState
 from impasto.training.saving.state import DamagedStateError, TrainingState, load_state
+from impasto.training.saving.state_copies import state_here
 
 _WITHOUT_HASHES = (
     "was written by an earlier Impasto, without hashes, so changed bits in it cannot be seen; the "
@@ -51,7 +53,12 @@ def restore_newest(
     found(chosen)
     if not chosen:
         return None
-    folder = run.states / step_name(chosen)
+    with state_here(run, chosen, accelerator, process_group(accelerator)) as folder:
+        return _restored(folder, resumable, progress)
+
+
+def _restored(folder: Path, resumable: SessionState, progress: Progress) -> TrainingState:
+    """Put a state into a session."""
     state = load_state(folder, resumable.fingerprint, check_tensors=False)
     if not state.is_hashed:
         progress.note(f"{folder} {_WITHOUT_HASHES}")

@@ -1,0 +1,113 @@
+"""A training state on machines that do not have the run directory: a copy while it is read.
+
+The first process reads the files and sends them to all, in pieces; the first process of each
+machine without them writes them where the run's directory would be.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast
+
+from impasto import files
+from impasto.data.process_group import ProcessGroup
+from impasto.errors import StorageError
+from impasto.parsing import parse_json
+from impasto.runs import RunDirectory, step_name
+from impasto.storage_errors import reported
+from impasto.training.saving.state import HASHES
+
+PIECE_BYTES = 64 << 20
+
+
+@contextlib.contextmanager
+def state_here(
+    run: RunDirectory, step: int, accelerator: Accelerator, group: ProcessGroup
+) -> Iterator[Path]:
+    """The folder of a state, on whichever machine this is; all processes call it.
+
+    Args:
+        run: Has the state on the first process's machine.
+        step: Which one.
+        accelerator: The processes.
+        group: The same.
+
+    Raises:
+        StorageError: A machine has no room for the copy.
+    """
+    folder = run.states / step_name(step)
+    own = _files_of(folder)
+    told = [parse_json(text) for text in group.gather(json.dumps(own))]
+    if all(found == told[0] for found in told):
+        yield folder
+        return
+    is_lacking = own != told[0]
+    sizes = {name: size for name, (size, _) in told[0].items()}
+    copy = run.path / f"received-{step_name(step)}"
+    writes = is_lacking and group.is_local_first
+    try:
+        fault = _send(folder, sizes, copy if writes else None, accelerator)
+        faults = [text for text in group.gather(fault) if text]
+        if faults:
+            raise StorageError(faults[0])
+        yield copy if is_lacking else folder
+        group.gather("")  # other processes of the machine have read it too
+    finally:
+        if writes:
+            shutil.rmtree(copy, ignore_errors=True)
+            with contextlib.suppress(OSError):  # the directory of another run may be there
+                run.path.rmdir()
+
+
+def _files_of(folder: Path) -> dict[str, list[Any]]:
+    """Sizes of the files of a state, and of that with the hashes of all others its own hash."""
+    if not folder.is_dir():
+        return {}
+    return {
+        file.name: [file.stat().st_size, files.sha256_of(file) if file.name == HASHES else ""]
+        for file in sorted(folder.iterdir())
+    }
+
+
+def _send(folder: Path, sizes: dict[str, int], copy: Path | None, accelerator: Accelerator) -> str:
+    """Send files from the first process to all; returns what kept this one from writing them."""
+    fault = ""
+    for name, size in sorted(sizes.items()):
+        with contextlib.ExitStack() as opened:
+            source: BinaryIO | None = None
+            target: BinaryIO | None = None
+            if accelerator.is_main_process:
+                source = opened.enter_context((folder / name).open("rb"))
+            elif copy is not None and not fault:
+                try:
+                    with reported(copy):
+                        copy.mkdir(parents=True, exist_ok=True)
+                        target = opened.enter_context((copy / name).open("wb"))
+                except StorageError as error:
+                    fault = str(error)
+            for start in range(0, size, PIECE_BYTES):
+                piece = _sent(source, min(PIECE_BYTES, size - start), accelerator)
+                if copy is not None and target is not None and not fault:
+                    try:
+                        with reported(copy / name):
+                            target.write(piece)
+                    except StorageError as error:
+                        fault = str(error)
+    return fault
+
+
+def _sent(source: BinaryIO | None, size: int, accelerator: Accelerator) -> bytes:
+    """The next bytes of a file that the first process has open, on all processes."""
+    piece = torch.empty(size, dtype=torch.uint8)
+    if source is not None:
+        piece = torch.frombuffer(bytearray(source.read(size)), dtype=torch.uint8)
+    received: torch.Tensor = broadcast(piece.to(accelerator.device))
+    return received.cpu().numpy().tobytes()

@@ -1,0 +1,67 @@
+"""What the first process of a run tells the others as it begins, which may have no disk in common.
+
+Only the first process has the run directory. The others get its settings, as they were resolved,
+and what the newest state says; so each machine needs the images, the model and the settings' other
+paths, and nothing of the run.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+
+from impasto.config.former import with_former_values
+from impasto.config.load import build_run_config, dump_toml
+from impasto.config.run import RunConfig
+from impasto.data.process_group import ProcessGroup
+from impasto.datasets.distributed import ending_together, process_group
+from impasto.parsing import parse_json, parse_toml
+from impasto.training.devices import build_processes
+from impasto.training.processes import planned_processes
+
+_NOTHING_LEFT = ""
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[ProcessGroup | None]:
+    """Have what ends one process of a run before it begins end all of them, with the same words.
+
+    Such as a file that only one machine has. Without a launcher nothing is begun here: the value
+    is None then.
+    """
+    if planned_processes() == 1:
+        yield None
+        return
+    group = process_group(build_processes())
+    with ending_together(group):
+        yield group
+
+
+def settings_of_first(group: ProcessGroup, own: RunConfig | None) -> RunConfig | None:
+    """The settings as the first process has resolved them; None where it has nothing left to do.
+
+    Args:
+        group: All processes, each of which calls it.
+        own: The settings of this process; only those of the first one count.
+    """
+    if group.size == 1:
+        return own
+    text = group.gather(dump_toml(own) if own is not None and group.rank == 0 else _NOTHING_LEFT)[0]
+    if group.rank == 0:
+        return own
+    if text == _NOTHING_LEFT:
+        return None
+    values = with_former_values(parse_toml(text))
+    return build_run_config(values, source="the settings of the first process")
+
+
+def tell_nothing_is_left(group: ProcessGroup) -> None:
+    """Have the other processes end, which wait for settings: the run is finished."""
+    group.gather(_NOTHING_LEFT)
+
+
+def fingerprint_of_first(group: ProcessGroup, own: Mapping[str, str]) -> Mapping[str, str]:
+    """What the newest state belongs to, as the first process has read it."""
+    told = group.gather(json.dumps(dict(own)) if group.rank == 0 else "")[0]
+    return {str(k): str(v) for k, v in parse_json(told, halves=True).items()}

@@ -1,0 +1,51 @@
+"""Threads in the place of the processes of a run: they exchange texts as those do."""
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+from impasto.data.process_group import ProcessGroup
+
+
+class Threads:
+    """What the threads of a group have in common."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.texts = [""] * size
+        self.barrier = threading.Barrier(size)
+
+
+class ThreadGroup:
+    """One of several threads as a `ProcessGroup`; one that fails breaks the exchange of all."""
+
+    def __init__(self, threads: Threads, rank: int) -> None:
+        self.rank, self.size, self.local_size = rank, threads.size, threads.size
+        self.is_local_first = rank == 0
+        self._threads = threads
+
+    def gather(self, text: str) -> list[str]:
+        self._threads.texts[self.rank] = text
+        self._threads.barrier.wait(timeout=300)
+        texts = list(self._threads.texts)
+        self._threads.barrier.wait(timeout=300)
+        return texts
+
+    def raise_fault(self) -> None:
+        if self._threads.barrier.broken:
+            raise threading.BrokenBarrierError
+
+
+def in_threads(size: int, work: Callable[[ProcessGroup], object]) -> list:
+    """What some work comes to in each of so many threads."""
+    threads = Threads(size)
+
+    def one(rank: int) -> object:
+        try:
+            return work(ThreadGroup(threads, rank))
+        except BaseException:
+            threads.barrier.abort()
+            raise
+
+    with ThreadPoolExecutor(size) as pool:
+        return [future.result() for future in [pool.submit(one, rank) for rank in range(size)]]
