@@ -19,7 +19,9 @@ from impasto.datasets.build import Survey, survey
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
+from impasto.remote_paths import is_remote
 from impasto.runs import Phase, RunDirectory
+from impasto.runs.remote.local_folders import place_of, working_folder
 from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.training.build import build_session
 from impasto.training.devices import (
@@ -36,6 +38,7 @@ from impasto.training.model_files import planned_models
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.overrides import Overrides
+from impasto.training.placing import Home, open_beside, placed
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.resolve import resolve_settings
@@ -62,6 +65,8 @@ def train(
     overrides = overrides or Overrides()
     overrides.require_fitting(config)
     require_machine(config)
+    place = config.output_dir if is_remote(config.output_dir) else None
+    config = placed(config)
     began = time.perf_counter()
     accelerator = build_accelerator()
     told = RecordedEvents(_spoken_by(accelerator, events))
@@ -69,7 +74,8 @@ def train(
     with contextlib.ExitStack() as held:
         stop = held.enter_context(_signals(accelerator, told))
         if accelerator.is_main_process:
-            run = held.enter_context(RunDirectory.begun(config.output_dir))
+            home = Home(held, place, _spoken_by(accelerator, events), is_new=True)
+            run = home.named(held.enter_context(RunDirectory.begun(config.output_dir)))
             commands = _listening(held, run, stop, told)
         try:
             with _explain_exits(accelerator, _NOT_BEGUN):
@@ -90,12 +96,11 @@ def train(
                     steps = count_steps(config, sampler)
                     require_compatible(config, facts_of(config, processes, steps, device))
                     require_precision(config.training.mixed_precision)  # as it was chosen
-                    files.write_text(run.config_file, dump_toml(config))
-                    _write_changed(run, config)
+                    _write_settings(run, config)
                     told.open(run)
                 accelerator.wait_for_everyone()
                 if not accelerator.is_main_process:
-                    run = RunDirectory.open(config.output_dir)
+                    run = open_beside(config.output_dir, place)
                     config = _config_of(run)
                 _use_cache(held, config, run, accelerator, told)
                 session = _prepare(run, config, accelerator, told, overrides, known)
@@ -104,6 +109,8 @@ def train(
                 told.log.drop()
                 run.discard()
             raise
+        if accelerator.is_main_process:
+            home.begin()
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
@@ -126,37 +133,54 @@ def resume(
         ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
             or another process is training it.
     """
-    path = Path(path)
-    run = RunDirectory.open(path)
-    status = run.status()
-    if status.get("phase") == "finished" and not run.saved_steps():
-        raise RunError(
-            f"{path} is finished and its states are gone (saving.keep_final_state = false), so it "
-            f"cannot be made longer. Start a new run from its model, {run.exported_model()}."
-        )
-    config = changed or _config_of(run)
-    require_machine(config)
+    place = place_of(Path(path))
+    if place is None:
+        config = changed or _config_of(_resumable(Path(path)))
+        require_machine(config)
     accelerator = build_accelerator()
     told = RecordedEvents(_spoken_by(accelerator, events))
     commands = None
     began = time.perf_counter()
     with contextlib.ExitStack() as held:
         stop = held.enter_context(_signals(accelerator, told))
+        folder = Path(path) if place is None else working_folder(place)
         if accelerator.is_main_process:
-            run = held.enter_context(run.held())
+            home = Home(held, place, _spoken_by(accelerator, events), is_new=False)
+        if place is not None:
+            accelerator.wait_for_everyone()
+            config = changed or _config_of(_resumable(folder, place))
+            require_machine(config)
+        run = open_beside(folder, place)
+        if accelerator.is_main_process:
+            run = home.named(held.enter_context(run.held()))
             commands = _listening(held, run, stop, told)
             told.open(run)
+            home.begin()
         with (
             _writing_end(accelerator, run),
-            _explain_exits(accelerator, f"Its states are untouched. {_go_on(path)}"),
+            _explain_exits(accelerator, f"Its states are untouched. {_go_on(run)}"),
         ):
             _use_cache(held, config, run, accelerator, told)
             session = _prepare(run, config, accelerator, told, overrides or Overrides())
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
-                files.write_text(run.config_file, dump_toml(changed))
-                _write_changed(run, changed)
+                _write_settings(run, changed)
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
+
+
+def _resumable(path: Path, place: Path | None = None) -> RunDirectory:
+    """A run directory with something to go on from.
+
+    Raises:
+        RunError: It is none, or it is finished and has no states any more.
+    """
+    run = open_beside(path, place)
+    if run.status().get("phase") == "finished" and not run.saved_steps():
+        raise RunError(
+            f"{run.address} is finished and its states are gone (saving.keep_final_state = false), "
+            f"so it cannot be made longer. Start a new run from its model, {run.exported_model()}."
+        )
+    return run
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
@@ -167,8 +191,8 @@ def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> Train
 _NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same command again."
 
 
-def _go_on(path: Path) -> str:
-    return f"Continue with: {command('resume', path)}"
+def _go_on(run: RunDirectory) -> str:
+    return f"Continue with: {command('resume', run.address)}"
 
 
 def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
@@ -218,8 +242,10 @@ def _explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
         raise
 
 
-def _write_changed(run: RunDirectory, config: RunConfig) -> None:
-    """Which settings are not as usual, for reports, which do not know the usual ones."""
+def _write_settings(run: RunDirectory, config: RunConfig) -> None:
+    """The settings, and which are not as usual, for reports, which do not know the usual ones."""
+    belongs = config if run.place is None else config.model_copy(update={"output_dir": run.place})
+    files.write_text(run.config_file, dump_toml(belongs))
     files.write_json(run.path / CHANGED_SETTINGS, {"paths": list(changed_settings(config))})
 
 
@@ -272,7 +298,7 @@ def _run(
     commands: CommandListener | None,
 ) -> RunDirectory:
     shown = events if session.accelerator.is_main_process else SilentEvents()
-    then = f"What came after the newest state is not saved. {_go_on(run.path)}"
+    then = f"What came after the newest state is not saved. {_go_on(run)}"
     try:
         with _writing_end(session.accelerator, run), _explain_exits(session.accelerator, then):
             TrainingLoop(session, run, shown, preparing_s, stop, commands).train()
