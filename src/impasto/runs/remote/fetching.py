@@ -38,7 +38,7 @@ def list_run(place: Path) -> dict[str, Stored]:
         StorageError: The store cannot be used.
     """
     found = objects.find(place).objects
-    return {key: stored for key, stored in found.items() if not key.startswith(f"{OWNERS}/")}
+    return {k: stored for k, stored in found.items() if not k.startswith((f"{OWNERS}/", "."))}
 
 
 def fetch_to_resume(place: Path, before: int, progress: Progress) -> SentRecord:
@@ -243,7 +243,7 @@ def fetch_model(place: Path, progress: Progress | None = None) -> Path:
     """
     try:
         stored = objects.look_up(place)
-        if stored is not None:
+        if stored is not None and is_safe(place.name):
             only = {place.name: stored}
             return fetch_to_read(place.parent, is_safe, progress, only, place) / place.name
         listed = list_run(place)

@@ -41,14 +41,21 @@ def place_of(path: Path) -> Path | None:
     """
     if is_remote(path):
         return path
-    real, runs = Path(os.path.realpath(path)), Path(os.path.realpath(copies_folder() / "runs"))
-    if not real.is_relative_to(runs):
-        return None
-    inside = real.relative_to(runs).parts
-    if len(inside) != 3 or inside[1] != "work":
-        return None
-    place = (read_object(runs / inside[0] / RECORD) or {}).get("place")
+    home = _home_above(path)
+    place = None if home is None else (read_object(home / RECORD) or {}).get("place")
     return Path(place) if isinstance(place, str) and is_remote(place) else None
+
+
+def is_working_folder(path: Path) -> bool:
+    """Whether a folder is, or would be, one that a run in a store is trained in."""
+    return _home_above(path) is not None
+
+
+def _home_above(path: Path) -> Path | None:
+    """The folder of all that belongs to the run whose working folder a path is."""
+    real, runs = Path(os.path.realpath(path)), Path(os.path.realpath(copies_folder() / "runs"))
+    inside = real.relative_to(runs).parts if real.is_relative_to(runs) else ()
+    return runs / inside[0] if len(inside) == 3 and inside[1] == "work" else None
 
 
 def _name_of(place: Path) -> str:

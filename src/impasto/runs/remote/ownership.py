@@ -4,8 +4,9 @@
 number, which the store gives to one alone (`storage/claims.py`), and says every minute that it
 lives by putting its file again. The highest number owns the run; who finds a higher one than its
 own stops. So nothing is ever removed to take a run over, and two that find the same dead owner
-cannot both get the next turn. Such numbers are known as fencing tokens (Kleppmann, "How to do
-distributed locking", 2016).
+cannot both get the next turn. The scheme is that of Morling, "Leader Election With S3 Conditional
+Writes" (2024); such numbers are known as fencing tokens (Kleppmann, "How to do distributed
+locking", 2016).
 
 What this rests on is that a listing shows what was put before it, as S3's, Google's and most do
 since 2020. In a store that does not, or that knows no conditional writes, two machines that begin

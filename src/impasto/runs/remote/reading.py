@@ -31,6 +31,11 @@ def is_not_of_states(key: str) -> bool:
     return not key.startswith("states/")
 
 
+def is_of_publishing(key: str) -> bool:
+    """Whether a key is of what is published of a run: its finished model, and what shows it."""
+    return key.startswith("export/") or is_of_pages(key)
+
+
 def open_run(
     path: Path,
     progress: Progress | None = None,
