@@ -221,11 +221,21 @@ def test_a_store_that_fails_for_a_while_is_told_of_once_and_ends_nothing(s3, buc
     write(folder, "config.toml", "")
     write_state(folder, 2)
     mirror = mirror_of(folder, place, told)
-    with s3.failing(refusing("SlowDown", 503, "PUT")):
+    refusals, refuse = threading.Semaphore(0), refusing("SlowDown", 503, "PUT")
+
+    def fault(environ, ask):
+        answer = refuse(environ, ask)
+        if answer:
+            refusals.release()
+        return answer
+
+    with s3.failing(fault):
         mirror.start()
-        assert told.came.wait(60)
+        assert told.came.wait(300)
+        for _ in range(14):  # s3fs asks up to six times for one put: two more were tried
+            assert refusals.acquire(timeout=300)
         told.came.clear()
-    assert told.came.wait(60)
+    assert told.came.wait(300)
     mirror.finish(SilentProgress())
     assert "cannot be sent" in told.notes[0]
     assert "Training goes on" in told.notes[0]
@@ -434,6 +444,8 @@ def test_a_reader_gets_what_shows_a_run_and_who_trains_it(run, place, tmp_path, 
     monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
     found = open_run(place)
     assert found.state().state == "training"
+    assert found.has(found.path / "models" / "cat")
+    assert not found.has(found.path / "models" / "dog")
     assert found.saved_steps() == [2]
     assert not list(found.path.rglob("weights.safetensors"))
     assert list(found.path.rglob("00.png"))

@@ -29,6 +29,7 @@ from impasto.datasets.build import (
 from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError
 from impasto.progress import Progress, SilentProgress, counted
+from impasto.remote_paths import shown
 
 """The folder of the latent cache, in that of all derived data."""
 
@@ -95,7 +96,7 @@ class PreparedData:
             "enlarged": self.plan.enlarged,
             "mean_lost_area": self.plan.mean_cropped_fraction,
             "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
-            "set_aside": [{"path": str(a.path), "reason": a.reason} for a in found.set_aside],
+            "set_aside": [{"path": shown(a.path), "reason": a.reason} for a in found.set_aside],
             "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
             "said_of_unused": found.describe_unused(),
             "refused_latents": [

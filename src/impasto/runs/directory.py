@@ -38,6 +38,7 @@ class RunDirectory:
         place: Where the run belongs, if that is in an object store (`runs/remote/`).
         taken_over: Says who has taken such a run over, while this process trains it.
         older: Fetches an older state of such a run, whose step it returns, if there is one.
+        in_store: Whether the store has something of such a run, by its key, that is not here.
         elsewhere: Who trains such a run on another machine, where this is a copy of it.
     """
 
@@ -47,6 +48,7 @@ class RunDirectory:
     place: Path | None = field(default=None, compare=False, repr=False)
     taken_over: Callable[[], str] | None = field(default=None, compare=False, repr=False)
     older: Callable[[], list[int]] | None = field(default=None, compare=False, repr=False)
+    in_store: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
     elsewhere: locks.LockHolder | None = field(default=None, compare=False, repr=False)
 
     @classmethod
@@ -236,6 +238,12 @@ class RunDirectory:
         if found is None and recorded and self.place is not None:
             return self.address_of(self.at(str(recorded)))
         return None if found is None else self.address_of(found)
+
+    def has(self, path: Path) -> bool:
+        """Whether a file or folder is there, here or in the store that the run belongs in."""
+        if path.exists() or self.in_store is None or not path.is_relative_to(self.path):
+            return path.exists()
+        return self.in_store(path.relative_to(self.path).as_posix())
 
     def record_of(self, path: Path) -> str:
         """How a path is written into files of the run, so that both may be moved together.

@@ -88,6 +88,11 @@ def whole_states(keys: Iterable[str]) -> list[int]:
     return sorted(step for step in marked if step is not None)
 
 
+def is_among(key: str, keys: Iterable[str]) -> bool:
+    """Whether a file or folder of a run is among the keys of a listing."""
+    return any(other == key or other.startswith(f"{key}/") for other in keys)
+
+
 def is_safe(key: str) -> bool:
     """Whether a key may become the path of a file here: whoever wrote it may be a stranger."""
     parts = key.split("/")

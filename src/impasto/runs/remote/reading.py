@@ -13,10 +13,11 @@ from impasto.locks import LockHolder
 from impasto.progress import Progress
 from impasto.remote_paths import is_remote, shown
 from impasto.runs.directory import RunDirectory
-from impasto.runs.remote.contents import SETTINGS, is_of_models
+from impasto.runs.remote.contents import SETTINGS, is_among, is_of_models
 from impasto.runs.remote.fetching import fetch_to_read, is_here, list_run
 from impasto.runs.remote.local_folders import place_of, working_folder
 from impasto.runs.remote.ownership import Owner, is_alive, newest_owner
+from impasto.runs.remote.record import SentRecord
 from impasto.runs.remote.run_in_store import require_place
 from impasto.storage import objects
 
@@ -58,7 +59,10 @@ def open_run(
         return RunDirectory.open(path)
     require_place(place)
     if is_here(place):
-        return RunDirectory(working_folder(place), place=place)
+        left = SentRecord.read(place).left
+        return RunDirectory(
+            working_folder(place), place=place, in_store=lambda key: is_among(key, left)
+        )
     listed = list_run(place)
     if SETTINGS not in listed:
         raise RunError(
@@ -71,7 +75,8 @@ def open_run(
         raise StorageError(
             f"{shown(place)} could not be fetched: {error.strerror or error}. Try again."
         ) from error
-    run, owner = RunDirectory(folder, place=place), newest_owner(place)
+    run = RunDirectory(folder, place=place, in_store=lambda key: is_among(key, listed))
+    owner = newest_owner(place)
     if owner is None or not is_alive(place, owner):
         return run
     return replace(run, elsewhere=_holder(owner))

@@ -14,7 +14,7 @@ from impasto.invocation import command
 from impasto.progress import Progress
 from impasto.remote_paths import READ_ONLY, place_fault, scheme_of, shown
 from impasto.runs.directory import RunDirectory
-from impasto.runs.remote.contents import SETTINGS
+from impasto.runs.remote.contents import SETTINGS, is_among
 from impasto.runs.remote.fetching import fetch_older_state, fetch_to_resume, list_run
 from impasto.runs.remote.local_folders import working_folder
 from impasto.runs.remote.mirror import Mirror
@@ -75,6 +75,7 @@ class RunInStore:
             run,
             place=self._place,
             taken_over=self._owner.taken_over,
+            in_store=lambda key: is_among(key, self._record.left),
             older=lambda: fetch_older_state(self._record, self._progress),
         )
 
