@@ -381,6 +381,46 @@ def test_a_run_that_this_machine_wrote_last_is_not_fetched(s3, bucket):
     assert not [r for r in s3.requests if r.startswith("GET") and "step-" in r.split(" ")[1]]
 
 
+def test_a_state_that_a_killed_process_sent_and_nobody_remembers_goes_too(run, place):
+    sent(run, place)
+    SentRecord(place).write()
+    shutil.rmtree(run / "states")
+    write_state(run, 4)
+    with Ownership(place) as own:
+        SentRecord(place, owner=own.number).write()
+    send_again(place, SilentProgress())
+    assert whole_states(list_run(place)) == [4]
+    assert not [key for key in list_run(place) if "step-00000002" in key and "states" in key]
+
+
+def test_a_resume_that_fails_after_its_turn_began_is_still_the_newest(s3, bucket):
+    place = bucket / "run"
+    folder = working_folder(place)
+    with RunInStore(place, SilentProgress(), is_new=True) as kept:
+        write(folder, "config.toml", "")
+        kept.start()
+    write(folder, "report.html", "not sent yet")
+    refuse, claimed = refusing("SlowDown", 503), []
+
+    def fault(environ, ask):
+        if claimed:
+            return refuse(environ, ask)
+        if environ["REQUEST_METHOD"] == "PUT" and "owners" in environ["PATH_INFO"]:
+            claimed.append(True)
+        return None
+
+    with (
+        s3.failing(fault),
+        pytest.raises(StorageError),
+        RunInStore(place, SilentProgress(), is_new=False),
+    ):
+        pass
+    with RunInStore(place, SilentProgress(), is_new=False) as kept:
+        kept.start()
+    assert content(place) == files_of(folder)
+    assert b"not sent yet" in content(place)["report.html"]
+
+
 def test_settings_that_were_changed_in_the_store_count_unless_changed_here_too(run, place):
     with Ownership(place) as own:
         record = SentRecord(place, owner=own.number)

@@ -55,20 +55,20 @@ def things_in(folder: Path) -> list[Thing]:
         if name in _NOT_SENT or _WAITING.fullmatch(name):
             continue
         if not entry.is_dir():
-            found.append(Thing(name, (name,), None, _TURNS.get(name, 1), grows=True))
+            found.append(Thing(name, (name,), None, TURNS.get(name, 1), grows=True))
         elif name == "states" or name in _MODELS:
-            turn = 4 if name == "states" else 5
-            found += [_thing(folder, inner, turn) for inner in _entries(entry)]
+            found += [_thing(folder, inner, TURNS[name]) for inner in _entries(entry)]
         else:
             grows = name not in _NEVER_CHANGED
             found += [Thing(key, (key,), None, 2, grows) for key in _keys_below(folder, entry)]
     return sorted((thing for thing in found if thing.files), key=lambda thing: thing.turn)
 
 
-_TURNS = {
-    SETTINGS: 0, "metrics.jsonl": 3, "events.jsonl": 3, "image_losses.csv": 3,
-    MODELS_RECORD: 6, "report.html": 7, "status.json": 8,
+TURNS = {
+    SETTINGS: 0, "metrics.jsonl": 3, "events.jsonl": 3, "image_losses.csv": 3, "states": 4,
+    "models": 5, "export": 5, MODELS_RECORD: 6, "report.html": 7, "status.json": 8,
 }  # fmt: skip
+"""When it is the turn of a file or folder of a run; other files come at 1, other folders at 2."""
 
 
 def is_of_models(key: str) -> bool:
@@ -103,7 +103,7 @@ def _thing(folder: Path, entry: Path, turn: int) -> Thing:
     key = entry.relative_to(folder).as_posix()
     if not entry.is_dir():
         return Thing(key, (key,), None, turn)
-    mark = f"{key}/{STATE_MARK if turn == 4 else FOLDER_MARK}"
+    mark = f"{key}/{STATE_MARK if turn == TURNS['states'] else FOLDER_MARK}"
     keys = _keys_below(folder, entry)
     if mark not in keys:
         return Thing(key, tuple(keys), None, turn)

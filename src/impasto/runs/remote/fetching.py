@@ -20,7 +20,7 @@ from impasto.runs.remote.contents import (
     whole_states,
 )
 from impasto.runs.remote.local_folders import home_of, reading_folder, working_folder
-from impasto.runs.remote.ownership import newest_owner
+from impasto.runs.remote.ownership import Ownership, newest_owner
 from impasto.runs.remote.record import SentRecord, signature_of
 from impasto.runs.remote.sending import Sender
 from impasto.runs.steps import step_in, step_name
@@ -41,7 +41,7 @@ def list_run(place: Path) -> dict[str, Stored]:
     return {k: stored for k, stored in found.items() if not k.startswith((f"{OWNERS}/", "."))}
 
 
-def fetch_to_resume(place: Path, before: int, progress: Progress) -> SentRecord:
+def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRecord:
     """Have the working folder of a run as the store has it, or as this machine left it.
 
     What this machine wrote last stays as it is, and is sent where it was not. Else everything comes
@@ -50,7 +50,7 @@ def fetch_to_resume(place: Path, before: int, progress: Progress) -> SentRecord:
 
     Args:
         place: The run.
-        before: Whose turn it was last (`ownership.py`).
+        owner: This process's turn at it.
         progress: Is shown how far it is.
 
     Raises:
@@ -60,8 +60,12 @@ def fetch_to_resume(place: Path, before: int, progress: Progress) -> SentRecord:
     """
     folder, record = working_folder(place), SentRecord.read(place)
     is_here = presence.is_file(folder / SETTINGS)
+    is_newest = is_here and record.owner == owner.before
+    if is_newest:  # at once: if something fails from here on, it is still this machine's
+        record.owner = owner.number
+        record.write()
     listed = list_run(place)
-    if is_here and record.owner == before:
+    if is_newest:
         _take_settings(folder, record, listed)
         record.compare(listed)
         return record

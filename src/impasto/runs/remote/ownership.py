@@ -8,8 +8,8 @@ cannot both get the next turn. The scheme is that of Morling, "Leader Election W
 Writes" (2024); such numbers are known as fencing tokens (Kleppmann, "How to do distributed
 locking", 2016).
 
-What this rests on is that a listing shows what was put before it, as S3's, Google's and most do
-since 2020. In a store that does not, or that knows no conditional writes, two machines that begin
+What this rests on is that a listing shows what was put before it, as S3's have since 2020, and
+Google's. In a store that does not, or that knows no conditional writes, two machines that begin
 within the same seconds notice each other only with the next sign of life, a minute later.
 """
 
@@ -36,6 +36,10 @@ BEAT_S = 60.0
 
 STALE_S = 300.0
 """Seconds without a sign after which an owner on another machine counts as ended."""
+
+
+_HELD: set[str] = set()
+"""What marks the turns that this process has now."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +102,8 @@ def is_alive(place: Path, owner: Owner) -> bool:
     """
     if owner.has_ended:
         return False
+    if owner.process == current_process() and not any(own in owner.text for own in _HELD):
+        return False  # this process has let it go, and could not say so
     running = owner.process.is_running() if owner.process is not None else None
     return _age_s(place, owner) < STALE_S if running is None else running
 
@@ -130,6 +136,7 @@ class Ownership:
             raise RunError(
                 f"Another process has just begun to write {shown(place)}. Nothing was changed."
             )
+        _HELD.add(self._said["random"])
         self._ended = threading.Event()
         self._taken_by = ""
         self._seen_at = time.monotonic()
@@ -142,6 +149,7 @@ class Ownership:
     def __exit__(self, *_: object) -> None:
         """Let the run go; a store that does not answer just now takes it for ended later."""
         self._ended.set()
+        _HELD.discard(self._said["random"])
         with self._looking, contextlib.suppress(StorageError, OSError):
             if not self._taken_by and self._find_another() == "":
                 claims.write(_file_of(self._place, self.number), self._content(ended=True))

@@ -67,12 +67,16 @@ class SentRecord:
         files.write_json(home_of(self.place) / RECORD, content, durable=False)
 
     def compare(self, listed: dict[str, Stored]) -> None:
-        """Forget what the store does not have, or has otherwise than it was sent."""
+        """Forget what the store does not have, or has otherwise; note what only the store has.
+
+        A killed process may have put more than it has remembered.
+        """
         self.sent = {
             key: (signature, identity)
             for key, (signature, identity) in self.sent.items()
             if key in listed and listed[key] == Stored(signature[0], identity)
         }
+        self.left = [key for key in listed if key not in self.sent]
 
 
 def signature_of(file: Path) -> Signature:

@@ -63,7 +63,7 @@ class RunInStore:
             if self._is_new:
                 self._record = SentRecord(self._place)
             else:
-                self._record = fetch_to_resume(self._place, self._owner.before, self._progress)
+                self._record = fetch_to_resume(self._place, self._owner, self._progress)
             self._record.owner, self._record.is_all_there = self._owner.number, False
             self._record.write()
             self._held = held.pop_all()

@@ -23,6 +23,7 @@ from impasto.runs.remote.contents import (
     MODELS_RECORD,
     SETTINGS,
     STATE_MARK,
+    TURNS,
     Thing,
     is_of_models,
     state_of_key,
@@ -38,6 +39,12 @@ LOGS_EVERY_S = 60.0
 
 _SHARE_OF_TIME = 10
 """Logs may take a tenth of the time: they are put whole each time, however long they are."""
+
+
+Held = dict[str, tuple[Path, Signature]]
+"""Key -> where its content is held, and the signature of the file that it is of."""
+
+_TURN_OF_STATES, _TURN_OF_MODELS = TURNS["states"], TURNS["models"]
 
 
 class SendingStopped(Exception):  # noqa: N818 - not an error, but what was asked for
@@ -107,23 +114,50 @@ class Sender:
         sent = self._record.sent.copy()
         try:
             with contextlib.ExitStack() as held, copies.scratch(home_of(self._place)) as scratch:
-                states = {  # which may be gone when it is their turn, so all are held from now on
-                    thing: held.enter_context(self._held(thing, scratch / str(number)))
-                    for number, thing in enumerate(changed)
-                    if not thing.grows and thing.turn == 4
-                }
-                for number, thing in enumerate(changed):
-                    if thing in states:
-                        self._put(thing, states[thing])
-                    else:
-                        with self._held(thing, scratch / f"x{number}") as files_of:
-                            self._put(thing, files_of)
+                self._put_all(held, scratch)
             self._remove_gone()
         finally:
             if self._record.sent != sent:
                 self._record.write()
         now = time.monotonic()
         self._logs_due = now + max(LOGS_EVERY_S, _SHARE_OF_TIME * (now - began))
+
+    def _put_all(self, held: contextlib.ExitStack, scratch: Path) -> None:
+        """Put what has changed, in its order.
+
+        Files are held in the opposite order: what a record, status or state rests on was written
+        before it, so it is found by a look that comes after.
+        """
+        last = self._hold_all(held, scratch / "last", lambda turn: turn > _TURN_OF_MODELS)
+        states = self._hold_all(held, scratch / "states", lambda turn: turn == _TURN_OF_STATES)
+        number = 0
+        for thing in things_in(self._folder):
+            if thing.turn == _TURN_OF_STATES or thing.turn > _TURN_OF_MODELS:
+                continue
+            if thing.turn > _TURN_OF_STATES and states:
+                self._put_held(states)
+            if self._is_changed(thing):
+                number += 1
+                with self._held(thing, scratch / str(number)) as files_of:
+                    self._put(thing, files_of)
+        self._put_held(states)
+        self._put_held(last)
+
+    def _hold_all(
+        self, held: contextlib.ExitStack, scratch: Path, is_meant: Callable[[int], bool]
+    ) -> dict[Thing, Held]:
+        """Hold the things of some turns that have changed, for as long as the stack is open."""
+        scratch.mkdir()
+        changed = [t for t in things_in(self._folder) if is_meant(t.turn) and self._is_changed(t)]
+        return {
+            thing: held.enter_context(self._held(thing, scratch / str(number)))
+            for number, thing in enumerate(changed)
+        }
+
+    def _put_held(self, things: dict[Thing, Held]) -> None:
+        while things:
+            thing = next(iter(things))
+            self._put(thing, things.pop(thing))
 
     def _is_changed(self, thing: Thing) -> bool:
         try:
@@ -135,14 +169,16 @@ class Sender:
         return key in self._record.sent and self._record.sent[key][0] == signature
 
     @contextlib.contextmanager
-    def _held(self, thing: Thing, scratch: Path) -> Iterator[dict[str, tuple[Path, Signature]]]:
+    def _held(self, thing: Thing, scratch: Path) -> Iterator[Held]:
         """The files of a thing as they are now, whatever becomes of them; none if it is gone."""
-        found: dict[str, tuple[Path, Signature]] = {}
+        found: Held = {}
+        # Windows replaces no file of which a link is open
+        as_copy = thing.grows or (thing.turn == _TURN_OF_MODELS and os.name == "nt")
         try:
             scratch.mkdir()
             for number, key in enumerate(thing.files):
                 own = scratch / str(number)
-                _hold(self._folder / key, own, as_copy=thing.grows)
+                _hold(self._folder / key, own, as_copy=as_copy)
                 found[key] = (own, signature_of(self._folder / key))
             if any(signature_of(self._folder / k) != found[k][1] for k in thing.files):
                 found = {}  # it was replaced meanwhile
@@ -153,12 +189,12 @@ class Sender:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _put(self, thing: Thing, held: dict[str, tuple[Path, Signature]]) -> None:
+    def _put(self, thing: Thing, held: Held) -> None:
         """Put the files of a thing, its mark last; first what would make it look whole is gone."""
         changed = [key for key in held if not self._has(key, held[key][1])]
         if not changed:
             return
-        if thing.turn == 5 and any(key in self._record.sent for key in changed):
+        if thing.turn == _TURN_OF_MODELS and any(key in self._record.sent for key in changed):
             self._remove(MODELS_RECORD)  # which says of what step the best model is
         if thing.mark is not None:
             self._remove(thing.mark)
@@ -186,6 +222,7 @@ class Sender:
         gone = [key for key in self._record.sent if key not in local]
         if newest > self._began_with or has_dropped:
             gone += [key for key in self._record.left if state_of_key(key) is not None]
+        gone = [key for key in gone if key not in local]
         gone = [key for key in gone if has_dropped or (state_of_key(key) or 0) <= newest]
         for key in sorted(gone, key=lambda key: (not _is_mark(key), key)):
             self._remove(key)
