@@ -31,14 +31,19 @@ def finish(trained: Callable[[], RunDirectory], console: Console) -> RunDirector
     except NotSentError as error:
         run, unsent = RunDirectory(error.folder, place=place_of(error.folder)), error
     if is_first_process():
-        show_finished(run, console)
+        show_finished(run, console, sends=unsent is None)
     if unsent is not None:
         raise unsent
     return run
 
 
-def show_finished(run: RunDirectory, console: Console) -> None:
-    """Write the report of a run and name what was made of it; one in a store is sent, and let go.
+def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) -> None:
+    """Write the report of a run and name what was made of it.
+
+    Args:
+        run: The run.
+        console: Who is told.
+        sends: Whether a run in a store is sent, and let go; not where that has just failed.
 
     Raises:
         NotSentError: The report could not be sent.
@@ -49,7 +54,7 @@ def show_finished(run: RunDirectory, console: Console) -> None:
     if learning is not None:
         console.paragraph(learning.sentence())
     console.table({**_rows(run, learning), "Report": run.address_of(run.report)})
-    if run.place is not None:
+    if run.place is not None and sends:
         from impasto.runs.remote.run_in_store import let_go, send_again
 
         send_again(run.place, console)

@@ -12,13 +12,15 @@ import click
 def send(run: Path) -> None:
     """Put into its object store what this machine has of the run URL and the store has not.
 
-    For a run that ended while its store could not be used. Nothing is trained.
+    For a run that ended while its store could not be used. Nothing is trained. Of a finished run
+    nothing is kept on this machine then.
     """
     from impasto.cli.console import Console
     from impasto.errors import ConfigError
     from impasto.remote_paths import shown
-    from impasto.runs.remote.local_folders import place_of
-    from impasto.runs.remote.run_in_store import require_place, send_again
+    from impasto.runs import RunDirectory
+    from impasto.runs.remote.local_folders import place_of, working_folder
+    from impasto.runs.remote.run_in_store import let_go, require_place, send_again
 
     place = place_of(run)
     if place is None:
@@ -28,4 +30,5 @@ def send(run: Path) -> None:
     require_place(place)
     console = Console()
     send_again(place, console)
+    let_go(RunDirectory(working_folder(place), place=place))
     console.note(f"All of the run is in {shown(place)}.")

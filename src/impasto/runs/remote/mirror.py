@@ -92,6 +92,9 @@ class Mirror:
                     return
                 if number < LAST_TRIES - 1:
                     threading.Event().wait(self._pauses_s[0])
+        except Exception as error:  # or the end would take all for sent
+            self._fault = error
+            raise
         finally:
             self._ended.set()
 
