@@ -43,10 +43,16 @@ def losses(text):
     ]
 
 
+_MADE = {}
+
+
 @pytest.fixture
-def local(train_config, tmp_path):
-    """The same run on a disk, without a stop."""
-    return train(train_config(output_dir=str(tmp_path / "local"), saving=SAVING))
+def local(train_config, tmp_path_factory):
+    """The same run on a disk, without a stop; made once, since it is the same for all tests."""
+    if "local" not in _MADE:
+        folder = tmp_path_factory.mktemp("local") / "run"
+        _MADE["local"] = train(train_config(output_dir=str(folder), saving=SAVING))
+    return _MADE["local"]
 
 
 def test_a_run_in_a_store_is_that_of_a_disk_to_the_bit(train_config, bucket, local):

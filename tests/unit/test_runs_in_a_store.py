@@ -6,11 +6,12 @@ import threading
 from pathlib import Path
 
 import pytest
-from object_store import refusing
+from object_store import cutting, refusing
 
 from impasto.errors import ConfigError, NotSentError, RunError, StorageError
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
+from impasto.runs.queue_settings import output_of
 from impasto.runs.remote import ownership
 from impasto.runs.remote.contents import is_safe, things_in, whole_states
 from impasto.runs.remote.fetching import fetch_model, list_run
@@ -22,6 +23,7 @@ from impasto.runs.remote.record import SentRecord
 from impasto.runs.remote.run_in_store import RunInStore, require_free, require_place, send_again
 from impasto.runs.remote.sending import Sender
 from impasto.storage import claims, objects
+from impasto.studio.new_form import examine
 
 STATE = ("hashes.json", "optimizer.safetensors", "state.json", "weights.safetensors")
 ELSEWHERE = "1-1-abcdef"  # a process of another machine
@@ -155,6 +157,42 @@ def test_an_upload_that_is_refused_leaves_no_state_and_is_made_up_for(s3, bucket
     sent(folder, place)
     assert whole_states(list_run(place)) == [2]
     assert not any("config.toml" in request for request in s3.requests if "PUT" in request)
+
+
+def test_an_upload_that_the_store_took_and_lost_is_not_believed(s3, bucket):
+    place = bucket / "run"
+    folder = working_folder(place)
+    write(folder, "config.toml", "")
+    write_state(folder, 2)
+
+    def losing(environ, _):
+        if environ["REQUEST_METHOD"] == "PUT" and "weights" in environ["PATH_INFO"]:
+            return "200 OK", [("Content-Length", "0")], b""
+        return None
+
+    with s3.failing(losing), pytest.raises(OSError, match="took 0 of 24 bytes"):
+        sent(folder, place)
+    assert whole_states(list_run(place)) == []
+    sent(folder, place)
+    assert content(place) == files_of(folder)
+
+
+def test_a_run_that_came_in_part_is_fetched_again(s3, bucket, tmp_path, monkeypatch):
+    place = bucket / "run"
+    folder = working_folder(place)
+    write(folder, "config.toml", "")
+    write_state(folder, 2)
+    sent(folder, place)
+    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
+    with (
+        s3.failing(cutting(f"GET /{bucket.name}/run/states/step-00000002/weights")),
+        pytest.raises(OSError, match=r"cut short|gave"),
+        RunInStore(place, SilentProgress(), is_new=False),
+    ):
+        pass
+    assert not (working_folder(place) / "config.toml").exists()
+    with RunInStore(place, SilentProgress(), is_new=False) as kept:
+        assert files_of(kept.folder) == content(place)
 
 
 def test_a_state_that_training_removes_meanwhile_is_ended_and_kept_until_the_next(s3, bucket):
@@ -515,3 +553,18 @@ def test_the_working_folder_of_a_run_leads_to_its_url(run, place):
     assert place_of(run) == place
     assert place_of(place) == place
     assert place_of(run.parent) is None
+
+
+def test_the_queue_and_the_studio_look_at_folders_and_say_so(tmp_path):
+    with pytest.raises(ConfigError, match="output_dir is s3://bucket/run, in an object store"):
+        output_of('output_dir = "s3://bucket/run"')
+    fields = {
+        "output_dir": "s3://bucket/run",
+        "model.path": "base",
+        "dataset.image_dir": str(tmp_path),
+        "dataset.resolution": "512",
+        "training.max_steps": "1",
+    }
+    found = examine(fields, [tmp_path])
+    assert "in an object store" in found.all_faults["output_dir"], found.all_faults
+    assert not any(tmp_path.iterdir())

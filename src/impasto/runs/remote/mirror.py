@@ -78,7 +78,9 @@ class Mirror:
         if isinstance(self._fault, RunError):
             raise self._fault
         if self._fault is not None:
-            raise NotSentError(self._words_at_end(str(self._fault)), self._folder) from self._fault
+            raise NotSentError(
+                self._words_at_end(_words(self._fault)), self._folder
+            ) from self._fault
 
     def _work(self) -> None:
         """Look for what is new until the end; then a few times more."""
@@ -110,8 +112,8 @@ class Mirror:
             self._failures += 1
             if self._fault is None and not self._ending.is_set():
                 self._note(
-                    f"Warning: the run cannot be sent to {shown(self._place)} just now: {error} "
-                    f"Training goes on, and it is tried again."
+                    f"Warning: the run cannot be sent to {shown(self._place)} just now: "
+                    f"{_words(error)} Training goes on, and it is tried again."
                 )
             self._fault = error
         else:
@@ -132,3 +134,10 @@ class Mirror:
             f"{words_of_unsent(unsent, self._place)}: {why} All of it is in {self._folder}. Once "
             f"the store can be used, send it with: {command('send', shown(self._place))}"
         )
+
+
+def _words(error: BaseException) -> str:
+    """What went wrong, as a sentence."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return str(error) or repr(error)
