@@ -132,19 +132,16 @@ def resume(run: Path) -> None:
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
     from impasto.config.load import load_begun_config
-    from impasto.invocation import is_first_process
-    from impasto.remote_paths import is_remote
     from impasto.runs.remote.reading import open_run
 
     console = Console()
-    if not is_remote(run) or is_first_process():  # others get what the first one fetches
-        directory = open_run(run)
-        status, config = directory.status(), load_begun_config(directory.config_file)
-        total = status.get("total_steps")
-        if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
-            _show_finished(directory, console)
-            return
-        check_run(config, is_new=False)
+    directory = open_run(run)
+    status, config = directory.status(), load_begun_config(directory.config_file)
+    total = status.get("total_steps")
+    if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
+        _show_finished(directory, console)
+        return
+    check_run(config, is_new=False)
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
