@@ -7,6 +7,7 @@
     │   └── OtherFamilyError  4   it is of another family than model.family says
     ├── RunError                  5   a run directory is taken, missing or does not fit
     ├── StorageError              6   a disk or an object store cannot be used: full, no permission
+    │   └── NotSentError      6   a run is on this machine, and not all of it in its object store
     ├── MissingDependencyError    7   a package or a device that is asked for is not there
     ├── NonFiniteLossError        8   the loss or the gradient became NaN or infinite
     ├── OutOfMemoryError          9   VRAM or RAM ran out
@@ -18,6 +19,7 @@ A message is one paragraph: what is wrong, where, what was found, what was expec
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 
 class ImpastoError(Exception):
@@ -78,6 +80,19 @@ class StorageError(ImpastoError):
     """A file could not be written, or an object store not be used; nothing is half written."""
 
     exit_code = 6
+
+
+class NotSentError(StorageError):
+    """A run has ended, and not all of it could be put into the object store that it belongs in.
+
+    Args:
+        message: The paragraph to show.
+        folder: The folder of this machine that has all of the run.
+    """
+
+    def __init__(self, message: str, folder: Path) -> None:
+        super().__init__(message)
+        self.folder = folder
 
 
 class MissingDependencyError(ImpastoError):

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from support.warm import running
 
 from impasto.errors import RunError
+from impasto.storage import claims, objects
 
 WHOLE = {"ACCELERATE_USE_CPU": "true"}
 
@@ -306,3 +307,18 @@ def test_processes_validate_a_share_each(run_file, tmp_path):
 def validations(run):
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "validation_loss" in record]
+
+
+def test_processes_of_a_machine_share_a_run_in_a_store(run_file, bucket, tmp_path, monkeypatch):
+    """The first one fetches and sends; the others read what it has fetched."""
+    place, url = bucket / "run", f"s3://{bucket.name}/run"
+    saving = {"state_every_steps": 2}
+    train_on(run_file(output_dir=url, training={"max_steps": 2}, saving=saving), 2)
+    settings = objects.read(place / "config.toml").replace(b"max_steps = 2", b"max_steps = 4")
+    claims.write(place / "config.toml", settings)
+    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
+    again = launch(["-m", "impasto", "resume", url], 2)
+    assert again.returncode == 0, again.stderr
+    lines = [json.loads(line) for line in objects.read(place / "metrics.jsonl").splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert json.loads(objects.read(place / "status.json"))["phase"] == "finished"

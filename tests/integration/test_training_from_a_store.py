@@ -6,7 +6,7 @@ from object_store import put_folder, refusing
 from runs import StopAt, exported
 
 from impasto.cli.main import impasto as commands
-from impasto.errors import ConfigError, StorageError
+from impasto.errors import StorageError
 from impasto.storage import objects
 from impasto.training.trainer import resume, train
 
@@ -107,8 +107,3 @@ def test_words_of_stored_images_are_merged_into_a_file_that_finds_them(stored, t
     result = CliRunner().invoke(commands, scan)
     assert result.exit_code == 0, (result.output, result.exception)
     assert "13" in result.output
-
-
-def test_a_run_directory_in_a_store_is_refused(train_config):
-    with pytest.raises(ConfigError, match="output_dir is s3://bucket/run, in an object store"):
-        train_config(output_dir="s3://bucket/run")

@@ -22,8 +22,9 @@ from impasto.data.rendering import Decode
 from impasto.data.scan import decode_all, scan_folder, scan_metadata
 from impasto.data.stages import Failure
 from impasto.datasets.build import scan_dataset
+from impasto.demo.recipe import PICTURES
 from impasto.errors import ConfigError, DatasetError, MissingDependencyError, StorageError
-from impasto.storage import objects
+from impasto.storage import claims, objects
 from impasto.storage.object_file import open_object
 
 
@@ -400,3 +401,20 @@ def test_names_of_a_folder_that_look_like_a_scheme_stay_local(tmp_path, monkeypa
     config = build_dataset_config({"image_dir": "odd:/"}, source="test")
     assert len(scan_folder(config.image_dir).records) == 1
     shutil.rmtree("odd:")
+
+
+def test_lines_of_an_object_are_read_as_of_a_file(in_memory):
+    content = b"first\n" + b"x" * 100_000 + b"\nlast"
+    claims.write(in_memory / "lines", content)
+    file, like = open_object(in_memory / "lines"), io.BytesIO(content)
+    for size in (-1, 5, -1, -1, -1):
+        assert file.readline(size) == like.readline(size)
+        assert file.tell() == like.tell()
+
+
+def test_an_image_that_looks_like_lines_is_read_as_from_a_disk(in_memory):
+    """Pillow's reader of IM files asks for a line where one of the first 100 bytes ends one."""
+    content = (PICTURES / "0006-trophy.webp").read_bytes()
+    assert b"\n" in content[:100]
+    claims.write(in_memory / "pictures" / "trophy.webp", content)
+    assert [r.size.width for r in scan_folder(in_memory / "pictures").records] == [216]

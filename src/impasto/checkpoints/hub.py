@@ -19,6 +19,7 @@ from impasto.checkpoints.weight_files import (
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, SilentProgress
+from impasto.remote_paths import is_remote, place_fault
 
 FILE_ENDINGS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
 """A name with one of these is a file and no Hub id."""
@@ -33,11 +34,16 @@ def looks_like_hub_id(text: str) -> bool:
 
 
 def require_source(source: str) -> None:
-    """Make sure that a model is there, or may be on the Hub, before anything heavy is imported.
+    """Make sure that a model is there, or may be on the Hub or in a store, before heavy imports.
 
     Raises:
-        ModelError: It is neither a path that exists nor of the form of a Hub id.
+        ModelError: It is neither a path that exists nor of the form of a Hub id or a URL.
     """
+    if is_remote(source):
+        fault = place_fault(Path(source))
+        if fault:
+            raise ModelError(f"The model {source!r}: {fault}.")
+        return  # whether it is there, the store says when it is fetched
     path = Path(source).expanduser()
     if presence.exists(path) or (looks_like_hub_id(source) and path.suffix not in FILE_ENDINGS):
         return

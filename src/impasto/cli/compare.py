@@ -32,15 +32,18 @@ def compare(runs: tuple[Path, ...], as_json: bool, page: Path | None) -> None:  
     from impasto.cli.harmless import json_text
     from impasto.config.differences import differences, read_settings
     from impasto.errors import ConfigError, RunError
+    from impasto.remote_paths import is_remote
     from impasto.report.comparison import figures_of
     from impasto.runs import RunDirectory
+    from impasto.runs.remote.reading import open_run
 
     if len(dict.fromkeys(path.resolve() for path in runs)) < max(2, len(runs)):
         raise RunError("Give at least two run directories to compare, each once.")
     if page is not None and page.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--html {page} is not the name of a page. Give one that ends in .html.")
     console = Console()
-    found = [figures_of(RunDirectory(path)) for path in runs]
+    opened = [open_run(path) if is_remote(path) else RunDirectory(path) for path in runs]
+    found = [figures_of(run) for run in opened]
     read = [read_settings(figures.config) for figures in found]
     differing = differences([settings for settings, _ in read])
     if as_json:
@@ -74,7 +77,7 @@ def _print(console: Any, runs: list[RunFigures], differing: list[Difference]) ->
     from impasto.report.compare_page import value_words
 
     for figures in runs:
-        console.heading(str(figures.run.path))
+        console.heading(figures.run.address)
         console.table(figures.rows())
     console.heading("Settings that differ" if differing else "No setting differs.")
     if differing:

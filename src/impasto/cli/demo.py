@@ -43,8 +43,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     )
     _tell_what_is_seen(console)
     console.heading("Training")
-    run = trainer.train(config, console)
-    finish(run, console)
+    run = finish(lambda: trainer.train(config, console), console)
     console.heading("The same with your own folder of images")
     console.note(
         "Put a text file with a few words beside each image (cat.jpg, cat.txt), then:\n\n"

@@ -6,10 +6,12 @@ The run itself checks the same again where it uses it; this only says it sooner.
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impasto.checkpoints.hub import require_source
 from impasto.invocation import is_first_process, missing_extra
+from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ def check_run(config: RunConfig, *, is_new: bool = True) -> None:
         DatasetError: A folder of images is missing.
         ModelError: The model, or the other VAE, is missing.
         RunError: The run directory is taken.
+        StorageError: The run's object store cannot be used.
         MissingDependencyError: A tracker is asked for that is not installed.
     """
     require_folders(config)
@@ -34,7 +37,7 @@ def check_run(config: RunConfig, *, is_new: bool = True) -> None:
     if config.model.vae is not None:
         require_source(config.model.vae)
     if is_new and is_first_process():  # others come when the first has made it
-        RunDirectory.require_free(config.output_dir)
+        _require_free(config.output_dir)
     for name in config.logging.trackers:
         if importlib.util.find_spec(name) is None:
             raise missing_extra(
@@ -42,6 +45,15 @@ def check_run(config: RunConfig, *, is_new: bool = True) -> None:
                 f"logging.trackers asks for {name}, which is not installed.",
                 "Or take it out of logging.trackers.",
             )
+
+
+def _require_free(output_dir: Path) -> None:
+    if not is_remote(output_dir):
+        RunDirectory.require_free(output_dir)
+        return
+    from impasto.runs.remote.run_in_store import require_free
+
+    require_free(output_dir)
 
 
 def require_folders(config: RunConfig) -> None:

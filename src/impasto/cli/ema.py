@@ -54,7 +54,7 @@ def ema(run: Path, lengths: str, step: int | None, target: Path | None, **option
     if output is None and len(sigma_rels) == 1:
         raise ConfigError("Say where the average goes: --out FILE. Or give several lengths.")
     from impasto.cli.console import Console
-    from impasto.runs import RunDirectory
+    from impasto.runs.remote.reading import is_not_of_states, open_run
     from impasto.training.posthoc_models import (
         make_averages,
         measure,
@@ -62,7 +62,8 @@ def ema(run: Path, lengths: str, step: int | None, target: Path | None, **option
         write_average,
     )
 
-    directory, console = RunDirectory.open(run), Console()
+    console = Console()
+    directory = open_run(run, console, is_not_of_states)
     if output is not None:
         require_output(directory, output)
     averages = make_averages(directory, sigma_rels, step)

@@ -36,9 +36,9 @@ def run_config(source: str) -> RunConfig | None:
     """The settings of a run; None of what is no run."""
     from impasto import presence
     from impasto.config.load import load_begun_config
-    from impasto.runs import RunDirectory
+    from impasto.runs.remote.reading import settings_file_of
 
-    file = RunDirectory(Path(source).expanduser()).config_file
+    file = settings_file_of(source)
     return load_begun_config(file) if presence.is_file(file) else None
 
 

@@ -2,32 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from impasto.cli.console import Console
+from impasto.errors import NotSentError
 from impasto.invocation import is_first_process
 from impasto.report.page import write_report
 from impasto.runs import RunDirectory
 from impasto.runs.learning import Learning, kept_best, read_learning
 from impasto.runs.learning_words import best_words, evidence_words, gap_words
+from impasto.runs.remote.local_folders import place_of
 
 
-def finish(run: RunDirectory, console: Console) -> None:
-    """Write the report and name model and report; only the first process speaks."""
-    if not is_first_process():
-        return
+def finish(trained: Callable[[], RunDirectory], console: Console) -> RunDirectory:
+    """Train, write the report and name model and report; only the first process speaks.
+
+    Args:
+        trained: Trains, and gives the run directory.
+        console: Who is told.
+
+    Raises:
+        ImpastoError: As the training; `NotSentError` where the run could not be sent, after its
+            report was written on this machine.
+    """
+    unsent = None
+    try:
+        run = trained()
+    except NotSentError as error:
+        run, unsent = RunDirectory(error.folder, place=place_of(error.folder)), error
+    if is_first_process():
+        show_finished(run, console, sends=unsent is None)
+    if unsent is not None:
+        raise unsent
+    return run
+
+
+def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) -> None:
+    """Write the report of a run and name what was made of it.
+
+    Args:
+        run: The run.
+        console: Who is told.
+        sends: Whether a run in a store is sent, and let go; not where that has just failed.
+
+    Raises:
+        NotSentError: The report could not be sent.
+    """
     write_report(run)
     learning = read_learning(run)
     console.heading("Done")
     if learning is not None:
         console.paragraph(learning.sentence())
-    console.table({**_rows(run, learning), "Report": str(run.report)})
+    console.table({**_rows(run, learning), "Report": run.address_of(run.report)})
+    if run.place is not None and sends:
+        from impasto.runs.remote.run_in_store import let_go, send_again
+
+        send_again(run.place, console)
+        let_go(run)
 
 
 def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:
     rows = {} if learning is None else {"Lowest": best_words(learning), **_evidence(learning)}
-    rows["Model"] = str(run.exported_model())
+    model = run.exported_model()
+    rows["Model"] = str(run.model_address())
     best = None if learning is None else kept_best(run, learning)
-    if best is not None and best[0] != run.exported_model():
-        rows["Best model"] = f"{best[0]}, of step {best[1]:,}"
+    if best is not None and best[0] != model:
+        rows["Best model"] = f"{run.address_of(best[0])}, of step {best[1]:,}"
     return rows
 
 

@@ -31,6 +31,7 @@ VERBS = {
     "dataset": "impasto.cli.dataset:dataset",
     "train": "impasto.cli.train:train",
     "resume": "impasto.cli.train:resume",
+    "send": "impasto.cli.send:send",
     "find-lr": "impasto.cli.find_lr:find_lr",
     "runs": "impasto.cli.runs:runs",
     "show": "impasto.cli.show:show",

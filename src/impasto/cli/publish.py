@@ -51,12 +51,16 @@ def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: 
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.checkpoints.uploading import has_token, model_files, require_repo_id, upload
     from impasto.cli.console import Console
+    from impasto.remote_paths import is_remote
     from impasto.report.hub_licenses import require_license
     from impasto.report.model_card import CARD, License, license_of, make_card
+    from impasto.runs.remote.reading import is_of_publishing, open_run
 
     console = Console()
     require_repo_id(repo_id)
     _require_apart(options["out"], source)
+    if is_remote(source):
+        source = open_run(source, console, is_of_publishing).path
     model, run = _model_of(source)
     asked = options["license_id"] or (license_of(run) if run is not None else None)
     license_id = require_license(asked, options["license_name"], options["license_link"])

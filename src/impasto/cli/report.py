@@ -10,10 +10,13 @@ import click
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
 def report(run: Path) -> None:
-    """Write report.html, one self-contained page, for the run directory RUN."""
+    """Write report.html, one self-contained page, for RUN: a run directory, or its URL."""
     from impasto.cli.console import Console
     from impasto.report.page import write_report
-    from impasto.runs import RunDirectory
+    from impasto.runs.remote.reading import open_run, put_report
 
-    path = write_report(RunDirectory.open(run))
-    Console().note(f"Wrote {path}.")
+    console = Console()
+    opened = open_run(run, console)
+    write_report(opened)
+    put_report(opened)
+    console.note(f"Wrote {opened.address_of(opened.report)}.")

@@ -74,14 +74,16 @@ def ask(run: Path, command: str, wait: float) -> None:
     """
     from impasto.cli.console import Console
     from impasto.errors import RunError
-    from impasto.runs import RunDirectory
     from impasto.runs.commands import send_command
     from impasto.runs.lines import size_of
+    from impasto.runs.remote.reading import open_run, require_here
 
-    directory = RunDirectory.open(run)
+    directory = open_run(run)
+    require_here(directory)
+    address = directory.address
     state = directory.state()
     if not state.is_alive:
-        raise RunError(f"Nobody is training {run}. {state.sentence(run)}")
+        raise RunError(f"Nobody is training {directory.address}. {state.sentence(address)}")
     console, name = Console(), cast("CommandName", command)
     events_before = size_of(directory.events_file)
     sent = send_command(directory.commands, name)
@@ -94,7 +96,7 @@ def ask(run: Path, command: str, wait: float) -> None:
         return
     state = directory.state()
     if not state.is_alive:
-        raise RunError(f"The run ended before it answered. {state.sentence(run)}")
+        raise RunError(f"The run ended before it answered. {state.sentence(address)}")
     taken = not sent.file.exists()
     why = "It was heard and is not done yet" if taken else "It was not heard yet"
     raise RunError(f"No answer within {wait:g} s. {why}.")

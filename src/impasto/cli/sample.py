@@ -225,9 +225,9 @@ def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
     """What the model was trained at; a run knows it even where its file says nothing."""
     from impasto.config.load import load_run_config
     from impasto.models.native_size import native_size
-    from impasto.runs import RunDirectory
+    from impasto.runs.remote.reading import settings_file_of
 
-    config_file = RunDirectory(Path(model)).config_file
+    config_file = settings_file_of(model)
     if not presence.is_file(config_file):
         return native_size(base.contents)
     sizes = (part.width_height for part in load_run_config(config_file).dataset.parts)

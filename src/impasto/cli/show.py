@@ -28,9 +28,9 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
     """
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
-    from impasto.runs import RunDirectory
+    from impasto.runs.remote.reading import open_run
 
-    directory = RunDirectory.open(run)
+    directory = open_run(run)
     found, groups = _found(directory, most), _groups(directory)
     found |= {
         "groups_step": None if groups is None else groups.step,
@@ -58,10 +58,10 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
     is_asked = run.image_losses_file.is_file()
     images = read_image_losses(run.image_losses_file) if is_asked else []
     return {
-        "state": run.state().sentence(run.path),
+        "state": run.state().sentence(run.address),
         "learning": None if learning is None else learning.sentence(),
         **_claims(learning),
-        "checkpoint": None if best is None else str(best[0]),
+        "checkpoint": None if best is None else run.address_of(best[0]),
         "checkpoint_step": None if best is None else best[1],
         "no_checkpoint": why_no_best(learning) if learning is not None and best is None else None,
         "has_image_losses": is_asked,

@@ -68,14 +68,15 @@ def train(
     if plan_only:
         from impasto import files
         from impasto.cli.plan import show_plan
+        from impasto.training.placing import placed
 
         with files.dry_run():
-            show_plan(settings, console)
+            show_plan(placed(settings), console)
         return
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
-    finish(trainer.train(settings, console), console)
+    finish(lambda: trainer.train(settings, console), console)
 
 
 def load_settings(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, list[str]]:
@@ -102,9 +103,10 @@ def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
         check_run(settings, is_new=False)
         from impasto import files
         from impasto.cli.plan import plan_as_json
+        from impasto.training.placing import placed
 
         with files.dry_run():
-            plan, error = plan_as_json(settings)
+            plan, error = plan_as_json(placed(settings))
         plan["notes"] = [*notes, *plan["notes"]]
     except ImpastoError as refusal:
         error = refusal
@@ -125,18 +127,20 @@ def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
 def resume(run: Path) -> None:
     """Continue the run in the directory RUN from its newest state, exactly.
 
+    RUN may be the URL of a run in an object store: what is needed of it is fetched first.
+
     A finished run can be made longer where the learning rate does not depend on its length: raise
     training.max_steps or training.max_epochs in its config.toml first.
     """
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
     from impasto.config.load import load_begun_config
-    from impasto.runs import RunDirectory
+    from impasto.runs.remote.reading import open_run
 
     console = Console()
     with failing_together() as group:
         if group is None or group.rank == 0:  # others may have no disk in common with it
-            directory = RunDirectory.open(run)
+            directory = open_run(run)
             status, config = directory.status(), load_begun_config(directory.config_file)
             total = status.get("total_steps")
             if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
@@ -147,7 +151,7 @@ def resume(run: Path) -> None:
     from impasto.cli.finish import finish
     from impasto.training import trainer
 
-    finish(trainer.resume(run, console), console)
+    finish(lambda: trainer.resume(run, console), console)
 
 
 def _tell_nothing_is_left(group: ProcessGroup | None) -> None:
@@ -159,11 +163,14 @@ def _tell_nothing_is_left(group: ProcessGroup | None) -> None:
 
 def _show_finished(run: RunDirectory, console: Console) -> None:
     """Name the model; write the report if the process ended before it could."""
-    if not presence.is_file(run.report):
-        from impasto.cli.finish import finish
+    from impasto.runs.remote.local_folders import working_folder
 
-        finish(run, console)
-    console.note(f"{run.path} is finished; its model is {run.exported_model()}.")
+    is_copy = run.place is not None and run.path != working_folder(run.place)
+    if not presence.is_file(run.report) and not is_copy:
+        from impasto.cli.finish import show_finished
+
+        show_finished(run, console)
+    console.note(f"{run.address} is finished; its model is {run.model_address()}.")
 
 
 def _asked_steps(training: TrainingConfig, status: Mapping[str, Any]) -> int | None:

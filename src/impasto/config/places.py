@@ -34,7 +34,7 @@ Place = Annotated[Path, AfterValidator(_checked), _AS_URL]
 WrittenPlace = Annotated[Path, AfterValidator(_checked), AfterValidator(_writable), _AS_URL]
 """A path, or a URL that data is written to."""
 
-PLACES = frozenset({"image_dir", "metadata_file", "cache_dir"})
+PLACES = frozenset({"image_dir", "metadata_file", "cache_dir", "output_dir", "path", "vae"})
 """The settings that are places; every other path is one of this machine."""
 
 
@@ -44,5 +44,6 @@ def remote_fault(name: str, value: object) -> str:
         return ""
     return place_fault(Path(value)) or (
         f"{name} is {shown(value)}, in an object store; expected a path of this machine. In an "
-        f"object store may be {', '.join(sorted(PLACES))} of a dataset"
+        f"object store may be output_dir, path and vae of the model, and image_dir, metadata_file "
+        f"and cache_dir of a dataset"
     )

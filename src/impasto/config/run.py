@@ -22,7 +22,7 @@ from impasto.config.names import FileName, file_name_problem
 from impasto.config.objective import LossConfig, NoiseConfig, PlainLoss, TimestepConfig
 from impasto.config.optimizer import OptimizerConfig
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
-from impasto.config.places import Place
+from impasto.config.places import Place, WrittenPlace
 from impasto.config.renamed import with_present_names
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
@@ -35,10 +35,12 @@ class ModelConfig(Section):
 
     path: str
     """The model to start from: a `.safetensors` or `.ckpt` file, a Diffusers folder, a Hub id such
-    as `owner/name` or `owner/name@revision`, or the directory of a finished run."""
+    as `owner/name` or `owner/name@revision`, or the directory of a finished run; or the URL of one
+    of these in an object store (`s3://`, `gs://`, `hf://`)."""
 
     vae: str | None = None
-    """Another VAE than the model's: a Diffusers folder or id, a VAE file, or a full model."""
+    """Another VAE than the model's: a Diffusers folder or id, a VAE file, or a full model, or the
+    URL of one in an object store."""
 
     family: Literal["sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"] | None = None
     """What the model is, where it cannot be told from its files; off means to find out."""
@@ -140,9 +142,10 @@ class ValidationConfig(Section):
 class RunConfig(Section):
     """A whole training run."""
 
-    output_dir: Path
+    output_dir: WrittenPlace
     """The run directory: must not exist yet. Settings, metrics, states, samples and the exported
-    model go there."""
+    model go there. It may be a URL (`s3://`, `gs://`): the run is then trained in a folder of this
+    machine, and sent there meanwhile, each thing whole."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Everything random follows from it; the same seed and settings give the same weights, on a GPU

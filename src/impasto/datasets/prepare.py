@@ -107,7 +107,9 @@ class PreparedData:
             "enlarged": self.plan.enlarged,
             "mean_lost_area": self.plan.mean_cropped_fraction,
             "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
-            "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in found.set_aside],
+            "set_aside": [
+                {"path": plain(shown(a.path)), "reason": a.reason} for a in found.set_aside
+            ],
             "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
             "said_of_unused": found.describe_unused(),
             "refused_latents": [

@@ -34,7 +34,9 @@ from impasto.models.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
 from impasto.models.text_metadata import EMPTY_TEXT_KEY, ZEROS
 from impasto.parsing import read_text
 from impasto.progress import Progress, counted
+from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
+from impasto.runs.remote.fetching import fetch_model
 
 Weights = Literal["auto", "plain", "ema"]
 
@@ -100,11 +102,19 @@ def _with_asked_vae(
 def locate(source: str, options: OpenOptions, progress: Progress | None = None) -> Path:
     """The local path of what the user named: a run stands for its model, a Hub id is downloaded.
 
+    What is in an object store is fetched, whole, into the folder for copies.
+
     Raises:
         ModelError: There is nothing of that name.
+        StorageError: A store cannot be used.
     """
-    path = Path(source).expanduser()
-    run = RunDirectory(path)
+    named = Path(source)
+    if is_remote(source):
+        hub.require_source(source)
+        path = fetch_model(named, progress)
+    else:
+        path = named.expanduser()
+    run = RunDirectory(path, place=named if is_remote(source) else None)
     if presence.is_file(run.config_file):
         return _exported_by(run)
     if presence.exists(path):
@@ -118,8 +128,8 @@ def _exported_by(run: RunDirectory) -> Path:
     exported = run.exported_model()
     if exported is None:
         raise ModelError(
-            f"{run.path} is a run that has not exported a model yet. Finish it with: "
-            f"{command('resume', run.path)}"
+            f"{run.address} is a run that has not exported a model yet. Finish it with: "
+            f"{command('resume', run.address)}"
         )
     return exported
 

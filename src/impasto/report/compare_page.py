@@ -94,7 +94,7 @@ def value_words(value: Any) -> str:
 
 
 def _rows(run: RunFigures, publish: tuple[str, ...]) -> dict[str, str]:
-    folders = [str(run.run.path)]
+    folders = [str(run.run.path), run.run.address]
     return {name: redact_text(words, publish, folders) for name, words in run.rows().items()}
 
 

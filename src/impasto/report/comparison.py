@@ -88,7 +88,7 @@ class RunFigures:
     def as_json(self) -> dict[str, Any]:
         """These figures as JSON has them: plain values, None for what is not known; no curves."""
         return {
-            "path": printable(str(self.run.path)),
+            "path": printable(self.run.address),
             "state": self.state,
             "step": self.step,
             "total_steps": self.total_steps,

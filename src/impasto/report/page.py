@@ -69,7 +69,7 @@ def _content(run: RunDirectory) -> dict[str, Any]:
     samples = _samples(run, with_prompts="prompts" in publish)
     return {
         "title": run.path.resolve().name,
-        "status_line": redact_text(run.state().sentence(run.path), publish, [str(run.path)]),
+        "status_line": redact_text(run.state().sentence(run.address), publish, [run.address]),
         "result": result_of(run, settings, learning),
         "facts": _facts(metrics, learning, dataset),
         "figures": figures_of_run(metrics, validations_of(metrics)),

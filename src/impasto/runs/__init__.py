@@ -20,10 +20,12 @@ report.html          one page for a person
 `directory.py` has the paths and the small files, `status.py` what a run says of itself and what is
 true, `events.py` and `commands.py` what is told and asked in the course of it. `lines.py` reads
 files that grow, `schema.py` knows what readers rely on, `listing.py` finds runs. `tasks.py` is the
-directory of a command that is no run. `queue.py` keeps runs that are to be trained.
+directory of a command that is no run. `queue.py` keeps runs that are to be trained. `remote/` sends
+runs to object stores, and fetches them from there.
 """
 
-from impasto.runs.directory import RunDirectory, step_name
+from impasto.runs.directory import RunDirectory
 from impasto.runs.status import Phase, RunState
+from impasto.runs.steps import step_name
 
 __all__ = ["Phase", "RunDirectory", "RunState", "step_name"]

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,17 @@ from impasto import files, locks, presence, temporary_names
 from impasto.errors import RunError
 from impasto.invocation import command
 from impasto.parsing import parse_json, read_text
+from impasto.remote_paths import shown
 from impasto.runs.commands import discard_commands
 from impasto.runs.schema import CHANGED_SETTINGS, fault_in
 from impasto.runs.status import Phase, RunState, StatusWriter, state_of
+from impasto.runs.steps import steps_in
+from impasto.runs.vacancy import require_empty
 
-_STEP_NAME = re.compile(r"step-(\d{8})", re.ASCII)
 _BEFORE_TRAINING = (
     "config.toml", "environment.json", "status.json", "events.jsonl", "dataset.json",
     CHANGED_SETTINGS,
 )  # fmt: skip
-
-
-def step_name(step: int) -> str:
-    """`step-00000042`: how folders of states and samples are called."""
-    return f"step-{step:08d}"
 
 
 @dataclass(frozen=True)
@@ -39,11 +35,21 @@ class RunDirectory:
         path: The directory.
         lock: What keeps other processes out, where this one trains the run.
         live_status: What keeps `status.json` true, where this one trains the run.
+        place: Where the run belongs, if that is in an object store (`runs/remote/`).
+        taken_over: Says who has taken such a run over, while this process trains it.
+        older: Fetches an older state of such a run, whose step it returns, if there is one.
+        in_store: Whether the store has something of such a run, by its key, that is not here.
+        elsewhere: Who trains such a run on another machine, where this is a copy of it.
     """
 
     path: Path
     lock: locks.FolderLock | None = field(default=None, compare=False, repr=False)
     live_status: StatusWriter | None = field(default=None, compare=False, repr=False)
+    place: Path | None = field(default=None, compare=False, repr=False)
+    taken_over: Callable[[], str] | None = field(default=None, compare=False, repr=False)
+    older: Callable[[], list[int]] | None = field(default=None, compare=False, repr=False)
+    in_store: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
+    elsewhere: locks.LockHolder | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -58,12 +64,12 @@ class RunDirectory:
         holder = locks.lock_holder(path) if path.is_dir() else None
         if holder is not None:
             run._refuse(holder)
-        _require_empty(path)
+        require_empty(path)
         was_there = path.is_dir()
         files.require_writable(path)
         try:
             with run.held() as held:
-                _require_empty(path)  # now that nobody else can put anything there
+                require_empty(path)  # now that nobody else can put anything there
                 yield held
         finally:
             if not was_there:
@@ -96,6 +102,24 @@ class RunDirectory:
                 f"for minutes, so this one stops and writes nothing more."
             )
 
+        if self.taken_over is not None and (who := self.taken_over()):
+            raise RunError(
+                f"{self.address} has been taken over by {who}, while this process gave no sign of "
+                f"life in the store for minutes. It stops, and sends nothing more. What it has "
+                f"done is in {self.path}."
+            )
+
+    @property
+    def address(self) -> str:
+        """The run as a person names it: its URL where it belongs in an object store."""
+        return str(self.path) if self.place is None else shown(self.place)
+
+    def address_of(self, path: Path) -> str:
+        """Something as a person names it: below the URL of the run where it is in that."""
+        if self.place is None or not path.is_relative_to(self.path):
+            return str(path)
+        return shown(self.place / path.relative_to(self.path))
+
     def discard(self) -> None:
         """Remove a run that has not begun to train, and its directory if nothing else is in it."""
         if self.live_status is not None:
@@ -124,7 +148,7 @@ class RunDirectory:
         """
         if (holder := locks.lock_holder(path)) is not None:
             cls(path)._refuse(holder)
-        _require_empty(path)
+        require_empty(path)
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
@@ -213,6 +237,19 @@ class RunDirectory:
             return None
         return next((entry for entry in entries if not entry.name.startswith(".")), None)
 
+    def model_address(self) -> str | None:
+        """The trained model as a person names it, also where only its record was fetched."""
+        recorded, found = self.status().get("model"), self.exported_model()
+        if found is None and recorded and self.place is not None:
+            return self.address_of(self.at(str(recorded)))
+        return None if found is None else self.address_of(found)
+
+    def has(self, path: Path) -> bool:
+        """Whether a file or folder is there, here or in the store that the run belongs in."""
+        if path.exists() or self.in_store is None or not path.is_relative_to(self.path):
+            return path.exists()
+        return self.in_store(path.relative_to(self.path).as_posix())
+
     def record_of(self, path: Path) -> str:
         """How a path is written into files of the run, so that both may be moved together.
 
@@ -248,7 +285,7 @@ class RunDirectory:
 
     def _state_now(self) -> RunState:
         """What is true by the holder of the directory, and what was written after it was looked."""
-        holder, saved = locks.lock_holder(self.path), self.saved_steps()
+        holder, saved = self.elsewhere or locks.lock_holder(self.path), self.saved_steps()
         return state_of(self.status(), holder, saved[-1] if saved else 0)
 
     def write_status(self, phase: Phase, **details: Any) -> None:
@@ -309,32 +346,8 @@ class RunDirectory:
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete training state, in ascending order."""
-        return _steps_in(self.states)
+        return steps_in(self.states)
 
     def sampled_steps(self) -> list[int]:
         """Steps with previews, in ascending order."""
-        return _steps_in(self.samples)
-
-
-def _require_empty(path: Path) -> None:
-    """Make sure that nobody's files are in the way; what a killed process left is none."""
-    try:
-        entries = list(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
-    except OSError:
-        return  # whoever writes there meets the same fault and reports it
-    leftovers = temporary_names.partial_files_in(path)
-    if all(entry in leftovers or locks.is_of_locks(entry) for entry in entries):
-        return
-    raise RunError(
-        f"{path} is already there and not empty; nothing in it was touched. Choose another "
-        f"output_dir, delete it, or continue it with: {command('resume', path)}"
-    )
-
-
-def _steps_in(folder: Path) -> list[int]:
-    try:
-        names = os.listdir(folder)
-    except OSError:  # it is not there, or not to be read
-        return []
-    matches = (_STEP_NAME.fullmatch(name) for name in names)
-    return sorted(int(match[1]) for match in matches if match)
+        return steps_in(self.samples)

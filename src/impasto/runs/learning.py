@@ -218,7 +218,7 @@ def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
     unsure = {record for record, told in best.items() if "step" not in told}
     known = [record for record in models.get("written", []) if record not in unsure]
     found = (_checkpoint(run.at(record), status, best.get(record)) for record in known)
-    there = (checkpoint for checkpoint in found if checkpoint.path.exists())
+    there = (checkpoint for checkpoint in found if run.has(checkpoint.path))
     return sorted(there, key=lambda c: (c.step is None, c.step or 0, c.path))
 
 

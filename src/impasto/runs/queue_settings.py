@@ -10,6 +10,7 @@ import tomli_w
 
 from impasto.errors import ConfigError
 from impasto.parsing import is_text, parse_toml
+from impasto.remote_paths import is_remote, shown
 
 _OUTPUT_LINE = re.compile(r"^[ \t]*output_dir[ \t]*=.*$", re.MULTILINE)
 _FIRST_TABLE = re.compile(r"^[ \t]*\[", re.MULTILINE)
@@ -19,13 +20,18 @@ def output_of(text: str) -> str:
     """The `output_dir` of settings, as it is written there.
 
     Raises:
-        ConfigError: They are no TOML, or name none.
+        ConfigError: They are no TOML, or name none, or one in an object store.
     """
     output = _parsed(text).get("output_dir")
     if not isinstance(output, str) or not output.strip() or "\0" in output:
         raise ConfigError(
             "The settings have no output_dir. Each job needs one: the folder that its run is "
             'written into, as in output_dir = "runs/my-style".'
+        )
+    if is_remote(output):
+        raise ConfigError(
+            f"output_dir is {shown(output)}, in an object store; a queue looks at the runs of its "
+            f"jobs on a disk. Give a folder, or start the run with impasto train."
         )
     return output
 

@@ -160,7 +160,7 @@ class RunState:
             found.append(f"loss {status['loss']:.4f}")
         return found
 
-    def sentence(self, path: Path) -> str:
+    def sentence(self, path: Path | str) -> str:
         """The state in a sentence or three, with what to do where something is to be done."""
         words, message = f"This run {_SENTENCES[self.state]}", str(self.status.get("message", ""))
         if self.total_steps is not None and not message:

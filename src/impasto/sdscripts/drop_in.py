@@ -82,10 +82,9 @@ def _train(script: Script, flags: dict[str, Any], console: Console) -> None:
     for notice in translation.notices:
         console.note(notice)
     try:
-        done = trainer.train(config, console)
+        finish(lambda: trainer.train(config, console), console)
     except OtherFamilyError as error:
         raise in_terms_of(script, error) from error
-    finish(done, console)
 
 
 def _resume(script: Script, resumed: str, flags: dict[str, Any], console: Console) -> None:
@@ -99,12 +98,12 @@ def _resume(script: Script, resumed: str, flags: dict[str, Any], console: Consol
         config, notices = resumed_config(script, run, flags, **_machine()) if flags else (None, [])
     if config is None:
         console.note(f"Continuing {run.path} as its config.toml says.")
-        finish(trainer.resume(run.path, console), console)
+        finish(lambda: trainer.resume(run.path, console), console)
         return
     for notice in notices:
         console.note(notice)
     console.note(f"Continuing {run.path} with the flags that are given, and else as it was.")
-    finish(trainer.resume(run.path, console, changed=config), console)
+    finish(lambda: trainer.resume(run.path, console, changed=config), console)
 
 
 def _machine() -> dict[str, Any]:

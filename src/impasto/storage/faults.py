@@ -86,7 +86,8 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
                    f"Set them as for its own programs: {_VARIABLES[scheme]}"),
         (_NO_BUCKET, f"there is no bucket {bucket}. Check its name{elsewhere}"),
         (_DENIED, "the credentials in the environment do not permit this. Reading takes the right "
-                  "to list the bucket and to get objects, caches also that to put and to delete"),
+                  "to list the bucket and to get objects, caches and runs also that to put and to "
+                  "delete"),
         (_BUSY, f"the store is too busy, also after all retries{retries}. Start again later; "
                 "what is done is kept"),
     ):  # fmt: skip

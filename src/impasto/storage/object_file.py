@@ -47,6 +47,15 @@ class ObjectFile:
         self._at += len(part)
         return part
 
+    def readline(self, size: int = -1) -> bytes:
+        """Read to the end of a line, as Pillow does where it looks for formats made of lines."""
+        end = self._content.find(b"\n", self._at)
+        if end < 0:
+            self._complete()
+            end = self._content.find(b"\n", self._at)
+        length = (end if end >= 0 else len(self._content) - 1) + 1 - self._at
+        return self.read(max(0, length if size is None or size < 0 else min(length, size)))
+
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         """Go somewhere; the end is that of the whole object."""
         if whence == os.SEEK_END:

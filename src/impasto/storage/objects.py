@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import StorageError
+from impasto.progress import Advance
 from impasto.remote_paths import key_of, scheme_of, shown
 from impasto.storage.faults import fault_of, names_of, told
 
@@ -70,7 +71,7 @@ def find(folder: Path) -> Found:
     """
     try:
         with told(folder):
-            listed = _filesystem(folder).find(key_of(folder), detail=True)
+            listed = filesystem_of(folder).find(key_of(folder), detail=True)
     except FileNotFoundError:
         listed = {}
     if not listed:
@@ -102,7 +103,7 @@ def _require_bucket(folder: Path) -> None:
         return
     bucket = key_of(folder).split("/")[0]
     try:
-        _filesystem(folder).info(bucket)
+        filesystem_of(folder).info(bucket)
     except FileNotFoundError as error:
         if "Forbidden" not in names_of(error):
             raise StorageError(
@@ -120,7 +121,7 @@ def look_up(place: Path) -> Stored | None:
     """
     try:
         with told(place):
-            info = _filesystem(place).info(key_of(place))
+            info = filesystem_of(place).info(key_of(place))
     except FileNotFoundError:
         return None
     return _stored(info) if info.get("type") == "file" else None
@@ -136,7 +137,7 @@ def read(place: Path, start: int = 0, end: int | None = None) -> bytes:
     bounds = {} if start == 0 and end is None else {"start": start, "end": end}
     try:
         with told(place):
-            return bytes(_filesystem(place).cat_file(key_of(place), **bounds))
+            return bytes(filesystem_of(place).cat_file(key_of(place), **bounds))
     except OSError as error:
         if _is_empty(error, start):
             return b""
@@ -172,7 +173,7 @@ def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
         return []
     first = ranges[0][0]
     with told(first):
-        filesystem = _filesystem(first)
+        filesystem = filesystem_of(first)
         parts = filesystem.cat_ranges(
             [key_of(place) for place, _, _ in ranges],
             [start for _, start, _ in ranges],
@@ -213,21 +214,38 @@ def download(place: Path, file: Path, size: int) -> None:
 _COPIED_AT_ONCE = 32 << 20
 
 
-def upload(file: Path, place: Path) -> Stored:
+def upload(file: Path, place: Path, advance: Advance | None = None) -> Stored:
     """Put a file of this machine into the store; it appears there whole or not at all.
 
+    Args:
+        file: The file.
+        place: Where to; an object that is there is replaced.
+        advance: Is told the number of bytes that have been sent.
+
     Raises:
-        OSError: The file cannot be read.
+        OSError: The file cannot be read, or the store took only a part.
         StorageError: The store cannot be used.
     """
+    told_of = {} if advance is None else {"callback": _counting(advance)}
     with told(place):
-        _filesystem(place).put_file(str(file), key_of(place))
+        filesystem_of(place).put_file(str(file), key_of(place), **told_of)
     stored = look_up(place)
     size = file.stat().st_size
     if stored is None or stored.size != size:
         found = 0 if stored is None else stored.size
         raise OSError(errno.EIO, f"took {found} of {size} bytes", shown(place))
     return stored
+
+
+def _counting(advance: Advance) -> Any:
+    """What fsspec tells of an upload, as a number of bytes."""
+    from fsspec.callbacks import Callback
+
+    class Counting(Callback):  # type: ignore[misc,unused-ignore]
+        def relative_update(self, inc: int = 1) -> None:
+            advance(inc)
+
+    return Counting()
 
 
 def remove(place: Path) -> None:
@@ -237,7 +255,7 @@ def remove(place: Path) -> None:
         StorageError: The store cannot be used.
     """
     with contextlib.suppress(FileNotFoundError), told(place):
-        _filesystem(place).rm_file(key_of(place))
+        filesystem_of(place).rm_file(key_of(place))
 
 
 def require_writable(folder: Path) -> None:
@@ -248,7 +266,7 @@ def require_writable(folder: Path) -> None:
     """
     probe = folder / f".writable-{os.getpid()}-{os.urandom(4).hex()}"
     with told(folder):
-        _filesystem(folder).pipe_file(key_of(probe), b"impasto")
+        filesystem_of(folder).pipe_file(key_of(probe), b"impasto")
     remove(probe)
 
 
@@ -279,7 +297,7 @@ def _at_once(places: Sequence[Path], size: int | None) -> list[bytes | OSError]:
     if not places:
         return []
     with told(places[0]):
-        parts = _filesystem(places[0]).cat_ranges(
+        parts = filesystem_of(places[0]).cat_ranges(
             [key_of(place) for place in places],
             [None if size is None else 0] * len(places),
             [size] * len(places),
@@ -311,7 +329,7 @@ def _stored(info: Mapping[str, Any]) -> Stored:
     return Stored(int(info.get("size") or 0), int.from_bytes(digest[:8], "big") >> 2)
 
 
-def _filesystem(place: Path) -> Any:
+def filesystem_of(place: Path) -> Any:
     """The filesystem of fsspec for a place, of this process."""
     name = (os.getpid(), scheme_of(place))
     with _MAKING:

@@ -18,6 +18,7 @@ from impasto.config.run import RunConfig
 from impasto.config.tree import Setting, all_sections, all_settings
 from impasto.errors import ConfigError, RunError
 from impasto.files import is_inside
+from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
 
 USUAL = (
@@ -77,7 +78,7 @@ def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
     """
     tree, faults = tree_of(of_chosen_kinds(fields))
     output_dir = tree.get("output_dir")
-    if isinstance(output_dir, str) and output_dir.strip():
+    if isinstance(output_dir, str) and output_dir.strip() and not is_remote(output_dir):
         tree["output_dir"] = str(run_folders[0] / output_dir)  # an absolute one stays as it is
     config = None
     try:
@@ -161,6 +162,8 @@ def _control(setting: Setting) -> str:
 
 def _fault_of_place(config: RunConfig, run_folders: list[Path]) -> str:
     """Why the run directory cannot be that of a run of the studio; empty if it can."""
+    if is_remote(config.output_dir):
+        return "It is in an object store; the studio shows runs of folders of this machine"
     place = config.output_dir.absolute()
     if not any(is_inside(place, folder) and place != folder for folder in run_folders):
         names = ", ".join(map(str, run_folders))

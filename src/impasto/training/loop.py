@@ -272,7 +272,7 @@ class TrainingLoop:
             raise Interrupted(
                 f"{done} of {counted(total, 'steps are')} done, and the state is saved. "
                 "Continue with: "
-                f"{command('resume', self._run.path)}",
+                f"{command('resume', self._run.address)}",
                 stopping,
             )
 
@@ -325,10 +325,10 @@ class TrainingLoop:
             return 0
         if state.step > self._session.total_steps:
             raise RunError(
-                f"{self._run.path} has done {counted(state.step, 'steps')}, and its settings say "
-                f"{self._session.total_steps} in all. A run can be made longer, not shorter: raise "
-                f"training.max_steps or max_epochs in its config.toml. Models on the way are those "
-                f"of saving.model_every_steps."
+                f"{self._run.address} has done {counted(state.step, 'steps')}, and its settings "
+                f"say {self._session.total_steps} in all. A run can be made longer, not shorter: "
+                f"raise training.max_steps or max_epochs in its config.toml. Models on the way are "
+                f"those of saving.model_every_steps."
             )
         self._pauses.best = state.best_validation
         self._window = state.window

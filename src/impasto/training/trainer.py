@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -14,14 +15,17 @@ from impasto.config.compatibility import require_compatible
 from impasto.config.differences import changed_settings
 from impasto.config.load import dump_toml, load_begun_config
 from impasto.config.run import RunConfig
+from impasto.data.process_group import ProcessGroup
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey, require_sources, survey
 from impasto.datasets.distributed import ending_together, process_group
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
+from impasto.remote_paths import is_remote
 from impasto.runs import Phase, RunDirectory
 from impasto.runs.preparing import forget_preparing, note_preparing
+from impasto.runs.remote.local_folders import place_of, working_folder
 from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.training.build import build_session
 from impasto.training.devices import (
@@ -38,6 +42,7 @@ from impasto.training.model_files import planned_models
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.overrides import Overrides
+from impasto.training.placing import Home, open_beside, placed
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.resolve import resolve_settings
@@ -69,6 +74,8 @@ def train(
     overrides = overrides or Overrides()
     overrides.require_fitting(config)
     require_machine(config)
+    place = config.output_dir if is_remote(config.output_dir) else None
+    config = placed(config)
     began = time.perf_counter()
     accelerator = build_accelerator()
     group = process_group(accelerator)
@@ -78,7 +85,8 @@ def train(
         stop = held.enter_context(_signals(accelerator, told))
         if accelerator.is_main_process:
             with ending_together(group):
-                run = held.enter_context(RunDirectory.begun(config.output_dir))
+                home = Home(held, place, _spoken_by(accelerator, events), is_new=True)
+                run = home.named(held.enter_context(RunDirectory.begun(config.output_dir)))
             commands = _listening(held, run, stop, told)
         try:
             with _explain_exits(accelerator, _NOT_BEGUN), ending_together(group):
@@ -104,7 +112,7 @@ def train(
                     told.open(run)
                 config = settings_of_first(group, config) or config
                 if not accelerator.is_main_process:
-                    run = RunDirectory(config.output_dir)
+                    run = replace(RunDirectory(config.output_dir), place=place)
                 _use_cache(held, config, run, accelerator, told)
                 session = _prepare(run, config, accelerator, told, overrides, known)
         except ImpastoError:
@@ -112,6 +120,8 @@ def train(
                 told.log.drop()
                 run.discard()
             raise
+        if accelerator.is_main_process:
+            home.begin()
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
@@ -135,17 +145,15 @@ def resume(
             or another process is training it.
     """
     path = Path(path)
-    with failing_together() as group:
-        run = RunDirectory(path)
-        if group is None or group.rank == 0:
-            config = changed or _resumable_config(path)
-            require_machine(config)
-        if group is not None:
-            received = settings_of_first(group, config if group.rank == 0 else None)
-            if received is None:
-                return run
-            config = received.model_copy(update={"output_dir": path})
-            require_machine(config)
+    place = place_of(path)
+    folder = path if place is None else working_folder(place)
+    run = replace(RunDirectory(folder), place=place)
+    config = None
+    if place is None:
+        with failing_together() as early:
+            config = _settings_to_resume(run, changed, early)
+        if config is None:
+            return run
     accelerator = build_accelerator()
     group = process_group(accelerator)
     told = RecordedEvents(_spoken_by(accelerator, events))
@@ -153,13 +161,21 @@ def resume(
     began = time.perf_counter()
     with contextlib.ExitStack() as held:
         stop = held.enter_context(_signals(accelerator, told))
-        if accelerator.is_main_process:
-            run = held.enter_context(run.held())
-            commands = _listening(held, run, stop, told)
-            told.open(run)
+        with ending_together(group):
+            if accelerator.is_main_process:
+                home = Home(held, place, _spoken_by(accelerator, events), is_new=False)
+            if place is not None:
+                config = _settings_to_resume(run, changed, group)
+            if config is None:
+                return run
+            if accelerator.is_main_process:
+                run = home.named(held.enter_context(run.held()))
+                commands = _listening(held, run, stop, told)
+                told.open(run)
+                home.begin()
         with (
             _writing_end(accelerator, run),
-            _explain_exits(accelerator, f"Its states are untouched. {_go_on(path)}"),
+            _explain_exits(accelerator, f"Its states are untouched. {_go_on(run)}"),
             ending_together(group),
         ):
             _use_cache(held, config, run, accelerator, told)
@@ -170,19 +186,45 @@ def resume(
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
-def _resumable_config(path: Path) -> RunConfig:
+def _settings_to_resume(
+    run: RunDirectory, changed: RunConfig | None, group: ProcessGroup | None
+) -> RunConfig | None:
+    """The settings of a run that goes on, as its first process reads them; None if it is finished.
+
+    Args:
+        run: The run.
+        changed: Settings in the place of its own.
+        group: All processes, each of which calls this; None for one alone.
+
+    Raises:
+        RunError: There is no run, or nothing to continue it from.
+    """
+    own = None
+    if group is None or group.rank == 0:
+        own = changed or _resumable_config(run)
+        require_machine(own)
+    config = own if group is None else settings_of_first(group, own)
+    if config is None:
+        return None
+    config = config.model_copy(update={"output_dir": run.path})
+    require_machine(config)
+    return config
+
+
+def _resumable_config(run: RunDirectory) -> RunConfig:
     """The settings of a run that can be continued.
 
     Raises:
         RunError: There is no run, or nothing to continue it from.
     """
-    run = RunDirectory.open(path)
-    if run.status().get("phase") == "finished" and not run.saved_steps():
+    found = open_beside(run.path, run.place)
+    if found.status().get("phase") == "finished" and not found.saved_steps():
         raise RunError(
-            f"{path} is finished and its states are gone (saving.keep_final_state = false), so it "
-            f"cannot be made longer. Start a new run from its model, {run.exported_model()}."
+            f"{run.address} is finished and its states are gone (saving.keep_final_state = false), "
+            f"so it cannot be made longer. Start a new run from its model, "
+            f"{found.exported_model()}."
         )
-    return load_begun_config(run.config_file).model_copy(update={"output_dir": path})
+    return load_begun_config(found.config_file)
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
@@ -193,8 +235,8 @@ def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> Train
 _NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same command again."
 
 
-def _go_on(path: Path) -> str:
-    return f"Continue with: {command('resume', path)}"
+def _go_on(run: RunDirectory) -> str:
+    return f"Continue with: {command('resume', run.address)}"
 
 
 def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
@@ -247,7 +289,8 @@ def _explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
 
 def _write_settings(run: RunDirectory, config: RunConfig) -> None:
     """The settings, and which are not as usual, for reports, which do not know the usual ones."""
-    files.write_text(run.config_file, dump_toml(config))
+    belongs = config if run.place is None else config.model_copy(update={"output_dir": run.place})
+    files.write_text(run.config_file, dump_toml(belongs))
     files.write_json(run.path / CHANGED_SETTINGS, {"paths": list(changed_settings(config))})
 
 
@@ -298,7 +341,7 @@ def _run(
     commands: CommandListener | None,
 ) -> RunDirectory:
     shown = events if session.accelerator.is_main_process else SilentEvents()
-    then = f"What came after the newest state is not saved. {_go_on(run.path)}"
+    then = f"What came after the newest state is not saved. {_go_on(run)}"
     try:
         with _writing_end(session.accelerator, run), _explain_exits(session.accelerator, then):
             TrainingLoop(session, run, shown, preparing_s, stop, commands).train()

@@ -70,7 +70,7 @@ class Failures:
             step: Steps that were applied before it.
             fault: What is known of it.
         """
-        what = f"To continue from the newest state before it: {command('resume', self.run.path)}"
+        what = f"To continue from the newest state before it: {command('resume', self.run.address)}"
         if fault.weights_intact:
             self.save(step)
             place = self.run.states / step_name(step)
@@ -126,7 +126,7 @@ class Failures:
                 self.optimizer.zero_grad()
                 saved = self._saved(done.step)
             raise DatasetError(
-                f"{error} {saved or _NEWEST}. Continue with: {command('resume', self.run.path)}"
+                f"{error} {saved or _NEWEST}. Continue with: {command('resume', self.run.address)}"
             ) from error
 
     @contextlib.contextmanager
@@ -148,7 +148,7 @@ class Failures:
                 raise RunError(
                     f"Another process of this run ended in step {step + 1}, so this one stops; "
                     f"its own message says why. Continue from the newest state with the same "
-                    f"launcher: {command('resume', self.run.path)}"
+                    f"launcher: {command('resume', self.run.address)}"
                 ) from error
             raise
 
@@ -158,7 +158,7 @@ class Failures:
         return RunError(
             f"While {doing}, training.cuda_graphs step could not record the step: {error}. "
             f'{then}. Set training.cuda_graphs to "off" in its config.toml, and continue with: '
-            f"{command('resume', self.run.path)}"
+            f"{command('resume', self.run.address)}"
         )
 
     def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
@@ -168,7 +168,7 @@ class Failures:
             self.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            resume = command("resume", self.run.path)
+            resume = command("resume", self.run.address)
             then = f"To continue from the newest state of the first process: {resume}"
             # the others are in the middle of their step: none is waited for
             if self.accelerator.is_main_process and not self.strategy.is_sharded:

@@ -15,7 +15,9 @@ from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
+from impasto.remote_paths import COPIES_VARIABLE
 from impasto.runs import RunDirectory
+from impasto.runs.remote.local_folders import is_working_folder
 from impasto.training.model_files import model_bytes
 from impasto.training.optim.posthoc import TRACKED
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
@@ -90,10 +92,14 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
     run = config.output_dir
     models = config.saving.model_dir or run
     needs = {run: plan.run_bytes}
+    is_sent = is_working_folder(run)  # what is being sent to a store is kept until it is there
+    if is_sent:
+        needs[run] += plan.states * plan.state_bytes
     if _device_of(models) == _device_of(run):
         needs[run] += plan.models_bytes
     else:
         needs[models] = plan.models_bytes
+    choice = f"folder for copies ({COPIES_VARIABLE})" if is_sent else "output_dir"
     for place, needed in needs.items():
         own = (_bytes_below(run / name) for name in _own_folders(run))
         free = free_bytes(place) + sum(own)
@@ -104,7 +110,7 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
                 f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}"
                 f"{_words_of_averages(plan)}. "
                 f"Nothing was begun. Free some space, keep less (saving.keep_states, "
-                f"saving.keep_models), or choose another output_dir."
+                f"saving.keep_models), or choose another {choice}."
             )
 
 

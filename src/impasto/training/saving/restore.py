@@ -78,17 +78,18 @@ def _restored(folder: Path, resumable: SessionState, progress: Progress) -> Trai
 def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: Progress) -> int:
     """The step of the newest whole state, past damaged ones; 0 where there is no state."""
     steps = run.saved_steps()
-    for number, step in enumerate(reversed(steps)):
+    while steps:
+        step = steps.pop()
         folder = run.states / step_name(step)
         try:
             load_state(folder, fingerprint, progress)
         except DamagedStateError as error:
-            older = steps[: len(steps) - number - 1]
-            if not older:
+            steps = steps or (run.older() if run.older is not None else [])
+            if not steps:
                 raise _all_damaged(run, error) from error
             progress.note(
                 f"{error} It is kept as {_set_aside(folder).name}; continuing from the state "
-                f"before, {step_name(older[-1])}."
+                f"before, {step_name(steps[-1])}."
             )
         else:
             return step

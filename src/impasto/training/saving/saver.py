@@ -131,7 +131,7 @@ class Saver:
                 f"though every loss and gradient was finite: optimizer.kind "
                 f"{optimizer.kind} made them so. No state was written. Lower "
                 f"optimizer.lr (it is {optimizer.lr:g}). To continue from the "
-                f"newest state before: {command('resume', self._run.path)}"
+                f"newest state before: {command('resume', self._run.address)}"
             )
 
     def store_start(self, step: int, averages: Mapping[float, EmaWeights]) -> None:

@@ -1,0 +1,34 @@
+"""`impasto send`: puts the rest of a run into its object store."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.argument("run", metavar="URL", type=click.Path(path_type=Path))
+def send(run: Path) -> None:
+    """Put into its object store what this machine has of the run URL and the store has not.
+
+    For a run that ended while its store could not be used. Nothing is trained. Of a finished run
+    nothing is kept on this machine then.
+    """
+    from impasto.cli.console import Console
+    from impasto.errors import ConfigError
+    from impasto.remote_paths import shown
+    from impasto.runs import RunDirectory
+    from impasto.runs.remote.local_folders import place_of, working_folder
+    from impasto.runs.remote.run_in_store import let_go, require_place, send_again
+
+    place = place_of(run)
+    if place is None:
+        raise ConfigError(
+            f"{run} is no run in an object store; expected its URL, as in s3://bucket/run."
+        )
+    require_place(place)
+    console = Console()
+    send_again(place, console)
+    let_go(RunDirectory(working_folder(place), place=place))
+    console.note(f"All of the run is in {shown(place)}.")

@@ -1,0 +1,271 @@
+"""Brings a run, or a model, from a store to this machine: to go on with it, or to read it."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from impasto import files, locks, presence
+from impasto.errors import ModelError, RunError
+from impasto.parsing import parse_toml, read_object
+from impasto.progress import Progress, SilentProgress, in_mib
+from impasto.remote_paths import shown
+from impasto.runs.remote.contents import (
+    OWNERS,
+    SETTINGS,
+    is_of_models,
+    is_safe,
+    state_of_key,
+    whole_states,
+)
+from impasto.runs.remote.local_folders import home_of, reading_folder, working_folder
+from impasto.runs.remote.ownership import Ownership, newest_owner
+from impasto.runs.remote.record import SentRecord, signature_of
+from impasto.runs.remote.sending import Sender
+from impasto.runs.steps import step_in, step_name
+from impasto.storage import copies, objects
+from impasto.storage.objects import Stored
+
+_FETCHED = "fetched.json"
+Listed = Mapping[str, Stored]
+
+
+def list_run(place: Path) -> dict[str, Stored]:
+    """All objects of a run, without those of who writes it.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    found = objects.find(place).objects
+    return {k: stored for k, stored in found.items() if not k.startswith((f"{OWNERS}/", "."))}
+
+
+def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRecord:
+    """Have the working folder of a run as the store has it, or as this machine left it.
+
+    What this machine wrote last stays as it is, and is sent where it was not. Else everything comes
+    but older states and what training does not need: models, unless some are to be removed
+    (`saving.keep_models`), and stored averages.
+
+    Args:
+        place: The run.
+        owner: This process's turn at it.
+        progress: Is shown how far it is.
+
+    Raises:
+        OSError: An object came only in part.
+        RunError: There is no run.
+        StorageError: The store cannot be used, or the disk is full.
+    """
+    folder, record = working_folder(place), SentRecord.read(place)
+    is_here = presence.is_file(folder / SETTINGS)
+    is_newest = is_here and record.owner == owner.before
+    if is_newest:  # at once: if something fails from here on, it is still this machine's
+        record.owner = owner.number
+        record.write()
+    listed = list_run(place)
+    if is_newest:
+        _take_settings(folder, record, listed)
+        record.compare(listed)
+        return record
+    if SETTINGS not in listed:
+        raise RunError(
+            f"{shown(place)} is not a run directory (no {SETTINGS} in it). Give the URL that a "
+            f"training run had as its output_dir."
+        )
+    if is_here:
+        _set_aside(folder, record, progress)
+    shutil.rmtree(folder, ignore_errors=True)
+    steps = whole_states(listed)
+    keeps_models = _keeps_models(objects.read(place / SETTINGS))
+    wanted = {
+        key: stored
+        for key, stored in listed.items()
+        if _is_needed(key, steps[-1] if steps else 0, keeps_models=keeps_models)
+    }
+    fresh = SentRecord(place)
+    _fetch(place, folder, wanted, progress, fresh)
+    fresh.left = [key for key in listed if key not in wanted]
+    return fresh
+
+
+def _take_settings(folder: Path, record: SentRecord, listed: Listed) -> None:
+    """Fetch settings that were changed in the store since they were sent, and not here."""
+    sent, there = record.sent.get(SETTINGS), listed.get(SETTINGS)
+    if sent is None or there is None or there.identity == sent[1]:
+        return
+    if signature_of(folder / SETTINGS) == sent[0]:
+        copies.fetch_to(record.place / SETTINGS, folder / SETTINGS, there.size)
+        record.sent[SETTINGS] = (signature_of(folder / SETTINGS), there.identity)
+
+
+def fetch_older_state(record: SentRecord, progress: Progress) -> list[int]:
+    """Fetch the newest state of those that were left in the store, where later ones are damaged.
+
+    Returns:
+        Its step; nothing where there is none.
+
+    Raises:
+        OSError: An object came only in part.
+        StorageError: The store cannot be used, or the disk is full.
+    """
+    with record.lock:
+        step = max(whole_states(record.left), default=0)
+        own = {key for key in record.left if state_of_key(key) == step}
+        if not step or not own:
+            return []
+        listed = {key: stored for key, stored in list_run(record.place).items() if key in own}
+        _fetch(record.place, working_folder(record.place), listed, progress, record)
+        record.left = [key for key in record.left if key not in own]
+        record.write()
+    return [step]
+
+
+def is_here(place: Path) -> bool:
+    """Whether this machine was the last that wrote a run, and still has it.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    if not presence.is_file(working_folder(place) / SETTINGS):
+        return False
+    owner = newest_owner(place)
+    return SentRecord.read(place).owner == (0 if owner is None else owner.number)
+
+
+def _set_aside(folder: Path, record: SentRecord, progress: Progress) -> None:
+    """Keep what another machine's going on has left behind, where not all of it was sent."""
+    if not Sender(folder, record).unsent():
+        return
+    target = presence.free_place(home_of(record.place) / "kept" / folder.name)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files.rename(folder, target)
+    progress.note(
+        f"{shown(record.place)} was continued elsewhere since this machine had it last. What was "
+        f"not sent from here is kept in {target}."
+    )
+
+
+def _is_needed(key: str, newest: int, *, keeps_models: bool) -> bool:
+    if not is_safe(key):
+        return False
+    if key.startswith("states/"):
+        return state_of_key(key) == newest
+    return keeps_models if is_of_models(key) else not key.startswith("averages")
+
+
+def _keeps_models(settings: bytes) -> bool:
+    """Whether the run removes models that it has exported before."""
+    try:
+        return bool(parse_toml(settings.decode("utf-8")).get("saving", {}).get("keep_models"))
+    except (ValueError, AttributeError):
+        return True
+
+
+def _fetch(
+    place: Path, folder: Path, wanted: Listed, progress: Progress, record: SentRecord
+) -> None:
+    """Fetch objects; the settings last, so that a folder with them is whole."""
+    size = sum(stored.size for stored in wanted.values())
+    with progress.stage(f"Fetching {shown(place)}", size >> 20 or 1, "MiB") as advance:
+        count = in_mib(advance)
+        for key in sorted(wanted, key=lambda key: (key == SETTINGS, key)):
+            stored = wanted[key]
+            copies.fetch_to(place / key, folder / key, stored.size)
+            record.sent[key] = (signature_of(folder / key), stored.identity)
+            count(stored.size)
+
+
+def fetch_to_read(
+    place: Path,
+    is_wanted: Callable[[str], bool],
+    progress: Progress | None = None,
+    listed: Listed | None = None,
+    own: Path | None = None,
+) -> Path:
+    """A copy of what is in a folder of a store, for reading; what is here already stays.
+
+    Each file is whole, with as many bytes as the store said.
+
+    Args:
+        place: A run, or a model that is a folder.
+        is_wanted: Which keys below it come.
+        progress: Is shown how far it is.
+        listed: All its objects, where they were listed already.
+        own: Under which name it is kept, if not as `place`.
+
+    Raises:
+        OSError: An object came only in part.
+        StorageError: The store cannot be used, or the disk is full.
+    """
+    folder, home = reading_folder(own or place), home_of(own or place)
+    home.mkdir(parents=True, exist_ok=True)
+    progress = progress or SilentProgress()
+    waiter = locks.LockWaiter(progress.note, f"fetching {shown(place)}")
+    with locks.FolderLock(home, f"fetching {shown(place)}", waiter, ".fetch.lock"):
+        listed = list_run(place) if listed is None else listed
+        wanted = {k: s for k, s in listed.items() if is_safe(k) and is_wanted(k)}
+        had = read_object(home / _FETCHED) or {}
+        stale = {
+            key: stored
+            for key, stored in wanted.items()
+            if had.get(key) != stored.identity or not _is_whole(folder / key, stored)
+        }
+        for key in had:
+            if key not in listed and is_safe(key):
+                (folder / key).unlink(missing_ok=True)
+        if stale:
+            _fetch(place, folder, stale, progress, SentRecord(place))
+            kept = {key: identity for key, identity in had.items() if key in listed}
+            fetched = {key: stored.identity for key, stored in stale.items()}
+            files.write_json(home / _FETCHED, {**kept, **fetched}, durable=False)
+        _name_states(folder / "states", whole_states(listed))
+    return folder
+
+
+def _is_whole(file: Path, stored: Stored) -> bool:
+    return presence.is_file(file) and file.stat().st_size == stored.size
+
+
+def _name_states(folder: Path, steps: list[int]) -> None:
+    """Have folders of the names of states, which is all that whoever reads asks of them."""
+    for step in steps:
+        (folder / step_name(step)).mkdir(parents=True, exist_ok=True)
+    if folder.is_dir():
+        for entry in folder.iterdir():
+            if entry.is_dir() and step_in(entry.name) not in steps:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def fetch_model(place: Path, progress: Progress | None = None) -> Path:
+    """A copy of a model in a store: a file, a Diffusers folder, or a run, whose model comes too.
+
+    Raises:
+        ModelError: There is nothing, or it came only in part.
+        StorageError: The store cannot be used, or the disk is full.
+    """
+    try:
+        stored = objects.look_up(place)
+        if stored is not None and is_safe(place.name):
+            only = {place.name: stored}
+            return fetch_to_read(place.parent, is_safe, progress, only, place) / place.name
+        listed = list_run(place)
+        if not listed:
+            raise ModelError(
+                f"The model {shown(place)} is not there. Give the URL of a .safetensors or .ckpt "
+                f"file, of a Diffusers folder (the one with model_index.json in it), or of a run."
+            )
+        if SETTINGS not in listed:
+            return fetch_to_read(place, is_safe, progress, listed)
+        if is_here(place):
+            return working_folder(place)
+        return fetch_to_read(place, _is_of_finished_run, progress, listed)
+    except OSError as error:
+        raise ModelError(
+            f"The model {shown(place)} could not be fetched: {error.strerror or error}. Try again."
+        ) from error
+
+
+def _is_of_finished_run(key: str) -> bool:
+    return "/" not in key or key.startswith("export/")

@@ -1,0 +1,226 @@
+"""Which process may write a run in a store: one at a time, by numbered turns.
+
+`owners/00000003.json` below the run is the third turn at writing it. A process takes the next
+number, which the store gives to one alone (`storage/claims.py`), and says every minute that it
+lives by putting its file again. The highest number owns the run; who finds a higher one than its
+own stops. So nothing is ever removed to take a run over, and two that find the same dead owner
+cannot both get the next turn. The scheme is that of Morling, "Leader Election With S3 Conditional
+Writes" (2024); such numbers are known as fencing tokens (Kleppmann, "How to do distributed
+locking", 2016).
+
+What this rests on is that a listing shows what was put before it, as S3's have since 2020, and
+Google's. In a store that does not, or that knows no conditional writes, two machines that begin
+within the same seconds notice each other only with the next sign of life, a minute later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from impasto import files
+from impasto.errors import RunError, StorageError
+from impasto.owners import ProcessIdentity, current_process, parse_process_token
+from impasto.parsing import parse_json
+from impasto.remote_paths import shown
+from impasto.runs.remote.contents import OWNERS
+from impasto.storage import claims, objects
+
+BEAT_S = 60.0
+"""Seconds between two signs of life."""
+
+STALE_S = 300.0
+"""Seconds without a sign after which an owner on another machine counts as ended."""
+
+
+_HELD: set[str] = set()
+"""What marks the turns that this process has now."""
+
+
+@dataclass(frozen=True)
+class Owner:
+    """Who has, or had, the newest turn at writing a run, as the store says.
+
+    Attributes:
+        number: The turn.
+        text: Its file as it is.
+        process: The process; None where the file is damaged.
+        host: The name of its machine.
+        since: When it began, for people.
+        has_ended: Whether it has let the run go.
+    """
+
+    number: int
+    text: str
+    process: ProcessIdentity | None
+    host: str
+    since: str
+    has_ended: bool
+
+    @property
+    def words(self) -> str:
+        """Who it is, for a message."""
+        if self.process is None:
+            return "a process of which the store says nothing more"
+        return f"process {self.process.pid} on {self.host}, since {self.since}"
+
+
+def newest_owner(place: Path) -> Owner | None:
+    """Who has, or had, the newest turn; None where nobody ever wrote the run.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    number = _newest_number(place)
+    if number == 0:
+        return None
+    try:
+        text = objects.read(_file_of(place, number)).decode("utf-8", "replace")
+    except FileNotFoundError:
+        text = ""
+    except OSError as error:
+        raise StorageError(f"{shown(place)}: its owner cannot be read: {error}.") from error
+    try:
+        said = parse_json(text)
+        process = parse_process_token(str(said["process"]))
+        host, since = str(said["host"])[:100], str(said["since"])[:100]
+        return Owner(number, text, process, host, since, said.get("ended") is True)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return Owner(number, text, None, "", "", has_ended=False)
+
+
+def is_alive(place: Path, owner: Owner) -> bool:
+    """Whether an owner has to be reckoned with.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    if owner.has_ended:
+        return False
+    if owner.process == current_process() and not any(own in owner.text for own in _HELD):
+        return False  # this process has let it go, and could not say so
+    running = owner.process.is_running() if owner.process is not None else None
+    return _age_s(place, owner) < STALE_S if running is None else running
+
+
+class Ownership:
+    """This process's turn at writing a run; signs of life go out while it is entered.
+
+    Args:
+        place: The run.
+
+    Raises:
+        RunError: Another process has the run, or was faster.
+        StorageError: The store cannot be used.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        before = newest_owner(place)
+        if before is not None and is_alive(place, before):
+            raise RunError(_taken(place, before))
+        self.number = 1 if before is None else before.number + 1
+        self.before = 0 if before is None else before.number
+        self._said = {
+            "process": current_process().token,
+            "host": socket.gethostname(),
+            "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "random": os.urandom(8).hex(),
+        }
+        if not claims.create(_file_of(place, self.number), self._content()):
+            raise RunError(
+                f"Another process has just begun to write {shown(place)}. Nothing was changed."
+            )
+        _HELD.add(self._said["random"])
+        self._ended = threading.Event()
+        self._taken_by = ""
+        self._seen_at = time.monotonic()
+        self._looking = threading.Lock()
+
+    def __enter__(self) -> Ownership:
+        threading.Thread(target=self._beat, name="owner", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the run go; a store that does not answer just now takes it for ended later."""
+        self._ended.set()
+        _HELD.discard(self._said["random"])
+        with self._looking, contextlib.suppress(StorageError, OSError):
+            if not self._taken_by and self._find_another() == "":
+                claims.write(_file_of(self._place, self.number), self._content(ended=True))
+
+    def taken_over(self) -> str:
+        """Who has taken the run over meanwhile; empty where nobody has, as far as was looked."""
+        return self._taken_by
+
+    def require_fresh(self) -> None:
+        """Look again where the last look is long ago, before anything is put or removed.
+
+        Raises:
+            StorageError: The store cannot be used.
+        """
+        if time.monotonic() - self._seen_at > STALE_S / 2:
+            self.look()
+
+    def look(self) -> None:
+        """Give a sign of life, unless another process has taken the run over.
+
+        Raises:
+            StorageError: The store cannot be used.
+        """
+        with self._looking:
+            self._taken_by = self._taken_by or self._find_another()
+            if not self._taken_by and not self._ended.is_set():
+                claims.write(_file_of(self._place, self.number), self._content())
+                self._seen_at = time.monotonic()
+
+    def _find_another(self) -> str:
+        found = newest_owner(self._place)
+        if found is None:  # somebody has removed the run in the store
+            return ""
+        is_own = found.number == self.number and self._said["random"] in found.text
+        return "" if is_own or found.number < self.number else found.words
+
+    def _content(self, *, ended: bool = False) -> bytes:
+        return files.json_text({**self._said, "ended": ended}, indent=1).encode()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            with contextlib.suppress(StorageError, OSError):  # the next one may get through
+                self.look()
+            if self._taken_by:
+                return
+
+
+def _taken(place: Path, owner: Owner) -> str:
+    words = f"{shown(place)} is being written just now by {owner.words}. Nothing was changed."
+    if owner.process is not None and owner.process.is_here:
+        return f"{words} Wait until it has ended, or stop it with Ctrl-C where it runs."
+    return (
+        f"{words} If it has ended without a word, it counts as ended once it has given no sign in "
+        f"the store for {STALE_S / 60:.0f} minutes; then the same command goes on."
+    )
+
+
+def _age_s(place: Path, owner: Owner) -> float:
+    """Seconds since an owner gave a sign of life, by the store's clock."""
+    touched = claims.modified_at(_file_of(place, owner.number))
+    return STALE_S if touched is None else claims.clock_of(place / OWNERS) - touched
+
+
+def _newest_number(place: Path) -> int:
+    names = (key.removesuffix(".json") for key in objects.find(place / OWNERS).objects)
+    return max((int(name) for name in names if _is_number(name)), default=0)
+
+
+def _is_number(name: str) -> bool:
+    return len(name) == 8 and name.isascii() and name.isdigit()
+
+
+def _file_of(place: Path, number: int) -> Path:
+    return place / OWNERS / f"{number:08d}.json"

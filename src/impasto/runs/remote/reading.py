@@ -1,0 +1,128 @@
+"""Opens a run for whoever looks at it, wherever it is: on a disk, or fetched from a store."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from impasto.errors import RunError, StorageError
+from impasto.locks import LockHolder
+from impasto.progress import Progress
+from impasto.remote_paths import is_remote, shown
+from impasto.runs.directory import RunDirectory
+from impasto.runs.remote.contents import SETTINGS, is_among, is_of_models
+from impasto.runs.remote.fetching import fetch_to_read, is_here, list_run
+from impasto.runs.remote.local_folders import place_of, working_folder
+from impasto.runs.remote.ownership import Owner, is_alive, newest_owner
+from impasto.runs.remote.record import SentRecord
+from impasto.runs.remote.run_in_store import require_place
+from impasto.storage import objects
+
+
+def is_of_pages(key: str) -> bool:
+    """Whether a key is of what shows a run: its small files and previews, and no weights."""
+    return not key.startswith(("states/", "averages", "tensorboard/")) and not is_of_models(key)
+
+
+def is_not_of_states(key: str) -> bool:
+    """Whether a key is of what a run has made; states only serve to go on."""
+    return not key.startswith("states/")
+
+
+def is_of_publishing(key: str) -> bool:
+    """Whether a key is of what is published of a run: its finished model, and what shows it."""
+    return key.startswith("export/") or is_of_pages(key)
+
+
+def open_run(
+    path: Path,
+    progress: Progress | None = None,
+    is_wanted: Callable[[str], bool] = is_of_pages,
+) -> RunDirectory:
+    """Open a run to read it; one in a store is fetched, unless this machine has it as it is.
+
+    Args:
+        path: Its directory, or its URL.
+        progress: Is shown how far fetching is.
+        is_wanted: Which keys of a run in a store come.
+
+    Raises:
+        ConfigError: The URL has credentials in it.
+        RunError: There is no run.
+        StorageError: The store cannot be used, or the disk is full.
+    """
+    place = place_of(path)
+    if place is None:
+        return RunDirectory.open(path)
+    require_place(place)
+    if is_here(place):
+        left = SentRecord.read(place).left
+        return RunDirectory(
+            working_folder(place), place=place, in_store=lambda key: is_among(key, left)
+        )
+    listed = list_run(place)
+    if SETTINGS not in listed:
+        raise RunError(
+            f"{shown(place)} is not a run directory (no {SETTINGS} in it). Give the URL that a "
+            f"training run had as its output_dir."
+        )
+    try:
+        folder = fetch_to_read(place, is_wanted, progress, listed)
+    except OSError as error:
+        raise StorageError(
+            f"{shown(place)} could not be fetched: {error.strerror or error}. Try again."
+        ) from error
+    run = RunDirectory(folder, place=place, in_store=lambda key: is_among(key, listed))
+    owner = newest_owner(place)
+    if owner is None or not is_alive(place, owner):
+        return run
+    return replace(run, elsewhere=_holder(owner))
+
+
+def settings_file_of(source: str | Path) -> Path:
+    """Where the settings of a run are on this machine, fetched from its store; or are not.
+
+    Args:
+        source: A run, by its directory or URL, or anything else, such as a model file.
+
+    Raises:
+        StorageError: The store cannot be used, or the disk is full.
+    """
+    if not is_remote(source):
+        return RunDirectory(Path(source).expanduser()).config_file
+    place = Path(source)
+    if objects.look_up(place / SETTINGS) is None:
+        return working_folder(place) / SETTINGS
+    return open_run(place).config_file
+
+
+def _holder(owner: Owner) -> LockHolder:
+    """The process that writes a run in a store, as one that holds a directory."""
+    return LockHolder(owner.text, owner.process, owner.host, owner.since, "training", 0.0)
+
+
+def put_report(run: RunDirectory) -> None:
+    """Put the report of a run into its store, if that is where it belongs.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    if run.place is not None:
+        with contextlib.suppress(FileNotFoundError):
+            objects.upload(run.report, run.place / run.report.name)
+
+
+def require_here(run: RunDirectory) -> None:
+    """Make sure that a run is trained on this machine, whose processes alone hear commands.
+
+    Raises:
+        RunError: It is trained on another.
+    """
+    if run.elsewhere is not None:
+        raise RunError(
+            f"{run.address} is trained on {run.elsewhere.host}, and commands to a run are heard on "
+            f"its own machine alone. This one is {socket.gethostname()}."
+        )

@@ -1,0 +1,89 @@
+"""What of a run is in the store: remembered on this machine, so that nothing is sent twice."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from impasto import files
+from impasto.parsing import read_object
+from impasto.remote_paths import shown
+from impasto.runs.remote.local_folders import RECORD, home_of
+from impasto.storage.objects import Stored
+
+Signature = tuple[int, int]
+"""Bytes and time of change, in nanoseconds, of a file."""
+
+
+@dataclass
+class SentRecord:
+    """What this machine knows of a run in a store.
+
+    Attributes:
+        place: The run.
+        owner: The number of this machine's turn at writing it (`ownership.py`); 0 without one.
+        sent: Key below the run -> signature of the file that is there under it, and the identity
+            that the store gave it.
+        left: Keys that are in the store and were not fetched.
+        is_all_there: Whether all that was in the working folder at its end has been sent.
+        lock: Held by whoever sends or fetches.
+    """
+
+    place: Path
+    owner: int = 0
+    sent: dict[str, tuple[Signature, int]] = field(default_factory=dict)
+    left: list[str] = field(default_factory=list)
+    is_all_there: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
+
+    @classmethod
+    def read(cls, place: Path) -> SentRecord:
+        """What was remembered; as good as nothing where that is damaged."""
+        said = read_object(home_of(place) / RECORD) or {}
+        try:
+            if said.get("place") != shown(place):
+                return cls(place)
+            sent = {str(k): ((int(s), int(m)), int(i)) for k, (s, m, i) in said["sent"].items()}
+            left = [str(key) for key in said["left"]]
+            return cls(place, int(said["owner"]), sent, left, bool(said["is_all_there"]))
+        except (KeyError, TypeError, ValueError, AttributeError):
+            return cls(place)
+
+    def write(self) -> None:
+        """Remember it.
+
+        Raises:
+            StorageError: The disk is full, or the folder cannot be written.
+        """
+        content: dict[str, Any] = {
+            "place": shown(self.place),
+            "owner": self.owner,
+            "is_all_there": self.is_all_there,
+            "left": self.left,
+            "sent": {key: [*signature, said] for key, (signature, said) in self.sent.items()},
+        }
+        files.write_json(home_of(self.place) / RECORD, content, durable=False)
+
+    def compare(self, listed: dict[str, Stored]) -> None:
+        """Forget what the store does not have, or has otherwise; note what only the store has.
+
+        A killed process may have put more than it has remembered.
+        """
+        self.sent = {
+            key: (signature, identity)
+            for key, (signature, identity) in self.sent.items()
+            if key in listed and listed[key] == Stored(signature[0], identity)
+        }
+        self.left = [key for key in listed if key not in self.sent]
+
+
+def signature_of(file: Path) -> Signature:
+    """What tells whether a file has changed.
+
+    Raises:
+        OSError: It is gone.
+    """
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns

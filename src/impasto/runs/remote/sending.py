@@ -1,0 +1,279 @@
+"""Puts what is finished in the working folder of a run into its store: all of a thing or nothing.
+
+Files are sent from hard links of theirs, so that training may replace and remove them meanwhile,
+and a slow store always ends what it has begun. A disk without hard links has them copied.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from impasto import temporary_names
+from impasto.errors import StorageError
+from impasto.parsing import read_object
+from impasto.progress import Advance, counted, size_words
+from impasto.remote_paths import shown
+from impasto.runs.remote.contents import (
+    FOLDER_MARK,
+    MODELS_RECORD,
+    SETTINGS,
+    STATE_MARK,
+    TURNS,
+    Thing,
+    is_of_models,
+    state_of_key,
+    things_in,
+    whole_states,
+)
+from impasto.runs.remote.local_folders import home_of
+from impasto.runs.remote.record import SentRecord, Signature, signature_of
+from impasto.storage import copies, objects
+
+LOGS_EVERY_S = 60.0
+"""Seconds at least between two times that logs and status are put, while a run goes on."""
+
+_SHARE_OF_TIME = 10
+"""Logs may take a tenth of the time: they are put whole each time, however long they are."""
+
+
+Held = dict[str, tuple[Path, Signature]]
+"""Key -> where its content is held, and the signature of the file that it is of."""
+
+_TURN_OF_STATES, _TURN_OF_MODELS = TURNS["states"], TURNS["models"]
+
+
+class SendingStopped(Exception):  # noqa: N818 - not an error, but what was asked for
+    """Sending was asked to stop between two files."""
+
+
+class Sender:
+    """Brings a run in a store up to date with its working folder, when it is asked to.
+
+    Args:
+        folder: The working folder.
+        record: What is in the store; kept up to date.
+        require_own: Is called before anything is put or removed; raises where that may not be.
+        should_stop: Whether to stop between two files.
+
+    Attributes:
+        advance: Is told the bytes that have been sent.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        record: SentRecord,
+        require_own: Callable[[], None] = lambda: None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self._folder, self._record = folder, record
+        self._place = record.place
+        self._require_own, self._should_stop = require_own, should_stop
+        self._logs_due = 0.0
+        self._began_with = max(whole_states(record.sent), default=0)
+        self.advance: Advance = lambda _: None
+        temporary_names.remove_leftovers(home_of(self._place))
+
+    def unsent(self) -> dict[str, int]:
+        """What is not in the store as it is here: key -> bytes."""
+        found = {}
+        for thing in things_in(self._folder):
+            for key in thing.files:
+                with contextlib.suppress(FileNotFoundError):
+                    signature = signature_of(self._folder / key)
+                    if not self._has(key, signature):
+                        found[key] = signature[0]
+        return found
+
+    def send(self, *, all_of_it: bool = False) -> None:
+        """Put what is new or has changed, then remove what is gone here.
+
+        Args:
+            all_of_it: Logs and status too, which else wait for their time or for a state.
+
+        Raises:
+            OSError: A file cannot be read, or came only in part.
+            RunError: Another process has taken the run over.
+            SendingStopped: It was asked to stop.
+            StorageError: The store cannot be used.
+        """
+        with self._record.lock:
+            self._send(all_of_it=all_of_it)
+
+    def _send(self, *, all_of_it: bool) -> None:
+        changed = [thing for thing in things_in(self._folder) if self._is_changed(thing)]
+        is_due = all_of_it or not all(thing.grows for thing in changed)
+        if not is_due and (not changed or time.monotonic() < self._logs_due):
+            return
+        began = time.monotonic()
+        sent = self._record.sent.copy()
+        try:
+            with contextlib.ExitStack() as held, copies.scratch(home_of(self._place)) as scratch:
+                self._put_all(held, scratch)
+            self._remove_gone()
+        finally:
+            if self._record.sent != sent:
+                self._record.write()
+        now = time.monotonic()
+        self._logs_due = now + max(LOGS_EVERY_S, _SHARE_OF_TIME * (now - began))
+
+    def _put_all(self, held: contextlib.ExitStack, scratch: Path) -> None:
+        """Put what has changed, in its order.
+
+        Files are held in the opposite order: what a record, status or state rests on was written
+        before it, so it is found by a look that comes after.
+        """
+        last = self._hold_all(held, scratch / "last", lambda turn: turn > _TURN_OF_MODELS)
+        states = self._hold_all(held, scratch / "states", lambda turn: turn == _TURN_OF_STATES)
+        number = 0
+        for thing in things_in(self._folder):
+            if thing.turn == _TURN_OF_STATES or thing.turn > _TURN_OF_MODELS:
+                continue
+            if thing.turn > _TURN_OF_STATES and states:
+                self._put_held(states)
+            if self._is_changed(thing):
+                number += 1
+                with self._held(thing, scratch / str(number)) as files_of:
+                    self._put(thing, files_of)
+        self._put_held(states)
+        self._put_held(last)
+
+    def _hold_all(
+        self, held: contextlib.ExitStack, scratch: Path, is_meant: Callable[[int], bool]
+    ) -> dict[Thing, Held]:
+        """Hold the things of some turns that have changed, for as long as the stack is open."""
+        scratch.mkdir()
+        changed = [t for t in things_in(self._folder) if is_meant(t.turn) and self._is_changed(t)]
+        return {
+            thing: held.enter_context(self._held(thing, scratch / str(number)))
+            for number, thing in enumerate(changed)
+        }
+
+    def _put_held(self, things: dict[Thing, Held]) -> None:
+        while things:
+            thing = next(iter(things))
+            self._put(thing, things.pop(thing))
+
+    def _is_changed(self, thing: Thing) -> bool:
+        try:
+            return not all(self._has(k, signature_of(self._folder / k)) for k in thing.files)
+        except FileNotFoundError:
+            return False  # it is being replaced, or gone: the next look tells
+
+    def _has(self, key: str, signature: Signature) -> bool:
+        return key in self._record.sent and self._record.sent[key][0] == signature
+
+    @contextlib.contextmanager
+    def _held(self, thing: Thing, scratch: Path) -> Iterator[Held]:
+        """The files of a thing as they are now, whatever becomes of them; none if it is gone."""
+        found: Held = {}
+        # Windows replaces no file of which a link is open
+        as_copy = thing.grows or (thing.turn == _TURN_OF_MODELS and os.name == "nt")
+        try:
+            scratch.mkdir()
+            for number, key in enumerate(thing.files):
+                own = scratch / str(number)
+                _hold(self._folder / key, own, as_copy=as_copy)
+                found[key] = (own, signature_of(self._folder / key))
+            if any(signature_of(self._folder / k) != found[k][1] for k in thing.files):
+                found = {}  # it was replaced meanwhile
+        except FileNotFoundError:
+            found = {}
+        try:
+            yield found
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _put(self, thing: Thing, held: Held) -> None:
+        """Put the files of a thing, its mark last; first what would make it look whole is gone."""
+        changed = [key for key in held if not self._has(key, held[key][1])]
+        if not changed:
+            return
+        if thing.turn == _TURN_OF_MODELS and any(key in self._record.sent for key in changed):
+            self._remove(MODELS_RECORD)  # which says of what step the best model is
+        if thing.mark is not None:
+            self._remove(thing.mark)
+            changed = [*(key for key in changed if key != thing.mark), thing.mark]
+            for key in self._below(thing.key):
+                if key not in held:
+                    self._remove(key)
+        for key in changed:
+            self._require()
+            file, signature = held[key]
+            stored = objects.upload(file, self._place / key, self.advance)
+            self._record.sent[key] = (signature, stored.identity)
+
+    def _remove_gone(self) -> None:
+        """Remove what was put and is gone here, marks first; states only when newer ones are there.
+
+        Where the working folder itself is gone, that says nothing.
+        """
+        local = {key for thing in things_in(self._folder) for key in thing.files}
+        if SETTINGS not in local:
+            return
+        kept = {step for step in map(state_of_key, local) if step is not None}
+        newest = max((s for s in whole_states(self._record.sent) if s in kept), default=0)
+        has_dropped = not kept and self._is_finished()
+        gone = [key for key in self._record.sent if key not in local]
+        if newest > self._began_with or has_dropped:
+            gone += [key for key in self._record.left if state_of_key(key) is not None]
+        gone = [key for key in gone if key not in local]
+        gone = [key for key in gone if has_dropped or (state_of_key(key) or 0) <= newest]
+        for key in sorted(gone, key=lambda key: (not _is_mark(key), key)):
+            self._remove(key)
+        self._record.left = [key for key in self._record.left if key not in gone]
+
+    def _is_finished(self) -> bool:
+        return (read_object(self._folder / "status.json") or {}).get("phase") == "finished"
+
+    def _below(self, folder: str) -> list[str]:
+        return [key for key in self._record.sent if key.startswith(f"{folder}/")]
+
+    def _remove(self, key: str) -> None:
+        self._require()
+        objects.remove(self._place / key)
+        self._record.sent.pop(key, None)
+
+    def _require(self) -> None:
+        if self._should_stop():
+            raise SendingStopped
+        self._require_own()
+
+
+def words_of_unsent(unsent: dict[str, int], place: Path) -> str:
+    """What is not in the store, in a few words."""
+    size = size_words(sum(unsent.values()))
+    return f"{counted(len(unsent), 'files')} ({size}) of the run are not in {shown(place)}"
+
+
+def _hold(file: Path, own: Path, *, as_copy: bool) -> None:
+    """Have the content of a file under another name, by a link where it is never written on.
+
+    Raises:
+        FileNotFoundError: It is gone.
+        StorageError: There is no room for a copy.
+    """
+    if not as_copy:
+        try:
+            os.link(file, own)
+        except FileNotFoundError:
+            raise
+        except (OSError, NotImplementedError):  # a disk without hard links, such as exFAT
+            pass
+        else:
+            return
+    try:
+        shutil.copyfile(file, own)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{file} could not be copied to be sent: {error.strerror}.") from error
+
+
+def _is_mark(key: str) -> bool:
+    return is_of_models(key) or key.endswith((f"/{STATE_MARK}", f"/{FOLDER_MARK}"))

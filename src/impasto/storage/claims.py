@@ -1,0 +1,82 @@
+"""Objects that only one may put, and the clock of a store: what locks between machines need.
+
+Conditional writes: "Conditional writes" in the S3 User Guide (`If-None-Match`), and "Request
+preconditions" in Google Cloud Storage's documentation (`ifGenerationMatch`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from impasto.errors import StorageError
+from impasto.remote_paths import key_of, shown
+from impasto.storage.faults import fault_of, names_of, told
+from impasto.storage.objects import filesystem_of, look_up, remove
+
+
+def write(place: Path, content: bytes) -> None:
+    """Put a few bytes into the store, whole.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    with told(place):
+        filesystem_of(place).pipe_file(key_of(place), content)
+
+
+def create(place: Path, content: bytes) -> bool:
+    """Put a few bytes where nothing is yet; False where something is.
+
+    S3 and Google's store decide that themselves (`If-None-Match: *`, `ifGenerationMatch=0`). Of
+    those that know no such condition, two that ask at the same moment may both be told True.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    if look_up(place) is not None:
+        return False
+    try:
+        filesystem_of(place).pipe_file(key_of(place), content, mode="create")
+    except Exception as error:  # each library raises classes of its own
+        names = names_of(error)
+        if names & _TAKEN:
+            return False
+        if not names & _KNOWS_NO_CONDITION:
+            raise fault_of(error, place) from error
+        write(place, content)
+    return True
+
+
+_TAKEN = {"FileExistsError", "PreconditionFailed", "ConditionalRequestConflict", "412"}
+_KNOWS_NO_CONDITION = {"NotImplemented", "NotImplementedError"}
+
+
+def modified_at(place: Path) -> float | None:
+    """When an object was put, in seconds since 1970 by the store's clock; None without one.
+
+    Raises:
+        StorageError: The store cannot be used.
+    """
+    try:
+        with told(place):
+            return float(filesystem_of(place).modified(key_of(place)).timestamp())
+    except FileNotFoundError:
+        return None
+
+
+def clock_of(folder: Path) -> float:
+    """What the clock of a store says, in seconds since 1970.
+
+    Raises:
+        StorageError: Nothing can be put below the folder.
+    """
+    probe = folder / f".clock-{os.getpid()}-{os.urandom(4).hex()}"
+    write(probe, b"impasto")
+    try:
+        moment = modified_at(probe)
+    finally:
+        remove(probe)
+    if moment is None:
+        raise StorageError(f"{shown(folder)}: what was just put there is not there.")
+    return moment
