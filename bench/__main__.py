@@ -36,6 +36,7 @@ from bench import (  # noqa: E402
     parts,
     peers,
     pictures,
+    quality,
     scale,
     startup,
     step,
@@ -67,6 +68,7 @@ LARGE: dict[str, Measure] = {
     "full": full.measure,
     "step": step.measure,
     "memory": memory.measure,
+    "quality": quality.measure,
     "scale": scale.measure,
     "ray": engines.measure,
 }
@@ -78,7 +80,9 @@ def main() -> None:
     names = [*PARTS, *LARGE, "peers"]
     parser.add_argument("parts", nargs="*", metavar="|".join(names))
     parser.add_argument("--scratch", type=Path, help="keep models and images in this folder")
-    parser.add_argument("--rows", default="", help="for `step`: only rows with this in their name")
+    parser.add_argument(
+        "--rows", default="", help="for `step`, `quality`: only rows with this in their name"
+    )
     parser.add_argument(
         "--minutes", type=float, default=1.0, help="for `studio`: how long its memory is watched"
     )
@@ -101,6 +105,7 @@ def main() -> None:
         **LARGE,
         "first-step": partial(first_step.measure, against=options.against),
         "step": partial(step.measure, wanted=options.rows),
+        "quality": partial(quality.measure, only=options.rows),
         "studio": partial(studio.measure, minutes=options.minutes),
         "peers": partial(
             peers.measure, checkouts=_checkouts(options), model=options.peer_model,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,7 @@ from impasto.invocation import command, quoted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.runs import RunDirectory
 
 SHOWN = 5  # images that captioner and tagger are shown
 
@@ -45,6 +47,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console.heading("Training")
     run = trainer.train(config, console)
     finish(run, console)
+    _tell_what_was_kept(run, config.previews.prompts, console)
     console.heading("The same with your own folder of images")
     console.note(
         "Put a text file with a few words beside each image (cat.jpg, cat.txt), then:\n\n"
@@ -72,6 +75,31 @@ def _suggest_commands(config_file: Path) -> list[str]:
         command("train", config_file, *sets),
         command("sample", "my-run", "a cat face", *size.split()),
     ]
+
+
+def _tell_what_was_kept(run: RunDirectory, prompts: Sequence[str], console: Console) -> None:
+    """How near the previews came to the style, and whether they still show what was asked for."""
+    from impasto.demo.evidence import read_evidence
+    from impasto.errors import MissingDependencyError
+
+    try:
+        found = read_evidence(run, prompts, console)
+    except MissingDependencyError:  # which was said ahead of training
+        return
+    if found is None:
+        return
+    console.heading("The first and the last previews, by the tagger")
+    console.table(
+        {
+            f"After {each.step:,} steps": f"{each.recognised} of {each.asked} things recognised, "
+            f"kernel distance {each.distance:.2f} to the held-out drawings"
+            for each in found
+        }
+    )
+    console.paragraph(
+        "A lower distance is a style that is nearer. The prompts name things that no training "
+        "image shows: the fewer of them are recognised, the more was forgotten."
+    )
 
 
 def _tell_what_is_seen(console: Console) -> None:

@@ -1,0 +1,167 @@
+"""What `bench quality` found, as numbers with errors, as a table and as a sheet of samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+from bench.quality_job import Place, mean_and_error, names_of, read_result
+from bench.quality_rows import BASE, MERGES, PRESET, REFERENCE, Row
+from impasto.progress import counted
+from impasto.sampling.sheet import draw_sheet
+
+MEASURES: dict[str, tuple[str, int]] = {
+    "validation_loss": ("validation loss", -1),
+    "kernel_distance": ("kernel distance", -1),
+    "frechet_distance": ("Fréchet distance", -1),
+    "image_similarity": ("similarity to the real image", 1),
+    "prompt_tags": ("things recognised", 1),
+    "authentic": ("authentic", 0),
+}
+"""Measure -> what it is called, and which way is better: 1 up, -1 down, 0 neither."""
+
+SHOWN = (3, 6, 10)
+"""Held-out things on the sheet, by their numbers."""
+
+
+def gather(place: Place, wanted: Sequence[Row]) -> dict[str, dict[str, Any]]:
+    """Name of a row -> of each measure its mean, error, and paired difference from the reference.
+
+    The difference is None for the reference, for a single seed, and where it was not measured.
+    """
+    names = [name for row in wanted for name in names_of(row)]
+    numbers = {
+        name: {
+            seed: result["numbers"]
+            for seed in place.setup.seeds
+            if (result := read_result(place, name, seed)) is not None
+        }
+        for name in names
+    }
+    reference = numbers.get(REFERENCE, {})
+    return {
+        name: {key: _summary(key, numbers[name], reference) for key in MEASURES}
+        for name in names
+        if numbers[name]
+    }
+
+
+def _summary(
+    key: str, own: dict[int, dict[str, Any]], reference: dict[int, dict[str, Any]]
+) -> dict[str, Any]:
+    values = {seed: found[key] for seed, found in own.items() if found.get(key) is not None}
+    if not values:
+        return {"mean": None}
+    mean, error = mean_and_error(list(values.values()))
+    differences = [
+        value - reference[seed][key]
+        for seed, value in values.items()
+        if seed in reference and own is not reference
+    ]
+    summary = {"mean": mean, "error": _number(error), "seeds": sorted(values)}
+    if len(differences) > 1:
+        shift, of_shift = mean_and_error(differences)
+        summary |= {"difference": shift, "difference_error": _number(of_shift)}
+    return summary
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def as_markdown(found: dict[str, dict[str, Any]]) -> str:
+    """The table of RESULTS.md: each cell a mean with its error; a sign where it differs.
+
+    A plus is better and a minus worse than the reference by more than two errors of the paired
+    difference; for measures without a good direction there is none.
+    """
+    lines = [
+        "| | " + " | ".join(title for title, _ in MEASURES.values()) + " |",
+        "|---" * (len(MEASURES) + 1) + "|",
+    ]
+    for name, numbers in found.items():
+        cells = [_cell(key, numbers[key]) for key in MEASURES]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(key: str, summary: dict[str, Any]) -> str:
+    if summary["mean"] is None:
+        return "–"
+    error = summary["error"]
+    shown = _shown(summary["mean"]) + ("" if error is None else f" ± {_shown(error)}")
+    return f"{shown} {_sign(key, summary)}".strip()
+
+
+def _sign(key: str, summary: dict[str, Any]) -> str:
+    """`+` for better, `-` for worse, nothing within two errors of the paired difference."""
+    better = MEASURES[key][1]
+    difference, error = summary.get("difference"), summary.get("difference_error")
+    if not better or difference is None or error is None or abs(difference) <= 2 * error:
+        return ""
+    return "(+)" if difference * better > 0 else "(-)"
+
+
+def _shown(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+
+
+def told(numbers: dict[str, Any]) -> str:
+    """A row on one line."""
+    return ", ".join(f"{MEASURES[key][0]} {_cell(key, of)}" for key, of in numbers.items())
+
+
+def draw_samples(place: Place, names: Sequence[str]) -> Any:
+    """A sheet: rows of the table down, some held-out things across, of the first seed."""
+    seed = place.setup.seeds[0]
+    cells, labels = {}, []
+    for name in names:
+        result = read_result(place, name, seed)
+        if result is None:
+            continue
+        for column, thing in enumerate(SHOWN):
+            file = result["samples"][thing * place.setup.per_prompt]
+            cells[len(labels), column] = place.folder / file
+        labels.append(name)
+    return draw_sheet(cells, labels)
+
+
+def at_equal_content(place: Place) -> dict[str, str]:
+    """The preset's style where it keeps as much content as the reference, in words.
+
+    Between the base model and the preset's result lie mixtures of both. The kernel distance is read
+    off between those two of them whose shares of things recognised are around the reference's, seed
+    by seed; seeds whose shares are beyond all of them are left out.
+    """
+    differences = []
+    for seed in place.setup.seeds:
+        found = [
+            read_result(place, name, seed) for name in (BASE, *MERGES.values(), PRESET, REFERENCE)
+        ]
+        if any(result is None for result in found):
+            continue
+        *way, reference = [result["numbers"] for result in found if result is not None]
+        distance = _distance_at(way, reference["prompt_tags"])
+        if distance is not None:
+            differences.append(distance - reference["kernel_distance"])
+    if not differences:
+        return {}
+    mean, error = mean_and_error(differences)
+    shown = "" if math.isnan(error) else f" ± {_shown(error)}"
+    name = "our preset mixed with the base model until it keeps what sd-scripts' defaults keep"
+    value = f"{mean:+.3g}{shown} ({counted(len(differences), 'seeds')})"
+    return {f"{name}: kernel distance less theirs": value}
+
+
+def _distance_at(way: Sequence[dict[str, Any]], share: float) -> float | None:
+    """The kernel distance at a share of things recognised, read off between models on a way."""
+    for near, far in pairwise(way):
+        high, low = near["prompt_tags"], far["prompt_tags"]
+        if low <= share <= high:
+            part = 0.0 if high == low else (high - share) / (high - low)
+            return float(
+                near["kernel_distance"] + part * (far["kernel_distance"] - near["kernel_distance"])
+            )
+    return None
