@@ -31,7 +31,7 @@ BASE, PRESET = "base model", "our preset"
 REFERENCE = "sd-scripts' defaults"
 """What differences are taken from."""
 
-MERGES = {ratio: f"merged with the base, {ratio}" for ratio in (0.25, 0.5, 0.75)}
+MERGES = {ratio: f"merged with the base, {ratio}" for ratio in (0.25, 0.5, 0.75, 0.875)}
 """Ratios of the preset's result in a mixture with the base model -> what the mixture is called."""
 
 Way = Literal["none", "plain", "sd-scripts", "preset"]
@@ -88,11 +88,11 @@ class Setup:
         prior: Images that the base model draws for the rows that have them.
     """
 
-    steps: int = 60
+    steps: int = 80
     batch: int = 4
     seeds: tuple[int, ...] = (1, 2, 3)
     per_prompt: int = 2
-    drawing_steps: int = 15
+    drawing_steps: int = 12
     prior: int = 64
 
 
@@ -115,6 +115,7 @@ def rows(setup: Setup) -> tuple[Row, ...]:
             Derived("post-hoc EMA", lengths=(0.05, 0.1, 0.15, 0.25)),
             *(Derived(name, ratio=ratio) for ratio, name in MERGES.items()),
         )),
+        Row("rate * 0.8", "preset", rate=0.8),
         Row("rate * 0.4", "preset", rate=0.4),
         Row("EMA 0.95", "preset", changes={"training.ema_decay": 0.95}),
         Row("min-SNR 5", "preset", changes={"loss.min_snr_gamma": 5.0}),
@@ -148,7 +149,6 @@ def config_of(row: Row, setup: Setup, seed: int, out: Path, scratch: Path) -> Ru
     tree["seed"] = seed
     tree["dataset"]["cache_dir"] = str(scratch / "derived")
     put(tree, "training.fit_check", value=False)
-    put(tree, "training.channels_last", value=True)  # faster for the tiny model, the same numbers
     put(tree, "saving.state_every_steps", value=0)
     put(tree, "saving.keep_final_state", value=False)
     for path, value in row.changes.items():

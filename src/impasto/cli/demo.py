@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +11,7 @@ from impasto.invocation import command, quoted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.run import RunConfig
     from impasto.runs import RunDirectory
 
 SHOWN = 5  # images that captioner and tagger are shown
@@ -47,7 +47,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console.heading("Training")
     run = trainer.train(config, console)
     finish(run, console)
-    _tell_what_was_kept(run, config.previews.prompts, console)
+    _mix(run, config, console)
     console.heading("The same with your own folder of images")
     console.note(
         "Put a text file with a few words beside each image (cat.jpg, cat.txt), then:\n\n"
@@ -77,29 +77,36 @@ def _suggest_commands(config_file: Path) -> list[str]:
     ]
 
 
-def _tell_what_was_kept(run: RunDirectory, prompts: Sequence[str], console: Console) -> None:
-    """How near the previews came to the style, and whether they still show what was asked for."""
-    from impasto.demo.evidence import read_evidence
+def _mix(run: RunDirectory, config: RunConfig, console: Console) -> None:
+    """Mix the result with the base model, and tell what each draws; only the first process does."""
+    from impasto.demo.ending import RATIO, draw_previews, mix_with_base
+    from impasto.demo.evidence import look_at_drawings
     from impasto.errors import MissingDependencyError
+    from impasto.invocation import is_first_process
+    from impasto.runs import step_name
 
+    steps, prompts = run.sampled_steps(), config.previews.prompts
+    if not is_first_process() or config.method.kind != "full" or len(steps) < 2 or not prompts:
+        return
+    console.heading("Mixed with the base model, to keep what it knows")
+    model = mix_with_base(run, config, console)
+    folders = {
+        "the base model": run.samples / step_name(steps[0]),
+        f"the result of {steps[-1]:,} steps": run.samples / step_name(steps[-1]),
+        f"the mixture, {RATIO:.0%} result": draw_previews(model, config, console),
+    }
     try:
-        found = read_evidence(run, prompts, console)
+        found = look_at_drawings(folders, prompts, console)
     except MissingDependencyError:  # which was said ahead of training
-        return
-    if found is None:
-        return
-    console.heading("The first and the last previews, by the tagger")
-    console.table(
-        {
-            f"After {each.step:,} steps": f"{each.recognised} of {each.asked} things recognised, "
-            f"kernel distance {each.distance:.2f} to the held-out drawings"
-            for each in found
-        }
-    )
-    console.paragraph(
-        "A lower distance is a style that is nearer. The prompts name things that no training "
-        "image shows: the fewer of them are recognised, the more was forgotten."
-    )
+        found = {}
+    told = {name.capitalize(): str(each) for name, each in found.items()}
+    console.table({**told, "Model": str(model)})
+    if found:
+        console.paragraph(
+            "The kernel distance is to the held-out drawings, real ones in the style: lower is "
+            "nearer. The prompts name what no training image shows: what is not recognised was "
+            "forgotten."
+        )
 
 
 def _tell_what_is_seen(console: Console) -> None:
