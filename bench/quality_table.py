@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
+from PIL import Image
+
 from bench.quality_job import Place, mean_and_error, names_of, read_result
 from bench.quality_rows import BASE, MERGES, PRESET, REFERENCE, Row
 from impasto.progress import counted
@@ -22,8 +24,11 @@ MEASURES: dict[str, tuple[str, int]] = {
 }
 """Measure -> what it is called, and which way is better: 1 up, -1 down, 0 neither."""
 
-SHOWN = (3, 6, 10)
+SHOWN = (1, 3, 4, 6, 9, 10)
 """Held-out things on the sheet, by their numbers."""
+
+THUMBNAIL = 72
+"""Pixels a side of a drawing on the sheet."""
 
 
 def gather(place: Place, wanted: Sequence[Row]) -> dict[str, dict[str, Any]]:
@@ -116,14 +121,18 @@ def told(numbers: dict[str, Any]) -> str:
 def draw_samples(place: Place, names: Sequence[str]) -> Any:
     """A sheet: rows of the table down, some held-out things across, of the first seed."""
     seed = place.setup.seeds[0]
+    folder = place.folder / "thumbnails"
+    folder.mkdir(exist_ok=True)
     cells, labels = {}, []
     for name in names:
         result = read_result(place, name, seed)
         if result is None:
             continue
         for column, thing in enumerate(SHOWN):
-            file = result["samples"][thing * place.setup.per_prompt]
-            cells[len(labels), column] = place.folder / file
+            small = folder / f"{len(labels)}-{column}.png"
+            with Image.open(place.folder / result["samples"][thing * place.setup.per_prompt]) as of:
+                of.resize((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS).save(small)
+            cells[len(labels), column] = small
         labels.append(name)
     return draw_sheet(cells, labels)
 
