@@ -74,6 +74,11 @@ class Row:
     prior_weight: float | None = None
     derived: tuple[Derived, ...] = ()
 
+    @property
+    def chooses(self) -> bool:
+        """Whether something is chosen by the run's own validation loss."""
+        return any(derived.is_best or derived.lengths for derived in self.derived)
+
 
 @dataclass(frozen=True)
 class Setup:
@@ -114,6 +119,10 @@ def rows(setup: Setup) -> tuple[Row, ...]:
             Derived("our preset, its best model", is_best=True),
             Derived("post-hoc EMA", lengths=(0.05, 0.1, 0.15, 0.25)),
             *(Derived(name, ratio=ratio) for ratio, name in MERGES.items()),
+        )),
+        Row("rate * 2", "preset", rate=2.0, derived=tuple(
+            Derived(f"rate * 2, merged with the base, {ratio}", ratio=ratio)
+            for ratio in (0.5, 0.625, 0.75)
         )),
         Row("rate * 0.8", "preset", rate=0.8),
         Row("rate * 0.4", "preset", rate=0.4),
@@ -206,7 +215,7 @@ def _preset() -> dict[str, Any]:
 
 def _validate(tree: dict[str, Any], row: Row, setup: Setup) -> None:
     """Ten validations where something is chosen by them, as in the preset; else hardly any."""
-    if row.derived:
+    if row.chooses:
         tree["validation"]["every_steps"] = max(1, setup.steps // 10)
         put(tree, "training.posthoc_ema", value=True)
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -12,6 +12,7 @@ from PIL import Image
 from bench.quality_job import Place, mean_and_error, names_of, read_result
 from bench.quality_rows import BASE, MERGES, PRESET, REFERENCE, Row
 from impasto.progress import counted
+from impasto.runs.evidence import CONFIDENCE, t_tail
 from impasto.sampling.sheet import draw_sheet
 
 MEASURES: dict[str, tuple[str, int]] = {
@@ -60,15 +61,14 @@ def _summary(
     if not values:
         return {"mean": None}
     mean, error = mean_and_error(list(values.values()))
-    differences = [
-        value - reference[seed][key]
-        for seed, value in values.items()
-        if seed in reference and own is not reference
-    ]
+    paired = [s for s in values if s in reference and own is not reference]
+    differences = [values[seed] - reference[seed][key] for seed in paired]
     summary = {"mean": mean, "error": _number(error), "seeds": sorted(values)}
     if len(differences) > 1:
         shift, of_shift = mean_and_error(differences)
-        summary |= {"difference": shift, "difference_error": _number(of_shift)}
+        summary |= {
+            "paired": paired, "difference": shift, "difference_error": _number(of_shift)
+        }  # fmt: skip
     return summary
 
 
@@ -77,17 +77,21 @@ def _number(value: float) -> float | None:
 
 
 def as_markdown(found: dict[str, dict[str, Any]]) -> str:
-    """The table of RESULTS.md: each cell a mean with its error; a sign where it differs.
+    """Two tables: means with their errors, and differences from the reference with theirs.
 
-    A plus is better and a minus worse than the reference by more than two errors of the paired
-    difference; for measures without a good direction there is none.
+    A plus marks what is better than the reference and a minus what is worse, with a chance of error
+    of 5 % each by Student's t of the differences by seed.
     """
+    return f"{_table(found, _cell)}\nDifferences\n\n{_table(found, _difference)}"
+
+
+def _table(found: dict[str, dict[str, Any]], cell: Callable[[str, dict[str, Any]], str]) -> str:
     lines = [
         "| | " + " | ".join(title for title, _ in MEASURES.values()) + " |",
         "|---" * (len(MEASURES) + 1) + "|",
     ]
     for name, numbers in found.items():
-        cells = [_cell(key, numbers[key]) for key in MEASURES]
+        cells = [cell(key, numbers[key]) for key in MEASURES]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -95,22 +99,35 @@ def as_markdown(found: dict[str, dict[str, Any]]) -> str:
 def _cell(key: str, summary: dict[str, Any]) -> str:
     if summary["mean"] is None:
         return "–"
-    error = summary["error"]
-    shown = _shown(summary["mean"]) + ("" if error is None else f" ± {_shown(error)}")
+    return f"{_with_error(summary['mean'], summary['error'])} {_sign(key, summary)}".strip()
+
+
+def _difference(key: str, summary: dict[str, Any]) -> str:
+    if summary.get("difference") is None:
+        return "–"
+    shown = _with_error(summary["difference"], summary["difference_error"], sign="+")
     return f"{shown} {_sign(key, summary)}".strip()
 
 
 def _sign(key: str, summary: dict[str, Any]) -> str:
-    """`+` for better, `-` for worse, nothing within two errors of the paired difference."""
+    """`(+)` for better, `(-)` for worse, nothing within the noise."""
     better = MEASURES[key][1]
     difference, error = summary.get("difference"), summary.get("difference_error")
-    if not better or difference is None or error is None or abs(difference) <= 2 * error:
+    if not better or not difference or error is None:
+        return ""
+    degrees = len(summary["paired"]) - 1
+    chance = 2 * t_tail(abs(difference) / error, degrees) if error else 0.0
+    if chance > 1 - CONFIDENCE:
         return ""
     return "(+)" if difference * better > 0 else "(-)"
 
 
-def _shown(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
+def _with_error(value: float, error: float | None, sign: str = "") -> str:
+    """A number with its error, to two digits of the error and at most three behind the point."""
+    if error is None:
+        return f"{value:{sign}.3g}"
+    places = 3 if error == 0 else min(3, max(0, 1 - math.floor(math.log10(error))))
+    return f"{value:{sign}.{places}f} ± {error:.{places}f}"
 
 
 def told(numbers: dict[str, Any]) -> str:
@@ -158,9 +175,8 @@ def at_equal_content(place: Place) -> dict[str, str]:
     if not differences:
         return {}
     mean, error = mean_and_error(differences)
-    shown = "" if math.isnan(error) else f" ± {_shown(error)}"
     name = "our preset mixed with the base model until it keeps what sd-scripts' defaults keep"
-    value = f"{mean:+.3g}{shown} ({counted(len(differences), 'seeds')})"
+    value = f"{_with_error(mean, _number(error), sign='+')} ({counted(len(differences), 'seeds')})"
     return {f"{name}: kernel distance less theirs": value}
 
 

@@ -47,7 +47,7 @@ def test_an_option_is_the_preset_with_its_own_changes_alone(row, tmp_path):
     if row.rate != 1:
         assert found["optimizer.lr"] == pytest.approx(row.rate * preset["optimizer.lr"])
         differing.remove("optimizer.lr")
-    if row.derived:  # its run is validated for a best model, and keeps averages
+    if row.chooses:  # its run is validated for a best model, and keeps averages
         differing -= {path for path in differing if path.startswith(("validation.", "saving."))}
         differing.remove("training.posthoc_ema")
     if row.prior_weight is not None:
@@ -109,9 +109,20 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
     assert own["mean"] == pytest.approx(19.0)
     assert own["difference"] == pytest.approx(-1.0)
     assert own["difference_error"] == pytest.approx(0.1 / 3**0.5)
-    table = as_markdown(found).splitlines()
-    assert table[-1].split("|")[2].strip().endswith("(+)")  # lower is better
-    assert "(" not in table[-2]
+    means, differences = as_markdown(found).split("Differences")
+    assert "| other | 19.0 ± 5.7 (+) |" in means  # lower is better
+    assert f"| {REFERENCE} | 20.0 ± 5.8 | 1.000 ± 0.000 |" in means
+    assert "| other | -1.000 ± 0.058 (+) | +0.000 ± 0.000 |" in differences
+
+
+def test_a_difference_that_three_seeds_do_not_show_has_no_sign(tmp_path):
+    """Three errors from zero are a chance of 10 % for Student's t of two degrees of freedom."""
+    place = Place(tmp_path, Setup(seeds=(1, 2, 3)))
+    for seed, change in enumerate((-0.5, -1.0, -1.5), 1):
+        put_numbers(place, REFERENCE, seed, validation_loss=10.0)
+        put_numbers(place, "other", seed, validation_loss=10.0 + change)
+    found = gather(place, [BY_NAME[REFERENCE], Row("other", "plain")])
+    assert "| other | -1.00 ± 0.29 | +0.000" in as_markdown(found)
 
 
 def test_style_is_compared_where_as_much_is_kept(tmp_path):
