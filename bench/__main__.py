@@ -1,8 +1,9 @@
 """`python -m bench [PART ...]`: measure on this machine.
 
 Without names, all parts but the large ones are measured. The large ones take a full-size model: 20
-GB of memory, 15 GB of disk, and ten minutes each on two cores. On a GPU, `step` and `memory` tell
-images per second, the share of what matrix products reach, and the memory of the GPU.
+GB of memory, 15 GB of disk, and ten minutes each on two cores; but for `quality`, which takes the
+tiny model and half an hour. On a GPU, `step` and `memory` tell images per second, the share of what
+matrix products reach, and the memory of the GPU.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """

@@ -9,7 +9,6 @@ sd-scripts does by default. Writes `quality.md`, `quality.json` and a sheet into
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -61,7 +60,6 @@ def _run_jobs(place: Place, wanted: Sequence[Row]) -> None:
         for row, seed in jobs:
             run_job(place, row, seed)
         return
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the spawned processes, before they import torch
     began = time.monotonic()
     with ProcessPoolExecutor(
         workers, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)

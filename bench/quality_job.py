@@ -1,6 +1,7 @@
 """One training of `bench quality` with what is made of it, each model measured; kept as JSON.
 
-A result that is there is not made again, so a comparison that was stopped goes on.
+A result that is there is not made again, so a comparison that was stopped goes on. Whoever changes
+what a row does removes its results.
 """
 
 from __future__ import annotations
@@ -206,7 +207,7 @@ def _derived(run: RunDirectory, row: Row) -> Iterator[tuple[Derived, Path]]:
     """What is made of a finished run, one model after the other."""
     for derived in row.derived:
         target = run.path / f"{slug(derived.name)}.safetensors"
-        if derived.is_best:
+        if derived.is_best:  # a run without one leaves its last model alone
             yield derived, next(iter(run.path.glob("models/*-best.safetensors")), _exported(run))
         elif derived.ratio is not None:
             mixture = Mixture(

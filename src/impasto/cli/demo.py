@@ -86,15 +86,13 @@ def _mix(run: RunDirectory, config: RunConfig, console: Console) -> None:
     from impasto.runs import step_name
 
     steps, prompts = run.sampled_steps(), config.previews.prompts
-    if not is_first_process() or config.method.kind != "full" or len(steps) < 2 or not prompts:
+    if not is_first_process() or config.method.kind != "full" or not prompts:
         return
     console.heading("Mixed with the base model, to keep what it knows")
     model = mix_with_base(run, config, console)
-    folders = {
-        "the base model": run.samples / step_name(steps[0]),
-        f"the result of {steps[-1]:,} steps": run.samples / step_name(steps[-1]),
-        f"the mixture, {RATIO:.0%} result": draw_previews(model, config, console),
-    }
+    names = {0: "the base model", steps[-1]: f"the result of {steps[-1]:,} steps"}
+    folders = {n: run.samples / step_name(step) for step, n in names.items() if step in steps}
+    folders[f"the mixture, {RATIO:.0%} result"] = draw_previews(model, config, console)
     try:
         found = look_at_drawings(folders, prompts, console)
     except MissingDependencyError:  # which was said ahead of training
