@@ -1,8 +1,9 @@
 """`python -m bench [PART ...]`: measure on this machine.
 
 Without names, all parts but the large ones are measured. The large ones take a full-size model: 20
-GB of memory, 15 GB of disk, and ten minutes each on two cores. On a GPU, `step` and `memory` tell
-images per second, the share of what matrix products reach, and the memory of the GPU.
+GB of memory, 15 GB of disk, and ten minutes each on two cores; but for `quality`, which takes the
+tiny model and half an hour. On a GPU, `step` and `memory` tell images per second, the share of what
+matrix products reach, and the memory of the GPU.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """
@@ -36,6 +37,7 @@ from bench import (  # noqa: E402
     parts,
     peers,
     pictures,
+    quality,
     scale,
     startup,
     step,
@@ -67,6 +69,7 @@ LARGE: dict[str, Measure] = {
     "full": full.measure,
     "step": step.measure,
     "memory": memory.measure,
+    "quality": quality.measure,
     "scale": scale.measure,
     "ray": engines.measure,
 }
@@ -78,7 +81,9 @@ def main() -> None:
     names = [*PARTS, *LARGE, "peers"]
     parser.add_argument("parts", nargs="*", metavar="|".join(names))
     parser.add_argument("--scratch", type=Path, help="keep models and images in this folder")
-    parser.add_argument("--rows", default="", help="for `step`: only rows with this in their name")
+    parser.add_argument(
+        "--rows", default="", help="for `step`, `quality`: only rows with this in their name"
+    )
     parser.add_argument(
         "--minutes", type=float, default=1.0, help="for `studio`: how long its memory is watched"
     )
@@ -101,6 +106,7 @@ def main() -> None:
         **LARGE,
         "first-step": partial(first_step.measure, against=options.against),
         "step": partial(step.measure, wanted=options.rows),
+        "quality": partial(quality.measure, only=options.rows),
         "studio": partial(studio.measure, minutes=options.minutes),
         "peers": partial(
             peers.measure, checkouts=_checkouts(options), model=options.peer_model,

@@ -1,14 +1,17 @@
 """The embedded default: its size, its words, and the demo from the command line."""
 
 import json
+import re
 import tarfile
 
 import numpy as np
 import pytest
+import torch
 from conftest import impasto
 from PIL import Image
 
 from impasto.data.scan import scan_folder
+from impasto.demo.evidence import look_at_drawings
 from impasto.demo.recipe import (
     BASE_MODEL,
     CAPTIONER,
@@ -17,9 +20,11 @@ from impasto.demo.recipe import (
     PICTURES,
     TAGGER,
     demo_config,
+    held_out_captions,
 )
 from impasto.models.loading import load_base_model
 from impasto.presence import free_place
+from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 
@@ -78,11 +83,11 @@ def test_the_default_folder_is_never_taken(tmp_path):
 
 
 def test_the_demo_lowers_the_held_out_loss_and_names_what_it_made(tmp_path):
-    """An eighth of the real demo, on the real model and images."""
+    """A quarter of the real demo, on the real model and images."""
     run = tmp_path / "run"
     result = impasto(
-        "demo", "--out", run, "--set", "training.max_steps=30", "--set", "previews.steps=2",
-        "--set", "previews.every_steps=30", "--set", "validation.timesteps=4",
+        "demo", "--out", run, "--set", "training.max_steps=60", "--set", "previews.steps=2",
+        "--set", "previews.every_steps=60", "--set", "validation.timesteps=4",
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("impasto train") == 1
@@ -92,3 +97,36 @@ def test_the_demo_lowers_the_held_out_loss_and_names_what_it_made(tmp_path):
     assert losses[-1] < 0.7 * losses[0]
     settings = demo_config(run)
     assert len(settings.previews.prompts) == 12
+    seen = re.findall(r"^(.*?) +\d+ of 12 things recognised", result.stdout, re.MULTILINE)
+    assert seen == ["The base model", "The result of 60 steps", "The mixture, 80% result"]
+    values = [_first_weights(path) for path in _ends_and_mixture(run)]
+    torch.testing.assert_close(values[2], 0.2 * values[0] + 0.8 * values[1], rtol=0, atol=2e-3)
+    assert not torch.equal(values[2], values[1])
+
+
+def _ends_and_mixture(run):
+    return [BASE_MODEL, run / "export/run.safetensors", run / "mixed/run-mixed.safetensors"]
+
+
+def _first_weights(model):
+    return load_base_model(model).unet.conv_in.weight.detach()
+
+
+def drawn(folder, colour):
+    """Twelve drawings of one colour."""
+    folder.mkdir()
+    for number in range(12):
+        Image.new("RGB", (128, 128), colour).save(folder / f"{number:03d}.png")
+    return folder
+
+
+def test_real_drawings_are_recognised_and_plain_paper_is_not(tmp_path):
+    (tmp_path / "real").mkdir()
+    for number, picture in enumerate(sorted(HELD_OUT.glob("*.webp"))):
+        with Image.open(picture) as image:
+            image.save(tmp_path / "real" / f"{number:03d}.png")
+    folders = {"real": tmp_path / "real", "paper": drawn(tmp_path / "paper", "white")}
+    found = look_at_drawings(folders, held_out_captions(), SilentProgress())
+    assert (found["real"].recognised, found["real"].asked) == (12, 12)
+    assert found["paper"].recognised == 0
+    assert found["real"].distance < 1 < found["paper"].distance

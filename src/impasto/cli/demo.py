@@ -11,6 +11,8 @@ from impasto.invocation import command, quoted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
+    from impasto.config.run import RunConfig
+    from impasto.runs import RunDirectory
 
 SHOWN = 5  # images that captioner and tagger are shown
 
@@ -44,6 +46,7 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     _tell_what_is_seen(console)
     console.heading("Training")
     run = finish(lambda: trainer.train(config, console), console)
+    _mix(run, config, console)
     console.heading("The same with your own folder of images")
     console.note(
         "Put a text file with a few words beside each image (cat.jpg, cat.txt), then:\n\n"
@@ -71,6 +74,36 @@ def _suggest_commands(config_file: Path) -> list[str]:
         command("train", config_file, *sets),
         command("sample", "my-run", "a cat face", *size.split()),
     ]
+
+
+def _mix(run: RunDirectory, config: RunConfig, console: Console) -> None:
+    """Mix the result with the base model, and tell what each draws; only the first process does."""
+    from impasto.demo.ending import RATIO, draw_previews, mix_with_base
+    from impasto.demo.evidence import look_at_drawings
+    from impasto.errors import MissingDependencyError
+    from impasto.invocation import is_first_process
+    from impasto.runs import step_name
+
+    steps, prompts = run.sampled_steps(), config.previews.prompts
+    if not is_first_process() or config.method.kind != "full" or not prompts:
+        return
+    console.heading("Mixed with the base model, to keep what it knows")
+    model = mix_with_base(run, config, console)
+    names = {0: "the base model", steps[-1]: f"the result of {steps[-1]:,} steps"}
+    folders = {n: run.samples / step_name(step) for step, n in names.items() if step in steps}
+    folders[f"the mixture, {RATIO:.0%} result"] = draw_previews(model, config, console)
+    try:
+        found = look_at_drawings(folders, prompts, console)
+    except MissingDependencyError:  # which was said ahead of training
+        found = {}
+    told = {name.capitalize(): str(each) for name, each in found.items()}
+    console.table({**told, "Model": str(model)})
+    if found:
+        console.paragraph(
+            "The kernel distance is to the held-out drawings, real ones in the style: lower is "
+            "nearer. The prompts name what no training image shows: what is not recognised was "
+            "forgotten."
+        )
 
 
 def _tell_what_is_seen(console: Console) -> None:

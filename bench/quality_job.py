@@ -1,0 +1,242 @@
+"""One training of `bench quality` with what is made of it, each model measured; kept as JSON.
+
+A result that is there is not made again, so a comparison that was stopped goes on. Whoever changes
+what a row does removes its results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bench.quality_rows import Derived, Row, Setup, config_of, prior_folder, scale
+from impasto.data.scan import scan_folder
+from impasto.demo.recipe import BASE_MODEL, HELD_OUT, PICTURES, TAGGER, demo_config
+from impasto.evaluation.evaluate import Question, RealImages, evaluate
+from impasto.evaluation.looking import Picture
+from impasto.evaluation.networks import TaggerNetwork
+from impasto.evaluation.samples import Contestant, DrawSettings, open_contestant
+from impasto.models.hypernetwork import HypernetworkStack
+from impasto.models.loading import load_base_model
+from impasto.models.merging import Mixture, Output, merge_models
+from impasto.models.mixing import FORMULAS
+from impasto.models.opening import OpenOptions
+from impasto.parsing import parse_json, read_text
+from impasto.progress import SilentProgress
+from impasto.runs import RunDirectory
+from impasto.sampling.drawing import prepare_sampler
+from impasto.sampling.prior import PriorPlan, draw_missing, require_same_folder
+from impasto.sampling.prompts import Prompt
+from impasto.training.borrowing import borrowed_session, looking
+from impasto.training.devices import default_device, release_cached_memory
+from impasto.training.posthoc_models import make_averages, measure, write_average
+from impasto.training.trainer import train
+
+SIDE, GUIDANCE = 128, 2.0
+"""Pixels and guidance of what is drawn, as in the demo."""
+
+DRAWS_OF_LOSS = 8
+SEED_OF_LOSS = 1
+"""All models have the same noise and timesteps of the validation loss."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the models, samples and results of a comparison are.
+
+    Attributes:
+        scratch: A folder of its own.
+        setup: What all rows have.
+    """
+
+    scratch: Path
+    setup: Setup
+
+    @property
+    def folder(self) -> Path:
+        """The folder of results, which has another name for another setup or rate."""
+        setup = {**asdict(self.setup), "seeds": None, "scale": scale()}
+        text = json.dumps(setup, sort_keys=True)
+        return self.scratch / f"results-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
+
+    def result(self, name: str, seed: int) -> Path:
+        """The file with the numbers of a row."""
+        return self.folder / f"{slug(name)}-{seed}.json"
+
+
+def slug(name: str) -> str:
+    """The name of a row as that of a file."""
+    return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-")
+
+
+def names_of(row: Row) -> list[str]:
+    """The names of all results of a row."""
+    return [row.name, *(derived.name for derived in row.derived)]
+
+
+def read_result(place: Place, name: str, seed: int) -> dict[str, Any] | None:
+    """The numbers of a row, if they are there."""
+    file = place.result(name, seed)
+    return parse_json(read_text(file)) if file.is_file() else None
+
+
+def is_done(place: Place, row: Row, seed: int) -> bool:
+    """Whether all numbers of a row are there."""
+    return all(place.result(name, seed).is_file() for name in names_of(row))
+
+
+def run_job(place: Place, row: Row, seed: int) -> float:
+    """Train a row with a seed, measure what comes of it, and remove the models; seconds it took."""
+    began = time.perf_counter()
+    out = place.folder / "runs" / f"{slug(row.name)}-{seed}"
+    shutil.rmtree(out, ignore_errors=True)
+    if row.way == "none":
+        keep(place, row.name, seed, BASE_MODEL)
+        return time.perf_counter() - began
+    run = train(config_of(row, place.setup, seed, out, place.scratch))
+    keep(place, row.name, seed, _exported(run))
+    for derived, model in _derived(run, row):
+        keep(place, derived.name, seed, model)
+    shutil.rmtree(out, ignore_errors=True)
+    return time.perf_counter() - began
+
+
+def keep(place: Place, name: str, seed: int, model: Path) -> None:
+    """Measure a model, and write the numbers at once."""
+    if place.result(name, seed).is_file():
+        return
+    values = measure_model(place, model, f"{slug(name)}-{seed}", seed)
+    target = place.result(name, seed)
+    partial = target.with_suffix(".partial")
+    partial.write_text(json.dumps(values, indent=1), encoding="utf-8")
+    partial.replace(target)
+
+
+def measure_model(place: Place, model: Path, label: str, seed: int) -> dict[str, Any]:
+    """The validation loss of the held-out images, and what is measured of samples."""
+    loss = validation_loss(model, place.scratch)
+    contestant = open_contestant(str(model), label, OpenOptions(), SilentProgress())
+    answer = evaluate(
+        question(place.setup, seed),
+        [contestant],
+        DrawSettings(place.folder / "samples", None, default_device()),
+        SilentProgress(),
+        release_cached_memory,
+    )
+    [drawn] = answer.values["models"]
+    samples = [s["file"] for pair in answer.values["pairs"] for s in pair["samples"]]
+    return {
+        "numbers": {
+            "validation_loss": loss,
+            **{found["measure"]: found["value"] for found in drawn["measures"]},
+        },
+        "references": {
+            f"{of['name']}: {found['measure']}": found["value"]
+            for of in answer.values["references"]
+            for found in of["measures"]
+        },
+        "samples": samples,
+    }
+
+
+def validation_loss(model: Path, scratch: Path) -> float:
+    """The mean over the twelve held-out images, at the same draws for each model."""
+    changes = [
+        f"model.path={json.dumps(str(model))}",
+        f"dataset.cache_dir={json.dumps(str(scratch / 'derived'))}",
+        f"seed={SEED_OF_LOSS}",
+        f"validation.timesteps={DRAWS_OF_LOSS}",
+        "validation.training_images=0",
+        "training.ema_decay=none",
+        "training.fit_check=false",
+        "previews.prompts=[]",
+    ]
+    config = demo_config(scratch / "no-run", changes)
+    with borrowed_session(config, SilentProgress(), "measuring") as session, looking(session):
+        if session.validator is None:
+            raise RuntimeError("The demo holds no images out.")
+        found = session.validator.of_held_out.measure(
+            session.trainable.unet, session.eval_conditioner, session.recipe
+        )
+    return found.mean
+
+
+def question(setup: Setup, seed: int) -> Question:
+    """The held-out captions, drawn with seeds of this one's own, beside the held-out images."""
+    held_out = _images(HELD_OUT)
+    texts = [(picture.caption, number) for number, picture in enumerate(held_out.pictures)]
+
+    def prompts_of(_: Contestant) -> list[Prompt]:
+        usual = Prompt("", "", 1000 * seed, SIDE, SIDE, setup.drawing_steps, GUIDANCE)
+        return [
+            replace(usual, text=text, seed=usual.seed + n * len(texts) + row)
+            for row, (text, _) in enumerate(texts)
+            for n in range(setup.per_prompt)
+        ]
+
+    tagger = TaggerNetwork("demo", TAGGER, SilentProgress())
+    return Question(
+        held_out, _images(PICTURES), texts, setup.per_prompt, prompts_of, (tagger,),
+        replicates=20, seed=1,
+    )  # fmt: skip
+
+
+def _images(folder: Path) -> RealImages:
+    records = scan_folder(folder).records
+    pictures = [Picture(record.path, record.fixed_caption.strip()) for record in records]
+    return RealImages(folder.name, pictures, lambda path: path.name)
+
+
+def _exported(run: RunDirectory) -> Path:
+    model = run.exported_model()
+    if model is None:
+        raise RuntimeError(f"{run.path} has exported no model.")
+    return model
+
+
+def _derived(run: RunDirectory, row: Row) -> Iterator[tuple[Derived, Path]]:
+    """What is made of a finished run, one model after the other."""
+    for derived in row.derived:
+        target = run.path / f"{slug(derived.name)}.safetensors"
+        if derived.is_best:  # a run without one leaves its last model alone
+            yield derived, next(iter(run.path.glob("models/*-best.safetensors")), _exported(run))
+        elif derived.ratio is not None:
+            mixture = Mixture(
+                (str(BASE_MODEL), str(_exported(run))), FORMULAS["weighted-sum"], derived.ratio
+            )
+            merge_models(mixture, Output(target, "safetensors"), OpenOptions())
+            yield derived, target
+        else:
+            found = measure(run, make_averages(run, derived.lengths), SilentProgress())
+            best = min(found, key=lambda each: each.loss)
+            write_average(run, best.average, Output(target, "safetensors"), SilentProgress(), found)
+            yield derived, target
+
+
+def draw_prior(place: Place) -> None:
+    """Draw the images of the base model, as far as they are not there."""
+    captions = [record.fixed_caption.strip() for record in scan_folder(PICTURES).records]
+    texts = list(dict.fromkeys(captions))
+    prompt = Prompt("", "", 1, SIDE, SIDE, place.setup.drawing_steps, GUIDANCE)
+    plan = PriorPlan(texts, place.setup.prior, prompt)
+    folder = prior_folder(place.scratch)
+    require_same_folder(folder, plan.record({"model": "the demo's base model"}))
+    base = load_base_model(BASE_MODEL)
+    sampler = prepare_sampler(base, HypernetworkStack(), default_device(), None, "off")
+    draw_missing(plan, folder, sampler, SilentProgress())
+
+
+def mean_and_error(values: list[float]) -> tuple[float, float]:
+    """The mean and its standard error; NaN of a single value."""
+    found = np.array(values, dtype=float)
+    error = found.std(ddof=1) / np.sqrt(len(found)) if len(found) > 1 else np.nan
+    return float(found.mean()), float(error)

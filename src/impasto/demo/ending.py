@@ -1,0 +1,57 @@
+"""How the demo ends: its result mixed with the base model, with the previews of the mixture.
+
+Weights between those of a model and of what was fine-tuned from it often do better than either, on
+what was trained and on what the base model knew (WiSE-FT: Wortsman et al. 2021, arXiv:2109.01903).
+The page of the guide on the demo has the numbers that the ratio was chosen by.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from impasto import files
+from impasto.config.run import RunConfig
+from impasto.models.loading import load_base_model
+from impasto.models.merging import Mixture, Output, merge_models
+from impasto.models.mixing import FORMULAS
+from impasto.models.opening import OpenOptions
+from impasto.progress import Progress
+from impasto.runs import RunDirectory
+from impasto.sampling.sampler import Sampler, save_png
+from impasto.training.prompts import build_prompts
+
+RATIO = 0.8
+"""The share of the result in the mixture; the rest is the base model."""
+
+FOLDER = "mixed"
+"""The folder in the run directory, of the mixture and its drawings."""
+
+
+def mix_with_base(run: RunDirectory, config: RunConfig, progress: Progress) -> Path:
+    """Write the mixture of a finished run's base model and its result.
+
+    Raises:
+        ModelError: The run has exported no model, or it does not fit the base model.
+        StorageError: The disk is full.
+    """
+    target = run.path / FOLDER / f"{config.export_name}-mixed.safetensors"
+    files.require_writable(target.parent)
+    ends = (str(config.model.path), str(run.exported_model()))
+    mixture = Mixture(ends, FORMULAS["weighted-sum"], RATIO)
+    merge_models(mixture, Output(target, "safetensors"), OpenOptions(), progress)
+    return target
+
+
+def draw_previews(model: Path, config: RunConfig, progress: Progress) -> Path:
+    """Draw the prompts of a run's previews with another model; the folder with the drawings.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    folder, prompts = model.parent, build_prompts(config)
+    sampler = Sampler.of(load_base_model(model))
+    with progress.stage("Drawing with the mixture", len(prompts), "images") as advance:
+        images = sampler.generate_all(prompts, advance)
+    for number, (prompt, image) in enumerate(zip(prompts, images, strict=True)):
+        save_png(image, folder / f"{number:03d}.png", prompt)
+    return folder
