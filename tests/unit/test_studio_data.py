@@ -183,8 +183,8 @@ def test_a_new_dataset_is_a_folder(client, studio, data, cats):
     assert "dogs" in client.get("/data").text  # it is there though it is empty
     for name in ("cats", "", " ", "../x", "a/b", "a\\b", ".x", "con", "a\nb", "x" * 300, "a."):
         answer = client.post("/data", data={"name": name}, headers=FROM_HERE)
-        assert answer.status_code == 400, name
-        assert 'id="name-fault"' in answer.text
+        assert [step.status_code for step in answer.history] == [303], name  # "back" asks nothing
+        assert 'id="name-fault"' in answer.text, name
     answer = client.post("/data", data={"name": "ok", "where": "7"}, headers=FROM_HERE)
     assert answer.status_code == 400
     assert sorted(p.name for p in data.iterdir()) == ["cats", "dogs"]
@@ -799,7 +799,6 @@ def test_a_name_is_refused_as_it_is_on_the_disk(client, studio, cats):
 
 def test_a_dataset_without_a_name_is_refused_in_words(client):
     answer = client.post("/data", data={"name": ""}, headers=FROM_HERE)
-    assert answer.status_code == 400
     assert 'id="name-fault"' in answer.text
     assert "A name is needed" in answer.text
     assert not re.search("<input id=.name.[^>]* required", answer.text)  # the browser would say it
