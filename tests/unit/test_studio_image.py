@@ -218,7 +218,7 @@ def test_a_crop_goes_where_the_gallery_says_that_it_goes(client, at, cats, studi
     write_cut(cats / "b.jpg", Size(300, 200), Box(0, 0, Size(100, 200)))
     file = derived_of(cats, studio.home) / LIST_FILE
     words = ["--out", file, "--resolution", "96", "--min-side", "32", "--max-side", "192"]
-    run_verb(["dataset", "list", cats, *words, "--step", "16"], studio.home, 120)
+    run_verb(["dataset", "list", cats, *words, "--step", "16"], cats, 120)
     listed = next(i for i in read_image_list(file).images if i.path == "b.jpg")
     assert (listed.width, listed.height) == (100, 200)
     page = client.get(at("b.jpg")).text
