@@ -117,10 +117,12 @@ def test_the_page_says_how_to_show_another_folder(client, studio, data, tmp_path
     """By a command that has all folders that are shown now: none of them is lost by it."""
     (tmp_path / "more & more").mkdir()
     runs, more, models = (tmp_path / name for name in ("runs", "more & more", "models"))
-    said = start_words(replace(studio, folders=Folders([runs], [data, more], [models])))
+    given = Folders([runs], [data, more], [models])
+    said = start_words(replace(studio, folders=given, listens=[("--port", 7123)]))
     assert shlex.split(said.partition(" studio ")[2]) == [
         "--runs", str(runs), "--data", str(data), "--data", str(more), "--data", "FOLDER",
         "--models", str(models), "--queue", str(studio.queue),
+        "--port", "7123",
     ]  # fmt: skip
     page = html.unescape(client.get("/data").text)
     assert start_words(studio) in page

@@ -564,7 +564,9 @@ def test_a_run_is_put_into_the_queue(client, studio, draft, good):
     assert len(Queue(studio.queue).jobs()) == 1
 
 
-def test_a_run_is_not_started_with_faults_or_over_another(client, draft, good, folder, tasks):
+def test_a_run_is_not_started_with_faults_or_over_another(
+    client, draft, good, folder, tasks, planned
+):
     make_run(folder / "it", phase="finished")
     assert "Not yet: output_dir is" in post(client, f"{draft}/start", good).text
     taken = post(client, f"{draft}/check", good)
