@@ -52,7 +52,9 @@ def test_masks_beside_the_images_are_set_counted_and_missed(tmp_path):
     for picture in pictures:
         shutil.copy(picture, data)
     for picture in pictures[:3]:
-        Image.new("L", (8, 8), 255).save((masks / picture.name).with_suffix(".png"))
+        with Image.open(picture) as image:
+            mask = Image.new("L", image.size, 255)
+        mask.save((masks / picture.name).with_suffix(".png"))
     file = tmp_path / "it.toml"
     words = ("--data", data, "--model", BASE_MODEL, "--output-dir", tmp_path / "run")
     assert impasto("new", "--goal", "style", *words, "--out", file).returncode == 0
