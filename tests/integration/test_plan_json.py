@@ -51,6 +51,7 @@ def test_masks_beside_the_images_are_set_counted_and_missed(tmp_path):
     pictures = sorted(PICTURES.glob("*.webp"))[:4]
     for picture in pictures:
         shutil.copy(picture, data)
+        shutil.copy(picture.with_suffix(".txt"), data)
     for picture in pictures[:3]:
         with Image.open(picture) as image:
             mask = Image.new("L", image.size, 255)

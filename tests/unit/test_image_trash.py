@@ -97,16 +97,16 @@ def test_a_strangers_trash_leads_nowhere(cats, tmp_path, studio):
     outside = tmp_path / "outside"
     (outside / "20260101-000000-0").mkdir(parents=True)
     (outside / "20260101-000000-0" / "x.png").write_bytes(b"x")
-    (cats / ".trash").symlink_to(outside, target_is_directory=True)
+    (cats / ".image-trash").symlink_to(outside, target_is_directory=True)
     assert trashed(cats) == []
     with pytest.raises(DatasetError, match="is no folder"):
         put_away(cats, [cats / "a.png"], studio.folders.data)
-    (cats / ".trash").unlink()
-    (cats / ".trash").mkdir()
-    (cats / ".trash" / "20260101-000000-0").symlink_to(outside / "20260101-000000-0")
+    (cats / ".image-trash").unlink()
+    (cats / ".image-trash").mkdir()
+    (cats / ".image-trash" / "20260101-000000-0").symlink_to(outside / "20260101-000000-0")
     assert trashed(cats) == []
-    (cats / ".trash" / "20260101-000000-1" / "out").mkdir(parents=True)
-    (cats / ".trash" / "20260101-000000-1" / "out" / "x.png").write_bytes(b"x")
+    (cats / ".image-trash" / "20260101-000000-1" / "out").mkdir(parents=True)
+    (cats / ".image-trash" / "20260101-000000-1" / "out" / "x.png").write_bytes(b"x")
     (cats / "out").symlink_to(outside, target_is_directory=True)
     [entry] = trashed(cats)
     with pytest.raises(DatasetError, match="none of the studio's folders"):

@@ -1,8 +1,9 @@
 """Images that were put into the trash of their dataset, with what is beside them, and put back.
 
-An entry of the trash, `.trash/20261127-201500-0`, holds files by their paths below the dataset, and
-masks by their paths below the folder of masks. No scan looks into hidden folders. A trash may be a
-stranger's: only entries with such names count, and no link in their place is followed.
+An entry of the trash, `.image-trash/20261127-201500-0`, holds files by their paths below the
+dataset, and masks by their paths below the folder of masks. No scan looks into hidden folders. A
+trash may be a stranger's: only entries with such names count, and no link in their place is
+followed.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from impasto.data.mask_folders import mask_names, mask_places
 from impasto.errors import DatasetError
 from impasto.parsing import printable
 
-TRASH = ".trash"
+TRASH = ".image-trash"
+"""Not that of models (`trash.py`): one folder may be given for both."""
 
 _ENTRY = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
 _MASKS = (".masks-beside", ".masks-inside")  # in an entry, as `mask_places` has the folders
@@ -84,8 +86,12 @@ def trashed(dataset: Path) -> list[TrashedImages]:
     trash = dataset / TRASH
     if trash.is_symlink() or not presence.is_dir(trash):
         return []
-    found = (p for p in trash.iterdir() if _ENTRY.fullmatch(p.name) and not p.is_symlink())
-    return [TrashedImages(dataset, path) for path in sorted(found, reverse=True) if path.is_dir()]
+    try:
+        found = sorted(trash.iterdir(), reverse=True)
+    except OSError:
+        return []
+    kept = (p for p in found if _ENTRY.fullmatch(p.name) and not p.is_symlink() and p.is_dir())
+    return [TrashedImages(dataset, path) for path in kept]
 
 
 def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:

@@ -41,6 +41,7 @@ from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 _VERBS = ("list", "report")
 _LARGEST_OPTION = 16_384
 _PIECE_BYTES = 1 << 20
+_LONGEST_SHOWN = 300  # letters of a name that was refused, in an address
 _KEPT = {"cache-control": "private, max-age=86400"}
 _NOT_KEPT = {"cache-control": "no-store"}
 
@@ -119,7 +120,7 @@ class DataPages:
             return True
 
         if not await asyncio.to_thread(make):  # a page that "back" leads to without asking again
-            said = urlencode({"refused": name, "where": where}, errors="replace")
+            said = urlencode({"refused": name[:_LONGEST_SHOWN], "where": where}, errors="replace")
             return RedirectResponse(f"/data?{said}", 303)
         return RedirectResponse(Dataset(self.studio, path).address, 303)
 
