@@ -14,6 +14,7 @@ from impasto.runs.drawings import DrawFolder
 from impasto.runs.queue import Queue
 from impasto.studio.drafts import Drafts
 from impasto.studio.folders import address_of
+from impasto.studio.image_trash import put_away
 from impasto.studio.models import find_model
 from impasto.studio.trash import delete, given_folders
 
@@ -88,6 +89,9 @@ ROUTES = {
     f"POST {WORDS}/report": Case(303),
     f"GET {WORDS}/progress/{{verb}}": Case(),
     f"POST {WORDS}/upload": Case(200, files={"files": ("new.png", png())}),
+    f"POST {WORDS}/trash": Case(303, {"image": "{image}"}),
+    f"POST {WORDS}/trash/{{entry}}/restore": Case(303),
+    f"POST {WORDS}/trash/{{entry}}/remove": Case(303),
     f"GET {WORDS}/files/{{image}}": Case(),
     f"GET {IMAGE}": Case(),
     f"GET {IMAGE}/bucket": Case(query="?x=0&y=0&width=64&height=64&resolution=512"),
@@ -177,6 +181,8 @@ def make_world(folders, home, queue):
     Image.new("RGB", (300, 200), (200, 90, 30)).save(cats / "a.png")
     (cats / "a.txt").write_text("a cat", encoding="utf-8")
     Image.new("L", (300, 200)).save(masks / "a.png")
+    Image.new("RGB", (300, 200)).save(cats / "gone.png")
+    entry = put_away(cats, [cats / "gone.png"], folders.data)
     (cats / ".impasto" / "studio").mkdir(parents=True)
     (cats / ".impasto" / "studio" / "report.html").write_text("<html>", encoding="utf-8")
     gone = models / "gone.safetensors"
@@ -207,7 +213,7 @@ def make_world(folders, home, queue):
         "verb": "list", "tried": "0" * 32, "device": "cpu", "job": str(job.number),
         "change": "pause", "drawing": drawing.path.name, "root": "models", "name": name,
         "upload": an_upload(folders, home, name, task), "task": task, "asset": "run.js",
-        "deleted": address_of(given_folders(folders), gone),
+        "deleted": address_of(given_folders(folders), gone), "entry": entry.name,
     }  # fmt: skip
 
 

@@ -1,10 +1,12 @@
 """`impasto train --plan --json`, and that the settings that `impasto new` makes can be planned."""
 
 import json
+import shutil
 import tomllib
 
 import pytest
 from conftest import impasto
+from PIL import Image
 
 from impasto.config.goals import GOALS
 from impasto.config.load import load_run_config
@@ -39,6 +41,37 @@ def test_a_plan_is_one_json_object(made):
     assert any("10 to 120 is usual for 90 images" in line for line in plan["warnings"])
     assert plan["changed"]["optimizer.lr"] == 1
     assert not (made / "run").exists()
+
+
+def test_masks_beside_the_images_are_set_counted_and_missed(tmp_path):
+    """The file for a goal uses them; without its line, the plan says that they are not used."""
+    data, masks = tmp_path / "cats", tmp_path / "cats-masks"
+    for folder in (data, masks):
+        folder.mkdir()
+    pictures = sorted(PICTURES.glob("*.webp"))[:4]
+    for picture in pictures:
+        shutil.copy(picture, data)
+        shutil.copy(picture.with_suffix(".txt"), data)
+    for picture in pictures[:3]:
+        with Image.open(picture) as image:
+            mask = Image.new("L", image.size, 255)
+        mask.save((masks / picture.name).with_suffix(".png"))
+    file = tmp_path / "it.toml"
+    words = ("--data", data, "--model", BASE_MODEL, "--output-dir", tmp_path / "run")
+    assert impasto("new", "--goal", "style", *words, "--out", file).returncode == 0
+    lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
+    found = {}
+    for name in ("with", "without"):
+        kept = [line for line in lines if name == "with" or not line.startswith("mask_dir")]
+        file.write_text("".join(kept), encoding="utf-8")
+        done = impasto("train", file, "--plan", "--json")
+        assert done.returncode == 0, done.stderr
+        plan = json.loads(done.stdout)
+        unused = [line for line in plan["warnings"] if "dataset.mask_dir is not set" in line]
+        found[name] = plan["data"]["masked"], unused
+    assert found["with"] == (3, [])
+    assert found["without"][0] == 0
+    assert [line.split(" ")[0] for line in found["without"][1]] == ["3"]
 
 
 def test_wrong_settings_are_named_by_their_keys(made):

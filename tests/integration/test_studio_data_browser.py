@@ -145,6 +145,7 @@ def test_a_folder_is_chosen_whole(folders, page, complaints):
         page.fill("#name", "dogs")
         page.keyboard.press("Enter")
         page.set_input_files("#folder", folders / "set")
+        page.click("text=Add them")
         page.wait_for_selector("text=6 of 6 files added. 2 that are no images or captions")
         assert {p.name: p.read_text(encoding="utf-8") for p in dogs.glob("*.txt")} == {
             "a.txt": "set/1_cat/a.png",

@@ -72,19 +72,18 @@ def place(tmp_path):
 
 
 def choose(page, field, ending):
-    """Take what a field offers, as a person does who opens its list."""
-    offered = page.locator(f"#{page.get_attribute(field, 'list')} option")
-    values = offered.evaluate_all("options => options.map(option => option.value)")
+    """Take what a list offers, as a person does who opens it."""
+    values = page.locator(f"{field} option").evaluate_all("all => all.map(one => one.value)")
     (value,) = (value for value in values if value.endswith(ending))
-    page.fill(field, value)
+    page.select_option(field, value)
 
 
 def settings_for_a_style(page):
     """On the demo's images and model, as they are offered."""
     page.click("nav >> text=New run")
     page.check("input[value=style]")
-    choose(page, "#data", str(Path("data") / "demo"))
-    choose(page, "#model", "demo-base")
+    choose(page, "#data-of", str(Path("data") / "demo"))
+    choose(page, "#model-of", "demo-base")
     page.click("text=Make settings >> nth=0")
 
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 from studios import FROM_HERE
 
+from impasto.runs.tasks import TaskDirectory
 from impasto.studio.caption_edits import EditStore, difference
 from impasto.studio.captions import (
     CaptionFilter,
@@ -418,6 +419,38 @@ def test_models_are_tried_and_run_as_tasks(client, here, data, folder, tasks):
     ]  # fmt: skip
     assert send(client, f"{here}/try/all", **{**run, "existing": "x"}).status_code == 400
     assert len(tasks.words) == 2
+
+
+def test_a_model_that_is_none_is_refused_at_its_field(client, here, tasks):
+    form = {"kind-1": "tagger", "model-1": "wd-swinv2-v3", "setting-1": "0.5", "kind-2": "tagger",
+            "model-2": "nonsense", "setting-2": "", "kind-3": "captioner"}  # fmt: skip
+    refused = send(client, f"{here}/try", **form)
+    assert refused.status_code == 400
+    assert re.findall(r'class="fault" id="fault-(\d)"', refused.text) == ["2"]
+    assert 'value="wd-swinv2-v3"' in refused.text
+    assert 'value="0.5"' in refused.text
+    nothing = send(client, f"{here}/try", **{"kind-1": "tagger", "model-1": " "})
+    assert re.findall(r'class="fault" id="fault-(\d)">([^<]*)', nothing.text)[0][0] == "1"
+    assert tasks.words == []
+
+
+def test_an_error_of_a_model_is_said_once(client, here, studio):
+    token, words = "c" * 32, "owner/name could not be had"
+    (studio.home / "tried").mkdir(parents=True)
+    model = {"kind": "tagger", "model": "m", "setting": "", "error": words}
+    said = {"images": ["a.png"], "models": [model]}
+    (studio.home / "tried" / f"{token}.json").write_text(json.dumps(said), encoding="utf-8")
+    task = TaskDirectory(studio.home / "tasks" / "20260101-000000-000000")
+    task.path.mkdir(parents=True)
+    task.description_file.write_text(json.dumps({"title": "Try", "back": "/", "words": []}))
+    lines = [{"kind": "begin"}, {"kind": "note", "text": f"m: {words}"},
+             {"kind": "error", "text": "None of the models could be tried, for the reasons above."},
+             {"kind": "ended", "code": 4}]  # fmt: skip
+    text = "".join(json.dumps({"time": 1.0, **line}) + "\n" for line in lines)
+    task.events_file.write_text(text, encoding="utf-8")
+    page = client.get(f"{here}/try?tried={token}&task={task.path.name}").text
+    assert page.count(words) == 1
+    assert "None of the models" in page
 
 
 def test_what_models_said_is_shown_and_never_markup(client, here, studio, data):

@@ -117,10 +117,12 @@ def test_the_page_says_how_to_show_another_folder(client, studio, data, tmp_path
     """By a command that has all folders that are shown now: none of them is lost by it."""
     (tmp_path / "more & more").mkdir()
     runs, more, models = (tmp_path / name for name in ("runs", "more & more", "models"))
-    said = start_words(replace(studio, folders=Folders([runs], [data, more], [models])))
+    given = Folders([runs], [data, more], [models])
+    said = start_words(replace(studio, folders=given, listens=[("--port", 7123)]))
     assert shlex.split(said.partition(" studio ")[2]) == [
         "--runs", str(runs), "--data", str(data), "--data", str(more), "--data", "FOLDER",
         "--models", str(models), "--queue", str(studio.queue),
+        "--port", "7123",
     ]  # fmt: skip
     page = html.unescape(client.get("/data").text)
     assert start_words(studio) in page
@@ -183,8 +185,8 @@ def test_a_new_dataset_is_a_folder(client, studio, data, cats):
     assert "dogs" in client.get("/data").text  # it is there though it is empty
     for name in ("cats", "", " ", "../x", "a/b", "a\\b", ".x", "con", "a\nb", "x" * 300, "a."):
         answer = client.post("/data", data={"name": name}, headers=FROM_HERE)
-        assert answer.status_code == 400, name
-        assert 'id="name-fault"' in answer.text
+        assert [step.status_code for step in answer.history] == [303], name  # "back" asks nothing
+        assert 'id="name-fault"' in answer.text, name
     answer = client.post("/data", data={"name": "ok", "where": "7"}, headers=FROM_HERE)
     assert answer.status_code == 400
     assert sorted(p.name for p in data.iterdir()) == ["cats", "dogs"]
@@ -799,7 +801,6 @@ def test_a_name_is_refused_as_it_is_on_the_disk(client, studio, cats):
 
 def test_a_dataset_without_a_name_is_refused_in_words(client):
     answer = client.post("/data", data={"name": ""}, headers=FROM_HERE)
-    assert answer.status_code == 400
     assert 'id="name-fault"' in answer.text
     assert "A name is needed" in answer.text
     assert not re.search("<input id=.name.[^>]* required", answer.text)  # the browser would say it

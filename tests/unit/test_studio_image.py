@@ -10,11 +10,14 @@ import pytest
 from PIL import Image
 from studios import FROM_HERE
 
-from impasto.data.cuts import crop_file, cut_beside
+from impasto.data.cuts import crop_file, cut_beside, write_cut
+from impasto.data.image_list import read_image_list
 from impasto.data.records import Box, Size
-from impasto.studio.datasets import dataset_of, image_of
+from impasto.studio.datasets import dataset_of, derived_of, image_of
 from impasto.studio.folders import address_of
+from impasto.studio.pages.data_views import LIST_FILE
 from impasto.studio.pages.image_views import masks_folder
+from impasto.studio.verbs import run_verb
 
 HOSTILE = '<img src=x onerror="alert(1)">'
 
@@ -207,6 +210,26 @@ def test_the_bucket_is_the_one_of_the_plan(client, at):
     assert y == pytest.approx((1 - height) / 2, abs=0.01)
     assert found["cropped"] == pytest.approx(1 - height)
     assert client.get(at("b.jpg", "/bucket"), params={**form, "resolution": "7"}).status_code == 422
+
+
+def test_a_crop_goes_where_the_gallery_says_that_it_goes(client, at, cats, studio):
+    """At the resolution of the dataset's list, with its bounds, and not at 512 pixels."""
+    assert "<option selected>512</option>" in client.get(at("b.jpg")).text
+    write_cut(cats / "b.jpg", Size(300, 200), Box(0, 0, Size(100, 200)))
+    file = derived_of(cats, studio.home) / LIST_FILE
+    words = ["--out", file, "--resolution", "96", "--min-side", "32", "--max-side", "192"]
+    run_verb(["dataset", "list", cats, *words, "--step", "16"], cats, 120)
+    listed = next(i for i in read_image_list(file).images if i.path == "b.jpg")
+    assert (listed.width, listed.height) == (100, 200)
+    page = client.get(at("b.jpg")).text
+    assert "<option selected>96</option>" in page
+    assert "<dt>Crop</dt><dd>100 × 200</dd>" in page
+    form = {"x": "0", "y": "0", "width": "100", "height": "200", "resolution": "96"}
+    found = client.get(at("b.jpg", "/bucket"), params=form).json()
+    assert found["bucket"] == listed.bucket
+    assert found["cropped"] == pytest.approx(listed.cropped, abs=1e-6)
+    gallery = client.get(at("b.jpg").partition("/images/")[0]).text
+    assert "100 × 200 after its crop" in gallery
 
 
 def test_a_painted_mask_is_kept_where_training_reads_it(client, at, cats, studio):

@@ -191,14 +191,45 @@ def test_a_goal_is_made_into_settings_by_the_verb(client, tasks, folder, picture
     assert shown_fields(client.get(place).text)["training.max_steps"] == "7"
 
 
+def test_datasets_and_models_go_by_the_names_that_pages_show(client, tasks, folder, pictures):
+    models = folder.parent / "models"
+    for name in ("it.safetensors", "one/same.ckpt", "two/same.ckpt"):
+        (models / name).parent.mkdir(exist_ok=True)
+        (models / name).write_bytes(b"")
+    run = make_run(folder / "dog", phase="finished", step=9, total_steps=9)
+    (folder / "dog" / "export").mkdir(exist_ok=True)
+    (folder / "dog" / "export" / "learnt.safetensors").write_bytes(b"")
+    assert run is None or run.is_there()
+
+    def chosen(**typed):
+        answer = post(client, "/new/goal", {"goal": "style", **typed})
+        if answer.status_code != 303:
+            return re.findall(r'id="fault-[a-z_]*">(.*?)</span>', answer.text)
+        words = tasks[-1][0]
+        return words[words.index("--data") + 1], words[words.index("--model") + 1]
+
+    it, learnt = models / "it.safetensors", folder / "dog" / "export" / "learnt.safetensors"
+    assert chosen(data="cats", model="it.safetensors") == (str(pictures), str(it))
+    assert chosen(data="cats", model="it") == (str(pictures), str(it))
+    assert chosen(data="cats", model="learnt") == (str(pictures), str(learnt))
+    listed = {"data-of": str(pictures), "model-of": str(it)}
+    assert chosen(**listed, data="", model=" ") == (str(pictures), str(it))
+    assert chosen(**listed, data="", model="owner/name@main") == (str(pictures), "owner/name@main")
+    [several] = chosen(data="cats", model="same.ckpt")
+    assert "Several have this name" in several
+    page = client.get("/new").text
+    assert f'<option value="{it}">it.safetensors</option>' in page
+    assert f"same.ckpt, in {models / 'two'}</option>" in page
+
+
 def test_a_goal_that_fails_says_why_and_keeps_what_was_given(client, tasks, pictures):
-    typed = {"goal": "subject", "data": str(pictures), "model": "owner/<name>"}
+    typed = {"goal": "subject", "data": str(pictures), "model": "owner/name"}
     place = post(client, "/new/goal", typed).headers["location"]
     end(tasks[0][1], 4, "It is <no> model.")
     text = client.get(f"{place}/waiting").text
     assert "It is &lt;no&gt; model." in text
     again = client.get(re.search(r'href="(/new\?draft=[^"]*)"', text)[1]).text
-    assert 'value="owner/&lt;name&gt;"' in again
+    assert 'value="owner/name"' in again
     assert f'value="{pictures}"' in again
     assert 'value="subject" checked' in again
 
@@ -212,6 +243,11 @@ def test_a_goal_that_fails_says_why_and_keeps_what_was_given(client, tasks, pict
         ({"data": "{data}/../.."}, "data"),
         ({"data": "{data}/none"}, "data"),
         ({"data": "a\0b"}, "data"),
+        ({"data": "dogs"}, "data"),
+        ({"model": "gone"}, "model"),
+        ({"model": "gone.safetensors"}, "model"),
+        ({"model": "models/gone.ckpt"}, "model"),
+        ({"model": "{data}/../../models/gone.ckpt"}, "model"),
         ({"model": ""}, "model"),
         ({"model": "--out=x"}, "model"),
         ({"model": "/etc/passwd"}, "model"),
@@ -511,7 +547,7 @@ def test_what_cannot_be_started_is_not_saved_either(
     client, studio, draft, good, folder, tasks, typed, verb
 ):
     answer = post(client, f"{draft}/{verb}", {**good, "output_dir": typed, "to.name": "it"})
-    assert '<p class="fault">Not yet: output_dir:' in answer.text
+    assert '<p class="fault">Not yet: output_dir is to be changed first.' in answer.text
     assert not (folder / "it.toml").exists()
     assert tasks == Queue(studio.queue).jobs() == []
 
@@ -528,10 +564,18 @@ def test_a_run_is_put_into_the_queue(client, studio, draft, good):
     assert len(Queue(studio.queue).jobs()) == 1
 
 
-def test_a_run_is_not_started_with_faults_or_over_another(client, draft, good, folder, tasks):
+def test_a_run_is_not_started_with_faults_or_over_another(
+    client, draft, good, folder, tasks, planned
+):
     make_run(folder / "it", phase="finished")
-    assert "already there" in post(client, f"{draft}/start", good).text
-    assert "outside" in post(client, f"{draft}/start", {**good, "output_dir": "/x"}).text
+    assert "Not yet: output_dir is" in post(client, f"{draft}/start", good).text
+    taken = post(client, f"{draft}/check", good)
+    assert faults(taken) == {"output_dir": "There is a run of that name; choose another"}
+    elsewhere = {**good, "output_dir": "/x"}
+    assert "outside" in faults(post(client, f"{draft}/check", elsewhere))["output_dir"]
+    assert "Not yet: output_dir is" in post(client, f"{draft}/start", elsewhere).text
+    two = {**good, "optimizer.lr": "x", "training.max_steps": "-1"}
+    assert "and 1 other setting are to be changed" in post(client, f"{draft}/start", two).text
     assert "Not yet" in post(client, f"{draft}/start", {**good, "optimizer.lr": "x"}).text
     assert tasks == []
     assert client.get(f"{draft}/started").status_code == 404

@@ -35,7 +35,8 @@ def locate_tagger(name: str, progress: Progress) -> Path:
     repository, _, folder = rest.partition("/")
     if not repository or path.suffix:
         raise ConfigError(_unknown(name, TAGGERS))
-    return _downloaded(f"{owner}/{repository}", folder, progress) / folder
+    hint = "the network" if name in TAGGERS else "the spelling and the network"
+    return _downloaded(f"{owner}/{repository}", folder, hint, progress) / folder
 
 
 def locate_captioner(name: str) -> str:
@@ -62,7 +63,7 @@ def _unknown(name: str, known: Mapping[str, object]) -> str:
     )
 
 
-def _downloaded(hub_id: str, folder: str, progress: Progress) -> Path:
+def _downloaded(hub_id: str, folder: str, hint: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 
@@ -77,6 +78,6 @@ def _downloaded(hub_id: str, folder: str, progress: Progress) -> Path:
         reason = str(error).strip().split("\n")[0][:120]
         raise ModelError(
             f"{hub_id} is not a folder here and could not be had from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason}). Check the spelling and the network, or give the "
+            f"({type(error).__name__}: {reason}). Check {hint}, or give the "
             f"path of a local copy: the folder with the .onnx and its tags."
         ) from error

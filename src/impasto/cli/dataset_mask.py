@@ -178,6 +178,7 @@ def _orders(
         ConfigError: No folder of masks is known, or an image that is asked for is not there.
     """
     from impasto import files
+    from impasto.data.mask_folders import mask_places
     from impasto.data.masks import mask_file
     from impasto.data.subsets import MaskRules
     from impasto.datasets.build import scan_all
@@ -194,7 +195,7 @@ def _orders(
     orders, kept, folder = [], 0, options["out"]
     for record in {record.path: record for record in records}.values():
         own = record.subset.masks.folder if record.subset.masks else None
-        masks = options["out"] or own or (_beside(source) if source.is_dir() else None)
+        masks = options["out"] or own or (mask_places(source)[0] if source.is_dir() else None)
         if masks is None:
             raise ConfigError(f"{source} names no mask_dir. Say with --out where masks go.")
         folder = folder or masks
@@ -228,11 +229,6 @@ def _why_kept(target: Path) -> str:
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         return f"{target} cannot be read and was not replaced: {error}"
     return "" if is_mask else f"{target} is in colour, so it is an image and no mask"
-
-
-def _beside(source: Path) -> Path:
-    folder = source.absolute()
-    return folder.with_name(f"{folder.name}-masks")
 
 
 def _make(

@@ -74,7 +74,7 @@ def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> N
             files.write_json(out, {"images": shown, "models": found}, durable=False)
     _tell(records, found, console)
     if all("error" in column for column in found):
-        raise ModelError(f"None of the models could be tried. {found[0]['error']}")
+        raise ModelError("None of the models could be tried, for the reasons above.")
 
 
 def spread(records: Sequence[ImageRecord], number: int) -> list[ImageRecord]:

@@ -120,6 +120,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         ModelError: The model is none that can be trained.
     """
     from impasto.config.goal_settings import Material
+    from impasto.data.masks import masks_of
     from impasto.data.scan import scan_folder
     from impasto.errors import ConfigError
     from impasto.parsing import is_text, printable
@@ -132,6 +133,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
     from impasto.models.native_size import native_size
     from impasto.models.opening import OpenOptions, open_model
 
+    masks, masked = masks_of(options["data"], scan.records)
     contents = open_model(options["model"], OpenOptions(), console)
     family = contents.identity.family
     return Material(
@@ -147,6 +149,8 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         output_dir=str(options["output_dir"]),
         vram=options["vram"],
         clip_skip=options["clip_skip"],
+        mask_dir=str(masks or ""),
+        masked=masked,
     )
 
 

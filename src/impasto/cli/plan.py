@@ -20,6 +20,7 @@ from impasto.cli.plan_value import (
 from impasto.config.compatibility import require_compatible
 from impasto.config.differences import changed_settings
 from impasto.config.run import RunConfig
+from impasto.data.masks import mask_file, masks_of
 from impasto.data.regularisation import Balance
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
@@ -32,7 +33,7 @@ from impasto.models.loading import BaseModel, load_meta_model
 from impasto.models.tokenizers import build_tokens
 from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
-from impasto.progress import Progress, SilentProgress
+from impasto.progress import Progress, SilentProgress, counted
 from impasto.runs import RunDirectory
 from impasto.training.devices import default_device, require_precision
 from impasto.training.methods import build_trainable
@@ -222,9 +223,12 @@ def plan_of(outlook: Outlook) -> RunPlan:
             outlook.fitting.meter.ram(config),
         ),
         disk=_disk_of(config, outlook.disk),
-        warnings=advice_on(
-            config, identity, default_device(), exposure, sum(part.count() for part in parts)
-        ),
+        warnings=[
+            *advice_on(
+                config, identity, default_device(), exposure, sum(part.count() for part in parts)
+            ),
+            *_unused_masks(outlook),
+        ],
         changed=changed_settings(config),
         validation=_validation_of(outlook, each),
     )
@@ -260,7 +264,23 @@ def _data_of(outlook: Outlook) -> DataPlan:
         regularisation_used=balance.used,
         regularisation_showings=balance.showings,
         balanced_showings=balance.trained,
+        masked=len({i.record.path for i in plan.images if mask_file(i.record) is not None}),
     )
+
+
+def _unused_masks(outlook: Outlook) -> list[str]:
+    """Advice where the masks that are beside the images, or in their folder, are not used."""
+    dataset = outlook.config.dataset
+    if dataset.image_dir is None or dataset.mask_dir is not None:
+        return []
+    records = {record.path: record for record in outlook.survey.scan.records}
+    folder, number = masks_of(dataset.image_dir, records.values())
+    if folder is None:
+        return []
+    return [
+        f"{counted(number, 'images have')} a mask in {printable(str(folder))} that is not used: "
+        f"dataset.mask_dir is not set"
+    ]
 
 
 def _validation_of(outlook: Outlook, step_s: float) -> ValidationPlan | None:

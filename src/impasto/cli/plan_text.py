@@ -53,6 +53,8 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
         f"what is beyond is not seen",
         "Enlarged": f"{counted(data.enlarged, 'images are')} smaller than the bucket",
     }
+    if data.masked:
+        rows["Masks"] = f"{counted(data.masked, 'images have')} one"
     if data.regularisation:
         rows["Regularisation"] = (
             f"{data.regularisation_used:,} of {counted(data.regularisation, 'images')} used, "

@@ -33,6 +33,7 @@ class DataPlan:
         regularisation_used: Those of them that are trained on.
         regularisation_showings: How often those come in an epoch, all together.
         balanced_showings: How often the images do that they are balanced against.
+        masked: Images with a mask in `mask_dir`.
     """
 
     images: int
@@ -49,6 +50,7 @@ class DataPlan:
     regularisation_used: int = 0
     regularisation_showings: int = 0
     balanced_showings: int = 0
+    masked: int = 0
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import logging
 import socket
 import tempfile
 import webbrowser
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -106,7 +106,9 @@ def studio(
     if begun and queue_folder == Path(QUEUE):
         queue_folder = Path(WORKPLACE) / QUEUE
     listening = listen_at(listen, port, DEFAULT_PORT)
-    _serve(folders, queue_folder.absolute(), listening, console, opens=opens)
+    listens: list[tuple[str, object]] = [("--port", port)] if port is not None else []
+    listens += [("--listen", listen)] if listen != LOOPBACK else []
+    _serve(folders, queue_folder.absolute(), listening, listens, console, opens=opens)
 
 
 def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...]]:
@@ -153,7 +155,13 @@ def _existing(given: tuple[Path, ...], option: str, what: str) -> tuple[Path, ..
 
 
 def _serve(
-    folders: Folders, queue: Path, listening: socket.socket, console: Console, *, opens: bool
+    folders: Folders,
+    queue: Path,
+    listening: socket.socket,
+    listens: Sequence[tuple[str, object]],
+    console: Console,
+    *,
+    opens: bool,
 ) -> None:
     import uvicorn
 
@@ -166,7 +174,7 @@ def _serve(
     with listening as listener:
         address, port = listener.getsockname()[:2]
         access = Access(port, hosts_of(address))
-        studio = Studio(folders, folders.runs[0] / HOME, queue)
+        studio = Studio(folders, folders.runs[0] / HOME, queue, listens=listens)
         app = create_app(studio, access)
         console.note(f"The studio shows the runs in {', '.join(map(str, folders.runs))}. Open:")
         console.note(access.address)

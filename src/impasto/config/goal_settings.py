@@ -53,6 +53,8 @@ class Material:
         output_dir: The run directory to be.
         vram: GiB that the run may take; None means what is free.
         clip_skip: The layer of the text encoder that was asked for.
+        mask_dir: The folder of their masks; empty where there is none.
+        masked: How many images have a mask there.
     """
 
     model: str
@@ -67,6 +69,8 @@ class Material:
     output_dir: str
     vram: int | None = None
     clip_skip: int | None = None
+    mask_dir: str = ""
+    masked: int = 0
 
 
 def settings_for(goal: Goal, material: Material) -> tuple[dict[str, Any], dict[str, str]]:
@@ -192,6 +196,9 @@ def _data_settings(material: Material) -> dict[str, tuple[Any, str]]:
             "dataset.max_bucket_reso": (high, ""),
             "dataset.bucket_reso_steps": (step, ""),
         }
+    if material.mask_dir:
+        why = f"masks of {material.masked:,} of the {material.images:,} images: what is black in "
+        found["dataset.mask_dir"] = (material.mask_dir, f"{why}one does not count")
     return found
 
 

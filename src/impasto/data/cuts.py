@@ -19,7 +19,7 @@ from PIL import Image
 from impasto import files, storage_errors
 from impasto.data.images import UnreadableImageError, read_header
 from impasto.data.listing import CROP
-from impasto.data.plan import plan_images
+from impasto.data.plan import BucketRules, plan_images
 from impasto.data.records import CELL, Box, Cut, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.errors import DatasetError
 from impasto.parsing import parse_json
@@ -164,10 +164,12 @@ def remove_cut(image: Path) -> bool:
     return True
 
 
-def bucket_of(image: Path, whole: Size, box: Box, resolution: int) -> PlannedImage:
-    """Where a part of an image would go, by the rules that hold where none are given."""
+def bucket_of(
+    image: Path, whole: Size, box: Box, resolution: int, rules: BucketRules | None = None
+) -> PlannedImage:
+    """Where a part of an image would go; without `rules`, by those that hold by default."""
     record = ImageRecord(image, box.size, FileStamp(0, 0), cut=Cut(whole, box))
-    return plan_images([record], Size(resolution, resolution)).images[0]
+    return plan_images([record], Size(resolution, resolution), rules or BucketRules()).images[0]
 
 
 def _require_own(file: Path) -> None:

@@ -7,13 +7,17 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePath
 
 from impasto.canonical import sort_key
 from impasto.data import formats
 from impasto.data.listing import Unused, normalized_name
+from impasto.data.mask_folders import mask_places
 from impasto.data.records import ImageRecord, SkippedFile
+from impasto.data.subsets import MaskRules
 from impasto.member_paths import TableCell, member_of
+from impasto.remote_paths import is_remote
 
 _FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
 _SETTLED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
@@ -40,6 +44,32 @@ def mask_file(record: ImageRecord) -> Path | None:
         if names:
             return folder / names[0]
     return None
+
+
+def masks_of(images: Path, records: Iterable[ImageRecord]) -> tuple[Path | None, int]:
+    """The folder of masks that is beside a folder of images, or in it, and how many have one.
+
+    Args:
+        images: The folder.
+        records: What was found in it, each image once.
+
+    Returns:
+        The folder, relative to the current one where `images` is; None where no image has a mask.
+    """
+    places = [] if is_remote(images) else [p for p in mask_places(images) if p.is_dir()]
+    kept = list(records) if places else []
+    for place in places:
+        rules = MaskRules(folder=place)
+        subsets = (replace(one, subset=replace(one.subset, masks=rules)) for one in kept)
+        number = sum(mask_file(one) is not None for one in subsets)
+        if number:
+            return (place if images.is_absolute() else _from_here(place)), number
+    return None, 0
+
+
+def _from_here(place: Path) -> Path:
+    here = Path.cwd()
+    return place.relative_to(here) if place.is_relative_to(here) else place
 
 
 def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SkippedFile]) -> list[Unused]:

@@ -17,6 +17,7 @@ from impasto.studio.pages import (
     data,
     deleted,
     draw,
+    image_trash,
     images,
     models,
     new_run,
@@ -30,8 +31,8 @@ from impasto.studio.pages import (
 )
 
 PAGES = (
-    start, runs, new_start, new_run, data, images, captions, trying, queue, compare, draw, deleted,
-    models, tasks, static,
+    start, runs, new_start, new_run, data, images, image_trash, captions, trying, queue, compare,
+    draw, deleted, models, tasks, static,
 )  # fmt: skip
 """The modules that have the routes."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,7 @@ class Studio:
         machine: Knows what this machine has.
         templates: Makes pages; whatever is put into one is escaped.
         look_every_s: Seconds between two looks at a run that is being watched.
+        listens: The options that it was started with for where it listens: name and value.
         closing: Set when the server ends, so that streams end too.
     """
 
@@ -62,6 +64,7 @@ class Studio:
     machine: Machine = field(init=False)
     templates: Environment = field(default_factory=lambda: _templates())
     look_every_s: float = LOOK_EVERY_S
+    listens: Sequence[tuple[str, object]] = ()
     closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
@@ -83,7 +86,7 @@ class Studio:
         before = urlsplit(request.headers.get("referer", ""))
         back = f"{before.path}?{before.query}" if before.query else before.path
         is_here = before.netloc == request.headers.get("host") and not back.startswith("//")
-        is_other = before.path != request.url.path
+        is_other = before.path != request.url.path or request.method == "POST"
         return self.page(
             "error.html.j2", status, words=words, back=back if is_here and is_other else ""
         )

@@ -11,6 +11,7 @@ from impasto import files
 from impasto.canonical import sort_key
 from impasto.data.formats import EXTENSIONS
 from impasto.data.image_list import is_hidden
+from impasto.data.mask_folders import images_of_masks, is_of_masks
 from impasto.runs import RunDirectory
 from impasto.studio.folders import Folders, path_of
 
@@ -78,23 +79,27 @@ def find_datasets(folders: Folders) -> list[DatasetSummary]:
     """The datasets of all folders, in the order of their paths.
 
     Hidden folders, links to folders and run directories, whose images are samples, are left out. A
-    folder that was made here and has no image yet is a dataset too.
+    folder that was made here and has no image yet is a dataset too. Folders of masks beside the
+    images are none.
     """
     found: dict[Path, DatasetSummary] = {}
     left = _FOLDERS_AT_MOST
     for top in folders.data:
-        waiting = [(top, 0)]
+        waiting: list[tuple[Path, int, Path | None]] = [(top, 0, None)]
         while waiting and left > 0:
             left -= 1
-            folder, level = waiting.pop()
+            folder, level, masked = waiting.pop()
             names, inner = _listed(folder)
             if "config.toml" in names and RunDirectory(folder).is_there():
                 continue
-            summary = _summary(folder, names)
+            of_masks = masked is not None and is_of_masks(names, masked)
+            summary = None if of_masks else _summary(folder, names)
             if summary is not None:
                 found[folder] = summary
             if level < LEVELS:
-                waiting += [(folder / name, level + 1) for name in inner]
+                waiting += [
+                    (folder / name, level + 1, _images_of(folder / name, masked)) for name in inner
+                ]
     return sorted(found.values(), key=lambda summary: sort_key(str(summary.path)))
 
 
@@ -129,6 +134,11 @@ def derived_of(dataset: Path, home: Path) -> Path:
         return own
     mark = hashlib.sha256(os.fsencode(files.real_path(dataset))).hexdigest()[:16]
     return home / "datasets" / mark
+
+
+def _images_of(folder: Path, above: Path | None) -> Path | None:
+    """The folder whose masks a folder may hold, by its name or that of the one that it is in."""
+    return images_of_masks(folder) if above is None else above / folder.name
 
 
 def _listed(folder: Path) -> tuple[set[str], list[str]]:

@@ -17,6 +17,7 @@ from impasto.data.image_list import (
     changed_at,
     read_image_list,
 )
+from impasto.data.mask_folders import MaskNames
 from impasto.studio.forms import whole_number
 from impasto.studio.losses import Losses
 from impasto.studio.tag_index import TagIndex
@@ -38,6 +39,7 @@ class GalleryFilter:
         why: The reason for which images are skipped.
         small: Whether only images are wanted that are enlarged.
         alike: `copies` or `near`: images that are there several times, in groups.
+        mask: `some` for images with a mask, `none` for those without.
         cropped: Only images of which over so many percent are cropped away.
         bucket: Only images of this bucket.
         tag: Tags that captions have, all of them, between commas; in any letter case.
@@ -52,6 +54,7 @@ class GalleryFilter:
     why: str = ""
     small: bool = False
     alike: str = ""
+    mask: str = ""
     cropped: int | None = None
     bucket: str = ""
     tag: str = ""
@@ -69,6 +72,7 @@ class GalleryFilter:
             why=given.get("why", "")[:_LONGEST],
             small=given.get("small") == "1",
             alike=_one_of(given.get("alike", ""), ALIKE),
+            mask=_one_of(given.get("mask", ""), ("none", "some")),
             cropped=_at_most(given.get("cropped", ""), 99),
             bucket=given.get("bucket", "")[:20],
             tag=given.get("tag", "")[:_LONGEST].strip(),
@@ -100,7 +104,11 @@ class GalleryFilter:
 
 
 def chosen(
-    images: Sequence[ListedImage], choice: GalleryFilter, losses: Losses, tags: TagIndex
+    images: Sequence[ListedImage],
+    choice: GalleryFilter,
+    losses: Losses,
+    tags: TagIndex,
+    masks: MaskNames | None = None,
 ) -> list[ListedImage]:
     """The images that are asked for, in the order that is asked for.
 
@@ -110,8 +118,12 @@ def chosen(
         losses: The losses of a run, if one is chosen. Sorted by loss, images that have none come
             last.
         tags: Those of the images.
+        masks: The masks of the images; None where there are none.
     """
     tests, wanted = _tests(choice), caption_tags(choice.tag)
+    if choice.mask:
+        with_mask = choice.mask == "some"
+        tests.append(lambda image: (masks is not None and masks.has(image.path)) == with_mask)
     asked = [images[place] for place in tags.places(wanted)] if wanted else images
     found = [image for image in asked if all(test(image) for test in tests)]
     sort = choice.sort or ("loss" if losses else "name")

@@ -171,7 +171,8 @@ def _fault_of_place(config: RunConfig, run_folders: list[Path]) -> str:
     try:
         RunDirectory.require_free(place)
     except (RunError, OSError) as error:
-        return str(error)
+        is_run = RunDirectory(place).is_there()
+        return "There is a run of that name; choose another" if is_run else str(error)
     return ""
 
 

@@ -12,11 +12,14 @@ from impasto.config.goals import GOALS
 from impasto.config.names import file_name_problem
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, RunError
+from impasto.hub_ids import is_hub_id
 from impasto.publishing import is_path_key
 from impasto.runs import RunDirectory
 from impasto.studio.drafts import Draft
 from impasto.studio.folders import Folders
 from impasto.studio.forms import whole_number
+from impasto.studio.models import CHECKPOINT_ENDINGS
+from impasto.studio.named_choices import dataset_choices, model_choices, path_of_name
 
 
 def fields_of_run(run: RunDirectory) -> dict[str, str]:
@@ -95,22 +98,39 @@ def _reserve(file: Path) -> bool:
     return True
 
 
+def named_paths(
+    typed: Mapping[str, str], folders: Folders
+) -> tuple[dict[str, str], dict[str, str]]:
+    """What was typed with paths in place of the names of a dataset and a model; faults by field.
+
+    What was chosen from a list (`data-of`, `model-of`) counts where nothing was typed.
+    """
+    found, faults = dict(typed), dict[str, str]()
+    for name, list_choices in (("data", dataset_choices), ("model", model_choices)):
+        text = typed.get(name, "").strip() or typed.get(f"{name}-of", "").strip()
+        try:
+            found[name] = path_of_name(text, list_choices(folders)) if text else ""
+        except ConfigError as error:
+            found[name], faults[name] = text, str(error)
+    return found, faults
+
+
 def goal_faults(typed: Mapping[str, str], folders: Folders) -> dict[str, str]:
-    """What is wrong with a goal, its folder and its model, by field."""
+    """What is wrong with a goal, its folder and its model, by field; names are paths by now."""
     faults = {}
     if typed.get("goal") not in GOALS:
         faults["goal"] = "Choose what is to be trained."
     data, model = typed.get("data", "").strip(), typed.get("model", "").strip()
     if not data:
-        faults["data"] = "Give a folder of images."
+        faults["data"] = "Choose a dataset, or give a folder of images."
+    elif not Path(data).is_absolute():
+        faults["data"] = f"There is no dataset {data[:100]!r}. Choose one, or give a whole path."
     elif not _is_in(data, folders.data):
         faults["data"] = f"It is in none of the folders of images: {_named(folders.data)}."
     elif not Path(data).is_dir():
         faults["data"] = "There is no such folder."
-    if not model or model.startswith("-"):
-        faults["model"] = "Give a model: a file, a folder, or a Hub id such as owner/name."
-    elif _is_path(model) and not _is_in(model, (*folders.models, *folders.runs)):
-        faults["model"] = f"It is in none of the folders of models: {_named(folders.models)}."
+    if fault := _model_fault(model, folders):
+        faults["model"] = fault
     for name, least, most in (("vram", 1, 1024), ("resolution", 64, 8192), ("clip_skip", 1, 12)):
         text = typed.get(name, "").strip()
         if text and whole_number(text, most, least) is None:
@@ -130,6 +150,22 @@ def goal_words(typed: Mapping[str, str], draft: Draft, folders: Folders) -> list
         if typed.get(name, "").strip():
             words += [f"--{name.replace('_', '-')}", typed[name].strip()]
     return words
+
+
+def _model_fault(model: str, folders: Folders) -> str:
+    if not model or model.startswith("-"):
+        return "Choose a model, or give a file, a folder, or a Hub id such as owner/name."
+    if _is_path(model):
+        if not _is_in(model, (*folders.models, *folders.runs)):
+            return f"It is in none of the folders of models: {_named(folders.models)}."
+        return "" if presence.exists(Path(model)) else "There is no such file or folder."
+    hub_id, _, _ = model.partition("@")
+    if is_hub_id(hub_id) and Path(model).suffix.lower() not in CHECKPOINT_ENDINGS:
+        return ""
+    return (
+        f"There is no model {model[:100]!r} here. Choose one, or give a whole path, or a Hub id "
+        f"such as owner/name."
+    )
 
 
 def _is_path(model: str) -> bool:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
@@ -21,6 +23,7 @@ from impasto.studio.datasets import NEW_MARK, image_of
 from impasto.studio.forms import read_form, texts_of, whole_number
 from impasto.studio.gallery import GalleryFilter
 from impasto.studio.pages import dataset_in
+from impasto.studio.pages.buckets import known_options, options_said
 from impasto.studio.pages.data_views import (
     BUCKET_OPTIONS,
     LIST_FILE,
@@ -28,18 +31,17 @@ from impasto.studio.pages.data_views import (
     Dataset,
     datasets_page,
     gallery_page,
-    listed_options,
     task_part,
     work_view,
 )
 from impasto.studio.pages.health_views import health_page, report_view
-from impasto.studio.resolutions import bucket_options
 from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of, version_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 
 _VERBS = ("list", "report")
 _LARGEST_OPTION = 16_384
 _PIECE_BYTES = 1 << 20
+_LONGEST_SHOWN = 300  # letters of a name that was refused, in an address
 _KEPT = {"cache-control": "private, max-age=86400"}
 _NOT_KEPT = {"cache-control": "no-store"}
 
@@ -81,9 +83,21 @@ class DataPages:
         """
         return Dataset(self.studio, await dataset_in(self.studio, request))
 
-    async def all(self, _: Request) -> Response:
-        """The datasets, and a form for a new one."""
-        return await self._all()
+    async def all(self, request: Request) -> Response:
+        """The datasets, and a form for a new one; `refused` names one that could not be made."""
+        given, where = request.query_params.get("refused"), request.query_params.get("where", "0")
+        folders = self.studio.folders.data
+        if given is None or where not in map(str, range(len(folders))):
+            return await self._all()
+        path = folders[int(where)] / given if not why_no_name(given) else None
+
+        def fault() -> str:
+            if path is not None and os.path.lexists(path):
+                return f"{given} is there already. Choose another name."
+            words = why_no_name(given)
+            return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+        return await self._all(fault=await asyncio.to_thread(fault), given=given, where=where)
 
     async def create(self, request: Request) -> Response:
         """Make the folder of a new dataset."""
@@ -94,21 +108,20 @@ class DataPages:
             raise HTTPException(400, "There is no such folder of images.")
         path = folders[int(where)] / name
 
-        def make() -> str:
-            fault = why_no_name(name)
-            if fault:
-                return f"{fault[0].upper()}{fault[1:]}."
+        def make() -> bool:
+            if why_no_name(name):
+                return False
             with storage_errors.reported(path):
                 try:
                     path.mkdir()
                 except FileExistsError:
-                    return f"{name} is there already. Choose another name."
+                    return False
                 (path / NEW_MARK).mkdir(parents=True)
-            return ""
+            return True
 
-        fault = await asyncio.to_thread(make)
-        if fault:
-            return await self._all(400, fault=fault, given=name, where=where)
+        if not await asyncio.to_thread(make):  # a page that "back" leads to without asking again
+            said = urlencode({"refused": name[:_LONGEST_SHOWN], "where": where}, errors="replace")
+            return RedirectResponse(f"/data?{said}", 303)
         return RedirectResponse(Dataset(self.studio, path).address, 303)
 
     async def gallery(self, request: Request) -> Response:
@@ -151,7 +164,7 @@ class DataPages:
         dataset = await self.dataset_of(request)
         given = texts_of(await read_form(request))
         if not any(given.get(name, "").strip() for name in BUCKET_OPTIONS):
-            given |= await asyncio.to_thread(self._known_options, dataset)
+            given |= await asyncio.to_thread(options_said, dataset)
         words: list[str] = [*_bucket_words(given), *(["--copies"] if given.get("copies") else [])]
         title = f"{'Compare' if given.get('copies') else 'Read'} the images of {dataset.title}"
         await asyncio.to_thread(self._start, dataset, "list", LIST_FILE, words, title)
@@ -163,7 +176,7 @@ class DataPages:
         title = f"Health report on {dataset.title}"
 
         def start() -> None:
-            words = _bucket_words(listed_options(dataset) or self._known_options(dataset))
+            words = _bucket_words(known_options(dataset))
             self._start(dataset, "report", REPORT_FILE, [*words, "--overwrite"], title)
 
         await asyncio.to_thread(start)
@@ -214,11 +227,6 @@ class DataPages:
         outcomes = [*receiver.outcomes, *fault] or [Outcome("", "No file was chosen.")]
         return self.studio.page(template, status, dataset=dataset, outcomes=outcomes)
 
-    def _known_options(self, dataset: Dataset) -> dict[str, str]:
-        """What a run or the models say of buckets, as a form would."""
-        found = bucket_options(self.studio.folders, dataset.path)
-        return {name: str(value) for name, value in found.items()}
-
     def _receiver(self, request: Request, dataset: Dataset) -> UploadReceiver:
         if dataset.derived != dataset.path / files.DERIVED_DIR:
             raise StorageError(f"{dataset.path} cannot be written: it belongs to somebody else.")
@@ -261,10 +269,10 @@ class DataPages:
             "data_work.html.j2", dataset=dataset, verb=verb, had=had == "1", **content
         )
 
-    async def _all(self, status: int = 200, **more: str) -> Response:
+    async def _all(self, **more: str) -> Response:
         content = await asyncio.to_thread(datasets_page, self.studio)
-        said = {"fault": "", "given": "", "where": "0", **more}
-        return self.studio.page("data.html.j2", status, **content, **said)
+        said: dict[str, Any] = {"fault": "", "given": "", "where": "0", **more}
+        return self.studio.page("data.html.j2", **content, **said)
 
 
 def _bucket_words(given: Mapping[str, str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Any
 
 from impasto.data.formats import EXTENSIONS
 from impasto.data.image_list import ImageList, ListedImage, is_hidden
+from impasto.data.listing import CROP
+from impasto.data.mask_folders import MaskNames, mask_names
 from impasto.invocation import command
 from impasto.parsing import printable
 from impasto.runs import RunDirectory
@@ -26,6 +29,7 @@ from impasto.studio.gallery import (
     is_of_now,
     load_list,
 )
+from impasto.studio.image_trash import trashed
 from impasto.studio.losses import Losses, read_losses
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.resolutions import USUAL
@@ -85,6 +89,24 @@ class Dataset:
         return next((t for t in tasks if t.description().get("back") == self.address), None)
 
 
+@dataclass(frozen=True)
+class _Beside:
+    """What a card says of its image that is not in the list.
+
+    Attributes:
+        losses: Those of a run, if one is chosen.
+        masks: The masks of the dataset; None where there are none.
+        resolution: What the list was made for, in pixels.
+    """
+
+    losses: Losses
+    masks: MaskNames | None
+    resolution: int
+
+    def has_mask(self, image: ListedImage) -> bool:
+        return bool(image.mask) or (self.masks is not None and self.masks.has(image.path))
+
+
 def datasets_page(studio: Studio) -> dict[str, Any]:
     """All datasets, with some thumbnails of each."""
     return {
@@ -100,7 +122,7 @@ def start_words(studio: Studio) -> str:
     given: list[tuple[str, object]] = [("--runs", folder) for folder in folders.runs]
     given += [("--data", folder) for folder in (*folders.data, "FOLDER")]
     given += [("--models", folder) for folder in folders.models]
-    given += [("--queue", studio.queue)]
+    given += [("--queue", studio.queue), *studio.listens]
     return command("studio", *(printable(str(word)) for pair in given for word in pair))
 
 
@@ -142,7 +164,8 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     run = dataset.studio.folders.run_of(choice.run) if choice.run else None
     losses = read_losses(run, dataset.path) if run is not None and facts is not None else {}
     asked = choice if facts else GalleryFilter(page=choice.page)
-    images = chosen(listing.images, asked, losses, loaded.tags)
+    masks = mask_names(dataset.path, dataset.studio.folders.data)
+    images = chosen(listing.images, asked, losses, loaded.tags, masks)
     pages = max(1, -(-len(images) // PER_PAGE))
     page = min(choice.page, pages)
     shown = images[(page - 1) * PER_PAGE : page * PER_PAGE]
@@ -154,7 +177,9 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "place": printable(str(dataset.path)),
         "choice": choice,
         "facts": facts,
-        "cards": _cards(dataset, derived, shown, choice, losses, resolution),
+        "cards": _cards(dataset, derived, shown, choice, _Beside(losses, masks, resolution)),
+        "masked": sum(map(masks.has, (i.path for i in listing.images))) if masks and facts else 0,
+        "mask_folder": printable(str(masks.folder)) if masks else "",
         "found": len(images),
         "page": page,
         "pages": pages,
@@ -168,6 +193,7 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "is_now": is_now,
         "work": work_view(dataset, "list"),
         "reads_itself": not is_now and bool(listing.images) and not _has_failed(dataset),
+        "trashed": [{"name": one.name, "images": one.images} for one in trashed(dataset.path)],
         "endings": sorted(EXTENSIONS | CAPTIONS),
     }
 
@@ -208,11 +234,16 @@ def _has_failed(dataset: Dataset) -> bool:
     task = dataset.newest_task("list")
     if task is None or dataset.studio.tasks.state_of(task).state not in ("failed", "killed"):
         return False
+    return not _is_outdated(dataset, task)
+
+
+def _is_outdated(dataset: Dataset, task: TaskDirectory) -> bool:
+    """Whether a folder has changed since a task began on it."""
     began = task.description().get("started_at", 0)
     try:
-        return bool(dataset.path.stat().st_mtime <= began + 1)
+        return bool(dataset.path.stat().st_mtime > began + 1)
     except OSError:
-        return True
+        return False
 
 
 def _cards(
@@ -220,13 +251,12 @@ def _cards(
     derived: Path,
     images: Sequence[ListedImage],
     choice: GalleryFilter,
-    losses: Losses,
-    resolution: int,
+    beside: _Beside,
 ) -> list[dict[str, Any]]:
     cards, group = list[dict[str, Any]](), 0
     for image in images:
         own = getattr(image, choice.alike) if choice.alike else 0
-        card = _card(dataset, derived, image, _badges(image, losses, resolution))
+        card = _card(dataset, derived, image, beside)
         if card is not None:
             cards.append({**card, "group": own if own != group else 0})
             group = own
@@ -234,48 +264,60 @@ def _cards(
 
 
 def _card(
-    dataset: Dataset, derived: Path, image: ListedImage, badges: list[tuple[str, str]]
+    dataset: Dataset, derived: Path, image: ListedImage, beside: _Beside
 ) -> dict[str, Any] | None:
     path = dataset.path / image.path
     if is_hidden(image.path) or not path.is_relative_to(dataset.path):
         return None  # of a list that somebody else made
-    name = address_of([dataset.path], path)
+    name, is_cropped = address_of([dataset.path], path), _has_crop(path)
     try:
         reason = reason_of(hash_file(derived, dataset.path, path))
     except (OSError, ValueError):
         reason = image.skipped or "It is not there any more."
     return {
         "address": f"{dataset.address}/images/{name}",
+        "name": name,
         "thumbnail": thumbnail_address(dataset, derived, path),
         "reason": reason,
         "title": printable(image.path),
         "caption": image.caption[:_CAPTION_SHOWN]
         + ("…" if len(image.caption) > _CAPTION_SHOWN else ""),
-        "badges": badges,
-        "size": f"{image.width} × {image.height}" if image.width else "",
+        "badges": [
+            *([("", "crop")] if is_cropped else []),
+            *_badges(image, beside),
+        ],
+        "size": f"{image.width} × {image.height}{' after its crop' * is_cropped}"
+        if image.width
+        else "",
     }
 
 
-def _badges(image: ListedImage, losses: Losses, resolution: int) -> list[tuple[str, str]]:
+def _has_crop(path: Path) -> bool:
+    try:
+        return os.path.lexists(path.with_name(path.name + CROP))
+    except ValueError:
+        return False
+
+
+def _badges(image: ListedImage, beside: _Beside) -> list[tuple[str, str]]:
     """What to notice about an image: kind and words.
 
     Args:
         image: It.
-        losses: Those of a run, if one is chosen.
-        resolution: What the list was made for, in pixels.
+        beside: What else is said of it.
     """
     if image.skipped:
         return [("bad", f"skipped: {image.skipped}")]
     bucket, percent = image.bucket.replace("x", " × "), 100 * image.cropped
-    ratio, times = losses.get(image.path, (0.0, 0))
+    ratio, times = beside.losses.get(image.path, (0.0, 0))
     rows: list[tuple[Any, str, str]] = [
         (bucket, "bucket", f"bucket {bucket}"),
         (bucket and not image.captioned, "bad", "no caption"),
-        (image.enlarged, "warn", f"enlarged ×{image.enlarged:.2g} at {resolution} pixels"),
+        (image.enlarged, "warn", f"enlarged ×{image.enlarged:.2g} at {beside.resolution} pixels"),
         (percent >= 0.5, "", f"{percent:.0f} % cropped away"),
         (image.copies, "warn", "copy"),
         (image.near, "warn", "near copy"),
-        (image.mask, "", "mask"),
+        (beside.has_mask(image), "", "mask"),
         (times, "", f"{ratio:.2f} × the usual loss, shown {times}×"),
     ]
     return [(kind, words) for holds, kind, words in rows if holds]
@@ -288,11 +330,12 @@ def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:
 
 
 def task_part(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any]:
-    """How a task that works on a dataset stands."""
+    """How a task that works on a dataset stands; an error ends where the folder has changed."""
     view = task_view(dataset.studio.tasks, task)
     errors = [text for kind, text in view["messages"] if kind == "error"]
     printed = "\n".join(view["printed"][-5:]) if view["state"] == "failed" else ""
-    return {**view, "verb": verb, "error": errors[-1] if errors else printed}
+    error = (errors[-1] if errors else printed).removesuffix(".")
+    return {**view, "verb": verb, "error": error, "is_old": _is_outdated(dataset, task)}
 
 
 def _runs_with_losses(studio: Studio) -> list[tuple[str, str]]:

@@ -12,23 +12,25 @@ from impasto.data.beside import SidecarLookup
 from impasto.data.cuts import bucket_of, crop_file, read_cut, remove_cut, why_not_cut, write_cut
 from impasto.data.images import UnreadableImageError
 from impasto.data.listing import CAPTION, TAGS
+from impasto.data.mask_folders import mask_places
 from impasto.data.masks import mask_file
+from impasto.data.plan import BucketRules
 from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.data.subsets import MaskRules, Subset
-from impasto.errors import DatasetError
+from impasto.errors import ConfigError, DatasetError
 from impasto.parsing import decode_caption, printable
 from impasto.studio.datasets import image_files
 from impasto.studio.folders import address_of, leads_out
 from impasto.studio.forms import whole_number
-
-RESOLUTIONS = (256, 384, 512, 640, 768, 1024)
-"""What buckets are shown for."""
+from impasto.studio.pages.buckets import OFFERED, bucket_rules, resolution_of
 
 _WORDS_BYTES = 100_000
 _LONGEST_SIDE = 1 << 30
 
 
-def image_page(dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path) -> dict[str, Any]:
+def image_page(
+    dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path, resolution: int
+) -> dict[str, Any]:
     """What the page of an image shows.
 
     Args:
@@ -36,6 +38,7 @@ def image_page(dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path
         image: It.
         facts: What `Views.facts` says of it.
         masks: The folder where its mask is, or would be.
+        resolution: What buckets are shown for at first, in pixels.
     """
     whole = _whole(facts)
     cut, fault = None, ""
@@ -54,7 +57,7 @@ def image_page(dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path
         "crop": {"x": box.left, "y": box.top, "width": box.size.width, "height": box.size.height},
         "has_crop": cut is not None,
         "crop_fault": fault,
-        "facts": _facts(facts, whole),
+        "facts": _facts(facts, whole, box if cut else None),
         "words": _words(dataset, image),
         "before": before,
         "after": after,
@@ -62,7 +65,8 @@ def image_page(dataset: Path, image: Path, facts: Mapping[str, Any], masks: Path
         "total": total,
         "masks": printable(str(masks)),
         "has_mask": mask is not None and files.is_inside(mask, masks),
-        "resolutions": RESOLUTIONS,
+        "resolutions": sorted({*OFFERED, resolution}),
+        "resolution": resolution,
     }
 
 
@@ -76,8 +80,7 @@ def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
             `.masks` in it, which no scan takes for images.
     """
     given = text.strip()
-    beside = dataset.with_name(f"{dataset.name}-masks")
-    wanted = [dataset / given] if given else [beside, dataset / ".masks"]
+    wanted = [dataset / given] if given else [*mask_places(dataset)]
     for one_of in wanted:
         folder = Path(os.path.normpath(one_of))  # links are followed after it, not in its middle
         try:
@@ -97,9 +100,16 @@ def mask_of(dataset: Path, image: Path, masks: Path) -> Path | None:
 
 
 def bucket_answer(
-    image: Path, facts: Mapping[str, Any], given: Mapping[str, str]
+    image: Path, facts: Mapping[str, Any], given: Mapping[str, str], known: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Where a rectangle of an image would go, and what of it would be kept; or its `fault`."""
+    """Where a rectangle of an image would go, and what of it would be kept; or its `fault`.
+
+    Args:
+        image: The image.
+        facts: What `Views.facts` says of it.
+        given: The rectangle and the resolution, as a form has them.
+        known: The options for buckets of its dataset (`known_options`).
+    """
     try:
         box = _box_of(given)
     except ValueError:
@@ -107,11 +117,15 @@ def bucket_answer(
     whole = _whole(facts)
     fault = why_not_cut(whole, box)
     resolution = whole_number(given.get("resolution", ""), _LONGEST_SIDE) or 0
-    if resolution not in RESOLUTIONS:
+    if resolution not in (*OFFERED, resolution_of(known)):
         fault = "is asked for at a resolution that is not offered here"
     if fault:
         return {"fault": f"The crop {fault}."}
-    planned = bucket_of(image, whole, box, resolution)
+    rules = BucketRules(**bucket_rules(known, resolution))
+    try:
+        planned = bucket_of(image, whole, box, resolution, rules)
+    except ConfigError as error:  # the options of a list that somebody wrote by hand
+        return {"fault": str(error)}
     return {
         "bucket": str(planned.bucket),
         "kept": _kept(planned),
@@ -174,12 +188,13 @@ def _kept(planned: PlannedImage) -> list[float]:
     ]
 
 
-def _facts(facts: Mapping[str, Any], whole: Size) -> dict[str, str]:
+def _facts(facts: Mapping[str, Any], whole: Size, cut: Box | None) -> dict[str, str]:
     turned = ", turned by EXIF" if facts["rotated"] else ""
     frames = f", the first of {facts['frames']} frames" if facts["frames"] > 1 else ""
     return {
         "Size": f"{whole.width} × {whole.height}{turned}",
-        "Megapixels": f"{whole.area / 1e6:.1f}",
+        **({"Crop": f"{cut.size.width} × {cut.size.height}"} if cut else {}),
+        "Pixels": f"{whole.area / 1e6:.1f} million" if whole.area >= 1e6 else f"{whole.area:,}",
         "File": _bytes(facts["size_bytes"]),
         "Format": f"{facts['format']}, {facts['mode']}{frames}",
     }

@@ -29,6 +29,8 @@ from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form, texts_of, whole_number
 from impasto.studio.image_copies import Views
 from impasto.studio.pages import dataset_in
+from impasto.studio.pages.buckets import known_options, resolution_of
+from impasto.studio.pages.data_views import Dataset
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.verbs import run_verb
 
@@ -91,7 +93,8 @@ class ImagePages:
 
         def read() -> dict[str, Any]:
             facts = self.views.facts(shown.dataset, shown.image)
-            return image_page(shown.dataset, shown.image, facts, folder)
+            resolution = resolution_of(known_options(Dataset(self.studio, shown.dataset)))
+            return image_page(shown.dataset, shown.image, facts, folder, resolution)
 
         content = await self._read(read)
         query = f"?{urlencode({'masks': masks})}" if masks else ""
@@ -125,8 +128,13 @@ class ImagePages:
         from impasto.studio.pages.image_views import bucket_answer
 
         shown, given = await self._shown(request), dict(request.query_params)
-        facts = await self._read(lambda: self.views.facts(shown.dataset, shown.image))
-        answer = bucket_answer(shown.image, facts, given)
+
+        def answer_it() -> dict[str, Any]:
+            facts = self.views.facts(shown.dataset, shown.image)
+            known = known_options(Dataset(self.studio, shown.dataset))
+            return bucket_answer(shown.image, facts, given, known)
+
+        answer = await self._read(answer_it)
         return JSONResponse(answer, 422 if "fault" in answer else 200)
 
     async def crop(self, request: Request) -> Response:

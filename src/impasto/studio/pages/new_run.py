@@ -17,6 +17,7 @@ from impasto.config.fields import fields_of
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, ImpastoError
 from impasto.parsing import printable
+from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
 from impasto.studio.choices import image_folders, model_paths
@@ -260,7 +261,10 @@ async def _typed(request: Request) -> dict[str, str]:
 
 
 def _refusal(found: Examined) -> str:
-    faults = found.all_faults
-    first, words = next(iter(faults.items()))
-    more = f" {len(faults) - 1} more beside." if len(faults) > 1 else ""
-    return f"Not yet: {first or 'the settings'}: {words}.{more}"
+    """Which settings are to be changed; what is wrong with each stands at its field."""
+    first, *others = found.all_faults.items()
+    path, words = first
+    if not path:
+        return f"Not yet: {words}."
+    more = f" and {counted(len(others), 'other settings')} are" if others else " is"
+    return f"Not yet: {path}{more} to be changed first."

@@ -14,11 +14,11 @@ from starlette.routing import BaseRoute, Route
 from impasto import presence
 from impasto.config.goals import GOALS
 from impasto.errors import ConfigError
-from impasto.studio.choices import image_folders, model_paths
 from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
-from impasto.studio.starting import fields_of_run, goal_faults, goal_words
+from impasto.studio.named_choices import Choice, dataset_choices, model_choices
+from impasto.studio.starting import fields_of_run, goal_faults, goal_words, named_paths
 
 _MOST_BYTES = 2 << 20  # as the form itself, which a command may fill
 
@@ -58,13 +58,19 @@ class NewStartPages:
     async def goal(self, request: Request) -> Response:
         """Have settings made for a goal."""
         typed = await _typed(request)
-        faults = await asyncio.to_thread(goal_faults, typed, self.studio.folders)
+        folders = self.studio.folders
+
+        def look() -> tuple[dict[str, str], dict[str, str]]:
+            found, faults = named_paths(typed, folders)
+            return found, {**goal_faults(found, folders), **faults}
+
+        found, faults = await asyncio.to_thread(look)
         if faults:
             return await self._start_page({"goal": typed}, faults)
 
         def begin() -> Draft:
             draft = self.drafts.create(goal=typed)
-            self._have_made(draft, goal_words(typed, draft, self.studio.folders), "Settings")
+            self._have_made(draft, goal_words(found, draft, folders), "Settings")
             return draft
 
         draft = await asyncio.to_thread(begin)
@@ -96,12 +102,12 @@ class NewStartPages:
     ) -> Response:
         folders = self.studio.folders
 
-        def look() -> tuple[list[str], list[str], list[dict[str, str]]]:
+        def look() -> tuple[list[Choice], list[Choice], list[dict[str, str]]]:
             runs = [
                 {"title": s.run.path.name, "address": folders.name_of(s.run)}
                 for s in folders.all_runs()[:20]
             ]
-            return image_folders(folders.data), model_paths(folders.models), runs
+            return dataset_choices(folders), model_choices(folders), runs
 
         images, models, runs = await asyncio.to_thread(look)
         goal = typed.get("goal")

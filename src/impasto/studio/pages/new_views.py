@@ -42,6 +42,7 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         "regularisation_used": "for regularisation",
         "held_out": "held out",
         "without_words": "without words",
+        "masked": "with a mask",
     }
     for key, words in kinds.items():
         images += [f"{data[key]:,} {words}"] if data.get(key) else []

@@ -16,9 +16,12 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from impasto.errors import ConfigError
 from impasto.parsing import read_object
+from impasto.progress import counted
 from impasto.studio.caption_edits import shortened
 from impasto.studio.core import Studio
+from impasto.studio.datasets import image_files
 from impasto.studio.forms import read_form
 from impasto.studio.model_names import offered_models, why_not_offered
 from impasto.studio.pages import captions_address, dataset_in
@@ -32,6 +35,7 @@ _TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _EXISTING = ("missing", "overwrite", "append")
 _VERBS = {"tagger": "tag", "captioner": "caption"}
 _LONGEST_PROMPT = 4000
+_NOTHING: dict[str, Any] = {"task": None, "tried": "", "rows": []}
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -60,18 +64,29 @@ class TryPages:
         """The form, and what the models said that were tried."""
         dataset = await dataset_in(self.studio, request)
         query = request.query_params
-        offered = await asyncio.to_thread(offered_models, self.studio.folders.models)
         tried = await asyncio.to_thread(
             self._tried, dataset, query.get("tried", ""), query.get("task", "")
         )
+        return await self._page(dataset, tried, {})
+
+    async def _page(
+        self, dataset: Path, tried: dict[str, Any], faults: dict[str, str], status: int = 200
+    ) -> Response:
+        offered, number = await asyncio.to_thread(
+            lambda: (offered_models(self.studio.folders.models), len(image_files(dataset)))
+        )
         return self.studio.page(
             "try.html.j2",
+            status,
             title=dataset.name,
             here=captions_address(self.studio, dataset),
             offered=offered,
             places=", ".join(map(str, self.studio.folders.models)),
             models=MODELS,
-            sample=SAMPLE,
+            sample=counted(min(SAMPLE, number), "images"),
+            number=number,
+            most=SAMPLE,
+            faults=faults,
             **tried,
         )
 
@@ -87,22 +102,35 @@ class TryPages:
     async def start(self, request: Request) -> Response:
         """Try up to three models on twelve images, as a task."""
         dataset, form = await dataset_in(self.studio, request), await read_form(request)
-        chosen = [self._model(form, f"{n}") for n in range(1, MODELS + 1) if form.get(f"model-{n}")]
-        if not chosen:
-            raise HTTPException(400, "Choose a model.")
+        chosen, faults = [], dict[str, str]()
+        asked = [f"{n}" for n in range(1, MODELS + 1) if str(form.get(f"model-{n}", "")).strip()]
+        for number in asked:
+            try:
+                chosen.append(self._model(form, number))
+            except ConfigError as error:
+                faults[number] = str(error)
+        if not asked:
+            faults["1"] = "Give a model: one of those that are listed, a Hub id, or a folder."
+        if faults:
+            return await self._page(dataset, {**_NOTHING, "columns": _typed(form)}, faults, 400)
         token = secrets.token_hex(16)
         out = (self.studio.home / "tried" / f"{token}.json").absolute()
         words = ["dataset", "try", str(dataset.absolute()), f"--sample={SAMPLE}", f"--out={out}"]
         for kind, model, setting in chosen:
             words += [f"--{kind}", model, setting]
         here = f"{captions_address(self.studio, dataset)}/try"
-        title = f"Try {', '.join(_short(model) for _, model, _ in chosen)} on {SAMPLE} images"
+        images = min(SAMPLE, len(await asyncio.to_thread(image_files, dataset)))
+        names = ", ".join(_short(model) for _, model, _ in chosen)
+        title = f"Try {names} on {counted(images, 'images')}"
         return await self._started(words, title, here, {"tried": token})
 
     async def run_on_all(self, request: Request) -> Response:
         """Run one model on all images, as a task."""
         dataset, form = await dataset_in(self.studio, request), await read_form(request)
-        kind, model, setting = self._model(form, "0")
+        try:
+            kind, model, setting = self._model(form, "0")
+        except ConfigError as error:
+            raise HTTPException(400, str(error)) from error
         existing = str(form.get("existing", ""))
         if existing not in _EXISTING:
             raise HTTPException(400, "Choose what becomes of words that are there.")
@@ -130,21 +158,21 @@ class TryPages:
         """Kind, model and setting of a row of a form.
 
         Raises:
-            HTTPException: They are refused: 400, with the reason.
+            ConfigError: They are refused, with the reason.
         """
         kind, model = str(form.get(f"kind-{number}", "")), str(form.get(f"model-{number}", ""))
         setting = str(form.get(f"setting-{number}", "")).strip()
         model = model.strip()
         if kind not in _VERBS:
-            raise HTTPException(400, "A model is a tagger or a captioner.")
+            raise ConfigError("A model is a tagger or a captioner.")
         if reason := why_not_offered(model, kind, self.studio.folders.models):
-            raise HTTPException(400, f"{reason[:1].upper()}{reason[1:]}.")
+            raise ConfigError(f"{reason[:1].upper()}{reason[1:]}.")
         if kind == "tagger" and not _is_threshold(setting or "default"):
-            raise HTTPException(
-                400, "The threshold is a number from 0 to 1, or default, balance or model."
+            raise ConfigError(
+                "The threshold is a number from 0 to 1, or default, balance or model."
             )
         if len(setting) > _LONGEST_PROMPT or "\0" in setting:
-            raise HTTPException(400, f"A prompt has up to {_LONGEST_PROMPT:,} characters.")
+            raise ConfigError(f"A prompt has up to {_LONGEST_PROMPT:,} characters.")
         return kind, model, setting or ("default" if kind == "tagger" else "")
 
     def _tried(self, dataset: Path, token: str, task_name: str) -> dict[str, Any]:
@@ -157,6 +185,8 @@ class TryPages:
             {"words": {}, "error": "", **column, "short": _short(column["model"])}
             for column in answer.get("models", ())
         ]
+        if view is not None and any(column["error"] for column in columns):
+            view |= {"messages": _others(view["messages"], columns), "printed": []}
         of = Dataset(self.studio, dataset)
         derived = of.derived
         rows = [
@@ -168,6 +198,19 @@ class TryPages:
             for name in answer.get("images", ())
         ]
         return {"task": view, "tried": token, "columns": columns, "rows": rows}
+
+
+def _others(messages: list[tuple[str, str]], columns: list[dict[str, Any]]) -> list[Any]:
+    """The messages of a task without those that the table of its models says."""
+    errors = [column["error"] for column in columns if column["error"]]
+    return [(kind, text) for kind, text in messages if not any(e in text for e in errors)]
+
+
+def _typed(form: FormData) -> list[dict[str, Any]]:
+    """What was typed, as columns that the form is filled in from; no model has said anything."""
+    names = ("kind", "model", "setting")
+    rows = ({key: str(form.get(f"{key}-{n}", "")) for key in names} for n in range(1, MODELS + 1))
+    return [*rows]
 
 
 def _short(model: str) -> str:

@@ -66,7 +66,7 @@
     item.className = kind;
     title.textContent = name;
     item.append(title, `: ${words}`);
-    list.append(item);
+    list.prepend(item); // those that were refused come first
   }
 
   // Files of a folder: images and captions that are not hidden, each with the name that it gets here.
@@ -129,7 +129,8 @@
       part.innerHTML = text; // made by the server's template, which escapes
       if (part.content.querySelector("li")) {
         const taken = part.content.querySelector(".taken") !== null;
-        list.append(part.content);
+        if (taken) list.append(part.content);
+        else list.prepend(part.content);
         if (answer.status >= 500) throw new DiskError();
         return taken;
       }
@@ -168,7 +169,9 @@
       }
     }
     bar.hidden = true;
+    const refused = files.length - taken - stopped;
     status.textContent = `${taken} of ${files.length} files added. `;
+    if (refused) status.textContent += `${refused} ${refused === 1 ? "was" : "were"} refused, for the reasons below. `;
     if (stopped) status.textContent += `${stopped} were not sent, since the dataset cannot be written. `;
     if (others) status.textContent += `${others} that are no images or captions were left out. `;
     if (taken) {
@@ -181,19 +184,26 @@
     }
     input.value = folder.value = "";
     busy = false;
+    form.scrollIntoView({ block: "nearest" }); // the gallery above it has grown
   }
 
   form.addEventListener("submit", (event) => {
-    if (!input.files.length) return;
+    if (!input.files.length && !folder.files.length) return;
     event.preventDefault();
-    sendAll([...input.files].map((file) => ({ file, name: file.name })));
+    const found = [...folder.files].map(inFolder).sort((a, b) => a.file.webkitRelativePath < b.file.webkitRelativePath ? -1 : 1);
+    const alone = [...input.files].map((file) => ({ file, folder: "" }));
+    if (!found.length) return sendAll(alone.map(({ file }) => ({ file, name: file.name })));
+    sendAll(named([...alone, ...found]), [], alone.length + found.length);
   });
+  for (const field of [input, folder]) {
+    field.addEventListener("change", () => {
+      list.replaceChildren(); // what was said of other files
+      const number = input.files.length + folder.files.length;
+      status.textContent = number ? `${number} file${number === 1 ? "" : "s"} chosen. Press Add them.` : "";
+    });
+  }
   if ("webkitdirectory" in folder) {
     document.querySelector(".from-folder").hidden = false;
-    folder.addEventListener("change", () => {
-      const found = [...folder.files].map(inFolder).sort((a, b) => a.file.webkitRelativePath < b.file.webkitRelativePath ? -1 : 1);
-      sendAll(named(found), [], found.length);
-    });
   }
   for (const kind of ["dragenter", "dragover"]) {
     form.addEventListener(kind, (event) => { event.preventDefault(); form.classList.add("over"); });

@@ -152,6 +152,15 @@
   draw();
   ask();
 
+  // a small image is shown larger, so that a crop and a mask can be drawn on it
+
+  const LEAST_SHOWN = 640;
+  const enlarged = LEAST_SHOWN / Math.max(whole.width, whole.height);
+  if (enlarged > 1) {
+    stage.classList.add("enlarged");
+    stage.style.width = `min(100%, ${Math.round(whole.width * enlarged)}px, ${(80 * whole.width / whole.height).toFixed(1)}vh)`;
+  }
+
   // the mask: a canvas whose opacity is what does not count
 
   const LONGEST = 1536;
@@ -271,6 +280,9 @@
       if (answer.ok) {
         said.textContent = `Saved in ${(await answer.json()).saved}.`;
         isChanged = false;
+        const state = document.getElementById("mask-state");
+        state.textContent = state.dataset.there;
+        document.querySelector("[name=overwrite]").required = true;
         return;
       }
       said.textContent = new DOMParser().parseFromString(await answer.text(), "text/html").body.textContent.trim();

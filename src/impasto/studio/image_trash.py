@@ -1,0 +1,207 @@
+"""Images that were put into the trash of their dataset, with what is beside them, and put back.
+
+An entry of the trash, `.image-trash/20261127-201500-0`, holds files by their paths below the
+dataset, and masks by their paths below the folder of masks. No scan looks into hidden folders. A
+trash may be a stranger's: only entries with such names count, and no link in their place is
+followed.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from impasto import files, presence, storage_errors
+from impasto.data.formats import EXTENSIONS
+from impasto.data.listing import CAPTION, CROP, TAGS
+from impasto.data.mask_folders import mask_names, mask_places
+from impasto.errors import DatasetError
+from impasto.parsing import printable
+
+TRASH = ".image-trash"
+"""Not that of models (`trash.py`): one folder may be given for both."""
+
+_ENTRY = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
+_MASKS = (".masks-beside", ".masks-inside")  # in an entry, as `mask_places` has the folders
+_LATENTS = r"(_\d+x\d+(_\w+)?)?\.npz"  # sd-scripts' names, of every era
+
+
+@dataclass(frozen=True)
+class TrashedImages:
+    """An entry of the trash: what was put there at once.
+
+    Attributes:
+        dataset: The dataset.
+        path: The folder of the entry.
+    """
+
+    dataset: Path
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """How addresses name it."""
+        return self.path.name
+
+    @property
+    def images(self) -> list[str]:
+        """The images, by their paths below the dataset."""
+        found = (path.relative_to(self.path) for path in _files_below(self.path))
+        return [
+            printable(path.as_posix())
+            for path in found
+            if path.parts[0] not in _MASKS and path.suffix.lower() in EXTENSIONS
+        ]
+
+
+def put_away(dataset: Path, images: Sequence[Path], within: Sequence[Path]) -> TrashedImages:
+    """Move images into the trash of their dataset, with captions, crops, latents and masks.
+
+    What another image of the same name needs too stays.
+
+    Args:
+        dataset: The dataset.
+        images: Images in it.
+        within: The folders that may be changed; masks elsewhere stay.
+
+    Raises:
+        DatasetError: The trash is no folder of the dataset.
+        StorageError: A file cannot be moved; those before it are in the trash.
+    """
+    entry = TrashedImages(dataset, _new_entry(dataset))
+    for image in images:
+        for path in [*_beside(image, dataset), image]:
+            _move(path, entry.path / path.relative_to(dataset))
+        _put_mask_away(dataset, image, entry.path, within)
+    return entry
+
+
+def trashed(dataset: Path) -> list[TrashedImages]:
+    """What is in the trash of a dataset, the newest first."""
+    trash = dataset / TRASH
+    if trash.is_symlink() or not presence.is_dir(trash):
+        return []
+    try:
+        found = sorted(trash.iterdir(), reverse=True)
+    except OSError:
+        return []
+    kept = (p for p in found if _ENTRY.fullmatch(p.name) and not p.is_symlink() and p.is_dir())
+    return [TrashedImages(dataset, path) for path in kept]
+
+
+def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:
+    """Move what is in an entry to where it was; nothing is replaced.
+
+    Args:
+        entry: It.
+        within: The folders that may be changed.
+
+    Raises:
+        DatasetError: Something has one of the names by now, or a folder leads elsewhere: nothing
+            was moved.
+        StorageError: A file cannot be moved; those before it are back.
+    """
+    moves = [(path, _place_of(path.relative_to(entry.path), entry)) for path in
+             _files_below(entry.path)]  # fmt: skip
+    for _, place in moves:
+        if not any(files.is_inside(place, folder) for folder in within):
+            raise DatasetError(f"{place} is in none of the studio's folders: nothing was restored.")
+        if os.path.lexists(place):
+            raise DatasetError(
+                f"{place} is already there and is not replaced: nothing was restored. Rename it "
+                f"first."
+            )
+    for path, place in moves:
+        _move(path, place)
+    remove_entry(entry)
+
+
+def remove_entry(entry: TrashedImages) -> None:
+    """Remove an entry with all that is in it, for good; of links, the links alone.
+
+    Raises:
+        StorageError: Something is held open or read-only.
+    """
+    with storage_errors.reported(entry.path):
+        shutil.rmtree(entry.path)
+
+
+def _new_entry(dataset: Path) -> Path:
+    trash, stamp, number = dataset / TRASH, time.strftime("%Y%m%d-%H%M%S"), 0
+    if trash.is_symlink() or (presence.exists(trash) and not trash.is_dir()):
+        raise DatasetError(f"{trash} is no folder, so nothing was moved. Remove it.")
+    with storage_errors.reported(trash):
+        trash.mkdir(exist_ok=True)
+        while True:
+            try:
+                (trash / f"{stamp}-{number}").mkdir()
+            except FileExistsError:
+                number += 1
+            else:
+                return trash / f"{stamp}-{number}"
+
+
+def _beside(image: Path, dataset: Path) -> list[Path]:
+    """The files that belong to an image alone."""
+    names = sorted(path.name for path in image.parent.iterdir() if path.is_file())
+    stem = image.stem
+    found = [image.name + CROP]
+    others = (n for n in names if n != image.name and Path(n).suffix.lower() in EXTENSIONS)
+    if not any(Path(name).stem == stem for name in others):
+        latents = re.compile(re.escape(stem) + _LATENTS, re.ASCII)
+        found += [stem + CAPTION, stem + TAGS, *filter(latents.fullmatch, names)]
+    paths = (image.with_name(name) for name in dict.fromkeys(found) if name in names)
+    return [path for path in paths if files.is_inside(path, dataset)]
+
+
+def _put_mask_away(dataset: Path, image: Path, entry: Path, within: Sequence[Path]) -> None:
+    known = mask_names(dataset, within)
+    if known is None:
+        return
+    inside = image.relative_to(dataset).parent
+    is_alone = not any(
+        path.stem == image.stem and path.suffix.lower() in EXTENSIONS
+        for path in image.parent.iterdir()
+    )
+    place = known.folder / inside
+    if not is_alone or not place.is_dir() or not files.is_inside(place, known.folder):
+        return
+    kept = _MASKS[mask_places(dataset).index(known.folder)]
+    for path in sorted(place.iterdir()):
+        if path.stem == image.stem and path.suffix.lower() in EXTENSIONS and path.is_file():
+            _move(path, entry / kept / inside / path.name)
+
+
+def _place_of(inside: Path, entry: TrashedImages) -> Path:
+    """Where a file of an entry belongs."""
+    first, *rest = inside.parts
+    if first in _MASKS:
+        return mask_places(entry.dataset)[_MASKS.index(first)].joinpath(*rest)
+    return entry.dataset / inside
+
+
+def _files_below(folder: Path) -> Iterator[Path]:
+    for place, inner, names in os.walk(folder):
+        inner.sort()
+        yield from (Path(place, name) for name in sorted(names))
+
+
+def _move(path: Path, place: Path) -> None:
+    """Rename a file, but never over another, as renaming does on POSIX.
+
+    Raises:
+        StorageError: It cannot be moved, or something has the name.
+    """
+    with storage_errors.reported(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name
+        try:
+            path.replace(place)
+        except OSError:
+            place.unlink()
+            raise

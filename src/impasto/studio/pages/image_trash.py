@@ -1,0 +1,84 @@
+"""The trash of a dataset: images that its gallery and its pages of images put there."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import BaseRoute, Route
+
+from impasto.errors import DatasetError
+from impasto.studio.core import Studio
+from impasto.studio.datasets import image_of
+from impasto.studio.folders import address_of
+from impasto.studio.forms import read_form
+from impasto.studio.gallery import PER_PAGE
+from impasto.studio.image_trash import TrashedImages, put_away, put_back, remove_entry, trashed
+from impasto.studio.pages import dataset_in
+
+
+def routes(studio: Studio) -> list[BaseRoute]:
+    """The routes of the trash."""
+    pages = ImageTrashPages(studio)
+    here = "/data/{dataset}/trash"
+    return [
+        Route(here, pages.put, methods=["POST"]),
+        Route(f"{here}/{{entry}}/restore", pages.restore, methods=["POST"]),
+        Route(f"{here}/{{entry}}/remove", pages.remove, methods=["POST"]),
+    ]
+
+
+@dataclass(frozen=True)
+class ImageTrashPages:
+    """Answers requests for the trash of a dataset.
+
+    Attributes:
+        studio: What they work with.
+    """
+
+    studio: Studio
+
+    async def put(self, request: Request) -> Response:
+        """Move the images of a form into the trash."""
+        dataset = await dataset_in(self.studio, request)
+        names = [str(name) for name in (await read_form(request, PER_PAGE)).getlist("image")]
+
+        def move() -> None:
+            found = [image_of(dataset, name) for name in dict.fromkeys(names)]
+            images = [image for image in found if image is not None]
+            if not images:
+                raise HTTPException(400, "No image was chosen that is still there.")
+            put_away(dataset, images, self.studio.folders.data)
+
+        return await self._done(request, move)
+
+    async def restore(self, request: Request) -> Response:
+        """Move images back to where they were."""
+        entry = await self._entry(request)
+        return await self._done(request, lambda: put_back(entry, self.studio.folders.data))
+
+    async def remove(self, request: Request) -> Response:
+        """Delete images for good."""
+        entry = await self._entry(request)
+        return await self._done(request, lambda: remove_entry(entry))
+
+    async def _entry(self, request: Request) -> TrashedImages:
+        dataset = await dataset_in(self.studio, request)
+        entries = await asyncio.to_thread(trashed, dataset)
+        for entry in entries:
+            if entry.name == request.path_params["entry"]:
+                return entry
+        raise HTTPException(404, "This is not in the trash any more.")
+
+    async def _done(self, request: Request, work: Callable[[], None]) -> Response:
+        dataset = await dataset_in(self.studio, request)
+        try:
+            await asyncio.to_thread(work)
+        except DatasetError as error:
+            raise HTTPException(409, str(error)) from error
+        gallery = f"/data/{address_of(self.studio.folders.data, dataset)}"
+        return RedirectResponse(f"{gallery}#trash", 303)

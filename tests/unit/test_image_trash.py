@@ -1,0 +1,114 @@
+"""Images go into the trash of their dataset with what belongs to them, and come back."""
+
+import sys
+
+import pytest
+from PIL import Image
+from studios import FROM_HERE
+
+from impasto.data.scan import scan_folder
+from impasto.errors import DatasetError
+from impasto.studio.folders import address_of
+from impasto.studio.image_trash import put_away, put_back, trashed
+
+
+@pytest.fixture
+def cats(folder):
+    cats = folder.parent / "data" / "cats"
+    (cats / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.jpg", "twin.png", "twin.jpg", "sub/a.png"):
+        Image.new("RGB", (64, 64), (9, 90, 30)).save(cats / name)
+    for name in ("a.txt", "a.caption", "a.png.crop.json", "a.npz", "a_0064x0064_sd.npz", "b.txt",
+                 "twin.txt", "about.txt", "sub/a.txt"):  # fmt: skip
+        (cats / name).write_text(name, encoding="utf-8")
+    (cats.with_name("cats-masks") / "sub").mkdir(parents=True)
+    for name in ("a.png", "b.png", "sub/a.png"):
+        (cats.with_name("cats-masks") / name).write_bytes(b"mask")
+    return cats
+
+
+def held(data):
+    return {p.relative_to(data).as_posix() for p in data.rglob("*")
+            if p.is_file() and not any(part.startswith(".") for part in p.parts)}  # fmt: skip
+
+
+def address(studio, cats):
+    return f"/data/{address_of(studio.folders.data, cats)}"
+
+
+def test_what_is_beside_an_image_goes_with_it_and_comes_back(client, studio, cats):
+    before = held(cats.parent)
+    content = (cats / "a.png").read_bytes()
+    here = address(studio, cats)
+    sent = {"image": [address_of([cats], cats / "a.png"), address_of([cats], cats / "twin.png")]}
+    answer = client.post(f"{here}/trash", data=sent, headers=FROM_HERE)
+    assert answer.status_code == 200
+    assert before - held(cats.parent) == {
+        "cats/a.png", "cats/a.txt", "cats/a.caption", "cats/a.png.crop.json", "cats/a.npz",
+        "cats/a_0064x0064_sd.npz", "cats-masks/a.png", "cats/twin.png",
+    }  # fmt: skip
+    assert len(scan_folder(cats).records) == 3  # what is in the trash is no image of the dataset
+    assert "a.png, twin.png" in answer.text
+    [entry] = trashed(cats)
+    client.post(f"{here}/trash/{entry.name}/restore", headers=FROM_HERE)
+    assert held(cats.parent) == before
+    assert (cats / "a.png").read_bytes() == content
+    assert (cats / "a.txt").read_text(encoding="utf-8") == "a.txt"
+    assert trashed(cats) == []
+    assert client.post(f"{here}/trash/{entry.name}/restore", headers=FROM_HERE).status_code == 404
+
+
+def test_nothing_is_replaced_and_a_refused_restore_moves_nothing(client, studio, cats):
+    entry = put_away(cats, [cats / "a.png", cats / "b.jpg"], studio.folders.data)
+    (cats / "b.txt").write_text("a new one", encoding="utf-8")
+    before = held(cats.parent)
+    answer = client.post(f"{address(studio, cats)}/trash/{entry.name}/restore", headers=FROM_HERE)
+    assert answer.status_code == 409
+    assert "b.txt is already there" in answer.text
+    assert held(cats.parent) == before
+    assert entry.images == ["a.png", "b.jpg"]
+
+
+def test_only_images_of_the_dataset_are_moved(client, studio, cats):
+    here, before = address(studio, cats), held(cats.parent)
+    for name in ("0.x", address_of([cats], cats / "a.txt"), address_of([cats], cats / "gone.png")):
+        refused = client.post(f"{here}/trash", data={"image": name}, headers=FROM_HERE)
+        assert refused.status_code == 400
+    assert client.post(f"{here}/trash", headers=FROM_HERE).status_code == 400
+    assert held(cats.parent) == before
+    assert trashed(cats) == []
+
+
+def test_masks_elsewhere_than_in_the_studios_folders_stay(cats):
+    put_away(cats, [cats / "a.png"], [cats])
+    assert (cats.with_name("cats-masks") / "a.png").exists()
+
+
+def test_images_are_deleted_for_good_by_their_entry_alone(client, studio, cats):
+    first = put_away(cats, [cats / "a.png"], studio.folders.data)
+    second = put_away(cats, [cats / "b.jpg"], studio.folders.data)
+    assert first.name != second.name
+    client.post(f"{address(studio, cats)}/trash/{first.name}/remove", headers=FROM_HERE)
+    assert [entry.name for entry in trashed(cats)] == [second.name]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_a_strangers_trash_leads_nowhere(cats, tmp_path, studio):
+    outside = tmp_path / "outside"
+    (outside / "20260101-000000-0").mkdir(parents=True)
+    (outside / "20260101-000000-0" / "x.png").write_bytes(b"x")
+    (cats / ".image-trash").symlink_to(outside, target_is_directory=True)
+    assert trashed(cats) == []
+    with pytest.raises(DatasetError, match="is no folder"):
+        put_away(cats, [cats / "a.png"], studio.folders.data)
+    (cats / ".image-trash").unlink()
+    (cats / ".image-trash").mkdir()
+    (cats / ".image-trash" / "20260101-000000-0").symlink_to(outside / "20260101-000000-0")
+    assert trashed(cats) == []
+    (cats / ".image-trash" / "20260101-000000-1" / "out").mkdir(parents=True)
+    (cats / ".image-trash" / "20260101-000000-1" / "out" / "x.png").write_bytes(b"x")
+    (cats / "out").symlink_to(outside, target_is_directory=True)
+    [entry] = trashed(cats)
+    with pytest.raises(DatasetError, match="none of the studio's folders"):
+        put_back(entry, studio.folders.data)
+    assert sorted(p.name for p in outside.rglob("*.png")) == ["x.png"]
