@@ -29,7 +29,10 @@ SHOWN_AFTER_S = 2.0
 
 @contextlib.contextmanager
 def slow_stage(progress: Progress, description: str, total: int, unit: str) -> Iterator[Advance]:
-    """A stage that is shown only once it has taken two seconds: for what is often quicker."""
+    """A stage that is shown only once it has taken two seconds: for what is often quicker.
+
+    What is shown then is how much is left.
+    """
     began, done = time.monotonic(), 0
     advance: Advance | None = None
     with contextlib.ExitStack() as opened:
@@ -40,8 +43,8 @@ def slow_stage(progress: Progress, description: str, total: int, unit: str) -> I
             if advance is not None:
                 advance(number)
             elif time.monotonic() - began > SHOWN_AFTER_S:
-                advance = opened.enter_context(progress.stage(description, total, unit))
-                advance(done)
+                left = total - done  # a rate of what came before would be wrong
+                advance = opened.enter_context(progress.stage(description, left, unit))
 
         yield count
 

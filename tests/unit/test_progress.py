@@ -68,7 +68,7 @@ def test_a_slow_stage_is_shown_once_it_is_slow(monkeypatch):
         now[0] = 4.0
         count(2)
         count(5)
-    assert told == [("Measuring", 9, "images"), 4, 5, "ended"]
+    assert told == [("Measuring", 5, "images"), 5, "ended"]
 
 
 def left(output: io.StringIO) -> str:

@@ -62,19 +62,26 @@ def look_at_drawings(
     tagger = TaggerNetwork("demo", TAGGER, progress)
     finder = PromptTags(tagger.table)
     wanted = [finder.of(prompt) for prompt in prompts]
-    held_out = [Picture(record.path) for record in scan_folder(HELD_OUT).records]
+    held_out = [Picture.of(record) for record in scan_folder(HELD_OUT).records]
     real = look_at(held_out, [tagger], "the held-out drawings", progress)
+    places = {picture.caption: place for place, picture in enumerate(real.pictures)}
+    linked = [places.get(prompt) for prompt in prompts]
     found = {}
     for name, folder in folders.items():
         drawn = [Picture(folder / f"{number:03d}.png") for number in range(len(prompts))]
         looks = look_at(drawn, [tagger], f"what was drawn by {name}", progress)
-        found[name] = _evidence(looks, real, wanted)
+        found[name] = _evidence(looks, real, wanted, linked)
     return found
 
 
-def _evidence(looks: Looks, real: Looks, wanted: Sequence[frozenset[int]]) -> Evidence:
+def _evidence(
+    looks: Looks,
+    real: Looks,
+    wanted: Sequence[frozenset[int]],
+    linked: Sequence[int | None],
+) -> Evidence:
     shares = [s for s in seen_shares(wanted, looks.tags or ()) if s is not None]
     x, y = looks.features["demo"], real.features["demo"]
     none_drawn = np.empty((0, len(x))), np.empty((0, len(y)))
-    distance = kernel_estimate(x, np.arange(len(x)), y, *none_drawn).value
+    distance = kernel_estimate(x, np.arange(len(x)), y, *none_drawn, linked).value
     return Evidence(sum(share == 1 for share in shares), len(shares), distance)
