@@ -83,6 +83,26 @@ def test_a_table_may_name_files(folder, tmp_path):
     assert len(scan_folder(path).records) == 2
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_whether_pairs_have_bytes_is_told_by_all_rows(folder, tmp_path, statistics):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    names = ["pictures/000.png", "pictures/001.png"]
+    pairs = [{"bytes": None, "path": name} for name in names]
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": pa.array(pairs, kind)}), path, write_statistics=statistics)
+    assert [record.path.name for record in scan_folder(path).records] == ["000.png", "001.png"]
+    pairs[1]["bytes"] = png()
+    pq.write_table(
+        pa.table({"image": pa.array(pairs, kind)}),
+        path,
+        row_group_size=1,
+        write_statistics=statistics,
+    )
+    scan = scan_folder(path)
+    assert len(scan.records) == 1
+    assert "a path and no bytes" in reasons(scan)["t.parquet#0"]
+
+
 def test_rows_without_an_image_are_skipped(tmp_path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": [png(), None, b"", b"no image"]}), path)

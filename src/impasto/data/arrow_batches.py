@@ -29,6 +29,13 @@ _LARGEST_HEAD = 16 << 20  # bytes; a schema of thousands of columns has less
 _AHEAD = 1 << 12
 
 
+class Part(NamedTuple):
+    """A column of a record batch or row group, and the bytes of memory that keeping it takes."""
+
+    values: pa.ChunkedArray
+    held_bytes: int
+
+
 class _Message(NamedTuple):
     """A message: its kind, its rows if it is a batch, and its bytes."""
 
@@ -72,28 +79,33 @@ class ArrowBatches:
         rows = [message.rows for message in self._batches]
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
-    def part(self, column: str, number: int) -> pa.ChunkedArray:
+    def part(self, column: str, number: int) -> Part:
         """A column of one batch, compared with what its own numbers promise.
 
         Raises:
             OSError: It is too large to be held in memory.
         """
-        if self.held_bytes(column, number) > self._largest:
+        message = self._batches[number]
+        is_mapped = self._map is not None and not message.is_compressed
+        held = 0 if is_mapped else message.end - message.begin
+        if held > self._largest:
             raise OSError(
                 errno.EFBIG,
                 f"batch {number} of {self._path.name} has more than {self._largest >> 20:,} MiB; "
                 f"write the table anew in batches of 100 rows",
             )
-        batch = pa.ipc.read_record_batch(self._bytes(self._batches[number]), self.schema)
+        batch = pa.ipc.read_record_batch(self._bytes(message), self.schema)
         values = batch.column(column)
         values.validate(full=True)
-        return pa.chunked_array([values])
+        return Part(pa.chunked_array([values]), held)
 
-    def held_bytes(self, column: str, number: int) -> int:  # noqa: ARG002 - as of Parquet
-        """The bytes of a batch, where they are not mapped."""
-        message = self._batches[number]
-        is_mapped = self._map is not None and not message.is_compressed
-        return 0 if is_mapped else message.end - message.begin
+    def holds_bytes(self, column: str, field: str) -> bool:
+        """Whether one of the pairs in a column has bytes in that field."""
+        return any(
+            chunk.field(field).null_count < len(chunk)
+            for number in range(len(self._batches))
+            for chunk in self.part(column, number).values.chunks
+        )
 
     def _bytes(self, message: _Message) -> pa.Buffer:
         if self._map is None:

@@ -20,7 +20,7 @@ from impasto.data.containers import WORDS, Columns, Container
 from impasto.data.found_image import FoundImage
 from impasto.data.listing import Unused
 from impasto.data.stages import Failure
-from impasto.data.table_rows import OpenTable, ParquetTable, arrow_errors, open_table
+from impasto.data.table_rows import OpenTable, arrow_errors, open_table
 from impasto.member_paths import path_in_table
 
 BYTES, PATH = "bytes", "path"
@@ -87,7 +87,7 @@ def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     paths: tuple[str | None, ...] | None = None
     if is_text_type(kind):
         paths = tuple(_all_values(table, image))
-    elif types.is_struct(kind) and rows and _holds_no_bytes(table, image):
+    elif types.is_struct(kind) and rows and not table.holds_bytes(image, BYTES):
         paths = tuple((value or {}).get(PATH) for value in _all_values(table, image))
     return TableFacts(rows, image, paths, caption, tuple(schema.names))
 
@@ -163,22 +163,11 @@ def _is_list_of_text(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind)) and is_text_type(kind.value_type)
 
 
-def _holds_no_bytes(table: OpenTable, image: str) -> bool:
-    """Whether all pairs have paths alone, as where a dataset's files are not embedded."""
-    if isinstance(table, ParquetTable):
-        return table.empty_values(f"{image}.{BYTES}") == int(table.starts[-1])
-    return all(
-        chunk.field(BYTES).null_count == len(chunk)
-        for number in range(len(table.starts) - 1)
-        for chunk in table.part(image, number).chunks
-    )
-
-
 def _all_values(table: OpenTable, column: str) -> list[Any]:
     return [
         value
         for number in range(len(table.starts) - 1)
-        for value in table.part(column, number).to_pylist()
+        for value in table.part(column, number).values.to_pylist()
     ]
 
 
