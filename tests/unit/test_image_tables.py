@@ -1,5 +1,7 @@
 """Images in columns of Parquet and Arrow tables: which columns, and what becomes of odd rows."""
 
+import struct
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -129,6 +131,35 @@ def test_damaged_tables_are_named(folder, tmp_path):
         file.write_bytes(content)
         with pytest.raises(DatasetError, match=r"data-00000-of-00001\.arrow"):
             scan_folder(arrow)
+
+
+def test_a_batch_has_no_more_rows_than_its_bytes_can_hold(tmp_path):
+    path = tmp_path / "t.arrow"
+    table = pa.table({"image": [png()] * 3, "text": ["words"] * 3})
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    whole = path.read_bytes()
+    at = whole.rindex(struct.pack("<q", 3), 0, whole.index(png()))
+    places = [n for n in range(at + 1) if whole[n : n + 8] == struct.pack("<q", 3)]
+    places = places[-3:]  # of the batch and of its two columns
+    assert places[2] - places[1] == 16
+    for rows in (4, 1 << 40):
+        for changed in (places[:1], places):
+            content = bytearray(whole)
+            for place in changed:
+                content[place : place + 8] = struct.pack("<q", rows)
+            path.write_bytes(content)
+            with pytest.raises(DatasetError, match=r"t\.arrow"):
+                scan_folder(path)
+
+
+def test_compressed_batches_are_read(folder, tmp_path):
+    path = tmp_path / "t.arrow"
+    table = table_of(folder)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(str(path), table.schema, options=options) as writer:
+        writer.write_table(table)
+    assert words_of(scan_folder(path)) == words_of(scan_folder(folder))
 
 
 def test_columns_without_a_table_are_refused(folder):

@@ -80,6 +80,15 @@ def test_what_is_inside_a_store_is_what_is_on_a_disk(packed, place, tmp_path):
     assert encoded(there, tmp_path / "there") == encoded(here, tmp_path / "here")
 
 
+def test_an_empty_caption_in_a_store_is_no_words(place, tmp_path):
+    (tmp_path / "in").mkdir()
+    tar_of(tmp_path / "in" / "s.tar", [("a.png", png()), ("a.txt", b""), ("b.png", b"")])
+    put_folder(tmp_path / "in", place)
+    scan = scan_folder(place)
+    assert [record.words for record in scan.records] == [""]
+    assert reasons(scan) == {"b.png": "the file is empty"}
+
+
 def test_names_are_those_of_the_files_and_what_is_in_them(folder, tmp_path):
     def names(place):
         config = build_dataset_config({"image_dir": str(place)}, source="test")
@@ -192,6 +201,40 @@ def test_a_tar_that_lies_about_sizes_costs_no_memory(tmp_path):
         assert [record.path.name for record in scan.records] == ["a.png"]
         assert scan.set_aside
         tar_members.index_tar(Modest(path.read_bytes()), path.stat().st_size)
+
+
+@pytest.mark.parametrize("through_pax", [False, True])
+def test_a_tar_whose_sizes_lead_back_ends_there(tmp_path, through_pax):
+    tar = io.BytesIO(tar_of(tmp_path / "s.tar", [("a.png", png()), ("b.png", png())]).read_bytes())
+    with tarfile.open(fileobj=tar) as opened:
+        second = opened.getmembers()[1]
+    content = bytearray(tar.getvalue())
+    if through_pax:
+        second.pax_headers = {"size": "-1536"}
+        header = second.tobuf(tarfile.PAX_FORMAT)
+        content[second.offset :] = header + bytes(2048)
+    else:
+        header = bytearray(second.tobuf())
+        header[124:136] = b"\xff" * 10 + (-512).to_bytes(2, "big", signed=True)
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
+        content[second.offset : second.offset + 512] = header[:512]
+    (tmp_path / "s.tar").write_bytes(content)
+    read = Counted(bytes(content))
+    index = tar_members.index_tar(read, len(content))
+    assert [entry.name for entry in index.entries] == ["a.png"]
+    assert f"damaged at byte {second.offset}" in index.fault
+
+
+class Counted(io.BytesIO):
+    """A file that may be read a hundred times: what never ends is an error."""
+
+    times = 0
+
+    def read(self, size=-1):
+        self.times += 1
+        assert self.times < 100
+        return super().read(size)
 
 
 class Modest(io.BytesIO):

@@ -2,7 +2,7 @@
 
 Both forms are messages one after the other; a file has 8 bytes before them and a list behind.
 `datasets` writes streams, which have no list, so the messages are walked through: each says how
-long it is, in a FlatBuffer of which three numbers are read here.
+long it is, in a FlatBuffer of which a few numbers are read here.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html, "Encapsulated message format", and
 `format/Message.fbs` of apache/arrow.
@@ -27,6 +27,8 @@ _GOES_ON = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
 _LARGEST_HEAD = 16 << 20  # bytes; a schema of thousands of columns has less
 _AHEAD = 1 << 12
+_OFFSET = 4  # bytes that a row takes at least, in the list of where texts or bytes begin
+_PACKED = 256  # rows in a byte of what is compressed; more have neither images nor words
 
 
 class Part(NamedTuple):
@@ -176,9 +178,20 @@ def _message(about: bytes, begin: int, head: int) -> _Message:
         rows_at = _field(about, batch, 0)
         rows = struct.unpack_from("<q", about, rows_at)[0] if rows_at else 0
         is_compressed = bool(_field(about, batch, 3))
-        if not 0 <= rows < 1 << 48:
+        most = body * _PACKED if is_compressed else body // _OFFSET
+        if not 0 <= rows <= most or rows != _rows_of_first_column(about, batch, rows):
             raise struct.error("number of rows")
     return _Message(kind, rows, begin, begin + head + body, is_compressed)
+
+
+def _rows_of_first_column(about: bytes, batch: int, rows: int) -> int:
+    """The length in the first of a batch's `nodes`; `rows` where there are none."""
+    at = _field(about, batch, 1)
+    nodes = at + struct.unpack_from("<I", about, at)[0] if at else 0
+    if not nodes or not struct.unpack_from("<I", about, nodes)[0]:
+        return rows
+    length: int = struct.unpack_from("<q", about, nodes + 4)[0]
+    return length
 
 
 def _field(about: bytes, table: int, number: int) -> int:

@@ -154,7 +154,12 @@ def read_cell(cell: TableCell) -> Any:
             raise OSError(errno.EINVAL, "the table has changed: it has no such value any more")
         number = int(np.searchsorted(table.starts, cell.row, side="right")) - 1
         column = tables.part(table, cell.column, number)
-        return column[cell.row - int(table.starts[number])].as_py()
+        row = cell.row - int(table.starts[number])
+        if row >= len(column):
+            raise OSError(
+                errno.EINVAL, f"damaged: a part of it has {len(column)} rows, and no more"
+            )
+        return column[row].as_py()
 
 
 def open_table(path: Path, size: int) -> ParquetTable | ArrowBatches:
