@@ -1,5 +1,6 @@
 """Images in columns of Parquet and Arrow tables: which columns, and what becomes of odd rows."""
 
+import os
 import struct
 
 import pyarrow as pa
@@ -11,9 +12,11 @@ from packing import pack_arrow, pack_parquet, png, reasons, table_of, words_of
 from impasto.config.load import build_dataset_config
 from impasto.data import table_rows
 from impasto.data.containers import Columns
+from impasto.data.content_hashes import ContentHashes
 from impasto.data.scan import decode_all, scan_folder
 from impasto.datasets.build import scan_dataset
 from impasto.errors import DatasetError
+from impasto.storage import objects
 
 
 @pytest.fixture
@@ -160,6 +163,42 @@ def test_compressed_batches_are_read(folder, tmp_path):
     with pa.ipc.new_stream(str(path), table.schema, options=options) as writer:
         writer.write_table(table)
     assert words_of(scan_folder(path)) == words_of(scan_folder(folder))
+
+
+def with_images(path, table):
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def scanned(place, derived):
+    """Words, sizes and hashes of the images of a place."""
+    records = list(scan_folder(place, index=derived / "scan-1.json").records)
+    stamps = {record.path: record.stamp for record in records}
+    hashes = ContentHashes(derived / "hashes.json").of(stamps)
+    return [(r.words, r.size, hashes[r.path]) for r in records]
+
+
+def test_a_table_that_replaces_one_in_a_store_is_read_anew(in_memory, tmp_path):
+    place = in_memory / "t.parquet"
+    first = {"image": [png()], "text": ["one"]}
+    other = {"image": [png((32, 40), (7, 7, 7))], "text": ["two"]}
+    found = []
+    for table in (first, other):
+        objects.upload(with_images(tmp_path / "t.parquet", table), place)
+        found.append(scanned(place, tmp_path / "derived"))
+    assert found[1] == scanned(place, tmp_path / "fresh")
+    assert found[1] != found[0]
+
+
+def test_a_table_of_the_same_time_and_another_size_is_read_anew(tmp_path):
+    path = with_images(tmp_path / "t.parquet", {"image": [png()], "text": ["one"]})
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    found = [scanned(path, tmp_path / "derived")]
+    with_images(path, {"image": [png(colour=(1, 2, 3))], "text": ["two, and more"]})
+    os.utime(path, ns=times)
+    found.append(scanned(path, tmp_path / "derived"))
+    assert found[1] == scanned(path, tmp_path / "fresh")
+    assert found[1] != found[0]
 
 
 def test_columns_without_a_table_are_refused(folder):

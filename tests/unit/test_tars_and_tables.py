@@ -359,6 +359,14 @@ def test_metadata_names_what_is_inside(folder, tmp_path):
     assert (record.tags, is_member(record.path)) == ("new", True)
 
 
+def test_metadata_goes_with_a_place_that_is_spelt_otherwise(folder, tmp_path):
+    pack_tars(folder, tmp_path / "tars")
+    meta = tmp_path / "meta.json"
+    meta.write_text('{"shard-000.tar/000.png": {"caption": "new"}}', encoding="utf-8")
+    (record,) = scan_metadata(read_metadata(meta), tmp_path / "tars" / ".." / "tars").records
+    assert record.caption == "new"
+
+
 def test_paths_say_where_and_names_say_what():
     from impasto.member_paths import path_in_table, path_in_tar
 

@@ -158,7 +158,9 @@ class _Tables:
     def prepare(self, files: Sequence[Container], progress: Progress, engine: Engine) -> None:
         """Look at the columns of all tables."""
         from impasto.data.image_tables import ReadTables
+        from impasto.data.table_rows import forget_stored
 
+        forget_stored()
         executor = engine.executor(ReadTables(self._columns))
         with progress.stage("Reading columns of tables", len(files), "tables") as advance:
             for outcomes in executor.run(chunks(files, 1)):

@@ -209,3 +209,8 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 _SIZES: dict[str, tuple[int, int]] = {}
 """Tables in stores that this process has looked at: asking again for each image takes too long."""
+
+
+def forget_stored() -> None:
+    """Look at tables in stores anew, as where others may have been put in their place."""
+    _SIZES.clear()
