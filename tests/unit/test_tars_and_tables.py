@@ -373,9 +373,11 @@ def test_paths_say_where_and_names_say_what():
     path = path_in_tar("a/s.tar", "b/@row+x/c#1", 512, 7, field="a+b/c")
     assert member_of(path) == tar_members_member("a/s.tar", 512, 7, "b/@row+x/c#1", "a+b/c")
     assert Path(plain(path)) == Path("a/s.tar/b/@row+x/c#1")
-    cell = path_in_table("t.parquet", "a/b c", 7, 1000)
-    assert plain(cell) == "t.parquet#007"
-    assert (member_of(cell).column, member_of(cell).row) == ("a/b c", 7)
+    cell = path_in_table("t.parquet", "a/b+c", 7)
+    assert plain(cell) == "t.parquet#7"
+    cells = [path_in_table("t.parquet", "a", row) for row in range(101)]
+    assert sorted(cells) == cells
+    assert (member_of(cell).column, member_of(cell).row) == ("a/b+c", 7)
     for name in ("a@b.png", "@1/x.png", "s.tar/cat.png", "x/@row+/y#1"):
         assert member_of(name) is None
         assert plain(name) == name

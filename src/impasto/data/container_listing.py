@@ -195,7 +195,7 @@ class _Tables:
             elif not fault and outcome in self._named:
                 fault = f"its row names {path}, which another row names too"
             if fault or isinstance(outcome, Failure):
-                cell = path_in_table(container.path, facts.image, row, facts.rows)
+                cell = path_in_table(container.path, facts.image, row)
                 found.append(FoundImage(cell, [], fault=fault))
                 continue
             self._named.add(outcome)
@@ -207,7 +207,7 @@ def _worded(image: FoundImage, container: Container, facts: TableFacts, row: int
     """An image file with the words that its row has."""
     if image.fault or not facts.caption:
         return image
-    words = path_in_table(container.path, facts.caption, row, facts.rows)
+    words = path_in_table(container.path, facts.caption, row)
     stamps = [*image.stamps[:2], container.size, container.stamp, 0, 0]
     return image._replace(stamps=stamps, words=(words, ""))
 

@@ -180,13 +180,13 @@ def images_of_table(
     How large one is takes reading it, so its size is given as 0. In the place of its time of change
     is a number of the table's time and size: copying may keep the time.
     """
-    found, path, rows = [], container.path, facts.rows
+    found, path = [], container.path
     said = hashlib.sha256(f"{container.stamp} {container.size}".encode()).digest()
     stamp = int.from_bytes(said[:8], "big") >> 2
     stamps = [0, stamp, container.size, container.stamp, 0, 0]
-    for row in range(rows):
-        image = path_in_table(path, facts.image, row, rows)
-        words = path_in_table(path, facts.caption, row, rows) if facts.caption else ""
+    for row in range(facts.rows):
+        image = path_in_table(path, facts.image, row)
+        words = path_in_table(path, facts.caption, row) if facts.caption else ""
         found.append(FoundImage(image, stamps, (words, "")))
     return found, unused_of_table(container, facts)
 
