@@ -26,6 +26,9 @@ TABLES = (PARQUET, ARROW)
 CONTAINERS = (TAR, *TABLES)
 """Endings of the files that hold many images, in lower case."""
 
+SEGMENT = re.compile(r"seg-(\d{20})-[^./\\]+-([0-9a-f]{8})-(\d+)\.arrow\Z")
+"""Files of Impasto's own tables of derived data (`data/segments.py`): what is known of images."""
+
 WILD = re.compile(r"[*?\[]")
 _PLACE = re.compile(
     r"[/\\]@(?:(?P<offset>\d{12,18})\+(?P<size>\d{1,18})(?:\+(?P<field>[^/\\]*))?"
@@ -118,8 +121,8 @@ def plain(path: str | os.PathLike[str]) -> str:
 
 
 def is_container(name: str) -> bool:
-    """Whether a file holds many images, by its ending."""
-    return name.lower().endswith(CONTAINERS)
+    """Whether a file holds many images, by its ending; derived data of Impasto's own does not."""
+    return name.lower().endswith(CONTAINERS) and SEGMENT.search(name) is None
 
 
 def is_named(place: Path) -> bool:

@@ -20,6 +20,7 @@ from impasto import files
 from impasto.config.load import build_dataset_config
 from impasto.data import tar_members
 from impasto.data.containers import Columns
+from impasto.data.content_hashes import ContentHashes
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents
 from impasto.data.images import read_rgb
@@ -331,6 +332,20 @@ def test_which_files_of_a_folder_are_used_is_said(folder, tmp_path):
     mixed = scan_folder(beside)
     assert len(mixed.records) == 2
     assert [item.path.name for item in mixed.unused] == ["more.tar", "old.tar.gz"]
+
+
+@pytest.mark.parametrize("kind", ["files", *sorted(PACKED)])
+def test_derived_data_below_the_images_is_no_data_set(kind, folder, tmp_path):
+    place = folder if kind == "files" else PACKED[kind](folder, tmp_path / kind)
+    scans = []
+    for _ in range(2):
+        scans.append(scan_folder(place, index=place / "cache" / "scan-1.json"))
+        record = scans[-1].records[0]
+        ContentHashes.kept_in(place / "cache").of({record.path: record.stamp})
+    assert list(place.rglob("seg-*.arrow"))
+    assert not scans[1].set_aside
+    assert [len(scan.records) for scan in scans] == [13, 13]
+    assert scans[1].unused == scans[0].unused
 
 
 def test_what_is_not_there_is_said(tmp_path):
