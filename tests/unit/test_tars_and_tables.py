@@ -19,7 +19,7 @@ from PIL import Image
 from impasto import files
 from impasto.config.load import build_dataset_config
 from impasto.data import tar_members
-from impasto.data.containers import Columns
+from impasto.data.containers import Columns, holds_containers
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents
@@ -346,6 +346,25 @@ def test_derived_data_below_the_images_is_no_data_set(kind, folder, tmp_path):
     assert not scans[1].set_aside
     assert [len(scan.records) for scan in scans] == [13, 13]
     assert scans[1].unused == scans[0].unused
+
+
+def test_where_the_images_are_is_told_as_a_scan_finds_it(folder, tmp_path):
+    tars = pack_tars(folder, tmp_path / "tars")
+    draw_images(tars / "masks", 1)
+    assert not holds_containers(tars)
+    assert holds_containers(tars, masks=tars / "masks")
+    assert holds_containers(tars, recursive=False)
+    (tars / "folder.png").mkdir()
+    assert holds_containers(tars, recursive=False)
+    draw_images(tars, 1)
+    assert not holds_containers(tars, recursive=False)
+
+
+def test_columns_go_with_masks_below_the_tables(folder, tmp_path):
+    place = pack_parquet(folder, tmp_path / "p")
+    draw_images(place / "masks", 1)
+    values = {"image_dir": str(place), "mask_dir": str(place / "masks"), "image_column": "image"}
+    assert len(scan_dataset(build_dataset_config(values, source="test")).records) == 13
 
 
 def test_what_is_not_there_is_said(tmp_path):

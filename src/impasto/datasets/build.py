@@ -358,11 +358,14 @@ def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
     if all(columns_of(subset) == Columns() for subset in subsets):
         return
     places = [s.image_dir or (s.metadata_file or Path()).parent for s in subsets]
-    if not any(is_remote(place) or holds_containers(place) for place in places):
-        raise DatasetError(
-            f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
-            f"JSON in tars; {places[0]} has none of them. Take them out."
-        )
+    for place, subset in zip(places, subsets, strict=True):
+        deep = subset.metadata_file is not None or subset.recursive
+        if is_remote(place) or holds_containers(place, recursive=deep, masks=subset.mask_dir):
+            return
+    raise DatasetError(
+        f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
+        f"JSON in tars; {places[0]} has none of them. Take them out."
+    )
 
 
 def _index_file(derived: Path, place: Path) -> Path:
