@@ -165,6 +165,19 @@ def test_compressed_batches_are_read(folder, tmp_path):
     assert words_of(scan_folder(path)) == words_of(scan_folder(folder))
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    columns = [pa.array([png()]), pa.array(["one"]), pa.array(["two"])]
+    pq.write_table(pa.table(columns, names=["image", "text", "text"]), path)
+    with pytest.raises(DatasetError, match="several columns called 'text'"):
+        scan_folder(path)
+
+
+def test_a_file_with_the_name_of_a_pattern_is_that_file(tmp_path):
+    path = with_images(tmp_path / "cats[1].parquet", {"image": [png()], "text": ["one"]})
+    assert words_of(scan_folder(path)) == ["one"]
+
+
 def with_images(path, table):
     pq.write_table(pa.table(table), path)
     return path

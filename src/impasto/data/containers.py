@@ -94,7 +94,10 @@ def named_containers(place: Path) -> Containers:
         DatasetError: There is none, or those there are differ in kind.
         StorageError: They are in an object store that cannot be used.
     """
-    if not WILD.search(place.name):
+    is_there = (
+        not is_remote(place) and place.is_file()
+    )  # as `cats[1].tar`, which is no pattern then
+    if is_there or not WILD.search(place.name):
         found = [_stat(str(place), None)]
     else:
         tree = tree_of(place.parent)

@@ -78,6 +78,11 @@ class ReadTables:
 
 def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     schema = table.schema
+    looked_for = {asked.image, asked.caption, *_IMAGES, *_PATHS, *WORDS}
+    usual = [name for name in schema.names if name in looked_for]
+    twice = [name for name in usual if usual.count(name) > 1]
+    if twice:
+        return Failure(f"it has several columns called {twice[0]!r}; rename all but one")
     image = _image_column(schema, asked.image)
     caption = _caption_column(schema, asked.caption)
     if isinstance(image, Failure):
