@@ -165,6 +165,12 @@ def test_compressed_batches_are_read(folder, tmp_path):
     assert words_of(scan_folder(path)) == words_of(scan_folder(folder))
 
 
+def test_words_may_be_categories(tmp_path):
+    words = pa.array(["one", "two", "one"]).dictionary_encode()
+    path = with_images(tmp_path / "t.parquet", {"image": [png()] * 3, "text": words})
+    assert words_of(scan_folder(path)) == ["one", "one", "two"]
+
+
 def test_two_columns_of_one_name_are_refused(tmp_path):
     path = tmp_path / "t.parquet"
     columns = [pa.array([png()]), pa.array(["one"]), pa.array(["two"])]

@@ -161,7 +161,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Whether values are texts."""
+    """Whether values are texts, or categories of pandas that are."""
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
