@@ -359,9 +359,8 @@ def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
         return
     places = [s.image_dir or (s.metadata_file or Path()).parent for s in subsets]
     for place, subset in zip(places, subsets, strict=True):
-        deep = subset.metadata_file is not None or subset.recursive
-        if is_remote(place) or holds_containers(place, recursive=deep, masks=subset.mask_dir):
-            return
+        if is_remote(place) or holds_containers(place, masks=subset.mask_dir):
+            return  # also in sub-folders that are not looked into: the scan says so
     raise DatasetError(
         f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
         f"JSON in tars; {places[0]} has none of them. Take them out."
