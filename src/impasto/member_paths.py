@@ -3,9 +3,9 @@
 The path says all that reading takes, so a record, a stage or a process needs nothing besides:
 
     cats-000.tar/@000000001536+20480/cat.jpg      bytes 1,536 to 22,016 of the tar
-    cats.parquet/@row+image/cats.parquet#0042     row 42 of the column `image`
+    cats.parquet/@row+image+000000000042/cats.parquet#42     row 42 of the column `image`
 
-A person sees `cats-000.tar/cat.jpg` and `cats.parquet#0042` (`plain`), which is also what random
+A person sees `cats-000.tar/cat.jpg` and `cats.parquet#42` (`plain`), which is also what random
 numbers, masks and metadata know an image by: where it stands in its file is no part of its name.
 Nothing is opened here, and the system is never asked for such a path.
 """
@@ -26,12 +26,14 @@ TABLES = (PARQUET, ARROW)
 CONTAINERS = (TAR, *TABLES)
 """Endings of the files that hold many images, in lower case."""
 
+SEGMENT = re.compile(r"seg-(\d{20})-[^./\\]+-([0-9a-f]{8})-(\d+)\.arrow\Z")
+"""Files of Impasto's own tables of derived data (`data/segments.py`): what is known of images."""
+
 WILD = re.compile(r"[*?\[]")
 _PLACE = re.compile(
     r"[/\\]@(?:(?P<offset>\d{12,18})\+(?P<size>\d{1,18})(?:\+(?P<field>[^/\\]*))?"
-    r"|row\+(?P<column>[^/\\]+))[/\\]"
+    r"|row\+(?P<column>[^/\\+]+)\+(?P<row>\d{12,15}))[/\\]"
 )
-_ROW = re.compile(r"#(\d{1,15})\Z")
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,12 +80,13 @@ def path_in_tar(tar: str, name: str, offset: int, size: int, *, field: str | Non
     return f"{tar}{os.sep}@{offset:012}+{size}{said}{os.sep}{name}"
 
 
-def path_in_table(table: str, column: str, row: int, rows: int) -> str:
-    """The path of a value in a table of so many rows; those of one column sort by their rows."""
+def path_in_table(table: str, column: str, row: int) -> str:
+    """The path of a value in a table; those of one column sort by their rows.
+
+    The name stays when the table gets more rows.
+    """
     name = os.path.basename(table)  # noqa: PTH119 - hot path
-    width = len(str(max(0, rows - 1)))
-    place = f"@row+{quote(column, safe='')}"
-    return f"{table}{os.sep}{place}{os.sep}{name}#{row:0{width}}"
+    return f"{table}{os.sep}@row+{quote(column, safe='')}+{row:012}{os.sep}{name}#{row}"
 
 
 def member_of(path: str | os.PathLike[str]) -> Member | None:
@@ -94,8 +97,7 @@ def member_of(path: str | os.PathLike[str]) -> Member | None:
         return None
     container, name = Path(text[: place.start()]), text[place.end() :]
     if place["column"] is not None:
-        row = _ROW.search(name)
-        return TableCell(container, unquote(place["column"]), int(row[1])) if row else None
+        return TableCell(container, unquote(place["column"]), int(place["row"]))
     field = None if place["field"] is None else unquote(place["field"])
     return TarMember(container, int(place["offset"]), int(place["size"]), name, field)
 
@@ -119,8 +121,8 @@ def plain(path: str | os.PathLike[str]) -> str:
 
 
 def is_container(name: str) -> bool:
-    """Whether a file holds many images, by its ending."""
-    return name.lower().endswith(CONTAINERS)
+    """Whether a file holds many images, by its ending; derived data of Impasto's own does not."""
+    return name.lower().endswith(CONTAINERS) and SEGMENT.search(name) is None
 
 
 def is_named(place: Path) -> bool:

@@ -1,5 +1,8 @@
 """Images in columns of Parquet and Arrow tables: which columns, and what becomes of odd rows."""
 
+import os
+import struct
+
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -9,9 +12,11 @@ from packing import pack_arrow, pack_parquet, png, reasons, table_of, words_of
 from impasto.config.load import build_dataset_config
 from impasto.data import table_rows
 from impasto.data.containers import Columns
+from impasto.data.content_hashes import ContentHashes
 from impasto.data.scan import decode_all, scan_folder
 from impasto.datasets.build import scan_dataset
 from impasto.errors import DatasetError
+from impasto.storage import objects
 
 
 @pytest.fixture
@@ -83,6 +88,26 @@ def test_a_table_may_name_files(folder, tmp_path):
     assert len(scan_folder(path).records) == 2
 
 
+@pytest.mark.parametrize("statistics", [True, False])
+def test_whether_pairs_have_bytes_is_told_by_all_rows(folder, tmp_path, statistics):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    names = ["pictures/000.png", "pictures/001.png"]
+    pairs = [{"bytes": None, "path": name} for name in names]
+    path = tmp_path / "t.parquet"
+    pq.write_table(pa.table({"image": pa.array(pairs, kind)}), path, write_statistics=statistics)
+    assert [record.path.name for record in scan_folder(path).records] == ["000.png", "001.png"]
+    pairs[1]["bytes"] = png()
+    pq.write_table(
+        pa.table({"image": pa.array(pairs, kind)}),
+        path,
+        row_group_size=1,
+        write_statistics=statistics,
+    )
+    scan = scan_folder(path)
+    assert len(scan.records) == 1
+    assert "a path and no bytes" in reasons(scan)["t.parquet#0"]
+
+
 def test_rows_without_an_image_are_skipped(tmp_path):
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": [png(), None, b"", b"no image"]}), path)
@@ -109,6 +134,90 @@ def test_damaged_tables_are_named(folder, tmp_path):
         file.write_bytes(content)
         with pytest.raises(DatasetError, match=r"data-00000-of-00001\.arrow"):
             scan_folder(arrow)
+
+
+def test_a_batch_has_no_more_rows_than_its_bytes_can_hold(tmp_path):
+    path = tmp_path / "t.arrow"
+    table = pa.table({"image": [png()] * 3, "text": ["words"] * 3})
+    with pa.ipc.new_stream(str(path), table.schema) as writer:
+        writer.write_table(table)
+    whole = path.read_bytes()
+    at = whole.rindex(struct.pack("<q", 3), 0, whole.index(png()))
+    places = [n for n in range(at + 1) if whole[n : n + 8] == struct.pack("<q", 3)]
+    places = places[-3:]  # of the batch and of its two columns
+    assert places[2] - places[1] == 16
+    for rows in (4, 1 << 40):
+        for changed in (places[:1], places):
+            content = bytearray(whole)
+            for place in changed:
+                content[place : place + 8] = struct.pack("<q", rows)
+            path.write_bytes(content)
+            with pytest.raises(DatasetError, match=r"t\.arrow"):
+                scan_folder(path)
+
+
+def test_compressed_batches_are_read(folder, tmp_path):
+    path = tmp_path / "t.arrow"
+    table = table_of(folder)
+    options = pa.ipc.IpcWriteOptions(compression="zstd")
+    with pa.ipc.new_stream(str(path), table.schema, options=options) as writer:
+        writer.write_table(table)
+    assert words_of(scan_folder(path)) == words_of(scan_folder(folder))
+
+
+def test_words_may_be_categories(tmp_path):
+    words = pa.array(["one", "two", "one"]).dictionary_encode()
+    path = with_images(tmp_path / "t.parquet", {"image": [png()] * 3, "text": words})
+    assert words_of(scan_folder(path)) == ["one", "one", "two"]
+
+
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    path = tmp_path / "t.parquet"
+    columns = [pa.array([png()]), pa.array(["one"]), pa.array(["two"])]
+    pq.write_table(pa.table(columns, names=["image", "text", "text"]), path)
+    with pytest.raises(DatasetError, match="several columns called 'text'"):
+        scan_folder(path)
+
+
+def test_a_file_with_the_name_of_a_pattern_is_that_file(tmp_path):
+    path = with_images(tmp_path / "cats[1].parquet", {"image": [png()], "text": ["one"]})
+    assert words_of(scan_folder(path)) == ["one"]
+
+
+def with_images(path, table):
+    pq.write_table(pa.table(table), path)
+    return path
+
+
+def scanned(place, derived):
+    """Words, sizes and hashes of the images of a place."""
+    records = list(scan_folder(place, index=derived / "scan-1.json").records)
+    stamps = {record.path: record.stamp for record in records}
+    hashes = ContentHashes(derived / "hashes.json").of(stamps)
+    return [(r.words, r.size, hashes[r.path]) for r in records]
+
+
+def test_a_table_that_replaces_one_in_a_store_is_read_anew(in_memory, tmp_path):
+    place = in_memory / "t.parquet"
+    first = {"image": [png()], "text": ["one"]}
+    other = {"image": [png((32, 40), (7, 7, 7))], "text": ["two"]}
+    found = []
+    for table in (first, other):
+        objects.upload(with_images(tmp_path / "t.parquet", table), place)
+        found.append(scanned(place, tmp_path / "derived"))
+    assert found[1] == scanned(place, tmp_path / "fresh")
+    assert found[1] != found[0]
+
+
+def test_a_table_of_the_same_time_and_another_size_is_read_anew(tmp_path):
+    path = with_images(tmp_path / "t.parquet", {"image": [png()], "text": ["one"]})
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    found = [scanned(path, tmp_path / "derived")]
+    with_images(path, {"image": [png(colour=(1, 2, 3))], "text": ["two, and more"]})
+    os.utime(path, ns=times)
+    found.append(scanned(path, tmp_path / "derived"))
+    assert found[1] == scanned(path, tmp_path / "fresh")
+    assert found[1] != found[0]
 
 
 def test_columns_without_a_table_are_refused(folder):

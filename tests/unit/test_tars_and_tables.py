@@ -3,6 +3,8 @@
 import contextlib
 import io
 import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -17,7 +19,8 @@ from PIL import Image
 from impasto import files
 from impasto.config.load import build_dataset_config
 from impasto.data import tar_members
-from impasto.data.containers import Columns
+from impasto.data.containers import Columns, holds_containers
+from impasto.data.content_hashes import ContentHashes
 from impasto.data.encoding import MomentsEncoder
 from impasto.data.filling import cache_latents
 from impasto.data.images import read_rgb
@@ -76,6 +79,15 @@ def test_what_is_inside_a_store_is_what_is_on_a_disk(packed, place, tmp_path):
     here, there = scan_folder(packed), decode_all(scan_folder(place))
     assert [r.words for r in there.records] == [r.words for r in here.records]
     assert encoded(there, tmp_path / "there") == encoded(here, tmp_path / "here")
+
+
+def test_an_empty_caption_in_a_store_is_no_words(place, tmp_path):
+    (tmp_path / "in").mkdir()
+    tar_of(tmp_path / "in" / "s.tar", [("a.png", png()), ("a.txt", b""), ("b.png", b"")])
+    put_folder(tmp_path / "in", place)
+    scan = scan_folder(place)
+    assert [record.words for record in scan.records] == [""]
+    assert reasons(scan) == {"b.png": "the file is empty"}
 
 
 def test_names_are_those_of_the_files_and_what_is_in_them(folder, tmp_path):
@@ -192,6 +204,40 @@ def test_a_tar_that_lies_about_sizes_costs_no_memory(tmp_path):
         tar_members.index_tar(Modest(path.read_bytes()), path.stat().st_size)
 
 
+@pytest.mark.parametrize("through_pax", [False, True])
+def test_a_tar_whose_sizes_lead_back_ends_there(tmp_path, through_pax):
+    tar = io.BytesIO(tar_of(tmp_path / "s.tar", [("a.png", png()), ("b.png", png())]).read_bytes())
+    with tarfile.open(fileobj=tar) as opened:
+        second = opened.getmembers()[1]
+    content = bytearray(tar.getvalue())
+    if through_pax:
+        second.pax_headers = {"size": "-1536"}
+        header = second.tobuf(tarfile.PAX_FORMAT)
+        content[second.offset :] = header + bytes(2048)
+    else:
+        header = bytearray(second.tobuf())
+        header[124:136] = b"\xff" * 10 + (-512).to_bytes(2, "big", signed=True)
+        header[148:156] = b" " * 8
+        header[148:156] = f"{sum(header[:512]):06o}\0 ".encode()
+        content[second.offset : second.offset + 512] = header[:512]
+    (tmp_path / "s.tar").write_bytes(content)
+    read = Counted(bytes(content))
+    index = tar_members.index_tar(read, len(content))
+    assert [entry.name for entry in index.entries] == ["a.png"]
+    assert f"damaged at byte {second.offset}" in index.fault
+
+
+class Counted(io.BytesIO):
+    """A file that may be read a hundred times: what never ends is an error."""
+
+    times = 0
+
+    def read(self, size=-1):
+        self.times += 1
+        assert self.times < 100
+        return super().read(size)
+
+
 class Modest(io.BytesIO):
     """A file of which nobody may ask for much at once."""
 
@@ -222,19 +268,43 @@ def test_large_images_are_read_in_all_their_parts(tmp_path, in_memory):
 def test_mutated_tables_and_tars_give_images_or_reasons(packed, tmp_path):
     rng = np.random.default_rng(3)
     for number in range(40):
-        place = shutil.copytree(packed, tmp_path / f"mutated-{number}")
-        for file in place.rglob("*"):
+        place = shutil.copytree(packed, tmp_path / "all" / f"mutated-{number:02}")
+        for file in sorted(place.rglob("*")):
             if file.suffix in {".tar", ".parquet", ".arrow"}:
                 content = bytearray(file.read_bytes())
                 for at in rng.integers(0, len(content), 6):
                     content[at] = rng.integers(0, 256)
                 end = rng.integers(1, len(content)) if rng.random() < 0.3 else len(content)
                 file.write_bytes(content[:end])
-        try:
-            scan = decode_all(scan_folder(place))
-        except DatasetError:
-            continue
-        assert len(scan.records) + len(scan.set_aside) > 0
+    ran = subprocess.run(  # a damaged file may end the process that reads it
+        [sys.executable, "-c", _SCANS, str(tmp_path / "all")],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        timeout=600,
+    )
+    assert ran.returncode == 0, ran.stderr
+    outcomes = ran.stdout.splitlines()
+    assert len(outcomes) == 40
+    usable = [int(images) for images, _ in map(str.split, outcomes)]
+    assert sum(count > 0 for count in usable) >= 5
+    assert sum(int(skipped) > 0 for _, skipped in map(str.split, outcomes)) >= 5
+
+
+_SCANS = """
+import sys
+from pathlib import Path
+from impasto.data.scan import decode_all, scan_folder
+from impasto.errors import DatasetError
+for place in sorted(Path(sys.argv[1]).iterdir()):
+    try:
+        scan = decode_all(scan_folder(place))
+    except DatasetError:
+        print(0, 1, flush=True)
+    else:
+        print(len(scan.records), len(scan.set_aside), flush=True)
+"""
 
 
 def test_which_files_of_a_folder_are_used_is_said(folder, tmp_path):
@@ -264,6 +334,39 @@ def test_which_files_of_a_folder_are_used_is_said(folder, tmp_path):
     assert [item.path.name for item in mixed.unused] == ["more.tar", "old.tar.gz"]
 
 
+@pytest.mark.parametrize("kind", ["files", *sorted(PACKED)])
+def test_derived_data_below_the_images_is_no_data_set(kind, folder, tmp_path):
+    place = folder if kind == "files" else PACKED[kind](folder, tmp_path / kind)
+    scans = []
+    for _ in range(2):
+        scans.append(scan_folder(place, index=place / "cache" / "scan-1.json"))
+        record = scans[-1].records[0]
+        ContentHashes.kept_in(place / "cache").of({record.path: record.stamp})
+    assert list(place.rglob("seg-*.arrow"))
+    assert not scans[1].set_aside
+    assert [len(scan.records) for scan in scans] == [13, 13]
+    assert scans[1].unused == scans[0].unused
+
+
+def test_where_the_images_are_is_told_as_a_scan_finds_it(folder, tmp_path):
+    tars = pack_tars(folder, tmp_path / "tars")
+    draw_images(tars / "masks", 1)
+    assert not holds_containers(tars)
+    assert holds_containers(tars, masks=tars / "masks")
+    assert holds_containers(tars, recursive=False)
+    (tars / "folder.png").mkdir()
+    assert holds_containers(tars, recursive=False)
+    draw_images(tars, 1)
+    assert not holds_containers(tars, recursive=False)
+
+
+def test_columns_go_with_masks_below_the_tables(folder, tmp_path):
+    place = pack_parquet(folder, tmp_path / "p")
+    draw_images(place / "masks", 1)
+    values = {"image_dir": str(place), "mask_dir": str(place / "masks"), "image_column": "image"}
+    assert len(scan_dataset(build_dataset_config(values, source="test")).records) == 13
+
+
 def test_what_is_not_there_is_said(tmp_path):
     (tmp_path / "z.tar").write_bytes(b"\x1f\x8b" + bytes(600))
     for name, said in (
@@ -290,15 +393,25 @@ def test_metadata_names_what_is_inside(folder, tmp_path):
     assert (record.tags, is_member(record.path)) == ("new", True)
 
 
+def test_metadata_goes_with_a_place_that_is_spelt_otherwise(folder, tmp_path):
+    pack_tars(folder, tmp_path / "tars")
+    meta = tmp_path / "meta.json"
+    meta.write_text('{"shard-000.tar/000.png": {"caption": "new"}}', encoding="utf-8")
+    (record,) = scan_metadata(read_metadata(meta), tmp_path / "tars" / ".." / "tars").records
+    assert record.caption == "new"
+
+
 def test_paths_say_where_and_names_say_what():
     from impasto.member_paths import path_in_table, path_in_tar
 
     path = path_in_tar("a/s.tar", "b/@row+x/c#1", 512, 7, field="a+b/c")
     assert member_of(path) == tar_members_member("a/s.tar", 512, 7, "b/@row+x/c#1", "a+b/c")
     assert Path(plain(path)) == Path("a/s.tar/b/@row+x/c#1")
-    cell = path_in_table("t.parquet", "a/b c", 7, 1000)
-    assert plain(cell) == "t.parquet#007"
-    assert (member_of(cell).column, member_of(cell).row) == ("a/b c", 7)
+    cell = path_in_table("t.parquet", "a/b+c", 7)
+    assert plain(cell) == "t.parquet#7"
+    cells = [path_in_table("t.parquet", "a", row) for row in range(101)]
+    assert sorted(cells) == cells
+    assert (member_of(cell).column, member_of(cell).row) == ("a/b+c", 7)
     for name in ("a@b.png", "@1/x.png", "s.tar/cat.png", "x/@row+/y#1"):
         assert member_of(name) is None
         assert plain(name) == name

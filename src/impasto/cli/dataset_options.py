@@ -13,7 +13,7 @@ from impasto.remote_paths import is_remote, shown
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.config.dataset import DatasetConfig
+    from impasto.config.dataset import DatasetConfig, SubsetConfig
     from impasto.data.scan import Scan
 
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
@@ -171,8 +171,7 @@ def local_dataset_config(
                 if place is not None:
                     _require_local(place, why)
             if beside_images:
-                named = subset.image_dir or (subset.metadata_file or Path()).parent
-                _require_files(named, why)
+                _require_files(subset, why)
     return config
 
 
@@ -183,11 +182,13 @@ def _require_local(place: Path, why: str = "") -> None:
         raise ConfigError(f"{shown(place)} is in an object store, {why or _WRITES}.")
 
 
-def _require_files(place: Path, why: str) -> None:
+def _require_files(subset: SubsetConfig, why: str) -> None:
     from impasto.data.containers import holds_containers
     from impasto.errors import ConfigError
 
-    if holds_containers(place):
+    place = subset.image_dir or (subset.metadata_file or Path()).parent
+    deep = subset.metadata_file is not None or subset.recursive
+    if holds_containers(place, recursive=deep, masks=subset.mask_dir):
         raise ConfigError(
             f"The images of {place} are in tars or tables, {why or _WRITES_IN_PLACE}."
         )

@@ -2,7 +2,7 @@
 
 Both forms are messages one after the other; a file has 8 bytes before them and a list behind.
 `datasets` writes streams, which have no list, so the messages are walked through: each says how
-long it is, in a FlatBuffer of which three numbers are read here.
+long it is, in a FlatBuffer of which a few numbers are read here.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html, "Encapsulated message format", and
 `format/Message.fbs` of apache/arrow.
@@ -27,6 +27,15 @@ _GOES_ON = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
 _LARGEST_HEAD = 16 << 20  # bytes; a schema of thousands of columns has less
 _AHEAD = 1 << 12
+_OFFSET = 4  # bytes that a row takes at least, in the list of where texts or bytes begin
+_PACKED = 256  # rows in a byte of what is compressed; more have neither images nor words
+
+
+class Part(NamedTuple):
+    """A column of a record batch or row group, and the bytes of memory that keeping it takes."""
+
+    values: pa.ChunkedArray
+    held_bytes: int
 
 
 class _Message(NamedTuple):
@@ -72,28 +81,33 @@ class ArrowBatches:
         rows = [message.rows for message in self._batches]
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
-    def part(self, column: str, number: int) -> pa.ChunkedArray:
+    def part(self, column: str, number: int) -> Part:
         """A column of one batch, compared with what its own numbers promise.
 
         Raises:
             OSError: It is too large to be held in memory.
         """
-        if self.held_bytes(column, number) > self._largest:
+        message = self._batches[number]
+        is_mapped = self._map is not None and not message.is_compressed
+        held = 0 if is_mapped else message.end - message.begin
+        if held > self._largest:
             raise OSError(
                 errno.EFBIG,
                 f"batch {number} of {self._path.name} has more than {self._largest >> 20:,} MiB; "
                 f"write the table anew in batches of 100 rows",
             )
-        batch = pa.ipc.read_record_batch(self._bytes(self._batches[number]), self.schema)
+        batch = pa.ipc.read_record_batch(self._bytes(message), self.schema)
         values = batch.column(column)
         values.validate(full=True)
-        return pa.chunked_array([values])
+        return Part(pa.chunked_array([values]), held)
 
-    def held_bytes(self, column: str, number: int) -> int:  # noqa: ARG002 - as of Parquet
-        """The bytes of a batch, where they are not mapped."""
-        message = self._batches[number]
-        is_mapped = self._map is not None and not message.is_compressed
-        return 0 if is_mapped else message.end - message.begin
+    def holds_bytes(self, column: str, field: str) -> bool:
+        """Whether one of the pairs in a column has bytes in that field."""
+        return any(
+            chunk.field(field).null_count < len(chunk)
+            for number in range(len(self._batches))
+            for chunk in self.part(column, number).values.chunks
+        )
 
     def _bytes(self, message: _Message) -> pa.Buffer:
         if self._map is None:
@@ -164,9 +178,20 @@ def _message(about: bytes, begin: int, head: int) -> _Message:
         rows_at = _field(about, batch, 0)
         rows = struct.unpack_from("<q", about, rows_at)[0] if rows_at else 0
         is_compressed = bool(_field(about, batch, 3))
-        if not 0 <= rows < 1 << 48:
+        most = body * _PACKED if is_compressed else body // _OFFSET
+        if not 0 <= rows <= most or rows != _rows_of_first_column(about, batch, rows):
             raise struct.error("number of rows")
     return _Message(kind, rows, begin, begin + head + body, is_compressed)
+
+
+def _rows_of_first_column(about: bytes, batch: int, rows: int) -> int:
+    """The length in the first of a batch's `nodes`; `rows` where there are none."""
+    at = _field(about, batch, 1)
+    nodes = at + struct.unpack_from("<I", about, at)[0] if at else 0
+    if not nodes or not struct.unpack_from("<I", about, nodes)[0]:
+        return rows
+    length: int = struct.unpack_from("<q", about, nodes + 4)[0]
+    return length
 
 
 def _field(about: bytes, table: int, number: int) -> int:

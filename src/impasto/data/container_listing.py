@@ -158,7 +158,9 @@ class _Tables:
     def prepare(self, files: Sequence[Container], progress: Progress, engine: Engine) -> None:
         """Look at the columns of all tables."""
         from impasto.data.image_tables import ReadTables
+        from impasto.data.table_rows import forget_stored
 
+        forget_stored()
         executor = engine.executor(ReadTables(self._columns))
         with progress.stage("Reading columns of tables", len(files), "tables") as advance:
             for outcomes in executor.run(chunks(files, 1)):
@@ -193,7 +195,7 @@ class _Tables:
             elif not fault and outcome in self._named:
                 fault = f"its row names {path}, which another row names too"
             if fault or isinstance(outcome, Failure):
-                cell = path_in_table(container.path, facts.image, row, facts.rows)
+                cell = path_in_table(container.path, facts.image, row)
                 found.append(FoundImage(cell, [], fault=fault))
                 continue
             self._named.add(outcome)
@@ -205,7 +207,7 @@ def _worded(image: FoundImage, container: Container, facts: TableFacts, row: int
     """An image file with the words that its row has."""
     if image.fault or not facts.caption:
         return image
-    words = path_in_table(container.path, facts.caption, row, facts.rows)
+    words = path_in_table(container.path, facts.caption, row)
     stamps = [*image.stamps[:2], container.size, container.stamp, 0, 0]
     return image._replace(stamps=stamps, words=(words, ""))
 

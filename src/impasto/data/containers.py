@@ -24,6 +24,7 @@ from impasto.data import formats
 from impasto.data.found_image import FoundImage
 from impasto.data.listing import Unused
 from impasto.data.object_tree import ObjectTree, tree_of
+from impasto.data.stamping import stat_image
 from impasto.errors import DatasetError
 from impasto.member_paths import CONTAINERS, TAR, WILD, is_container, is_named
 from impasto.parsing import parse_json, read_object
@@ -93,7 +94,10 @@ def named_containers(place: Path) -> Containers:
         DatasetError: There is none, or those there are differ in kind.
         StorageError: They are in an object store that cannot be used.
     """
-    if not WILD.search(place.name):
+    is_there = (
+        not is_remote(place) and place.is_file()
+    )  # as `cats[1].tar`, which is no pattern then
+    if is_there or not WILD.search(place.name):
         found = [_stat(str(place), None)]
     else:
         tree = tree_of(place.parent)
@@ -148,25 +152,37 @@ def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
     return chosen
 
 
-def holds_containers(place: Path, *, recursive: bool = True) -> bool:
+def holds_containers(place: Path, *, recursive: bool = True, masks: Path | None = None) -> bool:
     """Whether the images of a place of this machine are in tars or tables, as a scan finds it.
 
-    The look ends at the first image that is a file of its own.
+    The look ends at the first image that is a file of its own and can be looked at.
+
+    Args:
+        place: A folder, or what it names.
+        recursive: Also look in sub-folders.
+        masks: The folder of masks, whose images are none to train on.
     """
     if is_named(place):
         return True
     found = False
-    for path in _below(place, None, recursive=recursive):
-        if os.path.splitext(path)[1].lower() in formats.EXTENSIONS:  # noqa: PTH122 - hot path
+    for path in _below(place, None, recursive=recursive, without=masks):
+        is_image = os.path.splitext(path)[1].lower() in formats.EXTENSIONS  # noqa: PTH122 - hot path
+        if is_image and not stat_image(path).fault:
             return False
         found = found or is_container(path)
     return found
 
 
-def _below(folder: Path, tree: ObjectTree | None, *, recursive: bool) -> Iterator[str]:
+def _below(
+    folder: Path, tree: ObjectTree | None, *, recursive: bool, without: Path | None = None
+) -> Iterator[str]:
     """The files in a folder, or also in those below it, without what is hidden."""
+    left_out = None if without is None else os.path.abspath(without)  # noqa: PTH100 - as text
     walk = os.walk(folder) if tree is None else tree.walk()
     for above, folders, names in walk:
+        if left_out is not None and os.path.abspath(above) == left_out:  # noqa: PTH100
+            folders[:] = []
+            continue
         folders[:] = sorted(n for n in folders if not n.startswith(".")) if recursive else []
         yield from (os.path.join(above, name) for name in names if not name.startswith("."))  # noqa: PTH118
         if not recursive:

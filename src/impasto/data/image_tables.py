@@ -8,6 +8,7 @@ Source: huggingface/datasets, `src/datasets/features/image.py`, Image.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from impasto.data.containers import WORDS, Columns, Container
 from impasto.data.found_image import FoundImage
 from impasto.data.listing import Unused
 from impasto.data.stages import Failure
-from impasto.data.table_rows import OpenTable, ParquetTable, arrow_errors, open_table
+from impasto.data.table_rows import OpenTable, arrow_errors, open_table
 from impasto.member_paths import path_in_table
 
 BYTES, PATH = "bytes", "path"
@@ -77,6 +78,11 @@ class ReadTables:
 
 def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     schema = table.schema
+    looked_for = {asked.image, asked.caption, *_IMAGES, *_PATHS, *WORDS}
+    usual = [name for name in schema.names if name in looked_for]
+    twice = [name for name in usual if usual.count(name) > 1]
+    if twice:
+        return Failure(f"it has several columns called {twice[0]!r}; rename all but one")
     image = _image_column(schema, asked.image)
     caption = _caption_column(schema, asked.caption)
     if isinstance(image, Failure):
@@ -87,7 +93,7 @@ def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     paths: tuple[str | None, ...] | None = None
     if is_text_type(kind):
         paths = tuple(_all_values(table, image))
-    elif types.is_struct(kind) and rows and _holds_no_bytes(table, image):
+    elif types.is_struct(kind) and rows and not table.holds_bytes(image, BYTES):
         paths = tuple((value or {}).get(PATH) for value in _all_values(table, image))
     return TableFacts(rows, image, paths, caption, tuple(schema.names))
 
@@ -155,7 +161,8 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Whether values are texts."""
+    """Whether values are texts, or categories of pandas that are."""
+    kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
@@ -163,22 +170,11 @@ def _is_list_of_text(kind: pa.DataType) -> bool:
     return bool(types.is_list(kind) or types.is_large_list(kind)) and is_text_type(kind.value_type)
 
 
-def _holds_no_bytes(table: OpenTable, image: str) -> bool:
-    """Whether all pairs have paths alone, as where a dataset's files are not embedded."""
-    if isinstance(table, ParquetTable):
-        return table.empty_values(f"{image}.{BYTES}") == int(table.starts[-1])
-    return all(
-        chunk.field(BYTES).null_count == len(chunk)
-        for number in range(len(table.starts) - 1)
-        for chunk in table.part(image, number).chunks
-    )
-
-
 def _all_values(table: OpenTable, column: str) -> list[Any]:
     return [
         value
         for number in range(len(table.starts) - 1)
-        for value in table.part(column, number).to_pylist()
+        for value in table.part(column, number).values.to_pylist()
     ]
 
 
@@ -187,13 +183,16 @@ def images_of_table(
 ) -> tuple[list[FoundImage], list[Unused]]:
     """The images of a table whose column holds bytes, with their words.
 
-    How large one is takes reading it, so its size is given as 0; the table's own stands beside.
+    How large one is takes reading it, so its size is given as 0. In the place of its time of change
+    is a number of the table's time and size: copying may keep the time.
     """
-    found, path, rows = [], container.path, facts.rows
-    stamps = [0, container.stamp, container.size, container.stamp, 0, 0]
-    for row in range(rows):
-        image = path_in_table(path, facts.image, row, rows)
-        words = path_in_table(path, facts.caption, row, rows) if facts.caption else ""
+    found, path = [], container.path
+    said = hashlib.sha256(f"{container.stamp} {container.size}".encode()).digest()
+    stamp = int.from_bytes(said[:8], "big") >> 2
+    stamps = [0, stamp, container.size, container.stamp, 0, 0]
+    for row in range(facts.rows):
+        image = path_in_table(path, facts.image, row)
+        words = path_in_table(path, facts.caption, row) if facts.caption else ""
         found.append(FoundImage(image, stamps, (words, "")))
     return found, unused_of_table(container, facts)
 

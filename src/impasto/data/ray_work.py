@@ -22,6 +22,7 @@ import numpy as np
 from impasto import presence
 from impasto.data.engine import ModelStage
 from impasto.data.stages import Failure, Stage
+from impasto.data.table_rows import forget_stored
 from impasto.errors import ConfigError, ImpastoError, OutOfMemoryError
 from impasto.version import __version__
 
@@ -211,6 +212,7 @@ def run_stage(
         attempts: Counts them.
         keep: Whether the items go on with what was made of them, to the next stage.
     """
+    forget_stored()  # a worker outlives the scan that it was started for
     for number, box in zip(rows[NUMBER].tolist(), rows[ITEMS], strict=True):
         items = box.value
 

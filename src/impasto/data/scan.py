@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,7 +34,7 @@ from impasto.data.stages import in_chunks
 from impasto.data.subsets import PLAIN, Subset
 from impasto.data.tally import Tally, count_images
 from impasto.errors import DatasetError
-from impasto.member_paths import plain
+from impasto.member_paths import is_member, plain
 from impasto.progress import Progress, SilentProgress, none_of
 from impasto.remote_paths import absolute, shown
 
@@ -174,7 +175,8 @@ def scan_metadata(
     entries = known.probe(found, progress or SilentProgress(), engine)
     with no_cycle_collection():
         records, unusable = split_usable(found, entries, subset)
-    named = [of_path[plain(path)] for part in records.texts_in_parts("path") for path in part]
+    paths = (path for part in records.texts_in_parts("path") for path in part)
+    named = [of_path[os.path.normpath(plain(p)) if is_member(p) else p] for p in paths]
     worded = records.worded(
         [entry.caption for entry in named],
         [entry.tags for entry in named],

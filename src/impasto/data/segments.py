@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import re
 import time
 import zlib
 from collections.abc import Collection
@@ -21,6 +20,7 @@ import pyarrow as pa
 import pyarrow.ipc
 
 from impasto import files
+from impasto.member_paths import SEGMENT
 from impasto.owners import current_process
 from impasto.parsing import parse_json
 from impasto.remote_paths import is_remote, machine_folder
@@ -28,7 +28,6 @@ from impasto.storage import objects
 from impasto.storage.copies import fetch_to
 from impasto.storage_errors import reported
 
-_NAME = re.compile(r"seg-(\d{20})-[^.]+-([0-9a-f]{8})-(\d+)\.arrow")
 _REPLACES = b"replaces"
 _READ_AT_ONCE = 1 << 22
 _KEPT_NS = 3600 * 10**9  # a listing of a store may be of a moment ago
@@ -43,11 +42,11 @@ def segments_in(folder: Path | None) -> list[Path]:
     if folder is None:
         return []
     if is_remote(folder):
-        names = [name for name in objects.find(folder).objects if _NAME.fullmatch(name)]
+        names = [name for name in objects.find(folder).objects if SEGMENT.fullmatch(name)]
         _remove_copies(machine_folder(folder), names)
         return sorted(folder / name for name in names)
     with contextlib.suppress(OSError):
-        return sorted(file for file in folder.iterdir() if _NAME.fullmatch(file.name))
+        return sorted(file for file in folder.iterdir() if SEGMENT.fullmatch(file.name))
     return []
 
 
@@ -119,7 +118,7 @@ def open_segment(file: Path) -> pa.Table | None:
     Raises:
         OSError: It could not be read, which says nothing of it; `FileNotFoundError`: it is gone.
     """
-    told = _NAME.fullmatch(file.name)
+    told = SEGMENT.fullmatch(file.name)
     if told is None:
         return None
     wanted = (int(told[2], 16), int(told[3]))
@@ -147,7 +146,7 @@ def saying_replaced(replaced: dict[str, int]) -> dict[bytes, bytes]:
 
 
 def _time_of(name: str) -> int:
-    told = _NAME.fullmatch(name)
+    told = SEGMENT.fullmatch(name)
     return int(told[1]) if told else 0
 
 

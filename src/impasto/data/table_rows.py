@@ -4,6 +4,9 @@ Parquet is read by row groups and columns, Arrow by record batches: each is kept
 the next image is likely to be in it too. A process holds up to 256 MiB of them, or the one that is
 larger, and has eight files open. Arrow files of this machine are mapped into memory instead.
 
+What Parquet's metadata says of one column is not asked for: of a damaged file pyarrow 26 ends the
+process there (`RowGroupMetaData.column`, `ColumnChunkMetaData.statistics`) instead of raising.
+
 Formats: https://parquet.apache.org/docs/file-format and
 https://arrow.apache.org/docs/format/Columnar.html, "Serialization and Interprocess Communication".
 """
@@ -23,16 +26,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from impasto.data.arrow_batches import ArrowBatches
+from impasto.data.arrow_batches import ArrowBatches, Part
 from impasto.member_paths import PARQUET, TableCell
 from impasto.remote_paths import is_remote, shown
 from impasto.storage import objects
 from impasto.storage.ranged_file import RangedFile
 
 _HELD = 256 << 20  # bytes
-_LARGEST = 1 << 30  # bytes of a row group's column, or of a record batch in a store
+_LARGEST = 1 << 30  # bytes of a row group, or of a record batch in a store
 _OPEN_FILES = 8
 _AHEAD = 1 << 16
+_ROWS_LOOKED_AT = 16  # at once, for the first that has bytes
 
 
 class OpenTable(Protocol):
@@ -42,11 +46,11 @@ class OpenTable(Protocol):
     starts: np.ndarray
     """[parts + 1]: the first row of each part, and the number of rows."""
 
-    def part(self, column: str, number: int) -> pa.ChunkedArray:
+    def part(self, column: str, number: int) -> Part:
         """A column of one part."""
 
-    def held_bytes(self, column: str, number: int) -> int:
-        """What keeping a part takes in memory that is not mapped."""
+    def holds_bytes(self, column: str, field: str) -> bool:
+        """Whether one of the pairs in a column has bytes in that field."""
 
 
 class ParquetTable:
@@ -58,52 +62,43 @@ class ParquetTable:
     """
 
     def __init__(self, source: str | RangedFile, name: str) -> None:
-        opened = source if isinstance(source, str) else pa.PythonFile(source, mode="r")
-        self._file = pq.ParquetFile(opened, memory_map=False)
+        self._source = source
+        self._file = self._opened()
         self._name = name
         self.schema = self._file.schema_arrow
         about = self._file.metadata
         rows = [about.row_group(n).num_rows for n in range(about.num_row_groups)]
+        if min(rows, default=0) < 0 or sum(rows) != about.num_rows:
+            raise OSError(errno.EINVAL, "damaged: its row groups have other rows than it has")
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
-    def part(self, column: str, number: int) -> pa.ChunkedArray:
+    def _opened(self, **options: Any) -> pq.ParquetFile:
+        source = self._source
+        opened = source if isinstance(source, str) else pa.PythonFile(source, mode="r")
+        return pq.ParquetFile(opened, memory_map=False, **options)
+
+    def part(self, column: str, number: int) -> Part:
         """A column of one row group.
 
         Raises:
-            OSError: It is too large to be held in memory.
+            OSError: The row group is too large to be held in memory.
         """
-        size = self.held_bytes(column, number)
+        size = self._file.metadata.row_group(number).total_byte_size
         if size > _LARGEST:
             raise OSError(
                 errno.EFBIG,
-                f"row group {number} of {self._name} holds {size >> 20:,} MiB of {column}, more "
-                f"than {_LARGEST >> 20:,} MiB; write it anew with row_group_size=100",
+                f"row group {number} of {self._name} holds {size >> 20:,} MiB, more than "
+                f"{_LARGEST >> 20:,} MiB; write it anew with row_group_size=100",
             )
-        return self._file.read_row_group(number, columns=[column]).column(column)
+        values = self._file.read_row_group(number, columns=[column]).column(column)
+        return Part(values, values.nbytes)
 
-    def held_bytes(self, column: str, number: int) -> int:
-        """The bytes of a column of one row group, with all that is below it."""
-        group = self._file.metadata.row_group(number)
-        parts = [group.column(n) for n in range(group.num_columns)]
-        below = f"{column}."
-        return sum(
-            part.total_uncompressed_size
-            for part in parts
-            if part.path_in_schema == column or part.path_in_schema.startswith(below)
-        )
-
-    def empty_values(self, leaf: str) -> int | None:
-        """How many values of a column, such as `image.bytes`, are missing; None if not known."""
-        missing = 0
-        about = self._file.metadata
-        for number in range(about.num_row_groups):
-            group = about.row_group(number)
-            own = [group.column(n) for n in range(group.num_columns)]
-            said = next((part.statistics for part in own if part.path_in_schema == leaf), None)
-            if said is None or not said.has_null_count:
-                return None
-            missing += said.null_count
-        return missing
+    def holds_bytes(self, column: str, field: str) -> bool:
+        """Whether one of the pairs in a column has bytes; no more is read than up to the first."""
+        file = self._opened(buffer_size=_AHEAD)
+        batches = file.iter_batches(_ROWS_LOOKED_AT, columns=[f"{column}.{field}"])
+        values = (batch.column(column).field(field) for batch in batches)
+        return any(part.null_count < len(part) for part in values)
 
 
 class _Tables:
@@ -112,7 +107,7 @@ class _Tables:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._open: OrderedDict[tuple[str, int, int], OpenTable] = OrderedDict()
-        self._parts: OrderedDict[tuple[OpenTable, str, int], pa.ChunkedArray] = OrderedDict()
+        self._parts: OrderedDict[tuple[OpenTable, str, int], Part] = OrderedDict()
 
     def open(self, path: Path) -> OpenTable:
         """A table; opened anew where the file is another than it was."""
@@ -130,17 +125,16 @@ class _Tables:
     def part(self, table: OpenTable, column: str, number: int) -> pa.ChunkedArray:
         """A part of a table, held until others need its room."""
         key = (table, column, number)
-        found = self._parts.get(key)
-        if found is None:
-            own = table.held_bytes(column, number)
-            while self._parts and own + self._held() > _HELD:
+        if key not in self._parts:
+            fresh = table.part(column, number)
+            while self._parts and fresh.held_bytes + self._held() > _HELD:
                 self._parts.popitem(last=False)
-            found = self._parts[key] = table.part(column, number)
+            self._parts[key] = fresh
         self._parts.move_to_end(key)
-        return found
+        return self._parts[key].values
 
     def _held(self) -> int:
-        return sum(table.held_bytes(column, number) for table, column, number in self._parts)
+        return sum(part.held_bytes for part in self._parts.values())
 
 
 _OF_PROCESS: dict[int, _Tables] = {}
@@ -160,7 +154,12 @@ def read_cell(cell: TableCell) -> Any:
             raise OSError(errno.EINVAL, "the table has changed: it has no such value any more")
         number = int(np.searchsorted(table.starts, cell.row, side="right")) - 1
         column = tables.part(table, cell.column, number)
-        return column[cell.row - int(table.starts[number])].as_py()
+        row = cell.row - int(table.starts[number])
+        if row >= len(column):
+            raise OSError(
+                errno.EINVAL, f"damaged: a part of it has {len(column)} rows, and no more"
+            )
+        return column[row].as_py()
 
 
 def open_table(path: Path, size: int) -> ParquetTable | ArrowBatches:
@@ -210,3 +209,8 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 _SIZES: dict[str, tuple[int, int]] = {}
 """Tables in stores that this process has looked at: asking again for each image takes too long."""
+
+
+def forget_stored() -> None:
+    """Look at tables in stores anew, as where others may have been put in their place."""
+    _SIZES.clear()

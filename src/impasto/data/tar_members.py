@@ -133,11 +133,14 @@ def index_tar(file: IO[bytes] | RangedFile, size: int) -> TarIndex:
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
+                if info.size < 0 or tar.offset <= end:  # CVE-2025-8194: it would go round for ever
+                    break
                 tar.members.clear()  # which it would keep for looking names up
                 if not info.isdir():
                     entries.append(_entry_of(info, size))
                 end = tar.offset
-            end = tar.offset
+            else:
+                end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         if not entries:
             return TarIndex([], f"not a tar, or damaged at its beginning ({error})")

@@ -358,11 +358,13 @@ def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
     if all(columns_of(subset) == Columns() for subset in subsets):
         return
     places = [s.image_dir or (s.metadata_file or Path()).parent for s in subsets]
-    if not any(is_remote(place) or holds_containers(place) for place in places):
-        raise DatasetError(
-            f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
-            f"JSON in tars; {places[0]} has none of them. Take them out."
-        )
+    for place, subset in zip(places, subsets, strict=True):
+        if is_remote(place) or holds_containers(place, masks=subset.mask_dir):
+            return  # also in sub-folders that are not looked into: the scan says so
+    raise DatasetError(
+        f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
+        f"JSON in tars; {places[0]} has none of them. Take them out."
+    )
 
 
 def _index_file(derived: Path, place: Path) -> Path:

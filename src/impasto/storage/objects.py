@@ -165,12 +165,19 @@ def read_beginnings(places: Sequence[Path], size: int) -> list[bytes | OSError]:
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     """Parts of objects, in the order of `ranges`, asked for at once.
 
+    For a part without bytes no request is sent: HTTP has no such range, and S3 gives the whole
+    object (RFC 9110, section 14.1.1).
+
     Raises:
         OSError: One is missing, or came cut short.
         StorageError: The store cannot be used.
     """
-    if not ranges:
-        return []
+    wanted = [item for item in ranges if item[1] < item[2]]
+    read = iter(_read_ranges(wanted) if wanted else ())
+    return [next(read) if start < end else b"" for _, start, end in ranges]
+
+
+def _read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     first = ranges[0][0]
     with told(first):
         filesystem = filesystem_of(first)
