@@ -17,12 +17,13 @@ from impasto.runs.remote.contents import (
     is_of_models,
     is_safe,
     state_of_key,
+    things_in,
     whole_states,
 )
 from impasto.runs.remote.local_folders import home_of, reading_folder, working_folder
 from impasto.runs.remote.ownership import Ownership, newest_owner
 from impasto.runs.remote.record import SentRecord, signature_of
-from impasto.runs.remote.sending import Sender
+from impasto.runs.remote.sending import Sender, has_dropped_states
 from impasto.runs.steps import step_in, step_name
 from impasto.storage import copies, objects
 from impasto.storage.objects import Stored
@@ -44,7 +45,8 @@ def list_run(place: Path) -> dict[str, Stored]:
 def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRecord:
     """Have the working folder of a run as the store has it, or as this machine left it.
 
-    What this machine wrote last stays as it is, and is sent where it was not. Else everything comes
+    What this machine wrote last stays as it is, and is sent where it was not; states that somebody
+    has deleted here come back from the store. Else everything comes
     but older states and what training does not need: models, unless some are to be removed
     (`saving.keep_models`), and stored averages.
 
@@ -67,7 +69,11 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
     listed = list_run(place)
     if is_newest:
         _take_settings(folder, record, listed)
-        record.compare(listed)
+        here = {key for thing in things_in(folder) for key in thing.files}
+        record.compare(listed, here)
+        newest = max(whole_states(here), default=0)
+        if newest < max(whole_states(record.left), default=0) and not has_dropped_states(folder):
+            fetch_older_state(record, progress)
         return record
     if SETTINGS not in listed:
         raise RunError(

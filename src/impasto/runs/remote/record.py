@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,20 @@ class SentRecord:
         }
         files.write_json(home_of(self.place) / RECORD, content, durable=False)
 
-    def compare(self, listed: dict[str, Stored]) -> None:
+    def compare(self, listed: dict[str, Stored], here: Container[str]) -> None:
         """Forget what the store does not have, or has otherwise; note what only the store has.
 
-        A killed process may have put more than it has remembered.
+        A killed process may have put more than it has remembered. What went missing here while no
+        process had the run was removed by somebody else, so the store may have the only copy.
+
+        Args:
+            listed: What the store has.
+            here: Which keys are in the working folder.
         """
         self.sent = {
             key: (signature, identity)
             for key, (signature, identity) in self.sent.items()
-            if key in listed and listed[key] == Stored(signature[0], identity)
+            if key in here and key in listed and listed[key] == Stored(signature[0], identity)
         }
         self.left = [key for key in listed if key not in self.sent]
 

@@ -174,12 +174,19 @@ def send_again(place: Path, progress: Progress) -> None:
 def let_go(run: RunDirectory) -> bool:
     """Remove the working folder of a run that is finished and wholly in its store.
 
+    The settings go first: a folder without them is no run, so what is left of it where removing is
+    cut short says nothing of what belongs in the store.
+
     Returns:
         Whether it was removed.
     """
     if run.place is None or run.status().get("phase") != "finished":
         return False
     if not SentRecord.read(run.place).is_all_there:
+        return False
+    try:
+        run.config_file.unlink(missing_ok=True)
+    except OSError:  # Windows removes no file that is open
         return False
     shutil.rmtree(run.path, ignore_errors=True)
     return True
