@@ -52,7 +52,8 @@ def test_one_process_writes_a_run_at_a_time(place):
             Ownership(place)
         assert first.number == 1
     with Ownership(place) as second:
-        assert (second.number, second.before) == (2, 1)
+        assert second.before is not None
+        assert (second.number, second.before.number) == (2, 1)
 
 
 def test_an_owner_on_another_machine_counts_until_it_gives_no_sign(place, monkeypatch):

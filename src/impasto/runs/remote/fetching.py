@@ -21,7 +21,7 @@ from impasto.runs.remote.contents import (
     whole_states,
 )
 from impasto.runs.remote.local_folders import home_of, reading_folder, working_folder
-from impasto.runs.remote.ownership import Ownership, newest_owner
+from impasto.runs.remote.ownership import Owner, Ownership, newest_owner
 from impasto.runs.remote.record import SentRecord, signature_of
 from impasto.runs.remote.sending import Sender, has_dropped_states
 from impasto.runs.steps import step_in, step_name
@@ -62,7 +62,7 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
     """
     folder, record = working_folder(place), SentRecord.read(place)
     is_here = presence.is_file(folder / SETTINGS)
-    is_newest = is_here and record.owner == owner.before
+    is_newest = is_here and _is_newest(record, owner.before)
     if is_newest:  # at once: if something fails from here on, it is still this machine's
         record.owner = owner.number
         record.write()
@@ -136,8 +136,12 @@ def is_here(place: Path) -> bool:
     """
     if not presence.is_file(working_folder(place) / SETTINGS):
         return False
-    owner = newest_owner(place)
-    return SentRecord.read(place).owner == (0 if owner is None else owner.number)
+    return _is_newest(SentRecord.read(place), newest_owner(place))
+
+
+def _is_newest(record: SentRecord, owner: Owner | None) -> bool:
+    """Whether this machine had the newest turn at writing a run."""
+    return record.is_of(0, "") if owner is None else record.is_of(owner.number, owner.text)
 
 
 def _set_aside(folder: Path, record: SentRecord, progress: Progress) -> None:
