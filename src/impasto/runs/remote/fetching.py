@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
 
 from impasto import files, locks, presence
 from impasto.errors import ModelError, RunError
@@ -12,6 +13,7 @@ from impasto.parsing import parse_toml, read_object
 from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.remote_paths import shown
 from impasto.runs.remote.contents import (
+    FOLDER_MARK,
     OWNERS,
     SETTINGS,
     is_of_models,
@@ -102,8 +104,8 @@ def _take_settings(folder: Path, record: SentRecord, listed: Listed) -> None:
     if sent is None or there is None or there.identity == sent[1]:
         return
     if signature_of(folder / SETTINGS) == sent[0]:
-        copies.fetch_to(record.place / SETTINGS, folder / SETTINGS, there.size)
-        record.sent[SETTINGS] = (signature_of(folder / SETTINGS), there.identity)
+        came = copies.fetch_newest(record.place / SETTINGS, folder / SETTINGS, there)
+        record.sent[SETTINGS] = (signature_of(folder / SETTINGS), came.identity)
 
 
 def fetch_older_state(record: SentRecord, progress: Progress) -> list[int]:
@@ -181,8 +183,7 @@ def _fetch(
     with progress.stage(f"Fetching {shown(place)}", size >> 20 or 1, "MiB") as advance:
         count = in_mib(advance)
         for key in sorted(wanted, key=lambda key: (key == SETTINGS, key)):
-            stored = wanted[key]
-            copies.fetch_to(place / key, folder / key, stored.size)
+            stored = copies.fetch_newest(place / key, folder / key, wanted[key])
             record.sent[key] = (signature_of(folder / key), stored.identity)
             count(stored.size)
 
@@ -196,7 +197,8 @@ def fetch_to_read(
 ) -> Path:
     """A copy of what is in a folder of a store, for reading; what is here already stays.
 
-    Each file is whole, with as many bytes as the store said.
+    Each file is whole, and so is each Diffusers folder: one that a run replaces meanwhile is
+    fetched again.
 
     Args:
         place: A run, or a model that is a folder.
@@ -206,7 +208,7 @@ def fetch_to_read(
         own: Under which name it is kept, if not as `place`.
 
     Raises:
-        OSError: An object came only in part.
+        OSError: An object came only in part, or a Diffusers folder is just being replaced.
         StorageError: The store cannot be used, or the disk is full.
     """
     folder, home = reading_folder(own or place), home_of(own or place)
@@ -215,23 +217,60 @@ def fetch_to_read(
     waiter = locks.LockWaiter(progress.note, f"fetching {shown(place)}")
     with locks.FolderLock(home, f"fetching {shown(place)}", waiter, ".fetch.lock"):
         listed = list_run(place) if listed is None else listed
-        wanted = {k: s for k, s in listed.items() if is_safe(k) and is_wanted(k)}
-        had = read_object(home / _FETCHED) or {}
-        stale = {
-            key: stored
-            for key, stored in wanted.items()
-            if had.get(key) != stored.identity or not _is_whole(folder / key, stored)
-        }
-        for key in had:
-            if key not in listed and is_safe(key):
-                (folder / key).unlink(missing_ok=True)
-        if stale:
-            _fetch(place, folder, stale, progress, SentRecord(place))
-            kept = {key: identity for key, identity in had.items() if key in listed}
-            fetched = {key: stored.identity for key, stored in stale.items()}
-            files.write_json(home / _FETCHED, {**kept, **fetched}, durable=False)
+        for _ in range(_TRIES):
+            wanted = {k: s for k, s in listed.items() if is_safe(k) and is_wanted(k)}
+            fetched = _fetch_stale(place, folder, listed, wanted, progress)
+            in_folders = _folder_models(wanted)
+            if own is not None or not any(_is_below(key, in_folders) for key in fetched):
+                break
+            listed = list_run(place)
+            if in_folders - _folder_models(listed):
+                raise OSError(errno.EAGAIN, "a model in it is just being replaced", shown(place))
+        else:
+            raise OSError(errno.EAGAIN, "is being replaced again and again", shown(place))
         _name_states(folder / "states", whole_states(listed))
     return folder
+
+
+_TRIES = 4
+"""How often a folder is fetched that is replaced meanwhile."""
+
+
+def _fetch_stale(
+    place: Path, folder: Path, listed: Listed, wanted: Listed, progress: Progress
+) -> set[str]:
+    """Fetch what is not here as it is wanted, and remove what is gone in the store.
+
+    Returns:
+        The keys of what was fetched.
+    """
+    file = folder.parents[1] / _FETCHED
+    had = read_object(file) or {}
+    stale = {
+        key: stored
+        for key, stored in wanted.items()
+        if had.get(key) != stored.identity or not _is_whole(folder / key, stored)
+    }
+    for key in had:
+        if key not in listed and is_safe(key):
+            (folder / key).unlink(missing_ok=True)
+    if stale:
+        record = SentRecord(place)
+        _fetch(place, folder, stale, progress, record)
+        kept = {key: identity for key, identity in had.items() if key in listed}
+        fetched = {key: identity for key, (_, identity) in record.sent.items()}
+        files.write_json(file, {**kept, **fetched}, durable=False)
+    return set(stale)
+
+
+def _folder_models(keys: Iterable[str]) -> set[PurePosixPath]:
+    """The Diffusers folders that are whole in a listing."""
+    paths = (PurePosixPath(key) for key in keys)
+    return {path.parent for path in paths if path.name == FOLDER_MARK}
+
+
+def _is_below(key: str, folders: set[PurePosixPath]) -> bool:
+    return not folders.isdisjoint(PurePosixPath(key).parents)
 
 
 def _is_whole(file: Path, stored: Stored) -> bool:
