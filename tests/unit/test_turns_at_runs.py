@@ -14,9 +14,11 @@ from impasto.runs.remote.contents import whole_states
 from impasto.runs.remote.fetching import is_here, list_run
 from impasto.runs.remote.local_folders import home_of
 from impasto.runs.remote.ownership import Ownership
+from impasto.runs.remote.reading import open_run, settings_to_go_on
 from impasto.runs.remote.record import SentRecord
 from impasto.runs.remote.run_in_store import RunInStore, send_again
 from impasto.runs.remote.sending import Sender
+from impasto.storage import claims
 
 
 @pytest.fixture
@@ -107,6 +109,21 @@ def test_a_folder_that_another_machine_went_on_from_never_becomes_the_newest(
     assert not is_here(place)
     with pytest.raises(RunError, match="continued elsewhere"):
         send_again(place, SilentProgress())
+
+
+def test_settings_that_were_changed_in_the_store_are_those_to_go_on_with(run, bucket):
+    place = bucket / "run"
+    found = open_run(place)
+    assert settings_to_go_on(found) == run / "config.toml"
+    claims.write(place / "config.toml", b"seed = 22\n")
+    assert settings_to_go_on(open_run(place)).read_bytes() == b"seed = 22\n"
+    assert (run / "config.toml").read_bytes() == b"seed = 1\n"
+    with RunInStore(place, SilentProgress(), is_new=False) as kept:
+        assert (kept.folder / "config.toml").read_bytes() == b"seed = 22\n"
+        kept.start()
+    claims.write(place / "config.toml", b"seed = 333\n")
+    (run / "config.toml").write_bytes(b"seed = 4444\n")
+    assert settings_to_go_on(open_run(place)) == run / "config.toml", "changed here too"
 
 
 def test_who_slept_looks_before_anything_is_put(bucket, monkeypatch):

@@ -100,12 +100,18 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
 
 def _take_settings(folder: Path, record: SentRecord, listed: Listed) -> None:
     """Fetch settings that were changed in the store since they were sent, and not here."""
-    sent, there = record.sent.get(SETTINGS), listed.get(SETTINGS)
-    if sent is None or there is None or there.identity == sent[1]:
-        return
-    if signature_of(folder / SETTINGS) == sent[0]:
+    there = listed.get(SETTINGS)
+    if there is not None and are_settings_newer(folder, record, there):
         came = copies.fetch_newest(record.place / SETTINGS, folder / SETTINGS, there)
         record.sent[SETTINGS] = (signature_of(folder / SETTINGS), came.identity)
+
+
+def are_settings_newer(folder: Path, record: SentRecord, there: Stored) -> bool:
+    """Whether the settings in the store were changed since they were sent, and those here not."""
+    sent = record.sent.get(SETTINGS)
+    if sent is None or there.identity == sent[1]:
+        return False
+    return signature_of(folder / SETTINGS) == sent[0]
 
 
 def fetch_older_state(record: SentRecord, progress: Progress) -> list[int]:

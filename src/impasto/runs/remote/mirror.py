@@ -30,7 +30,7 @@ class Mirror:
         place: The run in the store.
         make_sender: Makes what sends, given whether to stop.
         note: Is told once when the store fails, and once when it answers again.
-        pauses_s: As `PAUSES_S`.
+        pauses_s: As `PAUSES_S`, which it is if not given.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Mirror:
         place: Path,
         make_sender: Callable[[Callable[[], bool]], Sender],
         note: Callable[[str], None],
-        pauses_s: tuple[float, ...] = PAUSES_S,
+        pauses_s: tuple[float, ...] | None = None,
     ) -> None:
         self._folder, self._place, self._note = folder, place, note
-        self._pauses_s = pauses_s
+        self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self._is_stopped = False
         self._sender = make_sender(lambda: self._is_stopped)
         self._ending, self._woken, self._ended = (threading.Event() for _ in range(3))
