@@ -47,8 +47,8 @@ def list_run(place: Path) -> dict[str, Stored]:
 def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRecord:
     """Have the working folder of a run as the store has it, or as this machine left it.
 
-    What this machine wrote last stays as it is, and is sent where it was not; states that somebody
-    has deleted here come back from the store. Else everything comes
+    What this machine wrote last stays as it is, and is sent where it was not; where somebody
+    has deleted its states here, the newest comes back from the store. Else everything comes
     but older states and what training does not need: models, unless some are to be removed
     (`saving.keep_models`), and stored averages.
 
@@ -73,8 +73,7 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
         _take_settings(folder, record, listed)
         here = {key for thing in things_in(folder) for key in thing.files}
         record.compare(listed, here)
-        newest = max(whole_states(here), default=0)
-        if newest < max(whole_states(record.left), default=0) and not has_dropped_states(folder):
+        if not whole_states(here) and not has_dropped_states(folder):
             fetch_older_state(record, progress)
         return record
     if SETTINGS not in listed:
