@@ -23,12 +23,18 @@ from impasto.runs import RunDirectory
 from impasto.runs.queue_settings import output_of
 from impasto.runs.remote import ownership
 from impasto.runs.remote.contents import is_safe, whole_states
-from impasto.runs.remote.fetching import fetch_model, list_run
+from impasto.runs.remote.fetching import fetch_model, is_here, list_run
 from impasto.runs.remote.local_folders import home_of, place_of, working_folder
 from impasto.runs.remote.ownership import Ownership
 from impasto.runs.remote.reading import open_run
 from impasto.runs.remote.record import SentRecord
-from impasto.runs.remote.run_in_store import RunInStore, require_free, require_place, send_again
+from impasto.runs.remote.run_in_store import (
+    RunInStore,
+    let_go,
+    require_free,
+    require_place,
+    send_again,
+)
 from impasto.runs.remote.sending import Sender
 from impasto.storage import claims, objects
 from impasto.studio.new_form import examine
@@ -46,7 +52,8 @@ def test_one_process_writes_a_run_at_a_time(place):
             Ownership(place)
         assert first.number == 1
     with Ownership(place) as second:
-        assert (second.number, second.before) == (2, 1)
+        assert second.before is not None
+        assert (second.number, second.before.number) == (2, 1)
 
 
 def test_an_owner_on_another_machine_counts_until_it_gives_no_sign(place, monkeypatch):
@@ -202,6 +209,37 @@ def test_settings_that_were_changed_in_the_store_count_unless_changed_here_too(r
     write(run, "config.toml", "seed = 4444\n")
     send_again(place, SilentProgress())
     assert objects.read(place / "config.toml") == b"seed = 4444\n"
+
+
+def test_what_was_deleted_here_while_no_process_had_the_run_stays_in_the_store(run, place):
+    write(run, "status.json", json.dumps({"phase": "finished"}))
+    with Ownership(place) as own:
+        record = SentRecord(place, owner=own.number)
+        record.write()
+        Sender(run, record).send(all_of_it=True)
+    before = content(place)
+    for name in ("models", "states", "samples"):
+        shutil.rmtree(run / name)
+    send_again(place, SilentProgress())
+    assert content(place) == before
+    assert RunDirectory(run).saved_steps() == [2], "a run goes on from the state in the store"
+
+
+def test_of_a_folder_that_could_not_be_removed_wholly_nothing_is_believed(run, place, monkeypatch):
+    write(run, "status.json", json.dumps({"phase": "finished"}))
+    with RunInStore(place, SilentProgress(), is_new=False) as kept:
+        kept.start()
+    before = content(place)
+
+    def cut_short(folder, **_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", cut_short)
+        with pytest.raises(KeyboardInterrupt):
+            let_go(RunDirectory(run, place=place))
+    assert not is_here(place)
+    assert content(place) == before
 
 
 def test_what_somebody_removed_from_the_store_is_put_there_again(run, place):

@@ -1,6 +1,8 @@
 """A run in an object store: what a listing shows at every moment, and what faults cost."""
 
+import errno
 import json
+import os
 import shutil
 import threading
 
@@ -172,6 +174,9 @@ def test_states_that_a_run_drops_at_its_end_go_from_the_store_too(run, place):
     assert whole_states(list_run(place)) == [2], "it is not known to have ended"
     write(run, "status.json", json.dumps({"phase": "finished"}))
     sent(run, place)
+    assert whole_states(list_run(place)) == [2], "its settings keep them: somebody deleted them"
+    write(run, "config.toml", "[saving]\nkeep_final_state = false\n")
+    sent(run, place)
     assert not [key for key in list_run(place) if key.startswith("states/")]
 
 
@@ -180,6 +185,24 @@ def test_a_working_folder_that_was_deleted_removes_nothing(run, place):
     before = content(place)
     shutil.rmtree(run)
     sent(run, place)
+    assert content(place) == before
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(run, place, monkeypatch):
+    sent(run, place)
+    before, listdir = content(place), os.listdir
+
+    def failing(folder):
+        if str(folder).endswith("models"):
+            raise OSError(errno.EMFILE, "Too many open files", str(folder))
+        return listdir(folder)
+
+    told = Told()
+    mirror = mirror_of(run, place, told)
+    monkeypatch.setattr(os, "listdir", failing)
+    mirror.start()
+    with pytest.raises(NotSentError, match=r"Too many open files"):
+        mirror.finish(SilentProgress())
     assert content(place) == before
 
 
@@ -246,7 +269,7 @@ def test_what_is_not_there_in_the_end_is_named_with_the_command_that_sends_it(s3
         write(folder, "report.html")
         mirror.finish(SilentProgress())
     assert f"send s3://{bucket.name}/run" in str(fault.value)
-    assert "1 file " in str(fault.value) or "files" in str(fault.value)
+    assert "6 files (" in str(fault.value)  # settings, four of the state, and the report
     assert fault.value.folder == folder
     assert "of-no-use" not in str(fault.value)
     send_again(place, SilentProgress())

@@ -135,13 +135,13 @@ def resume(run: Path) -> None:
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
     from impasto.config.load import load_begun_config
-    from impasto.runs.remote.reading import open_run
+    from impasto.runs.remote.reading import open_run, settings_to_go_on
 
     console = Console()
     with failing_together() as group:
         if group is None or group.rank == 0:  # others may have no disk in common with it
             directory = open_run(run)
-            status, config = directory.status(), load_begun_config(directory.config_file)
+            status, config = directory.status(), load_begun_config(settings_to_go_on(directory))
             total = status.get("total_steps")
             if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
                 _tell_nothing_is_left(group)

@@ -79,6 +79,8 @@ class DistributedGroup:
             self._wait_for_all()  # the process that keeps the store may end after this
         except RuntimeError:
             self._is_torn = True
+            with contextlib.suppress(RuntimeError):  # the process that keeps the store is gone too
+                self._raise_told()  # who failed may have waited in vain, and left
             raise
         with contextlib.suppress(RuntimeError, NotImplementedError):  # not all kinds of store can
             self._store.delete_key(f"{place}/{self.rank}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from impasto.errors import StorageError
 from impasto.remote_paths import key_of, shown
 from impasto.storage.faults import fault_of, names_of, told
-from impasto.storage.objects import filesystem_of, look_up, remove
+from impasto.storage.objects import filesystem_of, look_up, read, remove
 
 
 def write(place: Path, content: bytes) -> None:
@@ -26,13 +26,20 @@ def write(place: Path, content: bytes) -> None:
 
 
 def create(place: Path, content: bytes) -> bool:
-    """Put a few bytes where nothing is yet; False where something is.
+    """Put a few bytes where nothing is yet; False where something else is.
 
     S3 and Google's store decide that themselves (`If-None-Match: *`, `ifGenerationMatch=0`). Of
     those that know no such condition, two that ask at the same moment may both be told True.
 
+    An answer may be lost on its way, and the libraries then ask again, which meets what was put the
+    first time. So what is there after a refusal or an error is read, and counts if it is this.
+
+    Args:
+        place: The object.
+        content: Its bytes, which nobody else may put: with a random part.
+
     Raises:
-        StorageError: The store cannot be used.
+        StorageError: The store cannot be used. It may have put the object all the same.
     """
     if look_up(place) is not None:
         return False
@@ -40,12 +47,21 @@ def create(place: Path, content: bytes) -> bool:
         filesystem_of(place).pipe_file(key_of(place), content, mode="create")
     except Exception as error:  # each library raises classes of its own
         names = names_of(error)
-        if names & _TAKEN:
-            return False
-        if not names & _KNOWS_NO_CONDITION:
+        if names & _KNOWS_NO_CONDITION:
+            write(place, content)
+        elif not _is_there(place, content):
+            if names & _TAKEN:
+                return False
             raise fault_of(error, place) from error
-        write(place, content)
     return True
+
+
+def _is_there(place: Path, content: bytes) -> bool:
+    """Whether an object has this content, as far as the store says."""
+    try:
+        return read(place) == content
+    except (StorageError, OSError):
+        return False
 
 
 _TAKEN = {"FileExistsError", "PreconditionFailed", "ConditionalRequestConflict", "412"}

@@ -7,17 +7,19 @@ process that finds one gone fetches it again. Only what can be large counts and 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from impasto import files
 from impasto.errors import ConfigError, StorageError
 from impasto.remote_paths import COPIES_VARIABLE, copies_folder, shown
 from impasto.storage import objects
+from impasto.storage.objects import Stored
 from impasto.storage_errors import is_out_of_space, reported
 from impasto.temporary_names import partial_name
 
@@ -113,11 +115,59 @@ def fetch_to(place: Path, copy: Path, size: int) -> None:
         OSError: It is missing, or came cut short.
         StorageError: The disk is full, or the store cannot be used.
     """
+    _fetch(place, copy, lambda partial: objects.download(place, partial, size))
+
+
+def fetch_newest(place: Path, copy: Path, listed: Stored) -> Stored:
+    """Copy an object that may be replaced meanwhile, as it was at one moment; it appears whole.
+
+    Args:
+        place: The object.
+        copy: Where to.
+        listed: What a listing said of it.
+
+    Returns:
+        What the store says of what came.
+
+    Raises:
+        OSError: It is missing, came cut short, or was replaced again and again.
+        StorageError: The disk is full, or the store cannot be used.
+    """
+    found = [listed]
+    _fetch(place, copy, lambda partial: found.append(_download_newest(place, partial, listed)))
+    return found[-1]
+
+
+def _download_newest(place: Path, partial: Path, stored: Stored) -> Stored:
+    for _ in range(_TRIES):
+        fault = None
+        try:
+            objects.download(place, partial, stored.size)
+        except OSError as error:
+            fault = error
+        if fault is None and stored.size <= objects.COPIED_AT_ONCE:
+            return stored
+        now = objects.look_up(place)
+        if now is None:
+            raise fault or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), shown(place))
+        if now == stored:
+            if fault is not None:
+                raise fault
+            return stored
+        stored = now
+    raise OSError(errno.EAGAIN, "is being replaced again and again", shown(place))
+
+
+_TRIES = 5
+"""How often an object is fetched that is replaced meanwhile."""
+
+
+def _fetch(place: Path, copy: Path, download: Callable[[Path], object]) -> None:
     partial = partial_name(copy)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
-        objects.download(place, partial, size)
-        _put(partial, copy, size)
+        download(partial)
+        _put(partial, copy)
     except OSError as error:
         if is_out_of_space(error) or isinstance(error, PermissionError):
             raise StorageError(
@@ -131,12 +181,12 @@ def fetch_to(place: Path, copy: Path, size: int) -> None:
             partial.unlink(missing_ok=True)
 
 
-def _put(partial: Path, copy: Path, size: int) -> None:
+def _put(partial: Path, copy: Path) -> None:
     """Give a copy its name; Windows replaces none that another process has mapped already."""
     try:
         partial.replace(copy)
     except PermissionError:
-        if not (copy.is_file() and copy.stat().st_size == size):
+        if not (copy.is_file() and copy.stat().st_size == partial.stat().st_size):
             files.rename(partial, copy)
 
 

@@ -208,9 +208,10 @@ def download(place: Path, file: Path, size: int) -> None:
         StorageError: The store cannot be used.
     """
     with file.open("wb") as out:
-        for start in range(0, size, _COPIED_AT_ONCE):
-            end = min(size, start + _COPIED_AT_ONCE)
-            part = read(place, start, end)
+        for start in range(0, size, COPIED_AT_ONCE):
+            end = min(size, start + COPIED_AT_ONCE)
+            # one answer is of one version of an object: without bounds, a grown one is not cut
+            part = read(place) if size <= COPIED_AT_ONCE else read(place, start, end)
             if len(part) != end - start:
                 raise OSError(errno.EIO, f"gave {len(part)} of {end - start} bytes", shown(place))
             out.write(part)
@@ -218,7 +219,8 @@ def download(place: Path, file: Path, size: int) -> None:
         os.fsync(out.fileno())
 
 
-_COPIED_AT_ONCE = 32 << 20
+COPIED_AT_ONCE = 32 << 20
+"""Bytes that are copied by one request. An object of more may be replaced between two."""
 
 
 def upload(file: Path, place: Path, advance: Advance | None = None) -> Stored:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from dataclasses import replace
 from pathlib import Path
 
 from impasto.config.run import RunConfig
-from impasto.errors import RunError, StorageError
+from impasto.errors import StorageError
 from impasto.progress import Progress
 from impasto.remote_paths import is_remote, shown
 from impasto.runs import RunDirectory
@@ -65,18 +64,3 @@ class Home:
         """Have what is written sent from now on: there is a run to keep."""
         if self._kept is not None:
             self._kept.start()
-
-
-def open_beside(path: Path, place: Path | None) -> RunDirectory:
-    """The run directory as a process opens it that does not write it.
-
-    Raises:
-        RunError: It is not there, as on another machine than that of the first process.
-    """
-    if place is not None and not RunDirectory(path).config_file.is_file():
-        raise RunError(
-            f"{shown(place)} is trained in a folder of the machine of the first process, which "
-            f"this one does not see. A run with processes on several machines needs a folder on a "
-            f"disk that all of them see as its output_dir."
-        )
-    return replace(RunDirectory.open(path), place=place)

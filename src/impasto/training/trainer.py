@@ -42,7 +42,7 @@ from impasto.training.model_files import planned_models
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.overrides import Overrides
-from impasto.training.placing import Home, open_beside, placed
+from impasto.training.placing import Home, placed
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.resolve import resolve_settings
@@ -110,7 +110,7 @@ def train(
                     require_precision(config.training.mixed_precision)  # as it was chosen
                     _write_settings(run, config)
                     told.open(run)
-                config = settings_of_first(group, config) or config
+                config = _first_settings_here(group, config, place)
                 if not accelerator.is_main_process:
                     run = replace(RunDirectory(config.output_dir), place=place)
                 _use_cache(held, config, run, accelerator, told)
@@ -186,6 +186,15 @@ def resume(
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
+def _first_settings_here(group: ProcessGroup, own: RunConfig, place: Path | None) -> RunConfig:
+    """The settings as the first process has resolved them, with this machine's own folder.
+
+    That of a run in a store is in the folder for copies, which is elsewhere on each machine.
+    """
+    first = settings_of_first(group, own) or own
+    return first if place is None else first.model_copy(update={"output_dir": own.output_dir})
+
+
 def _settings_to_resume(
     run: RunDirectory, changed: RunConfig | None, group: ProcessGroup | None
 ) -> RunConfig | None:
@@ -217,7 +226,7 @@ def _resumable_config(run: RunDirectory) -> RunConfig:
     Raises:
         RunError: There is no run, or nothing to continue it from.
     """
-    found = open_beside(run.path, run.place)
+    found = replace(RunDirectory.open(run.path), place=run.place)
     if found.status().get("phase") == "finished" and not found.saved_steps():
         raise RunError(
             f"{run.address} is finished and its states are gone (saving.keep_final_state = false), "

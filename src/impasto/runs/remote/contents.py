@@ -48,7 +48,11 @@ class Thing:
 
 
 def things_in(folder: Path) -> list[Thing]:
-    """All that is to be in the store of a run directory, in the order in which it is put there."""
+    """All that is to be in the store of a run directory, in the order in which it is put there.
+
+    Raises:
+        OSError: A folder is there and cannot be listed, so it is not known what is in it.
+    """
     found: list[Thing] = []
     for entry in _entries(folder):
         name = entry.name
@@ -121,10 +125,15 @@ def _keys_below(folder: Path, entry: Path) -> list[str]:
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What is in a folder, in order of names; no links, and nothing that is just being written."""
+    """What is in a folder, in order of names; no links, and nothing that is just being written.
+
+    Raises:
+        OSError: It is there and cannot be listed: not the same as empty, since what is gone here is
+            removed from the store.
+    """
     try:
         names = sorted(os.listdir(folder))
-    except OSError:  # it is gone, or not there yet
+    except (FileNotFoundError, NotADirectoryError):  # it is gone, or not there yet
         return []
     paths = (folder / name for name in names if not name.startswith("."))
     return [path for path in paths if not path.is_symlink()]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path, PurePosixPath
 
 from impasto import files, locks, presence
 from impasto.errors import ModelError, RunError
@@ -12,17 +13,19 @@ from impasto.parsing import parse_toml, read_object
 from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.remote_paths import shown
 from impasto.runs.remote.contents import (
+    FOLDER_MARK,
     OWNERS,
     SETTINGS,
     is_of_models,
     is_safe,
     state_of_key,
+    things_in,
     whole_states,
 )
 from impasto.runs.remote.local_folders import home_of, reading_folder, working_folder
-from impasto.runs.remote.ownership import Ownership, newest_owner
+from impasto.runs.remote.ownership import Owner, Ownership, newest_owner
 from impasto.runs.remote.record import SentRecord, signature_of
-from impasto.runs.remote.sending import Sender
+from impasto.runs.remote.sending import Sender, has_dropped_states
 from impasto.runs.steps import step_in, step_name
 from impasto.storage import copies, objects
 from impasto.storage.objects import Stored
@@ -44,7 +47,8 @@ def list_run(place: Path) -> dict[str, Stored]:
 def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRecord:
     """Have the working folder of a run as the store has it, or as this machine left it.
 
-    What this machine wrote last stays as it is, and is sent where it was not. Else everything comes
+    What this machine wrote last stays as it is, and is sent where it was not; where somebody
+    has deleted its states here, the newest comes back from the store. Else everything comes
     but older states and what training does not need: models, unless some are to be removed
     (`saving.keep_models`), and stored averages.
 
@@ -60,14 +64,17 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
     """
     folder, record = working_folder(place), SentRecord.read(place)
     is_here = presence.is_file(folder / SETTINGS)
-    is_newest = is_here and record.owner == owner.before
+    is_newest = is_here and _is_newest(record, owner.before)
     if is_newest:  # at once: if something fails from here on, it is still this machine's
         record.owner = owner.number
         record.write()
     listed = list_run(place)
     if is_newest:
         _take_settings(folder, record, listed)
-        record.compare(listed)
+        here = {key for thing in things_in(folder) for key in thing.files}
+        record.compare(listed, here)
+        if not whole_states(here) and not has_dropped_states(folder):
+            fetch_older_state(record, progress)
         return record
     if SETTINGS not in listed:
         raise RunError(
@@ -92,12 +99,18 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
 
 def _take_settings(folder: Path, record: SentRecord, listed: Listed) -> None:
     """Fetch settings that were changed in the store since they were sent, and not here."""
-    sent, there = record.sent.get(SETTINGS), listed.get(SETTINGS)
-    if sent is None or there is None or there.identity == sent[1]:
-        return
-    if signature_of(folder / SETTINGS) == sent[0]:
-        copies.fetch_to(record.place / SETTINGS, folder / SETTINGS, there.size)
-        record.sent[SETTINGS] = (signature_of(folder / SETTINGS), there.identity)
+    there = listed.get(SETTINGS)
+    if there is not None and are_settings_newer(folder, record, there):
+        came = copies.fetch_newest(record.place / SETTINGS, folder / SETTINGS, there)
+        record.sent[SETTINGS] = (signature_of(folder / SETTINGS), came.identity)
+
+
+def are_settings_newer(folder: Path, record: SentRecord, there: Stored) -> bool:
+    """Whether the settings in the store were changed since they were sent, and those here not."""
+    sent = record.sent.get(SETTINGS)
+    if sent is None or there.identity == sent[1]:
+        return False
+    return signature_of(folder / SETTINGS) == sent[0]
 
 
 def fetch_older_state(record: SentRecord, progress: Progress) -> list[int]:
@@ -130,8 +143,12 @@ def is_here(place: Path) -> bool:
     """
     if not presence.is_file(working_folder(place) / SETTINGS):
         return False
-    owner = newest_owner(place)
-    return SentRecord.read(place).owner == (0 if owner is None else owner.number)
+    return _is_newest(SentRecord.read(place), newest_owner(place))
+
+
+def _is_newest(record: SentRecord, owner: Owner | None) -> bool:
+    """Whether this machine had the newest turn at writing a run."""
+    return record.is_of(0, "") if owner is None else record.is_of(owner.number, owner.text)
 
 
 def _set_aside(folder: Path, record: SentRecord, progress: Progress) -> None:
@@ -171,8 +188,7 @@ def _fetch(
     with progress.stage(f"Fetching {shown(place)}", size >> 20 or 1, "MiB") as advance:
         count = in_mib(advance)
         for key in sorted(wanted, key=lambda key: (key == SETTINGS, key)):
-            stored = wanted[key]
-            copies.fetch_to(place / key, folder / key, stored.size)
+            stored = copies.fetch_newest(place / key, folder / key, wanted[key])
             record.sent[key] = (signature_of(folder / key), stored.identity)
             count(stored.size)
 
@@ -186,7 +202,8 @@ def fetch_to_read(
 ) -> Path:
     """A copy of what is in a folder of a store, for reading; what is here already stays.
 
-    Each file is whole, with as many bytes as the store said.
+    Each file is whole, and so is each Diffusers folder: one that a run replaces meanwhile is
+    fetched again.
 
     Args:
         place: A run, or a model that is a folder.
@@ -196,7 +213,7 @@ def fetch_to_read(
         own: Under which name it is kept, if not as `place`.
 
     Raises:
-        OSError: An object came only in part.
+        OSError: An object came only in part, or a Diffusers folder is just being replaced.
         StorageError: The store cannot be used, or the disk is full.
     """
     folder, home = reading_folder(own or place), home_of(own or place)
@@ -205,23 +222,60 @@ def fetch_to_read(
     waiter = locks.LockWaiter(progress.note, f"fetching {shown(place)}")
     with locks.FolderLock(home, f"fetching {shown(place)}", waiter, ".fetch.lock"):
         listed = list_run(place) if listed is None else listed
-        wanted = {k: s for k, s in listed.items() if is_safe(k) and is_wanted(k)}
-        had = read_object(home / _FETCHED) or {}
-        stale = {
-            key: stored
-            for key, stored in wanted.items()
-            if had.get(key) != stored.identity or not _is_whole(folder / key, stored)
-        }
-        for key in had:
-            if key not in listed and is_safe(key):
-                (folder / key).unlink(missing_ok=True)
-        if stale:
-            _fetch(place, folder, stale, progress, SentRecord(place))
-            kept = {key: identity for key, identity in had.items() if key in listed}
-            fetched = {key: stored.identity for key, stored in stale.items()}
-            files.write_json(home / _FETCHED, {**kept, **fetched}, durable=False)
+        for _ in range(_TRIES):
+            wanted = {k: s for k, s in listed.items() if is_safe(k) and is_wanted(k)}
+            fetched = _fetch_stale(place, folder, listed, wanted, progress)
+            in_folders = _folder_models(wanted)
+            if own is not None or not any(_is_below(key, in_folders) for key in fetched):
+                break
+            listed = list_run(place)
+            if in_folders - _folder_models(listed):
+                raise OSError(errno.EAGAIN, "a model in it is just being replaced", shown(place))
+        else:
+            raise OSError(errno.EAGAIN, "is being replaced again and again", shown(place))
         _name_states(folder / "states", whole_states(listed))
     return folder
+
+
+_TRIES = 4
+"""How often a folder is fetched that is replaced meanwhile."""
+
+
+def _fetch_stale(
+    place: Path, folder: Path, listed: Listed, wanted: Listed, progress: Progress
+) -> set[str]:
+    """Fetch what is not here as it is wanted, and remove what is gone in the store.
+
+    Returns:
+        The keys of what was fetched.
+    """
+    file = folder.parents[1] / _FETCHED
+    had = read_object(file) or {}
+    stale = {
+        key: stored
+        for key, stored in wanted.items()
+        if had.get(key) != stored.identity or not _is_whole(folder / key, stored)
+    }
+    for key in had:
+        if key not in listed and is_safe(key):
+            (folder / key).unlink(missing_ok=True)
+    if stale:
+        record = SentRecord(place)
+        _fetch(place, folder, stale, progress, record)
+        kept = {key: identity for key, identity in had.items() if key in listed}
+        fetched = {key: identity for key, (_, identity) in record.sent.items()}
+        files.write_json(file, {**kept, **fetched}, durable=False)
+    return set(stale)
+
+
+def _folder_models(keys: Iterable[str]) -> set[PurePosixPath]:
+    """The Diffusers folders that are whole in a listing."""
+    paths = (PurePosixPath(key) for key in keys)
+    return {path.parent for path in paths if path.name == FOLDER_MARK}
+
+
+def _is_below(key: str, folders: set[PurePosixPath]) -> bool:
+    return not folders.isdisjoint(PurePosixPath(key).parents)
 
 
 def _is_whole(file: Path, stored: Stored) -> bool:

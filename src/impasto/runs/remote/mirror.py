@@ -30,7 +30,7 @@ class Mirror:
         place: The run in the store.
         make_sender: Makes what sends, given whether to stop.
         note: Is told once when the store fails, and once when it answers again.
-        pauses_s: As `PAUSES_S`.
+        pauses_s: As `PAUSES_S`, which it is if not given.
     """
 
     def __init__(
@@ -39,10 +39,10 @@ class Mirror:
         place: Path,
         make_sender: Callable[[Callable[[], bool]], Sender],
         note: Callable[[str], None],
-        pauses_s: tuple[float, ...] = PAUSES_S,
+        pauses_s: tuple[float, ...] | None = None,
     ) -> None:
         self._folder, self._place, self._note = folder, place, note
-        self._pauses_s = pauses_s
+        self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self._is_stopped = False
         self._sender = make_sender(lambda: self._is_stopped)
         self._ending, self._woken, self._ended = (threading.Event() for _ in range(3))
@@ -62,8 +62,8 @@ class Mirror:
             NotSentError: The store fails, also when it is tried again.
             RunError: Another process has taken the run over.
         """
-        size = sum(self._sender.unsent().values())
         try:
+            size = sum((self._unsent() or {}).values())
             title = f"Sending the run to {shown(self._place)}"
             with progress.stage(title, size >> 20 or 1, "MiB") as advance:
                 self._sender.advance = in_mib(advance)
@@ -128,10 +128,22 @@ class Mirror:
         self._woken.wait(seconds)
         self._woken.clear()
 
+    def _unsent(self) -> dict[str, int] | None:
+        """What is not in the store; None where the working folder cannot be read just now."""
+        try:
+            return self._sender.unsent()
+        except OSError:
+            return None
+
     def _words_at_end(self, why: str) -> str:
-        unsent = self._sender.unsent()
+        unsent = self._unsent()
+        what = (
+            f"What is missing in {shown(self._place)} is not known"
+            if unsent is None
+            else words_of_unsent(unsent, self._place)
+        )
         return (
-            f"{words_of_unsent(unsent, self._place)}: {why} All of it is in {self._folder}. Once "
+            f"{what}: {why} All of it is in {self._folder}. Once "
             f"the store can be used, send it with: {command('send', shown(self._place))}"
         )
 

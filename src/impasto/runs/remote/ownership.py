@@ -20,6 +20,7 @@ import os
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,30 +109,56 @@ def is_alive(place: Path, owner: Owner) -> bool:
     return _age_s(place, owner) < STALE_S if running is None else running
 
 
+class _Moment:
+    """Now, to find later how long ago it was.
+
+    The monotonic clock of Linux and of macOS stands still while the machine sleeps, and the wall
+    clock may be set: the larger difference counts, since a look too many costs only a request.
+    """
+
+    def __init__(self) -> None:
+        self._steady, self._wall = time.monotonic(), time.time()
+
+    def age_s(self) -> float:
+        """Seconds since then."""
+        return max(time.monotonic() - self._steady, time.time() - self._wall)
+
+
 class Ownership:
     """This process's turn at writing a run; signs of life go out while it is entered.
 
     Args:
         place: The run.
+        asks: Is told before a turn is asked for: the one before, if any, the number of the new one,
+            and the random text in its file.
+
+    Attributes:
+        number: The turn.
+        before: The one before, if any.
 
     Raises:
         RunError: Another process has the run, or was faster.
-        StorageError: The store cannot be used.
+        StorageError: The store cannot be used. It may have given the turn all the same.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(
+        self,
+        place: Path,
+        asks: Callable[[Owner | None, int, str], None] = lambda *_: None,
+    ) -> None:
         self._place = place
         before = newest_owner(place)
         if before is not None and is_alive(place, before):
             raise RunError(_taken(place, before))
         self.number = 1 if before is None else before.number + 1
-        self.before = 0 if before is None else before.number
+        self.before = before
         self._said = {
             "process": current_process().token,
             "host": socket.gethostname(),
             "since": time.strftime("%Y-%m-%d %H:%M:%S"),
             "random": os.urandom(8).hex(),
         }
+        asks(before, self.number, self._said["random"])
         if not claims.create(_file_of(place, self.number), self._content()):
             raise RunError(
                 f"Another process has just begun to write {shown(place)}. Nothing was changed."
@@ -139,7 +166,7 @@ class Ownership:
         _HELD.add(self._said["random"])
         self._ended = threading.Event()
         self._taken_by = ""
-        self._seen_at = time.monotonic()
+        self._seen_at = _Moment()
         self._looking = threading.Lock()
 
     def __enter__(self) -> Ownership:
@@ -164,7 +191,7 @@ class Ownership:
         Raises:
             StorageError: The store cannot be used.
         """
-        if time.monotonic() - self._seen_at > STALE_S / 2:
+        if self._seen_at.age_s() > STALE_S / 2:
             self.look()
 
     def look(self) -> None:
@@ -174,10 +201,11 @@ class Ownership:
             StorageError: The store cannot be used.
         """
         with self._looking:
+            seen_at = _Moment()
             self._taken_by = self._taken_by or self._find_another()
             if not self._taken_by and not self._ended.is_set():
                 claims.write(_file_of(self._place, self.number), self._content())
-                self._seen_at = time.monotonic()
+                self._seen_at = seen_at
 
     def _find_another(self) -> str:
         found = newest_owner(self._place)

@@ -14,7 +14,7 @@ from impasto.progress import Progress
 from impasto.remote_paths import is_remote, shown
 from impasto.runs.directory import RunDirectory
 from impasto.runs.remote.contents import SETTINGS, is_among, is_of_models
-from impasto.runs.remote.fetching import fetch_to_read, is_here, list_run
+from impasto.runs.remote.fetching import are_settings_newer, fetch_to_read, is_here, list_run
 from impasto.runs.remote.local_folders import place_of, working_folder
 from impasto.runs.remote.ownership import Owner, is_alive, newest_owner
 from impasto.runs.remote.record import SentRecord
@@ -80,6 +80,28 @@ def open_run(
     if owner is None or not is_alive(place, owner):
         return run
     return replace(run, elsewhere=_holder(owner))
+
+
+def settings_to_go_on(run: RunDirectory) -> Path:
+    """The settings that a run goes on with: those in its store, where they were changed there.
+
+    Nothing of the run is changed here: whoever resumes it fetches them for good, as its owner.
+
+    Raises:
+        StorageError: The store cannot be used, or the disk is full.
+    """
+    place = run.place
+    if place is None or run.path != working_folder(place):
+        return run.config_file
+    try:
+        there = objects.look_up(place / SETTINGS)
+        if there is None or not are_settings_newer(run.path, SentRecord.read(place), there):
+            return run.config_file
+        return fetch_to_read(place, lambda key: key == SETTINGS) / SETTINGS
+    except OSError as error:
+        raise StorageError(
+            f"{shown(place / SETTINGS)} could not be fetched: {error.strerror or error}. Try again."
+        ) from error
 
 
 def settings_file_of(source: str | Path) -> Path:

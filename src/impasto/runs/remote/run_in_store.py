@@ -18,7 +18,7 @@ from impasto.runs.remote.contents import SETTINGS, is_among
 from impasto.runs.remote.fetching import fetch_older_state, fetch_to_resume, list_run
 from impasto.runs.remote.local_folders import working_folder
 from impasto.runs.remote.mirror import Mirror
-from impasto.runs.remote.ownership import Ownership, is_alive, newest_owner
+from impasto.runs.remote.ownership import Owner, Ownership, is_alive, newest_owner
 from impasto.runs.remote.record import SentRecord
 from impasto.runs.remote.sending import Sender
 from impasto.storage import objects
@@ -59,15 +59,28 @@ class RunInStore:
             require_free(self._place)
             objects.require_writable(self._place)
         with contextlib.ExitStack() as held:
-            self._owner = held.enter_context(Ownership(self._place))
+            self._owner = held.enter_context(Ownership(self._place, self._note_claim))
             if self._is_new:
                 self._record = SentRecord(self._place)
             else:
                 self._record = fetch_to_resume(self._place, self._owner, self._progress)
             self._record.owner, self._record.is_all_there = self._owner.number, False
+            self._record.claim = None
             self._record.write()
             self._held = held.pop_all()
         return self
+
+    def _note_claim(self, before: Owner | None, number: int, random: str) -> None:
+        """Remember which turn is asked for, where the one before was this machine's.
+
+        Else a lost answer, or an end just after it, would make the turn that of somebody else, and
+        what is here and not in the store yet would be set aside.
+        """
+        record = SentRecord.read(self._place)
+        if self._is_new or before is None or not record.is_of(before.number, before.text):
+            return
+        record.owner, record.claim = before.number, (number, random)
+        record.write()
 
     def named(self, run: RunDirectory) -> RunDirectory:
         """The run directory with the place where it belongs."""
@@ -162,7 +175,7 @@ def send_again(place: Path, progress: Progress) -> None:
     if not presence.is_file(folder / SETTINGS):
         raise RunError(f"This machine has nothing of {shown(place)} that could be sent.")
     owner = newest_owner(place)
-    if owner is not None and owner.number != record.owner:
+    if owner is not None and not record.is_of(owner.number, owner.text):
         raise RunError(
             f"{shown(place)} was continued elsewhere since this machine had it last, so nothing is "
             f"sent. What this machine has is in {folder}."
@@ -174,12 +187,19 @@ def send_again(place: Path, progress: Progress) -> None:
 def let_go(run: RunDirectory) -> bool:
     """Remove the working folder of a run that is finished and wholly in its store.
 
+    The settings go first: a folder without them is no run, so what is left of it where removing is
+    cut short says nothing of what belongs in the store.
+
     Returns:
         Whether it was removed.
     """
     if run.place is None or run.status().get("phase") != "finished":
         return False
     if not SentRecord.read(run.place).is_all_there:
+        return False
+    try:
+        run.config_file.unlink(missing_ok=True)
+    except OSError:  # Windows removes no file that is open
         return False
     shutil.rmtree(run.path, ignore_errors=True)
     return True

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from impasto import temporary_names
 from impasto.errors import StorageError
-from impasto.parsing import read_object
+from impasto.parsing import parse_toml, read_object, read_text
 from impasto.progress import Advance, counted, size_words
 from impasto.remote_paths import shown
 from impasto.runs.remote.contents import (
@@ -75,12 +75,16 @@ class Sender:
         self._place = record.place
         self._require_own, self._should_stop = require_own, should_stop
         self._logs_due = 0.0
-        self._began_with = max(whole_states(record.sent), default=0)
+        self._began_with = max(whole_states([*record.sent, *record.left]), default=0)
         self.advance: Advance = lambda _: None
         temporary_names.remove_leftovers(home_of(self._place))
 
     def unsent(self) -> dict[str, int]:
-        """What is not in the store as it is here: key -> bytes."""
+        """What is not in the store as it is here: key -> bytes.
+
+        Raises:
+            OSError: The working folder cannot be read.
+        """
         found = {}
         for thing in things_in(self._folder):
             for key in thing.files:
@@ -211,14 +215,15 @@ class Sender:
     def _remove_gone(self) -> None:
         """Remove what was put and is gone here, marks first; states only when newer ones are there.
 
-        Where the working folder itself is gone, that says nothing.
+        Where the working folder itself is gone, that says nothing. Nor do states that are gone from
+        a finished run, unless its settings say that they go: somebody may have deleted them here.
         """
         local = {key for thing in things_in(self._folder) for key in thing.files}
         if SETTINGS not in local:
             return
         kept = {step for step in map(state_of_key, local) if step is not None}
         newest = max((s for s in whole_states(self._record.sent) if s in kept), default=0)
-        has_dropped = not kept and self._is_finished()
+        has_dropped = not kept and has_dropped_states(self._folder)
         gone = [key for key in self._record.sent if key not in local]
         if newest > self._began_with or has_dropped:
             gone += [key for key in self._record.left if state_of_key(key) is not None]
@@ -228,21 +233,31 @@ class Sender:
             self._remove(key)
         self._record.left = [key for key in self._record.left if key not in gone]
 
-    def _is_finished(self) -> bool:
-        return (read_object(self._folder / "status.json") or {}).get("phase") == "finished"
-
     def _below(self, folder: str) -> list[str]:
-        return [key for key in self._record.sent if key.startswith(f"{folder}/")]
+        keys = [*self._record.sent, *self._record.left]
+        return [key for key in keys if key.startswith(f"{folder}/")]
 
     def _remove(self, key: str) -> None:
         self._require()
         objects.remove(self._place / key)
         self._record.sent.pop(key, None)
+        self._record.left = [other for other in self._record.left if other != key]
 
     def _require(self) -> None:
         if self._should_stop():
             raise SendingStopped
         self._require_own()
+
+
+def has_dropped_states(folder: Path) -> bool:
+    """Whether a run is finished and removes its states then (`saving.keep_final_state`)."""
+    if (read_object(folder / "status.json") or {}).get("phase") != "finished":
+        return False
+    try:
+        saving = parse_toml(read_text(folder / SETTINGS)).get("saving", {})
+        return saving.get("keep_final_state") is False
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def words_of_unsent(unsent: dict[str, int], place: Path) -> str:
