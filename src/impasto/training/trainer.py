@@ -18,7 +18,7 @@ from impasto.config.run import RunConfig
 from impasto.data.process_group import ProcessGroup
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey, require_sources, survey
-from impasto.datasets.distributed import ending_together, process_group
+from impasto.datasets.distributed import ending_together, is_process_loss, process_group
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
@@ -31,7 +31,6 @@ from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
     is_out_of_memory,
-    is_process_loss,
     require_precision,
 )
 from impasto.training.environment import describe_environment
