@@ -3,12 +3,14 @@
 import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 import torch
 
 from impasto.datasets import distributed
-from impasto.datasets.distributed import DistributedGroup, PeerError, StoreKeys, ending_together
+from impasto.datasets.distributed import DistributedGroup, PeerError, ending_together
+from impasto.datasets.store_keys import StoreKeys
 from impasto.errors import DatasetError, Interrupted, RunError
 
 LOST = RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer")
@@ -33,7 +35,7 @@ class Barrier:
         return True
 
     def wait(self):
-        self.threads.wait(timeout=300)
+        self.threads.wait(timeout=60)
 
 
 @pytest.fixture
@@ -42,6 +44,7 @@ def processes(monkeypatch):
 
     def made(size, backend="gloo"):
         c10d, store, barrier = torch.distributed, torch.distributed.HashStore(), Barrier(size)
+        store.set_timeout(timedelta(seconds=60))
         monkeypatch.setattr(c10d.distributed_c10d, "_get_default_store", lambda: store)
         monkeypatch.setattr(c10d, "barrier", barrier)
         monkeypatch.setattr(c10d, "get_backend", lambda: backend)
@@ -134,13 +137,18 @@ def test_a_process_that_is_stopped_stops_all(processes, stop):
 
 def test_after_an_error_all_begin_anew(processes):
     """Though they had come to different exchanges: the next ones are not of the error."""
-    groups, _ = processes(2)
+    groups, barrier = processes(2)
     first, second = groups
     first._keys.next_round()
+    first._keys.barriers, second._keys.barriers = 3, 2
+    abandoned = threading.Thread(target=barrier.wait)  # by the first, which an error ended
+    abandoned.start()
     failing_without_waiting(second, DatasetError("no images"))
     with pytest.raises(DatasetError):
         first.raise_fault()
     assert together(groups, lambda group: group.gather(f"{group.rank}")) == [["0", "1"]] * 2
+    assert [group._keys.barriers for group in groups] == [5, 5]
+    abandoned.join()
 
 
 def test_an_error_is_told_once(processes):

@@ -13,7 +13,6 @@ Training itself has collective operations of its own; nothing of this is used th
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import signal
@@ -27,6 +26,7 @@ from accelerate import Accelerator, PartialState
 
 from impasto import errors
 from impasto.data.process_group import ProcessGroup, SingleProcess
+from impasto.datasets.store_keys import StoreKeys
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.parsing import parse_json
 from impasto.progress import Advance, Progress
@@ -46,41 +46,6 @@ def is_process_loss(error: BaseException) -> bool:
     return isinstance(error, torch.distributed.DistError) or any(
         words in str(error) for words in _LOST
     )
-
-
-class StoreKeys:
-    """Where in the store the processes put what they say, until an error ends what they do.
-
-    Each process counts its own exchanges, and all of them make the same ones in the same order.
-    After an error, which all of them end with, they may have come to different ones, so whoever
-    tries again, in the same process, counts anew under other keys.
-    """
-
-    def __init__(self) -> None:
-        self._failed = 0
-        self._rounds = itertools.count()
-
-    def of(self, name: str) -> str:
-        """The key of something, other than that of all attempts before."""
-        return f"impasto/{_restarts()}-{self._failed}/{name}"
-
-    def next_round(self) -> str:
-        """The beginning of the keys of an exchange."""
-        return self.of(f"round-{next(self._rounds)}")
-
-    def renew(self) -> None:
-        """Begin anew: an error has ended what all processes did."""
-        self._failed += 1
-        self._rounds = itertools.count()
-
-
-def _restarts() -> str:
-    """How often torchrun has started these processes again, with the same store.
-
-    On several machines each launcher counts its own restarts, so the processes cannot agree on it.
-    """
-    is_one_machine = os.environ.get("LOCAL_WORLD_SIZE") == os.environ.get("WORLD_SIZE")
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") if is_one_machine else "0"
 
 
 _KEYS = StoreKeys()
@@ -125,6 +90,8 @@ class DistributedGroup:
         place = self._keys.next_round()
         pieces = _pieces(text)
         try:
+            if not self._keys.is_even:
+                self._begin_missing_barriers()
             for number, piece in enumerate(pieces):
                 self._store.set(f"{place}/{self.rank}/{number}", piece)
             self._store.set(f"{place}/{self.rank}", str(len(pieces)))
@@ -191,15 +158,29 @@ class DistributedGroup:
         Args:
             place: Where each process has put a key before, for the first barrier of an exchange.
         """
-        devices = self._device_ids()
-        if devices is not None and place is not None:
+        if self._device_ids() is not None and place is not None:
             # NCCL's first barrier makes the communicator, and looks at nothing until all are there
             keys = [f"{place}/{rank}" for rank in range(self.size)]
             self._wait_until(lambda: self._store.check(keys))
-        work: Any = torch.distributed.barrier(device_ids=devices, async_op=True)
+        self._barrier()
+        self._look()
+
+    def _barrier(self) -> None:
+        self._keys.barriers += 1
+        work: Any = torch.distributed.barrier(device_ids=self._device_ids(), async_op=True)
         self._wait_until(work.is_completed)
         work.wait()
-        self._look()
+
+    def _begin_missing_barriers(self) -> None:
+        """Begin those that others began before an error, or they would stand for the next ones."""
+        place = self._keys.of("barriers")
+        keys = [f"{place}/{rank}" for rank in range(self.size)]
+        self._store.set(keys[self.rank], str(self._keys.barriers))
+        self._wait_until(lambda: self._store.check(keys))
+        most = max(int(self._store.get(key)) for key in keys)
+        while self._keys.barriers < most:
+            self._barrier()
+        self._keys.is_even = True
 
     def _wait_until(self, is_done: Callable[[], bool]) -> None:
         pause = 0.001
