@@ -1,8 +1,10 @@
 """Several processes on one machine (gloo): they do what one does with the joint batch."""
 
+import contextlib
 import csv
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -19,14 +21,18 @@ from support.warm import running
 
 from impasto.errors import RunError
 from impasto.storage import claims, objects
+from impasto.training.trainer import train
 
 WHOLE = {"ACCELERATE_USE_CPU": "true"}
 
 
 def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
+    """A port below those that systems give to connections, so that none takes it meanwhile."""
+    while True:
+        port = 10_000 + secrets.randbelow(20_000)
+        with contextlib.suppress(OSError), socket.socket() as free:
+            free.bind(("127.0.0.1", port))
+            return port
 
 
 def launch(program, processes: int, *, fresh=False, **variables: str):
@@ -267,6 +273,23 @@ def test_the_first_process_dies_while_it_prepares(run_file, tmp_path):
     again = launch(["-m", "impasto", "resume", run], 2)
     assert again.returncode == 0, again.stderr
     assert recorded_losses(run)
+
+
+def test_a_state_that_the_first_process_cannot_use_ends_all_with_its_words(train_config, tmp_path):
+    """It alone looks, since others may not have the run: here its state is of one process."""
+    run = tmp_path / "of-one"
+    train(train_config(output_dir=str(run), training={"max_steps": 1}))
+    config = run / "config.toml"
+    text = config.read_text(encoding="utf-8")
+    assert "max_steps = 1" in text
+    config.write_text(text.replace("max_steps = 1", "max_steps = 2"), encoding="utf-8")
+    for rank, (code, errors) in enumerate(
+        launch_without_launcher(["-m", "impasto", "resume", run], 2)
+    ):
+        assert code == RunError.exit_code
+        told = " ".join(errors.split())
+        assert "changed since: forward passes per step (was 1, is 2)" in told
+        assert ("Said by process 1 of 2" in told) == (rank == 1)
 
 
 def test_two_processes_share_cached_captions(run_file, tmp_path):

@@ -44,7 +44,11 @@ class Machines:
             ]  # fmt: skip
             command = [*launcher, *running.launched([*program, *words], environment)]
             started.append(running.start(*command, env=environment, cwd=folder))
-        outputs = [process.communicate(timeout=300) for process in started]
+        try:
+            outputs = [process.communicate(timeout=300) for process in started]
+        finally:
+            for process in started:
+                process.terminate()  # a launcher ends its processes; one that has ended is past it
         return [
             (process.returncode, *texts) for process, texts in zip(started, outputs, strict=True)
         ]
@@ -126,7 +130,7 @@ def keys_in(folder):
 
 
 def assert_each_once(bucket):
-    """Each latent and each text is in one shard, and both machines have written some."""
+    """Each latent and each text is in one shard."""
     for kind in ("latents", "texts"):
         place = bucket / "derived" / kind
         keys = []
@@ -153,6 +157,7 @@ def test_machines_with_nothing_in_common_are_one_run(
     ]
     assert shards[0] == shards[1] != []
     lengthen(first / "run")
+    (second / "run" / "received-step-00000002").mkdir(parents=True)  # by one that was killed
     machines.run("resume", "run", processes=2)
     assert not (second / "run").exists()
     on_one(train_config, tmp_path / "alone", 4, image_dir=str(pictures))

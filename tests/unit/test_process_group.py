@@ -11,7 +11,8 @@ from process_groups import in_threads
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
+from impasto.data.latent_cache import LatentCache, LatentKeys
+from impasto.data.latent_orders import batches_of, cost_of, ordered
 from impasto.data.process_group import ALONE, CacheShare, SingleProcess, share_of
 from impasto.data.subsets import PLAIN, Augmentation, Subset
 from impasto.data.text_store import TextStore
@@ -162,6 +163,22 @@ def test_chunks_of_captions_are_encoded_by_shares(tmp_path):
     starts = range(0, len(chunks), AHEAD_BATCH)
     assert made == [tuple(chunks[n : n + AHEAD_BATCH]) for n in starts]
     assert min(len(seen[0]), len(seen[1])) == 3
+
+
+def test_batches_cost_the_same_where_a_file_cannot_be_read(tmp_path):
+    """Else the parts of two processes leave a batch out, or make one twice."""
+    planned = plan_of(draw_images(tmp_path / "pictures", 6)).images
+    lacks = np.array([[True, True, False]] * 3 + [[True, False, False]] * 3)
+    keys = [LatentKeys(f"{n}", f"{n}-flipped") for n in range(6)]
+    unread = [None, None, *keys[2:]]
+    costs = [
+        [cost_of(batch) for batch in batches_of(ordered(planned, own, lacks), 2)]
+        for own in (keys, unread)
+    ]
+    assert costs[0] == costs[1]
+    assert sum(costs[0]) == sum(
+        int(row[:2].sum()) * image.bucket.area for row, image in zip(lacks, planned, strict=True)
+    )
 
 
 def test_one_process_alone_does_everything():

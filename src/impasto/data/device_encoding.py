@@ -23,10 +23,17 @@ from impasto.parsing import parse_json
 
 @dataclass(frozen=True)
 class Order:
-    """An image and what is to be made of it: only keys that are not in the cache."""
+    """An image and what is to be made of it: only keys that are not in the cache.
+
+    Attributes:
+        image: The image.
+        missing: What to make; nothing where this process cannot read the file.
+        latents: How many latents are to be made of it, as all processes of a run have agreed.
+    """
 
     image: PlannedImage
     missing: LatentKeys
+    latents: int
 
 
 class Failures:

@@ -94,13 +94,13 @@ def ordered(
     planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], lacks: Lacks
 ) -> list[Order]:
     """The orders for what is lacking, in the order of the images."""
-    orders = []
+    numbers, orders = lacks[:, :2].sum(axis=1).tolist(), []
     for place in np.flatnonzero(lacks.any(axis=1)).tolist():
         key = keys[place] or LatentKeys()  # this process cannot read the file, and another could
         wanted = (
             k if is_wanted else "" for k, is_wanted in zip(_in_row(key), lacks[place], strict=True)
         )
-        orders.append(Order(planned[place], LatentKeys(*wanted)))
+        orders.append(Order(planned[place], LatentKeys(*wanted), numbers[place]))
     return orders
 
 
@@ -119,9 +119,8 @@ def batches_of(orders: Sequence[Order], batch_size: int) -> list[list[Order]]:
 
 
 def cost_of(batch: Sequence[Order]) -> float:
-    """What a batch takes to encode, in pixels."""
-    images = sum(bool(o.missing.plain) + bool(o.missing.flipped) for o in batch)
-    return float(max(1, images) * batch[0].image.bucket.area)
+    """What a batch takes to encode, in pixels; all processes find the same."""
+    return float(max(1, sum(o.latents for o in batch)) * batch[0].image.bucket.area)
 
 
 def _bucket_of(order: Order) -> Size:

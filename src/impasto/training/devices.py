@@ -14,7 +14,6 @@ from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import missing_extra
 
 PROCESS_TIMEOUT = timedelta(days=14)
-_LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
 
 _OUT_OF_MEMORY = (
     "DefaultCPUAllocator: not enough memory",
@@ -144,13 +143,6 @@ def release_cached_memory(device: torch.device) -> None:
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
-
-
-def is_process_loss(error: BaseException) -> bool:
-    """Whether an exchange between processes failed because one of them is gone."""
-    return isinstance(error, torch.distributed.DistError) or any(
-        words in str(error) for words in _LOST
-    )
 
 
 def seed_torch(seed: int) -> None:

@@ -18,7 +18,7 @@ from impasto.config.run import RunConfig
 from impasto.data.process_group import ProcessGroup
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey, require_sources, survey
-from impasto.datasets.distributed import ending_together, process_group
+from impasto.datasets.distributed import ending_together, is_process_loss, process_group
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
@@ -31,7 +31,6 @@ from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
     is_out_of_memory,
-    is_process_loss,
     require_precision,
 )
 from impasto.training.environment import describe_environment
@@ -177,12 +176,14 @@ def resume(
             _writing_end(accelerator, run),
             _explain_exits(accelerator, f"Its states are untouched. {_go_on(run)}"),
             ending_together(group),
+            _removing_waiting(run, accelerator),
         ):
             _use_cache(held, config, run, accelerator, told)
             session = _prepare(run, config, accelerator, told, overrides or Overrides())
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
                 _write_settings(run, changed)
+            group.gather("")  # as at the end of `_prepare`
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
@@ -318,27 +319,31 @@ def _prepare(
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
         forget_preparing(run.path)  # from here on it counts as a run
-    try:
-        group = process_group(accelerator)
-        recorded = fingerprint_of_first(group, recorded_fingerprint(run))
-        with _removing_waiting(run, accelerator):
+    group = process_group(accelerator)
+    with _removing_waiting(run, accelerator):
+        try:
+            recorded = fingerprint_of_first(group, recorded_fingerprint(run))
             session = build_session(config, accelerator, events, overrides, known, recorded)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        doing, then = "loading the model and encoding the images", "Nothing was trained yet."
-        raise out_of_memory(config, doing, then, accelerator.device) from error
-    if accelerator.is_main_process:
-        steps_per_epoch = session.sampler.steps_per_epoch
-        plan = plan_disk(
-            config, session.model, session.trainable, session.total_steps, steps_per_epoch
-        )
-        require_room(plan, config)
-        endings = Triggers(config, steps_per_epoch).planned_endings(session.total_steps)
-        own = OwnModels(run, overwrite=config.saving.overwrite)
-        own.require_free(planned_models(config, endings))
-        own.begin()
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            doing, then = "loading the model and encoding the images", "Nothing was trained yet."
+            raise out_of_memory(config, doing, then, accelerator.device) from error
+        if accelerator.is_main_process:
+            _require_free(run, config, session)
+        group.gather("")  # the others begin when the first has found nothing in the way
     return session
+
+
+def _require_free(run: RunDirectory, config: RunConfig, session: Session) -> None:
+    """Make sure that there is room for what a run writes, and that no model is in its way."""
+    steps_per_epoch = session.sampler.steps_per_epoch
+    plan = plan_disk(config, session.model, session.trainable, session.total_steps, steps_per_epoch)
+    require_room(plan, config)
+    endings = Triggers(config, steps_per_epoch).planned_endings(session.total_steps)
+    own = OwnModels(run, overwrite=config.saving.overwrite)
+    own.require_free(planned_models(config, endings))
+    own.begin()
 
 
 def _run(

@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
+from impasto.datasets.distributed import is_process_loss
 from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunError
 from impasto.invocation import command
 from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
-from impasto.training.devices import is_out_of_memory, is_process_loss
+from impasto.training.devices import is_out_of_memory
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.graph_recorder import NotRecordableError
 from impasto.training.optim.updates import OptimizerUpdate

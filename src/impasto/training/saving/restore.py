@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
 
-from impasto.datasets.distributed import process_group
+from impasto.datasets.distributed import ending_together, process_group
 from impasto.errors import RunError, StorageError
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
@@ -45,15 +43,16 @@ def restore_newest(
     Raises:
         RunError: All states are damaged, or the newest whole one is of another run.
     """
-    chosen = 0
-    if accelerator.is_main_process:
-        chosen = _newest_whole(resumable.fingerprint, run, progress)
-    if accelerator.num_processes > 1:
-        chosen = int(broadcast(torch.tensor([chosen], device=accelerator.device)))
+    group = process_group(accelerator)
+    with ending_together(group):
+        own = 0
+        if accelerator.is_main_process:
+            own = _newest_whole(resumable.fingerprint, run, progress)
+        chosen = int(group.gather(str(own))[0])
     found(chosen)
     if not chosen:
         return None
-    with state_here(run, chosen, accelerator, process_group(accelerator)) as folder:
+    with state_here(run, chosen, accelerator, group) as folder:
         return _restored(folder, resumable, progress)
 
 

@@ -26,6 +26,7 @@ from impasto.storage_errors import reported
 from impasto.training.saving.state import HASHES
 
 PIECE_BYTES = 64 << 20
+_COPY = "received-"
 
 
 @contextlib.contextmanager
@@ -43,6 +44,8 @@ def state_here(
     Raises:
         StorageError: A machine has no room for the copy.
     """
+    if group.is_local_first:
+        _remove_copies(run)
     folder = run.states / step_name(step)
     own = _files_of(folder)
     told = [parse_json(text) for text in group.gather(json.dumps(own))]
@@ -51,7 +54,7 @@ def state_here(
         return
     is_lacking = own != told[0]
     sizes = {name: size for name, (size, _) in told[0].items()}
-    copy = run.path / f"received-{step_name(step)}"
+    copy = run.path / f"{_COPY}{step_name(step)}"
     writes = is_lacking and group.is_local_first
     try:
         fault = _send(folder, sizes, copy if writes else None, accelerator)
@@ -65,6 +68,12 @@ def state_here(
             shutil.rmtree(copy, ignore_errors=True)
             with contextlib.suppress(OSError):  # the directory of another run may be there
                 run.path.rmdir()
+
+
+def _remove_copies(run: RunDirectory) -> None:
+    """Remove what a resume that was killed has left on this machine: gigabytes of any step."""
+    for folder in run.path.glob(f"{_COPY}{step_name(0).rstrip('0')}*"):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files_of(folder: Path) -> dict[str, list[Any]]:
