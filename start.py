@@ -373,9 +373,7 @@ def what_comes(index, card):
     if card:
         words = f"Found {card}: installing the {build} build of PyTorch."
     elif build == "CUDA":  # as from the ordinary registry on Linux
-        words = (
-            "Found no NVIDIA card; installing the CUDA build of PyTorch, which runs without too."
-        )
+        words = "Found no NVIDIA card; installing the CUDA build of PyTorch, which needs none."
     else:
         words = f"Found no NVIDIA card: installing the {build} build of PyTorch."
     if platform.system() == "Darwin" or other is None:

@@ -132,13 +132,20 @@ def check_all_looks(page):
     page.emulate_media(color_scheme="light")
 
 
+TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
+    ["too wide", ...[...document.querySelectorAll("body *")]
+    .filter(e => e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth)
+    .map(e => e.outerHTML.slice(0, 160)).slice(-6)]"""
+"""What reaches beyond the right edge of a page that scrolls sideways."""
+
+
 def check(page):
     """No serious fault by axe-core, and no scrolling sideways."""
     page.evaluate(AXE.read_text(encoding="utf-8"))
     found = page.evaluate("axe.run().then(found => found.violations)")
     faults = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]
     assert faults == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert page.evaluate(TOO_WIDE) == []
 
 
 def drop_files(page, selector, paths):

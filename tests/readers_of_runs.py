@@ -47,11 +47,11 @@ class RunDirectories:
         self.preview = picture(folder / "preview.png").read_bytes()
 
     def read(self, rng, folder):
+        from impasto.config.load import load_begun_config
         from impasto.locks import lock_holder
         from impasto.report.page import write_report
         from impasto.runs import RunDirectory
         from impasto.training.monitoring.image_losses import ImageLosses
-        from impasto.training.trainer import _config_of
 
         samples = folder / "samples" / "step-00000004"
         samples.mkdir(parents=True)
@@ -83,7 +83,7 @@ class RunDirectories:
             lambda: lock_holder(folder),
             lambda: run.truncate_metrics(3),
             lambda: ImageLosses(_OneProcess, run).rewind(1),
-            lambda: _config_of(run),
+            lambda: load_begun_config(run.config_file),
         ):
             with contextlib.suppress(ImpastoError):
                 reading()

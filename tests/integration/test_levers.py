@@ -363,7 +363,7 @@ def test_the_plan_tells_memory_by_parts_and_time(run_file):
 
 def test_the_plan_says_what_would_make_it_fit(run_file, monkeypatch):
     shown = impasto("train", run_file(training={"memory": 6}), "--plan")
-    assert "training.memory, 6.0 GiB: the run takes about" in " ".join(shown.stdout.split())
+    assert "training.memory allows 6.0 GiB: the run takes about" in " ".join(shown.stdout.split())
 
 
 def test_batches_by_pixels_hold_more_small_pictures(train_config):

@@ -216,7 +216,9 @@ def test_no_file_is_sent_to_a_disk_that_is_full(folders, page):
         page.route("**/upload", refuse)
         page.set_input_files("#files", [folders / name for name in names])
         page.click("text=Add them")
-        page.wait_for_selector("text=0 of 3 files added. 2 were not sent")
+        page.wait_for_selector(
+            "text=0 of 3 files added. 1 was refused, for the reasons below. 2 were not sent"
+        )
         assert page.locator("#uploaded li").all_inner_texts() == [
             "a.txt: The disk is full: it could not be written."
         ]

@@ -11,7 +11,7 @@ import tomli_w
 from PIL import Image, ImageDraw
 
 from impasto import files
-from impasto.cli.evaluate_sources import real_images
+from impasto.cli.evaluate_images import find_images
 from impasto.config.differences import read_settings
 from impasto.config.load import build_run_config, dump_toml, load_run_of_source
 from impasto.data.captions import CaptionRules, TrainingPosition
@@ -330,7 +330,8 @@ def test_a_run_of_an_earlier_version_held_out_by_equal_files_whoever_asks(scenes
     )
     for source in (run.path, run.config_file):
         assert sides_of(load_run_of_source(source)) == began
-    held_out, _ = real_images([str(run.path)], None, None, SilentProgress())
+    runs = {"run": load_run_of_source(run.path)}
+    held_out = find_images(runs, None, None, SilentProgress()).real
     assert {picture.path.stem[:2] for picture in held_out.pictures} == began[1]
     settings, _ = read_settings(run.config_file.read_text(encoding="utf-8"))
     assert settings["validation.copies"] == "bytes"
