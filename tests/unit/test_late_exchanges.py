@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from impasto.datasets.distributed import DistributedGroup
+from impasto.datasets.store_keys import StoreKeys
 from impasto.errors import DatasetError
 
 
@@ -15,7 +16,7 @@ def test_who_comes_after_another_has_left_says_its_words(monkeypatch):
     monkeypatch.setattr(torch.distributed.distributed_c10d, "_get_default_store", lambda: store)
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
     monkeypatch.setattr(torch.distributed, "barrier", broken)
-    first, late = DistributedGroup(0, 2, 0), DistributedGroup(1, 2, 1)
+    first, late = (DistributedGroup(rank, 2, rank, StoreKeys()) for rank in (0, 1))
     with pytest.raises(RuntimeError, match="Connection closed"):
         late.gather("nothing was told")
     first.tell(DatasetError("The image folder pictures is not there."), wait=False)
