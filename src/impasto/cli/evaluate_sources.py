@@ -21,7 +21,7 @@ class Source:
 
     Attributes:
         place: What the user or a run named: a file, a folder, a run, a Hub id.
-        options: What is said of it, by the command line or else by the run.
+        options: How it is opened, by the command line or else by the run.
         clip_skip: CLIP's layer from the end, where a run says so.
         is_named: Whether the user named it; other ones are base models of runs.
     """

@@ -420,7 +420,7 @@ class DatasetConfig(DatasetKeys):
         return self
 
     def require_executor(self) -> None:
-        """Make sure that what is said of the executor fits together.
+        """Make sure that the settings of the executor fit together.
 
         Raises:
             ValueError: It does not.

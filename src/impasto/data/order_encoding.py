@@ -67,7 +67,7 @@ class EncodeOrders:
     def open(
         self,
     ) -> Callable[[Sequence[Order], Sequence[Rendered | Failure]], list[Encoded | Failure]]:
-        """Make the encoder.
+        """Make the encoder of orders in this process.
 
         Raises:
             ConfigError: It is not the one that latents are named by.

@@ -67,7 +67,7 @@ class SingleProcess:
     rank, size, local_size, is_local_first = 0, 1, 1, True
 
     def gather(self, text: str) -> list[str]:
-        """The text itself."""
+        """The text of this process, the only one there is."""
         return [text]
 
     def raise_fault(self) -> None:

@@ -156,7 +156,7 @@ class _Headers:
         self.tell, self.seek = file.tell, file.seek
 
     def read(self, size: int) -> bytes:
-        """Read some bytes.
+        """Read the next bytes of the tar.
 
         Raises:
             tarfile.ReadError: They are more than any header has.

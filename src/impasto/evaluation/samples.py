@@ -96,7 +96,7 @@ def open_contestant(
     Args:
         source: A file, a folder, a run, a Hub id.
         label: What it is called in results.
-        options: What is said of it.
+        options: How the model is opened.
         progress: Is told how far it is.
         clip_skip: CLIP's layer from the end, where a run says so of its base model.
 

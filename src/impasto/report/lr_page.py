@@ -31,7 +31,7 @@ _SUGGESTED = "suggested"
 
 
 def write_lr_page(path: Path, title: str, measured: LrCurve, suggestion: Suggestion) -> None:
-    """Write the page.
+    """Write the page of a learning-rate range test.
 
     Args:
         path: Where to.

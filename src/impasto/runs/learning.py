@@ -78,7 +78,7 @@ class Learning:
 
     @property
     def last(self) -> Validation:
-        """The last one."""
+        """The validation of the latest step."""
         return self.validations[-1]
 
     @property

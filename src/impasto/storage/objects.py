@@ -55,7 +55,7 @@ class Found:
     """The objects below a folder.
 
     Attributes:
-        objects: What is said of each, by its key below the folder, with slashes.
+        objects: The size and identity of each, by its key below the folder, with slashes.
         odd: Keys that no path can name, since a part of them is empty, `.` or `..`.
     """
 

@@ -71,7 +71,7 @@ def borrowed_session(
 
 
 def one_process_alone(doing: str) -> ConfigError:
-    """What is said where several processes were started for what one does."""
+    """The error where several processes were started for what one does."""
     return ConfigError(f"One process does this ({doing}). Start it without others.")
 
 

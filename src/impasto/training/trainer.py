@@ -91,24 +91,7 @@ def train(
             with _explain_exits(accelerator, _NOT_BEGUN), ending_together(group):
                 known = None
                 if accelerator.is_main_process:
-                    note_preparing(run.path, config.model_dump(mode="json"))
-                    config = resolve_precision(config, told)
-                    processes, device = accelerator.num_processes, accelerator.device
-                    require_compatible(config, facts_of(config, processes, device=device))
-                    known = survey(config, told)
-                    config = resolve_settings(
-                        config,
-                        known,
-                        told,
-                        processes=processes,
-                        build=overrides.build_trainable(),
-                    )
-                    sampler = build_epoch_sampler(config, known.plan, processes)
-                    steps = count_steps(config, sampler)
-                    require_compatible(config, facts_of(config, processes, steps, device))
-                    require_precision(config.training.mixed_precision)  # as it was chosen
-                    _write_settings(run, config)
-                    told.open(run)
+                    config, known = _begun(run, config, accelerator, told, overrides)
                 config = _first_settings_here(group, config, place)
                 if not accelerator.is_main_process:
                     run = replace(RunDirectory(config.output_dir), place=place)
@@ -122,6 +105,33 @@ def train(
         if accelerator.is_main_process:
             home.begin()
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
+
+
+def _begun(
+    run: RunDirectory,
+    config: RunConfig,
+    accelerator: Accelerator,
+    told: RecordedEvents,
+    overrides: Overrides,
+) -> tuple[RunConfig, Survey]:
+    """The settings of a new run as they are resolved and written down, and its images.
+
+    Raises:
+        ImpastoError: The settings do not fit together, the machine, or the images.
+    """
+    note_preparing(run.path, config.model_dump(mode="json"))
+    config = resolve_precision(config, told)
+    processes, device = accelerator.num_processes, accelerator.device
+    require_compatible(config, facts_of(config, processes, device=device))
+    known = survey(config, told)
+    build = overrides.build_trainable()
+    config = resolve_settings(config, known, told, processes=processes, build=build)
+    steps = count_steps(config, build_epoch_sampler(config, known.plan, processes))
+    require_compatible(config, facts_of(config, processes, steps, device))
+    require_precision(config.training.mixed_precision)  # as it was chosen
+    _write_settings(run, config)
+    told.open(run)
+    return config, known
 
 
 def resume(

@@ -1,8 +1,10 @@
 """The folders of this machine that belong to a run in an object store.
 
-runs/<hash of the URL>/work/<name>   where the run is trained
-runs/<hash of the URL>/read/<name>   what was fetched to be looked at
-runs/<hash of the URL>/sent.json     what of the first is in the store, and as whose work
+Below the folder for copies, in `runs` and there in a folder that is named by a hash of the URL:
+
+work        a folder of the run's name, where it is trained
+read        a folder of the run's name, with what was fetched to be looked at
+sent.json   what of the first is in the store, and as whose work
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class Mirror:
         self._thread = threading.Thread(target=self._work, name="sending", daemon=True)
 
     def start(self) -> None:
-        """Begin to send."""
+        """Begin to send what the run writes to its store, in a thread."""
         self._thread.start()
 
     def finish(self, progress: Progress) -> None:

@@ -115,7 +115,7 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
 
 
 def _own_folders(run: Path) -> tuple[str, ...]:
-    """Folders whose files a run writes over; averages are set aside where it begins anew."""
+    """Folders whose files a run writes over; where it begins anew, averages are renamed."""
     goes_on = bool(RunDirectory(run).saved_steps())
     return ("states", "models", "averages") if goes_on else ("states", "models")
 

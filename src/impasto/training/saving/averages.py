@@ -93,7 +93,7 @@ def clear_later(run: RunDirectory, step: int) -> str:
 
     After a state those that come later are removed, as metrics are: its settings agree with the
     run's, which makes them again. Where a run begins anew nothing tells what they are of, so the
-    folder is set aside whole.
+    folder is renamed as a whole.
 
     Args:
         run: The run.
