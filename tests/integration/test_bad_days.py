@@ -290,7 +290,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, w
         train(config, events)
     run = RunDirectory(config.output_dir)
     assert run.saved_steps() == [1, 2]
-    assert run.read_json("status.json")["phase"] == "interrupted"
+    assert run.read_json("status.json")["phase"] == "stopped"
     assert exported(resume(run.path)) == exported(whole)
 
 

@@ -133,7 +133,7 @@ def test_sigterm_saves_and_exits_cleanly(run_file, tmp_path):
     assert "the state is saved" in errors
     assert "Traceback" not in errors
     status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
-    assert status["phase"] == "interrupted"
+    assert status["phase"] == "stopped"
     assert len(list((tmp_path / "run" / "states").iterdir())) == 1
 
 

@@ -116,7 +116,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(train_config, tmp
         train(config, AskAt(config.output_dir, 3, "stop"))
     run = RunDirectory(config.output_dir)
     assert run.saved_steps() == [3]
-    assert run.state().state == "interrupted"
+    assert run.state().state == "stopped"
     assert answers(run) == {"stop": "stopping"}
     assert exported(resume(config.output_dir)) == exported(whole)
 
@@ -190,4 +190,4 @@ def test_the_command_line_asks_and_hears_the_answer(run_file, tmp_path):
     assert "Answer: stopping" in impasto("ask", folder, "stop").stdout
     started.join(timeout=120)
     assert not started.is_alive()
-    assert RunDirectory(folder).state().state == "interrupted"
+    assert RunDirectory(folder).state().state == "stopped"

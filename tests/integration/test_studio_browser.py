@@ -99,8 +99,8 @@ def test_a_killed_run_is_resumed_asked_and_stopped_by_clicks(
         page.click(".run")
         wait_for_state(page, "training")
         page.click("button:has-text('Stop after this step')")
-        wait_for_state(page, "interrupted")
-        assert run.state().state == "interrupted"
+        wait_for_state(page, "stopped")
+        assert run.state().state == "stopped"
         page.click("button:has-text('Resume')")
         wait_for_state(page, "training")
         os.kill(run.status()["pid"], signal.SIGKILL)

@@ -207,7 +207,7 @@ def test_a_run_that_is_looked_at_after_each_validation_is_hardly_ever_told_what_
     ("phase", "total", "settings", "to_come"),
     [
         ("training", 95, {"validation": {"every_steps": 10}}, 9),  # 20, 30 ... 90, 95
-        ("interrupted", 90, {"validation": {"every_steps": 10}}, 8),
+        ("stopped", 90, {"validation": {"every_steps": 10}}, 8),
         ("training", 10, {"validation": {"every_steps": 10}}, 0),
         ("finished", 95, {}, 0),
         ("training", 95, {}, None),

@@ -345,7 +345,7 @@ def test_what_inspect_writes_is_never_the_model(tmp_path):
 
 
 def test_a_run_without_a_model_is_refused(tmp_path, hub):
-    run = made_run(tmp_path / "run", phase="interrupted")
+    run = made_run(tmp_path / "run", phase="stopped")
     said = publish(hub, tmp_path, run.path, "ada/style", "--license", "mit")
     assert said.returncode == 5
     assert "no trained model yet" in said.stderr

@@ -302,8 +302,8 @@ BEGIN = {"kind": "begin", "process": GONE}
         ([BEGIN], "failed", False, "failed", "No images."),
         ([BEGIN, {"kind": "ended", "code": 0}], "finished", False, "done", ""),
         ([BEGIN, {"kind": "ended", "code": 0}], "finished", True, "done", ""),
-        ([BEGIN, {"kind": "ended", "code": 143}], "interrupted", False, "waiting", "stopped"),
-        ([BEGIN, {"kind": "ended", "code": 130}], "interrupted", True, "paused", "paused"),
+        ([BEGIN, {"kind": "ended", "code": 143}], "stopped", False, "waiting", "stopped"),
+        ([BEGIN, {"kind": "ended", "code": 130}], "stopped", True, "paused", "paused"),
         (
             [BEGIN, {"kind": "error", "text": "Bad."}, {"kind": "ended", "code": 2}],
             None, True, "failed", "Bad.",

@@ -157,14 +157,20 @@ def test_a_run_without_its_process_was_killed(tmp_path, phase):
     assert "resume" in sentence
 
 
-@pytest.mark.parametrize("phase", ["finished", "interrupted", "failed"])
+@pytest.mark.parametrize("phase", ["finished", "stopped", "failed"])
 def test_an_end_stays_what_it_was(tmp_path, phase):
     run = make_run(tmp_path / "run", phase=phase, step=4, total_steps=4, process=GONE)
     assert run.state().state == phase
 
 
+def test_a_stop_in_a_file_of_a_former_version_is_called_as_now(tmp_path):
+    run = make_run(tmp_path / "run", phase="interrupted", step=4, total_steps=9, process=GONE)
+    assert run.state().state == "stopped"
+    assert "was stopped" in run.state().sentence(run.path)
+
+
 def test_a_run_that_is_resumed_is_being_prepared_at_once(tmp_path):
-    run = make_run(tmp_path / "run", phase="interrupted", process=GONE)
+    run = make_run(tmp_path / "run", phase="stopped", process=GONE)
     with run.held() as held:
         assert run.state().state == "preparing"
         assert run.state().is_alive
@@ -272,7 +278,7 @@ def test_what_is_no_command_is_passed_over(tmp_path, content):
 def test_runs_are_found_below_and_sorted_by_life(tmp_path):
     old = make_run(tmp_path / "a" / "old", phase="finished", updated_at=10, process=GONE)
     new = make_run(tmp_path / "b" / "new", phase="failed", updated_at=20, process=GONE)
-    alive = make_run(tmp_path / "alive", phase="interrupted", updated_at=1, process=GONE)
+    alive = make_run(tmp_path / "alive", phase="stopped", updated_at=1, process=GONE)
     make_run(old.path / "inside", phase="finished")
     make_run(tmp_path / ".hidden" / "run", phase="finished")
     make_run(tmp_path / "a" / "b" / "c" / "d" / "too deep", phase="finished")

@@ -53,7 +53,7 @@ from impasto.studio.watching import RunWatch
 @pytest.fixture
 def dog(folder):
     run = make_run(
-        folder / "dog", phase="interrupted", step=3, total_steps=9, process=GONE, loss=0.5
+        folder / "dog", phase="stopped", step=3, total_steps=9, process=GONE, loss=0.5
     )
     run.append_metrics({"step": 3, "loss": 0.5, "time": 1.0})
     (run.samples / step_name(3)).mkdir(parents=True)
@@ -299,7 +299,7 @@ def test_a_run_that_is_renamed_while_its_page_is_open_is_named(client, studio, f
     assert os.listdir(folder) == ["renamed-dog"]  # nothing was made where it was
     assert "renamed-dog" in client.get("/parts/runs").text
     moved.rename(dog.path)
-    assert "interrupted" in pages._news(watch, dog).decode()
+    assert "stopped" in pages._news(watch, dog).decode()
     dog.status_file.write_text("{", encoding="utf-8")  # which says nothing of its state
     assert "of unknown state" in pages._news(watch, dog).decode()
     dog.path.rename(moved)
@@ -310,7 +310,7 @@ def test_a_run_that_lets_go_after_it_said_so_can_be_resumed_on_its_open_page(stu
     """A run says that it was interrupted while it still holds its directory, and is gone later."""
     pages, watch = RunPages(studio), RunWatch(dog)
     with dog.held() as held:
-        held.write_status("interrupted", step=3, total_steps=9)
+        held.write_status("stopped", step=3, total_steps=9)
         assert "Resume" not in pages._news(watch, dog).decode()
     told = pages._news(watch, dog).decode()
     assert 'action="/runs/' in told
@@ -321,7 +321,7 @@ def test_a_process_that_ends_is_not_said_to_be_started(studio, dog):
     """After a run has let go of its directory, its process still takes a while to end."""
     pages, watch, processes = RunPages(studio), RunWatch(dog), studio.run_processes
     with dog.held() as held:
-        held.write_status("interrupted", step=3, total_steps=9)
+        held.write_status("stopped", step=3, total_steps=9)
     processes.working[dog.path] = 1  # another than the one that wrote the status
     told = pages._news(watch, dog).decode()
     assert "is being started" in told
@@ -613,7 +613,7 @@ def test_what_can_be_asked_depends_on_whether_the_run_lives(client, studio, dog)
     with dog.held() as held:
         held.write_status("training", step=1, total_steps=9)
         assert "No state is saved yet: all steps will be lost. Stop now?" in client.get(page).text
-        held.write_status("interrupted", step=3, total_steps=9)
+        held.write_status("stopped", step=3, total_steps=9)
     (dog.states / step_name(2)).mkdir(parents=True)
     assert "Resume</button>" in client.get(page).text
     assert "From the state of step 2." in client.get(page).text
@@ -744,7 +744,7 @@ def test_the_stream_tells_what_is_new_and_goes_on_after_a_break(studio, dog):
         (dog.samples / step_name(4)).mkdir()
 
     first, second, third = asyncio.run(listen(Visitor(3), more))
-    assert "interrupted" in events_in(first)[""]
+    assert "stopped" in events_in(first)[""]
     named = events_in(second)
     assert json.loads(named["metrics"]) == [{"step": 4, "values": {"loss": 0.25}}]
     assert [line["text"] for line in json.loads(named["lines"])][-1] == "<b>hello</b>"

@@ -1,5 +1,6 @@
 """The page "Models": what it lists, what its forms start, and what it never touches."""
 
+import html
 import json
 import os
 import re
@@ -280,6 +281,12 @@ def test_downloads_of_nothing_are_refused(client, asked, form):
 # publish
 
 
+def inputs_of(page):
+    """Name of an input -> its value."""
+    found = re.findall(r'<input[^>]* name="([^"]+)" value="([^"]*)"', page)
+    return {name: html.unescape(value) for name, value in found}
+
+
 def planned(client, studio, base, asked, **form):
     answer = post(client, f"{page_of(studio, base)}/publish", repo="ada/x", license="mit", **form)
     assert answer.status_code == 303
@@ -340,6 +347,24 @@ def test_another_model_than_the_one_that_was_shown_is_not_sent(client, studio, b
 def test_models_are_not_published_without_a_name_and_a_licence(client, studio, base, asked, form):
     assert post(client, f"{page_of(studio, base)}/publish", **form).status_code == 400
     assert asked == []
+
+
+def test_what_was_typed_to_publish_is_still_there_beside_what_was_wrong(client, studio, base):
+    form = {"repo": "ada", "license": "other", "license-name": "mine <i>", "private": "yes"}
+    refused = post(client, f"{page_of(studio, base)}/publish", **form)
+    assert refused.status_code == 400
+    fields = inputs_of(refused.text)
+    assert (fields["repo"], fields["license-name"]) == ("ada", "mine <i>")
+    assert "<option selected>other</option>" in refused.text
+    assert "owner/name." in refused.text.split('role="alert">')[1]
+    assert fields["name"] == ""  # of the other form
+
+
+def test_what_was_typed_to_download_is_still_there_beside_what_was_wrong(client, asked):
+    refused = post(client, "/models/download", id="x y", revision="v1", file="a.ckpt", folder="0")
+    fields = inputs_of(refused.text)
+    assert (fields["id"], fields["revision"], fields["file"]) == ("x y", "v1", "a.ckpt")
+    assert "owner/name" in refused.text.split('role="alert">')[1]
 
 
 @pytest.mark.parametrize("plan", ["0123456789abcdef", "x", "%252e%252e", "..a", "é" * 16])

@@ -159,7 +159,7 @@ def test_a_model_that_a_run_works_with_is_not_deleted(place):
 
 
 def test_a_model_of_a_run_goes_into_the_trash_beside_the_run(place):
-    run = uses(place, "dog", phase="interrupted", process=GONE)
+    run = uses(place, "dog", phase="stopped", process=GONE)
     run.export.mkdir()
     (run.export / "dog.safetensors").write_bytes(b"x")
     done = impasto("models", "delete", run.export / "dog.safetensors", "--yes")

@@ -24,8 +24,8 @@ from impasto.owners import current_process
 from impasto.parsing import printable
 from impasto.progress import counted, duration_words
 
-Phase = Literal["preparing", "training", "finished", "interrupted", "failed"]
-State = Literal["preparing", "training", "finished", "interrupted", "failed", "killed", "unknown"]
+Phase = Literal["preparing", "training", "finished", "stopped", "failed"]
+State = Literal["preparing", "training", "finished", "stopped", "failed", "killed", "unknown"]
 """The phases, and what a phase cannot say of itself."""
 
 BEAT_S = 5.0
@@ -34,6 +34,9 @@ BEAT_S = 5.0
 _KEPT = ("step", "total_steps", "saved_step", "loss", "images_per_s")
 
 _GOING = ("preparing", "training")
+
+_OLD_PHASES = {"interrupted": "stopped"}
+"""What files of former versions call a phase -> the phase."""
 
 
 class StatusWriter:
@@ -181,7 +184,7 @@ _SENTENCES: dict[State, str] = {
     "preparing": "is being prepared",
     "training": "is training",
     "finished": "is finished",
-    "interrupted": "was interrupted",
+    "stopped": "was stopped",
     "failed": "ended with an error",
     "killed": "was killed: its process is gone without a word",
     "unknown": "is of unknown state",
@@ -192,7 +195,7 @@ def state_of(
     status: Mapping[str, Any], holder: locks.LockHolder | None, saved_step: int
 ) -> RunState:
     """Put together what a run says of itself and whether its process lives."""
-    phase = status.get("phase")
+    phase = _OLD_PHASES.get(str(status.get("phase")), status.get("phase"))
     state: State = phase if phase in _SENTENCES else "unknown"
     if holder is None and phase in _GOING:
         state = "killed"

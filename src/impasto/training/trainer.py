@@ -402,7 +402,7 @@ def _writing_end(accelerator: Accelerator, run: RunDirectory) -> Iterator[None]:
     except BaseException as error:
         if accelerator.is_main_process:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-            phase: Phase = "interrupted" if stopped else "failed"
+            phase: Phase = "stopped" if stopped else "failed"
             expected = isinstance(error, ImpastoError)
             message = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
             run.write_status(phase, message=message)

@@ -63,6 +63,21 @@ def routes(studio: Studio) -> list[BaseRoute]:
 
 
 @dataclass(frozen=True)
+class _Refused:
+    """A form of a model's page that was refused.
+
+    Attributes:
+        form: `convert` or `publish`.
+        typed: Its fields as they were sent.
+        why: What was wrong.
+    """
+
+    form: str
+    typed: Mapping[str, str]
+    why: HTTPException
+
+
+@dataclass(frozen=True)
 class ModelPages:
     """Answers requests for models.
 
@@ -74,6 +89,15 @@ class ModelPages:
 
     async def all(self, request: Request) -> Response:
         """All models, what was deleted, and a form to download another one."""
+        return await self._all("emptied" in request.query_params)
+
+    async def _all(
+        self,
+        emptied: bool = False,
+        typed: Mapping[str, str] | None = None,
+        refused: HTTPException | None = None,
+    ) -> Response:
+        """The page of all models; where its form was refused, with what was typed."""
 
         def read() -> dict[str, Any]:
             folders = self.studio.folders
@@ -82,11 +106,14 @@ class ModelPages:
                 "models": [model.view() for model in all_models(folders)],
                 "folders": [printable(str(folder)) for folder in folders.models],
                 "deleted": [model.view() for model in deleted],
-                "emptied": "emptied" in request.query_params,
+                "emptied": emptied,
+                "typed": typed or {},
+                "fault": "" if refused is None else refused.detail,
                 "trash": size_words(sum(model.size for model in deleted)),
             }
 
-        return self.studio.page("models.html.j2", **await asyncio.to_thread(read))
+        status = 200 if refused is None else refused.status_code
+        return self.studio.page("models.html.j2", status, **await asyncio.to_thread(read))
 
     async def one(self, request: Request) -> Response:
         """A model: what it is, and the forms to convert, publish and delete it."""
@@ -94,20 +121,15 @@ class ModelPages:
         return await self._one(model, request.query_params.get("task", ""))
 
     async def _one(
-        self,
-        model: FoundModel,
-        task: str,
-        typed: Mapping[str, str] | None = None,
-        refused: HTTPException | None = None,
+        self, model: FoundModel, task: str = "", refused: _Refused | None = None
     ) -> Response:
-        """The page of a model; where its form to convert was refused, with what was typed."""
+        """The page of a model; where one of its forms was refused, with what was typed into it."""
 
         def read() -> dict[str, Any]:
             users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
             return {
                 "model": model.view(),
-                "typed": typed or {},
-                "fault": "" if refused is None else refused.detail,
+                **_as_sent(refused),
                 "drawn_with": find_drawable(self.studio.folders).address_of(str(model.path)),
                 "run": None if model.run is None else self.studio.folders.name_of(model.run),
                 "users": [user_view(run, key, self.studio.folders) for run, key in users],
@@ -119,7 +141,7 @@ class ModelPages:
             }
 
         content = await asyncio.to_thread(read)
-        status = 200 if refused is None else refused.status_code
+        status = 200 if refused is None else refused.why.status_code
         return self.studio.page("model.html.j2", status, **content)
 
     async def inspection(self, request: Request) -> Response:
@@ -146,7 +168,7 @@ class ModelPages:
         try:
             words = convert_words(model, form, folders)
         except HTTPException as error:
-            return await self._one(model, "", texts_of(form), error)
+            return await self._one(model, refused=_Refused("convert", texts_of(form), error))
         target = Path(words[-1])
         address = f"/models/models/{address_of(folders, target)}"
         made = Made(str(target), address, f"the model {printable(target.name)}")
@@ -161,7 +183,10 @@ class ModelPages:
     async def download(self, request: Request) -> Response:
         """Download a model by its id on the Hub."""
         form = await read_form(request)
-        words = download_words(form, self.studio.folders.models)
+        try:
+            words = download_words(form, self.studio.folders.models)
+        except HTTPException as error:
+            return await self._all(typed=texts_of(form), refused=error)
         task = await asyncio.to_thread(
             self.studio.tasks.start, words, f"Download {words[-1]}", "/models"
         )
@@ -170,7 +195,10 @@ class ModelPages:
     async def publish(self, request: Request) -> Response:
         """Make the card of a model and the list of what would be sent: a dry run."""
         model, form = await self._model_of(request), await read_form(request)
-        words = publish_words(model, form)
+        try:
+            words = publish_words(model, form)
+        except HTTPException as error:
+            return await self._one(model, refused=_Refused("publish", texts_of(form), error))
         upload = secrets.token_hex(8)
 
         def start() -> None:
@@ -315,6 +343,15 @@ class ModelPages:
             "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
             "total": size_words(sum(int(row["bytes"]) for row in rows)),
         }
+
+
+def _as_sent(refused: _Refused | None) -> dict[str, Any]:
+    """What the forms of a model's page show: form -> fields, form -> what was wrong."""
+    typed: dict[str, Mapping[str, str]] = {"convert": {}, "publish": {}}
+    faults = dict.fromkeys(typed, "")
+    if refused is not None:
+        typed[refused.form], faults[refused.form] = refused.typed, refused.why.detail
+    return {"typed": typed, "faults": faults}
 
 
 def _keep_newest(folder: Path) -> None:
