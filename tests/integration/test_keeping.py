@@ -5,16 +5,18 @@ import importlib.metadata
 import json
 import threading
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import torch
-from parts import UNET_FILE
+from parts import TEXT_ENCODER_FILE, UNET_FILE
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
+from impasto.report.page import write_report
 from impasto.training import micro_steps, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
@@ -83,6 +85,31 @@ def test_the_average_is_exported_as_asked(train_config, average):
     variants = ["", "-ema"] if average == "beside" else [""]
     on_the_way = {p.name for p in (run.path / "models").iterdir()}
     assert on_the_way == {f"model-step00000003{variant}" for variant in variants}
+
+
+def test_models_are_exported_between_the_base_model_and_the_result(train_config, run_values):
+    """All of them, the average too; the state has what was trained, and the page says it."""
+    run = train(
+        train_config(
+            method={"train_text_encoder": True},
+            training={"ema_decay": 0.5},
+            saving={"average": "beside", "merge_ratio": 0.75, "export_dtype": "fp32"},
+        )
+    )
+    state = run.states / "step-00000006"
+    for export, file in {"model": "weights", "model-ema": "ema"}.items():
+        trained = load_file(state / f"{file}.safetensors")
+        for part, path in {"unet": UNET_FILE, "text_encoder": TEXT_ENCODER_FILE}.items():
+            base = load_file(Path(run_values["model"]["path"]) / path)
+            for name, found in load_file(run.export / export / path).items():
+                own = trained.get(f"{part}.{name}", trained.get(f"{part}.text_model.{name}"))
+                own = trained[f"{part}.{name.removeprefix('text_model.')}"] if own is None else own
+                expected = 0.25 * base[name].double() + 0.75 * own.double()
+                assert (found.double() - expected).abs().max() < 1e-6
+                assert not torch.equal(own, base[name])
+    assert "0.75 of what was trained, 0.25 of the base model" in write_report(run).read_text(
+        "utf-8"
+    )
 
 
 def test_states_may_be_left_out(train_config, tmp_path):
@@ -244,6 +271,10 @@ def test_other_faults_are_not_called_memory(train_config, monkeypatch):
 def test_settings_of_saving_that_would_do_nothing_are_refused(train_config):
     with pytest.raises(ConfigError, match="average has no effect"):
         train_config(saving={"average": "beside"})
+    with pytest.raises(ConfigError, match="merge_ratio has no effect on a hypernetwork"):
+        train_config(
+            method={"kind": "hypernetwork"}, saving={"format": "a1111", "merge_ratio": 0.9}
+        )
 
 
 def test_a_run_from_a_checkout_that_was_never_installed_is_exported(train_config, monkeypatch):

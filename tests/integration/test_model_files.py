@@ -11,10 +11,14 @@ from parts import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from impasto.checkpoints.keymap import PartKind
 from impasto.errors import ConfigError, ModelError
 from impasto.models.architectures import find_architecture
 from impasto.models.loading import load_base_model
-from impasto.models.saving import About, trained_contents, write_model
+from impasto.models.merging import Mixture, Output, merge_models
+from impasto.models.mixing import FORMULAS
+from impasto.models.opening import OpenOptions, open_model
+from impasto.models.saving import About, MergedWithBase, trained_contents, write_model
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, make_grid, save_png
@@ -120,6 +124,31 @@ def test_an_export_keeps_frozen_parts_bit_for_bit(nano_model, tmp_path):
         assert (tmp_path / "out" / file).read_bytes() == (nano_model / file).read_bytes()
     written = load_file(tmp_path / "out" / UNET_FILE)
     assert all(torch.equal(written[n], t.half()) for n, t in trained.items())
+
+
+def test_an_export_between_base_and_result_is_what_merging_the_two_gives(nano_model, tmp_path):
+    """By `impasto merge`; what did not change stays bit for bit, in float32 too."""
+    model = load_base_model(nano_model)
+    base = model.unet.state_dict()
+    moved = next(iter(base))
+    trained = {name: tensor + (name == moved) for name, tensor in base.items()}
+    read = open_model(nano_model, OpenOptions())
+    exports = {
+        ratio: trained_contents(
+            model, {"unet": trained}, {}, trained_dtype=torch.float32, merged=merged
+        )
+        for ratio, merged in ((1.0, None), (0.9, MergedWithBase(read.parts, 0.9)))
+    }
+    for ratio, contents in exports.items():
+        write_model(contents, tmp_path / str(ratio), "diffusers", About("out"))
+    ends = (str(nano_model), str(tmp_path / "1.0"))
+    mixture = Mixture(ends, FORMULAS["weighted-sum"], 0.9)
+    output = Output(tmp_path / "merged", "diffusers", {PartKind.UNET: torch.float32})
+    merge_models(mixture, output, OpenOptions())
+    ours, theirs = (load_file(tmp_path / name / UNET_FILE) for name in ("0.9", "merged"))
+    for name, tensor in ours.items():
+        torch.testing.assert_close(tensor, theirs[name], rtol=1e-6, atol=1e-6)
+        assert torch.equal(tensor, base[name]) is (name != moved)
 
 
 @pytest.mark.parametrize(("sampler", "scale"), [("ddim", 5.0), ("euler", 1.0), ("dpmpp_2m", 3.0)])

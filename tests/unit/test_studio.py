@@ -52,9 +52,7 @@ from impasto.studio.watching import RunWatch
 
 @pytest.fixture
 def dog(folder):
-    run = make_run(
-        folder / "dog", phase="stopped", step=3, total_steps=9, process=GONE, loss=0.5
-    )
+    run = make_run(folder / "dog", phase="stopped", step=3, total_steps=9, process=GONE, loss=0.5)
     run.append_metrics({"step": 3, "loss": 0.5, "time": 1.0})
     (run.samples / step_name(3)).mkdir(parents=True)
     (run.samples / step_name(3) / "000.png").write_bytes(b"\x89PNG")

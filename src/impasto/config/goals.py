@@ -68,6 +68,10 @@ GOALS: dict[str, Goal] = {
         more={
             "schedule.kind": ("cosine", "calms down towards the end"),
             "dataset.caption_dropout_rate": (0.05, "keeps guidance without words alive"),
+            "saving.merge_ratio": (
+                0.9,
+                "a tenth of the model is the base model: keeps more of what it knew",
+            ),
         },
     ),
     "subject": Goal(

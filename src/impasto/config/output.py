@@ -143,6 +143,13 @@ class SavingConfig(Section):
     the weights at the start, which are kept once in float32 (4 bytes a weight). fp16 takes 4 bytes
     a weight each time for both, fp32 8."""
 
+    merge_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Share of what was trained in every exported model; the rest is the base model, as in `impasto
+    merge BASE RESULT --ratio`. 1 exports what was trained alone. Slightly below 1 the model keeps
+    more of what the base model knew, at nearly the same style (WiSE-FT, arXiv:2109.01903); see
+    `docs/guide/quality.md`. States, losses, previews and `impasto ema` are of the weights that are
+    trained."""
+
     model_dir: Path | None = None
     """Folder for exported models; off means `export` in the run directory, and `models` for those
     on the way."""

@@ -181,6 +181,14 @@ WRITTEN = (
         ),
     ),
     Rule(
+        ("method.kind", "saving.merge_ratio"),
+        lambda c: c.method.kind == "hypernetwork" and c.config.saving.merge_ratio != 1,
+        lambda _: (
+            "saving.merge_ratio has no effect on a hypernetwork, which is drawn with at any "
+            "strength. Take it out"
+        ),
+    ),
+    Rule(
         ("method.kind", "saving.export_dtype"),
         lambda c: c.method.kind == "hypernetwork" and c.config.export_precision == "bf16",
         lambda _: "saving.export_dtype of a hypernetwork is fp32 or fp16",

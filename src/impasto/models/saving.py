@@ -50,6 +50,35 @@ class About:
     more: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class MergedWithBase:
+    """What a trained model is mixed with when it is exported, as `impasto merge` mixes two.
+
+    Attributes:
+        base: Network -> its tensors in the base model, read from its files. Those of a loaded
+            model may be the memory that is trained.
+        ratio: The share of what was trained, above 0 and below 1.
+    """
+
+    base: Mapping[str, Tensors]
+    ratio: float
+
+    def mixed(self, part: str, trained: Tensors) -> dict[str, LazyTensor]:
+        """A network between the two, in float32; what is the same in both comes out as it is."""
+        base = self.base[part]
+        return {name: self._between(base[name], tensor) for name, tensor in trained.items()}
+
+    def _between(self, base: LazyTensor, trained: LazyTensor) -> LazyTensor:
+        if not trained.dtype.is_floating_point:
+            return trained
+
+        def read() -> Tensor:
+            ends = base.read_as(torch.float32), trained.read_as(torch.float32)
+            return torch.lerp(*ends, self.ratio)
+
+        return LazyTensor(trained.shape, torch.float32, read, owns_memory=True)
+
+
 def write_model(
     contents: ModelContents,
     target: Path,
@@ -79,6 +108,7 @@ def trained_contents(
     dtypes: Mapping[str, torch.dtype],
     *,
     trained_dtype: torch.dtype | None,
+    merged: MergedWithBase | None = None,
 ) -> ModelContents:
     """A base model with its trained parts replaced; the others as they were stored, bit for bit.
 
@@ -88,17 +118,21 @@ def trained_contents(
         dtypes: Part -> type, where it is asked for by name.
         trained_dtype: The type of trained parts that `dtypes` does not name; None is as stored, but
             no less than 16 bits.
+        merged: What trained parts are mixed with; None leaves them as they were trained.
     """
     parts: dict[str, Tensors] = {}
     for part, tensors in model.contents.parts.items():
         stored = model.stored[part]
         parts[part] = {name: tensor.cast(stored[name]) for name, tensor in tensors.items()}
         if part in trained:
-            own = {n.removeprefix("text_model."): t for n, t in trained[part].items()}
+            own = {
+                n.removeprefix("text_model."): LazyTensor.of(t) for n, t in trained[part].items()
+            }
+            if merged is not None:
+                own = merged.mixed(part, own)
             dtype = dtypes.get(part, trained_dtype)
             parts[part] = {
-                name: LazyTensor.of(own[name]).cast(dtype or at_least_16_bits(stored[name]))
-                for name in tensors
+                name: own[name].cast(dtype or at_least_16_bits(stored[name])) for name in tensors
             }
     return replace(model.contents, parts=parts).cast(dtypes)
 

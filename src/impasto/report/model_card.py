@@ -21,7 +21,7 @@ from impasto.report.charts import loss_chart
 from impasto.report.comparison import Points, RunFigures, figures_of
 from impasto.report.page import allowed_by, redacted_config
 from impasto.report.previews import newest_previews, read_preview
-from impasto.report.run_result import base_of
+from impasto.report.run_result import base_of, with_mixture
 from impasto.report.svg import standalone
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.learning import read_learning, validation_of
@@ -159,9 +159,9 @@ def _origin(settings: Mapping[str, Any]) -> str:
     base = base_of(settings)
     if not base:
         return ""
-    if is_hub_id(base):
-        return f"Fine-tuned from [{plain(base)}](https://huggingface.co/{base}) with Impasto."
-    return f"Fine-tuned from {plain(base)} with Impasto."
+    address = f"https://huggingface.co/{base}"
+    known = f"[{plain(base)}]({address})" if is_hub_id(base) else plain(base)
+    return with_mixture(f"Fine-tuned from {known} with Impasto", settings) + "."
 
 
 def _training(figures: RunFigures) -> str:

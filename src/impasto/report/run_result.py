@@ -22,7 +22,8 @@ class Result:
 
     Attributes:
         base: The base model.
-        model: The name of the exported model; empty where there is none yet.
+        model: The name of the exported model, and what it is a mixture of; empty where there is
+            none yet.
         best: The name of the best one with its step, where it is another.
         sentence: What the validation loss says.
         mood: What that is coloured by: `good`, `bad` or nothing.
@@ -57,7 +58,7 @@ def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning
     advice, words = _next_step(run, name, learning, best if is_other else None)
     return Result(
         base=base_of(settings),
-        model=path_basename(str(model)) if model else "",
+        model=with_mixture(path_basename(str(model)), settings) if model else "",
         best=f"{path_basename(str(best[0]))}, of step {best[1]:,}" if best and is_other else "",
         sentence=NOTHING_HELD_OUT if learning is None else learning.sentence(),
         mood="" if learning is None else learning.mood,
@@ -74,6 +75,20 @@ def base_of(settings: Mapping[str, Any]) -> str:
     name = path.partition("@")[0]
     is_id = is_hub_id(name) and not Path(path).exists()
     return name if is_id else path_basename(path)
+
+
+def with_mixture(name: str, settings: Mapping[str, Any]) -> str:
+    """The name of an exported model, with its share of the base model where it has one.
+
+    Args:
+        name: The name.
+        settings: The run's, as a tree.
+    """
+    section = settings.get("saving")
+    ratio = section.get("merge_ratio") if isinstance(section, Mapping) else None
+    if not isinstance(ratio, float) or not 0 < ratio < 1:
+        return name
+    return f"{name} ({ratio:g} of what was trained, {1 - ratio:.4g} of the base model)"
 
 
 def _evidence(learning: Learning) -> tuple[str, ...]:

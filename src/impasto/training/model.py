@@ -13,12 +13,12 @@ from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
 from impasto.models.casting import cast_network
-from impasto.models.completeness import named_as_in
+from impasto.models.completeness import named_as_in, require_complete
 from impasto.models.keeping import Keep
-from impasto.models.loading import BaseModel
+from impasto.models.loading import BaseModel, empty_networks
 from impasto.models.offload import keep_in_file, keep_in_ram, offload_to_file, wait_again
-from impasto.models.opening import OpenOptions
-from impasto.models.saving import DTYPES
+from impasto.models.opening import OpenOptions, open_model
+from impasto.models.saving import DTYPES, MergedWithBase
 from impasto.models.vae import tile
 
 WAITING = "waiting-{part}-{process}.safetensors"
@@ -29,6 +29,22 @@ def build_open_options(config: RunConfig) -> OpenOptions:
     """What the settings say about the base model."""
     model = config.model
     return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
+
+
+def open_merged(config: RunConfig) -> MergedWithBase | None:
+    """The base model as its files have it, where exported models are mixed with it.
+
+    Opened anew, so that it stays what it was: networks in float32 are trained in the memory that
+    their file was read into. None where what was trained is exported alone.
+
+    Raises:
+        ModelError: A file is missing or damaged.
+    """
+    if config.saving.merge_ratio == 1:
+        return None
+    contents = open_model(config.model.path, build_open_options(config))
+    contents = require_complete(contents, empty_networks(contents))
+    return MergedWithBase(contents.parts, config.saving.merge_ratio)
 
 
 def build_keepers(

@@ -22,6 +22,7 @@ from impasto.progress import counted
 from impasto.sampling.sampler import rescale_advice
 from impasto.training.compile import plain_network
 from impasto.training.devices import release_cached_memory
+from impasto.training.model import open_merged
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.recorder import RecorderInputs
 from impasto.training.monitoring.validation import Validator
@@ -164,6 +165,7 @@ class Session:
             samples_seen=self.sampler.samples_before(self.total_steps),
             images=len(self.prepared.training.images),
             base_hash=self.fingerprint["base model"],
+            merged=open_merged(self.config) if self.accelerator.is_main_process else None,
         )
 
     def recorded(self) -> RecorderInputs:

@@ -89,10 +89,11 @@ class ModelPages:
 
     async def all(self, request: Request) -> Response:
         """All models, what was deleted, and a form to download another one."""
-        return await self._all("emptied" in request.query_params)
+        return await self._all(emptied="emptied" in request.query_params)
 
     async def _all(
         self,
+        *,
         emptied: bool = False,
         typed: Mapping[str, str] | None = None,
         refused: HTTPException | None = None,

@@ -17,7 +17,13 @@ from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.config.run import RunConfig
 from impasto.models.hypernetwork import Hypernetwork
 from impasto.models.loading import BaseModel
-from impasto.models.saving import DTYPES, About, trained_contents, write_model
+from impasto.models.saving import (
+    DTYPES,
+    About,
+    MergedWithBase,
+    trained_contents,
+    write_model,
+)
 from impasto.models.text_metadata import layout_metadata
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
@@ -65,6 +71,7 @@ class ExportSource:
         samples_seen: Samples of all of them.
         images: Images that were trained on.
         base_hash: Hash of the base model's U-Net.
+        merged: What trained parts are mixed with; None leaves them as they were trained.
     """
 
     config: RunConfig
@@ -74,6 +81,7 @@ class ExportSource:
     samples_seen: int
     images: int
     base_hash: str
+    merged: MergedWithBase | None = None
 
 
 class Exporter(Protocol):
@@ -98,6 +106,7 @@ class ModelExporter:
             trained,
             asked_dtypes(config, source.model),
             trained_dtype=DTYPES[config.export_precision],
+            merged=source.merged,
         )
         contents = replace(contents, zeroes_empty_text=zeroes_empty_negative(config, source.model))
         width, height = max(part.width_height for part in config.dataset.parts)
