@@ -47,8 +47,13 @@ def partial_name(path: Path, suffix: str = PARTIAL_SUFFIX) -> Path:
 
 
 def dated_name() -> str:
-    """A new name for a directory, in the order of time: the moment, and what makes it unique."""
-    return f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+    """A new name for a directory, in the order of time: the moment, and what makes it unique.
+
+    The moment is in local time: the second, then the microsecond in five hexadecimal digits.
+    """
+    second, of_second = divmod(time.time_ns() // 1000, 1_000_000)
+    day = time.strftime("%Y%m%d-%H%M%S", time.localtime(second))
+    return f"{day}-{of_second:05x}{secrets.randbelow(16):x}"
 
 
 def is_dated_name(name: str) -> bool:

@@ -153,3 +153,15 @@ except StorageError as error:
     )
     assert "The disk is full" in result.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_dated_names_are_in_the_order_of_time(monkeypatch):
+    """Also two of one second, which a folder of tasks or drafts is listed by."""
+    clock = 1_700_000_000 * 10**9
+    times = [clock + step * 10**9 // 7 for step in range(40)]
+    names = []
+    for now in times:
+        monkeypatch.setattr(temporary_names.time, "time_ns", lambda now=now: now)
+        names.append(temporary_names.dated_name())
+    assert names == sorted(names)
+    assert all(map(temporary_names.is_dated_name, names))
