@@ -27,12 +27,16 @@ STYLE = GOALS["style"]
 SD_SCRIPTS_LR = 2e-6
 """`--learning_rate` of sd-scripts where it is not given (library/train_util.py)."""
 
-BASE, PRESET = "base model", "our preset"
+BASE, PRESET, UNMERGED = "base model", "our preset", "our preset, not merged"
 REFERENCE = "sd-scripts' defaults"
 """What differences are taken from."""
 
-MERGES = {ratio: f"merged with the base, {ratio}" for ratio in (0.25, 0.5, 0.75, 0.875)}
-"""Ratios of the preset's result in a mixture with the base model -> what the mixture is called."""
+MERGES = {
+    ratio: f"merged with the base, {ratio}" for ratio in (0.25, 0.5, 0.75, 0.875, 0.9, 0.925)
+}
+"""Ratios of what the preset trains in a mixture with the base model -> what the mixture is called.
+
+The preset exports such a mixture itself, by its `saving.merge_ratio`."""
 
 Way = Literal["none", "plain", "sd-scripts", "preset"]
 
@@ -64,6 +68,8 @@ class Row:
         rate: The learning rate is multiplied by this.
         changes: Settings by their paths, beyond those of the way.
         prior_weight: What images drawn by the base model count in the loss; None without them.
+        merges: Whether the preset's own `saving.merge_ratio` is kept; else what was trained is
+            exported alone.
         derived: What is made of its result besides.
     """
 
@@ -72,6 +78,7 @@ class Row:
     rate: float = 1.0
     changes: Mapping[str, Any] = field(default_factory=dict)
     prior_weight: float | None = None
+    merges: bool = False
     derived: tuple[Derived, ...] = ()
 
     @property
@@ -107,16 +114,19 @@ def scale() -> float:
 
 
 def rows(setup: Setup) -> tuple[Row, ...]:
-    """All rows: references, the preset, then each option as a change of the preset."""
+    """All rows: references, the preset, then each option as a change of the preset, not merged."""
     lr = STYLE.lr * scale()
     until = max(1, int(0.3 * setup.steps))
     return (
         Row(BASE, "none"),
         Row("plain loop", "plain"),
-        Row(REFERENCE, "sd-scripts"),
+        Row(REFERENCE, "sd-scripts", derived=(
+            Derived("sd-scripts' defaults, merged with the base, 0.9", ratio=0.9),
+        )),
         Row("sd-scripts at the preset's rate", "sd-scripts", rate=STYLE.lr / SD_SCRIPTS_LR),
-        Row(PRESET, "preset", derived=(
-            Derived("our preset, its best model", is_best=True),
+        Row(PRESET, "preset", merges=True),
+        Row(UNMERGED, "preset", derived=(
+            Derived("its best model", is_best=True),
             Derived("post-hoc EMA", lengths=(0.05, 0.1, 0.15, 0.25)),
             *(Derived(name, ratio=ratio) for ratio, name in MERGES.items()),
         )),
@@ -190,6 +200,8 @@ def _ours(row: Row, setup: Setup, out: Path) -> dict[str, Any]:
         tree = copy.deepcopy(_preset())
         tree["training"].pop("memory")
         _validate(tree, row, setup)
+        if not row.merges:
+            del tree["saving"]["merge_ratio"]
     tree["output_dir"] = str(out)
     tree["dataset"] |= {**shapes, "image_dir": str(PICTURES)}
     tree["optimizer"] = {"lr": STYLE.lr * scale() * row.rate}

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from bench.quality_job import Place, mean_and_error, names_of, read_result
-from bench.quality_rows import BASE, MERGES, PRESET, REFERENCE, Row
+from bench.quality_rows import BASE, MERGES, REFERENCE, UNMERGED, Row
 from impasto.progress import counted
 from impasto.runs.evidence import CONFIDENCE, t_tail
 from impasto.sampling.sheet import draw_sheet
@@ -164,7 +164,7 @@ def at_equal_content(place: Place) -> dict[str, str]:
     differences = []
     for seed in place.setup.seeds:
         found = [
-            read_result(place, name, seed) for name in (BASE, *MERGES.values(), PRESET, REFERENCE)
+            read_result(place, name, seed) for name in (BASE, *MERGES.values(), UNMERGED, REFERENCE)
         ]
         if any(result is None for result in found):
             continue

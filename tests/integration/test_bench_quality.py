@@ -13,7 +13,6 @@ from bench.quality_job import Place, read_result
 from bench.quality_rows import (
     BASE,
     MERGES,
-    PRESET,
     REFERENCE,
     Row,
     Setup,
@@ -47,6 +46,9 @@ def test_an_option_is_the_preset_with_its_own_changes_alone(row, tmp_path):
     if row.rate != 1:
         assert found["optimizer.lr"] == pytest.approx(row.rate * preset["optimizer.lr"])
         differing.remove("optimizer.lr")
+    if row.merges:
+        assert found["saving.merge_ratio"] < preset["saving.merge_ratio"] == 1
+        differing.remove("saving.merge_ratio")
     if row.chooses:  # its run is validated for a best model, and keeps averages
         differing -= {path for path in differing if path.startswith(("validation.", "saving."))}
         differing.remove("training.posthoc_ema")

@@ -163,6 +163,12 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
     ends = (open_model(config.model.path, options, progress), open_model(result, OpenOptions()))
     models = [require_complete(model, empty_networks(model)) for model in ends]
     require_mixable(models)
+    share = config.saving.merge_ratio
+    if share != 1:
+        progress.note(
+            f"The result is a mixture itself (saving.merge_ratio = {share:g}): 1 is that one, and "
+            f"impasto merge BASE RESULT --ratio {1 / share:.4g} gives what was trained alone."
+        )
     paths = [locate(config.model.path, options, progress), Path(result)]
     return Opened(models, paths, [], Ratios(1.0))
 
