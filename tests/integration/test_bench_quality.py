@@ -14,6 +14,7 @@ from bench.quality_rows import (
     BASE,
     MERGES,
     REFERENCE,
+    UNMERGED,
     Row,
     Setup,
     config_of,
@@ -131,7 +132,7 @@ def test_style_is_compared_where_as_much_is_kept(tmp_path):
     """The reference keeps 0.7, which lies halfway between the mixtures at 0.5 and at 0.75."""
     place = Place(tmp_path, Setup(seeds=(1,)))
     way = {BASE: (1.0, 10.0), MERGES[0.25]: (0.9, 8.0), MERGES[0.5]: (0.8, 6.0),
-           MERGES[0.75]: (0.6, 3.0), MERGES[0.875]: (0.3, 2.0), PRESET: (0.2, 1.0)}  # fmt: skip
+           MERGES[0.75]: (0.6, 3.0), MERGES[0.875]: (0.3, 2.0), UNMERGED: (0.2, 1.0)}  # fmt: skip
     for name, (share, distance) in way.items():
         put_numbers(place, name, 1, prompt_tags=share, kernel_distance=distance)
     put_numbers(place, REFERENCE, 1, prompt_tags=0.7, kernel_distance=5.0)

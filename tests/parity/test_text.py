@@ -2,14 +2,18 @@
 
 from dataclasses import replace
 
+import ftfy
 import numpy as np
 import pytest
 import torch
 from conftest import GOLDEN
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from impasto.errors import ConfigError
+from impasto.models import tokens as tokens_module
 from impasto.models.emphasis import parse_emphasis
 from impasto.models.families import SD1, SD2_BASE
 from impasto.models.loading import load_base_model
@@ -256,3 +260,35 @@ def test_captions_that_lose_words_are_counted(a1111, length):
     texts = ["cat " * length, "cat " * (length + 1), "cat"]
     assert a1111(max_tokens=length).too_long(texts) == 1
     assert kohya_tokens(False, length).too_long(texts) == 1
+
+
+WORDS = [
+    "cat", "1girl,", "!", "&amp;", "&nGt;", "ﬃ", "日本", "(a:1.2)", "BREAK", "mustn\u2019t", "🐈",
+    "x" * 80, "....", "\t", "<|endoftext|>", "a" * 9,
+]  # fmt: skip
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    texts=st.lists(
+        st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join)
+        | st.text(max_size=90)
+        | st.text("az ,", min_size=60, max_size=400),
+        max_size=6,
+    ),
+    length=st.sampled_from([75, 150]),
+    emphasis=st.sampled_from(["off", "mean"]),
+    v2=st.booleans(),
+)
+def test_captions_are_counted_together_as_they_are_one_by_one(texts, length, emphasis, v2):
+    reading = FAMILY_OF[v2].text_encoders[0].text
+    for join, split in (("kohya", "plain"), ("a1111", "comma")):
+        layout = TextLayout(length, join, split, emphasis)
+        pad_word = reading.pad_token if v2 else None
+        tokens = TextTokens(tokenizer_of({}, EOS), layout, reading.pad_id, pad_word)
+        assert tokens.too_long(texts) == sum(tokens(text).lost > 0 for text in texts)
+
+
+@given(st.text(st.characters(max_codepoint=127)))
+def test_text_that_is_not_repaired_needs_no_repair(text):
+    assert tokens_module._repaired(text) == ftfy.fix_text(text)

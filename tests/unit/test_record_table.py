@@ -7,6 +7,7 @@ import weakref
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -40,6 +41,38 @@ RECORDS = st.lists(
     ),
     max_size=12,
 )
+
+
+NAMES = st.sampled_from(
+    [
+        "set/a.png", "set//b.png", "set/./c.png", "set/../d.png", "other/e.png", "/abs/f.png",
+        "set/g@1/h.png", "set/cafe\u0301.png", "set/蝶.png", "set.png", "set/i.tar@512+9/j.png",
+        "k",
+    ]
+)  # fmt: skip
+ROOTS = st.sampled_from([Path(), Path("set"), Path("/abs"), Path("/"), Path("set/g@1")])
+
+
+@settings(deadline=None)
+@given(RECORDS, st.lists(st.tuples(NAMES, ROOTS), min_size=12, max_size=12), st.booleans())
+def test_names_and_words_are_those_of_the_records(records, places, as_given):
+    """Also of paths as a scan hands them over, which are not written as `Path` writes them."""
+    records = [
+        dataclasses.replace(
+            record, path=Path(name), subset=dataclasses.replace(record.subset, root=root)
+        )
+        for record, (name, root) in zip(records, places, strict=False)
+    ]
+    table = RecordTable.of(records)
+    if as_given:
+        names = [name for name, _ in places[: len(records)]]
+        table = table.worded(
+            [r.caption for r in records], [r.tags for r in records], [None] * len(names)
+        )
+        texts = table.texts.set_column(0, "path", pa.array(names, pa.large_string()))
+        table = RecordTable(texts, None, table.numbers, table.uses)
+    assert list(table.names_and_words()) == [(r.name, r.words) for r in records]
+    assert table.fixed_captions() == [r.fixed_caption for r in records]
 
 
 @settings(deadline=None)

@@ -21,6 +21,7 @@ from impasto.config.compatibility import require_compatible
 from impasto.config.differences import changed_settings
 from impasto.config.run import RunConfig
 from impasto.data.masks import mask_file, masks_of
+from impasto.data.planned_table import PlannedTable
 from impasto.data.regularisation import Balance
 from impasto.data.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
@@ -258,7 +259,7 @@ def _data_of(outlook: Outlook) -> DataPlan:
         buckets={str(size): number for size, number in plan.bucket_counts.items()},
         cropped_fraction=plan.mean_cropped_fraction,
         enlarged=plan.enlarged,
-        too_long=tokens.too_long([image.record.fixed_caption for image in plan.images]),
+        too_long=tokens.too_long(PlannedTable.of(plan.images).records.fixed_captions()),
         max_tokens=outlook.config.model.max_tokens,
         regularisation=balance.images,
         regularisation_used=balance.used,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from impasto.data.captions import join_caption_and_tags
 from impasto.data.made_on_request import MadeOnRequest
 from impasto.data.record_columns import (
     NUMBERS,
@@ -26,7 +28,15 @@ from impasto.data.record_columns import (
     lean,
     numbers_of,
 )
-from impasto.data.records import Box, Cut, FileStamp, ImageRecord, Size
+from impasto.data.records import (
+    STEADY,
+    Box,
+    Cut,
+    FileStamp,
+    ImageRecord,
+    Size,
+    words_or_class,
+)
 from impasto.data.subsets import Subset
 
 Ints = npt.NDArray[np.int64]
@@ -150,6 +160,30 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         """A column of texts, some thousands at a time."""
         for start in range(0, len(self), _AT_ONCE):
             yield self.text(name, start, min(len(self), start + _AT_ONCE))
+
+    def names_and_words(self) -> Iterator[tuple[str, str]]:
+        """The name and the words of each record, most without making the record."""
+        heads = [f"{use.subset.root}{os.sep}" for use in self.uses]
+        separators = [use.subset.captions.separator for use in self.uses]
+        for start in range(0, len(self), _AT_ONCE):
+            stop = min(len(self), start + _AT_ONCE)
+            texts = (self.text(name, start, stop) for name in TEXTS.names)
+            uses = self.numbers["use"][start:stop].tolist()
+            for place, (path, caption, tags, use) in enumerate(
+                zip(*texts, uses, strict=True), start
+            ):
+                name = _name_below(heads[use], path)
+                if name is None:
+                    yield self[place].name, self[place].words
+                else:
+                    own = join_caption_and_tags(caption, tags, separators[use])
+                    yield name, words_or_class(own, self.uses[use].class_tokens)
+
+    def fixed_captions(self) -> list[str]:
+        """The caption without chance of each record."""
+        rules = [use.subset.captions.steady() for use in self.uses]
+        each = zip(self.names_and_words(), self.numbers["use"], strict=True)
+        return [rules[use].write(words, STEADY, 0, name) for (name, words), use in each]
 
     def text_digest(self, name: str) -> bytes:
         """A hash over a column of texts, of their lengths and their bytes, in order."""
@@ -292,6 +326,21 @@ def join_records(tables: Sequence[RecordTable]) -> RecordTable:
     texts = pa.concat_tables([table.texts for table in tables])
     joined = {name: np.concatenate(columns) for name, columns in numbers.items()}
     return RecordTable(texts, np.concatenate(rows), lean(joined), found)
+
+
+def _name_below(head: str, path: str) -> str | None:
+    """The name of an image below a folder; None where only `ImageRecord.name` can tell it.
+
+    Args:
+        head: The folder, and what stands between it and what is in it.
+        path: The image's.
+    """
+    name = path[len(head) :]
+    odd = "@" in path or "//" in path or "/./" in path or (os.sep != "/" and "/" in path)
+    if odd or not name or not path.startswith(head):
+        return None
+    name = name.replace(os.sep, "/")
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
 
 
 def _strings(column: pa.ChunkedArray | pa.Array) -> list[str]:

@@ -181,14 +181,12 @@ class ImageRecord:
     @property
     def words(self) -> str:
         """The same, or the words of its class where it has none of its own."""
-        own = self.own_words
-        return own if own.strip() else self.class_tokens or own
+        return words_or_class(self.own_words, self.class_tokens)
 
     @property
     def fixed_caption(self) -> str:
         """The caption without chance: for validation and for counting tokens."""
-        rules = self.subset.captions.steady()
-        return rules.write(self.words, TrainingPosition(1, 0, 1), 0, self.name)
+        return self.subset.captions.steady().write(self.words, STEADY, 0, self.name)
 
     @property
     def name(self) -> str:
@@ -206,6 +204,15 @@ class ImageRecord:
             return path.relative_to(self.subset.root).as_posix()
         except ValueError:
             return path.as_posix()
+
+
+STEADY = TrainingPosition(1, 0, 1)
+"""The position in the training that captions without chance are written for."""
+
+
+def words_or_class(own: str, class_tokens: str) -> str:
+    """The words of an image, or those of its class where it has none of its own."""
+    return own if own.strip() else class_tokens or own
 
 
 @dataclass(frozen=True, slots=True)

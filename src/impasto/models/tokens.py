@@ -31,6 +31,7 @@ JoinName = Literal["kohya", "a1111"]
 Split = Literal["plain", "comma"]
 Emphasis = Literal["off", "no_norm", "mean"]
 Token = tuple[int, float]
+_AT_ONCE = 1000  # texts that the tokenizer, which has threads of its own, is given together
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,29 @@ class TextTokens:
 
     def too_long(self, texts: Sequence[str]) -> int:
         """How many texts were cut because they have too many tokens."""
+        if self.layout.emphasis == "off":  # else BREAK may cut a short one too
+            texts = self._above_a_chunk(texts)
         return sum(self(text).lost > 0 for text in texts)
+
+    def _above_a_chunk(self, texts: Sequence[str]) -> list[str]:
+        """Those of some texts that have more tokens than a chunk, many looked at in one go.
+
+        A token has at least one character, where nothing is repaired that may make more of them.
+        """
+        waiting = [text for text in texts if len(text) > CHUNK or not _is_plain(text)]
+        found = []
+        for start in range(0, len(waiting), _AT_ONCE):
+            some = waiting[start : start + _AT_ONCE]
+            ids = self._tokenizer(
+                [_repaired(text) for text in some], add_special_tokens=False, verbose=False
+            ).input_ids
+            of_word = [text.count(self._pad_word) if self._pad_word else 0 for text in some]
+            found += [
+                text
+                for text, own, pads in zip(some, ids, of_word, strict=True)
+                if pads or len(own) > CHUNK
+            ]
+        return found
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text, without begin and end, however long."""
@@ -169,7 +192,7 @@ class TextTokens:
             for number, piece in enumerate(pieces):
                 if number:
                     tokens.append((self._pad_id, weight))
-                cleaned = ftfy.fix_text(piece)
+                cleaned = _repaired(piece)
                 ids = self._tokenizer(cleaned, add_special_tokens=False, verbose=False).input_ids
                 tokens += [(token_id, weight) for token_id in ids]
         return tokens
@@ -236,3 +259,12 @@ class TextTokens:
         rest = CHUNK - len(tokens)
         ids = (BOS_ID, *(i for i, _ in tokens), EOS_ID, *[self._pad_id] * rest)
         return ids, (1.0, *(w for _, w in tokens), *[1.0] * (rest + 1))
+
+
+def _is_plain(text: str) -> bool:
+    """Whether ftfy has nothing to repair: printable ASCII that no HTML entity can be in."""
+    return text.isascii() and text.isprintable() and "&" not in text
+
+
+def _repaired(text: str) -> str:
+    return text if _is_plain(text) else ftfy.fix_text(text)

@@ -315,8 +315,9 @@ def _data_fingerprint(
     """Images, words and weights; what is encoded each time it is shown has no key that says it."""
     masks: dict[Path, Path] = {}
     stamps: dict[Path, FileStamp] = {}
-    for key, image in zip(plan.keys, plan.images, strict=True):
-        if not key.plain:
+    for place in () if plan.encoded_ahead else range(len(plan.images)):
+        image = plan.images[place]
+        if not plan.keys[place].plain:
             path = image.record.path
             stamps[path] = image.record.stamp
             mask = mask_file(image.record)
@@ -324,18 +325,20 @@ def _data_fingerprint(
             if mask is not None and stamp is not None:
                 masks[path], stamps[mask] = mask, stamp
     known = digests(stamps) if stamps else {}
-    digest = hashlib.sha256()
-    for key, image in zip(plan.identities or plan.keys, plan.images, strict=True):
-        path = image.record.path
-        digest.update(f"{key}{image.record.name}{image.record.words}\n".encode())
-        if image.record.subset.is_reg:  # its weight in the loss is a setting
-            digest.update(f"regularisation, {image.record.repeats} times\n".encode())
+    digest, records = hashlib.sha256(), plan.table.records
+    is_reg, repeats = records.per_use(lambda use: use.subset.is_reg), records.repeats
+    of_each = zip(plan.identities or plan.keys, records.names_and_words(), strict=True)
+    for place, (key, (name, words)) in enumerate(of_each):
+        digest.update(f"{key}{name}{words}\n".encode())
+        if is_reg[place]:  # its weight in the loss is a setting
+            digest.update(f"regularisation, {repeats[place]} times\n".encode())
         if not key.plain:
-            digest.update(known.get(path, "").encode())
-            if path in masks:
-                digest.update(f"mask {known.get(masks[path], '')}".encode())
-            if image.record.cut:
-                digest.update(f"of {image.record.cut.box}".encode())
+            record = records[place]
+            digest.update(known.get(record.path, "").encode())
+            if record.path in masks:
+                digest.update(f"mask {known.get(masks[record.path], '')}".encode())
+            if record.cut:
+                digest.update(f"of {record.cut.box}".encode())
     return digest.hexdigest()[:16]
 
 

@@ -102,7 +102,7 @@ class Session:
 
     def dataset_facts(self) -> dict[str, Any]:
         """The dataset in numbers: images, buckets, and captions over the token limit."""
-        texts = [record.fixed_caption for record in self.prepared.training.table.records]
+        texts = self.prepared.training.table.records.fixed_captions()
         return {
             **self.prepared.summary(),
             "too_long": self.captions.too_long(texts),
