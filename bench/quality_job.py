@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from bench.quality_rows import Derived, Row, Setup, config_of, prior_folder, scale
+from bench.quality_rows import Derived, Row, Setup, config_of, preset, prior_folder, scale
 from impasto.data.scan import scan_folder
 from impasto.demo.recipe import BASE_MODEL, HELD_OUT, PICTURES, TAGGER, demo_config
 from impasto.evaluation.evaluate import Question, RealImages, evaluate
@@ -63,8 +63,8 @@ class Place:
 
     @property
     def folder(self) -> Path:
-        """The folder of results, which has another name for another setup or rate."""
-        setup = {**asdict(self.setup), "seeds": None, "scale": scale()}
+        """The folder of results, which has another name for another setup, rate or preset."""
+        setup = {**asdict(self.setup), "seeds": None, "scale": scale(), "preset": preset()}
         text = json.dumps(setup, sort_keys=True)
         return self.scratch / f"results-{hashlib.sha256(text.encode()).hexdigest()[:10]}"
 

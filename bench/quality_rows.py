@@ -195,7 +195,7 @@ def _ours(row: Row, setup: Setup, out: Path) -> dict[str, Any]:
     shapes = read_toml(SETTINGS)["dataset"]
     tree: dict[str, Any] = {"model": {"path": str(BASE_MODEL)}, "dataset": {}, "training": {}}
     if row.way == "preset":
-        tree = copy.deepcopy(_preset())
+        tree = copy.deepcopy(preset())
         tree["training"].pop("memory")
         _validate(tree, row, setup)
         if not row.merges:
@@ -212,8 +212,8 @@ def _ours(row: Row, setup: Setup, out: Path) -> dict[str, Any]:
     return tree
 
 
-def _preset() -> dict[str, Any]:
-    """What `impasto new` gives for a style, of 100 images without previews."""
+def preset() -> dict[str, Any]:
+    """The settings that `impasto new` makes for a style, of 100 images without previews."""
     material = Material(
         model=str(BASE_MODEL), family="SD 1.x", resolution=128, generation="SD 1.x",
         predicts_noise=True, takes_clip_skip=True, image_dir=str(PICTURES), images=100,

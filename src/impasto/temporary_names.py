@@ -56,6 +56,22 @@ def dated_name() -> str:
     return f"{day}-{of_second:05x}{secrets.randbelow(16):x}"
 
 
+def new_dated_folder(parent: Path) -> Path:
+    """Make a folder with a dated name, which no other process has at the same moment.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        folder = parent / dated_name()
+        try:
+            folder.mkdir()
+        except FileExistsError:
+            continue
+        return folder
+
+
 def is_dated_name(name: str) -> bool:
     """Whether a name is one of `dated_name`."""
     return _DATED.fullmatch(name) is not None

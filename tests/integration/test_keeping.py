@@ -3,6 +3,7 @@
 import csv
 import importlib.metadata
 import json
+import shutil
 import threading
 from collections import Counter
 from pathlib import Path
@@ -16,8 +17,12 @@ from safetensors.torch import load_file
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
+from impasto.progress import SilentProgress
+from impasto.report.model_card import License, make_card
 from impasto.report.page import write_report
+from impasto.runs.mixture import mixture_of
 from impasto.training import micro_steps, trainer
+from impasto.training.along import walk
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
 from impasto.training.saving import saver
@@ -87,13 +92,16 @@ def test_the_average_is_exported_as_asked(train_config, average):
     assert on_the_way == {f"model-step00000003{variant}" for variant in variants}
 
 
+MIXED = {"merge_ratio": 0.75, "export_dtype": "fp32"}
+
+
 def test_models_are_exported_between_the_base_model_and_the_result(train_config, run_values):
-    """All of them, the average too; the state has what was trained, and the page says it."""
+    """All of them, the average too; the state has what was trained."""
     run = train(
         train_config(
             method={"train_text_encoder": True},
             training={"ema_decay": 0.5},
-            saving={"average": "beside", "merge_ratio": 0.75, "export_dtype": "fp32"},
+            saving={"average": "beside", **MIXED},
         )
     )
     state = run.states / "step-00000006"
@@ -102,14 +110,53 @@ def test_models_are_exported_between_the_base_model_and_the_result(train_config,
         for part, path in {"unet": UNET_FILE, "text_encoder": TEXT_ENCODER_FILE}.items():
             base = load_file(Path(run_values["model"]["path"]) / path)
             for name, found in load_file(run.export / export / path).items():
-                own = trained.get(f"{part}.{name}", trained.get(f"{part}.text_model.{name}"))
-                own = trained[f"{part}.{name.removeprefix('text_model.')}"] if own is None else own
+                own = trained[f"{part}.{name.removeprefix('text_model.')}"]
                 expected = 0.25 * base[name].double() + 0.75 * own.double()
                 assert (found.double() - expected).abs().max() < 1e-6
                 assert not torch.equal(own, base[name])
-    assert "0.75 of what was trained, 0.25 of the base model" in write_report(run).read_text(
-        "utf-8"
+    assert list(run.path.glob("waiting-*")) == []
+
+
+def test_a_mixture_is_measured_and_said_to_be_one(train_config, run_values):
+    """Its loss is that which merging and measuring afterwards find."""
+    run = train(
+        train_config(
+            saving=MIXED, validation={"split": 0.4, "every_steps": 3}, training={"ema_decay": 0.5}
+        )
     )
+    mixture = mixture_of(run)
+    assert mixture.ratio == 0.75
+    way = walk(run, [0.0, 1.0], SilentProgress())
+    assert mixture.loss == pytest.approx(way.points[1].loss, rel=1e-5)
+    trained = [m["validation_loss"] for m in run.read_metrics() if "validation_loss" in m][-1]
+    assert mixture.loss != pytest.approx(trained, rel=1e-4)
+    said = f"0.25 of the base model, with a validation loss of {mixture.loss:.4f}"
+    assert said in write_report(run).read_text("utf-8")
+    card = make_card(run.exported_model(), run, License("mit")).text.replace("\\", "")
+    assert said in card
+    assert "This is the model" not in card
+
+
+def test_nothing_happens_to_a_mixture_when_its_base_model_does(train_config, run_values, tmp_path):
+    """Replaced after it was read, and removed before the end."""
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), saving=MIXED))
+    base = shutil.copytree(run_values["model"]["path"], tmp_path / "base")
+
+    class Replaced(SilentEvents):
+        def stepped(self, step):
+            shutil.rmtree(base, ignore_errors=True)
+
+    run = train(train_config(model={"path": str(base)}, saving=MIXED), Replaced())
+    assert not base.exists()
+    assert exported(run) == exported(whole)
+
+
+def test_a_run_may_export_a_mixture_over_its_own_base_model(train_config, run_values, tmp_path):
+    base = shutil.copytree(run_values["model"]["path"], tmp_path / "models" / "mine")
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), saving=MIXED))
+    saving = {**MIXED, "model_dir": str(base.parent), "name": "mine", "overwrite": True}
+    train(train_config(model={"path": str(base)}, saving=saving))
+    assert (base / UNET_FILE).read_bytes() == (whole.exported_model() / UNET_FILE).read_bytes()
 
 
 def test_states_may_be_left_out(train_config, tmp_path):

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from impasto.cli.console import Console
-from impasto.config.validation import read_toml
 from impasto.errors import NotSentError
 from impasto.invocation import is_first_process
 from impasto.report.page import write_report
-from impasto.report.run_result import with_mixture
 from impasto.runs import RunDirectory
 from impasto.runs.learning import Learning, kept_best, read_learning
 from impasto.runs.learning_words import best_words, evidence_words, gap_words
+from impasto.runs.mixture import mixture_of
 from impasto.runs.remote.local_folders import place_of
 
 
@@ -66,10 +65,14 @@ def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) ->
 def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:
     rows = {} if learning is None else {"Lowest": best_words(learning), **_evidence(learning)}
     model = run.exported_model()
-    rows["Model"] = with_mixture(str(run.model_address()), read_toml(run.config_file))
+    mixture = mixture_of(run)
+    rows["Model"] = str(run.model_address())
+    if mixture is not None:
+        rows["It is"] = mixture.sentence
     best = None if learning is None else kept_best(run, learning)
     if best is not None and best[0] != model:
         rows["Best model"] = f"{run.address_of(best[0])}, of step {best[1]:,}"
+        rows["Best model"] += "" if mixture is None else ", a mixture as well"
     return rows
 
 

@@ -52,15 +52,20 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
 def _found(run: RunDirectory, most: int) -> dict[str, Any]:
     from impasto.runs.image_losses import read_image_losses
     from impasto.runs.learning import kept_best, read_learning, why_no_best
+    from impasto.runs.mixture import mixture_of
 
     learning = read_learning(run)
     best = None if learning is None else kept_best(run, learning)
     is_asked = run.image_losses_file.is_file()
+    mixture = mixture_of(run)
     images = read_image_losses(run.image_losses_file) if is_asked else []
     return {
         "state": run.state().sentence(run.address),
         "learning": None if learning is None else learning.sentence(),
         **_claims(learning),
+        "merge_ratio": None if mixture is None else mixture.ratio,
+        "merged_loss": None if mixture is None else mixture.loss,
+        "mixture": None if mixture is None else mixture.sentence,
         "checkpoint": None if best is None else run.address_of(best[0]),
         "checkpoint_step": None if best is None else best[1],
         "no_checkpoint": why_no_best(learning) if learning is not None and best is None else None,
@@ -109,6 +114,8 @@ def _rows(found: dict[str, Any]) -> dict[str, str]:
     rows = {"State": found["state"], "Learnt": found["learning"] or NOTHING_HELD_OUT}
     told = {"Lowest": "best_words", "Gap": "gap", "Evidence": "evidence"}
     rows |= {name: found[key] for name, key in told.items() if found[key]}
+    if found["mixture"]:
+        rows["Exported"] = found["mixture"]
     if found["checkpoint"]:
         rows["Best checkpoint"] = f"{found['checkpoint']}, of step {found['checkpoint_step']:,}"
     elif found["no_checkpoint"]:

@@ -24,6 +24,7 @@ from impasto.models.completeness import named_as_in
 from impasto.models.keeping import META
 from impasto.models.loading import fill, materialise_buffers, tensors_of
 from impasto.models.widening import kept_type, widen_in_layers
+from impasto.progress import Advance
 
 
 def keep_in_ram(tensors: Tensors) -> Tensors:
@@ -31,13 +32,18 @@ def keep_in_ram(tensors: Tensors) -> Tensors:
     return {name: LazyTensor.of(tensor.read_as(tensor.dtype)) for name, tensor in tensors.items()}
 
 
-def keep_in_file(tensors: Tensors, file: Path) -> Tensors:
+def keep_in_file(tensors: Tensors, file: Path, advance: Advance | None = None) -> Tensors:
     """The same in a file of one's own, which need not outlive a crash of the system.
+
+    Args:
+        tensors: By name.
+        file: Where they go; replaced if it exists.
+        advance: Called with the number of bytes written.
 
     Raises:
         StorageError: The file cannot be written.
     """
-    write_safetensors(file, tensors, {}, finite_only=False, hashed=False, durable=False)
+    write_safetensors(file, tensors, {}, advance, finite_only=False, hashed=False, durable=False)
     return open_tensor_file(file).tensors
 
 

@@ -14,6 +14,7 @@ from impasto.publishing import path_basename
 from impasto.runs import RunDirectory
 from impasto.runs.learning import NOTHING_HELD_OUT, Learning, kept_best
 from impasto.runs.learning_words import best_words, evidence_words, gap_words
+from impasto.runs.mixture import Mixture, mixture_of, named
 
 
 @dataclass(frozen=True)
@@ -55,14 +56,19 @@ def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning
     if learning is not None:
         best = kept_best(run, learning)
     is_other = best is not None and best[0] != model
+    mixture = mixture_of(run)
     advice, words = _next_step(run, name, learning, best if is_other else None)
     return Result(
         base=base_of(settings),
-        model=with_mixture(path_basename(str(model)), settings) if model else "",
-        best=f"{path_basename(str(best[0]))}, of step {best[1]:,}" if best and is_other else "",
+        model=named(path_basename(str(model)), mixture) if model else "",
+        best=(
+            named(f"{path_basename(str(best[0]))}, of step {best[1]:,}", mixture)
+            if best and is_other
+            else ""
+        ),
         sentence=NOTHING_HELD_OUT if learning is None else learning.sentence(),
         mood="" if learning is None else learning.mood,
-        evidence=() if learning is None else _evidence(learning),
+        evidence=_evidence(learning, mixture if model else None),
         next_step=advice,
         command=words,
     )
@@ -77,22 +83,12 @@ def base_of(settings: Mapping[str, Any]) -> str:
     return name if is_id else path_basename(path)
 
 
-def with_mixture(name: str, settings: Mapping[str, Any]) -> str:
-    """The name of an exported model, with its share of the base model where it has one.
-
-    Args:
-        name: The name.
-        settings: The run's, as a tree.
-    """
-    section = settings.get("saving")
-    ratio = section.get("merge_ratio") if isinstance(section, Mapping) else None
-    if not isinstance(ratio, float) or not 0 < ratio < 1:
-        return name
-    return f"{name} ({ratio:g} of what was trained, {1 - ratio:.4g} of the base model)"
-
-
-def _evidence(learning: Learning) -> tuple[str, ...]:
-    told = (f"lowest: {best_words(learning)}", gap_words(learning), evidence_words(learning))
+def _evidence(learning: Learning | None, mixture: Mixture | None) -> tuple[str, ...]:
+    told: list[str] = []
+    if mixture is not None:
+        told.append(f"the model is {mixture.sentence}")
+    if learning is not None:
+        told += [f"lowest: {best_words(learning)}", gap_words(learning), evidence_words(learning)]
     return tuple(f"{words[0].upper()}{words[1:]}." for words in told if words)
 
 

@@ -103,10 +103,9 @@ class Drafts:
             StorageError: The folder cannot be written.
         """
         self._tidy()
-        draft = Draft(self.folder / temporary_names.dated_name())
+        with storage_errors.reported(self.folder):
+            draft = Draft(temporary_names.new_dated_folder(self.folder))
         try:
-            with storage_errors.reported(draft.path):
-                draft.path.mkdir(parents=True)
             draft.note(**details)
             if fields is not None:
                 draft.keep_fields(fields)

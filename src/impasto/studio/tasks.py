@@ -73,8 +73,6 @@ class Tasks:
             StorageError: The folder cannot be written.
         """
         self._tidy()
-        name = temporary_names.dated_name()
-        task = TaskDirectory(self._folder / name)
         about = {
             "words": [str(word) for word in words],
             "title": title,
@@ -82,9 +80,10 @@ class Tasks:
             "started_at": round(time.time(), 3),
             **({} if made is None else {"made": asdict(made)}),
         }
+        with storage_errors.reported(self._folder):
+            path = temporary_names.new_dated_folder(self._folder)
+        task, name = TaskDirectory(path), path.name
         try:
-            with storage_errors.reported(task.path):
-                task.path.mkdir(parents=True)
             self._started[name] = _begin(task, about, words, folder)
         except (
             ImpastoError

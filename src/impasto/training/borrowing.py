@@ -66,7 +66,9 @@ def borrowed_session(
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
         previews = config.previews.model_copy(update={"features": None})  # nobody reads its metrics
-        elsewhere = config.model_copy(update={"output_dir": Path(scratch), "previews": previews})
+        saving = config.saving.model_copy(update={"merge_ratio": 1.0})  # it exports nothing
+        changes = {"output_dir": Path(scratch), "previews": previews, "saving": saving}
+        elsewhere = config.model_copy(update=changes)
         yield build_session(elsewhere, accelerator, progress, overrides or Overrides(), known)
 
 

@@ -41,7 +41,7 @@ from impasto.training.float8 import use_float8
 from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
-from impasto.training.model import with_offloaded
+from impasto.training.model import keep_base, with_offloaded
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
@@ -113,6 +113,10 @@ def _session(
     """All that a run computes with, of a model that has encoded its images."""
     config, accelerator, overrides = build.config, build.accelerator, build.overrides
     prepared = encoded.data
+    merged = keep_base(
+        config, accelerator, encoded.model, build.progress,
+        any_part=overrides.trainable is not None,
+    )  # fmt: skip
     trainable = build.network(encoded)
     text = build.text(encoded, trainable, previews.prompts, recorded)
     model, conditioners = text.model, text.conditioners
@@ -145,6 +149,7 @@ def _session(
         posthoc=build_posthoc(config, trainable, build.strategy),
         precision=build.precision(),
         stream=learning.stream,
+        merged=merged,
         total_steps=steps,
         fingerprint=build.fingerprint(encoded, text, steps),
     )

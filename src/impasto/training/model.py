@@ -11,15 +11,18 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from impasto.checkpoints.tensors import Tensors, total_bytes
 from impasto.config.run import RunConfig
 from impasto.models.casting import cast_network
-from impasto.models.completeness import named_as_in, require_complete
+from impasto.models.completeness import named_as_in
+from impasto.models.family import Family
 from impasto.models.keeping import Keep
-from impasto.models.loading import BaseModel, empty_networks
+from impasto.models.loading import BaseModel
 from impasto.models.offload import keep_in_file, keep_in_ram, offload_to_file, wait_again
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES, MergedWithBase
 from impasto.models.vae import tile
+from impasto.progress import Progress, in_mib
 
 WAITING = "waiting-{part}-{process}.safetensors"
 """Files of the run directory that are there while it trains."""
@@ -31,20 +34,58 @@ def build_open_options(config: RunConfig) -> OpenOptions:
     return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
 
 
-def open_merged(config: RunConfig) -> MergedWithBase | None:
-    """The base model as its files have it, where exported models are mixed with it.
+def keep_base(
+    config: RunConfig,
+    accelerator: Accelerator,
+    model: BaseModel,
+    progress: Progress,
+    *,
+    any_part: bool,
+) -> MergedWithBase | None:
+    """What exported models are mixed with: the weights before training, in a file of the run.
 
-    Opened anew, so that it stays what it was: networks in float32 are trained in the memory that
-    their file was read into. None where what was trained is exported alone.
+    So that nothing depends on the base model's files any more, and that networks in float32 may be
+    trained in the memory that their file was read into. None where what was trained is exported
+    alone, and in all processes but the first, which exports.
+
+    Args:
+        config: The settings.
+        accelerator: The processes.
+        model: The base model, before anything has changed it.
+        progress: Is told how far it is.
+        any_part: Whether any network may be trained, by a way of training that was given in code.
 
     Raises:
-        ModelError: A file is missing or damaged.
+        StorageError: The file cannot be written.
     """
-    if config.saving.merge_ratio == 1:
+    if config.saving.merge_ratio == 1 or not accelerator.is_main_process:
         return None
-    contents = open_model(config.model.path, build_open_options(config))
-    contents = require_complete(contents, empty_networks(contents))
-    return MergedWithBase(contents.parts, config.saving.merge_ratio)
+    learning = learning_networks(config, model.family)
+    parts = model.family.names if any_part else learning
+    kept = {part: _as_stored(model, part) for part in parts}
+    size = sum(map(total_bytes, kept.values()))
+    base: dict[str, Tensors] = {}
+    with progress.stage("Keeping the base model's weights", size >> 20, "MiB") as advance:
+        count = in_mib(advance)
+        for part, tensors in kept.items():
+            file = _waiting_file(f"base-{part}", config, accelerator)
+            base[part] = keep_in_file(tensors, file, count)
+    return MergedWithBase(base, config.saving.merge_ratio)
+
+
+def learning_networks(config: RunConfig, family: Family) -> list[str]:
+    """The networks of which weights learn, by the settings."""
+    encoders = family.text_encoders if config.trains_text_encoder else ()
+    return [part.name for part in (family.unet, *encoders)]
+
+
+def _as_stored(model: BaseModel, part: str) -> Tensors:
+    """A network's tensors in the types of its files, where those are narrower than its own."""
+    stored = model.stored[part]
+    return {
+        name: t.cast(stored[name]) if stored[name].itemsize < t.dtype.itemsize else t
+        for name, t in model.contents.parts[part].items()
+    }
 
 
 def build_keepers(

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from impasto.models.opening import OpenOptions, open_model
 from impasto.models.saving import write_model
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
+from impasto.runs.mixture import mixture_of
 from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, looking
 from impasto.training.optim.posthoc import LONGEST, SHORTEST, Fit, Profile, fit
 from impasto.training.optim.state import parameter_names
@@ -191,6 +193,7 @@ def write_average(
     record = {
         "sigma_rel": average.profile.sigma_rel,
         "step": average.profile.step,
+        "merge_ratio": 1,
         "error": round(average.fit.error, 6),
         "validation_loss_by_sigma_rel": [
             [m.average.profile.sigma_rel, round(m.loss, 6)] for m in measured
@@ -199,6 +202,9 @@ def write_average(
     about = replace(about, more={**about.more, RECORD_KEY: json.dumps(record)})
     write_model(stored_as(contents, model, asked), output.target, output.form, about, progress)
     rows = {"Wrote": str(output.target), "Average": describe(average)}
+    mixture = mixture_of(run)
+    if mixture is not None:
+        rows["Unlike it"] = f"{Path(exported).name} is {mixture.parts}; this is what was trained"
     if output.target.is_file():
         rows["SHA-256"] = hash_file(output.target, progress)
     return rows

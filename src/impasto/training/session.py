@@ -16,13 +16,13 @@ from impasto.data.sampler import EpochSampler
 from impasto.datasets.prepare import PreparedData
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.models.loading import BaseModel
+from impasto.models.saving import MergedWithBase
 from impasto.models.text import ClipTextConditioner, TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import counted
 from impasto.sampling.sampler import rescale_advice
 from impasto.training.compile import plain_network
 from impasto.training.devices import release_cached_memory
-from impasto.training.model import open_merged
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.recorder import RecorderInputs
 from impasto.training.monitoring.validation import Validator
@@ -54,6 +54,7 @@ class Session:
         stream: What brings weights to the device block by block; None where all are there.
         part_by_group: The name of the part that each of the optimizer's groups is of.
         ema: The running average that is looked at and exported; None without.
+        merged: What exported models are mixed with; None where they are what was trained.
         posthoc: Averages that others are made of after training, by sigma_rel.
         fingerprint: What a saved state has to agree with, by name.
     """
@@ -81,6 +82,7 @@ class Session:
     posthoc: Mapping[float, EmaWeights]
     precision: Precision
     stream: WeightStream | None
+    merged: MergedWithBase | None
     total_steps: int
     fingerprint: Mapping[str, str]
 
@@ -165,7 +167,7 @@ class Session:
             samples_seen=self.sampler.samples_before(self.total_steps),
             images=len(self.prepared.training.images),
             base_hash=self.fingerprint["base model"],
-            merged=open_merged(self.config) if self.accelerator.is_main_process else None,
+            merged=self.merged,
         )
 
     def recorded(self) -> RecorderInputs:
@@ -194,15 +196,19 @@ class Session:
             yield
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """The weights to look at, computing in the precision of the run."""
+    def evaluating(self, *, average: bool = True) -> Iterator[None]:
+        """The weights to look at, computing in the precision of the run.
+
+        Args:
+            average: Whether those are the running average, where one is kept.
+        """
         modules = [part.module for part in self.trainable.parts]
         were_training = [module.training for module in modules]
         for module in modules:
             module.eval()
         try:
             with (
-                self.eval_weights(),
+                self.eval_weights(average=average),
                 self.precision.autocast(),
                 self._casts_while_evaluating(),
                 plain_network(),

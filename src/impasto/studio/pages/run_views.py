@@ -13,6 +13,7 @@ from impasto.runs.commands import CommandName
 from impasto.runs.events import read_events
 from impasto.runs.lines import size_of
 from impasto.runs.listing import RunSummary
+from impasto.runs.mixture import mixture_of
 from impasto.studio.run_processes import RunProcesses
 from impasto.studio.watching import RunWatch, line_of
 
@@ -106,7 +107,7 @@ def _prompt(run: RunDirectory, step: int, name: str) -> str:
 
 def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
     """How a run stands, and what can be asked of it then."""
-    model = run.exported_model()
+    model, mixture = run.exported_model(), mixture_of(run)
     waits = not state.is_alive and processes.is_starting(run.path)
     ending = waits and state.status.get("pid") == processes.pid_of(run.path)
     saved = run.saved_steps()
@@ -127,6 +128,7 @@ def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> d
         else "No state is saved yet: all steps will be lost.",
         "failure": "" if state.is_alive else processes.failure_of(run.path),
         "model": None if model is None else str(model),
+        "mixture": mixture.sentence if model is not None and mixture is not None else "",
     }
 
 

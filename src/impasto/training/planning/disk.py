@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from impasto.progress import counted
 from impasto.remote_paths import COPIES_VARIABLE
 from impasto.runs import RunDirectory
 from impasto.runs.remote.local_folders import is_working_folder
+from impasto.training.model import learning_networks
 from impasto.training.model_files import model_bytes
 from impasto.training.optim.posthoc import TRACKED
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
@@ -38,6 +40,7 @@ class DiskPlan:
         snapshot_bytes: The averages of `training.posthoc_ema` as they are stored once.
         snapshots: How often they are.
         start_bytes: The weights that these are told from, which are stored once.
+        base_bytes: The base model's weights that exported models are mixed with, while it trains.
     """
 
     state_bytes: int
@@ -47,12 +50,13 @@ class DiskPlan:
     snapshot_bytes: int = 0
     snapshots: int = 0
     start_bytes: int = 0
+    base_bytes: int = 0
 
     @property
     def run_bytes(self) -> int:
         """What the run directory holds apart from models."""
         averages = self.snapshots * self.snapshot_bytes + self.start_bytes
-        return self.states * self.state_bytes + averages + SMALL_FILES
+        return self.states * self.state_bytes + averages + self.base_bytes + SMALL_FILES
 
     @property
     def models_bytes(self) -> int:
@@ -80,6 +84,7 @@ def plan_disk(
         _snapshot_bytes(config, trainable),
         _snapshots(config, total_steps, steps_per_epoch),
         _start_bytes(config, trainable),
+        _base_bytes(config, model),
     )
 
 
@@ -108,7 +113,7 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
                 f"The disk of {place} has {_gib(free)} free, and this run needs up to "
                 f"{_gib(needed)}: {counted(plan.states, 'states')} of {_gib(plan.state_bytes)}, "
                 f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}"
-                f"{_words_of_averages(plan)}. "
+                f"{_words_of_averages(plan)}{_words_of_base(plan)}. "
                 f"Nothing was begun. Free some space, keep less (saving.keep_states, "
                 f"saving.keep_models), or choose another {choice}."
             )
@@ -172,6 +177,17 @@ def _start_bytes(config: RunConfig, trainable: Trainable) -> int:
     return torch.float32.itemsize * sum(part.count() for part in trainable.parts)
 
 
+def _base_bytes(config: RunConfig, model: BaseModel) -> int:
+    """What the weights that learn take as they are stored, where models are mixed with them."""
+    if config.saving.merge_ratio == 1:
+        return 0
+    return sum(
+        prod(tensor.shape) * model.stored[part][name].itemsize
+        for part in learning_networks(config, model.family)
+        for name, tensor in model.contents.parts[part].items()
+    )
+
+
 def _snapshots(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:
     """How often they are stored, the last time at the end."""
     if not config.training.posthoc_ema:
@@ -187,6 +203,12 @@ def _words_of_averages(plan: DiskPlan) -> str:
         f", averages of {_gib(plan.snapshot_bytes)} {times} (saving.posthoc_every_steps) and the "
         f"start that they are told from, {_gib(plan.start_bytes)}"
     )
+
+
+def _words_of_base(plan: DiskPlan) -> str:
+    if not plan.base_bytes:
+        return ""
+    return f", {_gib(plan.base_bytes)} of the base model while it trains (saving.merge_ratio)"
 
 
 def _existing(path: Path) -> Path:
