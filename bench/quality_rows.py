@@ -31,7 +31,7 @@ BASE, PRESET, UNMERGED = "base model", "our preset", "our preset, not merged"
 REFERENCE = "sd-scripts' defaults"
 """What differences are taken from."""
 
-MERGES = {ratio: f"merged with the base, {ratio}" for ratio in (0.25, 0.5, 0.75, 0.875, 0.9, 0.925)}
+MERGES = {ratio: f"merged with the base, {ratio}" for ratio in (0.25, 0.5, 0.75, 0.875)}
 """Ratios of what the preset trains in a mixture with the base model -> what the mixture is called.
 
 The preset exports such a mixture itself, by its `saving.merge_ratio`."""

@@ -175,7 +175,7 @@ def at_equal_content(place: Place) -> dict[str, str]:
     if not differences:
         return {}
     mean, error = mean_and_error(differences)
-    name = "our preset mixed with the base model until it keeps what sd-scripts' defaults keep"
+    name = "what our preset trains, mixed with the base model until it keeps as much as sd-scripts"
     value = f"{_with_error(mean, _number(error), sign='+')} ({counted(len(differences), 'seeds')})"
     return {f"{name}: kernel distance less theirs": value}
 

@@ -92,7 +92,8 @@ def test_a_row_is_trained_and_measured_once_beside_the_reference(tmp_path, monke
     assert (place.folder / "quality.png").is_file()
     monkeypatch.setattr("bench.quality.run_job", lambda *_: pytest.fail("it was there already"))
     shown = measure(tmp_path, SETUP, only="min-SNR 5")
-    assert shown.keys() == {REFERENCE, "min-SNR 5"}
+    merged = [derived.name for derived in BY_NAME[REFERENCE].derived]
+    assert shown.keys() == {REFERENCE, *merged, "min-SNR 5"}
 
 
 def put_numbers(place, name, seed, **numbers):
