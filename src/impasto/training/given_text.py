@@ -34,7 +34,7 @@ from impasto.data.text_npz import (
     text_key,
     why_ambiguous,
 )
-from impasto.datasets.build import sidecars_of
+from impasto.datasets.sources import sidecars_of
 from impasto.errors import ConfigError, DatasetError
 from impasto.models.loading import BaseModel
 from impasto.models.text import ClipTextConditioner, TextStates

@@ -17,9 +17,10 @@ from impasto.config.load import dump_toml, load_begun_config
 from impasto.config.run import RunConfig
 from impasto.data.process_group import ProcessGroup
 from impasto.datasets.batching import build_epoch_sampler, count_steps
-from impasto.datasets.build import Survey, require_sources, survey
+from impasto.datasets.build import Survey, survey
 from impasto.datasets.distributed import ending_together, is_process_loss, process_group
 from impasto.datasets.prepare import LATENTS
+from impasto.datasets.sources import require_sources
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
 from impasto.remote_paths import is_remote
