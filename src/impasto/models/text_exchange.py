@@ -23,7 +23,8 @@ from impasto.data.text_npz import (
 )
 from impasto.errors import StorageError
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipTextConditioner, EncodedShape, TextStates
+from impasto.models.text import ClipTextConditioner
+from impasto.models.text_states import EncodedShape, TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import LENGTH, TextLayout
 from impasto.progress import Progress, counted

@@ -14,7 +14,7 @@ from impasto.models.casting import cast_network
 from impasto.models.family import Family
 from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipHiddenStates, TextStates
+from impasto.models.text_states import ClipHiddenStates, TextStates
 
 
 @dataclass(frozen=True)

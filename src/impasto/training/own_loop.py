@@ -22,8 +22,9 @@ from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
 from impasto.errors import ConfigError
 from impasto.models.loading import BaseModel
 from impasto.models.recorded import trained_clip_skip
-from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextCache
+from impasto.models.text_states import TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.vae import moments_encoder
 from impasto.progress import Progress, SilentProgress
