@@ -101,19 +101,37 @@ def cache_latents(
     if not any(len(part.keys) for part in parts):
         raise _nothing_decoded(len(planned), failures)
     kept = np.concatenate([part.kept for part in parts])
-    keys = join_keys([part.keys for part in parts])
-    identities = join_keys([part.identities for part in parts])
-    plan = CachedPlan(
+    plan = _joined(
         table if kept.all() else table.select(kept),
-        keys,
-        tuple(failures.items),
-        sum(part.encoded for part in parts),
-        tuple(item for part in parts for item in part.refused),
-        keys if encoder.source == encoder.fingerprint else identities,
+        parts,
+        failures,
+        is_exact=encoder.source == encoder.fingerprint,
     )
     if not failures.may_pass and (share.is_first or share.group.is_local_first):
         kept_keys.write(plan, kept)
     return plan
+
+
+def _joined(
+    table: PlannedTable, parts: Sequence[_Filled], failures: Failures, *, is_exact: bool
+) -> CachedPlan:
+    """The plan of the images that are kept, of all portions.
+
+    Args:
+        table: The images that are kept.
+        parts: What became of each portion.
+        failures: What could not be used.
+        is_exact: Whether keys are those of exact arithmetic.
+    """
+    keys = join_keys([part.keys for part in parts])
+    return CachedPlan(
+        table,
+        keys,
+        tuple(failures.items),
+        sum(part.encoded for part in parts),
+        tuple(item for part in parts for item in part.refused),
+        keys if is_exact else join_keys([part.identities for part in parts]),
+    )
 
 
 def _nothing_decoded(images: int, failures: Failures) -> DatasetError:
