@@ -96,7 +96,7 @@ def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def rewrite_file(path: Path) -> Iterator[Path]:
-    """As `replace_file`, for a file of the user: a link stays, and what it leads to is replaced.
+    """Replace a file of the user as `replace_file` does; of a link, the file that it leads to.
 
     Whoever writes where a link of somebody else may lead has to look first (`is_inside`).
 

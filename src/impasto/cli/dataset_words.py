@@ -91,7 +91,7 @@ def write_annotations(
         join: Puts words together for `append`.
         column: What metadata calls the words.
         options: Those of `annotation_options`, and the folder of derived data.
-        console: Is told what is done.
+        console: Prints what is done.
     """
     from impasto import files
     from impasto.annotate.annotation import annotate

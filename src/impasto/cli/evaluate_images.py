@@ -52,7 +52,7 @@ def find_images(
         runs: What a run is called -> its settings.
         images: The folder of real images; None means what the first run held out that held any.
         training: The folder that was trained on; None means what all runs were trained on.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         bases: Base models that are runs themselves: their images are no reason to stop.
 
     Raises:

@@ -129,7 +129,7 @@ class LatentCache:
         self._masks.refresh()
 
     def reopen(self) -> None:
-        """The same, with the index of all keys that another process has kept mapped, not in RAM."""
+        """Open the cache anew, with the index of keys that another process has kept mapped."""
         note = self._moments.note
         self._open()
         self.set_notify(note)

@@ -78,7 +78,7 @@ class ShardFiles(Protocol):
         """Do without a copy of a shard from now on; False where what is here is no copy."""
 
     def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:
-        """Those of some rows that are read without their shards."""
+        """Read rows by their ranges of bytes, as far as their shards are not read whole."""
 
 
 class LocalShardFiles:

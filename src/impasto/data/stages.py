@@ -170,7 +170,7 @@ def chunks(items: Sequence[I], size: int) -> Iterator[Sequence[I]]:
 
 
 def in_chunks(items: Iterable[I], size: int) -> Iterator[Sequence[I]]:
-    """The same of what is made one by one: only what is worked on is there at a time."""
+    """Cut an iterable into batches of `size`, each made only when it is asked for."""
     waiting = iter(items)
     while batch := list(itertools.islice(waiting, size)):
         yield batch

@@ -69,7 +69,7 @@ class TarIndex:
     remark: str = ""
 
     def packed(self) -> bytes:
-        """The same as bytes, to be kept between scans."""
+        """Write the index as bytes, to be kept between scans."""
         about = json.dumps([self.fault, self.remark]).encode("utf-8")
         columns = zip(*self.entries, strict=True) if self.entries else [()] * len(_SCHEMA)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]

@@ -191,9 +191,9 @@ def hold_out(
 def split_of_source(
     scan: Scan, run: RunConfig | None, config: DatasetConfig, progress: Progress | None = None
 ) -> Split:
-    """The same of settings that may be of a dataset alone, of which nothing is held out.
+    """Split the images of a source; of settings of a dataset alone nothing is held out.
 
-    A folder of its own to validate on takes nothing away, and is not looked at.
+    A separate folder of validation images takes nothing away, and is not looked at.
 
     Args:
         scan: All images.

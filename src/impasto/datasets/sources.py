@@ -31,7 +31,7 @@ from impasto.storage import objects
 
 @dataclass(frozen=True)
 class Source:
-    """A subset's settings, and what its images will refer to."""
+    """The settings of a subset, and the plain rules that its records refer to."""
 
     config: SubsetConfig
     subset: Subset

@@ -97,7 +97,7 @@ def open_contestant(
         source: A file, a folder, a run, a Hub id.
         label: What it is called in results.
         options: How the model is opened.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         clip_skip: CLIP's layer from the end, where a run says so of its base model.
 
     Raises:

@@ -159,7 +159,7 @@ def require_output_free(
         models: Files, folders, Hub ids or runs.
         output: What is written.
         options: How they are opened; another VAE is read too.
-        progress: Who is told of a download.
+        progress: Shows how far a download is.
         beside: Other files that are read.
 
     Raises:

@@ -32,7 +32,7 @@ def keep_in_ram(tensors: Tensors) -> Tensors:
 
 
 def keep_in_file(tensors: Tensors, file: Path) -> Tensors:
-    """The same in a file of one's own, which need not outlive a crash of the system.
+    """Copy tensors into a file of ours, which need not outlive a crash of the system.
 
     Raises:
         StorageError: The file cannot be written.

@@ -63,7 +63,7 @@ class ClipTextConditioner:
         tokens: Cuts captions into chunks, for each encoder.
         states: The encoders, as `TextStates` or wrapped for several processes.
         shape: What these answer with; None is the states of one.
-        sizes: What the U-Net is told of an image's size; None is nothing.
+        sizes: The size conditioning of the U-Net; None for none.
         device: Where the U-Net is; None means where the encoders are.
         train: Whether gradients flow into them.
         memory: Keeps what chunks were encoded to; for frozen encoders only.

@@ -88,7 +88,7 @@ def export_texts(
         model: Its text encoders are brought to the device, and stay there.
         ending: What the names of the files end on.
         device: Where the encoders compute.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
 
     Raises:
         StorageError: The disk is full.

@@ -65,7 +65,7 @@ class TrainedPart:
         ]
 
     def is_trained_at(self, step: int) -> bool:
-        """Whether it learns in the step `step`, counted from 0."""
+        """Whether the part learns in a step, counted from 0."""
         return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
 

@@ -17,7 +17,7 @@ WORDS = frozenset({"pairs", "same", "tag_pairs", "tags"})
 
 
 def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
-    """The same with paths below the folders of a dataset by the folder's own name.
+    """Shorten paths below the folders of a dataset to begin with the folder's name.
 
     Other absolute paths are cut to their last part, also within sentences.
 

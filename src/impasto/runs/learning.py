@@ -203,7 +203,7 @@ class Checkpoint:
 
     @property
     def is_average(self) -> bool:
-        """Whether it is the running average that is kept beside a model."""
+        """Whether the checkpoint is the running average that is kept beside a model."""
         return bool(_AVERAGE_ENDING.search(self.path.name))
 
 

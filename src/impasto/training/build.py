@@ -69,7 +69,7 @@ def build_session(
     Args:
         config: The settings.
         accelerator: Where it computes.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         overrides: What is given in code.
         known: What was found of the images already.
         recorded: The fingerprint of the state that is resumed.

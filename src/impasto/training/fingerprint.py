@@ -94,7 +94,7 @@ class Facts:
 
 
 def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
-    """All of it, as texts by name."""
+    """The fingerprint of a run: what a state has to agree with to be resumed, as texts by name."""
     unet = facts.contents.identity.family.unet.name
     found = {
         "base model": facts.hashes[unet],

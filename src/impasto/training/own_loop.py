@@ -123,7 +123,7 @@ def prepare(
         batch_size: Images of a batch; the last one of a bucket may have fewer.
         seed: Of the order, and of the random numbers of each batch.
         clip_skip: CLIP's layer from the end; None is what the model's file says, or the family's.
-        progress: Who is told how far it is.
+        progress: Shows how far the work is.
         dataset: Further settings of the section `dataset`, such as `flip_aug=True`, and
             `max_tokens` and `empty_text` of the section `model`.
 

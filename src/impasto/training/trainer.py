@@ -149,7 +149,7 @@ def resume(
 
     Args:
         path: The run directory.
-        events: Who is told.
+        events: Receives the events of the run.
         overrides: What the run was given in code, again.
         changed: Settings in the place of those in the directory, which they replace if the state
             goes with them.

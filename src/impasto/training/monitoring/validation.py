@@ -77,7 +77,7 @@ class Validator:
 
     @property
     def of_held_out(self) -> Validator:
-        """The same without training images, for whoever wants the validation loss alone."""
+        """A validator of held-out images alone, for the validation loss by itself."""
         return replace(self, training=None)
 
     def measure(

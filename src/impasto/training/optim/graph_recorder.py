@@ -72,7 +72,7 @@ class CudaGraphRecorder:
             current.wait_stream(self._stream)
 
     def record(self, work: Work) -> Work:
-        """Record work.
+        """Record work as a CUDA graph, and return what replays it.
 
         Other threads may use the GPU meanwhile: a call that CUDA refuses during a recording is
         refused in this thread alone.

@@ -160,7 +160,7 @@ class UpdateInBackward:
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """All of a step: its norm where it is needed, and the steps.
+        """Run the backward pass, in which weights are stepped; find the gradient norm if needed.
 
         Raises:
             NonFiniteError: It was not applied.

@@ -144,7 +144,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Where it computes; DeepSpeed comes in with the optimizer."""
+        """Move a module to the device; DeepSpeed takes it over in `start`, with the optimizer."""
         self._modules.append(module.to(self._device))
         return module
 

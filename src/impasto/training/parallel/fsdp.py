@@ -70,7 +70,7 @@ class FsdpStrategy:
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Cut up in place, block by block."""
+        """Shard a module in place, block by block."""
         for block in blocks_of(module):
             fully_shard(block, mesh=self._mesh, reshard_after_forward=self._reshard_after_forward)
         root: Any = fully_shard(
@@ -80,7 +80,7 @@ class FsdpStrategy:
         return root
 
     def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
-        """With the tensors behind the shards as their parameters."""
+        """Parts whose parameters are the tensors behind this process's shards."""
         return tuple(replace(part, shares=self._local_shards_of(part)) for part in parts)
 
     def _local_shards_of(self, part: TrainedPart) -> Mapping[str, nn.Parameter]:
@@ -93,7 +93,7 @@ class FsdpStrategy:
         return shares
 
     def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
-        """It steps the shares, and knows of nothing else."""
+        """Do nothing: the optimizer steps this process's shares as it would step whole weights."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
         """After every backward pass: whole gradients are never kept."""
