@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from impasto import files, presence, storage_errors
+from impasto import presence, storage_errors
 from impasto.data.npz_exchange import Exported
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import Failure
@@ -28,6 +28,7 @@ from impasto.models.text_states import EncodedShape, TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import LENGTH, TextLayout
 from impasto.progress import Progress, counted
+from impasto.write_targets import why_not_written
 
 AS_SD_SCRIPTS = TextLayout(75, "kohya", "plain", "off")
 """How sd-scripts reads captions unless it is told otherwise: the first 75 tokens, cut anywhere."""
@@ -124,7 +125,7 @@ def _why_not(file: Path, records: Sequence[ImageRecord]) -> Failure | None:
     if ambiguous is not None:
         return Failure(f"no {file.name}: {ambiguous.reason}")
     record = records[0]
-    fault = files.why_not_written(file, [record.path.parent, record.subset.root])
+    fault = why_not_written(file, [record.path.parent, record.subset.root])
     if fault:
         return Failure(f"no {file.name}: {fault}")
     if presence.exists(file) and not is_by_impasto(file):
