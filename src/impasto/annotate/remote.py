@@ -31,7 +31,7 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True)
 class Said:
-    """What was said of an image.
+    """The words that a model gave an image.
 
     Attributes:
         text: The words.
@@ -140,7 +140,7 @@ class TaggerRecipe:
     spelling: Spelling
 
     def __call__(self) -> Speaker:
-        """Load it.
+        """Load the tagger.
 
         Raises:
             ModelError: It is not there, or damaged.
@@ -178,7 +178,7 @@ class CaptionerRecipe:
     suffix: str
 
     def __call__(self) -> Speaker:
-        """Load it.
+        """Load the captioner.
 
         Raises:
             ModelError: It is not there, or no captioner.

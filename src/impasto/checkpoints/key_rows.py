@@ -72,7 +72,7 @@ class UNetLayout:
 
     @classmethod
     def of_ldm(cls, names: Collection[str]) -> UNetLayout:
-        """From LDM names without their prefix."""
+        """The layout of a U-Net, told by LDM names of its tensors without their prefix."""
         blocks = indices_of(names, "input_blocks")
         downs = sum(f"input_blocks.{n}.0.op.weight" in names for n in blocks)
         levels = downs + 1
@@ -97,7 +97,7 @@ class VaeLayout:
 
     @classmethod
     def of_ldm(cls, names: Collection[str]) -> VaeLayout:
-        """From LDM names without their prefix."""
+        """The layout of a VAE, told by LDM names of its tensors without their prefix."""
         levels = len(indices_of(names, "encoder.down"))
         return cls(levels, len(indices_of(names, "encoder.down.0.block")))
 

@@ -128,7 +128,7 @@ class HashedAndWritten:
 
 
 def hash_none(*_: object) -> None:
-    """For files that nobody compares."""
+    """Make no hash, for files that nobody compares."""
 
 
 class HashAll:

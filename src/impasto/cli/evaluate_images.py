@@ -133,7 +133,7 @@ def _trained_on(splits: Mapping[str, Split]) -> RealImages | None:
 
 
 def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
-    """The same images, or some of them evenly spread over all."""
+    """All images, or some of them that are evenly spread over all."""
     count = len(images.pictures)
     if count <= most:
         return images

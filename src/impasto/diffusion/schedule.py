@@ -51,7 +51,7 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def to(self, device: torch.device) -> NoiseSchedule:
-        """Copy the schedule to a device."""
+        """The schedule with its numbers on a device."""
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
     def signal(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b 1 1 1"]:

@@ -35,7 +35,7 @@ def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
 
 
 def _as_known(value: Any) -> Any:
-    """The same with paths into tars and tables as a person knows them."""
+    """Write paths into tars and tables as a person knows them, within nested values."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, str):

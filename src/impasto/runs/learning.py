@@ -150,7 +150,7 @@ class Learning:
         return not self.first.images and one.loss > RISEN * other.loss
 
     def sentence(self) -> str:
-        """What it comes to, for people; `learning_words.py` has the words."""
+        """What the validation loss shows, in a sentence; `learning_words.py` has the words."""
         return sentence_of(self)
 
 

@@ -36,7 +36,7 @@ class GraphRecorder(Protocol):
         """Do work where `record` records it, which prepares what libraries make only once."""
 
     def record(self, work: Work) -> Work:
-        """Record work that was run before, without doing it; what does it.
+        """Record work that was run before, without doing it, and return what replays it.
 
         Raises:
             NotRecordableError: A CUDA graph cannot hold it.

@@ -120,7 +120,7 @@ class UpdateAfterBackward:
         return norm
 
     def require_applied(self) -> None:
-        """Only a fused optimizer on a GPU has anything to find."""
+        """Check that no step was passed over; only a fused optimizer on a GPU passes over any."""
         if self._finite_tracker is not None:
             self._finite_tracker.require_applied()
 
@@ -188,7 +188,7 @@ class UpdateInBackward:
         self._precision.stepped(overflown=False)
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Only say what the norm was: all else is done."""
+        """Return the gradient norm: the weights were stepped in the backward pass."""
         del loss
         norm, self._norm_before = self._norm_before, None
         if self._is_partial:
@@ -204,7 +204,7 @@ class UpdateInBackward:
         return norm
 
     def require_applied(self) -> None:
-        """Only a fused optimizer on a GPU has anything to find."""
+        """Check that no step was passed over; only a fused optimizer on a GPU passes over any."""
         if self._finite_tracker is not None:
             self._finite_tracker.require_applied()
 

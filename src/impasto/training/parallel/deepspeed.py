@@ -168,7 +168,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         return DeepSpeedUpdate(self._engine, measures=inputs.max_norm > 0)
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """Only the first process keeps copies."""
+        """Copy tensors to the CPU on the first process, which alone keeps them."""
         if not self._is_main:
             return {}
         return {
