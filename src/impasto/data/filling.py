@@ -100,37 +100,28 @@ def cache_latents(
     failures = filler.failures
     if not any(len(part.keys) for part in parts):
         raise _nothing_decoded(len(planned), failures)
-    kept = np.concatenate([part.kept for part in parts])
-    plan = _joined(
-        table if kept.all() else table.select(kept),
-        parts,
-        failures,
-        is_exact=encoder.source == encoder.fingerprint,
+    found = _joined(parts)
+    plan = CachedPlan(
+        table if found.kept.all() else table.select(found.kept),
+        found.keys,
+        tuple(failures.items),
+        found.encoded,
+        found.refused,
+        found.keys if encoder.source == encoder.fingerprint else found.identities,
     )
     if not failures.may_pass and (share.is_first or share.group.is_local_first):
-        kept_keys.write(plan, kept)
+        kept_keys.write(plan, found.kept)
     return plan
 
 
-def _joined(
-    table: PlannedTable, parts: Sequence[_Filled], failures: Failures, *, is_exact: bool
-) -> CachedPlan:
-    """The plan of the images that are kept, of all portions.
-
-    Args:
-        table: The images that are kept.
-        parts: What became of each portion.
-        failures: What could not be used.
-        is_exact: Whether keys are those of exact arithmetic.
-    """
-    keys = join_keys([part.keys for part in parts])
-    return CachedPlan(
-        table,
-        keys,
-        tuple(failures.items),
+def _joined(parts: Sequence[_Filled]) -> _Filled:
+    """What became of all portions together."""
+    return _Filled(
+        np.concatenate([part.kept for part in parts]),
+        join_keys([part.keys for part in parts]),
+        join_keys([part.identities for part in parts]),
         sum(part.encoded for part in parts),
         tuple(item for part in parts for item in part.refused),
-        keys if is_exact else join_keys([part.identities for part in parts]),
     )
 
 
@@ -165,7 +156,7 @@ class _Filled:
     keys: KeyTable
     identities: KeyTable
     encoded: int
-    refused: Sequence[SkippedFile]
+    refused: tuple[SkippedFile, ...]
 
 
 @dataclass(frozen=True)
@@ -219,7 +210,7 @@ class _Filler:
             KeyTable.of([key for _, _, key in kept]),
             KeyTable.of(identities),
             sum(order.image.record.path not in failures.paths for order in orders),
-            refused,
+            tuple(refused),
         )
 
     def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
