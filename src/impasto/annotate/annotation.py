@@ -211,7 +211,7 @@ def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Pa
 
 
 class _AsyncWriter:
-    """Writes words on a thread of its own, in order, while the model looks at the next images."""
+    """Writes words on a separate thread, in order, while the model looks at the next images."""
 
     def __init__(self, journal: Journal | None, target: Target) -> None:
         self._journal, self._target = journal, target

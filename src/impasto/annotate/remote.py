@@ -119,7 +119,7 @@ class RemoteAnnotator:
 
 @dataclass(frozen=True)
 class TaggerRecipe:
-    """Loads a tagger in a process of its own, by what names its files.
+    """Loads a tagger in a separate process, by what names its files.
 
     Attributes:
         model: A short name, a Hub id, or the whole path of a tagger.
@@ -157,7 +157,7 @@ class TaggerRecipe:
 
 @dataclass(frozen=True)
 class CaptionerRecipe:
-    """Loads a captioner in a process of its own, by what names its files.
+    """Loads a captioner in a separate process, by what names its files.
 
     Attributes:
         model: A short name, a Hub id, or the whole path of a captioner.

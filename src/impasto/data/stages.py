@@ -116,7 +116,7 @@ class LocalExecutor(Generic[I, O]):
         )
 
     def _one_by_one(self, batch: Sequence[I]) -> list[O | Failure]:
-        """Find the item that ended its process: each gets a process of its own."""
+        """Find the item that ended its process: each gets a separate process."""
         outcomes: list[O | Failure] = []
         for item in batch:
             with self._pool(1) as pool:

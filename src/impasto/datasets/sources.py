@@ -170,7 +170,7 @@ def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
     """Make sure that a column is not named where there is no table; a store is not asked.
 
     Raises:
-        DatasetError: All images are in files of their own.
+        DatasetError: All images are plain files, outside of tables and tars.
     """
     if all(columns_of(subset) == Columns() for subset in subsets):
         return

@@ -72,7 +72,7 @@ class DrawSettings:
     """How samples are drawn, besides their prompts.
 
     Attributes:
-        folder: Where they are kept, each model's in a folder of its own.
+        folder: Where they are kept, each model's in a separate folder.
         clip_skip: CLIP's layer from the end, of all models; None means what each says of itself.
         device: Where they are drawn.
         emphasis: What `(cat:1.2)` in a prompt does.

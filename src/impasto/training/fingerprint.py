@@ -1,6 +1,6 @@
 """What a saved state has to agree with before it is resumed: model, data, settings, code, by name.
 
-Every setting that changes what a run computes is an entry of its own, so that the one that differs
+Every setting that changes what a run computes is a separate entry, so that the one that differs
 is named. Settings that only say where things are, what is shown, or what is exported are not here.
 """
 

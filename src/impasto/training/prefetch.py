@@ -41,7 +41,7 @@ def build_prefetcher(device: torch.device, conditioner: TextConditioner | None =
 
 
 class Prefetcher:
-    """Copies batches to a GPU on a stream of its own, each while the one before is computed.
+    """Copies batches to a GPU on a separate stream, each while the one before is computed.
 
     Captions are encoded there too, so that a frozen text encoder works beside the U-Net. What it
     remembers belongs to that stream: nothing else may ask the same memory.

@@ -47,7 +47,7 @@ class GraphRecorder(Protocol):
 
 
 class CudaGraphRecorder:
-    """Records on a stream of its own; all graphs share one pool of memory.
+    """Records on a separate stream; all graphs share one pool of memory.
 
     So no two of them may run at once, and nothing that a graph leaves in memory of its own
     outlives the replay of another one.

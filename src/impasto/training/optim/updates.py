@@ -3,7 +3,7 @@
 Kept gradients take as much memory as the weights. Stepped in the backward pass, each is gone
 before the next is computed (Lv et al. 2023, LOMO, arXiv:2306.09782, for optimizers with a state);
 the norm of all of them, which clipping needs, is then known only afterwards. So there are two ways
-to clip: a backward pass of its own for the norm, or the norm of the step before.
+to clip: a separate backward pass for the norm, or the norm of the step before.
 """
 
 from __future__ import annotations
@@ -209,7 +209,7 @@ class UpdateInBackward:
             self._finite_tracker.require_applied()
 
     def _measured(self, loss: Tensor, scaled: Tensor) -> Tensor | None:
-        """The norm by a backward pass of its own; None of a gradient that overflows by its scale.
+        """The norm by a separate backward pass; None of a gradient that overflows by its scale.
 
         Raises:
             NonFiniteError: It, or the loss, is not finite.
