@@ -162,4 +162,4 @@ def _kept_by(module: nn.Module) -> dict[str, LazyTensor]:
 
 
 def _no_progress(_: int) -> None:
-    """Nobody is told of so short a wait."""
+    """Show no progress: the wait is short."""

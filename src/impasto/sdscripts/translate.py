@@ -38,7 +38,7 @@ _SCHEDULES = {"constant_with_warmup": "constant"}
 
 @dataclass(frozen=True)
 class Translation:
-    """A run's settings, and what is to be said of flags that change nothing or something else."""
+    """A run's settings, and notices about flags that change nothing or something else."""
 
     tree: Tree
     notices: tuple[str, ...]
