@@ -9,9 +9,10 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from impasto.config.dataset import DatasetConfig, SubsetConfig, SubsetKeys
+from impasto.config.dataset import DatasetConfig, SubsetConfig
 from impasto.config.kinds import sections_of
 from impasto.config.run import RunConfig
+from impasto.config.subset_keys import SubsetKeys
 from impasto.config.tree import default_of, default_words, is_section, own_first
 
 TARGET = Path(__file__).parents[1] / "docs" / "config.md"

@@ -51,7 +51,7 @@ def tune_allocation() -> None:
 def use_one_arena() -> None:
     """Have all threads of this process take memory from one place; call it before there are any.
 
-    glibc gives a thread an arena of its own, in which what was freed stays for that thread alone
+    glibc gives a thread a separate arena, in which what was freed stays for that thread alone
     (mallopt(3), M_ARENA_MAX). A server whose many threads take turns at the same work keeps the
     most that it ever needed several times over.
     """

@@ -47,7 +47,7 @@ class BackgroundWriter:
             self._waiting.popleft().result()
 
     def close(self) -> None:
-        """Wait until all is done, whatever came of it."""
+        """Wait until all work is done, also where it failed."""
         self._pool.shutdown(wait=True)
 
 

@@ -14,7 +14,7 @@ import os
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from impasto.errors import RunError
 from impasto.progress import Advance
 from impasto.remote_paths import require_local
 from impasto.storage_errors import reported
-from impasto.temporary_names import LONGEST_NAME, REPLACED_SUFFIX, partial_name
+from impasto.temporary_names import REPLACED_SUFFIX, partial_name
 
 DERIVED_DIR = ".impasto"
 """The folder of what is derived from a dataset, in the dataset's own."""
@@ -96,7 +96,7 @@ def new_file(folder: Path, name_of: Callable[[Path], str]) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def rewrite_file(path: Path) -> Iterator[Path]:
-    """As `replace_file`, for a file of the user: a link stays, and what it leads to is replaced.
+    """Replace a file of the user as `replace_file` does; of a link, the file that it leads to.
 
     Whoever writes where a link of somebody else may lead has to look first (`is_inside`).
 
@@ -119,28 +119,6 @@ def real_path(path: Path) -> Path:
 def is_inside(path: Path, folder: Path) -> bool:
     """Whether a path is in a folder or below, after all links on the way."""
     return real_path(path).is_relative_to(real_path(folder))
-
-
-def why_not_written(path: Path, folders: Sequence[Path]) -> str:
-    """Why a file is not written that a stranger may have laid out; empty where it may be.
-
-    Args:
-        path: The file, there or not.
-        folders: Where it may be: a link that leads out of all of them is not followed.
-    """
-    if len(os.fsencode(path.name)) > LONGEST_NAME:
-        return f"the name {path.name} has over {LONGEST_NAME} bytes, which no file system takes"
-    if not any(is_inside(path, folder) for folder in folders):
-        what = "a link that leads" if path.is_symlink() else "lies"
-        return f"{path.name}: {what} out of the dataset; nothing is written there"
-    if os.path.lexists(path) and not path.is_file() and path.exists():
-        return f"{path.name} is there and not a file"
-    if path.exists() and not os.access(path, os.R_OK):
-        return f"{path.name} cannot be read: it belongs to somebody else"
-    real = real_path(path)
-    if real.parent.is_dir() and not os.access(real.parent, os.W_OK):
-        return f"{path.name} cannot be written: its folder is read-only, or somebody else's"
-    return ""
 
 
 @contextlib.contextmanager

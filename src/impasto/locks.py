@@ -61,7 +61,7 @@ class LockHolder:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it has to be reckoned with."""
+        """Whether the holder still runs, as far as that can be told."""
         if self.owner is None:
             return self.age_s < _BEING_WRITTEN_S
         running = self.owner.is_running()
@@ -69,7 +69,7 @@ class LockHolder:
 
     @property
     def words(self) -> str:
-        """Who it is, for a message."""
+        """The process that holds the lock, for a message."""
         if self.owner is None:
             return "a process that is just starting"
         who = f"process {self.owner.pid} on {self.host}, since {self.since} ({self.what})"

@@ -75,7 +75,7 @@ class OptimizerRow:
 
     @property
     def looks_at_all_together(self) -> bool:
-        """Whether it needs all weights at once, or keeps weights of its own."""
+        """Whether the optimizer needs all weights at once, or keeps a copy of them."""
         return self.finds_lr or self.averages_weights
 
 

@@ -55,5 +55,5 @@ def parse_rules(rules: str) -> list[tuple[float, int | None]]:
 
 
 def is_count(steps: Steps) -> bool:
-    """Whether it is a whole number of steps, and no fraction or percentage."""
+    """Whether a length is a whole number of steps, and no fraction or percentage."""
     return isinstance(steps, int) or (isinstance(steps, float) and steps.is_integer())

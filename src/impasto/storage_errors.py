@@ -31,7 +31,7 @@ def is_file_specific(error: BaseException) -> bool:
 
 
 def cause_of(error: BaseException) -> str:
-    """What the system said of a failed write, in a few words."""
+    """The operating system's reason for a failed write, in a few words."""
     cause = error.__cause__ if isinstance(error, StorageError) else error
     return cause.strerror if isinstance(cause, OSError) and cause.strerror else str(error)
 
@@ -50,7 +50,7 @@ def reported(path: Path) -> Iterator[None]:
 
 
 def storage_error(path: Path, error: BaseException) -> StorageError:
-    """The error that a person reads for what the system said of a failed write of `path`."""
+    """The error of a failed write of `path`, with the operating system's reason."""
     cause = cause_of(error)
     if is_out_of_space(error):
         return StorageError(

@@ -29,7 +29,8 @@ from impasto.models.family import SizeConditioning
 from impasto.models.inspection import inspect_model
 from impasto.models.loading import load_base_model, make_network, state_dicts
 from impasto.models.opening import OpenOptions, open_model
-from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
+from impasto.models.text_states import TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress

@@ -14,7 +14,14 @@ from impasto.config.cases import Facts
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.models.loading import load_base_model
 from impasto.runs import RunDirectory
-from impasto.training import build, encoded_model, micro_steps, step_graphs, trainer
+from impasto.training import (
+    build,
+    encoded_model,
+    micro_steps,
+    step_graphs,
+    trained_network,
+    trainer,
+)
 from impasto.training.events import SilentEvents
 from impasto.training.monitoring import metrics
 from impasto.training.optim.ema import EmaWeights
@@ -388,6 +395,8 @@ def test_more_shapes_than_graphs_are_told_and_trained_on(
 def test_what_is_compiled_has_no_graphs_of_its_own(settings, recorders, monkeypatch):
     """Inductor would record its kernels too, within what is recorded here."""
     asked = []
-    monkeypatch.setattr(build, "compile_unet", lambda *_, **options: asked.append(options))
+    monkeypatch.setattr(
+        trained_network, "compile_unet", lambda *_, **options: asked.append(options)
+    )
     train(settings(training={"compile": "full", "cuda_graphs": "step", "max_steps": 1}))
     assert [options["cuda_graphs"] for options in asked] == [False]

@@ -11,9 +11,10 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from impasto.data.records import Box, Geometry, Size
 from impasto.data.text_npz import GivenTexts, read_text_npz
 from impasto.models.families import SDXL
-from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
 from impasto.models.text_exchange import shape_in_files
 from impasto.models.text_memory import TextCache
+from impasto.models.text_states import ClipHiddenStates, TextStates
 from impasto.models.tokenizers import tokenizer_of
 from impasto.models.tokens import TextLayout, TextTokens
 from impasto.models.vocabulary import EOS

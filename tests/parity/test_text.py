@@ -17,8 +17,9 @@ from impasto.models import tokens as tokens_module
 from impasto.models.emphasis import parse_emphasis
 from impasto.models.families import SD1, SD2_BASE
 from impasto.models.loading import load_base_model
-from impasto.models.text import ClipHiddenStates, ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
 from impasto.models.text_metadata import LAYOUT_KEY, layout_metadata, prompt_layout
+from impasto.models.text_states import ClipHiddenStates, TextStates
 from impasto.models.tokenizers import build_tokens, tokenizer_of
 from impasto.models.tokens import EOS_ID, TextLayout, TextTokens
 from impasto.models.vocabulary import EOS, merges, token_ids

@@ -139,11 +139,11 @@ def test_deterministic_is_refused_with_a_kernel_that_is_not(train_config):
 
 def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
     """PyTorch has to be told that the outputs of the step before are not needed any more."""
-    from impasto.training import build, encoded_model, stepping, trainer
+    from impasto.training import build, encoded_model, stepping, trained_network, trainer
 
     marks = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
-    monkeypatch.setattr(build, "compile_unet", lambda *_, **__: None)
+    monkeypatch.setattr(trained_network, "compile_unet", lambda *_, **__: None)
     for module in (build, encoded_model, trainer):
         monkeypatch.setattr(module, "facts_of", lambda *_, **__: Facts("cuda", 1, ""))
     assert stepping.torch is torch

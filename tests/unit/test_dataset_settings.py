@@ -9,7 +9,7 @@ from impasto.config.dataset_file import read_dataset_file
 from impasto.config.load import build_run_config, dump_toml, load_dataset_config
 from impasto.config.validation import REFUSED
 from impasto.data.captions import TrainingPosition
-from impasto.datasets.build import build_caption_rules, build_subset
+from impasto.datasets.sources import build_caption_rules, build_subset
 from impasto.errors import ConfigError
 
 RUN = {"output_dir": "out", "model": {"path": "m"}, "training": {"max_steps": 1}}

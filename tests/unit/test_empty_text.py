@@ -18,8 +18,9 @@ from impasto.models.hypernetwork import HypernetworkStack
 from impasto.models.inspection import inspect_model
 from impasto.models.loading import load_base_model
 from impasto.models.opening import OpenOptions
-from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextCache
+from impasto.models.text_states import TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress

@@ -28,7 +28,7 @@ from impasto.models.offload import (
     wake,
 )
 from impasto.models.opening import OpenOptions
-from impasto.models.text import TextStates
+from impasto.models.text_states import TextStates
 from impasto.models.vae import weights_fingerprint
 
 CPU = torch.device("cpu")

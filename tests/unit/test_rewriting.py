@@ -9,6 +9,7 @@ import pytest
 from impasto import files, temporary_names
 from impasto.data.metadata import MetadataEntry, keep_backup, write_metadata
 from impasto.errors import StorageError
+from impasto.write_targets import why_not_written
 
 POSIX = pytest.mark.skipif(
     sys.platform == "win32", reason="permissions and links as POSIX has them"
@@ -96,7 +97,7 @@ def test_where_words_are_not_written(tmp_path):
         "n" * 252 + ".txt": "has over 255 bytes",
     }
     for name, words in cases.items():
-        reason = files.why_not_written(inside / name, [inside])
+        reason = why_not_written(inside / name, [inside])
         assert words in reason, name
         assert bool(reason) == bool(words), name
 

@@ -20,9 +20,10 @@ from impasto.data.text_npz import TOKEN_IDS, is_before, read_text_npz, write_tex
 from impasto.errors import ConfigError, DatasetError, ImpastoError
 from impasto.models.families import SDXL
 from impasto.models.loading import load_base_model
-from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
 from impasto.models.text_exchange import AS_SD_SCRIPTS, export_texts, shape_in_files
 from impasto.models.text_memory import TextCache
+from impasto.models.text_states import TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import TextLayout
 from impasto.progress import SilentProgress

@@ -211,7 +211,7 @@ def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Pa
 
 
 class _AsyncWriter:
-    """Writes words on a thread of its own, in order, while the model looks at the next images."""
+    """Writes words on a separate thread, in order, while the model looks at the next images."""
 
     def __init__(self, journal: Journal | None, target: Target) -> None:
         self._journal, self._target = journal, target
@@ -293,7 +293,7 @@ def _said_here(
     reading: ImageReading,
     engine: Engine,
 ) -> Iterator[list[tuple[ImageRecord, str | Failure]]]:
-    """The same with the model in this process; batches are decoded ahead of it."""
+    """Annotate batches with the model in this process; they are decoded ahead of it."""
     executor = engine.executor(PrepareRecords(annotator.prepare), workers=reading.workers)
     for batch in executor.run(batches):
         good = [(record, made) for record, made in batch if not isinstance(made, Failure)]

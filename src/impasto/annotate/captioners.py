@@ -267,7 +267,7 @@ def remove_read_text(text: str) -> str:
 
 
 def with_generation(captioner: Captioner, **changes: Any) -> Captioner:
-    """The same captioner with other settings of its search.
+    """A captioner with other settings of its search.
 
     Raises:
         ConfigError: A number is out of its range.

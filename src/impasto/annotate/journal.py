@@ -98,7 +98,7 @@ class Journal:
         self.replace(path, (text + "\n").encode(), [picture])
 
     def replace(self, path: Path, content: bytes, pictures: Sequence[str]) -> None:
-        """The same for any bytes: the words of one image, or a metadata file with those of many.
+        """Note what is there, then write any bytes: one image's words, or a metadata file of many.
 
         The note of the change names the images, so that a command that is killed right after the
         write, and appends, does not append to them again.

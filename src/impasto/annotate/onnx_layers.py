@@ -54,7 +54,7 @@ def penultimate_name(model: bytes, output: str) -> str | None:
 
 
 def with_output(model: bytes, name: str) -> bytes:
-    """The same model with one more output, which its graph computes already."""
+    """Add an output to a model, which its graph computes already."""
     value = _field(_VALUE_NAME, name.encode("utf-8"))
     return model + _field(_GRAPH, _field(_OUTPUT, value))
 

@@ -271,5 +271,5 @@ def _open_session(model: str | bytes, file: Path, provider: str | None) -> Any:
 
 
 def as_logits(profile: Profile) -> Profile:
-    """The same, whose output still needs a sigmoid."""
+    """The profile of a tagger whose output still needs a sigmoid."""
     return replace(profile, logits=True)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from impasto import files, temporary_names
 from impasto.data.images import EXTENSIONS
 from impasto.errors import RunError
+from impasto.write_targets import why_not_written
 
 NAMED = -1
 METADATA = frozenset({".json", ".jsonl"})
@@ -126,7 +127,7 @@ class Place:
         """Why words are not written to a file; empty where they may be."""
         if self.named is not None and path == self.named:
             return ""
-        reason = files.why_not_written(path, self.roots)
+        reason = why_not_written(path, self.roots)
         if reason or self.file_below(path) is not None:
             return reason
         return f"{path.name} is hidden or an image; no words are written there"

@@ -31,7 +31,7 @@ class Speaker(Protocol):
 
 @dataclass(frozen=True)
 class Said:
-    """What was said of an image.
+    """The words that a model gave an image.
 
     Attributes:
         text: The words.
@@ -119,7 +119,7 @@ class RemoteAnnotator:
 
 @dataclass(frozen=True)
 class TaggerRecipe:
-    """Loads a tagger in a process of its own, by what names its files.
+    """Loads a tagger in a separate process, by what names its files.
 
     Attributes:
         model: A short name, a Hub id, or the whole path of a tagger.
@@ -140,7 +140,7 @@ class TaggerRecipe:
     spelling: Spelling
 
     def __call__(self) -> Speaker:
-        """Load it.
+        """Load the tagger.
 
         Raises:
             ModelError: It is not there, or damaged.
@@ -157,7 +157,7 @@ class TaggerRecipe:
 
 @dataclass(frozen=True)
 class CaptionerRecipe:
-    """Loads a captioner in a process of its own, by what names its files.
+    """Loads a captioner in a separate process, by what names its files.
 
     Attributes:
         model: A short name, a Hub id, or the whole path of a captioner.
@@ -178,7 +178,7 @@ class CaptionerRecipe:
     suffix: str
 
     def __call__(self) -> Speaker:
-        """Load it.
+        """Load the captioner.
 
         Raises:
             ModelError: It is not there, or no captioner.

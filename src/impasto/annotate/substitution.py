@@ -1,4 +1,4 @@
-r"""Regular expressions on captions, in a process of its own that is ended when one takes too long.
+r"""Regular expressions on captions, in a separate process that is ended when one takes too long.
 
 Some patterns take longer than the universe has time for on some texts (`(a+)+b` on forty letters
 a), and Python's `re` cannot be given a limit. So the pattern runs in a small process, one text

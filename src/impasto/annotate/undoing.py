@@ -158,7 +158,7 @@ def _later_chains(place: Place, journal: Path) -> dict[Path, list[_Chain]]:
 
 
 def _blocked(path: Path, later: Mapping[Path, Sequence[_Chain]]) -> _Step | None:
-    """That a file is left alone, where what is in it was written by a later change.
+    """Leave a file alone whose content was written by a later change; None where none was.
 
     A later change that was taken back in part may still have notes of a file that it has restored.
     """

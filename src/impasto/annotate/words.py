@@ -192,7 +192,7 @@ class MetadataTarget:
         self._written = time.monotonic()
 
     def _begin(self, journal: Journal) -> None:
-        """Before the first write: of an interrupted command, what it wrote is gone on with."""
+        """Before the first write, take over what an interrupted command wrote, or keep a backup."""
         if self._begun:
             return
         self._begun = True

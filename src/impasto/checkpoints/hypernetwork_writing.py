@@ -93,7 +93,7 @@ def require_writable_as(structure: Structure, dialect: Dialect) -> tuple[str, ..
 
 
 def without_dropout(contents: HypernetworkContents) -> HypernetworkContents:
-    """The same with its tensors named as if nothing was ever dropped."""
+    """A hypernetwork whose tensors are named as if it had no dropout."""
     plain = replace(contents.structure, dropout=())
 
     def renamed(half: Half, width: int) -> Half:

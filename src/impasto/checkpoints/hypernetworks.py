@@ -151,7 +151,7 @@ class HypernetworkContents:
         }
 
     def cast(self, dtype: torch.dtype | None) -> HypernetworkContents:
-        """The same hypernetwork with its tensors in another dtype."""
+        """A hypernetwork with its tensors in another dtype; None keeps it."""
         if dtype is None:
             return self
         halves = {

@@ -72,7 +72,7 @@ class UNetLayout:
 
     @classmethod
     def of_ldm(cls, names: Collection[str]) -> UNetLayout:
-        """From LDM names without their prefix."""
+        """The layout of a U-Net, told by LDM names of its tensors without their prefix."""
         blocks = indices_of(names, "input_blocks")
         downs = sum(f"input_blocks.{n}.0.op.weight" in names for n in blocks)
         levels = downs + 1
@@ -97,7 +97,7 @@ class VaeLayout:
 
     @classmethod
     def of_ldm(cls, names: Collection[str]) -> VaeLayout:
-        """From LDM names without their prefix."""
+        """The layout of a VAE, told by LDM names of its tensors without their prefix."""
         levels = len(indices_of(names, "encoder.down"))
         return cls(levels, len(indices_of(names, "encoder.down.0.block")))
 
@@ -109,39 +109,39 @@ class VaeLayout:
 
 
 def no_rows(_: ParameterNames) -> Iterable[Row]:
-    """Those of a network whose names are the same on both sides."""
+    """No rows: of a network whose tensors have the same names in files and in diffusers."""
     return ()
 
 
 def unet_rows_of_file(names: ParameterNames) -> Iterable[Row]:
-    """Those of a U-Net with these LDM names."""
+    """The rows of a U-Net, by the LDM names of its tensors."""
     return _unet_rows(UNetLayout.of_ldm(names))
 
 
 def unet_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
-    """Those of a U-Net with these names of diffusers'."""
+    """The rows of a U-Net, by diffusers' names of its tensors."""
     return _unet_rows(UNetLayout.of_diffusers(names))
 
 
 def vae_rows_of_file(names: ParameterNames) -> Iterable[Row]:
-    """Those of a VAE with these LDM names."""
+    """The rows of a VAE, by the LDM names of its tensors."""
     return _vae_rows(VaeLayout.of_ldm(names))
 
 
 def vae_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
-    """Those of a VAE with these names of diffusers'."""
+    """The rows of a VAE, by diffusers' names of its tensors."""
     return _vae_rows(VaeLayout.of_diffusers(names))
 
 
 def open_clip_rows_of_file(names: ParameterNames) -> Iterable[Row]:
-    """Those of an OpenCLIP text encoder with these names in a single file."""
+    """The rows of an OpenCLIP text encoder, by the names of its tensors in a single file."""
     yield from _open_clip_rows(len(indices_of(names, OPEN_CLIP_LAYERS.removesuffix("."))))
     if "text_projection" not in names:
         yield UPRIGHT_PROJECTION
 
 
 def open_clip_rows_of_ours(names: ParameterNames) -> Iterable[Row]:
-    """Those of an OpenCLIP text encoder with these names of transformers'."""
+    """The rows of an OpenCLIP text encoder, by transformers' names of its tensors."""
     return _open_clip_rows(len(indices_of(names, "encoder.layers")))
 
 

@@ -44,7 +44,7 @@ class Alphas:
 
     @classmethod
     def of(cls, file: TensorFile) -> Alphas:
-        """Those of a file; none where there is nothing beside its tensors.
+        """Read the alphas that stand beside a LoRA's tensors; none where nothing stands there.
 
         Raises:
             ModelError: It asks for a scale that only PEFT's own code knows, its settings are

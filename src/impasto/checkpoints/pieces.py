@@ -44,12 +44,12 @@ class Piece:
 
     @property
     def begins(self) -> bool:
-        """Whether it is the first of its tensor."""
+        """Whether this is the first piece of its tensor."""
         return self.begin == 0
 
     @property
     def ends(self) -> bool:
-        """Whether it is the last of its tensor."""
+        """Whether this is the last piece of its tensor."""
         return self.end == math.prod(self.tensor.shape)
 
 
@@ -128,7 +128,7 @@ class HashedAndWritten:
 
 
 def hash_none(*_: object) -> None:
-    """For files that nobody compares."""
+    """Make no hash, for files that nobody compares."""
 
 
 class HashAll:

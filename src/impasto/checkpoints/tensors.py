@@ -82,7 +82,7 @@ class LazyTensor:
         return [(begin, min(begin + step, count)) for begin in range(0, count, step)]
 
     def elements(self, begin: int, end: int) -> Tensor:
-        """Its elements of one of `ranges`, flat.
+        """Read the elements of one of `ranges`, flat.
 
         Raises:
             TensorChangedError: The tensor has another shape or type now.
@@ -147,7 +147,7 @@ class LazyTensor:
         return LazyTensor(shape, self.dtype, read, owns_memory=True, read_range=read_own)
 
     def cast(self, dtype: torch.dtype | None) -> LazyTensor:
-        """The same in another floating-point type; integers and None stay as they are."""
+        """A tensor in another floating-point type; integers stay, and None keeps the type."""
         if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
             return self
         read_range = self.read_range

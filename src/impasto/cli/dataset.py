@@ -119,7 +119,7 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 
 
 def _sizes_told(source: Path) -> SizeConditioning:
-    """What SDXL is told of sizes: by the run's settings where SOURCE is of a run."""
+    """The size conditioning of SDXL: by the run's settings where SOURCE is of a run."""
     from impasto.config.load import load_run_of_source
     from impasto.models.families import SDXL
 

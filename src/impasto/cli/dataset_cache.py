@@ -91,13 +91,10 @@ def encode(
     from impasto.training.devices import default_device
     from impasto.training.planning.encoding_memory import fitting_batch
 
-    writes_beside = export_npz or export_te_npz
-    config = (local_dataset_config if writes_beside else dataset_config)(source, options)
-    changes: dict[str, Any] = {"on_error": "stop"} if strict else {}
+    given: dict[str, Any] = {"on_error": "stop"} if strict else {}
     if workers is not None:
-        changes["decode_workers"] = workers
-    config = config.model_copy(update=changes)
-    _require_executor(config)
+        given["decode_workers"] = workers
+    config = _config(source, options, given, writes_beside=export_npz or export_te_npz)
     console = Console()
     with open_engine(config, console) as engine:
         scan = scan_all(config, console)
@@ -130,13 +127,24 @@ def encode(
     _report(console, source, scan.without(result.set_aside), result, latents.folder, exports)
 
 
-def _require_executor(config: DatasetConfig) -> None:
+def _config(
+    source: Path, options: dict[str, Any], given: dict[str, Any], *, writes_beside: bool
+) -> DatasetConfig:
+    """The settings of SOURCE with the options of the command, and with `given` in their place.
+
+    Raises:
+        ConfigError: The number of workers does not go with the executor; or files are written
+            beside images that are in an object store.
+    """
     from impasto.errors import ConfigError
 
+    config = (local_dataset_config if writes_beside else dataset_config)(source, options)
+    config = config.model_copy(update=given)
     try:
         config.require_executor()
     except ValueError as error:
         raise ConfigError(f"--workers does not go with the executor: {error}.") from error
+    return config
 
 
 def _report(

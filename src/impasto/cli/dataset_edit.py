@@ -122,7 +122,7 @@ class _Editing:
         operations: The changes.
         choice: Which captions.
         options: Those of the command.
-        console: Is told what is done.
+        console: Prints what is done.
         is_silent: Whether only JSON is printed.
     """
 

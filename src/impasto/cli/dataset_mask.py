@@ -11,6 +11,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.numbers import Finite
+from impasto.write_targets import why_not_written
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -249,7 +250,7 @@ def _make(
         require_scanned_size(image, record)
     except (images.UnreadableImageError, OSError) as error:
         return images.failure_of(error).reason
-    fault = files.why_not_written(target, [folder])
+    fault = why_not_written(target, [folder])
     if fault:
         return fault
     fault = _why_kept(target)

@@ -158,7 +158,7 @@ def local_dataset_config(
     Args:
         source: As for `dataset_config`.
         options: As for `dataset_config`.
-        why: What is said of such images; by default, that nothing is written beside them.
+        why: The reason that the error gives; by default, that nothing is written beside them.
         beside_images: Whether images in tars or tables will not do either.
 
     Raises:
@@ -215,7 +215,7 @@ def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
 def with_executor(
     config: DatasetConfig, executor: str | None, address: str | None
 ) -> DatasetConfig:
-    """The same settings with what `executor_options` say.
+    """Settings of a dataset with the executor that `executor_options` give.
 
     Raises:
         ConfigError: They contradict each other, or the settings.

@@ -17,7 +17,7 @@ from impasto.progress import counted
 from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
-    from impasto.annotate.annotation import Annotated, Annotator, Target
+    from impasto.annotate.annotation import Annotated, Annotator, ImageReading, Target
     from impasto.annotate.journal import Journal
     from impasto.annotate.places import Place
     from impasto.annotate.remote import RemoteAnnotator
@@ -91,10 +91,10 @@ def write_annotations(
         join: Puts words together for `append`.
         column: What metadata calls the words.
         options: Those of `annotation_options`, and the folder of derived data.
-        console: Is told what is done.
+        console: Prints what is done.
     """
     from impasto import files
-    from impasto.annotate.annotation import ImageReading, annotate
+    from impasto.annotate.annotation import annotate
     from impasto.annotate.journal import Journal
     from impasto.canonical import canonical
     from impasto.datasets.engines import open_engine
@@ -115,11 +115,7 @@ def write_annotations(
             journal,
             console,
             show=show if dry else None,
-            reading=ImageReading(
-                batch_size=options["batch"],
-                workers=options["workers"],
-                on_error="stop" if options["stop_on_error"] else "skip",
-            ),
+            reading=_reading(options),
             engine=engine,
         )
 
@@ -142,6 +138,17 @@ def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     named = ("cache_dir", "executor", "ray_address")
     given = {name: options[name] for name in named}
     return local_dataset_config(source, given, beside_images=options["metadata"] is None)
+
+
+def _reading(options: dict[str, Any]) -> ImageReading:
+    """How images are read, as the options say."""
+    from impasto.annotate.annotation import ImageReading
+
+    return ImageReading(
+        batch_size=options["batch"],
+        workers=options["workers"],
+        on_error="stop" if options["stop_on_error"] else "skip",
+    )
 
 
 def uses_ray(source: Path, options: dict[str, Any]) -> bool:

@@ -52,7 +52,7 @@ def find_images(
         runs: What a run is called -> its settings.
         images: The folder of real images; None means what the first run held out that held any.
         training: The folder that was trained on; None means what all runs were trained on.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         bases: Base models that are runs themselves: their images are no reason to stop.
 
     Raises:
@@ -133,7 +133,7 @@ def _trained_on(splits: Mapping[str, Split]) -> RealImages | None:
 
 
 def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
-    """The same images, or some of them evenly spread over all."""
+    """All images, or some of them that are evenly spread over all."""
     count = len(images.pictures)
     if count <= most:
         return images

@@ -20,7 +20,7 @@ def finish(trained: Callable[[], RunDirectory], console: Console) -> RunDirector
 
     Args:
         trained: Trains, and gives the run directory.
-        console: Who is told.
+        console: Prints messages.
 
     Raises:
         ImpastoError: As the training; `NotSentError` where the run could not be sent, after its
@@ -43,7 +43,7 @@ def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) ->
 
     Args:
         run: The run.
-        console: Who is told.
+        console: Prints messages.
         sends: Whether a run in a store is sent, and let go; not where that has just failed.
 
     Raises:

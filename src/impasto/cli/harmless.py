@@ -18,12 +18,12 @@ _CONTROL = re.compile(
 
 
 def harmless(text: str) -> str:
-    r"""The same text with what terminals obey written out: `\x1b`, `\u202e`."""
+    r"""Write out the characters of a text that terminals obey: `\x1b`, `\u202e`."""
     return _CONTROL.sub(lambda match: _written_out(ord(match[0])), text)
 
 
 def escape(text: str) -> str:
-    """The same for text that is printed with markup, of which it holds none then."""
+    """Make a text harmless that is printed with markup: its own markup is printed as it stands."""
     from rich.markup import escape as without_markup
 
     return without_markup(harmless(text))

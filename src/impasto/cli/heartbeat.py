@@ -45,7 +45,7 @@ class SlowStepNotifier:
             self._changed.notify()
 
     def go_on(self) -> None:
-        """It is done: begin to count anew."""
+        """End a pause, and count the time from now on."""
         with self._changed:
             self._is_paused, self._since = False, time.monotonic()
             self._changed.notify()

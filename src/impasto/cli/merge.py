@@ -126,7 +126,7 @@ def _output(target: Path, options: dict[str, Any]) -> Output:
 
 
 def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
-    """What is asked for.
+    """The mixture that the options ask for.
 
     Raises:
         ConfigError: Options do not go together, or a number is none.

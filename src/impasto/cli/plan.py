@@ -91,7 +91,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
 
 
 def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]:
-    """The same as one JSON object; and what would stop the run all the same.
+    """A run's plan as one JSON object, and the error that would stop the run all the same.
 
     Raises:
         ImpastoError: What is found before there is anything to plan.

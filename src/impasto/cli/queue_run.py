@@ -51,12 +51,12 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Whether it is at work."""
+        """Whether the job's process is at work."""
         return is_at_work(self.job) if self.process is None else self.process.poll() is None
 
     @property
     def code(self) -> int | None:
-        """Its exit code, as far as that is known."""
+        """The exit code of the job's process; None if it is not known."""
         return None if self.process is None else self.process.poll()
 
     def ask_to_stop(self, *, now: bool = False) -> None:

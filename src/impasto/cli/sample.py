@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.models.hypernetwork import HypernetworkStack
     from impasto.models.loading import BaseModel
+    from impasto.models.lora_merging import StrongLora
     from impasto.models.tokens import Emphasis
     from impasto.sampling.prompts import Prompt
     from impasto.sampling.sampler import Sampler
@@ -126,22 +128,16 @@ def sample(
     require_drawable(sampler, width, height)
     require_source(model)
     from impasto.models.hypernetwork import load_hypernetworks
-    from impasto.models.loading import load_base_model
-    from impasto.models.lora_merging import open_loras, with_loras
+    from impasto.models.lora_merging import open_loras
     from impasto.sampling.drawing import prepare_sampler, with_strengths
     from impasto.sampling.prompts import Prompt
-    from impasto.sampling.sampler import make_grid, save_png
     from impasto.training.devices import default_device
 
     console = Console()
     stack = load_hypernetworks(hypernetworks)
     sweep = _sweep(strengths, stack)
     added = open_loras(loras)
-    base = load_base_model(
-        model, open_options(options), console, changed=partial(with_loras, loras=added)
-    )
-    for lora in added:
-        console.note(f"With {lora.words}.")
+    base = _load(model, added, options, console)
     native = _native_size(model, base)
     zeros = None if empty_text is None else empty_text == "zeros"
     drawer = prepare_sampler(
@@ -159,8 +155,22 @@ def sample(
     images = _generate_all(drawer, wanted, out, console)
     if grid:
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
-        save_png(make_grid(images, columns), _free_grid(out), wanted[0])
+        _save_grid(images, columns, out, wanted[0])
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
+
+
+def _load(
+    model: str, loras: Sequence[StrongLora], options: dict[str, Any], console: Console
+) -> BaseModel:
+    """Load MODEL with LoRAs added to it in memory, and say which."""
+    from impasto.models.loading import load_base_model
+    from impasto.models.lora_merging import with_loras
+
+    changed = partial(with_loras, loras=loras)
+    base = load_base_model(model, open_options(options), console, changed=changed)
+    for lora in loras:
+        console.note(f"With {lora.words}.")
+    return base
 
 
 def _sweep(strengths: str | None, stack: HypernetworkStack) -> list[float]:
@@ -219,6 +229,13 @@ def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Con
             images.append(image)
             advance(1)
     return images
+
+
+def _save_grid(images: list[Any], columns: int, out: Path, prompt: Prompt) -> None:
+    """Save all images as one, with the settings of the first, under a name that is free."""
+    from impasto.sampling.sampler import make_grid, save_png
+
+    save_png(make_grid(images, columns), _free_grid(out), prompt)
 
 
 def _native_size(model: str, base: BaseModel) -> tuple[int, int]:

@@ -196,7 +196,7 @@ def _serve(
 
 
 def _farewell(studio: Studio) -> str:
-    """That the studio has ended, and what goes on without it."""
+    """The message that the studio has ended, with what goes on without it."""
     from impasto.invocation import command
     from impasto.parsing import printable
     from impasto.runs.queue_devices import runners_of

@@ -13,16 +13,10 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from impasto.config.cases import SETTINGS_ALONE, Case, Facts
-from impasto.config.rules_of_computing import (
-    AVERAGE,
-    FLOAT8,
-    KERNELS,
-    OPTIMIZER,
-    PRECISION,
-    STEP_GRAPHS,
-)
+from impasto.config.rules_of_computing import FLOAT8, KERNELS, PRECISION, STEP_GRAPHS
 from impasto.config.rules_of_learning import DRAWN, HELD_OUT, LOSS, TEXT, WRITTEN
 from impasto.config.rules_of_memory import MEMORY
+from impasto.config.rules_of_optimizing import AVERAGE, OPTIMIZER
 from impasto.config.rules_of_sharding import SHARDING
 from impasto.errors import ConfigError
 

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from impasto.config.dataset import DatasetConfig, DatasetKeys, SubsetKeys
+from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.levels import inherit_settings
+from impasto.config.subset_keys import SubsetKeys
 from impasto.config.validation import read_json_object, read_toml, validated
 from impasto.errors import ConfigError
 

@@ -52,12 +52,12 @@ class Setting:
 
     @property
     def name(self) -> str:
-        """Its name without the section."""
+        """The name of the setting without its section."""
         return self.path.rpartition(".")[2]
 
     @property
     def first_sentence(self) -> str:
-        """What it does, in short."""
+        """The first sentence of `docs`."""
         return first_sentence(self.docs)
 
     @property

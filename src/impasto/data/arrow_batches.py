@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from impasto.remote_paths import is_remote
 from impasto.storage.objects import read_ranges
-from impasto.storage.ranged_file import RangedFile
+from impasto.storage.ranged_file import RangedFile, open_ranges
 
 _MAGIC = b"ARROW1"
 _GOES_ON = b"\xff\xff\xff\xff"
@@ -65,7 +65,7 @@ class ArrowBatches:
         self._path, self._largest = path, largest
         self._map = None if is_remote(path) else pa.memory_map(str(path))
         if self._map is None:
-            messages = _messages(RangedFile(path, size, _AHEAD), size)
+            messages = _messages(open_ranges(path, size, _AHEAD), size)
         else:
             with path.open("rb") as file:
                 messages = _messages(file, size)

@@ -107,7 +107,7 @@ class CaptionRules:
         return self.wildcards or self._varies_tags
 
     def steady(self) -> CaptionRules:
-        """The same without what varies, for validation: wildcards are still chosen, by seed.
+        """Rules without shuffling and dropout, for validation: wildcards are still chosen, by seed.
 
         Separators become what training makes of them.
         """

@@ -168,7 +168,7 @@ class _Tables:
                 advance(len(outcomes))
 
     def images(self, container: Container) -> tuple[list[FoundImage], list[Unused]]:
-        """The images of a table, and what is to be said of it."""
+        """The images of a table, and remarks on it."""
         from impasto.data.image_tables import images_of_table, unused_of_table
 
         facts = self._facts[container.path]

@@ -49,7 +49,7 @@ class ContentHashes:
 
     @classmethod
     def kept_in(cls, derived: Path) -> ContentHashes:
-        """Those that are kept in a folder of derived data, beside the latents."""
+        """Open the hashes that are kept in a folder of derived data, beside the latents."""
         return cls(derived / LATENTS / HASHES_FILE)
 
     def of(

@@ -25,6 +25,7 @@ from impasto.errors import DatasetError
 from impasto.parsing import parse_json
 from impasto.remote_paths import is_remote, require_local
 from impasto.storage import objects
+from impasto.write_targets import why_not_written
 
 SMALLEST = CELL
 """The shortest side of a crop in pixels: one latent cell."""
@@ -173,7 +174,7 @@ def bucket_of(
 
 
 def _require_own(file: Path) -> None:
-    fault = files.why_not_written(file, [file.parent])
+    fault = why_not_written(file, [file.parent])
     if fault:
         raise DatasetError(f"The crop of {file.parent} is not written: {fault}.")
 

@@ -70,7 +70,7 @@ class Engine(Protocol):
 
     @property
     def actors(self) -> Actors | None:
-        """What runs models in processes of their own; None where the caller runs its own."""
+        """What runs models in separate processes; None where the caller runs its own."""
 
     def executor(
         self,

@@ -100,20 +100,29 @@ def cache_latents(
     failures = filler.failures
     if not any(len(part.keys) for part in parts):
         raise _nothing_decoded(len(planned), failures)
-    kept = np.concatenate([part.kept for part in parts])
-    keys = join_keys([part.keys for part in parts])
-    identities = join_keys([part.identities for part in parts])
+    found = _joined(parts)
     plan = CachedPlan(
-        table if kept.all() else table.select(kept),
-        keys,
+        table if found.kept.all() else table.select(found.kept),
+        found.keys,
         tuple(failures.items),
-        sum(part.encoded for part in parts),
-        tuple(item for part in parts for item in part.refused),
-        keys if encoder.source == encoder.fingerprint else identities,
+        found.encoded,
+        found.refused,
+        found.keys if encoder.source == encoder.fingerprint else found.identities,
     )
     if not failures.may_pass and (share.is_first or share.group.is_local_first):
-        kept_keys.write(plan, kept)
+        kept_keys.write(plan, found.kept)
     return plan
+
+
+def _joined(parts: Sequence[_Filled]) -> _Filled:
+    """What became of all portions together."""
+    return _Filled(
+        np.concatenate([part.kept for part in parts]),
+        join_keys([part.keys for part in parts]),
+        join_keys([part.identities for part in parts]),
+        sum(part.encoded for part in parts),
+        tuple(item for part in parts for item in part.refused),
+    )
 
 
 def _nothing_decoded(images: int, failures: Failures) -> DatasetError:
@@ -147,7 +156,7 @@ class _Filled:
     keys: KeyTable
     identities: KeyTable
     encoded: int
-    refused: Sequence[SkippedFile]
+    refused: tuple[SkippedFile, ...]
 
 
 @dataclass(frozen=True)
@@ -201,7 +210,7 @@ class _Filler:
             KeyTable.of([key for _, _, key in kept]),
             KeyTable.of(identities),
             sum(order.image.record.path not in failures.paths for order in orders),
-            refused,
+            tuple(refused),
         )
 
     def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:

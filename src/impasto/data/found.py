@@ -58,7 +58,7 @@ class FoundTable:
         return mask
 
     def sorted_by_path(self, separator: str) -> FoundTable:
-        """The same in the order of `canonical.sort_key`, which is one for all systems."""
+        """A table in the order of `canonical.sort_key`, which is the same on all systems."""
         keys = self.paths
         if separator != "/":
             keys = pc.replace_substring(keys, pattern=separator, replacement="/")

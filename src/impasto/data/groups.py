@@ -31,7 +31,7 @@ class Groups(Sequence[Group]):
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Groups:
-        """The same of any sequence of groups."""
+        """Make columns of a sequence of groups; `Groups` are returned as they are."""
         if isinstance(groups, Groups):
             return groups
         numbers: dict[Group, int] = {}

@@ -69,7 +69,7 @@ def _list_files(
 
 
 def _containers_of(folder: Path, found: FoundTable, *, recursive: bool) -> Containers | None:
-    """The tars or tables with the images of a place; None where images are in files of their own.
+    """The tars or tables with the images of a place; None where images are plain files.
 
     A folder with image files is one of image files, whatever else is in it.
     """

@@ -9,7 +9,7 @@ Source: huggingface/datasets, `src/datasets/features/image.py`, Image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -83,8 +83,8 @@ def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     twice = [name for name in usual if usual.count(name) > 1]
     if twice:
         return Failure(f"it has several columns called {twice[0]!r}; rename all but one")
-    image = _image_column(schema, asked.image)
-    caption = _caption_column(schema, asked.caption)
+    image = _column(schema, _IMAGE, asked.image)
+    caption = _column(schema, _CAPTION, asked.caption)
     if isinstance(image, Failure):
         return image
     if isinstance(caption, Failure):
@@ -98,17 +98,40 @@ def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     return TableFacts(rows, image, paths, caption, tuple(schema.names))
 
 
-def _image_column(schema: pa.Schema, asked: str | None) -> str | Failure:
-    """The column with the images."""
-    if asked is not None:
-        if asked not in schema.names:
-            return _no_column("image_column", asked, schema)
-        kind = schema.field(asked).type
-        if _holds_images(kind) or is_text_type(kind):
-            return asked
+@dataclass(frozen=True)
+class _Wanted:
+    """A column that a table is searched for.
+
+    Attributes:
+        setting: What names it.
+        fits: Whether values of a type may stand in it.
+        expected: These values in words.
+        unnamed: Finds it among the columns where no setting names it.
+    """
+
+    setting: str
+    fits: Callable[[pa.DataType], bool]
+    expected: str
+    unnamed: Callable[[pa.Schema], str | Failure]
+
+
+def _column(schema: pa.Schema, wanted: _Wanted, asked: str | None) -> str | Failure:
+    """The name of a column, as the settings or the table itself have it; empty if there is none."""
+    if asked is None:
+        return wanted.unnamed(schema)
+    if asked not in schema.names:
         return Failure(
-            f"its column {asked!r} holds {kind}; expected bytes, pairs of bytes and path, or paths"
+            f"it has no column {asked!r}, as {wanted.setting} asks for; its columns are "
+            f"{_listed(schema.names)}"
         )
+    kind = schema.field(asked).type
+    if wanted.fits(kind):
+        return asked
+    return Failure(f"its column {asked!r} holds {kind}; expected {wanted.expected}")
+
+
+def _unnamed_images(schema: pa.Schema) -> str | Failure:
+    """The one column of bytes, or the first that is usual for images or for their paths."""
     fitting: list[str] = [field.name for field in schema if _holds_images(field.type)]
     if len(fitting) == 1:
         return fitting[0]
@@ -123,24 +146,10 @@ def _image_column(schema: pa.Schema, asked: str | None) -> str | Failure:
     )
 
 
-def _caption_column(schema: pa.Schema, asked: str | None) -> str | Failure:
-    """The column with the words; empty if there is none."""
-    if asked is not None:
-        if asked not in schema.names:
-            return _no_column("caption_column", asked, schema)
-        kind = schema.field(asked).type
-        if is_text_type(kind) or _is_list_of_text(kind):
-            return asked
-        return Failure(f"its column {asked!r} holds {kind}; expected texts, or lists of texts")
-    fitting = {f.name for f in schema if is_text_type(f.type) or _is_list_of_text(f.type)}
+def _unnamed_words(schema: pa.Schema) -> str:
+    """The first column that is usual for words; empty if there is none."""
+    fitting = {field.name for field in schema if _holds_words(field.type)}
     return next((name for name in WORDS if name in fitting), "")
-
-
-def _no_column(setting: str, asked: str, schema: pa.Schema) -> Failure:
-    return Failure(
-        f"it has no column {asked!r}, as {setting} asks for; its columns are "
-        f"{_listed(schema.names)}"
-    )
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -166,8 +175,19 @@ def is_text_type(kind: pa.DataType) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
-def _is_list_of_text(kind: pa.DataType) -> bool:
-    return bool(types.is_list(kind) or types.is_large_list(kind)) and is_text_type(kind.value_type)
+def _holds_words(kind: pa.DataType) -> bool:
+    """Whether values are texts, or lists of them."""
+    is_list = bool(types.is_list(kind) or types.is_large_list(kind))
+    return is_text_type(kind.value_type) if is_list else is_text_type(kind)
+
+
+_IMAGE = _Wanted(
+    "image_column",
+    lambda kind: _holds_images(kind) or is_text_type(kind),
+    "bytes, pairs of bytes and path, or paths",
+    _unnamed_images,
+)
+_CAPTION = _Wanted("caption_column", _holds_words, "texts, or lists of texts", _unnamed_words)
 
 
 def _all_values(table: OpenTable, column: str) -> list[Any]:

@@ -288,7 +288,7 @@ def _scale_of(values: np.ndarray, whites: tuple[float, ...]) -> float:
 
 
 def _float_scale(values: np.ndarray) -> float:
-    """The same for floating point: white is 1, 255 or 65535, and nothing in the file says which.
+    """The scale of floating-point values: white is 1, 255 or 65535, and no file says which.
 
     Raises:
         UnreadableImageError: NaN or infinity, or a range that fits none of them, as of HDR.

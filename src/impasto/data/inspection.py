@@ -44,7 +44,7 @@ class ImageFacts:
     media_type: str
 
     def as_json(self) -> dict[str, int | str | bool]:
-        """The same as plain values."""
+        """The facts as plain values, for JSON."""
         return asdict(self)
 
 

@@ -129,7 +129,7 @@ class LatentCache:
         self._masks.refresh()
 
     def reopen(self) -> None:
-        """The same, with the index of all keys that another process has kept mapped, not in RAM."""
+        """Open the cache anew, with the index of keys that another process has kept mapped."""
         note = self._moments.note
         self._open()
         self.set_notify(note)
@@ -183,7 +183,7 @@ class LatentCache:
         self._masks.write(str(bucket), keys, {"mask": masks})
 
     def set_notify(self, note: Callable[[str], None]) -> None:
-        """Have it said when writing has to wait for another process."""
+        """Set what is called with a message when writing has to wait for another process."""
         self._moments.note = self._masks.note = note
 
     @contextlib.contextmanager

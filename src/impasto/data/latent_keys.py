@@ -44,7 +44,7 @@ class KeyTable(Sequence[LatentKeys]):
 
     @classmethod
     def of(cls, keys: Sequence[LatentKeys]) -> KeyTable:
-        """The same of any sequence of keys, whose names have 32 hex digits."""
+        """Make a table of keys, whose names have 32 hex digits; a table is returned as it is."""
         if isinstance(keys, KeyTable):
             return keys
         columns = {}

@@ -45,7 +45,7 @@ class _Gathering:
             self.hand_on()
 
     def hand_on(self) -> None:
-        """Have it written when the shard before it is: one is written while one is gathered."""
+        """Write the gathered shard in the background, once the one before it is written."""
         if self._keys:
             self._behind.wait()
             bucket, keys, entries = self._bucket, self._keys, self._entries

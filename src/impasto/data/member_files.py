@@ -17,6 +17,7 @@ from impasto.parsing import parse_json
 from impasto.remote_paths import is_remote
 from impasto.storage import objects
 from impasto.storage.object_file import ObjectFile
+from impasto.storage.ranged_file import RangedFile
 
 _AT_ONCE = 4 << 20
 
@@ -39,7 +40,7 @@ def open_member(
     if isinstance(member, TableCell):
         return io.BytesIO(_image_of(member))
     if not is_remote(member.container):
-        return io.BufferedReader(_Part(member.container.open("rb", buffering=0), member))
+        return io.BufferedReader(_as_file(member.container.open("rb", buffering=0), member))
     if whole:
         return io.BytesIO(read_member(member))
     first = read_member(member, objects.HEADER_BYTES) if beginning is None else beginning
@@ -62,7 +63,8 @@ def read_member(member: Member, most: int | None = None) -> bytes:
     if is_remote(member.container):
         return _ranges([(member, size)])[0]
     with member.container.open("rb", buffering=0) as file:
-        return _Part(file, member).readall() if most is None else _Part(file, member).read(size)
+        part = _as_file(file, member)
+        return part.readall() if most is None else part.read(size)
 
 
 def read_words(path: str, most: int) -> bytes:
@@ -142,58 +144,17 @@ def sha256_of_member(member: Member) -> str:
     return digest.hexdigest()
 
 
-class _Part(io.RawIOBase):
-    """The bytes of a member of a tar, as a file.
+def _as_file(tar: IO[bytes] | io.RawIOBase, member: TarMember) -> RangedFile:
+    """The bytes of a member of a tar, as a file; the tar is closed with it."""
 
-    Args:
-        file: The tar; it is closed with this.
-        member: Where its bytes are.
-    """
-
-    def __init__(self, file: IO[bytes] | io.RawIOBase, member: TarMember) -> None:
-        super().__init__()
-        self._file, self._begin, self._size = file, member.offset, member.size
-        self._at = 0
-
-    def readable(self) -> bool:
-        """A file to read from."""
-        return True
-
-    def seekable(self) -> bool:
-        """A file to go about in."""
-        return True
-
-    def tell(self) -> int:
-        """Where it is read next."""
-        return self._at
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        """Go somewhere in it."""
-        before = {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._size}[whence]
-        self._at = max(0, before + offset)
-        return self._at
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        """Read into memory that is there.
-
-        Raises:
-            OSError: The tar ends before its member does.
-        """
-        wanted = min(len(buffer), max(0, self._size - self._at))
-        if not wanted:
-            return 0
-        self._file.seek(self._begin + self._at)
-        part = self._file.read(wanted)
+    def read_range(begin: int, end: int) -> bytes:
+        tar.seek(member.offset + begin)
+        part = tar.read(end - begin)
         if not part:
-            raise OSError(errno.EIO, f"the tar ends before byte {self._begin + self._size}")
-        buffer[: len(part)] = part
-        self._at += len(part)
-        return len(part)
+            raise OSError(errno.EIO, f"the tar ends before byte {member.offset + member.size}")
+        return part
 
-    def close(self) -> None:
-        """Close the tar too."""
-        self._file.close()
-        super().close()
+    return RangedFile(read_range, member.size, on_close=tar.close)
 
 
 def _ranges(parts: list[tuple[TarMember, int]]) -> list[bytes]:

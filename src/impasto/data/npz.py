@@ -169,7 +169,7 @@ def _require_small(name: str, content: IO[bytes]) -> None:
 
 
 def _with_plain_names(arrays: dict[str, np.ndarray], tail: str) -> dict[str, np.ndarray]:
-    """The same with names without a size too, where a file has latents of one size.
+    """Add names without a size to arrays, where a file has latents of one size.
 
     sd-scripts looks for `latents` alone up to February 2026 (`library/strategy_sd.py` of 48d368f)
     and takes it without looking at its shape, so it may not stand for one size of several. What

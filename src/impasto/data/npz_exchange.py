@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from impasto import files, storage_errors
+from impasto import storage_errors
 from impasto.data.latent_cache import (
     CachedPlan,
     LatentCache,
@@ -21,6 +21,7 @@ from impasto.data.records import PlannedImage, SkippedFile
 from impasto.data.stages import Failure
 from impasto.errors import StorageError
 from impasto.progress import Advance, Progress
+from impasto.write_targets import why_not_written
 
 
 def import_npz(
@@ -122,7 +123,7 @@ def _export(
     if shared is not None:
         return shared
     record = image.record
-    fault = files.why_not_written(file, [record.path.parent, record.subset.root])
+    fault = why_not_written(file, [record.path.parent, record.subset.root])
     if fault:
         return Failure(f"no .npz: {fault}")
     latents = cache.read([key.plain])[0][0].numpy()

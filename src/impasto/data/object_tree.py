@@ -29,13 +29,13 @@ class Entry(Protocol):
         """The path of the entry from the root of its store or disk."""
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is a folder."""
+        """Whether the entry is a folder."""
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether it is a regular file."""
+        """Whether the entry is a regular file."""
 
     def is_symlink(self) -> bool:
-        """Whether it is a link."""
+        """Whether the entry is a link."""
 
 
 class ObjectEntry:
@@ -53,15 +53,15 @@ class ObjectEntry:
         self.name, self.path, self._is_folder = name, path, is_folder
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:  # noqa: ARG002 - as os.DirEntry
-        """Whether it is a folder."""
+        """Whether the entry is a folder."""
         return self._is_folder
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:  # noqa: ARG002 - as os.DirEntry
-        """Whether it is an object."""
+        """Whether the entry is an object."""
         return not self._is_folder
 
     def is_symlink(self) -> bool:
-        """Whether it is a link, which a store has none of."""
+        """Whether the entry is a link, which a store has none of."""
         return False
 
 

@@ -35,7 +35,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
 
     @classmethod
     def of(cls, images: Sequence[PlannedImage]) -> PlannedTable:
-        """The same of any sequence of planned images."""
+        """Make a table of planned images; a table is returned as it is."""
         if isinstance(images, PlannedTable):
             return images
         geometries = [(image.bucket, image.resized, image.crop) for image in images]

@@ -116,7 +116,7 @@ _SEEN: set[Ground] = set()
 
 
 def said_of_node(name: str, fault: str) -> str:
-    """What a person is told of a machine of the cluster that cannot take part."""
+    """Why a machine of the cluster cannot take part, for people."""
     return (
         f"The machine {name} of the Ray cluster cannot take part: {fault}. All machines need the "
         f"same Impasto and Python, and the same folders under the same paths, as on a network disk."

@@ -67,7 +67,7 @@ def absent_column(name: str, count: int) -> np.ndarray:
 
 
 def lean(numbers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The same without optional columns in which no image has anything."""
+    """Leave out optional columns in which no image has a value."""
     return {
         name: column
         for name, column in numbers.items()

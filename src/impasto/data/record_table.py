@@ -72,7 +72,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
 
     @classmethod
     def of(cls, records: Sequence[ImageRecord]) -> RecordTable:
-        """The same of any sequence of records."""
+        """Make a table of records; a table is returned as it is."""
         if isinstance(records, RecordTable):
             return records
         uses: dict[tuple[int, str], int] = {}
@@ -110,12 +110,12 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return RecordTable(self.texts, rows, numbers, self.uses, distinct=self.is_distinct)
 
     def replaced(self, **changes: np.ndarray) -> RecordTable:
-        """The same with other numbers in some columns."""
+        """A table with other numbers in some columns."""
         numbers = lean({**self.numbers, **changes})
         return RecordTable(self.texts, self.rows, numbers, self.uses, distinct=self.is_distinct)
 
     def with_subsets(self, change: Callable[[Subset], Subset]) -> RecordTable:
-        """The same with each subset changed once."""
+        """A table whose subsets are changed, each once however many images it has."""
         known = {id(use.subset): change(use.subset) for use in self.uses}
         uses = [Use(known[id(use.subset)], use.class_tokens) for use in self.uses]
         return RecordTable(self.texts, self.rows, self.numbers, uses, distinct=self.is_distinct)
@@ -223,7 +223,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return is_first
 
     def normalized(self) -> RecordTable:
-        """The same with paths as `Path` writes them: what is in `./` is written without."""
+        """A table with paths as `Path` writes them: `./cat.png` becomes `cat.png`."""
         here = f".{os.sep}"
         if not any(path.startswith(here) for path in self.text("path", 0, min(1, len(self)))):
             return self
@@ -235,7 +235,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return RecordTable(texts, None, self.numbers, self.uses, distinct=self.is_distinct)
 
     def without_known(self, paths: set[Path]) -> set[Path]:
-        """Those of some paths that none of the images has."""
+        """The paths that are of none of the images."""
         names = {str(path): path for path in paths}
         if names:
             for part in self.texts_in_parts("path"):
@@ -246,7 +246,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
     def worded(
         self, captions: list[str], tags: list[str], wanted: Sequence[Size | None]
     ) -> RecordTable:
-        """The same images with other words, and the buckets that metadata names."""
+        """A table of the same images with other words, and the buckets that metadata names."""
         paths = [path for part in self.texts_in_parts("path") for path in part]
         arrays = [pa.array(column, pa.large_string()) for column in (paths, captions, tags)]
         sizes = np.array([size.wh if size else (0, 0) for size in wanted], dtype=np.int32)
@@ -255,7 +255,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return RecordTable(texts, None, numbers, self.uses, distinct=self.is_distinct)
 
     def without(self, paths: Sequence[Path]) -> RecordTable:
-        """The same without the images of these paths."""
+        """A table without the images of these paths."""
         if not paths:
             return self
         gone = {str(path) for path in paths}

@@ -180,7 +180,7 @@ class ImageRecord:
 
     @property
     def words(self) -> str:
-        """The same, or the words of its class where it has none of its own."""
+        """The image's own words, or those of its class where it has none."""
         return words_or_class(self.own_words, self.class_tokens)
 
     @property
@@ -198,7 +198,7 @@ class ImageRecord:
 
     @property
     def file_name(self) -> str:
-        """The same in the form that the file system has, by which the file is found again."""
+        """The image's name as the file system spells it, by which the file is found again."""
         path = Path(plain(self.path)) if is_member(self.path) else self.path
         try:
             return path.relative_to(self.subset.root).as_posix()

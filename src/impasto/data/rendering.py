@@ -142,7 +142,7 @@ def _cropped(grey: Image.Image, image: PlannedImage) -> np.ndarray:
 def _resized_and_cropped(
     picture: Image.Image, image: PlannedImage, resample: Image.Resampling
 ) -> Image.Image:
-    """As planned, but only what is kept is ever made: a strip of 20000x1 takes no gigabytes."""
+    """Resize and crop as planned, and make only what is kept: 20000x1 takes no gigabytes."""
     if picture.size == image.resized.wh:
         return picture.crop(image.crop.ltrb)
     by_x, by_y = picture.width / image.resized.width, picture.height / image.resized.height

@@ -35,7 +35,7 @@ class RowsApart:
         self._files, self._folder, self._what, self._sum_of = files, folder, what, sum_of
 
     def read(self, places: Sequence[Place]) -> dict[Place, Arrays]:
-        """Those of some rows that are read apart, each as it was written.
+        """Read single rows of shards that are not copied, each as it was written.
 
         Raises:
             DatasetError: A row is not what was written, also when it is read again.
@@ -50,7 +50,7 @@ class RowsApart:
         return rows
 
     def unchanged(self, places: Sequence[Place]) -> dict[Place, Arrays]:
-        """Those of some rows that are read apart, and are as they were written.
+        """Read single rows of shards that are not copied, and leave out those that have changed.
 
         Raises:
             DatasetError: A row could not be read, which says nothing of it.

@@ -79,7 +79,7 @@ class Scan:
         )
 
     def without(self, set_aside: Iterable[SkippedFile]) -> Scan:
-        """The same after some images turned out to be unusable."""
+        """The scan after some images turned out to be unusable."""
         fresh = {item.path: item for item in set_aside}
         known = {item.path for item in self.set_aside}
         return dataclasses.replace(

@@ -72,13 +72,13 @@ class ShardFiles(Protocol):
         """The columns of a shard, mapped into memory."""
 
     def expect(self, shards: Iterable[str]) -> None:
-        """Be told of shards that are going to be read."""
+        """Prepare for reading shards, in the order in which they are going to be read."""
 
     def drop_copy(self, index: Path) -> bool:
         """Do without a copy of a shard from now on; False where what is here is no copy."""
 
     def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:
-        """Those of some rows that are read without their shards."""
+        """Read rows by their ranges of bytes, where a shard is not copied whole; else none."""
 
 
 class LocalShardFiles:
@@ -159,7 +159,7 @@ class LocalShardFiles:
         return mapped(tensors_of(index), self._columns)
 
     def expect(self, shards: Iterable[str]) -> None:
-        """Be told of shards that are going to be read: nothing here is a copy."""
+        """Do nothing: shards on a disk are not fetched ahead."""
 
     def drop_copy(self, index: Path) -> bool:  # noqa: ARG002
         """False: nothing here is a copy."""

@@ -257,7 +257,7 @@ class Shards:
             yield len(entries) - len(kept), freed
 
     def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
-        """Those of some rows that are as they were written, in a shard if not in its copy.
+        """Read the rows that are as they were written, from the shard if not from its copy.
 
         They are copied: Windows removes no file that is mapped.
         """

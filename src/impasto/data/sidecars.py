@@ -13,6 +13,7 @@ from impasto.data.metadata import keep_backup
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.errors import StorageError
 from impasto.parsing import read_caption_file
+from impasto.write_targets import why_not_written
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> Writte
             path = beside.file(record.path, ending)
             if not text or _says(path) == text.strip():
                 continue
-            reason = files.why_not_written(path, [record.subset.root])
+            reason = why_not_written(path, [record.subset.root])
             if reason:
                 refused.append(SkippedFile(path, reason))
                 continue

@@ -116,7 +116,7 @@ class LocalExecutor(Generic[I, O]):
         )
 
     def _one_by_one(self, batch: Sequence[I]) -> list[O | Failure]:
-        """Find the item that ended its process: each gets a process of its own."""
+        """Find the item that ended its process: each gets a separate process."""
         outcomes: list[O | Failure] = []
         for item in batch:
             with self._pool(1) as pool:
@@ -170,7 +170,7 @@ def chunks(items: Sequence[I], size: int) -> Iterator[Sequence[I]]:
 
 
 def in_chunks(items: Iterable[I], size: int) -> Iterator[Sequence[I]]:
-    """The same of what is made one by one: only what is worked on is there at a time."""
+    """Cut an iterable into batches of `size`, each made only when it is asked for."""
     waiting = iter(items)
     while batch := list(itertools.islice(waiting, size)):
         yield batch

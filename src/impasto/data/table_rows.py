@@ -30,7 +30,7 @@ from impasto.data.arrow_batches import ArrowBatches, Part
 from impasto.member_paths import PARQUET, TableCell
 from impasto.remote_paths import is_remote, shown
 from impasto.storage import objects
-from impasto.storage.ranged_file import RangedFile
+from impasto.storage.ranged_file import RangedFile, open_ranges
 
 _HELD = 256 << 20  # bytes
 _LARGEST = 1 << 30  # bytes of a row group, or of a record batch in a store
@@ -171,7 +171,7 @@ def open_table(path: Path, size: int) -> ParquetTable | ArrowBatches:
     """
     with arrow_errors():
         if path.suffix.lower() == PARQUET:
-            source = RangedFile(path, size, _AHEAD) if is_remote(path) else str(path)
+            source = open_ranges(path, size, _AHEAD) if is_remote(path) else str(path)
             return ParquetTable(source, path.name)
         return ArrowBatches(path, size, _LARGEST)
 

@@ -27,7 +27,7 @@ from impasto.data.stages import Failure
 from impasto.member_paths import path_in_tar
 from impasto.parsing import is_text, parse_json, printable
 from impasto.remote_paths import is_remote
-from impasto.storage.ranged_file import RangedFile
+from impasto.storage.ranged_file import RangedFile, open_ranges
 
 _BLOCK = 512
 _LARGEST_HEADER = 4 << 20  # bytes; the longest that a name or its attributes take is some thousand
@@ -69,7 +69,7 @@ class TarIndex:
     remark: str = ""
 
     def packed(self) -> bytes:
-        """The same as bytes, to be kept between scans."""
+        """Write the index as bytes, to be kept between scans."""
         about = json.dumps([self.fault, self.remark]).encode("utf-8")
         columns = zip(*self.entries, strict=True) if self.entries else [()] * len(_SCHEMA)
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
@@ -103,7 +103,7 @@ class IndexTars:
         path = Path(container.path)
         try:
             if is_remote(path):
-                return index_tar(RangedFile(path, container.size), container.size).packed()
+                return index_tar(open_ranges(path, container.size), container.size).packed()
             with path.open("rb") as file:
                 return index_tar(file, container.size).packed()
         except OSError as error:

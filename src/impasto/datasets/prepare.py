@@ -29,12 +29,12 @@ from impasto.datasets.build import (
     Survey,
     balance_of,
     plan_dataset,
-    require_sources,
     survey,
     validation_folders,
 )
 from impasto.datasets.distributed import WatchfulProgress, ending_together, process_group
 from impasto.datasets.engines import open_engine
+from impasto.datasets.sources import require_sources
 from impasto.errors import DatasetError
 from impasto.member_paths import plain
 from impasto.progress import Progress, SilentProgress, counted

@@ -54,7 +54,7 @@ def look_at_drawings(
     Args:
         folders: What a model is called -> the folder with its drawings, `000.png` and so on.
         prompts: What they were asked to show, in their order; at least one.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
 
     Raises:
         MissingDependencyError: ONNX Runtime is not installed.

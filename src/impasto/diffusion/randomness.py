@@ -52,7 +52,7 @@ class PerSampleRandomness:
         self.ahead[purpose] = self.normal(shape, purpose)
 
     def to_device(self, send: Callable[[Tensor], Tensor]) -> PerSampleRandomness:
-        """The same draws, with what is drawn ahead sent elsewhere."""
+        """Send the numbers that are drawn ahead to a device; the draws stay the same."""
         return replace(self, ahead={name: send(numbers) for name, numbers in self.ahead.items()})
 
     def uniform(self, purpose: str) -> Float[Tensor, "b"]:

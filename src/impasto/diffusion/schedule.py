@@ -37,7 +37,7 @@ class NoiseSchedule:
         return cls(torch.cumprod(1.0 - betas, dim=0))
 
     def to_zero_terminal_snr(self) -> NoiseSchedule:
-        """The same schedule shifted and scaled so that its last step is noise alone.
+        """A schedule that is shifted and scaled so that its last step is noise alone.
 
         Lin et al. 2023 (arXiv:2305.08891), algorithm 1; sd-scripts' `--zero_terminal_snr`.
         """
@@ -51,7 +51,7 @@ class NoiseSchedule:
         return len(self.alphas_cumprod)
 
     def to(self, device: torch.device) -> NoiseSchedule:
-        """The same schedule on another device."""
+        """The schedule with its numbers on a device."""
         return NoiseSchedule(self.alphas_cumprod.to(device))
 
     def signal(self, t: Int[Tensor, "b"]) -> Float[Tensor, "b 1 1 1"]:

@@ -64,7 +64,7 @@ def draw_all(
         question: What is measured.
         models: The models.
         settings: How and where samples are drawn.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         release: Gives memory that is not used any more back to the device.
 
     Raises:
@@ -92,7 +92,7 @@ def measure_all(
         models: The models; differences are told against the first.
         files: The samples of each.
         folder: Where they all are.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
 
     Raises:
         DatasetError: Not one real image can be read.

@@ -139,7 +139,7 @@ def look_at(
         pictures: What to look at.
         networks: Of which at most one is a tagger that tells tags.
         what: What they are, for people: `the real images`.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
 
     Raises:
         ModelError: A network gives NaN or infinity.

@@ -40,7 +40,7 @@ class Network(Protocol):
         """An RGB image as the network takes it; called in threads."""
 
     def look(self, prepared: Sequence[np.ndarray]) -> Looked:
-        """What it makes of a few prepared images."""
+        """Run the network on a few prepared images."""
 
     def of_texts(self, texts: Sequence[str]) -> np.ndarray | None:
         """[N, D] features of texts, to be compared with those of images; None if it reads none."""

@@ -58,7 +58,7 @@ class PreviewDistance:
 
         Args:
             previews: The image of each prompt.
-            progress: Is told how far it is.
+            progress: Shows how far the work is.
 
         Raises:
             DatasetError: No real image can be read.

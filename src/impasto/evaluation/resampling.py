@@ -54,7 +54,7 @@ class Estimate:
         return interval_of(self.value, self.replicates, self.spread, self.drawn_from)
 
     def less(self, other: Estimate) -> Estimate:
-        """This less another that had the same draws."""
+        """The difference to another estimate that was resampled by the same draws."""
         length = min(len(self.replicates), len(other.replicates))
         return Estimate(
             self.value - other.value,

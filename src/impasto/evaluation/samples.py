@@ -72,7 +72,7 @@ class DrawSettings:
     """How samples are drawn, besides their prompts.
 
     Attributes:
-        folder: Where they are kept, each model's in a folder of its own.
+        folder: Where they are kept, each model's in a separate folder.
         clip_skip: CLIP's layer from the end, of all models; None means what each says of itself.
         device: Where they are drawn.
         emphasis: What `(cat:1.2)` in a prompt does.
@@ -97,7 +97,7 @@ def open_contestant(
         source: A file, a folder, a run, a Hub id.
         label: What it is called in results.
         options: How the model is opened.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         clip_skip: CLIP's layer from the end, where a run says so of its base model.
 
     Raises:

@@ -44,7 +44,7 @@ class Ratios:
 
     @property
     def given(self) -> dict[str, float]:
-        """All that is not the default, by name."""
+        """The ratios that were given beside the default, by the name of a network or block."""
         own = {_canonical(name): ratio for name, ratio in self.named.items()}
         return {**self.listed, **own}
 

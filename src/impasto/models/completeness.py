@@ -59,7 +59,7 @@ def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
 
 
 def require_complete(contents: ModelContents, networks: Mapping[str, nn.Module]) -> ModelContents:
-    """The same model without tensors of no use, which are named in its notes.
+    """Check that no tensor is missing; leave out tensors of no use, and name them in the notes.
 
     Args:
         contents: A model as opened.

@@ -74,7 +74,7 @@ class ConditioningShape:
         positions: Positions of the text that cross-attention reads.
         width: Numbers of each.
         pooled: Numbers of the pooled text; 0 where the U-Net takes none.
-        sizes: How many numbers it is told of the image's size; 0 is nothing.
+        sizes: Numbers of the size conditioning; 0 for none.
     """
 
     positions: int

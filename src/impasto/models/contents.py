@@ -69,7 +69,7 @@ class ModelContents:
         return [*marks, *([ZERO_TERMINAL_SNR_MARK] if is_zero_snr else [])]
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
-        """The same with some parts in another type; a part that is not named stays as it is."""
+        """A model with some parts in another type; a part that is not named stays as it is."""
         parts = {
             part: {name: tensor.cast(dtypes.get(part)) for name, tensor in tensors.items()}
             for part, tensors in self.parts.items()

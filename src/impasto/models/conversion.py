@@ -108,7 +108,7 @@ def save_model(
         title: What it is called in its file; None is the target's name.
         clip_skip: CLIP's layer that it was trained with; None is what its own file says.
         overwrite: Whether a model at the target is replaced.
-        progress: Who is told how far it is.
+        progress: Shows how far the work is.
 
     Raises:
         ConfigError: Something is at the target already, or its ending is of no form.

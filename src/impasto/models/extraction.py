@@ -149,7 +149,7 @@ def extract(
         base: The model that the LoRA will be used with.
         tuned: One of the same tensors.
         rules: Ranks and precision.
-        progress: Who is told.
+        progress: Shows how far the work is.
 
     Raises:
         ConfigError: A rank is above what any layer has.

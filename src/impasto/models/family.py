@@ -149,7 +149,7 @@ class Family:
         resolution: Pixels per side that the original was trained at.
         pipeline: What diffusers calls it.
         scaling_factor: Scaled latents = this times the VAE's.
-        sizes: What the U-Net is told of the image's size; None is nothing.
+        sizes: The size conditioning of the U-Net; None for none.
         cell: Pixels per side of a latent.
         mark: The empty tensor that single files of this row have and others of its generation
             have not; None where files are told apart by other things, or by its absence.

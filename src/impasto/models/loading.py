@@ -114,7 +114,7 @@ def load_base_model(
     Args:
         source: Where it is.
         options: What is known of it.
-        progress: Who is told.
+        progress: Shows how far the work is.
         dtypes: Kind of network -> its type, where that is not float32.
         exact: Names of networks that are float32 all the same, so that they can be written again
             bit for bit.
@@ -183,7 +183,7 @@ def load_meta_model(
 
 
 def meta_model_of(contents: ModelContents) -> BaseModel:
-    """The same of contents that are open already.
+    """Make a base model without values, of contents that are open already.
 
     Raises:
         ModelError: Tensors are missing or of no use.

@@ -34,7 +34,7 @@ class StrongLora:
 
     @property
     def words(self) -> str:
-        """What it is and how much of it is added."""
+        """The LoRA, how many layers it has and its strength, for messages."""
         layers = counted(len(self.file.layers), "layers")
         return f"{self.file.path} at {self.strength:g} ({layers})"
 

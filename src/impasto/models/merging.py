@@ -103,7 +103,7 @@ def merge_models(
 
 
 def _opened_with(options: OpenOptions) -> dict[str, str]:
-    """What was said of how models are opened and decides values; of a path only the name."""
+    """The options by which models were opened and that decide values; of a path only the name."""
     vae = None if options.vae is None else options.vae.replace("\\", "/").rstrip("/")
     said = {
         "vae_file": None if vae is None else vae.rpartition("/")[2],
@@ -159,7 +159,7 @@ def require_output_free(
         models: Files, folders, Hub ids or runs.
         output: What is written.
         options: How they are opened; another VAE is read too.
-        progress: Who is told of a download.
+        progress: Shows how far a download is.
         beside: Other files that are read.
 
     Raises:

@@ -47,7 +47,7 @@ class Formula:
 
     @property
     def takes_ratio(self) -> bool:
-        """Whether there is an M in it."""
+        """Whether the formula has a ratio, M."""
         return self.key != AVERAGE
 
 

@@ -33,7 +33,7 @@ def keep_in_ram(tensors: Tensors) -> Tensors:
 
 
 def keep_in_file(tensors: Tensors, file: Path, advance: Advance | None = None) -> Tensors:
-    """The same in a file of one's own, which need not outlive a crash of the system.
+    """Copy tensors into a file of ours, which need not outlive a crash of the system.
 
     Args:
         tensors: By name.
@@ -168,4 +168,4 @@ def _kept_by(module: nn.Module) -> dict[str, LazyTensor]:
 
 
 def _no_progress(_: int) -> None:
-    """Nobody is told of so short a wait."""
+    """Show no progress: the wait is short."""

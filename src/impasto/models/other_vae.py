@@ -44,7 +44,7 @@ class OpenedVae:
 
 
 def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
-    """The same model with another VAE in place of its own.
+    """Put another VAE in the place of a model's own.
 
     Args:
         contents: The model.

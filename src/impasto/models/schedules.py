@@ -17,7 +17,7 @@ MOST_TIMESTEPS = 100_000
 
 
 def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
-    """The same model with a schedule that ends in noise alone, for training and samplers."""
+    """A model with a schedule that ends in noise alone, for training and samplers."""
     config = {**model.scheduler_config, **ZERO_TERMINAL_SNR}
     contents = replace(model.contents, scheduler_config=config)
     return replace(model, contents=contents, schedule=schedule_of(config, contents.source))

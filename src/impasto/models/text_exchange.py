@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from impasto import files, presence, storage_errors
+from impasto import presence, storage_errors
 from impasto.data.npz_exchange import Exported
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.stages import Failure
@@ -23,10 +23,12 @@ from impasto.data.text_npz import (
 )
 from impasto.errors import StorageError
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipTextConditioner, EncodedShape, TextStates
+from impasto.models.text import ClipTextConditioner
+from impasto.models.text_states import EncodedShape, TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import LENGTH, TextLayout
 from impasto.progress import Progress, counted
+from impasto.write_targets import why_not_written
 
 AS_SD_SCRIPTS = TextLayout(75, "kohya", "plain", "off")
 """How sd-scripts reads captions unless it is told otherwise: the first 75 tokens, cut anywhere."""
@@ -87,7 +89,7 @@ def export_texts(
         model: Its text encoders are brought to the device, and stay there.
         ending: What the names of the files end on.
         device: Where the encoders compute.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
 
     Raises:
         StorageError: The disk is full.
@@ -123,7 +125,7 @@ def _why_not(file: Path, records: Sequence[ImageRecord]) -> Failure | None:
     if ambiguous is not None:
         return Failure(f"no {file.name}: {ambiguous.reason}")
     record = records[0]
-    fault = files.why_not_written(file, [record.path.parent, record.subset.root])
+    fault = why_not_written(file, [record.path.parent, record.subset.root])
     if fault:
         return Failure(f"no {file.name}: {fault}")
     if presence.exists(file) and not is_by_impasto(file):

@@ -14,7 +14,7 @@ from impasto.models.casting import cast_network
 from impasto.models.family import Family
 from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipHiddenStates, TextStates
+from impasto.models.text_states import ClipHiddenStates, TextStates
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TrainedPart:
         ]
 
     def is_trained_at(self, step: int) -> bool:
-        """Whether it learns in the step `step`, counted from 0."""
+        """Whether the part learns in a step, counted from 0."""
         return step >= self.from_step and (self.until_step is None or step < self.until_step)
 
 

@@ -134,7 +134,7 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor | LazyTensor]) -> str:
-    """The same of tensors that a module had, or that are read in pieces."""
+    """SHA-256 over names, types and bytes of tensors, which may be read in pieces."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())

@@ -36,7 +36,7 @@ class Arithmetic:
 
     @classmethod
     def current(cls) -> Arithmetic:
-        """That of this process."""
+        """Read the arithmetic that this process computes with."""
         return cls(
             torch.backends.cuda.matmul.allow_tf32,
             torch.backends.cudnn.allow_tf32,

@@ -155,7 +155,7 @@ def legend_rows(width: float, names: Sequence[tuple[str, str]]) -> list[list[tup
 
 
 def curves_chart(title: str, curves: Sequence[tuple[str, str, Points]], *, smooth: bool) -> str:
-    """The same value of several runs over steps.
+    """A chart of one value over steps, with a curve for each run.
 
     Values that are not finite are left out. A curve of one value is a dot.
 

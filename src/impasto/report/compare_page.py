@@ -67,7 +67,7 @@ def write_comparison(
 
 
 def rows_by_name(columns: Sequence[Mapping[str, str]]) -> list[dict[str, Any]]:
-    """The rows of a table that compares runs, of what is to be said of each run by name."""
+    """The rows of a table that compares runs, of the entries of each run by name."""
     names = dict.fromkeys(name for column in columns for name in column)
     return [
         {"name": name, "about": "", "cells": [column.get(name, "–") for column in columns]}

@@ -17,7 +17,7 @@ WORDS = frozenset({"pairs", "same", "tag_pairs", "tags"})
 
 
 def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
-    """The same with paths below the folders of a dataset by the folder's own name.
+    """Shorten paths below the folders of a dataset to begin with the folder's name.
 
     Other absolute paths are cut to their last part, also within sentences.
 
@@ -35,7 +35,7 @@ def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
 
 
 def _as_known(value: Any) -> Any:
-    """The same with paths into tars and tables as a person knows them."""
+    """Write paths into tars and tables as a person knows them, within nested values."""
     if isinstance(value, Markup):
         return value
     if isinstance(value, str):

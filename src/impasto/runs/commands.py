@@ -1,6 +1,6 @@
 """`commands/` of a run directory: what a run is asked to do while it trains.
 
-A command is a small JSON file with a name of its own. The trainer looks for them between two
+A command is a small JSON file with a unique name. The trainer looks for them between two
 optimizer steps, does what it is asked, removes the file, and says in `events.jsonl` what became of
 it. Files serve where signals do not: on Windows, on another machine with the same disk, from a
 browser.

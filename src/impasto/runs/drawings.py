@@ -161,7 +161,7 @@ class DrawFolder:
         return [drawing for drawing in found if drawing is not None]
 
     def waiting(self) -> list[Drawing]:
-        """Those that nobody has begun, the oldest first."""
+        """The drawings that nobody has begun, the oldest first."""
         return [drawing for drawing in self.all() if drawing.status()["phase"] == "waiting"]
 
     @property

@@ -56,7 +56,7 @@ class Difference:
         return self.mean < 0 and self._tail() <= chance
 
     def is_clear_if_gaussian(self, chance: float) -> bool:
-        """Whether it could be claimed of differences that are gaussian: by Student's t alone."""
+        """Whether the difference is clear by Student's t alone, as of gaussian differences."""
         return self.mean != 0 and t_tail(self._t, self.images - 1) <= chance
 
     @property
@@ -116,7 +116,7 @@ def without_skewness(t: float, skewness: float, number: int) -> float:
 
 
 def standard_error(values: Sequence[float]) -> float | None:
-    """Of the mean of independent values; None of fewer than two, which say nothing of it."""
+    """The standard error of the mean of independent values; None of fewer than two."""
     number = len(values)
     if number < 2:
         return None

@@ -150,7 +150,7 @@ class Learning:
         return not self.first.images and one.loss > RISEN * other.loss
 
     def sentence(self) -> str:
-        """What it comes to, for people; `learning_words.py` has the words."""
+        """What the validation loss shows, in a sentence; `learning_words.py` has the words."""
         return sentence_of(self)
 
 
@@ -203,7 +203,7 @@ class Checkpoint:
 
     @property
     def is_average(self) -> bool:
-        """Whether it is the running average that is kept beside a model."""
+        """Whether the checkpoint is the running average that is kept beside a model."""
         return bool(_AVERAGE_ENDING.search(self.path.name))
 
 

@@ -35,13 +35,13 @@ class RunSummary:
 
     @property
     def when(self) -> str:
-        """That moment by the clock of this machine, for people; empty if it is not known."""
+        """When the run last changed, by the clock of this machine; empty if it is not known."""
         if not 0 < self.updated_at < _LATEST:
             return ""
         return time.strftime("%Y-%m-%d %H:%M", time.localtime(self.updated_at))
 
     def as_json(self) -> dict[str, Any]:
-        """The same for programs: plain values, None for what is not known."""
+        """The run as plain values, for JSON; None for what is not known."""
         status = self.state.status
         holder = self.state.holder
         return {

@@ -1,4 +1,4 @@
-"""Processes that outlive whoever starts them: `python -m impasto ...` in a session of its own."""
+"""Processes that outlive whoever starts them: `python -m impasto ...` in a separate session."""
 
 from __future__ import annotations
 

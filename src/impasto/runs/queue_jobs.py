@@ -78,7 +78,7 @@ class Job:
 
     @property
     def number(self) -> int:
-        """Its number, which no other job of the queue ever has."""
+        """The job's number, which no other job of the queue ever has."""
         return int(self.path.name)
 
     @property
@@ -101,7 +101,7 @@ class Job:
 
     @property
     def place(self) -> str:
-        """Its run's directory in one form, to be compared; empty where there is none."""
+        """The directory of the job's run in one form, to be compared; empty without one."""
         return "" if self.run is None else place_of(self.run.path)
 
     def as_json(self) -> dict[str, Any]:

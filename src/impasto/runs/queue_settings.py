@@ -37,7 +37,7 @@ def output_of(text: str) -> str:
 
 
 def with_output(text: str, output: str) -> str:
-    """The same settings with another `output_dir`; comments stay where the text allows it."""
+    """Settings as TOML with another `output_dir`; comments stay where the text allows it."""
     wanted = {**_parsed(text), "output_dir": output}
     line = tomli_w.dumps({"output_dir": output}).rstrip("\n")
     table = _FIRST_TABLE.search(text)

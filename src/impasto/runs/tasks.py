@@ -50,7 +50,7 @@ class TaskState:
 
     @property
     def is_alive(self) -> bool:
-        """Whether it is at work."""
+        """Whether the task is starting or working."""
         return self.state in ("starting", "working")
 
     @property

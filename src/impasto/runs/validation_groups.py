@@ -69,7 +69,7 @@ class GroupLoss:
 
 @dataclass(frozen=True)
 class GroupLosses:
-    """The losses of all groups at the last validation that told of any.
+    """The losses of all groups at the last validation that has any.
 
     Attributes:
         step: Optimizer steps done then.

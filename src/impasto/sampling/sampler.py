@@ -30,12 +30,9 @@ from impasto.models.loading import BaseModel
 from impasto.models.offload import on_device
 from impasto.models.recorded import trained_clip_skip
 from impasto.models.schedules import schedule_of
-from impasto.models.text import (
-    ClipTextConditioner,
-    TextConditioner,
-    TextStates,
-)
+from impasto.models.text import ClipTextConditioner, TextConditioner
 from impasto.models.text_metadata import prompt_layout
+from impasto.models.text_states import TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import TextLayout
 from impasto.progress import Advance

@@ -61,7 +61,7 @@ def resumed_config(
     without_gpu: NativePrecision | None,
     has_tensorboard: bool,
 ) -> tuple[RunConfig, tuple[str, ...]]:
-    """The settings of a run with what the flags change, and what is to be said of them.
+    """The settings of a run with what the flags change, and notices about the flags.
 
     Flags that are not given leave what the run has. Whether the state goes with the result is found
     out when it is loaded.

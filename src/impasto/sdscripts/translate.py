@@ -38,7 +38,7 @@ _SCHEDULES = {"constant_with_warmup": "constant"}
 
 @dataclass(frozen=True)
 class Translation:
-    """A run's settings, and what is to be said of flags that change nothing or something else."""
+    """A run's settings, and notices about flags that change nothing or something else."""
 
     tree: Tree
     notices: tuple[str, ...]
@@ -244,7 +244,7 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> list[str]:
-    """As there: TensorBoard where only a folder is named, and none if it is not installed."""
+    """Set trackers as sd-scripts does: TensorBoard for a folder alone; none if not installed."""
     kinds = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"]}
     asked = flags.get("log_with") or ("tensorboard" if flags.get("logging_dir") else None)
     if asked is None:

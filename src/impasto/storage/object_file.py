@@ -69,7 +69,7 @@ class ObjectFile:
         return offset
 
     def tell(self) -> int:
-        """Where it is read next."""
+        """The position that is read from next."""
         return self._at
 
     def close(self) -> None:

@@ -96,7 +96,7 @@ def walk(
     Args:
         run: A finished run, with held-out images.
         ratios: Where between the two; 0 is the base model, 1 the result.
-        progress: Who is told.
+        progress: Shows how far the work is.
         previews: A folder for the images of each and a sheet of all; None draws nothing.
         overwrite: Whether previews of an earlier walk are replaced.
 

@@ -47,7 +47,7 @@ def borrowed_session(
 
     Args:
         config: The settings of the run.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         doing: What it is for, in words: `measuring models`.
         overrides: What is given in code.
         known: What was found of the images already.

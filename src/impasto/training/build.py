@@ -8,9 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from impasto.config.compatibility import require_compatible
@@ -20,15 +18,11 @@ from impasto.data.text_npz import GivenTexts
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData
-from impasto.errors import ConfigError
-from impasto.models.attention import use_kernel
-from impasto.models.attention_kernels import build_kernel
 from impasto.models.loading import BaseModel
 from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
-from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.encoded_model import (
     EncodedModel,
@@ -37,20 +31,14 @@ from impasto.training.encoded_model import (
     load_and_encode,
 )
 from impasto.training.fingerprint import Facts, recorded_texts, run_fingerprint
-from impasto.training.float8 import use_float8
 from impasto.training.given_text import find_given_texts
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.methods import build_templates
 from impasto.training.model import keep_base, with_offloaded
-from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.mixed_precision import Precision
-from impasto.training.optim.start_pull import StartPull
-from impasto.training.optim.state import part_names
-from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
-from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
 from impasto.training.planning.memory_facts import unloads_text_encoder
 from impasto.training.precision import caches_casts, computed_kind
 from impasto.training.processes import build_strategy, facts_of
@@ -64,11 +52,8 @@ from impasto.training.session_parts import (
     build_recipe,
     build_validator,
 )
-from impasto.training.text import (
-    Conditioners,
-    build_conditioners,
-    encode_captions_ahead,
-)
+from impasto.training.text import Conditioners, build_conditioners, encode_captions_ahead
+from impasto.training.trained_network import build_learning, build_network
 
 
 def build_session(
@@ -84,7 +69,7 @@ def build_session(
     Args:
         config: The settings.
         accelerator: Where it computes.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         overrides: What is given in code.
         known: What was found of the images already.
         recorded: The fingerprint of the state that is resumed.
@@ -121,7 +106,7 @@ def _session(
     text = build.text(encoded, trainable, previews.prompts, recorded)
     model, conditioners = text.model, text.conditioners
     tell = overrides.conditioner or _as_it_is
-    learning = build.learning(trainable)
+    learning = build_learning(config, accelerator, build.strategy, overrides, trainable)
     sampler, steps = build.epochs(prepared)
     return Session(
         config=config,
@@ -171,23 +156,6 @@ class _Text:
 
 
 @dataclass(frozen=True)
-class _Learning:
-    """What learns, where it computes, and what steps it.
-
-    Attributes:
-        unet: What training calls.
-        stream: Brings its weights to the device block by block; None where all are there.
-        optimizer: Steps the weights.
-        part_by_group: The name of the part that each of its groups is of.
-    """
-
-    unet: Any
-    stream: WeightStream | None
-    optimizer: torch.optim.Optimizer
-    part_by_group: tuple[str, ...]
-
-
-@dataclass(frozen=True)
 class _Builder:
     """Builds what a session is made of, from the settings and what is given in code."""
 
@@ -210,7 +178,7 @@ class _Builder:
     def network(self, encoded: EncodedModel) -> Trainable:
         """What learns, computing the way the settings ask for."""
         shapes = len(encoded.data.plan.bucket_counts) * self.config.model.caption_lengths
-        return _build_network(self.config, self.accelerator, encoded.model, shapes, self.overrides)
+        return build_network(self.config, self.accelerator, encoded.model, shapes, self.overrides)
 
     def text(
         self,
@@ -247,21 +215,6 @@ class _Builder:
             encode_captions_ahead(conditioners, prepared.captions(), prompts, prepared.share)
             model = _without_text_encoders(config, accelerator, model, prepared, conditioners)
         return _Text(model, conditioners, given)
-
-    def learning(self, trainable: Trainable) -> _Learning:
-        """The network where it computes, and its optimizer."""
-        strategy = self.strategy
-        rules = build_chunk_rules(self.config, trainable.parts, self.accelerator)
-        stream = build_weight_stream(self.config, trainable, self.accelerator.device)
-        unet = strategy.wrap(trainable.network) if stream is None else stream.place()
-        trainable.parts = strategy.place(trainable.parts)
-        optimizer = self.overrides.build_optimizer(trainable.parts, self.config.optimizer, rules)
-        _require_chunks(optimizer, rules)
-        if self.config.optimizer.start_decay:
-            StartPull(optimizer, self.config.optimizer.start_decay)  # lives in a hook of its steps
-        part_by_group = part_names(optimizer, trainable.parts)
-        strategy.start(trainable.parts, optimizer)
-        return _Learning(unet, stream, optimizer, part_by_group)
 
     def epochs(self, prepared: PreparedData) -> tuple[EpochSampler, int]:
         """The order of the images, and how many steps there are.
@@ -328,60 +281,5 @@ def _without_text_encoders(
     return model
 
 
-def _build_network(
-    config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int, overrides: Overrides
-) -> Trainable:
-    """What learns, computing the way the settings ask for; `sizes` is how many shapes there are."""
-    training, device = config.training, accelerator.device
-    if training.attention != "sdpa":
-        use_kernel(model.unet, build_kernel(training.attention, device))
-    trainable = overrides.build_trainable()(config, model)
-    _require_exportable(config, trainable, model)
-    if training.channels_last:
-        trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if training.float8:
-        use_float8(trainable.unet, device)
-    compile_unet(
-        trainable.unet,
-        training.compile,
-        sizes=sizes,
-        cuda_graphs=training.cuda_graphs == "network",
-        cache=config.dataset.machine_dir / "compiled",
-        device=device,
-    )
-    return trainable
-
-
-def _require_chunks(optimizer: torch.optim.Optimizer, rules: ChunkRules) -> None:
-    """Make sure that an optimizer that was given in code keeps to what the settings ask of it.
-
-    Raises:
-        ConfigError: It does not.
-    """
-    if rules.need is not None and not isinstance(optimizer, ChunkedOptimizer):
-        raise ConfigError(
-            f"{rules.need} is asked of every optimizer, and {type(optimizer).__name__}, which was "
-            f"given in code, does not do it: make it with ChunkedOptimizer(groups, build, rules) "
-            f"of impasto.training.optim.chunked, or take the setting out."
-        )
-
-
 def _as_it_is(conditioner: TextConditioner) -> TextConditioner:
     return conditioner
-
-
-def _require_exportable(config: RunConfig, trainable: Trainable, model: BaseModel) -> None:
-    """Make sure that what learns has a place in the exported model.
-
-    Raises:
-        ConfigError: A way of training that was given in code exports what is no network.
-    """
-    if config.method.kind != "full":
-        return
-    foreign = sorted(set(trainable.export()) - set(model.networks))
-    if foreign:
-        raise ConfigError(
-            f"{type(trainable).__name__}.export() gives {foreign[0]!r}, which is no network of the "
-            f"model; it has {', '.join(model.networks)}. Give tensors of these, with what was "
-            f"learned added to them."
-        )

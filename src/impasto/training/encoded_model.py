@@ -102,7 +102,7 @@ def load_and_encode(
     Args:
         config: The settings.
         accelerator: Where it computes.
-        progress: Is told how far it is.
+        progress: Shows how far the work is.
         known: What was found of the images already.
         all_at_once: Whether all networks have their values from the beginning.
     """

@@ -1,6 +1,6 @@
 """What a saved state has to agree with before it is resumed: model, data, settings, code, by name.
 
-Every setting that changes what a run computes is an entry of its own, so that the one that differs
+Every setting that changes what a run computes is a separate entry, so that the one that differs
 is named. Settings that only say where things are, what is shown, or what is exported are not here.
 """
 
@@ -94,7 +94,7 @@ class Facts:
 
 
 def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
-    """All of it, as texts by name."""
+    """The fingerprint of a run: what a state has to agree with to be resumed, as texts by name."""
     unet = facts.contents.identity.family.unet.name
     found = {
         "base model": facts.hashes[unet],

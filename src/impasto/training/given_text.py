@@ -34,11 +34,12 @@ from impasto.data.text_npz import (
     text_key,
     why_ambiguous,
 )
-from impasto.datasets.build import sidecars_of
+from impasto.datasets.sources import sidecars_of
 from impasto.errors import ConfigError, DatasetError
 from impasto.models.loading import BaseModel
-from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
 from impasto.models.text_exchange import shape_in_files
+from impasto.models.text_states import TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.progress import Progress, counted
 from impasto.training.text import build_layout

@@ -44,7 +44,7 @@ class TrainingLoop:
     Args:
         session: The run, ready to train.
         run: Where it leaves what it makes.
-        events: Who is told; silent on all processes but the first.
+        events: Receives the events of the run; silent on all processes but the first.
         preparing_s: Seconds that loading, scanning and encoding took, for the record.
         stop: Hears signals; None hears none.
         commands: Hears what is asked of the run while it trains; None on other processes.

@@ -73,7 +73,7 @@ def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress)
             `optimizer.lr`.
         tried: The rates.
         probe: What the loss is measured on.
-        progress: Who is told.
+        progress: Shows how far the work is.
 
     Raises:
         ConfigError: The optimizer finds its rate itself, or the settings do not go together.
@@ -239,7 +239,7 @@ class _TimeEstimate:
     Args:
         steps: How many there are.
         draws: What is measured after each.
-        note: Who is told.
+        note: Receives each message.
     """
 
     def __init__(self, steps: int, draws: FixedDraws, note: Callable[[str], None]) -> None:

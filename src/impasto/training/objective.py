@@ -48,7 +48,7 @@ def build_error(config: LossConfig) -> ErrorMeasure:
 
 
 def build_masking(config: LossConfig) -> Masking:
-    """What masks weigh."""
+    """Build the rule of how masks weigh the loss."""
     return Masking(config.outside_mask, config.mask_by_area)
 
 

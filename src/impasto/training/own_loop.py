@@ -22,8 +22,9 @@ from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
 from impasto.errors import ConfigError
 from impasto.models.loading import BaseModel
 from impasto.models.recorded import trained_clip_skip
-from impasto.models.text import ClipTextConditioner, TextStates
+from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextCache
+from impasto.models.text_states import TextStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.vae import moments_encoder
 from impasto.progress import Progress, SilentProgress
@@ -122,7 +123,7 @@ def prepare(
         batch_size: Images of a batch; the last one of a bucket may have fewer.
         seed: Of the order, and of the random numbers of each batch.
         clip_skip: CLIP's layer from the end; None is what the model's file says, or the family's.
-        progress: Who is told how far it is.
+        progress: Shows how far the work is.
         dataset: Further settings of the section `dataset`, such as `flip_aug=True`, and
             `max_tokens` and `empty_text` of the section `model`.
 

@@ -41,7 +41,7 @@ class Pauses:
     Args:
         session: The run.
         run: Where it leaves what it makes.
-        events: Who is told.
+        events: Receives the events of the run.
         recorder: Takes the times and the lines of metrics.
         saver: Writes states and models.
         failures: Explain errors.

@@ -96,7 +96,7 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
 
     Args:
         config: The settings.
-        progress: Who is told what was chosen, or warned.
+        progress: Receives notes of what was chosen, and warnings.
 
     Raises:
         ConfigError: A setting has no effect with what was chosen.

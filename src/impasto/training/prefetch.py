@@ -41,7 +41,7 @@ def build_prefetcher(device: torch.device, conditioner: TextConditioner | None =
 
 
 class Prefetcher:
-    """Copies batches to a GPU on a stream of its own, each while the one before is computed.
+    """Copies batches to a GPU on a separate stream, each while the one before is computed.
 
     Captions are encoded there too, so that a frozen text encoder works beside the U-Net. What it
     remembers belongs to that stream: nothing else may ask the same memory.
@@ -56,7 +56,7 @@ class Prefetcher:
         self._stream = new_stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
-        """The same batches, on the device when they come."""
+        """Yield the batches, on the device by the time that they are taken."""
         waiting: tuple[OptimizerStep, _PendingBatch] | None = None
         if self._stream is not None:  # the encoder's weights may still be on their way
             self._stream.wait_stream(torch.cuda.current_stream(self._device))

@@ -10,14 +10,19 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
 
 from impasto.config.former import with_former_values
-from impasto.config.load import build_run_config, dump_toml
+from impasto.config.load import build_run_config, dump_toml, load_begun_config
 from impasto.config.run import RunConfig
 from impasto.data.process_group import ProcessGroup
 from impasto.datasets.distributed import ending_together, process_group
+from impasto.errors import RunError
 from impasto.parsing import parse_json, parse_toml
+from impasto.runs import RunDirectory
 from impasto.training.devices import build_processes
+from impasto.training.preflight import require_machine
 from impasto.training.processes import planned_processes
 
 _NOTHING_LEFT = ""
@@ -54,6 +59,56 @@ def settings_of_first(group: ProcessGroup, own: RunConfig | None) -> RunConfig |
         return None
     values = with_former_values(parse_toml(text))
     return build_run_config(values, source="the settings of the first process")
+
+
+def first_settings_here(group: ProcessGroup, own: RunConfig, place: Path | None) -> RunConfig:
+    """The settings as the first process has resolved them, with this machine's own folder.
+
+    That of a run in a store is in the folder for copies, which is elsewhere on each machine.
+    """
+    first = settings_of_first(group, own) or own
+    return first if place is None else first.model_copy(update={"output_dir": own.output_dir})
+
+
+def settings_to_resume(
+    run: RunDirectory, changed: RunConfig | None, group: ProcessGroup | None
+) -> RunConfig | None:
+    """The settings of a run that goes on, as its first process reads them; None if it is finished.
+
+    Args:
+        run: The run.
+        changed: Settings in the place of its own.
+        group: All processes, each of which calls this; None for one alone.
+
+    Raises:
+        RunError: There is no run, or nothing to continue it from.
+    """
+    own = None
+    if group is None or group.rank == 0:
+        own = changed or _resumable_config(run)
+        require_machine(own)
+    config = own if group is None else settings_of_first(group, own)
+    if config is None:
+        return None
+    config = config.model_copy(update={"output_dir": run.path})
+    require_machine(config)
+    return config
+
+
+def _resumable_config(run: RunDirectory) -> RunConfig:
+    """The settings of a run that can be continued.
+
+    Raises:
+        RunError: There is no run, or nothing to continue it from.
+    """
+    found = replace(RunDirectory.open(run.path), place=run.place)
+    if found.status().get("phase") == "finished" and not found.saved_steps():
+        raise RunError(
+            f"{run.address} is finished and its states are gone (saving.keep_final_state = false), "
+            f"so it cannot be made longer. Start a new run from its model, "
+            f"{found.exported_model()}."
+        )
+    return load_begun_config(found.config_file)
 
 
 def tell_nothing_is_left(group: ProcessGroup) -> None:

@@ -86,7 +86,7 @@ class StopRequest:
     and acknowledged, and the loop stops when it has saved.
 
     Args:
-        acknowledge: Is given the words to show, on a thread of its own: the main thread may be in
+        acknowledge: Is given the words to show, on a separate thread: the main thread may be in
             the middle of a line.
     """
 

@@ -112,7 +112,7 @@ class Stepper:
         return lr_factor
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
-        """Their mean, so that all of them find a loss that is not finite in the same step."""
+        """The mean over processes, so that all find a loss that is not finite in the same step."""
         if self._session.accelerator.num_processes == 1:
             return value
         return cast("Tensor", self._session.accelerator.reduce(value, "mean"))

@@ -17,13 +17,10 @@ from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
 from impasto.models.loading import BaseModel
-from impasto.models.text import (
-    ClipHiddenStates,
-    ClipTextConditioner,
-    require_zeroes_empty_text,
-)
+from impasto.models.text import ClipTextConditioner, require_zeroes_empty_text
 from impasto.models.text_memory import TextCache
 from impasto.models.text_metadata import with_max_tokens
+from impasto.models.text_states import ClipHiddenStates
 from impasto.models.tokenizers import build_tokens
 from impasto.models.tokens import TextLayout
 from impasto.models.trainable import Trainable

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,17 +12,17 @@ from accelerate import Accelerator
 from impasto import files, locks, temporary_names
 from impasto.config.compatibility import require_compatible
 from impasto.config.differences import changed_settings
-from impasto.config.load import dump_toml, load_begun_config
+from impasto.config.load import dump_toml
 from impasto.config.run import RunConfig
-from impasto.data.process_group import ProcessGroup
 from impasto.datasets.batching import build_epoch_sampler, count_steps
-from impasto.datasets.build import Survey, require_sources, survey
-from impasto.datasets.distributed import ending_together, is_process_loss, process_group
+from impasto.datasets.build import Survey, survey
+from impasto.datasets.distributed import ending_together, process_group
 from impasto.datasets.prepare import LATENTS
-from impasto.errors import ImpastoError, Interrupted, RunError
+from impasto.datasets.sources import require_sources
+from impasto.errors import ImpastoError
 from impasto.invocation import command
 from impasto.remote_paths import is_remote
-from impasto.runs import Phase, RunDirectory
+from impasto.runs import RunDirectory
 from impasto.runs.preparing import forget_preparing, note_preparing
 from impasto.runs.remote.local_folders import place_of, working_folder
 from impasto.runs.schema import CHANGED_SETTINGS
@@ -33,10 +32,15 @@ from impasto.training.devices import (
     is_out_of_memory,
     require_precision,
 )
+from impasto.training.early_ends import (
+    explain_exits,
+    remove_waiting,
+    removing_waiting,
+    writing_end,
+)
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
-from impasto.training.model import WAITING
 from impasto.training.model_files import planned_models
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
@@ -54,9 +58,10 @@ from impasto.training.session import Session
 from impasto.training.shared_start import (
     failing_together,
     fingerprint_of_first,
-    settings_of_first,
+    first_settings_here,
+    settings_to_resume,
 )
-from impasto.training.signals import StopRequest, interrupted
+from impasto.training.signals import StopRequest
 from impasto.training.triggers import Triggers
 
 
@@ -88,11 +93,11 @@ def train(
                 run = home.named(held.enter_context(RunDirectory.begun(config.output_dir)))
             commands = _listening(held, run, stop, told)
         try:
-            with _explain_exits(accelerator, _NOT_BEGUN), ending_together(group):
+            with explain_exits(accelerator, _NOT_BEGUN), ending_together(group):
                 known = None
                 if accelerator.is_main_process:
                     config, known = _begun(run, config, accelerator, told, overrides)
-                config = _first_settings_here(group, config, place)
+                config = first_settings_here(group, config, place)
                 if not accelerator.is_main_process:
                     run = replace(RunDirectory(config.output_dir), place=place)
                 _use_cache(held, config, run, accelerator, told)
@@ -144,7 +149,7 @@ def resume(
 
     Args:
         path: The run directory.
-        events: Who is told.
+        events: Receives the events of the run.
         overrides: What the run was given in code, again.
         changed: Settings in the place of those in the directory, which they replace if the state
             goes with them.
@@ -153,14 +158,11 @@ def resume(
         ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
             or another process is training it.
     """
-    path = Path(path)
-    place = place_of(path)
-    folder = path if place is None else working_folder(place)
-    run = replace(RunDirectory(folder), place=place)
-    config = None
+    run = _directory_at(Path(path))
+    place, config = run.place, None
     if place is None:
         with failing_together() as early:
-            config = _settings_to_resume(run, changed, early)
+            config = settings_to_resume(run, changed, early)
         if config is None:
             return run
     accelerator = build_accelerator()
@@ -174,7 +176,7 @@ def resume(
             if accelerator.is_main_process:
                 home = Home(held, place, _spoken_by(accelerator, events), is_new=False)
             if place is not None:
-                config = _settings_to_resume(run, changed, group)
+                config = settings_to_resume(run, changed, group)
             if config is None:
                 return run
             if accelerator.is_main_process:
@@ -183,10 +185,10 @@ def resume(
                 told.open(run)
                 home.begin()
         with (
-            _writing_end(accelerator, run),
-            _explain_exits(accelerator, f"Its states are untouched. {_go_on(run)}"),
+            writing_end(accelerator, run),
+            explain_exits(accelerator, f"Its states are untouched. {_go_on(run)}"),
             ending_together(group),
-            _removing_waiting(run, accelerator),
+            removing_waiting(run, accelerator),
         ):
             _use_cache(held, config, run, accelerator, told)
             session = _prepare(run, config, accelerator, told, overrides or Overrides())
@@ -197,54 +199,10 @@ def resume(
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
-def _first_settings_here(group: ProcessGroup, own: RunConfig, place: Path | None) -> RunConfig:
-    """The settings as the first process has resolved them, with this machine's own folder.
-
-    That of a run in a store is in the folder for copies, which is elsewhere on each machine.
-    """
-    first = settings_of_first(group, own) or own
-    return first if place is None else first.model_copy(update={"output_dir": own.output_dir})
-
-
-def _settings_to_resume(
-    run: RunDirectory, changed: RunConfig | None, group: ProcessGroup | None
-) -> RunConfig | None:
-    """The settings of a run that goes on, as its first process reads them; None if it is finished.
-
-    Args:
-        run: The run.
-        changed: Settings in the place of its own.
-        group: All processes, each of which calls this; None for one alone.
-
-    Raises:
-        RunError: There is no run, or nothing to continue it from.
-    """
-    own = None
-    if group is None or group.rank == 0:
-        own = changed or _resumable_config(run)
-        require_machine(own)
-    config = own if group is None else settings_of_first(group, own)
-    if config is None:
-        return None
-    config = config.model_copy(update={"output_dir": run.path})
-    require_machine(config)
-    return config
-
-
-def _resumable_config(run: RunDirectory) -> RunConfig:
-    """The settings of a run that can be continued.
-
-    Raises:
-        RunError: There is no run, or nothing to continue it from.
-    """
-    found = replace(RunDirectory.open(run.path), place=run.place)
-    if found.status().get("phase") == "finished" and not found.saved_steps():
-        raise RunError(
-            f"{run.address} is finished and its states are gone (saving.keep_final_state = false), "
-            f"so it cannot be made longer. Start a new run from its model, "
-            f"{found.exported_model()}."
-        )
-    return load_begun_config(found.config_file)
+def _directory_at(path: Path) -> RunDirectory:
+    """The directory of a run; of one in a store that of its working folder on this machine."""
+    place = place_of(path)
+    return replace(RunDirectory(path if place is None else working_folder(place)), place=place)
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
@@ -286,27 +244,6 @@ def _use_cache(
         held.enter_context(locks.SharedLock(folder, f"training {run.path}", patience))
 
 
-@contextlib.contextmanager
-def _explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
-    """Explain a signal, and the end of another process, outside the steps.
-
-    Raises:
-        Interrupted: A signal asked to stop.
-        RunError: Another process has ended.
-    """
-    try:
-        yield
-    except KeyboardInterrupt as stop:
-        raise interrupted(stop, f"Stopped at once. {then}") from stop
-    except RuntimeError as error:
-        if accelerator.num_processes > 1 and is_process_loss(error):
-            raise RunError(
-                f"Another process of this run has ended, so this one stops; its own message says "
-                f"why. {then}"
-            ) from error
-        raise
-
-
 def _write_settings(run: RunDirectory, config: RunConfig) -> None:
     """The settings, and which are not as usual, for reports, which do not know the usual ones."""
     belongs = config if run.place is None else config.model_copy(update={"output_dir": run.place})
@@ -330,7 +267,7 @@ def _prepare(
         run.write_status("preparing")
         forget_preparing(run.path)  # from here on it counts as a run
     group = process_group(accelerator)
-    with _removing_waiting(run, accelerator):
+    with removing_waiting(run, accelerator):
         try:
             recorded = fingerprint_of_first(group, recorded_fingerprint(run))
             session = build_session(config, accelerator, events, overrides, known, recorded)
@@ -367,43 +304,9 @@ def _run(
     shown = events if session.accelerator.is_main_process else SilentEvents()
     then = f"What came after the newest state is not saved. {_go_on(run)}"
     try:
-        with _writing_end(session.accelerator, run), _explain_exits(session.accelerator, then):
+        with writing_end(session.accelerator, run), explain_exits(session.accelerator, then):
             TrainingLoop(session, run, shown, preparing_s, stop, commands).train()
     finally:
         shown.ended()
-        _remove_waiting(run, session.accelerator)
+        remove_waiting(run, session.accelerator)
     return run
-
-
-@contextlib.contextmanager
-def _removing_waiting(run: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
-    """Leave no networks behind in a run that does not come to its first step."""
-    try:
-        yield
-    except BaseException:
-        _remove_waiting(run, accelerator)
-        raise
-
-
-def _remove_waiting(run: RunDirectory, accelerator: Accelerator) -> None:
-    pattern = WAITING.format(part="*", process=accelerator.process_index)
-    for file in run.path.glob(pattern):
-        file.unlink(missing_ok=True)
-    if not accelerator.is_main_process:  # on a machine without the run, nothing else is in it
-        with contextlib.suppress(OSError):
-            run.path.rmdir()
-
-
-@contextlib.contextmanager
-def _writing_end(accelerator: Accelerator, run: RunDirectory) -> Iterator[None]:
-    """Have the status of a run say how it ended before its time."""
-    try:
-        yield
-    except BaseException as error:
-        if accelerator.is_main_process:
-            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-            phase: Phase = "stopped" if stopped else "failed"
-            expected = isinstance(error, ImpastoError)
-            message = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
-            run.write_status(phase, message=message)
-        raise

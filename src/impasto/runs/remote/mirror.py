@@ -23,7 +23,7 @@ LAST_TRIES = 3
 
 
 class Mirror:
-    """Keeps a run in a store like its working folder, on a thread of its own.
+    """Keeps a run in a store like its working folder, on a separate thread.
 
     Args:
         folder: The working folder.

@@ -65,7 +65,7 @@ class Owner:
 
     @property
     def words(self) -> str:
-        """Who it is, for a message."""
+        """The process and machine that write the run, for a message."""
         if self.process is None:
             return "a process of which the store says nothing more"
         return f"process {self.process.pid} on {self.host}, since {self.since}"

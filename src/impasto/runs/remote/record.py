@@ -58,7 +58,7 @@ class SentRecord:
             return cls(place)
 
     def write(self) -> None:
-        """Remember it.
+        """Write the record to a file of this machine.
 
         Raises:
             StorageError: The disk is full, or the folder cannot be written.

@@ -14,7 +14,7 @@ _JOINED_FOR_S = 5.0
 
 
 class CommandListener:
-    """Looks for commands on a thread of its own, while it is entered as a context.
+    """Looks for commands on a separate thread, while it is entered as a context.
 
     It sees to stopping itself, as a signal would, so that a run stops also where it loads or
     encodes. The others wait for the loop, which asks for them between two steps.

@@ -18,7 +18,7 @@ class RecordedEvents:
     """Passes events on, and writes them down once the run directory is there.
 
     Args:
-        events: Who else is told.
+        events: Also receives the events.
 
     Attributes:
         log: The file that events are added to.
@@ -102,7 +102,7 @@ class RecordedEvents:
         self._events.measured(record)
 
     def ended(self) -> None:
-        """Training is over."""
+        """Pass on that training is over."""
         self._events.ended()
 
     def close(self) -> None:

@@ -105,7 +105,7 @@ class MetricsCollector:
         self._outputs.append(StepOutput(output.losses.detach(), output.t, output.weights))
 
     def time_waiting(self, items: Iterator[T]) -> Iterator[T]:
-        """The same items; the time until each is there counts as waiting for data."""
+        """Yield items, and count the time until each is there as waiting for data."""
         while True:
             began = time.perf_counter()
             try:

@@ -57,7 +57,7 @@ class Recorder:
     Args:
         of: What it reads.
         run: Where metrics go.
-        events: Who is told.
+        events: Receives the events of the run.
         preparing_s: Seconds that loading, scanning and encoding took.
     """
 

@@ -46,7 +46,7 @@ class ValidationLoss:
         return rounded(self.images)
 
     def as_record(self) -> dict[str, Any]:
-        """As a line of metrics has it; datasets, counted from 1, where there are several."""
+        """The values of a line of metrics; by dataset, counted from 1, where there are several."""
         several = self.by_dataset if len(self.by_dataset) > 1 else {}
         numbers = {
             **{f"validation_loss_{n + 1}": loss for n, loss in several.items()},
@@ -77,7 +77,7 @@ class Validator:
 
     @property
     def of_held_out(self) -> Validator:
-        """The same without training images, for whoever wants the validation loss alone."""
+        """A validator of held-out images alone, for the validation loss by itself."""
         return replace(self, training=None)
 
     def measure(

@@ -2,7 +2,7 @@
 
 Three things need it: weights of 16 bits, which a chunk at a time are widened to float32, stepped
 and rounded back; states that are kept in RAM and come to the device for their
-step; and steps within the backward pass, where each weight is a chunk of its own.
+step; and steps within the backward pass, where each weight is a separate chunk.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor) -> None:
-        """Step one weight, which is a chunk of its own; `finish` when all are done."""
+        """Step one weight, which is a separate chunk; `finish` when all are done."""
         optimizer = self._chunk_of[parameter]
         if self._offload is not None:
             self._offload.fetch([parameter], self.state)

@@ -1,6 +1,6 @@
 """Copies between RAM and a GPU, beside its arithmetic: what runs after what.
 
-A GPU has an engine for each direction, so each has a stream of its own; the order between streams
+A GPU has an engine for each direction, so each has a separate stream; the order between streams
 is made by events, and nothing waits on the host.
 """
 

@@ -174,7 +174,7 @@ def _lerp(averages: list[Tensor], weights: list[Tensor], fraction: float) -> Non
 class AsyncEmaUpdater:
     """Copies of weights on their way into RAM, taken in by a thread there.
 
-    The copies run on a stream of their own, into pinned memory that is used again each time.
+    The copies run on a separate stream, into pinned memory that is used again each time.
     Weights that are streamed wait in RAM already, and are read there.
     """
 

@@ -36,7 +36,7 @@ class GraphRecorder(Protocol):
         """Do work where `record` records it, which prepares what libraries make only once."""
 
     def record(self, work: Work) -> Work:
-        """Record work that was run before, without doing it; what does it.
+        """Record work that was run before, without doing it, and return what replays it.
 
         Raises:
             NotRecordableError: A CUDA graph cannot hold it.
@@ -47,7 +47,7 @@ class GraphRecorder(Protocol):
 
 
 class CudaGraphRecorder:
-    """Records on a stream of its own; all graphs share one pool of memory.
+    """Records on a separate stream; all graphs share one pool of memory.
 
     So no two of them may run at once, and nothing that a graph leaves in memory of its own
     outlives the replay of another one.
@@ -72,7 +72,7 @@ class CudaGraphRecorder:
             current.wait_stream(self._stream)
 
     def record(self, work: Work) -> Work:
-        """Record work.
+        """Record work as a CUDA graph, and return what replays it.
 
         Other threads may use the GPU meanwhile: a call that CUDA refuses during a recording is
         refused in this thread alone.

@@ -128,7 +128,7 @@ class Precision:
             tensor.copy_(torch.where(at_fault > 0, value, tensor))
 
     def _scaler_tensors(self) -> list[Tensor]:
-        """Its scale and its count of steps since the last overflow, on the device."""
+        """The scaler's scale and its count of steps since the last overflow, on the device."""
         scaler = self._scaler
         found = (getattr(scaler, "_scale", None), getattr(scaler, "_growth_tracker", None))
         return [tensor for tensor in found if tensor is not None]

@@ -22,7 +22,7 @@ States = Mapping[Tensor, MutableMapping[str, Any]]
 class OffloadedStates:
     """Keeps the large tensors of an optimizer's state in RAM.
 
-    Copies run beside the arithmetic, on a stream of their own, from and to pinned memory. On a
+    Copies run beside the arithmetic, on a separate stream, from and to pinned memory. On a
     processor both places are the same, and copies are made all the same.
 
     Args:

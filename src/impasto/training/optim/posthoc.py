@@ -95,7 +95,7 @@ def fit(known: Sequence[Profile], wanted: Profile) -> Fit:
 
 
 def _inner_products(ones: Sequence[Profile], others: Sequence[Profile]) -> Floats:
-    """Those of profiles as functions of the time: [ones, others], algorithm 3.
+    """Inner products of profiles as functions of the time: [ones, others], algorithm 3.
 
     (a + 1)(b + 1) (s / t)^(exponent of the later one) / ((a + b + 1) t), for exponents a and b and
     times s <= t.

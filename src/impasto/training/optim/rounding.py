@@ -42,7 +42,7 @@ class Nearest:
     """To the nearest: small changes are lost, as in sd-scripts' `--full_bf16`."""
 
     def begin(self, seed: int) -> None:
-        """There is no chance in it."""
+        """Do nothing: rounding to the nearest draws no random numbers."""
 
     def widened(self, weight: Tensor, state: MutableMapping[str, Any]) -> Tensor:  # noqa: ARG002
         """Widen a 16-bit weight to float32."""

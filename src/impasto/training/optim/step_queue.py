@@ -19,10 +19,10 @@ class Event(Protocol):
     """A place in what was launched on a GPU, as `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Whether the GPU has come to it."""
+        """Whether the GPU has reached the event."""
 
     def synchronize(self) -> None:
-        """Have the host wait until it has."""
+        """Have the host wait until the GPU has reached the event."""
 
 
 class StepQueue:

@@ -157,7 +157,7 @@ class WeightStream:
 
     @contextlib.contextmanager
     def backward(self, *, changes: bool) -> Iterator[None]:
-        """A backward pass.
+        """Within this, have blocks of weights come to the device for a backward pass.
 
         Args:
             changes: Whether weights are stepped in it, and have to be taken back.

@@ -3,7 +3,7 @@
 Kept gradients take as much memory as the weights. Stepped in the backward pass, each is gone
 before the next is computed (Lv et al. 2023, LOMO, arXiv:2306.09782, for optimizers with a state);
 the norm of all of them, which clipping needs, is then known only afterwards. So there are two ways
-to clip: a backward pass of its own for the norm, or the norm of the step before.
+to clip: a separate backward pass for the norm, or the norm of the step before.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class UpdateAfterBackward:
         return norm
 
     def require_applied(self) -> None:
-        """Only a fused optimizer on a GPU has anything to find."""
+        """Check that no step was passed over; only a fused optimizer on a GPU passes over any."""
         if self._finite_tracker is not None:
             self._finite_tracker.require_applied()
 
@@ -160,7 +160,7 @@ class UpdateInBackward:
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """All of a step: its norm where it is needed, and the steps.
+        """Run the backward pass, in which weights are stepped; find the gradient norm if needed.
 
         Raises:
             NonFiniteError: It was not applied.
@@ -188,7 +188,7 @@ class UpdateInBackward:
         self._precision.stepped(overflown=False)
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Only say what the norm was: all else is done."""
+        """Return the gradient norm: the weights were stepped in the backward pass."""
         del loss
         norm, self._norm_before = self._norm_before, None
         if self._is_partial:
@@ -204,12 +204,12 @@ class UpdateInBackward:
         return norm
 
     def require_applied(self) -> None:
-        """Only a fused optimizer on a GPU has anything to find."""
+        """Check that no step was passed over; only a fused optimizer on a GPU passes over any."""
         if self._finite_tracker is not None:
             self._finite_tracker.require_applied()
 
     def _measured(self, loss: Tensor, scaled: Tensor) -> Tensor | None:
-        """The norm by a backward pass of its own; None of a gradient that overflows by its scale.
+        """The norm by a separate backward pass; None of a gradient that overflows by its scale.
 
         Raises:
             NonFiniteError: It, or the loss, is not finite.

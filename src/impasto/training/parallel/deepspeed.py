@@ -144,7 +144,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Where it computes; DeepSpeed comes in with the optimizer."""
+        """Move a module to the device; DeepSpeed takes it over in `start`, with the optimizer."""
         self._modules.append(module.to(self._device))
         return module
 
@@ -168,7 +168,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         return DeepSpeedUpdate(self._engine, measures=inputs.max_norm > 0)
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """Only the first process keeps copies."""
+        """Copy tensors to the CPU on the first process, which alone keeps them."""
         if not self._is_main:
             return {}
         return {

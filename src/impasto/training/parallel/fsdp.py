@@ -70,7 +70,7 @@ class FsdpStrategy:
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Cut up in place, block by block."""
+        """Shard a module in place, block by block."""
         for block in blocks_of(module):
             fully_shard(block, mesh=self._mesh, reshard_after_forward=self._reshard_after_forward)
         root: Any = fully_shard(
@@ -80,7 +80,7 @@ class FsdpStrategy:
         return root
 
     def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
-        """With the tensors behind the shards as their parameters."""
+        """Parts whose parameters are the tensors behind this process's shards."""
         return tuple(replace(part, shares=self._local_shards_of(part)) for part in parts)
 
     def _local_shards_of(self, part: TrainedPart) -> Mapping[str, nn.Parameter]:
@@ -93,21 +93,21 @@ class FsdpStrategy:
         return shares
 
     def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
-        """It steps the shares, and knows of nothing else."""
+        """Do nothing: the optimizer steps this process's shares as it would step whole weights."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
-        """After every backward pass: whole gradients are never kept."""
+        """Reduce gradients after every backward pass: whole ones are never kept."""
         del now
         return contextlib.nullcontext()
 
     def build_precision(
         self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
     ) -> Precision:
-        """Norms and overflows are of all shares."""
+        """Build the precision; norms and overflows are of the shares of all processes."""
         return Precision(kind, device, of_shares=True, caches_casts=caches_casts)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """Kept gradients, of the shares."""
+        """Build the update, which steps this process's shares by their gradients."""
         pairs = [(self._dtensors[name], self._shares[name]) for name in self._dtensors]
         return FsdpUpdate(inputs, pairs)
 
@@ -127,7 +127,7 @@ class FsdpStrategy:
         return {name: self._shard_of(name, tensor) for name, tensor in tensors.items()}
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """Only the first process keeps them."""
+        """Gather whole tensors on the CPU of the first process, which alone keeps them."""
         return {part: dict(self._kept(held)) for part, held in tensors.items()}
 
     def _kept(self, held: LocalTensors) -> Iterator[tuple[str, Tensor]]:

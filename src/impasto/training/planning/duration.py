@@ -89,7 +89,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def float8_rate(device: torch.device) -> float:
-    """The same of products of float8 numbers, on a card that has them, without scaling them."""
+    """Floating-point operations per second of float8 products, without the scaling beside them."""
     side = 8192
     one, other = (torch.ones((side, side), device=device).to(torch.float8_e4m3fn) for _ in range(2))
     scale = torch.ones((), device=device)

@@ -235,7 +235,7 @@ def _vae_peak(vae: Any, shape: tuple[int, ...], run: Callable[[Tensor], object])
 
 
 def _compute_norms_in_float32(network: nn.Module) -> None:
-    """As autocast on a GPU does: what norms take and give is float32."""
+    """Have norms take and give float32, as autocast on a GPU does."""
     for module in network.modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             module.float()

@@ -46,7 +46,7 @@ class Lever:
         return in_words(self.changes)
 
     def replaces(self, other: Lever) -> bool:
-        """Whether it sets all that another one sets."""
+        """Whether this lever sets every setting that another one sets."""
         return all(
             fields.keys() <= self.changes.get(section, {}).keys()
             for section, fields in other.changes.items()

@@ -20,34 +20,30 @@ from impasto.data.records import Size
 from impasto.models.casting import cast_network
 from impasto.models.loading import BaseModel
 from impasto.models.saving import DTYPES
-from impasto.models.trainable import Trainable, blocks_of, recomputed_blocks
+from impasto.models.trainable import Trainable, blocks_of
 from impasto.training.code_identity import described
 from impasto.training.float8 import convert_layers
 from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
-from impasto.training.optim.streaming import BUFFERS
 from impasto.training.parallel.shards import WHOLE, Sharding
-from impasto.training.param_dtypes import copied_layers, copied_numel
+from impasto.training.param_dtypes import copied_layers
 from impasto.training.planning.fake_float8 import fake_product
 from impasto.training.planning.fake_step import StepCost
 from impasto.training.planning.memory_facts import (
-    changes_words,
-    encodes_while_training,
     numel_of,
     offloads_state,
     optimizer_bytes,
     shapes_of,
     steps_alone,
     structure_of,
-    text_encoder_bytes,
-    unloads_text_encoder,
 )
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.overhead import fragmentation_bytes, workspace_bytes
 from impasto.training.planning.phases import Costs, OtherWork, Phase, fake_step_of, text_key_parts
 from impasto.training.planning.ram import ram_beside_gpu
+from impasto.training.planning.standing import StandingMemory
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import caches_casts, computed_kind
 
@@ -131,11 +127,12 @@ class FootprintPredictor:
     ) -> None:
         self._shares, self._workload = shares, workload or Workload()
         self._meta_models, self._on_gpu = MetaModels(meta_model, build), device_type == "cuda"
-        self._device_type, self._costs = (
-            device_type,
-            Costs(record, "" if build is build_trainable else described(build)),
-        )
+        self._device_type = device_type
+        self._costs = Costs(record, "" if build is build_trainable else described(build))
         self._other = OtherWork(self._meta_models, device_type, self._workload, self._costs)
+        self._standing = StandingMemory(
+            device_type, shares, self._workload, is_usual=self._meta_models.is_usual
+        )
 
     def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:
         """What a run of these settings takes at its fullest moment, if that is its largest batch.
@@ -159,7 +156,7 @@ class FootprintPredictor:
             *self._other.phases(config, model, trainable, batch),
         ]
         phases = self._beside_graphs(config, trainable, phases)
-        state = self._state(config, trainable, model)
+        state = self._standing.bytes_of(config, trainable, model)
         return [self._at(config, phase, state, cost.flops) for phase in phases]
 
     def ram(self, config: RunConfig) -> dict[str, int]:
@@ -193,21 +190,6 @@ class FootprintPredictor:
             moment=phase.name,
             flops=flops,
         )
-
-    def _state(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
-        """What is there all the time, from the first step on."""
-        learning = sum(part.count() for part in trainable.parts)
-        on_device = self._on_device(away=config.training.ema_on_cpu)
-        averages = config.training.averages if on_device else 0
-        return {
-            "weights": self._weights(config, trainable, model)
-            + (4 * learning if config.optimizer.start_decay else 0),
-            "optimizer": optimizer_bytes(config, shapes_of(trainable)) // self._shares.optimizer
-            if self._on_device(away=offloads_state(config))
-            else 0,
-            "average": 4 * learning * averages // self._shares.weights,
-            "text_cache": self._text_cache(config, trainable),
-        }
 
     def _training(
         self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int, cost: StepCost
@@ -246,71 +228,6 @@ class FootprintPredictor:
             else phase
             for phase in phases
         ]
-
-    def _on_device(self, *, away: bool) -> bool:
-        """On a processor, what is kept away from a GPU is in the same memory."""
-        return not (away and self._on_gpu)
-
-    def _weights(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> int:
-        wide = DTYPES[config.training.weight_dtype].itemsize
-        total = 0
-        for module in (trainable.network, model.vae, *model.text_encoders.values()):
-            for parameter in module.parameters():
-                if parameter.requires_grad:
-                    total += parameter.numel() * wide // self._shares.weights
-                    if self._shares.has_master_weights:
-                        total += parameter.numel() * 4 // self._shares.optimizer
-                elif module is trainable.network and config.method.kind == "full":
-                    total += parameter.numel() * wide  # a frozen block is read like the others
-                else:
-                    total += parameter.numel() * parameter.dtype.itemsize
-        total += 2 * copied_numel(config, trainable)
-        total -= self._streamed(config, trainable)
-        total += self._vae_bytes(config, model) - 4 * numel_of(model.vae)
-        if not config.trains_text_encoder:
-            total -= 4 * sum(numel_of(network) for network in model.text_encoders.values())
-            total += self._text_encoders(config, model)
-        return total
-
-    def _text_encoders(self, config: RunConfig, model: BaseModel) -> int:
-        """Frozen text encoders while training; what code may look at is read in float32."""
-        if unloads_text_encoder(config):
-            return 0
-        return text_encoder_bytes(
-            config, model, self._device_type if self._meta_models.is_usual else "cpu"
-        )
-
-    def _streamed(self, config: RunConfig, trainable: Trainable) -> int:
-        """Weights that wait in RAM, without the buffers that they come to."""
-        if not (config.training.stream_weights and self._on_gpu):
-            return 0
-        wide = DTYPES[config.training.weight_dtype].itemsize
-        sizes = [wide * numel_of(block) for block in recomputed_blocks(trainable.unet)]
-        return sum(sizes) - BUFFERS * max(sizes)
-
-    def _vae_bytes(self, config: RunConfig, model: BaseModel) -> int:
-        """A VAE's weights while training: it leaves when all is encoded."""
-        if not encodes_while_training(config):
-            return 0
-        width = DTYPES[config.dataset.vae_precision].itemsize
-        copied = 4 if not self._on_gpu and width < 4 else 0
-        return (width + copied) * numel_of(model.vae)
-
-    def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
-        """What is remembered of frozen text encoders' outputs: at most what the settings allow.
-
-        A GPU has two such memories: what encodes captions beside the step, and what is looked at.
-        """
-        if config.trains_text_encoder or unloads_text_encoder(config):
-            return 0
-        chunk = 4 * trainable.states.shape.numbers * (config.model.max_tokens // 75)
-        limit, work = config.training.text_cache_mib << 20, self._workload
-        captions = limit
-        if work.captions is not None and not changes_words(config):
-            captions = min(limit, chunk * (work.captions + 1))
-        prompts = 2 * len(config.previews.prompts)
-        looked_at = min(limit, chunk * (work.held_out_captions + prompts))
-        return captions + looked_at
 
     def _step(self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int) -> StepCost:
         training = config.training

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from impasto.config.run import RunConfig
-from impasto.datasets.build import build_caption_rules
+from impasto.datasets.sources import build_caption_rules
 from impasto.models.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.models.vae import TILE

@@ -43,7 +43,7 @@ def resolve_settings(
     Args:
         config: The settings.
         survey: What is known of the images.
-        progress: Who is told what was chosen.
+        progress: Receives notes of what was chosen.
         check: Whether to make sure that the run fits, if the settings do not say otherwise.
         processes: How many processes share the run.
         build: Makes what learns of a base model.

@@ -46,7 +46,7 @@ def transfers_of(
     None where weights are not streamed.
 
     A forward pass brings each block, the backward pass again, and once more where the norm of the
-    gradient is measured by a backward pass of its own.
+    gradient is measured by a separate backward pass.
 
     Args:
         config: The settings.

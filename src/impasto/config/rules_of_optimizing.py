@@ -1,0 +1,142 @@
+"""What a run refuses of its optimizer, and of the averages of its weights."""
+
+from __future__ import annotations
+
+from impasto.config.rule import Rule
+from impasto.optimizer_table import one_rate_only
+
+OPTIMIZER = (
+    Rule(
+        (
+            "optimizer.kind",
+            "method.text_encoder_lr",
+            "method.text_encoder_lrs",
+            "method.block_lrs",
+        ),
+        lambda c: len(c.rates) > 1 and c.row.finds_lr,
+        lambda c: one_rate_only(c.kind, c.rates),
+    ),
+    Rule(
+        (
+            "optimizer.kind",
+            "training.weight_dtype",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
+        ),
+        lambda c: bool(c.goes_by_chunks) and c.row.looks_at_all_together,
+        lambda c: (
+            f"optimizer.kind {c.kind} looks at all weights together and does not go with "
+            f"{c.goes_by_chunks}. Take that setting out, or take another optimizer.kind"
+        ),
+    ),
+    Rule(
+        ("optimizer.kind", "training.ema_decay", "training.posthoc_ema"),
+        lambda c: c.training.averages > 0 and c.row.averages_weights,
+        lambda c: (
+            f"training.{'ema_decay' if c.training.ema_decay is not None else 'posthoc_ema'} and "
+            f"optimizer.kind {c.kind} both average the weights. Take one of them out"
+        ),
+    ),
+    Rule(
+        (
+            "optimizer.start_decay",
+            "optimizer.kind",
+            "training.weight_dtype",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
+            "training.cuda_graphs",
+        ),
+        lambda c: c.config.optimizer.start_decay > 0 and bool(c.stands_against_pull),
+        lambda c: (
+            f"optimizer.start_decay needs weights in float32 that are stepped all together and "
+            f"where they are, and does not go with {c.stands_against_pull}. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("optimizer.start_decay", "optimizer.lr", "method.block_lrs", "method.text_encoder_lr"),
+        lambda c: c.config.optimizer.start_decay * max(c.rates, default=0) >= 1,
+        lambda c: (
+            f"optimizer.start_decay {c.config.optimizer.start_decay:g} times the learning rate "
+            f"{max(c.rates):g} is 1 or more, so that each step would take away all that was "
+            f"learned. Make it smaller"
+        ),
+    ),
+    Rule(
+        ("training.offload_optimizer", "optimizer.kind"),
+        lambda c: c.training.offload_optimizer and c.row.is_paged,
+        lambda c: (
+            f"training.offload_optimizer has no effect on optimizer.kind {c.kind}, whose state "
+            f"CUDA moves to RAM by itself. Take it out"
+        ),
+    ),
+    Rule(
+        ("training.offload_optimizer",),
+        lambda c: c.training.offload_optimizer and c.facts.device == "cpu",
+        lambda _: (
+            "training.offload_optimizer moves the optimizer's state out of VRAM, and this run "
+            "computes on the CPU, where it would change nothing. Take it out"
+        ),
+    ),
+)
+"""Optimizers, and where their steps and states are."""
+
+
+AVERAGE = (
+    Rule(
+        (
+            "training.ema_decay",
+            "training.ema_power",
+            "training.ema_on_cpu",
+            "training.ema_every",
+            "training.posthoc_ema",
+        ),
+        lambda c: c.training.ema_decay is None and bool(c.ema_settings),
+        lambda c: f"no effect without ema_decay: {c.ema_settings}",
+    ),
+    Rule(
+        ("saving.average", "training.ema_decay"),
+        lambda c: c.config.saving.average != "instead" and c.training.ema_decay is None,
+        lambda _: "saving.average has no effect without training.ema_decay",
+    ),
+    Rule(
+        ("training.posthoc_ema", "saving.posthoc_every_steps", "saving.posthoc_dtype"),
+        lambda c: (
+            not c.training.posthoc_ema
+            and (
+                c.config.saving.posthoc_every_steps is not None
+                or c.config.saving.posthoc_dtype != "fp16"
+            )
+        ),
+        lambda _: "saving.posthoc_... has no effect without training.posthoc_ema",
+    ),
+    Rule(
+        ("training.posthoc_ema", "method.kind"),
+        lambda c: c.training.posthoc_ema and c.method.kind != "full",
+        lambda _: (
+            "training.posthoc_ema is for method.kind full: impasto ema makes whole models. Take it "
+            "out, or average a hypernetwork with training.ema_decay"
+        ),
+    ),
+    Rule(
+        ("training.posthoc_ema", "training.ema_every", "training.max_steps"),
+        lambda c: c.training.posthoc_ema and c.steps is not None and c.steps < c.training.ema_every,
+        lambda c: (
+            f"training.ema_every {c.training.ema_every} is more than the {c.steps} steps of the "
+            f"run, so the averages of training.posthoc_ema would never take the weights in"
+        ),
+    ),
+    Rule(
+        ("training.posthoc_ema", "training.ema_every", "saving.posthoc_every_steps"),
+        lambda c: (
+            c.training.posthoc_ema
+            and c.config.saving.posthoc_every_steps is not None
+            and c.config.saving.posthoc_every_steps % c.training.ema_every != 0
+        ),
+        lambda c: (
+            f"saving.posthoc_every_steps {c.config.saving.posthoc_every_steps} is no multiple of "
+            f"training.ema_every {c.training.ema_every}: the averages would be stored without the "
+            f"last weights. Make it one"
+        ),
+    ),
+)
+"""The running average of the weights."""

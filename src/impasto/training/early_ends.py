@@ -1,0 +1,70 @@
+"""How a run ends before its time: what is said, what its status tells, and what is removed."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+from accelerate import Accelerator
+
+from impasto.datasets.distributed import is_process_loss
+from impasto.errors import ImpastoError, Interrupted, RunError
+from impasto.runs import Phase, RunDirectory
+from impasto.training.model import WAITING
+from impasto.training.signals import interrupted
+
+
+@contextlib.contextmanager
+def explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
+    """Explain a signal, and the end of another process, outside the steps.
+
+    Raises:
+        Interrupted: A signal asked to stop.
+        RunError: Another process has ended.
+    """
+    try:
+        yield
+    except KeyboardInterrupt as stop:
+        raise interrupted(stop, f"Stopped at once. {then}") from stop
+    except RuntimeError as error:
+        if accelerator.num_processes > 1 and is_process_loss(error):
+            raise RunError(
+                f"Another process of this run has ended, so this one stops; its own message says "
+                f"why. {then}"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def removing_waiting(run: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
+    """Leave no networks behind in a run that does not come to its first step."""
+    try:
+        yield
+    except BaseException:
+        remove_waiting(run, accelerator)
+        raise
+
+
+def remove_waiting(run: RunDirectory, accelerator: Accelerator) -> None:
+    """Remove the networks that wait in files of the run directory for being used again."""
+    pattern = WAITING.format(part="*", process=accelerator.process_index)
+    for file in run.path.glob(pattern):
+        file.unlink(missing_ok=True)
+    if not accelerator.is_main_process:  # on a machine without the run, nothing else is in it
+        with contextlib.suppress(OSError):
+            run.path.rmdir()
+
+
+@contextlib.contextmanager
+def writing_end(accelerator: Accelerator, run: RunDirectory) -> Iterator[None]:
+    """Have the status of a run say how it ended before its time."""
+    try:
+        yield
+    except BaseException as error:
+        if accelerator.is_main_process:
+            stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+            phase: Phase = "stopped" if stopped else "failed"
+            expected = isinstance(error, ImpastoError)
+            message = str(error) if expected else f"{type(error).__name__}: {error}".rstrip(": ")
+            run.write_status(phase, message=message)
+        raise

@@ -1,0 +1,120 @@
+"""What is on the device all the time, from the first step on: weights, optimizer state, averages.
+
+It follows from numbers and shapes alone; `memory.py` puts it together with what comes and goes.
+"""
+
+from __future__ import annotations
+
+from impasto.config.run import RunConfig
+from impasto.models.loading import BaseModel
+from impasto.models.saving import DTYPES
+from impasto.models.trainable import Trainable, recomputed_blocks
+from impasto.training.optim.streaming import BUFFERS
+from impasto.training.parallel.shards import Sharding
+from impasto.training.param_dtypes import copied_numel
+from impasto.training.planning.memory_facts import (
+    changes_words,
+    encodes_while_training,
+    numel_of,
+    offloads_state,
+    optimizer_bytes,
+    shapes_of,
+    text_encoder_bytes,
+    unloads_text_encoder,
+)
+from impasto.training.planning.workload import Workload
+
+
+class StandingMemory:
+    """Computes what a run keeps on the device from its first step to its last.
+
+    Args:
+        device_type: `cpu` or `cuda`.
+        shares: How much of the model a process has.
+        workload: What is done beside training.
+        is_usual: Whether no code looks at the networks, so that frozen ones may wait or be narrow.
+    """
+
+    def __init__(
+        self, device_type: str, shares: Sharding, workload: Workload, *, is_usual: bool
+    ) -> None:
+        self._device_type, self._on_gpu = device_type, device_type == "cuda"
+        self._shares, self._workload, self._is_usual = shares, workload, is_usual
+
+    def bytes_of(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
+        """Bytes of the parts of a `Footprint` that are there from the first step on, by name."""
+        learning = sum(part.count() for part in trainable.parts)
+        on_device = self._on_device(away=config.training.ema_on_cpu)
+        averages = config.training.averages if on_device else 0
+        return {
+            "weights": self._weights(config, trainable, model)
+            + (4 * learning if config.optimizer.start_decay else 0),
+            "optimizer": optimizer_bytes(config, shapes_of(trainable)) // self._shares.optimizer
+            if self._on_device(away=offloads_state(config))
+            else 0,
+            "average": 4 * learning * averages // self._shares.weights,
+            "text_cache": self._text_cache(config, trainable),
+        }
+
+    def _on_device(self, *, away: bool) -> bool:
+        """On a processor, what is kept away from a GPU is in the same memory."""
+        return not (away and self._on_gpu)
+
+    def _weights(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> int:
+        wide = DTYPES[config.training.weight_dtype].itemsize
+        total = 0
+        for module in (trainable.network, model.vae, *model.text_encoders.values()):
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    total += parameter.numel() * wide // self._shares.weights
+                    if self._shares.has_master_weights:
+                        total += parameter.numel() * 4 // self._shares.optimizer
+                elif module is trainable.network and config.method.kind == "full":
+                    total += parameter.numel() * wide  # a frozen block is read like the others
+                else:
+                    total += parameter.numel() * parameter.dtype.itemsize
+        total += 2 * copied_numel(config, trainable)
+        total -= self._streamed(config, trainable)
+        total += self._vae_bytes(config, model) - 4 * numel_of(model.vae)
+        if not config.trains_text_encoder:
+            total -= 4 * sum(numel_of(network) for network in model.text_encoders.values())
+            total += self._text_encoders(config, model)
+        return total
+
+    def _text_encoders(self, config: RunConfig, model: BaseModel) -> int:
+        """Frozen text encoders while training; what code may look at is read in float32."""
+        if unloads_text_encoder(config):
+            return 0
+        return text_encoder_bytes(config, model, self._device_type if self._is_usual else "cpu")
+
+    def _streamed(self, config: RunConfig, trainable: Trainable) -> int:
+        """Weights that wait in RAM, without the buffers that they come to."""
+        if not (config.training.stream_weights and self._on_gpu):
+            return 0
+        wide = DTYPES[config.training.weight_dtype].itemsize
+        sizes = [wide * numel_of(block) for block in recomputed_blocks(trainable.unet)]
+        return sum(sizes) - BUFFERS * max(sizes)
+
+    def _vae_bytes(self, config: RunConfig, model: BaseModel) -> int:
+        """A VAE's weights while training: it leaves when all is encoded."""
+        if not encodes_while_training(config):
+            return 0
+        width = DTYPES[config.dataset.vae_precision].itemsize
+        copied = 4 if not self._on_gpu and width < 4 else 0
+        return (width + copied) * numel_of(model.vae)
+
+    def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
+        """What is remembered of frozen text encoders' outputs: at most what the settings allow.
+
+        A GPU has two such memories: what encodes captions beside the step, and what is looked at.
+        """
+        if config.trains_text_encoder or unloads_text_encoder(config):
+            return 0
+        chunk = 4 * trainable.states.shape.numbers * (config.model.max_tokens // 75)
+        limit, work = config.training.text_cache_mib << 20, self._workload
+        captions = limit
+        if work.captions is not None and not changes_words(config):
+            captions = min(limit, chunk * (work.captions + 1))
+        prompts = 2 * len(config.previews.prompts)
+        looked_at = min(limit, chunk * (work.held_out_captions + prompts))
+        return captions + looked_at

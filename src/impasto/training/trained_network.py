@@ -1,0 +1,133 @@
+"""What learns in a run, where it computes, and the optimizer that steps it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from impasto.config.run import RunConfig
+from impasto.errors import ConfigError
+from impasto.models.attention import use_kernel
+from impasto.models.attention_kernels import build_kernel
+from impasto.models.loading import BaseModel
+from impasto.models.trainable import Trainable
+from impasto.training.compile import compile_unet
+from impasto.training.float8 import use_float8
+from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
+from impasto.training.optim.start_pull import StartPull
+from impasto.training.optim.state import part_names
+from impasto.training.optim.streaming import WeightStream
+from impasto.training.overrides import Overrides
+from impasto.training.parallel.strategy import ParallelStrategy
+from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
+
+
+def build_network(
+    config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int, overrides: Overrides
+) -> Trainable:
+    """Build what learns, computing the way the settings ask for.
+
+    Args:
+        config: The settings of a run.
+        accelerator: Where it computes.
+        model: The base model; its U-Net gets the attention kernel that is asked for.
+        sizes: How many shapes of batches there are, for the compiler.
+        overrides: What is given in code.
+
+    Raises:
+        ConfigError: A setting does not go with the model, or what code gives cannot be exported.
+    """
+    training, device = config.training, accelerator.device
+    if training.attention != "sdpa":
+        use_kernel(model.unet, build_kernel(training.attention, device))
+    trainable = overrides.build_trainable()(config, model)
+    _require_exportable(config, trainable, model)
+    if training.channels_last:
+        trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if training.float8:
+        use_float8(trainable.unet, device)
+    compile_unet(
+        trainable.unet,
+        training.compile,
+        sizes=sizes,
+        cuda_graphs=training.cuda_graphs == "network",
+        cache=config.dataset.machine_dir / "compiled",
+        device=device,
+    )
+    return trainable
+
+
+@dataclass(frozen=True)
+class Learning:
+    """What learns, where it computes, and what steps it.
+
+    Attributes:
+        unet: What training calls.
+        stream: Brings its weights to the device block by block; None where all are there.
+        optimizer: Steps the weights.
+        part_by_group: The name of the part that each of its groups is of.
+    """
+
+    unet: Any
+    stream: WeightStream | None
+    optimizer: torch.optim.Optimizer
+    part_by_group: tuple[str, ...]
+
+
+def build_learning(
+    config: RunConfig,
+    accelerator: Accelerator,
+    strategy: ParallelStrategy,
+    overrides: Overrides,
+    trainable: Trainable,
+) -> Learning:
+    """Bring what learns to where it computes, and build its optimizer.
+
+    Raises:
+        ConfigError: An optimizer that was given in code does not keep to the settings.
+    """
+    rules = build_chunk_rules(config, trainable.parts, accelerator)
+    stream = build_weight_stream(config, trainable, accelerator.device)
+    unet = strategy.wrap(trainable.network) if stream is None else stream.place()
+    trainable.parts = strategy.place(trainable.parts)
+    optimizer = overrides.build_optimizer(trainable.parts, config.optimizer, rules)
+    _require_chunks(optimizer, rules)
+    if config.optimizer.start_decay:
+        StartPull(optimizer, config.optimizer.start_decay)  # lives in a hook of its steps
+    part_by_group = part_names(optimizer, trainable.parts)
+    strategy.start(trainable.parts, optimizer)
+    return Learning(unet, stream, optimizer, part_by_group)
+
+
+def _require_exportable(config: RunConfig, trainable: Trainable, model: BaseModel) -> None:
+    """Make sure that what learns has a place in the exported model.
+
+    Raises:
+        ConfigError: A way of training that was given in code exports what is no network.
+    """
+    if config.method.kind != "full":
+        return
+    foreign = sorted(set(trainable.export()) - set(model.networks))
+    if foreign:
+        raise ConfigError(
+            f"{type(trainable).__name__}.export() gives {foreign[0]!r}, which is no network of the "
+            f"model; it has {', '.join(model.networks)}. Give tensors of these, with what was "
+            f"learned added to them."
+        )
+
+
+def _require_chunks(optimizer: torch.optim.Optimizer, rules: ChunkRules) -> None:
+    """Make sure that an optimizer that was given in code keeps to what the settings ask of it.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if rules.need is not None and not isinstance(optimizer, ChunkedOptimizer):
+        raise ConfigError(
+            f"{rules.need} is asked of every optimizer, and {type(optimizer).__name__}, which was "
+            f"given in code, does not do it: make it with ChunkedOptimizer(groups, build, rules) "
+            f"of impasto.training.optim.chunked, or take the setting out."
+        )

@@ -1,0 +1,36 @@
+"""Whether a file beside a dataset may be written, whose folders a stranger may have laid out.
+
+Links may lead out of a dataset, and names may be of folders or of somebody else's files. Who writes
+beside images asks here first; `files.py` writes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from impasto import files
+from impasto.temporary_names import LONGEST_NAME
+
+
+def why_not_written(path: Path, folders: Sequence[Path]) -> str:
+    """Why a file is not written that a stranger may have laid out; empty where it may be.
+
+    Args:
+        path: The file, there or not.
+        folders: Where it may be: a link that leads out of all of them is not followed.
+    """
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        return f"the name {path.name} has over {LONGEST_NAME} bytes, which no file system takes"
+    if not any(files.is_inside(path, folder) for folder in folders):
+        what = "a link that leads" if path.is_symlink() else "lies"
+        return f"{path.name}: {what} out of the dataset; nothing is written there"
+    if os.path.lexists(path) and not path.is_file() and path.exists():
+        return f"{path.name} is there and not a file"
+    if path.exists() and not os.access(path, os.R_OK):
+        return f"{path.name} cannot be read: it belongs to somebody else"
+    real = files.real_path(path)
+    if real.parent.is_dir() and not os.access(real.parent, os.W_OK):
+        return f"{path.name} cannot be written: its folder is read-only, or somebody else's"
+    return ""
