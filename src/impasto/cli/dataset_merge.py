@@ -16,6 +16,7 @@ from impasto.cli.dataset_options import (
     print_skipped,
     scan_images,
 )
+from impasto.cli.local_paths import WRITTEN
 from impasto.progress import counted
 from impasto.remote_paths import shown
 
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @SOURCE
-@click.argument("target", type=click.Path(path_type=Path), required=False)
+@click.argument("target", type=WRITTEN, required=False)
 @click.option(
     "--keys",
     "style",

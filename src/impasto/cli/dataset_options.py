@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.member_paths import folder_of, plain
+from impasto import presence
+from impasto.member_paths import folder_of, is_container, plain
 from impasto.remote_paths import is_remote, shown
 
 if TYPE_CHECKING:
@@ -192,6 +193,27 @@ def _require_files(subset: SubsetConfig, why: str) -> None:
         raise ConfigError(
             f"The images of {place} are in tars or tables, {why or _WRITES_IN_PLACE}."
         )
+
+
+def require_own_file(image: Path) -> None:
+    """Make sure that an image is a file of this machine, and not inside a tar or a table.
+
+    Raises:
+        DatasetError: It is in an object store, or inside of one.
+    """
+    from impasto.errors import DatasetError
+
+    if is_remote(image):
+        raise DatasetError(
+            f"{shown(image)} is in an object store; expected the path of an image of this machine."
+        )
+    row_of = image.with_name(image.name.partition("#")[0] or image.name)
+    for place in (row_of, *image.parents):
+        if place != image and is_container(place.name) and presence.is_file(place):
+            raise DatasetError(
+                f"{image} is inside {place.name}; expected an image that is a file of its own. "
+                f"impasto dataset list and report show what is in there."
+            )
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:

@@ -1,0 +1,69 @@
+"""Which arguments of the command line take a URL, and that the others refuse one at once."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from impasto.cli.local_paths import LocalPath
+from impasto.cli.main import impasto
+from impasto.errors import ConfigError
+
+TAKE_URLS = {
+    "ask run", "compare runs", "ema run", "publish source", "report run", "resume run", "send run",
+    "show run", "evaluate images", "evaluate training", "new data", "new output_dir",
+}  # fmt: skip
+"""Paths that may be URLs, but for those of `OF_IMAGES`; each verb says what it does with one."""
+
+OF_IMAGES = {"source", "image_dir", "cache_dir"}
+"""Of `impasto dataset`: read from a store, or refused with words of their own."""
+
+OWN_WORDS = {"dataset show image", "dataset crop image"}
+
+
+def parameters(command, words=()):
+    """The words of each command -> its parameters that are paths."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from parameters(command.get_command(context, name), (*words, name))
+    else:
+        for parameter in command.params:
+            if isinstance(parameter.type, click.Path):
+                yield " ".join(words), parameter
+
+
+def test_each_path_takes_a_url_or_refuses_it():
+    found = {f"{verb} {p.name}": p for verb, p in parameters(impasto)}
+    plain = {name for name, p in found.items() if not isinstance(p.type, LocalPath)}
+    plain -= {name for name in plain if name.split()[-1] in OF_IMAGES and "dataset" in name}
+    assert plain == TAKE_URLS | OWN_WORDS
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("merge", "a", "b", "--out", "s3://bucket/m.safetensors"),
+        ("convert", "a", "memory://m.safetensors"),
+        ("find-lr", "run.toml", "--out", "s3://bucket/lr.html"),
+        ("draw-worker", "gs://bucket/drawings"),
+        ("train", "s3://bucket/run.toml"),
+        ("sample", "a", "a cat", "--out", "http://somewhere/drawn"),
+        ("dataset", "tag", "pictures", "--metadata", "s3://bucket/meta.json"),
+        ("runs", "s3://bucket/runs"),
+        ("queue", "list", "--queue", "s3://bucket/queue"),
+    ],
+)
+def test_a_url_is_refused_before_anything_is_done(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    error = CliRunner().invoke(impasto, words).exception
+    assert isinstance(error, ConfigError), error
+    url = next(word for word in words if "://" in word)
+    assert f"is {url}, which is a URL; expected a path of this machine. " in str(error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_of_such_a_name_that_is_there_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "queue:").mkdir()
+    result = CliRunner().invoke(impasto, ["queue", "list", "--queue", "queue:/one"])
+    assert result.exit_code == 0, result.exception
