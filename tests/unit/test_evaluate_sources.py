@@ -55,7 +55,7 @@ def spoken(tmp_path):
 
 
 def test_a_run_in_a_store_is_called_by_its_name():
-    """Folders of samples are called so, and no system but Unix takes a colon there."""
+    """Folders of samples are called so, and Windows takes no colon in their names."""
     asked = ["s3://bucket/runs/style", "gs://other/style", "owner/name"]
     assert labels_of(asked) == ["style", "style-2", "owner-name"]
 
