@@ -140,7 +140,7 @@ def test_what_needs_files_says_so_before_a_model_is_loaded(pictures, tmp_path):
         error = run("dataset", *words).exception
         assert f"The images of {place} are in tars or tables, " in str(error), words
         assert error.exit_code == 2
-    assert "get no masks here" in str(run("dataset", "mask", place).exception)
+    assert "where no masks are made" in str(run("dataset", "mask", place).exception)
     for image, holder in ((place / "shard-000.tar/000.png", "shard-000.tar"),
                           (table.with_name(f"{table.name}#0"), table.name)):  # fmt: skip
         for words in (("show", image), ("crop", image, 0, 0, 32, 32)):
@@ -148,3 +148,22 @@ def test_what_needs_files_says_so_before_a_model_is_loaded(pictures, tmp_path):
             assert f"{image} is inside {holder}; expected an image that is a file" in str(error)
             assert error.exit_code == 3
     assert not list(tmp_path.rglob("*.crop.json"))
+
+
+def test_metadata_of_packed_images_among_files_writes_nothing_beside_them(pictures, tmp_path):
+    """The folder has images as files too, so only the scan finds out where those named are."""
+    tars, meta = pack_tars(draw_images(tmp_path / "few", 2), tmp_path / "t"), tmp_path / "t.json"
+    assert run("dataset", "merge", tars, meta).exit_code == 0
+    tagger = ("--model", DEMO / "tagger", "--existing", "overwrite")
+    before = {path for path in tmp_path.rglob("*") if ".impasto" not in path.parts}
+    for words in (
+        ("tag", meta, *tagger),
+        ("clean", meta, "--yes"),
+        ("tags", meta),
+        ("mask", meta, "--from", pictures / "000.png", "--only", "x.png", "--out", tmp_path / "m"),
+        ("merge", meta, "--to-sidecars", "--image-dir", tars),
+    ):
+        error = run("dataset", *words).exception
+        assert f"{tars / 'shard-000.tar' / '000.png'} is in a tar or a table, " in str(error), words
+        assert error.exit_code == 2
+    assert {path for path in tmp_path.rglob("*") if ".impasto" not in path.parts} == before

@@ -19,6 +19,7 @@ from impasto.cli.dataset_options import (
     executor_options,
     local_dataset_config,
     print_skipped,
+    require_own_files,
 )
 from impasto.cli.groups import FullHelpGroup
 from impasto.progress import counted
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from impasto.data.npz_exchange import Exported
     from impasto.data.scan import Scan
     from impasto.models.loading import BaseModel
+
+_NO_NPZ = "where no .npz is written. Copy or unpack the images into a folder of this machine"
 
 
 class _EncodingGroup(FullHelpGroup):
@@ -92,7 +95,11 @@ def encode(
     from impasto.training.planning.encoding_memory import fitting_batch
 
     writes_beside = export_npz or export_te_npz
-    config = (local_dataset_config if writes_beside else dataset_config)(source, options)
+    config = (
+        local_dataset_config(source, options, _NO_NPZ)
+        if writes_beside
+        else dataset_config(source, options)
+    )
     changes: dict[str, Any] = {"on_error": "stop"} if strict else {}
     if workers is not None:
         changes["decode_workers"] = workers
@@ -102,6 +109,8 @@ def encode(
     with open_engine(config, console) as engine:
         scan = scan_all(config, console)
         require_usable(scan, config)
+        if writes_beside:
+            require_own_files(scan.records, _NO_NPZ)
         planned = plan_dataset(config, scan.records)
         base, vae = _encoding_vae(config, model, console)
         text_ending = _text_ending(base) if export_te_npz else None

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
+from impasto.cli.dataset_options import (
+    CACHE_DIR,
+    LOCAL_SOURCE,
+    local_dataset_config,
+    require_own_files,
+)
 from impasto.cli.local_paths import READ, WRITTEN
 from impasto.cli.numbers import Finite
 
@@ -21,7 +26,7 @@ if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
 
 _NAMED = 5
-_NO_MASKS = "whose images get no masks here. Copy or unpack them into a folder of this machine"
+_NO_MASKS = "where no masks are made. Copy or unpack the images into a folder of this machine"
 _ASPECT_TOLERANCE = 0.02  # as for reading masks
 
 
@@ -189,6 +194,7 @@ def _orders(
     from impasto.errors import ConfigError
 
     records = scan_all(local_dataset_config(source, options, _NO_MASKS), console).records
+    require_own_files(records, _NO_MASKS)
     only = set(options["only"])
     unknown = only - {record.file_name for record in records}
     if unknown:

@@ -14,6 +14,7 @@ from impasto.cli.dataset_options import (
     dataset_config,
     local_dataset_config,
     print_skipped,
+    require_own_files,
     scan_images,
 )
 from impasto.cli.local_paths import WRITTEN
@@ -137,6 +138,7 @@ def _to_sidecars(
     if image_dir is not None:
         config = config.model_copy(update={"image_dir": image_dir})
     scan = scan_images(config, console, decode=True)
+    require_own_files(scan.records, "beside which no files are written. Unpack it first")
     written = write_sidecars(scan.records, overwrite=overwrite)
     console.table(
         {

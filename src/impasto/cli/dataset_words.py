@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from impasto import presence
-from impasto.cli.dataset_options import local_dataset_config
+from impasto.cli.dataset_options import local_dataset_config, require_own_files
 from impasto.cli.local_paths import WRITTEN
 from impasto.invocation import command
 from impasto.member_paths import folder_of
@@ -127,6 +127,8 @@ def write_annotations(
     with open_engine(config, console) as engine:
         with files.dry_run() if dry else contextlib.nullcontext():
             records = usable_images(config, console)
+            if options["metadata"] is None:
+                require_own_files(records)
             if dry:
                 done = go(None, engine)
         if not dry:
