@@ -148,6 +148,7 @@ def test_what_needs_files_says_so_before_a_model_is_loaded(pictures, tmp_path):
             assert f"{image} is inside {holder}; expected an image that is a file" in str(error)
             assert error.exit_code == 3
     assert not list(tmp_path.rglob("*.crop.json"))
+    assert run("dataset", "show", ".").exception.exit_code == 3
 
 
 def test_metadata_of_packed_images_among_files_writes_nothing_beside_them(pictures, tmp_path):

@@ -227,9 +227,9 @@ def require_own_file(image: Path) -> None:
         raise DatasetError(
             f"{shown(image)} is in an object store; expected the path of an image of this machine."
         )
-    row_of = image.with_name(image.name.partition("#")[0] or image.name)
-    for place in (row_of, *image.parents):
-        if place != image and is_container(place.name) and presence.is_file(place):
+    table = Path(str(image).rpartition("#")[0])  # of a row; no file where there is no #
+    for place in (table, *image.parents):
+        if is_container(place.name) and presence.is_file(place):
             raise DatasetError(
                 f"{image} is inside {place.name}; expected an image that is a file of its own. "
                 f"impasto dataset list and report show what is in there."

@@ -146,7 +146,7 @@ def local_file(path: Path, progress: Progress | None = None) -> Path:
     """
     if not is_remote(path):
         return path
-    hub.require_source(str(path))
+    hub.require_source(shown(path))
     found = fetch_model(path, progress)
     if not presence.is_file(found):
         raise ModelError(f"{shown(path)} is a folder; expected a file.")
