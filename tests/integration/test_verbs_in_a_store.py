@@ -12,6 +12,7 @@ from test_runs_in_a_store import told_by
 
 from impasto.cli.main import impasto as commands
 from impasto.runs.remote.fetching import is_here
+from impasto.runs.remote.local_folders import working_folder
 from impasto.runs.remote.reading import is_of_pages_and_models, open_run
 from impasto.storage import objects
 from impasto.training.trainer import resume, train
@@ -125,15 +126,16 @@ def test_what_a_resumed_run_has_left_in_the_store_counts(
     url, place = f"s3://{bucket.name}/run", bucket / "run"
     saving = {"state_every_steps": 1, "model_every_steps": 1, "format": "safetensors"}
     with pytest.raises(ZeroDivisionError):
-        train(train_config(output_dir=url, saving=saving), StopAt(2))
+        train(train_config(output_dir=url, saving=saving), StopAt(3))
     monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
     with pytest.raises(ZeroDivisionError):
-        resume(url, StopAt(4))
+        resume(url, StopAt(5))
     assert is_here(place)
+    assert not (working_folder(place) / "models" / "model-step00000001.safetensors").exists()
     found = open_run(place, is_wanted=is_of_pages_and_models)
-    steps = [f"model-step{step:08d}.safetensors" for step in range(1, 4)]
+    steps = [f"model-step{step:08d}.safetensors" for step in range(1, 5)]
     assert {name for name in steps if (found.path / "models" / name).is_file()} == set(steps)
     out = tmp_path / "soup.safetensors"
     told = told_by("merge", url, "--formula", "average", "--out", out)
-    assert "A + B + C" in told
+    assert "(A + B + C + D) / 4" in told
     assert out.is_file()

@@ -5,6 +5,8 @@ import sys
 import click
 import pytest
 from click.testing import CliRunner
+from conftest import draw_images
+from object_store import put_folder
 
 from impasto.cli.local_paths import LocalPath
 from impasto.cli.main import impasto
@@ -70,3 +72,15 @@ def test_a_folder_of_such_a_name_that_is_there_is_a_path(tmp_path, monkeypatch):
     (tmp_path / "queue:").mkdir()
     result = CliRunner().invoke(impasto, ["queue", "list", "--queue", "queue:/one"])
     assert result.exit_code == 0, result.exception
+
+
+def test_new_settings_name_places_in_a_store_by_their_urls(in_memory, nano_model, tmp_path):
+    put_folder(draw_images(tmp_path / "drawn", 2), in_memory / "cats")
+    url, out = f"memory://{in_memory.name}", tmp_path / "run.toml"
+    words = ["new", "--goal", "style", "--data", f"{url}/cats", "--model", str(nano_model)]
+    words += ["--output-dir", f"{url}/run", "--out", str(out)]
+    result = CliRunner().invoke(impasto, words)
+    assert result.exit_code == 0, (result.output, result.exception)
+    written = out.read_text(encoding="utf-8")
+    assert f'image_dir = "{url}/cats"' in written
+    assert f'output_dir = "{url}/run"' in written

@@ -148,7 +148,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         image_dir=shown(options["data"]),
         images=scan.tally.usable,
         captions=[record.fixed_caption for record in scan.records],
-        output_dir=str(options["output_dir"]),
+        output_dir=shown(options["output_dir"]),
         vram=options["vram"],
         clip_skip=options["clip_skip"],
         mask_dir=str(masks or ""),
