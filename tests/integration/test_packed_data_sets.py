@@ -1,13 +1,18 @@
 """The real command line on images inside tars and tables."""
 
 import json
+from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import draw_images, impasto
 from packing import PACKED, pack_parquet, pack_tars
 from PIL import Image
 from safetensors.torch import load_file
 
+from impasto.cli.main import impasto as commands
+
+DEMO = Path(__file__).parents[2] / "src" / "impasto" / "demo"
 BUCKETS = ("--resolution", 80, "--min-side", 32, "--max-side", 96, "--step", 32)
 
 
@@ -96,3 +101,70 @@ def test_a_list_and_a_report_name_what_is_inside(pictures, tmp_path):
     assert result.returncode == 0, result.stderr
     assert "@0000" not in page.read_text("utf-8") + page.with_suffix(".json").read_text("utf-8")
     assert "data:image/jpeg" in page.read_text("utf-8")
+
+
+def run(*words):
+    return CliRunner().invoke(commands, [str(word) for word in words])
+
+
+@pytest.mark.parametrize("kind", sorted(PACKED))
+def test_words_of_models_go_into_metadata_and_come_back(kind, tmp_path):
+    place = PACKED[kind](draw_images(tmp_path / "few", 3), tmp_path / "packed")
+    meta, before = tmp_path / "meta.json", {p: p.read_bytes() for p in tmp_path.rglob("*.*")}
+    for verb in ("tag", "caption"):
+        asked = ("--model", DEMO / f"{verb}{'ger' if verb == 'tag' else 'er'}", "--metadata", meta)
+        result = run("dataset", verb, place, *asked, "--existing", "overwrite")
+        assert result.exit_code == 0, (result.output, result.exception)
+    entries = json.loads(meta.read_text("utf-8"))
+    words = [entry[column] for entry in entries.values() for column in ("tags", "caption")]
+    assert len(words) == 6
+    assert all(words)
+    for left in (["tags"], None):
+        result = run("dataset", "undo", place, "--metadata", meta)
+        assert result.exit_code == 0, (result.output, result.exception)
+        found = json.loads(meta.read_text("utf-8")).values() if meta.exists() else []
+        assert all(list(entry) == left for entry in found)
+    assert not meta.exists()
+    assert {p: p.read_bytes() for p in before} == before
+
+
+def test_what_needs_files_says_so_before_a_model_is_loaded(pictures, tmp_path):
+    place = pack_tars(pictures, tmp_path / "t")
+    table = pack_parquet(pictures, tmp_path / "p") / "data" / "train-00000-of-00004.parquet"
+    for words in (
+        ("tag", place),
+        ("caption", place),
+        ("mask", place),
+        ("edit", place, "--add", "x"),
+    ):
+        error = run("dataset", *words).exception
+        assert f"The images of {place} are in tars or tables, " in str(error), words
+        assert error.exit_code == 2
+    assert "where no masks are made" in str(run("dataset", "mask", place).exception)
+    for image, holder in ((place / "shard-000.tar/000.png", "shard-000.tar"),
+                          (table.with_name(f"{table.name}#0"), table.name)):  # fmt: skip
+        for words in (("show", image), ("crop", image, 0, 0, 32, 32)):
+            error = run("dataset", *words).exception
+            assert f"{image} is inside {holder}; expected an image that is a file" in str(error)
+            assert error.exit_code == 3
+    assert not list(tmp_path.rglob("*.crop.json"))
+    assert run("dataset", "show", ".").exception.exit_code == 3
+
+
+def test_metadata_of_packed_images_among_files_writes_nothing_beside_them(pictures, tmp_path):
+    """The folder has images as files too, so only the scan finds out where those named are."""
+    tars, meta = pack_tars(draw_images(tmp_path / "few", 2), tmp_path / "t"), tmp_path / "t.json"
+    assert run("dataset", "merge", tars, meta).exit_code == 0
+    tagger = ("--model", DEMO / "tagger", "--existing", "overwrite")
+    before = {path for path in tmp_path.rglob("*") if ".impasto" not in path.parts}
+    for words in (
+        ("tag", meta, *tagger),
+        ("clean", meta, "--yes"),
+        ("tags", meta),
+        ("mask", meta, "--from", pictures / "000.png", "--only", "x.png", "--out", tmp_path / "m"),
+        ("merge", meta, "--to-sidecars", "--image-dir", tars),
+    ):
+        error = run("dataset", *words).exception
+        assert f"{tars / 'shard-000.tar' / '000.png'} is in a tar or a table, " in str(error), words
+        assert error.exit_code == 2
+    assert {path for path in tmp_path.rglob("*") if ".impasto" not in path.parts} == before

@@ -17,6 +17,7 @@ from impasto.cli.evaluate_sources import (
     emphasis_of_captions,
     first_previews,
     image_folders,
+    labels_of,
     run_config,
 )
 from impasto.errors import ConfigError, DatasetError
@@ -51,6 +52,12 @@ def sources(*models, without=False, **opened):
 def spoken(tmp_path):
     """A run that says everything of its base model."""
     return run(tmp_path / "spoken", tmp_path / "none", **SAID)
+
+
+def test_a_run_in_a_store_is_called_by_its_name():
+    """Folders of samples are called so, and Windows takes no colon in their names."""
+    asked = ["s3://bucket/runs/style", "gs://other/style", "owner/name"]
+    assert labels_of(asked) == ["style", "style-2", "owner-name"]
 
 
 def test_a_base_model_is_opened_as_its_run_opens_it(spoken):

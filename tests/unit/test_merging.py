@@ -23,6 +23,7 @@ from impasto.models.opening import OpenOptions, open_model
 from impasto.models.saving import About, write_model
 from impasto.models.targets import form_of
 from impasto.progress import SilentProgress
+from impasto.runs import RunDirectory
 from impasto.training.saving.run_models import models_of_run
 
 UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_model."
@@ -364,9 +365,10 @@ def test_models_of_a_run_leave_out_copies_and_averages(train_config, tmp_path, n
         (tmp_path / f"{stem}.safetensors").touch()
     written = [f"{stem}.safetensors" for stem in names]
     (tmp_path / "models.json").write_text(json.dumps({"written": written}), encoding="utf-8")
-    assert [path.stem for path in models_of_run(tmp_path)] == [*steps, name]
+    run = RunDirectory(tmp_path)
+    assert [path.stem for path in models_of_run(run)] == [*steps, name]
     epoch = f"{name}-000001"
     (tmp_path / f"{epoch}.safetensors").touch()
     written = [f"{stem}.safetensors" for stem in (steps[0], name, epoch, steps[1])]
     (tmp_path / "models.json").write_text(json.dumps({"written": written}), encoding="utf-8")
-    assert [path.stem for path in models_of_run(tmp_path)] == [steps[0], epoch, steps[1], name]
+    assert [path.stem for path in models_of_run(run)] == [steps[0], epoch, steps[1], name]

@@ -16,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import draw_images
 from hypothesis import given
 from hypothesis import strategies as st
+from packing import pack_parquet, pack_tars
 from PIL import Image
 from starlette.exceptions import HTTPException
 from studios import FROM_HERE
@@ -110,6 +112,32 @@ def test_datasets_are_folders_with_images_up_to_three_levels_down(client, studio
     page = client.get("/data").text
     assert "3 images" in page
     assert f'href="{address(studio, cats)}"' in page
+
+
+def test_packed_images_are_named_and_not_opened(client, studio, data, cats, tmp_path):
+    tars = pack_tars(draw_images(tmp_path / "drawn", 2), data / "laion")
+    tables = pack_parquet(tmp_path / "drawn", data / "hub")
+    assert [s.path for s in find_datasets(studio.folders)] == [cats]
+    page = client.get("/data").text
+    assert f"<code>{tars}</code>" in page
+    assert f"<code>{tables / 'data'}</code>" in page
+    assert f'href="{address(studio, tars)}"' not in page
+    shutil.rmtree(tars)
+    shutil.rmtree(tables)
+    assert "Images inside tars" not in client.get("/data").text
+
+
+def test_a_list_of_packed_images_is_shown_without_thumbnails(client, studio, data, tmp_path):
+    """The list is what `impasto dataset list` has of them; nothing asks the disk for a member."""
+    tars = pack_tars(draw_images(tmp_path / "drawn", 2), data / "laion")
+    names = [f"shard-000.tar/00{number}.png" for number in range(2)]
+    listed(studio, tars, [ListedImage(name, width=64, height=64, bucket="64x64") for name in names])
+    answer = client.get(address(studio, tars))
+    assert answer.status_code == 200
+    for name in names:
+        assert name in answer.text
+        assert client.get(f"{address(studio, tars)}/thumbnails/0:{name}").status_code == 404
+    assert client.get(f"{address(studio, tars)}/captions").status_code == 200
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="shlex reads what other shells do")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
+
 if TYPE_CHECKING:
     from impasto.config.differences import Difference
     from impasto.report.comparison import RunFigures
@@ -16,7 +18,7 @@ if TYPE_CHECKING:
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 @click.option(
-    "--html", "page", metavar="FILE", type=click.Path(path_type=Path),
+    "--html", "page", metavar="FILE", type=WRITTEN,
     help="Write a self-contained page: numbers, curves, and the same prompt and seed side by side.",
 )  # fmt: skip
 def compare(runs: tuple[Path, ...], as_json: bool, page: Path | None) -> None:  # noqa: FBT001

@@ -8,16 +8,18 @@ from typing import Any
 import click
 
 from impasto import files, presence
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.precision_options import asked_dtypes, precision_options
 from impasto.errors import ConfigError
+from impasto.remote_paths import is_remote
 
 FORMATS_OF_HYPERNETWORKS = ("a1111", "portable", "novelai")
 
 
 @click.command()
 @click.argument("source", metavar="IN")
-@click.argument("target", metavar="OUT", type=click.Path(path_type=Path))
+@click.argument("target", metavar="OUT", type=WRITTEN)
 @click.option(
     "--to",
     "form",
@@ -46,10 +48,11 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     from impasto.checkpoints.kinds import HYPERNETWORK
     from impasto.cli.console import Console
     from impasto.models.conversion import convert_hypernetwork, convert_model, form_of
+    from impasto.models.opening import OpenOptions, locate
     from impasto.models.saving import DTYPES
 
     console = Console()
-    file = Path(source)
+    file = locate(source, OpenOptions(), console) if is_remote(source) else Path(source)
     if presence.is_file(file) and _kind_of(file) is HYPERNETWORK:
         written = convert_hypernetwork(
             file,
@@ -92,7 +95,7 @@ def _kind_of(file: Path) -> Any:
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 @click.option("--no-hash", is_flag=True, help="Do not read the whole file to hash it.")
 @click.option(
-    "--out", metavar="FILE", type=click.Path(path_type=Path),
+    "--out", metavar="FILE", type=WRITTEN,
     help="Write the same as JSON into this file besides.",
 )  # fmt: skip
 @model_options

@@ -19,6 +19,7 @@ from impasto.cli.dataset_options import (
     executor_options,
     local_dataset_config,
     print_skipped,
+    require_own_files,
 )
 from impasto.cli.groups import FullHelpGroup
 from impasto.progress import counted
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from impasto.data.npz_exchange import Exported
     from impasto.data.scan import Scan
     from impasto.models.loading import BaseModel
+
+_NO_NPZ = "where no .npz is written. Copy or unpack the images into a folder of this machine"
 
 
 class _EncodingGroup(FullHelpGroup):
@@ -91,14 +94,17 @@ def encode(
     from impasto.training.devices import default_device
     from impasto.training.planning.encoding_memory import fitting_batch
 
+    writes_beside = export_npz or export_te_npz
     given: dict[str, Any] = {"on_error": "stop"} if strict else {}
     if workers is not None:
         given["decode_workers"] = workers
-    config = _config(source, options, given, writes_beside=export_npz or export_te_npz)
+    config = _config(source, options, given, writes_beside=writes_beside)
     console = Console()
     with open_engine(config, console) as engine:
         scan = scan_all(config, console)
         require_usable(scan, config)
+        if writes_beside:
+            require_own_files(scan.records, _NO_NPZ)
         planned = plan_dataset(config, scan.records)
         base, vae = _encoding_vae(config, model, console)
         text_ending = _text_ending(base) if export_te_npz else None
@@ -138,7 +144,11 @@ def _config(
     """
     from impasto.errors import ConfigError
 
-    config = (local_dataset_config if writes_beside else dataset_config)(source, options)
+    config = (
+        local_dataset_config(source, options, _NO_NPZ)
+        if writes_beside
+        else dataset_config(source, options)
+    )
     config = config.model_copy(update=given)
     try:
         config.require_executor()

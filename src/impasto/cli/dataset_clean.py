@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
+from impasto.cli.dataset_options import (
+    CACHE_DIR,
+    LOCAL_SOURCE,
+    local_dataset_config,
+    require_own_files,
+)
 from impasto.cli.dataset_words import caption_ending, place_of, undo_command, usable_images
 from impasto.parsing import read_caption_file
 from impasto.progress import counted
@@ -56,6 +61,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     place = place_of(config)
     with files.dry_run() if options["dry_run"] else contextlib.nullcontext():
         records = usable_images(config, console)
+    require_own_files(records)
     found = _find(records, place, options, console)
     changes = _changes(found, cleaner)
     for path, (old, new) in changes.items():
@@ -92,6 +98,7 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
 
     console = Console()
     records = usable_images(local_dataset_config(source, options), console)
+    require_own_files(records)
     beside = SidecarLookup(ending)
     texts = {path: _read(path) for r in records if (path := beside.file(r.path, ending)).is_file()}
     counts = count_tags(text for text in texts.values() if text is not None)

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from impasto.cli.dataset_options import require_own_file
+
 if TYPE_CHECKING:
     from impasto.data.records import Box, Size
 
@@ -35,11 +37,10 @@ def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bo
     from impasto.data.cuts import crop_file, read_cut, remove_cut, write_cut
     from impasto.data.records import Box, Size
     from impasto.errors import DatasetError
-    from impasto.remote_paths import require_local
 
     if len(rectangle) not in (0, 4) or (rectangle and remove):
         raise click.UsageError("Give X, Y, WIDTH and HEIGHT, or --remove, or neither.")
-    require_local(image, "crops")
+    require_own_file(image)
     console = Console()
     if remove:
         is_gone = remove_cut(image)

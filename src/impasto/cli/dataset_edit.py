@@ -15,6 +15,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.dataset_words import caption_ending, place_of, undo_command
+from impasto.cli.local_paths import READ
 from impasto.cli.ordered import OrderedCommand, in_order
 from impasto.errors import ConfigError
 from impasto.parsing import parse_json, read_text
@@ -48,7 +49,7 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 )
 @click.option("--set", multiple=True, metavar="TEXT", help="Write TEXT as the whole caption.")
 @click.option(
-    "--operations", type=click.Path(path_type=Path), metavar="FILE",
+    "--operations", type=READ, metavar="FILE",
     help="Do what a JSON list says instead: [{\"do\": \"add\", \"tag\": \"x\", \"at\": \"last\"}].",
 )  # fmt: skip
 @click.option("--where-tag", multiple=True, metavar="TAG", help="Only captions with this tag.")

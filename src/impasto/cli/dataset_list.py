@@ -13,6 +13,7 @@ from impasto.cli.dataset_options import (
     dataset_config,
     executor_options,
 )
+from impasto.cli.local_paths import WRITTEN
 
 
 @click.command("list")
@@ -28,7 +29,7 @@ from impasto.cli.dataset_options import (
 @click.option("--json", "as_json", is_flag=True, help="Print the lines of the list.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     help="Write the lines to this file, which is replaced whole.",
 )
 def list_(

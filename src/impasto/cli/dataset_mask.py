@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
+from impasto.cli.dataset_options import (
+    CACHE_DIR,
+    LOCAL_SOURCE,
+    local_dataset_config,
+    require_own_files,
+)
+from impasto.cli.local_paths import READ, WRITTEN
 from impasto.cli.numbers import Finite
 from impasto.write_targets import why_not_written
 
@@ -21,6 +27,7 @@ if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
 
 _NAMED = 5
+_NO_MASKS = "where no masks are made. Copy or unpack the images into a folder of this machine"
 _ASPECT_TOLERANCE = 0.02  # as for reading masks
 
 
@@ -36,7 +43,7 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
 @click.option("--labels", "lists_labels", is_flag=True, help="List the model's labels, and end.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     help="The folder of masks.  [default: mask_dir, or SOURCE with -masks behind it]",
 )
 @click.option(
@@ -65,7 +72,7 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
 @click.option(
     "--from",
     "drawn",
-    type=click.Path(path_type=Path),
+    type=READ,
     help="Take this image as the mask of the one that --only names, and ask no model.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace masks that are there.")
@@ -84,6 +91,8 @@ def mask(source: Path, model: str, *, lists_labels: bool, **options: Any) -> Non
     drawn = options["drawn"]
     if drawn is not None and len(options["only"]) != 1:
         raise click.UsageError("--from goes with --only and the name of one image.")
+    if not lists_labels:
+        local_dataset_config(source, options, _NO_MASKS)  # before a model is downloaded
     if drawn is None:
         segmenter = _loaded(model, options, console)
         if lists_labels:
@@ -185,7 +194,8 @@ def _orders(
     from impasto.datasets.build import scan_all
     from impasto.errors import ConfigError
 
-    records = scan_all(local_dataset_config(source, options), console).records
+    records = scan_all(local_dataset_config(source, options, _NO_MASKS), console).records
+    require_own_files(records, _NO_MASKS)
     only = set(options["only"])
     unknown = only - {record.file_name for record in records}
     if unknown:

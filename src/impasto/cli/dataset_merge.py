@@ -14,8 +14,10 @@ from impasto.cli.dataset_options import (
     dataset_config,
     local_dataset_config,
     print_skipped,
+    require_own_files,
     scan_images,
 )
+from impasto.cli.local_paths import WRITTEN
 from impasto.progress import counted
 from impasto.remote_paths import shown
 
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @SOURCE
-@click.argument("target", type=click.Path(path_type=Path), required=False)
+@click.argument("target", type=WRITTEN, required=False)
 @click.option(
     "--keys",
     "style",
@@ -136,6 +138,7 @@ def _to_sidecars(
     if image_dir is not None:
         config = config.model_copy(update={"image_dir": image_dir})
     scan = scan_images(config, console, decode=True)
+    require_own_files(scan.records, "beside which no files are written. Unpack it first")
     written = write_sidecars(scan.records, overwrite=overwrite)
     console.table(
         {

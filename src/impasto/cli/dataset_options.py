@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from impasto.member_paths import folder_of, plain
+from impasto import presence
+from impasto.member_paths import folder_of, is_container, is_member, plain
 from impasto.remote_paths import is_remote, shown
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.dataset import DatasetConfig, SubsetConfig
+    from impasto.data.records import ImageRecord
     from impasto.data.scan import Scan
 
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
@@ -192,6 +194,46 @@ def _require_files(subset: SubsetConfig, why: str) -> None:
         raise ConfigError(
             f"The images of {place} are in tars or tables, {why or _WRITES_IN_PLACE}."
         )
+
+
+def require_own_files(records: Iterable[ImageRecord], why: str = "") -> None:
+    """Make sure that nothing is to be written beside an image in a tar or a table.
+
+    A metadata file may name such images among others, which only its scan tells.
+
+    Args:
+        records: The images.
+        why: What is said of such an image; by default, that nothing is written beside it.
+
+    Raises:
+        ConfigError: One is inside of a file.
+    """
+    from impasto.errors import ConfigError
+
+    inside = next((record.path for record in records if is_member(record.path)), None)
+    if inside is not None:
+        raise ConfigError(f"{shown(inside)} is in a tar or a table, {why or _WRITES_IN_PLACE}.")
+
+
+def require_own_file(image: Path) -> None:
+    """Make sure that an image is a file of this machine, and not inside a tar or a table.
+
+    Raises:
+        DatasetError: It is in an object store, or inside of one.
+    """
+    from impasto.errors import DatasetError
+
+    if is_remote(image):
+        raise DatasetError(
+            f"{shown(image)} is in an object store; expected the path of an image of this machine."
+        )
+    table = Path(str(image).rpartition("#")[0])  # of a row; no file where there is no #
+    for place in (table, *image.parents):
+        if is_container(place.name) and presence.is_file(place):
+            raise DatasetError(
+                f"{image} is inside {place.name}; expected an image that is a file of its own. "
+                f"impasto dataset list and report show what is in there."
+            )
 
 
 def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:

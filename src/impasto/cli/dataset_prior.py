@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.numbers import Finite
 from impasto.errors import ConfigError
@@ -22,7 +23,7 @@ LARGEST_SEED = 2**63 - 1
 
 @click.command()
 @click.argument("model")
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=WRITTEN)
 @click.option("--words", multiple=True, help='What is drawn, as "a frog"; repeatable, in turn.')
 @click.option(
     "--captions-of", "source", metavar="SOURCE", type=click.Path(path_type=Path),

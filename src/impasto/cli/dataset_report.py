@@ -13,6 +13,7 @@ from impasto.cli.dataset_options import (
     dataset_config,
     executor_options,
 )
+from impasto.cli.local_paths import WRITTEN
 
 
 @click.command()
@@ -21,7 +22,7 @@ from impasto.cli.dataset_options import (
 @executor_options
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     default=Path("dataset-report.html"),
     show_default=True,
     help="The page; the same name with .json holds the same for programs.",

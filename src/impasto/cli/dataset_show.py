@@ -7,13 +7,16 @@ from typing import Any
 
 import click
 
+from impasto.cli.dataset_options import require_own_file
+from impasto.cli.local_paths import WRITTEN
+
 
 @click.command()
 @click.argument("image", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @click.option(
     "--view",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     help="Also write an upright copy of 2048 pixels at most to this .jpg, .png or .webp.",
 )
 def show(image: Path, view: Path | None, *, as_json: bool) -> None:
@@ -23,12 +26,8 @@ def show(image: Path, view: Path | None, *, as_json: bool) -> None:
     from impasto.data.images import UnreadableImageError, failure_of
     from impasto.data.inspection import inspect_image, write_view
     from impasto.errors import DatasetError
-    from impasto.remote_paths import is_remote, shown
 
-    if is_remote(image):
-        raise DatasetError(
-            f"{shown(image)} is in an object store; expected the path of an image of this machine."
-        )
+    require_own_file(image)
     try:
         facts = inspect_image(image)
         if view is not None:

@@ -11,6 +11,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
 from impasto.cli.dataset_words import usable_images
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.ordered import OrderedCommand, in_order
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ _DEFAULT = "default"
     help="So many images, at even distances.",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path),
+    "--out", type=WRITTEN,
     help="Write the words as JSON, anew after each model.",
 )  # fmt: skip
 @CACHE_DIR

@@ -10,6 +10,7 @@ import click
 
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
 from impasto.cli.dataset_words import place_of, undo_command
+from impasto.cli.local_paths import WRITTEN
 from impasto.progress import counted
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 @click.option("--keep", is_flag=True, help="Leave those as they are, and be done with this change.")
 @click.option(
     "--metadata",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     help="The metadata file that was written, where it is not in the folder of images.",
 )
 @CACHE_DIR

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import click
 
 from impasto import presence
-from impasto.cli.dataset_options import local_dataset_config
+from impasto.cli.dataset_options import local_dataset_config, require_own_files
+from impasto.cli.local_paths import WRITTEN
 from impasto.invocation import command
 from impasto.member_paths import folder_of
 from impasto.progress import counted
@@ -39,9 +40,7 @@ def annotation_options(ending: str) -> Callable[[F], F]:
             callback=caption_ending,
             help="Of the files written.",
         ),
-        click.option(
-            "--metadata", type=click.Path(path_type=Path), help="Write into this JSON instead."
-        ),
+        click.option("--metadata", type=WRITTEN, help="Write into this JSON instead."),
         click.option(
             "--existing",
             type=click.Choice(["missing", "overwrite", "append"]),
@@ -124,6 +123,8 @@ def write_annotations(
     with open_engine(config, console) as engine:
         with files.dry_run() if dry else contextlib.nullcontext():
             records = usable_images(config, console)
+            if options["metadata"] is None:
+                require_own_files(records)
             if dry:
                 done = go(None, engine)
         if not dry:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
 from impasto.invocation import command, quoted
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ SHOWN = 5  # images that captioner and tagger are shown
 @click.command()
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     help="Run directory; default: impasto-demo, or the next free impasto-demo-2, -3, ...",
 )
 @click.option(

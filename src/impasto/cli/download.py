@@ -6,6 +6,8 @@ from pathlib import Path
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
+
 
 @click.command()
 @click.argument("hub_id", metavar="OWNER/NAME")
@@ -13,7 +15,7 @@ import click
 @click.option("--variant", help="Which set of weights where there are several, such as fp16.")
 @click.option("--file", "name", help="A file of the repository, instead of a Diffusers model.")
 @click.option(
-    "--out", metavar="DIR", type=click.Path(path_type=Path),
+    "--out", metavar="DIR", type=WRITTEN,
     help="Put it into this folder, under its own name; default: the Hub's own cache, where "
     "model.path = \"owner/name\" finds it.",
 )  # fmt: skip

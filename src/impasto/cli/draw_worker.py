@@ -6,13 +6,14 @@ from pathlib import Path
 
 import click
 
+from impasto.cli.local_paths import KEPT_FOLDER
 from impasto.cli.numbers import Finite
 
 IDLE_S = 300.0
 
 
 @click.command()
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", type=KEPT_FOLDER)
 @click.option(
     "--idle",
     default=IDLE_S,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.merge import numbers
 from impasto.cli.precision_options import asked_dtypes, precision_options
 from impasto.errors import ConfigError, RunError
@@ -30,7 +31,7 @@ USUAL = "0.03,0.05,0.075,0.1,0.15,0.2,0.25"
     "--step", type=click.IntRange(1), help="The step that the average ends with; default: the last."
 )
 @click.option(
-    "--out", "target", metavar="OUT", type=click.Path(path_type=Path),
+    "--out", "target", metavar="OUT", type=WRITTEN,
     help="The model: a file that ends in .safetensors or .ckpt, or a Diffusers folder.",
 )  # fmt: skip
 @precision_options(usual="as in the run's model")

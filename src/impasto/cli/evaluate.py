@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.evaluate_options import drawing_options, measuring_options
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
 from impasto.errors import ConfigError
 
@@ -37,7 +38,7 @@ PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
     "among MODELS.",
 )  # fmt: skip
 @click.option(
-    "--out", type=click.Path(path_type=Path), default=Path("evaluation"), show_default=True,
+    "--out", type=WRITTEN, default=Path("evaluation"), show_default=True,
     help="Folder for the page, the JSON file and the samples. The first two are written anew; "
     "samples are kept, and what was drawn with the same settings is not drawn again.",
 )  # fmt: skip

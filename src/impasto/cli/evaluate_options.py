@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
+from impasto.cli.local_paths import READ
 from impasto.cli.numbers import Finite
 
 CAPTIONS = 100
@@ -30,7 +30,7 @@ def measuring_options(command: F) -> F:
             "first tagger among --features.",
         ),
         click.option(
-            "--prompts", type=click.Path(path_type=Path), metavar="FILE",
+            "--prompts", type=READ, metavar="FILE",
             help="A file of prompts instead of captions: .txt, .toml or .json, as for previews.",
         ),
         click.option(

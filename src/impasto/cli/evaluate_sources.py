@@ -128,11 +128,16 @@ def labels_of(sources: Iterable[str]) -> list[str]:
     """What models are called: by their files' names, numbered where several have the same."""
     from impasto import presence
     from impasto.parsing import printable
+    from impasto.remote_paths import is_remote
 
     found: list[str] = []
     for source in sources:
         path = Path(source).expanduser()
-        name = printable(path.resolve().name if presence.exists(path) else source.replace("/", "-"))
+        if is_remote(source):
+            name = printable(path.name)
+        else:
+            there = presence.exists(path)
+            name = printable(path.resolve().name if there else source.replace("/", "-"))
         for ending in (".safetensors", ".ckpt", ".sft", ".pt"):
             name = name.removesuffix(ending)
         label, number = name, 1

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import open_options, options_without_vae
 from impasto.cli.numbers import Finite
 from impasto.cli.precision_options import DTYPE
@@ -23,7 +24,7 @@ RANK = 64
 @click.argument("base", metavar="BASE")
 @click.argument("model", metavar="MODEL")
 @click.option(
-    "--out", "target", metavar="OUT", type=click.Path(path_type=Path), required=True,
+    "--out", "target", metavar="OUT", type=WRITTEN, required=True,
     help="The LoRA: a file that ends in .safetensors.",
 )  # fmt: skip
 @click.option(

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from impasto.cli.local_paths import READ, WRITTEN
 from impasto.cli.numbers import Finite
 from impasto.errors import ConfigError
 
@@ -13,7 +14,7 @@ ENDING = ".html"
 
 
 @click.command("find-lr")
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=READ)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
 )
@@ -38,7 +39,7 @@ ENDING = ".html"
     help="Noise levels for each of them.",
 )  # fmt: skip
 @click.option(
-    "--out", "page", metavar="PAGE", type=click.Path(path_type=Path),
+    "--out", "page", metavar="PAGE", type=WRITTEN,
     help="Write the curve as a page: a new file that ends in .html.",
 )  # fmt: skip
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.numbers import Finite
 from impasto.cli.precision_options import asked_dtypes, precision_options
@@ -27,7 +28,7 @@ RATIO = Finite(-MOST, MOST)
 @click.command()
 @click.argument("models", metavar="MODEL...", nargs=-1, required=True)
 @click.option(
-    "--out", "target", metavar="OUT", type=click.Path(path_type=Path),
+    "--out", "target", metavar="OUT", type=WRITTEN,
     help="The mixture: a file that ends in .safetensors or .ckpt, or a Diffusers folder.",
 )  # fmt: skip
 @click.option(
@@ -64,7 +65,7 @@ RATIO = Finite(-MOST, MOST)
     "result (1); OUT, if given, is the best.",
 )  # fmt: skip
 @click.option(
-    "--previews", metavar="FOLDER", type=click.Path(path_type=Path),
+    "--previews", metavar="FOLDER", type=WRITTEN,
     help="With --along: draw the run's prompts at each ratio, and a sheet of all.",
 )  # fmt: skip
 @precision_options(usual="as in the first model")
@@ -195,14 +196,17 @@ def _of_run(models: tuple[str, ...], formula: str | None, last: int | None) -> t
     Raises:
         ConfigError: It has fewer than two, or the option is for something else.
     """
-    from impasto.training.saving.run_models import models_of_run
-
     of_run = formula == AVERAGE and len(models) == 1
     if last is not None and not of_run:
         raise ConfigError(f"--last is for one run with --formula {AVERAGE}. Take it out.")
     if not of_run:
         return models
-    found = models_of_run(Path(models[0]))
+    from impasto.cli.console import Console
+    from impasto.runs.remote.reading import is_of_pages_and_models, open_run
+    from impasto.training.saving.run_models import models_of_run
+
+    run = open_run(Path(models[0]), Console(), is_of_pages_and_models)
+    found = models_of_run(run)
     if len(found) < 2 or (last or 2) > len(found):
         raise ConfigError(
             f"{models[0]} has {len(found)} models on the disk, and "

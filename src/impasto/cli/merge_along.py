@@ -52,14 +52,14 @@ def merge_along(models: tuple[str, ...], output: Output | None, options: dict[st
             f"--along takes one run; {len(models)} models were given. Mix others at a ratio: "
             f"{command('merge', 'A', 'B', '--ratio', '0.5', '--out', 'mixed.safetensors')}"
         )
-    from impasto.runs import RunDirectory
-
-    run = RunDirectory.open(Path(models[0]))
     from impasto.cli.console import Console
+    from impasto.runs.remote.reading import is_of_publishing, open_run
+
+    console, overwrite = Console(), options["overwrite"]
+    run = open_run(Path(models[0]), console, is_of_publishing)
     from impasto.training.along import walk
     from impasto.training.along_targets import require_targets
 
-    console, overwrite = Console(), options["overwrite"]
     require_targets(run, output, options["previews"], console, overwrite=overwrite)
     way = walk(run, ratios, console, options["previews"], overwrite=overwrite)
     _show(console, way, options["previews"])

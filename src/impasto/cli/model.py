@@ -6,10 +6,12 @@ from pathlib import Path
 
 import click
 
+from impasto.cli.local_paths import WRITTEN
+
 
 @click.command()
 @click.argument("architecture", metavar="tiny|sd1|sd2|sdxl")
-@click.argument("target", type=click.Path(path_type=Path))
+@click.argument("target", type=WRITTEN)
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 @click.option(
     "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True

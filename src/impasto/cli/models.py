@@ -9,6 +9,7 @@ import click
 
 from impasto.cli.groups import FullHelpGroup
 from impasto.cli.listing import existing_folders, in_words, print_list
+from impasto.cli.local_paths import KEPT, LISTED_RUNS, MANAGED
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -18,16 +19,16 @@ if TYPE_CHECKING:
     from impasto.studio.models import FoundModel
     from impasto.studio.trash import DeletedModel
 
-FOLDERS = click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
-MODEL = click.argument("model", type=click.Path(path_type=Path))
+FOLDERS = click.argument("folders", nargs=-1, type=MANAGED)
+MODEL = click.argument("model", type=MANAGED)
 RUNS = click.option(
-    "--runs", "run_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    "--runs", "run_folders", multiple=True, metavar="DIR", type=LISTED_RUNS,
     help="A folder with runs that may need the model, up to three levels deep; repeatable. "
     "Default: the current folder.",
 )  # fmt: skip
 QUEUE = click.option(
     "--queue", "queue_folder", default=Path("queue"), show_default=True, metavar="DIR",
-    type=click.Path(path_type=Path), help="The folder of the queue, whose jobs may need it.",
+    type=KEPT, help="The folder of the queue, whose jobs may need it.",
 )  # fmt: skip
 
 

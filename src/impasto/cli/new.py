@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto import presence
+from impasto.cli.local_paths import WRITTEN
 
 if TYPE_CHECKING:
     from impasto.config.goal_settings import Material
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("example", required=False)
-@click.argument("file", type=click.Path(path_type=Path), required=False)
+@click.argument("file", type=WRITTEN, required=False)
 @click.option(
     "--goal",
     type=click.Choice(["style", "subject", "large", "scratch"]),
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 @click.option("--model", help="The base model: a file, a Diffusers folder, a Hub id, or a run.")
 @click.option(
     "--out",
-    type=click.Path(path_type=Path),
+    type=WRITTEN,
     help="The file to write; default: DATA-GOAL.toml here.",
 )
 @click.option(
@@ -132,6 +133,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
     from impasto.diffusion.prediction import EPSILON
     from impasto.models.native_size import native_size
     from impasto.models.opening import OpenOptions, open_model
+    from impasto.remote_paths import shown
 
     masks, masked = masks_of(options["data"], scan.records)
     contents = open_model(options["model"], OpenOptions(), console)
@@ -143,10 +145,10 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         generation=family.generation,
         predicts_noise=contents.identity.prediction is EPSILON,
         takes_clip_skip=family.takes_any_layer,
-        image_dir=str(options["data"]),
+        image_dir=shown(options["data"]),
         images=scan.tally.usable,
         captions=[record.fixed_caption for record in scan.records],
-        output_dir=str(options["output_dir"]),
+        output_dir=shown(options["output_dir"]),
         vram=options["vram"],
         clip_skip=options["clip_skip"],
         mask_dir=str(masks or ""),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto import presence
+from impasto.cli.local_paths import READ, WRITTEN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -31,11 +32,11 @@ PLAN = "upload.json"
 @click.option("--license-link", help="Where the licence can be read, with --license other.")
 @click.option("--private", is_flag=True, help="Nobody else may see the repository.")
 @click.option(
-    "--card", metavar="FILE", type=click.Path(path_type=Path),
+    "--card", metavar="FILE", type=READ,
     help="Take this README.md as the card, with the samples and curves beside it, such as --out's.",
 )  # fmt: skip
 @click.option(
-    "--out", metavar="DIR", type=click.Path(path_type=Path),
+    "--out", metavar="DIR", type=WRITTEN,
     help="Write the card, its samples and curves, and the list of files into this folder.",
 )  # fmt: skip
 @click.option("--yes", is_flag=True, help="Send it; without this nothing leaves this machine.")
@@ -51,16 +52,13 @@ def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: 
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.checkpoints.uploading import has_token, model_files, require_repo_id, upload
     from impasto.cli.console import Console
-    from impasto.remote_paths import is_remote
     from impasto.report.hub_licenses import require_license
     from impasto.report.model_card import CARD, License, license_of, make_card
-    from impasto.runs.remote.reading import is_of_publishing, open_run
 
     console = Console()
     require_repo_id(repo_id)
     _require_apart(options["out"], source)
-    if is_remote(source):
-        source = open_run(source, console, is_of_publishing).path
+    source = _fetched(source, console)
     model, run = _model_of(source)
     asked = options["license_id"] or (license_of(run) if run is not None else None)
     license_id = require_license(asked, options["license_name"], options["license_link"])
@@ -91,6 +89,37 @@ def publish(source: Path, repo_id: str, *, yes: bool, private: bool, **options: 
         return
     address = upload(repo_id, contents, console, private=private)
     console.note(f"Published: {address}")
+
+
+def _fetched(source: Path, console: Console) -> Path:
+    """What is published, on this machine: of a run or a model in a store what is needed of it.
+
+    Raises:
+        ModelError: There is no model.
+        RunError: There is no run.
+        StorageError: The store cannot be used.
+    """
+    from impasto.remote_paths import is_remote
+    from impasto.runs.remote.contents import SETTINGS, is_of_models
+    from impasto.runs.remote.fetching import fetch_model
+    from impasto.runs.remote.reading import is_of_pages, is_of_publishing, open_run
+    from impasto.runs.remote.run_in_store import require_place
+    from impasto.storage import objects
+
+    if not is_remote(source):
+        return source
+    require_place(source)
+    if objects.look_up(source / SETTINGS) is not None:
+        return open_run(source, console, is_of_publishing).path
+    place, key = source.parent.parent, f"{source.parent.name}/{source.name}"
+    if not is_of_models(key) or objects.look_up(place / SETTINGS) is None:
+        return fetch_model(source, console)
+
+    def is_wanted(other: str) -> bool:
+        return f"{other}/".startswith(f"{key}/") or is_of_pages(other)
+
+    found = open_run(place, console, is_wanted).path / key
+    return found if presence.exists(found) else fetch_model(source, console)
 
 
 def _require_apart(out: Path | None, source: Path) -> None:

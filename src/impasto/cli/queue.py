@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 import click
 
 from impasto.cli.groups import FullHelpGroup
+from impasto.cli.local_paths import KEPT, READ_FILE
 from impasto.runs.queue import Direction, Queue
 from impasto.runs.queue_devices import ask_runner_to_stop, device_name, runner_of, runners_of
 
@@ -22,7 +23,7 @@ _LONGEST_S = 600.0
 
 QUEUE = click.option(
     "--queue", "folder", default=DEFAULT, show_default=True, metavar="DIR",
-    type=click.Path(path_type=Path), help="The folder of the queue.",
+    type=KEPT, help="The folder of the queue.",
 )  # fmt: skip
 DEVICE = click.option(
     "--device", "number", default=0, show_default=True, type=click.IntRange(0, 1023),
@@ -44,7 +45,7 @@ def queue() -> None:
     "settings",
     nargs=-1,
     required=True,
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    type=READ_FILE,
 )
 @QUEUE
 @click.option("--paused", is_flag=True, help="Begin them only after `impasto queue continue`.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, cast, get_args
 import click
 
 from impasto.cli.listing import existing_folders, in_words, print_list
+from impasto.cli.local_paths import LISTED_RUNS
 from impasto.runs.commands import COMMANDS, CommandName
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ _ASK_AGAIN_S = 0.2
 
 
 @click.command()
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=LISTED_RUNS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per run, for programs.")
 def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
     """List the runs in FOLDERS and up to three levels below, and how each really stands.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto import presence
+from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.numbers import Finite
 from impasto.progress import counted
@@ -30,7 +31,7 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
 @click.command()
 @click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("samples"), show_default=True)
+@click.option("--out", type=WRITTEN, default=Path("samples"), show_default=True)
 @click.option("-n", "--negative", default="", help="What the images should not show.")
 @click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
 @click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 import click
 
 from impasto.cli.listing import existing_folders
+from impasto.cli.local_paths import KEPT_FOLDER, LISTED_RUNS, READ
 
 if TYPE_CHECKING:
     import threading
@@ -36,22 +37,22 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
 @click.command()
 @click.option(
-    "--runs", "run_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    "--runs", "run_folders", multiple=True, metavar="DIR", type=LISTED_RUNS,
     help="A folder with runs in it, up to three levels deep; repeatable. The current folder if "
     "none is given.",
 )  # fmt: skip
 @click.option(
-    "--data", "data_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    "--data", "data_folders", multiple=True, metavar="DIR", type=READ,
     help="A folder of images, or with such folders in it; repeatable. The current folder if none "
     "is given.",
 )  # fmt: skip
 @click.option(
-    "--models", "model_folders", multiple=True, metavar="DIR", type=click.Path(path_type=Path),
+    "--models", "model_folders", multiple=True, metavar="DIR", type=READ,
     help="A folder with models in it; repeatable. The current folder if none is given.",
 )  # fmt: skip
 @click.option(
     "--queue", "queue_folder", default=Path(QUEUE), show_default=True, metavar="DIR",
-    type=click.Path(file_okay=False, path_type=Path),
+    type=KEPT_FOLDER,
     help="The folder of the queue, which need not be there yet.",
 )  # fmt: skip
 @click.option(

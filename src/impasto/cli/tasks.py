@@ -9,13 +9,14 @@ import click
 
 from impasto.cli.groups import FullHelpGroup
 from impasto.cli.listing import existing_folders, print_list
+from impasto.cli.local_paths import KEPT
 
 if TYPE_CHECKING:
     from impasto.runs.tasks import TaskDirectory
     from impasto.studio.tasks import Tasks
 
 RUNS = click.option(
-    "--runs", "folder", default=Path(), metavar="DIR", type=click.Path(path_type=Path),
+    "--runs", "folder", default=Path(), metavar="DIR", type=KEPT,
     help="The first folder of runs of the studio that started them. Default: the current folder.",
 )  # fmt: skip
 

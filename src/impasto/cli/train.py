@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto import presence
+from impasto.cli.local_paths import READ
 from impasto.cli.together import failing_together
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("config", type=READ)
 @click.option(
     "--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Override a setting; repeatable."
 )

@@ -30,6 +30,7 @@ from impasto.errors import ConfigError, ModelError
 from impasto.models import families
 from impasto.models.attention import FusedAttention
 from impasto.models.attention_kernels import sdpa
+from impasto.models.opening import local_file, named_by
 from impasto.models.strengths import path_and_strength
 
 _WITHOUT_SHAPE = {"multiheadattention", "threshold", "glu"}  # need arguments, or halve their input
@@ -288,7 +289,8 @@ def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
     """Read hypernetworks from files.
 
     Args:
-        specs: `FILE` or `FILE:STRENGTH`; each is called by the file's name without its ending.
+        specs: `FILE` or `FILE:STRENGTH`, where FILE may be a URL; each is called by the file's
+            name without its ending.
 
     Raises:
         ConfigError: Two have the same name.
@@ -297,7 +299,9 @@ def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
     stack = HypernetworkStack()
     for spec in specs:
         path, strength = path_and_strength(spec)
-        stack.add(path.stem, Hypernetwork.of(read_hypernetwork(path)), strength)
+        file = local_file(path)
+        with named_by(path, file):
+            stack.add(path.stem, Hypernetwork.of(read_hypernetwork(file)), strength)
     return stack
 
 

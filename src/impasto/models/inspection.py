@@ -21,7 +21,7 @@ from impasto.models.contents import ModelContents
 from impasto.models.conversion import hash_file
 from impasto.models.family import Component
 from impasto.models.loading import empty_network
-from impasto.models.opening import OpenOptions, contents_of, locate, open_model
+from impasto.models.opening import OpenOptions, contents_of, locate, named_by, open_model
 from impasto.progress import Progress, counted
 
 LONGEST_VALUE = 200
@@ -37,6 +37,13 @@ def inspect_model(
         ModelError: It is missing, damaged, or refused as unsafe.
     """
     path = locate(source, options, progress)
+    with named_by(source, path):
+        return _inspect(source, path, options, progress, hashing=hashing)
+
+
+def _inspect(
+    source: str, path: Path, options: OpenOptions, progress: Progress, *, hashing: bool
+) -> dict[str, Section]:
     file = open_tensor_file(path) if presence.is_file(path) else None
     found: dict[str, Section] = {}
     if file is not None:

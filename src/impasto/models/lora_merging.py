@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -21,22 +22,31 @@ from impasto.models.completeness import listed
 from impasto.models.contents import ModelContents
 from impasto.models.lora_names import Place, find_layers
 from impasto.models.mixing import finite_values
+from impasto.models.opening import local_file, named_by
 from impasto.models.strengths import path_and_strength
 from impasto.progress import counted
+from impasto.remote_paths import shown
 
 
 @dataclass(frozen=True)
 class StrongLora:
-    """A LoRA and the strength that it is added with."""
+    """A LoRA and the strength that it is added with.
+
+    Attributes:
+        file: It, on this machine.
+        strength: What its matrices are multiplied with.
+        source: The path or URL that it was named by.
+    """
 
     file: LoraFile
     strength: float
+    source: Path
 
     @property
     def words(self) -> str:
         """The LoRA, how many layers it has and its strength, for messages."""
         layers = counted(len(self.file.layers), "layers")
-        return f"{self.file.path} at {self.strength:g} ({layers})"
+        return f"{shown(self.source)} at {self.strength:g} ({layers})"
 
     @property
     def named(self) -> tuple[str, float]:
@@ -48,16 +58,19 @@ Added = list[tuple[StrongLora, LoraLayer]]
 
 
 def open_loras(specs: Sequence[str]) -> list[StrongLora]:
-    """Open LoRAs, each named as `FILE` or `FILE:STRENGTH`.
+    """Open LoRAs, each named as `FILE` or `FILE:STRENGTH`; FILE may be a URL.
 
     Raises:
         ConfigError: A strength is no number.
         ModelError: A file is missing, damaged or no LoRA.
     """
-    return [
-        StrongLora(read_lora(path, families.file_layouts()), strength)
-        for path, strength in map(path_and_strength, specs)
-    ]
+    return [_open_lora(path, strength) for path, strength in map(path_and_strength, specs)]
+
+
+def _open_lora(path: Path, strength: float) -> StrongLora:
+    file = local_file(path)
+    with named_by(path, file):
+        return StrongLora(read_lora(file, families.file_layouts()), strength, path)
 
 
 def with_loras(contents: ModelContents, loras: Sequence[StrongLora]) -> ModelContents:

@@ -6,7 +6,8 @@ exported one of these. What comes out is the same for all: `ModelContents`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -34,7 +35,7 @@ from impasto.models.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
 from impasto.models.text_metadata import EMPTY_TEXT_KEY, ZEROS
 from impasto.parsing import read_text
 from impasto.progress import Progress, counted
-from impasto.remote_paths import is_remote
+from impasto.remote_paths import is_remote, shown
 from impasto.runs import RunDirectory
 from impasto.runs.remote.fetching import fetch_model
 
@@ -71,11 +72,23 @@ def open_model(
     """
     options = options or OpenOptions()
     path = locate(str(source), options, progress)
-    if presence.is_file(path):
-        return contents_of(open_tensor_file(path), str(source), options, progress)
-    with untrusted(source):
-        contents = _open_folder(path, str(source), options)
-    return _with_asked_vae(contents, options, progress)
+    with named_by(str(source), path):
+        if presence.is_file(path):
+            return contents_of(open_tensor_file(path), str(source), options, progress)
+        with untrusted(source):
+            contents = _open_folder(path, str(source), options)
+        return _with_asked_vae(contents, options, progress)
+
+
+@contextlib.contextmanager
+def named_by(source: str | Path, path: Path) -> Iterator[None]:
+    """Have errors name what is in a store by its URL, not by this machine's copy of it."""
+    try:
+        yield
+    except ModelError as error:
+        if not is_remote(source) or str(path) not in str(error):
+            raise
+        raise ModelError(str(error).replace(str(path), shown(source))) from error
 
 
 def contents_of(
@@ -122,6 +135,22 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
     hub.require_source(source)
     layouts = families.folder_layouts()
     return hub.download(source, layouts, progress, variant=options.variant)
+
+
+def local_file(path: Path, progress: Progress | None = None) -> Path:
+    """A file that goes with a model, such as a LoRA, on this machine; one in a store is fetched.
+
+    Raises:
+        ModelError: The store has no file there, or the URL holds what it may not.
+        StorageError: The store cannot be used.
+    """
+    if not is_remote(path):
+        return path
+    hub.require_source(shown(path))
+    found = fetch_model(path, progress)
+    if not presence.is_file(found):
+        raise ModelError(f"{shown(path)} is a folder; expected a file.")
+    return found
 
 
 def _exported_by(run: RunDirectory) -> Path:

@@ -9,11 +9,12 @@ from pathlib import Path
 import click
 
 from impasto import presence
+from impasto.cli.local_paths import WRITTEN
 
 
 @click.command("import-command")
 @click.argument("command")
-@click.option("--out", type=click.Path(path_type=Path), help="Write to this file.")
+@click.option("--out", type=WRITTEN, help="Write to this file.")
 def import_command(command: str, out: Path | None) -> None:
     """Print the settings that sd-scripts' COMMAND, in quotes, stands for.
 

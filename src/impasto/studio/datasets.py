@@ -12,6 +12,7 @@ from impasto.canonical import sort_key
 from impasto.data.formats import EXTENSIONS
 from impasto.data.image_list import is_hidden
 from impasto.data.mask_folders import images_of_masks, is_of_masks
+from impasto.member_paths import is_container
 from impasto.runs import RunDirectory
 from impasto.studio.folders import Folders, path_of
 
@@ -34,11 +35,13 @@ class DatasetSummary:
         path: The folder.
         count: How many images it has, those in folders below left out.
         first: The first of them.
+        packed: How many tars or tables of images it has instead, which the studio does not open.
     """
 
     path: Path
     count: int
     first: list[Path] = field(default_factory=list)
+    packed: int = 0
 
 
 def dataset_of(folders: Folders, name: str) -> Path | None:
@@ -76,7 +79,12 @@ def _below(inside: Path) -> str:
 
 
 def find_datasets(folders: Folders) -> list[DatasetSummary]:
-    """The datasets of all folders, in the order of their paths.
+    """The datasets of all folders, in the order of their paths; without those of packed images."""
+    return [summary for summary in find_all(folders) if not summary.packed]
+
+
+def find_all(folders: Folders) -> list[DatasetSummary]:
+    """The datasets of all folders, and folders of tars and tables, in the order of their paths.
 
     Hidden folders, links to folders and run directories, whose images are samples, are left out. A
     folder that was made here and has no image yet is a dataset too. Folders of masks beside the
@@ -93,7 +101,7 @@ def find_datasets(folders: Folders) -> list[DatasetSummary]:
             if "config.toml" in names and RunDirectory(folder).is_there():
                 continue
             of_masks = masked is not None and is_of_masks(names, masked)
-            summary = None if of_masks else _summary(folder, names)
+            summary = None if of_masks else _summary(folder, names) or _packed(folder, names)
             if summary is not None:
                 found[folder] = summary
             if level < LEVELS:
@@ -164,6 +172,12 @@ def _summary(folder: Path, names: set[str]) -> DatasetSummary | None:
     if not images and not (files.DERIVED_DIR in names and (folder / NEW_MARK).is_dir()):
         return None
     return DatasetSummary(folder, len(images), [folder / name for name in images[:_SHOWN]])
+
+
+def _packed(folder: Path, names: set[str]) -> DatasetSummary | None:
+    """A folder of tars or tables, by their endings alone."""
+    count = sum(is_container(name) and not name.startswith(".") for name in names)
+    return DatasetSummary(folder, 0, packed=count) if count else None
 
 
 def _is_image(name: str) -> bool:

@@ -117,7 +117,7 @@ def walk(
     ):
         if session.validator is None:
             raise ConfigError(
-                f"{run.path} has no held-out images to measure with: it was trained without "
+                f"{run.address} has no held-out images to measure with: it was trained without "
                 f"validation.split and validation.image_dir."
             )
         validator = session.validator.of_held_out
@@ -146,14 +146,14 @@ def walk(
 def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> None:
     if config.method.kind != "full":
         raise ConfigError(
-            f"{run.path} trained a hypernetwork: its strength is what lies between. Draw it with "
-            f"impasto sample --hypernetwork and --strengths."
+            f"{run.address} trained a hypernetwork: its strength is what lies between. Draw it "
+            f"with impasto sample --hypernetwork and --strengths."
         )
     if run.exported_model() is None:
-        raise RunError(f"{run.path} has not exported a model yet. Finish it first.")
+        raise RunError(f"{run.address} has not exported a model yet. Finish it first.")
     if draws and not config.previews.prompts:
         raise ConfigError(
-            f"{run.path} has no prompts to draw (previews.prompts). Take --previews out."
+            f"{run.address} has no prompts to draw (previews.prompts). Take --previews out."
         )
 
 

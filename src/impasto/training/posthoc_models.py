@@ -94,12 +94,13 @@ def make_averages(
     steps = stored_steps(run)
     if not steps:
         raise RunError(
-            f"{run.path} has stored no averages. Train with training.posthoc_ema = true for that."
+            f"{run.address} has stored no averages. Train with training.posthoc_ema = true for "
+            f"that."
         )
     last = steps[-1] if step is None else step
     if last not in steps:
         raise RunError(
-            f"{run.path} has no averages after {last} steps; it has them after "
+            f"{run.address} has no averages after {last} steps; it has them after "
             f"{', '.join(map(str, steps))}."
         )
     snapshots, start = read_snapshots(run, last), read_start(run)
@@ -146,7 +147,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
     with borrowed_session(config, progress, "measuring averages") as session:
         if session.validator is None:
             raise ConfigError(
-                f"{run.path} has no held-out images to measure with: it was trained without "
+                f"{run.address} has no held-out images to measure with: it was trained without "
                 f"validation.split and validation.image_dir. Name one length with --sigma-rel and "
                 f"--out, and look at what it draws."
             )
@@ -227,7 +228,7 @@ def require_output(run: RunDirectory, output: Output) -> str:
     """
     exported = run.exported_model()
     if exported is None:
-        raise RunError(f"{run.path} has not exported a model yet. Finish it first.")
+        raise RunError(f"{run.address} has not exported a model yet. Finish it first.")
     by_folder = output.form == "diffusers"
     require_free(exported, output.target, overwrite=output.overwrite, by_folder=by_folder)
     return str(exported)

@@ -13,7 +13,7 @@ from impasto.locks import LockHolder
 from impasto.progress import Progress
 from impasto.remote_paths import is_remote, shown
 from impasto.runs.directory import RunDirectory
-from impasto.runs.remote.contents import SETTINGS, is_among, is_of_models
+from impasto.runs.remote.contents import SETTINGS, is_among, is_of_models, is_safe
 from impasto.runs.remote.fetching import are_settings_newer, fetch_to_read, is_here, list_run
 from impasto.runs.remote.local_folders import place_of, working_folder
 from impasto.runs.remote.ownership import Owner, is_alive, newest_owner
@@ -30,6 +30,11 @@ def is_of_pages(key: str) -> bool:
 def is_not_of_states(key: str) -> bool:
     """Whether a key is of what a run has made; states only serve to go on."""
     return not key.startswith("states/")
+
+
+def is_of_pages_and_models(key: str) -> bool:
+    """Whether a key is of what shows a run, or of the models that it has written."""
+    return is_of_models(key) or is_of_pages(key)
 
 
 def is_of_publishing(key: str) -> bool:
@@ -60,9 +65,10 @@ def open_run(
     require_place(place)
     if is_here(place):
         left = SentRecord.read(place).left
-        return RunDirectory(
-            working_folder(place), place=place, in_store=lambda key: is_among(key, left)
-        )
+        if not any(is_wanted(key) and is_safe(key) for key in left):
+            return RunDirectory(
+                working_folder(place), place=place, in_store=lambda key: is_among(key, left)
+            )
     listed = list_run(place)
     if SETTINGS not in listed:
         raise RunError(

@@ -17,7 +17,7 @@ from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio.core import Studio
-from impasto.studio.datasets import DatasetSummary, derived_of, find_datasets, image_files
+from impasto.studio.datasets import DatasetSummary, derived_of, find_all, image_files
 from impasto.studio.folders import address_of
 from impasto.studio.gallery import (
     ALIKE,
@@ -109,8 +109,12 @@ class _Beside:
 
 def datasets_page(studio: Studio) -> dict[str, Any]:
     """All datasets, with some thumbnails of each."""
+    found = find_all(studio.folders)
     return {
-        "datasets": [_dataset_row(studio, summary) for summary in find_datasets(studio.folders)],
+        "datasets": [_dataset_row(studio, summary) for summary in found if not summary.packed],
+        "packed": [
+            (printable(str(summary.path)), summary.packed) for summary in found if summary.packed
+        ],
         "places": [printable(str(folder)) for folder in studio.folders.data],
         "start_words": start_words(studio),
     }

@@ -11,7 +11,7 @@ from impasto.training.model_files import AVERAGE, BEST
 from impasto.training.saving.own_models import RECORD
 
 
-def models_of_run(path: Path) -> list[Path]:
+def models_of_run(run: RunDirectory) -> list[Path]:
     """The models of a run that are still there, by step, and the finished one last.
 
     A finished run may be made longer, so the order in which files were written says nothing.
@@ -20,9 +20,8 @@ def models_of_run(path: Path) -> list[Path]:
 
     Raises:
         ConfigError: Its settings cannot be read.
-        RunError: The path is not a run directory, or its record of models is damaged.
+        RunError: Its record of models is damaged.
     """
-    run = RunDirectory.open(path)
     config = load_begun_config(run.config_file)
     name, suffix = re.escape(config.export_name), r"(?:\.[a-z]+)?"
     again = r"(?:-\d+)?"  # a name beside one that another run had taken
