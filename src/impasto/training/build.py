@@ -28,6 +28,7 @@ from impasto.models.text import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
+from impasto.training.channels_last import use_channels_last
 from impasto.training.compile import compile_unet
 from impasto.training.devices import release_cached_memory, set_arithmetic
 from impasto.training.encoded_model import (
@@ -333,7 +334,7 @@ def _build_network(
     trainable = overrides.build_trainable()(config, model)
     _require_exportable(config, trainable, model)
     if training.channels_last:
-        trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use_channels_last(trainable.unet, device)
     if training.float8:
         use_float8(trainable.unet, device)
     compile_unet(
