@@ -16,6 +16,7 @@ from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
 from impasto.models.conversion import convert_model
 from impasto.models.opening import OpenOptions
 from impasto.models.saving import DTYPES
+from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
 from impasto.training.planning import resolve
 from impasto.training.planning.overhead import RUNTIME
@@ -233,6 +234,25 @@ def test_another_order_in_memory_computes_the_same_to_rounding(train_config, tmp
     path = str(tmp_path / "other")
     found = train(train_config(output_dir=path, training={"channels_last": True}))
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
+
+
+FROZEN_AHEAD = {
+    "the first layer": {"block_lrs": {"conv_in": 0.0}},
+    "all but the way up": {"train_only": ["up_blocks.*"]},
+}
+
+
+@pytest.mark.parametrize("method", FROZEN_AHEAD.values(), ids=FROZEN_AHEAD)
+def test_another_order_goes_with_frozen_layers_ahead_of_norms(run_file, tmp_path, method):
+    """In processes of their own: what PyTorch's group norm does there ends the process."""
+    found = []
+    for name, other_order in (("plain", False), ("other", True)):
+        training = {"max_steps": 3, "channels_last": other_order}
+        file = run_file(output_dir=str(tmp_path / name), method=method, training=training)
+        done = impasto("train", file)
+        assert done.returncode == 0, done.stderr
+        found.append(losses(RunDirectory.open(tmp_path / name)))
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def test_last_norm_learns_as_well_as_exact(train_config, tmp_path):

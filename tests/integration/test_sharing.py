@@ -175,11 +175,20 @@ def test_float16_overflows_are_found_together(run_file, tmp_path):
     assert recorded_losses(runs[1]) == pytest.approx(recorded_losses(runs[0]), rel=1e-2)
 
 
-def test_what_does_not_go_with_shares_is_said_before_anything_is_made(run_file, tmp_path):
-    file = run_file(optimizer={"kind": "adamw8bit"})
+@pytest.mark.parametrize(
+    ("optimizer", "said"),
+    [
+        ({"kind": "adamw8bit"}, "looks at more than one number at a time"),
+        ({"start_decay": 1.0}, "does not go with a model that is sharded by FSDP"),
+    ],
+)
+def test_what_does_not_go_with_shares_is_said_before_anything_is_made(
+    run_file, tmp_path, optimizer, said
+):
+    file = run_file(optimizer=optimizer)
     result = launch(["-m", "impasto", "train", file], 2, **FSDP)
     assert result.returncode != 0
-    assert "looks at more than one number at a time" in " ".join(result.stderr.split())
+    assert said in " ".join(result.stderr.split())
     assert "Traceback (most recent call last)" not in result.stderr.partition("elastic")[0]
     assert not (tmp_path / "run").exists()
 

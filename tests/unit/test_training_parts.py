@@ -19,6 +19,7 @@ from impasto.training import trainer
 from impasto.training.events import SilentEvents
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.monitoring.frozen_check import FrozenCheck
+from impasto.training.monitoring.metrics import MetricsCollector, MetricsWindow
 from impasto.training.monitoring.vram_overflow import VramOverflowWatch
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.optimizers import build_optimizer
@@ -339,3 +340,17 @@ def test_only_the_first_of_several_processes_speaks():
     told = Speaking()
     assert trainer._spoken_by(SimpleNamespace(is_main_process=True), told) is told
     assert type(trainer._spoken_by(SimpleNamespace(is_main_process=False), told)) is SilentEvents
+
+
+@pytest.mark.parametrize("is_main", [True, False])
+def test_several_processes_count_what_one_was_stopped_with_once(is_main):
+    """Losses by timesteps are summed over processes, so one of them brings those of the window."""
+    each = SimpleNamespace(
+        is_main_process=is_main, num_processes=2, device=torch.device("cpu"),
+        reduce=lambda values, how: values,
+    )  # fmt: skip
+    collector = MetricsCollector(each, num_timesteps=1000)
+    collector.resume(MetricsWindow([0.5], [], [[3.0, 2.0], *[[0.0, 0.0]] * 3]))
+    summary = collector.read()
+    assert summary.losses.tolist() == [0.5]
+    assert summary.by_range == ({"loss_t0_249": 1.5} if is_main else {})

@@ -14,6 +14,7 @@ from impasto.models.attention import use_kernel
 from impasto.models.attention_kernels import build_kernel
 from impasto.models.loading import BaseModel
 from impasto.models.trainable import Trainable
+from impasto.training.channels_last import use_channels_last
 from impasto.training.compile import compile_unet
 from impasto.training.float8 import use_float8
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
@@ -46,7 +47,7 @@ def build_network(
     trainable = overrides.build_trainable()(config, model)
     _require_exportable(config, trainable, model)
     if training.channels_last:
-        trainable.unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        use_channels_last(trainable.unet, device)
     if training.float8:
         use_float8(trainable.unet, device)
     compile_unet(

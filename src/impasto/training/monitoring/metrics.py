@@ -149,11 +149,15 @@ class MetricsCollector:
         return MetricsWindow(losses.tolist(), [float(norm) for norm in self._norms], sums)
 
     def resume(self, window: MetricsWindow) -> None:
-        """Go on with what a stopped process had come to; its time does not count."""
+        """Go on with what a stopped process had come to; its time does not count.
+
+        Of several that go on, one counts its samples, since sums are taken over all.
+        """
         device = self._accelerator.device
         self._losses = [torch.tensor(loss, device=device) for loss in window.losses]
         self._norms = [torch.tensor(norm, device=device) for norm in window.norms]
-        self._before = torch.tensor(window.sums, device=device)
+        if self._accelerator.is_main_process:
+            self._before = torch.tensor(window.sums, device=device)
 
     def read(self) -> MetricsSummary | None:
         """Wait for the device, give what came together, and begin a new window."""
