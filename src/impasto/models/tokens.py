@@ -13,8 +13,9 @@ their states are put together afterwards is `join`:
 
 from __future__ import annotations
 
+import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -31,7 +32,11 @@ JoinName = Literal["kohya", "a1111"]
 Split = Literal["plain", "comma"]
 Emphasis = Literal["off", "no_norm", "mean"]
 Token = tuple[int, float]
-_AT_ONCE = 1000  # texts that the tokenizer, which has threads of its own, is given together
+_MOST_PIECES = 1 << 19
+_AT_ONCE = 1000  # texts whose tokens are counted together
+_PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[a-z]+|[0-9]|[^\sa-z0-9]+")
+"""What CLIP cuts text into before each piece becomes tokens by itself, for ASCII in lower case
+(openai/CLIP, `clip/simple_tokenizer.py`)."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +137,7 @@ class TextTokens:
         self.layout = layout
         self._pad_id = pad_id
         self._pad_word = pad_word
+        self._tokens_of_piece: dict[str, int] = {}
         self._comma = tokenizer.convert_tokens_to_ids(COMMA)
         self.empty = self._close([])
 
@@ -143,30 +149,38 @@ class TextTokens:
         return self._chunked(groups)
 
     def too_long(self, texts: Sequence[str]) -> int:
-        """How many texts were cut because they have too many tokens."""
-        if self.layout.emphasis == "off":  # else BREAK may cut a short one too
-            texts = self._above_a_chunk(texts)
-        return sum(self(text).lost > 0 for text in texts)
-
-    def _above_a_chunk(self, texts: Sequence[str]) -> list[str]:
-        """Those of some texts that have more tokens than a chunk, many looked at in one go.
+        """How many texts were cut because they have too many tokens.
 
         A token has at least one character, where nothing is repaired that may make more of them.
         """
+        if self.layout.emphasis != "off":  # BREAK may cut a short one too
+            return sum(self(text).lost > 0 for text in texts)
+        exact = self.layout.split == "plain" or self.layout.max_chunks == 1
         waiting = [text for text in texts if len(text) > CHUNK or not _is_plain(text)]
-        found = []
-        for start in range(0, len(waiting), _AT_ONCE):
-            some = waiting[start : start + _AT_ONCE]
-            ids = self._tokenizer(
-                [_repaired(text) for text in some], add_special_tokens=False, verbose=False
-            ).input_ids
-            of_word = [text.count(self._pad_word) if self._pad_word else 0 for text in some]
-            found += [
-                text
-                for text, own, pads in zip(some, ids, of_word, strict=True)
-                if pads or len(own) > CHUNK
-            ]
-        return found
+        return sum(
+            self(text).lost > 0
+            if count is None or (count > CHUNK and not exact)
+            else count > self.layout.max_tokens
+            for text, count in zip(waiting, self._counts(waiting), strict=True)
+        )
+
+    def _counts(self, texts: Sequence[str]) -> Iterator[int | None]:
+        """How many tokens texts have; None where only the tokenizer knows."""
+        for start in range(0, len(texts), _AT_ONCE):
+            pieces = [_pieces_of(text) for text in texts[start : start + _AT_ONCE]]
+            self._learn({piece for own in pieces if own for piece in own})
+            count = self._tokens_of_piece
+            for own in pieces:
+                yield None if own is None else sum([count[piece] for piece in own])
+
+    def _learn(self, pieces: set[str]) -> None:
+        """Count the tokens of pieces that were not seen before; very many are forgotten first."""
+        if len(self._tokens_of_piece) > _MOST_PIECES:
+            self._tokens_of_piece = {}
+        new = sorted(pieces - self._tokens_of_piece.keys())
+        if new:
+            ids = self._tokenizer(new, add_special_tokens=False, verbose=False).input_ids
+            self._tokens_of_piece |= {n: len(own) for n, own in zip(new, ids, strict=True)}
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """The number of tokens of each text, without begin and end, however long."""
@@ -264,6 +278,13 @@ class TextTokens:
 def _is_plain(text: str) -> bool:
     """Whether ftfy has nothing to repair: printable ASCII that no HTML entity can be in."""
     return text.isascii() and text.isprintable() and "&" not in text
+
+
+def _pieces_of(text: str) -> list[str] | None:
+    """The pieces of a text that become tokens one by one; None where only the tokenizer knows."""
+    if not _is_plain(text) or "<|" in text or "!" in text:  # named tokens; SD 2's padding
+        return None
+    return _PIECES.findall(text.lower())
 
 
 def _repaired(text: str) -> str:
