@@ -50,7 +50,7 @@ def show_simulation(
     )
     console.note(
         "The start of training leaves out counting the tokens of captions and the hash of all "
-        "records, about two minutes per million images."
+        "records, about 15 s per million images."
     )
 
 
