@@ -17,11 +17,12 @@ from safetensors.torch import load_file
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
+from impasto.models.trainable import FullFineTune
 from impasto.progress import SilentProgress
 from impasto.report.model_card import License, make_card
 from impasto.report.page import write_report
 from impasto.runs.mixture import mixture_of
-from impasto.training import micro_steps, trainer
+from impasto.training import merged_loss, micro_steps, trainer
 from impasto.training.along import walk
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
@@ -135,6 +136,64 @@ def test_a_mixture_is_measured_and_said_to_be_one(train_config, run_values):
     card = make_card(run.exported_model(), run, License("mit")).text.replace("\\", "")
     assert said in card
     assert "This is the model" not in card
+
+
+def test_a_run_is_finished_before_its_mixture_is_measured(train_config, monkeypatch):
+    """Whoever stops the measurement loses nothing, and what cannot be measured is not claimed."""
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    held_out = {"validation": {"split": 0.4, "every_steps": 3}}
+    monkeypatch.setattr(merged_loss, "_mix", stopped)
+    run = train(train_config(saving=MIXED, **held_out))
+    assert run.state().state == "finished"
+    assert run.exported_model() is not None
+    assert mixture_of(run).loss is None
+    monkeypatch.setattr(merged_loss, "_mix", lambda *_: pytest.fail("it is no network's tensor"))
+    copies = FullFineTune.export
+    monkeypatch.setattr(
+        FullFineTune,
+        "export",
+        lambda self: {p: {n: t.clone() for n, t in of.items()} for p, of in copies(self).items()},
+    )
+    again = train(
+        train_config(output_dir=str(run.path.with_name("again")), saving=MIXED, **held_out)
+    )
+    assert mixture_of(again).loss is None
+
+
+def test_what_a_model_is_a_mixture_of_is_known_of_each(train_config):
+    """A run may be made longer with another ratio; models of before stay what they are."""
+    config = train_config(saving={**MIXED, "model_every_steps": 3, "format": "safetensors"})
+    run = train(config)
+    (early,) = (run.path / "models").iterdir()
+    assert mixture_of(run, early).ratio == mixture_of(run).ratio == 0.75
+    text = run.config_file.read_text("utf-8")
+    text = text.replace("max_steps = 6", "max_steps = 8").replace("merge_ratio = 0.75\n", "")
+    run.config_file.write_text(text, encoding="utf-8")
+    run = resume(run.path)
+    assert mixture_of(run) is None
+    assert mixture_of(run, early).ratio == 0.75
+    assert mixture_of(run, run.path / "another.safetensors") is None
+
+
+def test_a_base_model_that_is_kept_is_counted_once(train_config, monkeypatch):
+    config = train_config(saving=MIXED)
+    planned = []
+    real = disk.plan_disk
+    monkeypatch.setattr(
+        trainer, "plan_disk", lambda *args: planned.append(real(*args)) or planned[-1]
+    )
+    train(config)
+    plan = planned[0]
+    assert plan.base_bytes > 0
+    needed = plan.run_bytes + plan.models_bytes
+    monkeypatch.setattr(disk, "free_bytes", lambda _: needed - plan.base_bytes + 4096)
+    train(config.model_copy(update={"output_dir": config.output_dir.with_name("b")}))
+    monkeypatch.setattr(disk, "free_bytes", lambda _: needed - 2 * plan.base_bytes)
+    with pytest.raises(StorageError, match="of the base model while it trains"):
+        train(config.model_copy(update={"output_dir": config.output_dir.with_name("c")}))
 
 
 def test_nothing_happens_to_a_mixture_when_its_base_model_does(train_config, run_values, tmp_path):

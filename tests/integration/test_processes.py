@@ -314,7 +314,11 @@ def recorded_losses(run) -> list[float]:
 
 def test_processes_validate_a_share_each(run_file, tmp_path):
     """The losses of all images are those that one process finds, at the base model and after."""
-    shared = {"validation": {"split": 0.3, "every_steps": 2}, "optimizer": {"kind": "SGD"}}
+    shared = {
+        "validation": {"split": 0.3, "every_steps": 2},
+        "optimizer": {"kind": "SGD"},
+        "saving": {"merge_ratio": 0.5},
+    }
     training = {"max_steps": 2, "gradient_accumulation_steps": 2}
     train_on(run_file(output_dir=str(tmp_path / "alone"), training=training, **shared), 1)
     together = run_file(output_dir=str(tmp_path / "together"), training={"max_steps": 2}, **shared)
@@ -325,6 +329,9 @@ def test_processes_validate_a_share_each(run_file, tmp_path):
     for one, other in zip(alone, shares, strict=True):
         for key in ("validation_images", "training_sample_loss", "validation_se"):
             assert other[key] == pytest.approx(one[key], rel=1e-4)
+    mixed = [json.loads((tmp_path / n / "status.json").read_text()) for n in ("alone", "together")]
+    assert mixed[1]["merged_loss"] == pytest.approx(mixed[0]["merged_loss"], rel=1e-4)
+    assert mixed[0]["merged_loss"] != pytest.approx(alone[-1]["validation_loss"], rel=1e-6)
 
 
 def validations(run):

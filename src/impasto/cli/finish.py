@@ -72,7 +72,7 @@ def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:
     best = None if learning is None else kept_best(run, learning)
     if best is not None and best[0] != model:
         rows["Best model"] = f"{run.address_of(best[0])}, of step {best[1]:,}"
-        rows["Best model"] += "" if mixture is None else ", a mixture as well"
+        rows["Best model"] += ", a mixture as well" if mixture_of(run, best[0]) else ""
     return rows
 
 

@@ -148,7 +148,8 @@ class SavingConfig(Section):
     merge BASE RESULT --ratio`. 1 exports what was trained alone. Slightly below 1 the model keeps
     more of what the base model knew, at nearly the same style (WiSE-FT, arXiv:2109.01903); see
     `docs/guide/quality.md`. States, losses, previews and `impasto ema` are of the weights that are
-    trained."""
+    trained. With `training.weight_dtype = "bf16"` the base model is mixed in as it was trained
+    from, rounded to bf16."""
 
     model_dir: Path | None = None
     """Folder for exported models; off means `export` in the run directory, and `models` for those

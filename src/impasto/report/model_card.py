@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from impasto.report.previews import newest_previews, read_preview
 from impasto.report.run_result import base_of
 from impasto.report.svg import standalone
 from impasto.runs import RunDirectory, step_name
-from impasto.runs.learning import Learning, read_learning, validation_of
+from impasto.runs.learning import read_learning, validation_of
 from impasto.runs.learning_words import best_words, evidence_words, model_words
 from impasto.runs.mixture import mixture_of
 
@@ -205,30 +205,19 @@ def _learnt(run: RunDirectory, model: Path) -> str:
 
     Of another model than that of the end: what its own validation says, if it had one.
     """
-    learning, last, mixture = read_learning(run), run.exported_model(), mixture_of(run)
+    learning, last, mixture = read_learning(run), run.exported_model(), mixture_of(run, model)
     is_last = last is not None and last.resolve() == model.resolve()
-    is_own = is_last or model.resolve().is_relative_to(run.path.resolve())
-    if mixture is not None and is_own:
-        mixture = mixture if is_last else replace(mixture, loss=None)
-        return plain(f"This model is {mixture.sentence}.") + _learnt_by_training(learning)
+    mixed = "" if mixture is None else plain(f"This model is {mixture.sentence}.")
     if learning is None:
-        return ""
+        return mixed
     told: tuple[str, ...]
     if is_last:
         told = (learning.sentence(), f"Lowest: {best_words(learning)}.", evidence_words(learning))
     else:
         own = validation_of(run, learning, model)
-        words = "" if own is None else model_words(learning, own)
+        words = "" if own is None else model_words(learning, own, mixed=mixture is not None)
         told = (words, evidence_words(learning) if words else "")
-    return "\n\n".join(plain(words) for words in told if words)
-
-
-def _learnt_by_training(learning: Learning | None) -> str:
-    """What the validation loss says of what was trained, for a card of a mixture with it."""
-    if learning is None:
-        return ""
-    told = ("", learning.sentence(), f"Lowest: {best_words(learning)}.", evidence_words(learning))
-    return "\n\n".join(plain(words) for words in told)
+    return "\n\n".join(filter(None, (mixed, *map(plain, told))))
 
 
 def _between(points: Points, before: int, step: int) -> str:

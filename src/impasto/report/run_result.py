@@ -62,7 +62,7 @@ def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning
         base=base_of(settings),
         model=named(path_basename(str(model)), mixture) if model else "",
         best=(
-            named(f"{path_basename(str(best[0]))}, of step {best[1]:,}", mixture)
+            named(f"{path_basename(str(best[0]))}, of step {best[1]:,}", mixture_of(run, best[0]))
             if best and is_other
             else ""
         ),

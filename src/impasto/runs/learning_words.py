@@ -46,13 +46,23 @@ def sentence_of(learning: Learning) -> str:
     return told(learning)
 
 
-def model_words(learning: Learning, one: Validation) -> str:
-    """What can be said of the model of one step, compared with the base model."""
+def model_words(learning: Learning, one: Validation, *, mixed: bool = False) -> str:
+    """What can be said of the model of one step, compared with the base model.
+
+    Args:
+        learning: The course of the validation loss.
+        one: The validation of the step.
+        mixed: Whether the model is a mixture with the base model, so that what was measured is not
+            the model itself.
+    """
     if one is learning.first:
         return ""
+    what = "What was trained, " if mixed else "This is the model "
     told = (
-        f"This is the model {_after(one)}: its validation loss is {_loss(one)}, that of the base "
-        f"model {_loss(learning.first)}, a change of {change_words(learning, one, learning.first)}"
+        f"{what}{_after(one)}{',' if mixed else ': its'} "
+        f"{'had a validation loss of' if mixed else 'validation loss is'} {_loss(one)}, that of "
+        f"the base model {_loss(learning.first)}, a change of "
+        f"{change_words(learning, one, learning.first)}"
     )
     change = learning.compared(one, learning.first)
     if change is None:

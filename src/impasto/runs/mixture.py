@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-from impasto.parsing import parse_toml, read_text
+from impasto.errors import RunError
 from impasto.runs.directory import RunDirectory
 
 
@@ -40,29 +39,30 @@ class Mixture:
         return f"{name} ({self.parts})"
 
 
-def mixture_of(run: RunDirectory) -> Mixture | None:
-    """What a run's exported models are a mixture of; None where they are what was trained.
+def mixture_of(run: RunDirectory, model: Path | None = None) -> Mixture | None:
+    """What a model that a run has exported is a mixture of; None where it is what was trained.
 
-    As the run says it itself at its end; until then, as its settings do.
+    Args:
+        run: The run.
+        model: The model; None is the one of the end.
     """
-    status = run.status()
-    ratio = status.get("merge_ratio")
-    if ratio is None and status.get("phase") != "finished":
-        ratio = _asked(run)
+    last = run.exported_model()
+    model = last if model is None else model
+    if model is None:
+        return None
+    try:
+        ratios = run.read_json("models.json").get("mixed", {})
+    except RunError:
+        return None
+    of_model = (r for key, r in ratios.items() if run.at(key).resolve() == model.resolve())
+    ratio = next(of_model, None)
     if not isinstance(ratio, float) or not 0 < ratio < 1:
         return None
-    loss = status.get("merged_loss")
-    return Mixture(ratio, loss if isinstance(loss, float) else None)
+    loss = run.status().get("merged_loss")
+    is_last = last is not None and last.resolve() == model.resolve()
+    return Mixture(ratio, loss if is_last and isinstance(loss, float) else None)
 
 
 def named(name: str, mixture: Mixture | None) -> str:
     """The name of an exported model, with its shares where it is a mixture."""
     return name if mixture is None else mixture.beside(name)
-
-
-def _asked(run: RunDirectory) -> Any:
-    try:
-        section = parse_toml(read_text(run.config_file, "replace")).get("saving")
-    except (OSError, ValueError):
-        return None
-    return section.get("merge_ratio") if isinstance(section, Mapping) else None

@@ -16,11 +16,13 @@ _TYPES: dict[str, dict[str, Any]] = {
         "updates_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
         "started_at": _NUMBER, "folder": _TEXT, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
         "stage": _TEXT, "stage_done": _WHOLE, "stage_total": _WHOLE, "stage_unit": _TEXT,
-        "merge_ratio": _NUMBER, "merged_loss": _NUMBER,
+        "merged_loss": _NUMBER,
         "loss": _NUMBER, "images_per_s": _NUMBER, "seconds_left": _NUMBER,
         "timings_s": {"": _NUMBER},
     },
-    "models.json": {"written": [_TEXT], "best": {"": {"step": _WHOLE, "loss": _NUMBER}}},
+    "models.json": {
+        "written": [_TEXT], "best": {"": {"step": _WHOLE, "loss": _NUMBER}}, "mixed": {"": _NUMBER},
+    },
     "dataset.json": {
         "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,
         "too_long": _WHOLE, "max_tokens": _WHOLE, "mean_lost_area": _NUMBER,

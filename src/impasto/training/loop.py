@@ -18,7 +18,7 @@ from impasto.runs import RunDirectory
 from impasto.runs.commands import CommandName
 from impasto.training.compile import within_limit
 from impasto.training.events import TrainingEvents
-from impasto.training.merged_loss import mixture_record
+from impasto.training.merged_loss import measure_merged
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.frozen_check import FrozenCheck
@@ -339,17 +339,18 @@ class TrainingLoop:
         """Export the model, which is the point of it all."""
         total = self._session.total_steps
         model = self._pauses.export_model(total)
-        mixture = mixture_record(self._session, self._events)
+        timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}
+        end = {
+            "step": total,
+            "total_steps": total,
+            "updates_per_epoch": self._session.sampler.steps_per_epoch,
+            "timings_s": timings,
+            **({"model": self._run.record_of(model)} if model else {}),
+        }
         if self._is_main:
-            timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}
-            self._run.write_status(
-                "finished",
-                step=total,
-                total_steps=total,
-                updates_per_epoch=self._session.sampler.steps_per_epoch,
-                timings_s=timings,
-                **({"model": self._run.record_of(model)} if model else {}),
-                **mixture,
-            )
+            self._run.write_status("finished", **end)
             self._saver.drop_states()
+        merged_loss = measure_merged(self._session, self._events)
+        if self._is_main and merged_loss is not None:
+            self._run.write_status("finished", **end, merged_loss=merged_loss)
         self._accelerator.wait_for_everyone()

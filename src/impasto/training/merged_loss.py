@@ -5,40 +5,37 @@ Every other figure of a run is of what was trained; this one is of what its mode
 
 from __future__ import annotations
 
-import torch
-from torch import distributed
+from collections.abc import Mapping
 
-from impasto.models.saving import MergedWithBase
+import torch
+from torch import Tensor, distributed
+
 from impasto.progress import Progress
 from impasto.training.devices import is_out_of_memory
 from impasto.training.session import Session
 
 
-def mixture_record(session: Session, progress: Progress) -> dict[str, float]:
-    """What the status of a run says of the mixture it has exported; nothing where it is none.
+def measure_merged(session: Session, progress: Progress) -> float | None:
+    """Measure the exported mixture on the held-out images; None where it is none, or cannot be.
 
-    `merge_ratio`, and `merged_loss` where it can be measured: not without held-out images, nor
-    where models are sharded, nor where memory runs out. To be called when all is saved and
-    exported: afterwards the weights in memory are the mixture.
+    Not without held-out images, where models are sharded, where what is exported is computed by
+    code of somebody's own, where memory runs out, and when the measurement is stopped. To be called
+    by all processes, when all is saved, exported and recorded: afterwards the weights in memory are
+    the mixture.
 
     Args:
         session: The run, after its last step.
         progress: Is told how far it is.
     """
-    ratio = session.config.saving.merge_ratio
-    if ratio == 1:
-        return {}
-    loss = _measured(session, progress)
-    return {"merge_ratio": ratio, **({} if loss is None else {"merged_loss": loss})}
-
-
-def _measured(session: Session, progress: Progress) -> float | None:
-    validator, strategy = session.validator, session.strategy
-    if validator is None or strategy.is_sharded or not session.participates:
+    config, validator = session.config, session.validator
+    if config.saving.merge_ratio == 1 or validator is None or session.strategy.is_sharded:
         return None
     try:
-        with session.evaluating(average=session.config.saving.average == "instead"):
-            _mix(session, session.merged)
+        with session.evaluating(average=config.saving.average == "instead"):
+            trained = _trained_tensors(session)
+            if trained is None:
+                return None
+            _mix(session, trained)
             found = validator.of_held_out.measure(
                 session.trainable.unet,
                 session.eval_conditioner,
@@ -46,24 +43,36 @@ def _measured(session: Session, progress: Progress) -> float | None:
                 session.accelerator,
                 progress,
             )
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        progress.note("There is no memory to measure the mixture that was exported.")
+    except (RuntimeError, MemoryError, KeyboardInterrupt) as error:
+        is_expected = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error)
+        if session.accelerator.num_processes > 1 or not is_expected:
+            raise  # the others wait in an exchange
+        progress.note("The mixture that was exported was not measured; all else is done.")
         return None
     return found.mean
 
 
+def _trained_tensors(session: Session) -> Mapping[str, Mapping[str, Tensor]] | None:
+    """The tensors that are exported, where they are those of the networks themselves."""
+    exported = session.trainable.export()
+    for part, tensors in exported.items():
+        network = session.model.networks[part]
+        own = {tensor.data_ptr() for tensor in network.state_dict().values()}
+        if not all(tensor.data_ptr() in own for tensor in tensors.values()):
+            return None
+    return exported
+
+
 @torch.no_grad()
-def _mix(session: Session, merged: MergedWithBase | None) -> None:
+def _mix(session: Session, trained: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Put the mixture in the place of what was trained, in all processes."""
-    for part, tensors in sorted(session.trainable.export().items()):
+    for part, tensors in sorted(trained.items()):
         for name, tensor in sorted(tensors.items()):
             if not tensor.is_floating_point():
                 continue
-            if merged is not None:
-                base = merged.base[part][name.removeprefix("text_model.")]
+            if session.merged is not None:
+                base = session.merged.base[part][name.removeprefix("text_model.")]
                 own = base.read_as(tensor.dtype).to(tensor.device)
-                tensor.lerp_(own, 1 - merged.ratio)
+                tensor.lerp_(own, 1 - session.merged.ratio)
             if session.accelerator.num_processes > 1:
                 distributed.broadcast(tensor, 0)

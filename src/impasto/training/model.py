@@ -28,6 +28,10 @@ WAITING = "waiting-{part}-{process}.safetensors"
 """Files of the run directory that are there while it trains."""
 
 
+BASE_FILES = WAITING.format(part="base-*", process=0)
+"""Of those, the base model's weights that exported models are mixed with."""
+
+
 def build_open_options(config: RunConfig) -> OpenOptions:
     """What the settings say about the base model."""
     model = config.model

@@ -267,6 +267,8 @@ def _prepare(
         run.write_status("preparing")
         forget_preparing(run.path)  # from here on it counts as a run
     group = process_group(accelerator)
+    if accelerator.is_main_process:
+        remove_waiting(run, accelerator)  # of a process that was killed
     with removing_waiting(run, accelerator):
         try:
             recorded = fingerprint_of_first(group, recorded_fingerprint(run))

@@ -19,7 +19,7 @@ from impasto.progress import counted
 from impasto.remote_paths import COPIES_VARIABLE
 from impasto.runs import RunDirectory
 from impasto.runs.remote.local_folders import is_working_folder
-from impasto.training.model import learning_networks
+from impasto.training.model import BASE_FILES, learning_networks
 from impasto.training.model_files import model_bytes
 from impasto.training.optim.posthoc import TRACKED
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
@@ -107,7 +107,8 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
     choice = f"folder for copies ({COPIES_VARIABLE})" if is_sent else "output_dir"
     for place, needed in needs.items():
         own = (_bytes_below(run / name) for name in _own_folders(run))
-        free = free_bytes(place) + sum(own)
+        kept = sum(file.stat().st_size for file in run.glob(BASE_FILES)) if place == run else 0
+        free = free_bytes(place) + sum(own) + kept
         if needed > free:
             raise StorageError(
                 f"The disk of {place} has {_gib(free)} free, and this run needs up to "
@@ -181,8 +182,9 @@ def _base_bytes(config: RunConfig, model: BaseModel) -> int:
     """What the weights that learn take as they are stored, where models are mixed with them."""
     if config.saving.merge_ratio == 1:
         return 0
+    own = DTYPES[config.training.weight_dtype]
     return sum(
-        prod(tensor.shape) * model.stored[part][name].itemsize
+        prod(tensor.shape) * min(model.stored[part][name].itemsize, own.itemsize)
         for part in learning_networks(config, model.family)
         for name, tensor in model.contents.parts[part].items()
     )

@@ -249,7 +249,7 @@ def _claim(
 ) -> Path:
     config = source.config
     asked = folder / f"{config.export_name}{ending}{model_suffix(config)}"
-    target = models.claim(asked)
+    target = models.claim(asked, config.saving.merge_ratio)
     if target != asked:
         progress.note(f"{asked} was taken by another program meanwhile; the model is {target}.")
     temporary_names.remove_leftovers(target.parent)

@@ -32,6 +32,7 @@ class OwnModels:
         # paths of earlier versions are absolute
         self._written = [self._key(run.at(record)) for record in recorded.get("written", [])]
         self._best: dict[str, dict[str, float]] = dict(recorded.get("best", {}))
+        self._mixed: dict[str, float] = dict(recorded.get("mixed", {}))
         began_before_records = not recorded and bool(run.saved_steps())
         self._knows = not began_before_records
 
@@ -60,14 +61,22 @@ class OwnModels:
         if self._knows:
             self._write()
 
-    def claim(self, target: Path) -> Path:
-        """Where a model goes: `target`, or a name beside it if another run took that meanwhile."""
+    def claim(self, target: Path, ratio: float = 1.0) -> Path:
+        """Where a model goes: `target`, or a name beside it if another run took that meanwhile.
+
+        Args:
+            target: Where it is asked for.
+            ratio: The share of what was trained in it; the rest is the base model.
+        """
         number, claimed = 1, target
         while self._is_foreign(claimed):
             number += 1
             claimed = target.with_name(f"{target.stem}-{number}{target.suffix}")
-        if self._key(claimed) not in self._written:
-            self._written.append(self._key(claimed))
+        key = self._key(claimed)
+        if key not in self._written or self._mixed.get(key, 1.0) != ratio:
+            self._written = [*(other for other in self._written if other != key), key]
+            self._mixed = {n: r for n, r in self._mixed.items() if n != key}
+            self._mixed |= {} if ratio == 1 else {key: ratio}
             self._write()
         return claimed
 
@@ -103,6 +112,7 @@ class OwnModels:
             old = alike[number]
             files.remove_folder(old) if old.is_dir() else old.unlink()
             self._written.remove(self._key(old))
+            self._mixed.pop(self._key(old), None)
         self._write()
 
     def _is_foreign(self, target: Path) -> bool:
@@ -117,7 +127,8 @@ class OwnModels:
 
     def _write(self) -> None:
         best = {"best": self._best} if self._best else {}
-        files.write_json(self._run.path / RECORD, {"written": self._written, **best})
+        mixed = {"mixed": self._mixed} if self._mixed else {}
+        files.write_json(self._run.path / RECORD, {"written": self._written, **best, **mixed})
 
     def _key(self, target: Path) -> str:
         return self._run.record_of(target)
