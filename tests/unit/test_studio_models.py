@@ -321,6 +321,18 @@ def test_what_would_be_sent_is_shown_before_anything_is(client, studio, base, as
     ]  # fmt: skip
 
 
+def test_what_a_card_was_made_with_is_in_the_form_when_it_is_made_again(
+    client, studio, base, asked
+):
+    planned(client, studio, base, asked, private="yes")
+    page = client.get(page_of(studio, base)).text
+    assert inputs_of(page)["repo"] == "ada/x"
+    assert "<option selected>mit</option>" in page
+    assert 'name="private" value="yes" checked' in page
+    base.write_bytes(b"another model of the same name")
+    assert inputs_of(client.get(page_of(studio, base)).text)["repo"] == ""
+
+
 def test_without_a_token_there_is_no_button(client, studio, base, asked):
     page, folder = planned(client, studio, base, asked)
     write_plan(folder, has_token=False)

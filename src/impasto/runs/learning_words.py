@@ -72,7 +72,7 @@ def model_words(learning: Learning, one: Validation, *, mixed: bool = False) -> 
     if change.is_above(learning.chance):
         return f"{told}. It does worse on held-out images than the base model."
     few = _too_few(learning, change)
-    return f"{told}. {few}" if few else f"{told}, which is within the noise."
+    return f"{told}. {few}" if few else f"{told}, which is within the noise of {_values(learning)}."
 
 
 def best_words(learning: Learning) -> str:
@@ -179,7 +179,7 @@ def _unclear(learning: Learning) -> str:
     start = (
         f"The validation loss, {_loss(learning.last)}, cannot be told from that of the base model, "
         f"{_loss(learning.first)}: the change of {change} is "
-        f"within the noise."
+        f"within the noise of {_values(learning)}."
     )
     if learning.is_best_better and learning.best is not learning.last:
         return (

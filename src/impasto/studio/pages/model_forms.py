@@ -101,6 +101,15 @@ def publish_words(model: FoundModel, form: FormData) -> Words:
     return ["publish", *options, "--", model.path, repo_id]
 
 
+def sent_to_publish(words: Sequence[str]) -> dict[str, str]:
+    """The fields of the form that `publish_words` made a command of; empty of no such command."""
+    if len(words) < 2 or words[0] != "publish":
+        return {}
+    options = dict(word.removeprefix("--").partition("=")[::2] for word in words[1:-3])
+    private = {"private": "yes"} if "private" in options else {}
+    return {**options, "repo": words[-1]} | private
+
+
 def _text(form: FormData, key: str) -> str:
     value = form.get(key, "")
     text = value.strip() if isinstance(value, str) else ""

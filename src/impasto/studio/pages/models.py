@@ -33,6 +33,7 @@ from impasto.studio.pages.model_forms import (
     convert_words,
     download_words,
     publish_words,
+    sent_to_publish,
 )
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.tasks import Made
@@ -130,7 +131,7 @@ class ModelPages:
             users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
             return {
                 "model": model.view(),
-                **_as_sent(refused),
+                **_as_sent(refused, self._last_upload(model)),
                 "drawn_with": find_drawable(self.studio.folders).address_of(str(model.path)),
                 "run": None if model.run is None else self.studio.folders.name_of(model.run),
                 "users": [user_view(run, key, self.studio.folders) for run, key in users],
@@ -307,6 +308,16 @@ class ModelPages:
             "task": None if task is None else task_view(self.studio.tasks, task),
         }
 
+    def _last_upload(self, model: FoundModel) -> dict[str, str]:
+        """What the form to publish a model was last sent with; empty without a card of it."""
+        with contextlib.suppress(OSError):
+            folder = (self.studio.home / "publish").absolute()
+            made = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            asked = (read_object(one / "request.json") or {} for one in made)
+            last = next((found for found in asked if found.get("model") == model.key), {})
+            return sent_to_publish([str(word) for word in last.get("words", [])])
+        return {}
+
     def _upload_folder(self, upload: str) -> Path:
         return (self.studio.home / "publish" / upload).absolute()
 
@@ -346,9 +357,14 @@ class ModelPages:
         }
 
 
-def _as_sent(refused: _Refused | None) -> dict[str, Any]:
-    """What the forms of a model's page show: form -> fields, form -> what was wrong."""
-    typed: dict[str, Mapping[str, str]] = {"convert": {}, "publish": {}}
+def _as_sent(refused: _Refused | None, published: Mapping[str, str]) -> dict[str, Any]:
+    """What the forms of a model's page show: form -> fields, form -> what was wrong.
+
+    Args:
+        refused: The form that was refused.
+        published: What the one to publish it was last sent with.
+    """
+    typed: dict[str, Mapping[str, str]] = {"convert": {}, "publish": published}
     faults = dict.fromkeys(typed, "")
     if refused is not None:
         typed[refused.form], faults[refused.form] = refused.typed, refused.why.detail
