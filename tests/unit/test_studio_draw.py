@@ -106,6 +106,21 @@ def test_what_runs_have_exported_can_be_chosen_unless_it_leads_out(studio, folde
     assert [choice.label for choice in found.hypernetworks.values()] == ["net (run)"]
 
 
+def test_models_on_the_way_of_a_run_can_be_chosen_also_where_it_was_stopped(studio, folder):
+    run = make_run(folder / "style", phase="stopped")
+    (run.path / "models").mkdir()
+    names = ["style-best.safetensors", "style-step00000005.safetensors"]
+    for name in names:
+        (run.path / "models" / name).write_bytes(b"")
+    written = [f"models/{name}" for name in (*names, "gone.safetensors")]
+    record = {"written": [*written, "../../secret.safetensors"]}
+    (run.path / "models.json").write_text(json.dumps(record), encoding="utf-8")
+    (folder.parent / "secret.safetensors").write_bytes(b"")
+    found = find_drawable(studio.folders).models
+    assert {choice.label for choice in found.values()} == {f"style: {name}" for name in names}
+    assert len(set(found)) == 2
+
+
 def test_a_link_out_of_the_folders_is_no_model(studio, models, tmp_path):
     (tmp_path / "elsewhere.ckpt").write_bytes(b"")
     (models / "link.ckpt").symlink_to(tmp_path / "elsewhere.ckpt")

@@ -79,7 +79,8 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         "Steps": f"{steps.total:,} in all, {steps.per_epoch} per epoch, {steps.epochs:.1f} epochs",
         "Looks": f"{steps.exposure.looks:.3g} at each image, {steps.exposure.per_step:.3g} images "
         f"a step; {low} to {high} looks are usual for {counted(steps.exposure.images, 'images')}",
-        "Time": f"about {each} a step, {whole} in all, on this {steps.device}",
+        "Time": f"about {each} a step, {whole} in all, on this {steps.device}, without validation "
+        f"and previews",
         "States": f"{', '.join(disk.states)}; {disk.state_bytes / 2**30:.2f} GiB each, "
         f"the newest {disk.kept_states} kept",
         "Models": f"{', '.join(disk.models)}; {disk.model_bytes / 2**30:.2f} GiB each, "

@@ -193,8 +193,10 @@ def _losses(figures: RunFigures, curves: str) -> str:
     for step in steps:
         losses = [loss for at, loss in training if before < at <= step]
         mean = f"{sum(losses) / len(losses):.4f}" if losses else ""
-        rows.append((f"{step:,}", mean, _between(validation, before, step)))
-        before = step
+        measured = _between(validation, before, step)
+        if mean or measured:  # a short run writes fewer numbers than there are rows
+            rows.append((f"{step:,}", mean, measured))
+            before = step
     head = ("step", "training loss", "validation loss")
     columns = 3 if validation else 2
     return f"{curves}\n\n{_table(head[:columns], [row[:columns] for row in rows])}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from impasto import files
 from impasto.parsing import parse_toml, printable, read_text
 from impasto.runs import RunDirectory
+from impasto.runs.learning import checkpoints_of
 from impasto.runs.listing import find_runs
 from impasto.studio.folders import Folders, address_of
 from impasto.studio.models import model_files
@@ -36,7 +37,8 @@ class Drawable:
     """Everything that can be chosen, by address.
 
     Attributes:
-        models: Files and Diffusers folders, and the exported models of runs.
+        models: Files and Diffusers folders, and what runs have exported: the model of the end, the
+            best one, those on the way.
         hypernetworks: Files of hypernetworks, and the exported ones of runs.
     """
 
@@ -64,6 +66,10 @@ def find_drawable(folders: Folders) -> Drawable:
             kind = found.hypernetworks if _trains_hypernetwork(run) else found.models
             address = f"r{address_of(folders.runs, run.path)}"
             kind[address] = DrawableModel(exported, printable(f"{run.path.name} (run)"))
+        for path in _on_the_way(run, folders):
+            kind = found.hypernetworks if _trains_hypernetwork(run) else found.models
+            address = f"c{address_of(folders.runs, path)}"
+            kind[address] = DrawableModel(path, printable(f"{run.path.name}: {path.name}"))
     for folder in folders.models:
         for path in model_files(folder):
             inside = path.relative_to(folder)
@@ -81,6 +87,16 @@ def _exported(run: RunDirectory, folders: Folders) -> Path | None:
     if path is None or not any(files.is_inside(path, f) for f in (*folders.runs, *folders.models)):
         return None
     return path
+
+
+def _on_the_way(run: RunDirectory, folders: Folders) -> list[Path]:
+    """The models that a run has exported besides that of its end: the best one, those by steps."""
+    last, kept = run.exported_model(), (checkpoint.path for checkpoint in checkpoints_of(run))
+    return [
+        path for path in kept
+        if path != last and any(path.is_relative_to(f) and files.is_inside(path, f)
+                                for f in folders.runs)
+    ]  # fmt: skip
 
 
 def _trains_hypernetwork(run: RunDirectory) -> bool:

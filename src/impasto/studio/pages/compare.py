@@ -52,6 +52,7 @@ class ComparePage:
             runs, lost = self._runs(names)
             return {
                 "choices": run_rows(self.studio.folders.all_runs(), self.studio.folders.name_of),
+                "asked": "asked" in request.query_params,
                 "chosen": [self.studio.folders.name_of(run) for run in runs],
                 "lost": lost,
                 **self._content(runs),

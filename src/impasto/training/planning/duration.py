@@ -18,6 +18,7 @@ from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.rounding import build_rounding
+from impasto.training.planning.fake_step import LiveMemory
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.transfers import Transfers
 from impasto.training.precision import computed_kind, least_seconds, slowdown
@@ -28,6 +29,7 @@ on a processor, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small 
 GPU reach less: launching kernels takes longer than running them."""
 COMPILED_UTILIZATION = 0.31
 """The same of a U-Net that is compiled as a whole, on the H200."""
+_LAYERS = 64
 SAMPLE = 4 << 20  # weights that the optimizer is timed with
 
 
@@ -54,6 +56,10 @@ def seconds_per_step(
     is_compiled = device.type == "cuda" and config.training.compile == "full"
     utilization = COMPILED_UTILIZATION if is_compiled else UTILIZATION[device.type]
     forward_backward = flops / (utilization * training_rate(device, dtype))
+    if not (is_compiled or (device.type == "cuda" and config.training.cuda_graphs != "off")):
+        asking = footprint.operations * seconds_per_operation(device)
+        both = (forward_backward, asking)  # a GPU computes while it is asked for more
+        forward_backward = max(both) if device.type == "cuda" else sum(both)
     if transfers is not None:
         at_once = row_of(config.optimizer.kind).module.startswith("bitsandbytes")
         ways = (forward_backward, transfers.seconds)  # its step waits for all that the GPU does
@@ -98,6 +104,23 @@ def float8_rate(device: torch.device) -> float:
         torch._scaled_mm(one, other.t(), scale, scale, out_dtype=torch.bfloat16)
 
     return 2 * side**3 / _seconds(work, device)
+
+
+def seconds_per_operation(device: torch.device) -> float:
+    """What an operation takes that has hardly anything to compute, its backward pass counted in.
+
+    Of modules, as networks call them: Python's part is most of it.
+    """
+    layers = nn.Sequential(*(nn.Linear(8, 8, device=device) for _ in range(_LAYERS)))
+    numbers = torch.ones((1, 8), device=device)
+
+    def work() -> None:
+        layers(numbers).sum().backward()
+
+    with LiveMemory() as counted:
+        work()
+    each: float = _seconds(work, device) / counted.operations
+    return each
 
 
 def seconds_per_weight(config: RunConfig, device: torch.device) -> float:

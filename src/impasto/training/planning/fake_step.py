@@ -39,12 +39,14 @@ class StepCost:
         most_beside: The most that it holds at once beside complete gradients, in another moment.
         flops: Floating-point operations of matrix products and convolutions, a multiply-add as two,
             those that checkpointing repeats included.
+        operations: How many operations PyTorch is asked for, whatever their size.
     """
 
     peak_bytes: int
     gradient_bytes: int
     most_beside: int
     flops: int
+    operations: int
 
 
 class LiveMemory(TorchDispatchMode):
@@ -58,12 +60,13 @@ class LiveMemory(TorchDispatchMode):
         most_beside: The most that were there beside complete gradients.
         flops: Floating-point operations so far, by PyTorch's formulas (its own counter of them
             holds on to tensors, which would be counted here).
+        operations: Operations so far.
     """
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = self.gradients = self.gradients_at_peak = self.flops = 0
-        self.most_beside = 0
+        self.most_beside = self.operations = 0
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def leave_out(self, tensors: Any) -> None:
@@ -78,6 +81,7 @@ class LiveMemory(TorchDispatchMode):
         del types
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
+        self.operations += 1
         if func._overloadpacket in flop_registry:
             self.flops += int(flop_registry[func._overloadpacket](*args, **kwargs, out_val=output))
         for item in tree_iter(output):
@@ -140,7 +144,9 @@ class FakeStep:
         with self._tracked(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs, caches_casts=self.caches_casts)
             torch.autograd.backward((output.float() - inputs.latents).square().mean())
-        return StepCost(live.peak, live.gradients_at_peak, live.most_beside, live.flops)
+        return StepCost(
+            live.peak, live.gradients_at_peak, live.most_beside, live.flops, live.operations
+        )
 
     def forward_peak(self, size: Size, batch: int, *, caches_casts: bool = True) -> int:
         """The most bytes that a forward pass without gradients holds beside the weights.

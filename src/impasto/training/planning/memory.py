@@ -81,6 +81,7 @@ class Footprint:
         workspace: What the libraries take themselves.
         moment: What is being done then.
         flops: Floating-point operations of a step on the largest batch.
+        operations: How many operations PyTorch is asked for in it, whatever their size.
     """
 
     weights: int
@@ -93,6 +94,7 @@ class Footprint:
     workspace: int
     moment: str
     flops: int
+    operations: int
 
     @property
     def total(self) -> int:
@@ -157,7 +159,7 @@ class FootprintPredictor:
         ]
         phases = self._beside_graphs(config, trainable, phases)
         state = self._standing.bytes_of(config, trainable, model)
-        return [self._at(config, phase, state, cost.flops) for phase in phases]
+        return [self._at(config, phase, state, cost) for phase in phases]
 
     def ram(self, config: RunConfig) -> dict[str, int]:
         """Bytes that a run keeps in RAM beside a GPU, by what takes them; nothing on a processor.
@@ -171,7 +173,7 @@ class FootprintPredictor:
         return ram_beside_gpu(config, trainable)
 
     def _at(
-        self, config: RunConfig, phase: Phase, state: Mapping[str, int], flops: int
+        self, config: RunConfig, phase: Phase, state: Mapping[str, int], cost: StepCost
     ) -> Footprint:
         """What is there in a phase."""
         if phase.weights is not None:
@@ -188,7 +190,8 @@ class FootprintPredictor:
             ),
             workspace=workspace_bytes(config, self._device_type, self._workload.buckets),
             moment=phase.name,
-            flops=flops,
+            flops=cost.flops,
+            operations=cost.operations,
         )
 
     def _training(
@@ -232,7 +235,7 @@ class FootprintPredictor:
     def _step(self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int) -> StepCost:
         training = config.training
         words = (
-            "step with what is beside gradients", self._device_type, str(bucket), batch,
+            "step with its operations", self._device_type, str(bucket), batch,
             *text_key_parts(config), config.method.kind,
             config.method.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weight_dtype, training.gradient_checkpointing,

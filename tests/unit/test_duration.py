@@ -1,0 +1,49 @@
+"""How long a step takes by its plan: arithmetic, and asking for each operation."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from impasto.training.planning import duration
+from impasto.training.planning.fake_step import LiveMemory
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.fixture
+def planned(monkeypatch, train_config):
+    """Seconds of a step of so many operations, on a device of known speed."""
+    monkeypatch.setattr(duration, "_mean_batch_fraction", lambda *_: 1.0)
+    monkeypatch.setattr(duration, "seconds_per_weight", lambda *_: 0.0)
+    monkeypatch.setattr(duration, "training_rate", lambda *_: 1e12)
+    monkeypatch.setattr(duration, "seconds_per_operation", lambda _: 1e-5)
+    monkeypatch.setattr(duration, "UTILIZATION", {"cpu": 1.0, "cuda": 1.0})
+    monkeypatch.setattr(duration, "COMPILED_UTILIZATION", 1.0)
+
+    def seconds(device, flops, operations, **training):
+        config = train_config(training={"mixed_precision": "no", **training})
+        footprint = SimpleNamespace(flops=flops, operations=operations)
+        return duration.seconds_per_step(config, footprint, (), (), device)
+
+    return seconds
+
+
+def test_operations_take_their_time_however_small_they_are(planned):
+    assert planned(CPU, 1e11, 1000) == pytest.approx(0.1 + 0.01)
+    assert planned(GPU, 1e11, 1000) == pytest.approx(0.1)  # it is asked while it computes
+    assert planned(GPU, 1e9, 20_000) == pytest.approx(0.2)
+    assert planned(GPU, 1e9, 20_000, gradient_accumulation_steps=3) == pytest.approx(0.6)
+
+
+def test_what_is_asked_for_in_one_go_takes_no_such_time(planned):
+    for settings in ({"compile": "full"}, {"cuda_graphs": "step"}):
+        assert planned(GPU, 1e9, 20_000, **settings) == pytest.approx(0.001)
+
+
+def test_an_operation_takes_more_than_none_and_all_are_counted():
+    assert 0 < duration.seconds_per_operation(CPU) < 0.01
+    weight = torch.ones(3, requires_grad=True)
+    with LiveMemory() as counted:
+        (weight * 2).sum().backward()
+    assert counted.operations >= 4  # multiply, sum, and what they are passed back by
