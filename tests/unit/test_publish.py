@@ -199,7 +199,8 @@ def test_what_the_hub_reads_is_always_yaml(title, phrase):
 
 
 def test_the_table_of_losses_has_no_rows_without_any(tmp_path):
-    run = made_run(tmp_path / "run", losses=[(10, 0.5), (20, 0.4)], validation=[(0, 1.0), (20, 0.9)])
+    losses, validation = [(10, 0.5), (20, 0.4)], [(0, 1.0), (20, 0.9)]
+    run = made_run(tmp_path / "run", losses=losses, validation=validation)
     text = make_card(tmp_path / "m.safetensors", run, License("mit")).text
     rows = [line for line in text.splitlines() if re.match(r"\| \d+ \|", line)]
     assert rows == ["| 10 | 0.5000 |  |", "| 20 | 0.4000 | 0.9000 |"]
