@@ -119,6 +119,17 @@ def deeper_model(tmp_path_factory, nano_architecture) -> Path:
     return folder
 
 
+def draw_half_masks(pictures, folder):
+    """A mask for each image, whose left half counts; returns their folder."""
+    folder.mkdir()
+    for image in pictures.glob("*.png"):
+        with Image.open(image) as opened:
+            mask = Image.new("L", opened.size)
+            mask.paste(255, (0, 0, opened.width // 2, opened.height))
+        mask.save(folder / image.name)
+    return folder
+
+
 def draw_images(folder: Path, count: int, *, seed: int = 0, captions: bool = True) -> Path:
     """Simple coloured shapes in several aspect ratios, with captions."""
     folder.mkdir(parents=True, exist_ok=True)

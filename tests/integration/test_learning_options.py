@@ -5,8 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import draw_images
-from PIL import Image
+from conftest import draw_half_masks, draw_images
 from runs import StopAt
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -110,13 +109,7 @@ def test_an_image_that_counts_nothing_has_no_row(tmp_path):
 
 def test_weights_of_masks_reach_the_step(settings, pictures, tmp_path, fresh_accelerate):
     """With a weight of 1 outside, masks weigh nothing; by area, they weigh more than plainly."""
-    masks = tmp_path / "masks"
-    masks.mkdir()
-    for image in pictures.glob("*.png"):
-        with Image.open(image) as opened:
-            mask = Image.new("L", opened.size)
-            mask.paste(255, (0, 0, opened.width // 2, opened.height))
-        mask.save(masks / image.name)
+    masks = draw_half_masks(pictures, tmp_path / "masks")
 
     def first_loss(name, **loss):
         run = train(settings(name, subset={"mask_dir": str(masks)}, loss=loss))

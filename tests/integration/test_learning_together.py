@@ -6,8 +6,7 @@ import shutil
 import pytest
 import tomli_w
 import torch
-from conftest import draw_images, impasto
-from PIL import Image
+from conftest import draw_half_masks, draw_images, impasto
 from safetensors.torch import load_file
 from test_processes import launch
 from test_sharing import FSDP, PROGRAM
@@ -35,13 +34,7 @@ WEIGHED = {"diff_tuning": 1.0, "mask_by_area": True, "outside_mask": 0.1}
 @pytest.fixture
 def settings(run_values, pictures, tmp_path):
     """Write the settings of a run: images with masks, others to keep, and changes by section."""
-    masks = tmp_path / "masks"
-    masks.mkdir()
-    for image in pictures.glob("*.png"):
-        with Image.open(image) as opened:
-            mask = Image.new("L", opened.size)
-            mask.paste(255, (0, 0, opened.width // 2, opened.height))
-        mask.save(masks / image.name)
+    masks = draw_half_masks(pictures, tmp_path / "masks")
     kept = draw_images(tmp_path / "kept", 5, seed=9)
     dataset = {k: v for k, v in run_values["dataset"].items() if k != "image_dir"}
     subsets = [

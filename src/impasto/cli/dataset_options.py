@@ -203,7 +203,8 @@ def require_own_files(records: Iterable[ImageRecord], why: str = "") -> None:
 
     Args:
         records: The images.
-        why: What is said of such an image; by default, that nothing is written beside it.
+        why: The reason that the error gives for such an image; by default, that nothing is
+            written beside it.
 
     Raises:
         ConfigError: One is inside of a file.

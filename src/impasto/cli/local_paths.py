@@ -40,7 +40,7 @@ class LocalPath(click.Path):
         param: click.Parameter | None,
         ctx: click.Context | None,
     ) -> str | bytes | os.PathLike[str]:
-        """The path.
+        """Give the path back as click reads it, unless it is a URL.
 
         Raises:
             ConfigError: It is a URL.

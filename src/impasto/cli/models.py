@@ -182,7 +182,7 @@ def _places(run_folders: tuple[Path, ...], queue_folder: Path) -> str:
 def _say_who_needs(
     console: Console, found: FoundModel, runs: list[RunDirectory], jobs: list[Job], none: str
 ) -> None:
-    """Name the runs and jobs that need a model; `none` begins what is said if there are none."""
+    """Name the runs and jobs that need a model; `none` begins the line if there are none."""
     from impasto.studio.model_users import jobs_with, users_of
 
     users, waiting = users_of(found, runs), jobs_with(found, jobs)

@@ -55,8 +55,8 @@ class MergedWithBase:
     """What a trained model is mixed with when it is exported, as `impasto merge` mixes two.
 
     Attributes:
-        base: Network -> its tensors in the base model, read from its files. Those of a loaded
-            model may be the memory that is trained.
+        base: Network -> its tensors before training, kept where training does not change them:
+            those of a loaded model are the memory that is trained.
         ratio: The share of what was trained, above 0 and below 1.
     """
 

@@ -68,7 +68,7 @@ def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning
         ),
         sentence=NOTHING_HELD_OUT if learning is None else learning.sentence(),
         mood="" if learning is None else learning.mood,
-        evidence=_evidence(learning, mixture if model else None),
+        evidence=_evidence(learning, mixture),
         next_step=advice,
         command=words,
     )

@@ -200,7 +200,7 @@ def _too_few(learning: Learning, change: Difference | None) -> str:
 
 
 def _by_limit(learning: Learning) -> str:
-    """Of runs that recorded no losses of images: by a fixed limit, which is said."""
+    """The verdict on runs that recorded no losses of images, by a fixed limit that it names."""
     first, best, last = learning.first, learning.best, learning.last
     doubt = "(without a standard error, which this run did not record)"
     if learning.is_overfitting:

@@ -30,7 +30,7 @@ CAPTION = ".txt"
 
 @dataclass(frozen=True)
 class PriorPlan:
-    """What is drawn.
+    """Which images the base model draws for regularisation.
 
     Attributes:
         texts: Captions that are drawn in turn: image n is of text n modulo their number.

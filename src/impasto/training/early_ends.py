@@ -1,4 +1,4 @@
-"""How a run ends before its time: what is said, what its status tells, and what is removed."""
+"""How a run ends early: its message, its status, and the files that are removed."""
 
 from __future__ import annotations
 

@@ -248,7 +248,7 @@ class _TimeEstimate:
         self._before = time.perf_counter()
 
     def step_is_done(self) -> None:
-        """Count a step."""
+        """Count a step of the range test, and say how long the rest takes."""
         self._done += 1
         now = time.perf_counter()
         if self._done == 2:

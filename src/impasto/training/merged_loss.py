@@ -5,6 +5,7 @@ Every other figure of a run is of what was trained; this one is of what its mode
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -18,10 +19,10 @@ from impasto.training.session import Session
 def measure_merged(session: Session, progress: Progress) -> float | None:
     """Measure the exported mixture on the held-out images; None where it is none, or cannot be.
 
-    Not without held-out images, where models are sharded, where what is exported is computed by
-    code of somebody's own, where memory runs out, and when the measurement is stopped. To be called
-    by all processes, when all is saved, exported and recorded: afterwards the weights in memory are
-    the mixture.
+    Not without held-out images, where the loss is no number, where models are sharded, where what
+    is exported is computed by code of somebody's own, where memory runs out, and when the
+    measurement is stopped. To be called by all processes, when all is saved, exported and recorded:
+    afterwards the weights in memory are the mixture.
 
     Args:
         session: The run, after its last step.
@@ -49,7 +50,7 @@ def measure_merged(session: Session, progress: Progress) -> float | None:
             raise  # the others wait in an exchange
         progress.note("The mixture that was exported was not measured; all else is done.")
         return None
-    return found.mean
+    return found.mean if math.isfinite(found.mean) else None
 
 
 def _trained_tensors(session: Session) -> Mapping[str, Mapping[str, Tensor]] | None:

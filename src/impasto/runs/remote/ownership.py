@@ -120,7 +120,7 @@ class _Moment:
         self._steady, self._wall = time.monotonic(), time.time()
 
     def age_s(self) -> float:
-        """Seconds since then."""
+        """Seconds since the moment that this was made, by the clock that says more."""
         return max(time.monotonic() - self._steady, time.time() - self._wall)
 
 

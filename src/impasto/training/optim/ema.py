@@ -114,7 +114,7 @@ class EmaWeights:
         return dict(self._averages)
 
     def restore(self, tensors: Mapping[str, LazyTensor]) -> None:
-        """Restore saved averages.
+        """Take over the averages of a saved state, by name of weight.
 
         Raises:
             RunError: Their names are not those of this run.
