@@ -162,6 +162,7 @@ def drop_files(page, selector, paths):
 def compare_all(page):
     """Compare all runs, until what differs is shown."""
     page.click("nav >> text=Compare")
+    page.wait_for_selector(".choices input")  # a click does not wait for the next page
     for box in page.query_selector_all(".choices input"):
         box.check()
     page.click("button:has-text('Compare')")
