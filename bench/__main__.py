@@ -3,7 +3,8 @@
 Without names, all parts but the large ones are measured. The large ones take a full-size model: 20
 GB of memory, 15 GB of disk, and ten minutes each on two cores; but for `quality`, which takes the
 tiny model and half an hour. On a GPU, `step` and `memory` tell images per second, the share of what
-matrix products reach, and the memory of the GPU.
+matrix products reach, and the memory of the GPU; with `--jobs` its rows compile side by side and
+are timed one at a time.
 
 Results also go to `bench/results.json`, which git ignores; RESULTS.md holds tables worth keeping.
 """
@@ -82,7 +83,20 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", metavar="|".join(names))
     parser.add_argument("--scratch", type=Path, help="keep models and images in this folder")
     parser.add_argument(
-        "--rows", default="", help="for `step`, `quality`: only rows with this in their name"
+        "--rows",
+        action="append",
+        default=[],
+        help="for `step`, `quality`: only rows with this in their name; may be given several times "
+        "for `step`",
+    )
+    parser.add_argument(
+        "--jobs",
+        type=int,
+        default=1,
+        help="for `step`: rows that are prepared at a time, each of which is timed alone",
+    )
+    parser.add_argument(
+        "--kernels", type=Path, help="for `step` on a GPU: a folder for tables of kernels"
     )
     parser.add_argument(
         "--minutes", type=float, default=1.0, help="for `studio`: how long its memory is watched"
@@ -105,8 +119,10 @@ def main() -> None:
         **PARTS,
         **LARGE,
         "first-step": partial(first_step.measure, against=options.against),
-        "step": partial(step.measure, wanted=options.rows),
-        "quality": partial(quality.measure, only=options.rows),
+        "step": partial(
+            step.measure, wanted=options.rows, jobs=options.jobs, kernels=options.kernels
+        ),
+        "quality": partial(quality.measure, only="".join(options.rows[-1:])),
         "studio": partial(studio.measure, minutes=options.minutes),
         "peers": partial(
             peers.measure, checkouts=_checkouts(options), model=options.peer_model,

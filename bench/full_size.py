@@ -36,12 +36,20 @@ class Finished:
     memory_mib: float
 
 
-def make_model(scratch: Path, dtype: str = "fp32", architecture: str = "sd1") -> Path:
-    """A single file of the real names and shapes; made once per scratch folder."""
+def make_model(scratch: Path, dtype: str | None = "fp32", architecture: str = "sd1") -> Path:
+    """A model of the real names and shapes; made once per scratch folder.
+
+    Args:
+        scratch: Keeps it.
+        dtype: Of a single file; None for the Diffusers folder in fp16 that is made first.
+        architecture: As `impasto init` has it.
+    """
     scratch.mkdir(parents=True, exist_ok=True)
     folder, file = scratch / architecture, scratch / f"{architecture}-{dtype}.safetensors"
     if not folder.is_dir():
         impasto("init", architecture, folder, "--dtype", "fp16")
+    if dtype is None:
+        return folder
     if not file.is_file():
         impasto("convert", folder, file, "--dtype", dtype)
     return file
@@ -58,7 +66,7 @@ def make_images(scratch: Path, side: int = 256) -> Path:
 
 
 def settings(
-    scratch: Path, dtype: str = "fp32", side: int = 256, architecture: str = "sd1"
+    scratch: Path, dtype: str | None = "fp32", side: int = 256, architecture: str = "sd1"
 ) -> dict[str, Any]:
     """A run of one step on images of one size, without a state."""
     return {

@@ -1,23 +1,43 @@
 """A step of the trainer under each lever; on a GPU, its share of what matrix products reach.
 
-Every variant is a session of the trainer on the same images, with cached latents and text. On a
-processor it is the full-size SD 1.5 at 256 px and batch 1; on a GPU SD 1.5 and SD 2 at 512 px, and
-SDXL at 1024 px.
+Every row of `step_rows` is a session of the trainer on the same images, with cached latents and
+text. With several jobs each is a program of its own: they compile side by side, which takes
+minutes, and are timed one at a time, all others stopped. What has been measured is printed at once.
+
+As a program it measures one row: `python -m bench.step ROW SCRATCH TURNS ANSWER KERNELS`, the last
+of which may be empty.
 """
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import statistics
+import subprocess
+import sys
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+from impasto.allocation import tune_allocation
+
+if __name__ == "__main__":
+    tune_allocation()  # as the command line does, before torch is imported
 
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from bench.full_size import changed, settings
 from bench.memory import predicted
+from bench.step_rows import Row, chosen_rows
 from impasto.config.load import build_run_config
+from impasto.config.run import RunConfig
 from impasto.data.dataset import iterate_steps
 from impasto.datasets.batching import heaviest_group
 from impasto.errors import ImpastoError
@@ -30,150 +50,127 @@ from impasto.training.overrides import Overrides
 from impasto.training.planning.duration import matmul_rate
 from impasto.training.planning.resolve import build_memory_fitter
 from impasto.training.prefetch import build_prefetcher
+from impasto.training.session import Session
 
-ON_PROCESSOR: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "steps in the backward pass": {"training": {"optimizer_in_backward": "last_norm"}},
-    "channels last": {"training": {"channels_last": True}},
-    "checkpointing": {"training": {"gradient_checkpointing": True}},
-    "checkpointing, highest resolution": {
-        "training": {"gradient_checkpointing": True, "checkpointed_levels": 1}
-    },
-    "bf16": {"training": {"mixed_precision": "bf16"}},
-    "bf16 weights": {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
-    "8-bit AdamW": {"optimizer": {"kind": "adamw8bit"}},
-}
-_FAST = {"mixed_precision": "bf16", "channels_last": True, "cache_text_to_disk": True}
-ON_GPU: dict[str, dict[str, Any]] = {
-    "bf16": {"training": {"mixed_precision": "bf16", "cache_text_to_disk": True}},
-    "bf16, copies of weights": {
-        "training": {"mixed_precision": "bf16", "cache_text_to_disk": True, "weight_copies": True}
-    },
-    "bf16, steps as CUDA graphs": {
-        "training": {
-            "mixed_precision": "bf16", "cache_text_to_disk": True, "cuda_graphs": "step",
-        }
-    },
-    "bf16, copies of weights, steps as CUDA graphs": {
-        "training": {
-            "mixed_precision": "bf16", "cache_text_to_disk": True, "weight_copies": True,
-            "cuda_graphs": "step",
-        }
-    },
-    "bf16, channels last": {"training": _FAST},
-    "bf16, channels last, blocks compiled": {"training": {**_FAST, "compile": "blocks"}},
-    "bf16, channels last, compiled": {"training": {**_FAST, "compile": "full"}},
-    "bf16, channels last, compiled, CUDA graphs": {
-        "training": {**_FAST, "compile": "full", "cuda_graphs": "network"}
-    },
-    "bf16, channels last, compiled, copies of weights": {
-        "training": {**_FAST, "compile": "full", "weight_copies": True}
-    },
-    "bf16, channels last, compiled, copies of weights, CUDA graphs": {
-        "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": "network"}
-    },
-    "bf16, channels last, compiled, copies of weights, steps as CUDA graphs": {
-        "training": {**_FAST, "compile": "full", "weight_copies": True, "cuda_graphs": "step"}
-    },
-    "bf16, channels last, compiled, float8": {
-        "training": {**_FAST, "compile": "full", "float8": True}
-    },
-    "bf16, channels last, blocks compiled, float8": {
-        "training": {**_FAST, "compile": "blocks", "float8": True}
-    },
-    "bf16 weights, channels last, compiled": {
-        "training": {**_FAST, "weight_dtype": "bf16", "compile": "full"}
-    },
-    "bf16 weights, channels last, compiled, float8": {
-        "training": {**_FAST, "weight_dtype": "bf16", "compile": "full", "float8": True}
-    },
-    "least memory": {
-        "training": {
-            **_FAST, "weight_dtype": "bf16", "optimizer_in_backward": "last_norm",
-            "gradient_checkpointing": True,
-        },
-        "optimizer": {"kind": "adamw8bit"},
-    },
-    "least memory, states offloaded": {
-        "training": {
-            **_FAST, "weight_dtype": "bf16", "optimizer_in_backward": "last_norm",
-            "gradient_checkpointing": True, "offload_optimizer": True,
-        },
-        "optimizer": {"kind": "adamw8bit"},
-    },
-}  # fmt: skip
-SIZES_ON_GPU: dict[str, tuple[int, tuple[int, ...]]] = {
-    "sd1": (512, (1, 8, 32)),
-    "sd2": (512, (1, 8, 32)),
-    "sdxl": (1024, (1, 4)),
-}
-"""Pixels of a side, and images at a time."""
-SDXL = (
-    "bf16",
-    "bf16, channels last, blocks compiled",
-    "bf16, channels last, blocks compiled, float8",
-    "bf16, channels last, compiled",
-    "bf16, channels last, compiled, float8",
-)
-"""The rows of SDXL, whose other levers do what they do for SD 2."""
+Alone = Callable[[], contextlib.AbstractContextManager[None]]
+"""What a row is timed in."""
+
 UPDATES = {"cpu": 4, "cuda": 20}
+WARM = {"cpu": 0, "cuda": 3}
+"""Steps besides the first before those that are timed: graphs are recorded in them."""
+KERNELS = 70
 
 
-def measure(scratch: Path, wanted: str = "") -> dict[str, str]:
-    """The rows whose names have `wanted` in them, as in `sd1, batch 8, bf16`; all by default."""
-    device = default_device()
-    on_gpu = device.type == "cuda"
-    rows: dict[str, str] = {}
-    sizes = SIZES_ON_GPU if on_gpu else {"sd1": (256, (1,))}
-    for architecture, (side, batches) in sizes.items():
-        levers = ON_GPU if on_gpu else ON_PROCESSOR
-        if architecture == "sdxl":
-            levers = {lever: ON_GPU[lever] for lever in SDXL}
-        for batch in batches:
-            names = {
-                f"{architecture}, batch {batch}, {lever}": changes
-                for lever, changes in levers.items()
-            }
-            chosen = {name: changes for name, changes in names.items() if wanted in name}
-            if chosen:
-                values = settings(scratch, side=side, architecture=architecture)
-                values["dataset"]["num_repeats"] = batch
-                rows |= _measured(chosen, values, device, batch)
-    if not rows:
-        raise SystemExit(f"No row has {wanted!r} in its name.")
-    return rows
+@dataclass(frozen=True)
+class Steps:
+    """How long steps took.
+
+    Attributes:
+        first_s: Seconds of the first, which compiles.
+        each_s: Of each of the others, which is waited for.
+        in_a_row_s: Of one of as many that are waited for together, as in training.
+        asking_s: Of one of these, for the program to ask for its kernels.
+        peak_bytes: The most that PyTorch's allocator held on the GPU during steps.
+    """
+
+    first_s: float
+    each_s: list[float]
+    in_a_row_s: float
+    asking_s: float
+    peak_bytes: int
 
 
-def _measured(
-    variants: dict[str, dict[str, Any]], values: dict[str, Any], device: torch.device, batch: int
+def measure(
+    scratch: Path, wanted: Sequence[str] = (), jobs: int = 1, kernels: Path | None = None
 ) -> dict[str, str]:
-    """Seconds of a step by row, and what they are against the first."""
-    rows, first = {}, None
-    for name, changes in variants.items():
-        asked = changed(values, changes)
-        asked["training"] = {**asked["training"], "batch_size": batch, "max_steps": 10_000}
-        try:
-            seconds, peak, share, warm = _update(asked, device)
-        except (ImpastoError, RuntimeError) as error:
-            rows[name] = f"failed: {str(error).splitlines()[0][:80]}"
-            continue
-        first = first or seconds
-        told = f"{seconds:.2f} s a step, {seconds / first:.2f} of the first"
-        if device.type == "cuda":
-            foreseen = predicted(asked)
-            tensors = foreseen.total - foreseen.workspace
-            told = (
-                f"{1000 * seconds:.0f} ms, {batch / seconds:.1f} images/s, {100 * share:.0f} % of "
-                f"the measured peak, {peak / 2**30:.1f} GiB ({tensors / 2**30:.1f} "
-                "predicted)"
-            )
-        rows[name] = f"{told}; first step {warm:.0f} s"
-    return rows
+    """The rows whose names have one of `wanted` in them.
+
+    Args:
+        scratch: Keeps models and images.
+        wanted: Parts of names, as in `sd1, batch 8, bf16`; all rows by default.
+        jobs: How many rows are prepared at a time. Their memory must suffice for all of them.
+        kernels: A folder for a table of each row's kernels, by the time that they take on a GPU.
+    """
+    try:
+        rows = chosen_rows(default_device().type, wanted)
+    except ValueError as error:
+        raise SystemExit(str(error)) from None
+    for size in {(row.architecture, row.side) for row in rows}:
+        _settings(scratch, *size)
+    if kernels is not None:
+        kernels.mkdir(parents=True, exist_ok=True)
+    if jobs > 1:
+        with ThreadPoolExecutor(jobs) as pool:
+            told = pool.map(partial(_told_by_a_program, scratch, kernels), rows)
+            return dict(zip((row.name for row in rows), told, strict=True))
+    return {
+        row.name: _printed(row, _told(row, scratch, contextlib.nullcontext, kernels))
+        for row in rows
+    }
 
 
-def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, float, float]:
-    """Median seconds of a step, peak bytes, share of the peak, and the first one's seconds."""
-    if device.type == "cuda":  # also after a row that failed
+def _told_by_a_program(scratch: Path, kernels: Path | None, row: Row) -> str:
+    """Measure a row in a program of its own, which can be stopped while others are timed."""
+    answer = scratch / f"answer-{uuid4().hex}.txt"
+    words = [row.name, scratch, scratch / "turns", answer, kernels or ""]
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.step", *map(str, words)],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True, check=False,
+    )  # fmt: skip
+    if answer.is_file():
+        return _printed(row, answer.read_text(encoding="utf-8"))
+    said = done.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+    return _printed(row, f"failed with {done.returncode}: {said[-1][:200]}")
+
+
+def _printed(row: Row, told: str) -> str:
+    print(f"{row.name}: {told}", flush=True)
+    return told
+
+
+def _settings(scratch: Path, architecture: str, side: int) -> dict[str, Any]:
+    """Of a run; on a GPU the model is as `init` wrote it, on a processor a single file."""
+    dtype = None if default_device().type == "cuda" else "fp32"
+    return settings(scratch, dtype, side, architecture)
+
+
+def _told(row: Row, scratch: Path, alone: Alone, kernels: Path | None) -> str:
+    """What is found of a row, in words."""
+    device = default_device()
+    asked = changed(_settings(scratch, row.architecture, row.side), row.changes)
+    own = row.name.replace(", ", "-").replace(" ", "_")  # rows that are prepared together
+    asked["output_dir"] = str(scratch / f"run-{own}")
+    asked["dataset"] = {
+        **asked["dataset"], "num_repeats": row.batch, "cache_dir": str(scratch / f"derived-{own}"),
+    }  # fmt: skip
+    asked["training"] = {**asked["training"], "batch_size": row.batch, "max_steps": 10_000}
+    if kernels is not None:
+        kernels = kernels / f"{own}.txt"
+    try:
+        steps, share = _steps(asked, device, alone, kernels)
+    except (ImpastoError, RuntimeError) as error:
+        return f"failed: {str(error).splitlines()[0][:80]}"
+    gc.collect()
+    seconds = statistics.median(steps.each_s)
+    if device.type != "cuda":
+        return f"{seconds:.2f} s a step; first step {steps.first_s:.0f} s"
+    foreseen = predicted(asked)
+    tensors = foreseen.total - foreseen.workspace
+    return (
+        f"{1000 * seconds:.0f} ms ({1000 * min(steps.each_s):.0f} to "
+        f"{1000 * max(steps.each_s):.0f}), {row.batch / steps.in_a_row_s:.1f} images/s in a row, "
+        f"{1000 * steps.asking_s:.0f} ms of one the program's, {100 * share:.0f} % of the "
+        f"measured peak, {steps.peak_bytes / 2**30:.1f} GiB ({tensors / 2**30:.1f} predicted); "
+        f"first step {steps.first_s:.0f} s"
+    )
+
+
+def _steps(
+    values: dict[str, Any], device: torch.device, alone: Alone, kernels: Path | None
+) -> tuple[Steps, float]:
+    """Steps of a run, and the share that they have of the rate of matrix products."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:  # also after a row that failed
         gc.collect()
         torch._dynamo.reset()  # graphs of rows before would count as this one's
         torch.cuda.empty_cache()
@@ -181,29 +178,78 @@ def _update(values: dict[str, Any], device: torch.device) -> tuple[float, int, f
     config = build_run_config(values, source="bench")
     session = build_session(config, build_accelerator(), SilentEvents(), Overrides())
     loop = TrainingLoop(session, RunDirectory(config.output_dir), SilentEvents())
-    number = UPDATES[device.type]
+    number, warm = UPDATES[device.type], WARM[device.type]
+    ahead = session.conditioner if session.encodes_ahead else None
     updates = iterate_steps(
-        session.data,
-        session.sampler,
-        0,
-        number + 1,
-        rank=0,
-        prefetch=build_prefetcher(device, session.conditioner if session.encodes_ahead else None),
-    )
-    times = []
-    for update, batches in updates:
+        session.data, session.sampler, 0, config.training.max_steps or 0, rank=0,
+        prefetch=build_prefetcher(device, ahead),
+    )  # fmt: skip
+    wait = torch.cuda.synchronize if on_gpu else lambda: None
+
+    def step() -> None:
+        loop.step(*next(updates))
+
+    def waited_for() -> float:
         began = time.perf_counter()
-        loop.step(update, batches)
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    peak = torch.cuda.max_memory_reserved() if device.type == "cuda" else 0
-    seconds = statistics.median(times[1:])
-    share = 0.0
-    if device.type == "cuda":
-        group, _ = heaviest_group(config, session.prepared.plan.images)
-        flops = build_memory_fitter(config, group).footprint(config).flops
-        share = flops / seconds / matmul_rate(device, torch.bfloat16)
-    del session, loop, updates
-    gc.collect()
-    return seconds, peak, share, times[0]
+        step()
+        wait()
+        return time.perf_counter() - began
+
+    first_s = waited_for()
+    for _ in range(warm):
+        waited_for()
+    with alone():
+        for _ in range(warm):
+            waited_for()
+        each_s = [waited_for() for _ in range(number)]
+        began = time.perf_counter()
+        for _ in range(number if on_gpu else 0):
+            step()
+        asked_s = time.perf_counter() - began
+        wait()
+        whole_s = time.perf_counter() - began
+        share = _share(config, session, statistics.median(each_s), device) if on_gpu else 0.0
+        peak = torch.cuda.max_memory_reserved() if on_gpu else 0
+        if kernels is not None and on_gpu:
+            _write_kernels(kernels, step)
+    return Steps(first_s, each_s, whole_s / number, asked_s / number, peak), share
+
+
+def _share(config: RunConfig, session: Session, seconds: float, device: torch.device) -> float:
+    """Of what matrix products in bf16 reach on this card, measured now."""
+    group, _ = heaviest_group(config, session.prepared.plan.images)
+    flops = build_memory_fitter(config, group).footprint(config).flops
+    return flops / seconds / matmul_rate(device, torch.bfloat16)
+
+
+def _write_kernels(file: Path, step: Callable[[], None]) -> None:
+    """Write which kernels of two steps took longest, with milliseconds and calls of one."""
+    with profile(activities=[ProfilerActivity.CUDA]) as recorded:
+        step()
+        step()
+        torch.cuda.synchronize()
+    found = [e for e in recorded.key_averages() if e.device_type == DeviceType.CUDA]
+    found.sort(key=lambda event: -event.self_device_time_total)
+    spent = sum(event.self_device_time_total for event in found) / 2000
+    calls = sum(event.count for event in found) / 2
+    lines = [f"{spent:.1f} ms of {calls:.0f} kernels a step"] + [
+        f"{event.self_device_time_total / 2000:8.3f} ms {event.count / 2:6.1f} x {event.key[:150]}"
+        for event in found[:KERNELS]
+    ]
+    file.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Measure one row, when it is its turn, and write what is found into a file."""
+    from bench.turns import Turns  # not on Windows
+
+    name, scratch, folder, answer, kernels = sys.argv[1:]
+    (row,) = chosen_rows(default_device().type, [name])
+    turns = Turns(Path(folder))
+    with turns.joined():
+        told = _told(row, Path(scratch), turns.alone, Path(kernels) if kernels else None)
+    Path(answer).write_text(told, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
