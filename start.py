@@ -65,7 +65,7 @@ CHECKS = (
 )
 FAST_TESTS = ("tests/unit", "tests/parity", "tests/property")
 LONG_TESTS = (
-    # of those, the files that rehearse steps for every rung of the memory ladder: minutes
+    # of those, the files that compute fake steps for every rung of the memory ladder: minutes
     "tests/unit/test_cuda_shapes.py", "tests/unit/test_footprint.py",
     "tests/unit/test_memory_moments.py", "tests/unit/test_native_precision.py",
 )  # fmt: skip

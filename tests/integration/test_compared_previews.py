@@ -102,7 +102,7 @@ def test_a_comparison_that_fails_ends_no_run(train_config, monkeypatch):
     def fails(self, progress):
         raise DatasetError("none of the real images can be read")
 
-    monkeypatch.setattr(PreviewDistance, "_looked_at_real", fails)
+    monkeypatch.setattr(PreviewDistance, "_looks_of_real", fails)
     run = train(train_config(previews=PREVIEWS, validation={"split": 0.3, "every_steps": 6}))
     assert run.status()["phase"] == "finished"
     assert not compared(run)

@@ -180,10 +180,10 @@ def test_what_is_not_used_waits_in_a_file(
         for module in (build, encoded_model):
             patch.setattr(module, "with_offloaded", lambda model, *_: model)
         plain = train(train_config(**settings))
-    parked, types = [], set()
+    in_files, types = [], set()
 
     def watched(tensors, file):
-        parked.append(file)
+        in_files.append(file)
         waiting = keep_in_file(tensors, file)
         types.update(t.dtype for t in waiting.values() if t.dtype.is_floating_point)
         return waiting
@@ -197,9 +197,9 @@ def test_what_is_not_used_waits_in_a_file(
         patch.setattr(model, "keep_in_file", watched)
         patch.setattr(encoded_model, "prepare_data", without_files)
         found = train(train_config(output_dir=str(tmp_path / "waiting"), **settings))
-    assert len(parked) == 1 + to_disk
+    assert len(in_files) == 1 + to_disk
     assert types == {DTYPES[stored]}
-    assert not any(file.exists() for file in parked)
+    assert not any(file.exists() for file in in_files)
     assert losses(found) == losses(plain)
     assert exported(found) == exported(plain)
     for drawn in sorted(plain.samples.rglob("*.png")):

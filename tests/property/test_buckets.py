@@ -50,9 +50,9 @@ def test_kohya_selection_equals_the_recorded_one(golden):
     """16 configurations, half of them no-upscale; where sd-scripts fails, ours gives a step."""
     compared = repaired = 0
     for case in golden("bucket_select.json"):
-        limits, placing = limits_of(case), ASSIGNMENTS["kohya", case["no_upscale"]]
+        limits, assign = limits_of(case), ASSIGNMENTS["kohya", case["no_upscale"]]
         for width, height, bucket_w, bucket_h, resized_w, resized_h in case["rows"]:
-            bucket, resized = placing([Size(width, height)], limits)[0]
+            bucket, resized = assign([Size(width, height)], limits)[0]
             if not bucket_w or not bucket_h:
                 assert case["no_upscale"]
                 assert min(bucket.width, bucket.height) == limits.step
@@ -158,8 +158,8 @@ def test_a_picture_of_a_buckets_size_is_left_alone(bucket):
 
 @given(st.lists(SIZES, min_size=1, max_size=30), st.sampled_from(sorted(ASSIGNMENTS)))
 def test_many_are_placed_as_each_alone(sizes, way):
-    placing = ASSIGNMENTS[way]
-    assert placing(sizes, LIMITS) == [placing([size], LIMITS)[0] for size in sizes]
+    assign = ASSIGNMENTS[way]
+    assert assign(sizes, LIMITS) == [assign([size], LIMITS)[0] for size in sizes]
 
 
 @given(SIZES)

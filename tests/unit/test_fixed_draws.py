@@ -131,7 +131,7 @@ def test_copies_are_no_further_evidence():
     assert standard_error(losses * 5) < 0.5 * standard_error(losses)
 
 
-def test_many_images_are_put_together_and_lose_hardly_any_certainty():
+def test_many_images_are_combined_and_lose_hardly_any_certainty():
     generator = torch.Generator().manual_seed(0)
     losses = (1 + 0.3 * torch.randn(5000, generator=generator)).tolist()
     values = independent_values(losses, range(5000))

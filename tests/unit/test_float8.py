@@ -267,8 +267,8 @@ def test_sharded_models_and_devices_without_bf16_refuse_it(train_config):
 
 
 def footprint(config):
-    outline = partial(meta_model_of_architecture, find_architecture("sd1"))
-    return FootprintPredictor(outline, "cuda").all_phases(config, Size(512, 512), 8)[0]
+    meta_model = partial(meta_model_of_architecture, find_architecture("sd1"))
+    return FootprintPredictor(meta_model, "cuda").all_phases(config, Size(512, 512), 8)[0]
 
 
 def test_its_memory_is_predicted(train_config):

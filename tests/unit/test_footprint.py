@@ -67,7 +67,7 @@ def allocated_peak(work, there_before):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_rehearsal_tells_what_a_step_allocates(name, deeper_model):
+def test_a_fake_step_tells_what_a_step_allocates(name, deeper_model):
     options, autocast, frees = KINDS[name]
     model = load_base_model(deeper_model)
     unet = FullFineTune(model, lr=1e-4, **options).unet
@@ -265,7 +265,7 @@ def test_the_largest_batch_is_the_largest(train_config, nano_model):
     assert one.batch_that_fits(config, most=5) == 5
 
 
-def test_rehearsals_are_remembered(train_config, nano_model, tmp_path):
+def test_fake_steps_are_remembered(train_config, nano_model, tmp_path):
     config, record = train_config(), tmp_path / "footprints.json"
     meta_models = []
 
@@ -279,7 +279,7 @@ def test_rehearsals_are_remembered(train_config, nano_model, tmp_path):
     assert FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
 
 
-def test_an_outline_is_made_for_a_rehearsal_and_shared_with_others(
+def test_a_meta_model_is_made_for_a_fake_step_and_shared_with_others(
     train_config, nano_model, monkeypatch
 ):
     """Making one of full size takes a second: ladders of ten rungs made fifty."""

@@ -36,26 +36,26 @@ def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(kind, way, limit):
     net = Two()
     rules = AT_ONCE if way == "off" else EACH
     optimizer = build_optimizer([TrainedPart("unet", net, 1e-3)], OptimizerConfig(kind=kind), rules)
-    descent = build_update(
+    update = build_update(
         UpdateInputs(optimizer, list(net.parameters()), Precision("no", CPU), limit, way)
     )
-    for update in range(2):
+    for step in range(2):
         with torch.no_grad():
-            net.first.fill_(0.0 if update else 1.0)
+            net.first.fill_(0.0 if step else 1.0)
         before = net.second.detach().clone()
         loss = net.first.sqrt().sum() + net.second.square().sum()  # the root's slope at 0
-        if update == 0:
-            descent.backward(loss)
-            descent.apply(loss)
+        if step == 0:
+            update.backward(loss)
+            update.apply(loss)
             continue
         assert math.isfinite(loss.item())
         with pytest.raises(NonFiniteError) as found:
-            descent.backward(loss)
-            descent.apply(loss)
+            update.backward(loss)
+            update.apply(loss)
     assert torch.equal(net.first.detach(), torch.zeros(8))
     assert are_finite(net.parameters())
     assert all(p.grad is None for p in net.parameters())
-    assert not descent.is_stepping
+    assert not update.is_stepping
     if found.value.weights_intact:
         assert torch.equal(net.second.detach(), before)
 

@@ -55,7 +55,7 @@ def trained(
     optimizer = build_optimizer([part], OptimizerConfig(kind=kind, lr=1e-3), rules)
     computing = Precision(precision, CPU)
     parameters = list(part.parameters().values())
-    descent = build_update(UpdateInputs(optimizer, parameters, computing, limit, way))
+    update = build_update(UpdateInputs(optimizer, parameters, computing, limit, way))
     generator = torch.Generator().manual_seed(5)
     norms = []
     for step in range(updates):
@@ -64,10 +64,10 @@ def trained(
         x = torch.randn((8, 96), generator=generator)
         with computing.autocast():
             loss = (net(x.to(parameters[0].dtype)).float() * size).square().mean()
-        descent.backward(loss)
-        norms.append(descent.apply(loss))
+        update.backward(loss)
+        norms.append(update.apply(loss))
         optimizer.zero_grad()
-    assert not descent.is_stepping
+    assert not update.is_stepping
     assert all(p.grad is None for p in parameters)
     return [p.detach().clone() for p in parameters], norms
 
@@ -103,8 +103,8 @@ def test_an_overflow_passes_over_the_update_and_lowers_the_scale():
     weight = nn.Parameter(torch.ones(8))
     optimizer = build_optimizer([TrainedPart("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
     precision = Precision("fp16", CPU)
-    descent = build_update(UpdateInputs(optimizer, [weight], precision, 1.0, "exact"))
-    descent.backward((weight * 1e35).sum())  # times the first scale of 65,536
+    update = build_update(UpdateInputs(optimizer, [weight], precision, 1.0, "exact"))
+    update.backward((weight * 1e35).sum())  # times the first scale of 65,536
     assert torch.equal(weight.detach(), torch.ones(8))
     assert precision.state() == {"scale": 2.0**15, "growth_tracker": 0.0}
 
@@ -158,9 +158,9 @@ class Single(nn.Module):
 def test_a_loss_that_is_not_finite_changes_nothing(limit):
     weight = nn.Parameter(torch.ones(8))
     optimizer = build_optimizer([TrainedPart("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
-    descent = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), limit, "exact"))
+    update = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), limit, "exact"))
     with pytest.raises(NonFiniteError) as found:
-        descent.backward(weight.sum() * float("nan"))
+        update.backward(weight.sum() * float("nan"))
     assert found.value.weights_intact
     assert torch.equal(weight.detach(), torch.ones(8))
 
@@ -168,9 +168,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(limit):
 def test_a_gradient_that_is_not_finite_changes_nothing_where_it_is_measured_first():
     weight = nn.Parameter(torch.zeros(8))
     optimizer = build_optimizer([TrainedPart("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
-    descent = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), 1.0, "exact"))
+    update = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), 1.0, "exact"))
     with pytest.raises(NonFiniteError) as found:
-        descent.backward(weight.sqrt().sum())  # its slope at 0 is infinite
+        update.backward(weight.sqrt().sum())  # its slope at 0 is infinite
     assert found.value.weights_intact
     assert torch.equal(weight.detach(), torch.zeros(8))
 

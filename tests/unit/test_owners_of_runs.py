@@ -30,7 +30,7 @@ from impasto.runs.remote.reading import open_run
 from impasto.runs.remote.record import SentRecord
 from impasto.runs.remote.run_in_store import (
     RunInStore,
-    let_go,
+    remove_working_folder,
     require_free,
     require_place,
     send_again,
@@ -237,7 +237,7 @@ def test_of_a_folder_that_could_not_be_removed_wholly_nothing_is_believed(run, p
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            let_go(RunDirectory(run, place=place))
+            remove_working_folder(RunDirectory(run, place=place))
     assert not is_here(place)
     assert content(place) == before
 

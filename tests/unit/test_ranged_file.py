@@ -40,7 +40,7 @@ def test_it_reads_what_a_file_reads(steps, ahead):
 
 
 @given(most=st.integers(1, 30), size=st.integers(0, 120))
-def test_ranges_that_come_in_pieces_are_put_together(most, size):
+def test_ranges_that_come_in_pieces_are_joined(most, size):
     file = io.BufferedReader(RangedFile(Ranges(most), len(CONTENT)), 16)
     assert file.read(size) + file.read() == CONTENT
     assert RangedFile(Ranges(most), len(CONTENT)).readall() == CONTENT

@@ -215,7 +215,7 @@ def test_gradients_of_batches_before_are_there_in_the_next(train_config, nano_mo
     assert two.activations >= one.activations
 
 
-def test_a_rehearsal_makes_no_casts_of_copies(train_config, nano_model):
+def test_a_fake_step_makes_no_casts_of_copies(train_config, nano_model):
     from impasto.data.records import Size
 
     def step(**training):

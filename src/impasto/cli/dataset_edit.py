@@ -138,7 +138,7 @@ class _Editing:
         self.config = local_dataset_config(self.source, self.options)
         self.place: Place = place_of(self.config)
         self.skipped: list[SkippedFile] = []
-        self.looked_at = 0
+        self.total = 0
         self.edit: str | None = None
 
     def changes(self, done: frozenset[str] = frozenset()) -> list[CaptionChange]:
@@ -154,7 +154,7 @@ class _Editing:
         captions, odd = find_captions(scan.records, self.place, self.options["ending"])
         self.skipped = [*scan.set_aside, *odd]
         chosen = self.choice.of(captions, self.options["separator"])
-        self.looked_at = len(chosen)
+        self.total = len(chosen)
         return changes_of(chosen, self.operations, self.options["separator"], done)
 
     def show(self, changes: Sequence[CaptionChange]) -> None:
@@ -166,9 +166,7 @@ class _Editing:
             lines += [f"- {line}" for line in change.caption.text.split("\n")]
             lines += [f"+ {line}" for line in change.after.split("\n")]
             self.console.note("\n".join(lines))
-        self.console.note(
-            f"{len(changes):,} of {counted(self.looked_at, 'captions')} would change."
-        )
+        self.console.note(f"{len(changes):,} of {counted(self.total, 'captions')} would change.")
 
     def write(self) -> list[CaptionChange]:
         """Make the edit: what is there is read while no other command can change it."""
@@ -190,7 +188,7 @@ class _Editing:
     def _tell(self, number: int) -> None:
         for item in self.skipped:
             self.console.note(f"Skipped: {shown(item.path)}: {item.reason}")
-        of = counted(self.looked_at, "captions")
+        of = counted(self.total, "captions")
         self.console.note(f"{number:,} of {of} changed.")
         if self.edit is not None:
             undo = undo_command(self.source, self.place, self.edit)
@@ -215,7 +213,7 @@ class _Editing:
         found = {
             "written": self.edit is not None,
             "edit": self.edit,
-            "captions": self.looked_at,
+            "captions": self.total,
             "changed": len(changes),
             "changes": [
                 {

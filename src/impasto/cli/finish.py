@@ -44,7 +44,8 @@ def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) ->
     Args:
         run: The run.
         console: Prints messages.
-        sends: Whether a run in a store is sent, and let go; not where that has just failed.
+        sends: Whether a run in a store is sent and its working folder removed; False where
+            sending has just failed.
 
     Raises:
         NotSentError: The report could not be sent.
@@ -56,10 +57,10 @@ def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) ->
         console.paragraph(learning.sentence())
     console.table({**_rows(run, learning), "Report": run.address_of(run.report)})
     if run.place is not None and sends:
-        from impasto.runs.remote.run_in_store import let_go, send_again
+        from impasto.runs.remote.run_in_store import remove_working_folder, send_again
 
         send_again(run.place, console)
-        let_go(run)
+        remove_working_folder(run)
 
 
 def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:

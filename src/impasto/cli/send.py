@@ -20,7 +20,7 @@ def send(run: Path) -> None:
     from impasto.remote_paths import shown
     from impasto.runs import RunDirectory
     from impasto.runs.remote.local_folders import place_of, working_folder
-    from impasto.runs.remote.run_in_store import let_go, require_place, send_again
+    from impasto.runs.remote.run_in_store import remove_working_folder, require_place, send_again
 
     place = place_of(run)
     if place is None:
@@ -30,5 +30,5 @@ def send(run: Path) -> None:
     require_place(place)
     console = Console()
     send_again(place, console)
-    let_go(RunDirectory(working_folder(place), place=place))
+    remove_working_folder(RunDirectory(working_folder(place), place=place))
     console.note(f"All of the run is in {shown(place)}.")

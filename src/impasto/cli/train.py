@@ -69,10 +69,10 @@ def train(
     if plan_only:
         from impasto import files
         from impasto.cli.plan import show_plan
-        from impasto.training.placing import placed
+        from impasto.training.run_storage import with_local_output_dir
 
         with files.dry_run():
-            show_plan(placed(settings), console)
+            show_plan(with_local_output_dir(settings), console)
         return
     from impasto.cli.finish import finish
     from impasto.training import trainer
@@ -104,10 +104,10 @@ def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
         check_run(settings, is_new=False)
         from impasto import files
         from impasto.cli.plan import plan_as_json
-        from impasto.training.placing import placed
+        from impasto.training.run_storage import with_local_output_dir
 
         with files.dry_run():
-            plan, error = plan_as_json(placed(settings))
+            plan, error = plan_as_json(with_local_output_dir(settings))
         plan["notes"] = [*notes, *plan["notes"]]
     except ImpastoError as refusal:
         error = refusal

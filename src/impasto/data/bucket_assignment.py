@@ -51,13 +51,13 @@ Floats = npt.NDArray[np.float64]
 Integers = npt.NDArray[np.int64]
 
 
-def _one_by_one(place: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
-    """A way of placing that looks at one size at a time, for all of them."""
+def _one_by_one(assign: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
+    """An assignment of many sizes that assigns one size at a time."""
 
     def assign_all(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
-        return [place(size, limits) for size in sizes]
+        return [assign(size, limits) for size in sizes]
 
-    assign_all.__doc__ = place.__doc__
+    assign_all.__doc__ = assign.__doc__
     return assign_all
 
 
@@ -179,7 +179,7 @@ ASSIGNMENTS: dict[tuple[Selection, bool], AssignBuckets] = {
     ("kohya", False): assign_as_kohya,
     ("kohya", True): assign_kohya_no_upscale,
 }
-"""(selection, never enlarge) -> how images are placed."""
+"""(selection, never enlarge) -> how images are assigned to buckets."""
 
 
 def _by_distance(

@@ -20,7 +20,7 @@ from impasto.member_paths import TableCell, member_of
 from impasto.remote_paths import is_remote
 
 _FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
-_SETTLED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
+_UNCHANGED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
 _KNOWS_ONE_CASE = sys.platform in {"win32", "darwin"}
 _NOT_USED = (
     "a mask that is not used: no image has its name, or another mask of its name is taken; give "
@@ -99,8 +99,8 @@ def _listed(folder: str) -> Mapping[str, list[str]]:
         changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 - hot path
     except OSError:
         return {}
-    is_settled = time.time_ns() - changed > _SETTLED_NS
-    return (_names_in if is_settled else _names_in.__wrapped__)(folder, changed)
+    is_unchanged = time.time_ns() - changed > _UNCHANGED_NS
+    return (_names_in if is_unchanged else _names_in.__wrapped__)(folder, changed)
 
 
 @functools.lru_cache(maxsize=64)

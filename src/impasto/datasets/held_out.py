@@ -81,7 +81,7 @@ def split_records(
         return _beside_folder(scan.records, own, config, progress, engine)
     held, alike, copies = _held_out(scan.records, config, progress, engine)
     training = scan.records.select(~held) if held.any() else scan.records
-    held_out = scan.records.select(held).with_subsets(watched)
+    held_out = scan.records.select(held).with_subsets(without_augmentation)
     if training.per_use(lambda use: use.subset.is_reg).all():
         raise DatasetError(
             f"Holding out {len(held_out)} of {len(scan.records)} images leaves none to train on. "
@@ -90,7 +90,7 @@ def split_records(
     return Split(training, held_out, alike, copies)
 
 
-def watched(subset: Subset) -> Subset:
+def without_augmentation(subset: Subset) -> Subset:
     """How the images of a subset are used that are held out: always the same pixels and words."""
     return replace(
         subset, flips=False, augmentation=None, masks=None, captions=subset.captions.steady()
@@ -229,7 +229,7 @@ def _beside_folder(
         last = training[int(np.flatnonzero(of_training == of_own[place])[-1])]
         reason = f"{kind} {shown(last.path)}, which is trained on"
         found.append(SkippedFile(own.records[place].path, reason))
-    held_out = own.records.select(~is_copy).with_subsets(watched)
+    held_out = own.records.select(~is_copy).with_subsets(without_augmentation)
     _tell_unused(own, found, progress)
     if not own.records:
         raise DatasetError(no_usable_images(own.place, own.set_aside, own.unused))

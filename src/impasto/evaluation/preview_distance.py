@@ -54,7 +54,7 @@ class PreviewDistance:
         return np.array([numbers.setdefault(text, len(numbers)) for text in self.prompts], np.int64)
 
     def measure(self, previews: Sequence[Path], progress: Progress) -> dict[str, Any]:
-        """The numbers of a line of metrics; real images are looked at the first time only.
+        """The numbers of a line of metrics; real images are read the first time only.
 
         Args:
             previews: The image of each prompt.
@@ -66,7 +66,7 @@ class PreviewDistance:
             OutOfMemoryError: Not even one image fits.
             StorageError: A preview is gone or cannot be read.
         """
-        real = self._looked_at_real(progress)
+        real = self._looks_of_real(progress)
         pictures = [Picture(file) for file in previews]
         drawn = look_at(pictures, (self.network,), "the previews", progress)
         if drawn.unread:
@@ -79,7 +79,7 @@ class PreviewDistance:
             **self._numbers(drawn.features[facts.name], real),
         }
 
-    def _looked_at_real(self, progress: Progress) -> Looks:
+    def _looks_of_real(self, progress: Progress) -> Looks:
         if self._seen is None:
             looks = look_at(self.real, (self.network,), "the real images", progress)
             if not looks.pictures:

@@ -300,8 +300,8 @@ class Marks:
 
     def against(self, family: Marks, *, full_size: bool) -> list[str]:
         """What is otherwise than in a family, as that family has it, in words."""
-        looked_at = ["encoders", "entry", "besides"]
+        compared = ["encoders", "entry", "besides"]
         if full_size:
-            looked_at += ["context_width", *(["depths"] if family.depths is not None else [])]
+            compared += ["context_width", *(["depths"] if family.depths is not None else [])]
         expected = family.words()
-        return [expected[n] for n in looked_at if getattr(self, n) != getattr(family, n)]
+        return [expected[n] for n in compared if getattr(self, n) != getattr(family, n)]

@@ -45,13 +45,13 @@ from impasto.training.model_files import planned_models
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.overrides import Overrides
-from impasto.training.placing import Home, placed
 from impasto.training.planning.disk import plan_disk, require_room
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
+from impasto.training.run_storage import RunStorage, with_local_output_dir
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.state import recorded_fingerprint, require_same_run
 from impasto.training.session import Session
@@ -79,7 +79,7 @@ def train(
     overrides.require_fitting(config)
     require_machine(config)
     place = config.output_dir if is_remote(config.output_dir) else None
-    config = placed(config)
+    config = with_local_output_dir(config)
     began = time.perf_counter()
     accelerator = build_accelerator()
     group = process_group(accelerator)
@@ -89,8 +89,8 @@ def train(
         stop = held.enter_context(_signals(accelerator, told))
         if accelerator.is_main_process:
             with ending_together(group):
-                home = Home(held, place, _spoken_by(accelerator, events), is_new=True)
-                run = home.named(held.enter_context(RunDirectory.begun(config.output_dir)))
+                storage = RunStorage(held, place, _spoken_by(accelerator, events), is_new=True)
+                run = storage.attach(held.enter_context(RunDirectory.begun(config.output_dir)))
             commands = _listening(held, run, stop, told)
         try:
             with explain_exits(accelerator, _NOT_BEGUN), ending_together(group):
@@ -108,7 +108,7 @@ def train(
                 run.discard()
             raise
         if accelerator.is_main_process:
-            home.begin()
+            storage.start_sending()
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
 
 
@@ -174,16 +174,16 @@ def resume(
         stop = held.enter_context(_signals(accelerator, told))
         with ending_together(group):
             if accelerator.is_main_process:
-                home = Home(held, place, _spoken_by(accelerator, events), is_new=False)
+                storage = RunStorage(held, place, _spoken_by(accelerator, events), is_new=False)
             if place is not None:
                 config = settings_to_resume(run, changed, group)
             if config is None:
                 return run
             if accelerator.is_main_process:
-                run = home.named(held.enter_context(run.held()))
+                run = storage.attach(held.enter_context(run.held()))
                 commands = _listening(held, run, stop, told)
                 told.open(run)
-                home.begin()
+                storage.start_sending()
         with (
             writing_end(accelerator, run),
             explain_exits(accelerator, f"Its states are untouched. {_go_on(run)}"),

@@ -1,4 +1,4 @@
-"""A run in a store for whoever trains it: taken, fetched, sent while it trains, and let go."""
+"""A run in a store for whoever trains it: taken, fetched, sent meanwhile, and removed here."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class RunInStore:
         record.owner, record.claim = before.number, (number, random)
         record.write()
 
-    def named(self, run: RunDirectory) -> RunDirectory:
+    def attach(self, run: RunDirectory) -> RunDirectory:
         """The run directory with the place where it belongs."""
         return replace(
             run,
@@ -184,7 +184,7 @@ def send_again(place: Path, progress: Progress) -> None:
         kept.start()
 
 
-def let_go(run: RunDirectory) -> bool:
+def remove_working_folder(run: RunDirectory) -> bool:
     """Remove the working folder of a run that is finished and wholly in its store.
 
     The settings go first: a folder without them is no run, so what is left of it where removing is

@@ -1,4 +1,4 @@
-"""Notices when a GPU's memory spills into the computer's.
+"""Notices when a GPU's VRAM overflows into RAM.
 
 Since 2023 NVIDIA's driver for Windows does that where other systems say that memory ran out: the
 run goes on at a tenth of its speed, and people look for the fault elsewhere (kohya_ss, thread
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-FULL = 0.95  # of VRAM; below, nothing spills
+FULL = 0.95  # of VRAM; below, nothing overflows
 SLOWER = 3.0  # times the seconds per image of the fastest stretch so far
 
 

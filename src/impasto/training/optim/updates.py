@@ -233,11 +233,11 @@ class UpdateInBackward:
         self.is_stepping = False
 
     def _walk(
-        self, scaled: Tensor, visit: Callable[[Tensor], None], *, keep_graph: bool = False
+        self, scaled: Tensor, hook: Callable[[Tensor], None], *, keep_graph: bool = False
     ) -> None:
         changes = not keep_graph
         with (
-            gradient_hooks(self._parameters, visit),
+            gradient_hooks(self._parameters, hook),
             streamed_backward(self._stream, changes=changes),
         ):
             torch.autograd.backward(scaled, retain_graph=keep_graph)
@@ -284,9 +284,9 @@ def finite_tracker(optimizer: torch.optim.Optimizer, device: torch.device) -> Fi
 
 
 @contextmanager
-def gradient_hooks(parameters: Sequence[Tensor], visit: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `visit` with each weight when its gradient is complete."""
-    handles = [p.register_post_accumulate_grad_hook(visit) for p in parameters]  # type: ignore[no-untyped-call]
+def gradient_hooks(parameters: Sequence[Tensor], hook: Callable[[Tensor], None]) -> Iterator[None]:
+    """Call `hook` with each weight when its gradient is complete."""
+    handles = [p.register_post_accumulate_grad_hook(hook) for p in parameters]  # type: ignore[no-untyped-call]
     try:
         yield
     finally:

@@ -17,7 +17,7 @@ from impasto.training.precision import computed_kind
 
 
 class MetaModels:
-    """Hands out outlines of a base model.
+    """Hands out meta models of a base model.
 
     Args:
         make: Makes one.

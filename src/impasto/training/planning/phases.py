@@ -249,7 +249,7 @@ def text_key_parts(config: RunConfig) -> tuple[object, ...]:
 
 
 def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> FakeStep:
-    """Rehearses a network as these settings compute it."""
+    """A fake step of a network as these settings compute it."""
     unet: Any = trainable.unet
     sizes = trainable.family.sizes
     chunks = config.model.max_tokens // 75

@@ -106,7 +106,7 @@ class StandingMemory:
     def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
         """What is remembered of frozen text encoders' outputs: at most what the settings allow.
 
-        A GPU has two such memories: what encodes captions beside the step, and what is looked at.
+        A GPU has two such memories: one for the captions of steps, one for validation and previews.
         """
         if config.trains_text_encoder or unloads_text_encoder(config):
             return 0
@@ -116,5 +116,5 @@ class StandingMemory:
         if work.captions is not None and not changes_words(config):
             captions = min(limit, chunk * (work.captions + 1))
         prompts = 2 * len(config.previews.prompts)
-        looked_at = min(limit, chunk * (work.held_out_captions + prompts))
-        return captions + looked_at
+        validation = min(limit, chunk * (work.held_out_captions + prompts))
+        return captions + validation
