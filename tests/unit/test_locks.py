@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import pytest
 
-from impasto import files, locks, temporary_names
+from impasto import files, lock_file, locks, temporary_names
 from impasto.data.latent_cache import LatentCache
 from impasto.errors import DatasetError, RunError
+from impasto.lock_file import LockHolder
 from impasto.owners import ProcessIdentity, current_process, parse_process_token
 from impasto.runs import RunDirectory
 
@@ -97,7 +98,7 @@ def test_a_process_of_another_machine_is_alive_while_it_gives_signs(tmp_path):
     words = r"on far.*counts as ended if it gives no sign for \d+ s"
     with pytest.raises(BusyError, match=words), locks.FolderLock(tmp_path, "training", refuse):
         pass
-    long_ago = file.stat().st_mtime - locks.STALE_S - 1
+    long_ago = file.stat().st_mtime - lock_file.STALE_S - 1
     os.utime(file, (long_ago, long_ago))
     with locks.FolderLock(tmp_path, "training", refuse):
         pass
@@ -143,7 +144,7 @@ def test_without_hard_links_a_lock_is_taken_all_the_same(tmp_path, monkeypatch):
 
 
 def test_a_lock_that_another_process_took_is_lost_and_left_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lock_file, "HEARTBEAT_S", 0.01)
     tmp_path.joinpath("run").mkdir()
     run = RunDirectory(tmp_path / "run")
     with run.held() as held:
@@ -172,7 +173,7 @@ def test_whoever_waits_for_a_lock_gets_it(tmp_path, other):
 
 def test_a_long_wait_is_named_once(monkeypatch):
     monkeypatch.setattr(locks, "_NAMED_AFTER_S", -1.0)
-    notes, holder = [], locks.LockHolder("", current_process(), "h", "noon", "encoding", 0.0)
+    notes, holder = [], LockHolder("", current_process(), "h", "noon", "encoding", 0.0)
     patience = locks.LockWaiter(notes.append, "writing")
     for _ in range(4):
         patience(holder)
@@ -253,7 +254,7 @@ def test_a_run_that_was_not_begun_leaves_nothing_but_what_others_put_there(tmp_p
 
 
 def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(locks, "HEARTBEAT_S", 0.01)
+    monkeypatch.setattr(lock_file, "HEARTBEAT_S", 0.01)
     with locks.FolderLock(tmp_path, "training", refuse) as lock:
         file = tmp_path / locks.LOCK_NAME
         text = file.read_text(encoding="utf-8")
@@ -279,22 +280,22 @@ def wait_until(condition):
 def test_of_two_that_find_a_dead_lock_one_removes_it(tmp_path):
     """The slower one would remove the lock that the faster has taken since."""
     dead = written_by(replace(current_process(), start=1), tmp_path)
-    found = locks.lock_holder(tmp_path) or locks._read(dead, now=time.time())
+    found = locks.lock_holder(tmp_path) or lock_file.read_lock(dead, now=time.time())
     own = tmp_path / "own"
     own.write_text(written_by(current_process(), tmp_path, "said").read_text("utf-8"), "utf-8")
-    locks._remove_dead(dead, found, own)
+    lock_file.remove_dead(dead, found, own)
     assert not dead.exists()
     taken = written_by(current_process(), tmp_path)  # by the faster
-    locks._remove_dead(dead, found, own)
+    lock_file.remove_dead(dead, found, own)
     assert taken.exists()
     # while another is removing, nobody else does
     written_by(current_process(), tmp_path, ".breaking.lock")
     old = written_by(replace(current_process(), start=1), tmp_path)
-    locks._remove_dead(old, locks._read(old, now=time.time()), own)
+    lock_file.remove_dead(old, lock_file.read_lock(old, now=time.time()), own)
     assert old.exists()
     # and one that died while removing does not keep others from it for ever
     written_by(replace(current_process(), start=1), tmp_path, ".breaking.lock")
     for _ in range(2):
-        locks._remove_dead(old, locks._read(old, now=time.time()), own)
+        lock_file.remove_dead(old, lock_file.read_lock(old, now=time.time()), own)
     assert not old.exists()
     assert not list(tmp_path.glob("*breaking*"))

@@ -11,8 +11,8 @@ import time
 import pytest
 from conftest import impasto
 
-from impasto import locks
 from impasto.errors import StorageError
+from impasto.lock_file import LockHolder
 from impasto.owners import ProcessIdentity, current_process
 from impasto.runs import RunDirectory
 from impasto.runs.commands import COMMANDS, discard_commands, send_command, waiting_commands
@@ -187,10 +187,10 @@ def test_a_run_that_is_resumed_is_being_prepared_at_once(tmp_path):
 
 def test_a_process_on_another_machine_lives_as_long_as_its_lock_is_touched(tmp_path):
     away = ProcessIdentity(1, 1, "0" * 6)
-    holder = locks.LockHolder("", away, "other", "", "training", age_s=10.0)
+    holder = LockHolder("", away, "other", "", "training", age_s=10.0)
     assert holder.is_alive
     assert state_of({"phase": "training"}, holder, 0).state == "training"
-    assert not locks.LockHolder("", away, "other", "", "training", age_s=500.0).is_alive
+    assert not LockHolder("", away, "other", "", "training", age_s=500.0).is_alive
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"phase": 3}', '{"phase": "dancing"}'])

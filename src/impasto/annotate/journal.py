@@ -33,7 +33,8 @@ from impasto.annotate.notes import (
 from impasto.annotate.places import METADATA, DatasetFile, Place
 from impasto.data.beside import has_text
 from impasto.errors import RunError, StorageError
-from impasto.locks import FolderLock, LockHolder
+from impasto.lock_file import LockHolder
+from impasto.locks import FolderLock
 
 _FORMAT = 2
 

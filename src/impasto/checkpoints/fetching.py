@@ -14,6 +14,7 @@ from impasto.checkpoints.downloads import download_snapshot
 from impasto.checkpoints.hub import TIMEOUT_S, patterns_of
 from impasto.checkpoints.weight_files import FolderLayout
 from impasto.errors import ModelError, RunError
+from impasto.lock_file import LockHolder
 from impasto.progress import Progress
 
 _ENDINGS = (".safetensors", ".ckpt")
@@ -93,7 +94,7 @@ def _take_place(partial: Path, whole: Path, target: Path) -> None:
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _refuse(holder: locks.LockHolder) -> None:
+def _refuse(holder: LockHolder) -> None:
     raise RunError(f"It is being downloaded already, by {holder.words}. Wait until that is done.")
 
 

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from impasto.evaluation.networks import Network
     from impasto.evaluation.question import Answer, Question
     from impasto.evaluation.samples import Contestant
+    from impasto.lock_file import LockHolder
 
 PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
 
@@ -121,7 +122,7 @@ def _measure(sources: list[Source], out: Path, options: dict[str, Any], console:
     from impasto.evaluation.samples import DrawSettings, open_contestant
     from impasto.training.devices import default_device, release_cached_memory
 
-    def refuse(holder: locks.LockHolder) -> None:
+    def refuse(holder: LockHolder) -> None:
         raise RunError(f"Another process evaluates into {out}: {holder.words}.")
 
     device = default_device()

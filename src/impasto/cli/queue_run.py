@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from impasto import files, locks, storage_errors
 from impasto.errors import Interrupted, RunError
 from impasto.invocation import command
+from impasto.lock_file import LockHolder
 from impasto.owners import ProcessIdentity, current_process, identity_of
 from impasto.progress import Advance, Progress
 from impasto.runs import RunDirectory
@@ -240,7 +241,7 @@ class Runner:
     def _again(self) -> str:
         return command("queue", "run", "--queue", self._queue.folder)
 
-    def _refuse(self, holder: locks.LockHolder) -> None:
+    def _refuse(self, holder: LockHolder) -> None:
         raise RunError(
             f"Device {self._device} of {self._queue.folder} is being worked on already by "
             f"{holder.words}. There is one job a device: add jobs, and they are done there."

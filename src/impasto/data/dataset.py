@@ -1,10 +1,8 @@
-"""From cached latents, or images that change each time, to batches, read ahead of the step."""
+"""From cached latents, or images that change each time, to batches."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,17 +19,13 @@ from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.planned_table import PlannedTable
 from impasto.data.records import CELL, CHANNELS, Batch, Geometry, PlannedImage, Size
 from impasto.data.rendering import Rendered
-from impasto.data.sampler import EpochSampler, MicroBatch, OptimizerStep, Sample
-from impasto.data.stages import Failure, default_workers
+from impasto.data.sampler import MicroBatch, OptimizerStep, Sample
+from impasto.data.stages import Failure
 from impasto.data.templates import CaptionTemplates
 from impasto.diffusion.assignment import assigned
 from impasto.diffusion.noise import NOISE, PLAIN_NOISE, Noise
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.randomness import derive_rng
-
-READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
-_LATE_AHEAD = 16  # the same where they come from an object store
-_LATE_WORKERS = 8  # threads that wait for the answers of one
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,65 +282,6 @@ def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
 def sampler_groups(images: Sequence[PlannedImage]) -> Groups:
     """The dataset and bucket of each image."""
     return PlannedTable.of(images).groups()
-
-
-StepBatch = tuple[OptimizerStep, Batch]
-"""A batch, and the step that it belongs to."""
-
-
-def iterate_steps(
-    data: TrainingData,
-    sampler: EpochSampler,
-    first_step: int,
-    last_step: int,
-    rank: int,
-    prefetch: Callable[[Iterator[StepBatch]], Iterator[StepBatch]] = iter,
-) -> Iterator[tuple[OptimizerStep, Iterator[Batch]]]:
-    """Yield the steps in [first_step, last_step), each with its batches for this process.
-
-    Threads prepare the next batches while the current one trains; `prefetch` takes them to a
-    device.
-    """
-    workers = default_workers() if data.varies_images else 1
-    ahead = READ_AHEAD
-    if data.cache.answers_late:
-        workers, ahead = max(workers, _LATE_WORKERS), _LATE_AHEAD
-    with ThreadPoolExecutor(workers) as pool:
-        steps = (sampler.optimizer_step(step, rank) for step in range(first_step, last_step))
-        queue = (
-            (optimizer_step, micro_batch)
-            for optimizer_step in steps
-            for micro_batch in optimizer_step.micro_batches
-        )
-        prepared = prefetch(_ahead(data, queue, pool, workers + ahead - 1))
-        for optimizer_step, batch in prepared:
-            rest = len(optimizer_step.micro_batches) - 1
-            yield optimizer_step, _with_rest(batch, prepared, rest)
-
-
-def _with_rest(
-    first: Batch, prepared: Iterator[tuple[OptimizerStep, Batch]], rest: int
-) -> Iterator[Batch]:
-    yield first
-    for _ in range(rest):
-        yield next(prepared)[1]
-
-
-def _ahead(
-    data: TrainingData,
-    queue: Iterator[tuple[OptimizerStep, MicroBatch]],
-    pool: ThreadPoolExecutor,
-    number: int,
-) -> Iterator[tuple[OptimizerStep, Batch]]:
-    waiting: deque[Future[LoadedMoments]] = deque()
-    for optimizer_step, micro_batch in queue:
-        waiting.append(pool.submit(data.load, optimizer_step, micro_batch))
-        if len(waiting) >= number:
-            loaded = waiting.popleft().result()
-            yield loaded.optimizer_step, data.batch(loaded)
-    while waiting:
-        loaded = waiting.popleft().result()
-        yield loaded.optimizer_step, data.batch(loaded)
 
 
 def _keys(image: PlannedImage, sample: Sample, epoch: int) -> tuple[int | str, ...]:

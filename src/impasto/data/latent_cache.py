@@ -29,6 +29,7 @@ from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.shard_files import BadShard
 from impasto.data.shards import Shards
 from impasto.errors import DatasetError
+from impasto.lock_file import LockHolder
 from impasto.remote_paths import is_remote, machine_folder, shown
 
 STORED_DTYPE = torch.float16
@@ -194,7 +195,7 @@ class LatentCache:
             DatasetError: One uses it.
         """
 
-        def refuse(holder: locks.LockHolder) -> None:
+        def refuse(holder: LockHolder) -> None:
             raise DatasetError(
                 f"The latent cache {shown(self.folder)} is in use by {holder.words}. Nothing was "
                 f"removed. Run this again when that has ended."

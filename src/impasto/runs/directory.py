@@ -13,9 +13,11 @@ from typing import Any
 from impasto import files, locks, presence, temporary_names
 from impasto.errors import RunError
 from impasto.invocation import command
+from impasto.lock_file import LockHolder
 from impasto.parsing import parse_json, read_text
 from impasto.remote_paths import shown
 from impasto.runs.commands import discard_commands
+from impasto.runs.metrics_file import append_metrics, read_metrics, truncate_metrics
 from impasto.runs.schema import CHANGED_SETTINGS, fault_in
 from impasto.runs.status import Phase, RunState, StatusWriter, state_of
 from impasto.runs.steps import steps_in
@@ -49,7 +51,7 @@ class RunDirectory:
     taken_over: Callable[[], str] | None = field(default=None, compare=False, repr=False)
     older: Callable[[], list[int]] | None = field(default=None, compare=False, repr=False)
     in_store: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
-    elsewhere: locks.LockHolder | None = field(default=None, compare=False, repr=False)
+    elsewhere: LockHolder | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     @contextlib.contextmanager
@@ -132,7 +134,7 @@ class RunDirectory:
         for partial in temporary_names.partial_files_in(self.path):
             shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
 
-    def _refuse(self, holder: locks.LockHolder) -> None:
+    def _refuse(self, holder: LockHolder) -> None:
         raise RunError(
             f"{self.path} is being trained just now by {holder.words}. Nothing was changed. Wait "
             f"until it has ended, or stop it with Ctrl-C where it runs; then the run can be "
@@ -322,27 +324,15 @@ class RunDirectory:
         Raises:
             StorageError: The disk is full or the file cannot be written.
         """
-        files.append_text(self.metrics_file, files.json_text(record) + "\n")
+        append_metrics(self.metrics_file, record)
 
     def read_metrics(self) -> Iterator[dict[str, Any]]:
         """Yield the metrics; a line that is cut off or damaged is skipped."""
-        if not self.metrics_file.is_file():
-            return
-        with self.metrics_file.open(encoding="utf-8", errors="replace") as file:
-            for line in file:
-                try:
-                    record = parse_json(line)
-                except ValueError:
-                    continue
-                if not fault_in(record, self.metrics_file.name) and "step" in record:
-                    yield record
+        return read_metrics(self.metrics_file)
 
     def truncate_metrics(self, step: int) -> None:
         """Forget what was written after `step`, which a resumed run is about to do again."""
-        kept = [record for record in self.read_metrics() if record["step"] <= step]
-        files.write_text(
-            self.metrics_file, "".join(files.json_text(record) + "\n" for record in kept)
-        )
+        truncate_metrics(self.metrics_file, step)
 
     def saved_steps(self) -> list[int]:
         """Steps with a complete training state, in ascending order."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from impasto import files, locks
 from impasto.errors import RunError
+from impasto.lock_file import LockHolder
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -44,7 +45,7 @@ def lock_name(device: str) -> str:
     return f".device-{plain_name(device)}.lock"
 
 
-def runners_of(folder: Path) -> dict[str, locks.LockHolder]:
+def runners_of(folder: Path) -> dict[str, LockHolder]:
     """The living processes that work a queue off, by the plain names of their devices."""
     try:
         names = sorted(os.listdir(folder))
@@ -59,7 +60,7 @@ def runners_of(folder: Path) -> dict[str, locks.LockHolder]:
     return found
 
 
-def runner_of(folder: Path, device: str) -> locks.LockHolder | None:
+def runner_of(folder: Path, device: str) -> LockHolder | None:
     """The living process that works on a device, if there is one."""
     return locks.lock_holder(folder, lock_name(device))
 

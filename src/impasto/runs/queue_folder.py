@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files, locks, storage_errors, temporary_names
+from impasto.lock_file import LockHolder
 from impasto.parsing import parse_json, read_text
 from impasto.runs.queue_jobs import RECORD, SETTINGS, Job, read_job, record_of
 
@@ -105,7 +106,7 @@ class QueueFolder:
         return said if isinstance(said, dict) else {}
 
 
-def _wait(_: locks.LockHolder) -> None:
+def _wait(_: LockHolder) -> None:
     """Have the lock tried again."""
 
 

@@ -21,8 +21,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from impasto import files, locks
+from impasto import files
 from impasto.errors import ConfigError, RunError
+from impasto.lock_file import LockHolder
 from impasto.owners import ProcessIdentity
 from impasto.parsing import parse_json, printable, read_text
 from impasto.runs.directory import RunDirectory
@@ -203,7 +204,7 @@ def process_of(job: Job) -> ProcessIdentity | None:
 
 
 def _has_runner(job: Job, queue: Path) -> bool:
-    holder: locks.LockHolder | None = runner_of(queue, job.device)
+    holder: LockHolder | None = runner_of(queue, job.device)
     return holder is not None and holder.owner is not None and holder.owner.token == job.runner
 
 

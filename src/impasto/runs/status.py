@@ -17,9 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from impasto import files, locks
+from impasto import files
 from impasto.errors import StorageError
 from impasto.invocation import command
+from impasto.lock_file import LockHolder
 from impasto.owners import current_process
 from impasto.parsing import printable
 from impasto.progress import counted, duration_words
@@ -133,7 +134,7 @@ class RunState:
 
     state: State
     status: Mapping[str, Any]
-    holder: locks.LockHolder | None
+    holder: LockHolder | None
     saved_step: int
 
     @property
@@ -191,9 +192,7 @@ _SENTENCES: dict[State, str] = {
 }
 
 
-def state_of(
-    status: Mapping[str, Any], holder: locks.LockHolder | None, saved_step: int
-) -> RunState:
+def state_of(status: Mapping[str, Any], holder: LockHolder | None, saved_step: int) -> RunState:
     """Put together what a run says of itself and whether its process lives."""
     phase = _OLD_PHASES.get(str(status.get("phase")), status.get("phase"))
     state: State = phase if phase in _SENTENCES else "unknown"
@@ -204,5 +203,5 @@ def state_of(
     return RunState(state, status, holder, saved_step)
 
 
-def _is_by(holder: locks.LockHolder, status: Mapping[str, Any]) -> bool:
+def _is_by(holder: LockHolder, status: Mapping[str, Any]) -> bool:
     return holder.owner is not None and holder.owner.token == status.get("process")

@@ -14,7 +14,8 @@ from typing import Any
 
 from impasto import files, presence, storage_errors
 from impasto.errors import ImpastoError, RunError, StorageError
-from impasto.locks import FolderLock, LockHolder
+from impasto.lock_file import LockHolder
+from impasto.locks import FolderLock
 from impasto.models.loading import BaseModel
 from impasto.models.native_size import native_size
 from impasto.owners import current_process

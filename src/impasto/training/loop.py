@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from functools import partial
 
 from impasto import files
-from impasto.data.dataset import iterate_steps
-from impasto.data.records import Batch, Size
+from impasto.data.records import Batch
 from impasto.data.sampler import MicroBatch, OptimizerStep
+from impasto.data.step_batches import iterate_steps
 from impasto.errors import Interrupted, NonFiniteLossError, RunError
 from impasto.invocation import command
 from impasto.member_paths import plain
 from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.commands import CommandName
-from impasto.training.compile import within_limit
+from impasto.training.compile_timer import CompileTimer
 from impasto.training.events import TrainingEvents
 from impasto.training.merged_loss import measure_merged
 from impasto.training.monitoring.command_listener import CommandListener
@@ -68,7 +67,6 @@ class TrainingLoop:
         self._stepper = Stepper(session, events.note)
         self._micro_steps, self._optimizer_update = self._stepper.micro_steps, self._stepper.update
         self._has_stepped = False
-        self._compiled: set[tuple[Size, int]] = set()
         self._window: MetricsWindow | None = None
         self._triggers = Triggers(session.config, session.sampler.steps_per_epoch)
         self._requests = Requests(
@@ -76,6 +74,9 @@ class TrainingLoop:
         )
         self._frozen_check: FrozenCheck | None = None
         self._recorder = Recorder(session.recorded(), run, events, preparing_s)
+        self._compile_timer = CompileTimer(
+            self._config.training.compile, self._micro_steps, self._recorder.meter, events.note
+        )
         self._saver = Saver(
             self._session_state,
             session.export_source(),
@@ -159,7 +160,7 @@ class TrainingLoop:
                 doing = f"training on {bucket} images"
                 with (
                     self._failures.explaining_errors(doing, optimizer_step.step),
-                    self._compiling(bucket, optimizer_step),
+                    self._compile_timer.step(bucket, optimizer_step),
                 ):
                     self.step(optimizer_step, batches)
                 done.step = optimizer_step.step + 1
@@ -180,23 +181,6 @@ class TrainingLoop:
         if self._accelerator.num_processes == 1:
             return STOPPING
         return "Stopping when the next line of metrics is due; again: now, without saving."
-
-    @contextlib.contextmanager
-    def _compiling(self, bucket: Size, optimizer_step: OptimizerStep) -> Iterator[None]:
-        """The first step of a size of images compiles for it, which is timed by itself."""
-        if self._config.training.compile == "off":
-            yield
-            return
-        shapes = self._micro_steps.shapes(bucket, optimizer_step)
-        if shapes <= self._compiled:
-            with within_limit():
-                yield
-            return
-        self._compiled |= shapes
-        self._events.note(f"Compiling for {bucket} images, {optimizer_step.size} at a time ...")
-        with self._recorder.meter.aside("compiling"), within_limit():
-            yield
-        self._recorder.meter.leave_out(optimizer_step.size)
 
     def wait_for_metrics(self) -> None:
         """Have the device end what it does, and forget what was measured of it; for benchmarks."""

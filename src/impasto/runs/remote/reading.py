@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from impasto.errors import RunError, StorageError
-from impasto.locks import LockHolder
+from impasto.lock_file import LockHolder
 from impasto.progress import Progress
 from impasto.remote_paths import is_remote, shown
 from impasto.runs.directory import RunDirectory

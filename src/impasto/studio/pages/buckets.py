@@ -7,7 +7,8 @@ from typing import Any
 
 from impasto.config.goal_settings import bucket_sides
 from impasto.studio.forms import whole_number
-from impasto.studio.pages.data_views import Dataset, listed_options
+from impasto.studio.pages.data_views import listed_options
+from impasto.studio.pages.shown_dataset import Dataset
 from impasto.studio.resolutions import USUAL, bucket_options
 
 OFFERED = (64, 128, 256, 384, 512, 640, 768, 1024)

@@ -40,7 +40,7 @@ from impasto.studio.datasets import image_of
 from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form, whole_number
 from impasto.studio.pages import captions_address, dataset_in
-from impasto.studio.pages.data_views import Dataset, thumbnail_address
+from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.verbs import ask_verb
 

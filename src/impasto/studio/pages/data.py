@@ -28,13 +28,13 @@ from impasto.studio.pages.data_views import (
     BUCKET_OPTIONS,
     LIST_FILE,
     REPORT_FILE,
-    Dataset,
     datasets_page,
     gallery_page,
     task_part,
     work_view,
 )
 from impasto.studio.pages.health_views import health_page, report_view
+from impasto.studio.pages.shown_dataset import Dataset
 from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of, version_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
 

@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from impasto.data.formats import EXTENSIONS
-from impasto.data.image_list import ImageList, ListedImage, is_hidden
-from impasto.data.listing import CROP
-from impasto.data.mask_folders import MaskNames, mask_names
+from impasto.data.image_list import ImageList, ListedImage
+from impasto.data.mask_folders import mask_names
 from impasto.invocation import command
 from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio.core import Studio
-from impasto.studio.datasets import DatasetSummary, derived_of, find_all, image_files
-from impasto.studio.folders import address_of
+from impasto.studio.datasets import DatasetSummary, find_all, image_files
 from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
@@ -30,11 +26,12 @@ from impasto.studio.gallery import (
     load_list,
 )
 from impasto.studio.image_trash import trashed
-from impasto.studio.losses import Losses, read_losses
+from impasto.studio.losses import read_losses
+from impasto.studio.pages.gallery_cards import CardFacts, gallery_cards
+from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.resolutions import USUAL
 from impasto.studio.tag_index import TagIndex
-from impasto.studio.thumbnails import hash_file, reason_of, version_of
 from impasto.studio.uploads import CAPTIONS
 
 LIST_FILE = Path("studio") / "images.jsonl"
@@ -47,64 +44,7 @@ BUCKET_OPTIONS = {
 }
 """Options of `impasto dataset list` that the page has fields for."""
 
-_CAPTION_SHOWN = 160
 _RUNS_AT_MOST = 50
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A dataset that is shown.
-
-    Attributes:
-        studio: What it is shown by.
-        path: Its folder.
-    """
-
-    studio: Studio
-    path: Path
-
-    @property
-    def name(self) -> str:
-        """The name of the dataset in addresses."""
-        return address_of(self.studio.folders.data, self.path)
-
-    @property
-    def address(self) -> str:
-        """The address of its gallery."""
-        return f"/data/{self.name}"
-
-    @property
-    def derived(self) -> Path:
-        """The folder for what is derived from it."""
-        return derived_of(self.path, self.studio.home)
-
-    @property
-    def title(self) -> str:
-        """The name of the dataset as people see it."""
-        return printable(self.path.name or str(self.path))
-
-    def newest_task(self, verb: str) -> TaskDirectory | None:
-        """The task that did something to it last: `list` or `report`."""
-        tasks = self.studio.tasks.newest("dataset", verb)
-        return next((t for t in tasks if t.description().get("back") == self.address), None)
-
-
-@dataclass(frozen=True)
-class _Beside:
-    """What a card says of its image that is not in the list.
-
-    Attributes:
-        losses: Those of a run, if one is chosen.
-        masks: The masks of the dataset; None where there are none.
-        resolution: What the list was made for, in pixels.
-    """
-
-    losses: Losses
-    masks: MaskNames | None
-    resolution: int
-
-    def has_mask(self, image: ListedImage) -> bool:
-        return bool(image.mask) or (self.masks is not None and self.masks.has(image.path))
 
 
 def datasets_page(studio: Studio) -> dict[str, Any]:
@@ -142,23 +82,6 @@ def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
     }
 
 
-def thumbnail_address(dataset: Dataset, derived: Path, path: Path) -> str:
-    """Where the thumbnail of an image is; another address once the image has changed.
-
-    Browsers keep what is at such an address. It has no version of an image that is not there.
-
-    Args:
-        dataset: The dataset.
-        derived: Its folder for what is derived from it.
-        path: The image.
-    """
-    address = f"{dataset.address}/thumbnails/{address_of([dataset.path], path)}"
-    try:
-        return f"{address}?v={version_of(hash_file(derived, dataset.path, path))}"
-    except (OSError, ValueError):
-        return address
-
-
 def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     """A page of the gallery: a hundred images at most."""
     derived = dataset.derived
@@ -175,13 +98,14 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
     shown = images[(page - 1) * PER_PAGE : page * PER_PAGE]
     options = _options(listing.options)
     resolution = options["resolution"] or USUAL
+    beside = CardFacts(losses, masks, resolution)
     is_now = facts is not None and is_of_now(dataset.path, listing, shown)
     return {
         "dataset": dataset,
         "place": printable(str(dataset.path)),
         "choice": choice,
         "facts": facts,
-        "cards": _cards(dataset, derived, shown, choice, _Beside(losses, masks, resolution)),
+        "cards": gallery_cards(dataset, derived, shown, choice, beside),
         "masked": sum(map(masks.has, (i.path for i in listing.images))) if masks and facts else 0,
         "mask_folder": printable(str(masks.folder)) if masks else "",
         "found": len(images),
@@ -248,83 +172,6 @@ def _is_outdated(dataset: Dataset, task: TaskDirectory) -> bool:
         return bool(dataset.path.stat().st_mtime > began + 1)
     except OSError:
         return False
-
-
-def _cards(
-    dataset: Dataset,
-    derived: Path,
-    images: Sequence[ListedImage],
-    choice: GalleryFilter,
-    beside: _Beside,
-) -> list[dict[str, Any]]:
-    cards, group = list[dict[str, Any]](), 0
-    for image in images:
-        own = getattr(image, choice.alike) if choice.alike else 0
-        card = _card(dataset, derived, image, beside)
-        if card is not None:
-            cards.append({**card, "group": own if own != group else 0})
-            group = own
-    return cards
-
-
-def _card(
-    dataset: Dataset, derived: Path, image: ListedImage, beside: _Beside
-) -> dict[str, Any] | None:
-    path = dataset.path / image.path
-    if is_hidden(image.path) or not path.is_relative_to(dataset.path):
-        return None  # of a list that somebody else made
-    name, is_cropped = address_of([dataset.path], path), _has_crop(path)
-    try:
-        reason = reason_of(hash_file(derived, dataset.path, path))
-    except (OSError, ValueError):
-        reason = image.skipped or "It is not there any more."
-    return {
-        "address": f"{dataset.address}/images/{name}",
-        "name": name,
-        "thumbnail": thumbnail_address(dataset, derived, path),
-        "reason": reason,
-        "title": printable(image.path),
-        "caption": image.caption[:_CAPTION_SHOWN]
-        + ("…" if len(image.caption) > _CAPTION_SHOWN else ""),
-        "badges": [
-            *([("", "crop")] if is_cropped else []),
-            *_badges(image, beside),
-        ],
-        "size": f"{image.width} × {image.height}{' after its crop' * is_cropped}"
-        if image.width
-        else "",
-    }
-
-
-def _has_crop(path: Path) -> bool:
-    try:
-        return os.path.lexists(path.with_name(path.name + CROP))
-    except ValueError:
-        return False
-
-
-def _badges(image: ListedImage, beside: _Beside) -> list[tuple[str, str]]:
-    """What to notice about an image: kind and words.
-
-    Args:
-        image: It.
-        beside: What else is said of it.
-    """
-    if image.skipped:
-        return [("bad", f"skipped: {image.skipped}")]
-    bucket, percent = image.bucket.replace("x", " × "), 100 * image.cropped
-    ratio, times = beside.losses.get(image.path, (0.0, 0))
-    rows: list[tuple[Any, str, str]] = [
-        (bucket, "bucket", f"bucket {bucket}"),
-        (bucket and not image.captioned, "bad", "no caption"),
-        (image.enlarged, "warn", f"enlarged ×{image.enlarged:.2g} at {beside.resolution} pixels"),
-        (percent >= 0.5, "", f"{percent:.0f} % cropped away"),
-        (image.copies, "warn", "copy"),
-        (image.near, "warn", "near copy"),
-        (beside.has_mask(image), "", "mask"),
-        (times, "", f"{ratio:.2f} × the usual loss, shown {times}×"),
-    ]
-    return [(kind, words) for holds, kind, words in rows if holds]
 
 
 def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:

@@ -13,7 +13,8 @@ from impasto.parsing import printable, read_object
 from impasto.report.health_view import health_view
 from impasto.studio.datasets import image_of
 from impasto.studio.folders import address_of
-from impasto.studio.pages.data_views import REPORT_FILE, Dataset, thumbnail_address, work_view
+from impasto.studio.pages.data_views import REPORT_FILE, work_view
+from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 
 _DATA_FILE = REPORT_FILE.with_suffix(".json")
 

@@ -30,7 +30,7 @@ from impasto.studio.forms import read_form, texts_of, whole_number
 from impasto.studio.image_copies import Views
 from impasto.studio.pages import dataset_in
 from impasto.studio.pages.buckets import known_options, resolution_of
-from impasto.studio.pages.data_views import Dataset
+from impasto.studio.pages.shown_dataset import Dataset
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.verbs import run_verb
 

@@ -12,7 +12,7 @@ from impasto.runs.learning import NOTHING_HELD_OUT, kept_best, read_learning, wh
 from impasto.runs.learning_words import best_words, evidence_words, gap_words
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
-from impasto.studio.pages.data_views import Dataset, thumbnail_address
+from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 
 _IMAGES = 24
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,11 +13,9 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
-from impasto import files
 from impasto.parsing import printable, read_object
 from impasto.progress import size_words
 from impasto.report.hub_licenses import COMMON, LICENSES
-from impasto.report.model_card import CARD
 from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
 from impasto.studio.drawable import find_drawable
@@ -33,14 +29,11 @@ from impasto.studio.pages.model_forms import (
     convert_words,
     download_words,
     publish_words,
-    sent_to_publish,
 )
+from impasto.studio.pages.model_uploads import ModelUploads
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.tasks import Made
 from impasto.studio.trash import all_deleted, delete
-
-_CARD_BYTES = 1 << 20
-_KEPT_UPLOADS = 20
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -88,6 +81,10 @@ class ModelPages:
 
     studio: Studio
 
+    @property
+    def _uploads(self) -> ModelUploads:
+        return ModelUploads(self.studio)
+
     async def all(self, request: Request) -> Response:
         """All models, what was deleted, and a form to download another one."""
         return await self._all(emptied="emptied" in request.query_params)
@@ -131,7 +128,7 @@ class ModelPages:
             users = users_of(model, (s.run for s in self.studio.folders.all_runs()))
             return {
                 "model": model.view(),
-                **_as_sent(refused, self._last_upload(model)),
+                **_as_sent(refused, self._uploads.last(model)),
                 "drawn_with": find_drawable(self.studio.folders).address_of(str(model.path)),
                 "run": None if model.run is None else self.studio.folders.name_of(model.run),
                 "users": [user_view(run, key, self.studio.folders) for run, key in users],
@@ -201,49 +198,27 @@ class ModelPages:
             words = publish_words(model, form)
         except HTTPException as error:
             return await self._one(model, refused=_Refused("publish", texts_of(form), error))
-        upload = secrets.token_hex(8)
-
-        def start() -> None:
-            folder = self._upload_folder(upload)
-            _keep_newest(folder.parent)
-            dry_run = [*words[:1], "--out", folder, *words[1:]]
-            task = self.studio.tasks.start(
-                dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{upload}"
-            )
-            wanted = {"words": list(map(str, words)), "task": task, "model": model.key}
-            files.write_json(folder / "request.json", wanted)
-
-        await asyncio.to_thread(start)
+        upload = await asyncio.to_thread(self._uploads.prepare, model, words)
         return RedirectResponse(f"{model.address}/publish/{upload}", 303)
 
     async def upload(self, request: Request) -> Response:
         """What would be sent, to be looked at before it is."""
         model = await self._model_of(request)
-        content = await asyncio.to_thread(self._upload, model, request)
+        content = await asyncio.to_thread(self._uploads.view, model, request.path_params["upload"])
         return self.studio.page("publish.html.j2", model=model.view(), **content)
 
     async def upload_part(self, request: Request) -> Response:
         """The same as a part, which the page asks for while the card is made."""
         model = await self._model_of(request)
-        content = await asyncio.to_thread(self._upload, model, request)
+        content = await asyncio.to_thread(self._uploads.view, model, request.path_params["upload"])
         return self.studio.page("publish_upload.html.j2", model=model.view(), **content)
 
     async def send(self, request: Request) -> Response:
         """Publish what was looked at. The token is the process's own, by its environment."""
         model = await self._model_of(request)
-
-        def start() -> str:
-            wanted = self._request_of(request)
-            if wanted.get("model") != model.key:
-                raise HTTPException(
-                    409, "The model was changed since this was made. Make the card again."
-                )
-            card = self._upload_folder(request.path_params["upload"]) / CARD
-            verb, *words = map(str, wanted["words"])
-            words = [verb, "--yes", f"--card={card}", *words]
-            return self.studio.tasks.start(words, f"Publish {_title(model)}", model.address)
-
-        return RedirectResponse(f"/tasks/{await asyncio.to_thread(start)}", 303)
+        upload = request.path_params["upload"]
+        task = await asyncio.to_thread(self._uploads.send, model, upload)
+        return RedirectResponse(f"/tasks/{task}", 303)
 
     async def ask_delete(self, request: Request) -> Response:
         """What would be lost with a model."""
@@ -308,54 +283,6 @@ class ModelPages:
             "task": None if task is None else task_view(self.studio.tasks, task),
         }
 
-    def _last_upload(self, model: FoundModel) -> dict[str, str]:
-        """What the form to publish a model was last sent with; empty without a card of it."""
-        with contextlib.suppress(OSError):
-            folder = (self.studio.home / "publish").absolute()
-            made = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-            asked = (read_object(one / "request.json") or {} for one in made)
-            last = next((found for found in asked if found.get("model") == model.key), {})
-            return sent_to_publish([str(word) for word in last.get("words", [])])
-        return {}
-
-    def _upload_folder(self, upload: str) -> Path:
-        return (self.studio.home / "publish" / upload).absolute()
-
-    def _request_of(self, request: Request) -> dict[str, Any]:
-        """What was asked for when a card was made.
-
-        Raises:
-            HTTPException: There is no such upload: 404.
-        """
-        upload = request.path_params["upload"]
-        is_name = len(upload) == 16 and upload.isascii() and upload.isalnum()
-        found = read_object(self._upload_folder(upload) / "request.json") if is_name else None
-        if found is None or not isinstance(found.get("words"), list):
-            raise HTTPException(404, "This card is not there any more. Make it again.")
-        return found
-
-    def _upload(self, model: FoundModel, request: Request) -> dict[str, Any]:
-        wanted, name = self._request_of(request), request.path_params["upload"]
-        folder = self._upload_folder(name)
-        task = self.studio.tasks.find(str(wanted.get("task")))
-        view = None if task is None else task_view(self.studio.tasks, task)
-        is_made = view is None or not view["is_alive"]
-        upload = read_object(folder / "upload.json") if is_made else None
-        try:
-            with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
-                card = file.read(_CARD_BYTES)
-        except OSError:
-            card = ""
-        rows = upload.get("files", []) if upload else []
-        return {
-            "here": f"{model.address}/publish/{name}",
-            "task": view,
-            "upload": upload,
-            "card": card,
-            "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
-            "total": size_words(sum(int(row["bytes"]) for row in rows)),
-        }
-
 
 def _as_sent(refused: _Refused | None, published: Mapping[str, str]) -> dict[str, Any]:
     """What the forms of a model's page show: form -> fields, form -> what was wrong.
@@ -369,14 +296,6 @@ def _as_sent(refused: _Refused | None, published: Mapping[str, str]) -> dict[str
     if refused is not None:
         typed[refused.form], faults[refused.form] = refused.typed, refused.why.detail
     return {"typed": typed, "faults": faults}
-
-
-def _keep_newest(folder: Path) -> None:
-    """Remove what was made for publishing, but the newest."""
-    with contextlib.suppress(OSError):
-        uploads = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
-        for upload in uploads[_KEPT_UPLOADS:]:
-            files.remove_folder(upload)
 
 
 def _title(model: FoundModel) -> str:

@@ -25,7 +25,7 @@ from impasto.studio.datasets import image_files
 from impasto.studio.forms import read_form
 from impasto.studio.model_names import offered_models, why_not_offered
 from impasto.studio.pages import captions_address, dataset_in
-from impasto.studio.pages.data_views import Dataset, thumbnail_address
+from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 from impasto.studio.pages.tasks import task_view
 
 MODELS = 3

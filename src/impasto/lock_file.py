@@ -1,0 +1,202 @@
+"""The file of a lock: created all at once, kept fresh, read, and removed after its holder has died.
+
+A lock is a small JSON file with the process that holds it; it is there or not, so nothing depends
+on `flock`, which network disks pretend to have. Two signs tell a lock of a dead process: on the
+same machine the process is gone (number and start, see `owners.py`); from anywhere else the file
+was not touched for two minutes, which its holder does every quarter of a minute. Ages are measured
+by the disk's own clock. `locks.py` has the locks that are made of such files.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from impasto import temporary_names
+from impasto.owners import ProcessIdentity, current_process, parse_process_token
+from impasto.parsing import parse_json
+
+HEARTBEAT_S = 15.0
+STALE_S = 120.0
+_BEING_WRITTEN_S = 10.0  # a lock file that cannot be read may be read so much later
+
+
+@dataclass(frozen=True)
+class LockHolder:
+    """Who holds a lock, as its file says.
+
+    Attributes:
+        text: The file as it is.
+        owner: The process; None where the file is damaged.
+        host: The name of its machine.
+        since: When it took the lock, for people.
+        what: What it is doing.
+        age_s: Seconds since it gave a sign of life.
+    """
+
+    text: str
+    owner: ProcessIdentity | None
+    host: str
+    since: str
+    what: str
+    age_s: float
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the holder still runs, as far as that can be told."""
+        if self.owner is None:
+            return self.age_s < _BEING_WRITTEN_S
+        running = self.owner.is_running()
+        return self.age_s < STALE_S if running is None else running
+
+    @property
+    def words(self) -> str:
+        """The process that holds the lock, for a message."""
+        if self.owner is None:
+            return "a process that is just starting"
+        who = f"process {self.owner.pid} on {self.host}, since {self.since} ({self.what})"
+        if not self.owner.is_here:
+            free_in = max(1, round(STALE_S - self.age_s))
+            who += (
+                f"; it was alive {max(0, round(self.age_s))} s ago, and counts as ended if it "
+                f"gives no sign for {free_in} s more"
+            )
+        return who
+
+
+class LockFile:
+    """A lock file of this process, kept fresh by a thread while it is there."""
+
+    def __init__(self, file: Path, what: str) -> None:
+        self.file = file
+        self.is_lost = False
+        self._text = json.dumps(
+            {
+                "owner": current_process().token,
+                "pid": os.getpid(),
+                "host": socket.gethostname(),
+                "since": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "what": what,
+            },
+            ensure_ascii=False,
+        )
+        self._ended = threading.Event()
+
+    def written(self) -> Path:
+        """The content under a temporary name beside the lock.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        partial = temporary_names.partial_name(self.file)
+        try:
+            partial.write_text(self._text, encoding="utf-8")
+        except OSError:
+            with contextlib.suppress(OSError):
+                partial.unlink()
+            raise
+        return partial
+
+    def begin(self) -> None:
+        """Give signs of life from now on."""
+        threading.Thread(target=self._beat, name="lock", daemon=True).start()
+
+    def end(self) -> None:
+        """Give no more, and remove the file unless it is another process's by now."""
+        self._ended.set()
+        if self._is_own():
+            with contextlib.suppress(OSError):
+                self.file.unlink()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_S):
+            text = _text_if_read(self.file)
+            if text is None:
+                continue  # it cannot be read just now, which says nothing
+            self.is_lost = text not in (self._text, "")
+            if text != self._text:
+                continue
+            with contextlib.suppress(OSError):
+                os.utime(self.file)
+
+    def _is_own(self) -> bool:
+        return _text_of(self.file) == self._text
+
+
+def create_lock(partial: Path, lock: Path) -> bool:
+    """Give a file the lock's name; False where there is a lock already. All at once or not."""
+    try:
+        os.link(partial, lock)
+    except FileExistsError:
+        return False
+    except (OSError, NotImplementedError):  # a disk without hard links, such as exFAT
+        try:
+            with lock.open("x", encoding="utf-8") as file:
+                file.write(partial.read_text(encoding="utf-8"))
+        except FileExistsError:
+            return False
+    return True
+
+
+def remove_dead(lock: Path, holder: LockHolder, partial: Path) -> None:
+    """Take a dead process's lock away, unless another process was faster and has taken it.
+
+    Only who has the lock for it looks and removes: of two who found the same dead lock, the slower
+    would remove what a third has taken since.
+
+    Args:
+        lock: The dead process's.
+        holder: What it said.
+        partial: A file with what this process's own lock says.
+    """
+    breaking = lock.with_name(f"{lock.name.removesuffix('.lock')}.breaking.lock")
+    if not create_lock(partial, breaking):
+        other = read_lock(breaking, now=partial.stat().st_mtime)
+        if other is not None and not other.is_alive:
+            with contextlib.suppress(OSError):
+                breaking.unlink()
+        return
+    try:
+        if _text_of(lock) == holder.text:
+            lock.unlink()
+    except OSError:
+        return
+    finally:
+        with contextlib.suppress(OSError):
+            breaking.unlink()
+
+
+def read_lock(file: Path, *, now: float) -> LockHolder | None:
+    """What a lock file says; None where there is none. `now` is of the disk's clock."""
+    try:
+        touched = file.stat().st_mtime
+    except OSError:
+        return None
+    text = _text_of(file)
+    try:
+        said = parse_json(text)
+        owner = parse_process_token(said["owner"])
+        host, since, what = (str(said[name])[:100] for name in ("host", "since", "what"))
+    except (ValueError, KeyError, TypeError):
+        owner, host, since, what = None, "", "", ""
+    return LockHolder(text, owner, host, since, what, max(0.0, now - touched))
+
+
+def _text_of(file: Path) -> str:
+    return _text_if_read(file) or ""
+
+
+def _text_if_read(file: Path) -> str | None:
+    """What a lock says; empty where there is none, None where it cannot be read just now."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return None

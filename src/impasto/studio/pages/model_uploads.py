@@ -1,0 +1,125 @@
+"""Cards of models and what would be sent with them: made by a dry run, shown, then published."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.exceptions import HTTPException
+
+from impasto import files
+from impasto.parsing import printable, read_object
+from impasto.progress import size_words
+from impasto.report.model_card import CARD
+from impasto.studio.core import Studio
+from impasto.studio.models import FoundModel
+from impasto.studio.pages.model_forms import Words, sent_to_publish
+from impasto.studio.pages.tasks import task_view
+
+_CARD_BYTES = 1 << 20
+_KEPT_UPLOADS = 20
+
+
+@dataclass(frozen=True)
+class ModelUploads:
+    """Makes cards of models, keeps the newest, and sends what a person has agreed to.
+
+    Attributes:
+        studio: Has the folder that they are kept in, and the tasks.
+    """
+
+    studio: Studio
+
+    def prepare(self, model: FoundModel, words: Words) -> str:
+        """Begin the dry run of a command to publish a model, and return the name of the upload."""
+        upload = secrets.token_hex(8)
+        folder = self._folder(upload)
+        _keep_newest(folder.parent)
+        dry_run = [*words[:1], "--out", folder, *words[1:]]
+        task = self.studio.tasks.start(
+            dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{upload}"
+        )
+        wanted = {"words": list(map(str, words)), "task": task, "model": model.key}
+        files.write_json(folder / "request.json", wanted)
+        return upload
+
+    def send(self, model: FoundModel, upload: str) -> str:
+        """Publish what was looked at, and return the name of the task.
+
+        Raises:
+            HTTPException: There is no such upload: 404; the model was changed since: 409.
+        """
+        wanted = self._request(upload)
+        if wanted.get("model") != model.key:
+            raise HTTPException(
+                409, "The model was changed since this was made. Make the card again."
+            )
+        verb, *words = map(str, wanted["words"])
+        words = [verb, "--yes", f"--card={self._folder(upload) / CARD}", *words]
+        return self.studio.tasks.start(words, f"Publish {_title(model)}", model.address)
+
+    def last(self, model: FoundModel) -> dict[str, str]:
+        """What the form to publish a model was last sent with; empty without a card of it."""
+        with contextlib.suppress(OSError):
+            folder = (self.studio.home / "publish").absolute()
+            made = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+            asked = (read_object(one / "request.json") or {} for one in made)
+            last = next((found for found in asked if found.get("model") == model.key), {})
+            return sent_to_publish([str(word) for word in last.get("words", [])])
+        return {}
+
+    def view(self, model: FoundModel, name: str) -> dict[str, Any]:
+        """What would be sent, as its page shows it.
+
+        Raises:
+            HTTPException: There is no such upload: 404.
+        """
+        wanted, folder = self._request(name), self._folder(name)
+        task = self.studio.tasks.find(str(wanted.get("task")))
+        view = None if task is None else task_view(self.studio.tasks, task)
+        is_made = view is None or not view["is_alive"]
+        upload = read_object(folder / "upload.json") if is_made else None
+        try:
+            with (folder / "README.md").open(encoding="utf-8", errors="replace") as file:
+                card = file.read(_CARD_BYTES)
+        except OSError:
+            card = ""
+        rows = upload.get("files", []) if upload else []
+        return {
+            "here": f"{model.address}/publish/{name}",
+            "task": view,
+            "upload": upload,
+            "card": card,
+            "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
+            "total": size_words(sum(int(row["bytes"]) for row in rows)),
+        }
+
+    def _folder(self, upload: str) -> Path:
+        return (self.studio.home / "publish" / upload).absolute()
+
+    def _request(self, upload: str) -> dict[str, Any]:
+        """What was asked for when a card was made.
+
+        Raises:
+            HTTPException: There is no such upload: 404.
+        """
+        is_name = len(upload) == 16 and upload.isascii() and upload.isalnum()
+        found = read_object(self._folder(upload) / "request.json") if is_name else None
+        if found is None or not isinstance(found.get("words"), list):
+            raise HTTPException(404, "This card is not there any more. Make it again.")
+        return found
+
+
+def _keep_newest(folder: Path) -> None:
+    """Remove what was made for publishing, but the newest."""
+    with contextlib.suppress(OSError):
+        uploads = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
+        for upload in uploads[_KEPT_UPLOADS:]:
+            files.remove_folder(upload)
+
+
+def _title(model: FoundModel) -> str:
+    return printable(model.path.name)
