@@ -109,11 +109,9 @@ def encode(
         base, vae = _encoding_vae(config, model, console)
         text_ending = _text_ending(base) if export_te_npz else None
         latents = LatentCache(config.derived_dir / "latents")
-        device = default_device()
+        device, endings = default_device(), base.family.npz_endings
         at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
-        encoder = moments_encoder(
-            vae, batch_size=at_once, device=device, npz_endings=base.family.npz_endings
-        )
+        encoder = moments_encoder(vae, batch_size=at_once, device=device, npz_endings=endings)
         result = cache_latents(
             planned.images,
             latents,
@@ -125,7 +123,6 @@ def encode(
         )
     exports: dict[str, Exported] = {}
     if export_npz:
-        endings = base.family.npz_endings
         exports["Written as .npz"] = export_latents(result, latents, console, endings)
     if text_ending is not None:
         texts = export_texts(result.table.records, base, text_ending, device, console)

@@ -95,7 +95,6 @@ def write_annotations(
     from impasto import files
     from impasto.annotate.annotation import annotate
     from impasto.annotate.journal import Journal
-    from impasto.canonical import canonical
     from impasto.datasets.engines import open_engine
 
     config = _config(source, options)
@@ -118,8 +117,6 @@ def write_annotations(
             engine=engine,
         )
 
-    asked = {name: options[name] for name in ("existing", "ending")}
-    known_by = canonical([command, asked, options["metadata"] is None])
     with open_engine(config, console) as engine:
         with files.dry_run() if dry else contextlib.nullcontext():
             records = usable_images(config, console)
@@ -128,11 +125,19 @@ def write_annotations(
             if dry:
                 done = go(None, engine)
         if not dry:
-            with Journal(place, known_by) as journal:
+            with Journal(place, _command_key(command, options)) as journal:
                 done = go(journal, engine)
     _tell(done, options, console)
     if done.written and not dry:
         console.note(f"Take it back with: {undo_command(source, place)}")
+
+
+def _command_key(command: object, options: dict[str, Any]) -> str:
+    """What a command is known by: the same one goes on where it was interrupted."""
+    from impasto.canonical import canonical
+
+    asked = {name: options[name] for name in ("existing", "ending")}
+    return canonical([command, asked, options["metadata"] is None])
 
 
 def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:

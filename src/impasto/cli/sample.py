@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -145,11 +146,11 @@ def sample(
         base, stack, default_device(), clip_skip, emphasis, zeroes_empty_text=zeros
     )
     stack.attach(base.unet)
-    single = [
-        Prompt(text, negative, seed + index, width or native[0], height or native[1], steps,
-               guidance, sampler, guidance_rescale, tuple(lora.named for lora in added))
-        for index, text in enumerate(text for text in prompts for _ in range(count))
-    ]  # fmt: skip
+    size, named = (width or native[0], height or native[1]), tuple(lora.named for lora in added)
+    first = Prompt(
+        prompts[0], negative, seed, *size, steps, guidance, sampler, guidance_rescale, named
+    )
+    single = _series(first, prompts, count)
     swept: list[float | None] = [*sweep] or [None]
     wanted = [with_strengths(p, stack, strength) for p in single for strength in swept]
     _advise(base, single, emphasis, console)
@@ -158,6 +159,12 @@ def sample(
         columns = len(sweep) or (count if count > 1 else min(len(images), 4))
         _save_grid(images, columns, out, wanted[0])
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
+
+
+def _series(first: Prompt, texts: Sequence[str], count: int) -> list[Prompt]:
+    """Each text `count` times, else as the first prompt; each further image adds 1 to the seed."""
+    each = (text for text in texts for _ in range(count))
+    return [replace(first, text=text, seed=first.seed + index) for index, text in enumerate(each)]
 
 
 def _load(

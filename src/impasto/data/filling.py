@@ -88,10 +88,8 @@ def cache_latents(
     kept_keys = PreparedKeys(
         cache.folder / "prepared", table, (encoder.source, encoder.fingerprint)
     )
-    before = kept_keys.read(cache)
-    is_known = before is not None and not (before.set_aside and on_error == "stop")
-    everybody_knows = "False" not in share.group.gather(str(is_known))
-    if before is not None and everybody_knows:
+    before = _known_plan(kept_keys, cache, on_error, share)
+    if before is not None:
         return before
     filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, share)
     parts = [filler.fill(table[start:end]) for start, end in _portions(table)]
@@ -101,7 +99,27 @@ def cache_latents(
     if not any(len(part.keys) for part in parts):
         raise _nothing_decoded(len(planned), failures)
     found = _joined(parts)
-    plan = CachedPlan(
+    plan = _cached_plan(table, found, failures, encoder)
+    if not failures.may_pass and (share.is_first or share.group.is_local_first):
+        kept_keys.write(plan, found.kept)
+    return plan
+
+
+def _known_plan(
+    kept_keys: PreparedKeys, cache: LatentCache, on_error: ErrorPolicy, share: CacheShare
+) -> CachedPlan | None:
+    """The plan of an earlier run of the same images, if every process of this run has it."""
+    before = kept_keys.read(cache)
+    is_known = before is not None and not (before.set_aside and on_error == "stop")
+    everybody_knows = "False" not in share.group.gather(str(is_known))
+    return before if everybody_knows else None
+
+
+def _cached_plan(
+    table: PlannedTable, found: _Filled, failures: Failures, encoder: MomentsEncoder
+) -> CachedPlan:
+    """The images that can be trained on, with the keys of their latents."""
+    return CachedPlan(
         table if found.kept.all() else table.select(found.kept),
         found.keys,
         tuple(failures.items),
@@ -109,9 +127,6 @@ def cache_latents(
         found.refused,
         found.keys if encoder.source == encoder.fingerprint else found.identities,
     )
-    if not failures.may_pass and (share.is_first or share.group.is_local_first):
-        kept_keys.write(plan, found.kept)
-    return plan
 
 
 def _joined(parts: Sequence[_Filled]) -> _Filled:
