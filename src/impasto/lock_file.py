@@ -135,7 +135,7 @@ def create_lock(partial: Path, lock: Path) -> bool:
         os.link(partial, lock)
     except FileExistsError:
         return False
-    except (OSError, NotImplementedError):  # a disk without hard links, such as exFAT
+    except OSError:  # a disk without hard links, such as exFAT
         try:
             with lock.open("x", encoding="utf-8") as file:
                 file.write(partial.read_text(encoding="utf-8"))

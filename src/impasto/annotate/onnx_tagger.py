@@ -142,7 +142,7 @@ class OnnxTagger:
             part = pixels[start : start + size]
             try:
                 found.append(run(part))
-            except Exception as error:  # its classes have no common base but this
+            except Exception as error:  # ONNX Runtime's classes have no other base in common
                 if not any(words in str(error) for words in _OUT_OF_MEMORY_TEXTS):
                     raise
                 if self.fixed_batch or size == 1:
@@ -262,7 +262,7 @@ def _open_session(model: str | bytes, file: Path, provider: str | None) -> Any:
         options.add_session_config_entry(_FOLDER_OF_WEIGHTS, str(file.parent))
     try:
         return onnxruntime.InferenceSession(model, options, providers=chosen)
-    except Exception as error:  # the same
+    except Exception as error:  # as above, and what providers raise on a stranger's file
         reason = str(error).strip().splitlines()[0][:160]
         raise ModelError(
             f"{file} cannot be opened by ONNX Runtime ({reason}). "

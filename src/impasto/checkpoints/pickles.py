@@ -109,7 +109,7 @@ def _unusual_names(path: Path, *, is_zip: bool) -> list[str]:
     """What the file's pickles name that a file of tensors does not, found without running them."""
     try:
         names = set(_names_in(path, is_zip=is_zip))
-    except Exception:  # as above; the names are only for a message about it
+    except Exception:  # a damaged pickle, as above: only the message lacks the names then
         return []
     return sorted(n for n in names if n not in _USUAL and not _is_storage(n))
 

@@ -160,8 +160,8 @@ def _memory_for(work: str, advice: str) -> Iterator[None]:
 
     try:
         yield
-    except Exception as error:
-        if not is_out_of_memory(error) or isinstance(error, OutOfMemoryError):
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
             raise
         raise OutOfMemoryError(
             f"Memory ran out while {work}. {advice}, or end what else uses it, and give the same "

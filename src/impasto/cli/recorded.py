@@ -52,7 +52,7 @@ def recorded_end() -> Iterator[None]:
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
         raise
-    except Exception as error:  # noted, and raised again
+    except Exception as error:  # whatever ends the command: the task says so, and it goes on up
         log.add("error", text=f"{type(error).__name__}: {error}")
         raise
     finally:

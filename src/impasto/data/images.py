@@ -185,7 +185,7 @@ def _opened(
                 yield image
     except (UnreadableImageError, ImpastoError):  # the second is of a whole object store
         raise
-    except Exception as error:  # decoders raise any class on damaged files: AVIF's, RuntimeError
+    except Exception as error:  # decoders raise any class on damaged files, as AVIF's RuntimeError
         raise _unreadable(error, path) from error
 
 

@@ -36,6 +36,10 @@ SDXL_ENDINGS = ("_sdxl",)
 PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
+class DamagedNpzError(ValueError):
+    """A file is no .npz file of numbers, or a damaged one; the message says how."""
+
+
 @dataclass(frozen=True)
 class NpzLatents:
     """One unscaled sample each, float32 [4, h, w]; `flipped` is None where there is none."""
@@ -76,8 +80,8 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
     try:
         arrays = arrays_of(file, lambda name: _is_wanted(name, image))
         flipped = _flipped_sidecar(file, image)
-    except Exception as error:  # zipfile and NumPy raise a dozen classes on damage
-        return Failure(f"damaged ({error or type(error).__name__})")
+    except (DamagedNpzError, OSError) as error:
+        return Failure(f"damaged ({error})")
     return _checked(file, arrays, flipped, image)
 
 
@@ -117,7 +121,7 @@ def write_npz(
     if os.path.isfile(file) and not is_older(file, image):  # noqa: PTH113 - False for long names
         try:
             arrays = arrays_of(file)
-        except Exception:  # as above
+        except (DamagedNpzError, OSError):
             arrays = {}  # what cannot be read is of no use to sd-scripts either
     tail = _tail(image)
     arrays[f"latents{tail}"] = latents.astype(np.float32)
@@ -139,10 +143,19 @@ def arrays_of(
     """The arrays of a file by name, each looked at before its values are read.
 
     Raises:
-        ValueError: An array is of objects, or larger than latents can be: what is compressed may
-            grow to any size.
-        Exception: Whatever zipfile and NumPy raise on damaged files.
+        DamagedNpzError: The file is damaged; or an array is of objects, or larger than latents can
+            be: what is compressed may grow to any size.
+        OSError: The file cannot be read.
     """
+    try:
+        return _read_arrays(file, wanted)
+    except OSError:
+        raise
+    except Exception as error:  # zipfile, its decompressors and NumPy raise a dozen classes
+        raise DamagedNpzError(str(error) or type(error).__name__) from error
+
+
+def _read_arrays(file: Path | IO[bytes], wanted: Callable[[str], bool]) -> dict[str, np.ndarray]:
     arrays = {}
     with zipfile.ZipFile(file) as archive:
         for member in archive.namelist():
@@ -209,11 +222,19 @@ def _is_wanted(name: str, image: PlannedImage) -> bool:
 
 
 def _flipped_sidecar(file: Path, image: PlannedImage) -> np.ndarray | None:
-    """The mirrored latents of the first era, in a file of their own."""
+    """The mirrored latents of the first era, in a file of their own.
+
+    Raises:
+        DamagedNpzError: The file is damaged.
+        OSError: It cannot be read.
+    """
     beside = file.with_name(f"{file.stem}_flip.npz")
     if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - the same
         return None
-    return arrays_of(beside, lambda name: name == "arr_0")["arr_0"]
+    arrays = arrays_of(beside, lambda name: name == "arr_0")
+    if "arr_0" not in arrays:
+        raise DamagedNpzError(f"{beside.name} holds no arr_0")
+    return arrays["arr_0"]
 
 
 def _checked(

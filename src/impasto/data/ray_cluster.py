@@ -157,7 +157,7 @@ class _Keeper:
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             head = self._ray.get_runtime_context().gcs_address
-        except BaseException as error:
+        except BaseException as error:  # `init` returns it in the thread that asked
             self._failed = error
             return
         finally:

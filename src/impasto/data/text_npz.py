@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from impasto import files
-from impasto.data.npz import CLOCK_SLACK_NS, arrays_of
+from impasto.data.npz import CLOCK_SLACK_NS, DamagedNpzError, arrays_of
 from impasto.data.npz_exchange import why_shared
 from impasto.data.records import ImageRecord
 from impasto.data.stages import Failure
@@ -143,7 +143,7 @@ def is_by_impasto(file: Path) -> bool:
     """Whether a file has token ids, which only Impasto writes; False if it cannot be read."""
     try:
         return TOKEN_IDS in arrays_of(file, lambda name: name == TOKEN_IDS)
-    except Exception:  # zipfile and NumPy raise a dozen classes on damage
+    except (DamagedNpzError, OSError):
         return False
 
 
@@ -155,8 +155,8 @@ def read_text_npz(file: Path, shape: TextShape) -> TextOutputs | Failure:
         content = file.read_bytes()
         names = (*shape.names, POOLED, TOKEN_IDS)
         arrays = arrays_of(io.BytesIO(content), lambda name: name in names)
-    except Exception as error:  # zipfile and NumPy raise a dozen classes on damage
-        return Failure(f"damaged ({error or type(error).__name__})")
+    except (DamagedNpzError, OSError) as error:
+        return Failure(f"damaged ({error})")
     missing = [name for name in (*shape.names, POOLED) if name not in arrays]
     if missing:
         return Failure(f"holds no {', no '.join(missing)}: it is of another family than SDXL")

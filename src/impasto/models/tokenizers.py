@@ -27,7 +27,7 @@ def build_tokenizer(contents: ModelContents, part: Component) -> Any:
     try:
         own = contents.tokenizer_files.get(part.text.tokenizer, {})
         return tokenizer_of(own, part.text.pad_token)
-    except Exception as error:
+    except Exception as error:  # tokenizers raises the plain class on a stranger's files
         raise ModelError(
             f"{contents.source}: its {part.text.tokenizer} folder cannot be read ({error}). "
             f"Download or copy it again, or remove it: then CLIP's own vocabulary is taken."

@@ -110,7 +110,7 @@ class DrawWorker:
         except KeyboardInterrupt:
             status.end("cancelled", "The worker was stopped.")
             raise
-        except Exception as error:
+        except Exception as error:  # no request may end the worker, which has others to draw
             if self.is_out_of_memory(error):
                 self.models.release()
                 status.end("failed", OUT_OF_MEMORY)

@@ -45,7 +45,7 @@ def create(place: Path, content: bytes) -> bool:
         return False
     try:
         filesystem_of(place).pipe_file(key_of(place), content, mode="create")
-    except Exception as error:  # each library raises classes of its own
+    except Exception as error:  # each store's library raises classes of its own
         names = names_of(error)
         if names & _KNOWS_NO_CONDITION:
             write(place, content)

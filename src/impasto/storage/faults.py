@@ -58,7 +58,7 @@ def told(place: Path) -> Iterator[None]:
         yield
     except (StorageError, MissingDependencyError):
         raise
-    except Exception as error:  # each library raises classes of its own
+    except Exception as error:  # each store's library raises classes of its own
         raise fault_of(error, place) from error
 
 

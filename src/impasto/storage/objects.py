@@ -109,8 +109,8 @@ def _require_bucket(folder: Path) -> None:
             raise StorageError(
                 f"{shown(folder)}: there is no bucket {bucket}. Check its name."
             ) from error
-    except Exception:
-        return  # as where reading objects is allowed and nothing else
+    except Exception:  # any class of the library's: some may read objects and not ask for buckets
+        return
 
 
 def look_up(place: Path) -> Stored | None:

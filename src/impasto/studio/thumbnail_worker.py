@@ -51,7 +51,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         return {"reason": str(error), "is_transient": error.is_transient}
     except MemoryError:
         return {"reason": "not enough memory to decode it", "is_transient": True}
-    except Exception as error:  # a full disk, or a decoder's own
+    except Exception as error:  # of a full disk, or any class that a decoder raises
         return {"reason": f"not possible ({error})", "is_transient": True}
     return {"reason": ""}
 

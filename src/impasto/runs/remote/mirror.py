@@ -94,7 +94,7 @@ class Mirror:
                     return
                 if number < LAST_TRIES - 1:
                     threading.Event().wait(self._pauses_s[0])
-        except Exception as error:  # or the end would take all for sent
+        except Exception as error:  # a fault of ours too, or the end would take all for sent
             self._fault = error
             raise
         finally:
@@ -108,7 +108,7 @@ class Mirror:
             self._sender.send(all_of_it=all_of_it)
         except SendingStopped:
             return
-        except Exception as error:
+        except Exception as error:  # no fault of a store may end the training
             self._failures += 1
             if self._fault is None and not self._ending.is_set():
                 self._note(

@@ -278,7 +278,7 @@ def _hold(file: Path, own: Path, *, as_copy: bool) -> None:
             os.link(file, own)
         except FileNotFoundError:
             raise
-        except (OSError, NotImplementedError):  # a disk without hard links, such as exFAT
+        except OSError:  # a disk without hard links, such as exFAT
             pass
         else:
             return

@@ -91,10 +91,10 @@ class CudaGraphRecorder:
             ):
                 try:
                     work()
-                except BaseException as error:
-                    first.append(error)  # the end of a recording that failed fails as well
+                except BaseException as error:  # the end of a recording that failed fails as well
+                    first.append(error)
                     raise
-        except Exception as error:
+        except Exception as error:  # of the work itself, or of CUDA
             self._end_allocating()
             raise as_told(first[0] if first else error) from None
         return graph.replay
