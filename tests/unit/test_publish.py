@@ -383,7 +383,7 @@ def test_a_file_is_downloaded_once_and_replaces_nothing(hub, tmp_path):
 def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path):
     hub.repos["ada/two"] = {None: False, "a.ckpt": b"x", "b.ckpt": b"y"}
     for words, changes, code, sentence in (
-        (["ada/none", "--out", "m"], {}, 4, "could not be had"),
+        (["ada/none", "--out", "m"], {}, 4, "could not be downloaded"),
         (["ada/two", "--out", "m"], {}, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
         (["ada/two", "--out", "m", "--file", "c"], {}, 4, "has no file c"),
         (["ada/two", "--out", "m"], {"HF_HUB_OFFLINE": "1"}, 4, "OfflineModeIsEnabled"),

@@ -435,7 +435,7 @@ def test_a_model_that_is_none_is_refused_at_its_field(client, here, tasks):
 
 
 def test_an_error_of_a_model_is_said_once(client, here, studio):
-    token, words = "c" * 32, "owner/name could not be had"
+    token, words = "c" * 32, "owner/name could not be downloaded"
     (studio.home / "tried").mkdir(parents=True)
     model = {"kind": "tagger", "model": "m", "setting": "", "error": words}
     said = {"images": ["a.png"], "models": [model]}

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from impasto.annotator_table import CAPTIONERS, TAGGERS
 from impasto.checkpoints.downloads import download_snapshot
-from impasto.errors import ConfigError, ModelError
+from impasto.checkpoints.hub_faults import hub_faults
+from impasto.errors import ConfigError
 from impasto.progress import Progress
 
 __all__ = ["CAPTIONERS", "TAGGERS", "locate_captioner", "locate_tagger"]
@@ -65,19 +66,20 @@ def _unknown(name: str, known: Mapping[str, object]) -> str:
 
 def _downloaded(hub_id: str, folder: str, hint: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [f"{folder}/{p}" if folder else p for p in _FILES]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
     except (LocalEntryNotFoundError, OSError, ValueError):
         pass  # it is not here yet
-    try:
+
+    def sentence_of(reason: str) -> str:
+        return (
+            f"{hub_id} is not a folder on this machine and could not be downloaded from the "
+            f"Hugging Face Hub ({reason}). Check {hint}, or give the path of a local copy: the "
+            f"folder with the .onnx and its tags."
+        )
+
+    with hub_faults(sentence_of):
         return download_snapshot(hub_id, progress, repo_id=hub_id, allow_patterns=patterns)
-    except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().split("\n")[0][:120]
-        raise ModelError(
-            f"{hub_id} is not a folder here and could not be had from the Hugging Face Hub "
-            f"({type(error).__name__}: {reason}). Check {hint}, or give the "
-            f"path of a local copy: the folder with the .onnx and its tags."
-        ) from error

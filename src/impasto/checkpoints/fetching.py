@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import glob
 import hashlib
 import shutil
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from pathlib import Path
 
 from impasto import files, locks, storage_errors
 from impasto.checkpoints.downloads import download_snapshot
 from impasto.checkpoints.hub import TIMEOUT_S, patterns_of
+from impasto.checkpoints.hub_faults import hub_faults
 from impasto.checkpoints.weight_files import FolderLayout
 from impasto.errors import ModelError, RunError
 from impasto.lock_file import LockHolder
@@ -51,7 +52,7 @@ def fetch_copy(
         StorageError: The folder cannot be written.
     """
     repo_id, _, revision = hub_id.partition("@")
-    with _hub_faults(hub_id):
+    with hub_faults(functools.partial(_download_fault, hub_id)):
         listed = _listed_files(repo_id, revision)
         single = file if file is not None else _single_file(hub_id, listed)
         if single is not None and single not in listed:
@@ -98,20 +99,12 @@ def _refuse(holder: LockHolder) -> None:
     raise RunError(f"It is being downloaded already, by {holder.words}. Wait until that is done.")
 
 
-@contextlib.contextmanager
-def _hub_faults(hub_id: str) -> Iterator[None]:
-    """Turn what goes wrong with the Hub or the network into a ModelError."""
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
-
-    try:
-        yield
-    except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().split("\n")[0][:120]
-        raise ModelError(
-            f"{hub_id} could not be had from the Hugging Face Hub ({type(error).__name__}: "
-            f"{reason}). Check the spelling and the network, and log in with `hf auth login` if "
-            f"the model is gated. What has come is kept for the next time."
-        ) from error
+def _download_fault(hub_id: str, reason: str) -> str:
+    return (
+        f"{hub_id} could not be downloaded from the Hugging Face Hub ({reason}). Check the "
+        f"spelling and the network, and log in with `hf auth login` if the model is gated. What "
+        f"has come is kept for the next time."
+    )
 
 
 def _listed_files(repo_id: str, revision: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from impasto import presence
 from impasto.checkpoints.downloads import download_snapshot
+from impasto.checkpoints.hub_faults import hub_faults
 from impasto.checkpoints.weight_files import (
     FolderLayout,
     Stems,
@@ -74,27 +75,27 @@ def download(
         ModelError: There is no network, no such model, or no permission, and no downloaded copy.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HTTPError, OfflineModeIsEnabled
 
     name, _, revision = hub_id.partition("@")
     wanted = {"repo_id": name, "revision": revision or None}
     local = _local_copy(wanted, layouts, variant)
     if local is not None:
         return local
-    try:
+
+    def sentence_of(reason: str) -> str:
+        return (
+            f"{hub_id} is not a file or folder on this machine, and could not be downloaded from "
+            f"the Hugging Face Hub ({reason}). Check the spelling and the network, log in with "
+            f"`hf auth login` if the model is gated, or give the path of a local copy."
+        )
+
+    with hub_faults(sentence_of):
         info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
         listed = [file.rfilename for file in info.siblings or ()]
         patterns = patterns_of(listed, layouts, variant)
         return download_snapshot(
             hub_id, progress or SilentProgress(), **wanted, allow_patterns=patterns
         )
-    except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
-        reason = str(error).strip().split("\n")[0][:120]
-        raise ModelError(
-            f"{hub_id} is not a file or folder here, and could not be had from the Hugging Face "
-            f"Hub ({type(error).__name__}: {reason}). Check the spelling and the network, log in "
-            f"with `hf auth login` if the model is gated, or give the path of a local copy."
-        ) from error
 
 
 def patterns_of(

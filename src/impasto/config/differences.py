@@ -14,6 +14,7 @@ from impasto.config.former import with_former_values
 from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
+from impasto.key_paths import values_by_path
 from impasto.parsing import parse_toml
 
 _LEFT_OUT = frozenset({"output_dir"})  # differs between any two runs
@@ -56,7 +57,7 @@ def read_settings(text: str) -> tuple[dict[str, Any], str]:
             build_run_config(with_former_values(tree), source="config.toml")
         ), ""
     except (ConfigError, ValueError, TypeError, AttributeError) as error:
-        return dict(_by_path(tree)), f"config.toml is not valid in this version: {error}"
+        return dict(values_by_path(tree)), f"config.toml is not valid in this version: {error}"
 
 
 def differences(settings: Sequence[Mapping[str, Any]]) -> list[Difference]:
@@ -111,14 +112,3 @@ def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield annotation
     for part in typing.get_args(annotation):
         yield from _sections_in(part)
-
-
-def _by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        for key, inner in value.items():
-            yield from _by_path(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        for number, item in enumerate(value):
-            yield from _by_path(item, f"{path}[{number}]")
-    else:
-        yield path, value

@@ -20,6 +20,7 @@ from impasto.config.renamed import FormerNameWarning, present_path, with_present
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
+from impasto.key_paths import values_by_path
 from impasto.member_paths import is_named
 from impasto.parsing import parse_toml
 from impasto.remote_paths import is_remote
@@ -152,20 +153,7 @@ def settings_by_path(config: BaseModel) -> dict[str, Any]:
 
     Lists are values, unless sections are in them. An empty table is a value too.
     """
-    found: dict[str, Any] = {}
-
-    def walk(path: str, value: Any) -> None:
-        if isinstance(value, dict) and value:
-            for key, inner in value.items():
-                walk(f"{path}.{key}" if path else str(key), inner)
-        elif isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-            for number, item in enumerate(value):
-                walk(f"{path}[{number}]", item)
-        else:
-            found[path] = value
-
-    walk("", config.model_dump(mode="json"))
-    return found
+    return dict(values_by_path(config.model_dump(mode="json")))
 
 
 def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 
 from impasto import files
 from impasto.errors import RunError
+from impasto.key_paths import values_by_path
 from impasto.parsing import parse_toml, read_text
 from impasto.progress import counted
 from impasto.publishing import redact_settings, redact_text, short_path
@@ -128,24 +129,12 @@ def _changed_settings(
         paths = set(run.read_json(CHANGED_SETTINGS).get("paths", []))
     except RunError:
         return []
-    known = dict(_by_path(redact_settings(settings, publish)))
+    known = dict(values_by_path(redact_settings(settings, publish)))
     return [
         (path, json.dumps(value, ensure_ascii=False, default=str))
         for path, value in known.items()
         if path in paths
     ]
-
-
-def _by_path(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by their paths, as in `dataset.datasets[0].resolution`."""
-    if isinstance(value, Mapping) and value:
-        for key, inner in value.items():
-            yield from _by_path(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list) and value and all(isinstance(item, Mapping) for item in value):
-        for number, item in enumerate(value):
-            yield from _by_path(item, f"{path}[{number}]")
-    else:
-        yield path, value
 
 
 def _groups(metrics: list[dict[str, Any]], publish: tuple[str, ...]) -> dict[str, Any] | None:

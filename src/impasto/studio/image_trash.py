@@ -22,6 +22,7 @@ from impasto.data.listing import CAPTION, CROP, TAGS
 from impasto.data.mask_folders import mask_names, mask_places
 from impasto.errors import DatasetError
 from impasto.parsing import printable
+from impasto.studio.moving import move_to_new_name
 
 TRASH = ".image-trash"
 """Not that of models (`trash.py`): one folder may be given for both."""
@@ -192,16 +193,11 @@ def _files_below(folder: Path) -> Iterator[Path]:
 
 
 def _move(path: Path, place: Path) -> None:
-    """Rename a file, but never over another, as renaming does on POSIX.
+    """Rename a file, but never over another, into a folder that is made for it.
 
     Raises:
         StorageError: It cannot be moved, or something has the name.
     """
     with storage_errors.reported(place):
         place.parent.mkdir(parents=True, exist_ok=True)
-        os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name
-        try:
-            path.replace(place)
-        except OSError:
-            place.unlink()
-            raise
+        move_to_new_name(path, place)

@@ -29,6 +29,7 @@ from impasto.studio.models import (
     size_of_model,
     walk_models,
 )
+from impasto.studio.moving import move_to_new_name
 
 TRASH = ".trash"
 """Where models go that are deleted, in the folder they were in, until it is emptied."""
@@ -162,7 +163,7 @@ def restore(model: DeletedModel) -> Path:
     with storage_errors.reported(model.place):
         model.place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            _move_to_new_name(model.path, model.place)
+            move_to_new_name(model.path, model.place)
         except FileExistsError as error:
             raise ModelError(f"{model.path} was not restored: {_taken(model.place)}.") from error
     _tidy(model.path.parent)
@@ -274,25 +275,6 @@ def _why_not_restored(model: DeletedModel) -> str:
 
 def _taken(place: Path) -> str:
     return f"{place} is already there, and nothing is replaced; rename that first"
-
-
-def _move_to_new_name(path: Path, place: Path) -> None:
-    """Rename, but never over something, as renaming does on POSIX.
-
-    Raises:
-        FileExistsError: Something has the name.
-    """
-    if path.is_dir() and not path.is_symlink():
-        if os.path.lexists(place):
-            raise FileExistsError(place)
-        path.rename(place)  # over a folder that appears just now it fails, unless that is empty
-        return
-    os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name
-    try:
-        path.replace(place)
-    except OSError:
-        place.unlink()
-        raise
 
 
 def _tidy(entry: Path) -> None:
