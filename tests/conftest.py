@@ -19,6 +19,7 @@ import random
 import subprocess
 from pathlib import Path
 
+import hypothesis
 import pytest
 from PIL import Image, ImageDraw
 from support.warm import running
@@ -26,6 +27,9 @@ from support.warm import running
 pytest_plugins = ("browsing", "object_stores", "studios")
 
 GOLDEN = Path(__file__).parent / "golden" / "data"
+hypothesis.settings.register_profile("without deadlines", deadline=None)
+hypothesis.settings.load_profile("without deadlines")  # a busy machine is no fault of the code
+
 COLOURS = {"red": (210, 40, 40), "green": (40, 160, 70), "blue": (50, 80, 200)}
 
 
