@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from impasto.datasets.fixed_draws import LEVEL_SPREAD, Draws, plan_draws
+from impasto.datasets.fixed_draws import LEVEL_SPREAD, NoiseDraws, plan_draws
 from impasto.runs.evidence import standard_error
 from impasto.runs.validations import MOST_VALUES
 from impasto.training.monitoring.fixed_draws import FixedDraws
@@ -30,13 +30,13 @@ def test_the_fewest_draws_that_are_enough(images, least, error):
     assert draws.per_image >= least
     assert draws.standard_error(images) <= error
     if draws.per_image > least:
-        fewer = Draws(draws.per_image - 1, are_spread=True)
+        fewer = NoiseDraws(draws.per_image - 1, are_spread=True)
         assert fewer.standard_error(images) > error
 
 
 def test_few_images_get_more_draws_and_old_runs_what_they_had():
     assert [plan_draws(n, 4, 0.05).per_image for n in (1, 4, 16, 64)] == [12, 7, 4, 4]
-    assert plan_draws(1, 4, 0) == Draws(4, are_spread=False)
+    assert plan_draws(1, 4, 0) == NoiseDraws(4, are_spread=False)
     assert plan_draws(1, 4, 1e-9).per_image == 1000
 
 
@@ -66,16 +66,16 @@ def test_equal_images_have_no_gap_however_many_are_held_out(images, steepness):
 
 
 def test_the_same_timesteps_for_all_leave_as_much_however_many_images_there_are():
-    few, many = (Draws(4, are_spread=False).standard_error(n) for n in (1, 10_000))
+    few, many = (NoiseDraws(4, are_spread=False).standard_error(n) for n in (1, 10_000))
     assert many == pytest.approx(LEVEL_SPREAD / 4 / 2, rel=1e-3)
     assert many == pytest.approx(few, rel=0.05)
-    spread = Draws(4, are_spread=True).standard_error
+    spread = NoiseDraws(4, are_spread=True).standard_error
     assert spread(100) == pytest.approx(spread(1) / 10)
 
 
 @pytest.mark.parametrize(("images", "draws"), [(1, 12), (4, 7), (10, 5), (64, 4)])
 def test_timesteps_cover_the_schedule_evenly(images, draws):
-    found = made(Draws(draws, are_spread=True), images)
+    found = made(NoiseDraws(draws, are_spread=True), images)
     levels = torch.cat([found.timesteps(j, range(images), 1000) for j in range(draws)])
     for image in range(images):  # stratified: one in each part of the schedule
         own = [int(found.timesteps(j, [image], 1000)) for j in range(draws)]
@@ -88,7 +88,7 @@ def test_timesteps_cover_the_schedule_evenly(images, draws):
 
 
 def test_the_levels_of_old_runs_are_the_same_for_all_images():
-    found = made(Draws(4, are_spread=False))
+    found = made(NoiseDraws(4, are_spread=False))
     assert [found.timesteps(j, [3, 7], 1000).tolist() for j in range(4)] == [
         [125, 125], [375, 375], [625, 625], [875, 875]
     ]  # fmt: skip

@@ -16,7 +16,7 @@ _MOST = 1000  # draws of one image: more timesteps there are not
 
 
 @dataclass(frozen=True)
-class Draws:
+class NoiseDraws:
     """The (noise, timestep) pairs of each image.
 
     Attributes:
@@ -48,7 +48,7 @@ class Draws:
         return math.hypot(noise, levels) / math.sqrt(self.per_image)
 
 
-def plan_draws(images: int, least: int, standard_error: float) -> Draws:
+def plan_draws(images: int, least: int, standard_error: float) -> NoiseDraws:
     """The fewest draws that leave no more than a standard error in the mean loss of some images.
 
     Args:
@@ -57,13 +57,13 @@ def plan_draws(images: int, least: int, standard_error: float) -> Draws:
         standard_error: As a share of the loss; 0 for `least` draws at the same timesteps for all.
     """
     if standard_error == 0:
-        return Draws(least, are_spread=False)
-    numbers = (Draws(number, are_spread=True) for number in range(min(least, _MOST), _MOST))
+        return NoiseDraws(least, are_spread=False)
+    numbers = (NoiseDraws(number, are_spread=True) for number in range(min(least, _MOST), _MOST))
     enough = (draws for draws in numbers if draws.standard_error(images) <= standard_error)
-    return next(enough, Draws(_MOST, are_spread=True))
+    return next(enough, NoiseDraws(_MOST, are_spread=True))
 
 
-def planned_draws(config: RunConfig, images: int) -> Draws:
+def planned_draws(config: RunConfig, images: int) -> NoiseDraws:
     """The draws of a run that holds so many images out."""
     validation = config.validation
     return plan_draws(images, validation.timesteps, validation.standard_error)

@@ -20,7 +20,7 @@ from impasto.data.latent_cache import CachedPlan
 from impasto.data.step_batches import iterate_steps
 from impasto.datasets.batching import validation_batch_size
 from impasto.datasets.build import Survey, survey
-from impasto.datasets.fixed_draws import Draws
+from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
 from impasto.progress import Progress, counted, duration_words
@@ -169,7 +169,7 @@ def _fixed_draws(session: Session, probe: Probe) -> FixedDraws:
         plan,
         prepared.cache,
         session.model.scaling_factor,
-        Draws(probe.timesteps, are_spread=False),
+        NoiseDraws(probe.timesteps, are_spread=False),
         partial(validation_batch_size, config),
     )
 

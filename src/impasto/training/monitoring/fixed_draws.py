@@ -15,7 +15,7 @@ from impasto.data.dataset import sampler_groups
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.sampler import Group
 from impasto.data.stages import chunks
-from impasto.datasets.fixed_draws import Draws
+from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.timesteps import fixed_timesteps
@@ -43,7 +43,7 @@ class FixedDraws:
     plan: CachedPlan
     cache: LatentCache
     scaling_factor: float
-    draws: Draws
+    draws: NoiseDraws
     batch_size: Callable[[Group], int]
     places: int = 1
 
