@@ -219,7 +219,7 @@ class DatasetConfig(DatasetKeys):
 
     vae_batch_size: Annotated[int, Field(ge=1)] = 4
     """Images that the VAE encodes at once; more takes more memory and is hardly faster. Unless it
-    is set, a run takes fewer where so many do not fit."""
+    is set, a run encodes fewer at once where this many do not fit."""
 
     vae_tiling: bool = False
     """Encode, and decode for previews, images of more than 512 pixels a side in overlapping tiles
@@ -235,7 +235,7 @@ class DatasetConfig(DatasetKeys):
 
     executor: Literal["local", "ray"] = "local"
     """What prepares the images: `local`, threads and processes of this machine; or `ray`, Ray Data
-    (the extra `ray`), on this machine or a cluster. Both make the same."""
+    (the extra `ray`), on this machine or a cluster. Both give the same results."""
 
     ray_address: str | None = None
     """Address of a Ray cluster, as `192.168.1.5:6379`, or `auto` for the one of this machine; off

@@ -52,8 +52,8 @@ class FullMethod(Section):
     text_encoder_2 = 0}`. 0 leaves one as it is. One that is not named has `text_encoder_lr`."""
 
     text_encoder_layers: Positive | None = None
-    """Train only so many of its last layers, those that `clip_skip` uses; off means all, and its
-    embeddings."""
+    """Train only this many of its last layers, counted from the one that `clip_skip` takes; off
+    means all, and its embeddings."""
 
     text_encoder_from_step: Annotated[int, Field(ge=0)] = 0
     """The optimizer step from which it learns."""

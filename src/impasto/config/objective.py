@@ -31,11 +31,11 @@ class LossWeights(Section):
     and is no part of the model."""
 
     diff_tuning: Annotated[float, Field(gt=0)] | None = None
-    """Train on high noise mostly, and hold low noise, which serves any images, by regularisation
-    images, as Diff-Tuning does (arXiv:2406.00773): images count by t^tau and regularisation images
-    by (T - t)^tau, both 1 on average over the timesteps. 1 is the paper's tau. Needs regularisation
-    images, best drawn by the base model (`impasto dataset prior`); the authors'
-    code has the mean loss of these count 0.1, which `prior_loss_weight = 0.1` comes to."""
+    """Train mostly on high noise, and keep what the model knows at low noise, which serves all
+    images, by regularisation images, as Diff-Tuning does (arXiv:2406.00773): images count by t^tau
+    and regularisation images by (T - t)^tau, both 1 on average over the timesteps. 1 is the paper's
+    tau. Needs regularisation images, best drawn by the base model (`impasto dataset prior`); in the
+    authors' code their mean loss counts 0.1, which is `prior_loss_weight = 0.1` here."""
 
     debiased: bool = False
     """Weigh by 1 / sqrt(SNR), or 1 / (SNR + 1) for velocity models (debiased estimation)."""
@@ -49,9 +49,9 @@ class LossWeights(Section):
     `v_pred_like_loss`."""
 
     outside_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """The least that a place counts where images have masks, from 0 to 1: of black, and of what is
-    darker than that. 0 means as the mask says; 0.1 keeps some of the surroundings, so that they do
-    not go wild."""
+    """The least weight of a place where images have masks, from 0 to 1: black, and whatever is
+    darker than this, counts this much. 0 means as the mask says; 0.1 keeps some of the
+    surroundings, so that they do not go wild."""
 
     mask_by_area: bool = False
     """Divide the loss of an image that has a mask by the mean of its weights, so that a small
@@ -148,16 +148,15 @@ class NoiseConfig(Section):
     """Add this times a channel's mean to `offset`; needs it."""
 
     multires_iterations: Annotated[int, Field(ge=0, le=20)] = 0
-    """Add noise at so many coarser scales; 6 to 10 is usual, 0 means none."""
+    """Add noise at this many coarser scales; 6 to 10 is usual, 0 means none."""
 
     multires_discount: Annotated[float, Field(gt=0, le=1)] = 0.3
     """How much less each coarser scale counts."""
 
     immiscible: bool = False
-    """Give each image of a batch, of the noises drawn for it, the one that makes all distances
-    between images and noises least together (immiscible diffusion, arXiv:2406.12303): images meet
-    noises that are nearer to them, and training settles sooner, the more so the larger
-    `batch_size`."""
+    """Assign the noises of a batch to its images so that the distances between images and their
+    noises are smallest in total (immiscible diffusion, arXiv:2406.12303): images meet noises that
+    are nearer to them, and training settles sooner, the more so the larger `batch_size`."""
 
     input_perturbation: NotNegative = 0.0
     """Strength of noise on the input that is not in the target; 0.1 is usual, 0 means none."""

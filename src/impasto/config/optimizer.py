@@ -41,11 +41,11 @@ class OptimizerConfig(Section):
     optimizer's own, 0.01 for AdamW."""
 
     start_decay: Annotated[float, Field(ge=0)] = 0.0
-    """Share of what a weight has moved from where training began that is taken away per unit of
-    learning rate and step (L2-SP, arXiv:1802.01483; beside the gradient, as AdamW's weight decay
-    is): holds the model near the base model. A change that nothing renews is down to
-    exp(-lr * steps * start_decay): with a rate of 1e-5, 100 leaves 37 % of it after 1,000 steps.
-    Takes a copy of what learns, 4 bytes a weight. 0 means none."""
+    """Pull towards the weights at the start of training, which holds the model near the base model
+    (L2-SP, arXiv:1802.01483): the share of a weight's change that is taken away per unit of
+    learning rate and step, beside the gradient, as AdamW's weight decay is. A change that nothing
+    renews shrinks to exp(-lr * steps * start_decay): with a rate of 1e-5, 100 leaves 37 % of it
+    after 1,000 steps. Takes a copy of what learns, 4 bytes a weight. 0 means none."""
 
     arguments: dict[str, Any] = Field(default_factory=dict)
     """Further arguments by the names that the optimizer has for them, such as `{d_coef = 0.8}`."""

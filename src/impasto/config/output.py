@@ -28,8 +28,8 @@ class PreviewConfig(Section):
     """Samples during training, beside the base model's."""
 
     hypernetworks: tuple[str, ...] = ()
-    """Hypernetworks that previews are drawn with besides: files, each perhaps with its strength, as
-    `style.pt:0.8`. A prompt may change the strength: `a cat <hypernet:style:0.5>`."""
+    """Hypernetworks that previews are also drawn with: files, each with its strength if that is not
+    1, as `style.pt:0.8`. A prompt may change the strength: `a cat <hypernet:style:0.5>`."""
 
     prompts: tuple[str, ...] = ()
     """One image is drawn for each; none means no previews."""
@@ -123,7 +123,8 @@ class SavingConfig(Section):
     `<name>-000003.safetensors`; off means none."""
 
     keep_models: Positive | None = None
-    """How many of the newest of each of those that this run wrote are kept; off means all."""
+    """How many of the newest models of each of these kinds are kept, of those that this run wrote;
+    off means all."""
 
     best_model: bool = True
     """Where images are held out, also export the model each time its validation loss is the lowest
@@ -134,9 +135,9 @@ class SavingConfig(Section):
     of the last ones; both, the average `beside` them as `<name>-ema`; or `never` the average."""
 
     posthoc_every_steps: Positive | None = None
-    """Of `training.posthoc_ema`: optimizer steps between two times that its averages are stored;
-    off means that they are stored 8 times in the run. More often makes averages of other lengths
-    more exact."""
+    """Of `training.posthoc_ema`: its averages are stored once every this many optimizer steps; off
+    means that they are stored 8 times in the run. More often makes averages of other lengths more
+    exact."""
 
     posthoc_dtype: Literal["fp16", "fp32"] = "fp16"
     """Of `training.posthoc_ema`: the precision that its averages are stored in, as differences from
@@ -187,11 +188,11 @@ class SavingConfig(Section):
     """Precision of the VAE in the exported model; off means as it was."""
 
     publish: tuple[Publishable, ...] = ()
-    """What exported files and the report tell besides: `paths`, whole paths of folders and files
-    on this machine, of which otherwise the last part stands; `prompts`, those of previews."""
+    """What exported files and the report also contain: `paths`, whole paths of folders and files on
+    this machine, of which otherwise only the last part is written; `prompts`, those of previews."""
 
     metadata: dict[MetadataKey, str] = Field(default_factory=dict)
-    """What the file says of itself besides: `title`, `author`, `description`, `license`, `tags`,
+    """What else the file says of itself: `title`, `author`, `description`, `license`, `tags`,
     `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
     modelspec standard."""
 

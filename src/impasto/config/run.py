@@ -43,10 +43,10 @@ class ModelConfig(Section):
     URL of one in an object store."""
 
     family: Literal["sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"] | None = None
-    """What the model is, where it cannot be told from its files; off means to find out."""
+    """What the model is, where its files do not tell; off means to detect it."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """What its U-Net predicts, where it cannot be told from its files; off means to find out."""
+    """What its U-Net predicts, where its files do not tell; off means to detect it."""
 
     weights: Literal["auto", "plain", "ema"] = "auto"
     """Which weights of a file that also has averaged ones: `plain`, which train better, `ema`,
@@ -62,14 +62,14 @@ class ModelConfig(Section):
     penultimate layer of its own encoder without this setting."""
 
     size_conditioning: Literal["original", "target"] = "original"
-    """What SDXL is told of an image's size. `original`: its own size before anything, and what its
-    crop leaves out, so that it learns what small and cropped images look like and does not draw
-    such. `target`: the size that it is trained at and no crop, as of an image that is drawn; for
-    images that were brought to size elsewhere, whose own sizes say nothing of how they look."""
+    """What SDXL is told of an image's size. `original`: its own size before resizing, and what its
+    crop leaves out, so that the model learns what small and cropped images look like and does not
+    draw such images. `target`: the size that it is trained at and no crop, as for an image that is
+    drawn; for images that were resized elsewhere, whose own sizes no longer say how they look."""
 
     empty_text: Literal["auto", "encoded", "zeros"] = "auto"
-    """What SDXL is given for an empty caption, as `caption_dropout_rate` makes them, and previews
-    for an empty negative prompt. `encoded`: the empty text, as ComfyUI and sd-scripts do. `zeros`:
+    """What SDXL is given for an empty caption (`caption_dropout_rate` makes some) and for an empty
+    negative prompt of previews. `encoded`: the empty text, as ComfyUI and sd-scripts do. `zeros`:
     zeros for the states and the pooled text, as SDXL 1.0 was trained, and as A1111 and Forge draw,
     and diffusers where a folder's `force_zeros_for_empty_prompt` says so. The exported model says
     which. `auto`: captions are encoded; previews, and what the exported model says, are as the base
@@ -122,8 +122,8 @@ class ValidationConfig(Section):
 
     standard_error: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """The standard error that noise and timesteps may leave in the validation loss, as a share of
-    it: few held-out images get so many more draws of both, as at 0.05 4 images get 7 each and 16
-    get 4. 0 means `timesteps` draws for each image, at the same noise levels for all."""
+    it. The fewer held-out images, the more draws each gets: at 0.05, 4 images get 7 each and 16 get
+    4. 0 means `timesteps` draws for each image, at the same noise levels for all."""
 
     training_images: Annotated[int, Field(ge=0)] = 8
     """Images of the training set that are measured the same way at each validation: their loss
@@ -132,10 +132,10 @@ class ValidationConfig(Section):
     by: tuple[Literal["tag", "dataset", "subset"], ...] = ()
     """Also tell the loss of held-out images by what they have in common: a `tag` (what stands
     between the commas of captions), their `dataset`, or their `subset` (folder). Up to 40 of each
-    are told, those with most images. It costs no further forward passes."""
+    are shown, those with most images. It costs no further forward passes."""
 
     by_images: Annotated[int, Field(ge=2)] = 4
-    """Held-out images that a tag, dataset or subset has at least for its loss to be told; copies
+    """The least number of held-out images of a tag, dataset or subset whose loss is shown; copies
     count as one."""
 
 
@@ -145,7 +145,7 @@ class RunConfig(Section):
     output_dir: WrittenPlace
     """The run directory: must not exist yet. Settings, metrics, states, samples and the exported
     model go there. It may be a URL (`s3://`, `gs://`): the run is then trained in a folder of this
-    machine, and sent there meanwhile, each thing whole."""
+    machine, and each file is sent there once it is complete."""
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 42
     """Everything random follows from it; the same seed and settings give the same weights, on a GPU

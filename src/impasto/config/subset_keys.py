@@ -49,10 +49,10 @@ class SubsetKeys(Section):
     """What stands between tags. Where tags are shuffled or dropped they are joined with `, `."""
 
     keep_tokens: Count = 0
-    """So many tags at the beginning stay in their places and are never dropped."""
+    """This many tags at the beginning stay in their places and are never dropped."""
 
     keep_tokens_separator: str = ""
-    """Such as `|||`: tags before it stay, those behind are shuffled and dropped, those behind a
+    """Such as `|||`: tags before it stay, those after it are shuffled and dropped, those after a
     second one stay at the end. Empty means there is none."""
 
     secondary_separator: str | None = None
@@ -60,13 +60,13 @@ class SubsetKeys(Section):
 
     enable_wildcard: bool = False
     """`{red|blue}` becomes one of its parts, `{{` and `}}` are braces, and of a caption of several
-    lines one is taken. Without it the first line is."""
+    lines one is taken. Without it the first line is taken."""
 
     caption_prefix: str | None = None
     """Put before each caption, with a space."""
 
     caption_suffix: str | None = None
-    """Put behind each caption, with a space."""
+    """Put after each caption, with a space."""
 
     caption_dropout_rate: Fraction = 0.0
     """Chance that a caption is left empty, so that guidance without words is trained too;
@@ -82,7 +82,7 @@ class SubsetKeys(Section):
     """Tags shown at the first step, where `token_warmup_step` is given."""
 
     token_warmup_step: Annotated[float, Field(ge=0)] = 0.0
-    """Steps until all tags are shown, more by and by; below 1 a share of the run. 0 means all
+    """Steps until all tags are shown, a few more at a time; below 1 a share of the run. 0 means all
     from the start."""
 
     flip_aug: bool = False

@@ -22,8 +22,8 @@ class TrainingConfig(Section):
 
     memory: Annotated[int, Field(ge=1)] | Literal["auto"] | None = None
     """GiB that the run may take, on the GPU or else in RAM, as a whole number; `auto` is what is
-    free. Settings that are not set are chosen so that it fits, those first that cost least; what is
-    chosen, and why, is printed and written down. Off leaves all as it is."""
+    free. Settings that are not set are chosen so that the run fits, the cheapest first; what is
+    chosen, and why, is printed and recorded. Off changes no setting."""
 
     fit_check: bool = True
     """Predict the memory of a run before it begins, and do not begin what will not fit."""
@@ -33,8 +33,9 @@ class TrainingConfig(Section):
     largest that fits into `memory`, or into what is free, and sets `batch_by_pixels`."""
 
     batch_by_pixels: bool = False
-    """`batch_size` is for images of the full area of the resolution: of smaller ones so many more
-    go together, and of larger ones so many less, that a batch has about the same pixels."""
+    """`batch_size` is the number of images of the full area of the resolution: batches of smaller
+    images have more of them, and batches of larger images fewer, so that all have about as many
+    pixels."""
 
     gradient_accumulation_steps: Positive = 1
     """Forward passes per step: a larger effective batch at no cost in memory."""
@@ -50,9 +51,9 @@ class TrainingConfig(Section):
     gradients, and `mixed_precision` of the same kind; how well they learn depends on `rounding`."""
 
     weight_copies: bool = False
-    """Make the 16-bit copies of float32 weights that `mixed_precision` computes with once a step
-    and all together, not one by one in every forward pass: the same numbers, and fewer kernels to
-    launch, for small batches on fast GPUs. Takes 2 bytes a weight."""
+    """Make the 16-bit copies of float32 weights, with which `mixed_precision` computes, once a step
+    and all at once instead of one by one in every forward pass: the same numbers, and fewer kernels
+    to launch, for small batches on fast GPUs. Takes 2 bytes a weight."""
 
     rounding: Literal["stochastic", "kahan", "nearest"] | None = None
     """How 16-bit weights take in small changes: `stochastic`, which off means, rounds up or down by
@@ -63,7 +64,7 @@ class TrainingConfig(Section):
     """Compute activations again in the backward pass: far less memory, about a quarter slower."""
 
     checkpointed_levels: Annotated[int, Field(ge=1, le=4)] | None = None
-    """Checkpoint only the blocks of so many of the U-Net's four resolutions, the highest first,
+    """Checkpoint only the blocks of this many of the U-Net's four resolutions, the highest first,
     where activations are largest; off means all. Needs `gradient_checkpointing`."""
 
     compile: Literal["off", "blocks", "full"] = "off"
@@ -82,15 +83,15 @@ class TrainingConfig(Section):
     batches on fast GPUs, which wait for kernels to be launched. `network` records what `compile`
     made of the U-Net, which it needs; `step` records the whole step with its backward pass,
     clipping and the optimizer, compiled or not. `step` is for `optimizer.kind` adamw with weights
-    in fp32, and takes about as much memory as gradients and activations once more."""
+    in fp32, and takes about as much extra memory as gradients and activations."""
 
     attention: Literal["sdpa", "xformers"] = "sdpa"
     """What computes attention: PyTorch's `sdpa`, flash attention where the GPU has it, or
     `xformers`, if it is installed."""
 
     tf32: bool = True
-    """On GPUs from 2020 on, compute float32 matrix products and convolutions from 10 bits of
-    fraction: several times as fast with `mixed_precision` no. Off computes them from 23."""
+    """On GPUs from 2020 on, compute float32 matrix products and convolutions with 10 bits of
+    fraction (TF32): several times as fast with `mixed_precision` no. Off uses all 23 bits."""
 
     deterministic: bool = False
     """On a GPU, compute only in ways that give the same bits each time, so that the same run, or a
@@ -111,14 +112,14 @@ class TrainingConfig(Section):
 
     offload_optimizer: bool = False
     """Keep the optimizer's state in RAM and bring it to the GPU piece by piece:
-    saves 8 bytes per weight there with AdamW in float32, slower by the way there and back."""
+    saves 8 bytes per weight there with AdamW in float32, slower by the transfers."""
 
     stream_weights: bool = False
     """Keep the U-Net's blocks in pinned RAM and bring each to the GPU for its work, the next one
     while it computes: of the weights 3 to 12 per cent and three blocks are in VRAM. Needs
-    `gradient_checkpointing` of all levels and `optimizer_in_backward`. The weights go over PCIe
-    two or three times a step, and back once; `--plan` says how long that takes. The same weights
-    bit for bit."""
+    `gradient_checkpointing` of all levels and `optimizer_in_backward`. The weights go over PCIe two
+    or three times a step, and back once; `--plan` says how long that takes. The weights are the
+    same, bit for bit."""
 
     max_grad_norm: Annotated[float, Field(ge=0)] = 1.0
     """Largest norm of the whole gradient; longer ones are scaled down to it. 0 means no limit."""
@@ -149,12 +150,12 @@ class TrainingConfig(Section):
     fast, as (1 + steps) / (10 + steps)."""
 
     ema_on_cpu: bool = False
-    """Keep all averages in RAM and not in VRAM; slower by the way there: what
-    learns goes over PCIe each time (3.4 GiB of SD 1.x in float32), and is mixed in there."""
+    """Keep all averages in RAM instead of VRAM; slower, since what learns goes over PCIe each time
+    (3.4 GiB for SD 1.x in float32) and is averaged in RAM."""
 
     ema_every: Annotated[int, Field(ge=1)] = 1
-    """Take the weights into the average after every so many steps, with the decay of as many at
-    once: nearly the same average, for a part of the cost; 10 is plenty with `ema_on_cpu`."""
+    """Update the average once every this many steps, with the decay of all of them at once: nearly
+    the same average, at a part of the cost; 10 is plenty with `ema_on_cpu`."""
 
     posthoc_ema: bool = False
     """Keep two averages of the weights, a shorter and a longer one, and store them now and then
