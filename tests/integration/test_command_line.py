@@ -47,7 +47,7 @@ def test_the_whole_job(run_file, tmp_path, deeper_model):
     result = impasto("train", file, "--set", "training.max_steps=8", fresh=True)
     assert result.returncode == 0, result.stderr
     assert "The validation loss" in result.stdout
-    assert "what is claimed is 95 % sure" in result.stdout.replace("\n", " ")
+    assert "claims are 95 % certain" in result.stdout.replace("\n", " ")
     run = tmp_path / "run"
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     recorded = json.loads(GOLDEN_LOSSES.read_text(encoding="utf-8"))

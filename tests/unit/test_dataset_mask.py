@@ -138,7 +138,7 @@ def test_masks_go_where_training_reads_them_and_are_not_lost(folder, tmp_path):
 def test_nothing_found_writes_no_mask_and_is_told(folder, tmp_path):
     told = run(folder, "--model", segformer(tmp_path / "model", winner="dog"), "--label", "cat")
     assert "Nothing found      3" in told
-    assert "all of it counts: a.png, b.jpg, sub/a.png" in told
+    assert "all of each image counts: a.png, b.jpg, sub/a.png" in told
     assert not (tmp_path / "set-masks").exists()
 
 
@@ -154,7 +154,7 @@ def test_labels_are_listed_and_have_to_be_chosen(folder, tmp_path):
     assert run(folder, "--model", model, "--labels").split()[-3:] == THINGS
     with pytest.raises(ConfigError, match=r"Say with --label.*cat, dog, sofa"):
         run(folder, "--model", model)
-    with pytest.raises(ConfigError, match=r"knows no 'bird'"):
+    with pytest.raises(ConfigError, match=r"has no label 'bird'"):
         run(folder, "--model", model, "--label", "bird")
 
 

@@ -198,8 +198,8 @@ REMARKS = {
     "good.json": "JSON beside an image",
     "metadata.jsonl": "give it as metadata_file",
     "meta_cap.json": "give it as metadata_file",
-    "photo.png_large": "what stands behind its ending",
-    "photo.jpg!d": "what stands behind its ending",
+    "photo.png_large": "what follows its ending",
+    "photo.jpg!d": "what follows its ending",
 }
 
 

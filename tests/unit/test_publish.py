@@ -137,7 +137,7 @@ def test_the_card_of_each_model_says_what_was_measured_of_it(tmp_path, model, wo
     assert ("held-out images than the base model" in text) == ("noise" not in words and words != "")
     assert ("validation loss is" in text) == (bool(words) and "export" not in model)
     assert ("After" in text or "over-fitting" in text or "Lowest:" in text) == ("export" in model)
-    assert ("95 % sure" in text) == bool(words)
+    assert ("95 % certain" in text) == bool(words)
 
 
 def test_a_run_without_losses_has_a_card_without_curves(tmp_path):

@@ -421,7 +421,7 @@ def test_devices_are_counted_among_those_that_may_be_used():
 
 def test_only_the_runner_that_was_asked_stops(queue, tmp_path):
     tmp_path.joinpath("queue").mkdir()
-    with pytest.raises(RunError, match="Nobody works on device 0"):
+    with pytest.raises(RunError, match="No process works on device 0"):
         ask_runner_to_stop(queue.folder, "0")
     with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name("0")):
         assert list(runners_of(queue.folder)) == ["0"]
@@ -556,7 +556,7 @@ def test_a_runner_that_is_asked_to_stop_leaves_its_job_to_be_continued(queue, ru
 def test_there_is_one_job_a_device_and_new_ones_are_waited_for(queue, run_queue):
     _, thread, errors = run_queue(dog="pass", wait=True)
     eventually(lambda: runners_of(queue.folder))
-    with pytest.raises(RunError, match="being worked on already"):
+    with pytest.raises(RunError, match="already in use"):
         Runner(queue, "7", SilentProgress()).work(wait=False)
     add(queue, "dog")
     eventually(lambda: states(queue) == {"dog": "done"})

@@ -533,7 +533,7 @@ def test_who_has_a_port_is_said_as_far_as_the_system_tells(monkeypatch):
 
     with monkeypatch.context() as hidden:
         hidden.setattr(psutil.Process, "net_connections", lambda *_: [])
-        assert "administrators only" in told(psutil.AccessDenied())
+        assert "only administrators" in told(psutil.AccessDenied())
     assert "of another user" in told([at(80, None)])
     assert "cannot be seen from here" in told([at(8080, 1), at(80, 1, psutil.CONN_ESTABLISHED)])
     gone = 2**22 + 1  # no process has such a number
@@ -561,7 +561,7 @@ def test_a_port_that_is_kept_for_others_is_named_so(monkeypatch):
     kept = lambda address, port: errno.EACCES if port == 1 else real(address, port)  # noqa: E731
     monkeypatch.setattr(ports, "_bound", kept)
     monkeypatch.setattr(psutil, "net_connections", lambda _: [])
-    with pytest.raises(RunError, match="Port 1 is not for this user"):
+    with pytest.raises(RunError, match="may not open port 1"):
         listen_at("127.0.0.1", 1, 1)
 
 

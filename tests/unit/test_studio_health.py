@@ -70,7 +70,7 @@ def test_the_page_says_what_the_report_says(client, studio, cats, written, addre
         assert forbidden not in answer.text
     report = (written[0].parent / "report.html").read_text(encoding="utf-8")
     main = report[report.index("<h2>What to look at") : report.index("</main>")]
-    main = main.replace("What is dark is not seen.", "")  # of thumbnails of the report alone
+    main = main.replace("What is dark is cropped away.", "")  # of thumbnails of the report alone
     assert text_of(main).strip() in text_of(answer.text)
     assert answer.text.count('<svg class="chart"') == report.count('<svg class="chart"') == 3
     assert SCRIPT in text_of(answer.text)

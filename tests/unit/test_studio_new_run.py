@@ -554,12 +554,12 @@ def test_what_cannot_be_started_is_not_saved_either(
 
 def test_a_run_is_put_into_the_queue(client, studio, draft, good):
     answer = post(client, f"{draft}/queue", good)
-    assert "job 1 of the queue. Nobody works on the queue yet" in answer.text
+    assert "job 1 of the queue. No process works on the queue yet" in answer.text
     assert 'href="/queue"' in answer.text
     (job,) = Queue(studio.queue).jobs()
     assert job.run.path == Path(good["output_dir"])
     again = post(client, f"{draft}/queue", good)
-    assert "so it is for job 1" in again.text  # two runs in one directory
+    assert "also that of job 1" in again.text  # two runs in one directory
     assert "Not yet" in post(client, f"{draft}/queue", {**good, "optimizer.lr": "x"}).text
     assert len(Queue(studio.queue).jobs()) == 1
 

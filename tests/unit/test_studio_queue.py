@@ -276,7 +276,7 @@ def test_working_is_started_as_a_process_once(client, studio, queue, monkeypatch
     with locks.FolderLock(queue.folder, "test", lambda _: None, lock_name("1")):
         answer = post(client, "/queue/start", device="1")
         assert answer.status_code == 409
-        assert "worked on already" in answer.text
+        assert "already in use" in answer.text
         assert post(client, "/queue/stop/1").status_code == 200
         assert is_asked_to_stop(queue.folder, "1", current_process().token)
         assert "/queue/stop/1" in client.get("/parts/queue").text

@@ -22,8 +22,8 @@ from impasto.parsing import read_caption_file
 from impasto.storage_errors import cause_of
 
 _NOT_OWN = (
-    "its words are in no file of its own: they are in metadata, or in the file of the image that "
-    "it is a part of"
+    "its caption is not in a file of its own, but in metadata or in the file of the image that it "
+    "is part of"
 )
 
 
@@ -156,8 +156,8 @@ def changes_of(
     for change in changes:
         if len(change.after.encode("utf-8")) >= LONGEST:
             raise DatasetError(
-                f"{change.caption.file} would have over {LONGEST >> 20} MiB, which no caption "
-                f"has: training would skip the image. Nothing was written."
+                f"{change.caption.file} would have over {LONGEST >> 20} MiB, too large for a "
+                f"caption: training would skip the image. Nothing was written."
             )
     return changes
 
@@ -169,7 +169,7 @@ def _read(record: ImageRecord, file: Path, ending: str) -> tuple[str, str]:
         return "", _NOT_OWN if elsewhere.strip() else ""
     try:
         if file.stat().st_size > LONGEST:
-            return "", f"it has over {LONGEST >> 20} MiB, which no words have"
+            return "", f"it has over {LONGEST >> 20} MiB, too large for a caption"
         return read_caption_file(file).strip(), ""
     except UnicodeDecodeError:
         return "", "it is not UTF-8 text; save it as UTF-8"

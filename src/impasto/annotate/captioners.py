@@ -221,7 +221,7 @@ class Captioner:
 
 _WITH_CODE = (
     "The captioner {} comes with program code of its own, which would run on this computer with "
-    "all your rights; it is not run. Give a model that transformers knows by itself."
+    "all your permissions; it is not run. Give a model that transformers knows by itself."
 )
 _PICKLED = (
     "The captioner {} has its weights as a pickle ({}), which can hold program code that runs when "

@@ -130,7 +130,7 @@ class Place:
         reason = why_not_written(path, self.roots)
         if reason or self.file_below(path) is not None:
             return reason
-        return f"{path.name} is hidden or an image; no words are written there"
+        return f"{path.name} is hidden or an image; no captions are written there"
 
 
 def why_not_a_caption_file(below: str) -> str:
@@ -157,7 +157,11 @@ def normalize_ending(text: str) -> str:
     """
     ending = f".{text.strip().lstrip('.')}"
     if ending == "." or set('/\\:*?"<>|\0') & set(ending) or why_not_a_caption_file(f"a{ending}"):
-        raise ValueError(f"{text!r} cannot be the ending of files with words, as .txt is")
+        raise ValueError(
+            f"{text!r} cannot be the ending of caption files; expected one such as .txt"
+        )
     if ending.lower() in METADATA:
-        raise ValueError(f"{ending} is the ending of metadata, one file for all images")
+        raise ValueError(
+            f"{ending} is the ending of metadata files, which hold the words of all images"
+        )
     return ending

@@ -166,7 +166,7 @@ class CaptionerRecipe:
         prompt: What is asked.
         remove_words: Whether made-up readings are cut out.
         prefix: Put before each caption.
-        suffix: Put behind each caption.
+        suffix: Put after each caption.
     """
 
     model: str

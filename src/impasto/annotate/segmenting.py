@@ -145,12 +145,12 @@ class Segmenter:
         listed = ", ".join(self.labels[:40]) + (" ..." if len(self.labels) > 40 else "")
         if not wanted and len(known) > 1:
             raise ConfigError(
-                f"This model tells {len(self.labels)} things apart. Say with --label which of them "
-                f"the loss is to count: {listed}."
+                f"This model has {len(self.labels)} labels. Say with --label which of "
+                f"them count in the loss: {listed}."
             )
         for label in wanted:
             if label.casefold() not in known:
-                raise ConfigError(f"This model knows no {label!r}. It knows: {listed}.")
+                raise ConfigError(f"This model has no label {label!r}. It has: {listed}.")
         return frozenset(known[label.casefold()] for label in wanted) or frozenset(self.labels)
 
     def find(self, image: Image.Image, labels: Collection[str]) -> Image.Image | None:

@@ -97,7 +97,7 @@ def undo(
             _mark(journal)
             raise StorageError(
                 f"{len(faults)} of {len(steps)} files could not be restored; the first is "
-                f"{faults[0]} Run it again when that is mended: the notes are kept."
+                f"{faults[0]} Run it again once that is fixed: the notes are kept."
             )
         if left and not keep:
             _mark(journal)

@@ -63,7 +63,7 @@ class Sidecars:
         reason = self.place.why_not_written(path)
         owner = self._owners.setdefault(path, record)
         if not reason and owner.path != record.path:
-            return f"its words would be in {path.name}, as those of {owner.path.name}; rename one"
+            return f"its words would go into {path.name}, as those of {owner.path.name}; rename one"
         if reason or self.policy != "append":
             return reason
         try:
@@ -86,7 +86,9 @@ class Sidecars:
         if self.policy != "append" or not path.is_file():
             return new
         if path.stat().st_size > LONGEST_TEXT:
-            raise DatasetError(f"{path} has {path.stat().st_size >> 20} MiB; these are no words.")
+            raise DatasetError(
+                f"{path} has {path.stat().st_size >> 20} MiB, too large for captions or tags."
+            )
         try:
             return self.join(read_caption_file(path).strip(), new)
         except UnicodeDecodeError as error:

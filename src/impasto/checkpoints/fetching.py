@@ -103,7 +103,7 @@ def _download_fault(hub_id: str, reason: str) -> str:
     return (
         f"{hub_id} could not be downloaded from the Hugging Face Hub ({reason}). Check the "
         f"spelling and the network, and log in with `hf auth login` if the model is gated. What "
-        f"has come is kept for the next time."
+        f"was downloaded is kept for the next try."
     )
 
 

@@ -79,7 +79,7 @@ def require_writable_as(structure: Structure, dialect: Dialect) -> tuple[str, ..
                 "activates the last layer too. Write it for A1111 instead (a1111)."
             )
         if structure.has_dropout:
-            return ("Dropout is left out: ComfyUI would drop while drawing.",)
+            return ("Dropout is left out: ComfyUI would apply it while drawing.",)
     if dialect == "novelai":
         plain = Structure()
         if replace(structure, dropout=(), activate_output=False) != plain:

@@ -160,7 +160,7 @@ def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
         return tensor, []
     wrong = int((found.double() != right).sum())
     state = f"{wrong} of {count} wrong" if wrong else f"{tensor.dtype} instead of whole numbers"
-    return LazyTensor.of(right), [f"the text encoder's position ids were {state}: put right"]
+    return LazyTensor.of(right), [f"the text encoder's position ids were {state}: corrected"]
 
 
 def _to_diffusers(part_map: ComponentMap, name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:

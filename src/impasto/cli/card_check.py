@@ -297,8 +297,8 @@ def compared(predicted: int, measured: int) -> CheckResult:
     excess = 100 * (measured / predicted - 1)
     return CheckResult(
         found,
-        f"Runs take {excess:.0f} % more here than is predicted: give training.memory so much less "
-        "than the card has.",
+        f"Runs take {excess:.0f} % more here than predicted: set training.memory that much below "
+        f"what the card has.",
     )
 
 

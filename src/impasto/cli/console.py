@@ -127,7 +127,7 @@ class Console:
         if summary["too_long"]:
             self.note(
                 f"{counted(summary['too_long'], 'captions have')} over {summary['max_tokens']} "
-                f"tokens: what is beyond is not seen. model.max_tokens can be up to 225."
+                f"tokens: the rest is ignored. model.max_tokens can be up to 225."
             )
         if summary["with_more_lines"]:
             self.note(

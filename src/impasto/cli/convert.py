@@ -96,7 +96,7 @@ def _kind_of(file: Path) -> Any:
 @click.option("--no-hash", is_flag=True, help="Do not read the whole file to hash it.")
 @click.option(
     "--out", metavar="FILE", type=WRITTEN,
-    help="Write the same as JSON into this file besides.",
+    help="Also write the result into this file as JSON.",
 )  # fmt: skip
 @model_options
 def inspect(
@@ -109,7 +109,7 @@ def inspect(
 ) -> None:
     """Say what the model FILE is: a file, a Diffusers folder, a Hub id, or a run.
 
-    Nothing in it is run. Other files than base models are named for what they are.
+    Nothing in it is run. Of a file that is no base model, it says what it is instead.
     """
     from impasto.checkpoints.hub import require_source
 

@@ -157,7 +157,7 @@ def plan(
 ) -> None:
     """Show which bucket each image of SOURCE would go to, and what cropping costs.
 
-    Of a run's settings, each image that is trained on.
+    For a run's settings, it shows the images that are trained on.
     """
     if simulate is not None:
         if as_json:
@@ -221,7 +221,9 @@ def _most_cropped(plan: Plan) -> list[str]:
 @dataset.command()
 @SOURCE
 @click.option("--epochs", default=1, show_default=True, type=click.IntRange(1), help="How many.")
-@click.option("--pictures", default=10, show_default=True, help="So many images; 0 means all.")
+@click.option(
+    "--pictures", default=10, show_default=True, help="How many images to show; 0 means all."
+)
 @click.option("--seed", default=42, show_default=True, help="The run's seed.")
 @click.option("--match", default="", help="Only images with this in their name.")
 @click.option("--image", default="", metavar="NAME", help="Only this image, below SOURCE.")

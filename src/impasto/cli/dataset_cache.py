@@ -49,7 +49,7 @@ class _EncodingGroup(FullHelpGroup):
 def cache() -> None:
     """Encode images ahead of training (`cache SOURCE MODEL`), verify, prune.
 
-    Training does it by itself; this is for doing it at another time.
+    Training does this by itself; this command is for doing it at another time.
     """
 
 
@@ -58,7 +58,9 @@ def cache() -> None:
 @click.argument("model")
 @bucket_options
 @executor_options
-@click.option("--batch-size", type=click.IntRange(1), help="Images at once.  [default: 4]")
+@click.option(
+    "--batch-size", type=click.IntRange(1), help="Images that are encoded at once.  [default: 4]"
+)
 @click.option("--workers", type=click.IntRange(0), help="Processes that decode.")
 @click.option("--strict", is_flag=True, help="Stop at the first image that cannot be used.")
 @click.option("--export-npz", is_flag=True, help="Also write latents as .npz for sd-scripts.")
@@ -185,7 +187,7 @@ def _report(
 @CACHE_DIR
 @click.option("--remove", is_flag=True, help="Delete bad shards, so that they are made anew.")
 def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
-    """Read all that is kept for SOURCE, and name what is damaged."""
+    """Read everything that is cached for SOURCE, and list what is damaged."""
     from impasto.cli.console import Console
     from impasto.data.latent_cache import LatentCache
     from impasto.errors import DatasetError
@@ -214,7 +216,7 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
 @click.argument("model")
 @bucket_options
 def prune(source: Path, model: str, **options: Any) -> None:
-    """Delete what is kept but not needed for SOURCE as given, with MODEL's VAE."""
+    """Delete cached latents that SOURCE, with these options and MODEL's VAE, does not need."""
     from impasto.checkpoints.hub import require_source
 
     require_source(model)

@@ -21,13 +21,18 @@ from impasto.cli.numbers import Finite
     show_default=True,
     help="A short name, a Hub id, or the folder of a captioner that transformers loads.",
 )
-@click.option("--prompt", default="", help="What is asked of a chat model, or begun by a BLIP.")
+@click.option(
+    "--prompt",
+    default="",
+    help="The question for a chat model, or the beginning of BLIP's captions.",
+)
 @click.option(
     "--way",
     type=click.Choice(["beam", "sd-scripts", "a1111"]),
     default="beam",
     show_default=True,
-    help="How words are searched for: 3 beams, as make_captions.py, or as A1111's interrogator.",
+    help="How captions are generated: with 3 beams, as by make_captions.py of sd-scripts, or as "
+    "by A1111's interrogator.",
 )
 @click.option("--beams", type=click.IntRange(1))
 @click.option("--top-p", type=Finite(0, 1), help="Draw words instead; 0 does not.")
@@ -35,9 +40,13 @@ from impasto.cli.numbers import Finite
 @click.option("--max-length", type=click.IntRange(1), help="In tokens.")
 @click.option("--repetition-penalty", type=Finite(0.1))
 @click.option("--seed", type=int, help="Of drawing.")
-@click.option("--remove-words", is_flag=True, help="Cut out made-up readings (for GIT).")
+@click.option(
+    "--remove-words",
+    is_flag=True,
+    help="Remove text that the model claims to read in images (for GIT).",
+)
 @click.option("--prefix", default="", help="Put before each caption.")
-@click.option("--suffix", default="", help="Put behind each caption.")
+@click.option("--suffix", default="", help="Put after each caption.")
 @annotation_options(".caption")
 @CACHE_DIR
 @executor_options

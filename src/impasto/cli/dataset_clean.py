@@ -88,7 +88,9 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     callback=caption_ending,
     help="Of the files with tags.",
 )
-@click.option("--least", default=1, show_default=True, help="Only tags in so many images.")
+@click.option(
+    "--least", default=1, show_default=True, help="Only tags of at least this many images."
+)
 @CACHE_DIR
 def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     """Count the tags of SOURCE."""

@@ -22,16 +22,16 @@ if TYPE_CHECKING:
     help="What the bucket is shown for.",
 )  # fmt: skip
 def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bool) -> None:
-    r"""Have a rectangle of IMAGE be the image: buckets, resizing and cropping begin from it.
+    """Use only a rectangle of IMAGE: buckets, resizing and cropping start from it.
 
-    X and Y are its left top corner. All four are pixels of the image as it is seen, after EXIF
+    X and Y are its top left corner. All four are pixels of the image as it is seen, after EXIF
     rotation. It is kept beside the image, in IMAGE.crop.json. Without a rectangle, the one that is
     there is shown.
 
     \b
     impasto dataset crop images/cat.jpg 900 0 2100 3000
     impasto dataset crop images/cat.jpg --remove
-    """
+    """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.cli.console import Console
     from impasto.data import images
     from impasto.data.cuts import crop_file, read_cut, remove_cut, write_cut

@@ -56,11 +56,11 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 @click.option("--where-not-tag", multiple=True, metavar="TAG", help="Only those without it.")
 @click.option(
     "--where-text", multiple=True, metavar="TEXT",
-    help="Only captions that TEXT is in, in any letter case.",
+    help="Only captions that contain TEXT, in upper or lower case.",
 )  # fmt: skip
 @click.option(
     "--images", metavar="FILE", help="Only images whose paths below the folder FILE lists; - reads "
-    "standard input. One a line, or with zero bytes between.",
+    "standard input. One path per line, or separated by zero bytes.",
 )  # fmt: skip
 @click.option("--separator", default=",", show_default=True, help="Between tags.")
 @click.option(
@@ -78,9 +78,8 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
 def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     """Edit the captions of many images of SOURCE; shows the changes before it writes.
 
-    Operations may be repeated and are done in their order. Each line of a
-    caption is edited by itself, but for --regex and --set, which see all of it.
-    A file is written as UTF-8.
+    Operations may be repeated and are applied in the order given. Each line of a caption is edited
+    by itself, except by --regex and --set, which apply to all of it. Files are written as UTF-8.
 
     \b
     impasto dataset edit images --remove solo --add "my style@first"

@@ -24,7 +24,7 @@ from impasto.cli.local_paths import WRITTEN
     "--copies",
     is_flag=True,
     help="Compare all images, reading and decoding those that were not compared before. Without "
-    "it, only images are compared of which that is remembered.",
+    "it, only images that were compared before are compared.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the lines of the list.")
 @click.option(
@@ -43,7 +43,8 @@ def list_(
 
     Size, bucket, what cropping takes, the caption, why it is skipped, which images are the same or
     nearly: as JSON, one line for each image below a line about the list. Headers are read once, so
-    a second list of a folder opens what has changed alone. Without --json and --out, numbers only.
+    a second list of a folder opens only what has changed. Without --json or --out, only a summary
+    is printed.
     """
     from impasto.cli.console import Console
     from impasto.data.image_list import lines_of, write_image_list

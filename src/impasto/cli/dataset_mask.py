@@ -39,8 +39,10 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
     show_default=True,
     help="A short name, a Hub id, or the folder of a model for image-segmentation.",
 )
-@click.option("--label", "labels", multiple=True, help="What the loss counts; repeatable.")
-@click.option("--labels", "lists_labels", is_flag=True, help="List the model's labels, and end.")
+@click.option(
+    "--label", "labels", multiple=True, help="A label that counts in the loss; repeatable."
+)
+@click.option("--labels", "lists_labels", is_flag=True, help="List the model's labels, and stop.")
 @click.option(
     "--out",
     type=WRITTEN,
@@ -49,25 +51,27 @@ _ASPECT_TOLERANCE = 0.02  # as for reading masks
 @click.option(
     "--kind",
     type=click.Choice(["semantic", "instance", "panoptic"]),
-    help="What the model is asked for.  [default: as it can]",
+    help="Kind of segmentation.  [default: what the model can do]",
 )
 @click.option(
     "--threshold",
     type=Finite(0, 1),
     default=0.5,
     show_default=True,
-    help="The least certainty of an object.",
+    help="Least confidence for an object.",
 )
 @click.option(
     "--grow",
     type=click.IntRange(-2000, 2000),
     default=0,
     show_default=True,
-    help="By so many pixels on all sides; negative shrinks.",
+    help="Grow masks by this many pixels on all sides; negative shrinks.",
 )
 @click.option("--blur", type=Finite(0, 2000), default=0.0, help="Radius of soft edges in pixels.")
-@click.option("--invert", is_flag=True, help="Count all but what was found.")
-@click.option("--rest", type=Finite(0, 1), default=0.0, help="What the rest weighs.  [default: 0]")
+@click.option("--invert", is_flag=True, help="Count everything except what was found.")
+@click.option(
+    "--rest", type=Finite(0, 1), default=0.0, help="Weight of the rest in the loss.  [default: 0]"
+)
 @click.option("--only", multiple=True, metavar="NAME", help="Only this image, below SOURCE.")
 @click.option(
     "--from",
@@ -169,7 +173,7 @@ def _write_masks(
     if nothing:
         more = f" and {len(nothing) - _NAMED} more" if len(nothing) > _NAMED else ""
         console.note(
-            f"Nothing found, so no mask was written, and all of it counts: "
+            f"Nothing was found in these, so no mask was written and all of each image counts: "
             f"{', '.join(nothing[:_NAMED])}{more}"
         )
     if options["drawn"] is not None and not written:

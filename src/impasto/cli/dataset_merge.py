@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     type=click.Choice(["relative", "absolute", "stem"]),
     default="relative",
     show_default=True,
-    help="How images are named: below the folder, by whole paths, or without ending.",
+    help="How images are named: by relative paths, absolute paths, or names without ending.",
 )
 @click.option("--image-dir", type=click.Path(path_type=Path), help="Folder of the images.")
 @click.option("--to-sidecars", is_flag=True, help="The other way: write SOURCE's words to files.")

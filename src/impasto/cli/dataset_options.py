@@ -28,7 +28,7 @@ _WRITES = (
 
 
 _WRITES_IN_PLACE = (
-    "where nothing is written beside images. Have their words in a metadata file: impasto dataset "
+    "where nothing is written beside images. Keep their words in a metadata file: impasto dataset "
     "merge writes one of them, and tag, caption and undo change it with --metadata"
 )
 
@@ -62,7 +62,7 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option("--resolution", type=int, help="Side in pixels.  [default: 512]"),
         click.option("--min-side", type=int, help="Shortest bucket side.  [default: 256]"),
         click.option("--max-side", type=int, help="Longest bucket side.  [default: 1024]"),
-        click.option("--step", type=int, help="Multiple of bucket sides.  [default: 64]"),
+        click.option("--step", type=int, help="Bucket sides are multiples of this.  [default: 64]"),
         click.option(
             "--no-upscale",
             is_flag=True,
@@ -72,12 +72,14 @@ def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--selection",
             type=click.Choice(["native", "kohya"]),
-            help="Keep the most of each image (native), or choose as sd-scripts does.",
+            help="Choose buckets that keep the most of each image (native), or as sd-scripts does "
+            "(kohya).",
         ),
         click.option(
             "--table",
             type=click.Choice(["resolution", "novelai", "metadata"]),
-            help="Buckets by the options above, NovelAI's 19, or as metadata says.",
+            help="Take buckets from the options above, NovelAI's 19 buckets, or those in the "
+            "metadata.",
         ),
         click.option("--flip", is_flag=True, default=None, help="Mirror images too."),
         IMAGE_DIR,
@@ -99,8 +101,8 @@ def executor_options(command: Callable[..., Any]) -> Callable[..., Any]:
         click.option(
             "--ray-address",
             metavar="HOST:PORT",
-            help="Prepare with this Ray cluster; auto for the one of this machine. --executor ray "
-            "without it starts Ray here.",
+            help="Use this Ray cluster; auto finds the one on this machine. --executor ray "
+            "without an address starts Ray here.",
         ),
     ]
     for option in reversed(options):

@@ -24,7 +24,9 @@ LARGEST_SEED = 2**63 - 1
 @click.command()
 @click.argument("model")
 @click.argument("folder", type=WRITTEN)
-@click.option("--words", multiple=True, help='What is drawn, as "a frog"; repeatable, in turn.')
+@click.option(
+    "--words", multiple=True, help='What is drawn, such as "a frog"; of several, each in turn.'
+)
 @click.option(
     "--captions-of", "source", metavar="SOURCE", type=click.Path(path_type=Path),
     help="Draw the captions of these images in turn, without repetitions, instead of --words.",
@@ -87,7 +89,7 @@ def _texts(words: tuple[str, ...], source: Path | None, console: Console) -> lis
         texts = [text for text in texts if text]
     if not texts or not all(texts):
         where = "--words" if source is None else f"The captions of {source}"
-        raise ConfigError(f"{where}: there are no words to draw. An image is drawn for some.")
+        raise ConfigError(f"{where}: there is nothing to draw. Give at least one text.")
     return texts
 
 

@@ -25,7 +25,7 @@ from impasto.cli.local_paths import WRITTEN
     type=WRITTEN,
     default=Path("dataset-report.html"),
     show_default=True,
-    help="The page; the same name with .json holds the same for programs.",
+    help="The page to write; a .json file of the same name holds the same for programs.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace what is there under that name.")
 @click.option("--whole-paths", is_flag=True, help="Name files by their whole paths.")

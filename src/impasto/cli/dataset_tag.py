@@ -41,9 +41,11 @@ if TYPE_CHECKING:
     "by_category",
     multiple=True,
     metavar="CATEGORY=VALUE",
-    help="For general, character, copyright, artist, meta, model or year; repeatable.",
+    help="A threshold for general, character, copyright, artist, meta, model or year; repeatable.",
 )
-@click.option("--mcut", is_flag=True, help="Find the threshold of each image by itself.")
+@click.option(
+    "--mcut", is_flag=True, help="Find a threshold for each image from its own scores (MCut)."
+)
 @click.option("--only", multiple=True, metavar="CATEGORY", help="Only these; repeatable.")
 @click.option("--by-score", is_flag=True, help="The likeliest first.")
 @click.option(
@@ -51,7 +53,8 @@ if TYPE_CHECKING:
     type=click.Choice(["kaomoji", "long", "keep"]),
     default="kaomoji",
     show_default=True,
-    help="Spaces but in faces; but in tags of up to 3 characters; or as they are.",
+    help="Write spaces for underscores, except in kaomoji (kaomoji) or in tags of up to 3 "
+    "characters (long), or never (keep).",
 )
 @click.option("--rating", type=click.Choice(["off", "first", "last"]), default="off")
 @click.option("--quality", type=click.Choice(["off", "first", "last"]), default="off")

@@ -35,7 +35,7 @@ _DEFAULT = "default"
 )  # fmt: skip
 @click.option(
     "--sample", default=12, show_default=True, type=click.IntRange(1),
-    help="So many images, at even distances.",
+    help="How many images, evenly spread over the dataset.",
 )  # fmt: skip
 @click.option(
     "--out", type=WRITTEN,
@@ -45,8 +45,8 @@ _DEFAULT = "default"
 def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> None:
     """Try taggers and captioners on a few images of SOURCE; writes nothing beside the images.
 
-    One model after the other is loaded. One that cannot be had is named, and
-    the others are tried all the same.
+    Models are loaded one after the other. One that cannot be loaded is named, and the others are
+    still tried.
 
     \b
     impasto dataset try images --tagger wd-swinv2-v3 0.35 --captioner blip-large ""

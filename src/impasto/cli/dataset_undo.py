@@ -25,7 +25,11 @@ if TYPE_CHECKING:
 @click.option("--list", "lists", is_flag=True, help="List the edits that can be taken back.")
 @click.option("--json", "as_json", is_flag=True, help="With --list: print one JSON list.")
 @click.option("--force", is_flag=True, help="Also restore files that were changed since.")
-@click.option("--keep", is_flag=True, help="Leave those as they are, and be done with this change.")
+@click.option(
+    "--keep",
+    is_flag=True,
+    help="Leave files that were changed since as they are, and forget this edit.",
+)
 @click.option(
     "--metadata",
     type=WRITTEN,
@@ -44,10 +48,10 @@ def undo(
 ) -> None:
     """Take back what tag, caption, clean or edit wrote for SOURCE, byte for byte.
 
-    Without EDIT it is the last; run it again to take back the one before.
-    EDIT is the number of an older one, as --list shows it. Files that were
-    changed since are left alone and named; the notes are kept until they are
-    restored (--force) or given up (--keep).
+    Without EDIT, it takes back the last edit; run it again for the one before. EDIT is the number
+    of an older one, as --list shows it. Files that were changed since then are left alone and
+    named; the notes for undo are kept until these are restored (--force) or accepted as they are
+    (--keep).
     """
     from impasto.annotate import undoing
     from impasto.cli.console import Console

@@ -46,12 +46,15 @@ def annotation_options(ending: str) -> Callable[[F], F]:
             type=click.Choice(["missing", "overwrite", "append"]),
             default="missing",
             show_default=True,
-            help="Only images without words of any kind; all; or all, after what is there.",
+            help="Only images without captions or tags (missing); all, replacing what is there "
+            "(overwrite); or all, adding to it (append).",
         ),
         click.option("--dry-run", is_flag=True, help="Print the words and write nothing."),
         click.option("--batch", default=8, show_default=True, type=click.IntRange(1)),
         click.option("--workers", type=click.IntRange(0), help="Decoding threads."),
-        click.option("--stop-on-error", is_flag=True, help="End at an image that is unreadable."),
+        click.option(
+            "--stop-on-error", is_flag=True, help="Stop at the first image that cannot be read."
+        ),
     )
 
     def add(command: F) -> F:

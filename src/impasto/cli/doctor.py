@@ -24,7 +24,7 @@ MINIMUM_GPU_GIB = 12
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object, for programs.")
 def doctor(*, gpu: bool, as_json: bool) -> None:
-    """Say what hardware, versions, free memory and disk there are, and what is missing."""
+    """Show hardware, versions, free memory and disk space, and what is missing."""
     if gpu and as_json:
         raise click.UsageError("--gpu prints no JSON. Give one of --gpu and --json.")
     if gpu:

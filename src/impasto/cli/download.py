@@ -24,8 +24,8 @@ def download(
 ) -> None:
     """Download the model OWNER/NAME from the Hugging Face Hub.
 
-    Only the parts that are used come, as safetensors where there are any. What has come of an
-    interrupted download is used the next time.
+    Only the parts that are used are downloaded, as safetensors where there are any. An interrupted
+    download goes on where it stopped.
 
     \b
     impasto download owner/name

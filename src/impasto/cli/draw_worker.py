@@ -20,7 +20,7 @@ IDLE_S = 300.0
     show_default=True,
     metavar="SECONDS",
     type=Finite(0, 86_400),
-    help="Ends when nothing was asked for so long, so that its VRAM is free.",
+    help="End after this long without a request, so that its VRAM is free.",
 )
 def draw_worker(folder: Path, idle: float) -> None:
     """Draw the requests in FOLDER, keeping the model loaded between them.

@@ -24,8 +24,9 @@ USUAL = "0.03,0.05,0.075,0.1,0.15,0.2,0.25"
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--sigma-rel", "lengths", metavar="S,S,...", default=USUAL, show_default=True,
-    help="Lengths: the standard deviation of the shares that weights of the past have, as a share "
-    "of the steps. Of several, the one with the least validation loss is taken.",
+    help="Lengths of the average: the standard deviation, in time, of the shares that earlier "
+    "weights have in it, relative to the number of steps. Of several, the one with the lowest "
+    "validation loss is taken.",
 )  # fmt: skip
 @click.option(
     "--step", type=click.IntRange(1), help="The step that the average ends with; default: the last."
@@ -38,7 +39,7 @@ USUAL = "0.03,0.05,0.075,0.1,0.15,0.2,0.25"
 @click.option("--title", help="The model's name in its metadata; default: as in the run's model.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 def ema(run: Path, lengths: str, step: int | None, target: Path | None, **options: Any) -> None:
-    """Make an average of the weights of RUN, of a length that is chosen now.
+    """Make an averaged (EMA) model of RUN after training, with a length that is chosen now.
 
     RUN was trained with training.posthoc_ema = true. The validation loss of several lengths is
     measured; one length is only written.
@@ -111,7 +112,7 @@ def _best(measured: list[Measured]) -> Measured:
 
 def _show(console: Console, measured: list[Measured], best: Measured) -> None:
     rows = {
-        f"{each.average.profile.sigma_rel:g}": f"{each.loss:.4f}  (met to "
+        f"{each.average.profile.sigma_rel:g}": f"{each.loss:.4f}  (matched to "
         f"{100 * each.average.fit.error:.2g} %)" + ("  (least)" if each is best else "")
         for each in measured
     }

@@ -30,8 +30,8 @@ PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
 @click.argument("models", nargs=-1, required=True)
 @click.option(
     "--images", type=click.Path(path_type=Path), metavar="DIR",
-    help="Real images with captions, which are the prompts; default: those that the first run "
-    "among MODELS held out that held any.",
+    help="Real images with captions, which are the prompts; default: the held-out images of the "
+    "first run among MODELS that has any.",
 )  # fmt: skip
 @click.option(
     "--training", type=click.Path(path_type=Path), metavar="DIR",
@@ -40,8 +40,8 @@ PAGE, DATA, SAMPLES = "evaluation.html", "evaluation.json", "samples"
 )  # fmt: skip
 @click.option(
     "--out", type=WRITTEN, default=Path("evaluation"), show_default=True,
-    help="Folder for the page, the JSON file and the samples. The first two are written anew; "
-    "samples are kept, and what was drawn with the same settings is not drawn again.",
+    help="Folder for the page, the JSON file and the samples. The first two are replaced; samples "
+    "are kept, and what was drawn with the same settings is not drawn again.",
 )  # fmt: skip
 @click.option("--without-base", is_flag=True, help="Leave the base models of runs out.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
@@ -52,7 +52,8 @@ def evaluate(models: tuple[str, ...], out: Path, as_json: bool, **options: Any) 
     """Measure what MODELS draw: files, Diffusers folders, Hub ids, or runs with their base models.
 
     All draw the same prompts with the same seeds. Distances to real images, obedience to prompts
-    and copies of training images are told with 95 % intervals, against the first model.
+    and copies of training images are measured, with 95 % intervals, and compared with those of the
+    first model.
 
     \b
     impasto evaluate runs/style

@@ -35,7 +35,7 @@ def measuring_options(command: F) -> F:
         ),
         click.option(
             "--limit", type=click.IntRange(1),
-            help=f"At most so many prompts, evenly spread over all; default: {CAPTIONS} of "
+            help=f"At most this many prompts, evenly spread over all; default: {CAPTIONS} of "
             f"captions, all of a file.",
         ),
         click.option(
@@ -51,7 +51,7 @@ def measuring_options(command: F) -> F:
 
 def drawing_options(command: F) -> F:
     """Add what decides a sample besides model and prompt, as `impasto sample` has it."""
-    size = "Default: of models of the first run's family what its previews have, or each its own."
+    size = "Default: the size of the first run's previews for its family, else each model's own."
     options = (
         click.option("-n", "--negative", default="", help="What the images should not show."),
         click.option("--width", type=click.IntRange(8, 8192), help=size),
@@ -63,7 +63,7 @@ def drawing_options(command: F) -> F:
         ),
         click.option(
             "--guidance-rescale", default=0.0, show_default=True, type=Finite(0, 1),
-            help="How much of what guidance adds to the contrast is taken back.",
+            help="How much of the contrast that guidance adds is taken back.",
         ),
         click.option(
             "--seed", default=1, show_default=True, type=click.IntRange(0, 2**62),
@@ -76,8 +76,8 @@ def drawing_options(command: F) -> F:
         ),
         click.option(
             "--emphasis", type=click.Choice(["mean", "no_norm", "off"]),
-            help="What (cat:1.2) and [dog] do. Default: in captions what they do in training "
-            "of the first run, or nothing (off); in a file of prompts what A1111 does (mean).",
+            help="What (cat:1.2) and [dog] do. Default: in captions as in the training of the "
+            "first run, or nothing (off); in a file of prompts as in A1111 (mean).",
         ),
     )  # fmt: skip
     return _added(command, options)

@@ -29,16 +29,19 @@ RANK = 64
 )  # fmt: skip
 @click.option(
     "--rank", type=click.IntRange(1),
-    help=f"At most so many singular values of each layer; default: {RANK}, with --energy all.",
+    help=f"Keep at most this many singular values of each layer; default: {RANK}, with --energy "
+    f"all.",
 )  # fmt: skip
 @click.option(
     "--conv-rank", type=click.IntRange(0),
-    help="The same of 3x3 convolutions; 0 makes a LoRA of the attention blocks alone. Default: the "
+    help="The same for 3x3 convolutions; 0 makes a LoRA of the attention blocks alone. Default: "
+    "the "
     "rank.",
 )  # fmt: skip
 @click.option(
     "--energy", type=Finite(0, 1, min_open=True), metavar="SHARE",
-    help="As few singular values of each layer as hold this share of its change, as 0.95.",
+    help="Keep as few singular values of each layer as hold this share of its change, such as "
+    "0.95.",
 )  # fmt: skip
 @click.option("--full-rank", is_flag=True, help="Keep everything: the file is larger than a model.")
 @click.option("--no-text-encoder", is_flag=True, help="Leave text encoders out.")
@@ -47,10 +50,11 @@ RANK = 64
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @options_without_vae
 def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
-    """Write what MODEL has that BASE has not as a LoRA.
+    """Write the difference between BASE and MODEL as a LoRA.
 
     BASE and MODEL are files, Diffusers folders, Hub ids or finished runs of one family. A1111,
-    Forge, ComfyUI and diffusers load the file; at strength 1 on BASE it stands for MODEL.
+    Forge, ComfyUI and diffusers load the file; at strength 1 on BASE it gives MODEL, as nearly as
+    its rank allows.
 
     \b
     impasto extract-lora base.safetensors runs/style --out style-lora.safetensors

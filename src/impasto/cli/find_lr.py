@@ -28,7 +28,7 @@ ENDING = ".html"
 )  # fmt: skip
 @click.option(
     "--steps", type=click.IntRange(10, 10_000), default=100, show_default=True,
-    help="Optimizer steps, each at a higher rate by the same factor.",
+    help="Optimizer steps, each at a rate that is higher by the same factor.",
 )  # fmt: skip
 @click.option(
     "--images", type=click.IntRange(1, 1000), default=8, show_default=True,
@@ -44,7 +44,7 @@ ENDING = ".html"
 )  # fmt: skip
 @click.option(
     "--plan", "plan_only", is_flag=True,
-    help="Say what the test would do, how long and with how much memory, and stop.",
+    help="Show what the test would do, its time and its memory, and stop.",
 )  # fmt: skip
 def find_lr(
     config: Path,
@@ -60,8 +60,9 @@ def find_lr(
 ) -> None:
     """Suggest a learning rate for the run that the TOML file CONFIG describes.
 
-    Trains for a moment while the rate rises, and measures after each step the loss on the same
-    images at the same noise. The run directory is not touched, and what was trained is dropped.
+    Trains for a number of steps while the rate rises, and after each step measures the loss on the
+    same images with the same noise. The run directory is not touched, and the trained weights are
+    discarded.
 
     \b
     impasto find-lr my-style.toml --out rates.html

@@ -48,12 +48,12 @@ RATIO = Finite(-MOST, MOST)
 )  # fmt: skip
 @click.option(
     "--blocks", "listed", metavar="M,M,...",
-    help="M of all blocks, IN00 to OUT11 (SD: 25, SDXL: 19); one more in front is for text "
-    "encoders and VAE, which have --ratio without it.",
+    help="M of all blocks, IN00 to OUT11 (SD: 25, SDXL: 19); one more in front is for the text "
+    "encoders and the VAE, which otherwise take --ratio.",
 )  # fmt: skip
-@click.option("--shares", metavar="S,S,...", help="How often each model counts in an average.")
+@click.option("--shares", metavar="S,S,...", help="The weight of each model in an average.")
 @click.option(
-    "--last", type=click.IntRange(2), help="Of a run, average only the last so many models."
+    "--last", type=click.IntRange(2), help="Average only this many of the last models of a run."
 )
 @click.option(
     "--lora", "loras", multiple=True, metavar="FILE[:STRENGTH]",
@@ -76,8 +76,8 @@ def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
     """Mix models into OUT, or add LoRAs to one.
 
     Each MODEL is a file, a Diffusers folder, a Hub id or a finished run, in the order of the
-    formula's letters. Tensors are mixed and written in turn, but a .ckpt of before PyTorch 1.6
-    (not a zip file) is in RAM as a whole.
+    formula's letters. Tensors are mixed and written one by one; only a .ckpt from before PyTorch
+    1.6 (not a zip file) is loaded into RAM whole.
 
     \b
     impasto merge a.safetensors b.safetensors --ratio 0.3 --out mixed.safetensors

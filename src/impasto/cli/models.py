@@ -78,8 +78,8 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
     """Move MODEL, a file or Diffusers folder, into the folder .trash beside it.
 
     Without --yes this names the runs and jobs that need the model, and deletes nothing. A model
-    that a run works with now is not deleted. `impasto models restore` has it back,
-    `impasto models purge` and `impasto models empty-trash` free the disk.
+    that a run works with now is not deleted. `impasto models restore` brings it back; `impasto
+    models purge` and `impasto models empty-trash` free the disk.
     """
     from impasto.cli.console import Console
     from impasto.errors import RunError
@@ -148,7 +148,7 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
 def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
     """Remove for good what was deleted from FOLDERS and from folders up to three levels below.
 
-    Without FOLDERS, from the current folder. What is deleted meanwhile is left.
+    Without FOLDERS, from the current folder. What is deleted meanwhile stays in the trash.
     """
     from impasto.cli.console import Console
     from impasto.progress import size_words

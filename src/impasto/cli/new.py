@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     help="2 for anime models of SD 1; default: the last layer.",
 )
 def new(example: str | None, file: Path | None, goal: str | None, **options: Any) -> None:
-    """Write settings to begin with: the EXAMPLE to FILE, or for a goal; alone, list the examples.
+    """Write a settings file: EXAMPLE as FILE, or one for a --goal; without both, list the examples.
 
     \b
     impasto new

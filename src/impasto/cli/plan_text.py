@@ -50,7 +50,7 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
         "Buckets": ", ".join(f"{size}: {n}" for size, n in data.buckets.items()),
         "Cropped away": f"{100 * data.cropped_fraction:.1f} % of the area on average",
         "Captions": f"{counted(data.too_long, 'captions have')} over {data.max_tokens} tokens; "
-        f"what is beyond is not seen",
+        "the rest is ignored",
         "Enlarged": f"{counted(data.enlarged, 'images are')} smaller than the bucket",
     }
     if data.masked:

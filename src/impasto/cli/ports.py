@@ -57,12 +57,12 @@ def holder_of(port: int) -> str:
     """
     found = _listeners(port)
     if found is None:
-        return "by a program that the system names to administrators only"
+        return "by a program that only administrators can see"
     pids = sorted({pid for pid in found if pid is not None})
     if pids:
         return f"by {' and '.join(map(_process_words, pids))}"
     if found:
-        return "by a program of another user, which the system names to administrators only"
+        return "by a program of another user, which only administrators can see"
     return "by a program that cannot be seen from here, such as one outside of this container"
 
 
@@ -102,7 +102,7 @@ def _process_words(pid: int) -> str:
 def _why(tried: range, refusal: int) -> str:
     port = tried.start
     if refusal == errno.EACCES and not _listeners(port):
-        return f"Port {port} is not for this user: the system keeps it for others."
+        return f"This user may not open port {port}: the system reserves it."
     if len(tried) == 1:
         return f"Port {port} is taken {holder_of(port)}."
     return f"Ports {port} to {tried.stop - 1} are taken, the first {holder_of(port)}."

@@ -33,7 +33,8 @@ PLAN = "upload.json"
 @click.option("--private", is_flag=True, help="Nobody else may see the repository.")
 @click.option(
     "--card", metavar="FILE", type=READ,
-    help="Take this README.md as the card, with the samples and curves beside it, such as --out's.",
+    help="Take this README.md as the card, with the samples and curves beside it, such as one "
+    "that --out wrote.",
 )  # fmt: skip
 @click.option(
     "--out", metavar="DIR", type=WRITTEN,

@@ -53,7 +53,7 @@ def add(settings: tuple[Path, ...], folder: Path, paused: bool) -> None:  # noqa
     """Add a job for each settings file in SETTINGS, at the end of the queue.
 
     The file is copied as it is now. Relative paths in it begin in the current folder, as they do
-    for `impasto train`. If one is no valid settings file, none is added.
+    for `impasto train`. If one of them is not valid, none is added.
     """
     from impasto.cli.console import Console
     from impasto.config.load import load_run_config
@@ -76,7 +76,7 @@ def add(settings: tuple[Path, ...], folder: Path, paused: bool) -> None:  # noqa
 
         shown = () if folder == DEFAULT else ("--queue", folder)
         console.note(
-            f"Nobody works on the queue yet. Begin with: {command('queue', 'run', *shown)}"
+            f"No process works on the queue yet. Start one with: {command('queue', 'run', *shown)}"
         )
 
 
@@ -84,7 +84,7 @@ def add(settings: tuple[Path, ...], folder: Path, paused: bool) -> None:  # noqa
 @QUEUE
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per job, for programs.")
 def list_jobs(folder: Path, as_json: bool) -> None:  # noqa: FBT001
-    """List the jobs in order, and how each really stands."""
+    """List the jobs in order, with the true state of each."""
     import json
 
     from impasto.cli.console import Console
@@ -100,7 +100,7 @@ def list_jobs(folder: Path, as_json: bool) -> None:  # noqa: FBT001
         return
     console.table({f"{job.number:>3}": _line(job) for job in jobs})
     for device, holder in runners_of(folder).items():
-        console.note(f"Device {device} is worked on by {holder.words}.")
+        console.note(f"Device {device} is in use by {holder.words}.")
 
 
 def _line(job: Job) -> str:
@@ -123,7 +123,9 @@ def _line(job: Job) -> str:
 @queue.command()
 @QUEUE
 @DEVICE
-@click.option("--wait", is_flag=True, help="Wait for new jobs, instead of ending when none waits.")
+@click.option(
+    "--wait", is_flag=True, help="Wait for new jobs instead of ending when there are none."
+)
 def run(folder: Path, number: int, wait: bool) -> None:  # noqa: FBT001
     """Train the jobs that wait, one after the other, on one device.
 
@@ -141,17 +143,17 @@ def run(folder: Path, number: int, wait: bool) -> None:  # noqa: FBT001
 @DEVICE
 @click.option(
     "--within", default=_LONGEST_S, show_default=True, metavar="SECONDS",
-    help="How long to wait until it has stopped; 0 waits for nothing.",
+    help="How long to wait until it has stopped; 0 does not wait.",
 )  # fmt: skip
 def stop(folder: Path, number: int, within: float) -> None:
-    """Have `impasto queue run` on a device stop, as Ctrl-C does there."""
+    """Stop `impasto queue run` on a device, as Ctrl-C does there."""
     from impasto.cli.console import Console
     from impasto.errors import RunError
 
     target, device = Queue(folder), device_name(number)
     ask_runner_to_stop(target.folder, device)
     console = Console()
-    console.note(f"Asked whoever works on device {device} to stop after this step.")
+    console.note(f"Asked the process on device {device} to stop after this step.")
     if within > 0 and not _has_ended(target, device, within):
         raise RunError(f"It has not stopped within {within:g} s: a step may be long.")
 
@@ -181,21 +183,21 @@ def _changes(name: str, said: str) -> Callable[[Callable[..., Any]], click.Comma
     return made
 
 
-@_changes("pause", "Job {job} is paused, or will be after the step it is at.")
+@_changes("pause", "Job {job} is paused, or will be after its current step.")
 def pause(target: Queue, job: int) -> Job:
-    """Keep a job from being begun; one that is being trained saves a state and stops."""
+    """Hold a job back; one that is being trained saves a state and stops."""
     return target.pause(job)
 
 
 @_changes("continue", "Job {job} waits for its turn.")
 def go_on(target: Queue, job: int) -> Job:
-    """Have a job that was paused or stopped wait for its turn again."""
+    """Put a job that was paused or stopped back in line."""
     return target.go_on(job)
 
 
 @_changes("retry", "Job {job} waits for its turn.")
 def retry(target: Queue, job: int) -> Job:
-    """Have a job that failed or was stopped wait for its turn again; its run is continued."""
+    """Put a job that failed or was stopped back in line; its run is continued."""
     return target.retry(job)
 
 

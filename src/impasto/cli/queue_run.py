@@ -127,7 +127,7 @@ class Runner:
 
     def _work(self, *, wait: bool) -> None:
         while (left := self._queue.adopt(self._device)) is not None:
-            self._say(left, "its process outlived whoever started it, and is waited for.")
+            self._say(left, "its process outlived the one that started it; waiting for it to end.")
             self._see_through(Worker(left))
         ended, waiting_said = 0, False
         while True:
@@ -243,8 +243,8 @@ class Runner:
 
     def _refuse(self, holder: LockHolder) -> None:
         raise RunError(
-            f"Device {self._device} of {self._queue.folder} is being worked on already by "
-            f"{holder.words}. There is one job a device: add jobs, and they are done there."
+            f"Device {self._device} of {self._queue.folder} is already in use by {holder.words}. "
+            f"A device trains one job at a time: add jobs, and they are trained there."
         )
 
 

@@ -23,10 +23,10 @@ _ASK_AGAIN_S = 0.2
 @click.argument("folders", nargs=-1, type=LISTED_RUNS)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per run, for programs.")
 def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
-    """List the runs in FOLDERS and up to three levels below, and how each really stands.
+    """List the runs in FOLDERS, up to three levels deep, with the true state of each.
 
-    Without FOLDERS, those below the current folder. A run whose process is
-    gone without a word is listed as killed.
+    Without FOLDERS, those below the current folder. A run whose process ended without recording why
+    is listed as killed.
     """
     from impasto.runs.listing import find_runs, newest_first
 
@@ -35,7 +35,8 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
         newest_first(find_runs(where)),
         lambda summary: (str(summary.run.path), _line(summary)),
         (lambda summary: summary.as_json()) if as_json else None,
-        f"No runs in {in_words(folders)}. A run is the folder that a training writes, output_dir.",
+        f"No runs in {in_words(folders)}. A run is a folder that training has written "
+        f"(output_dir).",
     )
 
 
@@ -61,10 +62,10 @@ def _line(summary: RunSummary) -> str:
 @click.argument("command", type=click.Choice(get_args(CommandName)))
 @click.option(
     "--wait", default=600.0, show_default=True, metavar="SECONDS",
-    help="How long to wait for the answer; 0 waits for none.",
+    help="How long to wait for the answer; 0 does not wait.",
 )  # fmt: skip
 def ask(run: Path, command: str, wait: float) -> None:
-    r"""Ask the run in the directory RUN to do something between two steps.
+    """Ask the run in the directory RUN to do something between two steps.
 
     \b
     preview   draw previews now
@@ -72,7 +73,7 @@ def ask(run: Path, command: str, wait: float) -> None:
     save      save a training state now
     stop      save a training state after this step, and stop
     stop-now  stop without saving
-    """
+    """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.cli.console import Console
     from impasto.errors import RunError
     from impasto.runs.commands import send_command

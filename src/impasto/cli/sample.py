@@ -49,7 +49,7 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     default=0.0,
     show_default=True,
     type=Finite(0, 1),
-    help="How much of what guidance adds to the contrast is taken back. 0.7 suits models whose "
+    help="How much of the contrast that guidance adds is taken back. 0.7 suits models whose "
     "noise schedule ends in noise alone.",
 )
 @click.option(

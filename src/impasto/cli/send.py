@@ -10,10 +10,10 @@ import click
 @click.command()
 @click.argument("run", metavar="URL", type=click.Path(path_type=Path))
 def send(run: Path) -> None:
-    """Put into its object store what this machine has of the run URL and the store has not.
+    """Upload what the object store of the run URL does not have yet from this machine.
 
-    For a run that ended while its store could not be used. Nothing is trained. Of a finished run
-    nothing is kept on this machine then.
+    For a run that ended while its store could not be used. Nothing is trained. Once all of a
+    finished run is in its store, its working folder on this machine is removed.
     """
     from impasto.cli.console import Console
     from impasto.errors import ConfigError

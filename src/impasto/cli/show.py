@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 )  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON, for other programs.")
 def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
-    """Say what the run RUN has learnt: best checkpoint, signs of over-fitting, worst images.
+    """Show what the run RUN has learnt: best checkpoint, signs of over-fitting, worst images.
 
     The images with the highest loss, compared with all others at the same noise
     levels, are known where logging.image_losses = true.
@@ -124,7 +124,7 @@ def _rows(found: dict[str, Any]) -> dict[str, str]:
         rows["Highest loss"] = (
             "no losses of images yet"
             if found["has_image_losses"]
-            else "not known: logging.image_losses = true writes the loss of each image down"
+            else "not known: logging.image_losses = true records the loss of each image"
         )
     return rows
 

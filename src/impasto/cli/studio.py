@@ -61,13 +61,14 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 )  # fmt: skip
 @click.option(
     "--listen", metavar="ADDRESS", default=LOOPBACK, show_default=True,
-    help="The address of this machine to serve at. 0.0.0.0 is all of them: then other machines can "
+    help="The address of this machine to serve at; 0.0.0.0 means all of them. Then other machines "
+    "can "
     "use the studio too, with the printed address, unencrypted.",
 )  # fmt: skip
 @click.option(
     "--demo", "with_demo", is_flag=True,
-    help=f"Begin in the folder {WORKPLACE} with runs, data and models of its own, the images and "
-    "the model of the demo among them; what is there already stays as it is.",
+    help=f"Work in the folder {WORKPLACE} with runs, data and models of its own, among them the "
+    f"images and the model of the demo; files that are already there stay as they are.",
 )  # fmt: skip
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser at once.")
 def studio(
@@ -83,9 +84,8 @@ def studio(
 ) -> None:
     """Serve the studio, a window in the browser to work through.
 
-    It can be reached from this machine alone if not said otherwise, by the
-    address that it prints. Ending it ends no training, and starting it again
-    finds all runs.
+    Unless --listen says otherwise, only this machine can reach it, at the address that it prints.
+    Stopping it stops no training, and starting it again finds all runs.
     """
     from impasto.allocation import use_one_arena
     from impasto.cli.console import Console

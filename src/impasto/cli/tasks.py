@@ -33,7 +33,7 @@ def tasks() -> None:
 @RUNS
 @click.option("--json", "as_json", is_flag=True, help="One JSON object per task, for programs.")
 def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
-    """List the tasks, the newest first, and how each really stands."""
+    """List the tasks, the newest first, with the true state of each."""
     known = _tasks_of(folder)
     print_list(
         [_as_json(known, task) for task in known.all()],

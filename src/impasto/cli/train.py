@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     help="Prepare the images with this Ray cluster; auto for the one of this machine. Short for "
     "--set dataset.executor=ray --set dataset.ray_address=HOST:PORT.",
 )
-@click.option("--plan", "plan_only", is_flag=True, help="Say what would happen, and stop.")
+@click.option("--plan", "plan_only", is_flag=True, help="Show what would happen, and stop.")
 @click.option(
     "--json", "as_json", is_flag=True, help="With --plan: print one JSON object, for programs."
 )

@@ -21,8 +21,8 @@ def require_balance(subsets: Sequence[SubsetConfig]) -> None:
     trained = {_place_of(subset) for subset in shown if not subset.is_reg}
     if shown and not trained:
         raise ValueError(
-            "all its subsets have is_reg, and regularisation images come as often as those that "
-            "are trained on, which is never. Add a subset without is_reg"
+            "all its subsets have is_reg, so there is nothing to train on: regularisation images "
+            "come as often as those that are trained on. Add a subset without is_reg"
         )
     for subset in shown:
         if subset.is_reg and _place_of(subset) in trained:

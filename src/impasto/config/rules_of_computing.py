@@ -163,7 +163,7 @@ KERNELS = (
         lambda c: c.training.deterministic and c.training.attention == "xformers",
         lambda _: (
             "training.deterministic does not go with attention xformers, whose backward pass adds "
-            "up in any order: take sdpa"
+            "up in no fixed order: take sdpa"
         ),
     ),
     Rule(
@@ -198,8 +198,8 @@ STEP_GRAPHS = (
         ),
         lambda c: c.graphs_steps and bool(c.goes_by_chunks),
         lambda c: (
-            f"training.cuda_graphs step does not go with {c.goes_by_chunks}, which has the host "
-            f"take the optimizer through the weights. Take that setting out, or set cuda_graphs to "
+            f"training.cuda_graphs step does not go with {c.goes_by_chunks}, in which the host "
+            f"steps the weights part by part. Take that setting out, or set cuda_graphs to "
             f"off"
         ),
     ),
@@ -237,8 +237,9 @@ STEP_GRAPHS = (
             and any(c.config.hypernetwork.dropout)
         ),
         lambda _: (
-            "training.cuda_graphs step does not go with gradient_checkpointing and method.dropout, "
-            "which would have to be drawn again alike. Take one of the three out"
+            "training.cuda_graphs step does not go with gradient_checkpointing and "
+            "method.dropout, whose random numbers would have to be drawn again identically. Take "
+            "one of the three out"
         ),
     ),
 )

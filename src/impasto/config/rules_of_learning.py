@@ -97,16 +97,16 @@ TEXT = (
         ("training.cache_text_to_disk", "method.train_text_encoder"),
         lambda c: c.training.cache_text_to_disk and c.config.trains_text_encoder,
         lambda _: (
-            "training.cache_text_to_disk and method.train_text_encoder contradict each other: what "
-            "a learning text encoder says changes with each step. Take one of them out"
+            "training.cache_text_to_disk and method.train_text_encoder contradict each other: the "
+            "output of a text encoder that is trained changes with each step. Take one of them out"
         ),
     ),
     Rule(
         ("training.text_from_npz", "method.train_text_encoder"),
         lambda c: c.training.text_from_npz and c.config.trains_text_encoder,
         lambda _: (
-            "training.text_from_npz and method.train_text_encoder contradict each other: what a "
-            "learning text encoder says changes with each step. Take one of them out"
+            "training.text_from_npz and method.train_text_encoder contradict each other: the "
+            "output of a text encoder that is trained changes with each step. Take one of them out"
         ),
     ),
     Rule(

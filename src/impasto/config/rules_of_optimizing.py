@@ -122,7 +122,7 @@ AVERAGE = (
         lambda c: c.training.posthoc_ema and c.steps is not None and c.steps < c.training.ema_every,
         lambda c: (
             f"training.ema_every {c.training.ema_every} is more than the {c.steps} steps of the "
-            f"run, so the averages of training.posthoc_ema would never take the weights in"
+            f"run, so the averages of training.posthoc_ema would never be updated"
         ),
     ),
     Rule(

@@ -264,9 +264,7 @@ class _Listing:
         if lower == ".jsonl" or (lower == ".json" and stem.lower().startswith("meta")):
             return "looks like a metadata file and is not used; give it as metadata_file"
         if formats.is_odd_ending(ending):
-            return (
-                "looks like an image, not read because of what stands behind its ending; rename it"
-            )
+            return "looks like an image, not read because of what follows its ending; rename it"
         if not ending and _has_image_head(self._others[name]):
             return "an image, not read because it has no ending; rename it"
         return ""

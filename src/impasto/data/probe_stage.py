@@ -111,8 +111,8 @@ def _caption_of(path: str, content: bytes) -> str:
     """
     if len(content) > _LARGEST_CAPTION:
         raise images.UnreadableImageError(
-            f"its caption {os.path.basename(path)} has over {_LARGEST_CAPTION >> 20} MiB, which no "  # noqa: PTH119
-            f"words have; give it another name if it is something else"
+            f"its caption {os.path.basename(path)} has over {_LARGEST_CAPTION >> 20} MiB, too "  # noqa: PTH119
+            f"large for a caption; give it another name if it is something else"
         )
     try:
         text = decode_caption(content)

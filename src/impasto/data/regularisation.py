@@ -71,8 +71,8 @@ def balance(records: Sequence[ImageRecord]) -> RecordTable:
     if not kept.any():
         raise DatasetError(
             f"All {counted(len(table), 'images')} that can be used are regularisation images "
-            f"(is_reg), which come as often as those that are trained on, and there are none of "
-            f"those. Give images without is_reg, or lower validation.split."
+            f"(is_reg), which come as often as images that are trained on, and there are none to "
+            f"train on. Give images without is_reg, or lower validation.split."
         )
     return table.replaced(extra=(shown - own).astype(np.int32)).select(kept)
 

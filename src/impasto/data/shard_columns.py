@@ -79,7 +79,7 @@ def columns_of(
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DatasetError(
             f"{shown(tensors)} is damaged, or not a shard. impasto dataset cache verify --remove "
-            f"removes what is; it is then made anew."
+            f"removes it; it is then made anew."
         ) from error
     return columns
 

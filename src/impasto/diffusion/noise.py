@@ -46,7 +46,7 @@ class NoiseRecipe:
             0.1 is usual.
         offset_is_random: Multiply the strength by a number in [0, 1) that each step draws.
         adaptive_scale: Add this times the absolute mean of a channel's latents to the strength.
-        multires_iterations: Add noise at so many coarser scales; Whitaker 2023 (Multi-Resolution
+        multires_iterations: Add noise at this many coarser scales; Whitaker 2023 (Multi-Resolution
             Noise). 6 to 10 is usual.
         multires_discount: Each scale counts by this power of its number.
         perturbation: Noise of this strength on the input that is not in the target; Ning et al.

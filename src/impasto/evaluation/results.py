@@ -129,8 +129,8 @@ def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
             notes.append(
                 f"{FRECHET.title}, {name}: {counted(samples, 'samples')} and "
                 f"{counted(real, 'real images')} are too few for {width} features: the number is "
-                f"too high, and means something only beside another of as many images. More images "
-                f"than features are needed at least, and ten times as many are well. The kernel "
+                f"too high, and can only be compared with one of as many images. Take more images "
+                f"than features at least, better ten times as many. The kernel "
                 f"distance is right on average for any number."
             )
     if material.is_linked and len(outcomes) > 1 and material.real.features:
@@ -152,7 +152,7 @@ def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
     if len(families) > 1 or len(sizes) > 1:
         notes.append(
             "The models differ in family or in the size of their images, so the same seed is not "
-            "the same noise for them, and differences are less sure."
+            "the same noise for them, and differences are less certain."
         )
     notes += [
         f"{outcome.model.label}: {outcome.flat} of its {samples} images are of one colour all "
@@ -169,12 +169,12 @@ def _few_notes(prompts: int, real: int) -> list[str]:
     if prompts < FEW:
         notes.append(
             f"{counted(prompts, 'prompts are')} few: below {FEW} the intervals are rough, and "
-            f"below {FEWEST} no verdict is told. Give more images with captions, or more prompts."
+            f"below {FEWEST} no verdict is given. Give more images with captions, or more prompts."
         )
     if real < FEWEST:
         notes.append(
             f"{counted(real, 'real images are')} few: below {FEWEST} no verdict on a distance to "
-            f"them is told."
+            f"them is given."
         )
     return notes
 

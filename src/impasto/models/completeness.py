@@ -82,7 +82,7 @@ def require_complete(contents: ModelContents, networks: Mapping[str, nn.Module])
         unused = set(fit.unknown)
         parts[part] = {n: t for n, t in tensors.items() if named_as_in(expected, n) not in unused}
         if unused:
-            notes.append(f"left out of the {part}, as of no use there: {listed(fit.unknown)}")
+            notes.append(f"left out of the {part}, which has no use for it: {listed(fit.unknown)}")
     return replace(contents, parts=parts, notes=tuple(notes))
 
 

@@ -142,7 +142,7 @@ def _component_section(part: Component, contents: ModelContents) -> str:
     fit = compare(named, tensors)
     words = fit.gaps or ["complete"]
     if fit.unknown:
-        words.append(f"left out, as of no use: {listed(fit.unknown)}")
+        words.append(f"left out, since nothing uses it: {listed(fit.unknown)}")
     size = _in_words(total_bytes(tensors))
     return f"{counted(len(tensors), 'tensors')}, {size}, {_types(tensors)}; {'; '.join(words)}"
 

@@ -65,7 +65,7 @@ def _summary(extraction: Extraction) -> Rows:
     unchanged = f", {extraction.unchanged} unchanged and left out" if extraction.unchanged else ""
     rows = {
         "Layers": f"{len(extraction.layers)}{unchanged}",
-        "Ranks": f"{ranks[0]} to {ranks[-1]}, {ranks[len(ranks) // 2]} in the middle",
+        "Ranks": f"{ranks[0]} to {ranks[-1]}, median {ranks[len(ranks) // 2]}",
         "Error": f"{extraction.error:.2%} of the change in these layers (root of squares)",
     }
     told = []

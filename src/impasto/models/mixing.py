@@ -185,8 +185,8 @@ def finite_values(tensor: LazyTensor, source: str, part: str, name: str) -> Tens
     values = tensor.read().to(torch.float32)
     if not is_finite(values):
         raise ModelError(
-            f"{source} ({part}): {name} holds NaN or infinite values, and what is mixed with them "
-            f"would too. Nothing was written. Take another copy of this model."
+            f"{source} ({part}): {name} holds NaN or infinite values, and so would the mixture. "
+            f"Nothing was written. Take another copy of this model."
         )
     return values
 
@@ -244,7 +244,7 @@ def require_mixable(models: Sequence[ModelContents]) -> None:
             raise ModelError(
                 f"{first.source} predicts {own.prediction.name} ({own.evidence}) and "
                 f"{other.source} {others.prediction.name} ({others.evidence}): a mixture would "
-                f"predict neither. If one of them is told wrongly, say what both predict with "
+                f"predict neither. If one of these is wrong, say what both predict with "
                 f"--prediction-type."
             )
         for part, tensors in first.parts.items():

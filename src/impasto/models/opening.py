@@ -196,7 +196,8 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     kind = kind_of(file, families.file_layouts())
     if kind is HYPERNETWORK:
         raise ModelError(
-            f"{source} is a hypernetwork, which is used beside a base model. Draw with it by: "
+            f"{source} is a hypernetwork, which is used beside a base model. Draw with it like "
+            f"this: "
             f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
         )
     missing = lacking(file, families.file_layouts()) if kind is PART_OF_SDXL else ()
@@ -303,7 +304,8 @@ def _notes(ldm: LdmModel) -> tuple[str, ...]:
     if ldm.foreign:
         shown = ", ".join(ldm.foreign[:3]) + (" ..." if len(ldm.foreign) > 3 else "")
         notes.append(
-            f"left out, as of no known use: {counted(len(ldm.foreign), 'tensors')} ({shown})"
+            f"left out, since their use is not known: {counted(len(ldm.foreign), 'tensors')} "
+            f"({shown})"
         )
     return tuple(notes)
 

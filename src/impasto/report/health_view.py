@@ -201,7 +201,7 @@ def _advice(health: Content) -> list[str]:
         ),
         (
             captions["over"]["75"],
-            "{captions have} over 75 tokens: what is beyond model.max_tokens is not seen.",
+            "{captions have} over 75 tokens: what is beyond model.max_tokens is ignored.",
         ),
         (
             sides,

@@ -228,7 +228,7 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
         f"is cropped away on average, {counted(dataset['enlarged'], 'images are')} enlarged, "
         f"{counted(dataset['uncaptioned'], 'images have')} no words, "
         f"{counted(dataset['too_long'], 'images have')} captions of over "
-        f"{dataset['max_tokens']} tokens, whose ends are not seen."
+        f"{dataset['max_tokens']} tokens, whose ends are ignored."
     )
 
 

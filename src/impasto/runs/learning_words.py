@@ -116,8 +116,8 @@ def evidence_words(learning: Learning) -> str:
     if not learning.is_known:
         return ""
     return (
-        f"± is the standard error over {_values(learning)}; what is claimed is "
-        f"{100 * CONFIDENCE:.0f} % sure"
+        f"± is the standard error over {_values(learning)}; claims are "
+        f"{100 * CONFIDENCE:.0f} % certain"
     )
 
 

@@ -152,7 +152,7 @@ class Queue:
         return self._change(number, "pause", ("waiting", "working"), paused)
 
     def go_on(self, number: int) -> Job:
-        """Have a job that was paused or stopped wait for its turn again.
+        """Put a job that was paused or stopped back in line.
 
         Raises:
             RunError: It was neither.
@@ -161,7 +161,7 @@ class Queue:
         return self._change(number, "continue", ("paused", "stopped"), _waiting)
 
     def retry(self, number: int) -> Job:
-        """Have a job that failed or was stopped wait for its turn again; its run is continued.
+        """Put a job that failed or was stopped back in line; its run is continued.
 
         Raises:
             RunError: It was neither.
@@ -282,7 +282,7 @@ class Queue:
         for job in self._disk.jobs():
             if job.place == place:
                 raise RunError(
-                    f"output_dir is {run}, and so it is for job {job.number}, {job.name}. "
+                    f"output_dir is {run}, which is also that of job {job.number}, {job.name}. "
                     f"Choose another output_dir, or remove that job."
                 )
 

@@ -69,12 +69,12 @@ def ask_runner_to_stop(folder: Path, device: str) -> None:
     """Ask whoever works on a device to save and to end; a file, which serves on Windows too.
 
     Raises:
-        RunError: Nobody works on it.
+        RunError: No process works on it.
         StorageError: It cannot be written.
     """
     holder = runner_of(folder, device)
     if holder is None or holder.owner is None:
-        raise RunError(f"Nobody works on device {device} just now, so there is nothing to stop.")
+        raise RunError(f"No process works on device {device} now, so there is nothing to stop.")
     files.write_text(_stop_file(folder, device), holder.owner.token)
 
 

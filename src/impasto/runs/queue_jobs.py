@@ -176,7 +176,7 @@ def _fault_in(said: Any) -> str:
         if not isinstance(value, wanted) or is_other:
             return f"{field.name} is {json.dumps(value)[:60]}"
     if not isinstance(said.get("name"), str) or said.get("state") not in get_args(JobState):
-        return "it has no name, or a state that is none"
+        return "it has no name, or an unknown state"
     return ""
 
 

@@ -187,7 +187,7 @@ _SENTENCES: dict[State, str] = {
     "finished": "is finished",
     "stopped": "was stopped",
     "failed": "ended with an error",
-    "killed": "was killed: its process is gone without a word",
+    "killed": "was killed: its process is gone and left no message",
     "unknown": "is of unknown state",
 }
 

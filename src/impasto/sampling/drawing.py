@@ -75,7 +75,4 @@ def cut_warning(base: BaseModel, texts: Iterable[str], emphasis: Emphasis = "mea
     cut = build_tokens(base, layout)[0].too_long(sorted(set(texts)))
     if not cut:
         return ""
-    return (
-        f"{counted(cut, 'prompts have')} over {layout.max_tokens} tokens; what is beyond is not "
-        f"seen."
-    )
+    return f"{counted(cut, 'prompts have')} over {layout.max_tokens} tokens; the rest is ignored."

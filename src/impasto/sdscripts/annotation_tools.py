@@ -79,7 +79,11 @@ def make_captions_by_git() -> None:
     parser.add_argument("--batch_size", type=int, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
     parser.add_argument("--max_length", type=int, default=50)
-    parser.add_argument("--remove_words", action="store_true", help="cut out made-up readings")
+    parser.add_argument(
+        "--remove_words",
+        action="store_true",
+        help="remove text that the model claims to read in images",
+    )
     run_tool(_make_captions_by_git, parser)
 
 

@@ -16,7 +16,7 @@ from impasto.cli.local_paths import WRITTEN
 @click.argument("command")
 @click.option("--out", type=WRITTEN, help="Write to this file.")
 def import_command(command: str, out: Path | None) -> None:
-    """Print the settings that sd-scripts' COMMAND, in quotes, stands for.
+    """Print the settings that match COMMAND of sd-scripts, given in quotes.
 
     It is one of fine_tune.py or sdxl_train.py.
 

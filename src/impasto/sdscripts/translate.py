@@ -297,7 +297,7 @@ def _precision(
         asked = without_gpu.kind
     tree["training"]["mixed_precision"] = asked
     if full is not None and asked == "no":
-        notices.append(f"--full_{full}: weights are kept in float32, in which is computed.")
+        notices.append(f"--full_{full}: weights are kept in float32, like all computation.")
     elif full is not None:
         tree["training"]["weight_dtype"] = asked
         notices.append(

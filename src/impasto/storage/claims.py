@@ -94,5 +94,5 @@ def clock_of(folder: Path) -> float:
     finally:
         remove(probe)
     if moment is None:
-        raise StorageError(f"{shown(folder)}: what was just put there is not there.")
+        raise StorageError(f"{shown(folder)}: what was just put there is missing.")
     return moment

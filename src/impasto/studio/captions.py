@@ -186,7 +186,7 @@ def _read(file: Path, dataset: Path) -> tuple[str, str]:
         if file.is_symlink() and not files.is_inside(file, dataset):
             return "", "its caption is a link that leads out of the dataset"
         if file.stat().st_size > _LARGEST:
-            return "", "its caption has over 1 MiB, which no words have"
+            return "", "its caption has over 1 MiB, too large for a caption"
         return read_caption_file(file).strip(), ""
     except UnicodeDecodeError:
         return "", "its caption is not UTF-8 text; save it as UTF-8"

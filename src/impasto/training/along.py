@@ -166,8 +166,9 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
     share = config.saving.merge_ratio
     if share != 1:
         progress.note(
-            f"The result is a mixture itself (saving.merge_ratio = {share:g}): 1 is that one, and "
-            f"impasto merge BASE RESULT --ratio {1 / share:.4g} gives what was trained alone."
+            f"The result is a mixture itself (saving.merge_ratio = {share:g}): ratio 1 is that "
+            f"mixture, and impasto merge BASE RESULT --ratio {1 / share:.4g} gives what was "
+            f"trained, by itself."
         )
     paths = [locate(config.model.path, options, progress), Path(result)]
     return Opened(models, paths, [], Ratios(1.0))

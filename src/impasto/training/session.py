@@ -137,7 +137,7 @@ class Session:
         if cut := self.captions.too_long(shown):
             yield (
                 f"Warning: {counted(cut, 'prompts of previews have')} over "
-                f"{self.config.model.max_tokens} tokens; their ends are not seen."
+                f"{self.config.model.max_tokens} tokens; their ends are ignored."
             )
         prompts, setting = self.previewer.prompts, "previews.guidance_rescale = 0.7"
         if advice := rescale_advice(self.model.scheduler_config, prompts, setting):

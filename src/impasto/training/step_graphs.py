@@ -246,8 +246,9 @@ def save_no_random_states(network: nn.Module) -> None:
     dropouts = [m for m in network.modules() if isinstance(m, _DropoutNd) and m.p > 0]
     if blocks and dropouts:
         raise ConfigError(
-            "training.cuda_graphs step does not go with gradient_checkpointing and dropout, which "
-            "would have to be drawn again alike. Take one of the three out (a hypernetwork's "
+            "training.cuda_graphs step does not go with gradient_checkpointing and dropout, whose "
+            "random numbers would have to be drawn again identically. Take one of the three out "
+            "(a hypernetwork's "
             "dropout is method.dropout, or that of the file it starts from)."
         )
     for block in blocks:

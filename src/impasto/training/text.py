@@ -65,7 +65,7 @@ def build_sizes(config: RunConfig, model: BaseModel) -> SizeConditioning | None:
         if asked != "original":
             raise ConfigError(
                 f"model.size_conditioning {asked} has no effect: {model.contents.name} is "
-                f"{model.family.name}, which is told no sizes. Take it out."
+                f"{model.family.name}, which takes no sizes. Take it out."
             )
         return None
     return replace(sizes, as_drawn=asked == "target")

@@ -162,7 +162,7 @@ class ImagePages:
                 raise HTTPException(422, "There is no mask in what was sent.")
             content = await painted.read(_MASK_BYTES + 1)
         if len(content) > _MASK_BYTES:
-            raise HTTPException(413, "A mask of more than 64 MiB is not taken.")
+            raise HTTPException(413, "A mask of more than 64 MiB is not accepted.")
 
         def keep() -> None:
             file = self.studio.home / "uploads" / f"{secrets.token_hex(8)}.png"

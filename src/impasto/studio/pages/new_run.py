@@ -164,7 +164,11 @@ class NewRunPages:
         except ImpastoError as error:
             return self._answer(str(error), refused=True)
         is_done = await asyncio.to_thread(is_worked_on, self.studio)
-        then = "" if is_done else " Nobody works on the queue yet: press Start working on its page."
+        then = (
+            ""
+            if is_done
+            else " No process works on the queue yet: press Start working on its page."
+        )
         return self._answer(f"It is job {job.number} of the queue.{then}", link="/queue")
 
     async def started(self, request: Request) -> Response:

@@ -32,7 +32,7 @@ _FIELDS = ("file", "text", "name")
 CHANGES: dict[str, tuple[Callable[[Queue, int], Any], str]] = {
     "up": (lambda queue, job: queue.move(job, "up"), "Job {job} has moved up."),
     "down": (lambda queue, job: queue.move(job, "down"), "Job {job} has moved down."),
-    "pause": (Queue.pause, "Job {job} is paused, or will be after the step it is at."),
+    "pause": (Queue.pause, "Job {job} is paused, or will be after its current step."),
     "continue": (Queue.go_on, "Job {job} waits for its turn."),
     "retry": (Queue.retry, "Job {job} waits for its turn."),
     "repeat": (Queue.repeat, "A new job repeats job {job}."),
@@ -107,7 +107,7 @@ class QueuePages:
             await asyncio.to_thread(ask_runner_to_stop, self.studio.queue, device)
         except RunError as error:
             raise HTTPException(409, str(error)) from error
-        return self._said(f"Device {device} is asked to stop after the step it is at.")
+        return self._said(f"Device {device} is asked to stop after its current step.")
 
     async def add(self, request: Request) -> Response:
         """Add a settings file, by its path or its text."""
@@ -147,7 +147,7 @@ class QueuePages:
         name, folder = device_name(number), self.studio.queue
         holder = runner_of(folder, name)
         if holder is not None:
-            raise RunError(f"Device {name} is worked on already by {holder.words}.")
+            raise RunError(f"Device {name} is already in use by {holder.words}.")
         if is_starting(self.studio, number):
             raise RunError(f"The process for device {name} is being started already.")
         words = ["queue", "run", "--queue", str(folder), "--device", str(number), "--wait"]

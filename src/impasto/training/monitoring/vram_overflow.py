@@ -41,8 +41,8 @@ class VramOverflowWatch:
         self._has_told = True
         return (
             f"Warning: VRAM is full ({reserved_bytes / 2**30:.1f} of "
-            f"{self._total / 2**30:.1f} GiB are taken), and what does not fit seems to lie in "
-            f"RAM, which is many times as slow. Stop with Ctrl-C and begin with "
+            f"{self._total / 2**30:.1f} GiB are taken), and what does not fit seems to be in RAM, "
+            f"which is many times slower. Stop with Ctrl-C and begin with "
             f"smaller settings (training.memory chooses them), or close other programs that use "
             f"the GPU. In NVIDIA's control panel, CUDA - Sysmem Fallback Policy turns this off."
         )

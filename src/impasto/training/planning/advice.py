@@ -108,8 +108,9 @@ def _on_model(config: RunConfig, identity: Identity) -> list[str]:
     if identity.contradicted_by:
         found.append(
             f"The settings say that the model predicts {identity.prediction.name}, against what it "
-            f"says itself ({identity.contradicted_by}). Trained so, it unlearns what it knows: set "
-            f"model.prediction_type or model.family (--v_parameterization of sd-scripts) as it is."
+            f"says itself ({identity.contradicted_by}). Trained like this, it forgets what it "
+            f"knows: set model.prediction_type or model.family (--v_parameterization of "
+            f"sd-scripts) to what it is."
         )
     if config.noise.zero_terminal_snr and identity.prediction is not VELOCITY:
         found.append(

@@ -91,7 +91,7 @@ PREVIEWS_IN_TILES = Lever(
 )
 AVERAGE_ON_CPU = Lever(
     {"training": {"ema_on_cpu": True}},
-    "the running average waits in RAM; ema_every says how often it is moved on",
+    "the running average waits in RAM; ema_every says how often it is updated",
     lambda c: c.training.averages > 0 and not c.training.ema_on_cpu,
 )
 EIGHT_BITS = Lever(
@@ -143,12 +143,12 @@ WEIGHTS_BF16 = Lever(
 )
 OFFLOAD = Lever(
     {"training": {"offload_optimizer": True}},
-    "the optimizer's state waits in RAM; slower by the way there and back",
+    "the optimizer's state waits in RAM; slower by the transfers",
     lambda c: not offloads_state(c),
 )
 STREAM = Lever(
     {"training": {"stream_weights": True}},
-    "the U-Net's weights wait in RAM and come block by block; slower by their way over PCIe",
+    "the U-Net's weights wait in RAM and come block by block; slower by the transfers over PCIe",
     lambda c: not c.training.stream_weights,
 )
 LADDER = {

@@ -1,0 +1,26 @@
+"""The help of every verb is laid out: examples keep their lines, and no mark of click shows."""
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from impasto.cli.main import impasto
+
+
+def verbs(command, words=()):
+    """The words of each command and group of the command line."""
+    yield words
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for name in command.list_commands(context):
+            yield from verbs(command.get_command(context, name), (*words, name))
+
+
+@pytest.mark.parametrize("words", [*verbs(impasto)], ids=" ".join)
+def test_help_is_laid_out(words):
+    """A raw docstring would print the `\\b` that keeps lines, and run them together."""
+    result = CliRunner().invoke(impasto, [*words, "--help"], terminal_width=100)
+    assert result.exit_code == 0
+    lines = [line.strip() for line in result.output.splitlines()]
+    assert not any(line.startswith("\\b") for line in lines)
+    assert not any(line.count("impasto ") > 2 for line in lines), "examples run together"
