@@ -142,9 +142,8 @@ def sample(
     base = _load(model, added, options, console)
     native = _native_size(model, base)
     zeros = None if empty_text is None else empty_text == "zeros"
-    drawer = prepare_sampler(
-        base, stack, default_device(), clip_skip, emphasis, zeroes_empty_text=zeros
-    )
+    device = default_device()
+    drawer = prepare_sampler(base, stack, device, clip_skip, emphasis, zeroes_empty_text=zeros)
     stack.attach(base.unet)
     size, named = (width or native[0], height or native[1]), tuple(lora.named for lora in added)
     first = Prompt(
@@ -156,8 +155,7 @@ def sample(
     _advise(base, single, emphasis, console)
     images = _generate_all(drawer, wanted, out, console)
     if grid:
-        columns = len(sweep) or (count if count > 1 else min(len(images), 4))
-        _save_grid(images, columns, out, wanted[0])
+        _save_grid(images, len(sweep) or (count if count > 1 else 4), out, wanted[0])
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
 
 
@@ -243,7 +241,7 @@ def _save_grid(images: list[Any], columns: int, out: Path, prompt: Prompt) -> No
     """Save all images as one, with the settings of the first, under a name that is free."""
     from impasto.sampling.sampler import make_grid, save_png
 
-    save_png(make_grid(images, columns), _free_grid(out), prompt)
+    save_png(make_grid(images, min(columns, len(images))), _free_grid(out), prompt)
 
 
 def _native_size(model: str, base: BaseModel) -> tuple[int, int]:

@@ -16,8 +16,9 @@ from impasto import locks
 from impasto.data.device_encoding import DeviceEncoder, Failures, Order
 from impasto.data.encoding import ARITHMETICS, MomentsEncoder, said_of_remade
 from impasto.data.engine import LOCAL, Engine
+from impasto.data.filled_portion import FilledPortion
 from impasto.data.latent_cache import CachedPlan, LatentCache, LatentKeys, latent_source
-from impasto.data.latent_keys import KeyTable, join_keys
+from impasto.data.latent_keys import KeyTable
 from impasto.data.latent_orders import (
     batches_of,
     cost_of,
@@ -98,8 +99,8 @@ def cache_latents(
     failures = filler.failures
     if not any(len(part.keys) for part in parts):
         raise _nothing_decoded(len(planned), failures)
-    found = _joined(parts)
-    plan = _cached_plan(table, found, failures, encoder)
+    found = FilledPortion.joined(parts)
+    plan = found.plan(table, failures.items, encoder)
     if not failures.may_pass and (share.is_first or share.group.is_local_first):
         kept_keys.write(plan, found.kept)
     return plan
@@ -113,31 +114,6 @@ def _known_plan(
     is_known = before is not None and not (before.set_aside and on_error == "stop")
     everybody_knows = "False" not in share.group.gather(str(is_known))
     return before if everybody_knows else None
-
-
-def _cached_plan(
-    table: PlannedTable, found: _Filled, failures: Failures, encoder: MomentsEncoder
-) -> CachedPlan:
-    """The images that can be trained on, with the keys of their latents."""
-    return CachedPlan(
-        table if found.kept.all() else table.select(found.kept),
-        found.keys,
-        tuple(failures.items),
-        found.encoded,
-        found.refused,
-        found.keys if encoder.source == encoder.fingerprint else found.identities,
-    )
-
-
-def _joined(parts: Sequence[_Filled]) -> _Filled:
-    """What became of all portions together."""
-    return _Filled(
-        np.concatenate([part.kept for part in parts]),
-        join_keys([part.keys for part in parts]),
-        join_keys([part.identities for part in parts]),
-        sum(part.encoded for part in parts),
-        tuple(item for part in parts for item in part.refused),
-    )
 
 
 def _nothing_decoded(images: int, failures: Failures) -> DatasetError:
@@ -156,25 +132,6 @@ def _portions(table: PlannedTable) -> Iterator[tuple[int, int]]:
 
 
 @dataclass(frozen=True)
-class _Filled:
-    """What became of a portion of images.
-
-    Attributes:
-        kept: [images]: which can be trained on.
-        keys: The keys of those.
-        identities: Their keys as they would be of exact arithmetic.
-        encoded: How many were encoded now.
-        refused: Latents of sd-scripts that do not fit their images.
-    """
-
-    kept: np.ndarray
-    keys: KeyTable
-    identities: KeyTable
-    encoded: int
-    refused: tuple[SkippedFile, ...]
-
-
-@dataclass(frozen=True)
 class _Filler:
     """Encodes portions of images into a cache."""
 
@@ -186,7 +143,7 @@ class _Filler:
     engine: Engine
     share: CacheShare
 
-    def fill(self, portion: PlannedTable) -> _Filled:
+    def fill(self, portion: PlannedTable) -> FilledPortion:
         """Encode what the cache does not hold of some images."""
         cache, encoder, failures = self.cache, self.encoder, self.failures
         planned, begin = list(portion), len(failures.items)
@@ -220,7 +177,7 @@ class _Filler:
             (keys_of(image, digests, encoder.fingerprint) or key) if key in own else key
             for _, image, key in kept
         ]
-        return _Filled(
+        return FilledPortion(
             is_kept,
             KeyTable.of([key for _, _, key in kept]),
             KeyTable.of(identities),
