@@ -40,9 +40,6 @@ from impasto.member_paths import plain
 from impasto.progress import Progress, SilentProgress, counted
 from impasto.remote_paths import shown
 
-"""The folder of the latent cache, in that of all derived data."""
-
-
 _ROUNDS = 10
 """How often regularisation images are balanced again for those that could not be encoded."""
 
