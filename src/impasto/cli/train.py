@@ -142,9 +142,9 @@ def resume(run: Path) -> None:
     with failing_together() as group:
         if group is None or group.rank == 0:  # others may have no disk in common with it
             directory = open_run(run)
-            status, config = directory.status(), load_begun_config(settings_to_go_on(directory))
-            total = status.get("total_steps")
-            if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
+            state, config = directory.state(), load_begun_config(settings_to_go_on(directory))
+            asked = _asked_steps(config.training, state.status)
+            if state.state == "finished" and asked == state.total_steps:
                 _tell_nothing_is_left(group)
                 _show_finished(directory, console)
                 return

@@ -19,6 +19,7 @@ from jinja2 import (
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from impasto.runs.events import stage_words
 from impasto.studio.folders import Folders
 from impasto.studio.machine import Machine
 from impasto.studio.run_processes import RunProcesses
@@ -107,4 +108,5 @@ def _templates() -> Environment:
     )
     found.globals["navigation"] = NAVIGATION
     found.globals["static"] = static_address
+    found.globals["stage_words"] = stage_words
     return found
