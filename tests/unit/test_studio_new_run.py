@@ -306,6 +306,63 @@ def test_a_run_is_duplicated_into_a_directory_of_its_own(client, studio, folder)
         assert client.get("/new", params={"from": name}).status_code == 404
 
 
+def painted(images, *stems):
+    """A folder of images with captions, and masks beside it for some of them."""
+    masks = images.with_name(f"{images.name}-masks")
+    for place, names in ((images, ("a", "b", "c")), (masks, stems)):
+        place.mkdir(parents=True, exist_ok=True)
+        for stem in names:
+            (place / f"{stem}.png").write_bytes(b"")
+    return masks
+
+
+def duplicate(client, studio, run, **dataset):
+    tree = {"output_dir": str(run.path), "model": {"path": "m"}, "dataset": dataset,
+            "training": {"max_steps": 9}}  # fmt: skip
+    run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    answer = client.get(f"/new?from={studio.folders.name_of(run)}")
+    return answer, shown_fields(answer.text).get("dataset.mask_dir", "")
+
+
+def test_a_duplicate_uses_masks_that_were_painted_since_and_says_so(
+    client, studio, folder, planned
+):
+    cats = folder.parent / "data" / "cats"
+    run = make_run(folder / "dog", phase="finished")
+    answer, masks = duplicate(client, studio, run, image_dir=str(cats))
+    assert (masks, "have a mask" in answer.text) == ("", False)
+    place = painted(cats, "a", "c", "of-no-image")
+    answer, masks = duplicate(client, studio, run, image_dir=str(cats))
+    assert masks == str(place)
+    words = "2 of the 3 images have a mask now, which the run did not use."
+    assert words in answer.text
+    draft = str(answer.url.path)
+    typed = {**shown_fields(answer.text), "dataset.mask_dir": ""}
+    post(client, f"{draft}/check", typed)
+    again = client.get(draft).text
+    assert shown_fields(again)["dataset.mask_dir"] == ""
+    assert "have a mask" not in again
+
+
+@pytest.mark.parametrize("own", [{"mask_dir": "mine"}, {"alpha_mask": True}])
+def test_a_duplicate_keeps_the_masks_that_the_run_had(client, studio, folder, own):
+    cats = folder.parent / "data" / "cats"
+    painted(cats, "a")
+    run = make_run(folder / "dog", phase="finished")
+    answer, masks = duplicate(client, studio, run, image_dir=str(cats), **own)
+    assert masks == own.get("mask_dir", "")
+    assert "a mask now" not in answer.text
+
+
+def test_masks_of_folders_that_the_studio_does_not_show_are_not_looked_for(
+    client, studio, folder, tmp_path
+):
+    painted(tmp_path / "secret" / "cats", "a")
+    run = make_run(folder / "dog", phase="finished")
+    _, masks = duplicate(client, studio, run, image_dir=str(tmp_path / "secret" / "cats"))
+    assert masks == ""
+
+
 # the form
 
 

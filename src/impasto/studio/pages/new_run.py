@@ -25,7 +25,7 @@ from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
 from impasto.studio.new_form import Examined, examine, form_sections
-from impasto.studio.pages.new_views import plan_view
+from impasto.studio.pages.new_views import masks_taken, plan_view
 from impasto.studio.pages.queue_views import is_worked_on
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.plans import Plans
@@ -74,7 +74,8 @@ class NewRunPages:
             view = await asyncio.to_thread(self._task_view, draft)
             return self.studio.page("new_wait.html.j2", draft=draft.name, task=view)
         content = await asyncio.to_thread(self._form, fields)
-        return self.studio.page("new_form.html.j2", draft=draft.name, **content)
+        masks = masks_taken(draft.about().get("masks"), fields)
+        return self.studio.page("new_form.html.j2", draft=draft.name, masks=masks, **content)
 
     async def waiting(self, request: Request) -> Response:
         """How the task stands that makes the settings; the form once they are there."""

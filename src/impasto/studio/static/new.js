@@ -43,7 +43,7 @@
   };
 
   // A link to a field opens the section that it is in.
-  panel.addEventListener("click", (event) => {
+  document.addEventListener("click", (event) => {
     const link = event.target.closest('a[href^="#f-"]');
     if (!link) return;
     const control = document.getElementById(link.getAttribute("href").slice(1));
