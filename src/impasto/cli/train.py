@@ -55,7 +55,7 @@ def train(
     if as_json:
         if not plan_only:
             raise click.UsageError("--json belongs to --plan.")
-        _print_plan(config, overrides)
+        print_plan(config, overrides)
         return
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
@@ -91,7 +91,7 @@ def load_settings(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, li
     return settings, [str(warning.message) for warning in said]
 
 
-def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
+def print_plan(file: Path, overrides: tuple[str, ...]) -> None:
     """Print a plan as JSON, or what stands against one; the process ends with the error's code."""
     from impasto.cli.early import check_run
     from impasto.cli.harmless import json_text

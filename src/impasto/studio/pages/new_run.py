@@ -38,7 +38,7 @@ _MOST_FIELDS = 400
 
 def routes(studio: Studio) -> list[BaseRoute]:
     """The routes of these pages."""
-    pages = NewRunPages(studio, Drafts(studio.home / "drafts"), Plans())
+    pages = NewRunPages(studio, Drafts(studio.home / "drafts"), studio.plans)
     return [
         Route("/new/{draft}", pages.form_page),
         Route("/new/{draft}/waiting", pages.waiting),
@@ -70,6 +70,7 @@ class NewRunPages:
         """The form; while a task makes its settings, that task."""
         draft = self._draft_of(request)
         fields = draft.fields()
+        await asyncio.to_thread(self.plans.prepare)
         if not fields:
             view = await asyncio.to_thread(self._task_view, draft)
             return self.studio.page("new_wait.html.j2", draft=draft.name, task=view)
@@ -141,6 +142,7 @@ class NewRunPages:
             file = choose_file(typed, self.studio.folders)
             write_settings(file, found.text, same_is_fine=True)
             self.plans.forget(draft)  # it would take time and memory from the run
+            self.plans.rest()
             title, back = f"Train {run.name}", f"/new/{draft.name}/started"
             address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
             made = Made(str(run), address, f"the run {printable(run.name)}")

@@ -36,6 +36,7 @@ def plan_view(state: PlanState) -> dict[str, Any]:
     plan, error = state.result, state.result.get("error") or {}
     view: dict[str, Any] = {
         "is_running": state.is_running,
+        "stage": state.stage,
         "failure": state.failure,
         "error": str(error.get("message", "")),
         "rows": [],
