@@ -18,6 +18,7 @@ from studios import FROM_HERE
 from test_run_status import make_run
 
 from impasto.config.fields import fields_of
+from impasto.config.labels import label_of
 from impasto.config.tree import all_settings
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.owners import current_process
@@ -417,7 +418,10 @@ def test_the_form_has_every_setting_once_with_its_help(client, draft):
     assert set(shown_fields(text)) == set(all_settings())
     for path in all_settings():
         assert text.count(f' name="{path}"') == 1
-        assert f'<label for="f-{path.replace(".", "-")}">' in text
+        label = re.search(rf'<label for="f-{path.replace(".", "-")}">(.*?)</label>', text, re.S)[1]
+        words = html.unescape(re.sub("<.*?>", "", label))
+        assert words.split()[-1] == path  # the name itself, which settings files have
+        assert words.startswith(label_of(path).title)
     assert set(USUAL) <= set(all_settings())
     assert "Optimizer steps to train for. Give this or <code>max_epochs</code>." in text
 

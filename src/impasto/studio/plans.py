@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.errors import StorageError
 from impasto.runs.events import read_events, stage_words
 from impasto.runs.processes import start_apart
 from impasto.studio.drafts import Draft
@@ -63,14 +64,14 @@ class Plans:
     def prepare(self) -> None:
         """Have a process load what the next plan needs, unless one is ready.
 
-        Raises:
-            StorageError: The folder cannot be written.
+        Where it cannot be started, since the disk is full, the next plan starts its own.
         """
         with self._changing:
             if not self._keeps_ready or (self._ready is not None and self._ready.poll() is None):
                 return
             self.rest()  # it has ended, since nothing was planned
-            self._ready = self._started()
+            with contextlib.suppress(StorageError):
+                self._ready = self._started()
 
     def rest(self) -> None:
         """End the process that is ready: its memory is needed for something else."""
