@@ -54,6 +54,7 @@ class NewStartPages:
         if run is not None:
             draft = await asyncio.to_thread(self._copy_of, run)
             return RedirectResponse(f"/new/{draft.name}", 303)
+        await asyncio.to_thread(self.studio.plans.prepare)  # while the person chooses
         earlier = self.drafts.find(request.query_params.get("draft", ""))
         return await self._start_page({} if earlier is None else earlier.about())
 
