@@ -130,6 +130,8 @@ def test_a_resumption_without_a_step_leaves_a_finished_run_finished(tmp_path, ph
     assert run.status()["model"] == FINISHED["model"]
     assert run.status()["merged_loss"] == 0.25
     assert f"resumed later and {phase} before a step" in shown_by_runs(run)
+    (told,) = (summary.as_json() for summary in newest_first([run]))
+    assert (told["state"], told["finished_step"], told["resumption"]) == ("finished", 40, phase)
 
 
 @pytest.mark.parametrize("phase", ["stopped", "failed", "killed"])
