@@ -63,7 +63,7 @@ def test_a_run_that_was_made_longer_and_stopped_says_that_it_had_finished(train_
     assert sentence.startswith(
         "This run is finished: 3 of 3 steps. It was resumed later, which was stopped before a step."
     )
-    assert "The state of step 3 is kept. Continue with: " in sentence
+    assert "The state of step 3 is kept, and nothing after it. Continue with: " in sentence
     assert run.exported_model() == model
     events = Press(after=5)
     with pytest.raises(Interrupted, match="5 of 9 steps are done"):

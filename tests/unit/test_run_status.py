@@ -169,7 +169,7 @@ def test_what_is_kept_and_what_to_do_are_one_hint(tmp_path):
     (run.states / "step-00000002").mkdir(parents=True)
     (run.states / "step-00000002" / "state.json").write_text("{}", encoding="utf-8")
     sentence = run.state().sentence("run")
-    assert "The state of step 2 is kept. Continue with: " in sentence
+    assert "The state of step 2 is kept, and nothing after it. Continue with: " in sentence
     assert "Begin again" not in sentence
 
 

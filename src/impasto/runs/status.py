@@ -215,7 +215,7 @@ def kept_words(saved_step: int) -> str:
         saved_step: The step of its newest training state; 0 if it has none.
     """
     if saved_step:
-        return f"The state of step {saved_step} is kept. Continue with"
+        return f"The state of step {saved_step} is kept, and nothing after it. Continue with"
     return "No state was saved yet. Begin again from the start with"
 
 
