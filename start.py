@@ -12,7 +12,8 @@ type `py start.py` instead.
 
 Options, before the verb:
     --build cpu|cuda        which build of PyTorch: for an NVIDIA card, or smaller and for the CPU
-                            alone; without it, the one for what `nvidia-smi` finds
+                            alone; without it, the one for what `nvidia-smi` finds. What .venv
+                            has already is changed with --reinstall only
     --torch-index ADDRESS   take PyTorch from another index, for example one with CUDA builds;
                             the variable IMPASTO_TORCH_INDEX does the same
     --with EXTRA            also install an extra of pyproject.toml, such as trackers; what a verb
@@ -24,6 +25,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shlex
 import shutil
 import signal
@@ -244,9 +246,13 @@ def call(command, environment, folder=None):
 
 
 def installed(index):
-    """The extras that are installed, or None if the packages are not as they should be."""
+    """The extras that are installed, or None if the packages are not as they should be.
+
+    Who asks for no build is content with the one that was asked for before.
+    """
     words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
-    return words[1:] if words[:1] == [fingerprint(index)] else None
+    fitting = [index, *(f"{BUILD}{name}" for name in BACKENDS)] if index is None else [index]
+    return words[1:] if words and words[0] in map(fingerprint, fitting) else None
 
 
 def set_up(extras, index, *, reinstall=False):
@@ -268,7 +274,8 @@ def install(extras, index, have):
     began = time.perf_counter()
     fresh = not VENV.exists()
     card = graphics_card() if have is None else None
-    backend = backend_of(index, card) if have is None else None
+    there = torch_there() if have is None else None
+    backend = backend_of(index, card, there) if have is None else None
     if fresh:
         require_room(build_of(index, card))
         say(what_comes(index, card))
@@ -286,9 +293,14 @@ def install(extras, index, have):
     what = "the pinned packages" if have is None else f"what is needed for {' and '.join(extras)}"
     how_long = "; once, some minutes" if fresh else ""
     say(f"Installing {what} with {'uv' if uv else 'pip'}{how_long} ...")
-    if backend:
-        install_build(backend, uv, installer)
-    elif index and not index.startswith(BUILD):
+    may_fail = index is None and backend == BACKENDS["cpu"]
+    if backend and not install_build(backend, uv, installer, may_fail=may_fail):
+        say(
+            "  That build cannot be had from here. PyTorch comes from the package registry, which "
+            "has the CUDA build for Linux: it needs no card."
+        )
+        require_room("CUDA")
+    elif index and not backend and not index.startswith(BUILD):
         say("  PyTorch from the index that was given ...")
         run(
             [*installer, "-q", "--index-url", index, pinned("torch")],
@@ -343,56 +355,93 @@ def graphics_card():
     return names[0].strip() if names else None
 
 
-def backend_of(index, card):
+def torch_there():
+    """The version and the build of the PyTorch that the environment has; None where it has none."""
+    places = ("lib/python3*/site-packages", "Lib/site-packages")
+    files = [file for place in places for file in VENV.glob(f"{place}/torch/version.py")]
+    if not files:
+        return None
+    text = files[0].read_text(encoding="utf-8")
+    found = dict(re.findall(r"^(__version__|cuda|hip)\b[^=\n]*= *'([^']*)'", text, re.MULTILINE))
+    build = "CUDA" if "cuda" in found else "ROCm" if "hip" in found else "CPU"
+    return found.get("__version__", "").partition("+")[0], build
+
+
+def backend_of(index, card, there=None):
     """What uv is told to take PyTorch for; None where the ordinary registry has the right build.
 
     It has the CUDA build for Linux and the CPU build for Windows. uv knows where the others are.
+    `there` is what `torch_there` found: its build stays, unless all is made anew.
     """
     asked = (index or "").removeprefix(BUILD) if (index or "").startswith(BUILD) else None
     system = platform.system()
     if index and not asked:
         return None
+    wanted = asked
+    if there:
+        version, build = there
+        if asked and asked.upper() != build:
+            stop(
+                f"--build {asked}: {VENV.name} has the {build} build of PyTorch. Give --reinstall "
+                f"too, which makes {VENV.name} anew."
+            )
+        if pinned("torch") == f"torch=={version}":
+            return None
+        wanted = build.lower() if build.lower() in BACKENDS else None
     if asked == "cuda" and not card and system == "Windows":
         stop(
             "--build cuda: nvidia-smi finds no NVIDIA card. Install the card's driver first; or "
             f"give {OTHERWISE}."
         )
     if system == "Windows":
-        wanted = asked or ("cuda" if card else "cpu")
+        wanted = wanted or ("cuda" if card else "cpu")
         return BACKENDS[wanted] if wanted == "cuda" else None
-    return BACKENDS["cpu"] if asked == "cpu" and system == "Linux" else None
+    wanted = wanted or ("cuda" if card or there else "cpu")
+    return BACKENDS["cpu"] if wanted == "cpu" and system == "Linux" else None
 
 
 def what_comes(index, card):
     """One line: what was found, which build of PyTorch comes, and how to have the other."""
     build = build_of(index, card)
     other = {
-        "CPU": "For the CUDA build: --build cuda",
-        "CUDA": "For the CPU build, which is smaller: --build cpu",
+        "CPU": "For the CUDA build: --build cuda --reinstall, before the verb.",
+        "CUDA": "For the CPU build, which is smaller: --build cpu --reinstall, before the verb.",
     }.get(build)
+    if build == "CPU" and not card:
+        other = (
+            "If there is one, install its driver, and then the CUDA build: --build cuda "
+            "--reinstall, before the verb."
+        )
     if card:
         words = f"Found {card}: installing the {build} build of PyTorch."
-    elif build == "CUDA":  # as from the ordinary registry on Linux
+    elif build == "CUDA":  # as it was asked for, on Linux
         words = "Found no NVIDIA card; installing the CUDA build of PyTorch, which needs none."
     else:
         words = f"Found no NVIDIA card: installing the {build} build of PyTorch."
     if platform.system() == "Darwin" or other is None:
         return words
-    return f"{words} {other} --reinstall, before the verb."
+    return f"{words} {other}"
 
 
-def install_build(backend, uv, installer):
-    """Install PyTorch by uv, which knows its builds by name; pip wants an address for each."""
+def install_build(backend, uv, installer, *, may_fail=False):
+    """Install PyTorch by uv, which knows its builds by name; pip wants an address for each.
+
+    Returns whether it is there: where `may_fail`, another build will do.
+    """
     say("  PyTorch's own build for it ...")
     if not uv:
-        run(
+        is_there = run(
             [*installer, "-q", "uv"],
             f"install uv, which finds the build of PyTorch (or give {OTHERWISE})",
+            may_fail=may_fail,
         )
+        if not is_there:
+            return False
         installer = [str(python()), "-m", "uv", "pip", "install", "--python", str(python())]
-    run(
+    return run(
         [*installer, "-q", "--torch-backend", backend, pinned("torch")],
         f"install that build of PyTorch (or give {OTHERWISE})",
+        may_fail=may_fail,
     )
 
 
@@ -407,8 +456,7 @@ def build_of(index, card=None):
         return "ROCm"
     if index:
         return "CUDA"
-    is_windows_with_card = platform.system() == "Windows" and card
-    return "CUDA" if platform.system() == "Linux" or is_windows_with_card else "CPU"
+    return "CUDA" if card and platform.system() in ("Linux", "Windows") else "CPU"
 
 
 def require_room(build):
@@ -475,8 +523,11 @@ def program(name):
     return python().with_name(f"{name}.exe" if os.name == "nt" else name)
 
 
-def run(command, what):
+def run(command, what, *, may_fail=False):
     """Run a command quietly; when it fails, say in one sentence why.
+
+    Returns whether it did not fail, which without `may_fail` it does not return from. A full disk
+    is said in any case.
 
     Downloads go to a folder in `.venv`, so that one disk has to have room, and not a small one
     for temporary files. If the disk of pip's or uv's cache has none, nothing is kept there.
@@ -492,10 +543,17 @@ def run(command, what):
     result = waited(command, environment)
     shutil.rmtree(temporary, ignore_errors=True)
     if result.returncode == 0:
-        return
+        return True
     output = result.stdout.decode("utf-8", errors="replace")
     if any(words in output for words in DISK_WORDS):
         stop(f"Could not {what}: the disk of {HERE} is full. Free some space and start again.")
+    if not may_fail:
+        stop_for(what, output)
+    return False
+
+
+def stop_for(what, output):
+    """End since a command has failed: with one sentence, or with what it printed."""
     if any(words in output for words in NETWORK_WORDS):
         stop(
             f"Could not {what}: the package registry cannot be reached, or has nothing for this "

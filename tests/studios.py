@@ -56,6 +56,7 @@ def studio(folder):
         folder / "queue",
         Started(),
         look_every_s=0,
+        plans_ahead=False,
     )
 
 

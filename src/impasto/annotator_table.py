@@ -6,8 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-DEMO_TAGGER = Path(__file__).resolve().parent / "demo" / "tagger"
+_DEMO = Path(__file__).resolve().parent / "demo"
+DEMO_TAGGER = _DEMO / "tagger"
 """The small tagger that comes with the program, which knows flat icons alone."""
+
+SHIPPED_TAGGERS: Mapping[str, Path] = {"demo": DEMO_TAGGER}
+SHIPPED_CAPTIONERS: Mapping[str, Path] = {"demo": _DEMO / "captioner"}
+"""Short names of what comes with the program: small, of the demo's drawings, for trying things."""
 
 
 @dataclass(frozen=True)

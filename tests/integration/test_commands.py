@@ -123,7 +123,7 @@ def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(train_config, tmp
 
 def test_a_run_that_is_asked_to_stop_now_saves_nothing(train_config):
     config = train_config()
-    with pytest.raises(Interrupted, match="not saved"):
+    with pytest.raises(Interrupted, match="No state was saved yet"):
         train(config, AskAt(config.output_dir, 3, "stop-now"))
     assert RunDirectory(config.output_dir).saved_steps() == []
 

@@ -51,6 +51,19 @@ def test_the_form_says_what_is_wrong_and_what_it_would_do(folders, page, complai
         page.fill("#f-loss-huber_c", "0.2")
         page.fill("#find", "resolution")
         assert page.is_hidden("#f-loss-huber_c")
+        for known in ("training.max_steps", "--max_train_steps", "max train steps"):
+            page.fill("#find", known)
+            assert page.text_content("#found") == "Among the usual settings: Optimizer steps"
+        page.click("#found a")
+        assert page.evaluate("document.activeElement.id") == "f-training-max_steps"
+        page.fill("#find", "Accumulation Steps")
+        assert "Gradient accumulation" in page.text_content("#found")
+        page.fill("#find", "no_half_vae")
+        assert page.is_visible("#f-dataset-vae_precision")
+        assert page.is_hidden("#f-dataset-vae_tiling")
+        page.fill("#find", "zzz")
+        assert "No setting has that" in page.text_content("#found")
+        page.fill("#find", "bucket")
         page.fill("#f-dataset-resolution", "136")
         page.fill("#f-dataset-min_bucket_reso", "64")
         page.fill("#find", "")

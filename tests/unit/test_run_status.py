@@ -17,6 +17,7 @@ from impasto.owners import ProcessIdentity, current_process
 from impasto.runs import RunDirectory
 from impasto.runs.commands import COMMANDS, discard_commands, send_command, waiting_commands
 from impasto.runs.events import EventLog, read_events
+from impasto.runs.learning import checkpoints_of
 from impasto.runs.listing import find_runs, newest_first
 from impasto.runs.status import StatusWriter, state_of
 
@@ -92,6 +93,88 @@ def test_nothing_is_written_of_a_run_that_was_removed(tmp_path):
         shutil.rmtree(gone, ignore_errors=True)  # a beat may have been writing
         time.sleep(0.1)
     assert not gone.exists()
+
+
+FINISHED = {
+    "phase": "finished", "step": 40, "total_steps": 40, "model": "export/dog.safetensors",
+    "merged_loss": 0.25, "updates_per_epoch": 8,
+}  # fmt: skip
+
+
+def made_longer(run, **then):
+    """Resume a finished run and end that early: what the run says afterwards."""
+    with StatusWriter(run.status_file) as status:
+        status.write("preparing")
+        if "total_steps" in then:
+            status.write("training", step=then["step"], total_steps=then["total_steps"])
+        if then["phase"] != "killed":
+            status.write(then["phase"], message=then.get("message", ""))
+    return run.state()
+
+
+@pytest.mark.parametrize(
+    ("phase", "words"),
+    [("stopped", "was stopped"), ("failed", "ended with an error"), ("killed", "was killed")],
+)
+def test_a_resumption_without_a_step_leaves_a_finished_run_finished(tmp_path, phase, words):
+    run = make_run(tmp_path / "run", **FINISHED)
+    state = made_longer(run, phase=phase, message="Out of memory.")
+    assert (state.state, state.resumption, state.step, state.total_steps) == (
+        "finished", phase, 40, 40
+    )  # fmt: skip
+    assert state.can_go_on
+    sentence = state.sentence("run")
+    assert sentence.startswith("This run is finished: 40 of 40 steps. It was resumed later, which ")
+    assert f"which {words} before a step." in sentence
+    assert ("Out of memory." in sentence) == (phase != "killed")
+    assert run.status()["model"] == FINISHED["model"]
+    assert run.status()["merged_loss"] == 0.25
+    assert f"resumed later and {phase} before a step" in shown_by_runs(run)
+    (told,) = (summary.as_json() for summary in newest_first([run]))
+    assert (told["state"], told["finished_step"], told["resumption"]) == ("finished", 40, phase)
+
+
+@pytest.mark.parametrize("phase", ["stopped", "failed", "killed"])
+def test_a_run_that_is_made_longer_says_that_it_had_finished(tmp_path, phase):
+    run = make_run(tmp_path / "run", **FINISHED)
+    state = made_longer(run, phase=phase, step=60, total_steps=80)
+    assert (state.state, state.resumption, state.step, state.total_steps) == (phase, None, 60, 80)
+    assert state.can_go_on
+    words = "It had finished at step 40 and was resumed, to be made longer."
+    assert words in state.sentence("run")
+    assert "60 of 80 steps · had finished at step 40" in shown_by_runs(run)
+    with StatusWriter(run.status_file) as status:  # and again
+        status.write("preparing")
+        status.write("finished", step=80, total_steps=80)
+    assert "finished_step" not in run.status()
+    assert run.state().sentence("run") == "This run is finished: 80 of 80 steps."
+    assert not run.state().can_go_on
+
+
+def test_the_step_of_an_earlier_end_is_that_of_its_model(tmp_path):
+    run = make_run(tmp_path / "run", **FINISHED)
+    run.export.mkdir()
+    (run.export / "dog.safetensors").write_bytes(b"x")
+    record = json.dumps({"written": ["export/dog.safetensors"]})
+    (run.path / "models.json").write_text(record, encoding="utf-8")
+    made_longer(run, phase="stopped", step=60, total_steps=80)
+    assert [one.step for one in checkpoints_of(run)] == [40]
+
+
+def test_what_is_kept_and_what_to_do_are_one_hint(tmp_path):
+    run = make_run(tmp_path / "run", phase="training", step=3, total_steps=9, process=GONE)
+    sentence = run.state().sentence("run")
+    assert "No state was saved yet. Begin again from the start with: " in sentence
+    assert "Continue" not in sentence
+    (run.states / "step-00000002").mkdir(parents=True)
+    (run.states / "step-00000002" / "state.json").write_text("{}", encoding="utf-8")
+    sentence = run.state().sentence("run")
+    assert "The state of step 2 is kept, and nothing after it. Continue with: " in sentence
+    assert "Begin again" not in sentence
+
+
+def shown_by_runs(run):
+    return impasto("runs", run.path.parent).stdout
 
 
 def test_an_end_that_cannot_be_written_is_tried_again(tmp_path, monkeypatch):

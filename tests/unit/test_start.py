@@ -175,7 +175,7 @@ def test_an_extra_that_a_program_asks_for_is_installed_once(
 @pytest.mark.parametrize(
     ("index", "system", "build"),
     [
-        (None, "Linux", "CUDA"),
+        (None, "Linux", "CPU"),
         (None, "Windows", "CPU"),
         (None, "Darwin", "CPU"),
         ("there/whl/cpu/", "Linux", "CPU"),

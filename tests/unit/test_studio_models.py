@@ -405,8 +405,15 @@ def test_a_model_is_moved_to_the_trash_once_it_was_confirmed(client, studio, she
     assert post(client, "/models/empty-trash", deleted=listed_in_trash(client)).status_code == 400
     assert kept.is_file()
     form = {"sure": "yes", "deleted": listed_in_trash(client)}
-    assert post(client, "/models/empty-trash", **form).status_code == 303
+    done = post(client, "/models/empty-trash", **form)
+    assert done.status_code == 303
     assert list((shelf / ".trash").iterdir()) == []
+    page = client.get(done.headers["location"]).text
+    assert "1 model was removed for good. That freed 5 bytes." in page
+    assert "after the page was opened" not in page
+    again = client.get(post(client, "/models/empty-trash", **form).headers["location"]).text
+    assert "Nothing was removed: none of it was in the trash any more." in again
+    assert "removed for good" not in client.get("/models?removed=1e9&freed=-1").text
 
 
 def test_a_trash_of_another_program_is_not_emptied(client, shelf):

@@ -1,6 +1,7 @@
 """The pages "New run": every route with good and bad input, and nothing that is typed lost."""
 
 import html
+import io
 import json
 import os
 import re
@@ -17,10 +18,12 @@ from studios import FROM_HERE
 from test_run_status import make_run
 
 from impasto.config.fields import fields_of
+from impasto.config.labels import label_of
 from impasto.config.tree import all_settings
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.owners import current_process
 from impasto.presence import free_place
+from impasto.runs.events import EventLog
 from impasto.runs.queue import Queue
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import plans as plans_module
@@ -49,13 +52,39 @@ PLAN = {
 }  # fmt: skip
 
 
+class Line(io.BytesIO):
+    """What a process is told, handed on when that is complete."""
+
+    def __init__(self, ask):
+        super().__init__()
+        self.ask = ask
+
+    def close(self):
+        if not self.closed:
+            self.ask(self.getvalue())
+        super().close()
+
+
 class Process:
     """A process that runs until it is ended."""
 
-    pid = -1
+    pid, takes_up = -1, True
 
     def __init__(self):
-        self.ended = False
+        self.ended, self.stdin, self.request = False, Line(self.ask), None
+
+    def ask(self, line):
+        self.request = json.loads(line)
+        if self.takes_up:
+            self.log.write_text("Loading PyTorch ...\n", encoding="utf-8")
+
+    @property
+    def log(self):
+        return Path(self.request["log"])
+
+    @property
+    def settings(self):
+        return tomllib.loads(Path(self.request["settings"]).read_text(encoding="utf-8"))
 
     def poll(self):
         return 0 if self.ended else None
@@ -72,11 +101,10 @@ def planned(monkeypatch):
     """Plans that are only written down; each process runs until it is said to have ended."""
     started = []
 
-    def start(words, log, folder=None, environment=None):
+    def start(words, log, folder=None, environment=None, *, listens=False):
+        assert (words, listens) == (["plan-worker"], True)
         process = Process()
-        process.words, process.log = [str(word) for word in words], log
         started.append(process)
-        log.write_text("Loading PyTorch ...\n", encoding="utf-8")
         return process
 
     monkeypatch.setattr(plans_module, "start_apart", start)
@@ -306,6 +334,63 @@ def test_a_run_is_duplicated_into_a_directory_of_its_own(client, studio, folder)
         assert client.get("/new", params={"from": name}).status_code == 404
 
 
+def painted(images, *stems):
+    """A folder of images with captions, and masks beside it for some of them."""
+    masks = images.with_name(f"{images.name}-masks")
+    for place, names in ((images, ("a", "b", "c")), (masks, stems)):
+        place.mkdir(parents=True, exist_ok=True)
+        for stem in names:
+            (place / f"{stem}.png").write_bytes(b"")
+    return masks
+
+
+def duplicate(client, studio, run, **dataset):
+    tree = {"output_dir": str(run.path), "model": {"path": "m"}, "dataset": dataset,
+            "training": {"max_steps": 9}}  # fmt: skip
+    run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+    answer = client.get(f"/new?from={studio.folders.name_of(run)}")
+    return answer, shown_fields(answer.text).get("dataset.mask_dir", "")
+
+
+def test_a_duplicate_uses_masks_that_were_painted_since_and_says_so(
+    client, studio, folder, planned
+):
+    cats = folder.parent / "data" / "cats"
+    run = make_run(folder / "dog", phase="finished")
+    answer, masks = duplicate(client, studio, run, image_dir=str(cats))
+    assert (masks, "have a mask" in answer.text) == ("", False)
+    place = painted(cats, "a", "c", "of-no-image")
+    answer, masks = duplicate(client, studio, run, image_dir=str(cats))
+    assert masks == str(place)
+    words = "2 of the 3 images have a mask now, which the run did not use."
+    assert words in answer.text
+    draft = str(answer.url.path)
+    typed = {**shown_fields(answer.text), "dataset.mask_dir": ""}
+    post(client, f"{draft}/check", typed)
+    again = client.get(draft).text
+    assert shown_fields(again)["dataset.mask_dir"] == ""
+    assert "have a mask" not in again
+
+
+@pytest.mark.parametrize("own", [{"mask_dir": "mine"}, {"alpha_mask": True}])
+def test_a_duplicate_keeps_the_masks_that_the_run_had(client, studio, folder, own):
+    cats = folder.parent / "data" / "cats"
+    painted(cats, "a")
+    run = make_run(folder / "dog", phase="finished")
+    answer, masks = duplicate(client, studio, run, image_dir=str(cats), **own)
+    assert masks == own.get("mask_dir", "")
+    assert "a mask now" not in answer.text
+
+
+def test_masks_of_folders_that_the_studio_does_not_show_are_not_looked_for(
+    client, studio, folder, tmp_path
+):
+    painted(tmp_path / "secret" / "cats", "a")
+    run = make_run(folder / "dog", phase="finished")
+    _, masks = duplicate(client, studio, run, image_dir=str(tmp_path / "secret" / "cats"))
+    assert masks == ""
+
+
 # the form
 
 
@@ -333,7 +418,10 @@ def test_the_form_has_every_setting_once_with_its_help(client, draft):
     assert set(shown_fields(text)) == set(all_settings())
     for path in all_settings():
         assert text.count(f' name="{path}"') == 1
-        assert f'<label for="f-{path.replace(".", "-")}">' in text
+        label = re.search(rf'<label for="f-{path.replace(".", "-")}">(.*?)</label>', text, re.S)[1]
+        words = html.unescape(re.sub("<.*?>", "", label))
+        assert words.split()[-1] == path  # the name itself, which settings files have
+        assert words.startswith(label_of(path).title)
     assert set(USUAL) <= set(all_settings())
     assert "Optimizer steps to train for. Give this or <code>max_epochs</code>." in text
 
@@ -412,11 +500,9 @@ def test_a_plan_is_made_once_and_only_the_newest_counts(client, draft, good, pla
     for _ in range(2):
         assert "Planning" in post(client, f"{draft}/check", good).text
     assert len(planned) == 1
-    assert planned[0].words[0] == "train"
-    assert planned[0].words[2:] == ["--plan", "--json"]
     post(client, f"{draft}/check", {**good, "training.max_steps": "6"})
     assert [process.ended for process in planned] == [True, False]
-    assert tomllib.loads(Path(planned[1].words[1]).read_text())["training"]["max_steps"] == 6
+    assert planned[1].settings["training"]["max_steps"] == 6
     assert "every 1s" in client.get(f"{draft}/plan").text
     planned[1].log.write_text(f"Loading\n{json.dumps(PLAN, indent=1)}\nbye", encoding="utf-8")
     planned[1].ended = True
@@ -441,20 +527,91 @@ def test_a_plan_that_fails_says_so(client, draft, good, planned):
     assert "No &lt;such&gt; model." in client.get(f"{draft}/plan").text
 
 
-def test_a_process_that_plans_is_ended_with_those_that_it_started(tmp_path):
+SETTINGS = "output_dir = 'a'\n"
+
+
+@pytest.fixture
+def real_plans(tmp_path):
+    """Plans by real processes; those that are left are ended."""
+    plans = Plans(tmp_path)
+    yield plans
+    plans.rest()
+    for process in plans._running.values():
+        process.wait(120)
+
+
+def test_a_process_that_plans_is_ended_with_those_that_it_started(tmp_path, real_plans):
     draft = Drafts(tmp_path).create({})
-    plans = Plans()
-    plans.ask_for(draft, "output_dir = 'a'\n")
-    first = plans._running[draft.name]
-    plans.ask_for(draft, "output_dir = 'b'\n")
-    second = plans._running[draft.name]
+    real_plans.ask_for(draft, SETTINGS)
+    first = real_plans._running[draft.name]
+    assert real_plans.state_of(draft).is_running
+    real_plans.forget(draft)
     assert isinstance(first, subprocess.Popen)
     assert first.poll() is not None
-    assert second is not first
-    second.wait(60)
-    state = plans.state_of(draft)
+    assert not real_plans.state_of(draft).is_running
+
+
+def test_a_process_that_is_ready_plans_and_another_gets_ready(tmp_path, real_plans):
+    draft = Drafts(tmp_path).create({})
+    real_plans.prepare()
+    ready = real_plans._ready
+    real_plans.prepare()
+    assert real_plans._ready is ready
+    real_plans.ask_for(draft, SETTINGS)
+    assert real_plans._running[draft.name] is ready
+    assert real_plans._ready is not ready
+    assert "Loading PyTorch" in real_plans.state_of(draft).stage
+    ready.wait(120)
+    state = real_plans.state_of(draft)
     assert not state.is_running
     assert set(state.result["error"]["settings"]) == {"model", "dataset", "training"}
+    ready = real_plans._ready
+    real_plans.rest()
+    assert ready.poll() is not None
+
+
+def test_a_process_that_still_loads_libraries_takes_the_newest_settings(tmp_path, planned):
+    draft, plans = Drafts(tmp_path).create({}), Plans(tmp_path, keeps_ready=False)
+    Process.takes_up = False
+    try:
+        plans.ask_for(draft, SETTINGS)
+        plans.ask_for(draft, "output_dir = 'b'\n")
+        assert len(planned) == 1
+        assert planned[0].settings == {"output_dir": "b"}
+        planned[0].log.write_text("", encoding="utf-8")  # it has taken them up
+        plans.ask_for(draft, "output_dir = 'c'\n")
+        assert [process.ended for process in planned] == [True, False]
+        assert planned[1].settings == {"output_dir": "c"}
+        planned[1].ended = True
+        assert plans.state_of(draft).failure == "The process that plans was ended."
+    finally:
+        Process.takes_up = True
+
+
+def test_the_plan_says_what_it_is_doing(client, draft, good, planned):
+    post(client, f"{draft}/check", good)
+    log = EventLog()
+    log.open(planned[0].log.with_name("events.jsonl"))
+    with log.stage("Scanning <images>", 1200, "files"):
+        text = client.get(f"{draft}/plan").text
+        assert "Planning: Scanning &lt;images&gt;: 0 of 1,200 files …" in text
+        with log.stage("Loading diffusers", None, "modules"):
+            assert "Planning: Loading diffusers …" in client.get(f"{draft}/plan").text
+        assert "Planning: Scanning &lt;images&gt;" in client.get(f"{draft}/plan").text
+    assert "Planning …" in client.get(f"{draft}/plan").text
+
+
+def test_an_idle_process_is_replaced_when_a_plan_is_asked_for(tmp_path, planned, monkeypatch):
+    """It ends by itself after some minutes, and nobody has noticed yet."""
+    draft, plans = Drafts(tmp_path).create({}), Plans(tmp_path)
+    plans.prepare()
+
+    def broken(_):
+        raise BrokenPipeError
+
+    planned[0].ask = planned[0].stdin.ask = broken
+    plans.ask_for(draft, SETTINGS)
+    assert planned[1].settings == {"output_dir": "a"}
 
 
 # saving and starting

@@ -1,18 +1,29 @@
 """Taggers: profiles by their files, thresholds, spelling; the tagger that A1111 users own."""
 
 import itertools
+from pathlib import Path
 
+import httpx2
+import huggingface_hub
 import numpy as np
 import pytest
 import taggers
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch.nn import functional
 
+from impasto.annotate import models
 from impasto.annotate.deepdanbooru import STAGES, DeepDanbooruTagger, ResNetCustomV3, _convolutions
-from impasto.annotate.models import CAPTIONERS, TAGGERS, locate_captioner, locate_tagger
+from impasto.annotate.models import (
+    CAPTIONERS,
+    TAGGERS,
+    locate_captioner,
+    locate_tagger,
+    require_reachable,
+)
 from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.annotate.profiles import DEEPDANBOORU, KINDS, PrepareImages, Profile, fit_square
 from impasto.annotate.tags import (
@@ -24,6 +35,7 @@ from impasto.annotate.tags import (
     mcut_threshold,
     parse_replacements,
 )
+from impasto.annotator_table import DEMO_TAGGER
 from impasto.data.stages import Failure
 from impasto.errors import ConfigError, ModelError, OutOfMemoryError
 from impasto.progress import SilentProgress
@@ -160,6 +172,54 @@ def test_unknown_names_get_the_nearest():
         locate_captioner("blip-larg")
     assert locate_captioner("blip-base") == CAPTIONERS["blip-base"]
     assert all(entry.hub_id.count("/") in (1, 2) for entry in TAGGERS.values())
+    assert locate_tagger("demo", SilentProgress()) == DEMO_TAGGER
+    assert (Path(locate_captioner("demo")) / "model.safetensors").is_file()
+
+
+def without_network(*_, **__):
+    raise LocalEntryNotFoundError("Got: ConnectError: [Errno -2] Name not known\nA long tail.")
+
+
+def unknown_there(*_, **__):
+    request = httpx2.Request("GET", "http://hub/x")
+    raise RepositoryNotFoundError("No.", response=httpx2.Response(404, request=request))
+
+
+def test_without_a_network_one_short_paragraph_says_what_to_do(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(models, "download_snapshot", without_network)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", without_network)
+    told = []
+    for ask in (
+        lambda: locate_tagger("cl-tagger", SilentProgress()),
+        lambda: require_reachable(CAPTIONERS["blip-base"]),
+    ):
+        with pytest.raises(ModelError) as caught:
+            ask()
+        told.append(str(caught.value))
+        assert len(told[-1]) < 600
+        assert "\n" not in told[-1]
+        assert "could not be reached (ConnectError: [Errno -2] Name not known)." in told[-1]
+        assert "--model PATH" in told[-1]
+        assert "--model demo" in told[-1]
+    assert "huggingface.co/cella110n/cl_tagger " in told[0]
+    assert "the .onnx and its tags of cl_tagger_1_02" in told[0]
+    assert str(Path("hub") / "models--cella110n--cl_tagger") in told[0]
+    assert "its .json and .safetensors" in told[1]
+
+
+def test_the_hub_is_not_asked_offline_nor_for_what_is_here(monkeypatch, tmp_path):
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", unknown_there)
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: True)
+    with pytest.raises(ModelError, match="HF_HUB_OFFLINE is set"):
+        require_reachable(CAPTIONERS["blip-base"])
+    require_reachable(str(tmp_path))
+
+
+def test_a_name_that_the_hub_does_not_show_is_not_called_a_fault_of_the_network(monkeypatch):
+    monkeypatch.setattr(models, "download_snapshot", unknown_there)
+    with pytest.raises(ModelError, match=r"shows no me/my-tagger: .*hf auth login"):
+        locate_tagger("me/my-tagger", SilentProgress())
 
 
 @pytest.mark.parametrize("fit", ["white", "black", "edge", "squash"])

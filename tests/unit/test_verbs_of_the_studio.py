@@ -117,7 +117,9 @@ def test_a_model_is_deleted_after_who_needs_it_was_named(place):
     assert impasto("models", "list", "--json").stdout == ""
     assert "2.0 KiB. Nothing was removed" in plain(impasto("models", "empty-trash", "models"))
     assert kept.is_file()
-    assert "Removed 2.0 KiB" in plain(impasto("models", "empty-trash", "models", "--yes"))
+    assert "Removed 1 model for good. That freed 2.0 KiB." in plain(
+        impasto("models", "empty-trash", "models", "--yes")
+    )
     assert not kept.exists()
 
 
@@ -143,7 +145,7 @@ def test_a_deleted_model_is_listed_restored_and_removed_for_good(place):
     asked = plain(impasto("models", "purge", one["path"]))
     assert "runs/dog (model.path)" in asked.replace(os.sep, "/")
     assert "Add --yes" in asked
-    assert "Removed 2.0 KiB" in plain(impasto("models", "purge", one["path"], "--yes"))
+    assert "That freed 2.0 KiB." in plain(impasto("models", "purge", one["path"], "--yes"))
     assert lines(impasto("models", "list", "--deleted", "--json", "models")) == []
 
 

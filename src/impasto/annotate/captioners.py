@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from impasto.annotate.models import require_reachable
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ConfigError, MissingDependencyError, ModelError, OutOfMemoryError
 from impasto.invocation import install_packages
@@ -103,6 +104,7 @@ class Captioner:
             ModelError: It is missing, damaged, or no captioner.
         """
         require_data_only(Path(source))
+        require_reachable(source)
         from transformers import AutoConfig, AutoProcessor
         from transformers.utils import logging
 

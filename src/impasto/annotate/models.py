@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from impasto.annotator_table import CAPTIONERS, TAGGERS
+from impasto.annotator_table import CAPTIONERS, SHIPPED_CAPTIONERS, SHIPPED_TAGGERS, TAGGERS
 from impasto.checkpoints.downloads import download_snapshot
-from impasto.checkpoints.hub_faults import hub_faults
-from impasto.errors import ConfigError
+from impasto.checkpoints.hub import TIMEOUT_S
+from impasto.errors import ConfigError, ModelError
 from impasto.progress import Progress
 
-__all__ = ["CAPTIONERS", "TAGGERS", "locate_captioner", "locate_tagger"]
+__all__ = ["CAPTIONERS", "TAGGERS", "locate_captioner", "locate_tagger", "require_reachable"]
 
 _FILES = ("*.onnx", "*.csv", "*.txt", "*.json")
 
@@ -21,7 +23,7 @@ def locate_tagger(name: str, progress: Progress) -> Path:
     """The folder of a tagger, or its file; downloaded if it is not here yet.
 
     Args:
-        name: A path, a short name of `TAGGERS`, or a Hub id, perhaps with a folder in it.
+        name: A path, a short name, or a Hub id, perhaps with a folder in it.
         progress: Is told of a download.
 
     Raises:
@@ -29,15 +31,17 @@ def locate_tagger(name: str, progress: Progress) -> Path:
         ModelError: It could not be downloaded.
     """
     path = Path(name)
-    if path.exists():
-        return path
+    if path.exists() or name in SHIPPED_TAGGERS:
+        return path if path.exists() else SHIPPED_TAGGERS[name]
     hub_id = TAGGERS[name].hub_id if name in TAGGERS else name
     owner, _, rest = hub_id.partition("/")
     repository, _, folder = rest.partition("/")
     if not repository or path.suffix:
-        raise ConfigError(_unknown(name, TAGGERS))
-    hint = "the network" if name in TAGGERS else "the spelling and the network"
-    return _downloaded(f"{owner}/{repository}", folder, hint, progress) / folder
+        raise ConfigError(_unknown(name, [*TAGGERS, *SHIPPED_TAGGERS]))
+    place = f" of {folder}" if folder else ""
+    wanted = _Wanted(f"{owner}/{repository}", f"tagger {name}", f"the .onnx and its tags{place}")
+    with wanted.or_what_to_do():
+        return _downloaded(wanted.hub_id, folder, progress) / folder
 
 
 def locate_captioner(name: str) -> str:
@@ -48,14 +52,34 @@ def locate_captioner(name: str) -> str:
     """
     if Path(name).exists():
         return name
+    if name in SHIPPED_CAPTIONERS:
+        return str(SHIPPED_CAPTIONERS[name])
     if name in CAPTIONERS:
         return CAPTIONERS[name]
     if name.count("/") != 1 or Path(name).suffix:
-        raise ConfigError(_unknown(name, CAPTIONERS))
+        raise ConfigError(_unknown(name, [*CAPTIONERS, *SHIPPED_CAPTIONERS]))
     return name
 
 
-def _unknown(name: str, known: Mapping[str, object]) -> str:
+def require_reachable(hub_id: str) -> None:
+    """Make sure that a captioner of the Hub is here or can be asked for, before transformers tries.
+
+    That asks six times, for half a minute, and prints each time.
+
+    Raises:
+        ModelError: It is not here, and there is no network or no such model.
+    """
+    from huggingface_hub import HfApi, is_offline_mode, try_to_load_from_cache
+
+    if Path(hub_id).exists() or isinstance(try_to_load_from_cache(hub_id, "config.json"), str):
+        return
+    with _Wanted(hub_id, f"captioner {hub_id}", "its .json and .safetensors").or_what_to_do():
+        if is_offline_mode():
+            raise ConnectionError
+        HfApi().model_info(hub_id, timeout=TIMEOUT_S)
+
+
+def _unknown(name: str, known: Sequence[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.3)
     return (
         f"There is no model {name!r}: neither a path that exists, nor a known name, nor a Hub id "
@@ -64,22 +88,69 @@ def _unknown(name: str, known: Mapping[str, object]) -> str:
     )
 
 
-def _downloaded(hub_id: str, folder: str, hint: str, progress: Progress) -> Path:
+def _downloaded(hub_id: str, folder: str, progress: Progress) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
 
     patterns = [f"{folder}/{p}" if folder else p for p in _FILES]
     try:
         return Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
+    except (OSError, ValueError):
         pass  # it is not here yet
+    return download_snapshot(hub_id, progress, repo_id=hub_id, allow_patterns=patterns)
 
-    def sentence_of(reason: str) -> str:
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A model that is to be had from the Hub.
+
+    Attributes:
+        hub_id: Its id.
+        title: What was asked for, in words: `tagger wd-swinv2-v3`.
+        files: Which of its files are needed, in words.
+    """
+
+    hub_id: str
+    title: str
+    files: str
+
+    @contextlib.contextmanager
+    def or_what_to_do(self) -> Iterator[None]:
+        """Say in one paragraph what to do where it cannot be had.
+
+        Raises:
+            ModelError: There is no network, or no such model.
+        """
+        from huggingface_hub.errors import HTTPError, RepositoryNotFoundError
+
+        try:
+            yield
+        except RepositoryNotFoundError as error:
+            raise ModelError(
+                f"The Hugging Face Hub shows no {self.hub_id}: it is spelt otherwise, private or "
+                f"gated. Check the name, log in with `hf auth login` if it is gated, or give the "
+                f"folder of a copy, with {self.files}: --model PATH."
+            ) from error
+        except (OSError, ValueError, HTTPError) as error:
+            raise ModelError(self._without_network(error)) from error
+
+    def _without_network(self, error: Exception) -> str:
+        from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+
+        cached = Path(HF_HUB_CACHE) / f"models--{self.hub_id.replace('/', '--')}"
+        kind, _, _ = self.title.partition(" ")
         return (
-            f"{hub_id} is not a folder on this machine and could not be downloaded from the "
-            f"Hugging Face Hub ({reason}). Check {hint}, or give the path of a local copy: the "
-            f"folder with the .onnx and its tags."
+            f"The {self.title} is not on this machine, and {ENDPOINT}/{self.hub_id} could not be "
+            f"reached ({_reason(error)}). Download it where there is a network and give the "
+            f"folder, with {self.files}: --model PATH. Or bring {cached} from a machine that has "
+            f"used it. Here is only the small {kind} of the demo, for flat icons: --model demo."
         )
 
-    with hub_faults(sentence_of):
-        return download_snapshot(hub_id, progress, repo_id=hub_id, allow_patterns=patterns)
+
+def _reason(error: Exception) -> str:
+    """Why the Hub was not reached, in a few words."""
+    from huggingface_hub import is_offline_mode
+
+    if is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    said = str(error).strip().split("\n")[0].removeprefix("Got: ")
+    return said[:80] or type(error).__name__

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
+from impasto.cli.recorded import task_log
 from impasto.invocation import is_first_process
 
 PACKAGES = {
@@ -79,7 +80,10 @@ def _wrap(loader: Any, shown: contextlib.AbstractContextManager[None]) -> None:
 
 
 def _stage(description: str) -> contextlib.AbstractContextManager[Any]:
-    """On a terminal a spinner; elsewhere a line on standard error, since output may be JSON."""
+    """On a terminal a spinner; elsewhere a line on standard error, since output may be JSON.
+
+    Whoever started this process as a task is told too.
+    """
     from rich.console import Console as RichConsole
 
     from impasto.cli.stages import Stage, progress_bar_if_slow, progress_lines
@@ -87,5 +91,17 @@ def _stage(description: str) -> contextlib.AbstractContextManager[Any]:
     stage = Stage(description, None, "modules")
     output = RichConsole(soft_wrap=True, highlight=False, emoji=False)
     if output.is_terminal:
-        return progress_bar_if_slow(output, stage)
-    return progress_lines(RichConsole(stderr=True, highlight=False, emoji=False), stage)
+        shown: contextlib.AbstractContextManager[Any] = progress_bar_if_slow(output, stage)
+    else:
+        error = RichConsole(stderr=True, highlight=False, emoji=False)
+        shown = progress_lines(error, stage)
+    log = task_log()
+    return shown if log is None else _both(log.stage(description, None, "modules"), shown)
+
+
+@contextlib.contextmanager
+def _both(*shown: contextlib.AbstractContextManager[Any]) -> Iterator[None]:
+    with contextlib.ExitStack() as opened:
+        for one in shown:
+            opened.enter_context(one)
+        yield

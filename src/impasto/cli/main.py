@@ -46,6 +46,7 @@ VERBS = {
     "download": "impasto.cli.download:download",
     "sample": "impasto.cli.sample:sample",
     "draw-worker": "impasto.cli.draw_worker:draw_worker",
+    "plan-worker": "impasto.cli.plan_worker:plan_worker",
     "report": "impasto.cli.report:report",
     "compare": "impasto.cli.compare:compare",
     "evaluate": "impasto.cli.evaluate:evaluate",

@@ -139,7 +139,7 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
         console.note("Nothing was removed. Add --yes to remove it for good.")
         return
     remove(found)
-    console.note(f"Removed {size_words(found.size)}.")
+    console.note(f"Removed for good. That freed {size_words(found.size)}.")
 
 
 @models.command("empty-trash")
@@ -151,7 +151,7 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
     Without FOLDERS, from the current folder. What is deleted meanwhile stays in the trash.
     """
     from impasto.cli.console import Console
-    from impasto.progress import size_words
+    from impasto.progress import counted, size_words
     from impasto.studio.trash import all_deleted, empty_trash
 
     console, there = Console(), _existing(folders)
@@ -160,8 +160,9 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
     if not yes:
         console.note(f"The trash has {size}. Nothing was removed. Add --yes to remove it.")
         return
-    empty_trash(there, {one.name for one in deleted})
-    console.note(f"Removed {size}.")
+    gone = empty_trash(there, {one.name for one in deleted})
+    freed = size_words(sum(one.size for one in gone))
+    console.note(f"Removed {counted(len(gone), 'models')} for good. That freed {freed}.")
 
 
 def _who_may_need(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ from impasto.cli.plan_value import (
     StepPlan,
     ValidationPlan,
 )
+from impasto.cli.recorded import task_log
 from impasto.config.compatibility import require_compatible
 from impasto.config.differences import changed_settings
 from impasto.config.run import RunConfig
@@ -34,8 +37,9 @@ from impasto.models.loading import BaseModel, load_meta_model
 from impasto.models.tokenizers import build_tokens
 from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
-from impasto.progress import Progress, SilentProgress, counted
+from impasto.progress import Advance, Progress, SilentProgress, counted
 from impasto.runs import RunDirectory
+from impasto.runs.events import EventLog
 from impasto.training.devices import default_device, require_precision
 from impasto.training.methods import build_trainable
 from impasto.training.model import build_open_options
@@ -96,7 +100,7 @@ def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]
     Raises:
         ImpastoError: What is found before there is anything to plan.
     """
-    notes = Notes()
+    notes = Notes(task_log())
     outlook = look_ahead(asked, notes)
     doubt, error = None, None
     try:
@@ -104,15 +108,30 @@ def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]
         doubt = require_fit(asked, outlook)
     except ImpastoError as refusal:
         error = refusal
-    content = {**asdict(plan_of(outlook)), "notes": notes.lines, "doubt": doubt}
-    return content, error
+    with notes.stage("Counting tokens, and timing this machine", None, "steps"):
+        plan = asdict(plan_of(outlook))
+    return {**plan, "notes": notes.lines, "doubt": doubt}, error
 
 
 class Notes(SilentProgress):
-    """Keeps what is noted on the way, and shows nothing."""
+    """Keeps what is noted on the way, and shows nothing; whoever started it as a task sees stages.
 
-    def __init__(self) -> None:
+    Args:
+        log: The events of the task; None where this process is none.
+    """
+
+    def __init__(self, log: EventLog | None = None) -> None:
         self.lines: list[str] = []
+        self._log = log
+
+    @contextlib.contextmanager
+    def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
+        """Tell whoever started this as a task of a stage."""
+        if self._log is None:
+            yield lambda _: None
+            return
+        with self._log.stage(description, total, unit) as advance:
+            yield advance
 
     def note(self, message: str) -> None:
         """Keep a line that a person would be shown while the plan is made."""

@@ -50,6 +50,10 @@ def _line(summary: RunSummary) -> str:
     if state.is_alive and "stage" in state.status:
         words.append(str(state.status["stage"]))
     words += state.details()
+    if state.resumption is not None:
+        words.append(f"resumed later and {state.resumption} before a step")
+    elif state.finished_step is not None:
+        words.append(f"had finished at step {state.finished_step:,}")
     if state.state == "killed":
         words.append(f"state of step {state.saved_step} kept" if state.saved_step else "no state")
     if summary.when and not state.is_alive:

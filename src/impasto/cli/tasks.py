@@ -99,11 +99,12 @@ def _as_json(known: Tasks, task: TaskDirectory) -> dict[str, Any]:
 
 
 def _line(one: dict[str, Any]) -> str:
+    from impasto.runs.events import stage_words
+
     words = [one["state"], one["title"]]
     stage = one["stage"]
     if stage is not None and one["state"] in ("starting", "working"):
-        of = f" of {stage['total']}" if stage.get("total") else ""
-        words.append(f"{stage['text']}: {stage['done']}{of} {stage['unit']}")
+        words.append(stage_words(stage))
     if one["error"]:
         words.append(one["error"].partition("\n")[0])
     return " · ".join(words)

@@ -55,7 +55,7 @@ def train(
     if as_json:
         if not plan_only:
             raise click.UsageError("--json belongs to --plan.")
-        _print_plan(config, overrides)
+        print_plan(config, overrides)
         return
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
@@ -91,7 +91,7 @@ def load_settings(file: Path, overrides: tuple[str, ...]) -> tuple[RunConfig, li
     return settings, [str(warning.message) for warning in said]
 
 
-def _print_plan(file: Path, overrides: tuple[str, ...]) -> None:
+def print_plan(file: Path, overrides: tuple[str, ...]) -> None:
     """Print a plan as JSON, or what stands against one; the process ends with the error's code."""
     from impasto.cli.early import check_run
     from impasto.cli.harmless import json_text
@@ -142,9 +142,9 @@ def resume(run: Path) -> None:
     with failing_together() as group:
         if group is None or group.rank == 0:  # others may have no disk in common with it
             directory = open_run(run)
-            status, config = directory.status(), load_begun_config(settings_to_go_on(directory))
-            total = status.get("total_steps")
-            if status.get("phase") == "finished" and _asked_steps(config.training, status) == total:
+            state, config = directory.state(), load_begun_config(settings_to_go_on(directory))
+            asked = _asked_steps(config.training, state.status)
+            if state.state == "finished" and asked == state.total_steps:
                 _tell_nothing_is_left(group)
                 _show_finished(directory, console)
                 return

@@ -16,6 +16,7 @@ from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.dreambooth import with_dreambooth_folders
 from impasto.config.former import with_former_values
+from impasto.config.moved import cache_of_moved_run
 from impasto.config.renamed import FormerNameWarning, present_path, with_present_names
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
@@ -46,10 +47,18 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 def load_begun_config(path: Path) -> RunConfig:
     """Read the settings in the directory of a run, to go on with it or measure as it did.
 
+    Where the run was moved, a cache in its directory is the one that was moved with it.
+
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    return build_run_config(with_former_values(read_toml(path)), source=str(path))
+    config = build_run_config(with_former_values(read_toml(path)), source=str(path))
+    cache = config.dataset.cache_dir
+    if cache is None:
+        return config
+    cache = cache_of_moved_run(cache, config.output_dir, path.parent)
+    dataset = config.dataset.model_copy(update={"cache_dir": cache})
+    return config.model_copy(update={"dataset": dataset})
 
 
 def former_names(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> list[str]:

@@ -34,11 +34,13 @@ from impasto import files
 from impasto.errors import StorageError
 from impasto.owners import boot_mark, current_process
 from impasto.parsing import printable
-from impasto.progress import Advance
+from impasto.progress import Advance, counted
 from impasto.runs.lines import read_lines
 
 WARNING = "Warning: "
 PROGRESS_EVERY_S = 5.0
+
+_COUNTS = ("done", "total")
 
 
 class EventLog:
@@ -133,6 +135,19 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str,
     for place, event in read_lines(file, offset):
         if isinstance(event.get("kind"), str):
             yield place, event
+
+
+def stage_words(stage: Mapping[str, Any]) -> str:
+    """A stage as a person reads it: what is done, and how far it is where it counts something.
+
+    Args:
+        stage: An event of that kind; of a damaged one the parts that are as they should be.
+    """
+    text, unit = str(stage.get("text", "")), str(stage.get("unit", ""))
+    done, total = (value if isinstance(value, int) else 0 for value in map(stage.get, _COUNTS))
+    if total and not (stage.get("ended") and done == total):
+        return f"{text}: {done:,} of {counted(total, unit)}"
+    return f"{text}: {counted(done, unit)}" if done else text
 
 
 def _ends_within_a_line(file: Path) -> bool:

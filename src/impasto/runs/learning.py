@@ -277,4 +277,4 @@ def _checkpoint(
         return Checkpoint(path, int(found[1]) * int(status.get("updates_per_epoch", 1)))
     if re.search(r"-best(-ema)?(\.|$)", path.name):
         return Checkpoint(path, None if best is None else int(best["step"]), is_best=True)
-    return Checkpoint(path, int(status.get("total_steps", 0)))
+    return Checkpoint(path, int(status.get("finished_step", status.get("total_steps", 0))))

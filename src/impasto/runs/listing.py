@@ -50,6 +50,8 @@ class RunSummary:
             "step": self.state.step,
             "total_steps": self.state.total_steps,
             "saved_step": self.state.saved_step,
+            "finished_step": self.state.finished_step,
+            "resumption": self.state.resumption,
             "updated_at": self.updated_at,
             "seconds_left": status.get("seconds_left") if self.state.is_alive else None,
             "images_per_s": status.get("images_per_s"),

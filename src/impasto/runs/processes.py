@@ -25,6 +25,8 @@ def start_apart(
     log: Path,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
+    *,
+    listens: bool = False,
 ) -> subprocess.Popen[bytes]:
     """Start `impasto` with some words. No shell takes part, so names may hold anything.
 
@@ -33,6 +35,7 @@ def start_apart(
         log: What it prints is added to this file.
         folder: Where it is started: its relative paths begin there.
         environment: Variables that it has beside those of this process.
+        listens: Whether it can be written to, by `stdin`.
 
     Raises:
         StorageError: The file cannot be written.
@@ -41,7 +44,7 @@ def start_apart(
     with storage_errors.reported(log), log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=folder,

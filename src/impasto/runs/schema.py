@@ -16,7 +16,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "updates_per_epoch": _WHOLE, "saved_step": _WHOLE, "updated_at": _NUMBER,
         "started_at": _NUMBER, "folder": _TEXT, "pid": _WHOLE, "process": _TEXT, "host": _TEXT,
         "stage": _TEXT, "stage_done": _WHOLE, "stage_total": _WHOLE, "stage_unit": _TEXT,
-        "merged_loss": _NUMBER,
+        "merged_loss": _NUMBER, "finished_step": _WHOLE,
         "loss": _NUMBER, "images_per_s": _NUMBER, "seconds_left": _NUMBER,
         "timings_s": {"": _NUMBER},
     },

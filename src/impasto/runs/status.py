@@ -22,7 +22,7 @@ from impasto.errors import StorageError
 from impasto.invocation import command
 from impasto.lock_file import LockHolder
 from impasto.owners import current_process
-from impasto.parsing import printable
+from impasto.parsing import printable, read_object
 from impasto.progress import counted, duration_words
 
 Phase = Literal["preparing", "training", "finished", "stopped", "failed"]
@@ -34,6 +34,9 @@ BEAT_S = 5.0
 
 _KEPT = ("step", "total_steps", "saved_step", "loss", "images_per_s")
 
+_OF_END = ("model", "merged_loss", "updates_per_epoch")
+"""What a finished run says of its model, which stays true while it is made longer."""
+
 _GOING = ("preparing", "training")
 
 _OLD_PHASES = {"interrupted": "stopped"}
@@ -44,7 +47,8 @@ class StatusWriter:
     """Writes `status.json`: at once when the phase changes, and as a heartbeat every few seconds.
 
     What changes with every step is only noted (`note`), which costs nothing, and goes out with the
-    next beat. Used as a context, whose end is the end of the beats.
+    next beat. Used as a context, whose end is the end of the beats. Of a run that had finished
+    before, it goes on saying at which step (`finished_step`) and with which model.
 
     Args:
         file: The file.
@@ -57,6 +61,7 @@ class StatusWriter:
         self._writing = threading.Lock()  # of the file: held as long as the disk takes
         self._ended = threading.Event()
         self._content: dict[str, Any] = {}
+        self._earlier_end = _earlier_end(file)
         self._is_unwritten = False
         self._process = {
             "pid": os.getpid(),
@@ -85,7 +90,8 @@ class StatusWriter:
         with self._writing:
             with self._lock:
                 kept = {name: self._content[name] for name in _KEPT if name in self._content}
-                self._content = {"phase": phase, **kept, **details}
+                earlier = {} if phase == "finished" else self._earlier_end
+                self._content = {"phase": phase, **earlier, **kept, **details}
             self._write(durable=True)
 
     def note(self, **details: Any) -> None:
@@ -130,12 +136,15 @@ class RunState:
         status: What `status.json` says; empty where it is missing or damaged.
         holder: The living process that holds the directory.
         saved_step: The step of its newest training state; 0 if it has none.
+        resumption: How a resumption ended that did no further step, `stopped`, `failed` or
+            `killed`: the run is what it was before, `finished`. None where there was none.
     """
 
     state: State
     status: Mapping[str, Any]
     holder: LockHolder | None
     saved_step: int
+    resumption: State | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -143,14 +152,30 @@ class RunState:
         return self.holder is not None
 
     @property
+    def finished_step(self) -> int | None:
+        """The step that the run finished at, before it was made longer; None if it never had."""
+        step = self.status.get("finished_step")
+        return None if step is None else int(step)
+
+    @property
+    def can_go_on(self) -> bool:
+        """Whether nobody works on the run and it has not come to the end that was asked for."""
+        ended = self.state in ("killed", "stopped", "failed")
+        return not self.is_alive and (ended or self.resumption is not None)
+
+    @property
     def step(self) -> int:
         """Optimizer steps that are done, as far as the run could say."""
+        if self.resumption is not None and self.finished_step is not None:
+            return self.finished_step
         return int(self.status.get("step", self.saved_step))
 
     @property
     def total_steps(self) -> int | None:
         """Optimizer steps of the whole run; None until that is known."""
         total = self.status.get("total_steps")
+        if self.resumption is not None:
+            return self.finished_step
         return None if total is None else int(total)
 
     def details(self) -> list[str]:
@@ -167,18 +192,32 @@ class RunState:
     def sentence(self, path: Path | str) -> str:
         """The state in a sentence or three, with what to do where something is to be done."""
         words, message = f"This run {_SENTENCES[self.state]}", str(self.status.get("message", ""))
-        if self.total_steps is not None and not message:
+        if self.total_steps is not None and (not message or self.resumption is not None):
             about = "about " if self.state == "killed" else ""
             words += f": {about}{self.step} of {counted(self.total_steps, 'steps')}"
-        said = [f"{words}.", message]
-        if self.state == "killed":
-            kept = (
-                f"The state of step {self.saved_step} is kept"
-                if self.saved_step
-                else ("It has saved no state")
-            )
-            said.append(f"{kept}. Continue with: {command('resume', path)}")
+        said = [f"{words}.", self._words_of_resumption(), message]
+        if "killed" in (self.state, self.resumption):
+            said.append(f"{kept_words(self.saved_step)}: {command('resume', path)}")
         return " ".join(filter(None, said))
+
+    def _words_of_resumption(self) -> str:
+        """What the run had come to before it was made longer; empty of one that was not."""
+        if self.resumption is not None:
+            return f"It was resumed later, which {_RESUMPTIONS[self.resumption]} before a step."
+        if self.finished_step is None:
+            return ""
+        return f"It had finished at step {self.finished_step} and was resumed, to be made longer."
+
+
+def kept_words(saved_step: int) -> str:
+    """What is kept of a run that ended early, and what going on with it does: `resume` follows.
+
+    Args:
+        saved_step: The step of its newest training state; 0 if it has none.
+    """
+    if saved_step:
+        return f"The state of step {saved_step} is kept, and nothing after it. Continue with"
+    return "No state was saved yet. Begin again from the start with"
 
 
 _SENTENCES: dict[State, str] = {
@@ -192,15 +231,46 @@ _SENTENCES: dict[State, str] = {
 }
 
 
+_RESUMPTIONS: dict[State, str] = {
+    "stopped": "was stopped",
+    "failed": "ended with an error",
+    "killed": "was killed",
+}
+
+
 def state_of(status: Mapping[str, Any], holder: LockHolder | None, saved_step: int) -> RunState:
     """Put together what a run says of itself and whether its process lives."""
     phase = _OLD_PHASES.get(str(status.get("phase")), status.get("phase"))
     state: State = phase if phase in _SENTENCES else "unknown"
     if holder is None and phase in _GOING:
         state = "killed"
-    elif holder is not None and "process" in status and not _is_by(holder, status):
+    if holder is None and state in _RESUMPTIONS and _is_as_it_finished(status):
+        return RunState("finished", status, None, saved_step, state)
+    if holder is not None and "process" in status and not _is_by(holder, status):
         state = "preparing"  # it was resumed just now, and has not said so yet
     return RunState(state, status, holder, saved_step)
+
+
+def _is_as_it_finished(status: Mapping[str, Any]) -> bool:
+    """Whether a run had finished, and has not begun to do more steps since."""
+    finished, total = status.get("finished_step"), status.get("total_steps")
+    return finished is not None and (total is None or total <= finished)
+
+
+def finished_step_of(status: Mapping[str, Any]) -> int | None:
+    """The step that a run finished at, now or before it was made longer; None if it never did."""
+    is_finished = status.get("phase") == "finished"
+    step = status.get("total_steps" if is_finished else "finished_step")
+    return step if isinstance(step, int) else None
+
+
+def _earlier_end(file: Path) -> dict[str, Any]:
+    """What is kept of an earlier end of a run; nothing where it has not finished yet."""
+    said = read_object(file) or {}
+    step = finished_step_of(said)
+    if step is None:
+        return {}
+    return {"finished_step": step, **{name: said[name] for name in _OF_END if name in said}}
 
 
 def _is_by(holder: LockHolder, status: Mapping[str, Any]) -> bool:

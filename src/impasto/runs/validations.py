@@ -54,7 +54,7 @@ def validations_to_come(run: RunDirectory, step: int) -> int | None:
     """How many validations a run plans after this step; None where its settings do not tell."""
     status = run.status()
     total: int | None = status.get("total_steps")
-    if status.get("phase") == "finished" or (total is not None and step >= total):
+    if run.state().state == "finished" or (total is not None and step >= total):
         return 0
     try:
         section = parse_toml(read_text(run.config_file, "replace")).get("validation")

@@ -19,8 +19,10 @@ from jinja2 import (
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
+from impasto.runs.events import stage_words
 from impasto.studio.folders import Folders
 from impasto.studio.machine import Machine
+from impasto.studio.plans import Plans
 from impasto.studio.run_processes import RunProcesses
 from impasto.studio.static_files import static_address
 from impasto.studio.tasks import TASKS, Tasks
@@ -49,10 +51,12 @@ class Studio:
         queue: The folder of the queue, which need not be there.
         run_processes: Starts processes that work on runs.
         tasks: Starts other processes.
+        plans: Makes plans of new runs.
         machine: Knows what this machine has.
         templates: Makes pages; whatever is put into one is escaped.
         look_every_s: Seconds between two looks at a run that is being watched.
         listens: The options that it was started with for where it listens: name and value.
+        plans_ahead: Whether a process is kept ready for the next plan.
         closing: Set when the server ends, so that streams end too.
     """
 
@@ -61,14 +65,17 @@ class Studio:
     queue: Path
     run_processes: RunProcesses = field(default_factory=RunProcesses)
     tasks: Tasks = field(init=False)
+    plans: Plans = field(init=False)
     machine: Machine = field(init=False)
     templates: Environment = field(default_factory=lambda: _templates())
     look_every_s: float = LOOK_EVERY_S
     listens: Sequence[tuple[str, object]] = ()
+    plans_ahead: bool = True
     closing: threading.Event = field(default_factory=threading.Event)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "tasks", Tasks(self.home / TASKS))
+        object.__setattr__(self, "plans", Plans(self.home, keeps_ready=self.plans_ahead))
         machine = Machine(self.home / "machine.json", self.folders.runs[0])
         object.__setattr__(self, "machine", machine)
 
@@ -107,4 +114,5 @@ def _templates() -> Environment:
     )
     found.globals["navigation"] = NAVIGATION
     found.globals["static"] = static_address
+    found.globals["stage_words"] = stage_words
     return found

@@ -4,7 +4,8 @@ fields.json    the text of each field, as it was typed
 about.json     what the draft was made for, and which task works for it
 imported.toml  settings that a task writes for it: for a goal, or from an old command
 settings.toml  what `impasto train --plan` is given
-plan.log       what that prints
+plan.log       what that prints; there once the process has taken the settings up
+events.jsonl   which stages that process tells of
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 from impasto import files, storage_errors, temporary_names
 from impasto.errors import StorageError
 from impasto.parsing import read_object
+from impasto.runs.tasks import TaskDirectory
 
 KEPT = 50
 """Drafts that are kept: those that were changed last."""
@@ -52,6 +54,11 @@ class Draft:
     def plan_log(self) -> Path:
         """What the process that plans has printed."""
         return self.path / "plan.log"
+
+    @property
+    def events_file(self) -> Path:
+        """Which stages the process that plans tells of."""
+        return TaskDirectory(self.path).events_file
 
     def fields(self) -> dict[str, str]:
         """What was typed, by field."""

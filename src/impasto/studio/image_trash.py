@@ -8,6 +8,7 @@ followed.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -58,6 +59,15 @@ class TrashedImages:
             for path in found
             if path.parts[0] not in _MASKS and path.suffix.lower() in EXTENSIONS
         ]
+
+    @property
+    def size(self) -> int:
+        """The bytes of all files in it."""
+        found = 0
+        for path in _files_below(self.path):
+            with contextlib.suppress(OSError):  # it went just now
+                found += path.lstat().st_size
+        return found
 
 
 def put_away(dataset: Path, images: Sequence[Path], within: Sequence[Path]) -> TrashedImages:

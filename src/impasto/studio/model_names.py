@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from impasto import files, presence
-from impasto.annotator_table import CAPTIONERS, TAGGERS
+from impasto.annotator_table import CAPTIONERS, SHIPPED_CAPTIONERS, SHIPPED_TAGGERS, TAGGERS
 from impasto.hub_ids import is_hub_id
 from impasto.studio.models import walk_models
 
@@ -21,8 +21,8 @@ def offered_models(folders: Sequence[Path]) -> dict[str, list[str]]:
     Args:
         folders: The folders of models that the studio was given.
     """
-    taggers = [*TAGGERS]
-    captioners = [*CAPTIONERS]
+    taggers = [*TAGGERS, *SHIPPED_TAGGERS]
+    captioners = [*CAPTIONERS, *SHIPPED_CAPTIONERS]
     for folder in folders:
         for path in (path for path, is_folder in walk_models(folder) if is_folder):
             if _has(path, "*.onnx"):
@@ -40,7 +40,10 @@ def why_not_offered(name: str, kind: str, folders: Sequence[Path]) -> str:
         kind: `tagger` or `captioner`.
         folders: The folders of models that the studio was given.
     """
-    if name in (TAGGERS if kind == "tagger" else CAPTIONERS):
+    is_tagger = kind == "tagger"
+    if name in (TAGGERS if is_tagger else CAPTIONERS):
+        return ""
+    if name in (SHIPPED_TAGGERS if is_tagger else SHIPPED_CAPTIONERS):
         return ""
     path = Path(name)
     if path.is_absolute():

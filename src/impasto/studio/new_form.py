@@ -13,6 +13,7 @@ from typing import Any
 import tomli_w
 
 from impasto.config.fields import faults_by_field, tree_of
+from impasto.config.labels import label_of
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.tree import Setting, all_sections, all_settings
@@ -125,9 +126,11 @@ def _kind_of(setting: Setting, fields: Mapping[str, str]) -> str:
 
 def _field(setting: Setting, fields: Mapping[str, str]) -> dict[str, Any]:
     """What the template needs of a field."""
-    value, bounds = setting.type, setting.type.bounds
+    value, bounds, label = setting.type, setting.type.bounds, label_of(setting.path)
     return {
         "path": setting.path,
+        "title": label.title,
+        "elsewhere": label.elsewhere(setting.name),
         "docs": setting.docs,
         "type": _type_words(setting),
         "control": _control(setting),

@@ -9,11 +9,13 @@ from typing import Any
 from impasto import files, presence, storage_errors
 from impasto.config.fields import fields_of
 from impasto.config.goals import GOALS
+from impasto.config.moved import cache_of_moved_run
 from impasto.config.names import file_name_problem
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, RunError
 from impasto.hub_ids import is_hub_id
 from impasto.publishing import is_path_key
+from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
 from impasto.studio.drafts import Draft
 from impasto.studio.folders import Folders
@@ -37,8 +39,24 @@ def fields_of_run(run: RunDirectory) -> dict[str, str]:
         folder = Path(str(run.status().get("folder") or "."))
     except RunError:
         folder = Path()
-    fields = fields_of(_as_seen_from(tree, folder))
+    fields = fields_of(_as_seen_from(_with_cache_where_it_is(tree, folder, run.path), folder))
     return {**fields, "output_dir": str(presence.free_place(run.path))}
+
+
+def _with_cache_where_it_is(tree: dict[str, Any], folder: Path, where: Path) -> dict[str, Any]:
+    """Settings of a run with its cache where the run is now; `folder` is where it was started."""
+    dataset, began = tree.get("dataset"), tree.get("output_dir")
+    if not isinstance(dataset, dict) or not isinstance(began, str):
+        return tree
+    cache = dataset.get("cache_dir")
+    if not isinstance(cache, str) or is_remote(cache) or is_remote(began):
+        return tree
+    found = cache_of_moved_run(folder / cache, folder / began, where)
+    return (
+        tree
+        if found == folder / cache
+        else {**tree, "dataset": {**dataset, "cache_dir": str(found)}}
+    )
 
 
 def _as_seen_from(value: Any, folder: Path, key: str = "") -> Any:

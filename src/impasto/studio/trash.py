@@ -181,8 +181,8 @@ def purge(model: DeletedModel) -> None:
     _tidy(model.path.parent)
 
 
-def empty_trash(folders: Folders, names: Collection[str]) -> None:
-    """Remove for good what of some deleted models is still there.
+def empty_trash(folders: Folders, names: Collection[str]) -> list[DeletedModel]:
+    """Remove for good what of some deleted models is still there; return what was removed.
 
     Args:
         folders: The given folders.
@@ -192,9 +192,10 @@ def empty_trash(folders: Folders, names: Collection[str]) -> None:
     Raises:
         StorageError: Something is held open or read-only.
     """
-    for one in all_deleted(folders):
-        if one.name in names:
-            purge(one)
+    wanted = [one for one in all_deleted(folders) if one.name in names]
+    for one in wanted:
+        purge(one)
+    return wanted
 
 
 def given_folders(folders: Folders) -> list[Path]:

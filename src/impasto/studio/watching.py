@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from impasto.runs import RunDirectory, RunState
-from impasto.runs.events import read_events
+from impasto.runs.events import read_events, stage_words
 from impasto.runs.lines import size_of
 from impasto.studio.curves import numbers_of, read_records
 
@@ -125,7 +125,7 @@ def _words_of(event: Mapping[str, Any]) -> str | None:
     if kind in ("note", "warning"):
         return text
     if kind == "stage":
-        return f"{text}: {event.get('done')} {event.get('unit')}" if event.get("ended") else None
+        return stage_words(event) if event.get("ended") else None
     if kind == "command":
         return f"{event.get('command')}: {text}"
     if kind == "training":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from accelerate import Accelerator
 
@@ -15,8 +15,12 @@ from impasto.training.signals import interrupted
 
 
 @contextlib.contextmanager
-def explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
+def explain_exits(accelerator: Accelerator, then: Callable[[], str]) -> Iterator[None]:
     """Explain a signal, and the end of another process, outside the steps.
+
+    Args:
+        accelerator: Knows how many processes there are.
+        then: Says, once it has ended, what is kept and what to do.
 
     Raises:
         Interrupted: A signal asked to stop.
@@ -25,12 +29,12 @@ def explain_exits(accelerator: Accelerator, then: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
-        raise interrupted(stop, f"Stopped at once. {then}") from stop
+        raise interrupted(stop, f"Stopped at once. {then()}") from stop
     except RuntimeError as error:
         if accelerator.num_processes > 1 and is_process_loss(error):
             raise RunError(
                 f"Another process of this run has ended, so this one stops; its own message says "
-                f"why. {then}"
+                f"why. {then()}"
             ) from error
         raise
 

@@ -21,6 +21,7 @@ from impasto.datasets.distributed import ending_together, process_group
 from impasto.errors import RunError
 from impasto.parsing import parse_json, parse_toml
 from impasto.runs import RunDirectory
+from impasto.runs.status import finished_step_of
 from impasto.training.devices import build_processes
 from impasto.training.preflight import require_machine
 from impasto.training.processes import planned_processes
@@ -102,7 +103,7 @@ def _resumable_config(run: RunDirectory) -> RunConfig:
         RunError: There is no run, or nothing to continue it from.
     """
     found = replace(RunDirectory.open(run.path), place=run.place)
-    if found.status().get("phase") == "finished" and not found.saved_steps():
+    if finished_step_of(found.status()) is not None and not found.saved_steps():
         raise RunError(
             f"{run.address} is finished and its states are gone (saving.keep_final_state = false), "
             f"so it cannot be made longer. Start a new run from its model, "

@@ -26,6 +26,7 @@ from impasto.runs import RunDirectory
 from impasto.runs.preparing import forget_preparing, note_preparing
 from impasto.runs.remote.local_folders import place_of, working_folder
 from impasto.runs.schema import CHANGED_SETTINGS
+from impasto.runs.status import finished_step_of, kept_words
 from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
@@ -93,7 +94,7 @@ def train(
                 run = storage.attach(held.enter_context(RunDirectory.begun(config.output_dir)))
             commands = _listening(held, run, stop, told)
         try:
-            with explain_exits(accelerator, _NOT_BEGUN), ending_together(group):
+            with explain_exits(accelerator, lambda: _NOT_BEGUN), ending_together(group):
                 known = None
                 if accelerator.is_main_process:
                     config, known = _begun(run, config, accelerator, told, overrides)
@@ -184,9 +185,14 @@ def resume(
                 commands = _listening(held, run, stop, told)
                 told.open(run)
                 storage.start_sending()
+                if (step := finished_step_of(run.status())) is not None:
+                    told.note(
+                        f"The run had finished at step {step}. Its model of then is kept until it "
+                        f"finishes again."
+                    )
         with (
             writing_end(accelerator, run),
-            explain_exits(accelerator, f"Its states are untouched. {_go_on(run)}"),
+            explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
             ending_together(group),
             removing_waiting(run, accelerator),
         ):
@@ -213,8 +219,12 @@ def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> Train
 _NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same command again."
 
 
-def _go_on(run: RunDirectory) -> str:
-    return f"Continue with: {command('resume', run.address)}"
+def _what_is_kept(run: RunDirectory, accelerator: Accelerator) -> str:
+    """What of a run is kept that was stopped at once, and the command to go on with it."""
+    if not accelerator.is_main_process:  # there may be no disk here with the states
+        return f"The states of the run are kept. Continue with: {command('resume', run.address)}"
+    saved = run.saved_steps()
+    return f"{kept_words(saved[-1] if saved else 0)}: {command('resume', run.address)}"
 
 
 def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
@@ -304,9 +314,12 @@ def _run(
     commands: CommandListener | None,
 ) -> RunDirectory:
     shown = events if session.accelerator.is_main_process else SilentEvents()
-    then = f"What came after the newest state is not saved. {_go_on(run)}"
+    accelerator = session.accelerator
     try:
-        with writing_end(session.accelerator, run), explain_exits(session.accelerator, then):
+        with (
+            writing_end(accelerator, run),
+            explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
+        ):
             TrainingLoop(session, run, shown, preparing_s, stop, commands).train()
     finally:
         shown.ended()

@@ -34,6 +34,7 @@ from impasto.studio.pages.data_views import (
     work_view,
 )
 from impasto.studio.pages.health_views import health_page, report_view
+from impasto.studio.pages.removed import removal_words
 from impasto.studio.pages.shown_dataset import Dataset
 from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of, version_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
@@ -129,7 +130,9 @@ class DataPages:
         dataset, choice = await self.dataset_of(request), GalleryFilter.of(request.query_params)
 
         def read() -> dict[str, Any]:
-            return {**gallery_page(dataset, choice), "report": report_view(dataset)}
+            removed = removal_words(request, "images")
+            page = gallery_page(dataset, choice)
+            return {**page, "report": report_view(dataset), "removed": removed}
 
         return self.studio.page("gallery.html.j2", **await asyncio.to_thread(read))
 

@@ -20,6 +20,7 @@ from impasto.studio.folders import Folders
 from impasto.studio.forms import read_form
 from impasto.studio.model_users import losers_of
 from impasto.studio.models import CHECKPOINT_ENDINGS, MODEL_ENDINGS, all_models
+from impasto.studio.pages.removed import address_after_removal
 from impasto.studio.trash import DeletedModel, empty_trash, find_deleted, purge, restore
 
 _LISTED_BYTES = 8 << 20  # of the names of what was deleted, a hundred bytes or two each
@@ -81,14 +82,16 @@ class DeletedPages:
         model = await self._deleted_of(request)
         await _require_sure(request)
         await asyncio.to_thread(purge, model)
-        return RedirectResponse("/models", 303)
+        return RedirectResponse(address_after_removal("/models", 1, model.size), 303)
 
     async def empty_trash(self, request: Request) -> Response:
         """Remove for good what the page listed; what was deleted since then stays."""
         form = await _require_sure(request)
         names = str(form.get("deleted", "")).split()
-        await asyncio.to_thread(empty_trash, self.studio.folders, set(names))
-        return RedirectResponse("/models?emptied=yes", 303)
+        gone = await asyncio.to_thread(empty_trash, self.studio.folders, set(names))
+        size = sum(one.size for one in gone)
+        address = address_after_removal("/models", len(gone), size)
+        return RedirectResponse(f"{address}&emptied=yes", 303)
 
     async def _deleted_of(self, request: Request) -> DeletedModel:
         """The deleted model that an address names.

@@ -19,6 +19,7 @@ from impasto.studio.forms import read_form
 from impasto.studio.gallery import PER_PAGE
 from impasto.studio.image_trash import TrashedImages, put_away, put_back, remove_entry, trashed
 from impasto.studio.pages import dataset_in
+from impasto.studio.pages.removed import address_after_removal
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -64,7 +65,14 @@ class ImageTrashPages:
     async def remove(self, request: Request) -> Response:
         """Delete images for good."""
         entry = await self._entry(request)
-        return await self._done(request, lambda: remove_entry(entry))
+
+        def measure() -> tuple[int, int]:
+            return len(entry.images), entry.size
+
+        number, size = await asyncio.to_thread(measure)
+        done = await self._done(request, lambda: remove_entry(entry))
+        gallery, _, _ = done.headers["location"].partition("#")
+        return RedirectResponse(address_after_removal(gallery, number, size), 303)
 
     async def _entry(self, request: Request) -> TrashedImages:
         dataset = await dataset_in(self.studio, request)

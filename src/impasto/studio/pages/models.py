@@ -31,6 +31,7 @@ from impasto.studio.pages.model_forms import (
     publish_words,
 )
 from impasto.studio.pages.model_uploads import ModelUploads
+from impasto.studio.pages.removed import removal_words
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.tasks import Made
 from impasto.studio.trash import all_deleted, delete
@@ -87,11 +88,13 @@ class ModelPages:
 
     async def all(self, request: Request) -> Response:
         """All models, what was deleted, and a form to download another one."""
-        return await self._all(emptied="emptied" in request.query_params)
+        emptied = "emptied" in request.query_params
+        return await self._all(removed=removal_words(request, "models"), emptied=emptied)
 
     async def _all(
         self,
         *,
+        removed: str = "",
         emptied: bool = False,
         typed: Mapping[str, str] | None = None,
         refused: HTTPException | None = None,
@@ -105,6 +108,7 @@ class ModelPages:
                 "models": [model.view() for model in all_models(folders)],
                 "folders": [printable(str(folder)) for folder in folders.models],
                 "deleted": [model.view() for model in deleted],
+                "removed": removed,
                 "emptied": emptied,
                 "typed": typed or {},
                 "fault": "" if refused is None else refused.detail,

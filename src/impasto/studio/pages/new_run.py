@@ -25,7 +25,7 @@ from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
 from impasto.studio.new_form import Examined, examine, form_sections
-from impasto.studio.pages.new_views import plan_view
+from impasto.studio.pages.new_views import masks_taken, plan_view
 from impasto.studio.pages.queue_views import is_worked_on
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.plans import Plans
@@ -38,7 +38,7 @@ _MOST_FIELDS = 400
 
 def routes(studio: Studio) -> list[BaseRoute]:
     """The routes of these pages."""
-    pages = NewRunPages(studio, Drafts(studio.home / "drafts"), Plans())
+    pages = NewRunPages(studio, Drafts(studio.home / "drafts"), studio.plans)
     return [
         Route("/new/{draft}", pages.form_page),
         Route("/new/{draft}/waiting", pages.waiting),
@@ -70,11 +70,13 @@ class NewRunPages:
         """The form; while a task makes its settings, that task."""
         draft = self._draft_of(request)
         fields = draft.fields()
+        await asyncio.to_thread(self.plans.prepare)
         if not fields:
             view = await asyncio.to_thread(self._task_view, draft)
             return self.studio.page("new_wait.html.j2", draft=draft.name, task=view)
         content = await asyncio.to_thread(self._form, fields)
-        return self.studio.page("new_form.html.j2", draft=draft.name, **content)
+        masks = masks_taken(draft.about().get("masks"), fields)
+        return self.studio.page("new_form.html.j2", draft=draft.name, masks=masks, **content)
 
     async def waiting(self, request: Request) -> Response:
         """How the task stands that makes the settings; the form once they are there."""
@@ -140,6 +142,7 @@ class NewRunPages:
             file = choose_file(typed, self.studio.folders)
             write_settings(file, found.text, same_is_fine=True)
             self.plans.forget(draft)  # it would take time and memory from the run
+            self.plans.rest()
             title, back = f"Train {run.name}", f"/new/{draft.name}/started"
             address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
             made = Made(str(run), address, f"the run {printable(run.name)}")

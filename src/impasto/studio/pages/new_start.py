@@ -17,6 +17,8 @@ from impasto.errors import ConfigError
 from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
+from impasto.studio.found_masks import FIELD as MASKS
+from impasto.studio.found_masks import unused_masks_of
 from impasto.studio.named_choices import Choice, dataset_choices, model_choices
 from impasto.studio.starting import fields_of_run, goal_faults, goal_words, named_paths
 
@@ -52,6 +54,7 @@ class NewStartPages:
         if run is not None:
             draft = await asyncio.to_thread(self._copy_of, run)
             return RedirectResponse(f"/new/{draft.name}", 303)
+        await asyncio.to_thread(self.studio.plans.prepare)  # while the person chooses
         earlier = self.drafts.find(request.query_params.get("draft", ""))
         return await self._start_page({} if earlier is None else earlier.about())
 
@@ -125,6 +128,8 @@ class NewStartPages:
     def _copy_of(self, name: str) -> Draft:
         """A draft with the settings of a run, and a run directory of its own.
 
+        Masks that its images have by now are used, as by settings that are made for a goal.
+
         Raises:
             HTTPException: There is no such run: 404; its settings cannot be read: 409.
         """
@@ -135,7 +140,11 @@ class NewStartPages:
             fields = fields_of_run(run)
         except (ConfigError, ValueError) as error:
             raise HTTPException(409, f"The run's settings cannot be read: {error}") from error
-        return self.drafts.create(fields)
+        masks = unused_masks_of(fields, self.studio.folders.data)
+        if masks is None:
+            return self.drafts.create(fields)
+        told = {"field": masks.field, "number": masks.number, "images": masks.images}
+        return self.drafts.create({**fields, MASKS: masks.field}, masks=told)
 
     def _have_made(self, draft: Draft, words: list[Any], title: str) -> None:
         back = f"/new/{draft.name}"

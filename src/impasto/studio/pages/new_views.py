@@ -2,12 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from impasto.progress import counted, duration_words, size_words
+from impasto.studio.found_masks import FIELD as MASKS
 from impasto.studio.plans import PlanState
 
 _MIB = 2**20
+
+
+def masks_taken(told: Any, fields: Mapping[str, str]) -> str:
+    """A sentence about masks that a copy of a run uses and the run did not; empty without any.
+
+    Args:
+        told: What was noted of them when the copy was made.
+        fields: What the form has now: a folder that was changed since then needs no word.
+    """
+    if not isinstance(told, Mapping) or told.get("field") != fields.get(MASKS):
+        return ""
+    number, images = told.get("number"), told.get("images")
+    if not isinstance(number, int) or not isinstance(images, int):
+        return ""
+    return (
+        f"{number:,} of the {counted(images, 'images')} {'has' if number == 1 else 'have'} a mask "
+        f"now, which the run did not use. This copy does: {MASKS} is set to their folder. Empty "
+        f"that field to train without them."
+    )
 
 
 def plan_view(state: PlanState) -> dict[str, Any]:
@@ -15,6 +36,7 @@ def plan_view(state: PlanState) -> dict[str, Any]:
     plan, error = state.result, state.result.get("error") or {}
     view: dict[str, Any] = {
         "is_running": state.is_running,
+        "stage": state.stage,
         "failure": state.failure,
         "error": str(error.get("message", "")),
         "rows": [],

@@ -121,7 +121,7 @@ def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> d
         "asks": ASKS,
         "starting": waits and not ending,
         "ending": ending,
-        "can_resume": state.state in ("killed", "stopped", "failed") and not waits,
+        "can_resume": state.can_go_on and not waits,
         "newest_state": saved[-1] if saved else None,
         "at_stop": f"What came after step {saved[-1]:,} will be lost."
         if saved

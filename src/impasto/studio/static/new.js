@@ -28,13 +28,22 @@
   };
 
   const find = document.getElementById("find");
+  const found = document.getElementById("found");
+  // "--max_train_steps", "max train steps" and "Max-Train-Steps" are one name.
+  const plain = (text) => text.toLowerCase().replace(/[-_\s]+/g, " ").trim();
   const showFound = () => {
-    const words = find.value.trim().toLowerCase();
+    const words = plain(find.value);
+    const above = [];
+    let below = 0;
     for (const field of fields) {
       const isInSection = field.closest("details.section") !== null;
-      const isFound = !words || !isInSection || field.textContent.toLowerCase().includes(words);
-      field.hidden = !(isOfKind(field) && isFound);
+      const isMeant = !words || plain(field.textContent).includes(words);
+      field.hidden = !(isOfKind(field) && (isMeant || !isInSection));
+      if (!isMeant || field.hidden) continue;
+      if (isInSection) below += 1;
+      else above.push(field);
     }
+    tellFound(words, above, below);
     for (const section of form.querySelectorAll("details.section")) {
       const shown = section.querySelector("[data-path]:not([hidden])") !== null;
       section.hidden = !shown && words !== "";
@@ -42,8 +51,21 @@
     }
   };
 
+  // The usual settings stay where they are: what is found among them is linked.
+  const tellFound = (words, above, below) => {
+    found.replaceChildren();
+    if (!words) return;
+    found.append(above.length ? "Among the usual settings: " : below ? "" : "No setting has that in its name or in what it says.");
+    above.slice(0, 8).forEach((field, number) => {
+      const link = document.createElement("a");
+      link.href = `#${controlOf(field).id}`;
+      link.textContent = field.dataset.title;
+      found.append(number ? ", " : "", link);
+    });
+  };
+
   // A link to a field opens the section that it is in.
-  panel.addEventListener("click", (event) => {
+  document.addEventListener("click", (event) => {
     const link = event.target.closest('a[href^="#f-"]');
     if (!link) return;
     const control = document.getElementById(link.getAttribute("href").slice(1));

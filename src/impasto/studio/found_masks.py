@@ -1,0 +1,72 @@
+"""Masks that settings do not use yet: painted since the run that they are a copy of began."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from impasto.config.fields import fields_of, tree_of
+from impasto.data.formats import EXTENSIONS
+from impasto.data.mask_folders import mask_names
+
+FIELD = "dataset.mask_dir"
+
+
+@dataclass(frozen=True)
+class FoundMasks:
+    """A folder of masks for the images of some settings.
+
+    Attributes:
+        folder: The folder.
+        number: How many of the images have a mask in it.
+        images: How many images there are.
+    """
+
+    folder: Path
+    number: int
+    images: int
+
+    @property
+    def field(self) -> str:
+        """The folder as the text of the field of `dataset.mask_dir`."""
+        return fields_of({"dataset": {"mask_dir": str(self.folder)}})[FIELD]
+
+
+def unused_masks_of(fields: Mapping[str, str], within: Sequence[Path]) -> FoundMasks | None:
+    """The masks beside the images of some settings, or in their folder; None where there are none.
+
+    As `impasto new` finds them. Settings that have masks of their own, by a folder or by the
+    transparency of the images, are left alone, and so are those with several subsets.
+
+    Args:
+        fields: The text of each field of the settings.
+        within: The folders that the studio shows; masks elsewhere are not looked for.
+    """
+    dataset = tree_of(fields)[0].get("dataset", {})
+    place = dataset.get("image_dir")
+    if dataset.get("mask_dir") or dataset.get("alpha_mask") or dataset.get("datasets"):
+        return None
+    if not isinstance(place, str) or not Path(place).is_absolute():
+        return None
+    masks = mask_names(Path(place), within)
+    if masks is None:
+        return None
+    images = _images_below(Path(place), recursive=dataset.get("recursive", True))
+    number = sum(map(masks.has, images))
+    return FoundMasks(masks.folder, number, len(images)) if number else None
+
+
+def _images_below(folder: Path, *, recursive: bool) -> list[str]:
+    """The images of a folder by their paths below it, with slashes; hidden ones are none."""
+    found = []
+    for place, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if recursive and not name.startswith(".")]
+        below = Path(place).relative_to(folder)
+        found += [
+            (below / name).as_posix()
+            for name in names
+            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
+        ]
+    return found
