@@ -1,7 +1,8 @@
 """Fills the latent cache: decode in worker processes, encode on the device, write in a thread.
 
 The processes of a run split what is missing. They agree on it batch by batch, so the batches, and
-with them the bits of the latents, are those that one process would make of them.
+with them the bits of the latents, are those that one process would make of them. What another
+program is about to encode is waited for (`data/unclaimed.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,6 @@ from impasto.data.latent_orders import (
     is_there,
     keys_of,
     lacks_of,
-    ordered,
     see_all,
     stamps_of,
 )
@@ -39,6 +39,7 @@ from impasto.data.process_group import ALONE, CacheShare
 from impasto.data.records import FileStamp, PlannedImage, SkippedFile
 from impasto.data.rendering import Decode, Render
 from impasto.data.stages import ErrorPolicy, Failure, chunks, default_workers
+from impasto.data.unclaimed import Unclaimed
 from impasto.errors import DatasetError
 from impasto.progress import Advance, Progress, SilentProgress, none_of
 
@@ -155,9 +156,11 @@ class _Filler:
             if key is None:
                 failures.add(image, _VANISHED)
         lacks = self.share.agreed(lacks_of(planned, keys, cache))
-        orders = ordered(planned, keys, lacks)
         _decode_the_changing(planned, self)
-        remade = _carry_out(orders, self) if orders else set()
+        unclaimed = Unclaimed(cache, self.progress, failures, self.share)
+        orders, remade = unclaimed.encode(
+            planned, keys, lacks, lambda orders: _carry_out(orders, self), begin
+        )
         failures.join(begin, self.share)
         self._say_of_remade(len(remade), len({order.image.record.path for order in orders}))
         made = np.flatnonzero(lacks.any(axis=1)).tolist()

@@ -1,0 +1,123 @@
+"""Has a run encode what no other program encodes just now, and waits for what another does.
+
+The first process of those that share the cache claims for all of them (`encoding_claims.py`, and
+`stored_claims.py` for a cache in an object store), and says what is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from impasto import locks
+from impasto.data.device_encoding import Failures, Order
+from impasto.data.encoding_claims import EncodingClaims, FolderClaims, Keys, Taken
+from impasto.data.latent_cache import LatentCache, LatentKeys
+from impasto.data.latent_orders import Lacks, flags_of, ordered, still_lacking
+from impasto.data.process_group import CacheShare
+from impasto.data.records import PlannedImage
+from impasto.data.stored_claims import StoredClaims
+from impasto.lock_file import LockHolder
+from impasto.progress import Progress, counted, slow_stage
+from impasto.remote_paths import is_remote, shown
+
+
+@dataclass(frozen=True)
+class Unclaimed:
+    """Encodes what a cache lacks, and nobody else is about to encode.
+
+    Attributes:
+        cache: The cache.
+        progress: Is told of waiting.
+        failures: What cannot be encoded.
+        share: What this process does of it.
+    """
+
+    cache: LatentCache
+    progress: Progress
+    failures: Failures
+    share: CacheShare
+
+    def encode(
+        self,
+        planned: Sequence[PlannedImage],
+        keys: Sequence[LatentKeys | None],
+        lacks: Lacks,
+        carry_out: Callable[[list[Order]], set[Path]],
+        begin: int,
+    ) -> tuple[list[Order], set[Path]]:
+        """Encode what is lacking; all processes of the run call it.
+
+        What another program has not made in the end, of what it claimed, is encoded here. So each
+        program finds the damaged images itself, and looks at each once.
+
+        Args:
+            planned: The images.
+            keys: Of each.
+            lacks: What is lacking, as the processes have agreed.
+            carry_out: Encodes this process's part of orders, and writes it; returns the images that
+                were made again in float32.
+            begin: How many failures there were when all processes had the same.
+
+        Returns:
+            What was to be encoded by those that share the cache, and the images that this process
+            has made again in float32.
+        """
+        folder = self.cache.folder
+        claims = StoredClaims(folder) if is_remote(folder) else FolderClaims(folder)
+        orders: list[Order] = []
+        remade: set[Path] = set()
+        left = lacks
+        while "True" in self.share.group.gather(str(left.any())):
+            with self._claimed(claims, keys, left) as taken:
+                found = [flags_of(named, keys, left) for named in (taken.lacking, taken.own)]
+                lacking, own = self.share.agreed(np.stack(found))
+                now = ordered(planned, keys, own)
+                remade |= carry_out(now) if now else set()
+                self.failures.join(begin, self.share)  # after it, all have written what they made
+            orders += now
+            left = lacking & ~own
+            for place in np.flatnonzero(left.any(axis=1)).tolist():
+                left[place] &= planned[place].record.path not in self.failures.paths
+            if self.share.is_first and left.any():
+                self._wait(claims, taken, int(left.any(axis=1).sum()))
+        return orders, remade
+
+    @contextlib.contextmanager
+    def _claimed(
+        self, claims: EncodingClaims, keys: Sequence[LatentKeys | None], left: Lacks
+    ) -> Iterator[Taken]:
+        """Claim for all that share the cache; nothing where this process is not the first."""
+        if not (self.share.is_first and left.any()):
+            yield Taken(frozenset(), frozenset())
+            return
+
+        def lacking() -> Keys:
+            self.cache.refresh()
+            return still_lacking(left, keys, self.cache)
+
+        doing = f"encoding into {shown(self.cache.folder)}"
+        patience = locks.LockWaiter(self.progress.note, doing)
+
+        def waits(holder: LockHolder) -> None:
+            patience(holder)
+            self.share.group.raise_fault()
+
+        with claims.taken(lacking, waits) as taken:
+            yield taken
+
+    def _wait(self, claims: EncodingClaims, taken: Taken, images: int) -> None:
+        """Wait until another program has ended with what it claimed, or was killed."""
+        named = counted(images, "images")
+        patience = locks.LockWaiter(self.progress.note, f"encoding {named}")
+        with slow_stage(self.progress, "Waiting for another program", images, "images") as advance:
+            while len(living := claims.living(taken)) == len(taken.rivals):
+                patience(living[0])
+                self.share.group.raise_fault()
+                advance(0)
+                time.sleep(claims.looks_every_s)
