@@ -6,15 +6,18 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from conftest import draw_images
+from object_store import refusing
 from process_groups import in_threads
 from test_latent_cache import CountingEncoder, plan_of
 
-from impasto.data import stored_claims
+from impasto.data import filling, stored_claims
+from impasto.data.content_hashes import stamp_of
 from impasto.data.encoding_claims import (
     FolderClaims,
     Taken,
@@ -26,7 +29,7 @@ from impasto.data.encoding_claims import (
 )
 from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
-from impasto.data.process_group import CacheShare, SingleProcess
+from impasto.data.process_group import AFTERWARDS, CacheShare, SingleProcess
 from impasto.data.stored_claims import StoredClaims
 from impasto.errors import DatasetError, RunError
 from impasto.owners import ProcessIdentity
@@ -144,19 +147,19 @@ def test_two_programs_encode_each_image_once(cached_in, folder, other, on_waitin
 
 
 def test_what_was_finished_a_moment_ago_is_not_encoded_again(cached_in, folder, other, monkeypatch):
-    """Another program ends after this one has looked at the cache, and before it claims."""
+    """Another program ends after this one has looked at the cache, and before it sees the claim."""
     encoder, future = other(folder)
 
     def late(of):
-        def taken(*given):
+        def looked(*given, **options):
             encoder.go.set()
             future.result()
-            return of(*given)
+            return of(*given, **options)
 
-        return taken
+        return looked
 
-    for claims in (FolderClaims, StoredClaims):
-        monkeypatch.setattr(claims, "taken", late(claims.taken))
+    monkeypatch.setattr(FolderClaims, "_others", late(FolderClaims._others))
+    monkeypatch.setattr(StoredClaims, "_living", late(StoredClaims._living))
     plan, count, cache = filled(cached_in, folder)
     assert (len(plan.keys), count, plan.encoded, len(cache)) == (9, 0, 0, 9)
 
@@ -187,6 +190,42 @@ def test_what_is_left_is_encoded_meanwhile(cached_in, folder, other, tmp_path, o
     assert there[0] == 4  # before it waits for the other five
     assert (len(plan.keys), plan.encoded, count) == (9, 4, 4)
     assert (encoder.count, len(future.result().keys)) == (5, 5)
+
+
+def test_large_datasets_are_shared_portion_by_portion(
+    cached_in, folder, other, on_waiting, monkeypatch
+):
+    """A program goes on with portions that no other is at, and waits at the end."""
+    monkeypatch.setattr(filling, "PORTION", 3)
+    (folder / "008.png").write_bytes((folder / "008.png").read_bytes()[:60])
+    images = [image.record.path.name for image in plan_of(folder).images]
+    encoder, future = other(folder)
+    on_waiting(encoder.go.set)
+    plan, count, cache = filled(cached_in, folder)
+    first = future.result()
+    assert (encoder.count, count) == (first.encoded, plan.encoded) == (3, 5)
+    assert [image.record.path.name for image in plan.images] == images[:8]
+    assert list(plan.keys) == list(first.keys)
+    assert [item.path.name for item in plan.set_aside] == ["008.png"]
+    assert [item.path.name for item in first.set_aside] == ["008.png"]
+    assert len(cache) == 8
+
+
+@pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
+def test_the_processes_of_a_run_postpone_together(
+    cached_in, folder, other, on_waiting, monkeypatch
+):
+    monkeypatch.setattr(filling, "PORTION", 3)
+    encoder, future = other(folder)
+    on_waiting(encoder.go.set)
+
+    def one(group):
+        return filled(cached_in, folder, share=CacheShare(group, (0, 1)))
+
+    (first, one_made, _), (second, two_made, _) = in_threads(2, one)
+    assert list(first.keys) == list(second.keys) == list(future.result().keys)
+    assert one_made + two_made == first.encoded == second.encoded == 6
+    assert encoder.count == 3
 
 
 def test_a_program_that_lacks_nothing_neither_claims_nor_waits(cached_in, folder, other, tmp_path):
@@ -338,6 +377,16 @@ def test_the_processes_of_a_run_wait_together(cached_in, folder, other, tmp_path
     assert encoder.count == len(future.result().keys) == 5
 
 
+def test_who_comes_after_the_first_of_a_ray_run_waits_for_nobody(cached_in, folder, other):
+    encoder, future = other(folder)
+    before = objects_or_files(cached_in)
+    plan, count, _ = filled(cached_in, folder, share=AFTERWARDS)
+    assert (len(plan.keys), count) == (9, 9)
+    assert objects_or_files(cached_in) == before
+    encoder.go.set()
+    assert len(future.result().keys) == 9
+
+
 class Failing(SingleProcess):
     """A group of which another process fails when this one waits."""
 
@@ -379,19 +428,44 @@ def test_who_is_waited_for_is_named(cached_in, folder, other, on_waiting, monkey
     assert len(progress.notes) == 1
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="chmod takes no rights there")
-@pytest.mark.skipif(hasattr(os, "geteuid") and os.geteuid() == 0, reason="root may write all")
-def test_a_cache_that_cannot_be_written_is_read_beside_damaged_images(folder, tmp_path):
+def test_where_no_claims_can_be_kept_damaged_images_are_still_found(folder, tmp_path):
+    """As in a complete cache that is read-only."""
     cache = tmp_path / "latents"
     filled(cache, folder)
     shutil.rmtree(cache / "claims")
+    (cache / "claims").write_text("no folder", encoding="utf-8")
     (folder / "bad.png").write_bytes((folder / "000.png").read_bytes()[:60])
-    cache.chmod(0o555)
-    try:
-        plan, count, _ = filled(cache, folder)
-    finally:
-        cache.chmod(0o755)
+    plan, count, _ = filled(cache, folder)
     assert (len(plan.keys), count, len(plan.set_aside)) == (9, 0, 1)
+
+
+def test_a_store_that_takes_nothing_is_read_beside_damaged_images(bucket, s3, folder):
+    filled(bucket, folder)
+    (folder / "bad.png").write_bytes((folder / "000.png").read_bytes()[:60])
+    LatentCache(bucket).hashes.of({p: stamp_of(p) for p in folder.iterdir()})
+    with s3.failing(refusing("AccessDenied", 403, "PUT")):
+        plan, count, _ = filled(bucket, folder)
+    assert (len(plan.keys), count, len(plan.set_aside)) == (9, 0, 1)
+
+
+def test_a_claim_in_a_store_gives_signs_of_life_while_it_is_held(in_memory, folder, monkeypatch):
+    monkeypatch.setattr(stored_claims, "HEARTBEAT_S", 0.01)
+    encoder = HeldEncoder()
+
+    def beats():
+        return [key for key in objects.find(in_memory / "claims").objects if key.endswith(".beat")]
+
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(
+            cache_latents, plan_of(folder).images, LatentCache(in_memory), encoder.encoder
+        )
+        assert encoder.begun.wait(WAIT_S)
+        end = time.monotonic() + WAIT_S
+        while not beats():
+            assert time.monotonic() < end
+        encoder.go.set()
+        future.result()
+    assert beats() == []
 
 
 def claim_of_another_machine(place, number, keys):

@@ -67,6 +67,9 @@ class EncodingClaims(Protocol):
     def living(self, taken: Taken) -> list[LockHolder]:
         """Those of the rivals whose claims have not ended, also by being killed."""
 
+    def of_others(self) -> Keys:
+        """What other programs have claimed; for who has claimed nothing."""
+
 
 class FolderClaims:
     """The claims of all programs that see the folder of a cache.
@@ -116,6 +119,11 @@ class FolderClaims:
         """Those of the rivals whose claims have not ended, also by being killed."""
         there = locks.shared_locks(self._folder)
         return [holder for presence, holder in there.items() if presence.name in taken.rivals]
+
+    def of_others(self) -> Keys:
+        """What other programs have claimed; for who has claimed nothing."""
+        there = locks.shared_locks(self._folder)
+        return frozenset[bytes]().union(*(read_keys(keys_file(file)) for file in there))
 
     def _claim(
         self, own: Path, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]

@@ -28,6 +28,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from impasto import storage_errors
 from impasto.data.encoding_claims import CLAIMS, Keys, Taken, packed, unpacked
 from impasto.errors import StorageError
 from impasto.lock_file import HEARTBEAT_S, STALE_S, LockHolder
@@ -84,9 +85,10 @@ class StoredClaims:
         """
         del on_busy
         own = _OwnClaim(self._folder, lacking())
-        try:
+        there: set[int] | None = None
+        with contextlib.suppress(StorageError):
             there = own.take()
-        except StorageError:
+        if there is None:
             found = lacking()
             yield Taken(found, found)
             return
@@ -104,6 +106,15 @@ class StoredClaims:
         """
         numbers = [int(rival) for rival in taken.rivals]
         return [claim.holder for claim in self._living(numbers, with_keys=False).values()]
+
+    def of_others(self) -> Keys:
+        """What other programs have claimed; for who has claimed nothing.
+
+        Raises:
+            StorageError: The store cannot be used.
+        """
+        living = self._living(sorted(numbers_in(self._folder)), with_keys=True)
+        return _NOBODY.union(*(claim.keys for claim in living.values()))
 
     def _shared_out(self, own: _OwnClaim, there: set[int], lacking: Callable[[], Keys]) -> Taken:
         others = self._living(sorted(n for n in there if n < own.number), with_keys=True)
@@ -192,10 +203,10 @@ class _OwnClaim:
 
     def _is_own(self, content: bytes) -> bool:
         """Whether no other program has the number, of a store that gives it to two."""
-        try:
-            return objects.read(file_of(self._folder, self.number)) == content
-        except FileNotFoundError:
-            return False
+        place = file_of(self._folder, self.number)
+        with storage_errors.reported(place), contextlib.suppress(FileNotFoundError):
+            return objects.read(place) == content
+        return False
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:

@@ -43,6 +43,20 @@ class Unclaimed:
     failures: Failures
     share: CacheShare
 
+    def are_all_claimed(self, keys: Sequence[LatentKeys | None], lacks: Lacks) -> bool:
+        """Whether other programs encode just now all that is lacking; all processes call it.
+
+        Args:
+            keys: Of each image.
+            lacks: What is lacking, as the processes have agreed.
+        """
+        found = "nothing lacks"
+        if self.share.is_first and self.share.claims and lacks.any():
+            theirs = flags_of(self._claims().of_others(), keys, lacks)
+            found = "claimed" if np.array_equal(theirs, lacks) else "free"
+        told = self.share.group.gather(found)
+        return "claimed" in told and "free" not in told
+
     def encode(
         self,
         planned: Sequence[PlannedImage],
@@ -68,8 +82,7 @@ class Unclaimed:
             What was to be encoded by those that share the cache, and the images that this process
             has made again in float32.
         """
-        folder = self.cache.folder
-        claims = StoredClaims(folder) if is_remote(folder) else FolderClaims(folder)
+        claims = self._claims()
         orders: list[Order] = []
         remade: set[Path] = set()
         left = lacks
@@ -88,6 +101,10 @@ class Unclaimed:
                 self._wait(claims, taken, int(left.any(axis=1).sum()))
         return orders, remade
 
+    def _claims(self) -> EncodingClaims:
+        folder = self.cache.folder
+        return StoredClaims(folder) if is_remote(folder) else FolderClaims(folder)
+
     @contextlib.contextmanager
     def _claimed(
         self, claims: EncodingClaims, keys: Sequence[LatentKeys | None], left: Lacks
@@ -101,6 +118,10 @@ class Unclaimed:
             self.cache.refresh()
             return still_lacking(left, keys, self.cache)
 
+        if not self.share.claims:
+            found = lacking()
+            yield Taken(found, found)
+            return
         doing = f"encoding into {shown(self.cache.folder)}"
         patience = locks.LockWaiter(self.progress.note, doing)
 
