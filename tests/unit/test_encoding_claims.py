@@ -1,5 +1,6 @@
 """Programs that encode the same images at once: each image once, and each program gets all."""
 
+import contextlib
 import os
 import shutil
 import signal
@@ -16,7 +17,8 @@ from object_store import refusing
 from process_groups import in_threads
 from test_latent_cache import CountingEncoder, plan_of
 
-from impasto.data import filling, stored_claims
+from impasto import progress
+from impasto.data import filling, stored_claims, unclaimed
 from impasto.data.content_hashes import stamp_of
 from impasto.data.encoding_claims import (
     FolderClaims,
@@ -414,18 +416,17 @@ def test_the_failure_of_another_process_ends_the_waiting(cached_in, folder, othe
 def test_who_is_waited_for_is_named(cached_in, folder, other, on_waiting, monkeypatch):
     monkeypatch.setattr("impasto.locks._NAMED_AFTER_S", 0.0)
     encoder, future = other(folder)
-    progress, looks = Notes(), []
+    shown = Notes()
 
     def look():
-        looks.append(1)
-        if progress.notes:
+        if shown.notes:
             encoder.go.set()
 
     on_waiting(look)
-    filled(cached_in, folder, progress=progress)
+    filled(cached_in, folder, progress=shown)
     future.result()
-    assert f"Waiting with encoding 9 images for process {os.getpid()} on " in progress.notes[0]
-    assert len(progress.notes) == 1
+    assert f"Waiting with encoding 9 images for process {os.getpid()} on " in shown.notes[0]
+    assert len(shown.notes) == 1
 
 
 def test_where_no_claims_can_be_kept_damaged_images_are_still_found(folder, tmp_path):
@@ -466,6 +467,47 @@ def test_a_claim_in_a_store_gives_signs_of_life_while_it_is_held(in_memory, fold
         encoder.go.set()
         future.result()
     assert beats() == []
+
+
+class Counting(SilentProgress):
+    """Counts what a stage of waiting is told."""
+
+    done, is_open = 0, False
+
+    @contextlib.contextmanager
+    def stage(self, description, total, unit):
+        def advance(number):
+            if is_waiting:
+                self.done += number
+
+        is_waiting = description == "Waiting for another program"
+        self.is_open |= is_waiting
+        yield advance
+
+
+@pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
+def test_what_another_program_has_made_is_counted_meanwhile(
+    cached_in, folder, other, tmp_path, on_waiting, monkeypatch
+):
+    monkeypatch.setattr(unclaimed, "COUNTED_EVERY_S", 0.0)
+    monkeypatch.setattr(progress, "SHOWN_AFTER_S", 0.0)
+    filled(tmp_path / "known", folder)
+    encoder, future = other(folder)
+    shown = Counting()
+
+    def look():
+        if not shown.is_open:
+            return
+        if not list(cached_in.glob("shard-*")):
+            for shard in sorted((tmp_path / "known").glob("shard-*"), reverse=True):
+                shutil.copy(shard, cached_in)
+        elif shown.done == 9:
+            encoder.go.set()
+
+    on_waiting(look)
+    plan, count, _ = filled(cached_in, folder, progress=shown)
+    future.result()
+    assert (len(plan.keys), count) == (9, 0)
 
 
 def claim_of_another_machine(place, number, keys):

@@ -26,6 +26,9 @@ from impasto.lock_file import LockHolder
 from impasto.progress import Progress, counted, slow_stage
 from impasto.remote_paths import is_remote, shown
 
+COUNTED_EVERY_S = 10.0
+"""Seconds after which is counted again what another program has made."""
+
 
 @dataclass(frozen=True)
 class Unclaimed:
@@ -98,7 +101,7 @@ class Unclaimed:
             for place in np.flatnonzero(left.any(axis=1)).tolist():
                 left[place] &= planned[place].record.path not in self.failures.paths
             if self.share.is_first and left.any():
-                self._wait(claims, taken, int(left.any(axis=1).sum()))
+                self._wait(claims, taken, keys, left)
         return orders, remade
 
     def _claims(self) -> EncodingClaims:
@@ -132,13 +135,25 @@ class Unclaimed:
         with claims.taken(lacking, waits) as taken:
             yield taken
 
-    def _wait(self, claims: EncodingClaims, taken: Taken, images: int) -> None:
+    def _wait(
+        self,
+        claims: EncodingClaims,
+        taken: Taken,
+        keys: Sequence[LatentKeys | None],
+        left: Lacks,
+    ) -> None:
         """Wait until another program has ended with what it claimed, or was killed."""
-        named = counted(images, "images")
-        patience = locks.LockWaiter(self.progress.note, f"encoding {named}")
-        with slow_stage(self.progress, "Waiting for another program", images, "images") as advance:
+        images, total = counted(int(left.any(axis=1).sum()), "images"), int(left.sum())
+        patience = locks.LockWaiter(self.progress.note, f"encoding {images}")
+        looked, seen = time.monotonic(), 0
+        with slow_stage(self.progress, "Waiting for another program", total, "latents") as advance:
             while len(living := claims.living(taken)) == len(taken.rivals):
                 patience(living[0])
                 self.share.group.raise_fault()
-                advance(0)
+                before = seen
+                if time.monotonic() - looked > COUNTED_EVERY_S:
+                    self.cache.refresh()
+                    seen = total - len(still_lacking(left, keys, self.cache))
+                    looked = time.monotonic()
+                advance(seen - before)
                 time.sleep(claims.looks_every_s)
