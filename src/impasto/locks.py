@@ -121,6 +121,11 @@ class SharedLock:
         name = own.removesuffix(temporary_names.PARTIAL_SUFFIX)
         self._own = LockFile(self._folder / f".in-use.{name}.lock", what)
 
+    @property
+    def file(self) -> Path:
+        """The file that says that this process uses the folder; missing where it cannot."""
+        return self._own.file
+
     def __enter__(self) -> SharedLock:
         with contextlib.suppress(OSError):
             self._own.file.parent.mkdir(parents=True, exist_ok=True)
@@ -169,13 +174,18 @@ def lock_holder(folder: Path, name: str = LOCK_NAME) -> LockHolder | None:
 
 def shared_lock_holders(folder: Path) -> list[LockHolder]:
     """The living processes that use a folder; what dead ones left of themselves is removed."""
-    living, now = [], temporary_names.disk_time(folder)
+    return list(shared_locks(folder).values())
+
+
+def shared_locks(folder: Path) -> dict[Path, LockHolder]:
+    """As `shared_lock_holders`, by the files that say so: a process may have several."""
+    living, now = {}, temporary_names.disk_time(folder)
     for file in sorted(folder.glob(PRESENCE_PATTERN)):
         holder = read_lock(file, now=now)
         if holder is None:
             continue
         if holder.is_alive:
-            living.append(holder)
+            living[file] = holder
         else:
             with contextlib.suppress(OSError):
                 file.unlink()

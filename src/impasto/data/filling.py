@@ -1,11 +1,13 @@
 """Fills the latent cache: decode in worker processes, encode on the device, write in a thread.
 
 The processes of a run split what is missing. They agree on it batch by batch, so the batches, and
-with them the bits of the latents, are those that one process would make of them.
+with them the bits of the latents, are those that one process would make of them. What another
+program is about to encode is waited for (`data/unclaimed.py`).
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,6 @@ from impasto.data.latent_orders import (
     is_there,
     keys_of,
     lacks_of,
-    ordered,
     see_all,
     stamps_of,
 )
@@ -39,6 +40,7 @@ from impasto.data.process_group import ALONE, CacheShare
 from impasto.data.records import FileStamp, PlannedImage, SkippedFile
 from impasto.data.rendering import Decode, Render
 from impasto.data.stages import ErrorPolicy, Failure, chunks, default_workers
+from impasto.data.unclaimed import Unclaimed
 from impasto.errors import DatasetError
 from impasto.progress import Advance, Progress, SilentProgress, none_of
 
@@ -93,7 +95,7 @@ def cache_latents(
     if before is not None:
         return before
     filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, share)
-    parts = [filler.fill(table[start:end]) for start, end in _portions(table)]
+    parts = filler.fill_all([table[start:end] for start, end in _portions(table)])
     if share.is_first:
         cache.hashes.tidy()
     failures = filler.failures
@@ -143,21 +145,44 @@ class _Filler:
     engine: Engine
     share: CacheShare
 
-    def fill(self, portion: PlannedTable) -> FilledPortion:
-        """Encode what the cache does not hold of some images."""
+    def fill_all(self, portions: Sequence[PlannedTable]) -> list[FilledPortion]:
+        """Encode what the cache does not hold; those first that no other program is at."""
+        filled: dict[int, FilledPortion] = {}
+        left, postponed = deque(range(len(portions))), 0
+        while left:
+            number = left.popleft()
+            part = self.fill(portions[number], may_postpone=postponed < len(left))
+            if part is None:
+                left.append(number)
+                postponed += 1
+            else:
+                filled[number], postponed = part, 0
+        return [filled[number] for number in range(len(portions))]
+
+    def fill(self, portion: PlannedTable, *, may_postpone: bool) -> FilledPortion | None:
+        """Encode what the cache does not hold of some images.
+
+        Args:
+            portion: The images.
+            may_postpone: Whether to return None where other programs encode all that is lacking.
+        """
         cache, encoder, failures = self.cache, self.encoder, self.failures
         planned, begin = list(portion), len(failures.items)
         digests = self._digests(stamps_of(planned, encoder.npz_endings))
         keys = [keys_of(image, digests, encoder.source) for image in planned]
         own = set(keys)
         refused = self._import_npz(planned, keys, digests)
+        lacks = self.share.agreed(lacks_of(planned, keys, cache))
+        unclaimed = Unclaimed(cache, self.progress, failures, self.share)
+        if may_postpone and unclaimed.are_all_claimed(keys, lacks):
+            return None
         for image, key in zip(planned, keys, strict=True):
             if key is None:
                 failures.add(image, _VANISHED)
-        lacks = self.share.agreed(lacks_of(planned, keys, cache))
-        orders = ordered(planned, keys, lacks)
         _decode_the_changing(planned, self)
-        remade = _carry_out(orders, self) if orders else set()
+        orders, remade = unclaimed.encode(
+            planned, keys, lacks, lambda orders: _carry_out(orders, self), begin
+        )
         failures.join(begin, self.share)
         self._say_of_remade(len(remade), len({order.image.record.path for order in orders}))
         made = np.flatnonzero(lacks.any(axis=1)).tolist()

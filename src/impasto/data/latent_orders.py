@@ -90,6 +90,32 @@ def lacks_of(
     return lacks
 
 
+def still_lacking(
+    lacks: Lacks, keys: Sequence[LatentKeys | None], cache: LatentCache
+) -> frozenset[bytes]:
+    """The keys of what was lacking, and is not in the cache by now either."""
+    holds = (cache.__contains__, cache.__contains__, cache.has_mask)
+    flagged = _flagged(lacks, keys)
+    return frozenset(bytes.fromhex(key) for _, kind, key in flagged if not holds[kind](key))
+
+
+def flags_of(wanted: frozenset[bytes], keys: Sequence[LatentKeys | None], lacks: Lacks) -> Lacks:
+    """Those of the flags whose keys are wanted."""
+    flags = np.zeros_like(lacks)
+    if wanted:
+        for place, kind, key in _flagged(lacks, keys):
+            flags[place, kind] = bytes.fromhex(key) in wanted
+    return flags
+
+
+def _flagged(lacks: Lacks, keys: Sequence[LatentKeys | None]) -> Iterator[tuple[int, int, str]]:
+    """(image, column, key) of what is lacking; nothing where this process cannot read the file."""
+    for place, kind in np.argwhere(lacks).tolist():
+        key = _in_row(keys[place] or LatentKeys())[kind]
+        if key:
+            yield place, kind, key
+
+
 def ordered(
     planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], lacks: Lacks
 ) -> list[Order]:

@@ -82,10 +82,12 @@ class CacheShare:
         group: All processes of the run.
         members: The ranks of those that see the same folder, in ascending order; this one is among
             them.
+        claims: Whether other programs, and other shares, leave out what is being made for this one.
     """
 
     group: ProcessGroup
     members: tuple[int, ...]
+    claims: bool = True
 
     @property
     def number(self) -> int:
@@ -153,6 +155,10 @@ class CacheShare:
 
 ALONE = CacheShare(SingleProcess(), (0,))
 """All of the work."""
+
+AFTERWARDS = CacheShare(SingleProcess(), (0,), claims=False)
+"""All of the work, which another process of the run has done, but for what cannot be done: each of
+those that come after it looks at that, and need not wait for the others."""
 
 
 def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:

@@ -21,7 +21,7 @@ from impasto.data.latent_keys import KeyTable
 from impasto.data.latent_orders import digest_of
 from impasto.data.plan import Plan
 from impasto.data.planned_table import PlannedTable
-from impasto.data.process_group import ALONE, CacheShare, ProcessGroup, share_of
+from impasto.data.process_group import AFTERWARDS, ALONE, CacheShare, ProcessGroup, share_of
 from impasto.data.records import ImageRecord, PlannedImage
 from impasto.data.regularisation import Balance, balance
 from impasto.data.scan import Scan
@@ -144,7 +144,8 @@ def prepare_data(
         share = share_of(group, config.dataset.derived_dir, encoder.source)
         if config.dataset.executor == "ray":
             own = config if share.is_first else _alone(config)
-            prepared = share.first_then_others(lambda: _prepare(own, encoder, shown, known, ALONE))
+            part = ALONE if share.is_first else AFTERWARDS
+            prepared = share.first_then_others(lambda: _prepare(own, encoder, shown, known, part))
         else:
             found = share.first_then_others(lambda: known or survey(config, shown))
             prepared = _prepare(config, encoder, shown, found, share)

@@ -1,0 +1,159 @@
+"""Has a run encode what no other program encodes just now, and waits for what another does.
+
+The first process of those that share the cache claims for all of them (`encoding_claims.py`, and
+`stored_claims.py` for a cache in an object store), and says what is theirs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from impasto import locks
+from impasto.data.device_encoding import Failures, Order
+from impasto.data.encoding_claims import EncodingClaims, FolderClaims, Keys, Taken
+from impasto.data.latent_cache import LatentCache, LatentKeys
+from impasto.data.latent_orders import Lacks, flags_of, ordered, still_lacking
+from impasto.data.process_group import CacheShare
+from impasto.data.records import PlannedImage
+from impasto.data.stored_claims import StoredClaims
+from impasto.lock_file import LockHolder
+from impasto.progress import Progress, counted, slow_stage
+from impasto.remote_paths import is_remote, shown
+
+COUNTED_EVERY_S = 10.0
+"""Seconds after which is counted again what another program has made."""
+
+
+@dataclass(frozen=True)
+class Unclaimed:
+    """Encodes what a cache lacks, and nobody else is about to encode.
+
+    Attributes:
+        cache: The cache.
+        progress: Is told of waiting.
+        failures: What cannot be encoded.
+        share: What this process does of it.
+    """
+
+    cache: LatentCache
+    progress: Progress
+    failures: Failures
+    share: CacheShare
+
+    def are_all_claimed(self, keys: Sequence[LatentKeys | None], lacks: Lacks) -> bool:
+        """Whether other programs encode just now all that is lacking; all processes call it.
+
+        Args:
+            keys: Of each image.
+            lacks: What is lacking, as the processes have agreed.
+        """
+        found = "nothing lacks"
+        if self.share.is_first and self.share.claims and lacks.any():
+            theirs = flags_of(self._claims().of_others(), keys, lacks)
+            found = "claimed" if np.array_equal(theirs, lacks) else "free"
+        told = self.share.group.gather(found)
+        return "claimed" in told and "free" not in told
+
+    def encode(
+        self,
+        planned: Sequence[PlannedImage],
+        keys: Sequence[LatentKeys | None],
+        lacks: Lacks,
+        carry_out: Callable[[list[Order]], set[Path]],
+        begin: int,
+    ) -> tuple[list[Order], set[Path]]:
+        """Encode what is lacking; all processes of the run call it.
+
+        What another program has not made in the end, of what it claimed, is encoded here. So each
+        program finds the damaged images itself, and looks at each once.
+
+        Args:
+            planned: The images.
+            keys: Of each.
+            lacks: What is lacking, as the processes have agreed.
+            carry_out: Encodes this process's part of orders, and writes it; returns the images that
+                were made again in float32.
+            begin: How many failures there were when all processes had the same.
+
+        Returns:
+            What was to be encoded by those that share the cache, and the images that this process
+            has made again in float32.
+        """
+        claims = self._claims()
+        orders: list[Order] = []
+        remade: set[Path] = set()
+        left = lacks
+        while "True" in self.share.group.gather(str(left.any())):
+            with self._claimed(claims, keys, left) as taken:
+                found = [flags_of(named, keys, left) for named in (taken.lacking, taken.own)]
+                lacking, own = self.share.agreed(np.stack(found))
+                now = ordered(planned, keys, own)
+                remade |= carry_out(now) if now else set()
+                self.failures.join(begin, self.share)  # after it, all have written what they made
+            orders += now
+            left = lacking & ~own
+            for place in np.flatnonzero(left.any(axis=1)).tolist():
+                left[place] &= planned[place].record.path not in self.failures.paths
+            if self.share.is_first and left.any():
+                self._wait(claims, taken, keys, left)
+        return orders, remade
+
+    def _claims(self) -> EncodingClaims:
+        folder = self.cache.folder
+        return StoredClaims(folder) if is_remote(folder) else FolderClaims(folder)
+
+    @contextlib.contextmanager
+    def _claimed(
+        self, claims: EncodingClaims, keys: Sequence[LatentKeys | None], left: Lacks
+    ) -> Iterator[Taken]:
+        """Claim for all that share the cache; nothing where this process is not the first."""
+        if not (self.share.is_first and left.any()):
+            yield Taken(frozenset(), frozenset())
+            return
+
+        def lacking() -> Keys:
+            self.cache.refresh()
+            return still_lacking(left, keys, self.cache)
+
+        if not self.share.claims:
+            found = lacking()
+            yield Taken(found, found)
+            return
+        doing = f"encoding into {shown(self.cache.folder)}"
+        patience = locks.LockWaiter(self.progress.note, doing)
+
+        def waits(holder: LockHolder) -> None:
+            patience(holder)
+            self.share.group.raise_fault()
+
+        with claims.taken(lacking, waits) as taken:
+            yield taken
+
+    def _wait(
+        self,
+        claims: EncodingClaims,
+        taken: Taken,
+        keys: Sequence[LatentKeys | None],
+        left: Lacks,
+    ) -> None:
+        """Wait until another program has ended with what it claimed, or was killed."""
+        images, total = counted(int(left.any(axis=1).sum()), "images"), int(left.sum())
+        patience = locks.LockWaiter(self.progress.note, f"encoding {images}")
+        looked, seen = time.monotonic(), 0
+        with slow_stage(self.progress, "Waiting for another program", total, "latents") as advance:
+            while len(living := claims.living(taken)) == len(taken.rivals):
+                patience(living[0])
+                self.share.group.raise_fault()
+                before = seen
+                if time.monotonic() - looked > COUNTED_EVERY_S:
+                    self.cache.refresh()
+                    seen = total - len(still_lacking(left, keys, self.cache))
+                    looked = time.monotonic()
+                advance(seen - before)
+                time.sleep(claims.looks_every_s)
