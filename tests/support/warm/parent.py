@@ -47,7 +47,8 @@ DEFAULTS = (
 def import_all() -> None:
     """Import as the command line does, which speaks to the C library and to the libraries first.
 
-    And make the tokenizer that a process keeps: it is the same in all.
+    And make what a process keeps and all have alike: the tokenizer, the pages' templates, and what
+    pyarrow asks of pandas, where that is installed, when it makes its first array.
     """
     from impasto.allocation import tune_allocation
     from impasto.cli.quiet import quiet_libraries
@@ -65,6 +66,10 @@ def import_all() -> None:
                 importlib.import_module(found.name)
         tokenizers = importlib.import_module("impasto.models.tokenizers")
         tokenizers.tokenizer_of({}, importlib.import_module("impasto.models.vocabulary").EOS)
+        importlib.import_module("pyarrow").array([])
+        templates = importlib.import_module("impasto.report.page").templates()
+        for name in templates.list_templates(["j2"]):
+            templates.get_template(name)
 
 
 class Command:
@@ -250,6 +255,7 @@ def serve() -> Command | None:
     listening = socket.socket(fileno=int(sys.argv[1]))
     pipe = int(sys.argv[2])
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's begins them when imported
+    os.fsync = os.fstat  # as in conftest.py
     gc.disable()  # until a child begins: what is collected would be copied into every child
     import_all()
     threads = len(os.listdir("/proc/self/task"))
