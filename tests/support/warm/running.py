@@ -24,7 +24,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 READ_WHEN_USED = (
-    "ACCELERATE_", "FSDP_", "IMPASTO_", "MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_", "WANDB_",
+    "ACCELERATE_", "AWS_", "FSDP_", "IMPASTO_", "MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_",
+    "WANDB_",
 )  # fmt: skip
 NAMES_READ_WHEN_USED = {
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PYTEST_CURRENT_TEST",
