@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LENGTH = struct.Struct("!I")
+PYTHON = "IMPASTO_WARM_PYTHON"  # as in running.py
 LIBRARIES = ("numpy", "torch", "accelerate", "transformers", "diffusers")
 LATE = ("impasto.__main__", "impasto.annotate.onnx_tagger")  # the second begins a thread
 CLASSES = {
@@ -76,7 +77,8 @@ class Command:
     """What a child is to become.
 
     Attributes:
-        words: Those of Python's own command line: `-m module`, `-c program`, or a file, and more.
+        words: Those of Python's own command line: `-m module`, perhaps after `-P`, `-c program`, or
+            a file, and more.
     """
 
     def __init__(self, request: dict, streams: list[int]) -> None:
@@ -99,6 +101,7 @@ class Command:
             os.dup2(stream, number)
             os.close(stream)
         _open_streams()
+        sys.executable = self.variables.get(PYTHON, sys.executable)
         random.seed()
         sys.modules["numpy"].random.seed()
         gc.enable()
@@ -106,11 +109,14 @@ class Command:
     def run(self) -> None:
         """Run the program as `__main__`; ends as it ends."""
         first, *rest = self.words
+        is_safe = first == "-P"
+        if is_safe:
+            first, *rest = rest
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__builtins__ = __builtins__
         sys.orig_argv = [sys.executable, *self.words]
         if first == "-m":
-            sys.path[0] = self.folder
+            sys.path[:1] = [] if is_safe else [self.folder]
             sys.argv = ["-m", *rest[1:]]
             runpy._run_module_as_main(rest[0])
             return
