@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from support.warm import running
 
 from impasto.runs.queue import Queue
 from impasto.runs.queue_devices import runners_of
@@ -33,14 +34,16 @@ LOOKS = {
 
 
 @contextmanager
-def served(runs, *options, **more):
+def served(runs, *options, fresh=False, **more):
     """The studio as a user starts it; yields the address and the process.
 
+    With `fresh`, the commands that it starts are interpreters as a user's are, and no forks.
     Further arguments are those of the process, such as `stderr`.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "impasto", "studio", "--runs", str(runs), *map(str, options)],
-        stdout=subprocess.PIPE, text=True, encoding="utf-8", **more,
+        stdout=subprocess.PIPE, text=True, encoding="utf-8",
+        env=None if fresh else running.with_forks(), **more,
     )  # fmt: skip
     try:
         for line in process.stdout:

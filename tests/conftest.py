@@ -7,6 +7,7 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.fsync = os.fstat  # no test takes the power away: what was written survives each kill without
 
 from jaxtyping import install_import_hook
 
@@ -14,6 +15,7 @@ install_import_hook(
     ["impasto.diffusion", "impasto.models", "impasto.training.step"], "beartype.beartype"
 )
 
+import gc
 import json
 import random
 import subprocess
@@ -47,6 +49,20 @@ def pytest_collection_modifyitems(items) -> None:
     first, *others = long.values()
     half = max(0, len(items) // 2 - len(first))
     items[:] = [*first, *rest[:half], *(item for group in others for item in group), *rest[half:]]
+
+
+def pytest_collection_finish() -> None:
+    leave_out_of_collections()
+
+
+def leave_out_of_collections() -> None:
+    """Have Python's garbage collector pass over all that is there, such as the libraries.
+
+    It looks at a million objects otherwise, for a third of a second, each time that it looks at
+    all; and what they refer to stays until the end anyway.
+    """
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -97,6 +113,7 @@ def nano_model(tmp_path_factory, nano_architecture) -> Path:
 
     folder = tmp_path_factory.mktemp("models") / "nano"
     write_random_model(nano_architecture, folder, seed=0, dtype=torch.float32)
+    leave_out_of_collections()  # what making it has imported
     return folder
 
 

@@ -78,7 +78,7 @@ class Place:
 @contextlib.contextmanager
 def opened(place, **more):
     """A studio in a process of its own, and a client that has opened its address."""
-    with served(place.runs, *place.options, **more) as (address, server):
+    with served(place.runs, *place.options, fresh=True, **more) as (address, server):
         client = httpx2.Client(
             base_url=re.sub(r"/\?.*", "", address), headers=FROM_HERE, timeout=60
         )

@@ -9,6 +9,7 @@ import time
 import pytest
 from browsing import end_queue
 from runs import exported
+from support.warm import running
 
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
@@ -44,7 +45,8 @@ def test_what_is_killed_is_continued_and_comes_to_the_same(
     folder, run = tmp_path / "queue", RunDirectory(tmp_path / "run")
     Queue(folder).add(run_file(**settings).read_text(encoding="utf-8"), "dog", tmp_path)
     words = [sys.executable, "-m", "impasto", "queue", "run", "--queue", str(folder)]
-    runner = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    forks = running.with_forks()
+    runner = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=forks)
     started.append(runner)
     eventually(lambda: sum(1 for _ in run.read_metrics()) > 10)
     assert Queue(folder).find(1).state == "working"
@@ -55,7 +57,9 @@ def test_what_is_killed_is_continued_and_comes_to_the_same(
     eventually(lambda: Queue(folder).find(1).state == "waiting")
     assert bool(run.saved_steps()) == bool(every)
     assert run.exported_model() is None, "it was killed in the middle"
-    again = subprocess.run(words, stdout=subprocess.PIPE, text=True, timeout=300, check=False)
+    again = subprocess.run(
+        words, stdout=subprocess.PIPE, text=True, timeout=300, check=False, env=forks
+    )
     assert again.returncode == 0
     job = Queue(folder).find(1)
     assert (job.state, job.tries) == ("done", 2), again.stdout

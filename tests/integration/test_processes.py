@@ -7,8 +7,6 @@ import os
 import secrets
 import signal
 import socket
-import subprocess
-import sys
 import tomllib
 
 import pytest
@@ -36,22 +34,14 @@ def free_port() -> int:
 
 
 def launch(program, processes: int, *, fresh=False, **variables: str):
-    """Run PyTorch's launcher; with `fresh`, every interpreter begins from nothing.
-
-    So does all that shards a model: FSDP in a fork has ended with a fault of memory.
-    """
-    fresh = fresh or any("FSDP" in name or "DEEPSPEED" in name for name in variables)
+    """Run PyTorch's launcher; with `fresh`, the interpreters that it starts begin from nothing."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **(variables or WHOLE)}
     words = [
         "-m", "torch.distributed.run", f"--nproc_per_node={processes}",
         "--master_addr=127.0.0.1", f"--master_port={free_port()}",
     ]  # fmt: skip
-    if not fresh:
-        return running.run(*words, *running.launched(program, environment), env=environment)
-    return subprocess.run(
-        [sys.executable, *words, *map(str, program)],
-        env=environment, capture_output=True, text=True, timeout=300, check=False,
-    )  # fmt: skip
+    command = program if fresh else running.launched(program, environment)
+    return running.run(*words, *command, env=environment)
 
 
 def launch_without_launcher(program, processes: int) -> list[tuple[int, str]]:

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from conftest import impasto
 from PIL import Image
+from support.warm import running
 
 from impasto import files
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
@@ -256,14 +255,13 @@ def test_a_killed_worker_leaves_requests_and_the_next_one_tells_the_truth(worker
     """By the real command line, killed in the middle of an image."""
     broken = folder.ask(DrawRequest(replace(settings, steps=900, sampler="ddim")))
     folder.ask(DrawRequest(settings))
-    words = [sys.executable, "-m", "impasto", "draw-worker", str(folder.path), "--idle", "9"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    process = running.start("-m", "impasto", "draw-worker", folder.path, "--idle", "9")
     try:
         eventually(lambda: broken.status().get("step", 0) > 0)
         assert folder.has_worker
     finally:
         os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.communicate()
     assert statuses(folder) == ["killed", "waiting"]
     assert not folder.has_worker
     worker.serve(0)

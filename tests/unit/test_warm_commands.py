@@ -4,9 +4,12 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from support.warm import running
+
+from impasto.version import __version__
 
 pytestmark = pytest.mark.skipif(not running.is_possible(), reason="no forks of PyTorch here")
 
@@ -118,3 +121,29 @@ def test_a_stand_in_hands_on_signals_and_takes_its_process_with_it():
 
 def test_this_interpreter_is_the_one():
     assert running.run("-c", "import sys; print(sys.executable)").stdout.strip() == sys.executable
+
+
+STARTS = """
+import subprocess, sys
+for words in (["-P", "-m", "impasto", "--version"], ["-c", "import sys; print(len(sys.modules))"]):
+    subprocess.run([sys.executable, *words])
+"""
+
+
+def test_commands_that_a_process_starts_are_forked_and_interpreters_are_not(tmp_path):
+    """As a studio starts its own: what is asked of the warm parent here is noted."""
+    env = running.with_forks()
+    stand_in, noting = Path(env[running.PYTHON]), tmp_path / "python"
+    noting.write_text(
+        stand_in.read_text(encoding="utf-8").replace("exec", "echo asked; exec", 1),
+        encoding="utf-8",
+    )
+    noting.chmod(0o755)
+    env[running.PYTHON] = str(noting)
+    done = subprocess.run(
+        [sys.executable, "-c", STARTS], env=env, capture_output=True, text=True, check=False
+    )
+    asked, version, modules = done.stdout.splitlines()
+    assert (asked, version) == ("asked", f"impasto, version {__version__}")
+    assert int(modules) < 200
+    assert done.stderr == ""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,22 +37,20 @@ def leave_without_values(module: nn.Module, tensors: Tensors, source: str, keep:
 
 def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
     """The same tensor, looked at as it is read."""
-    read_range = lazy.read_range
-
-    def look(values: Tensor) -> Tensor:
-        if not is_finite(values):
-            raise not_finite(name, source)
-        return values
-
-    def read_finite_range(begin: int, end: int) -> Tensor:
-        assert read_range is not None  # noqa: S101 - not offered otherwise
-        return look(read_range(begin, end))
-
+    looked_at = partial(_looked_at, name=name, source=source)
     return replace(
         lazy,
-        read=lambda: look(lazy.read()),
-        read_range=None if read_range is None else read_finite_range,
+        read=partial(looked_at, lazy.read),
+        read_range=None if lazy.read_range is None else partial(looked_at, lazy.read_range),
     )
+
+
+def _looked_at(read: Callable[..., Tensor], *span: int, name: str, source: str) -> Tensor:
+    """What a function reads, all of a tensor or a range of its elements, if it is finite."""
+    values = read(*span)
+    if not is_finite(values):
+        raise not_finite(name, source)
+    return values
 
 
 def not_finite(name: str, source: str) -> ModelError:

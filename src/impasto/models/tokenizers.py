@@ -12,7 +12,8 @@ from impasto.errors import ModelError
 from impasto.models.contents import ModelContents
 from impasto.models.family import Component, Reading
 from impasto.models.tokens import TextLayout, TextTokens
-from impasto.models.vocabulary import EOS, token_ids, write_tokenizer
+from impasto.models.vocabulary import EOS, token_ids
+from impasto.models.vocabulary import tokenizer_files as shipped_files
 
 if TYPE_CHECKING:
     from impasto.models.loading import BaseModel
@@ -40,19 +41,17 @@ def tokenizer_of(tokenizer_files: Mapping[str, bytes], pad_token: str) -> Any:
     The same files give the same object, since making one takes half a second and a run needs three:
     add no tokens to it, and ask it neither to pad nor to truncate.
     """
-    return _tokenizer_of(tuple(sorted(tokenizer_files.items())), pad_token)
+    return _tokenizer_of(tuple(sorted((tokenizer_files or shipped_files(pad_token)).items())))
 
 
 @lru_cache(maxsize=4)
-def _tokenizer_of(tokenizer_files: tuple[tuple[str, bytes], ...], pad_token: str) -> Any:
+def _tokenizer_of(tokenizer_files: tuple[tuple[str, bytes], ...]) -> Any:
     from transformers import CLIPTokenizer
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for file, content in tokenizer_files:
             (folder / file).write_bytes(content)
-        if not tokenizer_files:
-            write_tokenizer(folder, pad_token=pad_token)
         return CLIPTokenizer.from_pretrained(folder)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import lzma
+from collections.abc import Mapping
 from functools import lru_cache
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -43,10 +44,14 @@ def _byte_characters() -> list[str]:
 def write_tokenizer(folder: Path, *, pad_token: str) -> None:
     """Write a Diffusers-style tokenizer folder that transformers loads by itself."""
     folder.mkdir(parents=True, exist_ok=True)
+    for name, content in tokenizer_files(pad_token).items():
+        (folder / name).write_bytes(content)
+
+
+@lru_cache(maxsize=2)
+def tokenizer_files(pad_token: str) -> Mapping[str, bytes]:
+    """The files of a Diffusers-style tokenizer folder: name -> content."""
     text = "#version: 0.2\n" + "".join(f"{left} {right}\n" for left, right in merges())
-    (folder / "merges.txt").write_text(text, encoding="utf-8", newline="\n")
-    vocabulary = json.dumps(token_ids(), ensure_ascii=False)
-    (folder / "vocab.json").write_text(vocabulary, encoding="utf-8")
     config = {
         "tokenizer_class": "CLIPTokenizer",
         "bos_token": BOS,
@@ -55,4 +60,8 @@ def write_tokenizer(folder: Path, *, pad_token: str) -> None:
         "pad_token": pad_token,
         "model_max_length": MODEL_MAX_LENGTH,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    return {
+        "merges.txt": text.encode(),
+        "vocab.json": json.dumps(token_ids(), ensure_ascii=False).encode(),
+        "tokenizer_config.json": json.dumps(config, indent=1).encode(),
+    }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,19 @@ def write_report(run: RunDirectory) -> Path:
 
 def rendered(template: str, content: Mapping[str, Any]) -> str:
     """A page made from one of the templates."""
-    environment = Environment(
+    return templates().get_template(template).render(content)
+
+
+@cache
+def templates() -> Environment:
+    """The templates of all pages, each of which a process compiles once."""
+    return Environment(
         loader=ChoiceLoader(
             [PackageLoader("impasto.report"), PackageLoader("impasto.report", "static")]
         ),
         autoescape=True,
         undefined=StrictUndefined,
     )
-    return environment.get_template(template).render(content)
 
 
 def _content(run: RunDirectory) -> dict[str, Any]:

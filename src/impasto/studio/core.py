@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -41,6 +42,27 @@ NAVIGATION = (
 """The pages that every page leads to: their addresses and titles."""
 
 
+@cache
+def _templates() -> Environment:
+    """The templates of all pages, each of which a process compiles once."""
+    found = Environment(
+        loader=ChoiceLoader(
+            [
+                PackageLoader("impasto.studio"),
+                PrefixLoader({"shared": PackageLoader("impasto.report", "templates/shared")}),
+            ]
+        ),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    found.globals["navigation"] = NAVIGATION
+    found.globals["static"] = static_address
+    found.globals["stage_words"] = stage_words
+    return found
+
+
 @dataclass(frozen=True)
 class Studio:
     """What the routes work with.
@@ -67,7 +89,7 @@ class Studio:
     tasks: Tasks = field(init=False)
     plans: Plans = field(init=False)
     machine: Machine = field(init=False)
-    templates: Environment = field(default_factory=lambda: _templates())
+    templates: Environment = field(default_factory=_templates)
     look_every_s: float = LOOK_EVERY_S
     listens: Sequence[tuple[str, object]] = ()
     plans_ahead: bool = True
@@ -97,22 +119,3 @@ class Studio:
         return self.page(
             "error.html.j2", status, words=words, back=back if is_here and is_other else ""
         )
-
-
-def _templates() -> Environment:
-    found = Environment(
-        loader=ChoiceLoader(
-            [
-                PackageLoader("impasto.studio"),
-                PrefixLoader({"shared": PackageLoader("impasto.report", "templates/shared")}),
-            ]
-        ),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    found.globals["navigation"] = NAVIGATION
-    found.globals["static"] = static_address
-    found.globals["stage_words"] = stage_words
-    return found

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import NoReturn
 
 LENGTH = struct.Struct("!I")
+PYTHON = "IMPASTO_WARM_PYTHON"  # as in running.py
 LIBRARIES = ("numpy", "torch", "accelerate", "transformers", "diffusers")
 LATE = ("impasto.__main__", "impasto.annotate.onnx_tagger")  # the second begins a thread
 CLASSES = {
@@ -47,7 +48,8 @@ DEFAULTS = (
 def import_all() -> None:
     """Import as the command line does, which speaks to the C library and to the libraries first.
 
-    And make the tokenizer that a process keeps: it is the same in all.
+    And make what a process keeps and all have alike: the tokenizer, the pages' templates, and what
+    pyarrow asks of pandas, where that is installed, when it makes its first array.
     """
     from impasto.allocation import tune_allocation
     from impasto.cli.quiet import quiet_libraries
@@ -65,13 +67,18 @@ def import_all() -> None:
                 importlib.import_module(found.name)
         tokenizers = importlib.import_module("impasto.models.tokenizers")
         tokenizers.tokenizer_of({}, importlib.import_module("impasto.models.vocabulary").EOS)
+        importlib.import_module("pyarrow").array([])
+        templates = importlib.import_module("impasto.report.page").templates()
+        for name in templates.list_templates(["j2"]):
+            templates.get_template(name)
 
 
 class Command:
     """What a child is to become.
 
     Attributes:
-        words: Those of Python's own command line: `-m module`, `-c program`, or a file, and more.
+        words: Those of Python's own command line: `-m module`, perhaps after `-P`, `-c program`, or
+            a file, and more.
     """
 
     def __init__(self, request: dict, streams: list[int]) -> None:
@@ -94,6 +101,7 @@ class Command:
             os.dup2(stream, number)
             os.close(stream)
         _open_streams()
+        sys.executable = self.variables.get(PYTHON, sys.executable)
         random.seed()
         sys.modules["numpy"].random.seed()
         gc.enable()
@@ -101,11 +109,14 @@ class Command:
     def run(self) -> None:
         """Run the program as `__main__`; ends as it ends."""
         first, *rest = self.words
+        is_safe = first == "-P"
+        if is_safe:
+            first, *rest = rest
         main = sys.modules["__main__"] = types.ModuleType("__main__")
         main.__builtins__ = __builtins__
         sys.orig_argv = [sys.executable, *self.words]
         if first == "-m":
-            sys.path[0] = self.folder
+            sys.path[:1] = [] if is_safe else [self.folder]
             sys.argv = ["-m", *rest[1:]]
             runpy._run_module_as_main(rest[0])
             return
@@ -250,6 +261,7 @@ def serve() -> Command | None:
     listening = socket.socket(fileno=int(sys.argv[1]))
     pipe = int(sys.argv[2])
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's begins them when imported
+    os.fsync = os.fstat  # as in conftest.py
     gc.disable()  # until a child begins: what is collected would be copied into every child
     import_all()
     threads = len(os.listdir("/proc/self/task"))

@@ -24,7 +24,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 READ_WHEN_USED = (
-    "ACCELERATE_", "FSDP_", "IMPASTO_", "MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_", "WANDB_",
+    "ACCELERATE_", "AWS_", "FSDP_", "IMPASTO_", "MASTER_", "TORCHELASTIC_", "GROUP_", "ROLE_",
+    "WANDB_",
 )  # fmt: skip
 NAMES_READ_WHEN_USED = {
     "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "PYTEST_CURRENT_TEST",
@@ -32,6 +33,13 @@ NAMES_READ_WHEN_USED = {
     "PYTORCH_NVML_BASED_CUDA_CHECK", "PWD", "OLDPWD", "_",
 }  # fmt: skip
 THREADS = "OMP_NUM_THREADS"
+PYTHON = "IMPASTO_WARM_PYTHON"
+STAND_IN = """#!/bin/sh
+case "$1 $2 $3" in
+    "-P -m impasto") exec '{python}' -I -S '{worker}' '{address}' "$@" ;;
+    *) exec '{python}' "$@" ;;
+esac
+"""
 OWN = tuple(os.environ.items())  # as it is before any test changes it
 LENGTH, NUMBER = struct.Struct("!I"), struct.Struct("!i")
 
@@ -91,6 +99,21 @@ def launched(words: Sequence[object], env: Mapping[str, str]) -> list[str]:
     return ["--no-python", sys.executable, "-I", "-S", str(HERE / "worker.py"), address, *command]
 
 
+def with_forks(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Variables of a process whose own commands of Impasto are forked, as those of a studio are.
+
+    The process is an interpreter as ever; what it takes for the path of its interpreter, and
+    starts, is a stand-in (`worker.py`).
+    """
+    given = dict(os.environ if variables is None else variables)
+    address = warm_parent(given)
+    if address is None:
+        return given
+    path = [str(HERE / "site"), *filter(None, [given.get("PYTHONPATH")])]
+    stand_in = str(Path(address).with_name("python"))
+    return {**given, PYTHON: stand_in, "PYTHONPATH": os.pathsep.join(path)}
+
+
 def warm_parent(variables: Mapping[str, str]) -> str | None:
     """Where a parent listens that has these variables; None where there can be none."""
     if not is_possible():
@@ -135,6 +158,11 @@ def _started(own: tuple[tuple[str, str], ...]) -> Started:
     """Start a parent with an environment, once; it ends with this process."""
     folder = tempfile.TemporaryDirectory(prefix="warm-")
     address = str(Path(folder.name) / "socket")
+    stand_in = Path(folder.name) / "python"
+    worker = HERE / "worker.py"
+    text = STAND_IN.format(python=sys.executable, worker=worker, address=address)
+    stand_in.write_text(text, encoding="utf-8")
+    stand_in.chmod(0o755)
     listening = socket.socket(socket.AF_UNIX)
     listening.bind(address)
     listening.listen(64)
