@@ -10,6 +10,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from impasto.config.dataset import DatasetConfig, SubsetConfig
+from impasto.config.field_docs import docs_of
 from impasto.config.kinds import sections_of
 from impasto.config.run import RunConfig
 from impasto.config.subset_keys import SubsetKeys
@@ -36,7 +37,7 @@ from `batch_size` on, and `[[dataset.datasets.subsets]]` takes `image_dir`, `met
 
 def levels() -> str:
     """How the keys of the dataset may be given for parts of it."""
-    meaning = " ".join((SubsetConfig.model_fields["is_reg"].description or "").split())
+    meaning = docs_of(SubsetConfig, "is_reg")
     keys = ", ".join(f"`{name}`" for name in SubsetKeys.model_fields)
     return LEVELS.format(subset_keys=keys, is_reg=meaning)
 
@@ -47,7 +48,7 @@ def section_rows(section: type[BaseModel]) -> list[str]:
         field = section.model_fields[name]
         if not is_section(field.annotation) and not sections_of(field):
             default = "**required**" if field.is_required() else shown(default_of(field))
-            meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+            meaning = docs_of(section, name).replace("|", "\\|")
             rows.append(f"| `{name}` | {default} | {meaning} |")
     return rows
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
+from impasto.config.field_docs import docs_of
 from impasto.config.load import build_dataset_config, build_run_config, dump_toml, load_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
@@ -119,7 +120,7 @@ def test_every_setting_has_a_help_text():
             for part in sections:
                 walk(part)
             if not sections:
-                assert field.description, f"{section.__name__}.{name} has no docstring"
+                assert docs_of(section, name), f"{section.__name__}.{name} has no docstring"
 
     walk(RunConfig)
 

@@ -13,12 +13,14 @@ from impasto.config.places import remote_fault
 
 
 class Section(BaseModel):
-    """A section: unknown keys are errors; the docstring under a field is its help text."""
+    """A section: unknown keys are errors.
+
+    The docstring under a field is its help text, which `field_docs.py` reads.
+    """
 
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",
-        use_attribute_docstrings=True,
         protected_namespaces=(),
         allow_inf_nan=False,
     )

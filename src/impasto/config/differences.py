@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from impasto.config.field_docs import docs_of
 from impasto.config.former import with_former_values
 from impasto.config.load import build_run_config, settings_by_path
 from impasto.config.run import RunConfig
@@ -101,7 +102,7 @@ def about_setting(path: str) -> str:
         sections = [kind for field in fields for kind in _sections_in(field.annotation)]
     for section in sections:
         if last in section.model_fields:
-            text = " ".join((section.model_fields[last].description or "").split())
+            text = docs_of(section, last)
             match = _SENTENCE.match(text)
             return match[1] if match else text
     return ""

@@ -6,7 +6,7 @@ import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import tomli_w
 from pydantic import BaseModel
@@ -18,13 +18,15 @@ from impasto.config.dreambooth import with_dreambooth_folders
 from impasto.config.former import with_former_values
 from impasto.config.moved import cache_of_moved_run
 from impasto.config.renamed import FormerNameWarning, present_path, with_present_names
-from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
 from impasto.key_paths import values_by_path
 from impasto.member_paths import is_named
 from impasto.parsing import parse_toml
 from impasto.remote_paths import is_remote
+
+if TYPE_CHECKING:
+    from impasto.config.run import RunConfig
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -77,6 +79,8 @@ def build_run_config(
     Raises:
         ConfigError: As for `load_run_config`.
     """
+    from impasto.config.run import RunConfig  # all sections, of which a folder's scan needs one
+
     tree = _overridden(values, overrides, source)
     if isinstance(tree.get("dataset"), dict):
         tree["dataset"] = _with_file(tree["dataset"])

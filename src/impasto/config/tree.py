@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from impasto.config.field_docs import docs_of
 from impasto.config.kinds import sections_of
 from impasto.config.renamed import SETTINGS
 from impasto.config.run import RunConfig
@@ -204,14 +205,13 @@ def _with(setting: Setting, kinds: tuple[str, ...], docs: str, value: ValueType)
 
 def _plain_section(name: str, section: type[BaseModel]) -> SettingSection:
     settings = (
-        _setting(f"{name}.{key}" if name else key, section.model_fields[key])
+        _setting(f"{name}.{key}" if name else key, section.model_fields[key], docs_of(section, key))
         for key in own_first(section)
     )
     return SettingSection(name, _docs(section), tuple(settings))
 
 
-def _setting(path: str, field: FieldInfo) -> Setting:
-    docs = " ".join((field.description or "").split())
+def _setting(path: str, field: FieldInfo, docs: str) -> Setting:
     default = None if field.is_required() else default_of(field)
     return Setting(path, docs, type_of(field), field.is_required(), default)
 

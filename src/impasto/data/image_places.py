@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from impasto.data.container_listing import list_containers
 from impasto.data.containers import Columns, Containers, containers_below, named_containers
 from impasto.data.engine import Engine
 from impasto.data.found import FoundTable, found_of, join_found
@@ -50,6 +49,8 @@ def list_place(
     containers = _containers_of(place, found, recursive=recursive)
     if containers is None:
         return found, unused
+    from impasto.data.container_listing import list_containers  # tarfile, for images in tars alone
+
     inside, others = list_containers(containers, sidecars, columns, index, progress, engine)
     rest = [item for item in unused if item.reason != CONTAINER_BESIDE]
     return join_found([found, inside]), rest + others

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from impasto.data.arrow_columns import FEW, list_of, text_column, texts_of, values_of
 from impasto.data.tables import Appender, Former, TableFolder, take_rows
 
 
@@ -44,14 +44,19 @@ class KeyedTable:
             self._rows = pa.concat_tables([*recent[::-1], self._rows])
         wanted = set(keys)
         found = {row[0]: row[1:] for row in self._appender.waiting if row[0] in wanted}
-        column = self._rows.column(self._key)
-        mask = pc.is_in(column, value_set=pa.array(wanted - found.keys(), pa.large_string()))
-        places = np.flatnonzero(mask.to_numpy())
-        if len(places):
-            picked = self._rows if len(places) == len(self._rows) else self._rows.filter(mask)
-            for key, *values in zip(*(c.to_pylist() for c in picked.itercolumns()), strict=True):
+        left = wanted - found.keys()
+        picked = self._rows if len(self._rows) < FEW else self._picked(left)
+        for key, *values in zip(*map(list_of, picked.itercolumns()), strict=True):
+            if key in left:
                 found.setdefault(key, tuple(values))
         return found
+
+    def _picked(self, keys: Collection[str]) -> pa.Table:
+        """The rows of some keys."""
+        import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
+
+        mask = pc.is_in(self._rows.column(self._key), value_set=text_column(list(keys)))
+        return self._rows if pc.all(mask).as_py() else self._rows.filter(mask)
 
     def refresh(self) -> None:
         """Take in what other processes have written since the table was opened."""
@@ -89,11 +94,16 @@ class KeyedTable:
 
     def _different(self) -> int:
         """How many different keys there are."""
-        count: int = pc.count_distinct(self._rows.column(self._key)).as_py()
+        column = self._rows.column(self._key)
+        if len(column) < FEW:
+            return len(set(texts_of(column)))
+        import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
+
+        count: int = pc.count_distinct(column).as_py()
         return count
 
     def _tidy(self) -> None:
         """Keep the newest row of each key, in one segment."""
         codes = self._rows.column(self._key).combine_chunks().dictionary_encode().indices
-        newest = np.sort(np.unique(codes.to_numpy(), return_index=True)[1])
+        newest = np.sort(np.unique(values_of(codes), return_index=True)[1])
         self._rows = self._table.rewrite(take_rows(self._rows, newest))

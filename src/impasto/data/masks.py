@@ -6,9 +6,10 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 from impasto.canonical import sort_key
 from impasto.data import formats
@@ -18,6 +19,9 @@ from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.subsets import MaskRules
 from impasto.member_paths import TableCell, member_of
 from impasto.remote_paths import is_remote
+
+if TYPE_CHECKING:
+    from impasto.data.record_table import RecordTable
 
 _FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
 _UNCHANGED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
@@ -72,9 +76,9 @@ def _from_here(place: Path) -> Path:
     return place.relative_to(here) if place.is_relative_to(here) else place
 
 
-def unused_masks(records: Sequence[ImageRecord], set_aside: Iterable[SkippedFile]) -> list[Unused]:
+def unused_masks(records: RecordTable, set_aside: Iterable[SkippedFile]) -> list[Unused]:
     """The files in folders of masks that weigh no image, but for those of images skipped."""
-    folders = {r.subset.masks.folder for r in records if r.subset.masks} - {None}
+    folders = {subset.masks.folder for subset in records.subsets if subset.masks} - {None}
     if not folders:
         return []
     used = {mask_file(record) for record in records}

@@ -26,6 +26,7 @@ import pyarrow as pa
 
 from impasto import files
 from impasto.data import images, tables
+from impasto.data.arrow_columns import number_column, values_of
 from impasto.data.latent_cache import CachedPlan, LatentCache
 from impasto.data.latent_keys import KeyTable
 from impasto.data.planned_table import PlannedTable
@@ -89,7 +90,7 @@ class PreparedKeys:
             kept = np.ones(len(self._planned), dtype=np.bool_)
             kept[left_out] = False
             records = records.select(kept)
-        codes = table.column("code").chunk(0).to_numpy()
+        codes = values_of(table.column("code"))
         planned = PlannedTable(records, self._planned.shapes, codes)
         paths = self._planned.records
         set_aside = tuple(SkippedFile(paths[place].path, why) for place, why in reasons)
@@ -112,7 +113,7 @@ class PreparedKeys:
         if of_path.keys() != places.keys():
             return
         reasons = [(places[path], reason) for path, reason in of_path.items()]
-        arrays = [pa.array(self._planned.codes[kept])]
+        arrays = [number_column(self._planned.codes[kept])]
         for keys in (plan.keys, plan.identities or plan.keys):
             columns = KeyTable.of(keys).columns
             for name in _NAMES:

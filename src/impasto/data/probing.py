@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from impasto.data import images
+from impasto.data.arrow_columns import is_filled, texts_at, values_of
 from impasto.data.cuts import read_cut
 from impasto.data.engine import LOCAL, Engine
 from impasto.data.found import STAMPS, FoundTable
@@ -71,15 +71,15 @@ class Entries:
 
     def column(self, name: str) -> np.ndarray:
         """[files]: one column of the numbers that probing found."""
-        values: np.ndarray = self._table.column(name).to_numpy()
+        values = values_of(self._table.column(name))
         return values if self.rows is None else values[self.rows]
 
     def faults(self) -> dict[int, str]:
         """Place of a file -> why it cannot be used."""
-        is_faulty = pc.not_equal(self._table.column("fault"), "").to_numpy()
+        is_faulty = is_filled(self._table.column("fault"))
         places = np.flatnonzero(is_faulty if self.rows is None else is_faulty[self.rows])
         rows = places if self.rows is None else self.rows[places]
-        faults = self._table.column("fault").take(pa.array(rows)).to_pylist()
+        faults = texts_at(self._table.column("fault"), rows)
         return dict(zip(places.tolist(), faults, strict=True))
 
 
@@ -132,7 +132,7 @@ class ScanIndex:
         appender = Appender(self._table)
         keeps = True
         executor = engine.executor(Probe(), usual=default_workers() + 1)
-        items = (found.item(place) for place in fresh.tolist())
+        items = found.items_at(fresh)
         tables: list[pa.Table] = []
         with progress.stage("Scanning images", len(fresh), "files") as advance:
             for outcomes in executor.run(in_chunks(items, _FILES_AT_ONCE)):
@@ -228,7 +228,7 @@ def _stamps_equal(known: pa.Table, rows: np.ndarray, stamps: np.ndarray) -> np.n
     """[rows]: whether the stamps of some rows of the index are these."""
     equal = np.ones(len(rows), dtype=np.bool_)
     for number in range(STAMPS):
-        equal &= known.column(f"stamp{number}").to_numpy()[rows] == stamps[:, number]
+        equal &= values_of(known.column(f"stamp{number}"))[rows] == stamps[:, number]
     return equal
 
 

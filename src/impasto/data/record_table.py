@@ -7,6 +7,7 @@ the file that they were mapped from (`tables.py`), which the processes of a mach
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from impasto.data.arrow_columns import FEW, text_column, texts_at, texts_of, values_of
 from impasto.data.captions import join_caption_and_tags
 from impasto.data.made_on_request import MadeOnRequest
 from impasto.data.record_columns import (
@@ -91,7 +93,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
             numbers[name] = values if width == 1 else values.reshape(-1, width)
         texts = [[str(r.path) for r in records], [r.caption for r in records]]
         texts.append([r.tags for r in records])
-        arrays = [pa.array(column, pa.large_string()) for column in texts]
+        arrays = [text_column(column) for column in texts]
         return cls(pa.Table.from_arrays(arrays, schema=TEXTS), None, lean(numbers), table)
 
     def __len__(self) -> int:
@@ -133,6 +135,12 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return absent_column(name, len(self))
 
     @property
+    def subsets(self) -> list[Subset]:
+        """The subsets that the images are of, each once for each use of it."""
+        used = np.bincount(self.numbers["use"], minlength=len(self.uses)).tolist()
+        return [use.subset for use, count in zip(self.uses, used, strict=True) if count]
+
+    @property
     def repeats(self) -> np.ndarray:
         """[images]: how often each comes in an epoch."""
         own = self.per_use(lambda use: use.subset.repeats).astype(np.int32)
@@ -148,13 +156,11 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         stop = len(self) if stop is None else stop
         column = self.texts.column(name)
         if self.rows is None:
-            return _strings(column.slice(start, stop - start))
+            return texts_of(column.slice(start, stop - start))
         rows = self.rows[start:stop]
         if len(rows) and rows[-1] - rows[0] == len(rows) - 1 and (np.diff(rows) == 1).all():
-            return _strings(column.slice(int(rows[0]), len(rows)))
-        if column.num_chunks == 1:
-            return _strings(column.chunk(0).take(pa.array(rows)))
-        return [column[row].as_py() for row in rows.tolist()]
+            return texts_of(column.slice(int(rows[0]), len(rows)))
+        return texts_at(column, rows)
 
     def texts_in_parts(self, name: str) -> Iterator[list[str]]:
         """A column of texts, some thousands at a time."""
@@ -189,11 +195,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         """A hash over a column of texts, of their lengths and their bytes, in order."""
         lengths, content = hashlib.sha256(), hashlib.sha256()
         column = self.texts.column(name)
-        chunks = (
-            column.chunks
-            if self.rows is None
-            else (pa.array(part, pa.large_string()) for part in self.texts_in_parts(name))
-        )
+        chunks = column.chunks if self.rows is None else map(text_column, self.texts_in_parts(name))
         for chunk in chunks:
             _, ends, values = chunk.buffers()
             if len(chunk):
@@ -211,9 +213,14 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         """[images]: the place of the first image that has the path of each."""
         if self.is_distinct:
             return np.arange(len(self))
-        parts = [pa.array(part, pa.large_string()) for part in self.texts_in_parts("path")]
-        paths = pa.chunked_array(parts, pa.large_string()).combine_chunks()
-        codes = paths.dictionary_encode().indices.to_numpy()
+        if len(self) < FEW:
+            known: dict[str, int] = {}
+            paths = itertools.chain.from_iterable(self.texts_in_parts("path"))
+            found = (known.setdefault(path, place) for place, path in enumerate(paths))
+            return np.fromiter(found, np.int64, len(self))
+        parts = [text_column(part) for part in self.texts_in_parts("path")]
+        column = pa.chunked_array(parts, pa.large_string()).combine_chunks()
+        codes = values_of(column.dictionary_encode().indices)
         firsts: Ints = np.unique(codes, return_index=True)[1][codes]
         return firsts
 
@@ -230,7 +237,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         parts = [[str(Path(p)) for p in part] for part in self.texts_in_parts("path")]
         words = ([t for part in self.texts_in_parts(n) for t in part] for n in ("caption", "tags"))
         columns = [[path for part in parts for path in part], *words]
-        arrays = [pa.array(column, pa.large_string()) for column in columns]
+        arrays = [text_column(column) for column in columns]
         texts = pa.Table.from_arrays(arrays, schema=TEXTS)
         return RecordTable(texts, None, self.numbers, self.uses, distinct=self.is_distinct)
 
@@ -248,7 +255,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
     ) -> RecordTable:
         """A table of the same images with other words, and the buckets that metadata names."""
         paths = [path for part in self.texts_in_parts("path") for path in part]
-        arrays = [pa.array(column, pa.large_string()) for column in (paths, captions, tags)]
+        arrays = [text_column(column) for column in (paths, captions, tags)]
         sizes = np.array([size.wh if size else (0, 0) for size in wanted], dtype=np.int32)
         numbers = lean({**self.numbers, "wanted": sizes.reshape(-1, 2)})
         texts = pa.Table.from_arrays(arrays, schema=TEXTS)
@@ -341,8 +348,3 @@ def _name_below(head: str, path: str) -> str | None:
         return None
     name = name.replace(os.sep, "/")
     return name if name.isascii() else unicodedata.normalize("NFC", name)
-
-
-def _strings(column: pa.ChunkedArray | pa.Array) -> list[str]:
-    found: list[str] = column.to_pylist()
-    return found

@@ -25,7 +25,6 @@ from impasto.data.listing import (
 )
 from impasto.data.masks import unused_masks
 from impasto.data.metadata import Metadata
-from impasto.data.named_images import look_up
 from impasto.data.probing import ScanIndex, split_usable
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import SkippedFile, no_cycle_collection
@@ -165,6 +164,8 @@ def scan_metadata(
     Raises:
         DatasetError: The folder is missing, or none of the images can be used.
     """
+    from impasto.data.named_images import look_up  # also of tars, which a folder may have none of
+
     if image_dir is not None:
         require_images(image_dir)
     finder, of_path, set_aside, unused = look_up(

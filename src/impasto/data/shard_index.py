@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from impasto.data.arrow_columns import number_column, values_of
 from impasto.data.shard_files import Stamp
 from impasto.data.tables import TableFolder
 from impasto.errors import StorageError
@@ -166,7 +167,7 @@ class ShardIndex:
         high, low, rows, sums = map(np.concatenate, zip(*parts.values(), strict=True))
         order = np.argsort(high, kind="stable")
         arrays = [high[order], low[order], np.concatenate(shards)[order], rows[order], sums]
-        table = pa.Table.from_arrays(list(map(pa.array, arrays)), schema=_SCHEMA)
+        table = pa.Table.from_arrays(list(map(number_column, arrays)), schema=_SCHEMA)
         told = {name: [own.entries, own.stamp, own.left_out] for name, own in described.items()}
         kept = self._table.replace_all(table, {_SHARDS: json.dumps(told).encode("utf-8")})
         self._recent, self._sums, self._stamps = {}, {}, {}
@@ -215,7 +216,7 @@ class _Mapped:
 
     def __init__(self, table: pa.Table, described: Mapping[str, _Described]) -> None:
         self._high, self._low, self._shards, self._rows, self._sums = (
-            column.to_numpy() for column in table.itercolumns()
+            values_of(column) for column in table.itercolumns()
         )
         self._names, self._described = list(described), list(described.values())
         self._numbers = {name: number for number, name in enumerate(self._names)}

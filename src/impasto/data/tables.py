@@ -24,9 +24,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from impasto import files, temporary_names
+from impasto.data.arrow_columns import (
+    FEW,
+    column_of,
+    empty_table,
+    few_of,
+    fitted,
+    number_column,
+    texts_of,
+    values_of,
+)
 from impasto.data.remembered import recall
 from impasto.data.segments import (
     open_segment,
@@ -107,7 +116,7 @@ class TableFolder:
         former = self._move_over()
         if former is not None:
             found.append(former)
-        return pa.concat_tables([*found, self.schema.empty_table()])
+        return pa.concat_tables([*found, empty_table(self.schema)])
 
     def newest(self) -> pa.Table | None:
         """The newest whole segment, with what `rewrite` was told about it in its metadata."""
@@ -121,7 +130,7 @@ class TableFolder:
         """
         if self.folder is None or not len(rows) or not files.writes_caches():
             return None
-        name = self._write(self.folder, rows.cast(self.schema))
+        name = self._write(self.folder, fitted(rows, self.schema))
         self._known.append(name)
         return name
 
@@ -219,7 +228,7 @@ class TableFolder:
         """Write a segment that replaces others, and those that they replaced."""
         replaced = dict.fromkeys(names, time.time_ns()) | self._replaced
         told = {**self.schema.metadata, **saying_replaced(replaced), **about}
-        name = self._write(folder, rows.cast(self.schema).replace_schema_metadata(told))
+        name = self._write(folder, fitted(rows, self.schema).replace_schema_metadata(told))
         self._replaced = replaced
         self._known = [*(own for own in self._known if own not in replaced), name]
         self._remove_replaced()
@@ -251,7 +260,7 @@ class TableFolder:
             return None
         content = recall(former.file, former.version)
         try:
-            rows = None if content is None else former.convert(content).cast(self.schema)
+            rows = None if content is None else fitted(former.convert(content), self.schema)
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
             rows = None
         if rows is not None and files.writes_caches():
@@ -319,7 +328,7 @@ class Appender:
 def rows_of(schema: pa.Schema, rows: Sequence[Sequence[Any]]) -> pa.Table:
     """A table of rows that are Python values, in the order of the columns."""
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, schema, strict=True)]
+    arrays = [column_of(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
@@ -327,9 +336,15 @@ def newest_rows(keys: pa.Array, column: pa.ChunkedArray) -> np.ndarray:
     """[keys]: the first row in which a column has each key; -1 where none has."""
     if column.num_chunks and len(column.chunk(0)) == len(keys) and column.chunk(0).equals(keys):
         return np.arange(len(keys))
+    if len(keys) + len(column) < FEW:
+        first: dict[str, int] = {}
+        for row, text in enumerate(texts_of(column)):
+            first.setdefault(text, row)
+        return np.array([first.get(key, -1) for key in texts_of(keys)], dtype=np.int64)
+    import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
+
     found = pc.index_in(keys, value_set=column.combine_chunks())
-    rows: np.ndarray = pc.fill_null(found, -1).to_numpy().astype(np.int64)
-    return rows
+    return values_of(pc.fill_null(found, -1)).astype(np.int64)
 
 
 def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
@@ -337,4 +352,6 @@ def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
     count = len(rows)
     if count and rows[0] + count - 1 == rows[-1] and (np.diff(rows) == 1).all():
         return table.slice(int(rows[0]), count).combine_chunks()
-    return table.combine_chunks().take(pa.array(rows))
+    if count < FEW:
+        return few_of(table, rows)
+    return table.combine_chunks().take(number_column(rows))

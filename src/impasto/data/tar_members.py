@@ -20,6 +20,7 @@ from typing import IO, NamedTuple
 import pyarrow as pa
 
 from impasto.data import formats
+from impasto.data.arrow_columns import column_of
 from impasto.data.containers import Container
 from impasto.data.found_image import FoundImage
 from impasto.data.listing import CAPTION, NOT_TEXT, TAGS, Sidecars, Unused
@@ -72,7 +73,7 @@ class TarIndex:
         """Write the index as bytes, to be kept between scans."""
         about = json.dumps([self.fault, self.remark]).encode("utf-8")
         columns = zip(*self.entries, strict=True) if self.entries else [()] * len(_SCHEMA)
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+        arrays = [column_of(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
         table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({b"about": about}))
         sink = io.BytesIO()
         with pa.ipc.new_stream(sink, table.schema) as writer:

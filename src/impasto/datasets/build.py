@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from impasto.config.dataset import DatasetConfig, DatasetEntry
-from impasto.config.run import RunConfig
 from impasto.data.buckets import novelai_bucket_sizes
 from impasto.data.engine import LOCAL, Engine
 from impasto.data.plan import BucketRules, Plan, join_plans, plan_images
@@ -31,6 +31,9 @@ from impasto.errors import DatasetError
 from impasto.member_paths import folder_of
 from impasto.progress import Progress, counted, none_of
 from impasto.remote_paths import shown
+
+if TYPE_CHECKING:
+    from impasto.config.run import RunConfig
 
 
 def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from impasto.config.run import RunConfig
 from impasto.data.containers import Columns
 from impasto.data.engine import LOCAL, Engine
 from impasto.data.listing import Sidecars
@@ -28,6 +28,9 @@ from impasto.member_paths import folder_of
 from impasto.progress import Progress, SilentProgress
 from impasto.randomness import derive_rng
 from impasto.remote_paths import shown
+
+if TYPE_CHECKING:
+    from impasto.config.run import RunConfig
 
 Bools = npt.NDArray[np.bool_]
 _MOST_NAMED = 10
