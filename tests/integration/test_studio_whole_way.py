@@ -38,8 +38,9 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
     """Images are dropped in, captions edited, two runs trained, compared, and one drawn with."""
     images = sorted(PICTURES.glob("*.webp"))[:12]
     page.set_default_timeout(PATIENCE_MS)
-    options = ("--data", folders / "data", "--models", folders / "models")
-    with served(folders / "runs", *options, "--queue", folders / "queue") as (address, _):
+    names = ("data", "models", "queue")
+    options = [word for name in names for word in (f"--{name}", folders / name)]
+    with served(folders / "runs", *options, fresh=True) as (address, _):
         page.goto(address)
         page.wait_for_selector("nav")
         page.click("nav >> text=Data")
@@ -78,7 +79,8 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
         page.click("text=Add to the queue")
         page.wait_for_selector("#answer :text('It is job 1 of the queue')")
         page.click("nav >> text=Queue")
-        page.click("button:has-text('Start')")
+        page.on("dialog", lambda dialog: dialog.accept())  # the first run may not have ended yet
+        page.click(".queue-device button:has-text('Start working')")
         page.wait_for_selector(".queue-job .state.done")
         second = RunDirectory(folders / "runs" / "ink-2")
         assert second.state().step == 2
