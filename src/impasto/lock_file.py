@@ -22,6 +22,7 @@ from impasto import temporary_names
 from impasto.owners import ProcessIdentity, current_process, parse_process_token
 from impasto.parsing import parse_json
 
+_REMOVED_AFTER_S = (0.05, 0.1, 0.2, 0.4, 0.8)
 HEARTBEAT_S = 15.0
 STALE_S = 120.0
 _BEING_WRITTEN_S = 10.0  # a lock file that cannot be read may be read so much later
@@ -108,11 +109,20 @@ class LockFile:
         threading.Thread(target=self._beat, name="lock", daemon=True).start()
 
     def end(self) -> None:
-        """Give no more, and remove the file unless it is another process's by now."""
+        """Give no more, and remove the file unless it is another process's by now.
+
+        On Windows a file that another process reads just now cannot be removed.
+        """
         self._ended.set()
-        if self._is_own():
+        for pause in (0.0, *(_REMOVED_AFTER_S if os.name == "nt" else ())):
+            time.sleep(pause)
+            text = _text_if_read(self.file)
+            if text is not None and text != self._text:
+                return
             with contextlib.suppress(OSError):
-                self.file.unlink()
+                if text is not None:
+                    self.file.unlink()
+                    return
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
@@ -124,9 +134,6 @@ class LockFile:
                 continue
             with contextlib.suppress(OSError):
                 os.utime(self.file)
-
-    def _is_own(self) -> bool:
-        return _text_of(self.file) == self._text
 
 
 def create_lock(partial: Path, lock: Path) -> bool:

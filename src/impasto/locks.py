@@ -17,6 +17,7 @@ from pathlib import Path
 
 from impasto import storage_errors, temporary_names
 from impasto.lock_file import (
+    STALE_S,
     LockFile,
     LockHolder,
     create_lock,
@@ -186,7 +187,7 @@ def shared_locks(folder: Path) -> dict[Path, LockHolder]:
             continue
         if holder.is_alive:
             living[file] = holder
-        else:
+        elif holder.owner is not None or holder.age_s >= STALE_S:  # or it cannot be read just now
             with contextlib.suppress(OSError):
                 file.unlink()
     return living

@@ -33,7 +33,7 @@ from impasto.data.filling import cache_latents
 from impasto.data.latent_cache import LatentCache
 from impasto.data.process_group import AFTERWARDS, CacheShare, SingleProcess
 from impasto.data.stored_claims import StoredClaims
-from impasto.errors import DatasetError, RunError
+from impasto.errors import DatasetError, RunError, StorageError
 from impasto.owners import ProcessIdentity
 from impasto.progress import SilentProgress
 from impasto.storage import objects
@@ -501,13 +501,46 @@ def test_what_another_program_has_made_is_counted_meanwhile(
         if not list(cached_in.glob("shard-*")):
             for shard in sorted((tmp_path / "known").glob("shard-*"), reverse=True):
                 shutil.copy(shard, cached_in)
-        elif shown.done == 9:
-            encoder.go.set()
 
     on_waiting(look)
     plan, count, _ = filled(cached_in, folder, progress=shown)
+    assert not future.done()  # all is there, so nobody waits for the end of its claim
+    assert (len(plan.keys), count, shown.done) == (9, 0, 9)
+    encoder.go.set()
     future.result()
+
+
+@pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
+def test_who_gives_no_sign_of_life_is_not_waited_for(cached_in, folder, other):
+    """A process that was stopped, or that could not remove its file, still runs."""
+    encoder, future = other(folder)
+    (presence,) = (cached_in / "claims").glob(".in-use.*.lock")
+    long_ago = time.time() - 200
+    os.utime(presence, (long_ago, long_ago))
+    plan, count, _ = filled(cached_in, folder)
+    assert (len(plan.keys), count) == (9, 9)
+    encoder.go.set()
+    assert len(future.result().keys) == 9
+
+
+@pytest.mark.parametrize("cached_in", ["memory"], indirect=True)
+def test_a_look_that_fails_does_not_end_the_waiting(
+    cached_in, folder, other, on_waiting, monkeypatch
+):
+    encoder, future = other(folder)
+    looks = []
+
+    def fail_once():
+        looks.append(1)
+        if len(looks) == 1:
+            raise StorageError("the store does not answer")
+        encoder.go.set()
+
+    on_waiting(fail_once)
+    plan, count, _ = filled(cached_in, folder)
     assert (len(plan.keys), count) == (9, 0)
+    assert len(looks) > 1
+    future.result()
 
 
 def claim_of_another_machine(place, number, keys):

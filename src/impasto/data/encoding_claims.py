@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Protocol
 
 from impasto import files, locks, storage_errors, temporary_names
-from impasto.lock_file import LockHolder
+from impasto.lock_file import STALE_S, LockHolder
 
 CLAIMS = "claims"
 """The folder of claims, in that of the cache."""
@@ -117,13 +117,17 @@ class FolderClaims:
 
     def living(self, taken: Taken) -> list[LockHolder]:
         """Those of the rivals whose claims have not ended, also by being killed."""
-        there = locks.shared_locks(self._folder)
+        there = self._alive()
         return [holder for presence, holder in there.items() if presence.name in taken.rivals]
 
     def of_others(self) -> Keys:
         """What other programs have claimed; for who has claimed nothing."""
+        return frozenset[bytes]().union(*(read_keys(keys_file(file)) for file in self._alive()))
+
+    def _alive(self) -> dict[Path, LockHolder]:
+        """Those that give signs of life: not who was stopped, or could not remove its file."""
         there = locks.shared_locks(self._folder)
-        return frozenset[bytes]().union(*(read_keys(keys_file(file)) for file in there))
+        return {file: holder for file, holder in there.items() if holder.age_s < STALE_S}
 
     def _claim(
         self, own: Path, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
@@ -141,8 +145,9 @@ class FolderClaims:
     def _others(self, own: Path) -> dict[Path, Keys]:
         """What the living have claimed, by their presence; what dead ones left is removed."""
         with storage_errors.reported(self._folder):
-            temporary_names.remove_leftovers(self._folder)
-            living = locks.shared_locks(self._folder).keys() - {own}
+            with contextlib.suppress(OSError):  # another person's, in a folder of several
+                temporary_names.remove_leftovers(self._folder)
+            living = self._alive().keys() - {own}
             named = {keys_file(presence) for presence in (*living, own)}
             for file in self._folder.glob(f"*{KEYS_SUFFIX}"):
                 if file not in named:

@@ -85,14 +85,15 @@ class StoredClaims:
         """
         del on_busy
         own = _OwnClaim(self._folder, lacking())
-        there: set[int] | None = None
-        with contextlib.suppress(StorageError):
-            there = own.take()
-        if there is None:
-            found = lacking()
-            yield Taken(found, found)
-            return
         try:
+            there: set[int] | None = None
+            with contextlib.suppress(StorageError):
+                there = own.take()
+            if there is None:
+                own.end()  # the store may have it, though it did not say so
+                found = lacking()
+                yield Taken(found, found)
+                return
             with own.beating():
                 yield self._shared_out(own, there, lacking)
         finally:
@@ -182,6 +183,7 @@ class _OwnClaim:
             "random": os.urandom(8).hex(),
         }
         self._ended = threading.Event()
+        self._put, self._has_ended = b"", False
 
     def take(self) -> set[int]:
         """Take the next number; returns all numbers that were there after that.
@@ -189,9 +191,10 @@ class _OwnClaim:
         Raises:
             StorageError: The store cannot be used.
         """
-        content = self._content(self.keys, ended=False)
+        self._put = content = self._content(self.keys, ended=False)
         for _ in range(_ATTEMPTS):
             self.number = max(numbers_in(self._folder), default=0) + 1
+            self._has_ended = False
             if not claims.create(file_of(self._folder, self.number), content):
                 continue
             there = numbers_in(self._folder)
@@ -220,8 +223,16 @@ class _OwnClaim:
             thread.join()
 
     def end(self) -> None:
-        """Say that the claim has ended; if the store does not answer now, it ends by its age."""
+        """Say that the claim has ended; if the store does not answer now, it ends by its age.
+
+        A number that another program has by now is left alone.
+        """
+        if not self.number or self._has_ended:
+            return
         with contextlib.suppress(StorageError, OSError):
+            if not self._is_own(self._put):
+                return
+            self._has_ended = True
             claims.write(file_of(self._folder, self.number), self._content(_NOBODY, ended=True))
             objects.remove(_beat_of(self._folder, self.number))
 

@@ -22,7 +22,8 @@ from impasto.data.latent_orders import Lacks, flags_of, ordered, still_lacking
 from impasto.data.process_group import CacheShare
 from impasto.data.records import PlannedImage
 from impasto.data.stored_claims import StoredClaims
-from impasto.lock_file import LockHolder
+from impasto.errors import StorageError
+from impasto.lock_file import STALE_S, LockHolder
 from impasto.progress import Progress, counted, slow_stage
 from impasto.remote_paths import is_remote, shown
 
@@ -55,8 +56,10 @@ class Unclaimed:
         """
         found = "nothing lacks"
         if self.share.is_first and self.share.claims and lacks.any():
-            theirs = flags_of(self._claims().of_others(), keys, lacks)
-            found = "claimed" if np.array_equal(theirs, lacks) else "free"
+            found = "free"
+            with contextlib.suppress(StorageError):  # as without others, where nothing can be put
+                theirs = flags_of(self._claims().of_others(), keys, lacks)
+                found = "claimed" if np.array_equal(theirs, lacks) else "free"
         told = self.share.group.gather(found)
         return "claimed" in told and "free" not in told
 
@@ -142,18 +145,31 @@ class Unclaimed:
         keys: Sequence[LatentKeys | None],
         left: Lacks,
     ) -> None:
-        """Wait until another program has ended with what it claimed, or was killed."""
+        """Wait until all is there, or another program has ended with its claim, or was killed.
+
+        Raises:
+            StorageError: The store has not answered for two minutes.
+        """
         images, total = counted(int(left.any(axis=1).sum()), "images"), int(left.sum())
         patience = locks.LockWaiter(self.progress.note, f"encoding {images}")
-        looked, seen = time.monotonic(), 0
+        looked = answered = time.monotonic()
+        seen = 0
         with slow_stage(self.progress, "Waiting for another program", total, "latents") as advance:
-            while len(living := claims.living(taken)) == len(taken.rivals):
-                patience(living[0])
+            while seen < total:
                 self.share.group.raise_fault()
                 before = seen
-                if time.monotonic() - looked > COUNTED_EVERY_S:
-                    self.cache.refresh()
-                    seen = total - len(still_lacking(left, keys, self.cache))
-                    looked = time.monotonic()
+                try:
+                    living = claims.living(taken)
+                    if len(living) < len(taken.rivals):
+                        return
+                    patience(living[0])
+                    if time.monotonic() - looked > COUNTED_EVERY_S:
+                        self.cache.refresh()
+                        seen = total - len(still_lacking(left, keys, self.cache))
+                        looked = time.monotonic()
+                    answered = time.monotonic()
+                except StorageError:  # a look that fails says nothing
+                    if time.monotonic() - answered > STALE_S:
+                        raise
                 advance(seen - before)
-                time.sleep(claims.looks_every_s)
+                time.sleep(claims.looks_every_s if seen < total else 0)
