@@ -51,6 +51,10 @@ def pipeline_of(file, folder, form):
             file, config=str(folder), local_files_only=True
         )
     found.set_progress_bar_config(disable=True)
+    # as ours: PyTorch multiplies matrices in another way where weights may learn, which on some
+    # processors gives another last bit
+    for network in (found.unet, found.vae, found.text_encoder, found.text_encoder_2):
+        network.requires_grad_(requires_grad=False)
     return found
 
 

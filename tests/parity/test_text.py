@@ -16,6 +16,7 @@ from impasto.errors import ConfigError
 from impasto.models import tokens as tokens_module
 from impasto.models.emphasis import parse_emphasis
 from impasto.models.families import SD1, SD2_BASE
+from impasto.models.joining import apply_emphasis
 from impasto.models.loading import load_base_model
 from impasto.models.text import ClipTextConditioner
 from impasto.models.text_metadata import LAYOUT_KEY, layout_metadata, prompt_layout
@@ -130,6 +131,17 @@ def test_weighted_states_equal_the_recorded_ones(golden, tiny_encoders, v2, leng
     found = conditioner([prompt]).arguments["encoder_hidden_states"]
     recorded = torch.from_numpy(recorded).reshape(found.shape)
     torch.testing.assert_close(found, recorded, atol=2e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("residue", [0.0, 1e-9])
+def test_a_mean_that_is_rounding_is_not_brought_back(residue):
+    states = torch.tensor([[1.0, -1.0], [2.0, -2.0], [3.0, -3.0]]).repeat(1, 4)[None, None]
+    weights = torch.tensor([[[1.0, 1.2, 1.0]]])
+    found = apply_emphasis(states + residue, weights, keep_mean=True)
+    torch.testing.assert_close(found, states * weights.unsqueeze(-1))
+    assert not torch.equal(
+        apply_emphasis(states + 1, weights, keep_mean=True), (states + 1) * weights[..., None]
+    )
 
 
 def test_emphasis_follows_the_grammar():

@@ -8,6 +8,9 @@ from torch import Tensor
 
 from impasto.models.tokens import LENGTH
 
+_ROUNDING = 1e-6
+"""A mean of no more than this share of the mean magnitude is rounding; recorded ones have 1e-3."""
+
 
 def apply_emphasis(
     states: Float[Tensor, "b chunks n d"],
@@ -19,13 +22,16 @@ def apply_emphasis(
 
     With `keep_mean` the mean of each chunk is brought back to what it was. A1111 takes it over all
     images of a batch, which are of one prompt there; here it is taken per text, so that a caption
-    does not depend on its company.
+    does not depend on its company. Where the mean is rounding and nothing else, as behind a layer
+    norm that was never trained, there is none to bring back: A1111 divides by it, even by zero.
     """
     changed = states * weights.unsqueeze(-1)
     if not keep_mean:
         return changed
     before, after = states.mean((-2, -1), keepdim=True), changed.mean((-2, -1), keepdim=True)
-    return changed * (before / after)
+    noise = _ROUNDING * changed.abs().mean((-2, -1), keepdim=True)
+    has_mean = torch.minimum(before.abs(), after.abs()) > noise
+    return changed * torch.where(has_mean, before / after, 1.0)
 
 
 def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:

@@ -33,7 +33,7 @@ NOTHING_HELD_OUT = (
 NO_CHECKPOINT = (
     "No model was kept of that step; with saving.best_model = true the best one always is."
 )
-"""What is said to people where there is no `Learning`, and where no model is near the best."""
+"""What people read where there is no `Learning`, and where no model is near the best."""
 
 _STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
 _AVERAGE_ENDING = re.compile(r"-ema(-\d+)?(\.[a-z]+)?$", re.ASCII)
@@ -262,7 +262,7 @@ def kept_best(run: RunDirectory, learning: Learning) -> tuple[Path, int] | None:
 
 
 def why_no_best(learning: Learning) -> str:
-    """What is said where there is no `kept_best`."""
+    """What people read where there is no `kept_best`."""
     is_base = learning.best.step == 0
     return "None: the loss was lowest with the base model." if is_base else NO_CHECKPOINT
 

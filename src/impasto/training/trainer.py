@@ -185,11 +185,7 @@ def resume(
                 commands = _listening(held, run, stop, told)
                 told.open(run)
                 storage.start_sending()
-                if (step := finished_step_of(run.status())) is not None:
-                    told.note(
-                        f"The run had finished at step {step}. Its model of then is kept until it "
-                        f"finishes again."
-                    )
+                _note_earlier_end(run, told)
         with (
             writing_end(accelerator, run),
             explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
@@ -203,6 +199,16 @@ def resume(
                 _write_settings(run, changed)
             group.gather("")  # as at the end of `_prepare`
         return _run(run, session, told, time.perf_counter() - began, stop, commands)
+
+
+def _note_earlier_end(run: RunDirectory, told: TrainingEvents) -> None:
+    """Say what becomes of the model of a run that had finished before."""
+    step = finished_step_of(run.status())
+    if step is not None:
+        told.note(
+            f"The run had finished at step {step}. Its model of then is kept until it finishes "
+            f"again."
+        )
 
 
 def _directory_at(path: Path) -> RunDirectory:
