@@ -68,10 +68,25 @@ def latents_of(pipeline, prompt, negative):
         pipeline.scheduler.config
     )
     return pipeline(
-        prompt.text, negative_prompt=negative, latents=noise_of(prompt), width=prompt.width,
+        **texts_of(pipeline, prompt.text, negative), latents=noise_of(prompt), width=prompt.width,
         height=prompt.height, num_inference_steps=prompt.steps, output_type="latent",
         guidance_scale=prompt.guidance_scale, guidance_rescale=prompt.guidance_rescale,
     ).images  # fmt: skip
+
+
+def texts_of(pipeline, text, negative):
+    """Both texts as diffusers encodes them, in one batch as ours are: rounding depends on it."""
+    if negative is None:
+        return {"prompt": text}
+    states, _, pooled, _ = pipeline.encode_prompt(
+        [text, negative], do_classifier_free_guidance=False
+    )
+    return {
+        "prompt_embeds": states[:1],
+        "negative_prompt_embeds": states[1:],
+        "pooled_prompt_embeds": pooled[:1],
+        "negative_pooled_prompt_embeds": pooled[1:],
+    }
 
 
 @pytest.mark.parametrize("form", ["file", "folder"])
