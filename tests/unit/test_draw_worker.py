@@ -191,6 +191,14 @@ def test_what_is_cancelled_before_its_turn_is_not_begun(worker, folder, settings
     assert worker.models.loads == 0
 
 
+def test_requests_of_one_millisecond_are_drawn_in_the_order_asked(folder, settings, monkeypatch):
+    moments = [1_700_000_000_123_000_000 + n * 1000 for n in range(12)]
+    monkeypatch.setattr(time, "time_ns", iter(moments).__next__)
+    asked = [folder.ask(DrawRequest(settings)) for _ in moments]
+    assert folder.waiting() == asked
+    assert [folder.find(drawing.path.name) for drawing in asked] == asked
+
+
 # how it ends
 
 

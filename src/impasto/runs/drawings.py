@@ -133,15 +133,12 @@ class DrawFolder:
         return self.path / "worker.json"
 
     def ask(self, request: DrawRequest) -> Drawing:
-        """Put a request where the worker finds it.
+        """Put a request where the worker finds it, behind all that was asked before.
 
         Raises:
             StorageError: The folder cannot be written.
         """
-        now = time.time()
-        moment = time.strftime("%Y%m%d-%H%M%S", time.localtime(now))
-        name = f"{moment}-{int(now * 1000) % 1000:03d}-{secrets.token_hex(3)}"
-        drawing = Drawing(self.path / name)
+        drawing = Drawing(self.path / _name_of(time.time_ns()))
         files.write_json(drawing.request_file, request.as_json())
         return drawing
 
@@ -176,3 +173,11 @@ class DrawFolder:
     def stop_worker(self) -> None:
         """Ask the worker to end after what it draws now."""
         files.write_text(self.stop_file, "")
+
+
+def _name_of(moment_ns: int) -> str:
+    """A name for a request of a moment: names sort by microsecond, and end by chance."""
+    seconds, rest = divmod(moment_ns // 1000, 1_000_000)
+    milliseconds, microseconds = divmod(rest, 1000)
+    when = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
+    return f"{when}-{milliseconds:03d}-{microseconds:03x}{secrets.token_hex(2)[:3]}"
