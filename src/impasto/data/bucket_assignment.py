@@ -106,10 +106,12 @@ def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
     """The largest bucket that asks for no enlarging and crops no more than sd-scripts would.
 
     Buckets are not those of the table alone: any sides in steps within the limits. sd-scripts
-    ignores the limits here; so does this where keeping them would crop more, as with an image of
-    197x6000. A side that is shorter than one step is the one thing that is enlarged, to one step.
+    ignores the limits of sides here; so does this where keeping them would crop more, as with an
+    image of 197x6000. Where sd-scripts rounds to more pixels than the area has, which it does with
+    steps of 8, this crops no more than that bucket with one side a step shorter would. A side that
+    is shorter than one step is the one thing that is enlarged, to one step.
     """
-    theirs = _kohya_no_upscale(size, limits)
+    theirs = _within_area(size, _kohya_no_upscale(size, limits), limits)
     most = _lost(*theirs) + _ROUNDING
     for bounds in (limits, replace(limits, min_side=limits.step, max_side=max(size.wh))):
         bucket = _largest_smaller(size, bounds, kept_fraction(size, theirs[0]))
@@ -117,6 +119,17 @@ def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
             if _lost(bucket, resized) <= most:
                 return bucket, resized
     return theirs
+
+
+def _within_area(size: Size, theirs: Assigned, limits: Limits) -> Assigned:
+    """A bucket, or where it has more pixels than allowed, the better one with one side shorter."""
+    bucket, step = theirs[0], limits.step
+    shorter = (Size(bucket.width - step, bucket.height), Size(bucket.width, bucket.height - step))
+    fitting = [one for one in shorter if min(one.wh) >= step and one.area <= limits.area]
+    if bucket.area <= limits.area or not fitting:
+        return theirs
+    best = max(fitting, key=lambda one: kept_fraction(size, one))
+    return best, cover_size(size, best)
 
 
 def _largest_smaller(size: Size, limits: Limits, kept: float) -> Size:
