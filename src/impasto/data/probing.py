@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from impasto.data import images
+from impasto.data.appender import Appender
 from impasto.data.arrow_columns import is_filled, texts_at, values_of
 from impasto.data.cuts import read_cut
 from impasto.data.engine import LOCAL, Engine
@@ -25,7 +26,7 @@ from impasto.data.record_table import RecordTable
 from impasto.data.records import Cut, Size, SkippedFile
 from impasto.data.stages import Failure, default_workers, in_chunks
 from impasto.data.subsets import Subset
-from impasto.data.tables import Appender, Former, TableFolder, newest_rows, rows_of, take_rows
+from impasto.data.tables import Former, TableFolder, newest_rows, rows_of, take_rows
 from impasto.errors import StorageError
 from impasto.progress import Progress
 
