@@ -20,16 +20,9 @@ from test_latent_cache import CountingEncoder, plan_of
 from impasto import progress
 from impasto.data import filling, stored_claims, unclaimed
 from impasto.data.content_hashes import stamp_of
-from impasto.data.encoding_claims import (
-    FolderClaims,
-    Taken,
-    keys_file,
-    packed,
-    read_keys,
-    unpacked,
-    write_keys,
-)
+from impasto.data.encoding_claims import Taken, packed, unpacked
 from impasto.data.filling import cache_latents
+from impasto.data.folder_claims import FolderClaims, keys_file, read_keys, write_keys
 from impasto.data.latent_cache import LatentCache
 from impasto.data.process_group import AFTERWARDS, CacheShare, SingleProcess
 from impasto.data.stored_claims import StoredClaims
