@@ -220,7 +220,13 @@ def _most_cropped(plan: Plan) -> list[str]:
 
 @dataset.command()
 @SOURCE
-@click.option("--epochs", default=1, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option(
+    "--epochs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Epochs to show.",
+)
 @click.option(
     "--pictures", default=10, show_default=True, help="How many images to show; 0 means all."
 )

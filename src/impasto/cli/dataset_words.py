@@ -38,7 +38,7 @@ def annotation_options(ending: str) -> Callable[[F], F]:
             default=ending,
             show_default=True,
             callback=caption_ending,
-            help="Of the files written.",
+            help="Ending of the files that are written.",
         ),
         click.option("--metadata", type=WRITTEN, help="Write into this JSON instead."),
         click.option(
@@ -50,8 +50,14 @@ def annotation_options(ending: str) -> Callable[[F], F]:
             "(overwrite); or all, adding to it (append).",
         ),
         click.option("--dry-run", is_flag=True, help="Print the words and write nothing."),
-        click.option("--batch", default=8, show_default=True, type=click.IntRange(1)),
-        click.option("--workers", type=click.IntRange(0), help="Decoding threads."),
+        click.option(
+            "--batch",
+            default=8,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Images per batch; fewer take less VRAM.",
+        ),
+        click.option("--workers", type=click.IntRange(0), help="Threads that decode images."),
         click.option(
             "--stop-on-error", is_flag=True, help="Stop at the first image that cannot be read."
         ),
