@@ -272,7 +272,7 @@ def test_files_of_earlier_versions_are_moved_over_once(folder, tmp_path, monkeyp
     for _ in range(2):
         again = scan_folder(folder, index=index)
         assert again.records == scan.records
-        assert [item.reason for item in again.set_aside] == ["as it was told"]
+        assert [item.reason for item in again.skipped] == ["as it was told"]
         assert ContentHashes(tmp_path / "hashes.json").of(own) == digests
         looks, _ = PerceptualHashes(tmp_path / "looks.json").of(
             again.records, digests, SilentProgress()

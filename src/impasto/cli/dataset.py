@@ -113,7 +113,7 @@ def _as_json(scan: Scan) -> dict[str, Any]:
         "regularisation": scan.tally.regularisation,
         "with_crops": scan.tally.cut,
         "uncaptioned": list(dict.fromkeys(plain(r.path) for r in scan.records if not r.words)),
-        "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in scan.set_aside],
+        "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in scan.skipped],
         "unused": [{"path": plain(a.path), "reason": a.reason} for a in scan.unused],
     }
 

@@ -156,7 +156,7 @@ class _Editing:
         with files.dry_run() if is_dry else contextlib.nullcontext():
             scan = scan_all(self.config, SilentProgress() if self.is_silent else self.console)
         captions, odd = find_captions(scan.records, self.place, self.options["ending"])
-        self.skipped = [*scan.set_aside, *odd]
+        self.skipped = [*scan.skipped, *odd]
         chosen = self.choice.of(captions, self.options["separator"])
         self.total = len(chosen)
         return changes_of(chosen, self.operations, self.options["separator"], done)

@@ -188,7 +188,7 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
             "Would stay as they are" if dry else "Left as they were": done.worded,
             **before,
             "Nothing to say": done.empty,
-            "Skipped": len(done.set_aside),
+            "Skipped": len(done.skipped),
         }
     )
     if done.worded:
@@ -207,7 +207,7 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
     from impasto.datasets.build import scan_all
 
     scan = scan_all(config, console)
-    for item in scan.set_aside:
+    for item in scan.skipped:
         console.note(f"Skipped: {shown(item.path)}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)

@@ -173,7 +173,7 @@ def _data_of(outlook: Outlook) -> DataPlan:
         images=len(split.training) - balance.images,
         held_out=len(split.held_out),
         skipped=[
-            {"path": printable(plain(item.path)), "reason": item.reason} for item in scan.set_aside
+            {"path": printable(plain(item.path)), "reason": item.reason} for item in scan.skipped
         ],
         without_words=scan.uncaptioned_count,
         several_lines=scan.multiline_captions,
