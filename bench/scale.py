@@ -28,8 +28,8 @@ from impasto.data.records import Size
 from impasto.data.sampler import EpochSampler
 from impasto.data.scan import scan_folder
 from impasto.data.shard_files import stamp_of_shard
-from impasto.data.shard_index import _SCHEMA as KEYS
-from impasto.data.shard_index import _SHARDS
+from impasto.data.shard_index import INDEX_SCHEMA, SHARDS_KEY
+from impasto.data.shard_index import INDEX_VERSION as SHARDS_VERSION
 from impasto.data.subsets import PLAIN
 from impasto.data.tables import TableFolder
 
@@ -92,10 +92,12 @@ def write_tables(scratch: Path) -> None:
     order = np.argsort(keys[:, 0], kind="stable").astype(np.int32)
     columns = [keys[order, 0], keys[order, 1], order // each, order % each]
     columns.append(rng.integers(0, 2**32, RECORDS))
-    table = pa.Table.from_arrays(list(map(pa.array, columns)), schema=KEYS)
+    table = pa.Table.from_arrays(list(map(pa.array, columns)), schema=INDEX_SCHEMA)
     stamps = {name: stamp_of_shard(shards / f"{name}.json") for name in names}
     described = json.dumps({name: (each, stamp, []) for name, stamp in stamps.items()}).encode()
-    TableFolder(shards / "index.table", KEYS, [2]).replace_all(table, {_SHARDS: described})
+    TableFolder(shards / "index.table", INDEX_SCHEMA, SHARDS_VERSION).replace_all(
+        table, {SHARDS_KEY: described}
+    )
     names_of = keys.astype(">u8").view(np.uint8).reshape(-1, 16)
     plan = planned(records_of(scratch))
     kept = CachedPlan(plan.images, KeyTable(RECORDS, {"plain": names_of}), (), 0)

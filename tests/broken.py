@@ -26,7 +26,7 @@ def encoded(image, form, **options):
 
 
 def make_broken_images(folder: Path) -> dict[str, str]:
-    """Fill `folder`; returns name -> a part of the reason for setting it aside, or USABLE."""
+    """Fill `folder`; returns name -> a part of the reason for skipping it, or USABLE."""
     folder.mkdir(parents=True)
     maker = _Maker(folder)
     for part in (_damaged, _odd_kinds, _odd_forms, _odd_names, _odd_places):

@@ -91,7 +91,7 @@ def tar_of(path, members):
 
 
 def reasons(scan):
-    return {plain(item.path).rpartition("/")[2]: item.reason for item in scan.set_aside}
+    return {plain(item.path).rpartition("/")[2]: item.reason for item in scan.skipped}
 
 
 PACKED = {"tars": pack_tars, "parquet": pack_parquet, "arrow": pack_arrow}

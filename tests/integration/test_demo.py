@@ -47,7 +47,7 @@ def test_the_pictures_have_words_and_many_shapes():
     scan = scan_folder(PICTURES)
     assert len(scan.records) == 100
     assert scan.uncaptioned_count == 0
-    assert scan.set_aside == ()
+    assert scan.skipped == ()
     assert len({round(record.size.aspect, 2) for record in scan.records}) >= 5
 
 

@@ -98,11 +98,11 @@ def prepared(subset: Subset, derived: Path, encoder, engine=LOCAL):
     cached = cache_latents(planned, LatentCache(derived / "latents"), encoder, **more)
     found = (
         list(scan.records),
-        scan.set_aside,
+        scan.skipped,
         digests,
         looks,
         list(cached.keys),
-        cached.set_aside,
+        cached.skipped,
     )
     return found, contents(derived / "latents")
 
@@ -127,7 +127,7 @@ def test_images_inside_tars_and_tables_are_prepared_alike(ray_here, tmp_path):
             scan = decode_all(scan_folder(place, engine=engine), engine=engine)
             stamps = {record.path: record.stamp for record in scan.records}
             hashes = ContentHashes(tmp_path / f"{kind}-{len(found)}.json").of(stamps, engine=engine)
-            found.append((list(scan.records), scan.set_aside, hashes))
+            found.append((list(scan.records), scan.skipped, hashes))
         assert found[0] == found[1]
         assert len(found[0][2]) == 5
 
@@ -210,7 +210,7 @@ def words_for(folder: Path, annotator, engine=LOCAL) -> list[tuple[str, str]]:
         show=lambda record, text: said.append((record.name, text)),
         engine=engine,
     )
-    return [*said, *((item.path.name, item.reason) for item in done.set_aside)]
+    return [*said, *((item.path.name, item.reason) for item in done.skipped)]
 
 
 def test_taggers_say_the_same(ray_here, tmp_path):

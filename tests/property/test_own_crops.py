@@ -98,7 +98,7 @@ def test_whatever_the_file_holds_the_image_is_cut_or_skipped_with_a_reason(conte
         if len(scan.records) == 2:
             assert scan.records[0].cut.whole == Size(40, 30)
             return
-        (skipped,) = scan.set_aside
+        (skipped,) = scan.skipped
         assert skipped.path == root / "a.png"
         assert "its crop a.png.crop.json" in skipped.reason
 

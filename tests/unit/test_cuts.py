@@ -150,7 +150,7 @@ def test_an_image_that_was_changed_is_skipped_by_name(picture):
     Image.new("RGB", (301, 200)).save(picture)
     scan = scan_folder(picture.parent)
     assert [record.path.name for record in scan.records] == ["dog.png"]
-    assert "was chosen for an image of 300x200, and this one is 301x200" in scan.set_aside[0].reason
+    assert "was chosen for an image of 300x200, and this one is 301x200" in scan.skipped[0].reason
     with pytest.raises(UnreadableImageError, match="chosen for"):
         cut_beside(picture)
 
@@ -161,7 +161,7 @@ def test_a_crop_that_leads_nowhere_or_out_is_never_passed_over(picture, tmp_path
     crop_file(picture).symlink_to(tmp_path / "missing.json")
     Image.new("RGB", (64, 64)).save(picture.with_name("dog.png"))
     scan = scan_folder(picture.parent)
-    assert "its crop cat.jpg.crop.json is no file" in scan.set_aside[0].reason
+    assert "its crop cat.jpg.crop.json is no file" in scan.skipped[0].reason
     with pytest.raises(DatasetError, match="leads out"):
         write_cut(picture, Size(300, 200), Box(0, 0, Size(96, 96)))
     assert not (tmp_path / "missing.json").exists()

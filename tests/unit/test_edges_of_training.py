@@ -103,8 +103,8 @@ def test_words_of_any_size_are_not_read(tmp_path):
     (tmp_path / "b.txt").write_text("x" * (2**20 + 1), encoding="utf-8")
     scan = scan_folder(tmp_path)
     assert [record.path.name for record in scan.records] == ["a.png"]
-    assert [item.path.name for item in scan.set_aside] == ["b.png"]
-    assert "b.txt has over 1 MiB" in scan.set_aside[0].reason
+    assert [item.path.name for item in scan.skipped] == ["b.png"]
+    assert "b.txt has over 1 MiB" in scan.skipped[0].reason
 
 
 def test_an_optimizer_is_not_blamed_for_memory_that_ran_out():

@@ -20,16 +20,9 @@ from test_latent_cache import CountingEncoder, plan_of
 from impasto import progress
 from impasto.data import filling, stored_claims, unclaimed
 from impasto.data.content_hashes import stamp_of
-from impasto.data.encoding_claims import (
-    FolderClaims,
-    Taken,
-    keys_file,
-    packed,
-    read_keys,
-    unpacked,
-    write_keys,
-)
+from impasto.data.encoding_claims import Taken, packed, unpacked
 from impasto.data.filling import cache_latents
+from impasto.data.folder_claims import FolderClaims, keys_file, read_keys, write_keys
 from impasto.data.latent_cache import LatentCache
 from impasto.data.process_group import AFTERWARDS, CacheShare, SingleProcess
 from impasto.data.stored_claims import StoredClaims
@@ -208,8 +201,8 @@ def test_large_datasets_are_shared_portion_by_portion(
     assert (encoder.count, count) == (first.encoded, plan.encoded) == (3, 5)
     assert [image.record.path.name for image in plan.images] == images[:8]
     assert list(plan.keys) == list(first.keys)
-    assert [item.path.name for item in plan.set_aside] == ["008.png"]
-    assert [item.path.name for item in first.set_aside] == ["008.png"]
+    assert [item.path.name for item in plan.skipped] == ["008.png"]
+    assert [item.path.name for item in first.skipped] == ["008.png"]
     assert len(cache) == 8
 
 
@@ -254,7 +247,7 @@ def test_damaged_images_are_found_by_each(cached_in, folder, other, on_waiting):
     on_waiting(encoder.go.set)
     plan, count, _ = filled(cached_in, folder)
     for found in (plan, future.result()):
-        assert [item.path.name for item in found.set_aside] == ["004.png"]
+        assert [item.path.name for item in found.skipped] == ["004.png"]
         assert len(found.keys) == 8
     assert (encoder.count, count, plan.encoded) == (8, 0, 0)
 
@@ -437,7 +430,7 @@ def test_where_no_claims_can_be_kept_damaged_images_are_still_found(folder, tmp_
     (cache / "claims").write_text("no folder", encoding="utf-8")
     (folder / "bad.png").write_bytes((folder / "000.png").read_bytes()[:60])
     plan, count, _ = filled(cache, folder)
-    assert (len(plan.keys), count, len(plan.set_aside)) == (9, 0, 1)
+    assert (len(plan.keys), count, len(plan.skipped)) == (9, 0, 1)
 
 
 def test_a_store_that_takes_nothing_is_read_beside_damaged_images(bucket, s3, folder):
@@ -446,7 +439,7 @@ def test_a_store_that_takes_nothing_is_read_beside_damaged_images(bucket, s3, fo
     LatentCache(bucket).hashes.of({p: stamp_of(p) for p in folder.iterdir()})
     with s3.failing(refusing("AccessDenied", 403, "PUT")):
         plan, count, _ = filled(bucket, folder)
-    assert (len(plan.keys), count, len(plan.set_aside)) == (9, 0, 1)
+    assert (len(plan.keys), count, len(plan.skipped)) == (9, 0, 1)
 
 
 def test_a_claim_in_a_store_gives_signs_of_life_while_it_is_held(in_memory, folder, monkeypatch):

@@ -224,7 +224,7 @@ def test_what_is_still_to_be_measured_is_known_from_the_settings(
     learning = read_learning(run)
     assert learning.to_come == to_come
     assert learning.verdict == ("unclear" if to_come is None else "better")
-    assert ("is said at the end of the run" in learning.sentence()) == (to_come is None)
+    assert ("The end of the run shows" in learning.sentence()) == (to_come is None)
 
 
 def test_naive_claims_would_be_wrong_often():
@@ -292,7 +292,7 @@ def test_the_best_step_is_within_the_noise_of_others():
 def test_one_image_and_changed_images_claim_nothing():
     one = learning_of([Validation(0, 0.5, (0.5,)), Validation(9, 0.1, (0.1,))])
     assert one.verdict == "unclear"
-    assert "cannot be said of one held-out image" in one.sentence()
+    assert "One held-out image cannot show" in one.sentence()
     other = learning_of([Validation(0, 0.5, (0.5, 0.5)), Validation(9, 0.1, (0.1,) * 3)])
     assert other.verdict == "unclear"
 

@@ -127,7 +127,7 @@ def test_two_spellings_of_one_file_are_taken_once(folder, other):
     (folder / "m.json").write_text(json.dumps({"a.png": {}, other: {}}), encoding="utf-8")
     scan = scan_metadata(read_metadata(folder / "m.json"), folder)
     assert [record.path.name for record in scan.records] == ["a.png"]
-    assert "names it twice" in scan.set_aside[0].reason
+    assert "names it twice" in scan.skipped[0].reason
     assert scan.tally.usable == 1
 
 
@@ -163,15 +163,15 @@ def test_lines_of_others_with_line_separators_are_read(tmp_path):
     assert [e.caption for e in read_metadata(tmp_path / "m.jsonl").entries] == ["a\u2028b\x85c"] * 2
 
 
-def test_half_a_character_is_named_or_set_aside(folder):
+def test_half_a_character_is_named_or_skipped(folder):
     (folder / "m.json").write_text('{"a.png": {"caption": "\\ud83d"}}', encoding="utf-8")
     with pytest.raises(DatasetError, match="half a character"):
         read_metadata(folder / "m.json")
     (folder / "m.json").write_text('{"\\udc92.png": {}, "a.png": {}}', encoding="utf-8")
     metadata = read_metadata(folder / "m.json")
     scan = scan_metadata(metadata, folder)
-    assert len(scan.records) == len(scan.set_aside) == 1
-    str(scan.set_aside[0].path).encode("utf-8")
+    assert len(scan.records) == len(scan.skipped) == 1
+    str(scan.skipped[0].path).encode("utf-8")
     write_metadata(folder / "m.json", metadata.entries)
     assert read_metadata(folder / "m.json") == metadata
 

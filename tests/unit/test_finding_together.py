@@ -61,7 +61,7 @@ def test_the_words_of_an_image_that_is_gone_go_nowhere(tmp_path, files, content,
     items = dict(reversed(content.items())) if turned else content
     scan = scan_of(tmp_path, files, items)
     assert words_of(scan) == words
-    assert len(scan.set_aside) == len(content) - len(words)
+    assert len(scan.skipped) == len(content) - len(words)
 
 
 def test_names_that_begin_above_the_folder_are_announced(tmp_path):

@@ -1,4 +1,4 @@
-"""The help of every verb is laid out: examples keep their lines, and no mark of click shows."""
+"""The help of every verb is laid out: examples keep their lines, and every option is explained."""
 
 import click
 import pytest
@@ -24,3 +24,18 @@ def test_help_is_laid_out(words):
     lines = [line.strip() for line in result.output.splitlines()]
     assert not any(line.startswith("\\b") for line in lines)
     assert not any(line.count("impasto ") > 2 for line in lines), "examples run together"
+
+
+def test_every_option_is_explained():
+    """An option without help is a name that a person has to guess the meaning of."""
+    unexplained = []
+    for words in verbs(impasto):
+        command = impasto
+        for word in words:
+            command = command.get_command(click.Context(command), word)
+        unexplained += [
+            (*words, *option.opts)
+            for option in command.params
+            if isinstance(option, click.Option) and not option.hidden and not option.help
+        ]
+    assert unexplained == []

@@ -115,13 +115,13 @@ def test_another_vae_or_another_size_finds_nothing(folder, tmp_path):
     assert other.count == 3  # the squares grow; the others keep their size, so they are found
 
 
-def test_a_broken_picture_is_set_aside_with_its_name(folder, tmp_path):
+def test_a_broken_picture_is_skipped_with_its_name(folder, tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     Image.fromarray(noise).save(folder / "004.png")
     content = (folder / "004.png").read_bytes()
     (folder / "004.png").write_bytes(content[: len(content) // 2])
     _, cached, _ = run(folder, tmp_path)
-    assert [item.path.name for item in cached.set_aside] == ["004.png"]
+    assert [item.path.name for item in cached.skipped] == ["004.png"]
     assert len(cached.keys) == 8
 
 
@@ -254,11 +254,11 @@ def test_what_overflows_is_encoded_again_exactly(folder, tmp_path):
     assert all(torch.isfinite(cache.read([key.plain])[0]).all() for key in cached.keys)
 
 
-def test_what_stays_infinite_is_set_aside_by_name(folder, tmp_path):
+def test_what_stays_infinite_is_skipped_by_name(folder, tmp_path):
     encoder = MomentsEncoder(overflowing, "half", 4)
     cached = cache_latents(plan_of(folder).images, LatentCache(tmp_path / "latents"), encoder)
-    assert [item.path.name for item in cached.set_aside] == ["000.png", "003.png", "006.png"]
-    assert "NaN or infinite" in cached.set_aside[0].reason
+    assert [item.path.name for item in cached.skipped] == ["000.png", "003.png", "006.png"]
+    assert "NaN or infinite" in cached.skipped[0].reason
     assert len(cached.keys) == 6
 
 
@@ -293,7 +293,7 @@ def test_what_changes_each_time_is_not_encoded_but_checked(folder, tmp_path):
     encoder = CountingEncoder()
     cached = cache_latents(plan.images, LatentCache(tmp_path / "latents"), encoder.encoder)
     assert encoder.count == 0
-    assert [item.path.name for item in cached.set_aside] == ["004.png"]
+    assert [item.path.name for item in cached.skipped] == ["004.png"]
     assert {key.plain for key in cached.keys} == {""}
 
 
@@ -515,7 +515,7 @@ def test_what_vanishes_between_plan_and_cache_is_named(folder, tmp_path):
     cached = cache_latents(
         plan.images, LatentCache(tmp_path / "latents"), CountingEncoder().encoder
     )
-    assert [(i.path.name, i.reason) for i in cached.set_aside] == [
+    assert [(i.path.name, i.reason) for i in cached.skipped] == [
         ("004.png", "vanished or became unreadable")
     ]
     assert len(cached.keys) == 8
@@ -533,5 +533,5 @@ def test_what_vanishes_before_it_is_decoded_is_named(folder, tmp_path, monkeypat
 
     monkeypatch.setattr(cache.hashes, "of", hashed_then_gone)
     cached = cache_latents(plan.images, cache, CountingEncoder().encoder)
-    assert [item.path.name for item in cached.set_aside] == ["004.png"]
-    assert "cannot be read" in cached.set_aside[0].reason
+    assert [item.path.name for item in cached.skipped] == ["004.png"]
+    assert "cannot be read" in cached.skipped[0].reason

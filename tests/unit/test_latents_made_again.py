@@ -83,10 +83,10 @@ def test_what_overflows_is_counted_once_per_image_and_kept_as_float32_makes_it(
                 assert torch.equal(cache.read([mine])[0], other.read([theirs])[0])
 
 
-def test_what_float32_does_not_help_is_set_aside_and_not_counted(folder, tmp_path):
+def test_what_float32_does_not_help_is_skipped_and_not_counted(folder, tmp_path):
     encoder = MomentsEncoder(half, "vae", 2, half)
     _, cached, notes = filled(plan_of(folder), tmp_path, encoder)
-    assert [item.path.name for item in cached.set_aside] == ["b.png"]
+    assert [item.path.name for item in cached.skipped] == ["b.png"]
     assert len(cached.keys) == 2
     assert not [line for line in notes if "float32" in line]
 

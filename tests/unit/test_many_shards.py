@@ -206,12 +206,12 @@ def test_keys_are_kept_though_an_image_cannot_be_decoded(tmp_path, monkeypatch):
     (folder / "004.png").write_bytes(broken)
     cache = LatentCache(tmp_path / "latents")
     first = cache_latents(planned, cache, encoder)
-    assert [item.path.name for item in first.set_aside] == ["004.png"]
+    assert [item.path.name for item in first.skipped] == ["004.png"]
     with monkeypatch.context() as patch:
         patch.setattr(cache.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
         again = cache_latents(planned, cache, encoder)
     assert (again.images, again.keys) == (first.images, first.keys)
-    assert again.set_aside == first.set_aside
+    assert again.skipped == first.skipped
     with pytest.raises(DatasetError, match=r"004\.png.*on_error"):
         cache_latents(planned, cache, encoder, on_error="stop")
 

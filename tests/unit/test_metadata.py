@@ -50,7 +50,7 @@ def test_every_style_of_key_finds_its_picture(tmp_path, folder, style):
     assert {r.path.name: r.words for r in scan.records} == {
         "a.png": "one", "b.jpg": "two", "c.v2.webp": "three",
     }  # fmt: skip
-    assert scan.set_aside == ()
+    assert scan.skipped == ()
 
 
 def test_a_bare_name_is_found_in_a_sub_folder(tmp_path, folder):
@@ -100,7 +100,7 @@ def test_missing_pictures_are_listed_and_do_not_stop(tmp_path, folder):
     picture(tmp_path / "outside.png")
     scan = scanned(tmp_path, entries, folder)
     assert [r.path.name for r in scan.records] == ["a.png"]
-    reasons = {str(item.path): item.reason for item in scan.set_aside}
+    reasons = {str(item.path): item.reason for item in scan.skipped}
     assert "not in" in reasons["gone.png"]
     assert "fits several files" in reasons["twin"]
     assert "leads out of" in reasons[str(Path("..", "outside.png"))]

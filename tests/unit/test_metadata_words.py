@@ -132,7 +132,7 @@ def test_an_image_that_is_named_in_another_style_is_not_named_again(folder, key)
     write(words_in(folder, file, "append"), folder)
     assert set(content_of(file)) == {key, "b.png", "sub/c.png"}
     scan = scan_metadata(read_metadata(file), folder)
-    assert (len(scan.records), scan.set_aside) == (3, ())
+    assert (len(scan.records), scan.skipped) == (3, ())
 
 
 def test_two_images_of_one_key_are_refused(folder, tmp_path):

@@ -140,7 +140,7 @@ def test_the_scans_index_and_what_was_decoded(folder, tmp_path):
 
     def read():
         scan = decode_all(scan_folder(folder, index=index), memory=memory)
-        assert len(scan.records) + len(scan.set_aside) >= 2
+        assert len(scan.records) + len(scan.skipped) >= 2
         json.dumps(plan_images(scan.records, Size(64, 64)).mean_cropped_fraction)
 
     def read_former():

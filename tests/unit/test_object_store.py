@@ -71,7 +71,7 @@ def told(scan, top):
             )
             for r in scan.records
         ],
-        [(item.path.name, item.reason) for item in scan.set_aside],
+        [(item.path.name, item.reason) for item in scan.skipped],
         [(item.path.name, item.reason) for item in scan.unused],
     )
 
@@ -195,7 +195,7 @@ def test_metadata_names_images_of_the_store(folder, place):
         "sub/deep/d.tiff": "of another machine",
         "e.png": "by URL",
     }
-    assert {item.path.name for item in scan.set_aside} == {"outside.png", "gone.png"}
+    assert {item.path.name for item in scan.skipped} == {"outside.png", "gone.png"}
     config = build_dataset_config({"metadata_file": place / "meta.json"}, source="test")
     assert len(scan_dataset(config).records) == 4
 
@@ -236,7 +236,7 @@ def test_an_image_in_an_archive_is_skipped_and_the_others_are_not(folder, bucket
     with s3.failing(refusing("InvalidObjectState", 403, "a.png")):
         scan = scan_folder(bucket / "data")
     assert "e.png" in [record.path.name for record in scan.records]
-    reasons = [item.reason for item in scan.set_aside if item.path.name == "a.png"]
+    reasons = [item.reason for item in scan.skipped if item.path.name == "a.png"]
     assert reasons == ["cannot be read (is in an archive of the store; restore it there first)"]
 
 
@@ -308,7 +308,7 @@ def test_half_an_image_is_skipped_and_read_again_next_time(folder, bucket, s3, t
     with s3.failing(cutting("GET /" + bucket.name + "/data/a.png")):
         scan = scan_folder(place, index=index)
     assert ("a.png", "cannot be read (came cut short from the object store)") in [
-        (item.path.name, item.reason) for item in scan.set_aside
+        (item.path.name, item.reason) for item in scan.skipped
     ]
     assert "a.png" in [record.path.name for record in scan_folder(place, index=index).records]
 

@@ -27,7 +27,7 @@ def picture(path, size=(16, 8), words=None, **options):
 
 
 def reasons(scan):
-    return {item.path.name: item.reason for item in scan.set_aside}
+    return {item.path.name: item.reason for item in scan.skipped}
 
 
 def remarks(scan):
@@ -45,7 +45,7 @@ def folder(tmp_path):
 
 
 @pytest.mark.parametrize("name", [b"\x92\xb1.png", b"\x92\xb1"])
-def test_a_name_that_is_not_utf8_is_set_aside(folder, tmp_path, name):
+def test_a_name_that_is_not_utf8_is_skipped(folder, tmp_path, name):
     odd = os.fsencode(folder) + b"/" + name
     try:
         if name.endswith(b".png"):
@@ -60,7 +60,7 @@ def test_a_name_that_is_not_utf8_is_set_aside(folder, tmp_path, name):
     for _ in range(2):
         scan = scan_folder(folder, index=index)
         assert list(words(scan)) == ["good.png"]
-        (item,) = scan.set_aside
+        (item,) = scan.skipped
         assert "not UTF-8" in item.reason
         assert str(item.path).endswith(name.decode("utf-8", "backslashreplace"))
 
@@ -148,7 +148,7 @@ def test_floating_point_and_32_bits_keep_their_tones(tmp_path, values, white):
 
 
 @pytest.mark.parametrize("values", [[np.nan, 1.0], [0.0, 5.0], [-1.0, 1.0], [0.0, 1e9]])
-def test_floating_point_without_a_white_is_set_aside(folder, values):
+def test_floating_point_without_a_white_is_skipped(folder, values):
     Image.fromarray(np.array([values] * 4, dtype=np.float32)).save(folder / "hdr.tif")
     assert "floating-point" in reasons(decode_all(scan_folder(folder)))["hdr.tif"]
 
@@ -182,7 +182,7 @@ def test_heif_is_read_by_the_optional_package(folder, monkeypatch):
 @pytest.mark.parametrize(
     "name", ["a.jxl", "b.PSD", "c.tga", "d.svg", "e.cr2", "f.jp2", "g.ico", "h.exr", "i.mp4"]
 )
-def test_images_that_are_not_read_are_set_aside(folder, name):
+def test_images_that_are_not_read_are_skipped(folder, name):
     (folder / name).write_bytes(b"\xff\n" + b"\0" * 30)
     assert "is not read" in reasons(scan_folder(folder))[name]
     (folder / "good.png").unlink()

@@ -54,9 +54,9 @@ def scan(folder):
 def test_a_scan_looks_again_at_what_could_not_be_read(folder, error, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", failing(error))
-        assert [item.path.name for item in scan(folder).set_aside] == ["a.png"]
-        assert [item.path.name for item in scan(folder).set_aside] == ["a.png"]
-    assert scan(folder).set_aside == ()
+        assert [item.path.name for item in scan(folder).skipped] == ["a.png"]
+        assert [item.path.name for item in scan(folder).skipped] == ["a.png"]
+    assert scan(folder).skipped == ()
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
@@ -64,8 +64,8 @@ def test_decoding_is_tried_again(folder, error, monkeypatch):
     found, memory = scan(folder), folder.parent / "decoded.json"
     with monkeypatch.context() as patch:
         patch.setattr(Image, "open", failing(error))
-        assert len(decode_all(found, memory=memory).set_aside) == 1
-    assert decode_all(found, memory=memory).set_aside == ()
+        assert len(decode_all(found, memory=memory).skipped) == 1
+    assert decode_all(found, memory=memory).skipped == ()
 
 
 @pytest.mark.parametrize("error", PASSING, ids=repr)
@@ -84,9 +84,9 @@ def test_a_likeness_is_looked_for_again(folder, error, monkeypatch):
 def test_what_is_damaged_is_remembered(folder, monkeypatch):
     """As what is sound is: neither is opened again."""
     (folder / "a.png").write_bytes(b"no image")
-    assert len(scan(folder).set_aside) == 1
+    assert len(scan(folder).skipped) == 1
     monkeypatch.setattr(Image, "open", failing(AssertionError("opened again"), ".png"))
-    assert "not an image" in scan(folder).set_aside[0].reason
+    assert "not an image" in scan(folder).skipped[0].reason
 
 
 def test_a_decoder_that_is_installed_later_is_used(folder, monkeypatch):
@@ -94,9 +94,9 @@ def test_a_decoder_that_is_installed_later_is_used(folder, monkeypatch):
     (folder / "c.png").rename(folder / "c.heic")
     with monkeypatch.context() as patch:
         patch.setattr(images, "register_heif", lambda: False)
-        assert scan(folder).set_aside[0].reason == formats.heif_advice()
+        assert scan(folder).skipped[0].reason == formats.heif_advice()
     monkeypatch.setattr(images, "register_heif", lambda: True)
-    assert scan(folder).set_aside == ()
+    assert scan(folder).skipped == ()
 
 
 def test_nothing_usable_for_lack_of_rights_is_no_lasting_verdict(folder, monkeypatch):

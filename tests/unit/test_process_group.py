@@ -92,7 +92,7 @@ def test_an_image_that_one_cannot_decode_is_left_out_by_all(tmp_path):
     for name in ("003.png", "014.png"):
         (folder / name).write_bytes((folder / name).read_bytes()[:60])
     found = filled(tmp_path, folder, 3)
-    names = [[item.path.name for item in plan.set_aside] for plan, *_ in found]
+    names = [[item.path.name for item in plan.skipped] for plan, *_ in found]
     assert names[0] == names[1] == names[2]
     assert sorted(names[0]) == ["003.png", "014.png"]
     assert {len(plan.images) for plan, *_ in found} == {16}
@@ -104,7 +104,7 @@ def test_images_that_change_are_looked_at_by_shares(tmp_path):
     (folder / "007.png").write_bytes((folder / "007.png").read_bytes()[:60])
     subset = Subset(root=folder, augmentation=Augmentation(random_crop=True))
     found = filled(tmp_path, folder, 2, subset)
-    assert [[i.path.name for i in plan.set_aside] for plan, *_ in found] == [["007.png"]] * 2
+    assert [[i.path.name for i in plan.skipped] for plan, *_ in found] == [["007.png"]] * 2
 
 
 def test_who_shares_no_folder_encodes_for_itself(tmp_path):

@@ -46,13 +46,13 @@ def test_caption_and_tags(tmp_path):
     assert scan.uncaptioned_count == 2
 
 
-def test_bad_files_are_set_aside_with_reasons(tmp_path):
+def test_bad_files_are_skipped_with_reasons(tmp_path):
     picture(tmp_path / "good.png")
     (tmp_path / "empty.png").write_bytes(b"")
     picture(tmp_path / "latin.png")
     (tmp_path / "latin.txt").write_bytes("caf\xe9".encode("latin-1"))
     scan = scan_folder(tmp_path)
-    reasons = {item.path.name: item.reason for item in scan.set_aside}
+    reasons = {item.path.name: item.reason for item in scan.skipped}
     assert reasons == {
         "empty.png": "the file is empty",
         "latin.png": "its caption latin.txt is not UTF-8 text (byte 3); save it as UTF-8",
@@ -67,7 +67,7 @@ def test_decoding_finds_what_headers_hide(tmp_path):
     assert len(scan_folder(tmp_path).records) == 2
     decoded = decode_all(scan_folder(tmp_path))
     assert [record.path.name for record in decoded.records] == ["good.png"]
-    assert "truncated" in decoded.set_aside[0].reason
+    assert "truncated" in decoded.skipped[0].reason
 
 
 def test_the_index_spares_unchanged_files(tmp_path, monkeypatch):

@@ -11,13 +11,14 @@ import pytest
 
 from impasto import files
 from impasto.data import tables
+from impasto.data.appender import Appender
 from impasto.data.content_hashes import ContentHashes
 from impasto.data.decoded import DecodeCache
 from impasto.data.keyed import KeyedTable
 from impasto.data.likeness import PerceptualHashes
 from impasto.data.remembered import write_cached
 from impasto.data.scan import scan_folder
-from impasto.data.tables import Appender, Former, TableFolder, rows_of
+from impasto.data.tables import Former, TableFolder, rows_of
 from impasto.errors import StorageError
 from impasto.progress import SilentProgress
 
@@ -156,7 +157,7 @@ def test_half_written_files_leave_and_full_copies_do_not_gather(tmp_path, later)
 
 def test_many_small_segments_are_folded_as_they_come(tmp_path, later, monkeypatch):
     later()
-    monkeypatch.setattr(tables, "FOLDED", 4)
+    monkeypatch.setattr("impasto.data.appender.FOLDED", 4)
     appender = Appender(table_in(tmp_path), rows=1)
     for number in range(18):
         appender.add(str(number), number)
@@ -271,7 +272,7 @@ def test_files_of_earlier_versions_are_moved_over_once(folder, tmp_path, monkeyp
     for _ in range(2):
         again = scan_folder(folder, index=index)
         assert again.records == scan.records
-        assert [item.reason for item in again.set_aside] == ["as it was told"]
+        assert [item.reason for item in again.skipped] == ["as it was told"]
         assert ContentHashes(tmp_path / "hashes.json").of(own) == digests
         looks, _ = PerceptualHashes(tmp_path / "looks.json").of(
             again.records, digests, SilentProgress()

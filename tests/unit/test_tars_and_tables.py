@@ -69,7 +69,7 @@ def encoded(scan, target):
 def test_keys_and_latents_are_those_of_files(folder, packed, tmp_path):
     plain_scan, inside = decode_all(scan_folder(folder)), decode_all(scan_folder(packed))
     assert len(inside.records) == 13
-    assert not inside.set_aside
+    assert not inside.skipped
     assert words_of(inside) == words_of(plain_scan)
     assert encoded(inside, tmp_path / "one") == encoded(plain_scan, tmp_path / "other")
 
@@ -178,8 +178,8 @@ def test_strangers_tars_touch_nothing(tmp_path):
     path = tar_of(tmp_path / "in" / "s.tar", members)
     scan = decode_all(scan_folder(path))
     assert [record.file_name.rpartition("/")[2] for record in scan.records] == ["ok.png", "dot.png"]
-    assert len(scan.set_aside) == 8  # six by their names and kinds, the copy, and the PSD
-    said = " ".join(item.reason for item in scan.set_aside)
+    assert len(scan.skipped) == 8  # six by their names and kinds, the copy, and the PSD
+    said = " ".join(item.reason for item in scan.skipped)
     assert all(w in said for w in ("leads out of the tar", "a link inside", "FIFO", "twice", "psd"))
     assert len(scan.unused) == 2
     assert set(tmp_path.rglob("*")) - before == {path}
@@ -200,7 +200,7 @@ def test_a_tar_that_lies_about_sizes_costs_no_memory(tmp_path):
         path.write_bytes(content)
         scan = scan_folder(path)
         assert [record.path.name for record in scan.records] == ["a.png"]
-        assert scan.set_aside
+        assert scan.skipped
         tar_members.index_tar(Modest(path.read_bytes()), path.stat().st_size)
 
 
@@ -303,7 +303,7 @@ for place in sorted(Path(sys.argv[1]).iterdir()):
     except DatasetError:
         print(0, 1, flush=True)
     else:
-        print(len(scan.records), len(scan.set_aside), flush=True)
+        print(len(scan.records), len(scan.skipped), flush=True)
 """
 
 
@@ -343,7 +343,7 @@ def test_derived_data_below_the_images_is_no_data_set(kind, folder, tmp_path):
         record = scans[-1].records[0]
         ContentHashes.kept_in(place / "cache").of({record.path: record.stamp})
     assert list(place.rglob("seg-*.arrow"))
-    assert not scans[1].set_aside
+    assert not scans[1].skipped
     assert [len(scan.records) for scan in scans] == [13, 13]
     assert scans[1].unused == scans[0].unused
 
@@ -385,7 +385,7 @@ def test_metadata_names_what_is_inside(folder, tmp_path):
     meta.write_text('{"shard-000.tar/000.png": {"caption": "new"}, "x.png": {}}', encoding="utf-8")
     scan = scan_metadata(read_metadata(meta), None)
     assert [(r.caption, r.tags, r.path.name) for r in scan.records] == [("new", "", "000.png")]
-    assert [item.path.name for item in scan.set_aside] == ["x.png"]
+    assert [item.path.name for item in scan.skipped] == ["x.png"]
     tables = pack_parquet(folder, tmp_path / "p")
     key = "data/train-00000-of-00004.parquet#1"
     meta.write_text('{"' + key + '": {"tags": "new"}}', encoding="utf-8")

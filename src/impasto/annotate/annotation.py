@@ -122,14 +122,14 @@ class Annotated(Generic[T]):
         worded: Images that had some already.
         done_before: Images that were done before an interruption.
         empty: Images for which the model had no words.
-        set_aside: Images that could not be read or written about, with reasons.
+        skipped: Images that could not be read or written about, with reasons.
     """
 
     written: int
     worded: int
     done_before: int
     empty: int
-    set_aside: tuple[SkippedFile, ...]
+    skipped: tuple[SkippedFile, ...]
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def annotate(
     _tell(refused, reading.on_error, progress)
     unwritten = {item.path for item in refused}
     wanted = list({r.path: r for r in without if r.path not in unwritten}.values())
-    set_aside = refused
+    skipped = refused
     written = empty = 0
     with (
         progress.stage("Looking at images", len(wanted), "images") as advance,
@@ -189,7 +189,7 @@ def annotate(
         for batch in _said(annotator, wanted, reading, engine):
             unread = [SkippedFile(r.path, s.reason) for r, s in batch if isinstance(s, Failure)]
             _tell(unread, reading.on_error, progress)
-            set_aside += unread
+            skipped += unread
             for record, text in batch:
                 if isinstance(text, Failure):
                     continue
@@ -199,7 +199,7 @@ def annotate(
                 written, empty = written + bool(text), empty + (not text)
             advance(len(batch))
     worded, before = len(left) - len(without), len(records) - len(left)
-    return Annotated(written, worded, before, empty, tuple(set_aside))
+    return Annotated(written, worded, before, empty, tuple(skipped))
 
 
 def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Path, str]:

@@ -113,7 +113,7 @@ def _as_json(scan: Scan) -> dict[str, Any]:
         "regularisation": scan.tally.regularisation,
         "with_crops": scan.tally.cut,
         "uncaptioned": list(dict.fromkeys(plain(r.path) for r in scan.records if not r.words)),
-        "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in scan.set_aside],
+        "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in scan.skipped],
         "unused": [{"path": plain(a.path), "reason": a.reason} for a in scan.unused],
     }
 
@@ -220,7 +220,13 @@ def _most_cropped(plan: Plan) -> list[str]:
 
 @dataset.command()
 @SOURCE
-@click.option("--epochs", default=1, show_default=True, type=click.IntRange(1), help="How many.")
+@click.option(
+    "--epochs",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Epochs to show.",
+)
 @click.option(
     "--pictures", default=10, show_default=True, help="How many images to show; 0 means all."
 )

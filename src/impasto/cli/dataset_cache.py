@@ -129,7 +129,7 @@ def encode(
     if text_ending is not None:
         texts = export_texts(result.table.records, base, text_ending, device, console)
         exports["Written as _te_outputs.npz"] = texts
-    _report(console, source, scan.without(result.set_aside), result, latents.folder, exports)
+    _report(console, source, scan.without(result.skipped), result, latents.folder, exports)
 
 
 def _config(

@@ -34,19 +34,25 @@ from impasto.cli.numbers import Finite
     help="How captions are generated: with 3 beams, as by make_captions.py of sd-scripts, or as "
     "by A1111's interrogator.",
 )
-@click.option("--beams", type=click.IntRange(1))
+@click.option("--beams", type=click.IntRange(1), help="Beams of the beam search.")
 @click.option("--top-p", type=Finite(0, 1), help="Draw words instead; 0 does not.")
-@click.option("--min-length", type=click.IntRange(0), help="In tokens.")
-@click.option("--max-length", type=click.IntRange(1), help="In tokens.")
-@click.option("--repetition-penalty", type=Finite(0.1))
-@click.option("--seed", type=int, help="Of drawing.")
+@click.option("--min-length", type=click.IntRange(0), help="Least length of a caption, in tokens.")
+@click.option(
+    "--max-length",
+    type=click.IntRange(1),
+    help="Greatest length of a caption, in tokens.",
+)
+@click.option(
+    "--repetition-penalty", type=Finite(0.1), help="Above 1 repeats fewer words; 1 changes nothing."
+)
+@click.option("--seed", type=int, help="Seed of drawing words (--top-p).")
 @click.option(
     "--remove-words",
     is_flag=True,
     help="Remove text that the model claims to read in images (for GIT).",
 )
-@click.option("--prefix", default="", help="Put before each caption.")
-@click.option("--suffix", default="", help="Put after each caption.")
+@click.option("--prefix", default="", help="Text before each caption.")
+@click.option("--suffix", default="", help="Text after each caption.")
 @annotation_options(".caption")
 @CACHE_DIR
 @executor_options

@@ -36,8 +36,20 @@ if TYPE_CHECKING:
     help="`plain`, `kohya` (sd-scripts' own), or a file of rules; --show prints one to begin with.",
 )
 @click.option("--show", is_flag=True, help="Print the shipped `plain` rules and stop.")
-@click.option("--tags-ending", default=".txt", show_default=True, callback=caption_ending)
-@click.option("--captions-ending", default=".caption", show_default=True, callback=caption_ending)
+@click.option(
+    "--tags-ending",
+    default=".txt",
+    show_default=True,
+    callback=caption_ending,
+    help="Ending of the files with tags.",
+)
+@click.option(
+    "--captions-ending",
+    default=".caption",
+    show_default=True,
+    callback=caption_ending,
+    help="Ending of the files with captions.",
+)
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
 @CACHE_DIR
@@ -86,7 +98,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     default=".txt",
     show_default=True,
     callback=caption_ending,
-    help="Of the files with tags.",
+    help="Ending of the files with tags.",
 )
 @click.option(
     "--least", default=1, show_default=True, help="Only tags of at least this many images."

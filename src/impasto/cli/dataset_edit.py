@@ -53,7 +53,12 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
     help="Do what a JSON list says instead: [{\"do\": \"add\", \"tag\": \"x\", \"at\": \"last\"}].",
 )  # fmt: skip
 @click.option("--where-tag", multiple=True, metavar="TAG", help="Only captions with this tag.")
-@click.option("--where-not-tag", multiple=True, metavar="TAG", help="Only those without it.")
+@click.option(
+    "--where-not-tag",
+    multiple=True,
+    metavar="TAG",
+    help="Only captions without this tag.",
+)
 @click.option(
     "--where-text", multiple=True, metavar="TEXT",
     help="Only captions that contain TEXT, in upper or lower case.",
@@ -62,10 +67,10 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
     "--images", metavar="FILE", help="Only images whose paths below the folder FILE lists; - reads "
     "standard input. One path per line, or separated by zero bytes.",
 )  # fmt: skip
-@click.option("--separator", default=",", show_default=True, help="Between tags.")
+@click.option("--separator", default=",", show_default=True, help="What stands between tags.")
 @click.option(
     "--ending", default=".txt", show_default=True, callback=caption_ending,
-    help="Of the files that are edited.",
+    help="Ending of the files that are edited.",
 )  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Show the changes and write nothing.")
 @click.option("--yes", is_flag=True, help="Write without asking.")
@@ -151,7 +156,7 @@ class _Editing:
         with files.dry_run() if is_dry else contextlib.nullcontext():
             scan = scan_all(self.config, SilentProgress() if self.is_silent else self.console)
         captions, odd = find_captions(scan.records, self.place, self.options["ending"])
-        self.skipped = [*scan.set_aside, *odd]
+        self.skipped = [*scan.skipped, *odd]
         chosen = self.choice.of(captions, self.options["separator"])
         self.total = len(chosen)
         return changes_of(chosen, self.operations, self.options["separator"], done)

@@ -142,7 +142,7 @@ def scan_images(config: Any, progress: Any, *, decode: bool) -> Scan:
 
 def print_skipped(console: Console, scan: Scan, source: Path) -> None:
     """Name what is skipped, and say by kind what else is not used."""
-    for item in scan.set_aside:
+    for item in scan.skipped:
         console.note(f"Skipped: {display_path(item.path, source)}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)

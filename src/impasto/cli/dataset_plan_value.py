@@ -30,7 +30,7 @@ def plan_value(
         "mean_cropped_fraction": round(plan.mean_cropped_fraction, 6),
         "enlarged": plan.enlarged,
         "held_out": held_out,
-        "skipped": [{"path": plain(a.path), "reason": a.reason} for a in scan.set_aside],
+        "skipped": [{"path": plain(a.path), "reason": a.reason} for a in scan.skipped],
     }
 
 

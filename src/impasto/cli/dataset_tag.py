@@ -24,7 +24,11 @@ if TYPE_CHECKING:
     show_default=True,
     help="A short name, a Hub id, or the folder or file of a tagger.",
 )
-@click.option("--provider", type=click.Choice(["cuda", "directml", "coreml", "cpu"]))
+@click.option(
+    "--provider",
+    type=click.Choice(["cuda", "directml", "coreml", "cpu"]),
+    help="What ONNX Runtime computes on; default: the best that is installed.",
+)
 @click.option(
     "--kind",
     type=click.Choice(["wd14", "cl-tagger", "pixai", "camie", "joytag", "deepdanbooru"]),
@@ -46,8 +50,17 @@ if TYPE_CHECKING:
 @click.option(
     "--mcut", is_flag=True, help="Find a threshold for each image from its own scores (MCut)."
 )
-@click.option("--only", multiple=True, metavar="CATEGORY", help="Only these; repeatable.")
-@click.option("--by-score", is_flag=True, help="The likeliest first.")
+@click.option(
+    "--only",
+    multiple=True,
+    metavar="CATEGORY",
+    help="Write tags of this category alone; repeatable.",
+)
+@click.option(
+    "--by-score",
+    is_flag=True,
+    help="Write the likeliest tags first; default: in the model's order.",
+)
 @click.option(
     "--underscores",
     type=click.Choice(["kaomoji", "long", "keep"]),
@@ -56,12 +69,36 @@ if TYPE_CHECKING:
     help="Write spaces for underscores, except in kaomoji (kaomoji) or in tags of up to 3 "
     "characters (long), or never (keep).",
 )
-@click.option("--rating", type=click.Choice(["off", "first", "last"]), default="off")
-@click.option("--quality", type=click.Choice(["off", "first", "last"]), default="off")
-@click.option("--characters-first", is_flag=True)
+@click.option(
+    "--rating",
+    type=click.Choice(["off", "first", "last"]),
+    default="off",
+    show_default=True,
+    help="Where the rating stands among the tags, if at all.",
+)
+@click.option(
+    "--quality",
+    type=click.Choice(["off", "first", "last"]),
+    default="off",
+    show_default=True,
+    help="Where the tag for quality stands, if at all.",
+)
+@click.option("--characters-first", is_flag=True, help="Put characters before the other tags.")
 @click.option("--expand-characters", is_flag=True, help="`name (series)` becomes `name, series`.")
-@click.option("--first", "always_first", multiple=True, metavar="TAG", help="Put in front.")
-@click.option("--drop", "undesired", multiple=True, metavar="TAG", help="Leave out; repeatable.")
+@click.option(
+    "--first",
+    "always_first",
+    multiple=True,
+    metavar="TAG",
+    help="Put this tag in front; repeatable.",
+)
+@click.option(
+    "--drop",
+    "undesired",
+    multiple=True,
+    metavar="TAG",
+    help="Leave this tag out; repeatable.",
+)
 @click.option("--replace", default="", metavar="'OLD,NEW;OLD,NEW'", help="Write NEW for OLD.")
 @click.option("--escape-brackets", is_flag=True, help=r"`\(` for `(`, as prompts want it.")
 @click.option("--counts", is_flag=True, help="Print how often each tag was written.")

@@ -38,7 +38,7 @@ def annotation_options(ending: str) -> Callable[[F], F]:
             default=ending,
             show_default=True,
             callback=caption_ending,
-            help="Of the files written.",
+            help="Ending of the files that are written.",
         ),
         click.option("--metadata", type=WRITTEN, help="Write into this JSON instead."),
         click.option(
@@ -50,8 +50,14 @@ def annotation_options(ending: str) -> Callable[[F], F]:
             "(overwrite); or all, adding to it (append).",
         ),
         click.option("--dry-run", is_flag=True, help="Print the words and write nothing."),
-        click.option("--batch", default=8, show_default=True, type=click.IntRange(1)),
-        click.option("--workers", type=click.IntRange(0), help="Decoding threads."),
+        click.option(
+            "--batch",
+            default=8,
+            show_default=True,
+            type=click.IntRange(1),
+            help="Images per batch; fewer take less VRAM.",
+        ),
+        click.option("--workers", type=click.IntRange(0), help="Threads that decode images."),
         click.option(
             "--stop-on-error", is_flag=True, help="Stop at the first image that cannot be read."
         ),
@@ -182,7 +188,7 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
             "Would stay as they are" if dry else "Left as they were": done.worded,
             **before,
             "Nothing to say": done.empty,
-            "Skipped": len(done.set_aside),
+            "Skipped": len(done.skipped),
         }
     )
     if done.worded:
@@ -201,7 +207,7 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
     from impasto.datasets.build import scan_all
 
     scan = scan_all(config, console)
-    for item in scan.set_aside:
+    for item in scan.skipped:
         console.note(f"Skipped: {shown(item.path)}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)

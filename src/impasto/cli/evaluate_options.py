@@ -9,6 +9,7 @@ import click
 
 from impasto.cli.local_paths import READ
 from impasto.cli.numbers import Finite
+from impasto.sampler_table import SAMPLERS
 
 CAPTIONS = 100
 """Captions that are drawn if nothing else is asked for."""
@@ -39,11 +40,12 @@ def measuring_options(command: F) -> F:
             f"captions, all of a file.",
         ),
         click.option(
-            "--count", type=click.IntRange(1), default=1, show_default=True, help="Per prompt."
+            "--count", type=click.IntRange(1), default=1, show_default=True,
+            help="Images per prompt."
         ),
         click.option(
             "--bootstrap", type=click.IntRange(50, 10_000), default=1000, show_default=True,
-            help="Draws for the intervals.",
+            help="Bootstrap samples for the confidence intervals.",
         ),
     )  # fmt: skip
     return _added(command, options)
@@ -56,7 +58,10 @@ def drawing_options(command: F) -> F:
         click.option("-n", "--negative", default="", help="What the images should not show."),
         click.option("--width", type=click.IntRange(8, 8192), help=size),
         click.option("--height", type=click.IntRange(8, 8192), help=size),
-        click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000)),
+        click.option(
+            "--steps", default=20, show_default=True, type=click.IntRange(1, 1000),
+            help="Sampler steps per image.",
+        ),
         click.option(
             "--guidance", default=7.0, show_default=True, type=Finite(0, 1000),
             help="1 means no guidance.",
@@ -67,9 +72,13 @@ def drawing_options(command: F) -> F:
         ),
         click.option(
             "--seed", default=1, show_default=True, type=click.IntRange(0, 2**62),
-            help="Of the first prompt; each further one adds 1. The same for all models.",
+            help="Seed of the first prompt; each further one adds 1. It is the same for all "
+            "models.",
         ),
-        click.option("--sampler", default="ddim", show_default=True),
+        click.option(
+            "--sampler", default="ddim", show_default=True,
+            help=f"One of {', '.join(SAMPLERS)}.",
+        ),
         click.option(
             "--clip-skip", type=click.IntRange(1, 12),
             help="As in training; default: what each model's file or run says.",

@@ -45,7 +45,13 @@ RANK = 64
 )  # fmt: skip
 @click.option("--full-rank", is_flag=True, help="Keep everything: the file is larger than a model.")
 @click.option("--no-text-encoder", is_flag=True, help="Leave text encoders out.")
-@click.option("--dtype", type=DTYPE, default="fp16", show_default=True, help="Its precision.")
+@click.option(
+    "--dtype",
+    type=DTYPE,
+    default="fp16",
+    show_default=True,
+    help="The dtype of the LoRA's tensors.",
+)
 @click.option("--title", help="Its name in its metadata; default: OUT's.")
 @click.option("--overwrite", is_flag=True, help="Replace OUT if it is there.")
 @options_without_vae

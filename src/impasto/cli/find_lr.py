@@ -20,7 +20,7 @@ ENDING = ".html"
 )
 @click.option(
     "--from", "low", type=Finite(0, min_open=True), default=1e-8, show_default=True,
-    help="The first rate.",
+    help="The first learning rate.",
 )  # fmt: skip
 @click.option(
     "--to", "high", type=Finite(0, 10, min_open=True), default=1e-2, show_default=True,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from impasto.cli.console import Console
-from impasto.cli.plan import Outlook, look_ahead, plan_of, require_fit, seconds_per_pass
+from impasto.cli.outlook import Outlook, look_ahead, require_fit, seconds_per_pass
+from impasto.cli.plan import plan_of
 from impasto.cli.plan_text import show_memory
 from impasto.cli.plan_value import RunPlan
 from impasto.config.run import RunConfig

@@ -14,7 +14,11 @@ from impasto.cli.local_paths import WRITTEN
 @click.argument("target", type=WRITTEN)
 @click.option("--seed", default=0, show_default=True, help="Seed of the random weights.")
 @click.option(
-    "--dtype", type=click.Choice(["fp32", "fp16", "bf16"]), default="fp32", show_default=True
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="The dtype that the weights are stored in.",
 )
 def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
     """Write a Diffusers folder TARGET with random weights of a named architecture."""

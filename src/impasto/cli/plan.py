@@ -5,10 +5,17 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 from impasto.cli.console import Console
+from impasto.cli.outlook import (
+    Outlook,
+    look_ahead,
+    require_fit,
+    require_output_room,
+    seconds_per_pass,
+)
 from impasto.cli.plan_text import show_advice, show_numbers
 from impasto.cli.plan_value import (
     DataPlan,
@@ -20,62 +27,26 @@ from impasto.cli.plan_value import (
     ValidationPlan,
 )
 from impasto.cli.recorded import task_log
-from impasto.config.compatibility import require_compatible
 from impasto.config.differences import changed_settings
 from impasto.config.run import RunConfig
 from impasto.data.masks import mask_file, masks_of
 from impasto.data.planned_table import PlannedTable
 from impasto.data.regularisation import Balance
-from impasto.data.sampler import EpochSampler
-from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
-from impasto.datasets.build import Survey, survey
 from impasto.datasets.fixed_draws import planned_draws
 from impasto.errors import ImpastoError
 from impasto.member_paths import plain
-from impasto.models.hypernetwork import load_hypernetworks
-from impasto.models.loading import BaseModel, load_meta_model
 from impasto.models.tokenizers import build_tokens
 from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
-from impasto.progress import Advance, Progress, SilentProgress, counted
-from impasto.runs import RunDirectory
+from impasto.progress import Advance, SilentProgress, counted
 from impasto.runs.events import EventLog
-from impasto.training.devices import default_device, require_precision
-from impasto.training.methods import build_trainable
-from impasto.training.model import build_open_options
-from impasto.training.model_files import planned_models
-from impasto.training.optim.optimizers import require_usable_optimizer
+from impasto.training.devices import default_device
 from impasto.training.planning.advice import advice_on
-from impasto.training.planning.disk import DiskPlan, free_bytes, plan_disk, require_room
+from impasto.training.planning.disk import DiskPlan, free_bytes
 from impasto.training.planning.duration import seconds_per_step
 from impasto.training.planning.exposure import exposure_of
-from impasto.training.planning.fitter import MemoryFitter
-from impasto.training.planning.memory import Footprint
-from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
 from impasto.training.planning.transfers import Transfers, transfers_of
-from impasto.training.planning.workload import Workload
-from impasto.training.precision import resolve_precision
-from impasto.training.preflight import require_machine, unused_gpu, why_gpu_unused
-from impasto.training.processes import facts_of, planned_processes
-from impasto.training.saving.own_models import OwnModels
-from impasto.training.session_parts import load_preview_network
 from impasto.training.text import build_layout
-from impasto.training.triggers import Triggers
-
-
-@dataclass(frozen=True)
-class Outlook:
-    """All that a plan is made of, found out without training."""
-
-    config: RunConfig
-    survey: Survey
-    model: BaseModel
-    trainable: Trainable
-    sampler: EpochSampler
-    steps: int
-    disk: DiskPlan
-    fitting: MemoryFitter
-    footprint: Footprint
 
 
 def show_plan(asked: RunConfig, console: Console) -> None:
@@ -87,7 +58,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
     outlook = look_ahead(asked, console)
     plan = plan_of(outlook)
     show_numbers(plan, console)
-    _require_place(outlook)
+    require_output_room(outlook)
     show_advice(plan, console)
     doubt = require_fit(asked, outlook)
     if doubt is not None:
@@ -104,7 +75,7 @@ def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]
     outlook = look_ahead(asked, notes)
     doubt, error = None, None
     try:
-        _require_place(outlook)
+        require_output_room(outlook)
         doubt = require_fit(asked, outlook)
     except ImpastoError as refusal:
         error = refusal
@@ -136,75 +107,6 @@ class Notes(SilentProgress):
     def note(self, message: str) -> None:
         """Keep a line that a person would be shown while the plan is made."""
         self.lines.append(message)
-
-
-def _require_place(outlook: Outlook) -> None:
-    """Make sure that what the run will write has room, and is in nobody's way.
-
-    Raises:
-        StorageError: The disk is too small.
-        RunError: Models of other runs would be replaced.
-    """
-    config = outlook.config
-    require_room(outlook.disk, config)
-    endings = Triggers(config, outlook.sampler.steps_per_epoch).planned_endings(outlook.steps)
-    own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
-    own.require_free(planned_models(config, endings))
-
-
-def require_fit(asked: RunConfig, outlook: Outlook) -> str | None:
-    """Make sure that the run fits into memory; a sentence where that is not certain.
-
-    Raises:
-        OutOfMemoryError: It certainly does not.
-    """
-    if not asked.training.fit_check:
-        return None
-    return outlook.fitting.require_fit(outlook.config)
-
-
-def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
-    """Find out what a run would do: its images, model, memory and disk use.
-
-    Raises:
-        ImpastoError: Whatever would stop the run before its first step, but for room.
-    """
-    card = unused_gpu()
-    if card is not None:
-        progress.note(f"Warning: {card} is not used: {why_gpu_unused()}")
-    require_machine(asked)
-    asked, processes = resolve_precision(asked, progress), planned_processes()
-    require_precision(asked.training.mixed_precision)
-    load_hypernetworks(asked.previews.hypernetworks)
-    load_preview_network(asked, progress)
-    require_compatible(asked, facts_of(asked, processes))
-    found = survey(asked, progress, decode=True)
-    config = resolve_settings(asked, found, progress, check=False, processes=processes)
-    require_compatible(config, facts_of(config, processes))
-    sampler = build_epoch_sampler(config, found.plan, processes)
-    model = load_meta_model(config.model.path, build_open_options(config), progress)
-    prediction = model.identity.prediction
-    require_compatible(config, facts_of(config, processes, prediction=prediction))
-    trainable = build_trainable(config, model)
-    require_usable_optimizer(trainable.parts, config.optimizer)
-    steps = count_steps(config, sampler)
-    require_compatible(config, facts_of(config, processes, steps))
-    group, _ = heaviest_group(config, found.plan.images)
-    workload = Workload.of(config, found)
-    fitting = build_memory_fitter(asked, group, processes, workload)  # training.memory is the limit
-    with progress.stage("Predicting memory", None, "settings"):
-        footprint = fitting.footprint(config)
-    return Outlook(
-        config,
-        found,
-        model,
-        trainable,
-        sampler,
-        steps,
-        plan_disk(config, model, trainable, steps, sampler.steps_per_epoch),
-        fitting,
-        footprint,
-    )
 
 
 def plan_of(outlook: Outlook) -> RunPlan:
@@ -271,7 +173,7 @@ def _data_of(outlook: Outlook) -> DataPlan:
         images=len(split.training) - balance.images,
         held_out=len(split.held_out),
         skipped=[
-            {"path": printable(plain(item.path)), "reason": item.reason} for item in scan.set_aside
+            {"path": printable(plain(item.path)), "reason": item.reason} for item in scan.skipped
         ],
         without_words=scan.uncaptioned_count,
         several_lines=scan.multiline_captions,
@@ -323,13 +225,6 @@ def _validation_of(outlook: Outlook, step_s: float) -> ValidationPlan | None:
         times=1 + math.ceil(outlook.steps / every),
         seconds_each=(images + sample) * draws.per_image * seconds_per_pass(outlook, step_s),
     )
-
-
-def seconds_per_pass(outlook: Outlook, step_s: float) -> float:
-    """About how long one image takes without learning: a third of its part of a step."""
-    sampler = outlook.sampler
-    per_epoch = sampler.samples_before(sampler.steps_per_epoch)
-    return step_s * sampler.steps_per_epoch / max(1, per_epoch) / 3
 
 
 def _seconds_per_step(outlook: Outlook, transfers: Transfers | None) -> float:

@@ -16,6 +16,7 @@ from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
 from impasto.cli.numbers import Finite
 from impasto.progress import counted
+from impasto.sampler_table import SAMPLERS
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -32,11 +33,23 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
 @click.command()
 @click.argument("model")
 @click.argument("prompts", nargs=-1, required=True)
-@click.option("--out", type=WRITTEN, default=Path("samples"), show_default=True)
+@click.option(
+    "--out",
+    type=WRITTEN,
+    default=Path("samples"),
+    show_default=True,
+    help="Folder for the images.",
+)
 @click.option("-n", "--negative", default="", help="What the images should not show.")
 @click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
 @click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
-@click.option("--steps", default=20, show_default=True, type=click.IntRange(1, 1000))
+@click.option(
+    "--steps",
+    default=20,
+    show_default=True,
+    type=click.IntRange(1, 1000),
+    help="Sampler steps per image.",
+)
 @click.option(
     "--guidance",
     default=7.0,
@@ -59,8 +72,19 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     type=click.IntRange(0, 2**63 - 1),
     help="Each further image adds 1.",
 )
-@click.option("--count", default=1, show_default=True, type=click.IntRange(1), help="Per prompt.")
-@click.option("--sampler", default="ddim", show_default=True)
+@click.option(
+    "--count",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Images per prompt.",
+)
+@click.option(
+    "--sampler",
+    default="ddim",
+    show_default=True,
+    help=f"One of {', '.join(SAMPLERS)}.",
+)
 @click.option(
     "--clip-skip", type=click.IntRange(1, 12), help="As in training; default: what the file says."
 )
@@ -213,7 +237,6 @@ def require_drawable(sampler: str, width: int | None, height: int | None) -> Non
         ConfigError: There is no such sampler, or a side is no multiple of 8.
     """
     from impasto.errors import ConfigError
-    from impasto.sampler_table import SAMPLERS
 
     if sampler not in SAMPLERS:
         raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")

@@ -44,19 +44,19 @@ class FilledPortion:
         )
 
     def plan(
-        self, table: PlannedTable, set_aside: Sequence[SkippedFile], encoder: MomentsEncoder
+        self, table: PlannedTable, skipped: Sequence[SkippedFile], encoder: MomentsEncoder
     ) -> CachedPlan:
         """The images that can be trained on, with the keys of their latents.
 
         Args:
             table: The images of the portion.
-            set_aside: Those that cannot be used, with reasons.
+            skipped: Those that cannot be used, with reasons.
             encoder: What made the latents.
         """
         return CachedPlan(
             table if self.kept.all() else table.select(self.kept),
             self.keys,
-            tuple(set_aside),
+            tuple(skipped),
             self.encoded,
             self.refused,
             self.keys if encoder.source == encoder.fingerprint else self.identities,

@@ -113,7 +113,7 @@ def _known_plan(
 ) -> CachedPlan | None:
     """The plan of an earlier run of the same images, if every process of this run has it."""
     before = kept_keys.read(cache)
-    is_known = before is not None and not (before.set_aside and on_error == "stop")
+    is_known = before is not None and not (before.skipped and on_error == "stop")
     everybody_knows = "False" not in share.group.gather(str(is_known))
     return before if everybody_knows else None
 

@@ -87,7 +87,7 @@ class Health:
 
     Attributes:
         place: What was looked at.
-        images: How many can be used.
+        pictures: How many images can be used.
         showings: The same with their repeats, regularisation images as often as they come.
         set_aside: Files that cannot be used.
         unused: Other files and folders that look like images or words.
@@ -173,7 +173,7 @@ def examine(
         place=scan.place,
         pictures=len(records),
         showings=sum(record.repeats for record in balanced),
-        set_aside=list(scan.set_aside),
+        set_aside=list(scan.skipped),
         unused=list(scan.unused),
         tally=scan.tally,
         sizes=dict(Counter(str(record.size) for record in records).most_common()),

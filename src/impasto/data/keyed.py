@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from impasto.data.appender import Appender
 from impasto.data.arrow_columns import FEW, list_of, text_column, texts_of, values_of
-from impasto.data.tables import Appender, Former, TableFolder, take_rows
+from impasto.data.tables import Former, TableFolder, take_rows
 
 
 class KeyedTable:

@@ -42,7 +42,7 @@ class CachedPlan:
     Attributes:
         images: The images that can be trained on.
         keys: What is kept of each.
-        set_aside: Images that could not be decoded or encoded.
+        skipped: Images that could not be decoded or encoded.
         encoded: How many images were encoded now.
         refused: Latents of sd-scripts that do not fit their images; they were made anew.
         identities: The keys as they would be of exact arithmetic: what a training state is compared
@@ -51,7 +51,7 @@ class CachedPlan:
 
     images: Sequence[PlannedImage]
     keys: Sequence[LatentKeys]
-    set_aside: tuple[SkippedFile, ...]
+    skipped: tuple[SkippedFile, ...]
     encoded: int
     refused: tuple[SkippedFile, ...] = ()
     identities: Sequence[LatentKeys] = ()

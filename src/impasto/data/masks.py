@@ -76,13 +76,13 @@ def _from_here(place: Path) -> Path:
     return place.relative_to(here) if place.is_relative_to(here) else place
 
 
-def unused_masks(records: RecordTable, set_aside: Iterable[SkippedFile]) -> list[Unused]:
+def unused_masks(records: RecordTable, skipped: Iterable[SkippedFile]) -> list[Unused]:
     """The files in folders of masks that weigh no image, but for those of images skipped."""
     folders = {subset.masks.folder for subset in records.subsets if subset.masks} - {None}
     if not folders:
         return []
     used = {mask_file(record) for record in records}
-    excused = {_stem_of_image(item.path) for item in set_aside}
+    excused = {_stem_of_image(item.path) for item in skipped}
     unused: dict[Path, str] = {}
     for top in folders:
         for folder, inner, names in os.walk(top or ""):

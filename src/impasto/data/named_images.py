@@ -66,24 +66,24 @@ def _named_images(metadata: Metadata, image_dir: Path | None, finder: ImageFinde
     """Path -> entry of what is there; names that lead nowhere; images that have no name."""
     of_path: dict[str, MetadataEntry] = {}
     spelt: dict[str, str] = {}
-    set_aside: list[SkippedFile] = []
+    skipped: list[SkippedFile] = []
     outcomes = finder.find_all([entry.key for entry in metadata.entries])
     for entry, path in zip(metadata.entries, outcomes, strict=True):
         if isinstance(path, Failure):
-            set_aside.append(SkippedFile(Path(printable(entry.key)), path.reason))
+            skipped.append(SkippedFile(Path(printable(entry.key)), path.reason))
             continue
         other = spelt.setdefault(unicodedata.normalize("NFC", path).casefold(), path)
         if path in of_path or (other != path and _is_same_file(other, path)):
             first = of_path[path if path in of_path else other]
             reason = f"metadata names it twice: {first.key!r} and {entry.key!r}"
-            set_aside.append(SkippedFile(Path(entry.key), reason))
+            skipped.append(SkippedFile(Path(entry.key), reason))
         else:
             of_path[path] = entry
     unused = [Unused(metadata.file, remark) for remark in finder.remarks]
     if image_dir is not None:
         reason = "an image that the metadata file does not name"
         unused += [Unused(Path(path), reason) for path in finder.find_unnamed(set(of_path))]
-    return of_path, set_aside, unused
+    return of_path, skipped, unused
 
 
 def _is_same_file(path: str, other: str) -> bool:

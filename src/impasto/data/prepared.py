@@ -93,8 +93,8 @@ class PreparedKeys:
         codes = values_of(table.column("code"))
         planned = PlannedTable(records, self._planned.shapes, codes)
         paths = self._planned.records
-        set_aside = tuple(SkippedFile(paths[place].path, why) for place, why in reasons)
-        return CachedPlan(planned, keys, set_aside, 0, (), exact)
+        skipped = tuple(SkippedFile(paths[place].path, why) for place, why in reasons)
+        return CachedPlan(planned, keys, skipped, 0, (), exact)
 
     def write(self, plan: CachedPlan, kept: np.ndarray) -> None:
         """Keep the keys of a plan, if the others have reasons; what cannot be costs time later.
@@ -106,7 +106,7 @@ class PreparedKeys:
         if not self._applies:
             return
         left_out = np.flatnonzero(~kept).tolist()
-        of_path = {item.path: item.reason for item in plan.set_aside}
+        of_path = {item.path: item.reason for item in plan.skipped}
         places: dict[Path, int] = {}
         for place in left_out:
             places.setdefault(self._planned.records[place].path, place)

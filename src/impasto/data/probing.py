@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from impasto.data import images
+from impasto.data.appender import Appender
 from impasto.data.arrow_columns import is_filled, texts_at, values_of
 from impasto.data.cuts import read_cut
 from impasto.data.engine import LOCAL, Engine
@@ -25,7 +26,7 @@ from impasto.data.record_table import RecordTable
 from impasto.data.records import Cut, Size, SkippedFile
 from impasto.data.stages import Failure, default_workers, in_chunks
 from impasto.data.subsets import Subset
-from impasto.data.tables import Appender, Former, TableFolder, newest_rows, rows_of, take_rows
+from impasto.data.tables import Former, TableFolder, newest_rows, rows_of, take_rows
 from impasto.errors import StorageError
 from impasto.progress import Progress
 
@@ -170,12 +171,12 @@ def split_usable(
     faults = entries.faults()
     unread = np.flatnonzero(found.has("fault")).tolist()
     faults |= {place: found.item(place).fault for place in unread}
-    set_aside = {
+    skipped = {
         place: SkippedFile(Path(found.paths[place].as_py()), fault)
         for place, fault in faults.items()
     }
     width, height = entries.column("width"), entries.column("height")
-    cuts = _cuts(found, width, height, set_aside)
+    cuts = _cuts(found, width, height, skipped)
     if cuts:
         width, height = width.copy(), height.copy()
         for place, cut in cuts.items():
@@ -191,26 +192,26 @@ def split_usable(
     }
     uses = (Use(subset, ""), Use(subset, subset.class_tokens))
     records = RecordTable(entries.texts, entries.rows, numbers, uses, distinct=True)
-    if set_aside:
+    if skipped:
         good = np.ones(len(found), dtype=np.bool_)
-        good[list(set_aside)] = False
+        good[list(skipped)] = False
         records = records.select(good)
-    return records.normalized(), [set_aside[place] for place in sorted(set_aside)]
+    return records.normalized(), [skipped[place] for place in sorted(skipped)]
 
 
 def _cuts(
-    found: FoundTable, width: np.ndarray, height: np.ndarray, set_aside: dict[int, SkippedFile]
+    found: FoundTable, width: np.ndarray, height: np.ndarray, skipped: dict[int, SkippedFile]
 ) -> dict[int, Cut]:
     """The crops of their own that images have, by place; what is wrong with one skips its image."""
     cuts = {}
     for place in np.flatnonzero(found.has("crop")).tolist():
-        if place in set_aside:
+        if place in skipped:
             continue
         item = found.item(place)
         try:
             cut = read_cut(Path(item.crop), Size(int(width[place]), int(height[place])))
         except images.UnreadableImageError as error:
-            set_aside[place] = SkippedFile(Path(item.path), str(error))
+            skipped[place] = SkippedFile(Path(item.path), str(error))
             continue
         if cut is not None:
             cuts[place] = cut

@@ -47,19 +47,19 @@ class Scan:
     Attributes:
         place: What was scanned, for messages.
         records: The images, as columns; one of two subsets comes twice.
-        set_aside: Images that cannot be used.
+        skipped: Images that cannot be used.
         unused: Other files and folders that look like images or words.
     """
 
     place: str
     records: RecordTable
-    set_aside: tuple[SkippedFile, ...]
+    skipped: tuple[SkippedFile, ...]
     unused: tuple[Unused, ...] = ()
 
     @cached_property
     def tally(self) -> Tally:
         """The counts to show beside a progress bar."""
-        return count_images(self.records, self.set_aside, len(self.unused))
+        return count_images(self.records, self.skipped, len(self.unused))
 
     @property
     def uncaptioned_count(self) -> int:
@@ -77,15 +77,15 @@ class Scan:
             for record in records.select(some)
         )
 
-    def without(self, set_aside: Iterable[SkippedFile]) -> Scan:
+    def without(self, skipped: Iterable[SkippedFile]) -> Scan:
         """The scan after some images turned out to be unusable."""
-        fresh = {item.path: item for item in set_aside}
-        known = {item.path for item in self.set_aside}
+        fresh = {item.path: item for item in skipped}
+        known = {item.path for item in self.skipped}
         return dataclasses.replace(
             self,
             records=self.records.without(list(fresh)),
-            set_aside=(
-                *self.set_aside,
+            skipped=(
+                *self.skipped,
                 *(item for path, item in fresh.items() if path not in known),
             ),
         )
@@ -141,10 +141,10 @@ def scan_folder(
     )
     entries = known.probe(found, progress or SilentProgress(), engine)
     with no_cycle_collection():
-        records, set_aside = split_usable(found, entries, subset)
+        records, skipped = split_usable(found, entries, subset)
     if not records:
-        raise DatasetError(no_usable_images(shown(folder), set_aside, unused))
-    return Scan(shown(folder), records, tuple(set_aside), tuple(unused))
+        raise DatasetError(no_usable_images(shown(folder), skipped, unused))
+    return Scan(shown(folder), records, tuple(skipped), tuple(unused))
 
 
 def scan_metadata(
@@ -168,7 +168,7 @@ def scan_metadata(
 
     if image_dir is not None:
         require_images(image_dir)
-    finder, of_path, set_aside, unused = look_up(
+    finder, of_path, skipped, unused = look_up(
         metadata, image_dir, columns, index, progress, engine
     )
     found = found_of([finder.stat_image(path) for path in of_path])
@@ -183,20 +183,20 @@ def scan_metadata(
         [entry.tags for entry in named],
         [entry.train_resolution for entry in named],
     )
-    set_aside += unusable
+    skipped += unusable
     if not worded:
-        raise DatasetError(no_usable_images(shown(metadata.file), set_aside))
-    return Scan(shown(metadata.file), worded, tuple(set_aside), tuple(unused))
+        raise DatasetError(no_usable_images(shown(metadata.file), skipped))
+    return Scan(shown(metadata.file), worded, tuple(skipped), tuple(unused))
 
 
 def join_scans(scans: Sequence[Scan]) -> Scan:
     """Several scans as one; masks that none of them uses are mentioned."""
     places = list(dict.fromkeys(scan.place for scan in scans))
     records = join_records([scan.records for scan in scans])
-    set_aside = tuple(dict.fromkeys(item for scan in scans for item in scan.set_aside))
+    skipped = tuple(dict.fromkeys(item for scan in scans for item in scan.skipped))
     unused = [item for scan in scans for item in scan.unused]
-    unused += unused_masks(records, set_aside)
-    return Scan(", ".join(places), records, set_aside, tuple(dict.fromkeys(unused)))
+    unused += unused_masks(records, skipped)
+    return Scan(", ".join(places), records, skipped, tuple(dict.fromkeys(unused)))
 
 
 def decode_all(
@@ -231,7 +231,7 @@ def decode_all(
         known.write()
     left = scan.without(damaged(scan.records, known))
     if not left.records:
-        raise DatasetError(no_usable_images(scan.place, left.set_aside))
+        raise DatasetError(no_usable_images(scan.place, left.skipped))
     return left
 
 
@@ -247,10 +247,10 @@ def _has_lines(text: str) -> bool:
 
 
 def no_usable_images(
-    place: str, set_aside: Sequence[SkippedFile], unused: Sequence[Unused] = ()
+    place: str, skipped: Sequence[SkippedFile], unused: Sequence[Unused] = ()
 ) -> str:
     """What to say where no image can be used."""
-    if not set_aside:
+    if not skipped:
         kinds = " ".join(sorted(ext[1:] for ext in images.EXTENSIONS))
         near = f" {unused[0].path.name}: {unused[0].reason}." if unused else ""
         return (
@@ -258,8 +258,8 @@ def no_usable_images(
             f"each with a .txt or .caption of the same name beside it; or tars, Parquet or Arrow "
             f"tables of images.{near}"
         )
-    first = set_aside[0]
+    first = skipped[0]
     return (
-        f"{none_of(len(set_aside), 'images')} of {place} can be read; the first is "
+        f"{none_of(len(skipped), 'images')} of {place} can be read; the first is "
         f"{first.path.name}: {first.reason}."
     )

@@ -27,7 +27,7 @@ from impasto.parsing import parse_json
 
 KEPT_FROM = 200_000
 """Keys; of fewer the files of the shards are read in a second."""
-_SCHEMA = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         ("high", pa.uint64()),
         ("low", pa.uint64()),
@@ -37,7 +37,9 @@ _SCHEMA = pa.schema(
     ]
 )
 """Rows in ascending order of `high`; `crc32` alone is in the order of shards and their rows."""
-_SHARDS = b"shards"
+SHARDS_KEY = b"shards"
+"""The metadata of the copy with what is known of each shard, as JSON."""
+INDEX_VERSION = (2,)
 NO_SUM = -1
 _AT_ONCE = 1 << 18
 
@@ -53,11 +55,11 @@ class ShardIndex:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._table = TableFolder(folder, _SCHEMA, [2])
+        self._table = TableFolder(folder, INDEX_SCHEMA, INDEX_VERSION)
         self._recent: dict[str, Place] = {}
         self._sums: dict[str, Sequence[int] | None] = {}
         self._stamps: dict[str, Stamp] = {}
-        self._mapped = _Mapped(_SCHEMA.empty_table(), {})
+        self._mapped = _Mapped(INDEX_SCHEMA.empty_table(), {})
 
     def open_kept(self, stamps: Mapping[str, Stamp]) -> set[str]:
         """Map the copy; returns the shards that it knows.
@@ -69,7 +71,7 @@ class ShardIndex:
         kept = self._table.newest()
         if kept is None:
             return set()
-        described = _described(parse_json(kept.schema.metadata[_SHARDS]))
+        described = _described(parse_json(kept.schema.metadata[SHARDS_KEY]))
         self._mapped = _Mapped(kept, described)
         known = {name for name, own in described.items() if stamps.get(name) == own.stamp}
         for name in described.keys() - known:
@@ -167,9 +169,9 @@ class ShardIndex:
         high, low, rows, sums = map(np.concatenate, zip(*parts.values(), strict=True))
         order = np.argsort(high, kind="stable")
         arrays = [high[order], low[order], np.concatenate(shards)[order], rows[order], sums]
-        table = pa.Table.from_arrays(list(map(number_column, arrays)), schema=_SCHEMA)
+        table = pa.Table.from_arrays(list(map(number_column, arrays)), schema=INDEX_SCHEMA)
         told = {name: [own.entries, own.stamp, own.left_out] for name, own in described.items()}
-        kept = self._table.replace_all(table, {_SHARDS: json.dumps(told).encode("utf-8")})
+        kept = self._table.replace_all(table, {SHARDS_KEY: json.dumps(told).encode("utf-8")})
         self._recent, self._sums, self._stamps = {}, {}, {}
         self._mapped = _Mapped(kept, described)
 

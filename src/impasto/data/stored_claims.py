@@ -29,7 +29,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from impasto import storage_errors
-from impasto.data.encoding_claims import CLAIMS, Keys, Taken, packed, unpacked
+from impasto.data.encoding_claims import CLAIMS, NO_KEYS, Keys, Taken, packed, unpacked
 from impasto.errors import StorageError
 from impasto.lock_file import HEARTBEAT_S, STALE_S, LockHolder
 from impasto.owners import current_process, parse_process_token
@@ -44,7 +44,6 @@ LOOKS_EVERY_S = 5.0
 
 _HEADER_BYTES = 1024
 _ATTEMPTS = 100
-_NOBODY = frozenset[bytes]()
 
 
 @dataclass(frozen=True)
@@ -72,18 +71,8 @@ class StoredClaims:
     def taken(
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
     ) -> Iterator[Taken]:
-        """Claim what is lacking and nobody else has claimed, until the end of the context.
-
-        Where nothing can be put nobody claims anything: nothing can be encoded there either.
-
-        Args:
-            lacking: Looks what is not in the cache now.
-            on_busy: Is not told of anybody: nobody waits for numbers.
-
-        Raises:
-            StorageError: The store cannot be used.
-        """
-        del on_busy
+        """Claim by the next number, which is marked as ended with the context."""
+        del on_busy  # nobody waits for a number
         own = _OwnClaim(self._folder, lacking())
         try:
             there: set[int] | None = None
@@ -100,30 +89,20 @@ class StoredClaims:
             own.end()
 
     def living(self, taken: Taken) -> list[LockHolder]:
-        """Those of the rivals whose claims have not ended, also by being killed.
-
-        Raises:
-            StorageError: The store cannot be used.
-        """
+        """Those of the rivals whose objects do not say that they ended, and have fresh beats."""
         numbers = [int(rival) for rival in taken.rivals]
         return [claim.holder for claim in self._living(numbers, with_keys=False).values()]
 
     def of_others(self) -> Keys:
-        """What other programs have claimed; for who has claimed nothing.
-
-        Raises:
-            StorageError: The store cannot be used.
-        """
+        """What stands in the claims of all numbers that have not ended."""
         living = self._living(sorted(numbers_in(self._folder)), with_keys=True)
-        return _NOBODY.union(*(claim.keys for claim in living.values()))
+        return NO_KEYS.union(*(claim.keys for claim in living.values()))
 
     def _shared_out(self, own: _OwnClaim, there: set[int], lacking: Callable[[], Keys]) -> Taken:
         others = self._living(sorted(n for n in there if n < own.number), with_keys=True)
         found = lacking()  # after the claims were read: who ends one has written before
         self._tidy({n for n in there if n <= own.number - KEPT} - others.keys())
-        theirs = _NOBODY.union(*(claim.keys for claim in others.values()))
-        rivals = (str(number) for number, claim in others.items() if claim.keys & found)
-        return Taken(found - theirs, found, tuple(rivals))
+        return Taken.beside({str(number): claim.keys for number, claim in others.items()}, found)
 
     def _living(self, numbers: list[int], *, with_keys: bool) -> dict[int, _Claim]:
         """The claims of these numbers that have not ended."""
@@ -233,7 +212,7 @@ class _OwnClaim:
             if not self._is_own(self._put):
                 return
             self._has_ended = True
-            claims.write(file_of(self._folder, self.number), self._content(_NOBODY, ended=True))
+            claims.write(file_of(self._folder, self.number), self._content(NO_KEYS, ended=True))
             objects.remove(_beat_of(self._folder, self.number))
 
     def _beat(self) -> None:

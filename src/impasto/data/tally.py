@@ -46,12 +46,12 @@ class Tally:
         }
 
 
-def count_images(records: RecordTable, set_aside: Sequence[SkippedFile], unused: int) -> Tally:
+def count_images(records: RecordTable, skipped: Sequence[SkippedFile], unused: int) -> Tally:
     """Count the images of a scan, each file once.
 
     Args:
         records: The usable images.
-        set_aside: Those that cannot be used.
+        skipped: Those that cannot be used.
         unused: How many other files look like images or words.
     """
     first = records.first_of_paths()
@@ -67,11 +67,11 @@ def count_images(records: RecordTable, set_aside: Sequence[SkippedFile], unused:
         return int(records.select(images).first_of_paths().sum())
 
     usable = int(first.sum())
-    aside = records.without_known({item.path for item in set_aside})
+    unusable = records.without_known({item.path for item in skipped})
     return Tally(
         usable=usable,
         without_words=usable - count(worded),
-        set_aside=len(aside),
+        set_aside=len(unusable),
         also_found=unused,
         cut=count(records.column("cut")[:, 0] >= 0),
         by_class=count(classed & ~own),

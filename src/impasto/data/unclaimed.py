@@ -1,7 +1,7 @@
 """Has a run encode what no other program encodes just now, and waits for what another does.
 
-The first process of those that share the cache claims for all of them (`encoding_claims.py`, and
-`stored_claims.py` for a cache in an object store), and says what is theirs.
+The first process of those that share the cache claims for all of them (`encoding_claims.py`), and
+says what is theirs.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ import numpy as np
 
 from impasto import locks
 from impasto.data.device_encoding import Failures, Order
-from impasto.data.encoding_claims import EncodingClaims, FolderClaims, Keys, Taken
+from impasto.data.encoding_claims import EncodingClaims, Keys, Taken
+from impasto.data.folder_claims import FolderClaims
 from impasto.data.latent_cache import LatentCache, LatentKeys
 from impasto.data.latent_orders import Lacks, flags_of, ordered, still_lacking
 from impasto.data.process_group import CacheShare

@@ -94,10 +94,10 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
     Raises:
         DatasetError: `on_error` is `stop`, and something was skipped.
     """
-    if config.on_error == "stop" and scan.set_aside:
-        first = scan.set_aside[0]
+    if config.on_error == "stop" and scan.skipped:
+        first = scan.skipped[0]
         raise DatasetError(
-            f"{counted(len(scan.set_aside), 'files')} cannot be used; the first is "
+            f"{counted(len(scan.skipped), 'files')} cannot be used; the first is "
             f"{shown(first.path)}: {first.reason}. Repair or remove them, or set dataset.on_error "
             f"to skip."
         )

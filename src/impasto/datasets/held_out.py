@@ -235,7 +235,7 @@ def _beside_folder(
     held_out = own.records.select(~is_copy).with_subsets(without_augmentation)
     _tell_unused(own, found, progress)
     if not own.records:
-        raise DatasetError(no_usable_images(own.place, own.set_aside, own.unused))
+        raise DatasetError(no_usable_images(own.place, own.skipped, own.unused))
     if not held_out:
         other = ' validation.copies = "bytes" lets images in that only look the same.'
         raise DatasetError(
@@ -247,7 +247,7 @@ def _beside_folder(
 
 
 def _tell_unused(own: Scan, copies: list[SkippedFile], progress: Progress) -> None:
-    passed_over = [*own.set_aside, *copies]
+    passed_over = [*own.skipped, *copies]
     for item in passed_over[:_MOST_NAMED]:
         progress.note(f"Not validated on: {shown(item.path)}: {item.reason}")
     if len(passed_over) > _MOST_NAMED:

@@ -61,10 +61,10 @@ def list_images(
         scan = _without_damaged(scan_all(config, progress), DecodeCache(derived / "decoded.json"))
         scan, likeness = _compare(scan, derived, progress, engine, copies=copies)
     if not scan.records:
-        raise DatasetError(no_usable_images(scan.place, scan.set_aside))
+        raise DatasetError(no_usable_images(scan.place, scan.skipped))
     plan = plan_dataset(config, scan.records)
     found = {image.record.path: _used(image, source, likeness) for image in plan.images}
-    for item in scan.set_aside:
+    for item in scan.skipped:
         found.setdefault(item.path, _skipped(item, source))
     return ImageList(
         [found[path] for path in sorted(found, key=lambda path: sort_key(str(path)))],

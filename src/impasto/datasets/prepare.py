@@ -91,7 +91,7 @@ class PreparedData:
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the dataset."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
-        found = self.scan.without(item for plan in plans for item in plan.set_aside)
+        found = self.scan.without(item for plan in plans for item in plan.skipped)
         return {
             "folder": self.scan.place,
             "pictures": len(self.training.images),
@@ -105,7 +105,7 @@ class PreparedData:
             "mean_lost_area": self.plan.mean_cropped_fraction,
             "buckets": {str(size): n for size, n in self.plan.bucket_counts.items()},
             "set_aside": [
-                {"path": plain(shown(a.path)), "reason": a.reason} for a in found.set_aside
+                {"path": plain(shown(a.path)), "reason": a.reason} for a in found.skipped
             ],
             "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
             "said_of_unused": found.describe_unused(),
@@ -255,14 +255,14 @@ def _encode_balanced(
     cached = encode(plan.images)
     if found.balance is None:
         return plan, cached
-    lost, encoded = cached.set_aside, cached.encoded
+    lost, encoded = cached.skipped, cached.encoded
     for _ in range(_ROUNDS):
-        if not cached.set_aside:
-            return plan, replace(cached, set_aside=lost, encoded=encoded)
+        if not cached.skipped:
+            return plan, replace(cached, skipped=lost, encoded=encoded)
         records = records.without([item.path for item in lost])
         plan = plan_dataset(config.dataset, balance(records))
         cached = encode(plan.images)
-        lost, encoded = (*lost, *cached.set_aside), encoded + cached.encoded
+        lost, encoded = (*lost, *cached.skipped), encoded + cached.encoded
     raise DatasetError(
         f"{counted(len(lost), 'images')} cannot be used, {shown(lost[0].path)} among them, and as "
         f"many regularisation images as take their place cannot either. impasto dataset scan names "

@@ -36,16 +36,16 @@ def leave_without_values(module: nn.Module, tensors: Tensors, source: str, keep:
 
 
 def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
-    """The same tensor, looked at as it is read."""
-    looked_at = partial(_looked_at, name=name, source=source)
+    """The same tensor, checked as it is read."""
+    checked = partial(_checked, name=name, source=source)
     return replace(
         lazy,
-        read=partial(looked_at, lazy.read),
-        read_range=None if lazy.read_range is None else partial(looked_at, lazy.read_range),
+        read=partial(checked, lazy.read),
+        read_range=None if lazy.read_range is None else partial(checked, lazy.read_range),
     )
 
 
-def _looked_at(read: Callable[..., Tensor], *span: int, name: str, source: str) -> Tensor:
+def _checked(read: Callable[..., Tensor], *span: int, name: str, source: str) -> Tensor:
     """What a function reads, all of a tensor or a range of its elements, if it is finite."""
     values = read(*span)
     if not is_finite(values):

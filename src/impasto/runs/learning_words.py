@@ -29,13 +29,13 @@ def sentence_of(learning: Learning) -> str:
     if learning.to_come is None:
         return (
             f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}. "
-            f"Whether that is more than chance is said at the end of the run."
+            f"The end of the run shows whether that is more than chance."
         )
     if not learning.is_known:
         return (
             f"The validation loss went from {_loss(learning.first)} to {_loss(learning.last)}. "
-            f"Whether that is more than chance cannot be said of one held-out image, nor where the "
-            f"images changed: hold more out (validation.split)."
+            f"One held-out image cannot show whether that is more than chance, nor can images that "
+            f"changed: hold more out (validation.split)."
         )
     told = {
         "worse": _worse,

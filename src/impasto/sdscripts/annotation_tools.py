@@ -274,7 +274,7 @@ def _write(
             reading=ImageReading(batch_size=options.batch_size),
         )
     console.note(
-        f"{counted(done.written, 'images have')} words now, {len(done.set_aside)} passed over."
+        f"{counted(done.written, 'images have')} words now, {len(done.skipped)} passed over."
     )
     if isinstance(target, MetadataTarget) and target.kept is not None:
         console.note(f"What was there is kept as {target.kept}.")

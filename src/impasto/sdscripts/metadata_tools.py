@@ -198,7 +198,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     console.note(
         f"{exported.written} .npz files beside their images; metadata: {options.out_json}."
     )
-    for item in (*scan.set_aside, *result.set_aside, *exported.refused):
+    for item in (*scan.skipped, *result.skipped, *exported.refused):
         console.note(f"Passed over: {item.path}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)

@@ -74,7 +74,7 @@ def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[
     from impasto.data.scan import scan_folder
 
     scan = scan_folder(folder, recursive=recursive, progress=console)
-    for item in scan.set_aside:
+    for item in scan.skipped:
         console.note(f"Passed over: {item.path}: {item.reason}")
     for line in scan.describe_unused():
         console.note(line)

@@ -82,7 +82,7 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
             f"training run had as its output_dir."
         )
     if is_here:
-        _set_aside(folder, record, progress)
+        _keep_unsent(folder, record, progress)
     shutil.rmtree(folder, ignore_errors=True)
     steps = whole_states(listed)
     keeps_models = _keeps_models(objects.read(place / SETTINGS))
@@ -151,7 +151,7 @@ def _is_newest(record: SentRecord, owner: Owner | None) -> bool:
     return record.is_of(0, "") if owner is None else record.is_of(owner.number, owner.text)
 
 
-def _set_aside(folder: Path, record: SentRecord, progress: Progress) -> None:
+def _keep_unsent(folder: Path, record: SentRecord, progress: Progress) -> None:
     """Keep what another machine's going on has left behind, where not all of it was sent."""
     if not Sender(folder, record).unsent():
         return

@@ -74,7 +74,7 @@ class RunInStore:
         """Remember which turn is asked for, where the one before was this machine's.
 
         Else a lost answer, or an end just after it, would make the turn that of somebody else, and
-        what is here and not in the store yet would be set aside.
+        the run would go on without what is here and not in the store yet.
         """
         record = SentRecord.read(self._place)
         if self._is_new or before is None or not record.is_of(before.number, before.text):

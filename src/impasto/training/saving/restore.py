@@ -87,7 +87,7 @@ def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: P
             if not steps:
                 raise _all_damaged(run, error) from error
             progress.note(
-                f"{error} It is kept as {_set_aside(folder).name}; continuing from the state "
+                f"{error} It is kept as {_renamed(folder).name}; continuing from the state "
                 f"before, {step_name(steps[-1])}."
             )
         else:
@@ -95,7 +95,7 @@ def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: P
     return 0
 
 
-def _set_aside(folder: Path) -> Path:
+def _renamed(folder: Path) -> Path:
     """Give a damaged state a name that no state has; nothing is deleted."""
     number, target = 2, folder.with_name(f"{folder.name}-damaged")
     while target.exists():
