@@ -296,8 +296,8 @@ def install(extras, index, have):
     may_fail = index is None and backend == BACKENDS["cpu"]
     if backend and not install_build(backend, uv, installer, may_fail=may_fail):
         say(
-            "  That build cannot be had from here. PyTorch comes from the package registry, which "
-            "has the CUDA build for Linux: it needs no card."
+            "  PyTorch comes from the package registry instead, which has the CUDA build for "
+            "Linux: it needs no card."
         )
         require_room("CUDA")
     elif index and not backend and not index.startswith(BUILD):
@@ -387,7 +387,13 @@ def backend_of(index, card, there=None):
             )
         if pinned("torch") == f"torch=={version}":
             return None
-        wanted = build.lower() if build.lower() in BACKENDS else None
+        if not asked and build.lower() not in BACKENDS:
+            stop(
+                f"{VENV.name} has the {build} build of PyTorch {version}, and {pinned('torch')} is "
+                f"needed now. Give --torch-index with the address of its {build} builds, or "
+                f"--reinstall, which takes another build."
+            )
+        wanted = build.lower()
     if asked == "cuda" and not card and system == "Windows":
         stop(
             "--build cuda: nvidia-smi finds no NVIDIA card. Install the card's driver first; or "
@@ -524,10 +530,10 @@ def program(name):
 
 
 def run(command, what, *, may_fail=False):
-    """Run a command quietly; when it fails, say in one sentence why.
+    """Run a command quietly; returns whether it succeeded.
 
-    Returns whether it did not fail, which without `may_fail` it does not return from. A full disk
-    is said in any case.
+    When it fails, this program ends with one sentence that says why; where `may_fail`, only if the
+    disk is full, and otherwise it shows the last line of the output.
 
     Downloads go to a folder in `.venv`, so that one disk has to have room, and not a small one
     for temporary files. If the disk of pip's or uv's cache has none, nothing is kept there.
@@ -549,6 +555,8 @@ def run(command, what, *, may_fail=False):
         stop(f"Could not {what}: the disk of {HERE} is full. Free some space and start again.")
     if not may_fail:
         stop_for(what, output)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    say(f"  Could not {what}: {lines[-1][:300] if lines else 'it printed nothing'}")
     return False
 
 

@@ -39,6 +39,7 @@ class LockHolder:
         since: When it took the lock, for people.
         what: What it is doing.
         age_s: Seconds since it gave a sign of life.
+        was_read: Whether the file could be read; where not, it says nothing of the owner.
     """
 
     text: str
@@ -47,10 +48,13 @@ class LockHolder:
     since: str
     what: str
     age_s: float
+    was_read: bool = True
 
     @property
     def is_alive(self) -> bool:
         """Whether the holder still runs, as far as that can be told."""
+        if not self.was_read:  # it gives signs of life, as far as is known
+            return self.age_s < STALE_S
         if self.owner is None:
             return self.age_s < _BEING_WRITTEN_S
         running = self.owner.is_running()
@@ -59,6 +63,8 @@ class LockHolder:
     @property
     def words(self) -> str:
         """The process that holds the lock, for a message."""
+        if not self.was_read:
+            return "a process whose lock cannot be read just now"
         if self.owner is None:
             return "a process that is just starting"
         who = f"process {self.owner.pid} on {self.host}, since {self.since} ({self.what})"
@@ -185,14 +191,15 @@ def read_lock(file: Path, *, now: float) -> LockHolder | None:
         touched = file.stat().st_mtime
     except OSError:
         return None
-    text = _text_of(file)
+    text = _text_if_read(file)
     try:
-        said = parse_json(text)
+        said = parse_json(text or "")
         owner = parse_process_token(said["owner"])
         host, since, what = (str(said[name])[:100] for name in ("host", "since", "what"))
     except (ValueError, KeyError, TypeError):
         owner, host, since, what = None, "", "", ""
-    return LockHolder(text, owner, host, since, what, max(0.0, now - touched))
+    age_s = max(0.0, now - touched)
+    return LockHolder(text or "", owner, host, since, what, age_s, was_read=text is not None)
 
 
 def _text_of(file: Path) -> str:

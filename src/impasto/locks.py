@@ -187,7 +187,7 @@ def shared_locks(folder: Path) -> dict[Path, LockHolder]:
             continue
         if holder.is_alive:
             living[file] = holder
-        elif holder.owner is not None or holder.age_s >= STALE_S:  # or it cannot be read just now
+        elif holder.owner is not None or holder.age_s >= STALE_S:
             with contextlib.suppress(OSError):
                 file.unlink()
     return living

@@ -144,6 +144,19 @@ def test_a_mean_that_is_rounding_is_not_brought_back(residue):
     )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_mean_that_is_rounding_spoils_no_gradient(dtype):
+    states = torch.nn.functional.layer_norm(torch.randn(1, 2, 77, 64), (64,)).to(dtype)
+    states[0, 1] = 0
+    states.requires_grad_()
+    weights = torch.ones(1, 2, 77)
+    weights[0, 0, 5] = 1.2
+    found = apply_emphasis(states, weights, keep_mean=True)
+    torch.testing.assert_close(found, (states * weights.unsqueeze(-1)).to(found.dtype))
+    found.sum().backward()
+    assert states.grad.isfinite().all()
+
+
 def test_emphasis_follows_the_grammar():
     assert parse_emphasis("a (b) [c]") == [
         ("a ", 1.0), ("b", 1.1), (" ", 1.0), ("c", pytest.approx(1 / 1.1))

@@ -165,6 +165,23 @@ def test_both_ways_keep_the_newest_value_of_a_key(tmp_path):
     assert known.look_up(["c"]) == {}
 
 
+def test_of_rows_that_nobody_asked_for_only_the_key_is_read(tmp_path, monkeypatch):
+    schema = pa.schema([("key", TEXT), ("value", pa.large_binary())])
+    table = KeyedTable(tmp_path / "x.json", schema, [1], None)
+    for name in "abcdefgh":
+        table.add(name, b"long")
+    table.finish()
+    read = []
+
+    def counted(column):
+        read.append(len(column))
+        return list_of(column)
+
+    monkeypatch.setattr(keyed, "list_of", counted)
+    assert table.look_up(["c", "e"]) == {"c": (b"long",), "e": (b"long",)}
+    assert read == [2, 2]
+
+
 @pytest.mark.usefixtures("either_way")
 def test_both_ways_sort_files_by_their_paths():
     names = ["b\\a", "b", "a蝶", "a", "b-", "c"]

@@ -154,7 +154,7 @@ def test_what_was_finished_a_moment_ago_is_not_encoded_again(cached_in, folder, 
         return looked
 
     monkeypatch.setattr(FolderClaims, "_others", late(FolderClaims._others))
-    monkeypatch.setattr(StoredClaims, "_living", late(StoredClaims._living))
+    monkeypatch.setattr(StoredClaims, "_read", late(StoredClaims._read))
     plan, count, cache = filled(cached_in, folder)
     assert (len(plan.keys), count, plan.encoded, len(cache)) == (9, 0, 0, 9)
 
@@ -604,3 +604,31 @@ def test_ended_claims_are_removed_but_for_the_newest(in_memory, folder):
     filled(cache, folder)
     left = stored_claims.numbers_in(cache / "claims")
     assert left == set(range(30 - stored_claims.KEPT + 1, 31))
+
+
+def test_an_old_claim_that_cannot_be_read_just_now_stays(in_memory, folder, monkeypatch):
+    cache = in_memory / "latents"
+    for number in range(1, 30):
+        stored_claims.claims.write(stored_claims.file_of(cache / "claims", number), b"ended")
+    read_all = objects.read_all
+
+    def but_the_second(places):
+        read = read_all(places)
+        return [
+            OSError("503") if place.name == "00000002.keys" else content
+            for place, content in zip(places, read, strict=True)
+        ]
+
+    monkeypatch.setattr(objects, "read_all", but_the_second)
+    filled(cache, folder)
+    assert min(stored_claims.numbers_in(cache / "claims")) == 2
+
+
+def test_who_was_taken_for_killed_leaves_no_sign_of_life(in_memory):
+    claims = StoredClaims(in_memory / "latents")
+    with claims.taken(lambda: frozenset({bytes(16)}), lambda _: None):
+        (number,) = stored_claims.numbers_in(in_memory / "latents" / "claims")
+        folder = in_memory / "latents" / "claims"
+        stored_claims.claims.write(stored_claims._beat_of(folder, number), b"alive")
+        objects.remove(stored_claims.file_of(folder, number))
+    assert objects.find(in_memory / "latents" / "claims").objects == {}

@@ -269,6 +269,22 @@ def test_a_lock_that_cannot_be_read_for_a_moment_is_not_lost(tmp_path, monkeypat
         wait_until(lambda: not lock.is_lost)
 
 
+def test_a_lock_that_cannot_be_read_holds_while_its_owner_gives_signs(tmp_path):
+    now = time.time()
+    for name in (locks.LOCK_NAME, ".in-use.somebody.lock"):
+        (tmp_path / name).mkdir()  # reading it fails, as on a network disk that is away
+        os.utime(tmp_path / name, (now - 60, now - 60))
+    assert locks.lock_holder(tmp_path).words == "a process whose lock cannot be read just now"
+    assert len(locks.shared_lock_holders(tmp_path)) == 1
+    with pytest.raises(BusyError), locks.FolderLock(tmp_path, "training", refuse):
+        pass
+    with pytest.raises(BusyError), locks.exclusive_lock(tmp_path, "pruning", refuse):
+        pass
+    old = now - lock_file.STALE_S - 1
+    os.utime(tmp_path / locks.LOCK_NAME, (old, old))
+    assert locks.lock_holder(tmp_path) is None
+
+
 def wait_until(condition):
     for _ in range(3000):
         if condition():

@@ -83,7 +83,7 @@ OLD, NOW = "2.1.0", "2.13.0"
         ("Linux", None, (OLD, "CPU"), "cpu"),
         ("Windows", CARD, (OLD, "CPU"), None),
         ("Windows", CARD, (OLD, "CUDA"), "auto"),
-        ("Linux", None, (OLD, "ROCm"), None),
+        ("Linux", None, (NOW, "ROCm"), None),
     ],
 )
 def test_the_build_that_is_there_stays(start, monkeypatch, system, card, there, backend):
@@ -99,6 +99,13 @@ def test_another_build_than_the_one_that_is_there_wants_a_new_environment(
         start["backend_of"]("build=cuda", CARD, (NOW, "CPU"))
     assert ".venv has the CPU build of PyTorch. Give --reinstall too" in capsys.readouterr().err
     assert start["backend_of"]("build=cpu", CARD, (NOW, "CPU")) is None
+
+
+def test_no_other_build_comes_in_place_of_one_that_only_an_index_has(start, monkeypatch, capsys):
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    with pytest.raises(SystemExit):
+        start["backend_of"](None, None, (OLD, "ROCm"))
+    assert "Give --torch-index with the address of its ROCm builds" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -559,8 +559,8 @@ def test_a_process_that_is_ready_plans_and_another_gets_ready(tmp_path, real_pla
     assert real_plans._ready is ready
     real_plans.ask_for(draft, SETTINGS)
     assert real_plans._running[draft.name] is ready
-    assert real_plans._ready is not ready
     assert "Loading PyTorch" in real_plans.state_of(draft).stage
+    assert real_plans._ready is None  # nothing loads while a plan measures how fast the machine is
     ready.wait(120)
     state = real_plans.state_of(draft)
     assert not state.is_running

@@ -1,5 +1,6 @@
 """Taggers: profiles by their files, thresholds, spelling; the tagger that A1111 users own."""
 
+import errno
 import itertools
 from pathlib import Path
 
@@ -185,6 +186,16 @@ def unknown_there(*_, **__):
     raise RepositoryNotFoundError("No.", response=httpx2.Response(404, request=request))
 
 
+def test_a_full_disk_is_not_taken_for_a_network_that_is_away(monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
+    monkeypatch.setattr(models, "download_snapshot", full)
+    with pytest.raises(ModelError, match=r"cannot be kept in .*No space left on device"):
+        locate_tagger("cl-tagger", SilentProgress())
+
+
 def test_without_a_network_one_short_paragraph_says_what_to_do(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "is_offline_mode", lambda: False)
     monkeypatch.setattr(models, "download_snapshot", without_network)
@@ -200,8 +211,8 @@ def test_without_a_network_one_short_paragraph_says_what_to_do(monkeypatch):
         assert len(told[-1]) < 600
         assert "\n" not in told[-1]
         assert "could not be reached (ConnectError: [Errno -2] Name not known)." in told[-1]
-        assert "--model PATH" in told[-1]
-        assert "--model demo" in told[-1]
+        assert "give its folder" in told[-1]
+        assert "has the name `demo`" in told[-1]
     assert "huggingface.co/cella110n/cl_tagger " in told[0]
     assert "the .onnx and its tags of cl_tagger_1_02" in told[0]
     assert str(Path("hub") / "models--cella110n--cl_tagger") in told[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import errno
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from impasto.progress import Progress
 
 __all__ = ["CAPTIONERS", "TAGGERS", "locate_captioner", "locate_tagger", "require_reachable"]
 
+_OF_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 _FILES = ("*.onnx", "*.csv", "*.txt", "*.json")
 
 
@@ -128,21 +130,35 @@ class _Wanted:
             raise ModelError(
                 f"The Hugging Face Hub shows no {self.hub_id}: it is spelt otherwise, private or "
                 f"gated. Check the name, log in with `hf auth login` if it is gated, or give the "
-                f"folder of a copy, with {self.files}: --model PATH."
+                f"folder of a copy, with {self.files}, in place of the name."
             ) from error
         except (OSError, ValueError, HTTPError) as error:
-            raise ModelError(self._without_network(error)) from error
+            is_of_disk = getattr(error, "errno", None) in _OF_DISK
+            said = self._without_room(error) if is_of_disk else self._without_network(error)
+            raise ModelError(said) from error
+
+    @property
+    def _cache(self) -> Path:
+        from huggingface_hub.constants import HF_HUB_CACHE
+
+        return Path(HF_HUB_CACHE) / f"models--{self.hub_id.replace('/', '--')}"
+
+    def _without_room(self, error: Exception) -> str:
+        return (
+            f"The {self.title} cannot be kept in {self._cache}: {_reason(error)}. Make room there, "
+            f"or set HF_HOME to a folder that can be written."
+        )
 
     def _without_network(self, error: Exception) -> str:
-        from huggingface_hub.constants import ENDPOINT, HF_HUB_CACHE
+        from huggingface_hub.constants import ENDPOINT
 
-        cached = Path(HF_HUB_CACHE) / f"models--{self.hub_id.replace('/', '--')}"
         kind, _, _ = self.title.partition(" ")
         return (
             f"The {self.title} is not on this machine, and {ENDPOINT}/{self.hub_id} could not be "
-            f"reached ({_reason(error)}). Download it where there is a network and give the "
-            f"folder, with {self.files}: --model PATH. Or bring {cached} from a machine that has "
-            f"used it. Here is only the small {kind} of the demo, for flat icons: --model demo."
+            f"reached ({_reason(error)}). Download it where there is a network and give its "
+            f"folder, with {self.files}, in place of the name. Or bring {self._cache} from a "
+            f"machine that has used it. The one {kind} that comes with this program, for flat "
+            f"icons only, has the name `demo`."
         )
 
 

@@ -1,8 +1,8 @@
 """`impasto plan-worker`: has the libraries loaded when the studio asks for a plan.
 
 Loading them takes longer than all else that a plan takes. The studio has one process that is ready
-for the next plan, gives it one request, and starts another; so each plan has a process of its own
-all the same, which can be ended at any time.
+for the next plan, gives it one request, and starts another when it has ended; so each plan has a
+process of its own all the same, which can be ended at any time.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ def plan_worker() -> None:
     """
     from impasto.parsing import parse_json
 
+    load_libraries()
     idle = threading.Timer(IDLE_S, os._exit, (0,))
     idle.daemon = True
     idle.start()
-    load_libraries()
     line = sys.stdin.readline()
     idle.cancel()
     if not line.strip():
@@ -60,7 +60,8 @@ def _become(log: Path, task: Path) -> None:
     from impasto.runs.tasks import TASK
 
     sys.stdout.flush()
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    as_it_is = getattr(os, "O_BINARY", 0)  # Windows would write each line's end twice
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | as_it_is, 0o666)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)

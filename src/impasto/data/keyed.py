@@ -46,17 +46,19 @@ class KeyedTable:
         wanted = set(keys)
         found = {row[0]: row[1:] for row in self._appender.waiting if row[0] in wanted}
         left = wanted - found.keys()
-        picked = self._rows if len(self._rows) < FEW else self._picked(left)
-        for key, *values in zip(*map(list_of, picked.itercolumns()), strict=True):
-            if key in left:
-                found.setdefault(key, tuple(values))
+        for key, *values in zip(*map(list_of, self._picked(left).itercolumns()), strict=True):
+            found.setdefault(key, tuple(values))
         return found
 
     def _picked(self, keys: Collection[str]) -> pa.Table:
-        """The rows of some keys."""
+        """The rows of some keys, perhaps several of a key; of other rows only the key is read."""
+        column = self._rows.column(self._key)
+        if len(column) < FEW:
+            rows = [row for row, key in enumerate(texts_of(column)) if key in keys]
+            return take_rows(self._rows, np.array(rows, dtype=np.int64))
         import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
 
-        mask = pc.is_in(self._rows.column(self._key), value_set=text_column(list(keys)))
+        mask = pc.is_in(column, value_set=text_column(list(keys)))
         return self._rows if pc.all(mask).as_py() else self._rows.filter(mask)
 
     def refresh(self) -> None:

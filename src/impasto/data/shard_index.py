@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from impasto.data.arrow_columns import number_column, values_of
+from impasto.data.arrow_columns import empty_table, number_column, values_of
 from impasto.data.shard_files import Stamp
 from impasto.data.tables import TableFolder
 from impasto.errors import StorageError
@@ -59,7 +59,7 @@ class ShardIndex:
         self._recent: dict[str, Place] = {}
         self._sums: dict[str, Sequence[int] | None] = {}
         self._stamps: dict[str, Stamp] = {}
-        self._mapped = _Mapped(INDEX_SCHEMA.empty_table(), {})
+        self._mapped = _Mapped(empty_table(INDEX_SCHEMA), {})
 
     def open_kept(self, stamps: Mapping[str, Stamp]) -> set[str]:
         """Map the copy; returns the shards that it knows.

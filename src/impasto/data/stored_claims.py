@@ -24,7 +24,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -91,31 +91,41 @@ class StoredClaims:
     def living(self, taken: Taken) -> list[LockHolder]:
         """Those of the rivals whose objects do not say that they ended, and have fresh beats."""
         numbers = [int(rival) for rival in taken.rivals]
-        return [claim.holder for claim in self._living(numbers, with_keys=False).values()]
+        living = self._alive(self._read(numbers, with_keys=False))
+        return [claim.holder for claim in living.values()]
 
     def of_others(self) -> Keys:
         """What stands in the claims of all numbers that have not ended."""
-        living = self._living(sorted(numbers_in(self._folder)), with_keys=True)
+        living = self._alive(self._read(sorted(numbers_in(self._folder)), with_keys=True))
         return NO_KEYS.union(*(claim.keys for claim in living.values()))
 
     def _shared_out(self, own: _OwnClaim, there: set[int], lacking: Callable[[], Keys]) -> Taken:
-        others = self._living(sorted(n for n in there if n < own.number), with_keys=True)
+        read = self._read(sorted(n for n in there if n < own.number), with_keys=True)
+        others = self._alive(read)
         found = lacking()  # after the claims were read: who ends one has written before
-        self._tidy({n for n in there if n <= own.number - KEPT} - others.keys())
+        old = (n for n, content in read.items() if n <= own.number - KEPT and content is not None)
+        self._tidy(set(old) - others.keys())
         return Taken.beside({str(number): claim.keys for number, claim in others.items()}, found)
 
-    def _living(self, numbers: list[int], *, with_keys: bool) -> dict[int, _Claim]:
-        """The claims of these numbers that have not ended."""
+    def _read(self, numbers: list[int], *, with_keys: bool) -> dict[int, bytes | None]:
+        """The claims of these numbers as they are stored; None of what cannot be read now."""
         places = [file_of(self._folder, number) for number in numbers]
         read = (
             objects.read_all(places)
             if with_keys
             else objects.read_beginnings(places, _HEADER_BYTES)
         )
+        pairs = zip(numbers, read, strict=True)
+        return {
+            number: None if isinstance(content, OSError) else content for number, content in pairs
+        }
+
+    def _alive(self, read: Mapping[int, bytes | None]) -> dict[int, _Claim]:
+        """Those of some claims that have not ended."""
         open_ones = {
             number: claim
-            for number, content in zip(numbers, read, strict=True)
-            if not isinstance(content, OSError)
+            for number, content in read.items()
+            if content is not None
             and (claim := _parsed(content)) is not None
             and not claim.has_ended
         }
@@ -185,10 +195,14 @@ class _OwnClaim:
 
     def _is_own(self, content: bytes) -> bool:
         """Whether no other program has the number, of a store that gives it to two."""
+        return self._stored() == content
+
+    def _stored(self) -> bytes | None:
+        """What stands under the number now; None where nothing does."""
         place = file_of(self._folder, self.number)
         with storage_errors.reported(place), contextlib.suppress(FileNotFoundError):
-            return objects.read(place) == content
-        return False
+            return objects.read(place)
+        return None
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
@@ -209,11 +223,13 @@ class _OwnClaim:
         if not self.number or self._has_ended:
             return
         with contextlib.suppress(StorageError, OSError):
-            if not self._is_own(self._put):
-                return
-            self._has_ended = True
-            claims.write(file_of(self._folder, self.number), self._content(NO_KEYS, ended=True))
-            objects.remove(_beat_of(self._folder, self.number))
+            stored = self._stored()
+            self._has_ended = stored in (None, self._put)
+            if stored == self._put:
+                content = self._content(NO_KEYS, ended=True)
+                claims.write(file_of(self._folder, self.number), content)
+            if self._has_ended:  # also where others took it for one that was killed
+                objects.remove(_beat_of(self._folder, self.number))
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):

@@ -28,10 +28,15 @@ def apply_emphasis(
     changed = states * weights.unsqueeze(-1)
     if not keep_mean:
         return changed
-    before, after = states.mean((-2, -1), keepdim=True), changed.mean((-2, -1), keepdim=True)
-    noise = _ROUNDING * changed.abs().mean((-2, -1), keepdim=True)
-    has_mean = torch.minimum(before.abs(), after.abs()) > noise
-    return changed * torch.where(has_mean, before / after, 1.0)
+    before, after, size = map(_mean, (states, changed, changed.abs()))
+    of_type = torch.finfo(states.dtype).eps / (states.shape[-2] * states.shape[-1]) ** 0.5
+    has_mean = torch.minimum(before.abs(), after.abs()) > max(_ROUNDING, 4 * of_type) * size
+    ratio = torch.where(has_mean, before, 1.0) / torch.where(has_mean, after, 1.0)
+    return changed * ratio.to(changed.dtype)
+
+
+def _mean(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b chunks 1 1"]:
+    return states.mean((-2, -1), keepdim=True, dtype=torch.promote_types(states.dtype, torch.float))
 
 
 def join_chunks(states: Float[Tensor, "b chunks n d"]) -> Float[Tensor, "b positions d"]:

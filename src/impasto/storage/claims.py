@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 from pathlib import Path
 
 from impasto.errors import StorageError
@@ -65,6 +66,7 @@ def _is_there(place: Path, content: bytes) -> bool:
         return False
 
 
+_OWN = os.urandom(4).hex()
 _TAKEN = {"FileExistsError", "PreconditionFailed", "ConditionalRequestConflict", "412"}
 _KNOWS_NO_CONDITION = {"NotImplemented", "NotImplementedError"}
 
@@ -88,7 +90,7 @@ def clock_of(folder: Path) -> float:
     Raises:
         StorageError: Nothing can be put below the folder.
     """
-    probe = folder / f".clock-{os.getpid()}-{os.urandom(4).hex()}"
+    probe = folder / f".clock-{os.getpid()}-{_OWN}-{threading.get_native_id()}"
     write(probe, b"impasto")
     try:
         moment = modified_at(probe)

@@ -1,7 +1,8 @@
 """Plans of drafts: each a process of `impasto plan-worker`, of which only the newest counts.
 
 Loading PyTorch and its libraries takes longer than all else, so a process that has them is kept
-ready for the next plan.
+ready for the next plan. It is started when the plan before has ended, which measures how fast the
+machine is.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Plans:
         self._keeps_ready = keeps_ready
         self._ready: subprocess.Popen[bytes] | None = None
         self._running: dict[str, subprocess.Popen[bytes]] = {}
+        self._measuring: set[str] = set()
         self._changing = threading.RLock()  # requests come in threads, and in no order
 
     def prepare(self) -> None:
@@ -112,7 +114,7 @@ class Plans:
         self.forget(draft)
         files.write_text(draft.settings_file, settings, durable=False)
         self._running[draft.name] = self._asked(draft)
-        self.prepare()
+        self._measuring.add(draft.name)
 
     def _asked(self, draft: Draft) -> subprocess.Popen[bytes]:
         """The process that is ready, or a new one, with a request to plan a draft."""
@@ -146,6 +148,9 @@ class Plans:
         printed = _text_of(draft.plan_log)
         if draft.name in self._running and not draft.plan_log.exists():  # it has loaded nothing
             printed = _text_of(self._log) or "The process that plans was ended."
+        if draft.name in self._measuring:  # it timed this machine, which had to be at rest
+            self._measuring.discard(draft.name)
+            self.prepare()
         begin = 0 if printed.startswith("{\n") else printed.find("\n{\n") + 1
         try:
             result, _ = json.JSONDecoder().raw_decode(printed, begin)
@@ -185,7 +190,8 @@ def _stage_of(draft: Draft) -> str:
 def _text_of(file: Path) -> str:
     try:
         with file.open("rb") as content:
-            return content.read(_MOST_BYTES).decode("utf-8", "replace")
+            text = content.read(_MOST_BYTES).decode("utf-8", "replace")
+            return text.replace("\r\n", "\n")  # as Windows ends lines
     except OSError:
         return ""
 
