@@ -206,7 +206,7 @@ def test_one_odd_file_stops_no_folder_and_words_are_never_joined(folder, tmp_pat
     assert done.returncode == 0, done.stderr
     assert not (folder / "0001-butterfly.txt").exists()
     assert "Left as they were  3" in done.stdout  # mine, the sentence, and what the link holds
-    assert "its words would go into shared.txt, as those of shared.png" in done.stdout
+    assert "its words would go into shared.txt, as would those of shared.png" in done.stdout
     assert long.with_suffix(".txt").is_file()
     forced = impasto("dataset", "tag", folder, "--model", TAGGER, "--existing", "overwrite")
     assert f"{linked.name}: a link that leads out of the dataset" in forced.stdout

@@ -418,7 +418,7 @@ def test_who_is_waited_for_is_named(cached_in, folder, other, on_waiting, monkey
     on_waiting(look)
     filled(cached_in, folder, progress=shown)
     future.result()
-    assert f"Waiting with encoding 9 images for process {os.getpid()} on " in shown.notes[0]
+    assert f"Waiting for process {os.getpid()} on " in shown.notes[0]
     assert len(shown.notes) == 1
 
 

@@ -178,7 +178,7 @@ def test_a_long_wait_is_named_once(monkeypatch):
     for _ in range(4):
         patience(holder)
     assert len(notes) == 1
-    assert notes[0].startswith(f"Waiting with writing for process {os.getpid()} on h, since noon")
+    assert notes[0].startswith(f"Waiting for process {os.getpid()} on h, since noon")
 
 
 def test_nobody_tidies_up_a_cache_that_is_in_use(tmp_path):

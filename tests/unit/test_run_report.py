@@ -121,6 +121,25 @@ def test_the_next_step_is_what_the_claim_says(run, means, keeps_best, words):
     assert ("Train longer" in text) == ("Train longer" in words)
 
 
+def test_a_finished_run_that_was_stopped_while_made_longer_goes_on(run):
+    (run.path / "export").mkdir()
+    (run.path / "export" / "dog.safetensors").write_bytes(b"")
+    record = {"written": ["export/dog.safetensors"]}
+    (run.path / "models.json").write_text(json.dumps(record), encoding="utf-8")
+    run.write_status("finished", step=30, total_steps=30, model="export/dog.safetensors")
+    assert "Draw with the model and look" in page_of_text(run)
+    run.write_status(
+        "stopped", step=40, total_steps=60, finished_step=30, model="export/dog.safetensors"
+    )
+    text = page_of_text(run)
+    assert "Draw with the model and look" not in text
+    assert "The run is not finished" in text
+
+
+def page_of_text(run):
+    return write_report(run).read_text(encoding="utf-8")
+
+
 def test_charts_have_a_narrow_form_and_open(run):
     measured(run, courses(1, 0.8, 0.7, 0.6), training=(1, 0.6, 0.3, 0.1))
     text, _, _ = page_of(run)

@@ -63,7 +63,8 @@ class Sidecars:
         reason = self.place.why_not_written(path)
         owner = self._owners.setdefault(path, record)
         if not reason and owner.path != record.path:
-            return f"its words would go into {path.name}, as those of {owner.path.name}; rename one"
+            name = owner.path.name
+            return f"its words would go into {path.name}, as would those of {name}; rename one"
         if reason or self.policy != "append":
             return reason
         try:

@@ -24,9 +24,9 @@ USUAL = "0.03,0.05,0.075,0.1,0.15,0.2,0.25"
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option(
     "--sigma-rel", "lengths", metavar="S,S,...", default=USUAL, show_default=True,
-    help="Lengths of the average: the standard deviation, in time, of the shares that earlier "
-    "weights have in it, relative to the number of steps. Of several, the one with the lowest "
-    "validation loss is taken.",
+    help="Lengths of the average, relative to the number of steps: the standard deviation of the "
+    "steps whose weights are averaged. Of several, the one with the lowest validation loss is "
+    "taken.",
 )  # fmt: skip
 @click.option(
     "--step", type=click.IntRange(1), help="The step that the average ends with; default: the last."
@@ -112,8 +112,8 @@ def _best(measured: list[Measured]) -> Measured:
 
 def _show(console: Console, measured: list[Measured], best: Measured) -> None:
     rows = {
-        f"{each.average.profile.sigma_rel:g}": f"{each.loss:.4f}  (matched to "
-        f"{100 * each.average.fit.error:.2g} %)" + ("  (least)" if each is best else "")
+        f"{each.average.profile.sigma_rel:g}": f"{each.loss:.4f}  (profile off "
+        f"by {100 * each.average.fit.error:.2g} %)" + ("  (least)" if each is best else "")
         for each in measured
     }
     console.heading("Validation loss by sigma_rel")

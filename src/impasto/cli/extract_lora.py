@@ -35,8 +35,7 @@ RANK = 64
 @click.option(
     "--conv-rank", type=click.IntRange(0),
     help="The same for 3x3 convolutions; 0 makes a LoRA of the attention blocks alone. Default: "
-    "the "
-    "rank.",
+    "the rank.",
 )  # fmt: skip
 @click.option(
     "--energy", type=Finite(0, 1, min_open=True), metavar="SHARE",

@@ -62,8 +62,7 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 @click.option(
     "--listen", metavar="ADDRESS", default=LOOPBACK, show_default=True,
     help="The address of this machine to serve at; 0.0.0.0 means all of them. Then other machines "
-    "can "
-    "use the studio too, with the printed address, unencrypted.",
+    "can use the studio too, with the printed address, unencrypted.",
 )  # fmt: skip
 @click.option(
     "--demo", "with_demo", is_flag=True,

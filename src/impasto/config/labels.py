@@ -33,7 +33,7 @@ class Label:
         told = []
         if options := [option for option in self.sd_scripts if option != name]:
             told.append(f"sd-scripts: {', '.join(options)}")
-        if others := [name for name in self.onetrainer if name.lower() != self.title.lower()]:
+        if others := [one for one in self.onetrainer if one.lower() != self.title.lower()]:
             told.append(f"OneTrainer: {', '.join(others)}")
         return "; ".join(told)
 
@@ -234,8 +234,8 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "training.channels_last": ("Channels last", ""),
     "training.optimizer_in_backward": (
         "Optimizer in the backward pass",
-        "fused_backward_pass "
-        "fused_optimizer_groups", "Fused Back Pass",
+        "fused_backward_pass fused_optimizer_groups",
+        "Fused Back Pass",
     ),
     "training.offload_optimizer": ("Optimizer state in RAM", ""),
     "training.stream_weights": ("Stream weights from RAM", "", "Layer Offload Fraction"),

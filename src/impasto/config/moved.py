@@ -1,4 +1,4 @@
-"""Where the derived data of a run is that was moved: what lay in its directory has gone with it."""
+"""Finds the derived data of a run that was moved: what lay in its directory has gone with it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
     Raises:
         TypeError: A value is of another type.
-        AttributeError: One that should be a text or bytes is neither.
+        KeyError: The type is none of these.
         OverflowError: A number does not fit.
         ValueError: Bytes have another length than those of the type.
     """

@@ -75,7 +75,7 @@ class EncodingClaims(Protocol):
         Where nothing can be written nobody claims anything: nothing can be encoded there either.
 
         Args:
-            lacking: Looks what is not in the cache now.
+            lacking: Looks up what is not in the cache now.
             on_busy: Is told who is claiming something just now, at each look, where one waits.
 
         Raises:

@@ -157,8 +157,8 @@ ALONE = CacheShare(SingleProcess(), (0,))
 """All of the work."""
 
 AFTERWARDS = CacheShare(SingleProcess(), (0,), claims=False)
-"""All of the work, which another process of the run has done, but for what cannot be done: each of
-those that come after it looks at that, and need not wait for the others."""
+"""The share of a process that comes after the one that encoded everything: it looks at what could
+not be encoded, and waits for no other process."""
 
 
 def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:

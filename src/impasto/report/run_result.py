@@ -97,7 +97,9 @@ def _next_step(
 ) -> tuple[str, str]:
     """What to do now, and the command for it, which names no folder: pages are given away."""
     drawing = f"impasto sample {quoted(name)} 'a prompt'"
-    if run.exported_model() is None:
+    state = run.state()
+    is_cut_short = state.can_go_on and state.state != "finished"  # perhaps while made longer
+    if run.exported_model() is None or is_cut_short:
         return "The run is not finished. Go on with it, if it does not train just now:", (
             f"impasto resume {quoted(name)}"
         )

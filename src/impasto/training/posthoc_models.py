@@ -215,7 +215,7 @@ def describe(average: Average) -> str:
     """An average in words, with how well it is known."""
     return (
         f"sigma_rel {average.profile.sigma_rel:g} after {average.profile.step} steps; its profile "
-        f"is matched to {100 * average.fit.error:.2g} %"
+        f"is off by {100 * average.fit.error:.2g} %"
     )
 
 

@@ -248,8 +248,7 @@ def save_no_random_states(network: nn.Module) -> None:
         raise ConfigError(
             "training.cuda_graphs step does not go with gradient_checkpointing and dropout, whose "
             "random numbers would have to be drawn again identically. Take one of the three out "
-            "(a hypernetwork's "
-            "dropout is method.dropout, or that of the file it starts from)."
+            "(a hypernetwork's dropout is method.dropout, or that of the file it starts from)."
         )
     for block in blocks:
         block._gradient_checkpointing_func = partial(  # type: ignore[assignment]

@@ -231,8 +231,7 @@ def _taken(place: Path, owner: Owner) -> str:
         return f"{words} Wait until it has ended, or stop it with Ctrl-C where it runs."
     return (
         f"{words} If it has ended without saying so, it counts as ended once it has given no sign "
-        f"in "
-        f"the store for {STALE_S / 60:.0f} minutes; then the same command goes on."
+        f"in the store for {STALE_S / 60:.0f} minutes; then the same command goes on."
     )
 
 

@@ -1,4 +1,4 @@
-"""What a page says after something was removed for good or put back: once, by its address."""
+"""What a page says after something was removed for good: once, by its address."""
 
 from __future__ import annotations
 
