@@ -22,7 +22,7 @@ from bench.quality_rows import Derived, Row, Setup, config_of, preset, prior_fol
 from impasto.data.scan import scan_folder
 from impasto.demo.recipe import BASE_MODEL, HELD_OUT, PICTURES, TAGGER, demo_config
 from impasto.evaluation.evaluate import Question, RealImages, evaluate
-from impasto.evaluation.looking import Picture
+from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.networks import TaggerNetwork
 from impasto.evaluation.samples import Contestant, DrawSettings, open_contestant
 from impasto.models.hypernetwork import HypernetworkStack
@@ -173,7 +173,7 @@ def validation_loss(model: Path, scratch: Path) -> float:
 def question(setup: Setup, seed: int) -> Question:
     """The held-out captions, drawn with seeds of this one's own, beside the held-out images."""
     held_out = _images(HELD_OUT)
-    texts = [(picture.caption, number) for number, picture in enumerate(held_out.pictures)]
+    texts = [(image.caption, number) for number, image in enumerate(held_out.entries)]
 
     def prompts_of(_: Contestant) -> list[Prompt]:
         usual = Prompt("", "", 1000 * seed, SIDE, SIDE, setup.drawing_steps, GUIDANCE)
@@ -192,8 +192,8 @@ def question(setup: Setup, seed: int) -> Question:
 
 def _images(folder: Path) -> RealImages:
     records = scan_folder(folder).records
-    pictures = [Picture(record.path, record.fixed_caption.strip()) for record in records]
-    return RealImages(folder.name, pictures, lambda path: path.name)
+    entries = [CaptionedImage(record.path, record.fixed_caption.strip()) for record in records]
+    return RealImages(folder.name, entries, lambda path: path.name)
 
 
 def _exported(run: RunDirectory) -> Path:

@@ -10,7 +10,7 @@ from runs import StopAt, exported
 from impasto.annotator_table import DEMO_TAGGER
 from impasto.demo.recipe import TAGGER
 from impasto.errors import ConfigError, DatasetError
-from impasto.evaluation.looking import Picture, look_at
+from impasto.evaluation.looking import CaptionedImage, look_at
 from impasto.evaluation.measures import IMAGE, KERNEL, Material, measure
 from impasto.evaluation.networks import TaggerNetwork
 from impasto.evaluation.preview_distance import PreviewDistance
@@ -38,10 +38,10 @@ def by_evaluate(run, step, real):
     network.tells_tags = False
     looks = look_at(real, (network,), "real", SilentProgress())
     prompts = tuple(PREVIEWS["prompts"])
-    places = [[p.caption for p in looks.pictures].index(text) if n < 3 else None
+    places = [[p.caption for p in looks.images].index(text) if n < 3 else None
               for n, text in enumerate(prompts)]  # fmt: skip
     files = sorted((run.samples / f"step-{step:08d}").glob("*.png"))
-    drawn = look_at([Picture(f) for f in files], (network,), "drawn", SilentProgress())
+    drawn = look_at([CaptionedImage(f) for f in files], (network,), "drawn", SilentProgress())
     material = Material(
         looks, None, False, prompts, tuple(places), 1, (network,), None, 10, 1, {}
     )  # fmt: skip
@@ -59,7 +59,7 @@ def test_previews_are_compared_as_evaluate_does_and_alike_after_a_crash(
     lines = compared(whole)
     assert sorted(lines) == [0, 2, 4, 6]
     real = [
-        Picture(file, file.with_suffix(".txt").read_text(encoding="utf-8"))
+        CaptionedImage(file, file.with_suffix(".txt").read_text(encoding="utf-8"))
         for file in sorted(pictures.glob("*.png"))
     ]
     for step, line in lines.items():

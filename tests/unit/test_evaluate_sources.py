@@ -21,7 +21,7 @@ from impasto.cli.evaluate_sources import (
     run_config,
 )
 from impasto.errors import ConfigError, DatasetError
-from impasto.evaluation.looking import Picture
+from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.question import RealImages
 from impasto.evaluation.samples import (
     Contestant,
@@ -100,11 +100,11 @@ def test_images_of_every_run_are_looked_at(tmp_path):
         runs = {Path(path).name: run_config(path) for path in order}
         found = find_images(runs, None, None, SilentProgress())
         assert found.real.place == "the held-out images of run-a"
-        assert len(found.training.pictures) == 10
+        assert len(found.training.entries) == 10
         assert "run-a" in found.training.place
         assert "run-b" in found.training.place
-        assert set(found.trained_on["run-b"]) == {p.path for p in found.real.pictures}
-        assert not {p.path for p in found.real.pictures} & set(found.trained_on["run-a"])
+        assert set(found.trained_on["run-b"]) == {p.path for p in found.real.entries}
+        assert not {p.path for p in found.real.entries} & set(found.trained_on["run-a"])
 
 
 def test_a_base_model_that_is_a_run_comes_after_those_that_were_named(tmp_path):
@@ -119,7 +119,7 @@ def test_a_base_model_that_is_a_run_comes_after_those_that_were_named(tmp_path):
     named, others = ({"x": run_config(path)} for path in (second, first))
     images = find_images(named, None, None, SilentProgress(), others)
     assert images.real.place == "the held-out images of x"
-    assert len(images.training.pictures) == 6
+    assert len(images.training.entries) == 6
 
 
 def test_previews_of_a_run_that_was_named_go_before_those_of_its_base(tmp_path):
@@ -153,7 +153,7 @@ def test_the_folders_of_runs_are_known(tmp_path, spoken):
 
 def real(count):
     names = [f"{n}.png" for n in range(count)]
-    pictures = [Picture(Path(name), f"a (cat) {name}") for name in names]
+    pictures = [CaptionedImage(Path(name), f"a (cat) {name}") for name in names]
     return RealImages("images", pictures, str)
 
 

@@ -15,7 +15,7 @@ from impasto.annotate.onnx_layers import penultimate_name, with_output
 from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.demo.recipe import TAGGER
 from impasto.errors import ConfigError, ModelError
-from impasto.evaluation.looking import Picture, look_at
+from impasto.evaluation.looking import CaptionedImage, look_at
 from impasto.evaluation.networks import load_network, load_tagger
 from impasto.progress import SilentProgress
 
@@ -32,7 +32,7 @@ def drawn(folder, count=3, size=(40, 30)):
     for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3))
         Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-        pictures.append(Picture(folder / f"{number}.png"))
+        pictures.append(CaptionedImage(folder / f"{number}.png"))
     return pictures
 
 
@@ -245,7 +245,7 @@ def test_images_that_cannot_be_read_are_left_out_with_reasons(tmp_path):
     Image.new("RGB", (9, 9), (1, 2, 3)).save(pictures[2].path)
     network = opened("demo", {"demo": TAGGER})
     looks = look_at(pictures, [network], "images", SilentProgress())
-    assert [p.path.name for p in looks.pictures] == ["0.png", "2.png"]
+    assert [p.path.name for p in looks.images] == ["0.png", "2.png"]
     assert looks.unread[0].path.name == "1.png"
     assert looks.flat.tolist() == [False, True]
     assert looks.features["demo"].shape == (2, 448)

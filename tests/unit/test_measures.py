@@ -9,7 +9,7 @@ from PIL import Image, ImageOps
 
 from impasto.annotate.tags import TagTable
 from impasto.evaluation.copying import copies_of
-from impasto.evaluation.looking import Looks, Picture, look_at
+from impasto.evaluation.looking import CaptionedImage, Looks, look_at
 from impasto.evaluation.measures import FRECHET, Material, compare_training, measure, real_measures
 from impasto.evaluation.neighbours import mirrored
 from impasto.evaluation.network_facts import NetworkFacts
@@ -36,7 +36,7 @@ def looks(name, *, tags=None, hashes=None):
     count = len(FEATURES[name])
     squares = np.random.default_rng(len(name)).integers(0, 256, (count, 3072)).astype(np.uint8)
     return Looks(
-        tuple(Picture(Path(f"{name}-{n}.png")) for n in range(count)),
+        tuple(CaptionedImage(Path(f"{name}-{n}.png")) for n in range(count)),
         {NET: 3 * directions(FEATURES[name])},
         squares,
         np.array(hashes or [0xAAAA << 40 | n << 8 for n in range(count)], np.uint64),
@@ -119,7 +119,7 @@ def test_a_hash_that_is_nearly_the_same_is_a_copy(material):
 def test_a_copy_by_its_pixels_is_shown_beside_its_original(material):
     training = looks("training")
     many = Looks(
-        training.pictures * 3,
+        training.images * 3,
         {NET: np.tile(training.features[NET], (3, 1))},
         np.random.default_rng(1).integers(0, 256, (15, 3072)).astype(np.uint8),
         np.arange(15, dtype=np.uint64) << np.uint64(50),
@@ -145,7 +145,7 @@ def test_a_mirrored_copy_is_a_copy_by_its_pixels_and_by_its_hash(material):
     assert copying.nearest.index[1] == 3
     many = replace(
         training,
-        pictures=training.pictures * 3,
+        images=training.images * 3,
         features={NET: np.tile(training.features[NET], (3, 1))},
         squares=np.random.default_rng(1).integers(0, 256, (15, 3072)).astype(np.uint8),
         hashes=np.tile(training.hashes, 3),
@@ -164,7 +164,7 @@ def test_images_are_looked_at_in_the_mirror_too(tmp_path):
     image = Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC)
     image.save(tmp_path / "plain.png")
     ImageOps.mirror(image).save(tmp_path / "turned.png")
-    pictures = [Picture(tmp_path / "plain.png"), Picture(tmp_path / "turned.png")]
+    pictures = [CaptionedImage(tmp_path / "plain.png"), CaptionedImage(tmp_path / "turned.png")]
     found = look_at(pictures, (), "images", SilentProgress())
     assert found.hashes.tolist() == found.mirrored_hashes.tolist()[::-1]
     assert found.hashes[0] != found.hashes[1]

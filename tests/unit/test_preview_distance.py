@@ -6,7 +6,7 @@ from PIL import Image
 
 from impasto.errors import StorageError
 from impasto.evaluation import preview_distance
-from impasto.evaluation.looking import Picture
+from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.networks import Looked, NetworkFacts
 from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
 from impasto.evaluation.resampling import FEW
@@ -45,7 +45,7 @@ def pictures(tmp_path):
 
 
 def distance(files, prompts, captions):
-    real = [Picture(file, text) for file, text in zip(files, captions, strict=True)]
+    real = [CaptionedImage(file, text) for file, text in zip(files, captions, strict=True)]
     return PreviewDistance(MeanColour(), real, "held out", prompts)
 
 
@@ -90,7 +90,7 @@ def test_a_preview_that_is_gone_is_named(pictures, tmp_path):
 
 def test_of_many_images_those_of_the_captions_are_among_the_chosen(monkeypatch, tmp_path):
     monkeypatch.setattr(preview_distance, "MOST_REAL", 10)
-    many = [Picture(tmp_path / f"{n}.png", f"thing {n}") for n in range(101)]
+    many = [CaptionedImage(tmp_path / f"{n}.png", f"thing {n}") for n in range(101)]
     chosen = chosen_real(many, ["thing 7", "thing 98", "nothing"])
     assert len(chosen) == 10
     assert {many[7], many[98]} <= set(chosen)

@@ -134,11 +134,11 @@ def _trained_on(splits: Mapping[str, Split]) -> RealImages | None:
 
 def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
     """All images, or some of them that are evenly spread over all."""
-    count = len(images.pictures)
+    count = len(images.entries)
     if count <= most:
         return images
     progress.note(f"{images.place}: {most:,} of {count:,} images are compared with.")
-    return replace(images, pictures=spread(images.pictures, most))
+    return replace(images, entries=spread(images.entries, most))
 
 
 def _images_in(folder: Path, progress: Progress) -> RealImages:
@@ -152,16 +152,16 @@ def _images_in(folder: Path, progress: Progress) -> RealImages:
 
 def _images_of(records: Iterable[ImageRecord], place: str) -> RealImages:
     """Images of a dataset, each once; named by their paths below its folder."""
-    from impasto.evaluation.looking import Picture
+    from impasto.evaluation.looking import CaptionedImage
     from impasto.evaluation.question import RealImages
 
-    pictures, names, taken = [], dict[Path, str](), set[str]()
+    entries, names, taken = [], dict[Path, str](), set[str]()
     for record in records:
         if record.path not in names:
             names[record.path] = name = _free_name(record, taken)
             taken.add(name)
-            pictures.append(Picture.of(record))
-    return RealImages(place, pictures, names.__getitem__)
+            entries.append(CaptionedImage.of(record))
+    return RealImages(place, entries, names.__getitem__)
 
 
 def _free_name(record: ImageRecord, taken: set[str]) -> str:

@@ -136,7 +136,7 @@ def _captions(images: RealImages) -> list[tuple[str, int]]:
         DatasetError: There are none.
     """
     captioned = [
-        (picture.caption, place) for place, picture in enumerate(images.pictures) if picture.caption
+        (image.caption, place) for place, image in enumerate(images.entries) if image.caption
     ]
     if not captioned:
         raise DatasetError(

@@ -16,7 +16,7 @@ import numpy as np
 from impasto.data.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, TAGGER
 from impasto.evaluation.distances import kernel_estimate
-from impasto.evaluation.looking import Looks, Picture, look_at
+from impasto.evaluation.looking import CaptionedImage, Looks, look_at
 from impasto.evaluation.networks import TaggerNetwork
 from impasto.evaluation.obedience import PromptTags, seen_shares
 from impasto.progress import Progress
@@ -62,13 +62,13 @@ def look_at_drawings(
     tagger = TaggerNetwork("demo", TAGGER, progress)
     finder = PromptTags(tagger.table)
     wanted = [finder.of(prompt) for prompt in prompts]
-    held_out = [Picture.of(record) for record in scan_folder(HELD_OUT).records]
+    held_out = [CaptionedImage.of(record) for record in scan_folder(HELD_OUT).records]
     real = look_at(held_out, [tagger], "the held-out drawings", progress)
-    places = {picture.caption: place for place, picture in enumerate(real.pictures)}
+    places = {image.caption: place for place, image in enumerate(real.images)}
     linked = [places.get(prompt) for prompt in prompts]
     found = {}
     for name, folder in folders.items():
-        drawn = [Picture(folder / f"{number:03d}.png") for number in range(len(prompts))]
+        drawn = [CaptionedImage(folder / f"{number:03d}.png") for number in range(len(prompts))]
         looks = look_at(drawn, [tagger], f"what was drawn by {name}", progress)
         found[name] = _evidence(looks, real, wanted, linked)
     return found

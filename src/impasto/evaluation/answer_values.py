@@ -19,9 +19,9 @@ def place_values(images: RealImages, looks: Looks) -> dict[str, Any]:
     """How many real or training images there are."""
     return {
         "place": images.place,
-        "images": len(looks.pictures),
+        "images": len(looks.images),
         "unreadable": len(looks.unread),
-        "with_captions": sum(bool(picture.caption) for picture in looks.pictures),
+        "with_captions": sum(bool(image.caption) for image in looks.images),
     }
 
 
@@ -63,7 +63,7 @@ def pairs(
     found = []
     for place, (text, _) in enumerate(question.prompts):
         link = material.linked[place]
-        real = None if link is None else material.real.pictures[link].path
+        real = None if link is None else material.real.images[link].path
         samples = [
             _sample_values(outcome, drawn[n], n, question, material, folder)
             for outcome, drawn in zip(outcomes, files, strict=True)
@@ -86,7 +86,7 @@ def _sample_values(
     }
     copying = measured.copying
     if copying is not None and material.training is not None and question.training is not None:
-        nearest = material.training.pictures[int(copying.nearest.index[place])]
+        nearest = material.training.images[int(copying.nearest.index[place])]
         values |= {
             "nearest": question.training.name_of(nearest.path),
             "nearest_distance": number(float(copying.nearest.distance[place])),

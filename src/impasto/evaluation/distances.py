@@ -104,7 +104,7 @@ def kernel_estimate(
     Gretton et al. 2012, "A Kernel Two-Sample Test", eq. 3, with the kernel of Bińkowski et al.
     2018. It is unbiased for any number of images, and may be below zero where two sets are alike.
     Left out are all pairs that are not drawn independently of each other: an image and itself, two
-    pictures of one prompt, and a picture with the real image whose caption is its prompt. With the
+    images of one prompt, and an image with the real image whose caption is its prompt. With the
     last, a model that follows captions would seem nearer than its distribution is, by an amount
     that falls as slowly as the noise does. So a draw that has a prompt twice does not shift it
     either.

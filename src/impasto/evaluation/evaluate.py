@@ -16,7 +16,7 @@ from impasto.evaluation.answer_values import (
     reference_values,
 )
 from impasto.evaluation.distances import frechet_draws
-from impasto.evaluation.looking import Looks, Picture, look_at
+from impasto.evaluation.looking import CaptionedImage, Looks, look_at
 from impasto.evaluation.measures import (
     OF_FEATURES,
     OF_IMAGES,
@@ -129,22 +129,22 @@ def measure_all(
     )
 
 
-def _by_name(images: RealImages) -> dict[str, Picture]:
-    return {images.name_of(picture.path): picture for picture in images.pictures}
+def _by_name(images: RealImages) -> dict[str, CaptionedImage]:
+    return {images.name_of(image.path): image for image in images.entries}
 
 
 def _material(question: Question, progress: Progress) -> Material:
     """Look at the real images and those trained on."""
     networks = question.networks
-    real = look_at(question.images.pictures, networks, "the real images", progress)
+    real = look_at(question.images.entries, networks, "the real images", progress)
     _require_some(real, question.images, progress)
     training: Looks | None = real if question.training is question.images else None
     if question.training is not None and training is None:
-        training = look_at(question.training.pictures, networks, "the training images", progress)
+        training = look_at(question.training.entries, networks, "the training images", progress)
         _require_some(training, question.training, progress)
-    place_of = {picture: place for place, picture in enumerate(real.pictures)}
+    place_of = {image: place for place, image in enumerate(real.images)}
     linked = (
-        None if link is None else place_of.get(question.images.pictures[link])
+        None if link is None else place_of.get(question.images.entries[link])
         for _, link in question.prompts
     )
     shared_by = _sharing_runs(real, question.trained_on)
@@ -167,13 +167,13 @@ def _material(question: Question, progress: Progress) -> Material:
 
 
 def _share_files(real: Looks, training: Looks | None) -> bool:
-    trained = [] if training is None else [picture.path for picture in training.pictures]
+    trained = [] if training is None else [image.path for image in training.images]
     return bool(_sharing_runs(real, {"": trained}))
 
 
 def _sharing_runs(real: Looks, trained_on: Mapping[str, Sequence[Path]]) -> tuple[str, ...]:
     """The runs that were trained on a real image."""
-    own = {picture.path.resolve() for picture in real.pictures}
+    own = {image.path.resolve() for image in real.images}
     return tuple(
         run for run, paths in trained_on.items() if any(path.resolve() in own for path in paths)
     )
@@ -188,7 +188,7 @@ def _require_some(looks: Looks, images: RealImages, progress: Progress) -> None:
     if not looks.unread:
         return
     first = looks.unread[0]
-    if not looks.pictures:
+    if not looks.images:
         raise DatasetError(
             f"{none_of(len(looks.unread), 'images')} of {images.place} can be read; the first is "
             f"{first.path.name}: {first.reason}."
@@ -208,8 +208,8 @@ def _look_at_samples(
         ModelError: It is all of one colour.
         StorageError: An image is gone that was there.
     """
-    pictures = [Picture(file) for file in files]
-    looks = look_at(pictures, networks, f"the images of {model.label}", progress)
+    images = [CaptionedImage(file) for file in files]
+    looks = look_at(images, networks, f"the images of {model.label}", progress)
     if looks.unread:
         first = looks.unread[0]
         raise StorageError(
@@ -228,9 +228,9 @@ def _outcome(
     model: Contestant, question: Question, looks: Looks, material: Material, progress: Progress
 ) -> Outcome:
     sizes = {(p.width, p.height) for p in question.prompts_of(model)}
-    rows = len(looks.pictures)
+    rows = len(looks.images)
     total = sum(
-        frechet_draws(rows, len(material.real.pictures), f.shape[1], material.replicates)
+        frechet_draws(rows, len(material.real.images), f.shape[1], material.replicates)
         for f in looks.features.values()
     )
     with progress.stage(f"Measuring {model.label}", total, "draws") as advance:

@@ -29,8 +29,8 @@ _AT_LEAST = Size(512, 512)  # of large JPEGs; no network here takes more than 89
 
 
 @dataclass(frozen=True)
-class Picture:
-    """An image to look at.
+class CaptionedImage:
+    """An image to look at: its file, its caption and its crop.
 
     Attributes:
         path: Its file.
@@ -43,7 +43,7 @@ class Picture:
     cut: Cut | None = None
 
     @classmethod
-    def of(cls, record: ImageRecord) -> Picture:
+    def of(cls, record: ImageRecord) -> CaptionedImage:
         """An image of a dataset, with its caption without what varies."""
         return cls(record.path, record.fixed_caption.strip(), record.cut)
 
@@ -72,7 +72,7 @@ class Looks:
     """What was seen of some images, in their order.
 
     Attributes:
-        pictures: Those that could be read.
+        images: Those that could be read.
         features: Name of a network -> [N, D] float32.
         squares: [N, SIDE * SIDE * 3] uint8.
         hashes: [N] uint64 perceptual hashes.
@@ -82,7 +82,7 @@ class Looks:
         unread: Those that could not be read, with reasons.
     """
 
-    pictures: tuple[Picture, ...]
+    images: tuple[CaptionedImage, ...]
     features: dict[str, np.ndarray]
     squares: np.ndarray
     hashes: np.ndarray
@@ -94,17 +94,17 @@ class Looks:
 
 @dataclass(frozen=True)
 class Prepare:
-    """Stage: pictures -> what the networks take; what cannot be read is a failure."""
+    """Stage: images -> what the networks take; what cannot be read is a failure."""
 
     networks: tuple[Network, ...]
 
-    def __call__(self, batch: Sequence[Picture]) -> list[Prepared | Failure]:
+    def __call__(self, batch: Sequence[CaptionedImage]) -> list[Prepared | Failure]:
         """Decode each once, for all networks."""
-        return [self._one(picture) for picture in batch]
+        return [self._one(source) for source in batch]
 
-    def _one(self, picture: Picture) -> Prepared | Failure:
+    def _one(self, source: CaptionedImage) -> Prepared | Failure:
         try:
-            image = cut_out(read_rgb(picture.path, at_least=_AT_LEAST), picture.cut)
+            image = cut_out(read_rgb(source.path, at_least=_AT_LEAST), source.cut)
         except (UnreadableImageError, OSError) as error:
             return failure_of(error)
         return Prepared(
@@ -126,17 +126,17 @@ class _Kept:
     features: list[list[np.ndarray]]
     tags: list[frozenset[int]] = field(default_factory=list)
     prepared: list[tuple[np.ndarray, int, int, bool]] = field(default_factory=list)
-    pictures: list[Picture] = field(default_factory=list)
+    images: list[CaptionedImage] = field(default_factory=list)
     unread: list[SkippedFile] = field(default_factory=list)
 
 
 def look_at(
-    pictures: Sequence[Picture], networks: Sequence[Network], what: str, progress: Progress
+    images: Sequence[CaptionedImage], networks: Sequence[Network], what: str, progress: Progress
 ) -> Looks:
     """Look at images with each network.
 
     Args:
-        pictures: What to look at.
+        images: What to look at.
         networks: Of which at most one is a tagger that tells tags.
         what: What they are, for people: `the real images`.
         progress: Shows how far the work is.
@@ -148,8 +148,8 @@ def look_at(
     kept = _Kept([[] for _ in networks])
     workers = max(1, default_workers())
     executor = LocalExecutor(Prepare(tuple(networks)), workers=workers)
-    with progress.stage(f"Looking at {what}", len(pictures), "images") as advance:
-        for outcomes in executor.run(chunks(pictures, BATCH)):
+    with progress.stage(f"Looking at {what}", len(images), "images") as advance:
+        for outcomes in executor.run(chunks(images, BATCH)):
             good = [(p, o) for p, o in outcomes if not isinstance(o, Failure)]
             kept.unread += [
                 SkippedFile(p.path, o.reason) for p, o in outcomes if isinstance(o, Failure)
@@ -161,7 +161,7 @@ def look_at(
 
 
 def _look_at_batch(
-    batch: Sequence[tuple[Picture, Prepared]], networks: Sequence[Network], kept: _Kept
+    batch: Sequence[tuple[CaptionedImage, Prepared]], networks: Sequence[Network], kept: _Kept
 ) -> None:
     for number, network in enumerate(networks):
         looked = _looked(network, [prepared.inputs[number] for _, prepared in batch])
@@ -175,7 +175,7 @@ def _look_at_batch(
             kept.features[number].append(looked.features.astype(np.float32))
         if looked.tags is not None:
             kept.tags += looked.tags
-    kept.pictures += [picture for picture, _ in batch]
+    kept.images += [image for image, _ in batch]
     kept.prepared += [(p.square, p.look, p.mirrored_look, p.is_flat) for _, p in batch]
 
 
@@ -202,10 +202,10 @@ def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
 
 def _looks(kept: _Kept, networks: Sequence[Network]) -> Looks:
     named = zip(networks, kept.features, strict=True)
-    count = len(kept.pictures)
+    count = len(kept.images)
     squares, hashes, mirrored, flat = zip(*kept.prepared, strict=True) if count else ((),) * 4
     return Looks(
-        tuple(kept.pictures),
+        tuple(kept.images),
         {net.facts.name: np.concatenate(parts) for net, parts in named if parts},
         np.stack(squares) if count else np.empty((0, SIDE * SIDE * 3), np.uint8),
         np.array(hashes, np.uint64),

@@ -108,7 +108,7 @@ class Material:
     @cached_property
     def real_draws(self) -> np.ndarray:
         """[R, M] how often each real image was drawn."""
-        return draw_real(len(self.real.pictures), self.linked, self.draws, self.seed + 1)
+        return draw_real(len(self.real.images), self.linked, self.draws, self.seed + 1)
 
     @cached_property
     def words(self) -> list[str]:
@@ -143,7 +143,7 @@ def compare_training(training: Looks | None, progress: Progress) -> dict[str, Ne
 
     Nothing where there are less than two.
     """
-    if training is None or len(training.pictures) < 2:
+    if training is None or len(training.images) < 2:
         return {}
     found = {}
     for name, features in training.features.items():
@@ -180,7 +180,7 @@ def measure(looks: Looks, material: Material, told: Callable[[int], None]) -> Me
     found = Measured()
     for name in looks.features:
         _measure_features(name, looks, material, found, told)
-    if material.training is not None and len(material.training.pictures):
+    if material.training is not None and len(material.training.images):
         copying = copies_of(looks, material.training, material.among_training)
         shares = [float(copy) for copy in copying.is_copy]
         found.copying = copying
@@ -278,7 +278,7 @@ def mean_similarity(unit: np.ndarray) -> float:
 def _real_against_training(material: Material) -> dict[tuple[str, str], float]:
     """What measures of memory say of real images that were not trained on."""
     training, real = material.training, material.real
-    if training is None or material.is_shared or not len(training.pictures):
+    if training is None or material.is_shared or not len(training.images):
         return {}
     copying = copies_of(real, training, material.among_training)
     found = {(COPIES.key, ""): float(copying.is_copy.mean())}

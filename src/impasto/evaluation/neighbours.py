@@ -89,9 +89,9 @@ def mirrored(squares: np.ndarray) -> np.ndarray:
 def nearest_by_pixels(x: np.ndarray, y: np.ndarray) -> tuple[Nearest, np.ndarray]:
     """The nearest training image by pixels, and whether it stands out so far that it is a copy.
 
-    Carlini et al. 2023 (arXiv:2301.13188), section 5.1: a picture is a copy if it is nearer than
+    Carlini et al. 2023 (arXiv:2301.13188), section 5.1: an image is a copy if it is nearer than
     half (`CLOSER`) of its mean distance to its `NEIGHBOURS` nearest training images. A fixed
-    distance would call every picture with a plain background a copy. Among `FEWEST` images or
+    distance would call every image with a plain background a copy. Among `FEWEST` images or
     fewer nothing stands out, and none is called a copy.
 
     Args:

@@ -1,4 +1,4 @@
-"""Whether a tagger sees in a picture what its prompt asks for."""
+"""Whether a tagger sees in an image what its prompt asks for."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from impasto.errors import DatasetError, StorageError
 from impasto.evaluation.distances import kernel_estimate
-from impasto.evaluation.looking import Looks, Picture, look_at
+from impasto.evaluation.looking import CaptionedImage, Looks, look_at
 from impasto.evaluation.measures import similarity_to
 from impasto.evaluation.neighbours import normalised
 from impasto.evaluation.networks import Network
@@ -42,7 +42,7 @@ class PreviewDistance:
     """
 
     network: Network
-    real: Sequence[Picture]
+    real: Sequence[CaptionedImage]
     place: str
     prompts: Sequence[str]
     _seen: Looks | None = field(default=None, init=False)
@@ -67,22 +67,22 @@ class PreviewDistance:
             StorageError: A preview is gone or cannot be read.
         """
         real = self._looks_of_real(progress)
-        pictures = [Picture(file) for file in previews]
-        drawn = look_at(pictures, (self.network,), "the previews", progress)
+        images = [CaptionedImage(file) for file in previews]
+        drawn = look_at(images, (self.network,), "the previews", progress)
         if drawn.unread:
             first = drawn.unread[0]
             raise StorageError(f"the preview {first.path} cannot be read: {first.reason}")
         facts = self.network.facts
         return {
             "preview_features": f"{facts.name} {facts.sha256[:12]}",
-            "preview_real": f"{len(real.pictures)} {self.place}",
+            "preview_real": f"{len(real.images)} {self.place}",
             **self._numbers(drawn.features[facts.name], real),
         }
 
     def _looks_of_real(self, progress: Progress) -> Looks:
         if self._seen is None:
             looks = look_at(self.real, (self.network,), "the real images", progress)
-            if not looks.pictures:
+            if not looks.images:
                 raise DatasetError("none of the real images can be read")
             self._seen = looks
         return self._seen
@@ -93,8 +93,8 @@ class PreviewDistance:
         draws = draw_weights(prompts, _REPLICATES if prompts >= FEW else 0, _SEED)
         draws_of_real = draw_weights(len(known), len(draws), _SEED + 1)
         places: dict[str, int] = {}
-        for place, picture in enumerate(real.pictures):
-            places.setdefault(picture.caption, place)
+        for place, image in enumerate(real.images):
+            places.setdefault(image.caption, place)
         of_prompt = [places.get(text) if text else None for text in dict.fromkeys(self.prompts)]
         linked = [of_prompt[group] for group in groups]
         similar = similarity_to(normalised(drawn), normalised(known), linked)
@@ -110,23 +110,23 @@ class PreviewDistance:
         }  # fmt: skip
 
 
-def chosen_real(pictures: Sequence[Picture], prompts: Sequence[str]) -> list[Picture]:
+def chosen_real(images: Sequence[CaptionedImage], prompts: Sequence[str]) -> list[CaptionedImage]:
     """All images, or as many as are compared with: those of the prompts' captions, and others.
 
     Args:
-        pictures: The images.
+        images: The images.
         prompts: What is drawn.
     """
-    if len(pictures) <= MOST_REAL:
-        return list(pictures)
+    if len(images) <= MOST_REAL:
+        return list(images)
     words, wanted = set(prompts), dict[int, None]()
-    for place, picture in enumerate(pictures):
-        if picture.caption and picture.caption in words:
-            words.discard(picture.caption)
+    for place, image in enumerate(images):
+        if image.caption and image.caption in words:
+            words.discard(image.caption)
             wanted[place] = None
-    spread = (number * len(pictures) // MOST_REAL for number in range(MOST_REAL))
+    spread = (number * len(images) // MOST_REAL for number in range(MOST_REAL))
     places = list(dict.fromkeys([*wanted, *spread]))[:MOST_REAL]
-    return [pictures[place] for place in sorted(places)]
+    return [images[place] for place in sorted(places)]
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from impasto.evaluation.looking import Picture
+from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.networks import Network
 from impasto.evaluation.samples import Contestant
 from impasto.models.tokens import Emphasis
@@ -20,12 +20,12 @@ class RealImages:
 
     Attributes:
         place: What they are called in results.
-        pictures: The images.
+        entries: The images.
         name_of: The name of an image in results.
     """
 
     place: str
-    pictures: Sequence[Picture]
+    entries: Sequence[CaptionedImage]
     name_of: Callable[[Path], str]
 
 
@@ -72,5 +72,5 @@ class Answer:
     """
 
     values: dict[str, Any]
-    real: dict[str, Picture]
-    training: dict[str, Picture]
+    real: dict[str, CaptionedImage]
+    training: dict[str, CaptionedImage]

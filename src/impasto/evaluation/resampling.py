@@ -144,7 +144,7 @@ def draw_weights(count: int, replicates: int, seed: int) -> np.ndarray:
 def draw_real(count: int, linked: Sequence[int | None], draws: np.ndarray, seed: int) -> np.ndarray:
     """[R, count] how often each real image was drawn.
 
-    A real image and the prompt that is its caption are one thing, of which a picture of that prompt
+    A real image and the prompt that is its caption are one thing, of which an image of that prompt
     depends, so they are drawn together; the others are drawn by themselves.
 
     Args:

@@ -121,7 +121,7 @@ def verdict_of(measure: Measure, difference: Estimate) -> str | None:
 
 def notes_of(material: Material, outcomes: Sequence[Outcome]) -> list[str]:
     """What has to be known to read the numbers: too few images, models that differ in kind."""
-    samples, real = len(material.groups), len(material.real.pictures)
+    samples, real = len(material.groups), len(material.real.images)
     notes = []
     for name, features in material.real.features.items():
         width = features.shape[1]

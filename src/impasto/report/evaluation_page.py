@@ -14,7 +14,7 @@ from impasto import files
 from impasto.data import images
 from impasto.data.cuts import cut_out
 from impasto.data.records import Size
-from impasto.evaluation.looking import Picture
+from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.results import (
     BETTER,
     NOISE,
@@ -36,8 +36,8 @@ _ARROWS = {"lower": "lower is better", "higher": "higher is better", "neither": 
 def write_evaluation(
     page: Path,
     values: Mapping[str, Any],
-    real: Mapping[str, Picture],
-    training: Mapping[str, Picture],
+    real: Mapping[str, CaptionedImage],
+    training: Mapping[str, CaptionedImage],
 ) -> None:
     """Write the page: numbers, what differs, and rows of images.
 
@@ -131,8 +131,8 @@ def _cell(column: Mapping[str, Any], key: str, features: str | None) -> dict[str
 def _row(
     pair: Mapping[str, Any],
     folder: Path,
-    real: Mapping[str, Picture],
-    training: Mapping[str, Picture],
+    real: Mapping[str, CaptionedImage],
+    training: Mapping[str, CaptionedImage],
 ) -> dict[str, Any]:
     """A prompt with its real image, and of each model one sample with its nearest image."""
     couples = []
@@ -140,7 +140,7 @@ def _row(
         couples.append([_shot(real[pair["image"]], "real image", pair["image"])])
     for sample in _one_of_each(pair["samples"]):
         near = "" if sample["similarity"] is None else f"similarity {sample['similarity']:.2f}"
-        couple = [_shot(Picture(folder / sample["file"]), sample["model"], near)]
+        couple = [_shot(CaptionedImage(folder / sample["file"]), sample["model"], near)]
         if "nearest" in sample:
             words = "nearest training image"
             couple.append(
@@ -161,9 +161,11 @@ def _one_of_each(samples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]
     return list(found.values())
 
 
-def _shot(picture: Picture, title: str, about: str, *, is_small: bool = False) -> dict[str, Any]:
+def _shot(
+    source: CaptionedImage, title: str, about: str, *, is_small: bool = False
+) -> dict[str, Any]:
     return {
-        "image": _data_url(picture),
+        "image": _data_url(source),
         "title": title,
         "about": about,
         "is_small": is_small,
@@ -171,11 +173,11 @@ def _shot(picture: Picture, title: str, about: str, *, is_small: bool = False) -
     }
 
 
-def _data_url(picture: Picture) -> str:
+def _data_url(source: CaptionedImage) -> str:
     """A small JPEG; empty if the image has vanished."""
-    least = None if picture.cut else Size(THUMBNAIL, THUMBNAIL)
+    least = None if source.cut else Size(THUMBNAIL, THUMBNAIL)
     try:
-        image = cut_out(images.read_rgb(picture.path, at_least=least), picture.cut)
+        image = cut_out(images.read_rgb(source.path, at_least=least), source.cut)
     except (images.UnreadableImageError, OSError):
         return ""
     image.thumbnail((2 * THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)

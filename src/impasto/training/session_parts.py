@@ -20,7 +20,7 @@ from impasto.datasets.prepare import PreparedData
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.diffusion.weighting import LossWeight
-from impasto.evaluation.looking import Picture
+from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.networks import Network, TaggerNetwork, load_network
 from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
 from impasto.models.hypernetwork import HypernetworkStack, load_hypernetworks
@@ -226,10 +226,10 @@ def _distance(parts: PreviewParts, prepared: PreparedData) -> PreviewDistance | 
         return None
     held_out = prepared.held_out.images if prepared.held_out is not None else ()
     images = held_out or [i for i in prepared.training.images if not i.record.subset.is_reg]
-    pictures = list({image.record.path: Picture.of(image.record) for image in images}.values())
+    real = list({image.record.path: CaptionedImage.of(image.record) for image in images}.values())
     words = [prompt.words for prompt in parts.prompts]
     place = "held out" if held_out else "trained on"
-    return PreviewDistance(parts.network, chosen_real(pictures, words), place, words)
+    return PreviewDistance(parts.network, chosen_real(real, words), place, words)
 
 
 def build_ema(
