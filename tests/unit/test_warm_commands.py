@@ -75,6 +75,14 @@ def test_it_has_imported_the_libraries_and_no_checks_of_shapes(forked):
     assert running.run("-c", program).stdout == "True False\n"
 
 
+def test_what_ray_left_in_the_environment_keeps_no_command_from_being_forked(forked, monkeypatch):
+    """As when a test before has imported it; the parent has not, so nothing has read that."""
+    monkeypatch.setenv("RAY_CLIENT_MODE", "0")
+    monkeypatch.setenv("PYTHONBREAKPOINT", "ray.util.rpdb._driver_set_trace")
+    program = "import os, sys; print('ray' in sys.modules, os.environ['RAY_CLIENT_MODE'])"
+    assert running.run("-c", program).stdout == "False 0\n"
+
+
 def test_it_is_a_process_of_its_own(forked):
     process = running.start("-c", "import time; time.sleep(600)")
     assert process.poll() is None
