@@ -11,6 +11,7 @@ import impasto
 from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import ModelError
+from impasto.family_keys import FAMILY_KEYS
 from impasto.models.families import BY_SETTING, FAMILIES, SD1, SD2_BASE, SD2_V
 from impasto.models.identity import Clues, identify
 
@@ -64,6 +65,10 @@ def test_generations_differ_by_a_mark_at_any_size():
     for one, other in itertools.combinations(FAMILIES, 2):
         differs = bool(one.marks.against(other.marks, full_size=False))
         assert differs == (one.generation != other.generation)
+
+
+def test_settings_and_options_name_the_families_of_the_table():
+    assert [family.key for family in FAMILIES] == list(FAMILY_KEYS)
 
 
 def test_rows_are_as_they_were():

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from impasto.family_keys import FAMILY_KEYS
+
 if TYPE_CHECKING:
     from impasto.models.opening import OpenOptions
 
@@ -24,7 +26,7 @@ def options_without_vae(command: F) -> F:
     options = (
         click.option(
             "--family",
-            type=click.Choice(["sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"]),
+            type=click.Choice(FAMILY_KEYS),
             help="What the model is, where its files do not tell.",
         ),
         click.option(

@@ -26,6 +26,7 @@ from impasto.config.places import Place, WrittenPlace
 from impasto.config.renamed import with_present_names
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
+from impasto.family_keys import FamilyKey
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -42,7 +43,7 @@ class ModelConfig(Section):
     """Another VAE than the model's: a Diffusers folder or id, a VAE file, or a full model, or the
     URL of one in an object store."""
 
-    family: Literal["sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"] | None = None
+    family: FamilyKey | None = None
     """What the model is, where its files do not tell; off means to detect it."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None

@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
+from impasto.family_keys import FAMILY_KEYS
 from impasto.report.hub_licenses import require_license
 from impasto.studio.models import FoundModel
 
@@ -25,7 +26,7 @@ CONVERT_CHOICES = {
     "unet-dtype": _DTYPES,
     "text-encoder-dtype": _DTYPES,
     "vae-dtype": _DTYPES,
-    "family": ("sd1", "sd2-base", "sd2-v", "sdxl", "sdxl-v"),
+    "family": FAMILY_KEYS,
     "prediction-type": ("epsilon", "v_prediction"),
 }
 """The options of `impasto convert` that a form has, and their values."""
