@@ -239,3 +239,18 @@ def test_slow_training_says_what_an_image_takes(images_per_s, words, capsys):
     console = Console()
     console.measured({"step": 1, "loss": 0.5, "images_per_s": images_per_s})
     assert words in capsys.readouterr().out
+
+
+def test_of_many_images_that_cannot_be_used_ten_are_named(capsys):
+    summary = {
+        "parts": {"unet": 1}, "regularisation": 0, "family": "SD 1.x", "prediction": "epsilon",
+        "device": "cpu", "processes": 1, "pictures": 9, "held_out": 0, "buckets": {"64x64": 9},
+        "updates_per_epoch": 9, "too_long": 0, "with_more_lines": 0, "refused_latents": [],
+        "set_aside": [{"path": f"{n}.png", "reason": "it is cut short"} for n in range(13)],
+    }  # fmt: skip
+    console = Console()
+    console.started(summary, 0, 9)
+    console.ended()
+    told = capsys.readouterr().out
+    assert told.count("it is cut short") == 10
+    assert "... and 3 more, all named in dataset.json" in told

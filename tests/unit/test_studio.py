@@ -356,6 +356,13 @@ def test_an_open_page_hears_of_the_end_of_a_process(studio, dog):
     assert b"still here" in fourth
 
 
+def test_the_page_of_a_run_says_how_many_images_were_skipped(client, studio, dog):
+    skipped = [{"path": f"{n}.png", "reason": "it is cut short"} for n in range(1234)]
+    content = {"pictures": 9, "held_out": 2, "set_aside": skipped}
+    (dog.path / "dataset.json").write_text(json.dumps(content), encoding="utf-8")
+    assert re.search(r"Skipped</\w+>\s*<\w+>1,234<", client.get(address(studio, dog)).text)
+
+
 @pytest.mark.parametrize("name", ["status.json", "metrics.jsonl", "events.jsonl", "dataset.json"])
 @pytest.mark.parametrize("content", [b"", b"{", b"\xff\xfe\0", b'{"step": 1e400}\n', b"[1]\n"])
 def test_half_written_files_end_no_page(client, studio, dog, name, content):

@@ -143,7 +143,7 @@ class Console:
         for item in summary["set_aside"][:10]:
             self.note(f"Skipped: {item['path']}: {item['reason']}")
         if len(summary["set_aside"]) > 10:
-            self.note(f"... and {len(summary['skipped']) - 10} more, all named in dataset.json")
+            self.note(f"... and {len(summary['set_aside']) - 10} more, all named in dataset.json")
         for line in summary.get("said_of_unused", ()):
             self.note(line)
         self._last_step, self._shown_step = last_step, first_step

@@ -179,7 +179,7 @@ def _facts(run: RunDirectory) -> list[tuple[str, str]]:
     if "held_out" in dataset:
         found.append(("Held out", f"{dataset['held_out']:,}"))
     if dataset.get("set_aside"):
-        found.append(("Skipped", f"{len(dataset['skipped']):,}"))
+        found.append(("Skipped", f"{len(dataset['set_aside']):,}"))
     if environment.get("gpus"):
         found.append(("GPU", ", ".join(str(gpu.get("name")) for gpu in environment["gpus"])))
     elif environment:
