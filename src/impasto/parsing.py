@@ -57,7 +57,10 @@ def read_caption_file(path: Path) -> str:
 
 def _require_end(path: Path) -> None:
     """Refuse pipes and devices, which may never end; a folder fails where it is read."""
-    kind = path.stat().st_mode
+    try:
+        kind = path.stat().st_mode
+    except ValueError as error:  # of a null character, or half of one
+        raise OSError(errno.EINVAL, f"no path of a file ({error})", str(path)) from error
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         raise OSError(errno.EINVAL, "a pipe or device, which is not read", str(path))
 

@@ -123,7 +123,7 @@ def test_two_preparations_at_once_make_each_latent_once(nano_model, tmp_path):
     for process in both:
         out, errors = process.communicate(timeout=500)
         assert process.returncode == 0, errors
-        assert "Cached already" in out
+        assert "Cached before" in out
     indices = (tmp_path / "derived" / "latents").glob("shard-*.json")
     keys = [
         key for index in indices for key in json.loads(index.read_text(encoding="utf-8"))["keys"]

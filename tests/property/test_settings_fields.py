@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from impasto.config.fields import fields_of, tree_of
@@ -102,6 +102,7 @@ def in_order(tree):
 
 
 @given(st.dictionaries(st.sampled_from([*all_settings()]), st.text(max_size=40), max_size=6))
+@example({"output_dir": "", "dataset.config": "\0"})
 def test_whatever_is_typed_is_settings_or_an_error_at_its_field(fields):
     tree, faults = tree_of(fields)
     assert set(faults) <= set(fields)

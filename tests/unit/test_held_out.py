@@ -332,7 +332,7 @@ def test_a_run_of_an_earlier_version_held_out_by_equal_files_whoever_asks(scenes
         assert sides_of(load_run_of_source(source)) == began
     runs = {"run": load_run_of_source(run.path)}
     held_out = find_images(runs, None, None, SilentProgress()).real
-    assert {picture.path.stem[:2] for picture in held_out.pictures} == began[1]
+    assert {image.path.stem[:2] for image in held_out.entries} == began[1]
     settings, _ = read_settings(run.config_file.read_text(encoding="utf-8"))
     assert settings["validation.copies"] == "bytes"
     run.status_file.unlink()  # somebody's settings of that name, which no run began with

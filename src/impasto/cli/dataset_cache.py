@@ -169,7 +169,7 @@ def _report(
         {
             **found.tally.rows(),
             "Encoded now": result.encoded,
-            "Cached already": len(result.images) - result.encoded,
+            "Cached before": len(result.images) - result.encoded,
             "Cache": shown(folder),
             **{name: export.written for name, export in exports.items()},
         }

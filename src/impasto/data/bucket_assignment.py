@@ -122,11 +122,12 @@ def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
 
 
 def _within_area(size: Size, theirs: Assigned, limits: Limits) -> Assigned:
-    """A bucket, or where it has more pixels than allowed, the better one with one side shorter."""
+    """A bucket, or where rounding made it too large, the better one with one side shorter."""
     bucket, step = theirs[0], limits.step
+    is_rounded = size.area > limits.area and 0 < bucket.area - limits.area <= sum(bucket.wh)
     shorter = (Size(bucket.width - step, bucket.height), Size(bucket.width, bucket.height - step))
     fitting = [one for one in shorter if min(one.wh) >= step and one.area <= limits.area]
-    if bucket.area <= limits.area or not fitting:
+    if not is_rounded or not fitting:
         return theirs
     best = max(fitting, key=lambda one: kept_fraction(size, one))
     return best, cover_size(size, best)
