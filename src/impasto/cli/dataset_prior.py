@@ -9,10 +9,9 @@ import click
 
 from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
-from impasto.cli.numbers import Finite
+from impasto.cli.sampling_options import sampling_options
 from impasto.errors import ConfigError
 from impasto.progress import counted
-from impasto.sampler_table import SAMPLERS
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -42,37 +41,11 @@ LARGEST_SEED = 2**63 - 1
 @click.option("-n", "--negative", default="", help="What the images should not show.")
 @click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
 @click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
-@click.option(
-    "--steps",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="Sampler steps per image.",
-)
-@click.option(
-    "--guidance",
-    default=7.0,
-    show_default=True,
-    type=Finite(0, 1000),
-    help="1 means no guidance.",
-)
-@click.option(
-    "--guidance-rescale",
-    default=0.0,
-    show_default=True,
-    type=Finite(0, 1),
-    help="How much of the contrast that guidance adds is taken back.",
-)
+@sampling_options
 @click.option(
     "--seed", default=1, show_default=True, type=click.IntRange(0, LARGEST_SEED),
     help="Each further image adds 1.",
 )  # fmt: skip
-@click.option(
-    "--sampler",
-    default="ddim",
-    show_default=True,
-    help=f"One of {', '.join(SAMPLERS)}.",
-)
 @click.option(
     "--clip-skip", type=click.IntRange(1, 12), help="As in training; default: what the file says."
 )

@@ -8,8 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from impasto.cli.local_paths import READ
-from impasto.cli.numbers import Finite
-from impasto.sampler_table import SAMPLERS
+from impasto.cli.sampling_options import sampling_options
 
 CAPTIONS = 100
 """Captions that are drawn if nothing else is asked for."""
@@ -58,26 +57,11 @@ def drawing_options(command: F) -> F:
         click.option("-n", "--negative", default="", help="What the images should not show."),
         click.option("--width", type=click.IntRange(8, 8192), help=size),
         click.option("--height", type=click.IntRange(8, 8192), help=size),
-        click.option(
-            "--steps", default=20, show_default=True, type=click.IntRange(1, 1000),
-            help="Sampler steps per image.",
-        ),
-        click.option(
-            "--guidance", default=7.0, show_default=True, type=Finite(0, 1000),
-            help="1 means no guidance.",
-        ),
-        click.option(
-            "--guidance-rescale", default=0.0, show_default=True, type=Finite(0, 1),
-            help="How much of the contrast that guidance adds is taken back.",
-        ),
+        sampling_options,
         click.option(
             "--seed", default=1, show_default=True, type=click.IntRange(0, 2**62),
             help="Seed of the first prompt; each further one adds 1. It is the same for all "
             "models.",
-        ),
-        click.option(
-            "--sampler", default="ddim", show_default=True,
-            help=f"One of {', '.join(SAMPLERS)}.",
         ),
         click.option(
             "--clip-skip", type=click.IntRange(1, 12),

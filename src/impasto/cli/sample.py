@@ -14,7 +14,7 @@ import click
 from impasto import presence
 from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
-from impasto.cli.numbers import Finite
+from impasto.cli.sampling_options import sampling_options
 from impasto.progress import counted
 from impasto.sampler_table import SAMPLERS
 
@@ -43,28 +43,7 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
 @click.option("-n", "--negative", default="", help="What the images should not show.")
 @click.option("--width", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
 @click.option("--height", type=click.IntRange(8, 8192), help="Default: what MODEL was trained at.")
-@click.option(
-    "--steps",
-    default=20,
-    show_default=True,
-    type=click.IntRange(1, 1000),
-    help="Sampler steps per image.",
-)
-@click.option(
-    "--guidance",
-    default=7.0,
-    show_default=True,
-    type=Finite(0, 1000),
-    help="1 means no guidance.",
-)
-@click.option(
-    "--guidance-rescale",
-    default=0.0,
-    show_default=True,
-    type=Finite(0, 1),
-    help="How much of the contrast that guidance adds is taken back. 0.7 suits models whose "
-    "noise schedule ends in noise alone.",
-)
+@sampling_options
 @click.option(
     "--seed",
     default=1,
@@ -78,12 +57,6 @@ _NUMBERED = re.compile(r"(\d{4,9})-")
     show_default=True,
     type=click.IntRange(1),
     help="Images per prompt.",
-)
-@click.option(
-    "--sampler",
-    default="ddim",
-    show_default=True,
-    help=f"One of {', '.join(SAMPLERS)}.",
 )
 @click.option(
     "--clip-skip", type=click.IntRange(1, 12), help="As in training; default: what the file says."

@@ -13,13 +13,11 @@ Files are all that passes between a worker and whoever asks it; no port is opene
 from __future__ import annotations
 
 import re
-import secrets
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto import files, presence
+from impasto import files, presence, storage_errors, temporary_names
 from impasto.errors import ConfigError
 from impasto.locks import lock_holder
 from impasto.parsing import parse_json, read_object, read_text
@@ -29,7 +27,7 @@ from impasto.runs.draw_requests import DrawRequest
 ENDED = ("done", "failed", "cancelled", "killed")
 """States that do not change any more."""
 
-_NAME = re.compile(r"\d{8}-\d{6}-\d{3}-[0-9a-f]{6}", re.ASCII)
+_NAME = re.compile(r"\d{8}-\d{6}-(\d{3}-)?[0-9a-f]{6}", re.ASCII)  # the former names too
 _IMAGE = re.compile(r"(\d{4}-\d{1,19}|grid)\.png", re.ASCII)
 
 
@@ -138,7 +136,8 @@ class DrawFolder:
         Raises:
             StorageError: The folder cannot be written.
         """
-        drawing = Drawing(self.path / _name_of(time.time_ns()))
+        with storage_errors.reported(self.path):
+            drawing = Drawing(temporary_names.new_dated_folder(self.path))
         files.write_json(drawing.request_file, request.as_json())
         return drawing
 
@@ -173,11 +172,3 @@ class DrawFolder:
     def stop_worker(self) -> None:
         """Ask the worker to end after what it draws now."""
         files.write_text(self.stop_file, "")
-
-
-def _name_of(moment_ns: int) -> str:
-    """A name for a request of a moment: names sort by microsecond, and end by chance."""
-    seconds, rest = divmod(moment_ns // 1000, 1_000_000)
-    milliseconds, microseconds = divmod(rest, 1000)
-    when = time.strftime("%Y%m%d-%H%M%S", time.localtime(seconds))
-    return f"{when}-{milliseconds:03d}-{microseconds:03x}{secrets.token_hex(2)[:3]}"
