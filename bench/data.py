@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from impasto.data.latent_cache import LatentCache
-from impasto.data.plan import plan_images
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.planning.plan import plan_images
 from impasto.data.records import Size
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 
 FILES = 10_000
 LATENTS = 4_096

@@ -15,15 +15,15 @@ from pathlib import Path
 import torch
 
 from bench.pictures import draw_photographs
-from impasto.data.engine import LOCAL, Engine
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
-from impasto.data.plan import plan_images
-from impasto.data.ray_engine import RayEngine
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.engines.ray_engine import RayEngine
+from impasto.data.engines.stages import chunks
+from impasto.data.pixels.rendering import Render
+from impasto.data.planning.plan import plan_images
 from impasto.data.records import PlannedImage, Size
-from impasto.data.rendering import Render
-from impasto.data.scan import scan_folder
-from impasto.data.stages import chunks
+from impasto.data.scanning.scan import scan_folder
 from impasto.models.architectures import find_architecture, write_random_model
 from impasto.models.opening import OpenOptions
 from impasto.models.vae import moments_encoder

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from impasto.data.plan import plan_images
+from impasto.data.engines.stages import LocalExecutor, chunks
+from impasto.data.pixels.rendering import Render
+from impasto.data.planning.plan import plan_images
 from impasto.data.records import PlannedImage, Size
-from impasto.data.rendering import Render
-from impasto.data.scan import scan_folder
-from impasto.data.stages import LocalExecutor, chunks
+from impasto.data.scanning.scan import scan_folder
 
 PICTURES = 120
 PHOTO = (2400, 1600)
@@ -124,7 +124,7 @@ def write_metadata_and_files(scratch: Path) -> None:
 
 def metadata(scratch: Path) -> dict[str, str]:
     """Reading alone, and then finding 100,000 files, empty ones."""
-    from impasto.data.metadata import ImageFinder, read_metadata
+    from impasto.data.folders.metadata import ImageFinder, read_metadata
 
     before, began = peak_mib(), time.perf_counter()
     found = read_metadata(scratch / "meta.json")

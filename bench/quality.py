@@ -20,7 +20,7 @@ import torch
 from bench.quality_job import Place, draw_prior, is_done, run_job
 from bench.quality_rows import REFERENCE, Row, Setup, rows
 from bench.quality_table import as_markdown, at_equal_content, draw_samples, gather, told
-from impasto.data.stages import default_workers
+from impasto.data.engines.stages import default_workers
 
 
 def measure(scratch: Path, setup: Setup | None = None, only: str = "") -> dict[str, str]:

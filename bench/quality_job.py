@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bench.quality_rows import Derived, Row, Setup, config_of, preset, prior_folder, scale
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import BASE_MODEL, HELD_OUT, PICTURES, TAGGER, demo_config
 from impasto.evaluation.evaluate import Question, RealImages, evaluate
 from impasto.evaluation.looking import CaptionedImage

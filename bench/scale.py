@@ -16,22 +16,22 @@ import psutil
 import pyarrow as pa
 from PIL import Image
 
-from impasto.data.found import STAMPS
-from impasto.data.latent_cache import CachedPlan, LatentCache
-from impasto.data.latent_keys import KeyTable
-from impasto.data.plan import Plan, plan_images
-from impasto.data.prepared import PreparedKeys
-from impasto.data.probing import INDEX, INDEX_VERSION, Entries
+from impasto.data.caching.latent_cache import CachedPlan, LatentCache
+from impasto.data.caching.latent_keys import KeyTable
+from impasto.data.caching.prepared import PreparedKeys
+from impasto.data.columns.tables import TableFolder
+from impasto.data.folders.found import STAMPS
+from impasto.data.loading.sampler import EpochSampler
+from impasto.data.planning.plan import Plan, plan_images
 from impasto.data.record_columns import Use
 from impasto.data.record_table import RecordTable
 from impasto.data.records import Size
-from impasto.data.sampler import EpochSampler
-from impasto.data.scan import scan_folder
-from impasto.data.shard_files import stamp_of_shard
-from impasto.data.shard_index import INDEX_SCHEMA, SHARDS_KEY
-from impasto.data.shard_index import INDEX_VERSION as SHARDS_VERSION
+from impasto.data.scanning.probing import INDEX, INDEX_VERSION, Entries
+from impasto.data.scanning.scan import scan_folder
+from impasto.data.sharding.shard_files import stamp_of_shard
+from impasto.data.sharding.shard_index import INDEX_SCHEMA, SHARDS_KEY
+from impasto.data.sharding.shard_index import INDEX_VERSION as SHARDS_VERSION
 from impasto.data.subsets import PLAIN
-from impasto.data.tables import TableFolder
 
 RECORDS = 10_000_000
 FILES = 1_000_000

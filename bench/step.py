@@ -38,7 +38,7 @@ from bench.memory import predicted
 from bench.step_rows import Row, chosen_rows
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
-from impasto.data.step_batches import iterate_steps
+from impasto.data.loading.step_batches import iterate_steps
 from impasto.datasets.batching import heaviest_group
 from impasto.errors import ImpastoError
 from impasto.runs import RunDirectory

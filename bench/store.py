@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 
-from impasto.data.latent_cache import LatentCache
+from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.records import Size
 from impasto.remote_paths import machine_folder
 

@@ -18,7 +18,12 @@ import psutil
 from PIL import Image
 
 from bench.studio_drawn import EMPTY, first_drawn
-from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
+from impasto.data.inspecting.image_list import (
+    ImageList,
+    ListedImage,
+    folders_below,
+    write_image_list,
+)
 from impasto.runs import RunDirectory
 
 LINES = 100_000

@@ -24,7 +24,7 @@ from impasto.annotate.profiles import PrepareImages
 from impasto.annotate.tags import Selection, Spelling
 from impasto.annotate.words import Journal, Sidecars
 from impasto.data.records import FileStamp, ImageRecord, Size
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.progress import SilentProgress
 
 PICTURES, BATCH, ROUNDS, MANY, TAGS = 160, 8, 3, 100_000, 9083

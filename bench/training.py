@@ -21,7 +21,7 @@ import torch
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 
-from impasto.data.step_batches import iterate_steps
+from impasto.data.loading.step_batches import iterate_steps
 from impasto.demo.recipe import demo_config
 from impasto.runs import RunDirectory
 from impasto.training.build import build_session

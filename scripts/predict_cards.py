@@ -22,8 +22,8 @@ import torch
 
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
+from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
-from impasto.data.sampler import Group
 from impasto.models.architectures import find_architecture, meta_model_of_architecture
 from impasto.training.planning.fitter import MemoryFitter, describe_footprint, gib
 from impasto.training.planning.memory import FootprintPredictor

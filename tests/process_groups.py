@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from impasto.data.process_group import ProcessGroup
+from impasto.data.engines.process_group import ProcessGroup
 
 
 class Threads:

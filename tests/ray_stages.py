@@ -9,10 +9,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from impasto.data.stages import Failure
+from impasto.data.engines.stages import Failure
 
 if TYPE_CHECKING:
-    from impasto.data.encoding import MomentsEncoder
+    from impasto.data.caching.encoding import MomentsEncoder
 
 
 def end_once(marker: Path) -> None:
@@ -101,7 +101,7 @@ class Recipe:
     fingerprint: str = "vae-1"
 
     def __call__(self) -> MomentsEncoder:
-        from impasto.data.encoding import MomentsEncoder
+        from impasto.data.caching.encoding import MomentsEncoder
 
         def ending(pixels):
             if self.marker is not None:
@@ -113,6 +113,6 @@ class Recipe:
 
 def encoder_of(recipe: Recipe, fingerprint: str = "vae-1") -> MomentsEncoder:
     """What this process has, and how others make it."""
-    from impasto.data.encoding import MomentsEncoder
+    from impasto.data.caching.encoding import MomentsEncoder
 
     return MomentsEncoder(encode, fingerprint, 2, recipe=recipe)

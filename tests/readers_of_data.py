@@ -27,11 +27,11 @@ class Npz:
         }
 
     def read(self, rng, folder):
-        from impasto.data.npz import read_npz
-        from impasto.data.plan import BucketRules, plan_images
+        from impasto.data.caching.npz import read_npz
+        from impasto.data.engines.stages import Failure
+        from impasto.data.planning.plan import BucketRules, plan_images
         from impasto.data.records import Size
-        from impasto.data.scan import scan_folder
-        from impasto.data.stages import Failure
+        from impasto.data.scanning.scan import scan_folder
 
         picture(folder / "a.png")
         planned = plan_images(
@@ -79,7 +79,7 @@ class TextNpz:
     """Text encoder outputs for sd-scripts, as written here."""
 
     def __init__(self, folder):
-        from impasto.data.text_npz import TextShape, write_text_npz
+        from impasto.data.caching.text_npz import TextShape, write_text_npz
 
         numbers = np.random.default_rng(0).standard_normal
         self.shape, target = TextShape(77, (3, 4), 5), folder / "a_te_outputs.npz"
@@ -89,8 +89,8 @@ class TextNpz:
             self.entries = dict(arrays)
 
     def read(self, rng, folder):
-        from impasto.data.stages import Failure
-        from impasto.data.text_npz import read_text_npz
+        from impasto.data.caching.text_npz import read_text_npz
+        from impasto.data.engines.stages import Failure
 
         target = folder / "a_te_outputs.npz"
         if rng.random() < 0.5:
@@ -148,9 +148,9 @@ class Caches:
     KEYS = tuple(f"{n:032x}" for n in range(3))
 
     def __init__(self, folder):
-        from impasto.data.latent_cache import LatentCache
+        from impasto.data.caching.latent_cache import LatentCache
         from impasto.data.records import Size
-        from impasto.data.scan import scan_folder
+        from impasto.data.scanning.scan import scan_folder
 
         self.whole = folder / "data"
         self.whole.mkdir()
@@ -164,8 +164,8 @@ class Caches:
         cache.hashes.of({record.path: record.stamp for record in records})
 
     def read(self, rng, folder):
-        from impasto.data.latent_cache import LatentCache
-        from impasto.data.scan import scan_folder
+        from impasto.data.caching.latent_cache import LatentCache
+        from impasto.data.scanning.scan import scan_folder
 
         target = folder / "data"
         shutil.copytree(self.whole, target)
@@ -199,7 +199,7 @@ class ScanIndices:
             (self.whole / f"{name}.txt").write_text("cat", "utf-8")
 
     def read(self, rng, folder):
-        from impasto.data.scan import scan_folder
+        from impasto.data.scanning.scan import scan_folder
 
         index = folder / "scan.json"
         scan_folder(self.whole, index=index)
@@ -221,8 +221,8 @@ class MetadataFiles:
         }  # fmt: skip
 
     def read(self, rng, folder):
-        from impasto.data.metadata import read_metadata, write_metadata
-        from impasto.data.scan import scan_metadata
+        from impasto.data.folders.metadata import read_metadata, write_metadata
+        from impasto.data.scanning.scan import scan_metadata
 
         (folder / "sub").mkdir()
         for name in ("a.png", "sub/b.png", "c.png"):

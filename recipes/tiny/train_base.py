@@ -26,7 +26,7 @@ from torch import Tensor
 
 from impasto.config.load import build_run_config
 from impasto.config.optimizer import OptimizerConfig
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule

@@ -72,7 +72,7 @@ def texts(folder: Path) -> None:
         SdxlTextEncoderOutputsCachingStrategy,
     )
 
-    from impasto.data.text_npz import TextOutputs, TextShape, read_text_npz
+    from impasto.data.caching.text_npz import TextOutputs, TextShape, read_text_npz
 
     strategy = SdxlTextEncoderOutputsCachingStrategy(True, 1, False)  # noqa: FBT003 - theirs
     file = strategy.get_outputs_npz_path(str(folder / "cat.png"))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 import impasto
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure, halves_of
-from impasto.data.text_npz import write_text_npz
+from impasto.data.caching.text_npz import write_text_npz
 from impasto.models.architectures import ARCHITECTURES, write_random_model
 from impasto.models.hypernetwork import Hypernetwork, initialize, load_hypernetworks
 from impasto.models.loading import load_base_model

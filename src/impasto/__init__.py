@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.load import load_run_config
     from impasto.config.run import RunConfig
-    from impasto.data.plan import plan_images
-    from impasto.data.scan import scan_folder
+    from impasto.data.planning.plan import plan_images
+    from impasto.data.scanning.scan import scan_folder
     from impasto.errors import ImpastoError
     from impasto.models.conversion import save_model
     from impasto.models.loading import BaseModel, load_base_model
@@ -51,11 +51,11 @@ _HOMES = {
     "build_trainable": "impasto.training.methods",
     "load_base_model": "impasto.models.loading",
     "load_run_config": "impasto.config.load",
-    "plan_images": "impasto.data.plan",
+    "plan_images": "impasto.data.planning.plan",
     "prepare": "impasto.training.own_loop",
     "resume": "impasto.training.trainer",
     "save_model": "impasto.models.conversion",
-    "scan_folder": "impasto.data.scan",
+    "scan_folder": "impasto.data.scanning.scan",
     "train": "impasto.training.trainer",
     "training_step": "impasto.training.step",
     "write_report": "impasto.report.page",

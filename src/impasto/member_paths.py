@@ -27,7 +27,7 @@ CONTAINERS = (TAR, *TABLES)
 """Endings of the files that hold many images, in lower case."""
 
 SEGMENT = re.compile(r"seg-(\d{20})-[^./\\]+-([0-9a-f]{8})-(\d+)\.arrow\Z")
-"""Files of Impasto's own tables of derived data (`data/segments.py`): what is known of images."""
+"""Files of Impasto's own tables (`data/columns/segments.py`): what is known of images."""
 
 WILD = re.compile(r"[*?\[]")
 _PLACE = re.compile(

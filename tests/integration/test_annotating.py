@@ -19,8 +19,8 @@ from impasto.annotate.notes import journals_in
 from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
 from impasto.annotate.words import MetadataTarget, Sidecars
-from impasto.data.metadata import read_metadata
-from impasto.data.scan import scan_folder
+from impasto.data.folders.metadata import read_metadata
+from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
 from impasto.errors import DatasetError, RunError
 from impasto.progress import SilentProgress

@@ -173,7 +173,7 @@ def test_a_failed_beginning_beside_a_live_run_leaves_it_alone(train_config):
 
 def test_a_cache_that_is_deleted_while_training(train_config, whole):
     """Shards that are open already stay readable, so those not yet opened are what is missed."""
-    from impasto.data import shards
+    from impasto.data.sharding import shards
 
     class Deleting(SilentEvents):
         def stepped(self, step):

@@ -8,7 +8,7 @@ import shutil
 
 from PIL import Image
 
-from impasto.data.cuts import write_cut
+from impasto.data.pixels.cuts import write_cut
 from impasto.data.records import Box, Size
 from impasto.runs import RunDirectory
 from impasto.training.trainer import train

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from impasto.config.load import build_run_config
-from impasto.data.latent_cache import LatentCache
+from impasto.data.caching.latent_cache import LatentCache
 from impasto.errors import DatasetError
 from impasto.training import micro_steps
 from impasto.training.trainer import resume, train

@@ -10,7 +10,7 @@ import torch
 from conftest import impasto
 from PIL import Image
 
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.demo.evidence import look_at_drawings
 from impasto.demo.recipe import (
     BASE_MODEL,

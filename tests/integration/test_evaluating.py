@@ -13,7 +13,7 @@ from PIL import Image
 from runs_made import made_run
 
 from impasto.cli.main import impasto as commands
-from impasto.data.images import read_rgb
+from impasto.data.pixels.images import read_rgb
 from impasto.errors import (
     ConfigError,
     DatasetError,

@@ -232,7 +232,7 @@ def test_a_process_without_memory_waits_for_nobody(run_file, tmp_path):
 PREPARING = """
 import os, signal, sys
 from impasto.cli.main import main
-from impasto.data import shards
+from impasto.data.sharding import shards
 
 write = shards.Shards.write
 

@@ -16,17 +16,17 @@ from impasto.annotate.places import Place
 from impasto.annotate.remote import RemoteAnnotator, TaggerRecipe
 from impasto.annotate.tags import Selection, Spelling
 from impasto.annotate.words import Sidecars
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.engine import LOCAL
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
-from impasto.data.likeness import PerceptualHashes
-from impasto.data.plan import BucketRules, plan_images
-from impasto.data.ray_cluster import import_ray
-from impasto.data.ray_engine import RayEngine
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.engines.engine import LOCAL
+from impasto.data.engines.ray_cluster import import_ray
+from impasto.data.engines.ray_engine import RayEngine
+from impasto.data.engines.stages import Failure, chunks
+from impasto.data.inspecting.likeness import PerceptualHashes
+from impasto.data.pixels.content_hashes import ContentHashes
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.scan import decode_all, scan_folder
-from impasto.data.stages import Failure, chunks
+from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.data.subsets import MaskRules, Subset
 from impasto.demo.recipe import PICTURES
 from impasto.errors import ConfigError

@@ -14,15 +14,15 @@ import pytest
 from conftest import draw_images
 from ray_stages import Recipe, Square, encoder_of
 
-from impasto.data.engine import LOCAL
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
-from impasto.data.plan import plan_images
-from impasto.data.ray_cluster import import_ray
-from impasto.data.ray_engine import RayEngine
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.engines.engine import LOCAL
+from impasto.data.engines.ray_cluster import import_ray
+from impasto.data.engines.ray_engine import RayEngine
+from impasto.data.engines.stages import chunks
+from impasto.data.planning.plan import plan_images
 from impasto.data.records import Size
-from impasto.data.scan import scan_folder
-from impasto.data.stages import chunks
+from impasto.data.scanning.scan import scan_folder
 from impasto.errors import ConfigError, MissingDependencyError
 
 pytestmark = pytest.mark.slow

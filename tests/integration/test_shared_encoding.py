@@ -7,13 +7,13 @@ import torch
 from PIL import Image
 from test_processes import launch, launch_without_launcher, recorded_losses, train_on
 
-from impasto.data.latent_cache import LatentCache
+from impasto.data.caching.latent_cache import LatentCache
 from impasto.errors import DatasetError, RunError
 
 WRITING = """
 import json, os, pathlib, sys
 from impasto.cli.main import main
-from impasto.data import shards
+from impasto.data.sharding import shards
 
 write, folder = shards.Shards.write, pathlib.Path(sys.argv.pop())
 
@@ -103,7 +103,7 @@ def test_an_image_that_one_process_cannot_decode_is_counted_once(run_file, tmp_p
 KILLED = """
 import os, signal, sys
 from impasto.cli.main import main
-from impasto.data import shards
+from impasto.data.sharding import shards
 
 def dying_write(*_):
     os.kill(os.getpid(), signal.SIGKILL)

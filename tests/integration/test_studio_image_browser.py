@@ -7,7 +7,7 @@ import pytest
 from browsing import at, check_all_looks, needs_browser, served, tab_to
 from PIL import Image
 
-from impasto.data.cuts import cut_beside
+from impasto.data.pixels.cuts import cut_beside
 
 pytestmark = needs_browser
 TINT = (

@@ -8,8 +8,8 @@ from diffusers.models.embeddings import Timesteps
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
+from impasto.data.caching.text_npz import GivenTexts, read_text_npz
 from impasto.data.records import Box, Geometry, Size
-from impasto.data.text_npz import GivenTexts, read_text_npz
 from impasto.models.families import SDXL
 from impasto.models.text import ClipTextConditioner
 from impasto.models.text_exchange import shape_in_files

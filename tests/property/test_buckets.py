@@ -6,15 +6,15 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from impasto.data.bucket_assignment import (
+from impasto.data.planning.bucket_assignment import (
     ASSIGNMENTS,
     Limits,
     assign_native,
     cover_size,
     kept_fraction,
 )
-from impasto.data.buckets import make_bucket_sizes, novelai_bucket_sizes
-from impasto.data.plan import plan_images
+from impasto.data.planning.buckets import make_bucket_sizes, novelai_bucket_sizes
+from impasto.data.planning.plan import plan_images
 from impasto.data.records import FileStamp, ImageRecord, Size
 from impasto.errors import ConfigError
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from impasto.data.cuts import crop_file, write_cut
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.pixels.cuts import crop_file, write_cut
+from impasto.data.pixels.rendering import render
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Box, Size
-from impasto.data.rendering import render
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import MaskRules, Subset
 
 RULES = BucketRules(min_side=32, max_side=256, step=32)

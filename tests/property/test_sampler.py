@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from impasto.data.loading.sampler import EpochSampler, Group
 from impasto.data.records import Size
-from impasto.data.sampler import EpochSampler, Group
 
 SHAPES = [Size(512, 512), Size(576, 448), Size(448, 576)]
 SETS = st.lists(st.sampled_from(SHAPES), min_size=1, max_size=40)

@@ -26,7 +26,8 @@ def loaded_modules(statement: str) -> set[str]:
     [
         "import impasto",
         "import impasto.config.load",
-        "import impasto.data.scan, impasto.data.plan, impasto.data.sampler",
+        "import impasto.data.scanning.scan, impasto.data.planning.plan",
+        "import impasto.data.loading.sampler, impasto.data.inspecting.health",
         "import impasto.datasets.build",
         "import impasto.cli.main as m; [m.impasto.get_command(None, v) for v in m.VERBS]",
     ],

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from impasto.config.cases import Facts
-from impasto.data.encoding import MomentsEncoder
-from impasto.data.filling import cache_latents, keys_of_plan
-from impasto.data.latent_cache import LatentCache
+from impasto.data.caching.encoding import MomentsEncoder
+from impasto.data.caching.filling import cache_latents, keys_of_plan
+from impasto.data.caching.latent_cache import LatentCache
 from impasto.errors import ConfigError
 from impasto.models.vae import computes_in_tf32, moments_encoder, weights_fingerprint
 from impasto.progress import SilentProgress

@@ -11,8 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from impasto.data import arrow_columns, found, keyed, record_table, tables
-from impasto.data.arrow_columns import (
+from impasto.data import record_table
+from impasto.data.columns import arrow_columns, keyed, tables
+from impasto.data.columns.arrow_columns import (
     column_of,
     empty_table,
     fitted,
@@ -24,12 +25,13 @@ from impasto.data.arrow_columns import (
     texts_of,
     values_of,
 )
-from impasto.data.found import found_of
-from impasto.data.found_image import FoundImage
-from impasto.data.keyed import KeyedTable
+from impasto.data.columns.keyed import KeyedTable
+from impasto.data.columns.tables import newest_rows, rows_of, take_rows
+from impasto.data.folders import found
+from impasto.data.folders.found import found_of
+from impasto.data.folders.found_image import FoundImage
 from impasto.data.record_table import RecordTable
-from impasto.data.scan import scan_folder
-from impasto.data.tables import newest_rows, rows_of, take_rows
+from impasto.data.scanning.scan import scan_folder
 
 TEXT = pa.large_string()
 TEXTS = st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=5), max_size=8)

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import pytest
 
 from impasto.canonical import canonical, sort_key
-from impasto.data.text_store import TextStore
+from impasto.data.caching.text_store import TextStore
 from impasto.randomness import derive_seed
 
 PROGRAM = """
@@ -26,9 +26,9 @@ from impasto.annotate.captioners import PRESETS
 from impasto.annotate.tags import CATEGORIES, GENERAL, Selection, Spelling, TagTable
 from impasto.canonical import canonical
 from impasto.config.load import build_run_config, dump_toml
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.latent_cache import LatentKeys, latent_key, mask_key
-from impasto.data.text_store import TextStore
+from impasto.data.pixels.content_hashes import ContentHashes
+from impasto.data.caching.latent_cache import LatentKeys, latent_key, mask_key
+from impasto.data.caching.text_store import TextStore
 from impasto.randomness import derive_seed
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.training.fingerprint import settings_fingerprint

@@ -7,13 +7,13 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto.data.dataset import TrainingData
-from impasto.data.latent_cache import CachedPlan, LatentKeys
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.latent_cache import CachedPlan, LatentKeys
+from impasto.data.loading.dataset import TrainingData
+from impasto.data.loading.sampler import MicroBatch, OptimizerStep, Sample
+from impasto.data.pixels.rendering import render
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Box, Geometry, Size
-from impasto.data.rendering import render
-from impasto.data.sampler import MicroBatch, OptimizerStep, Sample
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Augmentation, Subset
 from impasto.diffusion.conditioning import Conditioning
 from impasto.models.conditioning import ConditioningShape, unet_conditioning

@@ -13,9 +13,10 @@ from PIL import Image
 
 from impasto import files
 from impasto.config.load import build_run_config
-from impasto.data import likeness, npz_exchange
-from impasto.data.likeness import near_duplicates
-from impasto.data.npz_exchange import import_npz
+from impasto.data.caching import npz_exchange
+from impasto.data.caching.npz_exchange import import_npz
+from impasto.data.inspecting import likeness
+from impasto.data.inspecting.likeness import near_duplicates
 from impasto.datasets.build import survey
 from impasto.progress import SilentProgress
 

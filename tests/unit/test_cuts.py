@@ -9,15 +9,15 @@ import pytest
 from conftest import impasto
 from PIL import Image
 
-from impasto.data.augmentation import render_augmented
-from impasto.data.cuts import crop_file, cut_beside, read_cut, remove_cut, write_cut
-from impasto.data.images import UnreadableImageError
-from impasto.data.latent_cache import CachedPlan, LatentKeys, latent_key, mask_key
-from impasto.data.npz import npz_candidates, read_npz
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.latent_cache import CachedPlan, LatentKeys, latent_key, mask_key
+from impasto.data.caching.npz import npz_candidates, read_npz
+from impasto.data.engines.stages import Failure
+from impasto.data.loading.augmentation import render_augmented
+from impasto.data.pixels.cuts import crop_file, cut_beside, read_cut, remove_cut, write_cut
+from impasto.data.pixels.images import UnreadableImageError
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Box, Size
-from impasto.data.scan import join_scans, scan_folder
-from impasto.data.stages import Failure
+from impasto.data.scanning.scan import join_scans, scan_folder
 from impasto.data.subsets import Augmentation, Subset
 from impasto.errors import DatasetError
 from impasto.training.fingerprint import _data_fingerprint
@@ -176,8 +176,8 @@ def test_a_crop_without_its_image_is_mentioned(picture):
 
 
 def test_images_of_metadata_have_their_crops_too(picture):
-    from impasto.data.metadata import read_metadata
-    from impasto.data.scan import scan_metadata
+    from impasto.data.folders.metadata import read_metadata
+    from impasto.data.scanning.scan import scan_metadata
 
     meta = picture.parent / "meta.json"
     entry = {"caption": "a cat", "train_resolution": [64, 32]}

@@ -12,8 +12,8 @@ from segmenters import THINGS, detr, segformer
 
 from impasto.annotate.segmenting import LONGEST, MaskShape, Segmenter, locate_segmenter
 from impasto.cli.main import impasto as commands
-from impasto.data.masks import mask_file
-from impasto.data.scan import scan_folder
+from impasto.data.folders.masks import mask_file
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import ConfigError, ModelError
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from impasto.cli.dataset import dataset
 from impasto.config.load import load_dataset_config
-from impasto.data.dataset import TrainingData
-from impasto.data.latent_cache import CachedPlan, LatentKeys
-from impasto.data.sampler import MicroBatch, OptimizerStep, Sample
+from impasto.data.caching.latent_cache import CachedPlan, LatentKeys
+from impasto.data.loading.dataset import TrainingData
+from impasto.data.loading.sampler import MicroBatch, OptimizerStep, Sample
 from impasto.datasets.build import plan_dataset, scan_all
 from impasto.models.families import SDXL
 from impasto.progress import SilentProgress

@@ -10,7 +10,7 @@ from PIL import Image
 
 from impasto.checkpoints.modelspec import RESOLUTION
 from impasto.config.load import build_run_config
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.errors import ConfigError, DatasetError, ImpastoError
 from impasto.models.families import SD1
 from impasto.models.native_size import native_size

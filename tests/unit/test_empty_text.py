@@ -10,8 +10,8 @@ from safetensors import safe_open
 from two_encoders import write_model
 
 import impasto
+from impasto.data.caching.text_store import TextStore
 from impasto.data.records import Geometry, Size
-from impasto.data.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.families import SDXL
 from impasto.models.hypernetwork import HypernetworkStack

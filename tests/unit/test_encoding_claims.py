@@ -18,14 +18,14 @@ from process_groups import in_threads
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import progress
-from impasto.data import filling, stored_claims, unclaimed
-from impasto.data.content_hashes import stamp_of
-from impasto.data.encoding_claims import Taken, packed, unpacked
-from impasto.data.filling import cache_latents
-from impasto.data.folder_claims import FolderClaims, keys_file, read_keys, write_keys
-from impasto.data.latent_cache import LatentCache
-from impasto.data.process_group import AFTERWARDS, CacheShare, SingleProcess
-from impasto.data.stored_claims import StoredClaims
+from impasto.data.caching import filling, stored_claims, unclaimed
+from impasto.data.caching.encoding_claims import Taken, packed, unpacked
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.folder_claims import FolderClaims, keys_file, read_keys, write_keys
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.stored_claims import StoredClaims
+from impasto.data.engines.process_group import AFTERWARDS, CacheShare, SingleProcess
+from impasto.data.pixels.content_hashes import stamp_of
 from impasto.errors import DatasetError, RunError, StorageError
 from impasto.owners import ProcessIdentity
 from impasto.progress import SilentProgress
@@ -269,9 +269,9 @@ KILLED = """
 import sys, time
 from pathlib import Path
 from test_latent_cache import CountingEncoder, plan_of
-from impasto.data import latent_writing
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
+from impasto.data.caching import latent_writing
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
 
 latent_writing.SHARD_SECONDS = 0
 cache = LatentCache(Path(sys.argv[1]))

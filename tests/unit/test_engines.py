@@ -17,12 +17,12 @@ from impasto.cli.dataset_options import with_executor
 from impasto.cli.main import impasto
 from impasto.config.load import build_dataset_config
 from impasto.config.run import RunConfig
-from impasto.data import ray_cluster, ray_folder
-from impasto.data.engine import LOCAL
-from impasto.data.order_encoding import stage_of
-from impasto.data.ray_work import ALONE, OPENINGS, TOGETHER, Attempts, Ground, Notebook
-from impasto.data.scan import scan_folder
-from impasto.data.stages import Failure
+from impasto.data.caching.order_encoding import stage_of
+from impasto.data.engines import ray_cluster, ray_folder
+from impasto.data.engines.engine import LOCAL
+from impasto.data.engines.ray_work import ALONE, OPENINGS, TOGETHER, Attempts, Ground, Notebook
+from impasto.data.engines.stages import Failure
+from impasto.data.scanning.scan import scan_folder
 from impasto.datasets import build, engines
 from impasto.demo.recipe import TAGGER
 from impasto.errors import ConfigError, MissingDependencyError
@@ -85,7 +85,8 @@ def test_nothing_of_ray_is_imported_unless_it_is_asked_for(tmp_path):
         "from impasto.cli.main import main\n"
         f"sys.argv = ['impasto', 'dataset', 'scan', {str(tmp_path)!r}]\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
-        "import impasto.data.filling, impasto.data.ray_engine, impasto.data.ray_cluster\n"
+        "import impasto.data.caching.filling\n"
+        "import impasto.data.engines.ray_engine, impasto.data.engines.ray_cluster\n"
         "print([name for name in sys.modules if name.split('.')[0] == 'ray'])\n"
     )
     found = subprocess.run(
@@ -215,7 +216,7 @@ def test_a_batch_that_is_repeated_for_another_is_no_suspect():
 
 
 def test_a_result_of_ray_that_is_missing_is_an_error():
-    from impasto.data.ray_engine import _require_next
+    from impasto.data.engines.ray_engine import _require_next
 
     _require_next(3, 3)
     with pytest.raises(MissingDependencyError, match="batch 3 where those of batch 2 were due"):

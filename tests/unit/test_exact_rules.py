@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 from transformers import get_wsd_schedule
 
 from impasto.checkpoints.keymap import clip_naming, open_clip_naming, unet_naming
-from impasto.data.bucket_assignment import (
+from impasto.data.captions import CaptionRules, TrainingPosition
+from impasto.data.loading.sampler import EpochSampler, Group
+from impasto.data.planning.bucket_assignment import (
     _ROUNDING,
     Limits,
     _kohya_no_upscale,
@@ -25,10 +27,8 @@ from impasto.data.bucket_assignment import (
     cover_size,
     kept_fraction,
 )
-from impasto.data.buckets import make_bucket_sizes
-from impasto.data.captions import CaptionRules, TrainingPosition
+from impasto.data.planning.buckets import make_bucket_sizes
 from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
-from impasto.data.sampler import EpochSampler, Group
 from impasto.diffusion.noise import NoiseRecipe
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.errors import ConfigError
@@ -155,7 +155,7 @@ def test_warmup_stable_decay_is_that_of_transformers(least):
 
 
 def test_the_mean_of_what_is_cropped_is_a_mean():
-    from impasto.data.plan import Plan
+    from impasto.data.planning.plan import Plan
 
     record = ImageRecord(Path("a.png"), Size(100, 100), FileStamp(1, 1))
 

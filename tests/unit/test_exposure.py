@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from impasto.data.loading.sampler import EpochSampler, Group
 from impasto.data.record_table import RecordTable
 from impasto.data.records import FileStamp, ImageRecord, Size
-from impasto.data.sampler import EpochSampler, Group
 from impasto.data.subsets import Subset
 from impasto.diffusion.prediction import EPSILON
 from impasto.models.families import SD1

@@ -7,16 +7,16 @@ import unicodedata
 import pytest
 from PIL import Image
 
-from impasto.data.finding import ImageFinder
-from impasto.data.metadata import (
+from impasto.data.engines.stages import Failure
+from impasto.data.folders.finding import ImageFinder
+from impasto.data.folders.metadata import (
     MetadataEntry,
     keys_of_files,
     merge_captions,
     read_metadata,
     write_metadata,
 )
-from impasto.data.scan import scan_folder, scan_metadata
-from impasto.data.stages import Failure
+from impasto.data.scanning.scan import scan_folder, scan_metadata
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
 

@@ -7,11 +7,11 @@ import json
 
 import pytest
 
-from impasto.data import finding
-from impasto.data.finding import ImageFinder
-from impasto.data.metadata import read_metadata
-from impasto.data.scan import scan_metadata
-from impasto.data.stages import Failure
+from impasto.data.engines.stages import Failure
+from impasto.data.folders import finding
+from impasto.data.folders.finding import ImageFinder
+from impasto.data.folders.metadata import read_metadata
+from impasto.data.scanning.scan import scan_metadata
 from impasto.data.subsets import Subset
 
 

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from impasto.config.cases import Facts
+from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
-from impasto.data.sampler import Group
 from impasto.errors import OutOfMemoryError
 from impasto.models.conditioning import ConditioningShape
 from impasto.models.loading import load_base_model, load_meta_model

@@ -15,7 +15,7 @@ from impasto.cli.evaluate_images import find_images
 from impasto.config.differences import read_settings
 from impasto.config.load import build_run_config, dump_toml, load_run_of_source
 from impasto.data.captions import CaptionRules, TrainingPosition
-from impasto.data.content_hashes import ContentHashes
+from impasto.data.pixels.content_hashes import ContentHashes
 from impasto.datasets.build import scan_dataset, survey
 from impasto.datasets.copies import group_byte_copies
 from impasto.errors import DatasetError

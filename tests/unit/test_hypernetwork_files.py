@@ -10,7 +10,7 @@ from impasto.checkpoints.hypernetworks import (
     read_hypernetwork,
 )
 from impasto.config.hypernetwork import HypernetworkMethod
-from impasto.data.templates import read_templates
+from impasto.data.loading.templates import read_templates
 from impasto.errors import ConfigError, ModelError
 from impasto.models.hypernetwork import Hypernetwork, initialize, load_hypernetworks
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from impasto.data.image_list import (
+from impasto.data.inspecting.image_list import (
     ImageList,
     ListedImage,
     caption_tags,

@@ -10,10 +10,10 @@ from conftest import draw_images
 from packing import pack_arrow, pack_parquet, png, reasons, table_of, words_of
 
 from impasto.config.load import build_dataset_config
-from impasto.data import table_rows
-from impasto.data.containers import Columns
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.scan import decode_all, scan_folder
+from impasto.data.columns import table_rows
+from impasto.data.containers.containers import Columns
+from impasto.data.pixels.content_hashes import ContentHashes
+from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.datasets.build import scan_dataset
 from impasto.errors import DatasetError
 from impasto.storage import objects

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 from studios import FROM_HERE
 
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.errors import DatasetError
 from impasto.progress import size_words
 from impasto.studio.folders import address_of

@@ -20,8 +20,8 @@ from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in, read_notes, with_checksum
 from impasto.annotate.places import DatasetFile, Place, normalize_ending, why_not_a_caption_file
 from impasto.annotate.undoing import undo
-from impasto.data.beside import SidecarLookup
-from impasto.data.scan import scan_folder
+from impasto.data.folders.beside import SidecarLookup
+from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import PICTURES
 from impasto.errors import ImpastoError, RunError, StorageError
 

@@ -15,14 +15,14 @@ import torch
 from conftest import draw_images
 from PIL import Image
 
-from impasto.data import device_encoding, latent_writing
-from impasto.data.encoding import Encode, MomentsEncoder, to_model_range
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching import device_encoding, latent_writing
+from impasto.data.caching.encoding import Encode, MomentsEncoder, to_model_range
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.pixels.rendering import render
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.rendering import render
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
 
@@ -174,7 +174,7 @@ def test_a_newer_format_is_refused(folder, tmp_path):
 def test_a_full_disk_while_caching_keeps_what_was_finished(folder, tmp_path, monkeypatch):
     import errno
 
-    from impasto.data import shard_store
+    from impasto.data.sharding import shard_store
     from impasto.errors import StorageError
 
     real, calls = shard_store.save_file, []
@@ -431,8 +431,8 @@ sys.path.insert(0, {str(Path(__file__).parent)!r})
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
 from pathlib import Path
 import test_latent_cache as tests
-from impasto.data import latent_cache, latent_writing
-from impasto.data.filling import cache_latents
+from impasto.data.caching import latent_cache, latent_writing
+from impasto.data.caching.filling import cache_latents
 latent_writing.SHARD_BYTES = 4 * 1024
 class Dying(tests.CountingEncoder):
     def encode(self, pixels):

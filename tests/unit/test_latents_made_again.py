@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto.data.dataset import TrainingData
-from impasto.data.encoding import MomentsEncoder
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import CachedPlan, LatentCache, LatentKeys
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.encoding import MomentsEncoder
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import CachedPlan, LatentCache, LatentKeys
+from impasto.data.loading.dataset import TrainingData
+from impasto.data.loading.sampler import MicroBatch, OptimizerStep, Sample
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.sampler import MicroBatch, OptimizerStep, Sample
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Augmentation, Subset
 from impasto.models.vae import moments_encoder
 from impasto.progress import SilentProgress

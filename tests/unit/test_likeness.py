@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from impasto.data.likeness import NEAR_DUPLICATE_BITS, perceptual_hash
+from impasto.data.inspecting.likeness import NEAR_DUPLICATE_BITS, perceptual_hash
 from impasto.demo.recipe import PICTURES
 
 RECORDED = json.loads(

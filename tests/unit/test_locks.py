@@ -11,7 +11,7 @@ from dataclasses import replace
 import pytest
 
 from impasto import files, lock_file, locks, temporary_names
-from impasto.data.latent_cache import LatentCache
+from impasto.data.caching.latent_cache import LatentCache
 from impasto.errors import DatasetError, RunError
 from impasto.lock_file import LockHolder
 from impasto.owners import ProcessIdentity, current_process, parse_process_token

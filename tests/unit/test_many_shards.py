@@ -6,11 +6,12 @@ import torch
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import files
-from impasto.data import latent_writing, prepared, shard_index, shard_store, shards
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
-from impasto.data.latent_keys import LatentKeys
+from impasto.data.caching import latent_writing, prepared
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.latent_keys import LatentKeys
 from impasto.data.records import Size
+from impasto.data.sharding import shard_index, shard_store, shards
 from impasto.errors import DatasetError
 
 SIDE = Size(64, 64)
@@ -260,7 +261,8 @@ def test_prepared_keys_that_another_process_removes_end_nothing(tmp_path, monkey
 def test_hashes_are_tidied_once_after_all_portions(tmp_path, monkeypatch):
     from conftest import draw_images
 
-    from impasto.data import filling, keyed
+    from impasto.data.caching import filling
+    from impasto.data.columns import keyed
 
     tidied = []
     really = keyed.KeyedTable._tidy

@@ -8,10 +8,15 @@ from click.testing import CliRunner
 from PIL import Image
 
 from impasto.cli.new import new
-from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
-from impasto.data.mask_folders import mask_names
-from impasto.data.masks import masks_of
-from impasto.data.scan import scan_folder
+from impasto.data.folders.mask_folders import mask_names
+from impasto.data.folders.masks import masks_of
+from impasto.data.inspecting.image_list import (
+    ImageList,
+    ListedImage,
+    folders_below,
+    write_image_list,
+)
+from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import BASE_MODEL
 from impasto.studio.datasets import derived_of, find_datasets
 from impasto.studio.folders import Folders, address_of

@@ -6,12 +6,12 @@ If one of these failed, the loss would silently count what the user had masked o
 import pytest
 from PIL import Image
 
-from impasto.data.augmentation import Augmentation
-from impasto.data.latent_cache import CachedPlan, LatentKeys
-from impasto.data.masks import mask_file
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.latent_cache import CachedPlan, LatentKeys
+from impasto.data.folders.masks import mask_file
+from impasto.data.loading.augmentation import Augmentation
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.scan import join_scans, scan_folder
+from impasto.data.scanning.scan import join_scans, scan_folder
 from impasto.data.subsets import MaskRules, Subset
 from impasto.progress import SilentProgress
 from impasto.training.fingerprint import _data_fingerprint
@@ -98,7 +98,7 @@ def test_the_masks_of_augmented_images_are_in_the_fingerprint(tmp_path):
         plan = CachedPlan(tuple(images), tuple(LatentKeys() for _ in images), (), 0)
 
         def digests(stamps):
-            from impasto.data.content_hashes import ContentHashes
+            from impasto.data.pixels.content_hashes import ContentHashes
 
             asked.append(sorted(path.name for path in stamps))
             return ContentHashes(tmp_path / "hashes.json").of(stamps, SilentProgress())

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import torch
 
+from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
-from impasto.data.sampler import Group
 from impasto.datasets.batching import validation_batch_size
 from impasto.models.architectures import find_architecture, meta_model_of_architecture
 from impasto.models.loading import load_meta_model

@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from impasto.data.metadata import MetadataEntry, merge_captions, read_metadata, write_metadata
+from impasto.data.folders.metadata import (
+    MetadataEntry,
+    merge_captions,
+    read_metadata,
+    write_metadata,
+)
+from impasto.data.folders.sidecars import write_sidecars
 from impasto.data.records import Size
-from impasto.data.scan import scan_folder, scan_metadata
-from impasto.data.sidecars import write_sidecars
+from impasto.data.scanning.scan import scan_folder, scan_metadata
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
 

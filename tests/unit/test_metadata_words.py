@@ -16,8 +16,8 @@ from impasto.annotate.places import Place
 from impasto.annotate.tags import Spelling
 from impasto.annotate.undoing import undo
 from impasto.annotate.words import MetadataTarget, Sidecars
-from impasto.data.metadata import read_metadata
-from impasto.data.scan import scan_folder, scan_metadata
+from impasto.data.folders.metadata import read_metadata
+from impasto.data.scanning.scan import scan_folder, scan_metadata
 from impasto.data.subsets import Subset
 from impasto.sdscripts.annotation_tools import _one_file
 

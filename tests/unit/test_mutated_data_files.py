@@ -15,17 +15,17 @@ import pytest
 import torch
 from PIL import Image
 
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.latent_cache import LatentCache
-from impasto.data.likeness import PerceptualHashes
-from impasto.data.metadata import read_metadata, write_metadata
-from impasto.data.npz import read_npz, write_npz
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.npz import read_npz, write_npz
+from impasto.data.caching.text_store import TextStore
+from impasto.data.columns.remembered import write_cached
+from impasto.data.folders.metadata import read_metadata, write_metadata
+from impasto.data.inspecting.likeness import PerceptualHashes
+from impasto.data.loading.templates import read_templates
+from impasto.data.pixels.content_hashes import ContentHashes
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.remembered import write_cached
-from impasto.data.scan import decode_all, scan_folder, scan_metadata
-from impasto.data.templates import read_templates
-from impasto.data.text_store import TextStore
+from impasto.data.scanning.scan import decode_all, scan_folder, scan_metadata
 from impasto.errors import ImpastoError
 from impasto.progress import SilentProgress
 from impasto.sampling.prompt_files import read_prompt_file

@@ -9,8 +9,8 @@ from conftest import impasto
 from impasto.cli.heartbeat import SlowStepNotifier
 from impasto.config.load import build_run_config
 from impasto.config.validation import read_toml
+from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
-from impasto.data.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
 from impasto.progress import SilentProgress

@@ -9,9 +9,9 @@ import torch
 from impasto.config.cases import Facts
 from impasto.config.compatibility import require_compatible
 from impasto.config.load import build_run_config
-from impasto.data.groups import Group
+from impasto.data.loading.sampler import EpochSampler
+from impasto.data.planning.groups import Group
 from impasto.data.records import Size
-from impasto.data.sampler import EpochSampler
 from impasto.diffusion.assignment import assigned, least_assignment
 from impasto.errors import ConfigError
 from impasto.training.fingerprint import _passes

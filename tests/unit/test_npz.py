@@ -5,11 +5,11 @@ from dataclasses import replace
 import numpy as np
 from PIL import Image
 
-from impasto.data.npz import crop_ltrb, read_npz, write_npz
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.npz import crop_ltrb, read_npz, write_npz
+from impasto.data.engines.stages import Failure
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.scan import scan_folder
-from impasto.data.stages import Failure
+from impasto.data.scanning.scan import scan_folder
 
 
 def test_the_crop_of_sdxl_equals_the_recorded_one(golden):

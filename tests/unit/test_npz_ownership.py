@@ -9,15 +9,15 @@ import torch
 from conftest import draw_images
 from PIL import Image
 
-from impasto.data.encoding import MomentsEncoder
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
-from impasto.data.npz import read_npz, write_npz
-from impasto.data.npz_exchange import export_latents
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.encoding import MomentsEncoder
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.npz import read_npz, write_npz
+from impasto.data.caching.npz_exchange import export_latents
+from impasto.data.engines.stages import Failure
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.scan import scan_folder
-from impasto.data.stages import Failure
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Subset
 from impasto.models.families import FAMILIES, SDXL
 from impasto.progress import SilentProgress

@@ -12,15 +12,15 @@ from PIL import Image
 
 from impasto import files, remote_paths
 from impasto.config.load import build_dataset_config, load_dataset_config
-from impasto.data import probe_stage
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.found_image import FoundImage
-from impasto.data.metadata import read_metadata
-from impasto.data.ray_cluster import shared_ground
-from impasto.data.ray_work import Ground
-from impasto.data.rendering import Decode
-from impasto.data.scan import decode_all, scan_folder, scan_metadata
-from impasto.data.stages import Failure
+from impasto.data.engines.ray_cluster import shared_ground
+from impasto.data.engines.ray_work import Ground
+from impasto.data.engines.stages import Failure
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.metadata import read_metadata
+from impasto.data.pixels.content_hashes import ContentHashes
+from impasto.data.pixels.rendering import Decode
+from impasto.data.scanning import probe_stage
+from impasto.data.scanning.scan import decode_all, scan_folder, scan_metadata
 from impasto.datasets.build import scan_dataset
 from impasto.demo.recipe import PICTURES
 from impasto.errors import ConfigError, DatasetError, MissingDependencyError, StorageError

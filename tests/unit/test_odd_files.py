@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from impasto.data import formats, images
-from impasto.data.listing import Sidecars
-from impasto.data.scan import decode_all, scan_folder
+from impasto.data.folders import formats
+from impasto.data.folders.listing import Sidecars
+from impasto.data.pixels import images
+from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.errors import DatasetError
 from impasto.invocation import install_extra
 

@@ -9,9 +9,10 @@ import os
 import pytest
 from PIL import Image
 
-from impasto.data import formats, images
-from impasto.data.likeness import PerceptualHashes
-from impasto.data.scan import decode_all, scan_folder
+from impasto.data.folders import formats
+from impasto.data.inspecting.likeness import PerceptualHashes
+from impasto.data.pixels import images
+from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
 from impasto.progress import SilentProgress

@@ -10,12 +10,12 @@ from conftest import draw_images
 from process_groups import in_threads
 from test_latent_cache import CountingEncoder, plan_of
 
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache, LatentKeys
-from impasto.data.latent_orders import batches_of, cost_of, ordered
-from impasto.data.process_group import ALONE, CacheShare, SingleProcess, share_of
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache, LatentKeys
+from impasto.data.caching.latent_orders import batches_of, cost_of, ordered
+from impasto.data.caching.text_store import TextStore
+from impasto.data.engines.process_group import ALONE, CacheShare, SingleProcess, share_of
 from impasto.data.subsets import PLAIN, Augmentation, Subset
-from impasto.data.text_store import TextStore
 from impasto.models.text_memory import AHEAD_BATCH, TextCache
 
 

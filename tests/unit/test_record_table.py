@@ -11,14 +11,14 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from impasto.data.groups import Groups
-from impasto.data.latent_keys import KeyTable, LatentKeys, join_keys
-from impasto.data.plan import plan_images
-from impasto.data.planned_table import PlannedTable, join_planned
+from impasto.data.caching.latent_keys import KeyTable, LatentKeys, join_keys
+from impasto.data.loading.sampler import EpochSampler, Group
+from impasto.data.planning.groups import Groups
+from impasto.data.planning.plan import plan_images
+from impasto.data.planning.planned_table import PlannedTable, join_planned
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import Box, Cut, FileStamp, ImageRecord, Size
-from impasto.data.sampler import EpochSampler, Group
-from impasto.data.scan import Scan
+from impasto.data.scanning.scan import Scan
 from impasto.data.subsets import Subset
 
 SUBSETS = (Subset(), Subset(dataset=1, repeats=3), Subset(dataset=1, class_tokens="a dog"))
@@ -183,7 +183,7 @@ def test_the_order_is_that_of_earlier_versions():
 
 
 def test_the_next_epoch_is_dealt_ahead_and_is_the_same():
-    from impasto.data import sampler as module
+    from impasto.data.loading import sampler as module
 
     groups = Groups((Group(0, Size(64, 64)),), np.zeros(module._AHEAD_FROM, dtype=np.int32))
     sizes = {groups.table[0]: 1000}
@@ -196,7 +196,7 @@ def test_the_next_epoch_is_dealt_ahead_and_is_the_same():
 
 
 def test_an_epoch_is_dealt_once_though_loaders_are_in_the_next_already():
-    from impasto.data import sampler as module
+    from impasto.data.loading import sampler as module
 
     dealt = []
     deals = module._Deals(lambda epoch: dealt.append(epoch) or epoch, ahead=True)

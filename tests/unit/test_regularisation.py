@@ -16,8 +16,8 @@ from PIL import Image
 
 from impasto.config.dreambooth import dreambooth_subsets
 from impasto.config.load import build_run_config, dump_toml
-from impasto.data.beside import SidecarLookup
-from impasto.data.regularisation import balance, showings_of
+from impasto.data.folders.beside import SidecarLookup
+from impasto.data.planning.regularisation import balance, showings_of
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.build import scan_all, survey
 from impasto.errors import ConfigError, DatasetError

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from impasto.data.latent_cache import LatentCache
-from impasto.data.remembered import recall, write_cached
-from impasto.data.scan import scan_folder
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.columns.remembered import recall, write_cached
+from impasto.data.scanning.scan import scan_folder
 
 CONTENT = {"a/蝶.png": [[1, 2], ["x\u2028y", 0]], "b": []}
 

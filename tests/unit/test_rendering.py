@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from impasto.data.augmentation import Face, face_in_name, render_augmented
-from impasto.data.images import UnreadableImageError
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.loading.augmentation import Face, face_in_name, render_augmented
+from impasto.data.pixels.images import UnreadableImageError
+from impasto.data.pixels.rendering import render
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.rendering import render
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Augmentation, MaskRules, Subset
 
 

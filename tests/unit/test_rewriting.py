@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from impasto import files, temporary_names
-from impasto.data.metadata import MetadataEntry, keep_backup, write_metadata
+from impasto.data.folders.metadata import MetadataEntry, keep_backup, write_metadata
 from impasto.errors import StorageError
 from impasto.write_targets import why_not_written
 

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from impasto.data.scan import decode_all, scan_folder
+from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.errors import DatasetError
 
 
@@ -76,7 +76,7 @@ def test_the_index_spares_unchanged_files(tmp_path, monkeypatch):
     index_file = tmp_path / "scan.json"
     first = scan_folder(tmp_path / "set", index=index_file)
     opened = []
-    from impasto.data import images
+    from impasto.data.pixels import images
 
     real = images.read_header
     monkeypatch.setattr(images, "read_header", lambda path: opened.append(path.name) or real(path))

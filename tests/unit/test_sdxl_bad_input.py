@@ -15,7 +15,7 @@ from impasto.checkpoints.kinds import lacking
 from impasto.checkpoints.ldm import split_ldm
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
-from impasto.data.text_store import TextStore
+from impasto.data.caching.text_store import TextStore
 from impasto.errors import ModelError
 from impasto.models import known_vaes
 from impasto.models.architectures import write_random_model

@@ -8,11 +8,11 @@ from conftest import draw_images
 from conftest import impasto as run
 from PIL import Image
 
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import LatentCache
-from impasto.data.plan import plan_images
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.planning.plan import plan_images
 from impasto.data.records import Size
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Subset
 from impasto.datasets.simulation import Rates, sample_of, stages_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from impasto.data.stages import Failure, LocalExecutor, chunks
+from impasto.data.engines.stages import Failure, LocalExecutor, chunks
 
 
 class Square:
@@ -78,7 +78,7 @@ def test_no_more_is_begun_than_is_looked_ahead():
 HERE = Path(__file__).parent
 SCRIPT = """
 print("begun")
-from impasto.data.stages import LocalExecutor
+from impasto.data.engines.stages import LocalExecutor
 from test_stages import Square
 batches = LocalExecutor(Square(), 2, processes=True).run([[2], [3]])
 print([pair for batch in batches for pair in batch])

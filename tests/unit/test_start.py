@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from impasto.data import formats
+from impasto.data.folders import formats
 
 START = Path(__file__).parents[2] / "start.py"
 

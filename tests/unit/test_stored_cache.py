@@ -14,15 +14,16 @@ from object_store import cutting, refusing
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import files
-from impasto.data import prepared, shard_fetching, shard_index
-from impasto.data.filling import cache_latents
-from impasto.data.keyed import KeyedTable
-from impasto.data.latent_cache import LatentCache
-from impasto.data.latent_keys import LatentKeys
+from impasto.data.caching import prepared
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.latent_keys import LatentKeys
+from impasto.data.caching.text_store import TextStore
+from impasto.data.columns.keyed import KeyedTable
+from impasto.data.columns.tables import TableFolder, rows_of
 from impasto.data.records import Size
-from impasto.data.shard_fetching import ShardFetcher
-from impasto.data.tables import TableFolder, rows_of
-from impasto.data.text_store import TextStore
+from impasto.data.sharding import shard_fetching, shard_index
+from impasto.data.sharding.shard_fetching import ShardFetcher
 from impasto.errors import ConfigError, DatasetError, StorageError
 from impasto.remote_paths import machine_folder
 from impasto.storage import copies, objects
@@ -578,7 +579,7 @@ def test_a_damaged_copy_of_a_segment_says_nothing_of_the_segment(place):
 
 
 def test_a_segment_that_was_replaced_is_removed_from_the_store(place, monkeypatch):
-    from impasto.data import tables
+    from impasto.data.columns import tables
 
     folder = place / "numbers.table"
     table = TableFolder(folder, SCHEMA, [1])
@@ -621,7 +622,7 @@ def test_a_full_disk_is_named_and_rows_are_read_all_the_same(place, elsewhere, m
 
 
 def test_copies_of_segments_go_when_the_store_has_them_no_more(place, elsewhere, monkeypatch):
-    from impasto.data import segments, tables
+    from impasto.data.columns import segments, tables
 
     folder = place / "numbers.table"
     elsewhere("a")

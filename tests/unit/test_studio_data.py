@@ -26,8 +26,13 @@ from studios import FROM_HERE
 from test_run_status import GONE, make_run
 
 from impasto import temporary_names
-from impasto.data.formats import EXTENSIONS, heif_advice
-from impasto.data.image_list import ImageList, ListedImage, folders_below, write_image_list
+from impasto.data.folders.formats import EXTENSIONS, heif_advice
+from impasto.data.inspecting.image_list import (
+    ImageList,
+    ListedImage,
+    folders_below,
+    write_image_list,
+)
 from impasto.owners import current_process
 from impasto.studio import losses as losses_module
 from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image_of

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 from studios import FROM_HERE
 
-from impasto.data.cuts import crop_file, cut_beside, write_cut
-from impasto.data.image_list import read_image_list
+from impasto.data.inspecting.image_list import read_image_list
+from impasto.data.pixels.cuts import crop_file, cut_beside, write_cut
 from impasto.data.records import Box, Size
 from impasto.studio.datasets import dataset_of, derived_of, image_of
 from impasto.studio.folders import address_of

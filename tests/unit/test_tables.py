@@ -10,15 +10,15 @@ import pyarrow as pa
 import pytest
 
 from impasto import files
-from impasto.data import tables
-from impasto.data.appender import Appender
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.decoded import DecodeCache
-from impasto.data.keyed import KeyedTable
-from impasto.data.likeness import PerceptualHashes
-from impasto.data.remembered import write_cached
-from impasto.data.scan import scan_folder
-from impasto.data.tables import Former, TableFolder, rows_of
+from impasto.data.columns import tables
+from impasto.data.columns.appender import Appender
+from impasto.data.columns.keyed import KeyedTable
+from impasto.data.columns.remembered import write_cached
+from impasto.data.columns.tables import Former, TableFolder, rows_of
+from impasto.data.inspecting.likeness import PerceptualHashes
+from impasto.data.pixels.content_hashes import ContentHashes
+from impasto.data.pixels.decoded import DecodeCache
+from impasto.data.scanning.scan import scan_folder
 from impasto.errors import StorageError
 from impasto.progress import SilentProgress
 
@@ -119,7 +119,7 @@ def test_a_segment_that_cannot_be_read_just_now_stays(tmp_path, later, monkeypat
 
 def test_a_clock_that_is_behind_writes_the_newest_row_all_the_same(tmp_path, monkeypatch):
     table_in(tmp_path).append(rows(("a", 1)))
-    monkeypatch.setattr("impasto.data.segments.time.time_ns", lambda: 10**18)
+    monkeypatch.setattr("impasto.data.columns.segments.time.time_ns", lambda: 10**18)
     late = table_in(tmp_path)
     late.append(rows(("a", 2)))
     assert content(late) == [("a", 2), ("a", 1)]
@@ -157,7 +157,7 @@ def test_half_written_files_leave_and_full_copies_do_not_gather(tmp_path, later)
 
 def test_many_small_segments_are_folded_as_they_come(tmp_path, later, monkeypatch):
     later()
-    monkeypatch.setattr("impasto.data.appender.FOLDED", 4)
+    monkeypatch.setattr("impasto.data.columns.appender.FOLDED", 4)
     appender = Appender(table_in(tmp_path), rows=1)
     for number in range(18):
         appender.add(str(number), number)
@@ -266,9 +266,9 @@ def test_files_of_earlier_versions_are_moved_over_once(folder, tmp_path, monkeyp
     def refuse(*_):
         raise AssertionError("a file was opened")
 
-    monkeypatch.setattr("impasto.data.images.read_header", refuse)
-    monkeypatch.setattr("impasto.data.content_hashes.files.sha256_of", refuse)
-    monkeypatch.setattr("impasto.data.images.read_rgb", refuse)
+    monkeypatch.setattr("impasto.data.pixels.images.read_header", refuse)
+    monkeypatch.setattr("impasto.data.pixels.content_hashes.files.sha256_of", refuse)
+    monkeypatch.setattr("impasto.data.pixels.images.read_rgb", refuse)
     for _ in range(2):
         again = scan_folder(folder, index=index)
         assert again.records == scan.records
@@ -285,7 +285,7 @@ def test_files_of_earlier_versions_are_moved_over_once(folder, tmp_path, monkeyp
 def test_two_scans_at_once_write_one_index_between_them(folder, tmp_path):
     program = f"""
 from pathlib import Path
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 index = Path({str(tmp_path / "scan.json")!r})
 assert len(scan_folder(Path({str(folder)!r}), index=index).records) == 3
 """

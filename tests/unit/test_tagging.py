@@ -37,7 +37,7 @@ from impasto.annotate.tags import (
     parse_replacements,
 )
 from impasto.annotator_table import DEMO_TAGGER
-from impasto.data.stages import Failure
+from impasto.data.engines.stages import Failure
 from impasto.errors import ConfigError, ModelError, OutOfMemoryError
 from impasto.progress import SilentProgress
 

@@ -18,21 +18,21 @@ from PIL import Image
 
 from impasto import files
 from impasto.config.load import build_dataset_config
-from impasto.data import tar_members
-from impasto.data.containers import Columns, holds_containers
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.encoding import MomentsEncoder
-from impasto.data.filling import cache_latents
-from impasto.data.images import read_rgb
-from impasto.data.latent_cache import LatentCache
-from impasto.data.listing import Sidecars
-from impasto.data.member_files import open_member, sha256_of_member
-from impasto.data.metadata import read_metadata
-from impasto.data.plan import BucketRules, plan_images
+from impasto.data.caching.encoding import MomentsEncoder
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.containers import tar_members
+from impasto.data.containers.containers import Columns, holds_containers
+from impasto.data.engines.stages import Failure, LocalExecutor, chunks
+from impasto.data.folders.listing import Sidecars
+from impasto.data.folders.metadata import read_metadata
+from impasto.data.pixels.content_hashes import ContentHashes
+from impasto.data.pixels.images import read_rgb
+from impasto.data.pixels.member_files import open_member, sha256_of_member
+from impasto.data.pixels.rendering import Decode
+from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.rendering import Decode
-from impasto.data.scan import decode_all, scan_folder, scan_metadata
-from impasto.data.stages import Failure, LocalExecutor, chunks
+from impasto.data.scanning.scan import decode_all, scan_folder, scan_metadata
 from impasto.datasets.build import scan_dataset
 from impasto.errors import DatasetError
 from impasto.member_paths import is_member, member_of, plain
@@ -113,7 +113,7 @@ def test_a_second_scan_reads_nothing_of_tars(folder, tmp_path, monkeypatch):
     assert not index.parent.exists()
     first = scan_folder(place, index=index)
     monkeypatch.setattr(tar_members, "index_tar", None)
-    monkeypatch.setattr("impasto.data.images.read_header", None)
+    monkeypatch.setattr("impasto.data.pixels.images.read_header", None)
     again = scan_folder(place, index=index)
     assert [r.words for r in again.records] == [r.words for r in first.records]
     monkeypatch.undo()
@@ -295,7 +295,7 @@ def test_mutated_tables_and_tars_give_images_or_reasons(packed, tmp_path):
 _SCANS = """
 import sys
 from pathlib import Path
-from impasto.data.scan import decode_all, scan_folder
+from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.errors import DatasetError
 for place in sorted(Path(sys.argv[1]).iterdir()):
     try:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from impasto.data.text_store import TextStore
+from impasto.data.caching.text_store import TextStore
 from impasto.errors import ConfigError
 from impasto.models.text import ClipTextConditioner
 from impasto.models.text_memory import TextCache

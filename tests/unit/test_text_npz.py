@@ -11,12 +11,12 @@ from conftest import draw_images
 from two_encoders import write_model
 
 from impasto.cli.dataset import dataset
+from impasto.data.caching.text_npz import TOKEN_IDS, is_before, read_text_npz, write_text_npz
 from impasto.data.captions import CaptionRules
-from impasto.data.listing import Sidecars
-from impasto.data.scan import scan_folder
-from impasto.data.stages import Failure
+from impasto.data.engines.stages import Failure
+from impasto.data.folders.listing import Sidecars
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Subset
-from impasto.data.text_npz import TOKEN_IDS, is_before, read_text_npz, write_text_npz
 from impasto.errors import ConfigError, DatasetError, ImpastoError
 from impasto.models.families import SDXL
 from impasto.models.loading import load_base_model

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from impasto.config.cases import Facts
 from impasto.config.compatibility import require_compatible
-from impasto.data.sampler import Group
+from impasto.data.loading.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.loading import load_meta_model
 from impasto.training import precision as native_precision

@@ -19,9 +19,9 @@ from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
 from impasto.annotate.words import Sidecars
 from impasto.cli.dataset_clean import _read
-from impasto.data.beside import has_text
-from impasto.data.scan import scan_folder
-from impasto.data.sidecars import _says
+from impasto.data.folders.beside import has_text
+from impasto.data.folders.sidecars import _says
+from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import RunError, StorageError
 from impasto.sdscripts.metadata_tools import merge_dd_tags_to_metadata

@@ -20,10 +20,10 @@ from impasto.annotate.profiles import PrepareImages
 from impasto.annotate.remote import PrepareRecords, RemoteAnnotator
 from impasto.annotate.tags import Selection, Spelling, Tag
 from impasto.annotate.words import MetadataTarget, Sidecars
-from impasto.data.engine import LOCAL, Engine
-from impasto.data.images import UnreadableImageError, failure_of, read_rgb
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.engines.stages import ErrorPolicy, Failure, Stage, chunks
+from impasto.data.pixels.images import UnreadableImageError, failure_of, read_rgb
 from impasto.data.records import ImageRecord, SkippedFile
-from impasto.data.stages import ErrorPolicy, Failure, Stage, chunks
 from impasto.errors import ConfigError, DatasetError
 from impasto.progress import Progress
 from impasto.remote_paths import shown

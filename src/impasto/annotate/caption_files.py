@@ -14,8 +14,8 @@ from pathlib import Path
 from impasto.annotate.editing import Operation, applied, tags_of
 from impasto.annotate.places import Place
 from impasto.annotate.substitution import LONGEST, SubstitutionError
-from impasto.data.beside import SidecarLookup
-from impasto.data.listing import CAPTION, TAGS
+from impasto.data.folders.beside import SidecarLookup
+from impasto.data.folders.listing import CAPTION, TAGS
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.errors import DatasetError
 from impasto.parsing import read_caption_file

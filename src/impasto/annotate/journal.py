@@ -31,7 +31,7 @@ from impasto.annotate.notes import (
     with_checksum,
 )
 from impasto.annotate.places import METADATA, DatasetFile, Place
-from impasto.data.beside import has_text
+from impasto.data.folders.beside import has_text
 from impasto.errors import RunError, StorageError
 from impasto.lock_file import LockHolder
 from impasto.locks import FolderLock

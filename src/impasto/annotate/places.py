@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from impasto import files, temporary_names
-from impasto.data.images import EXTENSIONS
+from impasto.data.pixels.images import EXTENSIONS
 from impasto.errors import RunError
 from impasto.write_targets import why_not_written
 

@@ -16,9 +16,9 @@ import numpy as np
 from PIL import Image
 
 from impasto.annotate.tags import CHARACTER, GENERAL
-from impasto.data.images import UnreadableImageError, read_rgb
+from impasto.data.engines.stages import Failure
+from impasto.data.pixels.images import UnreadableImageError, read_rgb
 from impasto.data.records import Size
-from impasto.data.stages import Failure
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
 

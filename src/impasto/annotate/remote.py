@@ -16,8 +16,8 @@ from impasto.annotate.models import locate_captioner, locate_tagger
 from impasto.annotate.onnx_tagger import OnnxTagger, Tagger, as_logits
 from impasto.annotate.profiles import Profile
 from impasto.annotate.tags import Selection, Spelling
+from impasto.data.engines.stages import Failure, Stage
 from impasto.data.records import ImageRecord
-from impasto.data.stages import Failure, Stage
 from impasto.progress import Progress, SilentProgress
 
 _TORCH = (".pt", ".h5", ".keras")

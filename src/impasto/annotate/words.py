@@ -11,8 +11,8 @@ from typing import Literal
 from impasto.annotate.journal import Journal
 from impasto.annotate.places import Place
 from impasto.annotate.undoing import UndoResult, undo
-from impasto.data.beside import SidecarLookup
-from impasto.data.metadata import (
+from impasto.data.folders.beside import SidecarLookup
+from impasto.data.folders.metadata import (
     MetadataEntry,
     keep_backup,
     keys_of_files,

@@ -46,9 +46,9 @@ from impasto.member_paths import plain
 from impasto.progress import counted
 
 if TYPE_CHECKING:
-    from impasto.data.plan import Plan
+    from impasto.data.planning.plan import Plan
     from impasto.data.records import ImageRecord
-    from impasto.data.scan import Scan
+    from impasto.data.scanning.scan import Scan
     from impasto.models.family import SizeConditioning
 
 
@@ -176,7 +176,7 @@ def plan(
     from impasto.cli.dataset_plan_value import plan_value
     from impasto.cli.harmless import json_text
     from impasto.config.load import load_run_of_source
-    from impasto.data.regularisation import balance
+    from impasto.data.planning.regularisation import balance
     from impasto.datasets.build import balance_of, plan_dataset, split_of_source
     from impasto.progress import SilentProgress
 
@@ -255,7 +255,7 @@ def captions(
     """Show the captions that training would see, exactly, epoch by epoch."""
     from impasto.cli.console import Console
     from impasto.config.load import load_run_of_source
-    from impasto.data.regularisation import balance
+    from impasto.data.planning.regularisation import balance
     from impasto.datasets.build import scan_all, split_of_source
     from impasto.progress import SilentProgress
 

@@ -28,9 +28,9 @@ from impasto.remote_paths import shown
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.dataset import DatasetConfig
-    from impasto.data.latent_cache import CachedPlan
-    from impasto.data.npz_exchange import Exported
-    from impasto.data.scan import Scan
+    from impasto.data.caching.latent_cache import CachedPlan
+    from impasto.data.caching.npz_exchange import Exported
+    from impasto.data.scanning.scan import Scan
     from impasto.models.loading import BaseModel
 
 _NO_NPZ = "where no .npz is written. Copy or unpack the images into a folder of this machine"
@@ -85,9 +85,9 @@ def encode(
 
     require_source(model)
     from impasto.cli.console import Console
-    from impasto.data.filling import cache_latents
-    from impasto.data.latent_cache import LatentCache
-    from impasto.data.npz_exchange import export_latents
+    from impasto.data.caching.filling import cache_latents
+    from impasto.data.caching.latent_cache import LatentCache
+    from impasto.data.caching.npz_exchange import export_latents
     from impasto.datasets.build import plan_dataset, require_usable, scan_all
     from impasto.datasets.engines import open_engine
     from impasto.models.text_exchange import export_texts
@@ -189,7 +189,7 @@ def _report(
 def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
     """Read everything that is cached for SOURCE, and list what is damaged."""
     from impasto.cli.console import Console
-    from impasto.data.latent_cache import LatentCache
+    from impasto.data.caching.latent_cache import LatentCache
     from impasto.errors import DatasetError
 
     console = Console()
@@ -221,8 +221,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
 
     require_source(model)
     from impasto.cli.console import Console
-    from impasto.data.filling import keys_of_plan
-    from impasto.data.latent_cache import LatentCache
+    from impasto.data.caching.filling import keys_of_plan
+    from impasto.data.caching.latent_cache import LatentCache
     from impasto.datasets.build import plan_dataset, scan_all
     from impasto.models.vae import encoding_fingerprint
 

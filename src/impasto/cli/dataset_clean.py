@@ -108,7 +108,7 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
     """Count the tags of SOURCE."""
     from impasto.annotate.cleaning import count_tags
     from impasto.cli.console import Console
-    from impasto.data.beside import SidecarLookup
+    from impasto.data.folders.beside import SidecarLookup
 
     console = Console()
     records = usable_images(local_dataset_config(source, options), console)
@@ -126,7 +126,7 @@ def _find(
     records: Sequence[ImageRecord], place: Place, options: dict[str, Any], console: Console
 ) -> tuple[dict[Path, str], dict[Path, str]]:
     """The files with tags and those with captions, with their words; odd ones are skipped."""
-    from impasto.data.beside import SidecarLookup
+    from impasto.data.folders.beside import SidecarLookup
 
     endings = (options["tags_ending"], options["captions_ending"])
     beside = SidecarLookup(*endings)

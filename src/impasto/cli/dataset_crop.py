@@ -33,8 +33,8 @@ def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bo
     impasto dataset crop images/cat.jpg --remove
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.cli.console import Console
-    from impasto.data import images
-    from impasto.data.cuts import crop_file, read_cut, remove_cut, write_cut
+    from impasto.data.pixels import images
+    from impasto.data.pixels.cuts import crop_file, read_cut, remove_cut, write_cut
     from impasto.data.records import Box, Size
     from impasto.errors import DatasetError
 
@@ -63,7 +63,7 @@ def crop(image: Path, rectangle: tuple[int, ...], resolution: int, *, remove: bo
 
 
 def _described(image: Path, whole: Size, box: Box, resolution: int) -> dict[str, str]:
-    from impasto.data.cuts import bucket_of
+    from impasto.data.pixels.cuts import bucket_of
 
     planned = bucket_of(image, whole, box, resolution)
     return {

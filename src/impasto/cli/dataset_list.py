@@ -47,7 +47,7 @@ def list_(
     is printed.
     """
     from impasto.cli.console import Console
-    from impasto.data.image_list import lines_of, write_image_list
+    from impasto.data.inspecting.image_list import lines_of, write_image_list
     from impasto.datasets.list_images import list_images
     from impasto.progress import SilentProgress
 

@@ -123,7 +123,7 @@ def _read_drawn(file: Path, image: Image) -> Image:
     Raises:
         DatasetError: It is unreadable, or has not the shape of its image.
     """
-    from impasto.data.images import UnreadableImageError, read_mask
+    from impasto.data.pixels.images import UnreadableImageError, read_mask
     from impasto.errors import DatasetError
 
     try:
@@ -192,8 +192,8 @@ def _orders(
         ConfigError: No folder of masks is known, or an image that is asked for is not there.
     """
     from impasto import files
-    from impasto.data.mask_folders import mask_places
-    from impasto.data.masks import mask_file
+    from impasto.data.folders.mask_folders import mask_places
+    from impasto.data.folders.masks import mask_file
     from impasto.data.subsets import MaskRules
     from impasto.datasets.build import scan_all
     from impasto.errors import ConfigError
@@ -255,8 +255,8 @@ def _make(
         StorageError: The disk is full.
     """
     from impasto import files, storage_errors
-    from impasto.data import images
-    from impasto.data.rendering import require_scanned_size
+    from impasto.data.pixels import images
+    from impasto.data.pixels.rendering import require_scanned_size
 
     record, target = order.record, order.target
     try:

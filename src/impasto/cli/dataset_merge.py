@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from impasto.cli.console import Console
-    from impasto.data.metadata import MetadataEntry
-    from impasto.data.scan import Scan
+    from impasto.data.folders.metadata import MetadataEntry
+    from impasto.data.scanning.scan import Scan
 
 
 @click.command()
@@ -72,7 +72,7 @@ def merge(
 
 def _to_metadata(source: Path, target: Path, style: Any, options: dict[str, Any]) -> None:
     from impasto.cli.console import Console
-    from impasto.data.metadata import (
+    from impasto.data.folders.metadata import (
         keys_of_files,
         merge_captions,
         read_metadata,
@@ -109,7 +109,7 @@ def _say_how_to_read(
     target: Path, entries: Sequence[MetadataEntry], scan: Scan, console: Console
 ) -> None:
     """Keys are relative to the folder of images; say so where the file alone does not find it."""
-    from impasto.data.metadata import keys_of_files
+    from impasto.data.folders.metadata import keys_of_files
 
     wanted = {record.path.absolute() for record in scan.records}
     if wanted <= keys_of_files(entries, [target.parent]).keys():
@@ -131,7 +131,7 @@ def _to_sidecars(
     source: Path, image_dir: Path | None, options: dict[str, Any], *, overwrite: bool
 ) -> None:
     from impasto.cli.console import Console
-    from impasto.data.sidecars import write_sidecars
+    from impasto.data.folders.sidecars import write_sidecars
 
     console = Console()
     config = local_dataset_config(source, options)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.dataset import DatasetConfig, SubsetConfig
     from impasto.data.records import ImageRecord
-    from impasto.data.scan import Scan
+    from impasto.data.scanning.scan import Scan
 
 SOURCE = click.argument("source", type=click.Path(path_type=Path))
 
@@ -187,7 +187,7 @@ def _require_local(place: Path, why: str = "") -> None:
 
 
 def _require_files(subset: SubsetConfig, why: str) -> None:
-    from impasto.data.containers import holds_containers
+    from impasto.data.containers.containers import holds_containers
     from impasto.errors import ConfigError
 
     place = subset.image_dir or (subset.metadata_file or Path()).parent

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from impasto.member_paths import plain
 
 if TYPE_CHECKING:
-    from impasto.data.plan import Plan
+    from impasto.data.planning.plan import Plan
     from impasto.data.records import PlannedImage
-    from impasto.data.scan import Scan
+    from impasto.data.scanning.scan import Scan
     from impasto.models.family import SizeConditioning
 
 

@@ -23,8 +23,8 @@ def show(image: Path, view: Path | None, *, as_json: bool) -> None:
     """Show size, format, crop and words of IMAGE."""
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
-    from impasto.data.images import UnreadableImageError, failure_of
-    from impasto.data.inspection import inspect_image, write_view
+    from impasto.data.inspecting.inspection import inspect_image, write_view
+    from impasto.data.pixels.images import UnreadableImageError, failure_of
     from impasto.errors import DatasetError
 
     require_own_file(image)
@@ -52,10 +52,10 @@ def show(image: Path, view: Path | None, *, as_json: bool) -> None:
 
 def _beside(image: Path) -> dict[str, Any]:
     """What the files beside an image say, as plain values."""
-    from impasto.data.beside import SidecarLookup
-    from impasto.data.cuts import cut_beside
-    from impasto.data.images import UnreadableImageError
-    from impasto.data.listing import CAPTION, TAGS
+    from impasto.data.folders.beside import SidecarLookup
+    from impasto.data.folders.listing import CAPTION, TAGS
+    from impasto.data.pixels.cuts import cut_beside
+    from impasto.data.pixels.images import UnreadableImageError
     from impasto.parsing import decode_caption
 
     found: dict[str, Any] = {"crop": None, "crop_fault": ""}

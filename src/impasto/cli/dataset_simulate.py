@@ -28,7 +28,7 @@ def show_simulation(
     Raises:
         ImpastoError: The sample cannot be used.
     """
-    from impasto.data.regularisation import balance
+    from impasto.data.planning.regularisation import balance
     from impasto.datasets.build import plan_dataset, scan_all, split_of_source
     from impasto.datasets.simulation import measure_rates, sample_of, stages_of
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from impasto.annotate.remote import RemoteAnnotator
     from impasto.cli.console import Console
     from impasto.config.dataset import DatasetConfig
-    from impasto.data.engine import Engine
+    from impasto.data.engines.engine import Engine
     from impasto.data.records import ImageRecord
 
 F = TypeVar("F", bound=Callable[..., Any])

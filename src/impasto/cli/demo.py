@@ -115,7 +115,7 @@ def _tell_what_is_seen(console: Console) -> None:
     from impasto.annotate.captioners import Captioner, Generation
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
-    from impasto.data.scan import scan_folder
+    from impasto.data.scanning.scan import scan_folder
     from impasto.demo.recipe import CAPTIONER, PICTURES, TAGGER
     from impasto.errors import MissingDependencyError
 

@@ -62,7 +62,7 @@ def require_folders(config: RunConfig) -> None:
     Raises:
         DatasetError: One is missing.
     """
-    from impasto.data.image_places import require_images
+    from impasto.data.scanning.image_places import require_images
 
     subsets = [s for part in config.dataset.parts for s in part.subsets if s.num_repeats]
     folders = [subset.image_dir for subset in subsets] + [config.validation.image_dir]

@@ -142,7 +142,7 @@ def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
 
 
 def _images_in(folder: Path, progress: Progress) -> RealImages:
-    from impasto.data.scan import scan_folder
+    from impasto.data.scanning.scan import scan_folder
     from impasto.data.subsets import PLAIN
     from impasto.member_paths import folder_of
 

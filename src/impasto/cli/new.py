@@ -121,8 +121,8 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         ModelError: The model is none that can be trained.
     """
     from impasto.config.goal_settings import Material
-    from impasto.data.masks import masks_of
-    from impasto.data.scan import scan_folder
+    from impasto.data.folders.masks import masks_of
+    from impasto.data.scanning.scan import scan_folder
     from impasto.errors import ConfigError
     from impasto.parsing import is_text, printable
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
-from impasto.data.sampler import EpochSampler
+from impasto.data.loading.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
 from impasto.models.hypernetwork import load_hypernetworks

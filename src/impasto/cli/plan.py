@@ -29,9 +29,9 @@ from impasto.cli.plan_value import (
 from impasto.cli.recorded import task_log
 from impasto.config.differences import changed_settings
 from impasto.config.run import RunConfig
-from impasto.data.masks import mask_file, masks_of
-from impasto.data.planned_table import PlannedTable
-from impasto.data.regularisation import Balance
+from impasto.data.folders.masks import mask_file, masks_of
+from impasto.data.planning.planned_table import PlannedTable
+from impasto.data.planning.regularisation import Balance
 from impasto.datasets.fixed_draws import planned_draws
 from impasto.errors import ImpastoError
 from impasto.member_paths import plain

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from impasto.data.process_group import ProcessGroup
+    from impasto.data.engines.process_group import ProcessGroup
 
 
 @contextlib.contextmanager

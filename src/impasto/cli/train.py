@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.run import RunConfig
     from impasto.config.training import TrainingConfig
-    from impasto.data.process_group import ProcessGroup
+    from impasto.data.engines.process_group import ProcessGroup
     from impasto.runs import RunDirectory
 
 

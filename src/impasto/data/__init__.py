@@ -1,1 +1,1 @@
-"""Images and captions on their way to batches: records, plan, latent cache, order."""
+"""Images and captions on their way to batches: records, and a package for each stage."""

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from impasto.data.arrow_columns import FEW, text_column, texts_at, texts_of, values_of
 from impasto.data.captions import join_caption_and_tags
-from impasto.data.made_on_request import MadeOnRequest
+from impasto.data.columns.arrow_columns import FEW, text_column, texts_at, texts_of, values_of
+from impasto.data.columns.made_on_request import MadeOnRequest
 from impasto.data.record_columns import (
     NUMBERS,
     TEXTS,

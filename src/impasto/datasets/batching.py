@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from impasto.config.run import RunConfig
-from impasto.data.dataset import sampler_groups
-from impasto.data.latent_cache import CachedPlan
-from impasto.data.plan import Plan
+from impasto.data.caching.latent_cache import CachedPlan
+from impasto.data.loading.dataset import sampler_groups
+from impasto.data.loading.sampler import EpochSampler, Group
+from impasto.data.planning.plan import Plan
 from impasto.data.records import PlannedImage
-from impasto.data.sampler import EpochSampler, Group
 
 LARGEST_VALIDATION_BATCH = 8
 """Images; more are hardly faster on a GPU."""

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from impasto.config.dataset import DatasetConfig, DatasetEntry
-from impasto.data.buckets import novelai_bucket_sizes
-from impasto.data.engine import LOCAL, Engine
-from impasto.data.plan import BucketRules, Plan, join_plans, plan_images
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.planning.buckets import novelai_bucket_sizes
+from impasto.data.planning.plan import BucketRules, Plan, join_plans, plan_images
+from impasto.data.planning.regularisation import Balance, balance, count_balance
 from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord, Size
-from impasto.data.regularisation import Balance, balance, count_balance
-from impasto.data.scan import Scan, decode_all, join_scans
+from impasto.data.scanning.scan import Scan, decode_all, join_scans
 from impasto.datasets.engines import open_engine
 from impasto.datasets.held_out import Split, split_records
 from impasto.datasets.sources import (

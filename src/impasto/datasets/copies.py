@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.engine import LOCAL, Engine
-from impasto.data.likeness import PerceptualHashes, near_duplicates
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.inspecting.likeness import PerceptualHashes, near_duplicates
+from impasto.data.pixels.content_hashes import ContentHashes
 from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord
 from impasto.progress import Progress, counted

@@ -25,7 +25,7 @@ import torch
 from accelerate import Accelerator, PartialState
 
 from impasto import errors
-from impasto.data.process_group import ProcessGroup, SingleProcess
+from impasto.data.engines.process_group import ProcessGroup, SingleProcess
 from impasto.datasets.store_keys import StoreKeys
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.parsing import parse_json

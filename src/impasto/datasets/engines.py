@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from impasto.config.dataset import DatasetConfig
-from impasto.data.engine import LOCAL, Engine
+from impasto.data.engines.engine import LOCAL, Engine
 from impasto.invocation import missing_extra
 from impasto.member_paths import folder_of
 from impasto.progress import Progress
 
 if TYPE_CHECKING:
-    from impasto.data.ray_engine import RayEngine
+    from impasto.data.engines.ray_engine import RayEngine
 
 _OPEN: ContextVar[RayEngine | None] = ContextVar("_OPEN", default=None)
 
@@ -51,7 +51,7 @@ def open_engine(
             "dataset.executor is ray, and Ray Data is not installed.",
             "Or set dataset.executor to local.",
         )
-    from impasto.data.ray_engine import RayEngine
+    from impasto.data.engines.ray_engine import RayEngine
 
     folders = [*_folders(config), *also]
     note = None if progress is None else progress.note

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from impasto.config.dataset import DatasetConfig
 from impasto.config.run import RunConfig
-from impasto.data.content_hashes import ContentHashes
-from impasto.data.health import Health, examine
-from impasto.data.likeness import PerceptualHashes
+from impasto.data.inspecting.health import Health, examine
+from impasto.data.inspecting.likeness import PerceptualHashes
+from impasto.data.pixels.content_hashes import ContentHashes
 from impasto.data.records import SkippedFile
-from impasto.data.scan import no_usable_images
+from impasto.data.scanning.scan import no_usable_images
 from impasto.datasets.build import plan_dataset, scan_all, split_of_source
 from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError

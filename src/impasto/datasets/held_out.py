@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from impasto.data.containers import Columns
-from impasto.data.engine import LOCAL, Engine
-from impasto.data.listing import Sidecars
+from impasto.data.containers.containers import Columns
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.folders.listing import Sidecars
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import SkippedFile
-from impasto.data.scan import Scan, no_usable_images, scan_folder
+from impasto.data.scanning.scan import Scan, no_usable_images, scan_folder
 from impasto.data.subsets import Subset
 from impasto.datasets.copies import NO_COPIES, Copies, count_copies, describe, group_copies
 from impasto.errors import DatasetError

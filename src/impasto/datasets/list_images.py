@@ -11,17 +11,17 @@ from typing import Any
 from impasto import files
 from impasto.canonical import canonical, sort_key
 from impasto.config.dataset import DatasetConfig
-from impasto.data.content_hashes import ContentHashes, stamp_of
-from impasto.data.decoded import DecodeCache
-from impasto.data.engine import Engine
-from impasto.data.image_list import ImageList, ListedImage, caption_tags, folders_below
-from impasto.data.likeness import PerceptualHashes, exact_duplicates, near_duplicates
-from impasto.data.masks import mask_file
+from impasto.data.columns.remembered import recall, write_cached
+from impasto.data.engines.engine import Engine
+from impasto.data.engines.stages import chunks
+from impasto.data.folders.masks import mask_file
+from impasto.data.inspecting.image_list import ImageList, ListedImage, caption_tags, folders_below
+from impasto.data.inspecting.likeness import PerceptualHashes, exact_duplicates, near_duplicates
+from impasto.data.pixels.content_hashes import ContentHashes, stamp_of
+from impasto.data.pixels.decoded import DecodeCache
+from impasto.data.pixels.rendering import Decode
 from impasto.data.records import ImageRecord, PlannedImage, SkippedFile
-from impasto.data.remembered import recall, write_cached
-from impasto.data.rendering import Decode
-from impasto.data.scan import Scan, damaged, no_usable_images
-from impasto.data.stages import chunks
+from impasto.data.scanning.scan import Scan, damaged, no_usable_images
 from impasto.datasets.build import plan_dataset, scan_all
 from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError, StorageError

@@ -13,18 +13,18 @@ import numpy as np
 from accelerate import Accelerator, PartialState
 
 from impasto.config.run import RunConfig
-from impasto.data.content_hashes import LATENTS as LATENTS
-from impasto.data.encoding import MomentsEncoder
-from impasto.data.filling import cache_latents
-from impasto.data.latent_cache import CachedPlan, LatentCache
-from impasto.data.latent_keys import KeyTable
-from impasto.data.latent_orders import digest_of
-from impasto.data.plan import Plan
-from impasto.data.planned_table import PlannedTable
-from impasto.data.process_group import AFTERWARDS, ALONE, CacheShare, ProcessGroup, share_of
+from impasto.data.caching.encoding import MomentsEncoder
+from impasto.data.caching.filling import cache_latents
+from impasto.data.caching.latent_cache import CachedPlan, LatentCache
+from impasto.data.caching.latent_keys import KeyTable
+from impasto.data.caching.latent_orders import digest_of
+from impasto.data.engines.process_group import AFTERWARDS, ALONE, CacheShare, ProcessGroup, share_of
+from impasto.data.pixels.content_hashes import LATENTS as LATENTS
+from impasto.data.planning.plan import Plan
+from impasto.data.planning.planned_table import PlannedTable
+from impasto.data.planning.regularisation import Balance, balance
 from impasto.data.records import ImageRecord, PlannedImage
-from impasto.data.regularisation import Balance, balance
-from impasto.data.scan import Scan
+from impasto.data.scanning.scan import Scan
 from impasto.datasets.build import (
     Survey,
     balance_of,

@@ -18,18 +18,18 @@ from typing import Any
 import numpy as np
 
 from impasto import files
-from impasto.data.found_image import FoundImage
-from impasto.data.groups import Group, Groups
-from impasto.data.listing import Sidecars, list_folder
-from impasto.data.plan import Plan, plan_images
-from impasto.data.probing import INDEX, Probe
+from impasto.data.columns.tables import TableFolder, rows_of
+from impasto.data.engines.stages import LocalExecutor, chunks, default_workers
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.listing import Sidecars, list_folder
+from impasto.data.loading.sampler import EpochSampler
+from impasto.data.pixels.rendering import Render
+from impasto.data.planning.groups import Group, Groups
+from impasto.data.planning.plan import Plan, plan_images
 from impasto.data.record_table import RecordTable
 from impasto.data.records import CELL, CHANNELS, PlannedImage, Size
-from impasto.data.rendering import Render
-from impasto.data.sampler import EpochSampler
-from impasto.data.shard_files import SHARD_BYTES
-from impasto.data.stages import LocalExecutor, chunks, default_workers
-from impasto.data.tables import TableFolder, rows_of
+from impasto.data.scanning.probing import INDEX, Probe
+from impasto.data.sharding.shard_files import SHARD_BYTES
 
 SAMPLE = 128
 """Images that rates are measured with, at most."""

@@ -14,12 +14,12 @@ from pathlib import Path
 from impasto import files, temporary_names
 from impasto.config.dataset import DatasetConfig, SubsetConfig
 from impasto.data.captions import CaptionRules
-from impasto.data.containers import Columns, holds_containers
-from impasto.data.engine import Engine
-from impasto.data.image_places import require_folder, require_images
-from impasto.data.listing import Sidecars
-from impasto.data.metadata import read_metadata
-from impasto.data.scan import Scan, scan_folder, scan_metadata
+from impasto.data.containers.containers import Columns, holds_containers
+from impasto.data.engines.engine import Engine
+from impasto.data.folders.listing import Sidecars
+from impasto.data.folders.metadata import read_metadata
+from impasto.data.scanning.image_places import require_folder, require_images
+from impasto.data.scanning.scan import Scan, scan_folder, scan_metadata
 from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
 from impasto.member_paths import folder_of

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from impasto.data.scan import scan_folder
+from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, TAGGER
 from impasto.evaluation.distances import kernel_estimate
 from impasto.evaluation.looking import CaptionedImage, Looks, look_at

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from impasto.data.health_limits import NEAR_DUPLICATE_BITS
+from impasto.data.inspecting.health_limits import NEAR_DUPLICATE_BITS
 from impasto.evaluation.looking import Looks
 from impasto.evaluation.neighbours import (
     Nearest,

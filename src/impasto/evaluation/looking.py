@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from impasto.data.cuts import cut_out
-from impasto.data.images import UnreadableImageError, failure_of, read_rgb
-from impasto.data.likeness import perceptual_hash
+from impasto.data.engines.stages import Failure, LocalExecutor, chunks, default_workers
+from impasto.data.inspecting.likeness import perceptual_hash
+from impasto.data.pixels.cuts import cut_out
+from impasto.data.pixels.images import UnreadableImageError, failure_of, read_rgb
 from impasto.data.records import Cut, ImageRecord, Size, SkippedFile
-from impasto.data.stages import Failure, LocalExecutor, chunks, default_workers
 from impasto.errors import ModelError, OutOfMemoryError
 from impasto.evaluation.neighbours import SIDE
 from impasto.evaluation.network_facts import Looked

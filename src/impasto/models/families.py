@@ -24,7 +24,7 @@ from impasto.checkpoints.keymap import (
     vae_naming,
 )
 from impasto.checkpoints.weight_files import FolderLayout, Stems
-from impasto.data.npz import SDXL_ENDINGS
+from impasto.data.caching.npz import SDXL_ENDINGS
 from impasto.diffusion.prediction import EPSILON, VELOCITY
 from impasto.models.family import Component, Family, Pipeline, Reading, SizeConditioning
 

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from impasto.checkpoints.keymap import FileLayout, NamedPart, Naming, PartKind
 from impasto.checkpoints.weight_files import FolderLayout, Stems
-from impasto.data.npz import SD_ENDINGS
+from impasto.data.caching.npz import SD_ENDINGS
 from impasto.data.records import CELL, Geometry
 from impasto.diffusion.prediction import Prediction
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
-from impasto.data.stages import default_workers
+from impasto.data.engines.stages import default_workers
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ModelError
 from impasto.models.attention import use_upcast_attention

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
-from impasto.data.process_group import ALONE, CacheShare
+from impasto.data.engines.process_group import ALONE, CacheShare
 from impasto.data.records import Geometry
 from impasto.diffusion.conditioning import Conditioning
 from impasto.diffusion.transfer import to_device

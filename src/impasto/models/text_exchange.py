@@ -10,10 +10,8 @@ import numpy as np
 import torch
 
 from impasto import presence, storage_errors
-from impasto.data.npz_exchange import Exported
-from impasto.data.records import ImageRecord, SkippedFile
-from impasto.data.stages import Failure
-from impasto.data.text_npz import (
+from impasto.data.caching.npz_exchange import Exported
+from impasto.data.caching.text_npz import (
     Ids,
     TextShape,
     by_text_file,
@@ -21,6 +19,8 @@ from impasto.data.text_npz import (
     why_ambiguous,
     write_text_npz,
 )
+from impasto.data.engines.stages import Failure
+from impasto.data.records import ImageRecord, SkippedFile
 from impasto.errors import StorageError
 from impasto.models.loading import BaseModel
 from impasto.models.text import ClipTextConditioner

@@ -16,9 +16,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from impasto.data.process_group import ALONE, CacheShare
-from impasto.data.text_npz import GivenTexts
-from impasto.data.text_store import TextStore
+from impasto.data.caching.text_npz import GivenTexts
+from impasto.data.caching.text_store import TextStore
+from impasto.data.engines.process_group import ALONE, CacheShare
 from impasto.progress import Progress, SilentProgress
 
 AHEAD_BATCH = 16

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from impasto.checkpoints.pieces import bytes_of
 from impasto.checkpoints.tensors import LazyTensor
-from impasto.data.encoding import MomentsEncoder
-from impasto.data.npz import SD_ENDINGS
+from impasto.data.caching.encoding import MomentsEncoder
+from impasto.data.caching.npz import SD_ENDINGS
 from impasto.data.records import CELL
 from impasto.diffusion.transfer import to_device
 from impasto.models.casting import cast_network

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from impasto import presence
-from impasto.data.encoding import MomentsEncoder
+from impasto.data.caching.encoding import MomentsEncoder
 from impasto.models.casting import cast_network
 from impasto.models.completeness import require_complete
 from impasto.models.loading import empty_network, fill, materialise_buffers

@@ -13,9 +13,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from impasto import files
-from impasto.data import images
-from impasto.data.cuts import cut_beside, cut_out
-from impasto.data.health import Health
+from impasto.data.inspecting.health import Health
+from impasto.data.pixels import images
+from impasto.data.pixels.cuts import cut_beside, cut_out
 from impasto.data.records import Size
 from impasto.errors import ConfigError
 from impasto.parsing import parse_json, read_text

@@ -11,8 +11,8 @@ from typing import Any
 from PIL import Image
 
 from impasto import files
-from impasto.data import images
-from impasto.data.cuts import cut_out
+from impasto.data.pixels import images
+from impasto.data.pixels.cuts import cut_out
 from impasto.data.records import Size
 from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.results import (

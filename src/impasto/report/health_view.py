@@ -12,7 +12,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from impasto.data.health_limits import NEAR_DUPLICATE_BITS, SIDES, TOKEN_LIMITS
+from impasto.data.inspecting.health_limits import NEAR_DUPLICATE_BITS, SIDES, TOKEN_LIMITS
 from impasto.progress import counted
 from impasto.report.charts import bucket_chart, histogram_chart
 

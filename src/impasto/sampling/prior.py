@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files, presence, temporary_names
-from impasto.data import formats
+from impasto.data.folders import formats
 from impasto.errors import ConfigError
 from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress

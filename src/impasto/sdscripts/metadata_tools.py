@@ -27,8 +27,8 @@ from impasto.sdscripts.values import read_resolution
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.data.beside import SidecarLookup
-    from impasto.data.metadata import MetadataEntry
+    from impasto.data.folders.beside import SidecarLookup
+    from impasto.data.folders.metadata import MetadataEntry
     from impasto.data.records import ImageRecord, PlannedImage
 
 Column = Literal["caption", "tags"]
@@ -55,8 +55,8 @@ def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser
 
 
 def _merge(options: argparse.Namespace, console: Console, column: Column) -> None:
-    from impasto.data.beside import SidecarLookup
-    from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
+    from impasto.data.folders.beside import SidecarLookup
+    from impasto.data.folders.metadata import MetadataEntry, read_metadata, write_metadata
 
     _require_full_path(options)
     source = options.in_json or (options.out_json if options.out_json.is_file() else None)
@@ -98,7 +98,7 @@ def clean_captions_and_tags() -> None:
 
 def _clean(options: argparse.Namespace, console: Console) -> None:
     from impasto.annotate.cleaning import KohyaCleaner
-    from impasto.data.metadata import read_metadata, write_metadata
+    from impasto.data.folders.metadata import read_metadata, write_metadata
 
     source: Path = options.in_json
     targets: list[Path] = options.out_json
@@ -147,9 +147,9 @@ def prepare_buckets_latents() -> None:
 def _prepare(options: argparse.Namespace, console: Console) -> None:
     from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, round_bucket_sides
     from impasto.config.load import build_dataset_config
-    from impasto.data.filling import cache_latents
-    from impasto.data.latent_cache import LatentCache
-    from impasto.data.npz_exchange import export_latents
+    from impasto.data.caching.filling import cache_latents
+    from impasto.data.caching.latent_cache import LatentCache
+    from impasto.data.caching.npz_exchange import export_latents
     from impasto.datasets.build import plan_dataset, scan_all
     from impasto.models.loading import load_base_model
     from impasto.models.saving import DTYPES
@@ -223,7 +223,7 @@ def _vae_precision(asked: str, console: Console) -> str:
 def _write_resolutions(
     options: argparse.Namespace, images: Sequence[PlannedImage], console: Console
 ) -> None:
-    from impasto.data.metadata import MetadataEntry, read_metadata, write_metadata
+    from impasto.data.folders.metadata import MetadataEntry, read_metadata, write_metadata
 
     if not options.in_json.is_file():
         raise DatasetError(

@@ -71,7 +71,7 @@ def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[
     Raises:
         DatasetError: There are none.
     """
-    from impasto.data.scan import scan_folder
+    from impasto.data.scanning.scan import scan_folder
 
     scan = scan_folder(folder, recursive=recursive, progress=console)
     for item in scan.skipped:

@@ -1,8 +1,8 @@
 """The captions of a dataset as they are on disk, read without opening an image.
 
-Whoever tags, trains or edits reads the same files by the same rules (`data/listing.py`); here they
-are only shown, so nothing is remembered on disk. Of a large dataset the last reading is kept for a
-minute, or until a command writes captions, so that going from page to page is quick.
+Whoever tags, trains or edits reads the same files by the same rules (`data/folders/listing.py`);
+here they are only shown, so nothing is remembered on disk. Of a large dataset the last reading is
+kept for a minute, or until a command writes captions, so that going from page to page is quick.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files, storage_errors
-from impasto.data.listing import CAPTION, TAGS, FoundImage, Sidecars, list_folder
+from impasto.data.folders.listing import CAPTION, TAGS, FoundImage, Sidecars, list_folder
 from impasto.parsing import read_caption_file, split_lines
 
 ENDINGS = (TAGS, CAPTION)

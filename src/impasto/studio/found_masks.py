@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.config.fields import fields_of, tree_of
-from impasto.data.formats import EXTENSIONS
-from impasto.data.mask_folders import mask_names
+from impasto.data.folders.formats import EXTENSIONS
+from impasto.data.folders.mask_folders import mask_names
 
 FIELD = "dataset.mask_dir"
 

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from impasto.data.image_list import (
+from impasto.data.folders.mask_folders import MaskNames
+from impasto.data.inspecting.image_list import (
     ImageList,
     ListedImage,
     caption_tags,
     changed_at,
     read_image_list,
 )
-from impasto.data.mask_folders import MaskNames
 from impasto.studio.forms import whole_number
 from impasto.studio.losses import Losses
 from impasto.studio.tag_index import TagIndex

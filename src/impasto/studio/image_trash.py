@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files, presence, storage_errors
-from impasto.data.formats import EXTENSIONS
-from impasto.data.listing import CAPTION, CROP, TAGS
-from impasto.data.mask_folders import mask_names, mask_places
+from impasto.data.folders.formats import EXTENSIONS
+from impasto.data.folders.listing import CAPTION, CROP, TAGS
+from impasto.data.folders.mask_folders import mask_names, mask_places
 from impasto.errors import DatasetError
 from impasto.parsing import printable
 from impasto.studio.moving import move_to_new_name

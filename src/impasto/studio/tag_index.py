@@ -6,7 +6,7 @@ from array import array
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from impasto.data.image_list import ListedImage, caption_tags
+from impasto.data.inspecting.image_list import ListedImage, caption_tags
 
 
 class TagIndex:

@@ -20,8 +20,8 @@ from typing import Any
 from PIL import Image
 
 from impasto import files
-from impasto.data import images
-from impasto.data.formats import HEIF, heif_advice, register_heif
+from impasto.data.folders.formats import HEIF, heif_advice, register_heif
+from impasto.data.pixels import images
 from impasto.data.records import Size
 from impasto.parsing import parse_json
 from impasto.studio.thumbnails import content_file, thumbnail_of

@@ -21,7 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.exceptions import HTTPException
 
 from impasto import storage_errors, temporary_names
-from impasto.data.formats import EXTENSIONS
+from impasto.data.folders.formats import EXTENSIONS
 from impasto.parsing import decode_caption, is_text, printable
 
 FIELD = "files"

@@ -13,7 +13,7 @@ from typing import Any
 
 from impasto import locks
 from impasto.config.run import RunConfig
-from impasto.data.latent_cache import CachedPlan
+from impasto.data.caching.latent_cache import CachedPlan
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ConfigError

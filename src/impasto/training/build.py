@@ -13,8 +13,8 @@ from accelerate import Accelerator
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
-from impasto.data.sampler import EpochSampler
-from impasto.data.text_npz import GivenTexts
+from impasto.data.caching.text_npz import GivenTexts
+from impasto.data.loading.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData

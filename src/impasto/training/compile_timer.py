@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 
+from impasto.data.loading.sampler import OptimizerStep
 from impasto.data.records import Size
-from impasto.data.sampler import OptimizerStep
 from impasto.training.compile import Compile, within_limit
 from impasto.training.micro_steps import MicroSteps
 from impasto.training.monitoring.metrics import MetricsCollector

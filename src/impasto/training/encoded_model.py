@@ -12,7 +12,7 @@ from torch import nn
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
-from impasto.data.encoding import MomentsEncoder
+from impasto.data.caching.encoding import MomentsEncoder
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
 from impasto.models.family import Family

@@ -23,9 +23,9 @@ from impasto.config.method import METHODS
 from impasto.config.objective import LOSSES
 from impasto.config.renamed import present_path
 from impasto.config.run import RunConfig
-from impasto.data.content_hashes import stamp_of
-from impasto.data.latent_cache import CachedPlan
-from impasto.data.masks import mask_file
+from impasto.data.caching.latent_cache import CachedPlan
+from impasto.data.folders.masks import mask_file
+from impasto.data.pixels.content_hashes import stamp_of
 from impasto.data.records import FileStamp
 from impasto.models.contents import ModelContents
 from impasto.parsing import parse_json

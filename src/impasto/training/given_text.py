@@ -18,11 +18,7 @@ import torch
 
 from impasto import presence
 from impasto.config.run import RunConfig
-from impasto.data.beside import SidecarLookup
-from impasto.data.listing import Sidecars
-from impasto.data.records import ImageRecord, SkippedFile
-from impasto.data.stages import Failure
-from impasto.data.text_npz import (
+from impasto.data.caching.text_npz import (
     HASH_DIGITS,
     GivenTexts,
     Ids,
@@ -34,6 +30,10 @@ from impasto.data.text_npz import (
     text_key,
     why_ambiguous,
 )
+from impasto.data.engines.stages import Failure
+from impasto.data.folders.beside import SidecarLookup
+from impasto.data.folders.listing import Sidecars
+from impasto.data.records import ImageRecord, SkippedFile
 from impasto.datasets.sources import sidecars_of
 from impasto.errors import ConfigError, DatasetError
 from impasto.models.loading import BaseModel

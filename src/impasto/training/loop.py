@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from functools import partial
 
 from impasto import files
+from impasto.data.loading.sampler import MicroBatch, OptimizerStep
+from impasto.data.loading.step_batches import iterate_steps
 from impasto.data.records import Batch
-from impasto.data.sampler import MicroBatch, OptimizerStep
-from impasto.data.step_batches import iterate_steps
 from impasto.errors import Interrupted, NonFiniteLossError, RunError
 from impasto.invocation import command
 from impasto.member_paths import plain

@@ -16,8 +16,8 @@ from itertools import islice
 
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
-from impasto.data.latent_cache import CachedPlan
-from impasto.data.step_batches import iterate_steps
+from impasto.data.caching.latent_cache import CachedPlan
+from impasto.data.loading.step_batches import iterate_steps
 from impasto.datasets.batching import validation_batch_size
 from impasto.datasets.build import Survey, survey
 from impasto.datasets.fixed_draws import NoiseDraws

@@ -9,7 +9,7 @@ from impasto.checkpoints.hypernetworks import Structure, read_hypernetwork
 from impasto.config.hypernetwork import HypernetworkMethod
 from impasto.config.method import FullMethod
 from impasto.config.run import RunConfig
-from impasto.data.templates import CaptionTemplates, read_templates
+from impasto.data.loading.templates import CaptionTemplates, read_templates
 from impasto.errors import ConfigError
 from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
 from impasto.models.loading import BaseModel

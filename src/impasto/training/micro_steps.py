@@ -7,8 +7,8 @@ from typing import Protocol
 
 from torch import Tensor
 
+from impasto.data.loading.sampler import MicroBatch, OptimizerStep
 from impasto.data.records import Batch, Size
-from impasto.data.sampler import MicroBatch, OptimizerStep
 from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
 from impasto.training.param_dtypes import build_weight_copies

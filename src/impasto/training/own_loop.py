@@ -14,10 +14,10 @@ from accelerate import PartialState
 from impasto import locks
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
-from impasto.data.dataset import TrainingData
-from impasto.data.encoding import MomentsEncoder
+from impasto.data.caching.encoding import MomentsEncoder
+from impasto.data.loading.dataset import TrainingData
+from impasto.data.loading.step_batches import iterate_steps
 from impasto.data.records import Batch
-from impasto.data.step_batches import iterate_steps
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
 from impasto.errors import ConfigError

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from impasto.data.loading.sampler import OptimizerStep
+from impasto.data.loading.step_batches import StepBatch
 from impasto.data.records import Batch
-from impasto.data.sampler import OptimizerStep
-from impasto.data.step_batches import StepBatch
 from impasto.diffusion.transfer import to_device
 from impasto.models.text import TextConditioner
 from impasto.training.optim.offload import new_stream

@@ -11,8 +11,8 @@ import torch
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
-from impasto.data.dataset import TrainingData
-from impasto.data.sampler import EpochSampler
+from impasto.data.loading.dataset import TrainingData
+from impasto.data.loading.sampler import EpochSampler
 from impasto.datasets.prepare import PreparedData
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.models.loading import BaseModel

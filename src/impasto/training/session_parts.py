@@ -12,8 +12,8 @@ from torch import nn
 
 from impasto.annotator_table import DEMO_TAGGER
 from impasto.config.run import RunConfig
-from impasto.data.dataset import TrainingData
-from impasto.data.latent_cache import CachedPlan
+from impasto.data.caching.latent_cache import CachedPlan
+from impasto.data.loading.dataset import TrainingData
 from impasto.datasets.batching import validation_batch_size
 from impasto.datasets.fixed_draws import planned_draws
 from impasto.datasets.prepare import PreparedData

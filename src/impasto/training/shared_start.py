@@ -16,7 +16,7 @@ from pathlib import Path
 from impasto.config.former import with_former_values
 from impasto.config.load import build_run_config, dump_toml, load_begun_config
 from impasto.config.run import RunConfig
-from impasto.data.process_group import ProcessGroup
+from impasto.data.engines.process_group import ProcessGroup
 from impasto.datasets.distributed import ending_together, process_group
 from impasto.errors import RunError
 from impasto.parsing import parse_json, parse_toml

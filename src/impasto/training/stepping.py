@@ -13,8 +13,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from impasto.data.loading.sampler import MicroBatch, OptimizerStep
 from impasto.data.records import Batch
-from impasto.data.sampler import MicroBatch, OptimizerStep
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.randomness import derive_seed
 from impasto.training.devices import seed_torch

@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from impasto.config.run import RunConfig
-from impasto.data.process_group import CacheShare
-from impasto.data.text_npz import GivenTexts
-from impasto.data.text_store import TextStore
+from impasto.data.caching.text_npz import GivenTexts
+from impasto.data.caching.text_store import TextStore
+from impasto.data.engines.process_group import CacheShare
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
 from impasto.models.loading import BaseModel

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from impasto.data.formats import EXTENSIONS
-from impasto.data.image_list import ImageList, ListedImage
-from impasto.data.mask_folders import mask_names
+from impasto.data.folders.formats import EXTENSIONS
+from impasto.data.folders.mask_folders import mask_names
+from impasto.data.inspecting.image_list import ImageList, ListedImage
 from impasto.invocation import command
 from impasto.parsing import printable
 from impasto.runs import RunDirectory

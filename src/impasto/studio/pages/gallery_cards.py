@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from impasto.data.image_list import ListedImage, is_hidden
-from impasto.data.listing import CROP
-from impasto.data.mask_folders import MaskNames
+from impasto.data.folders.listing import CROP
+from impasto.data.folders.mask_folders import MaskNames
+from impasto.data.inspecting.image_list import ListedImage, is_hidden
 from impasto.parsing import printable
 from impasto.studio.folders import address_of
 from impasto.studio.gallery import GalleryFilter

@@ -8,13 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files, temporary_names
-from impasto.data.beside import SidecarLookup
-from impasto.data.cuts import bucket_of, crop_file, read_cut, remove_cut, why_not_cut, write_cut
-from impasto.data.images import UnreadableImageError
-from impasto.data.listing import CAPTION, TAGS
-from impasto.data.mask_folders import mask_places
-from impasto.data.masks import mask_file
-from impasto.data.plan import BucketRules
+from impasto.data.folders.beside import SidecarLookup
+from impasto.data.folders.listing import CAPTION, TAGS
+from impasto.data.folders.mask_folders import mask_places
+from impasto.data.folders.masks import mask_file
+from impasto.data.pixels.cuts import (
+    bucket_of,
+    crop_file,
+    read_cut,
+    remove_cut,
+    why_not_cut,
+    write_cut,
+)
+from impasto.data.pixels.images import UnreadableImageError
+from impasto.data.planning.plan import BucketRules
 from impasto.data.records import Box, FileStamp, ImageRecord, PlannedImage, Size
 from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import ConfigError, DatasetError

@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from impasto.data.dataset import sampler_groups
-from impasto.data.latent_cache import CachedPlan, LatentCache
-from impasto.data.sampler import Group
-from impasto.data.stages import chunks
+from impasto.data.caching.latent_cache import CachedPlan, LatentCache
+from impasto.data.engines.stages import chunks
+from impasto.data.loading.dataset import sampler_groups
+from impasto.data.loading.sampler import Group
 from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.randomness import PerSampleRandomness

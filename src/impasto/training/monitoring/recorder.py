@@ -12,8 +12,8 @@ import torch
 from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
-from impasto.data.encoding import said_of_remade
-from impasto.data.sampler import EpochSampler
+from impasto.data.caching.encoding import said_of_remade
+from impasto.data.loading.sampler import EpochSampler
 from impasto.publishing import redact_settings
 from impasto.remote_paths import shown
 from impasto.runs import RunDirectory

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from impasto.config.run import RunConfig
-from impasto.data.dataset import sampler_groups
+from impasto.data.loading.dataset import sampler_groups
 from impasto.data.records import PlannedImage
 from impasto.datasets.batching import batch_size_of
 from impasto.models.saving import DTYPES

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from impasto.data.plan import Plan
+from impasto.data.planning.plan import Plan
 from impasto.training.planning.fake_step import encoding_peak
 from impasto.training.planning.resolve import free_memory
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from impasto.data.loading.sampler import EpochSampler
 from impasto.data.record_table import RecordTable
-from impasto.data.sampler import EpochSampler
 
 USUAL_LOOKS = ((50, (30, 250)), (1000, (10, 120)), (None, (1, 40)))
 """Up to so many images -> how often each is usually shown, at the least and at the most.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from impasto.config.cases import SETTINGS_ALONE, Facts
 from impasto.config.run import RunConfig
-from impasto.data.sampler import Group
+from impasto.data.loading.sampler import Group
 from impasto.datasets.batching import batch_size_of
 from impasto.errors import OutOfMemoryError
 from impasto.training.optim.mixed_precision import MixedPrecision

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from impasto.config.run import RunConfig
-from impasto.data.sampler import Group
+from impasto.data.loading.sampler import Group
 from impasto.datasets.batching import heaviest_group
 from impasto.datasets.build import Survey
 from impasto.models.loading import load_meta_model

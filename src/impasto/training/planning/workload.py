@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from impasto.config.run import RunConfig
-from impasto.data.plan import Plan, join_plans
-from impasto.data.planned_table import PlannedTable
+from impasto.data.loading.sampler import Group
+from impasto.data.planning.plan import Plan, join_plans
+from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage, Size
-from impasto.data.sampler import Group
 from impasto.datasets.batching import heaviest_group, validation_batch_size
 from impasto.datasets.build import Survey, plan_dataset
 

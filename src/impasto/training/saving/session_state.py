@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
-from impasto.data.sampler import EpochSampler
+from impasto.data.loading.sampler import EpochSampler
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.ema import EmaWeights

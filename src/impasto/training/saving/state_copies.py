@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 
 from impasto import files
-from impasto.data.process_group import ProcessGroup
+from impasto.data.engines.process_group import ProcessGroup
 from impasto.errors import StorageError
 from impasto.parsing import parse_json
 from impasto.runs import RunDirectory, step_name

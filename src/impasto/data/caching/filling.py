@@ -1,0 +1,344 @@
+"""Fills the latent cache: decode in worker processes, encode on the device, write in a thread.
+
+The processes of a run split what is missing. They agree on it batch by batch, so the batches, and
+with them the bits of the latents, are those that one process would make of them. What another
+program is about to encode is waited for (`data/caching/unclaimed.py`).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from impasto import locks
+from impasto.data.caching.device_encoding import DeviceEncoder, Failures, Order
+from impasto.data.caching.encoding import ARITHMETICS, MomentsEncoder, said_of_remade
+from impasto.data.caching.filled_portion import FilledPortion
+from impasto.data.caching.latent_cache import CachedPlan, LatentCache, LatentKeys, latent_source
+from impasto.data.caching.latent_keys import KeyTable
+from impasto.data.caching.latent_orders import (
+    batches_of,
+    cost_of,
+    is_there,
+    keys_of,
+    lacks_of,
+    see_all,
+    stamps_of,
+)
+from impasto.data.caching.latent_writing import ShardWriter, shard_writer
+from impasto.data.caching.npz import SD_ENDINGS
+from impasto.data.caching.npz_exchange import import_npz
+from impasto.data.caching.order_encoding import encode_by_actors, stage_of
+from impasto.data.caching.prepared import PreparedKeys
+from impasto.data.caching.unclaimed import Unclaimed
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.engines.process_group import ALONE, CacheShare
+from impasto.data.engines.stages import ErrorPolicy, Failure, chunks, default_workers
+from impasto.data.pixels.rendering import Decode, Render
+from impasto.data.planning.planned_table import PlannedTable
+from impasto.data.records import FileStamp, PlannedImage, SkippedFile
+from impasto.errors import DatasetError
+from impasto.progress import Advance, Progress, SilentProgress, none_of
+
+PORTION = 1 << 17
+"""Images that are looked at as objects together."""
+PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
+_VANISHED = Failure("vanished or became unreadable", is_transient=True)
+
+
+def cache_latents(
+    planned: Sequence[PlannedImage],
+    cache: LatentCache,
+    encoder: MomentsEncoder,
+    progress: Progress | None = None,
+    *,
+    on_error: ErrorPolicy = "skip",
+    workers: int | None = None,
+    engine: Engine = LOCAL,
+    share: CacheShare = ALONE,
+) -> CachedPlan:
+    """Encode the images that the cache does not hold; skip those that cannot be.
+
+    Killed at any moment, it loses at most two shards: the one being written and the one being
+    filled. Images that change each time they are shown are only decoded, to find those that
+    cannot be.
+
+    Args:
+        planned: The images.
+        cache: Where their latents are kept.
+        encoder: Makes them.
+        progress: Where to show how far it is.
+        on_error: Whether an image that cannot be used is skipped, or ends it all.
+        workers: Processes that decode; None means as many as there are processors, and threads
+            for a few images.
+        engine: Runs what is done.
+        share: What this process does of it; all processes of a run call this with the same images,
+            and get the same plan.
+
+    Raises:
+        ConfigError: The engine's processes cannot make the encoder.
+        DatasetError: No image is left, or `on_error` is `stop` and one cannot be used.
+        StorageError: The disk is full or the folder cannot be written.
+    """
+    progress = progress or SilentProgress()
+    cache.set_notify(progress.note)
+    cache.remove_leftovers()
+    table = PlannedTable.of(planned)
+    kept_keys = PreparedKeys(
+        cache.folder / "prepared", table, (encoder.source, encoder.fingerprint)
+    )
+    before = _known_plan(kept_keys, cache, on_error, share)
+    if before is not None:
+        return before
+    filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, share)
+    parts = filler.fill_all([table[start:end] for start, end in _portions(table)])
+    if share.is_first:
+        cache.hashes.tidy()
+    failures = filler.failures
+    if not any(len(part.keys) for part in parts):
+        raise _nothing_decoded(len(planned), failures)
+    found = FilledPortion.joined(parts)
+    plan = found.plan(table, failures.items, encoder)
+    if not failures.may_pass and (share.is_first or share.group.is_local_first):
+        kept_keys.write(plan, found.kept)
+    return plan
+
+
+def _known_plan(
+    kept_keys: PreparedKeys, cache: LatentCache, on_error: ErrorPolicy, share: CacheShare
+) -> CachedPlan | None:
+    """The plan of an earlier run of the same images, if every process of this run has it."""
+    before = kept_keys.read(cache)
+    is_known = before is not None and not (before.skipped and on_error == "stop")
+    everybody_knows = "False" not in share.group.gather(str(is_known))
+    return before if everybody_knows else None
+
+
+def _nothing_decoded(images: int, failures: Failures) -> DatasetError:
+    reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
+    return DatasetError(f"{none_of(images, 'images')} could be decoded ({reasons}).")
+
+
+def _portions(table: PlannedTable) -> Iterator[tuple[int, int]]:
+    """Where portions of images begin and end that are looked at as objects together.
+
+    Latents of sd-scripts may be of several images, so where some are read there is one portion.
+    """
+    reads = any(use.subset.reads_npz for use in table.records.uses)
+    size = max(1, len(table)) if reads else PORTION
+    return ((start, min(len(table), start + size)) for start in range(0, len(table), size))
+
+
+@dataclass(frozen=True)
+class _Filler:
+    """Encodes portions of images into a cache."""
+
+    cache: LatentCache
+    encoder: MomentsEncoder
+    progress: Progress
+    failures: Failures
+    workers: int | None
+    engine: Engine
+    share: CacheShare
+
+    def fill_all(self, portions: Sequence[PlannedTable]) -> list[FilledPortion]:
+        """Encode what the cache does not hold; those first that no other program is at."""
+        filled: dict[int, FilledPortion] = {}
+        left, postponed = deque(range(len(portions))), 0
+        while left:
+            number = left.popleft()
+            part = self.fill(portions[number], may_postpone=postponed < len(left))
+            if part is None:
+                left.append(number)
+                postponed += 1
+            else:
+                filled[number], postponed = part, 0
+        return [filled[number] for number in range(len(portions))]
+
+    def fill(self, portion: PlannedTable, *, may_postpone: bool) -> FilledPortion | None:
+        """Encode what the cache does not hold of some images.
+
+        Args:
+            portion: The images.
+            may_postpone: Whether to return None where other programs encode all that is lacking.
+        """
+        cache, encoder, failures = self.cache, self.encoder, self.failures
+        planned, begin = list(portion), len(failures.items)
+        digests = self._digests(stamps_of(planned, encoder.npz_endings))
+        keys = [keys_of(image, digests, encoder.source) for image in planned]
+        own = set(keys)
+        refused = self._import_npz(planned, keys, digests)
+        lacks = self.share.agreed(lacks_of(planned, keys, cache))
+        unclaimed = Unclaimed(cache, self.progress, failures, self.share)
+        if may_postpone and unclaimed.are_all_claimed(keys, lacks):
+            return None
+        for image, key in zip(planned, keys, strict=True):
+            if key is None:
+                failures.add(image, _VANISHED)
+        _decode_the_changing(planned, self)
+        orders, remade = unclaimed.encode(
+            planned, keys, lacks, lambda orders: _carry_out(orders, self), begin
+        )
+        failures.join(begin, self.share)
+        self._say_of_remade(len(remade), len({order.image.record.path for order in orders}))
+        made = np.flatnonzero(lacks.any(axis=1)).tolist()
+        see_all(
+            [k for n in made if (k := keys[n]) and planned[n].record.path not in failures.paths],
+            cache,
+            self.share,
+        )
+        kept = [
+            (place, image, key)
+            for place, (image, key) in enumerate(zip(planned, keys, strict=True))
+            if key is not None and image.record.path not in failures.paths and is_there(key, cache)
+        ]
+        is_kept = np.zeros(len(planned), dtype=np.bool_)
+        is_kept[[place for place, _, _ in kept]] = True
+        identities = [
+            (keys_of(image, digests, encoder.fingerprint) or key) if key in own else key
+            for _, image, key in kept
+        ]
+        return FilledPortion(
+            is_kept,
+            KeyTable.of([key for _, _, key in kept]),
+            KeyTable.of(identities),
+            sum(order.image.record.path not in failures.paths for order in orders),
+            tuple(refused),
+        )
+
+    def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
+        """The hashes of files; each process reads its share of those that are not known."""
+        hashes, share = self.cache.hashes, self.share
+        if share.number > 1:
+            own = list(stamps)[share.place :: share.number]
+            hashes.of({path: stamps[path] for path in own}, self.progress, tidy=False)
+        if share.group.size > 1:
+            share.wait()
+            hashes.refresh()
+        return hashes.of(stamps, self.progress, tidy=False, engine=self.engine)
+
+    def _import_npz(
+        self,
+        planned: Sequence[PlannedImage],
+        keys: list[LatentKeys | None],
+        digests: dict[Path, str],
+    ) -> list[SkippedFile]:
+        """Take latents of sd-scripts: the first process writes them, the others find them there."""
+        if not any(image.record.subset.reads_npz for image in planned):
+            return []
+
+        def taken() -> list[SkippedFile]:
+            if self.share.number > 1:
+                self.cache.refresh()
+            endings = self.encoder.npz_endings
+            return import_npz(planned, keys, digests, self.cache, self.progress, endings)
+
+        return self.share.first_then_others(taken)
+
+    def _say_of_remade(self, remade: int, total: int) -> None:
+        """Say how many images overflowed, of all processes."""
+        found = self.share.group.gather(str(remade))
+        everywhere = sum(int(found[rank]) for rank in self.share.members)
+        if everywhere:
+            self.progress.note(said_of_remade(everywhere, total))
+
+
+def keys_of_plan(
+    planned: Sequence[PlannedImage],
+    cache: LatentCache,
+    fingerprint: str,
+    progress: Progress,
+    endings: Sequence[str] = SD_ENDINGS,
+) -> list[LatentKeys]:
+    """What the cache would keep of these images, latents of sd-scripts included.
+
+    All that one VAE makes of them counts, on whatever device.
+    """
+    digests = cache.hashes.of(stamps_of(planned, endings), progress)
+    sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
+    named = [[keys_of(image, digests, source) for image in planned] for source in sources]
+    keys = named[0]
+    found = [key for of_source in named for key in of_source if key is not None]
+    import_npz(planned, keys, digests, cache, progress, endings)
+    return found + [key for key in keys if key is not None]
+
+
+def _decode_the_changing(planned: Sequence[PlannedImage], filler: _Filler) -> None:
+    """Decode what is not encoded ahead once, so that training does not stumble over it."""
+    changing = {
+        image.record.path: image
+        for image in planned
+        if image.record.subset.augmentation is not None
+    }
+    if not changing:
+        return
+    executor, share = filler.engine.executor(Decode()), filler.share
+    records = [image.record for image in changing.values()]
+    records = records[share.part_of([1.0] * len(records))]
+    stage = share.named("Checking images")
+    with filler.progress.stage(stage, len(records), "images") as advance:
+        for outcomes in executor.run(chunks(records, 4)):
+            for record, outcome in outcomes:
+                if isinstance(outcome, Failure):
+                    filler.failures.add(changing[record.path], outcome)
+            advance(len(outcomes))
+
+
+def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:
+    """Have this process's share of images encoded, and written shard by shard in a thread.
+
+    Returns the images that were made again in float32.
+    """
+    cache, progress, share = filler.cache, filler.progress, filler.share
+    batches = batches_of(orders, filler.encoder.batch_size)
+    batches = batches[share.part_of([cost_of(batch) for batch in batches])]
+    if not batches:
+        return set()
+    patience = locks.LockWaiter(progress.note, f"encoding into {cache.folder}")
+    stage = share.named("Encoding latents")
+    with (
+        locks.SharedLock(cache.folder, "encoding images", patience),
+        progress.stage(stage, sum(map(len, batches)), "images") as advance,
+        shard_writer(cache) as writer,
+    ):
+        actors = filler.engine.actors
+        if actors is None:
+            return _encode_here(batches, filler, writer, advance)
+        return encode_by_actors(
+            actors,
+            stage_of(filler.encoder),
+            batches,
+            writer,
+            filler.failures,
+            workers=filler.workers,
+            advance=advance,
+        )
+
+
+def _encode_here(
+    batches: Sequence[Sequence[Order]], filler: _Filler, writer: ShardWriter, advance: Advance
+) -> set[Path]:
+    """Decode ahead in processes and encode in this one; return the images remade in float32."""
+    executor = filler.engine.executor(
+        Render(),
+        workers=filler.workers,
+        usual=default_workers(filler.share.group.local_size),
+        processes=filler.workers is not None or sum(map(len, batches)) >= PROCESSES_FROM,
+    )
+    rendered = executor.run([order.image for order in batch] for batch in batches)
+    device = DeviceEncoder(filler.cache, filler.encoder, writer, filler.failures)
+    for batch, outcomes in zip(batches, rendered, strict=True):
+        good = []
+        for order, (_, outcome) in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, Failure):
+                filler.failures.add(order.image, outcome)
+            else:
+                good.append((order, outcome))
+        device.take(good)
+        advance(len(batch))
+    device.finish()
+    return device.remade

@@ -1,0 +1,198 @@
+"""What a latent cache lacks of some images, and who makes it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from itertools import chain, groupby
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from impasto.data.caching.device_encoding import Order
+from impasto.data.caching.latent_cache import LatentCache, LatentKeys, latent_key, mask_key
+from impasto.data.caching.npz import npz_candidates
+from impasto.data.engines.process_group import CacheShare, wait_until_seen
+from impasto.data.engines.stages import chunks
+from impasto.data.folders.masks import mask_file
+from impasto.data.pixels.content_hashes import stamp_of
+from impasto.data.planning.planned_table import PlannedTable
+from impasto.data.records import FileStamp, PlannedImage, Size
+from impasto.data.sharding.shard_index import KEPT_FROM
+
+
+def stamps_of(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[Path, FileStamp]:
+    """Stamps of the images, of their masks, and of latents that sd-scripts left."""
+    stamps = {image.record.path: image.record.stamp for image in planned}
+    for image in planned:
+        subset = image.record.subset
+        beside = list(npz_candidates(image, endings)) if subset.reads_npz else []
+        mask = mask_file(image.record)
+        for path in (*beside, *([mask] if mask else [])):
+            stamp = stamp_of(path)
+            if stamp is not None:
+                stamps[path] = stamp
+    return stamps
+
+
+def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
+    """What is kept of an image; None if it cannot even be read."""
+    record = image.record
+    if record.path not in digests:
+        return None
+    if record.subset.augmentation is not None:
+        return LatentKeys()
+    content = digests[record.path]
+    mask = ""
+    if record.subset.masks is not None:
+        file = mask_file(record)
+        mask = mask_key(content, image, digests.get(file, "") if file else "")
+    flips = record.subset.may_flip(record.words)
+    return LatentKeys(
+        latent_key(content, image, fingerprint),
+        latent_key(content, image, fingerprint, flip=True) if flips else "",
+        mask,
+    )
+
+
+def is_there(key: LatentKeys, cache: LatentCache) -> bool:
+    """Whether the cache holds all that is kept of an image."""
+    return all(not k or k in cache for k in (key.plain, key.flipped)) and (
+        not key.mask or cache.has_mask(key.mask)
+    )
+
+
+Lacks = npt.NDArray[np.bool_]
+"""[images, 3]: whether the latent, that of the mirror image, and the mask are to be made."""
+
+
+def lacks_of(
+    planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], cache: LatentCache
+) -> Lacks:
+    """What the cache does not hold; what is one for several images, of the first alone."""
+    claimed: set[str] = set()
+
+    def is_wanted(key: str, *, there: bool) -> bool:
+        if not key or there or key in claimed:
+            return False
+        claimed.add(key)
+        return True
+
+    lacks = np.zeros((len(planned), 3), dtype=np.bool_)
+    for place, key in enumerate(keys):
+        if key is not None:
+            lacks[place] = (
+                is_wanted(key.plain, there=key.plain in cache),
+                is_wanted(key.flipped, there=key.flipped in cache),
+                is_wanted(key.mask, there=cache.has_mask(key.mask)),
+            )
+    return lacks
+
+
+def still_lacking(
+    lacks: Lacks, keys: Sequence[LatentKeys | None], cache: LatentCache
+) -> frozenset[bytes]:
+    """The keys of what was lacking, and is not in the cache by now either."""
+    holds = (cache.__contains__, cache.__contains__, cache.has_mask)
+    flagged = _flagged(lacks, keys)
+    return frozenset(bytes.fromhex(key) for _, kind, key in flagged if not holds[kind](key))
+
+
+def flags_of(wanted: frozenset[bytes], keys: Sequence[LatentKeys | None], lacks: Lacks) -> Lacks:
+    """Those of the flags whose keys are wanted."""
+    flags = np.zeros_like(lacks)
+    if wanted:
+        for place, kind, key in _flagged(lacks, keys):
+            flags[place, kind] = bytes.fromhex(key) in wanted
+    return flags
+
+
+def _flagged(lacks: Lacks, keys: Sequence[LatentKeys | None]) -> Iterator[tuple[int, int, str]]:
+    """(image, column, key) of what is lacking; nothing where this process cannot read the file."""
+    for place, kind in np.argwhere(lacks).tolist():
+        key = _in_row(keys[place] or LatentKeys())[kind]
+        if key:
+            yield place, kind, key
+
+
+def ordered(
+    planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], lacks: Lacks
+) -> list[Order]:
+    """The orders for what is lacking, in the order of the images."""
+    numbers, orders = lacks[:, :2].sum(axis=1).tolist(), []
+    for place in np.flatnonzero(lacks.any(axis=1)).tolist():
+        key = keys[place] or LatentKeys()  # this process cannot read the file, and another could
+        wanted = (
+            k if is_wanted else "" for k, is_wanted in zip(_in_row(key), lacks[place], strict=True)
+        )
+        orders.append(Order(planned[place], LatentKeys(*wanted), numbers[place]))
+    return orders
+
+
+def _in_row(key: LatentKeys) -> tuple[str, str, str]:
+    return key.plain, key.flipped, key.mask
+
+
+def batches_of(orders: Sequence[Order], batch_size: int) -> list[list[Order]]:
+    """Orders in batches of one bucket; the same batches, however many processes share them."""
+    by_bucket = sorted(orders, key=_bucket_of)
+    groups = (list(group) for _, group in groupby(by_bucket, _bucket_of))
+    batches: Iterator[Sequence[Order]] = chain.from_iterable(
+        chunks(group, batch_size) for group in groups
+    )
+    return [list(batch) for batch in batches]
+
+
+def cost_of(batch: Sequence[Order]) -> float:
+    """What a batch takes to encode, in pixels; all processes find the same."""
+    return float(max(1, sum(o.latents for o in batch)) * batch[0].image.bucket.area)
+
+
+def _bucket_of(order: Order) -> Size:
+    return order.image.bucket
+
+
+def see_all(made: Sequence[LatentKeys], cache: LatentCache, share: CacheShare) -> None:
+    """Have in this process's index what all processes have written; all of them call it.
+
+    Args:
+        made: What has been made by any of those that share the cache.
+        cache: Where it was written.
+        share: What this process does.
+
+    Raises:
+        StorageError: Something is not there, though the process that made it says so.
+    """
+    if share.number > 1 and share.is_first:
+        _wait_until_seen(made, cache, share)
+    if share.is_first:
+        cache.keep_index()
+    if share.group.size == 1:
+        return
+    share.wait()
+    if not share.is_first:
+        if len(cache) >= KEPT_FROM:
+            cache.reopen()
+        _wait_until_seen(made, cache, share)
+
+
+def _wait_until_seen(made: Sequence[LatentKeys], cache: LatentCache, share: CacheShare) -> None:
+    missing = list(made)
+
+    def left() -> int:
+        cache.refresh()
+        missing[:] = [key for key in missing if not is_there(key, cache)]
+        return len(missing)
+
+    wait_until_seen(left, cache.folder, share.group.raise_fault)
+
+
+def digest_of(table: PlannedTable) -> str:
+    """A hash over which images there are and how they are cropped, in their order."""
+    digest = hashlib.sha256(f"{len(table)} images".encode())
+    for column in (table.codes, table.shapes):
+        digest.update(np.ascontiguousarray(column).tobytes())
+    for name in ("path", "caption"):
+        digest.update(table.records.text_digest(name))
+    return digest.hexdigest()

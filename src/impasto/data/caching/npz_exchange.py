@@ -1,0 +1,205 @@
+"""Latents of sd-scripts into the latent cache, and out of it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from impasto import storage_errors
+from impasto.data.caching.latent_cache import (
+    CachedPlan,
+    LatentCache,
+    LatentKeys,
+    latent_key,
+)
+from impasto.data.caching.latent_writing import ShardWriter, shard_writer
+from impasto.data.caching.npz import (
+    SD_ENDINGS,
+    WITH_CROP,
+    npz_candidates,
+    npz_file,
+    read_npz,
+    write_npz,
+)
+from impasto.data.engines.stages import Failure
+from impasto.data.records import PlannedImage, SkippedFile
+from impasto.errors import StorageError
+from impasto.progress import Advance, Progress
+from impasto.write_targets import why_not_written
+
+
+def import_npz(
+    planned: Sequence[PlannedImage],
+    keys: list[LatentKeys | None],
+    digests: dict[Path, str],
+    cache: LatentCache,
+    progress: Progress,
+    endings: Sequence[str] = SD_ENDINGS,
+) -> list[SkippedFile]:
+    """Put fitting latents of sd-scripts into the cache, their keys into `keys`; name the rest."""
+    able = [
+        i
+        for i, key in enumerate(keys)
+        if key is not None and key.plain and _npz_files_of(planned[i], digests, endings)
+    ]
+    if not able:
+        return []
+    refused: list[SkippedFile] = []
+    with progress.stage("Looking for sd-scripts' latents", len(planned), "images") as advance:
+        owners = _owners(planned, lambda image: npz_candidates(image, endings), advance)
+    with (
+        progress.stage("Reading sd-scripts' latents", len(able), "images") as advance,
+        shard_writer(cache) as writer,
+    ):
+        for i in sorted(able, key=lambda i: planned[i].bucket):
+            own = keys[i]
+            assert own is not None  # noqa: S101 - those without are not able
+            for file in _npz_files_of(planned[i], digests, endings):
+                shared = why_shared(owners[file])
+                taken = shared or _from_npz(file, digests, planned[i], own, cache, writer)
+                if isinstance(taken, LatentKeys):
+                    keys[i] = taken
+                    break
+                refused.append(SkippedFile(file, taken.reason))
+            advance(1)
+    return refused
+
+
+@dataclass(frozen=True)
+class Exported:
+    """How many files an export wrote, and which images got none.
+
+    Attributes:
+        written: How many files were written.
+        refused: Images that got none, with reasons.
+    """
+
+    written: int
+    refused: tuple[SkippedFile, ...]
+
+    @property
+    def warning(self) -> str:
+        """A sentence about files that hold less than they might; empty if none does."""
+        return ""
+
+
+def export_latents(
+    plan: CachedPlan,
+    cache: LatentCache,
+    progress: Progress,
+    endings: Sequence[str] = SD_ENDINGS,
+) -> Exported:
+    """Write the latents beside their images as today's sd-scripts does.
+
+    A file holds one sample where the cache has moments: the mean, which is the likeliest. Images
+    that would share one file get none: sd-scripts would train all of them with the latents of one.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    written, refused = 0, []
+    owners = _owners(plan.images, lambda image: [npz_file(image, endings)])
+    with progress.stage("Writing .npz", len(plan.images), "files") as advance:
+        for image, key in zip(plan.images, plan.keys, strict=True):
+            outcome = _export(image, key, owners, cache, endings)
+            if outcome is None:
+                written += 1
+            else:
+                refused.append(SkippedFile(image.record.path, outcome.reason))
+            advance(1)
+    return Exported(written, tuple(dict.fromkeys(refused)))
+
+
+def _export(
+    image: PlannedImage,
+    key: LatentKeys,
+    owners: dict[Path, set[Path]],
+    cache: LatentCache,
+    endings: Sequence[str],
+) -> Failure | None:
+    """Write one image's latents, or say why not."""
+    if not key.plain:
+        return Failure("no .npz: it changes each time that it is shown")
+    if image.record.cut:
+        return Failure(f"no .npz: {WITH_CROP}")
+    file = npz_file(image, endings)
+    shared = why_shared(owners[file])
+    if shared is not None:
+        return shared
+    record = image.record
+    fault = why_not_written(file, [record.path.parent, record.subset.root])
+    if fault:
+        return Failure(f"no .npz: {fault}")
+    latents = cache.read([key.plain])[0][0].numpy()
+    flipped = cache.read([key.flipped])[0][0].numpy() if key.flipped else None
+    try:
+        write_npz(image, latents, flipped, endings)
+    except StorageError as error:
+        if not storage_errors.is_file_specific(error):
+            raise
+        return Failure(f"no .npz: it cannot be written ({storage_errors.cause_of(error)})")
+    return None
+
+
+def _owners(
+    planned: Sequence[PlannedImage],
+    files_of: Callable[[PlannedImage], Iterable[Path]],
+    advance: Advance = lambda _: None,
+) -> dict[Path, set[Path]]:
+    """File of latents -> the images that it may have been made from."""
+    owners: dict[Path, set[Path]] = {}
+    for image in planned:
+        for file in files_of(image):
+            owners.setdefault(file, set()).add(image.record.path)
+        advance(1)
+    return owners
+
+
+def why_shared(pictures: set[Path]) -> Failure | None:
+    """Why a file beside several images is of none of them; None where it is beside one."""
+    if len(pictures) < 2:
+        return None
+    names = " and ".join(sorted(str(path) for path in pictures)[:3])
+    return Failure(
+        f"one .npz stands for {names}, which share a name but for their endings or folders; rename "
+        f"all but one"
+    )
+
+
+def _npz_files_of(
+    image: PlannedImage, digests: dict[Path, str], endings: Sequence[str]
+) -> list[Path]:
+    """The files that sd-scripts may have left for an image, if they are to be used."""
+    if not image.record.subset.reads_npz:
+        return []
+    return [file for file in dict.fromkeys(npz_candidates(image, endings)) if file in digests]
+
+
+def _from_npz(
+    file: Path,
+    digests: dict[Path, str],
+    image: PlannedImage,
+    own: LatentKeys,
+    cache: LatentCache,
+    writer: ShardWriter,
+) -> LatentKeys | Failure:
+    """The keys of an image whose latents come from a file; its values are in the cache then."""
+    content = digests[image.record.path]
+    source = f"npz:{digests[file]}"
+    plain = latent_key(content, image, source)
+    flipped = latent_key(content, image, source, flip=True) if own.flipped else ""
+    if plain in cache and (not flipped or flipped in cache):
+        return LatentKeys(plain, flipped, own.mask)
+    read = read_npz(file, image)
+    if isinstance(read, Failure):
+        return read
+    writer.add_latents(image.bucket, plain, torch.from_numpy(read.latents))
+    if not own.flipped:
+        return LatentKeys(plain, "", own.mask)
+    if read.flipped is None:  # the mirror image is encoded by the VAE
+        return LatentKeys(plain, own.flipped, own.mask)
+    writer.add_latents(image.bucket, flipped, torch.from_numpy(read.flipped))
+    return LatentKeys(plain, flipped, own.mask)

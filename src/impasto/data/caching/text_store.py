@@ -1,0 +1,86 @@
+"""The states of a frozen text encoder on disk, found by token ids and the encoder's fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from impasto.data.engines.process_group import wait_until_seen
+from impasto.data.sharding.shards import Shards
+
+
+class TextStore:
+    """States of chunks of token ids.
+
+    Args:
+        folder: Where the shards are; created when something is written.
+        fingerprint: A hash over all that the states depend on besides the ids: the encoder's
+            weights and which of its layers is taken.
+        dtype: Type on disk.
+    """
+
+    shard_entries = 256
+
+    def __init__(self, folder: Path, fingerprint: str, dtype: torch.dtype = torch.float32) -> None:
+        self._shards = Shards(folder, ("states",), "text store")
+        self._fingerprint = f"{fingerprint}:{dtype}"
+        self._dtype = dtype
+
+    def __contains__(self, ids: tuple[int, ...]) -> bool:
+        return self.key(ids) in self._shards
+
+    def __len__(self) -> int:
+        return len(self._shards)
+
+    def refresh(self) -> None:
+        """Take in what another process has added meanwhile."""
+        self._shards.refresh()
+
+    def require_seen(
+        self, chunks: Sequence[tuple[int, ...]], raise_fault: Callable[[], None]
+    ) -> None:
+        """Wait until chunks that other processes have written are to be seen from here.
+
+        Args:
+            chunks: The chunks.
+            raise_fault: Looks whether another process has failed.
+
+        Raises:
+            StorageError: They are not there after two minutes.
+        """
+
+        def left() -> int:
+            self.refresh()
+            return sum(ids not in self for ids in chunks)
+
+        wait_until_seen(left, self._shards.folder, raise_fault)
+
+    def key(self, ids: Sequence[int]) -> str:
+        """The name of a chunk's states: a hash in 32 hex digits."""
+        digest = hashlib.sha256(self._fingerprint.encode("utf-8"))
+        digest.update(np.asarray(ids, dtype="<i4").tobytes())  # the same bytes on every machine
+        return digest.hexdigest()[:32]
+
+    def read(self, ids: Sequence[int]) -> Tensor:
+        """States `[77, D]` in float32.
+
+        Raises:
+            KeyError: They are not there.
+        """
+        (rows,) = self._shards.read([self.key(ids)])
+        return torch.from_numpy(rows[0]).float()
+
+    def write(self, chunks: Sequence[Sequence[int]], states: Tensor) -> None:
+        """Add states `[chunks, 77, D]` as a shard.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        keys = [self.key(ids) for ids in chunks]
+        self._shards.write("text", keys, {"states": states.to(self._dtype)})
+        self._shards.keep_index()

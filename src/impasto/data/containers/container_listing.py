@@ -1,0 +1,248 @@
+"""Lists the images inside tars and tables, as a folder's are listed (`listing.py`).
+
+What a pass over a tar's headers found is remembered by its size and time of change, so a second
+scan reads nothing of it. Of a table the list of its columns is read by each scan.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+
+from impasto.canonical import sort_key
+from impasto.data.columns.keyed import KeyedTable
+from impasto.data.containers.containers import Columns, Container, Containers
+from impasto.data.containers.tar_members import IndexTars, TarIndex, images_of_tar
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.engines.stages import Failure, chunks
+from impasto.data.folders.finding import ImageFinder
+from impasto.data.folders.found import STAMPS, FoundBuilder, FoundTable
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.listing import Sidecars, Unused
+from impasto.errors import StorageError
+from impasto.member_paths import TAR, TableCell, member_of, path_in_table, plain
+from impasto.progress import Progress, SilentProgress, counted
+
+if TYPE_CHECKING:
+    from impasto.data.containers.image_tables import TableFacts
+
+_VERSION = [1]
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.large_string()),
+        ("size_bytes", pa.int64()),
+        ("stamp", pa.int64()),
+        ("members", pa.large_binary()),
+    ]
+)
+
+
+def list_containers(
+    containers: Containers,
+    sidecars: Sidecars,
+    columns: Columns,
+    index: Path | None,
+    progress: Progress | None = None,
+    engine: Engine = LOCAL,
+) -> tuple[FoundTable, list[Unused]]:
+    """The images in some files, file by file in their order, and what is not used.
+
+    Args:
+        containers: The files.
+        sidecars: The endings of files with words in tars.
+        columns: The columns of tables; that of words is also a key of JSON in tars.
+        index: The file beside which it is remembered what is in tars; None remembers nothing.
+        progress: Is told what the files are, and how far it is.
+        engine: Runs what is done.
+
+    Raises:
+        StorageError: They are in an object store that cannot be used.
+    """
+    progress = progress or SilentProgress()
+    found = FoundBuilder()
+    found.add(containers.faults)
+    unused = list(containers.unused)
+    if containers.ending == TAR and columns.image is not None:
+        reason = "image_column has no effect on tars, whose images are files"
+        unused += [Unused(Path(container.path), reason) for container in containers.files]
+    if containers.ending == TAR:
+        listing: _Tars | _Tables = _Tars(index, sidecars, columns)
+    else:
+        listing = _Tables(columns)
+    listing.prepare(containers.files, progress, engine)
+    number = 0
+    for container in containers.files:
+        images, others = listing.images(container)
+        found.add(images)
+        unused += others
+        number += sum(not image.fault for image in images)
+    said = counted(number, "images are")
+    progress.note(f"{said} inside {containers.described}, and read in place.")
+    unused.sort(key=lambda item: sort_key(str(item.path)))
+    return found.table(), unused
+
+
+class _Tars:
+    """What is in tars.
+
+    Args:
+        index: The file beside which it is remembered; None remembers nothing.
+        sidecars: The endings of the files with words.
+        columns: The key of JSON that has the words, if one is asked for.
+    """
+
+    def __init__(self, index: Path | None, sidecars: Sidecars, columns: Columns) -> None:
+        file = None if index is None else index.with_name(f"tars-{index.name}")
+        self._known = KeyedTable(file, _SCHEMA, _VERSION, None)
+        self._sidecars, self._field = sidecars, columns.caption
+        self._faults: dict[str, str] = {}
+
+    def prepare(self, files: Sequence[Container], progress: Progress, engine: Engine) -> None:
+        """Read the headers of those tars that are not known as they are."""
+        fresh = [container for container in files if self._packed(container) is None]
+        if not fresh:
+            return
+        executor = engine.executor(IndexTars())
+        with progress.stage("Reading headers of tars", len(fresh), "tars") as advance:
+            for outcomes in executor.run(chunks(fresh, 1)):
+                for container, outcome in outcomes:
+                    if isinstance(outcome, Failure):
+                        self._faults[container.path] = outcome.reason
+                    else:
+                        self._add(container, outcome, progress)
+                advance(len(outcomes))
+        self._keep(self._known.finish, progress)
+
+    def _add(self, container: Container, packed: bytes, progress: Progress) -> None:
+        self._keep(lambda: self._known.add(*container, packed), progress)
+
+    def _keep(self, write: Callable[[], None], progress: Progress) -> None:
+        """Write; where that fails, what was found is right all the same, and in memory."""
+        try:
+            write()
+        except StorageError as error:
+            progress.note(f"The next scan has to read the headers of tars again: {error}")
+
+    def _packed(self, container: Container) -> bytes | None:
+        """What is remembered of a tar as it is."""
+        *was, packed = self._known.look_up([container.path]).get(container.path, (-1, -1, None))
+        return packed if tuple(was) == container[1:] else None
+
+    def images(self, container: Container) -> tuple[list[FoundImage], list[Unused]]:
+        """The images of a tar, and what of it is not used."""
+        packed = self._packed(container)
+        if packed is None:
+            fault = self._faults[container.path]
+            return [FoundImage(container.path, [], fault=fault)], []
+        index = TarIndex.unpacked(packed)
+        return images_of_tar(container, index, self._sidecars, self._field)
+
+
+class _Tables:
+    """What is in tables.
+
+    Args:
+        columns: The columns that are asked for.
+    """
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns = columns
+        self._facts: dict[str, TableFacts | Failure] = {}
+        self._finders: dict[Path, ImageFinder] = {}
+        self._named: set[str] = set()
+
+    def prepare(self, files: Sequence[Container], progress: Progress, engine: Engine) -> None:
+        """Look at the columns of all tables."""
+        from impasto.data.columns.table_rows import forget_stored
+        from impasto.data.containers.image_tables import ReadTables
+
+        forget_stored()
+        executor = engine.executor(ReadTables(self._columns))
+        with progress.stage("Reading columns of tables", len(files), "tables") as advance:
+            for outcomes in executor.run(chunks(files, 1)):
+                self._facts |= {container.path: facts for container, facts in outcomes}
+                advance(len(outcomes))
+
+    def images(self, container: Container) -> tuple[list[FoundImage], list[Unused]]:
+        """The images of a table, and remarks on it."""
+        from impasto.data.containers.image_tables import images_of_table, unused_of_table
+
+        facts = self._facts[container.path]
+        if isinstance(facts, Failure):
+            return [FoundImage(container.path, [], fault=facts.reason)], []
+        if facts.paths is None:
+            return images_of_table(container, facts)
+        return self._by_paths(container, facts, facts.paths), unused_of_table(container, facts)
+
+    def _by_paths(
+        self, container: Container, facts: TableFacts, paths: Sequence[str | None]
+    ) -> list[FoundImage]:
+        """The images that a table names by their paths below its folder."""
+        folder = Path(container.path).parent
+        if folder not in self._finders:
+            self._finders[folder] = ImageFinder(folder)
+        finder = self._finders[folder]
+        outcomes = finder.find_all([path or "" for path in paths])
+        found = []
+        for row, (path, outcome) in enumerate(zip(paths, outcomes, strict=True)):
+            fault = "" if path else "its row has no image"
+            if not fault and isinstance(outcome, Failure):
+                fault = outcome.reason.replace("metadata names it", "its row names it")
+            elif not fault and outcome in self._named:
+                fault = f"its row names {path}, which another row names too"
+            if fault or isinstance(outcome, Failure):
+                cell = path_in_table(container.path, facts.image, row)
+                found.append(FoundImage(cell, [], fault=fault))
+                continue
+            self._named.add(outcome)
+            found.append(_worded(finder.stat_image(outcome), container, facts, row))
+        return found
+
+
+def _worded(image: FoundImage, container: Container, facts: TableFacts, row: int) -> FoundImage:
+    """An image file with the words that its row has."""
+    if image.fault or not facts.caption:
+        return image
+    words = path_in_table(container.path, facts.caption, row)
+    stamps = [*image.stamps[:2], container.size, container.stamp, 0, 0]
+    return image._replace(stamps=stamps, words=(words, ""))
+
+
+class MemberTree:
+    """The images inside tars and tables as if they were files, without their words.
+
+    Args:
+        found: The images.
+    """
+
+    def __init__(self, found: FoundTable) -> None:
+        self._items = {
+            os.path.normpath(plain(item.path)): item for item in found.items() if not item.fault
+        }
+
+    def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
+        """Folders with the names of images in them, as `os.walk` gives them."""
+        inside: dict[str, list[str]] = {}
+        for path in self._items:
+            inside.setdefault(os.path.dirname(path), []).append(os.path.basename(path))  # noqa: PTH119, PTH120
+        for folder, names in inside.items():
+            yield folder, [], names
+
+    def has(self, path: str) -> bool:
+        """Whether there is an image of that name."""
+        return path in self._items
+
+    def stat_image(
+        self,
+        path: str,
+        words: tuple[str, str] = ("", ""),  # noqa: ARG002 - as of other trees
+        crop: str = "",  # noqa: ARG002
+    ) -> FoundImage:
+        """An image with its stamps; its words are where the metadata says."""
+        item = self._items[path]
+        own = item.stamps if isinstance(member_of(item.path), TableCell) else item.stamps[:2]
+        return FoundImage(item.path, [*own, 0, 0, 0, 0][:STAMPS])

@@ -1,0 +1,261 @@
+"""Which files of a place hold many images each: tars, Parquet and Arrow tables.
+
+A place is one such file, a name with wildcards, or a folder: of shards as webdataset has them, one
+that `datasets.save_to_disk` wrote, or a copy of a dataset of the Hugging Face Hub. Nothing is
+opened here but the `state.json` of the first.
+
+Sources: huggingface/datasets, `src/datasets/arrow_dataset.py`, save_to_disk (`state.json` names
+the Arrow files of a folder), and `src/datasets/data_files.py` (which names are those of splits).
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from impasto.canonical import sort_key
+from impasto.data.folders import formats
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.listing import Unused
+from impasto.data.folders.object_tree import ObjectTree, tree_of
+from impasto.data.folders.stamping import stat_image
+from impasto.errors import DatasetError
+from impasto.member_paths import CONTAINERS, TAR, WILD, is_container, is_named
+from impasto.parsing import parse_json, read_object
+from impasto.progress import counted
+from impasto.remote_paths import is_remote, shown
+from impasto.storage import objects
+
+_STATE = "state.json"
+_TRAIN = frozenset({"train", "training"})
+_SPLIT = re.compile(
+    r"(?:^|[^a-zA-Z])(train|training|validation|valid|val|dev|test|testing|eval|evaluation)"
+    r"(?![a-zA-Z])"
+)
+WORDS = ("caption", "text", "prompt", "captions", "txt", "tags")
+"""Columns of tables, and keys of a sample's JSON, that usually have the words."""
+
+NAMES = {".tar": "tar shards", ".parquet": "Parquet tables", ".arrow": "Arrow tables"}
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The names of columns; None takes the usual ones.
+
+    Attributes:
+        image: That with the images.
+        caption: That with their words.
+    """
+
+    image: str | None = None
+    caption: str | None = None
+
+
+class Container(NamedTuple):
+    """A file that holds many images: its path, its bytes, and what changes when it is changed."""
+
+    path: str
+    size: int
+    stamp: int
+
+
+@dataclass
+class Containers:
+    """The files of a place that hold its images.
+
+    Attributes:
+        ending: That of all of them.
+        files: The files, in the order of their paths.
+        faults: Files that should be there and cannot be used.
+        unused: Files of the place that are not used, with what to do.
+    """
+
+    ending: str
+    files: list[Container]
+    faults: list[FoundImage] = field(default_factory=list)
+    unused: list[Unused] = field(default_factory=list)
+
+    @property
+    def described(self) -> str:
+        """What they are, with their number."""
+        return counted(len(self.files), NAMES[self.ending])
+
+
+def named_containers(place: Path) -> Containers:
+    """The file that a place is, or those that it stands for by wildcards.
+
+    Raises:
+        DatasetError: There is none, or those there are differ in kind.
+        StorageError: They are in an object store that cannot be used.
+    """
+    is_there = (
+        not is_remote(place) and place.is_file()
+    )  # as `cats[1].tar`, which is no pattern then
+    if is_there or not WILD.search(place.name):
+        found = [_stat(str(place), None)]
+    else:
+        tree = tree_of(place.parent)
+        listed = _below(place.parent, tree, recursive=False)
+        own = [path for path in listed if fnmatch.fnmatchcase(Path(path).name, place.name)]
+        found = [_stat(path, tree) for path in sorted(own, key=sort_key) if is_container(path)]
+    files = [item for item in found if isinstance(item, Container)]
+    faults = [item for item in found if isinstance(item, FoundImage)]
+    endings = {Path(item.path).suffix.lower() for item in found}
+    if not found:
+        raise DatasetError(
+            f"{shown(place)} names no file. Expected a folder of images, or names of files ending "
+            f"in {' '.join(CONTAINERS)}."
+        )
+    if len(endings) > 1:
+        raise DatasetError(
+            f"{shown(place)} names files of several kinds ({' '.join(sorted(endings))}). Give each "
+            f"kind as a subset of its own, as in *{min(endings)}."
+        )
+    return Containers(endings.pop(), files, faults)
+
+
+def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
+    """The files of a folder that hold images, of the kind that goes first; None without any.
+
+    Tars go before tables, since tables beside them say what is in them (img2dataset); of several
+    splits that of training is taken.
+
+    Raises:
+        StorageError: It is in an object store that cannot be used.
+    """
+    tree = tree_of(folder)
+    paths = sorted(
+        (path for path in _below(folder, tree, recursive=recursive) if is_container(path)),
+        key=sort_key,
+    )
+    if not paths:
+        return None
+    ending = next(e for e in CONTAINERS if any(p.lower().endswith(e) for p in paths))
+    chosen = Containers(ending, [])
+    own = [path for path in paths if path.lower().endswith(ending)]
+    reason = f"not used beside {NAMES[ending]}; give it as the image_dir of a subset of its own"
+    chosen.unused += [Unused(Path(path), reason) for path in paths if path not in set(own)]
+    if ending != TAR:
+        own = _of_state(own, tree, chosen)
+    for path in _of_training(own, folder, chosen):
+        item = _stat(path, tree)
+        if isinstance(item, Container):
+            chosen.files.append(item)
+        else:
+            chosen.faults.append(item)
+    return chosen
+
+
+def holds_containers(place: Path, *, recursive: bool = True, masks: Path | None = None) -> bool:
+    """Whether the images of a place of this machine are in tars or tables, as a scan finds it.
+
+    The look ends at the first image that is a file of its own and can be looked at.
+
+    Args:
+        place: A folder, or what it names.
+        recursive: Also look in sub-folders.
+        masks: The folder of masks, whose images are none to train on.
+    """
+    if is_named(place):
+        return True
+    found = False
+    for path in _below(place, None, recursive=recursive, without=masks):
+        is_image = os.path.splitext(path)[1].lower() in formats.EXTENSIONS  # noqa: PTH122 - hot path
+        if is_image and not stat_image(path).fault:
+            return False
+        found = found or is_container(path)
+    return found
+
+
+def _below(
+    folder: Path, tree: ObjectTree | None, *, recursive: bool, without: Path | None = None
+) -> Iterator[str]:
+    """The files in a folder, or also in those below it, without what is hidden."""
+    left_out = None if without is None else os.path.abspath(without)  # noqa: PTH100 - as text
+    walk = os.walk(folder) if tree is None else tree.walk()
+    for above, folders, names in walk:
+        if left_out is not None and os.path.abspath(above) == left_out:  # noqa: PTH100
+            folders[:] = []
+            continue
+        folders[:] = sorted(n for n in folders if not n.startswith(".")) if recursive else []
+        yield from (os.path.join(above, name) for name in names if not name.startswith("."))  # noqa: PTH118
+        if not recursive:
+            return
+
+
+def _stat(path: str, tree: ObjectTree | None) -> Container | FoundImage:
+    """Size and time of change of a file, or why it cannot be looked at."""
+    if is_remote(path):
+        stored = objects.look_up(Path(path)) if tree is None else tree.stored(path)
+        if stored is None:
+            return FoundImage(path, [], fault="is not there")
+        return Container(path, stored.size, stored.identity)
+    try:
+        status = os.stat(path)  # noqa: PTH116 - hot path
+    except OSError as error:
+        return FoundImage(path, [], fault=f"cannot be read ({error.strerror or error})")
+    if not stat.S_ISREG(status.st_mode):
+        return FoundImage(path, [], fault="not a regular file")
+    return Container(path, status.st_size, status.st_mtime_ns)
+
+
+def _of_state(paths: Sequence[str], tree: ObjectTree | None, chosen: Containers) -> list[str]:
+    """Of each folder with a `state.json` the tables that it names, and all of other folders."""
+    kept: list[str] = []
+    folders = dict.fromkeys(os.path.dirname(path) for path in paths)  # noqa: PTH120
+    for folder in folders:
+        own = [path for path in paths if os.path.dirname(path) == folder]  # noqa: PTH120
+        named = _named_by_state(folder, tree)
+        if named is None:
+            kept += own
+            continue
+        kept += [path for path in own if os.path.basename(path) in named]  # noqa: PTH119
+        reason = f"not among the files of the dataset that {_STATE} names"
+        chosen.unused += [Unused(Path(path), reason) for path in own if path not in set(kept)]
+        for name in sorted(named - {os.path.basename(path) for path in own}):  # noqa: PTH119
+            fault = f"{_STATE} names it, and it is not there"
+            chosen.faults.append(FoundImage(os.path.join(folder, name), [], fault=fault))  # noqa: PTH118
+    return kept
+
+
+def _named_by_state(folder: str, tree: ObjectTree | None) -> set[str] | None:
+    """The names of the files that `save_to_disk` wrote into a folder; None where it did not."""
+    file = Path(folder, _STATE)
+    if tree is None:
+        content = read_object(file) if file.is_file() else None
+    else:
+        try:
+            content = parse_json(objects.read(file)) if tree.has(str(file)) else None
+        except (OSError, ValueError):
+            content = None
+    items = content.get("_data_files") if isinstance(content, dict) else None
+    if not isinstance(items, list):
+        return None
+    names = [item.get("filename") for item in items if isinstance(item, dict)]
+    return {name for name in names if isinstance(name, str) and "/" not in name and name} or None
+
+
+def _of_training(paths: Sequence[str], folder: Path, chosen: Containers) -> list[str]:
+    """The files of the split of training where names tell of splits, and those of no split."""
+    splits = {path: _split_of(os.path.relpath(path, folder)) for path in paths}
+    if not _TRAIN & set(splits.values()):
+        return list(paths)
+    reason = "of another split than train, and not used; name it to use it, as in data/test-*"
+    others = [path for path, split in splits.items() if split and split not in _TRAIN]
+    chosen.unused += [Unused(Path(path), reason) for path in others]
+    return [path for path in paths if path not in set(others)]
+
+
+def _split_of(below: str) -> str:
+    """The split that a path below the dataset's folder tells of; empty where it tells of none."""
+    for part in reversed(Path(below).parts):
+        found = _SPLIT.search(part)
+        if found:
+            return found[1]
+    return ""

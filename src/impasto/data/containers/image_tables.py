@@ -1,0 +1,230 @@
+"""Which images a Parquet or Arrow table holds: its columns by name, and a path for each row.
+
+A column of images has bytes, or Hugging Face's pairs of bytes and path, or paths below the table's
+folder. Words are texts, or lists of them, which are joined as tags are.
+
+Source: huggingface/datasets, `src/datasets/features/image.py`, Image.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.types as types
+
+from impasto.data.columns.table_rows import OpenTable, arrow_errors, open_table
+from impasto.data.containers.containers import WORDS, Columns, Container
+from impasto.data.engines.stages import Failure
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.listing import Unused
+from impasto.member_paths import path_in_table
+
+BYTES, PATH = "bytes", "path"
+_IMAGES = ("image", "img", "jpg", "jpeg", "png", "webp", "picture", "image_bytes")
+_PATHS = ("image_path", "file_name", "path", "file_path", "filename", "file")
+_SHOWN = 12
+
+
+@dataclass(frozen=True)
+class TableFacts:
+    """What a scan knows of a table.
+
+    Attributes:
+        rows: How many rows it has.
+        image: The column with the images.
+        paths: The paths of the images, where that column holds paths; None where it holds bytes.
+        caption: The column with their words; empty if there is none.
+        names: All columns.
+    """
+
+    rows: int
+    image: str
+    paths: tuple[str | None, ...] | None
+    caption: str
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReadTables:
+    """Stage: tables -> `TableFacts`.
+
+    Attributes:
+        columns: The columns that are asked for.
+    """
+
+    columns: Columns
+
+    def __call__(self, batch: Sequence[Container]) -> list[TableFacts | Failure]:
+        """Look at the columns of some tables.
+
+        Raises:
+            StorageError: They are in an object store that cannot be used.
+        """
+        return [self._one(container) for container in batch]
+
+    def _one(self, container: Container) -> TableFacts | Failure:
+        try:
+            table = open_table(Path(container.path), container.size)
+            with arrow_errors():
+                return _facts(table, self.columns)
+        except OSError as error:
+            return Failure(f"cannot be read ({error.strerror or error})", is_transient=True)
+
+
+def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
+    schema = table.schema
+    looked_for = {asked.image, asked.caption, *_IMAGES, *_PATHS, *WORDS}
+    usual = [name for name in schema.names if name in looked_for]
+    twice = [name for name in usual if usual.count(name) > 1]
+    if twice:
+        return Failure(f"it has several columns called {twice[0]!r}; rename all but one")
+    image = _column(schema, _IMAGE, asked.image)
+    caption = _column(schema, _CAPTION, asked.caption)
+    if isinstance(image, Failure):
+        return image
+    if isinstance(caption, Failure):
+        return caption
+    kind, rows = schema.field(image).type, int(table.starts[-1])
+    paths: tuple[str | None, ...] | None = None
+    if is_text_type(kind):
+        paths = tuple(_all_values(table, image))
+    elif types.is_struct(kind) and rows and not table.holds_bytes(image, BYTES):
+        paths = tuple((value or {}).get(PATH) for value in _all_values(table, image))
+    return TableFacts(rows, image, paths, caption, tuple(schema.names))
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """A column that a table is searched for.
+
+    Attributes:
+        setting: What names it.
+        fits: Whether values of a type may stand in it.
+        expected: These values in words.
+        unnamed: Finds it among the columns where no setting names it.
+    """
+
+    setting: str
+    fits: Callable[[pa.DataType], bool]
+    expected: str
+    unnamed: Callable[[pa.Schema], str | Failure]
+
+
+def _column(schema: pa.Schema, wanted: _Wanted, asked: str | None) -> str | Failure:
+    """The name of a column, as the settings or the table itself have it; empty if there is none."""
+    if asked is None:
+        return wanted.unnamed(schema)
+    if asked not in schema.names:
+        return Failure(
+            f"it has no column {asked!r}, as {wanted.setting} asks for; its columns are "
+            f"{_listed(schema.names)}"
+        )
+    kind = schema.field(asked).type
+    if wanted.fits(kind):
+        return asked
+    return Failure(f"its column {asked!r} holds {kind}; expected {wanted.expected}")
+
+
+def _unnamed_images(schema: pa.Schema) -> str | Failure:
+    """The one column of bytes, or the first that is usual for images or for their paths."""
+    fitting: list[str] = [field.name for field in schema if _holds_images(field.type)]
+    if len(fitting) == 1:
+        return fitting[0]
+    usual = [name for name in _IMAGES if name in fitting]
+    usual += [n for n in _PATHS if n in schema.names and is_text_type(schema.field(n).type)]
+    if usual:
+        return usual[0]
+    found = f"several columns hold bytes ({', '.join(fitting)})" if fitting else "no column does"
+    return Failure(
+        f"which column holds its images is not clear: {found}. Its columns are "
+        f"{_listed(schema.names)}; name one with image_column"
+    )
+
+
+def _unnamed_words(schema: pa.Schema) -> str:
+    """The first column that is usual for words; empty if there is none."""
+    fitting = {field.name for field in schema if _holds_words(field.type)}
+    return next((name for name in WORDS if name in fitting), "")
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
+
+
+def _holds_images(kind: pa.DataType) -> bool:
+    """Whether values are bytes, or pairs of bytes and path."""
+    if types.is_struct(kind):
+        place = kind.get_field_index(BYTES)
+        return place >= 0 and _is_bytes(kind.field(place).type)
+    return _is_bytes(kind)
+
+
+def _is_bytes(kind: pa.DataType) -> bool:
+    return bool(types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def is_text_type(kind: pa.DataType) -> bool:
+    """Whether values are texts, or categories of pandas that are."""
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _holds_words(kind: pa.DataType) -> bool:
+    """Whether values are texts, or lists of them."""
+    is_list = bool(types.is_list(kind) or types.is_large_list(kind))
+    return is_text_type(kind.value_type) if is_list else is_text_type(kind)
+
+
+_IMAGE = _Wanted(
+    "image_column",
+    lambda kind: _holds_images(kind) or is_text_type(kind),
+    "bytes, pairs of bytes and path, or paths",
+    _unnamed_images,
+)
+_CAPTION = _Wanted("caption_column", _holds_words, "texts, or lists of texts", _unnamed_words)
+
+
+def _all_values(table: OpenTable, column: str) -> list[Any]:
+    return [
+        value
+        for number in range(len(table.starts) - 1)
+        for value in table.part(column, number).values.to_pylist()
+    ]
+
+
+def images_of_table(
+    container: Container, facts: TableFacts
+) -> tuple[list[FoundImage], list[Unused]]:
+    """The images of a table whose column holds bytes, with their words.
+
+    How large one is takes reading it, so its size is given as 0. In the place of its time of change
+    is a number of the table's time and size: copying may keep the time.
+    """
+    found, path = [], container.path
+    said = hashlib.sha256(f"{container.stamp} {container.size}".encode()).digest()
+    stamp = int.from_bytes(said[:8], "big") >> 2
+    stamps = [0, stamp, container.size, container.stamp, 0, 0]
+    for row in range(facts.rows):
+        image = path_in_table(path, facts.image, row)
+        words = path_in_table(path, facts.caption, row) if facts.caption else ""
+        found.append(FoundImage(image, stamps, (words, "")))
+    return found, unused_of_table(container, facts)
+
+
+def unused_of_table(container: Container, facts: TableFacts) -> list[Unused]:
+    """What to say of a table without words."""
+    if facts.caption:
+        return []
+    return [
+        Unused(
+            Path(container.path),
+            f"a table without words: none of its columns ({_listed(facts.names)}) is known to "
+            f"hold them; name one with caption_column",
+        )
+    ]

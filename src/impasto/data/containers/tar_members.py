@@ -1,0 +1,328 @@
+"""What a tar of images holds, by one pass over its headers; nothing is unpacked.
+
+Files of one name up to its first dot form a sample, as in a webdataset: `00042.jpg`, `00042.txt`
+and `00042.json` are an image, its words, and what else is known of it.
+
+Sources: webdataset/webdataset, `webdataset/tariterators.py`, base_plus_ext and group_by_keys; the
+layout of rom1504/img2dataset's shards.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, NamedTuple
+
+import pyarrow as pa
+
+from impasto.data.columns.arrow_columns import column_of
+from impasto.data.containers.containers import Container
+from impasto.data.engines.stages import Failure
+from impasto.data.folders import formats
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.listing import CAPTION, NOT_TEXT, TAGS, Sidecars, Unused
+from impasto.member_paths import path_in_tar
+from impasto.parsing import is_text, parse_json, printable
+from impasto.remote_paths import is_remote
+from impasto.storage.ranged_file import RangedFile, open_ranges
+
+_BLOCK = 512
+_LARGEST_HEADER = 4 << 20  # bytes; the longest that a name or its attributes take is some thousand
+_PADDING = 1 << 20  # bytes of zeros that may follow the end; GNU tar fills up 10,240
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
+_JSON = ".json"
+_OUT = "its name leads out of the tar; make the tar from within the folder of images"
+_SCHEMA = pa.schema(
+    [
+        ("name", pa.large_string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("fault", pa.large_string()),
+    ]
+)
+
+
+class TarEntry(NamedTuple):
+    """A file in a tar: its name, where its bytes are, and why they cannot be used if so."""
+
+    name: str
+    offset: int
+    size: int
+    fault: str = ""
+
+
+@dataclass(frozen=True)
+class TarIndex:
+    """The files in a tar.
+
+    Attributes:
+        entries: The files, in their order.
+        fault: Why not all of it could be read; empty where it was.
+        remark: What is odd about it and loses nothing that is known of.
+    """
+
+    entries: Sequence[TarEntry]
+    fault: str = ""
+    remark: str = ""
+
+    def packed(self) -> bytes:
+        """Write the index as bytes, to be kept between scans."""
+        about = json.dumps([self.fault, self.remark]).encode("utf-8")
+        columns = zip(*self.entries, strict=True) if self.entries else [()] * len(_SCHEMA)
+        arrays = [column_of(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
+        table = pa.Table.from_arrays(arrays, schema=_SCHEMA.with_metadata({b"about": about}))
+        sink = io.BytesIO()
+        with pa.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+        return sink.getvalue()
+
+    @classmethod
+    def unpacked(cls, content: bytes) -> TarIndex:
+        """The index that `packed` made these bytes of."""
+        table = pa.ipc.open_stream(content).read_all()
+        fault, remark = parse_json((table.schema.metadata or {})[b"about"])
+        columns = (column.to_pylist() for column in table.itercolumns())
+        return cls([TarEntry(*row) for row in zip(*columns, strict=True)], fault, remark)
+
+
+class IndexTars:
+    """Stage: tars -> their `TarIndex`, packed."""
+
+    def __call__(self, batch: Sequence[Container]) -> list[bytes | Failure]:
+        """Read the headers of some tars.
+
+        Raises:
+            StorageError: They are in an object store that cannot be used.
+        """
+        return [self._one(container) for container in batch]
+
+    def _one(self, container: Container) -> bytes | Failure:
+        path = Path(container.path)
+        try:
+            if is_remote(path):
+                return index_tar(open_ranges(path, container.size), container.size).packed()
+            with path.open("rb") as file:
+                return index_tar(file, container.size).packed()
+        except OSError as error:
+            return Failure(f"cannot be read ({error.strerror or error})", is_transient=True)
+
+
+def index_tar(file: IO[bytes] | RangedFile, size: int) -> TarIndex:
+    """The files of a tar, by a pass over its headers.
+
+    Python's `tarfile` takes a damaged header for the end, so what is there is looked at again.
+
+    Args:
+        file: The tar, seekable.
+        size: How many bytes it has.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    head = file.read(_BLOCK)
+    if not head:
+        return TarIndex([], "the file is empty")
+    if head.startswith(_COMPRESSED):
+        return TarIndex([], "a compressed tar, which has no places to read from; decompress it")
+    file.seek(0)
+    entries: list[TarEntry] = []
+    end = 0
+    try:
+        with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
+            while (info := tar.next()) is not None:
+                if info.size < 0 or tar.offset <= end:  # CVE-2025-8194: it would go round for ever
+                    break
+                tar.members.clear()  # which it would keep for looking names up
+                if not info.isdir():
+                    entries.append(_entry_of(info, size))
+                end = tar.offset
+            else:
+                end = tar.offset
+    except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
+        if not entries:
+            return TarIndex([], f"not a tar, or damaged at its beginning ({error})")
+    fault, remark = _ending(file, size, end, entries)
+    return TarIndex(entries, fault, remark)
+
+
+class _Headers:
+    """A file of which nothing larger than a header is read: a stranger's tar may claim any size."""
+
+    def __init__(self, file: IO[bytes] | RangedFile) -> None:
+        self._file = file
+        self.tell, self.seek = file.tell, file.seek
+
+    def read(self, size: int) -> bytes:
+        """Read the next bytes of the tar.
+
+        Raises:
+            tarfile.ReadError: They are more than any header has.
+        """
+        if not 0 <= size <= _LARGEST_HEADER:
+            raise tarfile.ReadError(f"a header claims {size} bytes")
+        return self._file.read(size)
+
+
+def _entry_of(info: tarfile.TarInfo, size: int) -> TarEntry:
+    name = info.name.removeprefix("./")
+    begin, end = info.offset_data, info.offset_data + info.size
+    fault = ""
+    if not is_text(name):
+        name, fault = printable(name), NOT_TEXT
+    elif not name or any(part in {"", ".", ".."} for part in name.split("/")):
+        fault = _OUT
+    elif info.issym() or info.islnk():
+        fault = "a link inside the tar, which is not followed"
+    elif not info.isreg() or info.issparse():
+        fault = "no regular file of the tar, but a device, a FIFO or a sparse file"
+    elif info.size < 0 or end > size:
+        fault = f"cut short: it is at the bytes {begin} to {end}, and the tar ends at byte {size}"
+    return TarEntry(name, begin, max(0, info.size), fault)
+
+
+def _ending(
+    file: IO[bytes] | RangedFile, size: int, end: int, entries: Sequence[TarEntry]
+) -> tuple[str, str]:
+    """What is wrong, or odd, about how a tar ends."""
+    last = f"behind its member {entries[-1].name}" if entries else "at its beginning"
+    if entries and end > size:
+        member = entries[-1]
+        return (
+            f"the tar is cut short at byte {size}, in its member {member.name} (bytes "
+            f"{member.offset} to {member.offset + member.size}); the {len(entries) - 1} members "
+            f"before are whole",
+            "",
+        )
+    file.seek(end)
+    block = file.read(_BLOCK)
+    if 0 < len(block) < _BLOCK:
+        return f"the tar is cut short at byte {size}, in a header {last}", ""
+    if block.strip(b"\0"):
+        return f"the tar is damaged at byte {end}, {last}; what follows cannot be read", ""
+    if not block:
+        return "", f"a tar without the mark of its end, perhaps cut short at byte {size}, {last}"
+    if size - end > _PADDING:
+        return "", (
+            f"a tar that ends at byte {end} of {size}; what follows, perhaps another tar, is not "
+            f"read"
+        )
+    return "", ""
+
+
+def images_of_tar(
+    tar: Container, index: TarIndex, sidecars: Sidecars, field: str | None
+) -> tuple[list[FoundImage], list[Unused]]:
+    """The images of a tar with their words, and what else of it looks like images or words.
+
+    Args:
+        tar: The tar.
+        index: Its files.
+        sidecars: The endings of the files with the words.
+        field: The key of the JSON files that has the words, where one is asked for.
+    """
+    samples = _Samples(tar, sidecars, field)
+    for entry in index.entries:
+        samples.add(entry)
+    found, unused = samples.found(), list(samples.unused())
+    if index.fault:
+        found.append(FoundImage(tar.path, [], fault=index.fault))
+    if index.remark:
+        unused.append(Unused(Path(tar.path), index.remark))
+    return found, unused
+
+
+class _Samples:
+    """The files of a tar by their samples."""
+
+    def __init__(self, tar: Container, sidecars: Sidecars, field: str | None) -> None:
+        self._tar, self._sidecars, self._field = tar, sidecars, field
+        self._images: dict[str, tuple[str, TarEntry]] = {}
+        self._others: dict[tuple[str, str], TarEntry] = {}
+        self._found: list[FoundImage] = []
+        self._unused: list[Unused] = []
+        self._used: set[str] = set()
+        self._word_endings = {CAPTION, TAGS, *(e for e in sidecars if e)}
+
+    def add(self, entry: TarEntry) -> None:
+        """Sort a file in by its name."""
+        stem, ending = split_name(entry.name)
+        if entry.name[entry.name.rfind("/") + 1 :].startswith("."):
+            return
+        last = ending[ending.rfind(".") :] if ending else ""
+        if ending in formats.EXTENSIONS:
+            self._add_image(stem, entry)
+        elif ending in formats.UNREAD:
+            self._fault(entry, formats.UNREAD[ending])
+        elif last in formats.EXTENSIONS:
+            reason = (
+                "not read, for a sample's name ends at its first dot: what follows is no ending "
+                "of an image; rename it, unless it is no image to train on"
+            )
+            self._unused.append(Unused(self._path(entry), reason))
+        else:
+            self._others.setdefault((stem, ending), entry)
+
+    def _add_image(self, stem: str, entry: TarEntry) -> None:
+        if entry.fault:
+            self._fault(entry, entry.fault)
+        elif entry.name in self._images:
+            self._fault(entry, "its name is in the tar twice; the first of that name is used")
+        else:
+            self._images[entry.name] = (stem, entry)
+
+    def _fault(self, entry: TarEntry, reason: str) -> None:
+        self._found.append(FoundImage(str(self._path(entry)), [], fault=reason))
+
+    def _path(self, entry: TarEntry) -> Path:
+        return Path(path_in_tar(self._tar.path, entry.name, entry.offset, entry.size))
+
+    def found(self) -> list[FoundImage]:
+        """The images with the files that have their words."""
+        return self._found + [self._with_words(*item) for item in self._images.values()]
+
+    def _with_words(self, stem: str, entry: TarEntry) -> FoundImage:
+        path = path_in_tar(self._tar.path, entry.name, entry.offset, entry.size)
+        stamps, words = [entry.size, self._tar.stamp], []
+        for other, field in self._words_of(stem):
+            if other is None:
+                words.append("")
+                stamps += [0, 0]
+                continue
+            self._used.add(other.name)
+            if other.fault:
+                return FoundImage(path, [], fault=f"its caption {other.name}: {other.fault}")
+            stamps += [other.size, self._tar.stamp]
+            own = self._tar.path, other.name, other.offset, other.size
+            words.append(path_in_tar(*own, field=field))
+        return FoundImage(path, stamps, (words[0], words[1]))
+
+    def _words_of(self, stem: str) -> list[tuple[TarEntry | None, str | None]]:
+        """The files with caption and tags of a sample, each perhaps with a key of JSON."""
+        own = [
+            (self._others.get((stem, ending)) if ending else None, None)
+            for ending in self._sidecars
+        ]
+        said = self._others.get((stem, _JSON))
+        if said is not None and (self._field or not any(entry for entry, _ in own)):
+            return [(said, self._field or ""), (None, None)]
+        return list(own)
+
+    def unused(self) -> Iterator[Unused]:
+        """What looks like images or words and is not used; `found` comes before."""
+        yield from self._unused
+        for (_, ending), entry in self._others.items():
+            if ending in self._word_endings and entry.name not in self._used:
+                reason = "a caption in a tar that is not used: no image has its name, or its "
+                reason += "sample's words are in another file"
+                yield Unused(self._path(entry), reason)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """A name in a tar up to the first dot of its last part, and what follows in lower case."""
+    begin = name.rfind("/") + 1
+    dot = name.find(".", begin)
+    return (name, "") if dot < 0 else (name[:dot], name[dot:].lower())

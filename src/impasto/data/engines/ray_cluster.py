@@ -1,0 +1,334 @@
+"""Ray on one machine, started and ended here, or a cluster that is there already.
+
+Ray is imported when it is needed, and never otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import logging
+import os
+import socket
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from impasto import files, storage_errors
+from impasto.data.engines import ray_tokens
+from impasto.data.engines.ray_folder import ray_folder
+from impasto.data.engines.ray_work import Ground, said_of_node
+from impasto.errors import ConfigError, MissingDependencyError
+from impasto.invocation import missing_extra
+from impasto.remote_paths import copies_folder, is_remote
+from impasto.temporary_names import partial_name
+
+ADDRESS = "RAY_ADDRESS"
+"""The environment variable that names a cluster, as for Ray's own commands."""
+_ANSWER_SECONDS = 10.0
+_JOIN_SECONDS, _INTERRUPTED_SECONDS = 60.0, 30.0
+_WATCH_SECONDS, _MISSED = 5.0, 3
+_PATH = "PYTHONPATH"
+_PRINTS = "print_to_stdstream"
+_CHECK_SECONDS = 120.0
+_STORE_BYTES = 2 << 30
+_QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # its makers are told of each use otherwise
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+
+def import_ray() -> Any:
+    """Ray with Ray Data.
+
+    Raises:
+        MissingDependencyError: It is not installed.
+    """
+    for name, value in _QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+        import ray.data
+    except ImportError as error:
+        raise missing_extra(
+            "ray",
+            f"dataset.executor is ray, and Ray Data is not installed ({error}).",
+            "Or set dataset.executor to local.",
+        ) from error
+    return ray
+
+
+@contextlib.contextmanager
+def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -> Iterator[Any]:
+    """Have Ray: that of the process, that of an address, or one that is ended again.
+
+    Args:
+        address: `host:port` of a cluster, or `auto` for the one of this machine; None takes the
+            environment's `RAY_ADDRESS`, or else starts Ray on this machine.
+        ground: What has to be the same on all machines.
+        note: Is told when the cluster's head is lost.
+
+    Raises:
+        ConfigError: The address is none, or a machine does not see the same folders or has another
+            version of Impasto or Python.
+        MissingDependencyError: Ray is not installed, or the cluster does not answer.
+    """
+    ray = import_ray()
+    if ray.is_initialized():  # of the program that this is part of; it stays
+        _require_same_ground(ray, ground)
+        yield ray
+        return
+    named = address or os.environ.get(ADDRESS) or None
+    with contextlib.ExitStack() as after:
+        after.enter_context(_printing_nothing())
+        keeper = _Keeper(ray, note)
+        if named is None:
+            _start(keeper, after)
+        else:
+            _join(keeper, named, after)
+            _require_same_ground(ray, ground)
+        yield ray
+
+
+def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
+    """Start Ray on this machine: no dashboard, few words, a bounded store, a folder that goes."""
+    folder = after.enter_context(ray_folder())
+    after.enter_context(ray_tokens.own_token())
+    after.callback(keeper.end)
+    with _silent_stderr(), _handed_on_path():
+        failed = keeper.init(
+            None,
+            num_cpus=_processors(),
+            include_dashboard=False,
+            object_store_memory=min(_STORE_BYTES, psutil.virtual_memory().total // 5),
+            _temp_dir=str(folder),
+        )
+    if failed is not None:
+        raise MissingDependencyError(
+            f"Ray could not be started on this machine: {_first_line(failed)}. Set "
+            f"dataset.executor to local, or join a cluster with dataset.ray_address."
+        ) from failed
+
+
+class _Keeper:
+    """Has `ray.init` called on a thread that stays until the end, and looks after its head.
+
+    On a thread, since a Ctrl-C in the midst of it would leave processes behind that nothing ends,
+    and since what answers at an address and is no Ray lets it wait for ever. The thread stays:
+    Linux ends what Ray has started with the thread that started it (`PR_SET_PDEATHSIG`).
+
+    Args:
+        ray: The module.
+        note: Is told when the head does not answer any more.
+    """
+
+    def __init__(self, ray: Any, note: Callable[[str], None]) -> None:
+        self._ray, self._note = ray, note
+        self._begun, self._ended = threading.Event(), threading.Event()
+        self._failed: BaseException | None = None
+
+    def init(self, within_s: float | None, **options: Any) -> BaseException | None:
+        """Call `ray.init` with some options; return why it failed.
+
+        Args:
+            within_s: Seconds that it may take.
+            options: What it is called with.
+        """
+        threading.Thread(target=self._work, kwargs=options, daemon=True).start()
+        try:
+            in_time = self._begun.wait(within_s)
+        except BaseException:  # Ctrl-C: what it starts meanwhile is ended by whoever called
+            self._begun.wait(_INTERRUPTED_SECONDS)
+            raise
+        return self._failed if in_time else TimeoutError(f"no answer in {within_s:.0f} s")
+
+    def end(self) -> None:
+        """End Ray, and then the thread."""
+        self._ray.shutdown()
+        self._ended.set()
+
+    def _work(self, **options: Any) -> None:
+        try:
+            self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
+            head = self._ray.get_runtime_context().gcs_address
+        except BaseException as error:  # `init` returns it in the thread that asked
+            self._failed = error
+            return
+        finally:
+            self._begun.set()
+        self._watch(head)
+
+    def _watch(self, head: str) -> None:
+        """Say when the head is lost: Ray ends the process without a word, a minute later."""
+        missed = 0
+        while not self._ended.wait(_WATCH_SECONDS):
+            missed = 0 if _answers(head) else missed + 1
+            if missed == _MISSED and not self._ended.is_set():
+                self._note(
+                    f"The head of Ray at {head} does not answer any more. If it stays away, Ray "
+                    f"ends this command within a minute or two. What was done is kept; the same "
+                    f"command goes on from there."
+                )
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0][:200] or type(error).__name__
+
+
+@contextlib.contextmanager
+def _printing_nothing() -> Iterator[None]:
+    """Keep Ray from printing each worker that ends: on stdout, where programs read our JSON.
+
+    It has no switch for that. What matters is raised, or told at the end.
+    """
+    worker = importlib.import_module("ray._private.worker")
+    before = getattr(worker, _PRINTS, None)
+    if before is None:
+        yield
+        return
+    setattr(worker, _PRINTS, lambda *_, **__: None)
+    try:
+        yield
+    finally:
+        setattr(worker, _PRINTS, before)
+
+
+@contextlib.contextmanager
+def _handed_on_path() -> Iterator[None]:
+    """Have what is started now look for modules where this process does, as `spawn` has it."""
+    before = os.environ.get(_PATH)
+    os.environ[_PATH] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_PATH]
+        else:
+            os.environ[_PATH] = before
+
+
+@contextlib.contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """Drop what is written to file descriptor 2: a line of Ray's about its log level."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with Path(os.devnull).open("w", encoding="utf-8") as nowhere:
+            os.dup2(nowhere.fileno(), 2)
+            yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
+def _processors() -> int:
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return usable or 1
+
+
+def _join(keeper: _Keeper, address: str, after: contextlib.ExitStack) -> None:
+    """Join a cluster.
+
+    Raises:
+        ConfigError: The address is none.
+        MissingDependencyError: Nothing answers there, or it cannot be joined from this machine.
+    """
+    if address != "auto":
+        _require_answer(address)
+    after.callback(keeper.end)
+    failed = keeper.init(_JOIN_SECONDS, address=address)
+    if failed is not None:
+        raise MissingDependencyError(
+            f"The Ray cluster {address} cannot be joined from this machine: {_first_line(failed)}. "
+            f"Impasto has to run on a machine of the cluster (`ray start --address={address}` "
+            f"makes this one a part of it), with the same versions of Ray and Python. "
+            f"{ray_tokens.SAID}."
+        ) from failed
+
+
+def _require_answer(address: str) -> None:
+    host, colon, port = address.rpartition(":")
+    if not colon or not host or not port.isdecimal() or "/" in host:
+        raise ConfigError(
+            f"{address!r} is no address of a Ray cluster; expected host:port, as in "
+            f"192.168.1.5:6379, or auto for the one that runs on this machine."
+        )
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), _ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MissingDependencyError(
+            f"The Ray cluster {address} does not answer ({reason}). Start it with `ray start "
+            f"--head`, correct the address (dataset.ray_address, --ray-address or {ADDRESS}), or "
+            f"leave it out: then Ray is started on this machine."
+        ) from error
+
+
+@contextlib.contextmanager
+def shared_ground(folders: list[Path], derived: Path) -> Iterator[Ground]:
+    """What all machines have to see, with a file in the folder of derived data to know it by.
+
+    What is in an object store, or made of it here, no other machine has to have as a folder.
+    """
+    names = tuple(str(folder.absolute()) for folder in folders if not is_remote(folder))
+    is_apart = is_remote(derived) or derived.is_relative_to(copies_folder())
+    if is_apart or not files.writes_caches():
+        yield Ground(names)
+        return
+    token = uuid.uuid4().hex
+    probe = partial_name(derived.absolute() / "seen-by-ray")  # a later scan removes a killed one's
+    try:
+        with storage_errors.reported(derived):
+            derived.mkdir(parents=True, exist_ok=True)
+            probe.write_text(token, encoding="utf-8")
+        yield Ground(names, str(probe), token)
+    finally:
+        probe.unlink(missing_ok=True)
+
+
+def _require_same_ground(ray: Any, ground: Ground) -> None:
+    """Ask each machine of a cluster what it sees.
+
+    Raises:
+        ConfigError: One sees something else, or does not answer.
+    """
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    asking = ray.remote(num_cpus=0, max_retries=1, num_returns="streaming")(_faults_here)
+    waiting = []
+    for node in ray.nodes():
+        if node["Alive"]:
+            place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+            name = node.get("NodeManagerHostname") or node["NodeManagerAddress"]
+            waiting.append((asking.options(scheduling_strategy=place).remote(ground), name))
+    for answers, name in waiting:
+        try:
+            if ray.wait([answers], timeout=_CHECK_SECONDS)[0]:
+                fault = ray.get(next(answers), timeout=_CHECK_SECONDS)
+            else:
+                fault = f"it did not answer in {_CHECK_SECONDS:.0f} s. {ray_tokens.SAID}"
+        except ray.exceptions.RayError as error:
+            lines = [line for line in str(error).splitlines() if line.strip()]
+            fault = f"Impasto does not run there ({lines[-1].strip()[:160] if lines else error})"
+        if fault:
+            raise ConfigError(said_of_node(name, fault))
+
+
+def _faults_here(ground: Ground) -> Iterator[str]:
+    """What differs here; told as results of work are, which never come without the right token."""
+    yield ground.fault()

@@ -1,0 +1,347 @@
+"""Runs the stages of a dataset with Ray Data, on one machine or a cluster.
+
+Batches go in windows, so that a dataset of any size takes bounded memory, and Ray Data streams each
+window: what is not taken yet waits in its bounded store, and then holds up what comes before it.
+Results come back to this process, in order, and it alone writes: files are as `LocalEngine` leaves
+them, and each thing is written once whatever was begun twice. Ray Data starts workers that ended
+anew, and repeats their work without end; `ray_work.py` finds what ends every worker.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import logging
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from impasto.data.engines.engine import Actors, Executor, ModelStage, Outcomes
+from impasto.data.engines.ray_cluster import open_ray, shared_ground
+from impasto.data.engines.ray_work import (
+    ITEMS,
+    MADE,
+    NUMBER,
+    Attempts,
+    Box,
+    Ground,
+    ModelWorker,
+    Notebook,
+    run_stage,
+)
+from impasto.data.engines.stages import Stage
+from impasto.errors import ImpastoError, MissingDependencyError
+from impasto.progress import counted
+
+I = TypeVar("I")  # noqa: E741 - an item
+O = TypeVar("O")  # noqa: E741 - an outcome
+
+_WINDOW = 1 << 17  # items
+_ASK_SECONDS = 5.0
+_MOST_TOGETHER = 8  # batches of a task, which costs 20 ms besides
+_TASKS_PER_PROCESSOR = 4  # at least, as far as there are batches
+
+
+@dataclass(frozen=True)
+class _Running:
+    """Ray while it is there.
+
+    Attributes:
+        ray: The module.
+        ground: What workers have to see.
+        notebook: The actor that counts attempts.
+    """
+
+    ray: Any
+    ground: Ground
+    notebook: Any
+
+    def attempts(self, run: int) -> Attempts:
+        return Attempts(_Ask(self.notebook), _Tell(self.notebook), run)
+
+
+@dataclass(frozen=True)
+class _Ask:
+    notebook: Any
+
+    def __call__(self, key: tuple[Any, ...], ended: tuple[Any, ...] | None) -> int:
+        import ray
+
+        return int(ray.get(self.notebook.begin.remote(key, ended)))
+
+
+@dataclass(frozen=True)
+class _Tell:
+    notebook: Any
+
+    def __call__(self, key: tuple[Any, ...]) -> None:
+        self.notebook.end.remote(key)
+
+
+class RayEngine:
+    """Runs stages with Ray Data; Ray is started or joined when the first stage has work.
+
+    Args:
+        address: Of a cluster; see `open_ray`.
+        folders: Folders that are read, for a cluster to see them too.
+        derived: The folder of derived data.
+        note: Is told what Ray runs on, and at the end how often workers ended.
+    """
+
+    def __init__(
+        self,
+        address: str | None,
+        folders: Sequence[Path],
+        derived: Path,
+        note: Callable[[str], None] | None = None,
+    ) -> None:
+        self._address, self._folders, self._derived = address, list(folders), derived
+        self._note = note or (lambda _: None)
+        self._after = contextlib.ExitStack()
+        self._running: _Running | None = None
+        self._runs = itertools.count()
+        self.actors: Actors | None = _RayActors(self)
+
+    def executor(
+        self,
+        stage: Stage[I, O],
+        *,
+        workers: int | None = None,
+        usual: int | None = None,  # noqa: ARG002 - Ray gives work to all processors
+        processes: bool = False,  # noqa: ARG002 - its workers are processes
+    ) -> Executor[I, O]:
+        """Run a stage in tasks of Ray; `workers` bounds how many there are at once."""
+        return _RayExecutor(self, stage, workers)
+
+    def running(self) -> _Running:
+        """Ray, started or joined where it is not yet.
+
+        Raises:
+            ConfigError: A machine of the cluster does not fit.
+            MissingDependencyError: There is no Ray, or no cluster.
+        """
+        if self._running is None:
+            ground = self._after.enter_context(shared_ground(self._folders, self._derived))
+            ray = self._after.enter_context(open_ray(self._address, ground, self._note))
+            here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+                ray.get_runtime_context().get_node_id(), soft=False
+            )
+            kept = (
+                ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(Notebook)
+                .options(scheduling_strategy=here)
+                .remote()
+            )
+            self._after.callback(ray.kill, kept)
+            self._running = _Running(ray, ground, kept)
+            self._note(_said_of_machines(ray))
+        return self._running
+
+    def next_run(self) -> int:
+        """A number for a run of a stage."""
+        return next(self._runs)
+
+    def close(self) -> None:
+        """End Ray where it was started here, and leave a cluster."""
+        running, self._running = self._running, None
+        try:
+            if running is not None:
+                again = _repeated(running)
+                if again:
+                    self._note(f"Workers of Ray ended and {counted(again, 'batches')} began again.")
+        finally:
+            self._after.close()
+
+
+@dataclass(frozen=True)
+class _RayExecutor(Generic[I, O]):
+    """Runs one stage in tasks."""
+
+    engine: RayEngine
+    stage: Stage[I, O]
+    workers: int | None
+
+    def run(self, batches: Iterable[Sequence[I]]) -> Outcomes[I, O]:
+        def planned(dataset: Any, running: _Running, attempts: Attempts) -> Any:
+            return _by_tasks(dataset, self.stage, running, attempts, self.workers, keep=False)
+
+        return _run(self.engine, batches, planned)
+
+
+@dataclass(frozen=True)
+class _RayActors:
+    """Runs models in actors."""
+
+    engine: RayEngine
+
+    def run(
+        self, stage: ModelStage[I, O], batches: Iterable[Sequence[I]], *, workers: int | None = None
+    ) -> Outcomes[I, O]:
+        def planned(dataset: Any, running: _Running, attempts: Attempts) -> Any:
+            prepared = _by_tasks(dataset, stage.prepare, running, attempts, workers, keep=True)
+            own = running.attempts(self.engine.next_run())
+            return _by_actors(prepared, stage, running, own)
+
+        return _run(self.engine, batches, planned)
+
+
+def _by_tasks(
+    dataset: Any,
+    stage: Stage[Any, Any],
+    running: _Running,
+    attempts: Attempts,
+    workers: int | None,
+    *,
+    keep: bool,
+) -> Any:
+    return dataset.map_batches(
+        run_stage,
+        batch_size=None,
+        batch_format="numpy",
+        fn_kwargs={
+            "stage": stage, "ground": running.ground, "attempts": attempts, "keep": keep,
+        },
+        num_cpus=1,
+        concurrency=workers,
+    )  # fmt: skip
+
+
+def _by_actors(
+    dataset: Any, stage: ModelStage[Any, Any], running: _Running, attempts: Attempts
+) -> Any:
+    """The model on one GPU each, or once on each machine, beside the tasks that prepare for it.
+
+    Raises:
+        MissingDependencyError: It needs a GPU, and the cluster has none.
+    """
+    ray = running.ray
+    machines = sum(node["Alive"] for node in ray.nodes())
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    if stage.uses_gpu and not gpus:
+        raise MissingDependencyError(
+            "This machine has a GPU, and none of the machines of the Ray cluster says that it has "
+            "one. Start them with `ray start --num-gpus=N`."
+        )
+    most = gpus if stage.uses_gpu else machines
+    return dataset.map_batches(
+        ModelWorker,
+        fn_constructor_args=(stage, attempts, most),
+        batch_size=None,
+        batch_format="numpy",
+        compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),
+        num_cpus=0,
+        num_gpus=1 if stage.uses_gpu else 0,
+    )
+
+
+_Plan = Callable[[Any, _Running, Attempts], Any]
+
+
+def _run(engine: RayEngine, batches: Iterable[Sequence[I]], plan: _Plan) -> Outcomes[I, Any]:
+    """Run batches, a window after the other; nothing is started where there are none.
+
+    Raises:
+        ImpastoError: What a worker refused, such as a machine that sees other folders.
+        MissingDependencyError: The cluster was lost.
+    """
+    waiting = iter(batches)
+    while window := _window(waiting):
+        running = engine.running()
+        running.ground.touch()
+        try:
+            with _quiet(running.ray):
+                yield from _results(window, plan, running, running.attempts(engine.next_run()))
+        except running.ray.exceptions.RayTaskError:
+            raise  # a fault of the stage's own, with its traceback, as `LocalEngine` has it
+        except running.ray.exceptions.RayError as error:
+            raise MissingDependencyError(_said_of_loss(error)) from error
+
+
+def _window(waiting: Iterator[Sequence[I]]) -> list[Sequence[I]]:
+    """The next batches, of so many items that their number in memory is bounded."""
+    window, items = [], 0
+    for batch in waiting:
+        window.append(batch)
+        items += len(batch)
+        if items >= _WINDOW:
+            break
+    return window
+
+
+def _results(
+    window: Sequence[Sequence[I]], plan: _Plan, running: _Running, attempts: Attempts
+) -> Outcomes[I, Any]:
+    ray = running.ray
+    processors = max(1, int(ray.cluster_resources().get("CPU", 1)))
+    together = len(window) // (_TASKS_PER_PROCESSOR * processors)
+    size = max(1, min(_MOST_TOGETHER, together))
+    rows = [{NUMBER: number, ITEMS: Box(batch)} for number, batch in enumerate(window)]
+    given = ray.data.from_items(rows, override_num_blocks=-(-len(rows) // size))
+    dataset = plan(given, running, attempts)
+    came = 0
+    for block in dataset.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=1):
+        for number, made in zip(block[NUMBER].tolist(), block[MADE], strict=True):
+            if isinstance(made.value, ImpastoError):
+                raise made.value
+            _require_next(number, came)
+            came += 1
+            yield list(zip(window[number], made.value, strict=True))
+    _require_next(len(window), came)
+
+
+def _require_next(number: int, expected: int) -> None:
+    """Make sure that no result is missing: its images would be neither kept nor skipped.
+
+    Raises:
+        MissingDependencyError: One is.
+    """
+    if number != expected:
+        raise MissingDependencyError(
+            f"Ray gave the results of batch {number} where those of batch {expected} were due. "
+            f"What was done is kept; the same command goes on from there."
+        )
+
+
+@contextlib.contextmanager
+def _quiet(ray: Any) -> Iterator[None]:
+    """Have Ray Data keep the order, and say nothing; the caller's own settings are left alone."""
+    before = ray.data.DataContext.get_current()
+    own = before.copy()
+    own.execution_options.preserve_order = True
+    own.max_errored_blocks = 0  # a program around this may let Ray drop what fails
+    own.enable_progress_bars = own.print_on_execution_start = False
+    loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
+    levels = [logger.level for logger in loggers]
+    try:
+        with ray.data.DataContext.current(own):
+            for logger in loggers:
+                logger.setLevel(logging.CRITICAL)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _repeated(running: _Running) -> int:
+    """How many batches were begun again, as far as the notebook is still there to say."""
+    errors = running.ray.exceptions
+    with contextlib.suppress(errors.RayError, errors.GetTimeoutError):
+        return int(running.ray.get(running.notebook.repeated.remote(), timeout=_ASK_SECONDS))
+    return 0
+
+
+def _said_of_machines(ray: Any) -> str:
+    machines = sum(node["Alive"] for node in ray.nodes())
+    has = ray.cluster_resources()
+    gpus = int(has.get("GPU", 0))
+    also = f" and {counted(gpus, 'GPUs')}" if gpus else ""
+    processors = counted(int(has.get("CPU", 0)), "processors")
+    return f"Ray runs on {counted(machines, 'machines')} with {processors}{also}."
+
+
+def _said_of_loss(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (
+        f"Ray could not go on: {lines[-1][:200] if lines else type(error).__name__}. What was done "
+        f"is kept; the same command goes on from there."
+    )

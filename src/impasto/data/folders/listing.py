@@ -1,0 +1,326 @@
+"""Lists the files of a folder of images: images with their words, and what is not used.
+
+What looks like an image or a caption and is not used is named with what to do about it. Nothing is
+opened here but the first bytes of files without an ending.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from impasto.canonical import sort_key
+from impasto.data.folders import formats
+from impasto.data.folders.found_image import FoundImage as FoundImage
+from impasto.data.folders.object_tree import Entry, ObjectTree
+from impasto.data.folders.stamping import stat_image as stat_image
+from impasto.member_paths import is_container
+from impasto.parsing import is_text, printable
+from impasto.remote_paths import is_remote
+
+if TYPE_CHECKING:
+    from impasto.data.folders.found import FoundTable
+
+CAPTION, TAGS = ".caption", ".txt"
+CROP = ".crop.json"
+"""What the file with an image's crop (`cuts.py`) has behind the image's whole name."""
+NOT_TEXT = "its name is not UTF-8, as after unpacking a zip of another system; rename it"
+_HEAD = 16
+_CAPTION_LIKE = frozenset(
+    {".tags", ".tag", ".cap", ".captions", ".text", ".prompt", ".prompts", ".desc", ".description"}
+)
+_FACE = re.compile(r"_\d+_\d+_\d+_\d+$")
+_UNREAD = {
+    ".json": "JSON beside an image is not read; put its words into a .txt, or a metadata file",
+}
+_UNREAD_OBJECTS = {
+    ".npz": "latents beside images in an object store are not read; they are made anew",
+}
+CONTAINER_BESIDE = (
+    "may hold images, not looked into beside images that are files; give it as the image_dir of a "
+    "subset of its own"
+)
+_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+_PACKED = "a compressed tar, which is not looked into; decompress it to .tar, as with gunzip"
+_ODD_KEY = "its key has a part that is empty or made of dots; copy it to another"
+_REPEATS = re.compile(r"(\d+)_(.+)$")
+
+
+class Sidecars(NamedTuple):
+    """The endings of the files with an image's words; an empty one stands for none."""
+
+    caption: str = CAPTION
+    tags: str = TAGS
+
+
+@dataclass(frozen=True, slots=True)
+class Unused:
+    """A file or folder that looks like images or words and is not used as it is meant.
+
+    Attributes:
+        path: It.
+        reason: Why, and what to do; the same text for all of one kind.
+    """
+
+    path: Path
+    reason: str
+
+
+def list_folder(
+    folder: str, sidecars: Sidecars, *, recursive: bool, without: str = ""
+) -> tuple[FoundTable, list[Unused]]:
+    """The images below a folder in the order of their paths, and what is not used.
+
+    Args:
+        folder: Where to look.
+        sidecars: The endings of the files with the words.
+        recursive: Also look in sub-folders; links to folders are not followed.
+        without: A folder that is left out, such as that of masks.
+
+    Raises:
+        StorageError: The folder is in an object store that cannot be used.
+    """
+    from impasto.data.folders.found import FoundBuilder  # numpy, which the studio does without
+
+    found = FoundBuilder()
+    tree = ObjectTree(folder) if is_remote(folder) else None
+    unused = [] if tree is None else [Unused(Path(name), _ODD_KEY) for name in tree.odd]
+    waiting = [folder]
+    while waiting:
+        listing = _Listing(waiting.pop(), sidecars, tree)
+        found.add(listing.found())
+        unused += listing.unused()
+        inner = [
+            f
+            for f in listing.folders
+            if not without or os.path.abspath(f) != without  # noqa: PTH100 - compared as text
+        ]
+        if recursive:
+            waiting += inner
+            unused += repeat_folders(inner)
+        else:
+            unused += _not_entered(inner, tree)
+    unused.sort(key=lambda item: sort_key(str(item.path)))
+    return found.table().sorted_by_path(os.sep), unused
+
+
+def normalized_name(name: str) -> str:
+    """A file name as those systems compare it that know one spelling: NFC, the ending lower."""
+    stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
+    plain = stem if stem.isascii() else unicodedata.normalize("NFC", stem)
+    return plain + ending.lower()
+
+
+class _Listing:
+    """One folder, without what is below it.
+
+    Args:
+        folder: It.
+        sidecars: The endings of the files with the words.
+        tree: What is listed already, of an object store; None lists a folder of a disk.
+    """
+
+    def __init__(self, folder: str, sidecars: Sidecars, tree: ObjectTree | None = None) -> None:
+        self._sidecars, self._tree = sidecars, tree
+        self._unread_beside = _UNREAD if tree is None else _UNREAD | _UNREAD_OBJECTS
+        self._plain_endings = all(ending == ending.lower() for ending in sidecars)
+        self.folders: list[str] = []
+        self._images: dict[str, str] = {}
+        self._has_odd_names = False
+        self._others: dict[str, Entry] = {}
+        self._faults: list[FoundImage] = []
+        self._unused: list[Unused] = []
+        self._used: set[str] = set()
+        try:
+            with _entries_of(folder, tree) as entries:
+                for entry in entries:
+                    if not entry.name.startswith("."):
+                        self._sort(entry)
+        except OSError as error:
+            reason = f"a folder that cannot be read ({error.strerror or error})"
+            self._faults.append(FoundImage(printable(folder), [], fault=reason))
+
+    def _sort(self, entry: Entry) -> None:
+        name, path = entry.name, entry.path
+        dot = name.rfind(".")
+        own = name[dot:] if dot > 0 else ""
+        ending = own.lower()
+        if not (name.isascii() or is_text(name)):
+            self._sort_nameless(entry, ending)
+        elif entry.is_dir(follow_symlinks=False):
+            self.folders.append(path)
+        elif ending in formats.EXTENSIONS:
+            self._images[name] = path
+        elif ending in formats.UNREAD:
+            self._faults.append(FoundImage(path, [], fault=formats.UNREAD[ending]))
+        elif entry.is_symlink() and entry.is_dir():
+            reason = "a link to a folder, which is not followed; give what it leads to as image_dir"
+            self._unused.append(Unused(Path(path), reason))
+        else:
+            self._others[name] = entry
+            self._has_odd_names = self._has_odd_names or own != ending or not name.isascii()
+
+    @cached_property
+    def _folded(self) -> dict[str, str]:
+        """The other files by what their names are where one spelling is known."""
+        return {normalized_name(name): name for name in sorted(self._others, reverse=True)}
+
+    def _sort_nameless(self, entry: Entry, ending: str) -> None:
+        """A name that is not UTF-8 cannot be written into settings, indexes or reports."""
+        shown = printable(entry.path)
+        if entry.is_dir():
+            self._faults.append(FoundImage(shown, [], fault=f"a folder: {NOT_TEXT}"))
+        elif ending in formats.EXTENSIONS or ending in formats.UNREAD:
+            self._faults.append(FoundImage(shown, [], fault=NOT_TEXT))
+        elif ending in self._sidecars:
+            self._unused.append(Unused(Path(shown), f"a caption: {NOT_TEXT}"))
+
+    def found(self) -> list[FoundImage]:
+        """The images with the files that belong to them."""
+        look = stat_image if self._tree is None else self._tree.stat_image
+        pictures = [
+            look(
+                path,
+                self._text_files_of(name),
+                self._path_of(name + CROP),
+            )
+            for name, path in self._images.items()
+        ]
+        return self._faults + pictures
+
+    def _text_files_of(self, picture: str) -> tuple[str, str]:
+        """The files with an image's words; a face crop may share those of its whole image.
+
+        kohya-ss/sd-scripts, `library/train_util.py`, read_caption: `a_1_2_3_4.png` reads `a.txt`
+        where it has no file of its own.
+        """
+        stem = picture[: picture.rfind(".")]
+        words = self._beside(stem), self._beside(stem, tags=True)
+        face = None if words[0] or words[1] else _FACE.search(stem)
+        if face is not None:
+            whole = stem[: face.start()]
+            words = self._beside(whole), self._beside(whole, tags=True)
+        return words
+
+    def _beside(self, stem: str, *, tags: bool = False) -> str:
+        """The path of a file with words; another letter case or Unicode form is taken too."""
+        ending = self._sidecars.tags if tags else self._sidecars.caption
+        if not ending:
+            return ""
+        return self._path_of(stem + ending)
+
+    def _path_of(self, name: str) -> str:
+        """The path of a file beside images, marked as used; empty where there is none."""
+        other = self._others.get(name)
+        if other is None:
+            if not self._has_odd_names and name.isascii() and self._is_plain_ending(name):
+                return ""
+            name = self._folded.get(normalized_name(name), "")
+            other = self._others.get(name)
+        if other is None:
+            return ""
+        self._used.add(name)
+        return other.path
+
+    def _is_plain_ending(self, name: str) -> bool:
+        """Whether an ending is in lower case, as all endings here are but those of settings."""
+        return self._plain_endings or name.endswith(CROP)
+
+    def unused(self) -> Iterator[Unused]:
+        """What looks like images or words among the other files; `found` comes before."""
+        yield from self._unused
+        rest = self._others.keys() - self._used
+        pictures = set(self._images) if rest else set()
+        stems = {normalized_name(os.path.splitext(name)[0] + ".x"): name for name in pictures}  # noqa: PTH122
+        for name in rest:
+            packed = _PACKED if name.lower().endswith(_COMPRESSED) else ""
+            held = CONTAINER_BESIDE if is_container(name) else packed
+            reason = held or self._doubt(name, pictures, stems)
+            if reason:
+                yield Unused(Path(self._others[name].path), reason)
+
+    def _doubt(self, name: str, pictures: set[str], stems: Mapping[str, str]) -> str:
+        """Why a file should be mentioned; empty where it need not."""
+        stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
+        lower = ending.lower()
+        of_picture = normalized_name(stem + ".x") in stems
+        if stem in pictures and (lower in {CAPTION, TAGS} or lower in self._sidecars):
+            return "not read, for its image's ending is in its name; rename it, a.png.txt to a.txt"
+        if lower in {CAPTION, TAGS} or lower in self._sidecars:
+            return self._doubt_of_text(lower, of_picture=of_picture)
+        if name.lower().endswith(CROP):
+            return f"a crop without its image, not used; its name is the image's, then {CROP}"
+        if of_picture and lower in _CAPTION_LIKE:
+            return f"looks like captions and is not read; set caption_extension to {lower}"
+        if of_picture and lower in self._unread_beside:
+            return self._unread_beside[lower]
+        if lower == ".jsonl" or (lower == ".json" and stem.lower().startswith("meta")):
+            return "looks like a metadata file and is not used; give it as metadata_file"
+        if formats.is_odd_ending(ending):
+            return "looks like an image, not read because of what follows its ending; rename it"
+        if not ending and _has_image_head(self._others[name]):
+            return "an image, not read because it has no ending; rename it"
+        return ""
+
+    def _doubt_of_text(self, ending: str, *, of_picture: bool) -> str:
+        if not of_picture:
+            return "a caption without an image of its name, not used; give both one name"
+        if ending in map(str.lower, self._sidecars):
+            return "a caption, not used, because the same name in another letter case is"
+        asked = self._sidecars.caption or self._sidecars.tags
+        return f"not read, because caption_extension is {asked}"
+
+
+def repeat_folders(folders: list[str]) -> Iterator[Unused]:
+    """Folders whose names ask for repeats, as in `10_cat`, which only subsets can give."""
+    for folder in folders:
+        match = _REPEATS.match(os.path.basename(folder))  # noqa: PTH119 - hot path
+        if match and int(match.group(1)) > 1:
+            reason = (
+                "its name asks for repeats in kohya's way; here its images come once. Give it as "
+                "a subset with num_repeats, or the folder above it as train_data_dir"
+            )
+            yield Unused(Path(folder), reason)
+
+
+def _entries_of(folder: str, tree: ObjectTree | None) -> AbstractContextManager[Iterable[Entry]]:
+    """What is in a folder, of a disk or of an object store."""
+    return os.scandir(folder) if tree is None else nullcontext(tree.entries(folder))
+
+
+def _not_entered(folders: list[str], tree: ObjectTree | None) -> Iterator[Unused]:
+    for folder in folders:
+        try:
+            with _entries_of(folder, tree) as entries:
+                has_images = any(
+                    os.path.splitext(entry.name)[1].lower() in formats.EXTENSIONS  # noqa: PTH122
+                    or is_container(entry.name)
+                    for entry in entries
+                )
+        except OSError:
+            continue
+        if has_images:
+            reason = (
+                "a sub-folder with images, or tars or tables of them, not looked into because "
+                "recursive is off; give it as a subset, or set recursive = true"
+            )
+            yield Unused(Path(folder), reason)
+
+
+def _has_image_head(entry: Entry) -> bool:
+    try:
+        if not entry.is_file():
+            return False
+        if is_remote(entry.path):  # a request for each is too much for a remark
+            return False
+        with open(entry.path, "rb") as file:  # noqa: PTH123 - hot path
+            return formats.looks_like_image(file.read(_HEAD))
+    except OSError:
+        return False

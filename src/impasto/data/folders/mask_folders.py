@@ -1,0 +1,114 @@
+"""Where the masks of a folder of images are by custom: `cats-masks` beside `cats`.
+
+`impasto dataset mask` and the studio write them there. `impasto new` and `train --plan` look there,
+and the studio's pages do; training itself reads `mask_dir` alone. Imports no NumPy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+
+from impasto import files
+from impasto.data.folders import formats
+from impasto.data.folders.listing import normalized_name
+
+_BEHIND = "-masks"
+_INSIDE = ".masks"
+_WORDS = (".txt", ".caption")
+
+
+def mask_places(images: Path) -> tuple[Path, Path]:
+    """Where masks of a folder of images may be: beside it, and in it, where no scan finds images.
+
+    The second is for a folder beside which nothing may be written.
+    """
+    whole = Path(os.path.abspath(images))  # noqa: PTH100 - `..` has no name that masks go by
+    return whole.with_name(f"{whole.name}{_BEHIND}"), whole / _INSIDE
+
+
+@dataclass(frozen=True)
+class MaskNames:
+    """Which images have a mask in a folder, told by names alone.
+
+    Attributes:
+        folder: The folder of masks.
+        names: Folders below it, with slashes, and the stems of the images in each.
+    """
+
+    folder: Path
+    names: dict[str, frozenset[str]] = field(default_factory=dict)
+
+    def has(self, image: str) -> bool:
+        """Whether an image has a mask: by its path below its folder, or by its bare name.
+
+        Args:
+            image: The path of the image below the folder of images, with slashes.
+        """
+        path = PurePosixPath(image)
+        stem = _stem_of(path.name)
+        return any(stem in self.names.get(one, ()) for one in (str(path.parent), "."))
+
+
+def mask_names(images: Path, within: Sequence[Path]) -> MaskNames | None:
+    """The names of the masks that a folder of images has by custom; None where there is none.
+
+    Args:
+        images: The folder of images.
+        within: Only a folder of masks in one of these is looked into, links followed.
+    """
+    for folder in mask_places(images):
+        is_ours = any(files.is_inside(folder, one) for one in within)
+        names = _names_below(folder) if is_ours and folder.is_dir() else {}
+        if any(names.values()):
+            return MaskNames(folder, names)
+    return None
+
+
+def is_of_masks(names: Iterable[str], images: Path) -> bool:
+    """Whether a folder holds masks of another's images, and is no dataset itself.
+
+    Captions say that it is one. Otherwise it is a folder of masks where one of them has the name
+    of an image, or where it has no image at all.
+
+    Args:
+        names: The names of the files in it.
+        images: The folder that its masks would be of.
+    """
+    own = {name for name in names if not name.startswith(".")}
+    if not images.is_dir() or any(name.lower().endswith(_WORDS) for name in own):
+        return False
+    masks = {_stem_of(name) for name in own if _is_image(name)}
+    return not masks or not masks.isdisjoint(_stems_in(images))
+
+
+def images_of_masks(folder: Path) -> Path | None:
+    """The folder of images that a folder is named as the masks of; None for any other name."""
+    name = folder.name.removesuffix(_BEHIND)
+    return folder.with_name(name) if name and name != folder.name else None
+
+
+def _names_below(folder: Path) -> dict[str, frozenset[str]]:
+    found = {}
+    for place, inner, names in os.walk(folder):
+        inner[:] = [name for name in inner if not name.startswith(".")]
+        stems = frozenset(_stem_of(name) for name in names if _is_image(name))
+        found[Path(place).relative_to(folder).as_posix()] = stems
+    return found
+
+
+def _stems_in(folder: Path) -> set[str]:
+    try:
+        return {_stem_of(name) for name in os.listdir(folder) if _is_image(name)}
+    except OSError:
+        return set()
+
+
+def _stem_of(name: str) -> str:
+    return os.path.splitext(normalized_name(name))[0]  # noqa: PTH122 - hot path
+
+
+def _is_image(name: str) -> bool:
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in formats.EXTENSIONS  # noqa: PTH122 - hot path

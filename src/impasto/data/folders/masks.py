@@ -1,0 +1,138 @@
+"""Which file of a folder of masks belongs to an image, and which masks belong to none."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from impasto.canonical import sort_key
+from impasto.data.folders import formats
+from impasto.data.folders.listing import Unused, normalized_name
+from impasto.data.folders.mask_folders import mask_places
+from impasto.data.records import ImageRecord, SkippedFile
+from impasto.data.subsets import MaskRules
+from impasto.member_paths import TableCell, member_of
+from impasto.remote_paths import is_remote
+
+if TYPE_CHECKING:
+    from impasto.data.record_table import RecordTable
+
+_FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
+_UNCHANGED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
+_KNOWS_ONE_CASE = sys.platform in {"win32", "darwin"}
+_NOT_USED = (
+    "a mask that is not used: no image has its name, or another mask of its name is taken; give "
+    "both one name"
+)
+
+
+def mask_file(record: ImageRecord) -> Path | None:
+    """The file with an image's weights, if its subset has a folder of them and it is there.
+
+    It has the image's path below the folder, or its bare name; the ending is that of any image
+    that is read, in upper or lower case.
+    """
+    masks = record.subset.masks
+    if masks is None or masks.folder is None:
+        return None
+    below, stem = PurePath(record.file_name), _stem_of_image(record.path)
+    folders = [masks.folder] if below.is_absolute() else [masks.folder / below.parent, masks.folder]
+    for folder in folders:
+        names = _listed(str(folder)).get(stem)
+        if names:
+            return folder / names[0]
+    return None
+
+
+def masks_of(images: Path, records: Iterable[ImageRecord]) -> tuple[Path | None, int]:
+    """The folder of masks that is beside a folder of images, or in it, and how many have one.
+
+    Args:
+        images: The folder.
+        records: What was found in it, each image once.
+
+    Returns:
+        The folder, relative to the current one where `images` is; None where no image has a mask.
+    """
+    places = [] if is_remote(images) else [p for p in mask_places(images) if p.is_dir()]
+    kept = list(records) if places else []
+    for place in places:
+        rules = MaskRules(folder=place)
+        subsets = (replace(one, subset=replace(one.subset, masks=rules)) for one in kept)
+        number = sum(mask_file(one) is not None for one in subsets)
+        if number:
+            return (place if images.is_absolute() else _from_here(place)), number
+    return None, 0
+
+
+def _from_here(place: Path) -> Path:
+    here = Path.cwd()
+    return place.relative_to(here) if place.is_relative_to(here) else place
+
+
+def unused_masks(records: RecordTable, skipped: Iterable[SkippedFile]) -> list[Unused]:
+    """The files in folders of masks that weigh no image, but for those of images skipped."""
+    folders = {subset.masks.folder for subset in records.subsets if subset.masks} - {None}
+    if not folders:
+        return []
+    used = {mask_file(record) for record in records}
+    excused = {_stem_of_image(item.path) for item in skipped}
+    unused: dict[Path, str] = {}
+    for top in folders:
+        for folder, inner, names in os.walk(top or ""):
+            inner[:] = [name for name in inner if not name.startswith(".")]
+            for name in names:
+                path, ending = Path(folder, name), PurePath(name).suffix.lower()
+                reason = _NOT_USED if ending in formats.EXTENSIONS else formats.UNREAD.get(ending)
+                is_hidden = name.startswith(".")
+                if reason and not is_hidden and path not in used and _stem_of(name) not in excused:
+                    unused[path] = reason
+    ordered = sorted(unused, key=lambda path: sort_key(str(path)))
+    return [Unused(path, unused[path]) for path in ordered]
+
+
+def _listed(folder: str) -> Mapping[str, list[str]]:
+    """The images of a folder by stem; listed again where the folder was changed."""
+    try:
+        changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 - hot path
+    except OSError:
+        return {}
+    is_unchanged = time.time_ns() - changed > _UNCHANGED_NS
+    return (_names_in if is_unchanged else _names_in.__wrapped__)(folder, changed)
+
+
+@functools.lru_cache(maxsize=64)
+def _names_in(folder: str, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 - a key
+    found: dict[str, list[str]] = {}
+    with os.scandir(folder) as entries:
+        names = sorted(entry.name for entry in entries if entry.is_file())
+    for name in names:
+        if PurePath(name).suffix.lower() in formats.EXTENSIONS and not name.startswith("."):
+            found.setdefault(_stem_of(name), []).append(name)
+    for alike in found.values():
+        alike.sort(key=_rank)
+    return found
+
+
+def _rank(name: str) -> tuple[int, bool]:
+    """The endings that are usual for masks come first, in lower case before upper case."""
+    ending = PurePath(name).suffix
+    lower = ending.lower()
+    return (_FIRST.index(lower) if lower in _FIRST else len(_FIRST)), ending != lower
+
+
+def _stem_of_image(path: Path) -> str:
+    """The stem that a mask of an image has; a row of a table has no ending, but a number."""
+    is_row = isinstance(member_of(path), TableCell)
+    return _stem_of(f"{path.name}.x" if is_row else path.name)
+
+
+def _stem_of(name: str) -> str:
+    stem = normalized_name(os.path.splitext(name)[0] + ".x")  # noqa: PTH122 - hot path
+    return stem.casefold() if _KNOWS_ONE_CASE else stem

@@ -1,0 +1,48 @@
+"""Size and time of change of an image file and of the files that belong to it."""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from impasto.data.folders.found_image import FoundImage
+
+NO_FILE = (0, 0)
+
+
+def stat_image(path: str, words: tuple[str, str] = ("", ""), crop: str = "") -> FoundImage:
+    """An image file with the stamps of it and of the files with its words, and its crop's file."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - hot path
+        if not stat.S_ISREG(status.st_mode):
+            return FoundImage(path, [], fault=_kind_of(status.st_mode))
+    except OSError as error:
+        return FoundImage(path, [], fault=f"cannot be read ({error.strerror or error})")
+    stamps = [status.st_size, status.st_mtime_ns]
+    for file in words:
+        own = _stamp(file) if file else NO_FILE
+        if own is None:
+            name = os.path.basename(file)  # noqa: PTH119 - hot path
+            return FoundImage(
+                path, [], fault=f"its caption {name} is no file, or a link to nothing"
+            )
+        stamps += own
+    if crop and _stamp(crop) is None:
+        name = os.path.basename(crop)  # noqa: PTH119 - hot path
+        return FoundImage(path, [], fault=f"its crop {name} is no file, or a link to nothing")
+    return FoundImage(path, stamps, words, crop=crop)
+
+
+def _stamp(path: str) -> tuple[int, int] | None:
+    """Size and time of change of a regular file; None for all else, a FIFO or a lost link."""
+    try:
+        status = os.stat(path)  # noqa: PTH116 - hot path
+    except OSError:
+        return None
+    return (status.st_size, status.st_mtime_ns) if stat.S_ISREG(status.st_mode) else None
+
+
+def _kind_of(mode: int) -> str:
+    if stat.S_ISDIR(mode):
+        return "a folder with the name of an image"
+    return f"not a regular file but a {'FIFO' if stat.S_ISFIFO(mode) else 'device or socket'}"

@@ -1,0 +1,1 @@
+"""From cached latents, or images that change each time, to the batches of each step."""

@@ -1,0 +1,220 @@
+"""Which images meet in which step: computed from (seed, step), never stored.
+
+Every image comes once per epoch (times its repeats) on any number of processes. A bucket that
+does not fill its last batch gives a short one: nothing is dropped, doubled or refused.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from impasto.data.loading.dealing import Dealt, GroupDealer, deal_proportional, deal_shuffled
+from impasto.data.planning.groups import Group as Group
+from impasto.data.planning.groups import Groups
+
+BatchOrder = Literal["shuffled", "proportional"]
+_AHEAD_FROM = 100_000  # showings; fewer are dealt in some milliseconds when they are asked for
+
+
+class Sample(NamedTuple):
+    """One showing of an image in an epoch: its number in the plan, and which repeat it is."""
+
+    image: int
+    repeat: int
+
+
+@dataclass(frozen=True, slots=True)
+class MicroBatch:
+    """Images that go through the U-Net together, and their places in the step.
+
+    `is_padding` marks a stand-in for a process that the last step of an epoch leaves without
+    images: it computes, with weight zero, because the processes have to stay in step.
+    """
+
+    samples: tuple[Sample, ...]
+    positions: tuple[int, ...]
+    is_padding: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerStep:
+    """One optimizer step: its micro-batches, for one process, and the size of the whole."""
+
+    step: int
+    epoch: int
+    micro_batches: tuple[MicroBatch, ...]
+    size: int
+
+
+class EpochSampler:
+    """Deals images into batches of one bucket and batches into steps.
+
+    The epoch that is trained on is kept as arrays, and the next one is dealt meanwhile.
+
+    Args:
+        groups: The dataset and bucket of each planned image.
+        batch_sizes: Images per micro-batch, by group.
+        seed: The run's seed.
+        repeats: How often each image comes in an epoch; None means once.
+        accumulation: Micro-batches per step and process.
+        num_processes: Processes that share each step.
+        order: `shuffled` puts all batches in a random order and deals them to the processes.
+            `proportional` gives each process its share of every bucket first; it then draws each
+            batch's bucket on its own, with a chance in proportion to what is left in it, as
+            NovelAI did (novelai-aspect-ratio-bucketing, `bucketmanager.py`).
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        *,
+        batch_sizes: Mapping[Group, int],
+        seed: int,
+        repeats: Sequence[int] | np.ndarray | None = None,
+        accumulation: int = 1,
+        num_processes: int = 1,
+        order: BatchOrder = "shuffled",
+    ) -> None:
+        times = None if repeats is None else np.asarray(repeats, dtype=np.int32)
+        if times is not None and (times == 1).all():
+            times = None
+        self._groups = Groups.of(groups)
+        members_by_group = dict(self._groups.members())
+        self._dealers = [
+            GroupDealer(
+                members,
+                None if times is None else times[members],
+                batch_sizes[group],
+                seed,
+                (group.dataset, str(group.bucket)),
+            )
+            for group, members in members_by_group.items()
+        ]
+        self._full_batches = {
+            group: dealer.largest_batch
+            for group, dealer in zip(members_by_group, self._dealers, strict=True)
+        }
+        self._seed, self._accumulation = seed, accumulation
+        self._num_processes = num_processes
+        ways = {"shuffled": deal_shuffled, "proportional": deal_proportional}
+        self._deals = _Deals(
+            lambda epoch: ways[order](self._dealers, epoch, num_processes, seed),
+            ahead=self.samples_per_epoch >= _AHEAD_FROM,
+        )
+        self._rounds_per_epoch = {
+            "shuffled": -(-self.batches_per_epoch // num_processes),
+            "proportional": max(map(self._batches_of_rank, range(num_processes))),
+        }[order]
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Micro-batches of one epoch, if one process dealt them all."""
+        return sum(-(-dealer.showings // dealer.batch_size) for dealer in self._dealers)
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimizer steps in one epoch; the last one may be smaller."""
+        return -(-self._rounds_per_epoch // self._accumulation)
+
+    @property
+    def samples_per_epoch(self) -> int:
+        """Images seen in one epoch, repeats counted."""
+        return sum(dealer.showings for dealer in self._dealers)
+
+    def optimizer_step(self, step: int, rank: int = 0) -> OptimizerStep:
+        """The step at `step` (counted from 0) as the process `rank` sees it."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        dealt = self._deals.of(epoch)
+        begin = index * self._accumulation
+        rounds = dealt.rounds[begin : begin + self._accumulation]
+        sizes = dealt.size_of(rounds)
+        starts = (np.cumsum(sizes) - sizes.ravel()).reshape(sizes.shape)
+        own = []
+        for batch, size, start in zip(
+            rounds[:, rank].tolist(), sizes[:, rank].tolist(), starts[:, rank].tolist(), strict=True
+        ):
+            if batch >= 0:
+                samples = tuple(Sample(*showing) for showing in dealt.showings(batch))
+                own.append(MicroBatch(samples, tuple(range(start, start + size))))
+            else:
+                first = next(other for other in rounds[0].tolist() if other >= 0)
+                stand_in = tuple(Sample(*showing) for showing in dealt.showings(first, 1))
+                own.append(MicroBatch(stand_in, (0,), is_padding=True))
+        return OptimizerStep(step, epoch, tuple(own), int(sizes.sum()))
+
+    def full_batch_size(self, batch: MicroBatch) -> int:
+        """The most images that batches of the same dataset and bucket as this one have."""
+        return self._full_batches[self._groups[batch.samples[0].image]]
+
+    def samples_before(self, step: int) -> int:
+        """Images seen by all processes in the steps before `step`."""
+        epoch, index = divmod(step, self.steps_per_epoch)
+        if index == 0:
+            return epoch * self.samples_per_epoch
+        dealt = self._deals.of(epoch)
+        begun = dealt.size_of(dealt.rounds[: index * self._accumulation])
+        return epoch * self.samples_per_epoch + int(begun.sum())
+
+    def _batches_of_rank(self, rank: int) -> int:
+        total = 0
+        for turn, dealer in enumerate(self._dealers):
+            first = (rank + turn) % self._num_processes
+            own = len(range(first, dealer.showings, self._num_processes))
+            total += -(-own // dealer.batch_size)
+        return total
+
+
+class _Deals:
+    """The epochs that were dealt last, and the next one, which a thread deals ahead.
+
+    Args:
+        deal: Deals an epoch.
+        ahead: Whether it takes so long that the next epoch is dealt before it is asked for.
+    """
+
+    def __init__(self, deal: Callable[[int], Dealt], *, ahead: bool) -> None:
+        self._deal, self._ahead = deal, ahead
+        self._known: dict[int, Future[Dealt]] = {}
+        self._lock = threading.Lock()
+
+    def of(self, epoch: int) -> Dealt:
+        """The epoch with this number, counted from 0."""
+        known = self._known.get(epoch)
+        if known is None or (self._ahead and epoch + 1 not in self._known):
+            known = self._begin(epoch)
+        return known.result()
+
+    def _begin(self, epoch: int) -> Future[Dealt]:
+        """Deal an epoch here unless it is being dealt, and begin with the next one."""
+        with self._lock:
+            known, is_new = self._future_of(epoch)
+            following, is_following_new = (
+                self._future_of(epoch + 1) if self._ahead else (known, False)
+            )
+            kept = {epoch - 1, epoch, epoch + 1}  # loaders are an epoch ahead for a while
+            self._known = {number: deal for number, deal in self._known.items() if number in kept}
+        if is_new:
+            self._fulfil(known, epoch)
+        if is_following_new:
+            threading.Thread(
+                target=self._fulfil, args=(following, epoch + 1), name="deal", daemon=True
+            ).start()
+        return known
+
+    def _future_of(self, epoch: int) -> tuple[Future[Dealt], bool]:
+        if epoch in self._known:
+            return self._known[epoch], False
+        self._known[epoch] = Future()
+        return self._known[epoch], True
+
+    def _fulfil(self, future: Future[Dealt], epoch: int) -> None:
+        try:
+            future.set_result(self._deal(epoch))
+        except BaseException as error:  # whoever waits for the epoch is told, whatever it was
+            future.set_exception(error)

@@ -1,0 +1,153 @@
+"""What is in a file, as a hash, remembered while size and time of change stay the same."""
+
+from __future__ import annotations
+
+import contextlib
+import stat
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from impasto import files
+from impasto.data.columns.keyed import KeyedTable
+from impasto.data.columns.tables import Former, rows_of
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.engines.stages import Failure, chunks
+from impasto.data.pixels.member_files import sha256_of_member
+from impasto.data.records import FileStamp
+from impasto.errors import StorageError
+from impasto.member_paths import member_of
+from impasto.progress import Progress, SilentProgress
+from impasto.remote_paths import is_remote
+from impasto.storage import objects
+
+LATENTS, HASHES_FILE = "latents", "content-hashes.json"
+_STORED_AT_ONCE = 32  # objects that are read at a time: each answer takes its time to come
+_VERSION, _FORMER = [3], [2]
+_READERS, _FILES_AT_ONCE = 4, 4
+_SCHEMA = pa.schema(
+    [
+        ("path", pa.large_string()),
+        ("size_bytes", pa.int64()),
+        ("mtime_ns", pa.int64()),
+        ("sha256", pa.binary(32)),
+    ]
+)
+
+
+class ContentHashes:
+    """SHA-256 of files' bytes, by path, size and time of change.
+
+    Args:
+        file: The JSON file of earlier versions, in whose place a table is.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._known = KeyedTable(file, _SCHEMA, _VERSION, Former(file, _FORMER, _of_former))
+
+    @classmethod
+    def kept_in(cls, derived: Path) -> ContentHashes:
+        """Open the hashes that are kept in a folder of derived data, beside the latents."""
+        return cls(derived / LATENTS / HASHES_FILE)
+
+    def of(
+        self,
+        stamps: Mapping[Path, FileStamp],
+        progress: Progress | None = None,
+        *,
+        tidy: bool = True,
+        engine: Engine = LOCAL,
+    ) -> dict[Path, str]:
+        """Hash what is new, remember it, and return the hashes of all that can be read.
+
+        What was hashed is on disk within seconds, so that ending it loses no more than that.
+
+        Args:
+            stamps: The files.
+            progress: Where to show how far it is.
+            tidy: Whether one file is made of many at the end; who asks for many files in portions
+                calls `tidy` after the last.
+            engine: Runs what is done.
+        """
+        found = self.known(stamps)
+        fresh = [path for path in stamps if path not in found]
+        progress = progress or SilentProgress()
+        keeps = True
+        at_once = _STORED_AT_ONCE if any(map(is_remote, fresh)) else _READERS
+        hashed = engine.executor(HashFiles(), usual=at_once).run(chunks(fresh, _FILES_AT_ONCE))
+        with progress.stage("Reading files", len(fresh), "files") as advance:
+            for outcomes in hashed:
+                for path, digest in outcomes:
+                    if not isinstance(digest, Failure):
+                        found[path] = digest
+                        keeps = keeps and self._add(path, stamps[path], digest)
+                advance(len(outcomes))
+        if fresh:
+            with contextlib.suppress(StorageError):  # forgetting costs reading the files again
+                self._known.flush()
+        if fresh and tidy:
+            self.tidy()
+        return {path: found[path] for path in stamps if path in found}
+
+    def refresh(self) -> None:
+        """Take in what other processes have remembered meanwhile."""
+        self._known.refresh()
+
+    def tidy(self) -> None:
+        """Make one file of what was remembered in many, where that is worth its time."""
+        with contextlib.suppress(StorageError):  # it is all there, in more files
+            self._known.finish()
+
+    def known(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
+        """The hashes that are remembered of files that have not changed; none is read."""
+        known = self._known.look_up([str(path) for path in stamps])
+        found = {}
+        for path, stamp in stamps.items():
+            *was, digest = known.get(str(path), (-1, -1, b""))
+            if tuple(was) == (stamp.size_bytes, stamp.mtime_ns):
+                found[path] = digest.hex()
+        return found
+
+    def _add(self, path: Path, stamp: FileStamp, digest: str) -> bool:
+        """Remember a hash; False where that cannot be: then the files are read again."""
+        try:
+            self._known.add(str(path), stamp.size_bytes, stamp.mtime_ns, bytes.fromhex(digest))
+        except StorageError:
+            return False
+        return True
+
+
+def _of_former(content: Any) -> pa.Table:
+    """The rows of the JSON file: path -> [size, time of change, SHA-256 in hex]."""
+    rows = [(p, size, mtime, bytes.fromhex(d)) for p, (size, mtime, d) in content.items()]
+    return rows_of(_SCHEMA, rows)
+
+
+def stamp_of(path: Path) -> FileStamp | None:
+    """Size and time of change of a regular file; None where there is none."""
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait for ever
+        return None
+    return FileStamp(status.st_size, status.st_mtime_ns)
+
+
+class HashFiles:
+    """Stage: paths -> SHA-256 of their bytes, in hexadecimal."""
+
+    def __call__(self, batch: Sequence[Path]) -> list[str | Failure]:
+        """Hash files; whoever needs the content of one that fails reports the same fault."""
+        return [self._one(path) for path in batch]
+
+    def _one(self, path: Path) -> str | Failure:
+        member = member_of(path)
+        try:
+            if member is not None:
+                return sha256_of_member(member)
+            return objects.sha256_of_object(path) if is_remote(path) else files.sha256_of(path)
+        except OSError as error:
+            return Failure(str(error), is_transient=True)

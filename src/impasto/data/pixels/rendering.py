@@ -1,0 +1,156 @@
+"""From a planned image to the pixels that the VAE sees, and to their weights in the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+from PIL import Image
+
+from impasto.data.engines.stages import Failure
+from impasto.data.folders.masks import mask_file
+from impasto.data.pixels import images
+from impasto.data.pixels.cuts import cut_out
+from impasto.data.pixels.images import UnreadableImageError
+from impasto.data.records import CELL, ImageRecord, PlannedImage, Size
+
+_FILTERS = {
+    "lanczos": Image.Resampling.LANCZOS,
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "linear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "cubic": Image.Resampling.BICUBIC,
+    "area": Image.Resampling.BOX,
+    "box": Image.Resampling.BOX,
+}
+_ASPECT_TOLERANCE = 0.02
+
+I = TypeVar("I")  # noqa: E741 - an item
+O = TypeVar("O")  # noqa: E741 - an outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """An image as training sees it: resized, cropped, mirrored.
+
+    Attributes:
+        image: Where it was cropped.
+        pixels: uint8 [height, width, 3].
+        mask: Weights, uint8 [height / 8, width / 8], or None.
+    """
+
+    image: PlannedImage
+    pixels: np.ndarray
+    mask: np.ndarray | None
+
+
+class Render:
+    """Stage: planned images -> `Rendered`; what cannot be decoded is a failure."""
+
+    def __call__(self, batch: Sequence[PlannedImage]) -> list[Rendered | Failure]:
+        """Render a batch of images."""
+        return [_or_failure(render, image) for image in batch]
+
+
+class Decode:
+    """Stage: records -> their decoded sizes, to find what their headers hide."""
+
+    def __call__(self, batch: Sequence[ImageRecord]) -> list[Size | Failure]:
+        """Decode a batch of images."""
+        return [_or_failure(decoded_size, record) for record in batch]
+
+
+def render(image: PlannedImage) -> Rendered:
+    """Decode, resize and crop one planned image, and its mask if its subset has one.
+
+    Raises:
+        UnreadableImageError: The image or its mask cannot be read, or is not what it was.
+    """
+    record, masks = image.record, image.record.subset.masks
+    wants_alpha = masks is not None and masks.alpha
+    at_least = None if record.cut else image.resized  # a cut is exact in the whole image alone
+    picture, alpha = images.read_image(record.path, at_least=at_least, with_alpha=wants_alpha)
+    require_scanned_size(picture, record)
+    seen = cut_out(picture, record.cut)
+    shown = _resized_and_cropped(seen, image, _FILTERS[record.subset.interpolation])
+    return Rendered(image, np.asarray(shown), None if masks is None else _mask(image, alpha))
+
+
+def decoded_size(record: ImageRecord) -> Size:
+    """Decode an image, and return its size.
+
+    Raises:
+        UnreadableImageError: It cannot be read, or is not what its header promised.
+    """
+    picture = images.read_rgb(record.path)
+    require_scanned_size(picture, record)
+    return Size(*picture.size)
+
+
+def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
+    try:
+        return work(item)
+    except (UnreadableImageError, OSError) as error:
+        return images.failure_of(error)
+
+
+def require_scanned_size(picture: Image.Image, record: ImageRecord) -> None:
+    """Make sure that an image, decoded whole or at a half to an eighth, is what was scanned.
+
+    Raises:
+        UnreadableImageError: It has another size.
+    """
+    found = Size(*picture.size)
+    for part in (1, 2, 4, 8):
+        if found == Size(-(-record.whole.width // part), -(-record.whole.height // part)):
+            return
+    raise UnreadableImageError(
+        f"it is {found} where its header promised {record.whole}: it was changed, or its EXIF data "
+        f"stands behind its pixels; save it again"
+    )
+
+
+def _mask(image: PlannedImage, alpha: Image.Image | None) -> np.ndarray:
+    """Weights by latent cell: the mean over each 8x8 pixels; 255 where nothing says otherwise."""
+    cells = np.full((image.crop.size.height, image.crop.size.width), 255.0, dtype=np.float32)
+    if alpha is not None:
+        cells *= _cropped(cut_out(alpha, image.record.cut), image) / 255
+    file = mask_file(image.record)
+    if file is not None:
+        drawn = images.read_mask(file)
+        aspect = drawn.width / drawn.height
+        whole = image.record.whole
+        if abs(aspect / whole.aspect - 1) > _ASPECT_TOLERANCE:
+            raise UnreadableImageError(
+                f"its mask {file} is {drawn.width}x{drawn.height} where the image is "
+                f"{whole}; expected the same shape"
+            )
+        cells *= _cropped(cut_out(drawn, image.record.cut), image) / 255
+    height, width = cells.shape
+    means = cells.reshape(height // CELL, CELL, width // CELL, CELL).mean(axis=(1, 3))
+    return np.asarray((means + 0.5).astype(np.uint8))
+
+
+def _cropped(grey: Image.Image, image: PlannedImage) -> np.ndarray:
+    cut = _resized_and_cropped(grey, image, Image.Resampling.BILINEAR)
+    return np.asarray(cut, dtype=np.float32)
+
+
+def _resized_and_cropped(
+    picture: Image.Image, image: PlannedImage, resample: Image.Resampling
+) -> Image.Image:
+    """Resize and crop as planned, and make only what is kept: 20000x1 takes no gigabytes."""
+    if picture.size == image.resized.wh:
+        return picture.crop(image.crop.ltrb)
+    by_x, by_y = picture.width / image.resized.width, picture.height / image.resized.height
+    left, top, right, bottom = image.crop.ltrb
+    box = (
+        left * by_x,
+        top * by_y,
+        min(right * by_x, picture.width),
+        min(bottom * by_y, picture.height),
+    )
+    return picture.resize(image.crop.size.wh, resample, box=box)

@@ -1,0 +1,137 @@
+"""From records to a plan: geometry for each image, and numbers for a person to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+
+from impasto.data.planning.bucket_assignment import Limits, Selection, assign_many, assign_native
+from impasto.data.planning.buckets import make_bucket_sizes
+from impasto.data.planning.planned_table import Codes, PlannedTable, join_planned, shapes_of
+from impasto.data.record_table import RecordTable
+from impasto.data.records import Box, ImageRecord, PlannedImage, Size, no_cycle_collection
+from impasto.errors import DatasetError
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Where each image goes, in the order of the records."""
+
+    images: Sequence[PlannedImage]
+
+    @cached_property
+    def table(self) -> PlannedTable:
+        """The planned images, as columns."""
+        return PlannedTable.of(self.images)
+
+    @property
+    def bucket_counts(self) -> dict[Size, int]:
+        """Images per bucket, in ascending order of size, empty buckets left out."""
+        return self.table.bucket_counts()
+
+    @property
+    def mean_cropped_fraction(self) -> float:
+        """The mean share of image area that cropping removes, in [0, 1)."""
+        return float(self.table.cropped_fractions().mean())
+
+    @property
+    def enlarged(self) -> int:
+        """How many images are smaller than their bucket asks for and get enlarged."""
+        return int(self.table.enlarged().sum())
+
+
+@dataclass(frozen=True)
+class BucketRules:
+    """Which buckets there are, and how an image comes into one.
+
+    Attributes:
+        enable_bucket: Whether there are buckets; else all images go into one of the resolution.
+        min_side: Shortest side of a bucket in pixels.
+        max_side: Longest side of a bucket in pixels.
+        step: Sides are multiples of this, in pixels.
+        buckets: The table, where it is not to be made from the above.
+        selection: Whose choice of an image's bucket: `native` or `kohya`.
+        no_upscale: Never enlarge an image; buckets for small ones are made as needed.
+        as_requested: Put each image into the bucket that its metadata names, where it names one;
+            not one with a crop of its own, for which no metadata was made.
+    """
+
+    enable_bucket: bool = True
+    min_side: int = 256
+    max_side: int = 1024
+    step: int = 64
+    buckets: Sequence[Size] | None = None
+    selection: Selection = "native"
+    no_upscale: bool = False
+    as_requested: bool = False
+
+
+def plan_images(
+    records: Sequence[ImageRecord],
+    resolution: Size,
+    rules: BucketRules = BucketRules(),
+) -> Plan:
+    """Assign each record to a bucket; without buckets, all to one of exactly `resolution`.
+
+    Args:
+        records: The images.
+        resolution: Training resolution; with buckets only its area counts.
+        rules: Which buckets there are.
+
+    Raises:
+        DatasetError: There are no records.
+        ConfigError: No bucket fits the bounds.
+    """
+    if not records:
+        raise DatasetError("There is no image to plan: the dataset is empty.")
+    buckets, no_upscale = rules.buckets, rules.no_upscale
+    if not rules.enable_bucket:
+        buckets, no_upscale = [resolution], False
+    elif not buckets:
+        buckets = make_bucket_sizes(resolution, rules.min_side, rules.max_side, rules.step)
+    area, bounds = resolution.area, (rules.min_side, rules.max_side, rules.step)
+    limits = Limits(tuple(buckets), area, *bounds)
+    with no_cycle_collection():
+        return Plan(
+            _assigned(RecordTable.of(records), limits, replace(rules, no_upscale=no_upscale))
+        )
+
+
+def join_plans(plans: Sequence[Plan]) -> Plan:
+    """The plans of several datasets as one."""
+    return Plan(join_planned([plan.table for plan in plans]))
+
+
+def _assigned(records: RecordTable, limits: Limits, rules: BucketRules) -> PlannedTable:
+    """The geometry of each record: images of one size are asked about once."""
+    sides = records.numbers["width"].astype(np.int64) << 32 | records.numbers["height"]
+    different, inverse = np.unique(sides, return_inverse=True)
+    sizes = np.stack([different >> 32, different & 0xFFFFFFFF], axis=1)
+    assigned = assign_many(sizes, limits, rules.selection, no_upscale=rules.no_upscale)
+    corners = (assigned[:, 2:] - assigned[:, :2]) // 2
+    shapes = np.concatenate([assigned, corners], axis=1).astype(np.int32)
+    codes: Codes = inverse.ravel().astype(np.int32)
+    if rules.as_requested and "wanted" in records.numbers:
+        asked = (records.column("wanted")[:, 0] > 0) & (records.column("cut")[:, 0] < 0)
+        wanted = np.column_stack(
+            [records.numbers["width"], records.numbers["height"], records.numbers["wanted"]]
+        )[asked]
+        pairs, own = np.unique(wanted, axis=0, return_inverse=True)
+        asked_for = [_as_requested(Size(*p[:2]), Size(*p[2:]), limits) for p in pairs.tolist()]
+        codes[asked] = own.ravel().astype(np.int32) + np.int32(len(shapes))
+        shapes = np.concatenate([shapes, shapes_of(asked_for)])
+    return PlannedTable(records, shapes, codes)
+
+
+def _as_requested(size: Size, wanted: Size, limits: Limits) -> tuple[Size, Size, Box]:
+    """The geometry of an image in the bucket that its metadata names."""
+    return _centred(*assign_native([size], replace(limits, buckets=(wanted,)))[0])
+
+
+def _centred(bucket: Size, resized: Size) -> tuple[Size, Size, Box]:
+    """Bucket, size after the resize, and the crop from the middle."""
+    left, top = (resized.width - bucket.width) // 2, (resized.height - bucket.height) // 2
+    return bucket, resized, Box(left, top, bucket)

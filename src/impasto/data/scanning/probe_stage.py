@@ -1,0 +1,124 @@
+"""The stage of a scan that opens files: sizes from headers, and the words beside the images.
+
+Files of a disk are opened one by one. Objects of a store come many at a time, and of images only
+the beginnings.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from impasto.data.engines.stages import Failure
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.pixels import images
+from impasto.data.pixels.member_files import read_beginnings, read_many_words, read_words
+from impasto.member_paths import TarMember, is_member, member_of
+from impasto.parsing import decode_caption, split_lines
+from impasto.remote_paths import is_remote
+from impasto.storage import objects
+
+_LARGEST_CAPTION = 2**20  # bytes; a caption has some hundreds
+
+
+class Probe:
+    """Stage: files -> [width, height, rotated, caption, tags] of each."""
+
+    def __call__(self, batch: Sequence[FoundImage]) -> list[list[Any] | Failure]:
+        """Probe a batch of files; what cannot be read is a failure with its reason.
+
+        Raises:
+            StorageError: They are in an object store that cannot be used.
+        """
+        if not any(is_remote(item.path) for item in batch):
+            return [_outcome(_probe, item) for item in batch]
+        read = _beginnings([item.path for item in batch], objects.HEADER_BYTES)
+        words = [file for item in batch for file in item.words if file]
+        read |= _beginnings([file for file in words if not is_member(file)], _LARGEST_CAPTION + 1)
+        read |= read_many_words([file for file in words if is_member(file)], _LARGEST_CAPTION + 1)
+        return [_outcome(partial(_probe_object, read), item) for item in batch]
+
+
+def _beginnings(names: Iterable[str], size: int) -> dict[str, bytes | Exception]:
+    """The first bytes of objects by their names: paths of Windows do not tell `a` from `A`.
+
+    Of files in tars too; an image in a table is read with its row.
+    """
+    members = {name: member_of(name) for name in names}
+    once = [name for name, member in members.items() if member is None]
+    read = objects.read_beginnings(list(map(Path, once)), size)
+    found: dict[str, bytes | Exception] = dict(zip(once, read, strict=True))
+    in_tars = {name: m for name, m in members.items() if isinstance(m, TarMember)}
+    parts = read_beginnings(list(in_tars.values()), size)
+    return found | {name: parts[member] for name, member in in_tars.items()}
+
+
+def _outcome(probe: Callable[[FoundImage], list[Any]], item: FoundImage) -> list[Any] | Failure:
+    try:
+        return probe(item)
+    except (images.UnreadableImageError, OSError) as error:
+        return images.failure_of(error)
+
+
+def _probe(item: FoundImage) -> list[Any]:
+    size, rotated = images.read_header(Path(item.path))
+    caption, tags = (_read_caption(file) if file else "" for file in item.words)
+    return [size.width, size.height, int(rotated), caption, tags]
+
+
+def _probe_object(read: Mapping[str, bytes | Exception], item: FoundImage) -> list[Any]:
+    """Probe an object of a store, by the first bytes of it and of its words."""
+    beginning = _content(read, item.path) if item.path in read else None
+    size, rotated = images.read_header(Path(item.path), beginning)
+    caption, tags = (_caption_of(file, _content(read, file)) if file else "" for file in item.words)
+    return [size.width, size.height, int(rotated), caption, tags]
+
+
+def _content(read: Mapping[str, bytes | Exception], name: str) -> bytes:
+    """What was read of an object.
+
+    Raises:
+        OSError: It could not be read.
+        UnreadableImageError: There are no words where they should be.
+    """
+    content = read[name]
+    if isinstance(content, Exception):
+        raise content
+    return content
+
+
+def _read_caption(path: str) -> str:
+    """The lines of a file that are not blank.
+
+    Raises:
+        UnreadableImageError: As for `_caption_of`.
+    """
+    if is_member(path):
+        return _caption_of(path, read_words(path, _LARGEST_CAPTION + 1))
+    with open(path, "rb") as file:  # noqa: PTH123 - hot path
+        return _caption_of(path, file.read(_LARGEST_CAPTION + 1))
+
+
+def _caption_of(path: str, content: bytes) -> str:
+    """The lines that are not blank of a file with words.
+
+    Raises:
+        UnreadableImageError: It is in another encoding, such as Latin-1, which cannot be told; or
+            far too large.
+    """
+    if len(content) > _LARGEST_CAPTION:
+        raise images.UnreadableImageError(
+            f"its caption {os.path.basename(path)} has over {_LARGEST_CAPTION >> 20} MiB, too "  # noqa: PTH119
+            f"large for a caption; give it another name if it is something else"
+        )
+    try:
+        text = decode_caption(content)
+    except UnicodeDecodeError as error:
+        raise images.UnreadableImageError(
+            f"its caption {os.path.basename(path)} is not UTF-8 text "  # noqa: PTH119 - hot path
+            f"(byte {error.start}); save it as UTF-8"
+        ) from error
+    return "\n".join(line for line in map(str.strip, split_lines(text)) if line)

@@ -1,0 +1,267 @@
+"""Reads sizes from headers and words from sidecars, and remembers both.
+
+The index makes a second scan cheap: a file whose size and time of change are as before is not
+opened again. It is derived data: deleting it costs time and nothing else.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from impasto.data.columns.appender import Appender
+from impasto.data.columns.arrow_columns import is_filled, texts_at, values_of
+from impasto.data.columns.tables import Former, TableFolder, newest_rows, rows_of, take_rows
+from impasto.data.engines.engine import LOCAL, Engine
+from impasto.data.engines.stages import Failure, default_workers, in_chunks
+from impasto.data.folders.found import STAMPS, FoundTable
+from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.listing import Sidecars as Sidecars
+from impasto.data.pixels import images
+from impasto.data.pixels.cuts import read_cut
+from impasto.data.record_columns import TEXTS, Use, cut_column
+from impasto.data.record_table import RecordTable
+from impasto.data.records import Cut, Size, SkippedFile
+from impasto.data.scanning.probe_stage import Probe as Probe
+from impasto.data.subsets import Subset
+from impasto.errors import StorageError
+from impasto.progress import Progress
+
+INDEX_VERSION, _FORMER_VERSION = 6, 5
+_ROWS_AT_ONCE = 100_000
+_FILES_AT_ONCE = 64
+_NO_ENTRY: list[Any] = [None]
+
+
+INDEX = pa.schema(
+    [
+        ("path", pa.large_string()),
+        *((f"stamp{number}", pa.int64()) for number in range(STAMPS)),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("rotated", pa.uint8()),
+        ("caption", pa.large_string()),
+        ("tags", pa.large_string()),
+        ("fault", pa.large_string()),
+    ]
+)
+"""What is remembered of a file: its stamps, and what was read or, in `fault`, why it cannot be."""
+
+
+class Entries:
+    """What is known of files: rows of a table, which stays mapped where nothing has changed.
+
+    Args:
+        table: Rows of `INDEX`.
+        rows: [files]: which row each file has.
+    """
+
+    def __init__(self, table: pa.Table, rows: np.ndarray) -> None:
+        count = len(rows)
+        is_slice = bool(count) and rows[-1] - rows[0] == count - 1 and (np.diff(rows) == 1).all()
+        self._table = table.slice(int(rows[0]), count) if is_slice else table
+        self.rows = None if is_slice else rows
+
+    @property
+    def texts(self) -> pa.Table:
+        """Paths, captions and tags, in the order of the table."""
+        return self._table.select(TEXTS.names).replace_schema_metadata(None)
+
+    def column(self, name: str) -> np.ndarray:
+        """[files]: one column of the numbers that probing found."""
+        values = values_of(self._table.column(name))
+        return values if self.rows is None else values[self.rows]
+
+    def faults(self) -> dict[int, str]:
+        """Place of a file -> why it cannot be used."""
+        is_faulty = is_filled(self._table.column("fault"))
+        places = np.flatnonzero(is_faulty if self.rows is None else is_faulty[self.rows])
+        rows = places if self.rows is None else self.rows[places]
+        faults = texts_at(self._table.column("fault"), rows)
+        return dict(zip(places.tolist(), faults, strict=True))
+
+
+class ScanIndex:
+    """What earlier scans found, by path.
+
+    Args:
+        file: Where it is kept, with `.table` for its ending; None keeps nothing.
+        key: What the entries belong to, such as the folder: entries of another are not used.
+    """
+
+    def __init__(self, file: Path | None, key: str) -> None:
+        former = None if file is None else Former(file, [_FORMER_VERSION, key], _of_former)
+        folder = None if file is None else file.with_suffix(".table")
+        self._table = TableFolder(folder, INDEX, [INDEX_VERSION, key], former)
+        self._known = self._table.read()
+
+    def probe(self, found: FoundTable, progress: Progress, engine: Engine = LOCAL) -> Entries:
+        """What is known of all files; only those that changed are opened.
+
+        What is read is kept every few seconds, so a scan that is killed loses no more than that.
+        """
+        known = self._known
+        rows = newest_rows(found.paths, known.column("path"))
+        usable = ~found.has("fault")
+        places = np.flatnonzero(rows >= 0)
+        same = np.zeros(len(found), dtype=np.bool_)
+        same[places] = _stamps_equal(known, rows[places], found.stamps[places])
+        fresh = np.flatnonzero(usable & ~same)
+        read, passing = self._probe(found, fresh, progress, engine)
+        rows[fresh] = len(known) + np.arange(len(fresh))
+        rows[~usable] = len(known) + len(fresh)  # a row of nothing
+        entries = pa.concat_tables([known, *read, rows_of(INDEX, [NOTHING])])
+        kept = usable.copy()
+        kept[list(passing)] = False
+        stored = len(known) + len(fresh) - len(passing)
+        try:
+            if self._table.is_untidy(stored, int(kept.sum())):
+                return self._tidied(entries, rows, kept)
+        except StorageError as error:  # what was found is right all the same, and kept
+            progress.note(f"The index of the scan stays in more files than it needs: {error}")
+        return Entries(entries, rows)
+
+    def _probe(
+        self, found: FoundTable, fresh: np.ndarray, progress: Progress, engine: Engine
+    ) -> tuple[list[pa.Table], set[int]]:
+        """Open the files at some places; those whose faults may pass are named, and not kept."""
+        passing: set[int] = set()
+        read: list[tuple[Any, ...]] = []
+        appender = Appender(self._table)
+        keeps = True
+        executor = engine.executor(Probe(), usual=default_workers() + 1)
+        items = found.items_at(fresh)
+        tables: list[pa.Table] = []
+        with progress.stage("Scanning images", len(fresh), "files") as advance:
+            for outcomes in executor.run(in_chunks(items, _FILES_AT_ONCE)):
+                for item, outcome in outcomes:
+                    row = _row_of(item, outcome)
+                    if isinstance(outcome, Failure) and outcome.is_transient:
+                        passing.add(int(fresh[len(read) + sum(map(len, tables))]))
+                    elif keeps:
+                        keeps = _added(appender, row, progress)
+                    read.append(row)
+                if len(read) >= _ROWS_AT_ONCE:
+                    tables.append(rows_of(INDEX, read))
+                    read = []
+                advance(len(outcomes))
+        if keeps:
+            _added(appender, None, progress)
+        return [*tables, rows_of(INDEX, read)], passing
+
+    def _tidied(self, entries: pa.Table, rows: np.ndarray, kept: np.ndarray) -> Entries:
+        """The entries of all files, after one segment of them was put in the place of all others.
+
+        It has them in the order of the files, so that the next scan takes them as they are mapped.
+        """
+        if not kept.all():
+            self._table.rewrite(take_rows(entries, rows[kept]))
+            return Entries(entries, rows)
+        mapped = self._table.rewrite(take_rows(entries, rows))
+        return Entries(mapped, np.arange(len(mapped)))
+
+
+def split_usable(
+    found: FoundTable, entries: Entries, subset: Subset
+) -> tuple[RecordTable, list[SkippedFile]]:
+    """Records of what can be used, and the rest with its reasons."""
+    faults = entries.faults()
+    unread = np.flatnonzero(found.has("fault")).tolist()
+    faults |= {place: found.item(place).fault for place in unread}
+    skipped = {
+        place: SkippedFile(Path(found.paths[place].as_py()), fault)
+        for place, fault in faults.items()
+    }
+    width, height = entries.column("width"), entries.column("height")
+    cuts = _cuts(found, width, height, skipped)
+    if cuts:
+        width, height = width.copy(), height.copy()
+        for place, cut in cuts.items():
+            width[place], height[place] = cut.box.size.wh
+    numbers = {
+        "width": width,
+        "height": height,
+        "size_bytes": entries.column("stamp0"),
+        "mtime_ns": entries.column("stamp1"),
+        "rotated": entries.column("rotated"),
+        "use": _uses_of(found, subset),
+        **({"cut": cut_column(cuts, len(found))} if cuts else {}),
+    }
+    uses = (Use(subset, ""), Use(subset, subset.class_tokens))
+    records = RecordTable(entries.texts, entries.rows, numbers, uses, distinct=True)
+    if skipped:
+        good = np.ones(len(found), dtype=np.bool_)
+        good[list(skipped)] = False
+        records = records.select(good)
+    return records.normalized(), [skipped[place] for place in sorted(skipped)]
+
+
+def _cuts(
+    found: FoundTable, width: np.ndarray, height: np.ndarray, skipped: dict[int, SkippedFile]
+) -> dict[int, Cut]:
+    """The crops of their own that images have, by place; what is wrong with one skips its image."""
+    cuts = {}
+    for place in np.flatnonzero(found.has("crop")).tolist():
+        if place in skipped:
+            continue
+        item = found.item(place)
+        try:
+            cut = read_cut(Path(item.crop), Size(int(width[place]), int(height[place])))
+        except images.UnreadableImageError as error:
+            skipped[place] = SkippedFile(Path(item.path), str(error))
+            continue
+        if cut is not None:
+            cuts[place] = cut
+    return cuts
+
+
+def _uses_of(found: FoundTable, subset: Subset) -> np.ndarray:
+    """[files]: 1 for those whose words are the subset's, as those without a file with words."""
+    if not subset.class_tokens:
+        return np.broadcast_to(np.int32(0), len(found))
+    return (~(found.has("caption") | found.has("tags"))).astype(np.int32)  # empty words are words
+
+
+def _stamps_equal(known: pa.Table, rows: np.ndarray, stamps: np.ndarray) -> np.ndarray:
+    """[rows]: whether the stamps of some rows of the index are these."""
+    equal = np.ones(len(rows), dtype=np.bool_)
+    for number in range(STAMPS):
+        equal &= values_of(known.column(f"stamp{number}"))[rows] == stamps[:, number]
+    return equal
+
+
+def _row_of(item: FoundImage, outcome: list[Any] | Failure) -> tuple[Any, ...]:
+    """A row of the index."""
+    if isinstance(outcome, Failure):
+        return (item.path, *item.stamps, 0, 0, 0, "", "", outcome.reason)
+    return (item.path, *item.stamps, *outcome, "")
+
+
+NOTHING = _row_of(FoundImage("", [0] * STAMPS), [0, 0, 0, "", ""])
+
+
+def _added(appender: Appender, row: tuple[Any, ...] | None, progress: Progress) -> bool:
+    """Add a row, or write all that were added; False, with a note, where that cannot be."""
+    try:
+        if row is None:
+            appender.flush()
+        else:
+            appender.add(*row)
+    except StorageError as error:  # what was found is right all the same
+        progress.note(f"The next scan has to look at all files again: {error}")
+        return False
+    return True
+
+
+def _of_former(content: Any) -> pa.Table:
+    """The rows of an index as earlier versions wrote it: path -> [stamps, result]."""
+    rows = []
+    for path, (stamps, result) in content.items():
+        if len(stamps) != STAMPS:
+            continue
+        failed = len(result) == 1
+        rows.append((path, *stamps, *((0, 0, 0, "", "", *result) if failed else (*result, ""))))
+    return rows_of(INDEX, rows)

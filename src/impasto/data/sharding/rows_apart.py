@@ -1,0 +1,80 @@
+"""Rows of shards that come from an object store without their shards, each compared by CRC-32.
+
+Used by `Shards`; what is in a folder of a disk is mapped instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from impasto.data.sharding.shard_files import sum_of_row
+from impasto.data.sharding.shard_index import Place
+from impasto.data.sharding.shard_store import Arrays, ShardFiles
+from impasto.errors import DatasetError
+from impasto.remote_paths import shown
+
+
+class RowsApart:
+    """Reads rows of shards that are not copied.
+
+    Args:
+        files: Where the shards are.
+        folder: Their folder, for messages.
+        what: What the folder is called in messages.
+        sum_of: The CRC-32 of a row; None of a version that wrote none.
+    """
+
+    def __init__(
+        self,
+        files: ShardFiles,
+        folder: Path,
+        what: str,
+        sum_of: Callable[[str, int], int | None],
+    ) -> None:
+        self._files, self._folder, self._what, self._sum_of = files, folder, what, sum_of
+
+    def read(self, places: Sequence[Place]) -> dict[Place, Arrays]:
+        """Read single rows of shards that are not copied, each as it was written.
+
+        Raises:
+            DatasetError: A row is not what was written, also when it is read again.
+        """
+        rows, changed = self._read_twice(places)
+        if changed:
+            raise DatasetError(
+                f"{shown(self._folder)}/{changed[0][0]}.safetensors of the {self._what} has "
+                f"changed since it was written. impasto dataset cache verify --remove removes it; "
+                f"it is then made anew."
+            )
+        return rows
+
+    def unchanged(self, places: Sequence[Place]) -> dict[Place, Arrays]:
+        """Read single rows of shards that are not copied, and leave out those that have changed.
+
+        Raises:
+            DatasetError: A row could not be read, which says nothing of it.
+        """
+        rows, changed = self._read_twice(places)
+        return {place: row for place, row in rows.items() if place not in changed}
+
+    def _read_twice(self, places: Sequence[Place]) -> tuple[dict[Place, Arrays], list[Place]]:
+        """Rows, of which those that differ are read once more; and those that differ again."""
+        try:
+            rows = self._files.rows_apart(places)
+            changed = self._changed(rows)
+            again = self._files.rows_apart(changed)
+        except OSError as error:
+            raise DatasetError(
+                f"A row of the {self._what} {shown(self._folder)} could not be read "
+                f"({error.strerror or error}). What it held is encoded anew when it is needed."
+            ) from error
+        kept = {place: row for place, row in rows.items() if place not in changed}
+        return kept | again, self._changed(again)
+
+    def _changed(self, rows: Mapping[Place, Arrays]) -> list[Place]:
+        return [place for place, row in rows.items() if not self._is_as_written(place, row)]
+
+    def _is_as_written(self, place: Place, row: Arrays) -> bool:
+        wanted = self._sum_of(*place)
+        return wanted is None or sum_of_row([column[None] for column in row], 0) == wanted

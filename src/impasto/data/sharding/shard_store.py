@@ -1,0 +1,217 @@
+"""Where the files of shards are: in a folder of a disk, or in one of an object store.
+
+`Shards` names shards by the paths of the files with their keys, in either; what opens, writes and
+removes files is here and in `stored_shards.py`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from impasto import files, storage_errors
+from impasto.data.records import CELL
+from impasto.data.sharding.shard_files import StoredIndex, read_index, stamp_of_shard
+from impasto.data.sharding.shard_index import Place
+
+_SIZE = re.compile(r"shard-(\d+)x(\d+)-")
+_TYPES = {"F16", "F32", "U8"}
+
+Arrays = tuple[np.ndarray, ...]
+"""The columns of a shard, or of some rows of it."""
+
+Describe = Callable[[str], Mapping[str, Any]]
+"""What the file with a shard's keys says, by the SHA-256 of its tensors' file."""
+
+
+class ShardFiles(Protocol):
+    """The files of a folder of shards."""
+
+    @property
+    def here(self) -> Path:
+        """The folder of this machine that locks and what is half written are in."""
+
+    def indices(self) -> list[Path]:
+        """The files that name the keys of all shards, readable or not."""
+
+    def folders(self) -> list[Path]:
+        """The folders of this machine that files are written in."""
+
+    def look_ahead(self, indices: Sequence[Path]) -> None:
+        """Be told which files with keys are going to be read."""
+
+    def stamp(self, index: Path) -> list[int]:
+        """The stamp of a shard."""
+
+    def described(self, index: Path) -> StoredIndex | None:
+        """What the file with a shard's keys says; None if it is damaged."""
+
+    def is_whole(self, index: Path, entries: int) -> bool:
+        """Whether a shard's tensors seem to be all there; values are not read."""
+
+    def size(self, index: Path) -> int:
+        """Bytes of a shard's tensors; 0 where they are gone."""
+
+    def verified(self, index: Path, entries: int, sha256: str | None) -> Arrays | str:
+        """The columns of a shard, read anew and compared; or what is wrong with it."""
+
+    def write(self, name: str, columns: Mapping[str, Tensor], describe: Describe) -> Path:
+        """Write a shard, tensors first and keys last; returns the file with the keys."""
+
+    def remove(self, index: Path) -> None:
+        """Remove a shard, its keys first."""
+
+    def map(self, index: Path) -> Arrays:
+        """The columns of a shard, mapped into memory."""
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """Prepare for reading shards, in the order in which they are going to be read."""
+
+    def drop_copy(self, index: Path) -> bool:
+        """Do without a copy of a shard from now on; False where what is here is no copy."""
+
+    def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:
+        """Read rows by their ranges of bytes, where a shard is not copied whole; else none."""
+
+
+class LocalShardFiles:
+    """Shards in a folder of a disk.
+
+    Args:
+        folder: Where they are.
+        columns: The names of the arrays in each shard.
+    """
+
+    def __init__(self, folder: Path, columns: tuple[str, ...]) -> None:
+        self.here, self._columns = folder, columns
+
+    def indices(self) -> list[Path]:
+        """The files that name the keys of all shards, readable or not."""
+        inner = self.here.glob("[0-9a-f][0-9a-f]/shard-*.json")
+        return sorted([*self.here.glob("shard-*.json"), *inner])
+
+    def folders(self) -> list[Path]:
+        """The folder, and those in it that shards are in."""
+        inner = (path for path in self.here.glob("[0-9a-f][0-9a-f]") if path.is_dir())
+        return [self.here, *sorted(inner)]
+
+    def look_ahead(self, indices: Sequence[Path]) -> None:
+        """Be told which files with keys are going to be read: a disk is read as it comes."""
+
+    def stamp(self, index: Path) -> list[int]:
+        """The stamp of a shard."""
+        return stamp_of_shard(index)
+
+    def described(self, index: Path) -> StoredIndex | None:
+        """What the file with a shard's keys says; None if it is damaged."""
+        return read_index(index)
+
+    def is_whole(self, index: Path, entries: int) -> bool:
+        """Whether the shard's header fits its length, name and index; values are not read."""
+        return fits(tensors_of(index), self._columns, entries)
+
+    def size(self, index: Path) -> int:
+        """Bytes of a shard's tensors; 0 where they are gone."""
+        file = tensors_of(index)
+        return file.stat().st_size if file.is_file() else 0
+
+    def verified(self, index: Path, entries: int, sha256: str | None) -> Arrays | str:
+        """The columns of a shard after its bytes were compared; or what is wrong with it."""
+        return verified(tensors_of(index), self._columns, entries, sha256)
+
+    def write(self, name: str, columns: Mapping[str, Tensor], describe: Describe) -> Path:
+        """Write a shard, tensors first and keys last, each durably.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        with files.replace_file(self.here / f"{name}.safetensors") as partial:
+            save_file(dict(columns), partial)
+            content = files.sha256_of(partial)
+        index = self.here / f"{name}.json"
+        files.write_json(index, describe(content))
+        return index
+
+    def remove(self, index: Path) -> None:
+        """Remove a shard, its keys first.
+
+        Raises:
+            StorageError: It cannot be removed, as one that a program on Windows has mapped.
+        """
+        with storage_errors.reported(index):
+            index.unlink(missing_ok=True)
+            tensors_of(index).unlink(missing_ok=True)
+
+    def map(self, index: Path) -> Arrays:
+        """The columns of a shard, mapped into memory.
+
+        Raises:
+            SafetensorError: It is damaged.
+            OSError: It is gone.
+        """
+        return mapped(tensors_of(index), self._columns)
+
+    def expect(self, shards: Iterable[str]) -> None:
+        """Do nothing: shards on a disk are not fetched ahead."""
+
+    def drop_copy(self, index: Path) -> bool:  # noqa: ARG002
+        """False: nothing here is a copy."""
+        return False
+
+    def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:  # noqa: ARG002
+        """None: shards of a disk are mapped."""
+        return {}
+
+
+def tensors_of(index: Path) -> Path:
+    """The file of a shard's tensors, by that with its keys."""
+    return index.with_suffix(".safetensors")
+
+
+def mapped(file: Path, columns: Sequence[str]) -> Arrays:
+    """The columns of a file of tensors, as arrays over the mapped memory.
+
+    Raises:
+        SafetensorError: It is damaged.
+        OSError: It is gone.
+    """
+    with safe_open(file, framework="pt") as opened:
+        return tuple(opened.get_tensor(column).numpy() for column in columns)
+
+
+def fits(file: Path, columns: Sequence[str], entries: int) -> bool:
+    """Whether the header of a file of tensors fits its length, its name and its keys."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            parts = [opened.get_slice(name) for name in columns]
+            shapes = [part.get_shape() for part in parts]
+            types = {part.get_dtype() for part in parts}
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False
+    return types <= _TYPES and have_shape(file.name, shapes, entries)
+
+
+def have_shape(name: str, shapes: Sequence[Sequence[int]], entries: int) -> bool:
+    """Whether columns of these shapes are those of a shard of this name and so many rows."""
+    label = _SIZE.search(name)
+    cells = [int(label[2]) // CELL, int(label[1]) // CELL] if label else None
+    return all(
+        len(shape) > 1 and shape[0] == entries and (cells is None or list(shape[-2:]) == cells)
+        for shape in shapes
+    )
+
+
+def verified(file: Path, columns: Sequence[str], entries: int, sha256: str | None) -> Arrays | str:
+    """The columns of a file of tensors after its bytes were compared; or what is wrong with it."""
+    if not fits(file, columns, entries):
+        return "missing, cut off, or not what its index says"
+    if sha256 is not None and files.sha256_of(file) != sha256:
+        return "its bytes have changed since it was written"
+    return mapped(file, columns)

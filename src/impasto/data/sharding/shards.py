@@ -1,0 +1,349 @@
+"""Arrays by key in shards on disk: the latent cache's and the text store's common ground.
+
+A shard is `<name>.safetensors` with arrays of one length, and `<name>.json` with the keys of their
+rows in order, a CRC-32 of each row and the hash of the tensors' file. The index is written last, so
+a shard without one does not exist. Shards are mapped into memory, never read whole but by `check`;
+a row is compared with its CRC-32 when it is read for the first time.
+
+Several processes may share a folder: a shard is written under a lock, and without the entries that
+another process has written meanwhile, so each entry is there once and never changes.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from impasto import locks, storage_errors
+from impasto.data.sharding.rows_apart import RowsApart
+from impasto.data.sharding.shard_files import BadShard, digest_of, sum_of_row
+from impasto.data.sharding.shard_index import Place, ShardIndex
+from impasto.data.sharding.shard_store import Arrays, LocalShardFiles, ShardFiles, tensors_of
+from impasto.data.sharding.stored_shards import StoredShardFiles
+from impasto.errors import DatasetError, StorageError
+from impasto.remote_paths import is_remote, shown
+
+FORMAT_VERSION = 1
+MAPPED_SHARDS = 4096
+"""Shards that are mapped at a time: Linux refuses a process more than 65,530 mappings, files or not
+(vm.max_map_count), and a shard takes up to two."""
+SHARDS_IN_A_FOLDER = 1000
+"""More shards go into 256 folders below."""
+
+
+class Shards:
+    """A folder of shards.
+
+    Args:
+        folder: Where they are; created when something is written.
+        columns: The names of the arrays in each shard.
+        what: What the folder is called in messages.
+
+    Raises:
+        DatasetError: The folder was written by a newer version.
+    """
+
+    def __init__(self, folder: Path, columns: tuple[str, ...], what: str) -> None:
+        self.folder, self._columns, self._what = folder, columns, what
+        self._files: ShardFiles = (
+            StoredShardFiles(folder, columns, lambda words: self.note(words))
+            if is_remote(folder)
+            else LocalShardFiles(folder, columns)
+        )
+        self._open: OrderedDict[str, tuple[np.ndarray, ...]] = OrderedDict()
+        self._opening = threading.Lock()
+        self._index = ShardIndex(folder / "index.table")
+        self._apart = RowsApart(self._files, folder, what, self._index.sum_of)
+        self._compared: dict[str, np.ndarray] = {}
+        self._seen: set[Path] = set()
+        self.note: Callable[[str], None] = lambda _: None
+        """Is told when writing has to wait, and when copies of shards find no room."""
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Take in what another process has added meanwhile.
+
+        Raises:
+            DatasetError: The folder was written by a newer version.
+        """
+        there = self.indices()
+        if not self._seen and len(there) > 1:
+            known = self._index.open_kept({self._name_of(i): self._files.stamp(i) for i in there})
+            self._seen = {index for index in there if self._name_of(index) in known}
+        fresh = [index for index in there if index not in self._seen]
+        self._files.look_ahead(fresh)
+        for index in fresh:
+            self._add_index(index)
+
+    def keep_index(self) -> None:
+        """Have the next start read one file instead of one per shard, where there are many keys."""
+        if self._index.is_behind:
+            self._index.keep()
+
+    def __contains__(self, key: str) -> bool:
+        return self.contains([key])[0]
+
+    def contains(self, keys: Sequence[str]) -> list[bool]:
+        """Whether each of some keys is there; copies of what is are not given up from now on."""
+        places = self._index.find(keys)
+        self._files.expect({place[0] for place in places if place})
+        return [place is not None for place in places]
+
+    def has_all(self, keys: np.ndarray) -> bool:
+        """As `contains`, whether all are: [keys, 16] bytes of hex digits, zeros for no key."""
+        shards = self._index.shards_of_all(keys)
+        self._files.expect(shards or ())
+        return shards is not None
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def read(self, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
+        """The rows of all columns, in the order of `keys`; they must have one shape.
+
+        Gathered with NumPy, which stays on one core: a second pool of OpenMP threads, which torch
+        would make in a loading thread, slows the training thread's by half on a CPU.
+
+        Raises:
+            KeyError: A key is not there.
+            DatasetError: A row is not what was written; its shard is removed.
+        """
+        places = self._index.places_of(keys)
+        apart = self._read_apart(places)
+        for shard, row in places:
+            if (shard, row) not in apart and not self._is_unchanged(shard, row):
+                self._drop_copy(shard)
+                apart |= self._read_apart([place for place in places if place[0] == shard])
+        if not apart and len({shard for shard, _ in places}) == 1:
+            rows = [row for _, row in places]
+            return tuple(column[rows] for column in self._shard(places[0][0]))
+        found = [apart.get(place) or self._row(*place) for place in places]
+        return tuple(np.stack([arrays[n] for arrays in found]) for n in range(len(self._columns)))
+
+    def _row(self, shard: str, row: int) -> tuple[np.ndarray, ...]:
+        return tuple(column[row] for column in self._shard(shard))
+
+    def _read_apart(self, places: Sequence[Place]) -> dict[Place, tuple[np.ndarray, ...]]:
+        """The rows that come from an object store without their shards, each as it was written.
+
+        Raises:
+            DatasetError: A row is not what was written, also when it is read again.
+        """
+        return self._apart.read([place for place in places if place[0] not in self._open])
+
+    def _drop_copy(self, shard: str) -> None:
+        """Do without a copy that is not what was written, as by a failing disk.
+
+        Raises:
+            DatasetError: It is no copy, but the shard itself.
+        """
+        if not self._files.drop_copy(self._index_of(shard)):
+            self._give_up(shard)
+        self._open.pop(shard, None)
+        self._compared.pop(shard, None)
+
+    def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Add a shard with those of the entries that no process has written meanwhile.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        here = self._files.here
+        with storage_errors.reported(here):
+            here.mkdir(parents=True, exist_ok=True)
+        patience = locks.LockWaiter(lambda words: self.note(words), f"writing to {self.folder}")
+        with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
+            self.refresh()
+            new = [row for row, is_there in enumerate(self.contains(keys)) if not is_there]
+            if len(new) == len(keys):
+                self._write(label, keys, tensors)
+            elif new:
+                rows = {column: tensors[column][new] for column in self._columns}
+                self._write(label, [keys[row] for row in new], rows)
+
+    def _write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
+        """Write a shard, tensors first and index last."""
+        digest = digest_of(keys)
+        inner = f"{digest[:2]}/" if len(self._seen) >= SHARDS_IN_A_FOLDER else ""
+        name = f"{inner}shard-{label}-{digest}"
+        self._open.pop(name, None)  # Windows replaces no file that is mapped
+        columns = {column: tensors[column].contiguous() for column in self._columns}
+        arrays = [column.numpy() for column in columns.values()]
+        sums = [sum_of_row(arrays, row) for row in range(len(keys))]
+
+        def described(content: str) -> dict[str, Any]:
+            own = {"sha256": content, "keys": list(keys), "crc32": sums}
+            return {"format_version": FORMAT_VERSION, **own}
+
+        index = self._files.write(name, columns, described)
+        self._compared.pop(name, None)
+        self._add_index(index)
+
+    def check(self, index: Path) -> BadShard | None:
+        """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
+        tensors = tensors_of(index)
+        stored = self._files.described(index)
+        if stored is None:
+            return BadShard(index, "its index cannot be read", 0)
+        columns = self._files.verified(index, len(stored.keys), stored.sha256)
+        if isinstance(columns, str):
+            return BadShard(tensors, columns, len(stored.keys))
+        if not all(np.isfinite(column).all() for column in columns):
+            return BadShard(tensors, "holds NaN or infinite values", len(stored.keys))
+        return None
+
+    def indices(self) -> list[Path]:
+        """The index files of all shards, readable or not."""
+        return self._files.indices()
+
+    def folders(self) -> list[Path]:
+        """The folders of this machine that files are written in."""
+        return self._files.folders()
+
+    def _name_of(self, index: Path) -> str:
+        """What a shard is called: its path in the folder without an ending, with slashes."""
+        return index.relative_to(self.folder).with_suffix("").as_posix()
+
+    def remove(self, index: Path) -> None:
+        """Delete a shard, its index first."""
+        name = self._name_of(index)
+        self._open.pop(name, None)
+        self._seen.discard(index)
+        self._compared.pop(name, None)
+        self._index.remove(name)
+        self._files.remove(index)
+
+    def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
+        """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
+
+        A shard of which something stays is written anew before the old one is deleted; what is not
+        as it was written does not stay. A shard that another process has added meanwhile stays.
+
+        Raises:
+            StorageError: The disk is full or the folder cannot be written.
+        """
+        for index in self.indices():
+            shard, stored = self._name_of(index), self._files.described(index)
+            keys = stored.keys if stored is not None else []
+            places = zip(keys, self._index.find(keys), strict=True)
+            entries = [(key, place[1]) for key, place in places if place and place[0] == shard]
+            kept = [(key, row) for key, row in entries if key in wanted]
+            before = self._files.size(index)
+            if index not in self._seen or (len(kept) == len(entries) and entries):
+                yield 0, 0
+                continue
+            rows = self._unchanged_rows(shard, [row for _, row in kept])
+            kept = [(key, row) for key, row in kept if row in rows]
+            freed = before
+            if kept:
+                label = shard.split("-")[1]
+                parts = zip(*(rows[row] for _, row in kept), strict=True)
+                columns = [np.stack(part) for part in parts]
+                tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
+                self._write(label, [key for key, _ in kept], tensors)
+                self.remove(index)
+                place = self._index.places_of([kept[0][0]])[0]
+                freed -= self._files.size(self._index_of(place[0]))
+            else:
+                self.remove(index)
+            yield len(entries) - len(kept), freed
+
+    def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
+        """Read the rows that are as they were written, from the shard if not from its copy.
+
+        They are copied: Windows removes no file that is mapped.
+        """
+        good = [row for row in rows if self._is_unchanged(shard, row)]
+        unchanged = {row: tuple(map(np.array, self._row(shard, row))) for row in good}
+        changed = [(shard, row) for row in rows if row not in unchanged]
+        if changed and self._files.drop_copy(self._index_of(shard)):
+            self._open.pop(shard, None)
+            self._compared.pop(shard, None)
+            apart = self._apart.unchanged(changed)
+            unchanged |= {row: arrays for (_, row), arrays in apart.items()}
+        return unchanged
+
+    def _add_index(self, index: Path) -> None:
+        self._seen.add(index)
+        stamp = self._files.stamp(index)  # before it is read: who changes it changes the stamp
+        stored = self._files.described(index)
+        if stored is None:
+            return  # without a readable index its entries are simply made again
+        if stored.version > FORMAT_VERSION:
+            raise DatasetError(
+                f"The {self._what} {self.folder} was written by a newer Impasto (format "
+                f"{stored.version}; this one reads up to {FORMAT_VERSION}). Update Impasto or "
+                f"delete the folder."
+            )
+        if self._files.is_whole(index, len(stored.keys)):
+            self._index.add(self._name_of(index), stored.keys, stored.sums, stamp)
+
+    def _is_unchanged(self, shard: str, row: int) -> bool:
+        """Whether a row has its CRC-32; it is computed once."""
+        compared = self._compared.get(shard)
+        if compared is not None and compared[row]:
+            return True
+        wanted = self._index.sum_of(shard, row)
+        if wanted is None:  # of a version that wrote none
+            return True
+        arrays = self._shard(shard)
+        if compared is None:
+            compared = self._compared.setdefault(shard, np.zeros(len(arrays[0]), dtype=bool))
+        compared[row] = sum_of_row(arrays, row) == wanted
+        return bool(compared[row])
+
+    def _give_up(self, shard: str) -> NoReturn:
+        """Remove a shard that is not what was written, and say so.
+
+        Raises:
+            DatasetError: Always.
+        """
+        index = self._index_of(shard)
+        then = "It was removed; start again, or resume the run: what it held is made anew."
+        try:
+            self.remove(index)
+        except StorageError as error:
+            cause = storage_errors.cause_of(error)
+            then = f"It could not be removed ({cause}); delete it, and start again."
+        raise DatasetError(
+            f"{shown(tensors_of(index))} of the {self._what} has changed since it was "
+            f"written, as by a failing disk. {then}"
+        )
+
+    def _index_of(self, name: str) -> Path:
+        return self.folder / f"{name}.json"
+
+    def _shard(self, name: str) -> tuple[np.ndarray, ...]:
+        """The mapped tensors of a shard as arrays over the same memory."""
+        with self._opening:
+            arrays = self._open.get(name)
+            if arrays is None:
+                arrays = self._open[name] = self._map(name)
+                while len(self._open) > MAPPED_SHARDS:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(name)
+            return arrays
+
+    def _map(self, name: str) -> tuple[np.ndarray, ...]:
+        """Map a shard.
+
+        Raises:
+            DatasetError: It is gone or damaged.
+        """
+        index = self._index_of(name)
+        try:
+            return self._files.map(index)
+        except (SafetensorError, OSError) as error:
+            raise DatasetError(
+                f"{shown(tensors_of(index))} of the {self._what} was removed or damaged while it "
+                f"was in use ({error}). What it held is encoded anew when it is needed."
+            ) from error
