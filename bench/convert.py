@@ -15,9 +15,9 @@ import torch
 
 from impasto.checkpoints.keymap import PartKind
 from impasto.files import sha256_of
-from impasto.models.architectures import find_architecture, write_random_model
-from impasto.models.conversion import convert_model, form_of
-from impasto.models.opening import OpenOptions
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.architectures import find_architecture, write_random_model
+from impasto.models.writing.conversion import convert_model, form_of
 
 PAIRS = 3
 

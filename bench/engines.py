@@ -24,10 +24,10 @@ from impasto.data.pixels.rendering import Render
 from impasto.data.planning.plan import plan_images
 from impasto.data.records import PlannedImage, Size
 from impasto.data.scanning.scan import scan_folder
-from impasto.models.architectures import find_architecture, write_random_model
-from impasto.models.opening import OpenOptions
-from impasto.models.vae import moments_encoder
-from impasto.models.vae_recipe import load_vae, with_recipe
+from impasto.models.networks.vae import moments_encoder
+from impasto.models.networks.vae_recipe import load_vae, with_recipe
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.architectures import find_architecture, write_random_model
 
 PICTURES, SIDE, BATCH, ROUNDS = 160, 512, 4, 2
 PASSES = 6

@@ -25,11 +25,11 @@ from impasto.evaluation.evaluate import Question, RealImages, evaluate
 from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.networks import TaggerNetwork
 from impasto.evaluation.samples import Contestant, DrawSettings, open_contestant
-from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.loading import load_base_model
-from impasto.models.merging import Mixture, Output, merge_models
-from impasto.models.mixing import FORMULAS
-from impasto.models.opening import OpenOptions
+from impasto.models.merging.merging import Mixture, Output, merge_models
+from impasto.models.merging.mixing import FORMULAS
+from impasto.models.networks.hypernetwork import HypernetworkStack
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions
 from impasto.parsing import parse_json, read_text
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory

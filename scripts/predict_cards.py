@@ -24,7 +24,7 @@ from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
-from impasto.models.architectures import find_architecture, meta_model_of_architecture
+from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
 from impasto.training.planning.fitter import MemoryFitter, describe_footprint, gib
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.workload import Workload

@@ -78,7 +78,7 @@ def nano_architecture():
     Its U-Net has every kind of layer once, going down and up: what tests of whole runs pay for is
     the number of operations, not their size.
     """
-    from impasto.models.architectures import ARCHITECTURES, Architecture
+    from impasto.models.writing.architectures import ARCHITECTURES, Architecture
 
     tiny = ARCHITECTURES["tiny"]
     unet, vae, text_encoder = tiny.configs
@@ -109,7 +109,7 @@ def nano_model(tmp_path_factory, nano_architecture) -> Path:
     """A Diffusers folder with random weights. Read-only by agreement: copy it to change it."""
     import torch
 
-    from impasto.models.architectures import write_random_model
+    from impasto.models.writing.architectures import write_random_model
 
     folder = tmp_path_factory.mktemp("models") / "nano"
     write_random_model(nano_architecture, folder, seed=0, dtype=torch.float32)
@@ -125,7 +125,7 @@ def deeper_model(tmp_path_factory, nano_architecture) -> Path:
     """
     import torch
 
-    from impasto.models.architectures import Architecture, write_random_model
+    from impasto.models.writing.architectures import Architecture, write_random_model
 
     unet, vae, text_encoder = nano_architecture.configs
     deeper = {
@@ -250,8 +250,8 @@ def fresh_accelerate():
 @pytest.fixture(scope="session")
 def nano_sd2_architecture(nano_architecture):
     """The same for SD 2: linear projections, heads of one width, OpenCLIP's activation."""
-    from impasto.models.architectures import Architecture
     from impasto.models.families import SD2_BASE
+    from impasto.models.writing.architectures import Architecture
 
     unet, vae, text_encoder = nano_architecture.configs
     return Architecture(
@@ -269,7 +269,7 @@ def nano_sd2_model(tmp_path_factory, nano_sd2_architecture) -> Path:
     """An SD 2 Diffusers folder with random weights. Read-only by agreement."""
     import torch
 
-    from impasto.models.architectures import write_random_model
+    from impasto.models.writing.architectures import write_random_model
 
     folder = tmp_path_factory.mktemp("models") / "nano-sd2"
     write_random_model(nano_sd2_architecture, folder, seed=0, dtype=torch.float32)
@@ -297,8 +297,8 @@ def ldm_file(tmp_path):
     """Write a model's folder as one file, in float32 as it is; returns its path."""
 
     def write(folder: Path, name: str = "model.safetensors") -> Path:
-        from impasto.models.conversion import convert_model, form_of
-        from impasto.models.opening import OpenOptions
+        from impasto.models.reading.opening import OpenOptions
+        from impasto.models.writing.conversion import convert_model, form_of
 
         target = tmp_path / name
         convert_model(str(folder), target, form_of(target, None), {}, OpenOptions())

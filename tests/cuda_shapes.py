@@ -124,9 +124,9 @@ def step_bytes(network, case):
 def main():
     cases = json.loads(sys.stdin.read())
     ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # ahead of PyTorch, which asks only once
-    from impasto.models.architectures import find_architecture, meta_model_of_architecture
-    from impasto.models.saving import DTYPES
     from impasto.models.trainable import FullFineTune
+    from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
+    from impasto.models.writing.saving import DTYPES
 
     kernels = add_kernels()
     meta_model_of_architecture(

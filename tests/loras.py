@@ -4,12 +4,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.models.conversion import convert_model
-from impasto.models.extraction import ExtractionRules
-from impasto.models.lora_extraction import extract_file
-from impasto.models.merging import Mixture, Output, merge_models
-from impasto.models.opening import OpenOptions
-from impasto.models.targets import form_of
+from impasto.models.merging.extraction import ExtractionRules
+from impasto.models.merging.lora_extraction import extract_file
+from impasto.models.merging.merging import Mixture, Output, merge_models
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.conversion import convert_model
+from impasto.models.writing.targets import form_of
 
 FULL = ExtractionRules(None, None, dtype=torch.float32)
 TO_Q = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from two_encoders import architecture
 
-from impasto.models.architectures import Architecture, write_random_model
-from impasto.models.conversion import convert_model
 from impasto.models.families import SDXL
 from impasto.models.family import Family
-from impasto.models.opening import OpenOptions
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.architectures import Architecture, write_random_model
+from impasto.models.writing.conversion import convert_model
 
 
 def write_sdxl_file(nano: Architecture, file: Path, family: Family = SDXL) -> Path:

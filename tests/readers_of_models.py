@@ -67,8 +67,8 @@ def read_model_file(file):
     from impasto.checkpoints.kinds import kind_of
     from impasto.checkpoints.reading import open_tensor_file
     from impasto.models.families import file_layouts
-    from impasto.models.inspection import inspect_model
-    from impasto.models.opening import OpenOptions, contents_of
+    from impasto.models.reading.opening import OpenOptions, contents_of
+    from impasto.models.writing.inspection import inspect_model
     from impasto.progress import SilentProgress
 
     with contextlib.suppress(ImpastoError):
@@ -88,7 +88,7 @@ class HypernetworkFiles:
     def __init__(self, folder):
         from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
         from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure
-        from impasto.models.hypernetwork import Hypernetwork
+        from impasto.models.networks.hypernetwork import Hypernetwork
 
         made = Hypernetwork((8,), Structure())
         contents = HypernetworkContents(made.halves(), made.structure, "mine")
@@ -105,7 +105,7 @@ class HypernetworkFiles:
 
     def read(self, rng, folder):
         from impasto.checkpoints.hypernetworks import read_hypernetwork
-        from impasto.models.hypernetwork import load_hypernetworks
+        from impasto.models.networks.hypernetwork import load_hypernetworks
 
         how = rng.random()
         if how < 0.35:

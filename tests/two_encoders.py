@@ -9,9 +9,9 @@ import torch
 
 from impasto.checkpoints.keymap import PartKind, clip_naming, open_clip_naming, unet_naming
 from impasto.diffusion.prediction import EPSILON
-from impasto.models.architectures import Architecture, write_random_model
 from impasto.models.families import FAMILIES, SD1
 from impasto.models.family import Component, Family, Pipeline, Reading, SizeConditioning
+from impasto.models.writing.architectures import Architecture, write_random_model
 
 FIRST = SD1.text_encoders[0]
 SECOND = Component(

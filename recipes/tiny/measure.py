@@ -16,7 +16,7 @@ import numpy as np
 from pictures import NAMES, Collection, Scene, article, paint
 from PIL import Image, ImageDraw
 
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
 

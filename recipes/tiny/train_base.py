@@ -30,10 +30,10 @@ from impasto.data.scanning.scan import scan_folder
 from impasto.diffusion.prediction import Prediction
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
-from impasto.models.architectures import ARCHITECTURES, write_random_model
 from impasto.models.families import SD1
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
 from impasto.models.trainable import TrainedPart
+from impasto.models.writing.architectures import ARCHITECTURES, write_random_model
 from impasto.training.events import SilentEvents
 from impasto.training.optim.rounding import Rounding
 from impasto.training.overrides import Overrides

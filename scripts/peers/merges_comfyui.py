@@ -11,8 +11,8 @@ from sdscripts import require_real_transformers
 from stubs import stub_always, stub_missing
 from write_merges import INPUT, MIDDLE, OUTPUT, RATIOS
 
-from impasto.models.architectures import ARCHITECTURES, meta_model_of_architecture
-from impasto.models.lora_names import kohya_names
+from impasto.models.merging.lora_names import kohya_names
+from impasto.models.writing.architectures import ARCHITECTURES, meta_model_of_architecture
 
 PREFIX, OWN = "model.diffusion_model.", "diffusion_model."
 CLOSE = {"rtol": 1e-6, "atol": 1e-7}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from write_merges import impasto_does
 
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ import torch
 from merges_comfyui import OWN, PREFIX, Model, is_of_lora, unet_config
 from safetensors.torch import load_file
 
-from impasto.models.architectures import ARCHITECTURES, meta_model_of_architecture
-from impasto.models.lora_names import kohya_names
+from impasto.models.merging.lora_names import kohya_names
+from impasto.models.writing.architectures import ARCHITECTURES, meta_model_of_architecture
 
 
 def main() -> None:

@@ -17,9 +17,9 @@ from sdscripts import require_real_transformers
 from stubs import stub_always, stub_missing
 from write_merges import RATIOS
 
-from impasto.models.architectures import ARCHITECTURES, meta_model_of_architecture
-from impasto.models.loading import load_base_model
-from impasto.models.lora_names import kohya_names
+from impasto.models.merging.lora_names import kohya_names
+from impasto.models.networks.loading import load_base_model
+from impasto.models.writing.architectures import ARCHITECTURES, meta_model_of_architecture
 
 RANK, CONV_RANK = 8, 4
 

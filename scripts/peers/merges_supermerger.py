@@ -8,8 +8,8 @@ from safetensors.torch import load_file
 from stubs import stub_always, stub_missing
 from write_merges import RATIOS
 
-from impasto.models.architectures import ARCHITECTURES, meta_model_of_architecture
-from impasto.models.blocks import mbw_blocks
+from impasto.models.merging.blocks import mbw_blocks
+from impasto.models.writing.architectures import ARCHITECTURES, meta_model_of_architecture
 
 PREFIX = "model.diffusion_model."
 

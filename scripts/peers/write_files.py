@@ -18,9 +18,9 @@ import impasto
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure, halves_of
 from impasto.data.caching.text_npz import write_text_npz
-from impasto.models.architectures import ARCHITECTURES, write_random_model
-from impasto.models.hypernetwork import Hypernetwork, initialize, load_hypernetworks
-from impasto.models.loading import load_base_model
+from impasto.models.networks.hypernetwork import Hypernetwork, initialize, load_hypernetworks
+from impasto.models.networks.loading import load_base_model
+from impasto.models.writing.architectures import ARCHITECTURES, write_random_model
 
 DEMO = Path(impasto.__file__).parent / "demo"
 WIDTHS = {"": (320, 640, 768, 1280), "sdxl-": (640, 1280, 2048)}

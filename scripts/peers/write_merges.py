@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
-from impasto.models.architectures import ARCHITECTURES, Architecture, write_random_model
+from impasto.models.writing.architectures import ARCHITECTURES, Architecture, write_random_model
 
 SD1_BLOCKS = (12, 1, 12)
 INPUT, MIDDLE, OUTPUT = 0.2, 0.5, 0.8

@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from impasto.data.planning.plan import plan_images
     from impasto.data.scanning.scan import scan_folder
     from impasto.errors import ImpastoError
-    from impasto.models.conversion import save_model
-    from impasto.models.loading import BaseModel, load_base_model
+    from impasto.models.networks.loading import BaseModel, load_base_model
     from impasto.models.trainable import FullFineTune, Trainable, TrainedPart
+    from impasto.models.writing.conversion import save_model
     from impasto.report.page import write_report
     from impasto.runs import RunDirectory
     from impasto.sampling.prompts import Prompt
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from impasto.training.trainer import resume, train
 
 _HOMES = {
-    "BaseModel": "impasto.models.loading",
+    "BaseModel": "impasto.models.networks.loading",
     "Batches": "impasto.training.own_loop",
     "Console": "impasto.cli.console",
     "FullFineTune": "impasto.models.trainable",
@@ -49,12 +49,12 @@ _HOMES = {
     "TrainedPart": "impasto.models.trainable",
     "TrainingEvents": "impasto.training.events",
     "build_trainable": "impasto.training.methods",
-    "load_base_model": "impasto.models.loading",
+    "load_base_model": "impasto.models.networks.loading",
     "load_run_config": "impasto.config.load",
     "plan_images": "impasto.data.planning.plan",
     "prepare": "impasto.training.own_loop",
     "resume": "impasto.training.trainer",
-    "save_model": "impasto.models.conversion",
+    "save_model": "impasto.models.writing.conversion",
     "scan_folder": "impasto.data.scanning.scan",
     "train": "impasto.training.trainer",
     "training_step": "impasto.training.step",

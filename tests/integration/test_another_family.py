@@ -22,17 +22,17 @@ from impasto.cli.plan import show_plan
 from impasto.data.records import Box, Geometry, Size
 from impasto.errors import ConfigError, ModelError
 from impasto.models import families
-from impasto.models.configs import configs_from
-from impasto.models.conversion import convert_model
 from impasto.models.families import FAMILIES
 from impasto.models.family import SizeConditioning
-from impasto.models.inspection import inspect_model
-from impasto.models.loading import load_base_model, make_network, state_dicts
-from impasto.models.opening import OpenOptions, open_model
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_states import TextStates
-from impasto.models.tokenizers import build_tokens
-from impasto.models.tokens import TextLayout
+from impasto.models.networks.loading import load_base_model, make_network, state_dicts
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.reading.configs import configs_from
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_states import TextStates
+from impasto.models.tokenization.tokens import TextLayout
+from impasto.models.writing.conversion import convert_model
+from impasto.models.writing.inspection import inspect_model
 from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
@@ -241,7 +241,7 @@ def test_sizes_reach_the_network(train_config, two_model, tmp_path, told):
 
 @pytest.mark.parametrize("method", [{}, {"train_text_encoder": True}])
 def test_its_memory_is_foretold(two_config, two_model, method):
-    from impasto.models.loading import load_meta_model
+    from impasto.models.networks.loading import load_meta_model
     from impasto.training.planning.memory import FootprintPredictor
 
     meter = FootprintPredictor(lambda: load_meta_model(two_model), "cpu")

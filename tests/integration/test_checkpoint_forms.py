@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, ModelError
-from impasto.models.conversion import convert_model, form_of
 from impasto.models.families import by_kind
-from impasto.models.loading import load_base_model
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.conversion import convert_model, form_of
 
 PARTS = ("unet", "vae", "text_encoder")
 CLIP = "cond_stage_model.transformer."
@@ -215,7 +215,7 @@ FORMS = {
 @pytest.fixture(scope="session")
 def half_model(tmp_path_factory, nano_architecture):
     """A model whose values float16 holds exactly, so that all forms hold the same."""
-    from impasto.models.architectures import write_random_model
+    from impasto.models.writing.architectures import write_random_model
 
     folder = tmp_path_factory.mktemp("half")
     write_random_model(nano_architecture, folder / "half", seed=0, dtype=torch.float16)

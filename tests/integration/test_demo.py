@@ -22,7 +22,7 @@ from impasto.demo.recipe import (
     demo_config,
     held_out_captions,
 )
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
 from impasto.presence import free_place
 from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt

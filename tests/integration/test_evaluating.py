@@ -23,7 +23,7 @@ from impasto.errors import (
     RunError,
 )
 from impasto.locks import FolderLock
-from impasto.models.architectures import write_random_model
+from impasto.models.writing.architectures import write_random_model
 
 SMALL = ("--width", "32", "--height", "32", "--steps", "2", "--guidance", "1")
 FEW = (*SMALL, "--bootstrap", "50", "--limit", "4")

@@ -15,8 +15,8 @@ from safetensors import safe_open
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
-from impasto.models.conversion import convert_model
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.conversion import convert_model
 
 pytestmark = pytest.mark.slow
 

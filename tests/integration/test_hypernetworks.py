@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from impasto.checkpoints.hypernetworks import read_hypernetwork
 from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ModelError
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.exposure import Exposure
 from impasto.training.trainer import resume, train

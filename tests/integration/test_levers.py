@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 
 from impasto.checkpoints.keymap import PartKind
 from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
-from impasto.models.conversion import convert_model
-from impasto.models.opening import OpenOptions
-from impasto.models.saving import DTYPES
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.conversion import convert_model
+from impasto.models.writing.saving import DTYPES
 from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
 from impasto.training.planning import resolve
@@ -209,7 +209,7 @@ def test_what_is_not_used_waits_in_a_file(
 
 def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, monkeypatch):
     """A second run with the same images: neither the VAE nor the text encoder has values."""
-    from impasto.models import offload
+    from impasto.models.networks import offload
 
     given = []
 

@@ -13,12 +13,12 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.keymap import PartKind
 from impasto.errors import ConfigError, ModelError
-from impasto.models.architectures import find_architecture
-from impasto.models.loading import load_base_model
-from impasto.models.merging import Mixture, Output, merge_models
-from impasto.models.mixing import FORMULAS
-from impasto.models.opening import OpenOptions, open_model
-from impasto.models.saving import About, MergedWithBase, trained_contents, write_model
+from impasto.models.merging.merging import Mixture, Output, merge_models
+from impasto.models.merging.mixing import FORMULAS
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.architectures import find_architecture
+from impasto.models.writing.saving import About, MergedWithBase, trained_contents, write_model
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, make_grid, save_png

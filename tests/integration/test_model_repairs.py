@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ModelError
-from impasto.models.conversion import convert_model, form_of
 from impasto.models.families import by_kind
-from impasto.models.loading import load_base_model
-from impasto.models.opening import OpenOptions, open_model
-from impasto.models.recorded import trained_clip_skip
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.reading.recorded import trained_clip_skip
+from impasto.models.writing.conversion import convert_model, form_of
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 POSITION_IDS = "cond_stage_model.transformer.text_model.embeddings.position_ids"

@@ -12,7 +12,7 @@ from support.warm import running
 from impasto.config.validation import read_toml
 from impasto.errors import ModelError, RunError
 from impasto.models.families import SDXL
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
 from impasto.sdscripts import drop_in as program
 from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN
 from impasto.sdscripts.sdxl_rules import BLOCKS

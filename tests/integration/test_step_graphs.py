@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from impasto.config.cases import Facts
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
 from impasto.runs import RunDirectory
 from impasto.training import (
     build,

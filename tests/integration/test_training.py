@@ -367,7 +367,7 @@ def test_training_lowers_the_loss(train_config):
 
 @pytest.mark.parametrize("form", ["safetensors", "diffusers"])
 def test_a_zero_terminal_snr_is_trained_with_and_told_to_samplers(train_config, form):
-    from impasto.models.loading import load_base_model
+    from impasto.models.networks.loading import load_base_model
 
     run = train(
         train_config(
@@ -499,7 +499,7 @@ def test_a_gradient_that_overflows_at_any_scale_ends_the_run(train_config, monke
     ],
 )
 def test_what_is_unusual_is_said_before_training(train_config, nano_model, changes, words):
-    from impasto.models.loading import load_base_model
+    from impasto.models.networks.loading import load_base_model
     from impasto.training.planning.advice import advice_on
     from impasto.training.planning.exposure import Exposure
 
@@ -539,7 +539,7 @@ def test_the_thread_that_trains_draws_no_noise(train_config, monkeypatch):
     ],
 )
 def test_what_makes_a_gpu_wait_is_said_of_gpus(train_config, nano_model, training, words):
-    from impasto.models.loading import load_base_model
+    from impasto.models.networks.loading import load_base_model
     from impasto.training.planning.advice import advice_on
     from impasto.training.planning.exposure import Exposure
 

@@ -8,7 +8,7 @@ from conftest import impasto
 
 from impasto.datasets.build import survey
 from impasto.errors import RunError
-from impasto.models.targets import why_not_replaced
+from impasto.models.writing.targets import why_not_replaced
 from impasto.owners import current_process
 from impasto.runs import RunDirectory
 from impasto.training.saving.own_models import OwnModels

@@ -4,8 +4,8 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0
 
-from impasto.models.attention import FusedAttention
-from impasto.models.loading import load_base_model
+from impasto.models.networks.attention import FusedAttention
+from impasto.models.networks.loading import load_base_model
 
 
 def attention(processor, *, upcast=False, scale=1.0):

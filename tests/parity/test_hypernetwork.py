@@ -18,8 +18,7 @@ from impasto.checkpoints.hypernetworks import (
     read_hypernetwork,
 )
 from impasto.errors import ModelError
-from impasto.models.architectures import find_architecture, meta_model_of_architecture
-from impasto.models.hypernetwork import (
+from impasto.models.networks.hypernetwork import (
     ACTIVATIONS,
     INITIALIZATIONS,
     Hypernetwork,
@@ -28,7 +27,8 @@ from impasto.models.hypernetwork import (
     initialize,
     require_matching_widths,
 )
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
+from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
 
 WIDTH = 12
 STRUCTURES = [(1, 2, 1), (1, 1.5, 1.5, 1), (1, 2, 4, 2, 1)]

@@ -10,13 +10,13 @@ from diffusers import StableDiffusionXLPipeline
 from diffusers.pipelines.stable_diffusion_xl.pipeline_stable_diffusion_xl import rescale_noise_cfg
 from two_encoders import write_model
 
-from impasto.models.conversion import convert_model
 from impasto.models.families import SDXL, SDXL_V
-from impasto.models.loading import load_base_model
-from impasto.models.opening import OpenOptions
-from impasto.models.pipeline_files import ZERO_TERMINAL_SNR
-from impasto.models.saving import About
-from impasto.models.saving import write_model as write_contents
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR
+from impasto.models.writing.conversion import convert_model
+from impasto.models.writing.saving import About
+from impasto.models.writing.saving import write_model as write_contents
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, rescale_advice, rescaled

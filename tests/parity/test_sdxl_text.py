@@ -11,13 +11,13 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from impasto.data.caching.text_npz import GivenTexts, read_text_npz
 from impasto.data.records import Box, Geometry, Size
 from impasto.models.families import SDXL
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_exchange import shape_in_files
-from impasto.models.text_memory import TextCache
-from impasto.models.text_states import ClipHiddenStates, TextStates
-from impasto.models.tokenizers import tokenizer_of
-from impasto.models.tokens import TextLayout, TextTokens
-from impasto.models.vocabulary import EOS
+from impasto.models.networks.tokenizers import tokenizer_of
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_exchange import shape_in_files
+from impasto.models.text.text_memory import TextCache
+from impasto.models.text.text_states import ClipHiddenStates, TextStates
+from impasto.models.tokenization.tokens import TextLayout, TextTokens
+from impasto.models.tokenization.vocabulary import EOS
 
 FIRST, SECOND = SDXL.text_encoders
 

@@ -13,17 +13,17 @@ from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from impasto.errors import ConfigError
-from impasto.models import tokens as tokens_module
-from impasto.models.emphasis import parse_emphasis
 from impasto.models.families import SD1, SD2_BASE
-from impasto.models.joining import apply_emphasis
-from impasto.models.loading import load_base_model
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_metadata import LAYOUT_KEY, layout_metadata, prompt_layout
-from impasto.models.text_states import ClipHiddenStates, TextStates
-from impasto.models.tokenizers import build_tokens, tokenizer_of
-from impasto.models.tokens import EOS_ID, TextLayout, TextTokens
-from impasto.models.vocabulary import EOS, merges, token_ids
+from impasto.models.networks.loading import load_base_model
+from impasto.models.networks.tokenizers import build_tokens, tokenizer_of
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_states import ClipHiddenStates, TextStates
+from impasto.models.tokenization import tokens as tokens_module
+from impasto.models.tokenization.emphasis import parse_emphasis
+from impasto.models.tokenization.joining import apply_emphasis
+from impasto.models.tokenization.text_metadata import LAYOUT_KEY, layout_metadata, prompt_layout
+from impasto.models.tokenization.tokens import EOS_ID, TextLayout, TextTokens
+from impasto.models.tokenization.vocabulary import EOS, merges, token_ids
 
 FAMILY_OF = {False: SD1, True: SD2_BASE}
 NAME_OF = {False: "sd1", True: "sd2"}

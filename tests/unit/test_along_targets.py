@@ -13,10 +13,10 @@ from safetensors.torch import load_file
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.config.load import dump_toml
 from impasto.errors import ConfigError, RunError
-from impasto.models.merging import Mixture, Output, merge_models, require_output_free
-from impasto.models.mix_record import mixed_info
-from impasto.models.mixing import FORMULAS
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.merging.merging import Mixture, Output, merge_models, require_output_free
+from impasto.models.merging.mix_record import mixed_info
+from impasto.models.merging.mixing import FORMULAS
+from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training.along import Point, Way

@@ -8,7 +8,7 @@ from impasto.data.caching.encoding import MomentsEncoder
 from impasto.data.caching.filling import cache_latents, keys_of_plan
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.errors import ConfigError
-from impasto.models.vae import computes_in_tf32, moments_encoder, weights_fingerprint
+from impasto.models.networks.vae import computes_in_tf32, moments_encoder, weights_fingerprint
 from impasto.progress import SilentProgress
 from impasto.training.devices import set_arithmetic
 from impasto.training.fingerprint import _data_fingerprint
@@ -109,7 +109,7 @@ def test_pruning_keeps_what_either_device_made(planned, tmp_path):
 
 
 def test_the_names_of_what_a_cpu_encodes_are_as_they_were(nano_model):
-    from impasto.models.loading import load_base_model
+    from impasto.models.networks.loading import load_base_model
 
     vae = load_base_model(str(nano_model)).vae
     made = moments_encoder(vae, batch_size=1)

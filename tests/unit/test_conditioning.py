@@ -16,7 +16,7 @@ from impasto.data.records import Box, Geometry, Size
 from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Augmentation, Subset
 from impasto.diffusion.conditioning import Conditioning
-from impasto.models.conditioning import ConditioningShape, unet_conditioning
+from impasto.models.text.conditioning import ConditioningShape, unet_conditioning
 
 
 def test_a_batch_of_it_is_cut_moved_and_counted_whole():

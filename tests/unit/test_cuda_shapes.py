@@ -9,7 +9,7 @@ import pytest
 from cuda_shapes import build_guard
 
 from impasto.data.records import Size
-from impasto.models.architectures import find_architecture, meta_model_of_architecture
+from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
 from impasto.training.planning.levers import LADDER, offers, with_rungs
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.precision import caches_casts

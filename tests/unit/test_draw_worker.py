@@ -17,7 +17,7 @@ from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure
 from impasto.errors import RunError, StorageError
 from impasto.locks import FolderLock
-from impasto.models.hypernetwork import Hypernetwork, initialize
+from impasto.models.networks.hypernetwork import Hypernetwork, initialize
 from impasto.runs.draw_requests import Axis, DrawRequest, ImageSettings
 from impasto.runs.drawings import DrawFolder
 from impasto.sampling import worker as worker_module

@@ -13,8 +13,8 @@ from impasto.config.load import build_run_config
 from impasto.data.scanning.scan import scan_folder
 from impasto.errors import ConfigError, DatasetError, ImpastoError
 from impasto.models.families import SD1
-from impasto.models.native_size import native_size
-from impasto.models.recorded import trained_resolution
+from impasto.models.reading.native_size import native_size
+from impasto.models.reading.recorded import trained_resolution
 from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory
 from impasto.training.monitoring.recorder import Recorder

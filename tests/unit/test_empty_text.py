@@ -14,15 +14,15 @@ from impasto.data.caching.text_store import TextStore
 from impasto.data.records import Geometry, Size
 from impasto.errors import ConfigError
 from impasto.models.families import SDXL
-from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.inspection import inspect_model
-from impasto.models.loading import load_base_model
-from impasto.models.opening import OpenOptions
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_memory import TextCache
-from impasto.models.text_states import TextStates
-from impasto.models.tokenizers import build_tokens
-from impasto.models.tokens import TextLayout
+from impasto.models.networks.hypernetwork import HypernetworkStack
+from impasto.models.networks.loading import load_base_model
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_memory import TextCache
+from impasto.models.text.text_states import TextStates
+from impasto.models.tokenization.tokens import TextLayout
+from impasto.models.writing.inspection import inspect_model
 from impasto.progress import SilentProgress
 from impasto.sampling.drawing import prepare_sampler
 from impasto.training.fingerprint import differences, settings_fingerprint

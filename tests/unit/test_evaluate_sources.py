@@ -30,7 +30,7 @@ from impasto.evaluation.samples import (
     _folder_of,
     open_contestant,
 )
-from impasto.models.opening import OpenOptions
+from impasto.models.reading.opening import OpenOptions
 from impasto.progress import SilentProgress
 
 SAID = {"family": "sd1", "prediction_type": "v_prediction", "weights": "ema", "vae": "x/vae",

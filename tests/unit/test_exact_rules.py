@@ -33,9 +33,9 @@ from impasto.diffusion.noise import NoiseRecipe
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.errors import ConfigError
 from impasto.models.families import SD1
-from impasto.models.tokenizers import tokenizer_of
-from impasto.models.tokens import CHUNK, EOS_ID, JOINS, TextLayout, TextTokens
-from impasto.models.vocabulary import EOS
+from impasto.models.networks.tokenizers import tokenizer_of
+from impasto.models.tokenization.tokens import CHUNK, EOS_ID, JOINS, TextLayout, TextTokens
+from impasto.models.tokenization.vocabulary import EOS
 from impasto.training.optim.lr_schedules import warmup_stable_decay
 from impasto.training.optim.rounding import stochastically_rounded
 

@@ -11,7 +11,7 @@ from impasto.data.records import FileStamp, ImageRecord, Size
 from impasto.data.subsets import Subset
 from impasto.diffusion.prediction import EPSILON
 from impasto.models.families import SD1
-from impasto.models.identity import Identity
+from impasto.models.reading.identity import Identity
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.exposure import (
     USUAL_LOOKS,

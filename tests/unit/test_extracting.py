@@ -15,12 +15,12 @@ from safetensors.torch import load_file, save_file
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, ModelError
 from impasto.models import families
-from impasto.models.architectures import write_random_model
-from impasto.models.conversion import convert_model
-from impasto.models.extraction import ExtractionRules, extract
-from impasto.models.loading import load_base_model
-from impasto.models.low_rank import RankRule, decompose
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.merging.extraction import ExtractionRules, extract
+from impasto.models.merging.low_rank import RankRule, decompose
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.architectures import write_random_model
+from impasto.models.writing.conversion import convert_model
 
 
 @pytest.fixture(scope="module")

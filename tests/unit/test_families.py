@@ -13,7 +13,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import ModelError
 from impasto.family_keys import FAMILY_KEYS
 from impasto.models.families import BY_SETTING, FAMILIES, SD1, SD2_BASE, SD2_V
-from impasto.models.identity import Clues, identify
+from impasto.models.reading.identity import Clues, identify
 
 SOURCE = Path(impasto.__file__).parent
 TABLE, SETTINGS = "models/families.py", ("config/", "cli/", "sdscripts/", "demo/")

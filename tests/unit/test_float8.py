@@ -12,8 +12,8 @@ from impasto.config.cases import Facts
 from impasto.config.compatibility import require_compatible
 from impasto.data.records import Size
 from impasto.errors import ConfigError, MissingDependencyError
-from impasto.models.architectures import find_architecture, meta_model_of_architecture
-from impasto.models.loading import load_base_model
+from impasto.models.networks.loading import load_base_model
+from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
 from impasto.training import float8
 from impasto.training.float8_linear import torchao_product
 from impasto.training.methods import build_trainable

@@ -13,8 +13,8 @@ from impasto.config.cases import Facts
 from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
 from impasto.errors import OutOfMemoryError
-from impasto.models.conditioning import ConditioningShape
-from impasto.models.loading import load_base_model, load_meta_model
+from impasto.models.networks.loading import load_base_model, load_meta_model
+from impasto.models.text.conditioning import ConditioningShape
 from impasto.models.trainable import FullFineTune
 from impasto.training.parallel.shards import Sharding
 from impasto.training.planning import phases

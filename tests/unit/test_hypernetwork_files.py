@@ -12,7 +12,7 @@ from impasto.checkpoints.hypernetworks import (
 from impasto.config.hypernetwork import HypernetworkMethod
 from impasto.data.loading.templates import read_templates
 from impasto.errors import ConfigError, ModelError
-from impasto.models.hypernetwork import Hypernetwork, initialize, load_hypernetworks
+from impasto.models.networks.hypernetwork import Hypernetwork, initialize, load_hypernetworks
 
 WIDTHS = (8, 12)
 

@@ -12,8 +12,8 @@ from impasto.config.run import ModelConfig
 from impasto.diffusion.prediction import PREDICTIONS
 from impasto.errors import ModelError
 from impasto.models.families import FAMILIES
-from impasto.models.identity import TELLING_TENSOR, Clues, identify
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.reading.identity import TELLING_TENSOR, Clues, identify
+from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.studio.pages.model_forms import CONVERT_CHOICES
 
 
@@ -113,7 +113,7 @@ def test_settings_options_and_forms_know_the_tables():
 
 def test_a_file_without_texts_needs_a_word_or_its_yaml(nano_sd2_model, ldm_file, tmp_path):
     """SD 2 with its metadata taken away: an error, then a sidecar, then the user's word."""
-    from impasto.models.configs import CONFIGS_KEY
+    from impasto.models.reading.configs import CONFIGS_KEY
 
     file = ldm_file(nano_sd2_model)
     bare = tmp_path / "bare.safetensors"

@@ -19,7 +19,7 @@ from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Augmentation, Subset
-from impasto.models.vae import moments_encoder
+from impasto.models.networks.vae import moments_encoder
 from impasto.progress import SilentProgress
 from impasto.training.monitoring.recorder import Recorder
 

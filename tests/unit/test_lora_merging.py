@@ -14,8 +14,8 @@ from impasto.checkpoints.lora_alphas import Alphas
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ModelError
 from impasto.models import families
-from impasto.models.conversion import convert_model
-from impasto.models.opening import OpenOptions
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.conversion import convert_model
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,9 @@ import torch
 from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
 from impasto.datasets.batching import validation_batch_size
-from impasto.models.architectures import find_architecture, meta_model_of_architecture
-from impasto.models.loading import load_meta_model
-from impasto.models.vae import encoding_fingerprint, tile
+from impasto.models.networks.loading import load_meta_model
+from impasto.models.networks.vae import encoding_fingerprint, tile
+from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
 from impasto.training.optim.ema import WIDENED_AT_ONCE, EmaWeights, lerp_in_float32
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fake_step import encoding_peak
@@ -53,7 +53,7 @@ def test_tiles_and_half_precision_take_less():
 
 
 def test_latents_of_tiles_have_names_of_their_own(nano_model):
-    from impasto.models.loading import load_base_model
+    from impasto.models.networks.loading import load_base_model
 
     vae = load_base_model(nano_model).vae
     plain = encoding_fingerprint(vae)

@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.config.load import dump_toml
 from impasto.errors import ConfigError, ModelError
-from impasto.models.architectures import write_random_model
-from impasto.models.blocks import Ratios, block_order, known_names
-from impasto.models.conversion import convert_model
 from impasto.models.families import SDXL_V, by_kind
-from impasto.models.loading import load_base_model
-from impasto.models.merging import Mixture, Output, merge_models, require_models
-from impasto.models.mixing import FORMULAS, average, letter_of, mix
-from impasto.models.opening import OpenOptions, open_model
-from impasto.models.saving import About, write_model
-from impasto.models.targets import form_of
+from impasto.models.merging.blocks import Ratios, block_order, known_names
+from impasto.models.merging.merging import Mixture, Output, merge_models, require_models
+from impasto.models.merging.mixing import FORMULAS, average, letter_of, mix
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.architectures import write_random_model
+from impasto.models.writing.conversion import convert_model
+from impasto.models.writing.saving import About, write_model
+from impasto.models.writing.targets import form_of
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
 from impasto.training.saving.run_models import models_of_run

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from impasto.errors import ConfigError
-from impasto.models.targets import form_of, require_folder_name
+from impasto.models.writing.targets import form_of, require_folder_name
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from impasto.config.validation import read_toml
 from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
 from impasto.errors import ConfigError
-from impasto.models.loading import load_meta_model
+from impasto.models.networks.loading import load_meta_model
 from impasto.progress import SilentProgress
 from impasto.training import precision as module
 from impasto.training.planning.fitter import MemoryFitter

@@ -7,7 +7,7 @@ from impasto.cli.dataset_caption import caption
 from impasto.cli.sample import sample
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
-from impasto.models.hypernetwork import load_hypernetworks
+from impasto.models.networks.hypernetwork import load_hypernetworks
 from impasto.sampling.prompt_files import read_prompt_file
 from impasto.sampling.prompts import Prompt
 from impasto.sdscripts.flags import FINE_TUNE

@@ -12,12 +12,10 @@ from impasto.checkpoints.keymap import PartKind
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
 from impasto.errors import ModelError
-from impasto.models.casting import cast_network
-from impasto.models.completeness import named_as_in
-from impasto.models.conversion import convert_model
-from impasto.models.keeping import META
-from impasto.models.loading import load_base_model
-from impasto.models.offload import (
+from impasto.models.networks.casting import cast_network
+from impasto.models.networks.keeping import META
+from impasto.models.networks.loading import load_base_model
+from impasto.models.networks.offload import (
     is_waiting,
     keep_in_file,
     keep_in_ram,
@@ -27,9 +25,11 @@ from impasto.models.offload import (
     wait_again,
     wake,
 )
-from impasto.models.opening import OpenOptions
-from impasto.models.text_states import TextStates
-from impasto.models.vae import weights_fingerprint
+from impasto.models.networks.vae import weights_fingerprint
+from impasto.models.reading.completeness import named_as_in
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.text.text_states import TextStates
+from impasto.models.writing.conversion import convert_model
 
 CPU = torch.device("cpu")
 

@@ -17,7 +17,7 @@ from impasto.checkpoints.pickle_writing import PICKLABLE
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_ckpt
 from impasto.errors import ModelError
-from impasto.models.hypernetwork import Hypernetwork
+from impasto.models.networks.hypernetwork import Hypernetwork
 
 PICKLES = 5
 STORAGES = {

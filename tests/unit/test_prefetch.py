@@ -10,7 +10,7 @@ from impasto.data.records import Batch, Geometry, Size
 from impasto.diffusion.prediction import PREDICTIONS
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
-from impasto.models.conditioning import unet_conditioning
+from impasto.models.text.conditioning import unet_conditioning
 from impasto.training.prefetch import Prefetcher, build_prefetcher
 from impasto.training.step import StepRecipe, training_step
 

@@ -16,7 +16,7 @@ from impasto.data.caching.latent_orders import batches_of, cost_of, ordered
 from impasto.data.caching.text_store import TextStore
 from impasto.data.engines.process_group import ALONE, CacheShare, SingleProcess, share_of
 from impasto.data.subsets import PLAIN, Augmentation, Subset
-from impasto.models.text_memory import AHEAD_BATCH, TextCache
+from impasto.models.text.text_memory import AHEAD_BATCH, TextCache
 
 
 @pytest.mark.parametrize("pieces", [0, 1, 2, 7, 40])

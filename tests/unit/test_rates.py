@@ -10,9 +10,9 @@ from two_encoders import architecture
 from impasto.config.load import build_run_config
 from impasto.config.method import EncoderName
 from impasto.errors import ConfigError
-from impasto.models.architectures import meta_model_of_architecture
 from impasto.models.families import FAMILIES, SDXL
 from impasto.models.trainable import TrainedPart, block_of, freeze_blocks
+from impasto.models.writing.architectures import meta_model_of_architecture
 from impasto.training.methods import build_trainable
 
 BASE = {
@@ -148,7 +148,7 @@ def test_a_frozen_encoder_is_read_as_it_is_stored(tmp_path, nano_architecture):
     from nano_sdxl import write_sdxl_file
 
     from impasto.checkpoints.keymap import PartKind
-    from impasto.models.loading import load_base_model
+    from impasto.models.networks.loading import load_base_model
 
     file = write_sdxl_file(nano_architecture, tmp_path / "xl.safetensors")
     model = load_base_model(file, dtypes={PartKind.TEXT: torch.bfloat16}, exact={"text_encoder_2"})

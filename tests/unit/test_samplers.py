@@ -8,7 +8,7 @@ import torch
 
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ConfigError
-from impasto.models.pipeline_files import ZERO_TERMINAL_SNR
+from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.sampler import build_scheduler
 

@@ -13,13 +13,13 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.load import build_run_config
 from impasto.errors import ModelError
-from impasto.models.architectures import ARCHITECTURES, meta_model_of_architecture
-from impasto.models.configs import configs_from
-from impasto.models.conversion import convert_model
 from impasto.models.families import RELATIVES, SDXL, SDXL_V, file_layouts
-from impasto.models.identity import Clues, identify
-from impasto.models.inspection import inspect_model
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.reading.configs import configs_from
+from impasto.models.reading.identity import Clues, identify
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.architectures import ARCHITECTURES, meta_model_of_architecture
+from impasto.models.writing.conversion import convert_model
+from impasto.models.writing.inspection import inspect_model
 from impasto.progress import SilentProgress
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.exposure import Exposure

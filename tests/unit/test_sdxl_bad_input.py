@@ -17,12 +17,12 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.data.caching.text_store import TextStore
 from impasto.errors import ModelError
-from impasto.models import known_vaes
-from impasto.models.architectures import write_random_model
-from impasto.models.conversion import convert_model
 from impasto.models.families import SDXL, SDXL_V, file_layouts
-from impasto.models.loading import load_base_model
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading import known_vaes
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.architectures import write_random_model
+from impasto.models.writing.conversion import convert_model
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.exposure import Exposure
 

@@ -15,9 +15,9 @@ from impasto.checkpoints.ldm import split_ldm
 from impasto.checkpoints.reading import TensorFile
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import ModelError
-from impasto.models.conversion import convert_model
 from impasto.models.families import SDXL, file_layouts
-from impasto.models.opening import OpenOptions, open_model
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.conversion import convert_model
 
 FIRST = "conditioner.embedders.0.transformer.text_model."
 SECOND = "conditioner.embedders.1.model."

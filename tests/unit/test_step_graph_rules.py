@@ -11,7 +11,7 @@ from impasto.data.records import Size
 from impasto.datasets.build import survey
 from impasto.diffusion.conditioning import Conditioning
 from impasto.errors import ConfigError
-from impasto.models.loading import load_meta_model
+from impasto.models.networks.loading import load_meta_model
 from impasto.progress import SilentProgress
 from impasto.training.fingerprint import differences
 from impasto.training.optim.graph_recorder import MOST_GRAPHS, NotRecordableError, as_told

@@ -17,8 +17,8 @@ from impasto.annotate.captioners import Captioner
 from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.checkpoints.links import require_links_inside
 from impasto.errors import ModelError
-from impasto.models.diffusers_folder import open_component, open_folder
 from impasto.models.families import SD1
+from impasto.models.reading.diffusers_folder import open_component, open_folder
 
 DEMO = Path(__file__).parents[2] / "src" / "impasto" / "demo"
 CPU = torch.device("cpu")

@@ -6,11 +6,11 @@ from torch import nn
 
 from impasto.data.caching.text_store import TextStore
 from impasto.errors import ConfigError
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_memory import TextCache
-from impasto.models.tokenizers import tokenizer_of
-from impasto.models.tokens import TextLayout, TextTokens
-from impasto.models.vocabulary import EOS
+from impasto.models.networks.tokenizers import tokenizer_of
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_memory import TextCache
+from impasto.models.tokenization.tokens import TextLayout, TextTokens
+from impasto.models.tokenization.vocabulary import EOS
 from impasto.training.methods import build_trainable
 from impasto.training.overrides import Overrides
 

@@ -19,13 +19,13 @@ from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import ConfigError, DatasetError, ImpastoError
 from impasto.models.families import SDXL
-from impasto.models.loading import load_base_model
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_exchange import AS_SD_SCRIPTS, export_texts, shape_in_files
-from impasto.models.text_memory import TextCache
-from impasto.models.text_states import TextStates
-from impasto.models.tokenizers import build_tokens
-from impasto.models.tokens import TextLayout
+from impasto.models.networks.loading import load_base_model
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_exchange import AS_SD_SCRIPTS, export_texts, shape_in_files
+from impasto.models.text.text_memory import TextCache
+from impasto.models.text.text_states import TextStates
+from impasto.models.tokenization.tokens import TextLayout
 from impasto.progress import SilentProgress
 from impasto.training.fingerprint import TEXT_FILES, differences, recorded_texts
 from impasto.training.given_text import find_given_texts

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import torch
 
-from impasto.models.opening import OpenOptions
-from impasto.models.vae import moments_encoder
-from impasto.models.vae_recipe import Arithmetic, load_vae, with_recipe
+from impasto.models.networks.vae import moments_encoder
+from impasto.models.networks.vae_recipe import Arithmetic, load_vae, with_recipe
+from impasto.models.reading.opening import OpenOptions
 
 
 def test_the_other_process_computes_as_this_one(nano_model, monkeypatch):

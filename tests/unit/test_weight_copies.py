@@ -12,7 +12,7 @@ from impasto.config.cases import Facts
 from impasto.config.compatibility import require_compatible
 from impasto.data.loading.sampler import Group
 from impasto.errors import ConfigError
-from impasto.models.loading import load_meta_model
+from impasto.models.networks.loading import load_meta_model
 from impasto.training import precision as native_precision
 from impasto.training.methods import build_trainable
 from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy

@@ -14,7 +14,7 @@ from impasto.config.compatibility import require_compatible
 from impasto.config.optimizer import OptimizerConfig
 from impasto.data.records import Size
 from impasto.errors import ConfigError
-from impasto.models.loading import load_base_model, load_meta_model
+from impasto.models.networks.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune, recomputed_blocks
 from impasto.progress import SilentProgress
 from impasto.training.methods import build_trainable

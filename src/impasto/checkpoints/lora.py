@@ -4,7 +4,7 @@ delta W = (alpha / rank) * up @ down (Hu et al. 2021, arXiv:2106.09685, section 
 convolutions `down` has the kernel and `up` is 1x1; with a `mid` in between both are 1x1 (LyCORIS'
 LoCon in the form of Tucker). Files of kohya's sd-scripts, LyCORIS, diffusers and PEFT name the
 same four tensors in different ways; other kinds of small networks (LoHa, LoKr, DoRA and so on) are
-refused by name. What the layers' names stand for is `models/lora_names.py`.
+refused by name. What the layers' names stand for is `models/merging/lora_names.py`.
 """
 
 from __future__ import annotations

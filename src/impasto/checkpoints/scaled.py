@@ -3,7 +3,7 @@
 Programs that store weights in 8 bits keep a scale beside each of them: `weight = stored * scale`.
 Names, as `scale_weight` and `weight_scale`: ComfyUI `comfy/utils.py` (`convert_old_quants`) and
 `QUANTIZATION.md`; sd-scripts `library/fp8_optimization_utils.py`, which also scales blocks of
-a row. `models/opening.py` and `models/diffusers_folder.py` call this on every file.
+a row. `models/reading/opening.py` and `models/reading/diffusers_folder.py` call this on every file.
 """
 
 from __future__ import annotations

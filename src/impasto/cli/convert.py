@@ -47,9 +47,9 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     require_source(source)
     from impasto.checkpoints.kinds import HYPERNETWORK
     from impasto.cli.console import Console
-    from impasto.models.conversion import convert_hypernetwork, convert_model, form_of
-    from impasto.models.opening import OpenOptions, locate
-    from impasto.models.saving import DTYPES
+    from impasto.models.reading.opening import OpenOptions, locate
+    from impasto.models.writing.conversion import convert_hypernetwork, convert_model, form_of
+    from impasto.models.writing.saving import DTYPES
 
     console = Console()
     file = locate(source, OpenOptions(), console) if is_remote(source) else Path(source)
@@ -120,7 +120,7 @@ def inspect(
         )
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
-    from impasto.models.inspection import inspect_model
+    from impasto.models.writing.inspection import inspect_model
     from impasto.progress import SilentProgress
 
     console = Console()

@@ -291,9 +291,9 @@ def _print_showings(
 ) -> None:
     """Print each showing of each image, with the tokens of its caption, begin and end left out."""
     from impasto.cli.harmless import json_text
-    from impasto.models.tokenizers import tokenizer_of
-    from impasto.models.tokens import TextLayout, TextTokens
-    from impasto.models.vocabulary import EOS
+    from impasto.models.networks.tokenizers import tokenizer_of
+    from impasto.models.tokenization.tokens import TextLayout, TextTokens
+    from impasto.models.tokenization.vocabulary import EOS
 
     tokens = TextTokens(tokenizer_of({}, EOS), TextLayout())
     found: dict[str, Any] = {}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from impasto.data.caching.latent_cache import CachedPlan
     from impasto.data.caching.npz_exchange import Exported
     from impasto.data.scanning.scan import Scan
-    from impasto.models.loading import BaseModel
+    from impasto.models.networks.loading import BaseModel
 
 _NO_NPZ = "where no .npz is written. Copy or unpack the images into a folder of this machine"
 
@@ -90,9 +90,9 @@ def encode(
     from impasto.data.caching.npz_exchange import export_latents
     from impasto.datasets.build import plan_dataset, require_usable, scan_all
     from impasto.datasets.engines import open_engine
-    from impasto.models.text_exchange import export_texts
-    from impasto.models.vae import moments_encoder
-    from impasto.models.vae_recipe import with_recipe
+    from impasto.models.networks.vae import moments_encoder
+    from impasto.models.networks.vae_recipe import with_recipe
+    from impasto.models.text.text_exchange import export_texts
     from impasto.training.devices import default_device
     from impasto.training.planning.encoding_memory import fitting_batch
 
@@ -224,7 +224,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
     from impasto.data.caching.filling import keys_of_plan
     from impasto.data.caching.latent_cache import LatentCache
     from impasto.datasets.build import plan_dataset, scan_all
-    from impasto.models.vae import encoding_fingerprint
+    from impasto.models.networks.vae import encoding_fingerprint
 
     config = dataset_config(source, options)
     console = Console()
@@ -269,10 +269,10 @@ def _text_ending(base: BaseModel) -> str:
 
 def _encoding_vae(config: Any, model: str, console: Any) -> tuple[BaseModel, Any]:
     """The model, and its VAE as it encodes."""
-    from impasto.models.casting import cast_network
-    from impasto.models.loading import load_base_model
-    from impasto.models.saving import DTYPES
-    from impasto.models.vae import tile
+    from impasto.models.networks.casting import cast_network
+    from impasto.models.networks.loading import load_base_model
+    from impasto.models.networks.vae import tile
+    from impasto.models.writing.saving import DTYPES
     from impasto.training.devices import set_arithmetic
     from impasto.training.precision import warn_if_slow
 

@@ -15,7 +15,7 @@ from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.models.loading import BaseModel
+    from impasto.models.networks.loading import BaseModel
     from impasto.sampling.prior import PriorPlan
 
 LARGEST_SEED = 2**63 - 1
@@ -99,10 +99,10 @@ def _texts(words: tuple[str, ...], source: Path | None, console: Console) -> lis
 def _draw(
     model: str, folder: Path, texts: list[str], options: dict[str, Any], console: Console
 ) -> None:
-    from impasto.models.hypernetwork import HypernetworkStack
-    from impasto.models.loading import load_base_model
-    from impasto.models.mix_record import hash_model
-    from impasto.models.opening import locate
+    from impasto.models.merging.mix_record import hash_model
+    from impasto.models.networks.hypernetwork import HypernetworkStack
+    from impasto.models.networks.loading import load_base_model
+    from impasto.models.reading.opening import locate
     from impasto.sampling.drawing import cut_warning, prepare_sampler
     from impasto.sampling.prior import draw_missing, missing_images, require_same_folder
     from impasto.training.devices import default_device
@@ -136,7 +136,7 @@ def _draw(
 
 
 def _plan(base: BaseModel, texts: list[str], options: dict[str, Any]) -> PriorPlan:
-    from impasto.models.native_size import native_size
+    from impasto.models.reading.native_size import native_size
     from impasto.sampling.prior import PriorPlan
     from impasto.sampling.prompts import Prompt
 

@@ -14,7 +14,7 @@ from impasto.errors import ConfigError, RunError
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.models.merging import Output
+    from impasto.models.merging.merging import Output
     from impasto.training.posthoc_models import Measured
 
 USUAL = "0.03,0.05,0.075,0.1,0.15,0.2,0.25"
@@ -85,8 +85,8 @@ def _output(target: Path | None, options: dict[str, Any]) -> Output | None:
     Raises:
         ConfigError: The target's name is of no form of model, or an option has no effect.
     """
-    from impasto.models.merging import Output
-    from impasto.models.targets import form_of
+    from impasto.models.merging.merging import Output
+    from impasto.models.writing.targets import form_of
 
     dtypes, title, overwrite = asked_dtypes(options), options["title"], options["overwrite"]
     if target is None:

@@ -14,7 +14,7 @@ from impasto.errors import ConfigError, DatasetError
 if TYPE_CHECKING:
     from impasto.evaluation.question import RealImages
     from impasto.evaluation.samples import Contestant
-    from impasto.models.tokens import Emphasis
+    from impasto.models.tokenization.tokens import Emphasis
     from impasto.sampling.prompts import Prompt
 
 

@@ -11,8 +11,8 @@ from impasto.errors import ConfigError
 
 if TYPE_CHECKING:
     from impasto.config.run import RunConfig
-    from impasto.models.opening import OpenOptions
-    from impasto.models.tokens import Emphasis
+    from impasto.models.reading.opening import OpenOptions
+    from impasto.models.tokenization.tokens import Emphasis
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from impasto.cli.precision_options import DTYPE
 from impasto.errors import ConfigError
 
 if TYPE_CHECKING:
-    from impasto.models.extraction import ExtractionRules
+    from impasto.models.merging.extraction import ExtractionRules
 
 ENDING = ".safetensors"
 RANK = 64
@@ -76,7 +76,7 @@ def extract_lora(base: str, model: str, target: Path, **options: Any) -> None:
     for source in (base, model):
         require_source(source)
     from impasto.cli.console import Console
-    from impasto.models.lora_extraction import extract_file
+    from impasto.models.merging.lora_extraction import extract_file
 
     console = Console()
     rows, worst = extract_file(
@@ -100,8 +100,8 @@ def _rules(options: dict[str, Any]) -> ExtractionRules:
     Raises:
         ConfigError: Two options contradict each other.
     """
-    from impasto.models.extraction import ExtractionRules
-    from impasto.models.saving import DTYPES
+    from impasto.models.merging.extraction import ExtractionRules
+    from impasto.models.writing.saving import DTYPES
 
     rank, conv_rank, energy = (options[name] for name in ("rank", "conv_rank", "energy"))
     if options["full_rank"] and (rank, conv_rank, energy) != (None, None, None):

@@ -16,8 +16,8 @@ from impasto.finite import finite
 from impasto.invocation import command
 
 if TYPE_CHECKING:
-    from impasto.models.merging import Mixture, Output
-    from impasto.models.mixing import Formula
+    from impasto.models.merging.merging import Mixture, Output
+    from impasto.models.merging.mixing import Formula
 
 AVERAGE = "average"
 FORMULA = click.Choice(["weighted-sum", "add-difference", "train-difference", AVERAGE])
@@ -98,7 +98,7 @@ def merge(models: tuple[str, ...], target: Path | None, **options: Any) -> None:
         raise ConfigError("--previews is for --along. Take it out, or draw with impasto sample.")
     if target is None:
         raise ConfigError("Say where the mixture goes: --out FILE.")
-    from impasto.models.merging import merge_models, require_models
+    from impasto.models.merging.merging import merge_models, require_models
 
     mixture, output = _mixture(models, options), _output(target, options)
     require_models(mixture)
@@ -114,8 +114,8 @@ def _output(target: Path, options: dict[str, Any]) -> Output:
     Raises:
         ConfigError: The target's name is of no form of model.
     """
-    from impasto.models.merging import Output
-    from impasto.models.targets import form_of
+    from impasto.models.merging.merging import Output
+    from impasto.models.writing.targets import form_of
 
     return Output(
         target,
@@ -132,7 +132,7 @@ def _mixture(models: tuple[str, ...], options: dict[str, Any]) -> Mixture:
     Raises:
         ConfigError: Options do not go together, or a number is none.
     """
-    from impasto.models.merging import Mixture
+    from impasto.models.merging.merging import Mixture
 
     models = _of_run(models, options["formula"], options["last"])
     formula = _formula(models, options["formula"], options["shares"])
@@ -170,7 +170,7 @@ def _require_no_effectless(options: dict[str, Any], *, has_ratio: bool) -> None:
 
 
 def _formula(models: tuple[str, ...], asked: str | None, shares: str | None) -> Formula | None:
-    from impasto.models.mixing import FORMULAS, average
+    from impasto.models.merging.mixing import FORMULAS, average
 
     if asked == AVERAGE:
         weights = numbers("--shares", shares) or [1.0] * len(models)

@@ -11,7 +11,7 @@ from impasto.invocation import command
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.models.merging import Output
+    from impasto.models.merging.merging import Output
     from impasto.training.along import Way
 
 WITHOUT_EFFECT = {
@@ -96,7 +96,7 @@ def _write(console: Console, way: Way, output: Output) -> None:
     """Write the model with the least loss, with what was measured in its record."""
     from dataclasses import replace
 
-    from impasto.models.merging import Mixture, write_mixture
+    from impasto.models.merging.merging import Mixture, write_mixture
     from impasto.training.along import FORMULA
 
     best = way.best

@@ -26,9 +26,9 @@ def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
 
     files.require_absent(target)  # before PyTorch is imported, which takes seconds
     from impasto.cli.console import Console
-    from impasto.models.architectures import find_architecture, write_random_model
-    from impasto.models.saving import DTYPES
-    from impasto.models.targets import require_folder_name
+    from impasto.models.writing.architectures import find_architecture, write_random_model
+    from impasto.models.writing.saving import DTYPES
+    from impasto.models.writing.targets import require_folder_name
 
     require_folder_name(target)
     console = Console()

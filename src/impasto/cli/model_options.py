@@ -10,7 +10,7 @@ import click
 from impasto.family_keys import FAMILY_KEYS
 
 if TYPE_CHECKING:
-    from impasto.models.opening import OpenOptions
+    from impasto.models.reading.opening import OpenOptions
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -50,7 +50,7 @@ def options_without_vae(command: F) -> F:
 
 def open_options(values: dict[str, Any]) -> OpenOptions:
     """What the user said with them; takes them out of `values`."""
-    from impasto.models.opening import OpenOptions
+    from impasto.models.reading.opening import OpenOptions
 
     names = ("family", "prediction_type", "weights", "variant")
     return OpenOptions(**{name: values.pop(name) for name in names}, vae=values.pop("vae", None))

@@ -131,8 +131,8 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
             raise ConfigError(f"{printable(word)} is not UTF-8, and cannot be written. Rename it.")
     scan = scan_folder(options["data"], progress=console)
     from impasto.diffusion.prediction import EPSILON
-    from impasto.models.native_size import native_size
-    from impasto.models.opening import OpenOptions, open_model
+    from impasto.models.reading.native_size import native_size
+    from impasto.models.reading.opening import OpenOptions, open_model
     from impasto.remote_paths import shown
 
     masks, masked = masks_of(options["data"], scan.records)

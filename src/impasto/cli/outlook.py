@@ -13,8 +13,8 @@ from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
 from impasto.datasets.build import Survey, survey
-from impasto.models.hypernetwork import load_hypernetworks
-from impasto.models.loading import BaseModel, load_meta_model
+from impasto.models.networks.hypernetwork import load_hypernetworks
+from impasto.models.networks.loading import BaseModel, load_meta_model
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.runs import RunDirectory

@@ -35,7 +35,7 @@ from impasto.data.planning.regularisation import Balance
 from impasto.datasets.fixed_draws import planned_draws
 from impasto.errors import ImpastoError
 from impasto.member_paths import plain
-from impasto.models.tokenizers import build_tokens
+from impasto.models.networks.tokenizers import build_tokens
 from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
 from impasto.progress import Advance, SilentProgress, counted

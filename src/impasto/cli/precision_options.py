@@ -41,7 +41,7 @@ def precision_options(usual: str) -> Callable[[F], F]:
 def asked_dtypes(options: Mapping[str, Any]) -> Mapping[PartKind, torch.dtype]:
     """The precision of each kind of network that was asked for, by its own option or for all."""
     from impasto.models import families
-    from impasto.models.saving import DTYPES
+    from impasto.models.writing.saving import DTYPES
 
     words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
     return families.by_kind({part: DTYPES[word] for part, word in words.items() if word})

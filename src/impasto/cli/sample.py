@@ -20,10 +20,10 @@ from impasto.sampler_table import SAMPLERS
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
-    from impasto.models.hypernetwork import HypernetworkStack
-    from impasto.models.loading import BaseModel
-    from impasto.models.lora_merging import StrongLora
-    from impasto.models.tokens import Emphasis
+    from impasto.models.merging.lora_merging import StrongLora
+    from impasto.models.networks.hypernetwork import HypernetworkStack
+    from impasto.models.networks.loading import BaseModel
+    from impasto.models.tokenization.tokens import Emphasis
     from impasto.sampling.prompts import Prompt
     from impasto.sampling.sampler import Sampler
 
@@ -126,8 +126,8 @@ def sample(
 
     require_drawable(sampler, width, height)
     require_source(model)
-    from impasto.models.hypernetwork import load_hypernetworks
-    from impasto.models.lora_merging import open_loras
+    from impasto.models.merging.lora_merging import open_loras
+    from impasto.models.networks.hypernetwork import load_hypernetworks
     from impasto.sampling.drawing import prepare_sampler, with_strengths
     from impasto.sampling.prompts import Prompt
     from impasto.training.devices import default_device
@@ -166,8 +166,8 @@ def _load(
     model: str, loras: Sequence[StrongLora], options: dict[str, Any], console: Console
 ) -> BaseModel:
     """Load MODEL with LoRAs added to it in memory, and say which."""
-    from impasto.models.loading import load_base_model
-    from impasto.models.lora_merging import with_loras
+    from impasto.models.merging.lora_merging import with_loras
+    from impasto.models.networks.loading import load_base_model
 
     changed = partial(with_loras, loras=loras)
     base = load_base_model(model, open_options(options), console, changed=changed)
@@ -243,7 +243,7 @@ def _save_grid(images: list[Any], columns: int, out: Path, prompt: Prompt) -> No
 def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
     """What the model was trained at; a run knows it even where its file says nothing."""
     from impasto.config.load import load_run_config
-    from impasto.models.native_size import native_size
+    from impasto.models.reading.native_size import native_size
     from impasto.runs.remote.reading import settings_file_of
 
     config_file = settings_file_of(model)

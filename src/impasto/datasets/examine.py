@@ -12,9 +12,9 @@ from impasto.data.scanning.scan import no_usable_images
 from impasto.datasets.build import plan_dataset, scan_all, split_of_source
 from impasto.datasets.engines import open_engine
 from impasto.errors import DatasetError
-from impasto.models.tokenizers import tokenizer_of
-from impasto.models.tokens import TextLayout, TextTokens
-from impasto.models.vocabulary import EOS
+from impasto.models.networks.tokenizers import tokenizer_of
+from impasto.models.tokenization.tokens import TextLayout, TextTokens
+from impasto.models.tokenization.vocabulary import EOS
 from impasto.progress import Progress
 
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 from impasto import files
 from impasto.config.run import RunConfig
-from impasto.models.loading import load_base_model
-from impasto.models.merging import Mixture, Output, merge_models
-from impasto.models.mixing import FORMULAS
-from impasto.models.opening import OpenOptions
+from impasto.models.merging.merging import Mixture, Output, merge_models
+from impasto.models.merging.mixing import FORMULAS
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sampler import Sampler, save_png

@@ -21,8 +21,8 @@ from impasto.evaluation.neighbours import (
 from impasto.evaluation.networks import Network
 from impasto.evaluation.obedience import PromptTags, seen_shares
 from impasto.evaluation.resampling import Estimate, draw_real, draw_weights, mean_estimate
-from impasto.models.emphasis import parse_emphasis
-from impasto.models.tokens import Emphasis
+from impasto.models.tokenization.emphasis import parse_emphasis
+from impasto.models.tokenization.tokens import Emphasis
 from impasto.progress import Progress
 
 Better = Literal["lower", "higher", "neither"]

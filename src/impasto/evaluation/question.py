@@ -10,7 +10,7 @@ from typing import Any
 from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.networks import Network
 from impasto.evaluation.samples import Contestant
-from impasto.models.tokens import Emphasis
+from impasto.models.tokenization.tokens import Emphasis
 from impasto.sampling.prompts import Prompt
 
 

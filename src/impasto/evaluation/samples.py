@@ -18,11 +18,11 @@ import torch
 from PIL import Image
 
 from impasto import files, presence
-from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.loading import load_base_model
-from impasto.models.native_size import native_size
-from impasto.models.opening import OpenOptions, locate, open_model
-from impasto.models.tokens import Emphasis
+from impasto.models.networks.hypernetwork import HypernetworkStack
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.native_size import native_size
+from impasto.models.reading.opening import OpenOptions, locate, open_model
+from impasto.models.tokenization.tokens import Emphasis
 from impasto.progress import Progress, in_mib
 from impasto.sampling.drawing import cut_warning, prepare_sampler
 from impasto.sampling.prompts import Prompt

@@ -10,11 +10,11 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from impasto.models.casting import cast_network
 from impasto.models.family import Family
-from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack
-from impasto.models.loading import BaseModel
-from impasto.models.text_states import ClipHiddenStates, TextStates
+from impasto.models.networks.casting import cast_network
+from impasto.models.networks.hypernetwork import Hypernetwork, HypernetworkStack
+from impasto.models.networks.loading import BaseModel
+from impasto.models.text.text_states import ClipHiddenStates, TextStates
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import torch
 
-from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.loading import BaseModel
-from impasto.models.text import require_zeroes_empty_text
-from impasto.models.text_metadata import prompt_layout
-from impasto.models.tokenizers import build_tokens
-from impasto.models.tokens import Emphasis
+from impasto.models.networks.hypernetwork import HypernetworkStack
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.text.text_conditioner import require_zeroes_empty_text
+from impasto.models.tokenization.text_metadata import prompt_layout
+from impasto.models.tokenization.tokens import Emphasis
 from impasto.progress import counted
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler

@@ -10,8 +10,8 @@ import torch
 
 from impasto import presence
 from impasto.errors import ModelError
-from impasto.models.hypernetwork import Hypernetwork, HypernetworkStack, load_hypernetworks
-from impasto.models.loading import BaseModel, load_base_model
+from impasto.models.networks.hypernetwork import Hypernetwork, HypernetworkStack, load_hypernetworks
+from impasto.models.networks.loading import BaseModel, load_base_model
 
 Mark = tuple[str, tuple[tuple[str, int, int], ...]]
 """A path with the size and time of change of its files: another mark is another model."""

@@ -23,18 +23,18 @@ from impasto import files
 from impasto.data.records import CELL, CHANNELS, Geometry, Size
 from impasto.diffusion.conditioning import Conditioning
 from impasto.errors import ConfigError
-from impasto.models import vae as vae_module
-from impasto.models.conditioning import without_text
-from impasto.models.hypernetwork import HypernetworkStack
-from impasto.models.loading import BaseModel
-from impasto.models.offload import on_device
-from impasto.models.recorded import trained_clip_skip
-from impasto.models.schedules import schedule_of
-from impasto.models.text import ClipTextConditioner, TextConditioner
-from impasto.models.text_metadata import prompt_layout
-from impasto.models.text_states import TextStates
-from impasto.models.tokenizers import build_tokens
-from impasto.models.tokens import TextLayout
+from impasto.models.networks import vae as vae_module
+from impasto.models.networks.hypernetwork import HypernetworkStack
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.offload import on_device
+from impasto.models.networks.schedules import schedule_of
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.reading.recorded import trained_clip_skip
+from impasto.models.text.conditioning import without_text
+from impasto.models.text.text_conditioner import ClipTextConditioner, TextConditioner
+from impasto.models.text.text_states import TextStates
+from impasto.models.tokenization.text_metadata import prompt_layout
+from impasto.models.tokenization.tokens import TextLayout
 from impasto.progress import Advance
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.prompts import Prompt

@@ -16,8 +16,8 @@ from impasto import files, presence, storage_errors
 from impasto.errors import ImpastoError, RunError, StorageError
 from impasto.lock_file import LockHolder
 from impasto.locks import FolderLock
-from impasto.models.loading import BaseModel
-from impasto.models.native_size import native_size
+from impasto.models.networks.loading import BaseModel
+from impasto.models.reading.native_size import native_size
 from impasto.owners import current_process
 from impasto.runs.draw_requests import Cell, DrawRequest, ImageSettings
 from impasto.runs.drawings import DrawFolder, Drawing

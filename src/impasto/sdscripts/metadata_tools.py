@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
-from impasto.models.casting import cast_network
+from impasto.models.networks.casting import cast_network
 from impasto.parsing import read_caption_file
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
@@ -151,9 +151,9 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     from impasto.data.caching.latent_cache import LatentCache
     from impasto.data.caching.npz_exchange import export_latents
     from impasto.datasets.build import plan_dataset, scan_all
-    from impasto.models.loading import load_base_model
-    from impasto.models.saving import DTYPES
-    from impasto.models.vae import moments_encoder
+    from impasto.models.networks.loading import load_base_model
+    from impasto.models.networks.vae import moments_encoder
+    from impasto.models.writing.saving import DTYPES
     from impasto.training.devices import default_device, set_arithmetic
 
     warn_ignored_flags(

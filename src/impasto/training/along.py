@@ -19,13 +19,13 @@ from impasto import files
 from impasto.config.load import load_begun_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, RunError
-from impasto.models.blocks import Ratios
-from impasto.models.completeness import require_complete
-from impasto.models.contents import ModelContents
-from impasto.models.loading import empty_networks
-from impasto.models.merging import Opened
-from impasto.models.mixing import FORMULAS, mix, require_mixable
-from impasto.models.opening import OpenOptions, locate, open_model
+from impasto.models.merging.blocks import Ratios
+from impasto.models.merging.merging import Opened
+from impasto.models.merging.mixing import FORMULAS, mix, require_mixable
+from impasto.models.networks.loading import empty_networks
+from impasto.models.reading.completeness import require_complete
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sheet import draw_sheet

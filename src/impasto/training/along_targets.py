@@ -10,7 +10,7 @@ from typing import Any
 from impasto.config.load import load_begun_config
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
-from impasto.models.merging import Output, require_output_free
+from impasto.models.merging.merging import Output, require_output_free
 from impasto.progress import Progress
 from impasto.publishing import is_path_key
 from impasto.runs import RunDirectory

@@ -18,8 +18,8 @@ from impasto.data.loading.sampler import EpochSampler
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData
-from impasto.models.loading import BaseModel
-from impasto.models.text import TextConditioner
+from impasto.models.networks.loading import BaseModel
+from impasto.models.text.text_conditioner import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor
 
-from impasto.models.vae import tensors_fingerprint
+from impasto.models.networks.vae import tensors_fingerprint
 
 DEPTH = 4
 

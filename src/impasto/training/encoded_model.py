@@ -16,18 +16,18 @@ from impasto.data.caching.encoding import MomentsEncoder
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData, prepare_data
 from impasto.models.family import Family
-from impasto.models.keeping import Keep
-from impasto.models.loading import BaseModel, load_base_model
-from impasto.models.offload import (
+from impasto.models.networks.keeping import Keep
+from impasto.models.networks.loading import BaseModel, load_base_model
+from impasto.models.networks.offload import (
     is_waiting,
     keep_stored_types,
     wait_again,
     wake,
     weights_of,
 )
-from impasto.models.schedules import with_zero_terminal_snr
-from impasto.models.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
-from impasto.models.vae_recipe import with_recipe
+from impasto.models.networks.schedules import with_zero_terminal_snr
+from impasto.models.networks.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
+from impasto.models.networks.vae_recipe import with_recipe
 from impasto.progress import Progress
 from impasto.training.devices import release_cached_memory
 from impasto.training.model import (

@@ -27,7 +27,7 @@ from impasto.data.caching.latent_cache import CachedPlan
 from impasto.data.folders.masks import mask_file
 from impasto.data.pixels.content_hashes import stamp_of
 from impasto.data.records import FileStamp
-from impasto.models.contents import ModelContents
+from impasto.models.reading.contents import ModelContents
 from impasto.parsing import parse_json
 from impasto.training.code_identity import described
 from impasto.training.methods import build_templates

@@ -36,11 +36,11 @@ from impasto.data.folders.listing import Sidecars
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.datasets.sources import sidecars_of
 from impasto.errors import ConfigError, DatasetError
-from impasto.models.loading import BaseModel
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_exchange import shape_in_files
-from impasto.models.text_states import TextStates
-from impasto.models.tokenizers import build_tokens
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_exchange import shape_in_files
+from impasto.models.text.text_states import TextStates
 from impasto.progress import Progress, counted
 from impasto.training.text import build_layout
 

@@ -11,8 +11,8 @@ from impasto.config.method import FullMethod
 from impasto.config.run import RunConfig
 from impasto.data.loading.templates import CaptionTemplates, read_templates
 from impasto.errors import ConfigError
-from impasto.models.hypernetwork import Hypernetwork, context_widths, initialize
-from impasto.models.loading import BaseModel
+from impasto.models.networks.hypernetwork import Hypernetwork, context_widths, initialize
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import (
     FullFineTune,
     HypernetworkTraining,

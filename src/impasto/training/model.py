@@ -13,15 +13,15 @@ from accelerate import Accelerator
 
 from impasto.checkpoints.tensors import Tensors, total_bytes
 from impasto.config.run import RunConfig
-from impasto.models.casting import cast_network
-from impasto.models.completeness import named_as_in
 from impasto.models.family import Family
-from impasto.models.keeping import Keep
-from impasto.models.loading import BaseModel
-from impasto.models.offload import keep_in_file, keep_in_ram, offload_to_file, wait_again
-from impasto.models.opening import OpenOptions
-from impasto.models.saving import DTYPES, MergedWithBase
-from impasto.models.vae import tile
+from impasto.models.networks.casting import cast_network
+from impasto.models.networks.keeping import Keep
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.offload import keep_in_file, keep_in_ram, offload_to_file, wait_again
+from impasto.models.networks.vae import tile
+from impasto.models.reading.completeness import named_as_in
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.saving import DTYPES, MergedWithBase
 from impasto.progress import Progress, in_mib
 
 WAITING = "waiting-{part}-{process}.safetensors"

@@ -11,9 +11,9 @@ from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.tensors import total_bytes
 from impasto.config.run import RunConfig
 from impasto.models.families import by_kind
-from impasto.models.loading import BaseModel
-from impasto.models.saving import DTYPES, SUFFIXES, Form
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
+from impasto.models.writing.saving import DTYPES, SUFFIXES, Form
 
 BEST, AVERAGE = "-best", "-ema"
 """What is put after a model's name."""

@@ -21,13 +21,13 @@ from impasto.data.records import Batch
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
 from impasto.errors import ConfigError
-from impasto.models.loading import BaseModel
-from impasto.models.recorded import trained_clip_skip
-from impasto.models.text import ClipTextConditioner
-from impasto.models.text_memory import TextCache
-from impasto.models.text_states import TextStates
-from impasto.models.tokenizers import build_tokens
-from impasto.models.vae import moments_encoder
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.networks.vae import moments_encoder
+from impasto.models.reading.recorded import trained_clip_skip
+from impasto.models.text.text_conditioner import ClipTextConditioner
+from impasto.models.text.text_memory import TextCache
+from impasto.models.text.text_states import TextStates
 from impasto.progress import Progress, SilentProgress
 from impasto.training.devices import PROCESS_TIMEOUT, release_cached_memory
 from impasto.training.model import build_encoding_vae

@@ -10,8 +10,8 @@ from torch import nn
 
 from impasto.checkpoints.keymap import PartKind
 from impasto.config.run import RunConfig
-from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, TrainedPart, recomputed_blocks
+from impasto.models.writing.saving import DTYPES
 from impasto.training.float8 import float8_layers
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import autocast_dtype

@@ -18,12 +18,12 @@ from torch import Tensor
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.config.load import load_begun_config
 from impasto.errors import ConfigError, ModelError, RunError
-from impasto.models.contents import ModelContents
-from impasto.models.conversion import converted_info, hash_file, require_free
-from impasto.models.merging import Output
-from impasto.models.mixing import stored_as
-from impasto.models.opening import OpenOptions, open_model
-from impasto.models.saving import write_model
+from impasto.models.merging.merging import Output
+from impasto.models.merging.mixing import stored_as
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.conversion import converted_info, hash_file, require_free
+from impasto.models.writing.saving import write_model
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.runs.mixture import mixture_of

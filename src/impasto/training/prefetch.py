@@ -11,7 +11,7 @@ from impasto.data.loading.sampler import OptimizerStep
 from impasto.data.loading.step_batches import StepBatch
 from impasto.data.records import Batch
 from impasto.diffusion.transfer import to_device
-from impasto.models.text import TextConditioner
+from impasto.models.text.text_conditioner import TextConditioner
 from impasto.training.optim.offload import new_stream
 
 Prefetch = Callable[[Iterator[StepBatch]], Iterator[StepBatch]]

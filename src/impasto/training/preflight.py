@@ -18,7 +18,7 @@ import torch
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import cuda_build, install_packages
-from impasto.models.loading import load_meta_model
+from impasto.models.networks.loading import load_meta_model
 from impasto.training.compile import require_compiler
 from impasto.training.devices import default_device, require_precision
 from impasto.training.float8 import require_float8

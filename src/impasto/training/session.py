@@ -15,10 +15,10 @@ from impasto.data.loading.dataset import TrainingData
 from impasto.data.loading.sampler import EpochSampler
 from impasto.datasets.prepare import PreparedData
 from impasto.diffusion.uncertainty import Uncertainty
-from impasto.models.loading import BaseModel
-from impasto.models.saving import MergedWithBase
-from impasto.models.text import ClipTextConditioner, TextConditioner
+from impasto.models.networks.loading import BaseModel
+from impasto.models.text.text_conditioner import ClipTextConditioner, TextConditioner
 from impasto.models.trainable import Trainable
+from impasto.models.writing.saving import MergedWithBase
 from impasto.progress import counted
 from impasto.sampling.sampler import rescale_advice
 from impasto.training.compile import plain_network

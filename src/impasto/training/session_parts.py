@@ -23,9 +23,9 @@ from impasto.diffusion.weighting import LossWeight
 from impasto.evaluation.looking import CaptionedImage
 from impasto.evaluation.networks import Network, TaggerNetwork, load_network
 from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
-from impasto.models.hypernetwork import HypernetworkStack, load_hypernetworks
-from impasto.models.loading import BaseModel
-from impasto.models.text import TextConditioner
+from impasto.models.networks.hypernetwork import HypernetworkStack, load_hypernetworks
+from impasto.models.networks.loading import BaseModel
+from impasto.models.text.text_conditioner import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.randomness import derive_rng

@@ -19,8 +19,8 @@ from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import ALL_TIMESTEPS, TimestepSampler
 from impasto.diffusion.transfer import to_device
 from impasto.diffusion.weighting import LossWeight, retention, unweighted
-from impasto.models.loading import BaseModel
-from impasto.models.text import TextConditioner
+from impasto.models.networks.loading import BaseModel
+from impasto.models.text.text_conditioner import TextConditioner
 
 
 @dataclass(frozen=True)

@@ -16,13 +16,13 @@ from impasto.data.caching.text_store import TextStore
 from impasto.data.engines.process_group import CacheShare
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
-from impasto.models.loading import BaseModel
-from impasto.models.text import ClipTextConditioner, require_zeroes_empty_text
-from impasto.models.text_memory import TextCache
-from impasto.models.text_metadata import with_max_tokens
-from impasto.models.text_states import ClipHiddenStates
-from impasto.models.tokenizers import build_tokens
-from impasto.models.tokens import TextLayout
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.text.text_conditioner import ClipTextConditioner, require_zeroes_empty_text
+from impasto.models.text.text_memory import TextCache
+from impasto.models.text.text_states import ClipHiddenStates
+from impasto.models.tokenization.text_metadata import with_max_tokens
+from impasto.models.tokenization.tokens import TextLayout
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
-from impasto.models.attention import use_kernel
-from impasto.models.attention_kernels import build_kernel
-from impasto.models.loading import BaseModel
+from impasto.models.networks.attention import use_kernel
+from impasto.models.networks.attention_kernels import build_kernel
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.training.channels_last import use_channels_last
 from impasto.training.compile import compile_unet

@@ -25,7 +25,7 @@ from gpu_cases import broken_inputs, broken_step
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
-from impasto.models import tokenizers
+from impasto.models.networks import tokenizers
 from impasto.training import loop, micro_steps, trainer
 from impasto.training.events import SilentEvents
 

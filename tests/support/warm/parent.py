@@ -65,8 +65,10 @@ def import_all() -> None:
         for found in pkgutil.walk_packages(package.__path__, "impasto."):
             if found.name not in LATE:
                 importlib.import_module(found.name)
-        tokenizers = importlib.import_module("impasto.models.tokenizers")
-        tokenizers.tokenizer_of({}, importlib.import_module("impasto.models.vocabulary").EOS)
+        tokenizers = importlib.import_module("impasto.models.networks.tokenizers")
+        tokenizers.tokenizer_of(
+            {}, importlib.import_module("impasto.models.tokenization.vocabulary").EOS
+        )
         importlib.import_module("pyarrow").array([])
         templates = importlib.import_module("impasto.report.page").templates()
         for name in templates.list_templates(["j2"]):

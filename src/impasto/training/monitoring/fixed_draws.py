@@ -19,7 +19,7 @@ from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.diffusion.loss import per_sample, squared
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.timesteps import fixed_timesteps
-from impasto.models.text import TextConditioner
+from impasto.models.text.text_conditioner import TextConditioner
 from impasto.progress import Advance
 from impasto.training.step import StepRecipe
 

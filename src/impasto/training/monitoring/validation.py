@@ -8,7 +8,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from impasto.models.text import TextConditioner
+from impasto.models.text.text_conditioner import TextConditioner
 from impasto.progress import Progress, SilentProgress, slow_stage
 from impasto.runs.evidence import standard_error
 from impasto.training.monitoring.fixed_draws import FixedDraws

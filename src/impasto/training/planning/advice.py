@@ -8,7 +8,7 @@ import torch
 
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
-from impasto.models.identity import Identity
+from impasto.models.reading.identity import Identity
 from impasto.optimizer_table import USUAL_LR
 from impasto.progress import counted
 from impasto.training.optim.optimizers import find_row

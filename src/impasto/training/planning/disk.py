@@ -12,9 +12,9 @@ import torch
 from impasto import presence
 from impasto.config.run import RunConfig
 from impasto.errors import StorageError
-from impasto.models.loading import BaseModel
-from impasto.models.saving import DTYPES
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
+from impasto.models.writing.saving import DTYPES
 from impasto.progress import counted
 from impasto.remote_paths import COPIES_VARIABLE
 from impasto.runs import RunDirectory

@@ -11,8 +11,8 @@ from impasto.config.run import RunConfig
 from impasto.data.loading.dataset import sampler_groups
 from impasto.data.records import PlannedImage
 from impasto.datasets.batching import batch_size_of
-from impasto.models.saving import DTYPES
 from impasto.models.trainable import TrainedPart
+from impasto.models.writing.saving import DTYPES
 from impasto.optimizer_table import row_of
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import COMPUTED

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import flop_registry
 
 from impasto.data.records import CELL, CHANNELS, Size
 from impasto.diffusion.conditioning import Conditioning
-from impasto.models.conditioning import ConditioningShape
+from impasto.models.text.conditioning import ConditioningShape
 from impasto.training.optim.updates import gradient_hooks
 
 CPU = torch.device("cpu")

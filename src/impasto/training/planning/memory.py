@@ -17,10 +17,10 @@ from torch import nn
 from impasto.allocation import has_expandable_segments
 from impasto.config.run import RunConfig
 from impasto.data.records import Size
-from impasto.models.casting import cast_network
-from impasto.models.loading import BaseModel
-from impasto.models.saving import DTYPES
+from impasto.models.networks.casting import cast_network
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable, blocks_of
+from impasto.models.writing.saving import DTYPES
 from impasto.training.code_identity import described
 from impasto.training.float8 import convert_layers
 from impasto.training.methods import BuildTrainable, build_trainable

@@ -12,10 +12,10 @@ import torch
 
 from impasto.config.run import RunConfig
 from impasto.datasets.sources import build_caption_rules
-from impasto.models.loading import BaseModel
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.vae import TILE
+from impasto.models.networks.widening import kept_type
 from impasto.models.trainable import Trainable
-from impasto.models.vae import TILE
-from impasto.models.widening import kept_type
 from impasto.optimizer_table import row_of
 from impasto.training.methods import build_templates
 from impasto.training.optim.optimizers import find_row

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from impasto.config.run import RunConfig
-from impasto.models.loading import BaseModel
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.training.methods import BuildTrainable, build_trainable
 from impasto.training.precision import computed_kind

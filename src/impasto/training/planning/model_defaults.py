@@ -8,9 +8,9 @@ cannot be taken from it, is told.
 from __future__ import annotations
 
 from impasto.config.run import RunConfig
-from impasto.models.contents import ModelContents
-from impasto.models.opening import open_model
-from impasto.models.recorded import trained_clip_skip, trained_resolution
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.opening import open_model
+from impasto.models.reading.recorded import trained_clip_skip, trained_resolution
 from impasto.progress import Progress
 from impasto.training.model import build_open_options
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from impasto.config.run import RunConfig
-from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, recomputed_blocks
+from impasto.models.writing.saving import DTYPES
 from impasto.training.planning.memory_facts import numel_of, optimizer_bytes, shapes_of
 
 

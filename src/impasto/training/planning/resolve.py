@@ -12,7 +12,7 @@ from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import Group
 from impasto.datasets.batching import heaviest_group
 from impasto.datasets.build import Survey
-from impasto.models.loading import load_meta_model
+from impasto.models.networks.loading import load_meta_model
 from impasto.progress import Progress, counted
 from impasto.training.devices import default_device
 from impasto.training.methods import BuildTrainable, build_trainable

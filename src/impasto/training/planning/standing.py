@@ -6,9 +6,9 @@ It follows from numbers and shapes alone; `memory.py` puts it together with what
 from __future__ import annotations
 
 from impasto.config.run import RunConfig
-from impasto.models.loading import BaseModel
-from impasto.models.saving import DTYPES
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable, recomputed_blocks
+from impasto.models.writing.saving import DTYPES
 from impasto.training.optim.streaming import BUFFERS
 from impasto.training.parallel.shards import Sharding
 from impasto.training.param_dtypes import copied_numel

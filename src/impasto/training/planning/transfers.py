@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from impasto.config.run import RunConfig
-from impasto.models.saving import DTYPES
 from impasto.models.trainable import Trainable, recomputed_blocks
+from impasto.models.writing.saving import DTYPES
 from impasto.training.optim.copies import build_copies
 from impasto.training.optim.pinned_memory import pinned_bytes
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of

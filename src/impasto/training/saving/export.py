@@ -15,17 +15,17 @@ from impasto import temporary_names
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.config.run import RunConfig
-from impasto.models.hypernetwork import Hypernetwork
-from impasto.models.loading import BaseModel
-from impasto.models.saving import (
+from impasto.models.networks.hypernetwork import Hypernetwork
+from impasto.models.networks.loading import BaseModel
+from impasto.models.tokenization.text_metadata import layout_metadata
+from impasto.models.trainable import Trainable
+from impasto.models.writing.saving import (
     DTYPES,
     About,
     MergedWithBase,
     trained_contents,
     write_model,
 )
-from impasto.models.text_metadata import layout_metadata
-from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.errors import RunError
-from impasto.models.targets import is_file_name, why_not_replaced
+from impasto.models.writing.targets import is_file_name, why_not_replaced
 from impasto.runs import RunDirectory
 
 RECORD = "models.json"

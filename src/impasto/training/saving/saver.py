@@ -16,7 +16,7 @@ from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import in_file_order
 from impasto.errors import NonFiniteLossError
 from impasto.invocation import command
-from impasto.models.saving import DTYPES
+from impasto.models.writing.saving import DTYPES
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory, step_name
 from impasto.training.model_files import AVERAGE, intermediate_target

@@ -1,0 +1,177 @@
+"""Which ratio each tensor of a model is mixed with: by network, and by block of its U-Net.
+
+Blocks have two sets of names. `IN00` to `IN11`, `M00`, `OUT00` to `OUT11` are those of the A1111
+extension for merging by blocks (bbc-mc/sdweb-merge-block-weighted-gui) and of supermerger
+(`blockfromkey` of hako-mikan/sd-webui-supermerger): the numbers of LDM's input, middle and output
+blocks, with the embeddings of time and size in the first and the last layers in the last. The
+others are diffusers' names of modules, as `method.block_lrs` takes them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from impasto.errors import ConfigError
+from impasto.models import families
+from impasto.models.reading.contents import ModelContents
+from impasto.models.trainable import block_of
+
+BASE = "BASE"
+"""What is in no block of the U-Net: text encoders and VAE."""
+
+_NUMBERED = re.compile(r"(IN|OUT)(\d{1,2})", re.ASCII)
+_MIDDLE = {"M", "M0", "M00", "MID", "MID00"}
+_LDM_BLOCKS = (("input_blocks.", "IN"), ("output_blocks.", "OUT"))
+
+
+@dataclass(frozen=True)
+class Ratios:
+    """The ratio of each tensor.
+
+    Attributes:
+        default: Of what no name covers.
+        named: Names of networks, of kinds of networks, and of blocks -> their ratios. Of several
+            names that cover a tensor counts diffusers' longest, then `IN04` and the like, then the
+            network's.
+        listed: The same of all blocks, where they were given as a list: `named` goes before.
+    """
+
+    default: float
+    named: Mapping[str, float] = field(default_factory=dict)
+    listed: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def given(self) -> dict[str, float]:
+        """The ratios that were given beside the default, by the name of a network or block."""
+        own = {_canonical(name): ratio for name, ratio in self.named.items()}
+        return {**self.listed, **own}
+
+    def of(self, contents: ModelContents) -> dict[str, dict[str, float]]:
+        """Network -> name of a tensor -> its ratio.
+
+        Raises:
+            ConfigError: A name is of no network or block of this model, or has no effect.
+        """
+        wanted = self.given
+        used: set[str] = set()
+        found: dict[str, dict[str, float]] = {}
+        for part, tensors in contents.parts.items():
+            blocks = mbw_blocks(contents) if part == contents.identity.family.unet.name else {}
+            found[part] = {}
+            for name in tensors:
+                key = self._covering(wanted, part, name, blocks.get(name), contents)
+                used.add(key)
+                found[part][name] = wanted.get(key, self.default)
+        if unknown := sorted({_canonical(name) for name in self.named} - used):
+            raise ConfigError(
+                f"{unknown[0]} is no network or block of {contents.name}, or other names stand for "
+                f"all of it. It has {known_names(contents)}."
+            )
+        return found
+
+    def _covering(
+        self,
+        wanted: Mapping[str, float],
+        part: str,
+        name: str,
+        block: str | None,
+        contents: ModelContents,
+    ) -> str:
+        """The name among those wanted that a tensor's ratio is taken from; empty for none.
+
+        Args:
+            wanted: Names -> ratios.
+            part: The network.
+            name: The tensor's.
+            block: The block of the U-Net; None in other networks.
+            contents: The model.
+        """
+        kinds = {
+            component.name: component.kind for component in contents.identity.family.components
+        }
+        word = next(word for word, kind in families.BY_SETTING.items() if kind is kinds[part])
+        inner = () if block is None else (block_of(name, wanted), block)
+        outer = (BASE,) if block is None else ()
+        candidates = (*inner, part, word, *outer)
+        return next((key for key in candidates if key in wanted), "")
+
+
+def _canonical(name: str) -> str:
+    """`in4` is `IN04`, `mid` is `M00`; others as they are."""
+    upper = name.strip().upper()
+    if match := _NUMBERED.fullmatch(upper):
+        return f"{match[1]}{int(match[2]):02}"
+    if upper in _MIDDLE:
+        return "M00"
+    return BASE if upper == BASE else name.strip()
+
+
+def mbw_blocks(contents: ModelContents) -> dict[str, str]:
+    """Name of a tensor of the U-Net -> `IN00` and so on."""
+    component = contents.identity.family.unet
+    tensors = contents.parts[component.name]
+    part_map = component.naming.map_of_ours(tensors.keys())
+    ldm = {name: part_map.to_ldm(name).removeprefix(component.naming.prefix) for name in tensors}
+    last = max(int(n.split(".")[1]) for n in ldm.values() if n.startswith("output_blocks."))
+    return {name: _mbw_block(own, last) for name, own in ldm.items()}
+
+
+def _mbw_block(name: str, last: int) -> str:
+    for start, word in _LDM_BLOCKS:
+        if name.startswith(start):
+            return f"{word}{int(name.split('.')[1]):02}"
+    if name.startswith("middle_block."):
+        return "M00"
+    return f"OUT{last:02}" if name.startswith("out.") else "IN00"
+
+
+def block_order(contents: ModelContents) -> list[str]:
+    """The blocks of a U-Net in the order of A1111's lists: `IN00` ..., `M00`, `OUT00` ..."""
+    order = {"IN": 0, "M": 1, "OUT": 2}
+    found = set(mbw_blocks(contents).values())
+    return sorted(found, key=lambda block: (order[block.rstrip("0123456789")], block))
+
+
+def listed_ratios(numbers: Sequence[float], contents: ModelContents) -> dict[str, float]:
+    """A list of ratios, one for each block, as merging extensions for A1111 show and take them.
+
+    Args:
+        numbers: As many as there are blocks (25 for SD, 19 for SDXL); one more if the first is that
+            of text encoders and VAE.
+        contents: The model.
+
+    Raises:
+        ConfigError: There are more or fewer.
+    """
+    order = block_order(contents)
+    if len(numbers) == len(order) + 1:
+        order = [BASE, *order]
+    if len(numbers) != len(order):
+        raise ConfigError(
+            f"--blocks has {len(numbers)} numbers; {contents.name} has {len(order)} blocks, "
+            f"{order[0]} to {order[-1]}. Give {len(order)} numbers, or {len(order) + 1} with that "
+            f"of text encoders and VAE first."
+        )
+    return dict(zip(order, numbers, strict=True))
+
+
+def known_names(contents: ModelContents) -> str:
+    """The names that a ratio may be given for, in a sentence."""
+    order = block_order(contents)
+    family = contents.identity.family
+    first = [block for block in order if block.startswith("IN")]
+    last = [block for block in order if block.startswith("OUT")]
+    tensors = contents.parts[family.unet.name]
+    modules = sorted({_module(name) for name in tensors})
+    networks = dict.fromkeys((*families.BY_SETTING, *family.names))
+    return (
+        f"{', '.join(networks)}; {first[0]} to {first[-1]}, M00, {last[0]} to {last[-1]}; "
+        f"{', '.join(modules)}, and layers in those, as down_blocks.1.attentions.0"
+    )
+
+
+def _module(name: str) -> str:
+    words = name.split(".")
+    return ".".join(words[:2]) if words[1].isdigit() else words[0]

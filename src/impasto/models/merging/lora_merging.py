@@ -1,0 +1,136 @@
+"""Adds LoRAs to a model: W + strength * (alpha / rank) * up @ down, one layer at a time.
+
+Each product is made when its layer is written, so memory is needed for one layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from impasto.checkpoints.lora import LoraFile, LoraLayer, read_lora
+from impasto.checkpoints.tensors import LazyTensor
+from impasto.checkpoints.untrusted import untrusted
+from impasto.errors import ModelError
+from impasto.models import families
+from impasto.models.merging.lora_names import Place, find_layers
+from impasto.models.merging.mixing import finite_values
+from impasto.models.reading.completeness import listed
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.opening import local_file, named_by
+from impasto.models.strengths import path_and_strength
+from impasto.progress import counted
+from impasto.remote_paths import shown
+
+
+@dataclass(frozen=True)
+class StrongLora:
+    """A LoRA and the strength that it is added with.
+
+    Attributes:
+        file: It, on this machine.
+        strength: What its matrices are multiplied with.
+        source: The path or URL that it was named by.
+    """
+
+    file: LoraFile
+    strength: float
+    source: Path
+
+    @property
+    def words(self) -> str:
+        """The LoRA, how many layers it has and its strength, for messages."""
+        layers = counted(len(self.file.layers), "layers")
+        return f"{shown(self.source)} at {self.strength:g} ({layers})"
+
+    @property
+    def named(self) -> tuple[str, float]:
+        """The name that A1111 knows it by, and its strength."""
+        return self.file.path.stem, self.strength
+
+
+Added = list[tuple[StrongLora, LoraLayer]]
+
+
+def open_loras(specs: Sequence[str]) -> list[StrongLora]:
+    """Open LoRAs, each named as `FILE` or `FILE:STRENGTH`; FILE may be a URL.
+
+    Raises:
+        ConfigError: A strength is no number.
+        ModelError: A file is missing, damaged or no LoRA.
+    """
+    return [_open_lora(path, strength) for path, strength in map(path_and_strength, specs)]
+
+
+def _open_lora(path: Path, strength: float) -> StrongLora:
+    file = local_file(path)
+    with named_by(path, file):
+        return StrongLora(read_lora(file, families.file_layouts()), strength, path)
+
+
+def with_loras(contents: ModelContents, loras: Sequence[StrongLora]) -> ModelContents:
+    """The model with LoRAs added to its layers; what changes is computed in float32.
+
+    Raises:
+        ModelError: A LoRA has a layer that the model does not have, or of another shape.
+    """
+    added: dict[Place, Added] = {}
+    for lora in loras:
+        for place, layer in _placed(lora.file, contents).items():
+            added.setdefault(place, []).append((lora, layer))
+    parts = {part: dict(tensors) for part, tensors in contents.parts.items()}
+    for place, layers in added.items():
+        own = parts[place.part][place.tensor]
+        parts[place.part][place.tensor] = LazyTensor(
+            own.shape,
+            torch.float32,
+            partial(_sum, own, layers, contents.source, place),
+            owns_memory=True,
+        )
+    return replace(contents, parts=parts)
+
+
+def _placed(file: LoraFile, contents: ModelContents) -> dict[Place, LoraLayer]:
+    """What a LoRA adds, by the layer of the model.
+
+    Raises:
+        ModelError: It is for another model.
+    """
+    found = find_layers(file.layers, contents)
+    places = {name: place for name, place in found.items() if place is not None}
+    for_another = (
+        f"The LoRA is for another model than {contents.name} "
+        f"({contents.identity.family.generation}). Nothing was written."
+    )
+    if unknown := sorted(found.keys() - places.keys()):
+        raise ModelError(
+            f"{file.path} has {counted(len(found), 'layers')}, of which {contents.source} does not "
+            f"have {len(unknown)}: {listed(unknown)}. {for_another}"
+        )
+    taken: dict[Place, str] = {}
+    for name, place in places.items():
+        if (other := taken.setdefault(place, name)) != name:
+            raise ModelError(
+                f"{file.path} has two layers for {place.tensor} of {contents.source}: {other} and "
+                f"{name}. Nothing was written. Take a file that has each layer once."
+            )
+        layer, shape = file.layers[name], contents.parts[place.part][place.tensor].shape
+        if not layer.fits(shape):
+            raise ModelError(
+                f"{file.path}: {name} is {layer.up.shape} by {layer.down.shape}, which does not "
+                f"fit {place.tensor} of {contents.source}, {shape}. {for_another}"
+            )
+    return {place: file.layers[name] for name, place in places.items()}
+
+
+def _sum(own: LazyTensor, layers: Added, source: str, place: Place) -> Tensor:
+    values = finite_values(own, source, place.part, place.tensor).clone()
+    for lora, layer in layers:
+        with untrusted(lora.file.path):
+            values += layer.delta(own.shape) * lora.strength
+    return values

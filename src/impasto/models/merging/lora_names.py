@@ -1,0 +1,122 @@
+"""How LoRA files name the layers of a model's networks.
+
+kohya-ss/sd-scripts `networks/lora.py` joins the words of a module's name by underscores, after
+`lora_unet` or `lora_te` (`LORA_PREFIX_UNET`, `LORA_PREFIX_TEXT_ENCODER`), of SDXL `lora_te1` and
+`lora_te2`. Names of modules are diffusers' for SD 1 and 2, and LDM's for the U-Net of SDXL, whose
+network in sd-scripts is `library/sdxl_original_unet.py`. diffusers' own files have the network's
+name, a dot and the module's, or of the U-Net alone just the module's; PEFT's have
+`base_model.model.` and the module's. LyCORIS used by itself has `lycoris_` (`LORA_PREFIX` of its
+`lycoris/wrapper.py`) and the module's, joined by underscores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.lora_alphas import PEFT_ROOT
+from impasto.models.family import Component, Family
+from impasto.models.reading.contents import ModelContents
+
+_WEIGHT = ".weight"
+_CLIP_ROOT = "text_model"
+_LYCORIS_ROOT = "lycoris_"
+
+
+@dataclass(frozen=True)
+class Place:
+    """A layer of a model: the network, and the name of its weight there."""
+
+    part: str
+    tensor: str
+
+
+def kohya_prefix(family: Family, part: Component) -> str:
+    """What sd-scripts puts before the names of a network's layers."""
+    if part.kind is not PartKind.TEXT:
+        return "lora_unet"
+    encoders = family.text_encoders
+    return "lora_te" if len(encoders) == 1 else f"lora_te{encoders.index(part) + 1}"
+
+
+def kohya_names(contents: ModelContents) -> dict[Place, str]:
+    """Each layer that has a weight, and the name that sd-scripts writes for it."""
+    family = contents.identity.family
+    return {
+        Place(part.name, f"{module}{_WEIGHT}"): f"{kohya_prefix(family, part)}_{_flat(name)}"
+        for part in (family.unet, *family.text_encoders)
+        for module, name in _written_names(contents, part).items()
+    }
+
+
+def known_layers(contents: ModelContents) -> dict[str, Place]:
+    """Every name that a LoRA may have for a layer, joined by underscores, and the layer."""
+    family = contents.identity.family
+    known: dict[str, Place] = {}
+    for part in (family.unet, *family.text_encoders):
+        prefix = kohya_prefix(family, part)
+        for module in _modules(contents, part):
+            place = Place(part.name, f"{module}{_WEIGHT}")
+            names = {module} if part.kind is not PartKind.TEXT else _clip_names(module)
+            for name in names:
+                known[f"{prefix}_{_flat(name)}"] = place
+        if part.kind is not PartKind.TEXT:
+            for module, name in _ldm_names(contents, part).items():
+                known.setdefault(f"{prefix}_{_flat(name)}", Place(part.name, module + _WEIGHT))
+    return known
+
+
+def find_layers(names: Mapping[str, object], contents: ModelContents) -> dict[str, Place | None]:
+    """The layer that each name of a LoRA file stands for; None for a name of no layer."""
+    known, family = known_layers(contents), contents.identity.family
+    prefixes = {
+        f"{part.name}.": kohya_prefix(family, part) for part in (family.unet, *family.text_encoders)
+    }
+    return {name: known.get(_as_kohya(name, prefixes)) for name in names}
+
+
+def _as_kohya(name: str, prefixes: Mapping[str, str]) -> str:
+    for root in (PEFT_ROOT, _LYCORIS_ROOT):
+        if name.startswith(root):  # of one network alone: the U-Net
+            return f"lora_unet_{_flat(name.removeprefix(root))}"
+    for own, theirs in prefixes.items():
+        if name.startswith(own):
+            return f"{theirs}_{_flat(name.removeprefix(own))}"
+    return name if name.startswith("lora_") else f"lora_unet_{_flat(name)}"
+
+
+def _written_names(contents: ModelContents, part: Component) -> dict[str, str]:
+    """Module -> its name in the network that sd-scripts has."""
+    if part.kind is PartKind.TEXT:
+        return {module: f"{_CLIP_ROOT}.{module}" for module in _modules(contents, part)}
+    if contents.identity.family.lora_by_file_names:
+        return _ldm_names(contents, part)
+    return {module: module for module in _modules(contents, part)}
+
+
+def _clip_names(module: str) -> set[str]:
+    return {module, f"{_CLIP_ROOT}.{module}"}
+
+
+def _ldm_names(contents: ModelContents, part: Component) -> dict[str, str]:
+    """Module of the U-Net -> its name in a single file, without the prefix."""
+    naming = part.naming
+    part_map = naming.map_of_ours(contents.parts[part.name].keys())
+    return {
+        module: part_map.to_ldm(module + _WEIGHT).removeprefix(naming.prefix).removesuffix(_WEIGHT)
+        for module in _modules(contents, part)
+    }
+
+
+def _modules(contents: ModelContents, part: Component) -> list[str]:
+    tensors = contents.parts[part.name]
+    return [
+        name.removesuffix(_WEIGHT)
+        for name, tensor in tensors.items()
+        if name.endswith(_WEIGHT) and len(tensor.shape) > 1
+    ]
+
+
+def _flat(name: str) -> str:
+    return name.replace(".", "_")

@@ -1,0 +1,344 @@
+"""Makes networks from a base model's tensors, strictly: every tensor present and of its shape."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from operator import attrgetter
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
+from impasto.checkpoints.writing import is_finite
+from impasto.data.engines.stages import default_workers
+from impasto.diffusion.schedule import NoiseSchedule
+from impasto.errors import ModelError
+from impasto.models.family import Component, Family, Library
+from impasto.models.networks.attention import use_upcast_attention
+from impasto.models.networks.keeping import Keep, leave_without_values, not_finite
+from impasto.models.networks.schedules import schedule_of
+from impasto.models.networks.tokenizers import build_tokenizer
+from impasto.models.reading.completeness import compare, named_as_in, require_complete
+from impasto.models.reading.configs import require_modest, stated_scaling
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.identity import Identity
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.progress import Advance, Progress, SilentProgress, in_mib
+
+TypeOf = Callable[[torch.dtype], torch.dtype]
+"""Gives the type that tensors are read to, for the one that they are stored in."""
+
+READERS = 4
+"""Threads that read a network's tensors."""
+
+UNFIT = (
+    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    AssertionError, MemoryError, ImportError,
+)  # fmt: skip
+"""What diffusers and transformers raise for configurations that make no network."""
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The parts of a Stable Diffusion model on the CPU, with no gradients asked.
+
+    In float32, unless they were asked for in another type. Some may wait without values until they
+    are asked for (`models/networks/offload.py`): their tensors are kept as they were stored.
+    Nothing in it depends on the files any more: they may be moved or replaced.
+
+    Attributes:
+        contents: What the files held besides; `contents.parts` are the networks' own tensors.
+        stored: Part -> the type of each tensor in the files, to be written back as it was.
+        networks: Component of the family -> the network.
+        tokenizers: Text encoder -> transformers' CLIPTokenizer.
+        schedule: The forward process it was trained with.
+        scaling_factor: Scaled latents = this times the VAE's.
+    """
+
+    contents: ModelContents
+    stored: Mapping[str, Mapping[str, torch.dtype]]
+    networks: Mapping[str, Any]
+    tokenizers: Mapping[str, Any]
+    schedule: NoiseSchedule
+    scaling_factor: float
+
+    @property
+    def identity(self) -> Identity:
+        """Family and prediction, with the evidence."""
+        return self.contents.identity
+
+    @property
+    def family(self) -> Family:
+        """The family that the model belongs to."""
+        return self.contents.identity.family
+
+    @property
+    def unet(self) -> Any:
+        """The network that predicts noise or velocity, diffusers' `UNet2DConditionModel`."""
+        return self.networks[self.family.unet.name]
+
+    @property
+    def vae(self) -> Any:
+        """The network between pixels and latents: diffusers' AutoencoderKL."""
+        return self.networks[self.family.vae.name]
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """The networks that read, by name, in the order of the table."""
+        return {part.name: self.networks[part.name] for part in self.family.text_encoders}
+
+    @property
+    def scheduler_config(self) -> Mapping[str, Any]:
+        """The configuration of the noise scheduler, for samplers."""
+        return self.contents.scheduler_config
+
+
+def load_base_model(
+    source: str | Path,
+    options: OpenOptions | None = None,
+    progress: Progress | None = None,
+    dtypes: Mapping[PartKind, torch.dtype] | None = None,
+    exact: Collection[str] = (),
+    waiting: Callable[[Family], Mapping[str, Keep]] | None = None,
+    changed: Callable[[ModelContents], ModelContents] | None = None,
+) -> BaseModel:
+    """Read a base model: a single file, a Diffusers folder, or a Hub id.
+
+    Args:
+        source: Where it is.
+        options: What is known of it.
+        progress: Shows how far the work is.
+        dtypes: Kind of network -> its type, where that is not float32.
+        exact: Names of networks that are float32 all the same, so that they can be written again
+            bit for bit.
+        waiting: Gives, for the family that the model is of, the names of networks that wait without
+            values, with how their tensors are kept meanwhile.
+        changed: Gives the contents that networks are made of, for those of the files: with LoRAs.
+
+    Raises:
+        ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
+            NaN, or the model is of no family that is known.
+    """
+    progress = progress or SilentProgress()
+    contents = open_model(source, options, progress)
+    networks = empty_networks(contents)
+    contents = require_complete(contents, networks)
+    contents = contents if changed is None else changed(contents)
+    for note in contents.notes:
+        progress.note(f"{contents.name}: {note}.")
+    by_name = contents.identity.family.by_name(dtypes or {})
+    asked = {name: dtype for name, dtype in by_name.items() if name not in exact}
+    size = sum(total_bytes(tensors) for tensors in contents.parts.values())
+    keepers = waiting(contents.identity.family) if waiting else {}
+    kept: dict[str, Tensors] = {}
+    with progress.stage("Reading the model", size >> 20, "MiB") as advance:
+        count = in_mib(advance)
+        for part, tensors in contents.parts.items():
+            place = f"{source} ({part})"
+            if part in keepers:
+                kept[part] = leave_without_values(networks[part], tensors, place, keepers[part])
+                count(total_bytes(tensors))
+            else:
+                _filled(networks[part], tensors, place, count, asked.get(part, torch.float32))
+    ldm_only = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
+    parts = {**state_dicts({n: m for n, m in networks.items() if n not in kept}), **kept}
+    own = replace(contents, parts=parts, ldm_only=ldm_only)
+    return _assembled(own, networks, stored=contents)
+
+
+def _assembled(
+    contents: ModelContents, modules: Mapping[str, Any], stored: ModelContents | None = None
+) -> BaseModel:
+    """Networks and what goes with them; `stored` is what the files held, if not `contents`."""
+    family, configs, source = contents.identity.family, contents.configs, contents.source
+    if configs[family.unet.name].get("upcast_attention"):
+        use_upcast_attention(modules[family.unet.name])
+    parts = (stored or contents).parts
+    return BaseModel(
+        contents=contents,
+        stored={p: {n: t.dtype for n, t in tensors.items()} for p, tensors in parts.items()},
+        networks={part: modules[part] for part in family.names},
+        tokenizers={part.name: build_tokenizer(contents, part) for part in family.text_encoders},
+        schedule=schedule_of(contents.scheduler_config, source),
+        scaling_factor=stated_scaling(configs[family.vae.name], source) or family.scaling_factor,
+    )
+
+
+def load_meta_model(
+    source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
+) -> BaseModel:
+    """A base model whose networks have shapes and types but no values: for plans.
+
+    Raises:
+        ModelError: As `load_base_model`, but for the values.
+    """
+    return meta_model_of(open_model(source, options, progress))
+
+
+def meta_model_of(contents: ModelContents) -> BaseModel:
+    """Make a base model without values, of contents that are open already.
+
+    Raises:
+        ModelError: Tensors are missing or of no use.
+    """
+    modules = empty_networks(contents)
+    contents = require_complete(contents, modules)
+    for module in modules.values():
+        module.requires_grad_(requires_grad=False).eval()
+    return _assembled(contents, modules)
+
+
+def _filled(
+    module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
+) -> None:
+    fill(module, tensors, source, advance, dtype)
+    materialise_buffers(module)
+    module.requires_grad_(requires_grad=False).eval()
+
+
+def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
+    """The networks of a model without values, by part.
+
+    Raises:
+        ModelError: A configuration makes none.
+    """
+    return {
+        part.name: empty_network(
+            part, contents.configs[part.name], f"{contents.source} ({part.name})"
+        )
+        for part in contents.identity.family.components
+    }
+
+
+def empty_network(part: Component, config: Mapping[str, Any], source: str) -> nn.Module:
+    """A network without values, which knows the names and shapes of its tensors.
+
+    Raises:
+        ModelError: The configuration makes none.
+    """
+    require_modest(config, source)
+    try:
+        with torch.device("meta"):
+            return make_network(part, config)
+    except UNFIT as error:
+        raise ModelError(
+            f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
+        ) from error
+
+
+def make_network(part: Component, config: Mapping[str, Any]) -> nn.Module:
+    """A network by its configuration, with PyTorch's own first weights."""
+    kind = getattr(importlib.import_module(part.library), part.class_name)
+    return MAKERS[part.library](kind, config)
+
+
+def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    return kind.from_config(config)  # type: ignore[no-any-return]
+
+
+def _of_transformers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    return kind(kind.config_class(**config))  # type: ignore[no-any-return]
+
+
+MAKERS: dict[Library, Callable[[Any, Mapping[str, Any]], nn.Module]] = {
+    "diffusers": _of_diffusers,
+    "transformers": _of_transformers,
+}
+"""How classes of a library make a network of a configuration."""
+
+
+def fill(
+    module: nn.Module,
+    tensors: Tensors,
+    source: str,
+    advance: Advance,
+    dtype: torch.dtype | TypeOf,
+) -> None:
+    """Put tensors into a network as copies; every name and every shape has to fit.
+
+    Each value is copied once, so that training never depends on the file.
+
+    Args:
+        module: The network.
+        tensors: Its tensors.
+        source: Where they are from, for messages.
+        advance: Is told the bytes that were read.
+        dtype: The type that they come to, or what gives it for the type that one is stored in.
+
+    Raises:
+        ModelError: With the names that are missing, unknown, of another shape, or not finite.
+    """
+    expected = dict(module.state_dict())
+    tensors = {named_as_in(expected, name): tensor for name, tensor in tensors.items()}
+    fit = compare(expected, tensors)
+    if fit.faults:
+        raise ModelError(
+            f"{source} does not fit its configuration: {'; '.join(fit.faults)}. The file is "
+            f"damaged or belongs to another model."
+        )
+    values = dict(zip(tensors, _read(tensors, source, advance, dtype), strict=True))
+    module.load_state_dict(values, strict=False, assign=True)
+
+
+def _read(
+    tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype | TypeOf
+) -> Iterator[Tensor]:
+    """Copies of tensors in their order, read and converted on a few threads at once.
+
+    Most of the time goes to memory that was never touched, which the system has to hand out.
+    """
+
+    def read(named: tuple[str, LazyTensor]) -> Tensor:
+        name, lazy = named
+        values = lazy.read_as(dtype if isinstance(dtype, torch.dtype) else dtype(lazy.dtype))
+        if not is_finite(values):
+            raise not_finite(name, source)
+        return values
+
+    pool = ThreadPoolExecutor(min(READERS, default_workers()))
+    try:
+        for lazy, values in zip(tensors.values(), pool.map(read, tensors.items()), strict=True):
+            yield values
+            advance(lazy.size_bytes)
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
+    """The tensors of networks by today's names: what they are when they are read.
+
+    Nothing is held on to: a part that is trained moves to a device, and may change its type.
+    """
+    return {part: tensors_of(module) for part, module in modules.items()}
+
+
+def tensors_of(module: nn.Module) -> dict[str, LazyTensor]:
+    """A network's state without transformers 4's prefix and position ids."""
+    return {
+        name.removeprefix("text_model."): LazyTensor(
+            tuple(tensor.shape), tensor.dtype, partial(_now, module, name)
+        )
+        for name, tensor in module.state_dict().items()
+        if not name.endswith("embeddings.position_ids")
+    }
+
+
+def _now(module: nn.Module, name: str) -> Tensor:
+    tensor: Tensor = attrgetter(name)(module)
+    return tensor.detach().cpu()
+
+
+def materialise_buffers(module: nn.Module) -> None:
+    """Recreate the one buffer that is computed, not stored: CLIP's position ids."""
+    for child in module.modules():
+        for name, buffer in list(child.named_buffers(recurse=False)):
+            if buffer.is_meta:
+                values = torch.arange(buffer.shape[-1]).expand(buffer.shape).clone()
+                child.register_buffer(name, values, persistent=False)

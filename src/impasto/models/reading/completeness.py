@@ -1,0 +1,107 @@
+"""Whether a model's tensors are those that its networks need: the one check of every verb.
+
+`load_base_model` and `convert` refuse what is missing or of another shape and leave out, with a
+note, what no network uses; `inspect` shows the same without refusing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.errors import ModelError
+from impasto.models.reading.contents import ModelContents
+
+NAMES_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How tensors compare with what a network expects.
+
+    Attributes:
+        missing: Names that the network needs and the file lacks.
+        unknown: Names that the network has no use for.
+        wrong: What has another shape or type, in words.
+    """
+
+    missing: tuple[str, ...]
+    unknown: tuple[str, ...]
+    wrong: tuple[str, ...]
+
+    @property
+    def faults(self) -> list[str]:
+        """What does not fit, the first few of each sort by name."""
+        sorts = {"missing": self.missing, "unknown": self.unknown, "of another shape": self.wrong}
+        return [f"{sort}: {listed(names)}" for sort, names in sorts.items() if names]
+
+    @property
+    def gaps(self) -> list[str]:
+        """What makes the model unusable: faults without what is merely of no use."""
+        return replace(self, unknown=()).faults
+
+
+def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
+    """Compare names and shapes, and that what should be weights are not whole numbers."""
+    wrong = (
+        fault
+        for name in sorted(expected.keys() & tensors.keys())
+        if (fault := _fault(name, expected[name], tensors[name])) is not None
+    )
+    return Fit(
+        tuple(sorted(expected.keys() - tensors.keys() - {"embeddings.position_ids"})),
+        tuple(sorted(tensors.keys() - expected.keys())),
+        tuple(wrong),
+    )
+
+
+def require_complete(contents: ModelContents, networks: Mapping[str, nn.Module]) -> ModelContents:
+    """Check that no tensor is missing; leave out tensors of no use, and name them in the notes.
+
+    Args:
+        contents: A model as opened.
+        networks: Part -> the network that its configuration makes; values are not looked at.
+
+    Raises:
+        ModelError: A tensor is missing, or of another shape or type, in any part.
+    """
+    parts: dict[str, Tensors] = {}
+    notes = list(contents.notes)
+    for part, tensors in contents.parts.items():
+        expected = dict(networks[part].state_dict())
+        fit = compare(expected, {named_as_in(expected, n): t for n, t in tensors.items()})
+        if fit.gaps:
+            raise ModelError(
+                f"{contents.source} ({part}) does not fit its configuration: "
+                f"{'; '.join(fit.gaps)}. The file is damaged, incomplete, or belongs to another "
+                f"model. Download or copy it again."
+            )
+        unused = set(fit.unknown)
+        parts[part] = {n: t for n, t in tensors.items() if named_as_in(expected, n) not in unused}
+        if unused:
+            notes.append(f"left out of the {part}, which has no use for it: {listed(fit.unknown)}")
+    return replace(contents, parts=parts, notes=tuple(notes))
+
+
+def named_as_in(expected: Collection[str], name: str) -> str:
+    """Version 4 of transformers has `text_model.` before CLIP's names, version 5 has not."""
+    old = f"text_model.{name}"
+    return old if name not in expected and old in expected else name
+
+
+def listed(names: Iterable[str]) -> str:
+    """The first few names, and how many more there are."""
+    names = list(names)
+    rest = len(names) - NAMES_SHOWN
+    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _fault(name: str, expected: Tensor, found: LazyTensor) -> str | None:
+    if tuple(expected.shape) != found.shape:
+        return f"{name} is {found.shape}, expected {tuple(expected.shape)}"
+    if expected.dtype.is_floating_point and not found.dtype.is_floating_point:
+        return f"{name} is {found.dtype}, expected floating-point numbers"
+    return None

@@ -1,0 +1,270 @@
+"""Opens the parts of a Diffusers folder by today's names, whichever version wrote it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from impasto import presence
+from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.kinds import REFINER
+from impasto.checkpoints.links import require_links_inside
+from impasto.checkpoints.reading import open_tensor_file
+from impasto.checkpoints.scaled import apply_scales
+from impasto.checkpoints.tensors import LazyTensor, Tensors
+from impasto.checkpoints.weight_files import (
+    find_weights,
+    folder_layout_of,
+    networks_in,
+    read_weights,
+)
+from impasto.errors import ModelError
+from impasto.models import families
+from impasto.models.family import Component
+from impasto.models.reading.configs import Configs
+from impasto.models.reading.pipeline_files import SCHEDULER_FILE
+from impasto.parsing import parse_json, read_text
+
+LDM_ONLY_FILE = "ldm_only.safetensors"
+METADATA_FILE = "impasto.json"
+TOKENIZER_FILES = (
+    "added_tokens.json", "merges.txt", "special_tokens_map.json", "tokenizer.json",
+    "tokenizer_config.json", "vocab.json",
+)  # fmt: skip
+"""What is taken along into exported folders: nothing else that lies, or is linked, beside it."""
+
+MISSING = "missing"
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_ATTENTION_NAME = re.compile(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
+
+
+@dataclass(frozen=True)
+class DiffusersFolder:
+    """The contents of a Diffusers folder.
+
+    Attributes:
+        components: Its networks.
+        parts: Name of each -> its tensors.
+        configs: Name of each -> its configuration.
+        scheduler_config: Of samplers.
+        ldm_only: What a single file has besides.
+        tokenizer_files: Folder of each tokenizer -> file name -> content.
+        metadata: Texts.
+        notes: What a person should know.
+        index: Its `model_index.json`.
+    """
+
+    components: tuple[Component, ...]
+    parts: Mapping[str, Tensors]
+    configs: Configs
+    scheduler_config: dict[str, Any]
+    ldm_only: Tensors
+    tokenizer_files: dict[str, dict[str, bytes]]
+    metadata: dict[str, str]
+    notes: tuple[str, ...]
+    index: Mapping[str, Any]
+
+
+def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -> DiffusersFolder:
+    """Open all components of a model in diffusers' form.
+
+    Raises:
+        ModelError: It is no Diffusers folder of Stable Diffusion, or something in it is missing or
+            damaged.
+    """
+    if not presence.is_file(path / "model_index.json"):
+        raise ModelError(
+            f"{path} is a folder without model_index.json; expected a Diffusers folder, which has "
+            f"that and a folder for each network, or the path of one .safetensors or .ckpt file."
+        )
+    require_links_inside(path)
+    index = read_config(path / "model_index.json")
+    if index.get("requires_aesthetics_score"):
+        raise ModelError(f"{path} is {REFINER.name}, and not SDXL's base model. Give a base model.")
+    layout = folder_layout_of(index, families.folder_layouts(index.get("_class_name")))
+    if layout is None:
+        raise ModelError(
+            f"{path} is a {index.get('_class_name')} with {', '.join(sorted(networks_in(index)))}, "
+            f"which is not {families.known_as()}. Give a base model of these."
+        )
+    components = families.components_of(layout)
+    if variant is not None:
+        _require_variant(path, components, variant)
+    opened = {p.name: _open_component(path / p.folder, p, weights, variant) for p in components}
+    _require_average(path, components, weights)
+    rest = path / LDM_ONLY_FILE
+    return DiffusersFolder(
+        components,
+        {part: found.tensors for part, found in opened.items()},
+        {part: found.config for part, found in opened.items()},
+        read_config(path / SCHEDULER_FILE),
+        open_tensor_file(rest).tensors if presence.is_file(rest) else {},
+        {folder: _read_tokenizer(path / folder) for folder in layout.tokenizers},
+        _read_metadata(path / METADATA_FILE),
+        tuple(note for found in opened.values() for note in found.notes),
+        index,
+    )
+
+
+def _require_average(path: Path, components: Sequence[Component], weights: str) -> None:
+    if weights != "ema":
+        return
+    averaged = [part for part in components if part.naming.is_averaged]
+    if not all("non_ema" in find_weights(path / part.folder, part.stems) for part in averaged):
+        raise ModelError(f"{path} has no averaged (EMA) weights. Set model.weights to auto.")
+
+
+def open_component(
+    folder: Path, part: Component
+) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
+    """Open one part by its own folder: its tensors, its configuration, and notes.
+
+    Raises:
+        ModelError: It is not there or damaged.
+    """
+    require_links_inside(folder)
+    found = _open_component(folder, part, "auto", None)
+    return found.tensors, found.config, found.notes
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """Read one of a Diffusers folder's JSON files.
+
+    Raises:
+        ModelError: It is missing or not JSON.
+    """
+    try:
+        config = parse_json(read_text(file))
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"The model is incomplete: {file} is not there. Download or copy it again."
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{file} cannot be read as JSON: {error}.") from error
+    if not isinstance(config, dict):
+        raise ModelError(f"{file} holds a {type(config).__name__}; expected names and values.")
+    return config
+
+
+def encoders_of(folder: DiffusersFolder, path: Path) -> tuple[tuple[str, str], ...]:
+    """Each text encoder, and whose it is, by its activation; see `Marks`.
+
+    Raises:
+        ModelError: It is nobody's that is known.
+    """
+    found = []
+    for part in folder.components:
+        if part.kind is not PartKind.TEXT:
+            continue
+        activation = folder.configs[part.name].get("hidden_act", "quick_gelu")
+        dialect = families.dialect_of(part.name, activation)
+        if dialect is None:
+            raise ModelError(
+                f"{path} is not a model of a family that Impasto knows: its {part.name} uses "
+                f"{activation!r}, which that of {families.known_as()} does not."
+            )
+        found.append((part.name, dialect))
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class _Component:
+    tensors: Tensors
+    config: dict[str, Any]
+    notes: tuple[str, ...] = ()
+
+
+def _open_component(folder: Path, part: Component, weights: str, variant: str | None) -> _Component:
+    config = read_config(folder / "config.json")
+    if "quantization_config" in config:
+        raise ModelError(
+            f"{folder} is quantized (quantization_config in its config.json), and Impasto cannot "
+            f"undo that. Take an fp16, bf16 or fp32 version of this model."
+        )
+    sets = find_weights(folder, part.stems)
+    wanted = [variant] if variant else []
+    if weights == "plain":
+        wanted.append("non_ema")
+    taken = next((name for name in (*wanted, None, "fp16") if name in sets), MISSING)
+    if taken is MISSING:
+        others = f"; it has {', '.join(sorted(map(str, sets)))}" if sets else ""
+        raise ModelError(
+            f"The model is incomplete: {folder} has no {part.stems.name}.safetensors and no .bin "
+            f"file{others}. Download or copy it again, or name one of those with --variant."
+        )
+    found = sets[taken]
+    notes = [f"{part.name} from {found.name}"] if taken is not None else []
+    if variant and taken != variant:
+        notes.append(f"no {variant} files of the {part.name}: taken from {found.name}")
+    raw, metadata = read_weights(found)
+    unscaled = apply_scales(raw, metadata, str(found))
+    return _Component(by_todays_names(unscaled.tensors, part), config, (*notes, *unscaled.notes))
+
+
+def by_todays_names(tensors: Tensors, part: Component) -> dict[str, LazyTensor]:
+    """The tensors of one part of a Diffusers folder as today's diffusers names them."""
+    named = {MODERN[part.kind](name): tensor for name, tensor in tensors.items()}
+    kept = {n: t for n, t in named.items() if not n.endswith("embeddings.position_ids")}
+    return {name: _without_spare_axes(name, tensor) for name, tensor in kept.items()}
+
+
+def _require_variant(path: Path, components: Sequence[Component], variant: str) -> None:
+    """Make sure that at least one part has files of a variant.
+
+    Raises:
+        ModelError: None has; those that are there are named.
+    """
+    sets = [find_weights(path / part.folder, part.stems) for part in components]
+    if any(variant in found for found in sets):
+        return
+    there = sorted({name for found in sets for name in found if name is not None})
+    named = f"it has {', '.join(there)}" if there else "it has only the main files"
+    plain = " and the main files" if there and any(None in found for found in sets) else ""
+    raise ModelError(
+        f"{path} has no files of the variant {variant!r}; {named}{plain}. Name one that is there, "
+        f"or take --variant (model.variant) out."
+    )
+
+
+def _without_prefix(name: str) -> str:
+    """CLIP without transformers 4's prefix."""
+    return name.removeprefix("text_model.")
+
+
+def _renamed_attention(name: str) -> str:
+    """The VAE's attention as diffusers 0.17 renamed it."""
+    return _OLD_ATTENTION_NAME.sub(lambda m: f"{m[1]}{_OLD_ATTENTION[m[2]]}.", name)
+
+
+def _as_it_is(name: str) -> str:
+    return name
+
+
+MODERN: dict[PartKind, Callable[[str], str]] = {
+    PartKind.UNET: _as_it_is,
+    PartKind.VAE: _renamed_attention,
+    PartKind.TEXT: _without_prefix,
+}
+"""What a network does -> today's names of its tensors in diffusers' form."""
+
+
+def _without_spare_axes(name: str, tensor: LazyTensor) -> LazyTensor:
+    """Early folders kept the VAE's attention as 1x1 convolutions."""
+    is_attention = "mid_block.attentions.0.to_" in name and len(tensor.shape) == 4
+    return tensor.reshaped(tensor.shape[:2]) if is_attention else tensor
+
+
+def _read_tokenizer(folder: Path) -> dict[str, bytes]:
+    if not presence.is_dir(folder):
+        return {}
+    found = (folder / name for name in TOKENIZER_FILES)
+    return {path.name: path.read_bytes() for path in found if presence.is_file(path)}
+
+
+def _read_metadata(file: Path) -> dict[str, str]:
+    if not presence.is_file(file):
+        return {}
+    return {key: text for key, text in read_config(file).items() if isinstance(text, str)}

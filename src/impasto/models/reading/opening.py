@@ -1,0 +1,328 @@
+"""Opens a base model in any of its forms, without reading its weights yet.
+
+A form is a single LDM file (`.safetensors`, `.ckpt`), a Diffusers folder, a Hub id, or a run that
+exported one of these. What comes out is the same for all: `ModelContents`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from impasto import presence
+from impasto.checkpoints import hub
+from impasto.checkpoints.keymap import FileLayout, PartKind, layout_of
+from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, PART_OF_SDXL, kind_of, lacking
+from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, split_ldm
+from impasto.checkpoints.modelspec import says_zero_terminal_snr
+from impasto.checkpoints.reading import TensorFile, open_tensor_file
+from impasto.checkpoints.scaled import apply_scales
+from impasto.checkpoints.tensors import Tensors
+from impasto.checkpoints.untrusted import untrusted
+from impasto.errors import ModelError
+from impasto.invocation import command
+from impasto.models import families
+from impasto.models.reading import diffusers_folder
+from impasto.models.reading.configs import Configs, configs_from, configs_in
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.identity import Clues, Identity, identify
+from impasto.models.reading.other_vae import open_vae, with_vae
+from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
+from impasto.models.tokenization.text_metadata import EMPTY_TEXT_KEY, ZEROS
+from impasto.parsing import read_text
+from impasto.progress import Progress, counted
+from impasto.remote_paths import is_remote, shown
+from impasto.runs import RunDirectory
+from impasto.runs.remote.fetching import fetch_model
+
+Weights = Literal["auto", "plain", "ema"]
+
+
+@dataclass(frozen=True)
+class OpenOptions:
+    """What the user says about a model.
+
+    Attributes:
+        family: A key of the family table, against what the tensors suggest.
+        prediction_type: `epsilon` or `v_prediction`, against what the witnesses say.
+        weights: Which U-Net of a file that has two: `plain`, the averaged `ema`, or `auto`, which
+            takes the plain one: it trains better, the average only samples better.
+        variant: Which set of files of a Diffusers folder, such as `fp16`.
+        vae: Another VAE: a Diffusers folder or id, a bare VAE file, or a full model.
+    """
+
+    family: str | None = None
+    prediction_type: str | None = None
+    weights: Weights = "auto"
+    variant: str | None = None
+    vae: str | None = None
+
+
+def open_model(
+    source: str | Path, options: OpenOptions | None = None, progress: Progress | None = None
+) -> ModelContents:
+    """Open a base model.
+
+    Raises:
+        ModelError: It is missing, damaged, refused, of another kind, or cannot be identified.
+    """
+    options = options or OpenOptions()
+    path = locate(str(source), options, progress)
+    with named_by(str(source), path):
+        if presence.is_file(path):
+            return contents_of(open_tensor_file(path), str(source), options, progress)
+        with untrusted(source):
+            contents = _open_folder(path, str(source), options)
+        return _with_asked_vae(contents, options, progress)
+
+
+@contextlib.contextmanager
+def named_by(source: str | Path, path: Path) -> Iterator[None]:
+    """Have errors name what is in a store by its URL, not by this machine's copy of it."""
+    try:
+        yield
+    except ModelError as error:
+        if not is_remote(source) or str(path) not in str(error):
+            raise
+        raise ModelError(str(error).replace(str(path), shown(source))) from error
+
+
+def contents_of(
+    file: TensorFile, source: str, options: OpenOptions, progress: Progress | None = None
+) -> ModelContents:
+    """The base model in a file that is open already.
+
+    Raises:
+        ModelError: As `open_model`.
+    """
+    with untrusted(source):
+        contents = _open_file(file, source, options)
+    return _with_asked_vae(contents, options, progress)
+
+
+def _with_asked_vae(
+    contents: ModelContents, options: OpenOptions, progress: Progress | None
+) -> ModelContents:
+    if options.vae is None:
+        return contents
+    return with_vae(contents, options.vae, locate(options.vae, OpenOptions(), progress))
+
+
+def locate(source: str, options: OpenOptions, progress: Progress | None = None) -> Path:
+    """The local path of what the user named: a run stands for its model, a Hub id is downloaded.
+
+    What is in an object store is fetched, whole, into the folder for copies.
+
+    Raises:
+        ModelError: There is nothing of that name.
+        StorageError: A store cannot be used.
+    """
+    named = Path(source)
+    if is_remote(source):
+        hub.require_source(source)
+        path = fetch_model(named, progress)
+    else:
+        path = named.expanduser()
+    run = RunDirectory(path, place=named if is_remote(source) else None)
+    if presence.is_file(run.config_file):
+        return _exported_by(run)
+    if presence.exists(path):
+        return path
+    hub.require_source(source)
+    layouts = families.folder_layouts()
+    return hub.download(source, layouts, progress, variant=options.variant)
+
+
+def local_file(path: Path, progress: Progress | None = None) -> Path:
+    """A file that goes with a model, such as a LoRA, on this machine; one in a store is fetched.
+
+    Raises:
+        ModelError: The store has no file there, or the URL holds what it may not.
+        StorageError: The store cannot be used.
+    """
+    if not is_remote(path):
+        return path
+    hub.require_source(shown(path))
+    found = fetch_model(path, progress)
+    if not presence.is_file(found):
+        raise ModelError(f"{shown(path)} is a folder; expected a file.")
+    return found
+
+
+def _exported_by(run: RunDirectory) -> Path:
+    exported = run.exported_model()
+    if exported is None:
+        raise ModelError(
+            f"{run.address} is a run that has not exported a model yet. Finish it with: "
+            f"{command('resume', run.address)}"
+        )
+    return exported
+
+
+def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents:
+    folder = diffusers_folder.open_folder(path, options.weights, options.variant)
+    unet = next(part for part in folder.components if part.kind is PartKind.UNET)
+    identity = identify(
+        Clues(
+            source,
+            folder.parts[unet.name],
+            diffusers_folder.encoders_of(folder, path),
+            scheduler_config=folder.scheduler_config,
+            family_key=options.family,
+            prediction_name=options.prediction_type,
+        )
+    )
+    upcast = {"upcast_attention": identity.family.upcast_attention}
+    return ModelContents(
+        source=source,
+        form="Diffusers folder",
+        parts=folder.parts,
+        ldm_only=folder.ldm_only,
+        configs={**folder.configs, unet.name: {**upcast, **folder.configs[unet.name]}},
+        scheduler_config=_with_prediction(folder.scheduler_config, identity),
+        identity=identity,
+        tokenizer_files=folder.tokenizer_files,
+        metadata=folder.metadata,
+        notes=folder.notes,
+        zeroes_empty_text=identity.family.pipeline.zeroes_empty_text(folder.index),
+    )
+
+
+def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelContents:
+    kind = kind_of(file, families.file_layouts())
+    if kind is HYPERNETWORK:
+        raise ModelError(
+            f"{source} is a hypernetwork, which is used beside a base model. Draw with it like "
+            f"this: "
+            f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
+        )
+    missing = lacking(file, families.file_layouts()) if kind is PART_OF_SDXL else ()
+    if missing:
+        raise ModelError(
+            f"{source} is {kind.name}: it has no {' and no '.join(missing)}. Give the whole model, "
+            f"with everything in one file or in a Diffusers folder."
+        )
+    if kind is not BASE_MODEL:
+        raise ModelError(f"{source} is {kind.name}, not {BASE_MODEL.name}. {kind.advice}")
+    if options.variant is not None:
+        raise ModelError(
+            f"{source} is one file and has no variants; {options.variant!r} is for Diffusers "
+            f"folders, which may hold several sets of files. Take --variant (model.variant) out."
+        )
+    layout = layout_of(file.tensors, families.file_layouts())
+    stated = configs_in(file.metadata, [part.name for part in layout.parts], source)
+    unscaled = apply_scales(file.tensors, file.metadata, source)
+    ldm = split_ldm(unscaled.tensors, layout, _layers_stated(stated or {}))
+    parts = _whole(ldm, layout, source, options)
+    identity = identify(_clues_of(file, layout, ldm, parts, source, options))
+    is_zero_snr = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
+    return ModelContents(
+        source=source,
+        form=f"LDM file ({file.form})",
+        parts=parts,
+        ldm_only=ldm.ldm_only,
+        configs=stated or configs_from(parts, identity.family, source),
+        scheduler_config=scheduler_config(identity.prediction.name)
+        | (ZERO_TERMINAL_SNR if is_zero_snr else {}),
+        identity=identity,
+        metadata=file.metadata,
+        notes=(*unscaled.notes, *ldm.notes, *_notes(ldm)),
+        zeroes_empty_text=file.metadata.get(EMPTY_TEXT_KEY) == ZEROS,
+    )
+
+
+def _layers_stated(configs: Configs) -> dict[str, int]:
+    """Part -> its layers, where its configuration says so."""
+    said = {part: config.get("num_hidden_layers") for part, config in configs.items()}
+    return {part: number for part, number in said.items() if isinstance(number, int)}
+
+
+def _whole(
+    ldm: LdmModel, layout: FileLayout, source: str, options: OpenOptions
+) -> dict[str, Tensors]:
+    """All parts of a file, with the weights and the VAE that are asked for.
+
+    Raises:
+        ModelError: One is missing.
+    """
+    (unet,), (vae,) = layout.of_kind(PartKind.UNET), layout.of_kind(PartKind.VAE)
+    parts = _with_chosen_weights(ldm, unet.name, source, options.weights)
+    if vae.name not in parts and options.vae is not None:  # some files come without one
+        parts[vae.name] = open_vae(locate(options.vae, OpenOptions())).tensors
+    missing = sorted({part.name for part in layout.parts} - parts.keys())
+    if missing:
+        hint = " Name one with model.vae." if missing == [vae.name] else ""
+        raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
+    return parts
+
+
+def _clues_of(
+    file: TensorFile,
+    layout: FileLayout,
+    ldm: LdmModel,
+    parts: Mapping[str, Tensors],
+    source: str,
+    options: OpenOptions,
+) -> Clues:
+    (unet,) = layout.of_kind(PartKind.UNET)
+    return Clues(
+        source,
+        parts[unet.name],
+        tuple((part.name, part.naming.dialect) for part in layout.of_kind(PartKind.TEXT)),
+        metadata=file.metadata,
+        counters=file.counters,
+        sidecar=_read_sidecar(file.path),
+        marks=ldm.marks,
+        family_key=options.family,
+        prediction_name=options.prediction_type,
+    )
+
+
+def _with_chosen_weights(
+    ldm: LdmModel, unet: str, source: str, weights: Weights
+) -> dict[str, Tensors]:
+    plain = ldm.parts.get(unet, {})
+    if weights != "ema":
+        return dict(ldm.parts)
+    if set(ldm.ema) != set(plain):
+        raise ModelError(
+            f"{source} has no averaged (EMA) weights for the whole U-Net: {len(ldm.ema)} of "
+            f"{len(plain)} tensors. Set model.weights to plain or auto."
+        )
+    return {**ldm.parts, unet: ldm.ema}
+
+
+def _notes(ldm: LdmModel) -> tuple[str, ...]:
+    notes = []
+    if ldm.ema:
+        averages = counted(len(ldm.ema), "tensors")
+        notes.append(f"holds averaged (EMA) weights beside the plain ones: {averages}")
+    if ldm.foreign:
+        shown = ", ".join(ldm.foreign[:3]) + (" ..." if len(ldm.foreign) > 3 else "")
+        notes.append(
+            f"left out, since their use is not known: {counted(len(ldm.foreign), 'tensors')} "
+            f"({shown})"
+        )
+    return tuple(notes)
+
+
+def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
+    """The `.yaml` of the original programs, if one lies beside the file under the same name."""
+    sidecar = path.with_suffix(".yaml")
+    if not presence.is_file(sidecar):
+        return None
+    try:
+        content = yaml.safe_load(read_text(sidecar))
+    except (OSError, ValueError, LookupError, TypeError, yaml.YAMLError, RecursionError) as error:
+        reason = str(error).strip() or type(error).__name__
+        raise ModelError(f"{sidecar} cannot be read as YAML: {reason}.") from error
+    return (sidecar, content) if isinstance(content, Mapping) else None
+
+
+def _with_prediction(config: Mapping[str, Any], identity: Identity) -> dict[str, Any]:
+    return {**config, "prediction_type": identity.prediction.name}

@@ -1,0 +1,161 @@
+"""Opens a VAE by itself and puts it into a model in place of its own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from impasto import presence
+from impasto.checkpoints.keymap import PartKind, layout_of
+from impasto.checkpoints.kinds import BASE_MODEL, DIFFUSERS_VAE, VAE_ALONE, kind_of
+from impasto.checkpoints.ldm import split_ldm
+from impasto.checkpoints.reading import TensorFile, open_tensor_file
+from impasto.checkpoints.scaled import apply_scales
+from impasto.checkpoints.tensors import Tensors
+from impasto.errors import ModelError
+from impasto.models import families
+from impasto.models.family import Family
+from impasto.models.reading import diffusers_folder
+from impasto.models.reading.configs import UnknownSizeError, configs_in, stated_scaling, vae_config
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.known_vaes import known_vae
+
+TRAINING_LEFTOVERS = ("model_ema.", "loss.")
+"""What Stability's VAE files hold besides the VAE; A1111 `modules/sd_vae.py` drops the same."""
+
+
+@dataclass(frozen=True)
+class OpenedVae:
+    """A VAE in a file of its own, opened and identified.
+
+    Attributes:
+        tensors: By diffusers' names.
+        config: Its configuration, or None where neither the file nor its size tells.
+        notes: What a person should know of how it was read.
+        scaling: What latents are multiplied by; None where nothing says which models it is for.
+        called: What it is called, in brackets, where it is a known one.
+    """
+
+    tensors: Tensors
+    config: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    scaling: float | None = None
+    called: str = ""
+
+
+def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
+    """Put another VAE in the place of a model's own.
+
+    Args:
+        contents: The model.
+        named: What the user called the VAE.
+        path: Where that is.
+
+    Raises:
+        ModelError: It is no VAE, is damaged, or scales latents otherwise than the model.
+    """
+    family, own = contents.identity.family, contents.identity.family.vae.name
+    vae = open_vae(path, family)
+    config = vae.config or contents.configs[own]  # which then has to fit
+    scaling = stated_scaling(contents.configs[own], contents.source) or family.scaling_factor
+    if vae.scaling not in (None, scaling):
+        raise ModelError(
+            f"The VAE {named}{vae.called} scales latents by {vae.scaling}, the model by "
+            f"{scaling}: they do not belong together. Take a VAE of {family.generation}."
+        )
+    is_usual = family.scaling_factor == families.SD1.scaling_factor
+    is_doubtful = vae.scaling is None and not is_usual  # bare files are for SD 1 as a rule
+    doubt = (_DOUBT.format(named, family.generation),) if is_doubtful else ()
+    return replace(
+        contents,
+        parts={**contents.parts, own: vae.tensors},
+        configs={**contents.configs, own: {"scaling_factor": scaling, **config}},
+        notes=(*contents.notes, f"VAE from {named}", *vae.notes, *doubt),
+    )
+
+
+_DOUBT = (
+    "nothing in {} says which models this VAE is for: those of SD 1 and 2 and of SDXL have the "
+    "same shapes and other latents. Make sure that it is one of {}"
+)
+
+
+def open_vae(path: Path, family: Family | None = None) -> OpenedVae:
+    """Open a VAE: a file of it alone in either naming, a full model, or a folder of diffusers.
+
+    Args:
+        path: Where it is.
+        family: What it is for; None where only its tensors are asked for.
+
+    Raises:
+        ModelError: It has no VAE, or cannot be read.
+    """
+    row = family or families.FAMILIES[0]
+    if presence.is_dir(path):
+        inner = path / row.vae.folder
+        found = diffusers_folder.open_component(inner if presence.is_dir(inner) else path, row.vae)
+        return OpenedVae(*found, stated_scaling(found[1], str(path)))
+    file = open_tensor_file(path)
+    kind = kind_of(file, families.file_layouts())
+    if kind is DIFFUSERS_VAE:
+        return _of_diffusers_file(file, row)
+    if kind not in (BASE_MODEL, VAE_ALONE):
+        raise ModelError(f"{path} is {kind.name}; expected a VAE or a full model for model.vae.")
+    return _of_ldm_file(file, row, is_bare=kind is VAE_ALONE)
+
+
+def _of_ldm_file(file: TensorFile, family: Family, *, is_bare: bool) -> OpenedVae:
+    layout = layout_of(file.tensors, families.file_layouts())
+    (own,) = layout.of_kind(PartKind.VAE)
+    prefix = own.naming.prefix
+    named = {
+        prefix + name.removeprefix(prefix) if is_bare else name: tensor
+        for name, tensor in file.tensors.items()
+        if not (is_bare and name.startswith(TRAINING_LEFTOVERS))
+    }
+    inside = {n: t for n, t in named.items() if n.startswith(prefix)}
+    unscaled = apply_scales(inside, file.metadata, str(file.path))
+    tensors = split_ldm(unscaled.tensors, layout).parts.get(own.name)
+    if tensors is None:
+        raise ModelError(f"{file.path} has no VAE in it.")
+    stated = configs_in(file.metadata, [own.name], str(file.path))
+    if stated is not None:
+        scaling = stated_scaling(stated[own.name], str(file.path))
+        return OpenedVae(tensors, stated[own.name], unscaled.notes, scaling)
+    config = _config_by_shapes(tensors, family)
+    if is_bare:
+        scaling, called = _recognised(file)
+        return OpenedVae(tensors, config, unscaled.notes, scaling, called)
+    whole = next(row for row in families.FAMILIES if row.layout == layout)
+    called = f" (of a model of {whole.generation})"
+    return OpenedVae(tensors, config, unscaled.notes, whole.scaling_factor, called)
+
+
+def _recognised(file: TensorFile) -> tuple[float | None, str]:
+    """What a bare VAE scales latents by and is called, by its metadata or its content."""
+    said = file.metadata.get("modelspec.architecture", "")
+    for row in families.FAMILIES:
+        if said == row.architecture or said.startswith(f"{row.architecture}/"):
+            return row.scaling_factor, f" (of {row.generation}, as its file says)"
+    known = known_vae(file.path)
+    return (None, "") if known is None else (known[1], f" ({known[0]})")
+
+
+def _of_diffusers_file(file: TensorFile, family: Family) -> OpenedVae:
+    """One file out of a Diffusers folder, with or without the configuration beside it."""
+    unscaled = apply_scales(file.tensors, file.metadata, str(file.path))
+    tensors = diffusers_folder.by_todays_names(unscaled.tensors, family.vae)
+    beside = file.path.with_name("config.json")
+    config = diffusers_folder.read_config(beside) if presence.is_file(beside) else None
+    stated = stated_scaling(config, str(beside)) if config else None
+    scaling, called = (stated, "") if stated else _recognised(file)
+    config = config or _config_by_shapes(tensors, family)
+    return OpenedVae(tensors, config, unscaled.notes, scaling, called)
+
+
+def _config_by_shapes(tensors: Tensors, family: Family) -> dict[str, Any] | None:
+    try:
+        return vae_config(tensors, family.vae, family)
+    except (UnknownSizeError, LookupError):
+        return None

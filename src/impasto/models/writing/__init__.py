@@ -1,0 +1,1 @@
+"""Writes models: files, folders, conversions, and new ones from a named architecture."""

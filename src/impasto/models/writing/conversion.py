@@ -1,0 +1,241 @@
+"""Writes a model in another form or precision, tensor by tensor, without filling networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from impasto import files
+from impasto.checkpoints import hypernetworks
+from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
+from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.modelspec import read_encoder_layer
+from impasto.checkpoints.scaled import QUANTIZATION_KEY
+from impasto.errors import ConfigError, ModelError
+from impasto.models.networks.loading import BaseModel, empty_networks
+from impasto.models.reading.completeness import require_complete
+from impasto.models.reading.configs import CONFIGS_KEY
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.saving import About, Form, trained_contents, write_model
+from impasto.models.writing.targets import form_of, why_not_replaced
+from impasto.progress import Progress, SilentProgress, in_mib
+
+__all__ = [
+    "convert_hypernetwork",
+    "convert_model",
+    "converted_info",
+    "form_of",
+    "hash_file",
+    "save_model",
+]
+
+MADE_ANEW = {
+    f"modelspec.{key}"
+    for key in (
+        "sai_model_spec", "architecture", "implementation", "title", "resolution", "date",
+        "hash_sha256", "prediction_type", "encoder_layer",
+    )
+}  # fmt: skip
+
+
+OF_TRAINING = ("impasto.training", "ss_")
+MERGE_KEY = "impasto.merge"
+"""Where a file's metadata says what was mixed, as JSON."""
+
+"""What texts begin with that say how a model was trained: not true of it any more once it has been
+trained further. The second is sd-scripts'."""
+
+
+def convert_model(
+    source: str,
+    target: Path,
+    form: Form,
+    dtypes: Mapping[PartKind, torch.dtype],
+    options: OpenOptions,
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, str]:
+    """Read a model and write it; what a person may want to know of it comes back.
+
+    Raises:
+        ConfigError: Something is at `target` already.
+        ModelError: The source cannot be used.
+        StorageError: The target cannot be written.
+    """
+    require_free(Path(source), target, overwrite=overwrite, by_folder=form == "diffusers")
+    contents = open_model(source, options, progress)
+    asked = contents.identity.family.by_name(dtypes)
+    contents = require_complete(contents, empty_networks(contents)).cast(asked)
+    write_model(contents, target, form, converted_info(contents, target, title), progress)
+    summary = {
+        "Wrote": str(target),
+        "Family": contents.identity.family.name,
+        "Predicts": f"{contents.identity.prediction.name} ({contents.identity.evidence})",
+        "Precision": ", ".join(f"{part} {word}" for part, word in contents.dtypes().items()),
+        **({"Note": "; ".join(contents.notes)} if contents.notes else {}),
+    }
+    if target.is_file():
+        summary["SHA-256"] = hash_file(target, progress)
+    return summary
+
+
+def save_model(
+    model: BaseModel,
+    target: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    title: str | None = None,
+    clip_skip: int | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a model with the networks as they are now, in the form that the target's name says.
+
+    A name that ends in `.safetensors` or `.ckpt` is a single file, one without an ending a
+    Diffusers folder.
+
+    Args:
+        model: As loaded, and perhaps trained.
+        target: Where to.
+        dtype: Of all networks; None is that of each tensor in the model's own files, so that what
+            did not learn is as it was, bit for bit, but no less than 16 bits.
+        title: What it is called in its file; None is the target's name.
+        clip_skip: CLIP's layer that it was trained with; None is what its own file says.
+        overwrite: Whether a model at the target is replaced.
+        progress: Shows how far the work is.
+
+    Raises:
+        ConfigError: Something is at the target already, or its ending is of no form.
+        ModelError: A network has other tensors than it was loaded with; a weight is NaN or
+            infinite, or becomes so in the type.
+        StorageError: The target cannot be written; it is as it was.
+    """
+    target = Path(target)
+    form = form_of(target, None)
+    source = Path(model.contents.source)
+    require_free(source, target, overwrite=overwrite, by_folder=form == "diffusers")
+    now = {
+        part: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        for part, network in model.networks.items()
+    }
+    for part, tensors in now.items():
+        _require_same_tensors(part, tensors, model)
+    asked = {} if dtype is None else dict.fromkeys(now, dtype)
+    contents = trained_contents(model, now, asked, trained_dtype=None)
+    about = converted_info(model.contents, target, title or target.stem)
+    untrue = (*OF_TRAINING, MERGE_KEY)  # of a model whose weights are others now
+    more = {key: text for key, text in about.more.items() if not key.startswith(untrue)}
+    layer = clip_skip or about.encoder_layer
+    write_model(contents, target, form, replace(about, more=more, encoder_layer=layer), progress)
+    return target
+
+
+def _require_same_tensors(part: str, tensors: Mapping[str, object], model: BaseModel) -> None:
+    own = {name.removeprefix("text_model.") for name in tensors}
+    expected = set(model.contents.parts[part])
+    if odd := sorted(own ^ expected):
+        found = "is new" if odd[0] in own else "is gone"
+        more = f", and {len(odd) - 1} more names differ" if len(odd) > 1 else ""
+        raise ModelError(
+            f"The {part} is not as it was loaded: {odd[0]} {found}{more}. Nothing was "
+            f"written. Merge what was attached to it (a LoRA) into its weights first."
+        )
+
+
+def convert_hypernetwork(
+    source: Path,
+    target: Path,
+    asked: str | None,
+    dtype: torch.dtype | None,
+    *,
+    title: str | None = None,
+    overwrite: bool = False,
+) -> dict[str, str]:
+    """Read a hypernetwork and write it; what a person may want to know of it comes back.
+
+    Raises:
+        ConfigError: Something is at `target` already, or its ending does not fit.
+        ModelError: The source cannot be used, or the form cannot say what it is.
+        StorageError: The target cannot be written.
+    """
+    require_free(source, target, overwrite=overwrite)
+    ending = target.suffix.lower()
+    by_ending = "safetensors" if ending == ".safetensors" else "a1111"
+    dialect = next((d for d in hypernetworks.SUFFIXES if d == (asked or by_ending)), None)
+    if dialect is None:
+        raise ConfigError(
+            f"{source} is a hypernetwork, which cannot be written as {asked}; choose one of "
+            f"{', '.join(hypernetworks.SUFFIXES)}."
+        )
+    if ending != hypernetworks.SUFFIXES[dialect]:
+        raise ConfigError(
+            f"{target} ends in {target.suffix or 'nothing'}, but a hypernetwork as {dialect} is a "
+            f"{hypernetworks.SUFFIXES[dialect]} file. Change one of them."
+        )
+    contents = hypernetworks.read_hypernetwork(source).cast(dtype)
+    contents = replace(contents, name=title) if title else contents
+    lost = write_hypernetwork(contents, target, dialect)
+    return {
+        "Wrote": str(target),
+        "From": contents.form,
+        "As": dialect,
+        "Widths": ", ".join(map(str, contents.widths)),
+        **({"Note": " ".join(lost)} if lost else {}),
+    }
+
+
+def hash_file(path: Path, progress: Progress | None = None) -> str:
+    """The SHA-256 of a file in hexadecimal; A1111 shows its first ten digits."""
+    with (progress or SilentProgress()).stage(
+        f"Hashing {path.name}", path.stat().st_size >> 20, "MiB"
+    ) as advance:
+        return files.sha256_of(path, in_mib(advance))
+
+
+def converted_info(contents: ModelContents, target: Path, title: str | None) -> About:
+    """What the new file says: what the old one said, and what has to be made anew."""
+    said = contents.metadata
+    anew = {*MADE_ANEW, *(f"modelspec.{part}_dtype" for part in contents.identity.family.names)}
+    kept = {key: text for key, text in said.items() if key not in anew}
+    return About(
+        title=title or said.get("modelspec.title", target.stem),
+        resolution=said.get("modelspec.resolution"),
+        encoder_layer=read_encoder_layer(said) or 1,
+        others={
+            key.removeprefix("modelspec."): text
+            for key, text in kept.items()
+            if key.startswith("modelspec.")
+        },
+        more={
+            key: text
+            for key, text in kept.items()
+            if not key.startswith("modelspec.")
+            and key not in ("format", CONFIGS_KEY, QUANTIZATION_KEY)
+        },
+    )
+
+
+def require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool = False) -> None:
+    """Make sure that a target may be written, and that it is not what is read.
+
+    Raises:
+        ConfigError: It is the source, holds it, or is there and not to be replaced.
+    """
+    if source.exists() and target.exists() and source.resolve() == target.resolve():
+        raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
+    if target.exists() and not overwrite:
+        raise ConfigError(
+            f"{target} is already there; nothing was changed. Take another name, or --overwrite."
+        )
+    if source.exists() and target.exists() and source.resolve().is_relative_to(target.resolve()):
+        raise ConfigError(f"{source} is in {target}; nothing was changed. Take another name.")
+    if fault := why_not_replaced(target, by_folder=by_folder):
+        raise ConfigError(
+            f"{target} is not replaced: {fault}. Nothing was changed. Take another name."
+        )

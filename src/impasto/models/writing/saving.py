@@ -1,0 +1,217 @@
+"""Writes a model in any of its forms: LDM `.safetensors`, LDM `.ckpt`, or a Diffusers folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from impasto import files
+from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.modelspec import ZERO_TERMINAL_SNR_KEY, ModelSpec
+from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
+from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
+from impasto.models.family import Component
+from impasto.models.networks.loading import BaseModel
+from impasto.models.reading.configs import metadata_for
+from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
+from impasto.models.reading.native_size import native_size
+from impasto.models.reading.pipeline_files import SCHEDULER_FILE, component_config, model_index
+from impasto.models.tokenization.text_metadata import EMPTY_TEXT_KEY, ZEROS
+from impasto.models.tokenization.vocabulary import write_tokenizer
+from impasto.progress import Advance, Progress, SilentProgress, in_mib
+
+Form = Literal["safetensors", "ckpt", "diffusers"]
+SUFFIXES: dict[Form, str] = {"safetensors": ".safetensors", "ckpt": ".ckpt", "diffusers": ""}
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class About:
+    """The metadata of a model's file that its tensors do not tell.
+
+    Attributes:
+        title: Its name.
+        resolution: `WIDTHxHEIGHT` it was trained at; None means what its configuration says.
+        encoder_layer: CLIP's layer from the end that it was trained with.
+        others: Further `modelspec` texts, such as author and license.
+        more: Texts under names of their own, such as the training summary.
+    """
+
+    title: str
+    resolution: str | None = None
+    encoder_layer: int = 1
+    others: Mapping[str, str] = field(default_factory=dict)
+    more: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MergedWithBase:
+    """What a trained model is mixed with when it is exported, as `impasto merge` mixes two.
+
+    Attributes:
+        base: Network -> its tensors before training, kept where training does not change them:
+            those of a loaded model are the memory that is trained.
+        ratio: The share of what was trained, above 0 and below 1.
+    """
+
+    base: Mapping[str, Tensors]
+    ratio: float
+
+    def mixed(self, part: str, trained: Tensors) -> dict[str, LazyTensor]:
+        """A network between the two, in float32; what is the same in both comes out as it is."""
+        base = self.base[part]
+        return {name: self._between(base[name], tensor) for name, tensor in trained.items()}
+
+    def _between(self, base: LazyTensor, trained: LazyTensor) -> LazyTensor:
+        if not trained.dtype.is_floating_point:
+            return trained
+
+        def read() -> Tensor:
+            ends = base.read_as(torch.float32), trained.read_as(torch.float32)
+            return torch.lerp(*ends, self.ratio)
+
+        return LazyTensor(trained.shape, torch.float32, read, owns_memory=True)
+
+
+def write_model(
+    contents: ModelContents,
+    target: Path,
+    form: Form,
+    about: About,
+    progress: Progress | None = None,
+) -> None:
+    """Write a model; it appears whole or not at all.
+
+    Tensors are read, checked and written in turn: beside the model, memory is needed for the one
+    that is read and for up to 64 MiB, or one larger tensor, that wait to be written.
+
+    Raises:
+        ModelError: A value is NaN or infinite, or becomes so in the type asked for.
+        StorageError: The disk is full or `target` cannot be written; it is as it was.
+    """
+    progress = progress or SilentProgress()
+    save = _save_diffusers if form == "diffusers" else _save_ldm
+    size = sum(map(total_bytes, (*contents.parts.values(), contents.ldm_only)))
+    with progress.stage(f"Writing {target.name}", size >> 20, "MiB") as advance:
+        save(contents, target, form, about, in_mib(advance))
+
+
+def trained_contents(
+    model: BaseModel,
+    trained: Mapping[str, Mapping[str, Tensor]],
+    dtypes: Mapping[str, torch.dtype],
+    *,
+    trained_dtype: torch.dtype | None,
+    merged: MergedWithBase | None = None,
+) -> ModelContents:
+    """A base model with its trained parts replaced; the others as they were stored, bit for bit.
+
+    Args:
+        model: The base model.
+        trained: Part -> its tensors by name.
+        dtypes: Part -> type, where it is asked for by name.
+        trained_dtype: The type of trained parts that `dtypes` does not name; None is as stored, but
+            no less than 16 bits.
+        merged: What trained parts are mixed with; None leaves them as they were trained.
+    """
+    parts: dict[str, Tensors] = {}
+    for part, tensors in model.contents.parts.items():
+        stored = model.stored[part]
+        parts[part] = {name: tensor.cast(stored[name]) for name, tensor in tensors.items()}
+        if part in trained:
+            own = {
+                n.removeprefix("text_model."): LazyTensor.of(t) for n, t in trained[part].items()
+            }
+            if merged is not None:
+                own = merged.mixed(part, own)
+            dtype = dtypes.get(part, trained_dtype)
+            parts[part] = {
+                name: own[name].cast(dtype or at_least_16_bits(stored[name])) for name in tensors
+            }
+    return replace(model.contents, parts=parts).cast(dtypes)
+
+
+def at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
+    """A type that new values are stored in: what was learned or mixed would be lost in 8 bits."""
+    return torch.float16 if dtype.is_floating_point and dtype.itemsize < 2 else dtype
+
+
+def _save_ldm(
+    contents: ModelContents, target: Path, form: Form, about: About, advance: Advance
+) -> None:
+    write = {"safetensors": write_safetensors, "ckpt": write_ckpt}[form]
+    write(target, contents.ldm_tensors(), _metadata(contents, about, "ldm"), advance)
+
+
+def _save_diffusers(
+    contents: ModelContents, target: Path, _: Form, about: About, advance: Advance
+) -> None:
+    with files.replace_folder(target) as partial:
+        for part in contents.identity.family.components:
+            folder = partial / part.folder
+            folder.mkdir()
+            config = component_config(part, contents.configs[part.name])
+            files.write_json(folder / "config.json", config)
+            tensors = {_as_on_the_hub(part, n): t for n, t in contents.parts[part.name].items()}
+            write_safetensors(partial / part.file, tensors, {"format": "pt"}, advance)
+        if contents.ldm_only:
+            write_safetensors(partial / LDM_ONLY_FILE, contents.ldm_only, {}, advance)
+        _write_small_files(contents, partial, about)
+
+
+def _write_small_files(contents: ModelContents, folder: Path, about: About) -> None:
+    family = contents.identity.family
+    for part in family.text_encoders:
+        tokenizer = folder / part.text.tokenizer
+        own = contents.tokenizer_files.get(part.text.tokenizer)
+        if own:
+            tokenizer.mkdir()
+            for name, content in own.items():
+                (tokenizer / name).write_bytes(content)
+        else:
+            write_tokenizer(tokenizer, pad_token=part.text.pad_token)
+    files.write_json(folder / SCHEDULER_FILE, dict(contents.scheduler_config))
+    files.write_json(
+        folder / "model_index.json",
+        model_index(family, zeroes_empty_text=contents.zeroes_empty_text),
+    )
+    metadata = _metadata(contents, about, "diffusers")
+    files.write_json(folder / METADATA_FILE, {k: v for k, v in metadata.items() if k != HASH_KEY})
+
+
+def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, str]:
+    family = contents.identity.family
+    texts_of = {part.name for part in family.text_encoders}
+    spec = ModelSpec(
+        architecture=family.architecture,
+        prediction_type=contents.identity.prediction.name,
+        title=about.title,
+        resolution=about.resolution or "{}x{}".format(*native_size(contents)),
+        encoder_layer=about.encoder_layer,
+        dtypes={part: word for part, word in contents.dtypes().items() if part not in texts_of},
+        others=about.others,
+    )
+    texts = {**spec.metadata(layout), **about.more}
+    texts.pop(EMPTY_TEXT_KEY, None)
+    if contents.zeroes_empty_text:
+        texts[EMPTY_TEXT_KEY] = ZEROS
+    if contents.scheduler_config.get("rescale_betas_zero_snr"):
+        texts[ZERO_TERMINAL_SNR_KEY] = "true"
+    if layout == "ldm":
+        texts |= {"format": "pt", **metadata_for(contents.configs, contents.parts, family)}
+    return texts
+
+
+def _as_on_the_hub(part: Component, name: str) -> str:
+    """Both transformers 4 and 5 read CLIP's names with the prefix that the Hub's files have.
+
+    The projection of the pooled text stands beside what has that prefix.
+    """
+    is_inside = part.kind is PartKind.TEXT and not name.startswith("text_projection.")
+    return f"text_model.{name}" if is_inside else name

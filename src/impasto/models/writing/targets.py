@@ -1,0 +1,109 @@
+"""What form of model a path asks for, and what may be replaced there: one rule for all verbs."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from impasto.errors import ConfigError
+from impasto.models import families
+from impasto.models.reading.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
+from impasto.models.reading.pipeline_files import SCHEDULER
+from impasto.models.writing.saving import SUFFIXES, Form
+
+BY_ENDING: dict[str, Form] = {".safetensors": "safetensors", ".ckpt": "ckpt"}
+FILE_ENDINGS = (
+    ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx", ".pkl", ".pickle", ".h5", ".npz", ".zip",
+    ".model", ".st", ".msgpack",
+)  # fmt: skip
+"""Endings of files that hold models elsewhere: none is the name of a folder by intention."""
+
+
+def form_of(target: Path, asked: str | None) -> Form:
+    """What to write, as asked or by the target's ending, in upper or lower case.
+
+    A Diffusers folder is written where the name has no ending. A part after a dot that has a digit
+    in it, as in `model-v1.5`, belongs to the name.
+
+    Raises:
+        ConfigError: The two contradict each other, or the ending is of no form that is written.
+    """
+    ending = target.suffix.lower()
+    by_ending = BY_ENDING.get(ending)
+    form = next((f for f in SUFFIXES if f == asked), by_ending or "diffusers")
+    if by_ending is not None and form != by_ending:
+        raise ConfigError(f"{target} ends in {target.suffix}, but --to says {form}. Change one.")
+    if by_ending is None and _is_of_a_file(ending, was_asked=asked is not None):
+        near = difflib.get_close_matches(ending, BY_ENDING, 1, 0.7)
+        meant = near[0] if near else " or ".join(BY_ENDING)
+        raise ConfigError(
+            f"{target} ends in {target.suffix}, which is not a form of model that Impasto writes. "
+            f"Let it end in {meant}, or in nothing for a Diffusers folder."
+        )
+    return form
+
+
+def require_folder_name(target: Path) -> None:
+    """Make sure that a path is the name of a folder, not of a file.
+
+    Raises:
+        ConfigError: It ends as a file does.
+    """
+    if target.suffix.lower() in BY_ENDING or _is_of_a_file(target.suffix.lower(), was_asked=False):
+        raise ConfigError(
+            f"{target} ends in {target.suffix}, but what is written is a Diffusers folder. Take a "
+            f"name without an ending, and make a file of it with impasto convert."
+        )
+
+
+def is_file_name(target: Path) -> bool:
+    """Whether a model of this name is one file; `model-v1.5` is the name of a folder."""
+    ending = target.suffix.lower()
+    return ending in BY_ENDING or ending in FILE_ENDINGS
+
+
+def why_not_replaced(target: Path, *, by_folder: bool) -> str:
+    """Why what is at a target may not be replaced by a model, asked for or not; empty if it may.
+
+    A folder is replaced whole. So only one goes that holds a Diffusers model and nothing besides.
+
+    Args:
+        target: Where the model is to be.
+        by_folder: Whether it is a Diffusers folder.
+    """
+    if not target.exists():
+        return ""
+    if target.is_dir() != by_folder:
+        found, wanted = ("folder", "file") if target.is_dir() else ("file", "folder")
+        return f"it is a {found}, and what is written is a {wanted}"
+    if not by_folder:
+        return ""
+    foreign = [path for path in sorted(target.rglob("*")) if not _is_of_a_model(path, target)]
+    if foreign:
+        name = foreign[0].relative_to(target).as_posix()
+        more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
+        return f"the folder also holds {name}{more}, which is of no Diffusers model"
+    return ""
+
+
+def _is_of_a_model(path: Path, folder: Path) -> bool:
+    """Whether a file or folder is one of those that make a Diffusers model."""
+    first, *inner = path.relative_to(folder).parts
+    if first in _folders():
+        return len(inner) < 2 and (not inner or path.suffix in _MODEL_ENDINGS)
+    return not inner and first in ("model_index.json", METADATA_FILE, LDM_ONLY_FILE)
+
+
+def _folders() -> set[str]:
+    """The folders that a model of any family may have."""
+    layouts = families.folder_layouts()
+    own = {folder for layout in layouts for folder in (*layout.folders, *layout.tokenizers)}
+    return {*own, SCHEDULER}
+
+
+_MODEL_ENDINGS = (".json", ".safetensors", ".bin", ".txt")
+
+
+def _is_of_a_file(ending: str, *, was_asked: bool) -> bool:
+    """Whether an ending says that a file is meant; any word does, unless the form was asked for."""
+    return ending in FILE_ENDINGS or (ending[1:].isalpha() and not was_asked)
