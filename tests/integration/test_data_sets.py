@@ -325,7 +325,7 @@ def test_captions_shown_are_those_that_training_sees(run_values, tmp_path, pictu
     file = toml_file(
         tmp_path / "d.toml", {"general": BUCKETS, "datasets": [{"subsets": [options]}]}
     )
-    shown = impasto("dataset", "captions", file, "--epochs", "2", "--pictures", "0", "--seed", "7")
+    shown = impasto("dataset", "captions", file, "--epochs", "2", "--images", "0", "--seed", "7")
     assert shown.returncode == 0, shown.stderr
     expected = [
         line.partition(": ")[2] for line in shown.stdout.splitlines() if line.startswith("  epoch")

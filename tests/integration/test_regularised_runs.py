@@ -185,7 +185,7 @@ def test_verbs_count_and_show_them(folder_run, tmp_path):
     assert health["balance"] == {"images": 8, "used": 8, "showings": 20, "trained": 20}
     assert health["showings"] == 40
     assert "regularisation images" in page.read_text(encoding="utf-8")
-    done = impasto("dataset", "captions", folder_run, "--json", "--pictures", "0")
+    done = impasto("dataset", "captions", folder_run, "--json", "--images", "0")
     shown = json.loads(done.stdout)["images"]
     assert {one["caption"] for showings in shown.values() for one in showings} == {
         "sks ball", "ball",
@@ -214,7 +214,7 @@ def test_all_verbs_count_after_images_are_held_out(folder_run, tmp_path):
     health = json.loads(page.with_suffix(".json").read_text(encoding="utf-8"))
     assert health["balance"] == {"images": 8, "used": 8, "showings": 16, "trained": 16}
     assert health["pictures"] == 13  # all are examined
-    done = impasto("dataset", "captions", folder_run, "--json", "--pictures", "0")
+    done = impasto("dataset", "captions", folder_run, "--json", "--images", "0")
     shown = json.loads(done.stdout)["images"]
     words = [one["caption"] for showings in shown.values() for one in showings]
     assert words.count("ball") == 16

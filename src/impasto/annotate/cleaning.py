@@ -178,9 +178,9 @@ class CleaningRules:
             return True
         return self.drop_implied and any(o.endswith((f" {tag}", f"_{tag}")) for o in others)
 
-    def frequent(self, counts: Mapping[str, int], pictures: int) -> Callable[[str], str]:
+    def frequent(self, counts: Mapping[str, int], images: int) -> Callable[[str], str]:
         """A further step that leaves out tags by how often they come over all images."""
-        low, high = self.least_count, self.most_share * pictures
+        low, high = self.least_count, self.most_share * images
 
         def kept(text: str) -> str:
             bare = self.separator.strip() or self.separator

@@ -89,16 +89,16 @@ class Journal:
                 if kind is None and self._path is not None and not self._last:
                     self._path.unlink(missing_ok=True)  # nothing to take back
 
-    def write(self, path: Path, text: str, picture: str) -> None:
+    def write(self, path: Path, text: str, image: str) -> None:
         """Note what is there, then write; the text gets a line end.
 
         Raises:
             RunError: The file is outside of the dataset.
             StorageError: It could not be written.
         """
-        self.replace(path, (text + "\n").encode(), [picture])
+        self.replace(path, (text + "\n").encode(), [image])
 
-    def replace(self, path: Path, content: bytes, pictures: Sequence[str]) -> None:
+    def replace(self, path: Path, content: bytes, images: Sequence[str]) -> None:
         """Note what is there, then write any bytes: one image's words, or a metadata file of many.
 
         The note of the change names the images, so that a command that is killed right after the
@@ -110,26 +110,26 @@ class Journal:
         real = files.real_path(path)
         before = real.read_bytes() if real.is_file() else None
         if before == content:
-            self._finish_all(pictures)
+            self._finish_all(images)
             return
         was, after = hash_of(before), hashlib.sha256(content).hexdigest()
         note: dict[str, Any] = {"root": spot.root, "file": spot.file, "was": was, "after": after}
-        note["pictures"] = list(pictures)
+        note["pictures"] = list(images)
         if before is not None and self._last.get(spot) != was:
             note["before"] = base64.b64encode(before).decode("ascii")
         self._note(note)
         self._last[spot] = after
         with files.rewrite_file(path) as partial:
             partial.write_bytes(content)
-        self._finish_all(pictures)
+        self._finish_all(images)
 
-    def _finish_all(self, pictures: Sequence[str]) -> None:
-        for picture in pictures:
-            self.finish(picture)
+    def _finish_all(self, images: Sequence[str]) -> None:
+        for image in images:
+            self.finish(image)
 
-    def finish(self, picture: str) -> None:
+    def finish(self, image: str) -> None:
         """Note that an image needs nothing more; if that is lost, it is done once more."""
-        self._note({"picture": picture}, durably=False)
+        self._note({"picture": image}, durably=False)
 
     def _continue(self, newest: Path) -> None:
         """Go on with the newest journal, if it is of this command and was broken off."""
@@ -228,7 +228,7 @@ def _still_done(notes: Notes, place: Place) -> set[str]:
         return set()
     stems = {f"{spot.root}:{spot.file.rpartition('.')[0]}" for spot in gone}
     done = notes.done | _written(notes, place)
-    return {picture for picture in done if picture.rpartition(".")[0] not in stems}
+    return {image for image in done if image.rpartition(".")[0] not in stems}
 
 
 def _written(notes: Notes, place: Place) -> set[str]:
@@ -244,7 +244,7 @@ def _written(notes: Notes, place: Place) -> set[str]:
     for spot, chain in chains.items():
         now = file_hash(place.file_of(spot))
         reached = max((n for n, edit in enumerate(chain, start=1) if edit.after == now), default=0)
-        found.update(name for edit in chain[:reached] for name in edit.pictures)
+        found.update(name for edit in chain[:reached] for name in edit.images)
     return found
 
 

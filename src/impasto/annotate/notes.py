@@ -41,7 +41,7 @@ class Edit:
     was: str | None
     after: str
     content: bytes | None = None
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 @dataclass
@@ -149,8 +149,8 @@ def _read_line(notes: Notes, line: dict[str, Any]) -> None:
         if type(line["root"]) is not int:
             raise TypeError("no number")
         spot = DatasetFile(line["root"], _text(line["file"]))
-        pictures = tuple(_text(name) for name in line.get("pictures", ()))
-        notes.edits.append(Edit(spot, was, _text(line["after"]), content, pictures))
+        images = tuple(_text(name) for name in line.get("pictures", ()))
+        notes.edits.append(Edit(spot, was, _text(line["after"]), content, images))
 
 
 def _read_old_line(notes: Notes, line: dict[str, Any]) -> None:

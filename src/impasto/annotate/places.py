@@ -116,12 +116,12 @@ class Place:
         spot = self.file_below(file)
         return spot is not None and spot.root == NAMED
 
-    def name_of(self, picture: Path) -> str:
+    def name_of(self, image: Path) -> str:
         """What an image is called in notes, wherever the dataset is moved."""
         for number, root in enumerate(self.roots):
-            if picture.is_relative_to(root):
-                return f"{number}:{picture.relative_to(root).as_posix()}"
-        return picture.as_posix()
+            if image.is_relative_to(root):
+                return f"{number}:{image.relative_to(root).as_posix()}"
+        return image.as_posix()
 
     def why_not_written(self, path: Path) -> str:
         """Why words are not written to a file; empty where they may be."""

@@ -228,7 +228,12 @@ def _most_cropped(plan: Plan) -> list[str]:
     help="Epochs to show.",
 )
 @click.option(
-    "--pictures", default=10, show_default=True, help="How many images to show; 0 means all."
+    "--images",
+    "--pictures",
+    "shown_images",
+    default=10,
+    show_default=True,
+    help="How many images to show; 0 means all.",
 )
 @click.option("--seed", default=42, show_default=True, help="The run's seed.")
 @click.option("--match", default="", help="Only images with this in their name.")
@@ -244,7 +249,7 @@ def _most_cropped(plan: Plan) -> list[str]:
 def captions(
     source: Path,
     epochs: int,
-    pictures: int,
+    shown_images: int,
     seed: int,
     match: str,
     image: str,
@@ -275,15 +280,15 @@ def captions(
         raise ConfigError(f"No image has {asked} asks for.")
     per_epoch = steps_per_epoch or sum(record.repeats for record in found)
     if as_json:
-        _print_showings(records[: pictures or None], epochs, seed, per_epoch)
+        _print_showings(records[: shown_images or None], epochs, seed, per_epoch)
         return
-    for record in records[: pictures or None]:
+    for record in records[: shown_images or None]:
         console.heading(record.name)
         for line in _shown_captions(record, epochs, seed, per_epoch):
             console.note(line)
-    left = len(records) - len(records[: pictures or None])
+    left = len(records) - len(records[: shown_images or None])
     if left:
-        console.note(f"\n... and {counted(left, 'more images')} (--pictures 0 shows all)")
+        console.note(f"\n... and {counted(left, 'more images')} (--images 0 shows all)")
 
 
 def _print_showings(

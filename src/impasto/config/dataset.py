@@ -152,7 +152,7 @@ class SubsetConfig(SubsetKeys):
     `prior_loss_weight`. They are never held out."""
 
     @model_validator(mode="after")
-    def _has_pictures(self) -> SubsetConfig:
+    def _names_images(self) -> SubsetConfig:
         if self.image_dir is None and self.metadata_file is None:
             raise ValueError("give image_dir, metadata_file, or both")
         return self
@@ -281,7 +281,7 @@ class DatasetConfig(DatasetKeys):
         return inherit_settings(values, DatasetKeys.model_fields, SubsetKeys.model_fields)
 
     @model_validator(mode="after")
-    def _has_pictures(self) -> DatasetConfig:
+    def _names_images(self) -> DatasetConfig:
         own = [name for name in ("image_dir", "metadata_file") if getattr(self, name) is not None]
         if self.datasets and own:
             raise ValueError(

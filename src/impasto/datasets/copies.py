@@ -80,7 +80,7 @@ def count_copies(groups: np.ndarray, records: RecordTable, *, near: bool) -> Cop
     return Copies(int(several.sum()), len(several), near and len(records) <= LOOKED_AT)
 
 
-def describe(copies: Copies, pictures: int) -> str:
+def describe(copies: Copies, images: int) -> str:
     """A sentence on the copies among so many images; empty where there are none."""
     if not copies.images:
         return ""
@@ -88,7 +88,7 @@ def describe(copies: Copies, pictures: int) -> str:
         "copies of one another, or look the same" if copies.near else "byte copies of one another"
     )
     return (
-        f"{copies.images:,} of {pictures:,} images are {what}, in "
+        f"{copies.images:,} of {images:,} images are {what}, in "
         f"{counted(copies.groups, 'groups')}: each group is held out as a whole or not at all."
     )
 

@@ -114,24 +114,24 @@ def _data_url(path: Path, bucket: str) -> str:
     try:
         cut = cut_beside(path)
         least = None if cut else Size(THUMBNAIL, THUMBNAIL)
-        picture = cut_out(images.read_rgb(path, at_least=least), cut)
+        image = cut_out(images.read_rgb(path, at_least=least), cut)
     except (images.UnreadableImageError, OSError):
         return ""
-    picture.thumbnail((2 * THUMBNAIL, THUMBNAIL))
+    image.thumbnail((2 * THUMBNAIL, THUMBNAIL))
     if bucket:
-        _darken_cropped(picture, Size(*map(int, bucket.split("x"))))
+        _darken_cropped(image, Size(*map(int, bucket.split("x"))))
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=80)
+    image.save(buffer, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def _darken_cropped(picture: Image.Image, bucket: Size) -> None:
-    width, height = picture.size
+def _darken_cropped(image: Image.Image, bucket: Size) -> None:
+    width, height = image.size
     keep_width = min(width, round(height * bucket.aspect))
     keep_height = min(height, round(width / bucket.aspect))
     left, top = (width - keep_width) // 2, (height - keep_height) // 2
-    shade = Image.new("L", picture.size, 160)
+    shade = Image.new("L", image.size, 160)
     ImageDraw.Draw(shade).rectangle(
         (left, top, left + keep_width - 1, top + keep_height - 1), fill=0
     )
-    picture.paste(Image.new("RGB", picture.size, (15, 15, 20)), mask=shade)
+    image.paste(Image.new("RGB", image.size, (15, 15, 20)), mask=shade)

@@ -16,7 +16,7 @@ from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
     image_parser,
-    pictures_of,
+    images_of,
     run_tool,
     warn_ignored_flags,
 )
@@ -257,7 +257,7 @@ def _write(
     from impasto.cli.dataset_words import undo_command
 
     folder = options.train_data_dir
-    records = pictures_of(folder, console, recursive=options.recursive)
+    records = images_of(folder, console, recursive=options.recursive)
 
     def show(record: ImageRecord, text: str) -> None:
         console.note(f"{record.path}: {text}")

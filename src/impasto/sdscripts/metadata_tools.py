@@ -19,7 +19,7 @@ from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
     image_parser,
-    pictures_of,
+    images_of,
     run_tool,
     warn_ignored_flags,
 )
@@ -62,7 +62,7 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
     source = options.in_json or (options.out_json if options.out_json.is_file() else None)
     known = read_metadata(source).entries if source is not None else ()
     entries = {entry.key: entry for entry in known}
-    records = pictures_of(options.train_data_dir, console, recursive=options.recursive)
+    records = images_of(options.train_data_dir, console, recursive=options.recursive)
     missing, beside = 0, SidecarLookup(options.caption_extension)
     for record in records:
         key = _key(record, full_path=options.full_path)

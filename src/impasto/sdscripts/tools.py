@@ -65,7 +65,7 @@ def _ending(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
-def pictures_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
+def images_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
     """The usable images of a folder; files that are skipped are noted.
 
     Raises:

@@ -104,13 +104,13 @@ def _make(source: Path, place: Path) -> None:
     content = files.sha256_of(source)
     target = content_file(place, content)
     if not target.is_file():
-        picture = _decoded(source)
+        image = _decoded(source)
         if _mark(source) != before:  # the pixels may not be those of the hash
             raise images.UnreadableImageError("it was changed just now", is_transient=True)
-        picture.thumbnail((SIDE, SIDE))
+        image.thumbnail((SIDE, SIDE))
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.replace_file(target, durable=False) as partial:
-            picture.save(partial, "JPEG", quality=_QUALITY)
+            image.save(partial, "JPEG", quality=_QUALITY)
     place.parent.mkdir(parents=True, exist_ok=True)
     for old in place.parent.glob(f"{place.name.partition('-')[0]}-*"):  # as the image was before
         if (made := thumbnail_of(old)) not in (None, target):

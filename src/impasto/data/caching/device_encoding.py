@@ -107,11 +107,11 @@ def tasks_of(
         rendered: Orders with their pixels.
         is_there: Whether a key is in the cache by now, put there by another process.
     """
-    for order, picture in rendered:
+    for order, image in rendered:
         if order.missing.plain and not is_there(order.missing.plain):
-            yield Task(order.image, order.missing.plain, picture.pixels)
+            yield Task(order.image, order.missing.plain, image.pixels)
         if order.missing.flipped and not is_there(order.missing.flipped):
-            yield Task(order.image, order.missing.flipped, picture.pixels[:, ::-1])
+            yield Task(order.image, order.missing.flipped, image.pixels[:, ::-1])
 
 
 class DeviceEncoder:
@@ -138,9 +138,9 @@ class DeviceEncoder:
     def take(self, rendered: Sequence[tuple[Order, Rendered]]) -> None:
         """Encode images and mirror images as ordered, and keep their masks."""
         tasks = list(tasks_of(rendered, self._cache.__contains__))
-        for order, picture in rendered:
-            if order.missing.mask and picture.mask is not None:
-                mask = torch.from_numpy(picture.mask)
+        for order, image in rendered:
+            if order.missing.mask and image.mask is not None:
+                mask = torch.from_numpy(image.mask)
                 self._writer.add_mask(order.image.bucket, order.missing.mask, mask)
         for part in chunks(tasks, self._batch_size):
             begun = self._encode.begin([task.pixels for task in part])

@@ -158,11 +158,11 @@ def _owners(
     return owners
 
 
-def why_shared(pictures: set[Path]) -> Failure | None:
+def why_shared(images: set[Path]) -> Failure | None:
     """Why a file beside several images is of none of them; None where it is beside one."""
-    if len(pictures) < 2:
+    if len(images) < 2:
         return None
-    names = " and ".join(sorted(str(path) for path in pictures)[:3])
+    names = " and ".join(sorted(str(path) for path in images)[:3])
     return Failure(
         f"one .npz stands for {names}, which share a name but for their endings or folders; rename "
         f"all but one"

@@ -36,17 +36,17 @@ class SidecarLookup:
             has_text(file) for ending in self._endings for file in self._all(record.path, ending)
         )
 
-    def file(self, picture: Path, ending: str) -> Path:
+    def file(self, image: Path, ending: str) -> Path:
         """The file of an image's words of one kind: as it is spelt there, or as it would be."""
-        usual = picture.with_suffix(ending)
-        found = self._all(picture, ending)
+        usual = image.with_suffix(ending)
+        found = self._all(image, ending)
         return usual if usual in found or not found else found[0]
 
-    def _all(self, picture: Path, ending: str) -> list[Path]:
+    def _all(self, image: Path, ending: str) -> list[Path]:
         """Files of that kind beside an image, in other letter case or Unicode form too."""
-        names = self._names_in(picture.parent)
-        found = names.get(_folded(picture.stem, ending), [])
-        return [picture.parent / name for name in found]
+        names = self._names_in(image.parent)
+        found = names.get(_folded(image.stem, ending), [])
+        return [image.parent / name for name in found]
 
     def _names_in(self, folder: Path) -> _Names:
         if folder not in self._listed:

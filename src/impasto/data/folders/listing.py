@@ -185,7 +185,7 @@ class _Listing:
     def found(self) -> list[FoundImage]:
         """The images with the files that belong to them."""
         look = stat_image if self._tree is None else self._tree.stat_image
-        pictures = [
+        images = [
             look(
                 path,
                 self._text_files_of(name),
@@ -193,15 +193,15 @@ class _Listing:
             )
             for name, path in self._images.items()
         ]
-        return self._faults + pictures
+        return self._faults + images
 
-    def _text_files_of(self, picture: str) -> tuple[str, str]:
+    def _text_files_of(self, image: str) -> tuple[str, str]:
         """The files with an image's words; a face crop may share those of its whole image.
 
         kohya-ss/sd-scripts, `library/train_util.py`, read_caption: `a_1_2_3_4.png` reads `a.txt`
         where it has no file of its own.
         """
-        stem = picture[: picture.rfind(".")]
+        stem = image[: image.rfind(".")]
         words = self._beside(stem), self._beside(stem, tags=True)
         face = None if words[0] or words[1] else _FACE.search(stem)
         if face is not None:
@@ -237,29 +237,29 @@ class _Listing:
         """What looks like images or words among the other files; `found` comes before."""
         yield from self._unused
         rest = self._others.keys() - self._used
-        pictures = set(self._images) if rest else set()
-        stems = {normalized_name(os.path.splitext(name)[0] + ".x"): name for name in pictures}  # noqa: PTH122
+        images = set(self._images) if rest else set()
+        stems = {normalized_name(os.path.splitext(name)[0] + ".x"): name for name in images}  # noqa: PTH122
         for name in rest:
             packed = _PACKED if name.lower().endswith(_COMPRESSED) else ""
             held = CONTAINER_BESIDE if is_container(name) else packed
-            reason = held or self._doubt(name, pictures, stems)
+            reason = held or self._doubt(name, images, stems)
             if reason:
                 yield Unused(Path(self._others[name].path), reason)
 
-    def _doubt(self, name: str, pictures: set[str], stems: Mapping[str, str]) -> str:
+    def _doubt(self, name: str, images: set[str], stems: Mapping[str, str]) -> str:
         """Why a file should be mentioned; empty where it need not."""
         stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
         lower = ending.lower()
-        of_picture = normalized_name(stem + ".x") in stems
-        if stem in pictures and (lower in {CAPTION, TAGS} or lower in self._sidecars):
+        beside_image = normalized_name(stem + ".x") in stems
+        if stem in images and (lower in {CAPTION, TAGS} or lower in self._sidecars):
             return "not read, for its image's ending is in its name; rename it, a.png.txt to a.txt"
         if lower in {CAPTION, TAGS} or lower in self._sidecars:
-            return self._doubt_of_text(lower, of_picture=of_picture)
+            return self._doubt_of_text(lower, beside_image=beside_image)
         if name.lower().endswith(CROP):
             return f"a crop without its image, not used; its name is the image's, then {CROP}"
-        if of_picture and lower in _CAPTION_LIKE:
+        if beside_image and lower in _CAPTION_LIKE:
             return f"looks like captions and is not read; set caption_extension to {lower}"
-        if of_picture and lower in self._unread_beside:
+        if beside_image and lower in self._unread_beside:
             return self._unread_beside[lower]
         if lower == ".jsonl" or (lower == ".json" and stem.lower().startswith("meta")):
             return "looks like a metadata file and is not used; give it as metadata_file"
@@ -269,8 +269,8 @@ class _Listing:
             return "an image, not read because it has no ending; rename it"
         return ""
 
-    def _doubt_of_text(self, ending: str, *, of_picture: bool) -> str:
-        if not of_picture:
+    def _doubt_of_text(self, ending: str, *, beside_image: bool) -> str:
+        if not beside_image:
             return "a caption without an image of its name, not used; give both one name"
         if ending in map(str.lower, self._sidecars):
             return "a caption, not used, because the same name in another letter case is"

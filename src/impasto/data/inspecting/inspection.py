@@ -75,8 +75,8 @@ def write_view(path: Path, target: Path) -> None:
         UnreadableImageError: The image cannot be decoded.
         StorageError: The copy cannot be written.
     """
-    picture = images.read_rgb(path, at_least=Size(LONGEST, LONGEST))
-    picture.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
+    image = images.read_rgb(path, at_least=Size(LONGEST, LONGEST))
+    image.thumbnail((LONGEST, LONGEST), Image.Resampling.LANCZOS)
     kind = {".png": "PNG", ".webp": "WEBP"}.get(target.suffix.lower(), "JPEG")
     with files.replace_file(target) as partial, partial.open("wb") as output:
-        picture.save(output, kind, quality=90)
+        image.save(output, kind, quality=90)

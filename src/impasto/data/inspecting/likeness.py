@@ -34,14 +34,14 @@ _COSINES = np.rint(
 ).astype(np.int64)  # rows of the DCT-II; its products with bytes stay below 2 to the 58th
 
 
-def perceptual_hash(picture: Image.Image) -> int:
+def perceptual_hash(image: Image.Image) -> int:
     """The pHash of an image: 64 bits, of which few change when it is resized or saved again.
 
     A bit says whether one of the 8x8 lowest frequencies of the 32x32 grey image is above their
     median (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions",
     section 3.2.1, with the constant term kept, as ImageHash 4.3.2 does).
     """
-    grey = picture.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+    grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     frequencies = (_COSINES @ np.asarray(grey, dtype=np.int64) @ _COSINES.T).ravel()
     middle = np.sort(frequencies)[_KEPT * _KEPT // 2 - 1 :][:2]
     above = 2 * frequencies > middle.sum()
@@ -57,11 +57,11 @@ class HashImages:
 
     def _look(self, record: ImageRecord) -> int | Failure:
         try:
-            picture = images.read_rgb(record.path, at_least=_AT_LEAST)
-            require_scanned_size(picture, record)
+            image = images.read_rgb(record.path, at_least=_AT_LEAST)
+            require_scanned_size(image, record)
         except (UnreadableImageError, OSError) as error:
             return images.failure_of(error)
-        return perceptual_hash(picture)
+        return perceptual_hash(image)
 
 
 class PerceptualHashes:

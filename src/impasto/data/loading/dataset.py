@@ -113,7 +113,7 @@ class TrainingData:
             mean,
             logvar,
             noise,
-            {i: _mirrored(picture.pixels, flips[i]) for i, picture in rendered.items()},
+            {i: _mirrored(image.pixels, flips[i]) for i, image in rendered.items()},
             self._mask(samples, flips, rendered, bucket),
             self._geometry(samples, flips, rendered),
         )

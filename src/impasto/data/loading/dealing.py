@@ -208,7 +208,7 @@ def _spread(images: SmallInts, rooms: list[int], rng: np.random.Generator) -> In
         The places of the showings in `images`, batch after batch.
     """
     _, firsts, codes = np.unique(images, return_index=True, return_inverse=True)
-    in_order = np.argsort(np.argsort(firsts))[codes]  # pictures by their first showing
+    in_order = np.argsort(np.argsort(firsts))[codes]  # images by their first showing
     counts = np.bincount(in_order)
     places = np.argsort(in_order, kind="stable")
     begins = np.cumsum(counts) - counts

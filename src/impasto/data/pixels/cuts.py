@@ -87,27 +87,27 @@ def why_not_cut(whole: Size, box: Box) -> str:
     return ""
 
 
-def cut_out(picture: Image.Image, cut: Cut | None) -> Image.Image:
+def cut_out(image: Image.Image, cut: Cut | None) -> Image.Image:
     """The part of an image that is used; all of it where nothing else was chosen.
 
     Args:
-        picture: The whole image, or a mask of it, at any size.
+        image: The whole image, or a mask of it, at any size.
         cut: Which part.
     """
     if cut is None:
-        return picture
+        return image
     whole, box = cut.whole, cut.box
-    if picture.size == whole.wh:
-        return picture.crop(box.ltrb)
-    by_x, by_y = picture.width / whole.width, picture.height / whole.height
+    if image.size == whole.wh:
+        return image.crop(box.ltrb)
+    by_x, by_y = image.width / whole.width, image.height / whole.height
     left, top, right, bottom = box.ltrb
     part = (
         left * by_x,
         top * by_y,
-        min(right * by_x, picture.width),
-        min(bottom * by_y, picture.height),
+        min(right * by_x, image.width),
+        min(bottom * by_y, image.height),
     )
-    return picture.resize(box.size.wh, Image.Resampling.BILINEAR, box=part)
+    return image.resize(box.size.wh, Image.Resampling.BILINEAR, box=part)
 
 
 def cut_beside(image: Path) -> Cut | None:

@@ -72,9 +72,9 @@ def render(image: PlannedImage) -> Rendered:
     record, masks = image.record, image.record.subset.masks
     wants_alpha = masks is not None and masks.alpha
     at_least = None if record.cut else image.resized  # a cut is exact in the whole image alone
-    picture, alpha = images.read_image(record.path, at_least=at_least, with_alpha=wants_alpha)
-    require_scanned_size(picture, record)
-    seen = cut_out(picture, record.cut)
+    opened, alpha = images.read_image(record.path, at_least=at_least, with_alpha=wants_alpha)
+    require_scanned_size(opened, record)
+    seen = cut_out(opened, record.cut)
     shown = _resized_and_cropped(seen, image, _FILTERS[record.subset.interpolation])
     return Rendered(image, np.asarray(shown), None if masks is None else _mask(image, alpha))
 
@@ -85,9 +85,9 @@ def decoded_size(record: ImageRecord) -> Size:
     Raises:
         UnreadableImageError: It cannot be read, or is not what its header promised.
     """
-    picture = images.read_rgb(record.path)
-    require_scanned_size(picture, record)
-    return Size(*picture.size)
+    opened = images.read_rgb(record.path)
+    require_scanned_size(opened, record)
+    return Size(*opened.size)
 
 
 def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
@@ -97,13 +97,13 @@ def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
         return images.failure_of(error)
 
 
-def require_scanned_size(picture: Image.Image, record: ImageRecord) -> None:
+def require_scanned_size(opened: Image.Image, record: ImageRecord) -> None:
     """Make sure that an image, decoded whole or at a half to an eighth, is what was scanned.
 
     Raises:
         UnreadableImageError: It has another size.
     """
-    found = Size(*picture.size)
+    found = Size(*opened.size)
     for part in (1, 2, 4, 8):
         if found == Size(-(-record.whole.width // part), -(-record.whole.height // part)):
             return
@@ -140,17 +140,17 @@ def _cropped(grey: Image.Image, image: PlannedImage) -> np.ndarray:
 
 
 def _resized_and_cropped(
-    picture: Image.Image, image: PlannedImage, resample: Image.Resampling
+    opened: Image.Image, image: PlannedImage, resample: Image.Resampling
 ) -> Image.Image:
     """Resize and crop as planned, and make only what is kept: 20000x1 takes no gigabytes."""
-    if picture.size == image.resized.wh:
-        return picture.crop(image.crop.ltrb)
-    by_x, by_y = picture.width / image.resized.width, picture.height / image.resized.height
+    if opened.size == image.resized.wh:
+        return opened.crop(image.crop.ltrb)
+    by_x, by_y = opened.width / image.resized.width, opened.height / image.resized.height
     left, top, right, bottom = image.crop.ltrb
     box = (
         left * by_x,
         top * by_y,
-        min(right * by_x, picture.width),
-        min(bottom * by_y, picture.height),
+        min(right * by_x, opened.width),
+        min(bottom * by_y, opened.height),
     )
-    return picture.resize(image.crop.size.wh, resample, box=box)
+    return opened.resize(image.crop.size.wh, resample, box=box)
