@@ -80,6 +80,7 @@ class Shares:
 def main() -> None:
     """Train and print what was found as JSON."""
     tune_allocation()
+    from impasto import files
     from impasto.demo.recipe import demo_config
     from impasto.runs.events import EventLog
     from impasto.runs.status import StatusWriter
@@ -89,7 +90,7 @@ def main() -> None:
 
     shares = Shares()
     shares.time(command_listener, "waiting_commands", "looking for commands")
-    shares.time(StatusWriter, "_write", "status.json")
+    shares.time(files, "write_json", "status.json and other small files")
     shares.time(StatusWriter, "note", "noting the step")
     shares.time(EventLog, "add", "events.jsonl")
     for name in ("asked", "stop_signal", "answer"):

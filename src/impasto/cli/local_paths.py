@@ -78,7 +78,7 @@ KEPT = LocalPath(SHARED)
 """Folders of the queue and of tasks."""
 
 KEPT_FOLDER = LocalPath(SHARED, file_okay=False)
-"""The same, where no file may be."""
+"""A folder of the queue or of a task, where no file may be."""
 
 MANAGED = LocalPath("What is in a store is listed and deleted with the store's own programs.")
 """Models that are listed, deleted and restored."""

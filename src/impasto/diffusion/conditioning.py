@@ -34,7 +34,7 @@ class Conditioning:
         return Conditioning(_mapped(self.arguments, change))
 
     def to(self, device: torch.device) -> Conditioning:
-        """The same on a device; a GPU is not waited for."""
+        """Move every tensor to a device, without waiting for a GPU."""
         return self.map(lambda tensor: to_device(tensor, device))
 
     def record_stream(self, stream: torch.cuda.Stream) -> None:

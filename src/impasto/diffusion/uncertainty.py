@@ -97,7 +97,7 @@ class Uncertainty:
         gradient.zero_()
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that changes, by name."""
+        """Return the tensors that a training state keeps, by name."""
         return {
             "weights": self._weights,
             "mean": self._mean,

@@ -32,7 +32,7 @@ class Nearest:
 
 
 def _unheard(_: int) -> None:
-    """Nobody is told."""
+    """Report no progress to anybody."""
 
 
 def normalised(features: np.ndarray) -> np.ndarray:

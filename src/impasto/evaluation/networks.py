@@ -96,7 +96,7 @@ class TaggerNetwork:
         return Looked(features, [self._seen(row) for row in scores] if self.tells_tags else None)
 
     def of_texts(self, texts: Sequence[str]) -> None:  # noqa: ARG002 - a tagger reads none
-        """Nothing: a tagger has no features of texts."""
+        """Return no features: a tagger has none of texts."""
         return
 
     def _seen(self, scores: np.ndarray) -> frozenset[int]:

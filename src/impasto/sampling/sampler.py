@@ -41,7 +41,7 @@ from impasto.sampling.prompts import Prompt
 
 
 def _unheard(_: int) -> None:
-    """Nobody is told."""
+    """Report no progress to anybody."""
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,7 @@ class StaticFile:
 
 @functools.cache
 def static_files() -> Mapping[str, StaticFile]:
-    """All of them by name."""
+    """Find all files that pages load, by name."""
     found = {}
     for package in _FOLDERS:
         for entry in resources.files(package).joinpath("static").iterdir():

@@ -84,7 +84,7 @@ class PlainMicroSteps:
         return output, loss.detach()
 
     def end_pause(self) -> None:
-        """Nothing depends on where weights are."""
+        """Do nothing: no step that is kept depends on where the weights are."""
 
 
 class GraphedMicroSteps:

@@ -34,7 +34,7 @@ class FilledPortion:
 
     @classmethod
     def joined(cls, parts: Sequence[FilledPortion]) -> FilledPortion:
-        """All portions of a dataset as one."""
+        """Join the portions of a dataset into one."""
         return cls(
             np.concatenate([part.kept for part in parts]),
             join_keys([part.keys for part in parts]),

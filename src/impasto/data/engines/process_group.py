@@ -71,7 +71,7 @@ class SingleProcess:
         return [text]
 
     def raise_fault(self) -> None:
-        """Nothing: there is no other process."""
+        """Do nothing: there is no other process that could have failed."""
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ class CacheShare:
         return slice(start, len(costs) if self.place == self.number - 1 else end)
 
     def named(self, description: str) -> str:
-        """A stage's description that says whose part is counted."""
+        """Add to a stage's description whose share is counted."""
         if self.number == 1:
             return description
         return f"{description} (process {self.place + 1} of {self.number})"
 
 
 ALONE = CacheShare(SingleProcess(), (0,))
-"""All of the work."""
+"""The share of a process that prepares alone: all of the work."""
 
 AFTERWARDS = CacheShare(SingleProcess(), (0,), claims=False)
 """The share of a process that comes after the one that encoded everything: it looks at what could

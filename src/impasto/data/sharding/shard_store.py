@@ -166,7 +166,7 @@ class LocalShardFiles:
         return False
 
     def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:  # noqa: ARG002
-        """None: shards of a disk are mapped."""
+        """Return no rows: shards on a disk are mapped whole."""
         return {}
 
 

@@ -36,7 +36,7 @@ MAPPED_SHARDS = 4096
 """Shards that are mapped at a time: Linux refuses a process more than 65,530 mappings, files or not
 (vm.max_map_count), and a shard takes up to two."""
 SHARDS_IN_A_FOLDER = 1000
-"""More shards go into 256 folders below."""
+"""Shards in one folder, at most: where there are more, they go into 256 folders below it."""
 
 
 class Shards:

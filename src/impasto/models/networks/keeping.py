@@ -36,7 +36,7 @@ def leave_without_values(module: nn.Module, tensors: Tensors, source: str, keep:
 
 
 def _finite(lazy: LazyTensor, name: str, source: str) -> LazyTensor:
-    """The same tensor, checked as it is read."""
+    """Have a tensor checked for values that are not finite when it is read."""
     checked = partial(_checked, name=name, source=source)
     return replace(
         lazy,

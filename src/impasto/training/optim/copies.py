@@ -83,7 +83,7 @@ class PlainCopies:
         target.copy_(source)
 
     def mark(self) -> Mark:
-        """None: all copies that were begun are made."""
+        """Return nothing to wait for: all copies that were begun are made."""
 
     def wait(self, mark: Mark) -> None:
         """Return at once: what a mark stands for is done."""
@@ -93,7 +93,7 @@ class PlainCopies:
 
 
 def build_copies(device: torch.device) -> Copies:
-    """Copies from and to a device."""
+    """Choose how tensors are copied from and to a device."""
     return StreamedCopies(device) if device.type == "cuda" else PlainCopies()
 
 

@@ -93,7 +93,7 @@ class FsdpStrategy:
         return shares
 
     def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
-        """Do nothing: the optimizer steps this process's shares as it would step whole weights."""
+        """Do nothing: the optimizer steps this process's shards as it would step whole weights."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
         """Reduce gradients after every backward pass: whole ones are never kept."""

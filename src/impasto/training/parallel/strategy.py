@@ -153,11 +153,11 @@ class DataParallelStrategy:
         return tuple(parts)
 
     def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
-        """Nothing is to be done."""
+        """Do nothing: accelerate has wrapped the parts already."""
 
     @contextlib.contextmanager
     def gradient_sync(self, *, now: bool) -> Any:
-        """In the last backward pass of a step only."""
+        """Exchange gradients in the last backward pass of a step only."""
         with contextlib.ExitStack() as stack:
             if not now:
                 for module in self._wrapped:
@@ -175,7 +175,7 @@ class DataParallelStrategy:
         return build_update(inputs)
 
     def reshard(self) -> None:
-        """Nothing is to be done."""
+        """Do nothing: every process holds whole weights."""
 
     def whole(self, tensors: LocalTensors) -> Tensors:
         """The tensors themselves, as every process holds whole ones."""
