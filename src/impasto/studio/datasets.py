@@ -111,7 +111,7 @@ def find_all(folders: Folders) -> list[DatasetSummary]:
     return sorted(found.values(), key=lambda summary: sort_key(str(summary.path)))
 
 
-def image_files(dataset: Path) -> list[str]:
+def image_files(dataset: Path, *, recursive: bool = True) -> list[str]:
     """The image files of a dataset by their paths below it, with slashes, by their endings alone.
 
     They are in the order that scans have them in.
@@ -119,7 +119,7 @@ def image_files(dataset: Path) -> list[str]:
     found: list[str] = []
     start = len(os.path.join(dataset, ""))  # noqa: PTH118 - hot path
     for folder, inner, names in os.walk(dataset):
-        inner[:] = [name for name in inner if not name.startswith(".")]
+        inner[:] = [name for name in inner if recursive and not name.startswith(".")]
         found += [
             sort_key(os.path.join(folder, name)[start:])  # noqa: PTH118 - hot path
             for name in names

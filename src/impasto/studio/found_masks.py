@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from impasto.config.fields import fields_of, tree_of
-from impasto.data.folders.formats import EXTENSIONS
 from impasto.data.folders.mask_folders import mask_names
+from impasto.studio.datasets import image_files
 
 FIELD = "dataset.mask_dir"
 
@@ -53,20 +52,6 @@ def unused_masks_of(fields: Mapping[str, str], within: Sequence[Path]) -> FoundM
     masks = mask_names(Path(place), within)
     if masks is None:
         return None
-    images = _images_below(Path(place), recursive=dataset.get("recursive", True))
+    images = image_files(Path(place), recursive=dataset.get("recursive", True))
     number = sum(map(masks.has, images))
     return FoundMasks(masks.folder, number, len(images)) if number else None
-
-
-def _images_below(folder: Path, *, recursive: bool) -> list[str]:
-    """The images of a folder by their paths below it, with slashes; hidden ones are none."""
-    found = []
-    for place, inner, names in os.walk(folder):
-        inner[:] = [name for name in inner if recursive and not name.startswith(".")]
-        below = Path(place).relative_to(folder)
-        found += [
-            (below / name).as_posix()
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in EXTENSIONS
-        ]
-    return found

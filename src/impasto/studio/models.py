@@ -64,6 +64,11 @@ class FoundModel:
         return f"/models/{self.root}/{self.name}"
 
     @property
+    def title(self) -> str:
+        """How pages name it: its file's or folder's name, as it can be printed."""
+        return printable(self.path.name)
+
+    @property
     def key(self) -> str:
         """What is the same as long as the model is: path, size and time of change."""
         text = f"{os.fsencode(self.path)!r} {self.size} {self.changed_at}"
@@ -73,7 +78,7 @@ class FoundModel:
         """The model as plain values, for templates."""
         return {
             "address": self.address,
-            "title": printable(self.path.name),
+            "title": self.title,
             "place": printable(str(self.path.parent)),
             "kind": "Diffusers folder" if self.path.is_dir() else self.path.suffix.lower(),
             "size": size_words(self.size),

@@ -11,7 +11,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from impasto import files
-from impasto.parsing import printable, read_object
+from impasto.parsing import read_object
 from impasto.progress import size_words
 from impasto.report.model_card import CARD
 from impasto.studio.core import Studio
@@ -40,7 +40,7 @@ class ModelUploads:
         _keep_newest(folder.parent)
         dry_run = [*words[:1], "--out", folder, *words[1:]]
         task = self.studio.tasks.start(
-            dry_run, f"Card of {_title(model)}", f"{model.address}/publish/{upload}"
+            dry_run, f"Card of {model.title}", f"{model.address}/publish/{upload}"
         )
         wanted = {"words": list(map(str, words)), "task": task, "model": model.key}
         files.write_json(folder / "request.json", wanted)
@@ -59,7 +59,7 @@ class ModelUploads:
             )
         verb, *words = map(str, wanted["words"])
         words = [verb, "--yes", f"--card={self._folder(upload) / CARD}", *words]
-        return self.studio.tasks.start(words, f"Publish {_title(model)}", model.address)
+        return self.studio.tasks.start(words, f"Publish {model.title}", model.address)
 
     def last(self, model: FoundModel) -> dict[str, str]:
         """What the form to publish a model was last sent with; empty without a card of it."""
@@ -119,7 +119,3 @@ def _keep_newest(folder: Path) -> None:
         uploads = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
         for upload in uploads[_KEPT_UPLOADS:]:
             files.remove_folder(upload)
-
-
-def _title(model: FoundModel) -> str:
-    return printable(model.path.name)

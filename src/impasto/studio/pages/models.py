@@ -160,7 +160,7 @@ class ModelPages:
         out = self._result_of(model)
         words: Words = ["inspect", model.path, "--no-hash", "--out", out]
         task = await asyncio.to_thread(
-            self.studio.tasks.start, words, f"Inspect {_title(model)}", model.address
+            self.studio.tasks.start, words, f"Inspect {model.title}", model.address
         )
         return RedirectResponse(f"{model.address}?task={task}", 303)
 
@@ -178,7 +178,7 @@ class ModelPages:
 
         def start() -> str:
             return self.studio.tasks.start(
-                words, f"Convert {_title(model)}", model.address, made=made
+                words, f"Convert {model.title}", model.address, made=made
             )
 
         return RedirectResponse(f"/tasks/{await asyncio.to_thread(start)}", 303)
@@ -300,7 +300,3 @@ def _as_sent(refused: _Refused | None, published: Mapping[str, str]) -> dict[str
     if refused is not None:
         typed[refused.form], faults[refused.form] = refused.typed, refused.why.detail
     return {"typed": typed, "faults": faults}
-
-
-def _title(model: FoundModel) -> str:
-    return printable(model.path.name)
