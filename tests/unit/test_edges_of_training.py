@@ -18,7 +18,7 @@ from impasto.models.reading.recorded import trained_resolution
 from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory
 from impasto.training.monitoring.recorder import Recorder
-from impasto.training.monitoring.trackers import open_trackers
+from impasto.training.monitoring.trackers import TrackedRun, open_trackers
 from impasto.training.optim.trial import require_steps
 from impasto.training.signals import StoppedBySignal, StopRequest
 
@@ -58,17 +58,20 @@ def test_trackers_are_told_what_may_be_published(wandb, tmp_path, publish):
     told = wandb.given["config"]
     assert told == redact_settings(config.model_dump(mode="json", exclude_none=True), publish)
     assert ("Jane Doe" in str(told)) is bool(publish)
+    assert (wandb.given["project"], wandb.given["name"]) == ("impasto", tmp_path.name)
     assert "at home" not in str(told)
 
 
 def test_a_tracker_that_cannot_be_started_is_named(wandb, tmp_path):
+    tracked = TrackedRun(RunDirectory(tmp_path), "a run", "drawings", {})
     wandb.error = ValueError("api_key not configured (no-tty)")
     with pytest.raises(ConfigError, match=r"api_key not configured.*WANDB_MODE=offline"):
-        open_trackers(("wandb",), RunDirectory(tmp_path), {})
+        open_trackers(("wandb",), tracked)
     wandb.error = None
     (tmp_path / "wandb-id.txt").write_bytes(b"")
-    open_trackers(("wandb",), RunDirectory(tmp_path), {})
+    open_trackers(("wandb",), tracked)
     assert wandb.given["id"] is None
+    assert (wandb.given["project"], wandb.given["name"]) == ("drawings", "a run")
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,8 @@ COMPANIONS = {
     "lr_scheduler_min_lr_ratio": ["--lr_scheduler=cosine_with_min_lr"],
     "lr_scheduler_args": ["--lr_scheduler=piecewise_constant"],
     "lr_decay_steps": ["--lr_scheduler=warmup_stable_decay"],
+    "log_tracker_name": ["--log_with=wandb"],
+    "wandb_run_name": ["--log_with=wandb"],
 }
 WITH_RULES = {
     "resolution": "256", "face_crop_aug_range": "1,2", "lr_warmup_steps": "5",
@@ -161,6 +163,8 @@ RULES = [
     (["--metadata_title=T"], "saving.metadata.title", "T"),
     (["--logging_dir=logs"], "logging.trackers", ["tensorboard"]),
     (["--log_with=all"], "logging.trackers", ["tensorboard", "wandb"]),
+    (["--log_with=wandb"], "logging.wandb_project", "finetuning"),
+    (["--log_with=all", "--wandb_run_name=x"], "logging.wandb_name", "x"),
 ]  # fmt: skip
 
 
@@ -177,7 +181,6 @@ def test_what_flags_become(flags, place, expected):
     ("flags", "words"),
     [
         (["--use_8bit_adam", "--optimizer_type=Lion"], "contradict each other"),
-        (["--learning_rate_te=1e-6"], "no effect without --train_text_encoder"),
         (["--resolution=big"], "expected 512 or 512,768"),
         (["--sample_every_n_steps=5"], "needs --sample_prompts"),
         (["--optimizer_args", "betas"], "expected key=value"),

@@ -1,5 +1,6 @@
 """Files of flags as kohya_ss' forms write them, and flags whose text is empty."""
 
+import os
 import tomllib
 
 import pytest
@@ -79,6 +80,32 @@ xformers = true
 """
 
 
+OF_FINE_TUNE = """
+caption_extension = ".txt"
+dataset_repeats = 2
+dynamo_backend = "no"
+enable_bucket = true
+in_json = "meta_lat.json"
+learning_rate = 1e-05
+learning_rate_te = 1e-05
+lr_scheduler = "constant"
+lr_scheduler_args = []
+max_data_loader_n_workers = 0
+max_timestep = 1000
+max_train_epochs = 1
+max_train_steps = 4
+noise_offset_type = "Original"
+optimizer_type = "AdamW8bit"
+output_dir = "out"
+pretrained_model_name_or_path = "sd15.safetensors"
+resolution = "512,512"
+train_data_dir = "pictures"
+wandb_api_key = "123abc"
+wandb_run_name = "last"
+"""
+"""What the form "Finetuning" writes for SD 1.5: a rate of the text encoder, trained or not."""
+
+
 @pytest.fixture
 def form(tmp_path):
     file = tmp_path / "config_finetune.toml"
@@ -145,3 +172,59 @@ def test_an_empty_text_takes_back_what_the_file_says(tmp_path):
     words = [f"--config_file={file}", "--block_lr=", "--resume="]
     assert parse_flags(SDXL_TRAIN, words) == {}
     assert parse_flags(SDXL_TRAIN, words[:1]) == {"block_lr": "1", "resume": "run"}
+
+
+def test_a_rate_of_a_text_encoder_that_does_not_learn_is_told(tmp_path):
+    """The form of kohya_ss always writes one."""
+    file = tmp_path / "config_finetune.toml"
+    file.write_text(OF_FINE_TUNE, encoding="utf-8")
+    flags = parse_flags(FINE_TUNE, [f"--config_file={file}"])
+    found = translate(FINE_TUNE, flags)
+    config = build_settings(flags, found.tree, source="test")
+    assert (config.method.train_text_encoder, config.method.text_encoder_lr) == (False, None)
+    assert "--learning_rate_te: it has no effect without --train_text_encoder." in found.notices
+
+
+@pytest.mark.parametrize("script", [FINE_TUNE, SDXL_TRAIN])
+def test_the_weight_of_regularisation_images_is_read_from_a_file(script, tmp_path):
+    """sd-scripts looks values of datasets up among all keys of the file, known as flags or not."""
+    data = tmp_path / "data.toml"
+    data.write_text(
+        "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'a'\n"
+        "[[datasets.subsets]]\nimage_dir = 'b'\nis_reg = true\n",
+        encoding="utf-8",
+    )
+    file = tmp_path / "flags.toml"
+    file.write_text("prior_loss_weight = 0.5\n", encoding="utf-8")
+    told = []
+    line = [f"--config_file={file}", "--pretrained_model_name_or_path=m.safetensors",
+            "--output_dir=out", f"--dataset_config={data}", "--seed=1"]  # fmt: skip
+    flags = parse_flags(script, line, told.append)
+    config = build_settings(flags, translate(script, flags).tree, source="test")
+    assert [part.prior_loss_weight for part in config.dataset.parts] == [0.5]
+    assert told == []
+    with pytest.raises(ConfigError, match="no flag --prior_loss_weight"):
+        parse_flags(script, ["--prior_loss_weight=0.5"])
+
+
+def test_a_weight_of_no_regularisation_images_is_told(tmp_path):
+    file = tmp_path / "flags.toml"
+    file.write_text("prior_loss_weight = 0.5\n", encoding="utf-8")
+    found = translate(SDXL_TRAIN, parse_flags(SDXL_TRAIN, [f"--config_file={file}", *NEEDED]))
+    assert "prior_loss_weight" not in found.tree["dataset"]
+    assert any(line.startswith("prior_loss_weight: there are no") for line in found.notices)
+    kept = [*NEEDED, "--reg_data_dir=reg"]
+    found = translate(SDXL_TRAIN, parse_flags(SDXL_TRAIN, [f"--config_file={file}", *kept]))
+    assert found.tree["dataset"]["prior_loss_weight"] == 0.5
+
+
+def test_a_key_of_wandb_is_for_the_process_alone(monkeypatch, tmp_path):
+    monkeypatch.setattr(drop_in, "_train", lambda script, flags, console: None)
+    monkeypatch.setenv("WANDB_API_KEY", "of before")
+    line = [*NEEDED, "--log_with=wandb", "--wandb_api_key=123abc"]
+    drop_in.run(SDXL_TRAIN, line)
+    assert os.environ["WANDB_API_KEY"] == "123abc"
+    for words in (line, [*line[:-1], "--wandb_api_key", "123abc"]):
+        text = command_to_toml(["sdxl_train.py", *words])
+        assert "123abc" not in text
+        assert "# --wandb_api_key: " in text

@@ -79,6 +79,7 @@ _EXAMPLES: dict[str, Any] = {
     "saving.publish": ["prompts"],
     "saving.metadata": {"author": "Ada"},
     "logging.trackers": ["tensorboard"],
+    "logging.wandb_name": "my-style",
 }
 
 

@@ -313,4 +313,6 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "logging.every_steps": ("Steps between metrics", ""),
     "logging.image_losses": ("Losses of images", ""),
     "logging.trackers": ("Trackers", "log_with logging_dir", "Tensorboard"),
+    "logging.wandb_project": ("Project at Weights & Biases", "log_tracker_name"),
+    "logging.wandb_name": ("Name at Weights & Biases", "wandb_run_name"),
 }  # fmt: skip

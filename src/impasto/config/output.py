@@ -228,3 +228,17 @@ class LoggingConfig(Section):
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Where metrics go besides `metrics.jsonl`: `tensorboard`, into the run directory, or `wandb`,
     which uploads them unless WANDB_MODE is offline."""
+
+    wandb_project: str = "impasto"
+    """The project of Weights & Biases that the run belongs to."""
+
+    wandb_name: str | None = None
+    """What the run is called there; without it as its folder."""
+
+    @model_validator(mode="after")
+    def _wandb_is_used(self) -> LoggingConfig:
+        for name in ("wandb_project", "wandb_name"):
+            given = getattr(self, name) != type(self).model_fields[name].default
+            if given and "wandb" not in self.trackers:
+                raise ValueError(f"{name} has no effect without wandb in trackers")
+        return self

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -57,6 +58,9 @@ def run(script: Script, arguments: list[str]) -> None:
 
     console = Console()
     flags = parse_flags(script, arguments, console.note)
+    key = flags.get("wandb_api_key")
+    if key:
+        os.environ["WANDB_API_KEY"] = key
     resumed = flags.pop("resume", None)
     if resumed is None:
         _train(script, flags, console)

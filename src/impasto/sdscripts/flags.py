@@ -298,10 +298,13 @@ _METRICS = "metrics go to metrics.jsonl and report.html in the run directory"
 _LOGGING = [
     Flag("logging_dir", "text"),
     Flag("log_with", "text", choices=("tensorboard", "wandb", "all")),
-    *_noticed("text", _METRICS, "log_prefix", "log_tracker_name", "log_tracker_config",
-              "wandb_run_name"),
-    *_refused("text", "a key on a command line is seen by others; set WANDB_API_KEY or run `wandb "
-              "login`", "wandb_api_key"),
+    Flag("log_tracker_name", "text", differs="the project of Weights & Biases alone; TensorBoard's "
+         "files are always in the folder tensorboard of the run"),
+    Flag("wandb_run_name", "text"),
+    *_noticed("text", _METRICS, "log_prefix", "log_tracker_config"),
+    *_noticed("text", "Weights & Biases gets it for this run and it is written nowhere; "
+              "WANDB_API_KEY or `wandb login` keep a key from others on the machine",
+              "wandb_api_key"),
     *_noticed("flag", "settings are always written to config.toml in the run directory",
               "log_config"),
     *_noticed("text", "messages go to the terminal", "console_log_level", "console_log_file"),
@@ -332,6 +335,11 @@ _GONE = _only(
     FINE_TUNE, *_refused("text", _HYPERNETWORK, "hypernetwork_module", "hypernetwork_weights")
 )
 
+FILE_KEYS: Mapping[str, Flag] = MappingProxyType(
+    {"prior_loss_weight": Flag("prior_loss_weight", "float", 1.0, "dataset.prior_loss_weight")}
+)
+"""Keys of `--config_file` that no flag stands for and that count all the same."""
+
 ROWS: tuple[Flag, ...] = (
     *_MODEL, *_DATASET, *_LOOP, *_OPTIMIZER, *_LOSS, *_SAVING, *_SAMPLING, *_LOGGING,
     *_DISTRIBUTED, *_GONE,
@@ -342,3 +350,9 @@ ROWS: tuple[Flag, ...] = (
 def flags_of(script: Script) -> Mapping[str, Flag]:
     """The flags of a command by their names, without dashes."""
     return MappingProxyType({row.name: row for row in ROWS if row.only in (None, script)})
+
+
+@functools.cache
+def keys_of(script: Script) -> Mapping[str, Flag]:
+    """What a command's `--config_file` may hold: its flags, and keys that no flag stands for."""
+    return MappingProxyType({**flags_of(script), **FILE_KEYS})

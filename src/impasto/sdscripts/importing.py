@@ -14,11 +14,13 @@ from impasto.config.kinds import defaults_of, sections_of
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.parsing import split_lines
-from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, Script, flags_of
+from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, Script, keys_of
 from impasto.sdscripts.origins import BY_RULE, settings_decided_by, settings_of
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings
 from impasto.sdscripts.translate import translate
+
+_KEY = "--wandb_api_key"
 
 
 def command_to_toml(words: Sequence[str]) -> str:
@@ -35,7 +37,7 @@ def command_to_toml(words: Sequence[str]) -> str:
     resumed = flags.pop("resume", None)
     translation = translate(script, flags)
     build_settings(flags, translation.tree, source="the command")
-    lines = ["# The settings of:", _comment(f"  {shlex.join(words)}"), "#"]
+    lines = ["# The settings of:", _comment(f"  {shlex.join(_without_keys(words))}"), "#"]
     launcher = [w for w in words[: scripts[0]] if w.startswith("-")] if scripts else []
     if launcher:
         lines.append(
@@ -51,6 +53,16 @@ def command_to_toml(words: Sequence[str]) -> str:
         )
     told = _told(translation.tree, settings_decided_by(script, flags))
     return "\n".join([*lines, "", *_commented(script, told, flags)]) + "\n"
+
+
+def _without_keys(words: Sequence[str]) -> list[str]:
+    """A command line as it may be shown: without the key of Weights & Biases."""
+    shown, is_key = list[str](), False
+    for word in words:
+        name, equals, _ = word.partition("=")
+        shown.append("..." if is_key else f"{name}=..." if equals and name == _KEY else word)
+        is_key = word == _KEY
+    return shown
 
 
 def _script(word: str) -> Script:
@@ -121,7 +133,7 @@ def _commented(script: Script, tree: dict[str, Any], flags: Mapping[str, Any]) -
 
 def _origins(script: Script, flags: Mapping[str, Any]) -> dict[str, str]:
     """Path of a setting -> the flag that decides it; one that is given before others."""
-    known = flags_of(script)
+    known = keys_of(script)
     ruled = [name for name in BY_RULE if name in known]
     by_rule = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
     by_table = {flag.to: flag.name for flag in known.values() if flag.to}

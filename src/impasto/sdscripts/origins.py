@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from impasto.sdscripts.flags import Script, flags_of
+from impasto.sdscripts.flags import Script, keys_of
 
 _MODEL_KIND = ("model.family", "model.prediction_type")
 
@@ -58,12 +58,14 @@ BY_RULE: dict[str, tuple[str, ...]] = {
     "sample_sampler": ("previews.sampler",),
     "logging_dir": ("logging.trackers",),
     "log_with": ("logging.trackers",),
+    "log_tracker_name": ("logging.wandb_project",),
+    "wandb_run_name": ("logging.wandb_name",),
 }  # fmt: skip
 
 
 def settings_of(script: Script, flag: str) -> tuple[str, ...]:
     """Paths of the settings, or of a whole section, that a flag decides; none if it has none."""
-    row = flags_of(script)[flag]
+    row = keys_of(script)[flag]
     if row.notice:
         return ()
     return (row.to,) if row.to else BY_RULE.get(flag, ())

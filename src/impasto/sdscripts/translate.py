@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import presence
-from impasto.config.dataset_file import SDSCRIPTS_DEFAULTS, round_bucket_sides
+from impasto.config.dataset_file import (
+    SDSCRIPTS_DEFAULTS,
+    read_dataset_file,
+    round_bucket_sides,
+)
 from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 from impasto.invocation import install_extra
@@ -71,7 +75,7 @@ def translate(
         value = flags.get(name, flag.default)
         if flag.to and value is not None:
             _put(tree, flag.to, value)
-    notices = [f"--{name}: {known[name].notice}." for name in flags if known[name].notice]
+    notices = [f"--{n}: {known[n].notice}." for n in flags if n in known and known[n].notice]
     for rule in (
         _model,
         _dataset,
@@ -116,7 +120,8 @@ def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if flags.get("weighted_captions"):
         model["caption_emphasis"] = "no_norm"
     if flags.get("learning_rate_te") is not None and not flags.get("train_text_encoder"):
-        raise ConfigError("--learning_rate_te has no effect without --train_text_encoder.")
+        tree["method"].pop("text_encoder_lr")  # forms of kohya_ss always write it
+        return ["--learning_rate_te: it has no effect without --train_text_encoder."]
     return []
 
 
@@ -124,12 +129,14 @@ def _dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     dataset = tree.setdefault("dataset", {})
     if "resolution" in flags:
         dataset["resolution"] = read_resolution(flags["resolution"])
+    told = _weigh_regularisation(flags, dataset)
     if "face_crop_aug_range" in flags:
         dataset["face_crop_aug_range"] = read_numbers("face_crop_aug_range", flags, 2)
     if "dataset_config" in flags:
         dataset["config"] = flags["dataset_config"]
         ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
-        return [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
+        told += [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
+        return told
     if "train_data_dir" not in flags and "in_json" not in flags:
         raise ConfigError("Give --dataset_config, or --train_data_dir with or without --in_json.")
     if "resolution" not in flags:
@@ -141,7 +148,27 @@ def _dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         dataset["image_dir"] = flags["train_data_dir"]
     if "in_json" in flags:
         dataset["metadata_file"] = flags["in_json"]
+    return told
+
+
+def _weigh_regularisation(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
+    """The key `prior_loss_weight` of `--config_file`, which no flag stands for, counts there too.
+
+    sd-scripts takes what it looks up for a dataset from all keys of that file, known or not
+    (`BlueprintGenerator.generate` in `library/config_util.py`).
+    """
+    weight = flags.get("prior_loss_weight", 1.0)
+    if weight == 1.0:
+        return []
+    if not (flags.get("reg_data_dir") or _has_regularisation(flags.get("dataset_config"))):
+        return ["prior_loss_weight: there are no regularisation images, so it has no effect."]
+    dataset["prior_loss_weight"] = weight
     return []
+
+
+def _has_regularisation(config: str | None) -> bool:
+    parts = [] if config is None else read_dataset_file(Path(config))["datasets"]
+    return any(subset.get("is_reg") for part in parts for subset in part["subsets"])
 
 
 def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
@@ -247,23 +274,42 @@ def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> 
     """Set trackers as sd-scripts does: TensorBoard for a folder alone; none if not installed."""
     kinds = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"]}
     asked = flags.get("log_with") or ("tensorboard" if flags.get("logging_dir") else None)
-    if asked is None:
-        return []
-    trackers = kinds[asked]
+    trackers = [] if asked is None else kinds[asked]
+    told = (
+        []
+        if "wandb" in trackers
+        else [
+            f"--{name}: it belongs to Weights & Biases, which --log_with=wandb asks for."
+            for name in ("log_tracker_name", "wandb_run_name")
+            if flags.get(name)
+        ]
+    )
+    if not trackers:
+        return told
     if "tensorboard" in trackers and not has_tensorboard:
         trackers.remove("tensorboard")
         if trackers:
-            tree["logging"] = {"trackers": trackers}
+            tree["logging"] = {"trackers": trackers, **_of_wandb(flags, trackers)}
         name = "log_with" if flags.get("log_with") else "logging_dir"
         return [
+            *told,
             f"--{name}: TensorBoard is not installed, so nothing is written for it "
             f"({install_extra('trackers')}); metrics go to metrics.jsonl and "
-            f"report.html in the run directory."
+            f"report.html in the run directory.",
         ]
-    tree["logging"] = {"trackers": trackers}
+    tree["logging"] = {"trackers": trackers, **_of_wandb(flags, trackers)}
     if "logging_dir" not in flags:
-        return []
-    return ["--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]
+        return told
+    return [*told, "--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]
+
+
+def _of_wandb(flags: Mapping[str, Any], trackers: Sequence[str]) -> Tree:
+    """The project and name of a run at Weights & Biases; the project by default as there."""
+    if "wandb" not in trackers:
+        return {}
+    name = flags.get("wandb_run_name")
+    project = {"wandb_project": flags.get("log_tracker_name") or "finetuning"}
+    return project if not name else {**project, "wandb_name": name}
 
 
 def _compiling(flags: Mapping[str, Any], tree: Tree) -> list[str]:

@@ -20,7 +20,12 @@ from impasto.runs import RunDirectory
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.image_losses import ImageLosses
 from impasto.training.monitoring.metrics import MetricsCollector
-from impasto.training.monitoring.trackers import Tracker, open_trackers, shown_numbers
+from impasto.training.monitoring.trackers import (
+    TrackedRun,
+    Tracker,
+    open_trackers,
+    shown_numbers,
+)
 from impasto.training.monitoring.vram_overflow import watch_for_overflow
 
 
@@ -89,7 +94,14 @@ class Recorder:
         config = self._of.config
         whole = config.model_dump(mode="json", exclude_none=True)
         settings = redact_settings(whole, config.saving.publish)
-        self._trackers = open_trackers(config.logging.trackers, self._run, settings)
+        logging = config.logging
+        tracked = TrackedRun(
+            self._run,
+            logging.wandb_name or Path(self._run.path).resolve().name,
+            logging.wandb_project,
+            settings,
+        )
+        self._trackers = open_trackers(logging.trackers, tracked)
 
     def close(self) -> None:
         """Have the trackers write what is left."""

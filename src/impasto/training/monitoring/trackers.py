@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from impasto import presence
@@ -14,6 +14,23 @@ from impasto.parsing import read_text
 from impasto.runs import RunDirectory
 
 WANDB_ID = "wandb-id.txt"
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """A run as trackers see it.
+
+    Attributes:
+        run: The run directory.
+        name: What it is called.
+        project: What it belongs to.
+        settings: What may leave the machine of its settings.
+    """
+
+    run: RunDirectory
+    name: str
+    project: str
+    settings: Mapping[str, Any]
 
 
 class Tracker(Protocol):
@@ -29,11 +46,11 @@ class Tracker(Protocol):
 class TensorBoard:
     """Event files in `tensorboard/` of the run directory."""
 
-    def __init__(self, run: RunDirectory, name: str, settings: Mapping[str, Any]) -> None:  # noqa: ARG002
+    def __init__(self, tracked: TrackedRun) -> None:
         require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(run.path / "tensorboard"))
+        self._writer: Any = SummaryWriter(str(tracked.run.path / "tensorboard"))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Keep numbers of a step."""
@@ -48,25 +65,20 @@ class TensorBoard:
 class Wandb:
     """A run of Weights & Biases; a resumed run of Impasto continues it. Heeds WANDB_MODE.
 
-    Args:
-        run: The run directory.
-        name: What it is called.
-        settings: What is uploaded as its configuration.
-
     Raises:
         ConfigError: It cannot be started: nobody is logged in, there is no network.
     """
 
-    def __init__(self, run: RunDirectory, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, tracked: TrackedRun) -> None:
         wandb = require("wandb", "wandb")
-        kept = run.path / WANDB_ID
+        kept = tracked.run.path / WANDB_ID
         identity = read_text(kept, "replace").strip() if presence.is_file(kept) else None
         try:
             self._run: Any = wandb.init(
-                project="impasto",
-                name=name,
-                dir=str(run.path),
-                config=dict(settings),
+                project=tracked.project,
+                name=tracked.name,
+                dir=str(tracked.run.path),
+                config=dict(tracked.settings),
                 id=identity or None,
                 resume="allow",
             )
@@ -87,7 +99,7 @@ class Wandb:
         self._run.finish()
 
 
-TRACKERS: dict[str, Callable[[RunDirectory, str, Mapping[str, Any]], Tracker]] = {
+TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
     "tensorboard": TensorBoard,
     "wandb": Wandb,
 }
@@ -129,18 +141,15 @@ def shown_numbers(record: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
     return int(record["step"]), numbers
 
 
-def open_trackers(
-    names: tuple[str, ...], run: RunDirectory, settings: Mapping[str, Any]
-) -> list[Tracker]:
+def open_trackers(names: Iterable[str], tracked: TrackedRun) -> list[Tracker]:
     """Open the trackers that the settings ask for.
 
     Args:
         names: Of `TRACKERS`.
-        run: The run directory.
-        settings: What may leave the machine of the run's settings.
+        tracked: The run.
 
     Raises:
         ConfigError: One cannot be started.
         MissingDependencyError: The package of one is not installed.
     """
-    return [TRACKERS[name](run, Path(run.path).resolve().name, settings) for name in names]
+    return [TRACKERS[name](tracked) for name in names]
