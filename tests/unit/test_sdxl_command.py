@@ -299,7 +299,7 @@ def test_the_page_of_flags_says_where_a_rule_differs():
         (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8").splitlines()
     )
     named = ("conditioning_data_dir", "masked_loss", "fused_backward_pass",
-             "fused_optimizer_groups")  # fmt: skip
+             "fused_optimizer_groups", "log_tracker_name")  # fmt: skip
     known = flags_of(SDXL_TRAIN)
     assert {name for name, flag in known.items() if flag.differs} == set(named)
     for name in named:
