@@ -1,11 +1,12 @@
 """sd-scripts' dataset configurations: what each level gives, what is refused, how faults read."""
 
 import json
+import re
 
 import pytest
 import tomli_w
 
-from impasto.config.dataset_file import read_dataset_file
+from impasto.config.dataset_file import names_masks, read_dataset_file
 from impasto.config.load import build_run_config, dump_toml, load_dataset_config
 from impasto.config.validation import REFUSED
 from impasto.data.captions import TrainingPosition
@@ -139,12 +140,33 @@ def test_every_key_of_a_subset_arrives_from_every_level(tmp_path, key, level):
     assert found == expected
 
 
-@pytest.mark.parametrize("key", REFUSED)
+TAKEN_FROM_FILES = {"cache_info", "conditioning_data_dir"}
+
+
+@pytest.mark.parametrize("key", sorted(REFUSED.keys() - TAKEN_FROM_FILES))
 def test_what_has_no_effect_is_refused_with_the_reason(tmp_path, key):
     content = {"datasets": [{"subsets": [{"image_dir": "a", key: 1}]}]}
     with pytest.raises(ConfigError) as caught:
         read_dataset_file(file_of(tmp_path, content))
     assert f"datasets[0].subsets[0].{key} has no effect: {REFUSED[key]}" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", sorted(TAKEN_FROM_FILES))
+def test_keys_of_sdscripts_are_no_settings_of_ours(key):
+    with pytest.raises(ConfigError, match=re.escape(f"{key} has no effect: {REFUSED[key]}")):
+        built({"image_dir": "a", key: "b"})
+
+
+def test_keys_of_a_configuration_that_have_other_names_here(tmp_path):
+    subset = {"image_dir": "a", "conditioning_data_dir": "masks", "cache_info": True}
+    content = {"general": {"cache_info": True}, "datasets": [{"subsets": [subset]}]}
+    assert names_masks(file_of(tmp_path, content))
+    (found,) = read_dataset_file(file_of(tmp_path, content))["datasets"][0]["subsets"]
+    assert found["mask_dir"] == "masks"
+    assert not TAKEN_FROM_FILES & found.keys()
+    subset["mask_dir"] = "others"
+    with pytest.raises(ConfigError, match="conditioning_data_dir and mask_dir of one table"):
+        read_dataset_file(file_of(tmp_path, content))
 
 
 FAULTS = {

@@ -10,7 +10,7 @@ from conftest import GOLDEN
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
 from impasto.models.families import FAMILIES
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, flags_of
+from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, SDXL_TRAIN, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.sdxl_rules import BLOCKS
@@ -275,6 +275,30 @@ def test_folders_of_repeats_are_subsets(tmp_path):
     assert "--reg_data_dir: --in_json is given, so it is not used." in named.notices
     masked = settings(f"--train_data_dir={train}", "--masked_loss", "--conditioning_data_dir=m")
     assert "mask_dir" not in masked.tree["dataset"]
+
+
+def masks_config(tmp_path):
+    """A dataset configuration for the masked loss, as sd-scripts' page on it writes one."""
+    file = tmp_path / "masks.toml"
+    file.write_text(
+        "[general]\ncache_info = true\n[[datasets]]\nresolution = 1024\n[[datasets.subsets]]\n"
+        "image_dir = 'a'\ncaption_extension = '.txt'\nconditioning_data_dir = 'a_mask'\n"
+        "num_repeats = 8\n",
+        encoding="utf-8",
+    )
+    return file
+
+
+def test_the_masked_loss_takes_the_masks_of_a_dataset_configuration(tmp_path):
+    line = [f"--dataset_config={masks_config(tmp_path)}", *NEEDED[:2]]
+    flags = parse_flags(SDXL_TRAIN, [*line, "--masked_loss"])
+    (subset,) = (
+        build_run_config(translate(SDXL_TRAIN, flags).tree, source="test").dataset.parts[0].subsets
+    )
+    assert (subset.mask_dir, subset.num_repeats) == (Path("a_mask"), 8)
+    for script in SCRIPTS:  # sd-scripts takes the key without the flag for a mistake
+        with pytest.raises(ConfigError, match=r"masks with sdxl_train\.py --masked_loss alone"):
+            translate(script, parse_flags(script, line))
 
 
 def test_a_command_becomes_settings_that_say_where_they_come_from():

@@ -23,6 +23,8 @@ SDSCRIPTS_DEFAULTS: dict[str, Any] = {
 """What sd-scripts does where its file says nothing, as far as it is not our default too."""
 
 _LEVELS = ("general", "datasets")
+_MASKS = "conditioning_data_dir"
+_ALWAYS = "cache_info"  # sizes and captions are remembered whatever it says
 
 
 def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -30,6 +32,8 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
 
     Precedence is sd-scripts': subset, dataset, general, `fallbacks` (there the command line), its
     defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there.
+    `conditioning_data_dir` of a subset is its `mask_dir`: masks of the loss, as for
+    `sdxl_train.py --masked_loss` (docs/masked_loss_README.md there).
 
     Args:
         path: A `.toml` or `.json` file.
@@ -39,7 +43,7 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
         ConfigError: The file is missing or malformed, a key is unknown or has no effect here, or a
             value does not fit; with file, key path, and line where the parser knows it.
     """
-    content = _read(path)
+    content = _with_own_keys(_read(path), path)
     unknown = sorted(set(content) - set(_LEVELS))
     if unknown:
         raise ConfigError(
@@ -67,6 +71,43 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
     values.update(round_bucket_sides(values))
     validated(DatasetConfig, values, str(path))
     return {"datasets": values["datasets"]}
+
+
+def names_masks(path: Path) -> bool:
+    """Whether a subset of a dataset configuration has `conditioning_data_dir`.
+
+    Raises:
+        ConfigError: The file is missing or malformed.
+    """
+    return any(_MASKS in level for level in _levels_of(_read(path)))
+
+
+def _levels_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The tables of a configuration: what holds for all, of each dataset, of each subset."""
+    datasets = content.get("datasets")
+    tables = [content.get("general"), *(datasets if isinstance(datasets, list) else ())]
+    levels = [table for table in tables if isinstance(table, dict)]
+    for table in list(levels):
+        subsets = table.get("subsets")
+        levels += [s for s in (subsets if isinstance(subsets, list) else ()) if isinstance(s, dict)]
+    return levels
+
+
+def _with_own_keys(content: dict[str, Any], path: Path) -> dict[str, Any]:
+    """The content with `mask_dir` in place of sd-scripts' name, and without `cache_info`.
+
+    Raises:
+        ConfigError: A table has both names.
+    """
+    for table in _levels_of(content):
+        table.pop(_ALWAYS, None)
+        if _MASKS in table and "mask_dir" in table:
+            raise ConfigError(
+                f"{path}: {_MASKS} and mask_dir of one table are the same setting; give one."
+            )
+        if _MASKS in table:
+            table["mask_dir"] = table.pop(_MASKS)
+    return content
 
 
 def is_dataset_file(path: Path) -> bool:

@@ -30,7 +30,7 @@ REFUSED = {
     "network_multiplier": "it scales a LoRA, and there is none in fine-tuning; take it out",
     "custom_attributes": "nothing reads it in fine-tuning; take it out",
     "cache_info": "sizes and captions are remembered by themselves; take it out",
-    "conditioning_data_dir": "it belongs to ControlNet; masks are given by mask_dir",
+    "conditioning_data_dir": "masks are given by mask_dir",
     "caption_extention": "it is spelt caption_extension",
     "debug_dataset": "`impasto dataset plan` and `impasto dataset captions` show the dataset",
     "max_token_length": "it belongs to the run: model.max_tokens, or --max_token_length",

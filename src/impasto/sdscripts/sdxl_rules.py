@@ -183,7 +183,10 @@ def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if not is_masked:
         return ["--conditioning_data_dir: it has no effect without --masked_loss."]
     if "dataset_config" in flags:
-        found = ["--masked_loss: masks count where a subset of --dataset_config has mask_dir."]
+        found = [
+            "--masked_loss: masks count where a subset of --dataset_config has "
+            "conditioning_data_dir or mask_dir."
+        ]
         if folder:
             found.append("--conditioning_data_dir: --dataset_config is given, so it is not used.")
         return found

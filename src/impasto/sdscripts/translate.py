@@ -9,23 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import presence
-from impasto.config.dataset_file import (
-    SDSCRIPTS_DEFAULTS,
-    read_dataset_file,
-    round_bucket_sides,
-)
 from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 from impasto.invocation import install_extra
 from impasto.sampler_table import OTHER_NAMES
 from impasto.sdscripts import sdxl_rules
+from impasto.sdscripts.dataset_flags import set_dataset
 from impasto.sdscripts.flags import SDXL_TRAIN, Script, flags_of
 from impasto.sdscripts.optimizer_flags import set_optimizer
 from impasto.sdscripts.values import (
     read_number,
-    read_numbers,
     read_pairs,
-    read_resolution,
     read_steps,
 )
 
@@ -78,7 +72,7 @@ def translate(
     notices = [f"--{n}: {known[n].notice}." for n in flags if n in known and known[n].notice]
     for rule in (
         _model,
-        _dataset,
+        set_dataset,
         _length,
         set_optimizer,
         _schedule,
@@ -123,52 +117,6 @@ def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         tree["method"].pop("text_encoder_lr")  # forms of kohya_ss always write it
         return ["--learning_rate_te: it has no effect without --train_text_encoder."]
     return []
-
-
-def _dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    dataset = tree.setdefault("dataset", {})
-    if "resolution" in flags:
-        dataset["resolution"] = read_resolution(flags["resolution"])
-    told = _weigh_regularisation(flags, dataset)
-    if "face_crop_aug_range" in flags:
-        dataset["face_crop_aug_range"] = read_numbers("face_crop_aug_range", flags, 2)
-    if "dataset_config" in flags:
-        dataset["config"] = flags["dataset_config"]
-        ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
-        told += [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
-        return told
-    if "train_data_dir" not in flags and "in_json" not in flags:
-        raise ConfigError("Give --dataset_config, or --train_data_dir with or without --in_json.")
-    if "resolution" not in flags:
-        raise ConfigError("--resolution is missing; it has to be given, as 512 or 512,768.")
-    for key, value in SDSCRIPTS_DEFAULTS.items():
-        dataset.setdefault(key, value)
-    dataset |= round_bucket_sides(dataset)
-    if "train_data_dir" in flags:
-        dataset["image_dir"] = flags["train_data_dir"]
-    if "in_json" in flags:
-        dataset["metadata_file"] = flags["in_json"]
-    return told
-
-
-def _weigh_regularisation(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
-    """The key `prior_loss_weight` of `--config_file`, which no flag stands for, counts there too.
-
-    sd-scripts takes what it looks up for a dataset from all keys of that file, known or not
-    (`BlueprintGenerator.generate` in `library/config_util.py`).
-    """
-    weight = flags.get("prior_loss_weight", 1.0)
-    if weight == 1.0:
-        return []
-    if not (flags.get("reg_data_dir") or _has_regularisation(flags.get("dataset_config"))):
-        return ["prior_loss_weight: there are no regularisation images, so it has no effect."]
-    dataset["prior_loss_weight"] = weight
-    return []
-
-
-def _has_regularisation(config: str | None) -> bool:
-    parts = [] if config is None else read_dataset_file(Path(config))["datasets"]
-    return any(subset.get("is_reg") for part in parts for subset in part["subsets"])
 
 
 def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:

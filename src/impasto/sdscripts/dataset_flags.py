@@ -1,0 +1,86 @@
+"""What flags of sd-scripts become of the dataset: its files, resolution, masks and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from impasto import presence
+from impasto.config.dataset_file import (
+    SDSCRIPTS_DEFAULTS,
+    names_masks,
+    read_dataset_file,
+    round_bucket_sides,
+)
+from impasto.errors import ConfigError
+from impasto.sdscripts.values import read_numbers, read_resolution
+
+Tree = dict[str, Any]
+
+
+def set_dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    """Take the images of a configuration, a folder or a metadata file.
+
+    Raises:
+        ConfigError: None is given, or a value is missing or does not fit.
+    """
+    dataset = tree.setdefault("dataset", {})
+    if "resolution" in flags:
+        dataset["resolution"] = read_resolution(flags["resolution"])
+    if "face_crop_aug_range" in flags:
+        dataset["face_crop_aug_range"] = read_numbers("face_crop_aug_range", flags, 2)
+    told = _weigh_regularisation(flags, dataset)
+    if "dataset_config" in flags:
+        return told + _take_config(flags, dataset)
+    if "train_data_dir" not in flags and "in_json" not in flags:
+        raise ConfigError("Give --dataset_config, or --train_data_dir with or without --in_json.")
+    if "resolution" not in flags:
+        raise ConfigError("--resolution is missing; it has to be given, as 512 or 512,768.")
+    for key, value in SDSCRIPTS_DEFAULTS.items():
+        dataset.setdefault(key, value)
+    dataset |= round_bucket_sides(dataset)
+    if "train_data_dir" in flags:
+        dataset["image_dir"] = flags["train_data_dir"]
+    if "in_json" in flags:
+        dataset["metadata_file"] = flags["in_json"]
+    return told
+
+
+def _take_config(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
+    """Take a dataset configuration, in whose place no other images are used.
+
+    Raises:
+        ConfigError: It has masks, and the loss is not asked to heed them.
+    """
+    config = dataset["config"] = flags["dataset_config"]
+    is_there = presence.is_file(Path(config))  # what is not is named when it is read
+    if is_there and names_masks(Path(config)) and not flags.get("masked_loss"):
+        raise ConfigError(
+            f"{config} has conditioning_data_dir, which sd-scripts takes for masks with "
+            f"sdxl_train.py --masked_loss alone. Give that flag, or call it mask_dir."
+        )
+    ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
+    return [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
+
+
+def _weigh_regularisation(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
+    """Take the key `prior_loss_weight` of `--config_file`, for which there is no flag.
+
+    sd-scripts takes what it looks up for a dataset from all keys of that file, known or not
+    (`BlueprintGenerator.generate` in `library/config_util.py`).
+    """
+    weight = flags.get("prior_loss_weight", 1.0)
+    if weight == 1.0:
+        return []
+    if not (flags.get("reg_data_dir") or _has_regularisation(flags.get("dataset_config"))):
+        return ["prior_loss_weight: there are no regularisation images, so it has no effect."]
+    dataset["prior_loss_weight"] = weight
+    return []
+
+
+def _has_regularisation(config: str | None) -> bool:
+    if config is None or not presence.is_file(Path(config)):
+        return False
+    parts = read_dataset_file(Path(config))["datasets"]
+    return any(subset.get("is_reg") for part in parts for subset in part["subsets"])
