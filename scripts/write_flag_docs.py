@@ -9,7 +9,7 @@ from pathlib import Path
 from impasto.sdscripts.flags import ROWS, SCRIPTS, Flag
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
-HEAD = """# Flags of sd-scripts' fine_tune.py and sdxl_train.py
+HEAD = """# Flags of sd-scripts' fine_tune.py, train_db.py and sdxl_train.py
 
 What becomes of each, from `src/impasto/sdscripts/flags.py`. Written by
 `scripts/write_flag_docs.py`; do not edit by hand. Settings are described in [config.md](config.md),
@@ -28,14 +28,21 @@ def fate(flag: Flag) -> str:
     return f"`{flag.to}`" if flag.to else "as there"
 
 
-def table(script: str | None) -> str:
-    rows = [f"| `--{flag.name}` | {fate(flag)} |" for flag in ROWS if flag.only == script]
+def table(scripts: tuple[str, ...]) -> str:
+    rows = [f"| `--{flag.name}` | {fate(flag)} |" for flag in ROWS if flag.only == scripts]
     return COLUMNS + "\n".join(rows) + "\n"
 
 
+def _heading(scripts: tuple[str, ...]) -> str:
+    return " and ".join(scripts) if len(scripts) > 1 else f"{scripts[0]} alone"
+
+
 def page() -> str:
-    parts = [f"## Both commands\n\n{table(None)}"]
-    parts += [f"## {script} alone\n\n{table(script)}" for script in SCRIPTS]
+    parts = [f"## All commands\n\n{table(SCRIPTS)}"]
+    shared = sorted(dict.fromkeys(flag.only for flag in ROWS), key=lambda scripts: -len(scripts))[
+        1:
+    ]
+    parts += [f"## {_heading(scripts)}\n\n{table(scripts)}" for scripts in shared]
     return "\n".join([HEAD, *parts])
 
 

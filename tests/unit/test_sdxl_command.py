@@ -10,11 +10,11 @@ from conftest import GOLDEN
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
 from impasto.models.families import FAMILIES
-from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, SDXL_TRAIN, flags_of
+from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, SDXL_TRAIN, TRAIN_DB, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.sdxl_rules import BLOCKS
-from impasto.sdscripts.settings import build_settings, script_of
+from impasto.sdscripts.settings import build_settings, scripts_of
 from impasto.sdscripts.translate import translate
 
 NEEDED = ["--pretrained_model_name_or_path=xl.safetensors", "--output_dir=out",
@@ -195,11 +195,11 @@ def test_what_cannot_be_is_explained(words, expected):
 
 
 def test_each_family_has_its_command():
-    trained = {family.key: script_of(family.key) for family in FAMILIES}
-    sdxl = {key for key, script in trained.items() if script == SDXL_TRAIN}
+    trained = {family.key: scripts_of(family.key) for family in FAMILIES}
+    sdxl = {key for key, scripts in trained.items() if scripts == (SDXL_TRAIN,)}
     assert sdxl == {family.key for family in FAMILIES if family.generation == "SDXL"}
-    assert set(trained.values()) == {FINE_TUNE, SDXL_TRAIN}
-    assert script_of(None) is None
+    assert set(trained.values()) == {(FINE_TUNE, TRAIN_DB), (SDXL_TRAIN,)}
+    assert scripts_of(None) == ()
 
 
 def test_flags_of_sdxl_alone_are_named_as_such():
@@ -314,7 +314,7 @@ def test_a_command_becomes_settings_that_say_where_they_come_from():
     config = build_run_config(tomllib.loads(text), source="test")
     assert config.method.block_lrs["time_embedding"] == 0
     assert len(config.method.block_lrs) == sum(map(len, BLOCKS))
-    with pytest.raises(ConfigError, match=r"train_network\.py is not fine_tune\.py or sdxl_train"):
+    with pytest.raises(ConfigError, match=r"train_network\.py is none of .* sdxl_train\.py\."):
         command_to_toml(["python", "sdxl_train_network.py"])
 
 

@@ -182,40 +182,9 @@ def test_a_rate_of_a_text_encoder_that_does_not_learn_is_told(tmp_path):
     found = translate(FINE_TUNE, flags)
     config = build_settings(flags, found.tree, source="test")
     assert (config.method.train_text_encoder, config.method.text_encoder_lr) == (False, None)
-    assert "--learning_rate_te: it has no effect without --train_text_encoder." in found.notices
-
-
-@pytest.mark.parametrize("script", [FINE_TUNE, SDXL_TRAIN])
-def test_the_weight_of_regularisation_images_is_read_from_a_file(script, tmp_path):
-    """sd-scripts looks values of datasets up among all keys of the file, known as flags or not."""
-    data = tmp_path / "data.toml"
-    data.write_text(
-        "[[datasets]]\nresolution = 512\n[[datasets.subsets]]\nimage_dir = 'a'\n"
-        "[[datasets.subsets]]\nimage_dir = 'b'\nis_reg = true\n",
-        encoding="utf-8",
+    assert "--learning_rate_te: it has no effect, as the text encoder is not trained." in (
+        found.notices
     )
-    file = tmp_path / "flags.toml"
-    file.write_text("prior_loss_weight = 0.5\n", encoding="utf-8")
-    told = []
-    line = [f"--config_file={file}", "--pretrained_model_name_or_path=m.safetensors",
-            "--output_dir=out", f"--dataset_config={data}", "--seed=1"]  # fmt: skip
-    flags = parse_flags(script, line, told.append)
-    config = build_settings(flags, translate(script, flags).tree, source="test")
-    assert [part.prior_loss_weight for part in config.dataset.parts] == [0.5]
-    assert told == []
-    with pytest.raises(ConfigError, match="no flag --prior_loss_weight"):
-        parse_flags(script, ["--prior_loss_weight=0.5"])
-
-
-def test_a_weight_of_no_regularisation_images_is_told(tmp_path):
-    file = tmp_path / "flags.toml"
-    file.write_text("prior_loss_weight = 0.5\n", encoding="utf-8")
-    found = translate(SDXL_TRAIN, parse_flags(SDXL_TRAIN, [f"--config_file={file}", *NEEDED]))
-    assert "prior_loss_weight" not in found.tree["dataset"]
-    assert any(line.startswith("prior_loss_weight: there are no") for line in found.notices)
-    kept = [*NEEDED, "--reg_data_dir=reg"]
-    found = translate(SDXL_TRAIN, parse_flags(SDXL_TRAIN, [f"--config_file={file}", *kept]))
-    assert found.tree["dataset"]["prior_loss_weight"] == 0.5
 
 
 def test_a_key_of_wandb_is_for_the_process_alone(monkeypatch, tmp_path):

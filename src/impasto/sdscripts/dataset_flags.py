@@ -34,7 +34,7 @@ def set_dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     if "dataset_config" in flags:
         return told + _take_config(flags, dataset)
     if "train_data_dir" not in flags and "in_json" not in flags:
-        raise ConfigError("Give --dataset_config, or --train_data_dir with or without --in_json.")
+        raise ConfigError("Give --dataset_config, or --train_data_dir.")
     if "resolution" not in flags:
         raise ConfigError("--resolution is missing; it has to be given, as 512 or 512,768.")
     for key, value in SDSCRIPTS_DEFAULTS.items():
@@ -65,16 +65,12 @@ def _take_config(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
 
 
 def _weigh_regularisation(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
-    """Take the key `prior_loss_weight` of `--config_file`, for which there is no flag.
-
-    sd-scripts takes what it looks up for a dataset from all keys of that file, known or not
-    (`BlueprintGenerator.generate` in `library/config_util.py`).
-    """
+    """Take what regularisation images count in the loss, where there are any."""
     weight = flags.get("prior_loss_weight", 1.0)
     if weight == 1.0:
         return []
     if not (flags.get("reg_data_dir") or _has_regularisation(flags.get("dataset_config"))):
-        return ["prior_loss_weight: there are no regularisation images, so it has no effect."]
+        return ["--prior_loss_weight: it has no effect without regularisation images."]
     dataset["prior_loss_weight"] = weight
     return []
 

@@ -1,4 +1,4 @@
-"""`fine_tune.py` and `sdxl_train.py`: sd-scripts' commands, run by Impasto's trainer."""
+"""`fine_tune.py`, `train_db.py`, `sdxl_train.py`: sd-scripts' commands, run by our trainer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from impasto.cli.main import run_and_report
 from impasto.cli.together import failing_together
 from impasto.errors import OtherFamilyError
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, Script
+from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -28,6 +28,11 @@ EXAMPLES: dict[Script, str] = {
     --pretrained_model_name_or_path=<file> --output_dir=<folder> --output_name=<name>
     --dataset_config=<toml> --save_model_as=safetensors --learning_rate=5e-6
     --max_train_steps=10000 --use_8bit_adam --gradient_checkpointing --mixed_precision=fp16""",
+    TRAIN_DB: """accelerate launch --num_cpu_threads_per_process 1 train_db.py
+    --pretrained_model_name_or_path=<file> --output_dir=<folder> --output_name=<name>
+    --dataset_config=<toml> --save_model_as=safetensors --prior_loss_weight=1.0
+    --learning_rate=1e-6 --max_train_steps=1600 --use_8bit_adam --xformers --mixed_precision=fp16
+    --cache_latents --gradient_checkpointing""",
     SDXL_TRAIN: """accelerate launch sdxl_train.py
     --pretrained_model_name_or_path=<file> --output_dir=<folder> --output_name=<name>
     --dataset_config=<toml> --save_model_as=safetensors --learning_rate=4e-7

@@ -1,11 +1,11 @@
-"""Every flag of sd-scripts' `fine_tune.py` and `sdxl_train.py`, and what becomes of it.
+"""Every flag of sd-scripts' `fine_tune.py`, `train_db.py` and `sdxl_train.py`, and its fate.
 
 One table: a flag has the same meaning here, in `to` a place in our settings or in `translate.py` a
 rule of its own; or it is accepted and changes nothing, with a notice (`notice`); or it is refused
 with what to use instead (`refusal`). What a rule does otherwise than there is in `differs`. A flag
-that one of the commands does not have, or that means something else there, has a row for each
+that some of the commands do not have, or that means something else there, says whose it is
 (`only`). The flags, types and defaults are those of kohya-ss/sd-scripts at commit 48d368fa
-(`library/train_util.py`, `fine_tune.py`, `sdxl_train.py`).
+(`library/train_util.py`, `fine_tune.py`, `train_db.py`, `sdxl_train.py`).
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, Final, Literal
 
-Script = Literal["fine_tune.py", "sdxl_train.py"]
+Script = Literal["fine_tune.py", "train_db.py", "sdxl_train.py"]
 FINE_TUNE: Final = "fine_tune.py"
+TRAIN_DB: Final = "train_db.py"
 SDXL_TRAIN: Final = "sdxl_train.py"
-SCRIPTS: tuple[Script, ...] = (FINE_TUNE, SDXL_TRAIN)
+SCRIPTS: tuple[Script, ...] = (FINE_TUNE, TRAIN_DB, SDXL_TRAIN)
+_OF_SD: tuple[Script, ...] = (FINE_TUNE, TRAIN_DB)
+_OF_DREAMBOOTH: tuple[Script, ...] = (TRAIN_DB, SDXL_TRAIN)
+_OF_METADATA: tuple[Script, ...] = (FINE_TUNE, SDXL_TRAIN)
 
 Kind = Literal["flag", "int", "float", "text", "list"]
 
@@ -38,7 +42,7 @@ class Flag:
         differs: What is not as there, of one that has a rule of its own.
         choices: The words that it takes; empty for any.
         nearest: Of a refused one: the last part of its value -> what to give instead.
-        only: The one command that has this row; None is both.
+        only: The commands that have this row.
     """
 
     name: str
@@ -50,7 +54,7 @@ class Flag:
     differs: str = ""
     choices: tuple[str, ...] = ()
     nearest: Mapping[str, str] = field(default_factory=dict)
-    only: Script | None = None
+    only: tuple[Script, ...] = SCRIPTS
 
 
 def _same(kind: Kind, *flags: tuple[str, Any, str]) -> list[Flag]:
@@ -65,16 +69,17 @@ def _refused(kind: Kind, refusal: str, *names: str) -> list[Flag]:
     return [Flag(name, kind, refusal=refusal) for name in names]
 
 
-def _only(script: Script, *flags: Flag) -> list[Flag]:
-    return [replace(flag, only=script) for flag in flags]
+def _only(scripts: tuple[Script, ...], *flags: Flag) -> list[Flag]:
+    return [replace(flag, only=scripts) for flag in flags]
 
 
+_ATTENTION = "PyTorch's own attention is used, which is as fast and as lean"
 _MODEL = [
     *_same("text", ("pretrained_model_name_or_path", None, "model.path"),
            ("vae", None, "model.vae")),
-    *_only(FINE_TUNE, Flag("clip_skip", "int", to="model.clip_skip"), Flag("v2")),
+    *_only(_OF_SD, Flag("clip_skip", "int", to="model.clip_skip"), Flag("v2")),
     *_only(
-        SDXL_TRAIN,
+        (SDXL_TRAIN,),
         Flag("clip_skip", "int", notice="it has no effect in sd-scripts' sdxl_train.py, and none "
              "here: SDXL takes the last layer but one of both text encoders"),
         Flag("v2", refusal="sdxl_train.py trains SDXL; fine_tune.py trains SD 2"),
@@ -85,7 +90,13 @@ _MODEL = [
     ),
     Flag("v_parameterization"),
     Flag("max_token_length", "int", choices=("75", "150", "225")),
-    Flag("train_text_encoder", to="method.train_text_encoder"),
+    *_only(_OF_METADATA, Flag("train_text_encoder", to="method.train_text_encoder")),
+    *_only(
+        (TRAIN_DB,),
+        Flag("stop_text_encoder_training", "int"),
+        Flag("no_token_padding", refusal="the U-Nets of Stable Diffusion are trained and sampled "
+             "with texts that are padded to 77 tokens"),
+    ),
     Flag("weighted_captions"),
     *_noticed("text", "the tokenizer ships with Impasto and is never fetched",
               "tokenizer_cache_dir"),
@@ -95,19 +106,19 @@ _MODEL = [
     *_noticed("flag", "nothing is emptied between batches of latents", "highvram"),
     *_noticed(
         "flag",
-        "PyTorch's own attention is used, which is as fast and as lean",
-        "xformers", "sdpa", "mem_eff_attn", "diffusers_xformers",
+        _ATTENTION, "xformers", "sdpa", "mem_eff_attn",
     ),
+    *_only(_OF_METADATA, *_noticed("flag", _ATTENTION, "diffusers_xformers")),
 ]  # fmt: skip
 
 _DATASET = [
     Flag("dataset_config", "text"),
     Flag("train_data_dir", "text"),
-    Flag("in_json", "text"),
+    *_only(_OF_METADATA, Flag("in_json", "text"),
+           *_same("int", ("dataset_repeats", None, "dataset.num_repeats"))),
     Flag("resolution", "text"),
     *_same(
         "int",
-        ("dataset_repeats", None, "dataset.num_repeats"),
         ("train_batch_size", 1, "training.batch_size"),
         ("min_bucket_reso", 256, "dataset.min_bucket_reso"),
         ("max_bucket_reso", 1024, "dataset.max_bucket_reso"),
@@ -144,13 +155,13 @@ _DATASET = [
               "cache_latents_to_disk", "skip_cache_check"),
     *_noticed("flag", "sizes and captions are always remembered", "cache_info"),
     *_only(
-        FINE_TUNE,
+        (FINE_TUNE,),
         *_noticed("text", "words come from metadata; the sidecars of a folder of images are "
                   ".caption and .txt, or those of the dataset configuration", "caption_extension",
                   "caption_extention"),
     ),
     *_only(
-        SDXL_TRAIN,
+        _OF_DREAMBOOTH,
         *_same("text", ("caption_extension", None, "dataset.caption_extension"),
                ("caption_extention", None, "dataset.caption_extension")),
         Flag("reg_data_dir", "text"),
@@ -158,6 +169,7 @@ _DATASET = [
              "read nowhere, and subsets of a dataset configuration alone have masks"),
         Flag("masked_loss", differs="masks of --conditioning_data_dir count too"),
     ),
+    *_only((TRAIN_DB,), Flag("prior_loss_weight", "float", 1.0)),
     *_noticed("int", "decoding takes as many processes as there are processors",
               "max_data_loader_n_workers"),
     *_noticed("flag", "there are no workers between epochs", "persistent_data_loader_workers"),
@@ -208,9 +220,9 @@ _OPTIMIZER = [
     Flag("use_8bit_adam"),
     Flag("use_lion_optimizer"),
     *_same("float", ("learning_rate", 2e-6, "optimizer.lr")),
-    *_only(FINE_TUNE, *_same("float", ("learning_rate_te", None, "method.text_encoder_lr"))),
+    *_only(_OF_SD, *_same("float", ("learning_rate_te", None, "method.text_encoder_lr"))),
     *_only(
-        SDXL_TRAIN,
+        (SDXL_TRAIN,),
         *_same("float", ("learning_rate_te1", None, "method.text_encoder_lrs.text_encoder"),
                ("learning_rate_te2", None, "method.text_encoder_lrs.text_encoder_2")),
         Flag("block_lr", "text"),
@@ -231,9 +243,10 @@ _OPTIMIZER = [
     Flag("lr_scheduler_timescale", "int"),
     Flag("lr_scheduler_min_lr_ratio", "float"),
     *_only(
-        FINE_TUNE,
-        *_noticed("flag", "it has no effect in sd-scripts' fine_tune.py, and none here; the "
-                  "nearest setting is training.optimizer_in_backward = \"exact\"",
+        _OF_SD,
+        *_noticed("flag", "it has no effect in sd-scripts' fine_tune.py and train_db.py, and "
+                  "none here; the nearest setting is training.optimizer_in_backward = "
+                  "\"exact\"",
                   "fused_backward_pass"),
     ),
 ]  # fmt: skip
@@ -332,13 +345,8 @@ _HYPERNETWORK = (
     "writes such settings from a command line without this flag"
 )
 _GONE = _only(
-    FINE_TUNE, *_refused("text", _HYPERNETWORK, "hypernetwork_module", "hypernetwork_weights")
+    (FINE_TUNE,), *_refused("text", _HYPERNETWORK, "hypernetwork_module", "hypernetwork_weights")
 )
-
-FILE_KEYS: Mapping[str, Flag] = MappingProxyType(
-    {"prior_loss_weight": Flag("prior_loss_weight", "float", 1.0, "dataset.prior_loss_weight")}
-)
-"""Keys of `--config_file` that no flag stands for and that count all the same."""
 
 ROWS: tuple[Flag, ...] = (
     *_MODEL, *_DATASET, *_LOOP, *_OPTIMIZER, *_LOSS, *_SAVING, *_SAMPLING, *_LOGGING,
@@ -349,10 +357,4 @@ ROWS: tuple[Flag, ...] = (
 @functools.cache
 def flags_of(script: Script) -> Mapping[str, Flag]:
     """The flags of a command by their names, without dashes."""
-    return MappingProxyType({row.name: row for row in ROWS if row.only in (None, script)})
-
-
-@functools.cache
-def keys_of(script: Script) -> Mapping[str, Flag]:
-    """What a command's `--config_file` may hold: its flags, and keys that no flag stands for."""
-    return MappingProxyType({**flags_of(script), **FILE_KEYS})
+    return MappingProxyType({row.name: row for row in ROWS if script in row.only})

@@ -14,7 +14,7 @@ from impasto.config.kinds import defaults_of, sections_of
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.parsing import split_lines
-from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, Script, keys_of
+from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, Script, flags_of
 from impasto.sdscripts.origins import BY_RULE, settings_decided_by, settings_of
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings
@@ -75,7 +75,7 @@ def _script(word: str) -> Script:
     for script in SCRIPTS:
         if name == script:
             return script
-    raise ConfigError(f"{word} is not {' or '.join(SCRIPTS)}, the commands that are known.")
+    raise ConfigError(f"{word} is none of the commands that are known: {', '.join(SCRIPTS)}.")
 
 
 def _comment(text: str) -> str:
@@ -133,7 +133,7 @@ def _commented(script: Script, tree: dict[str, Any], flags: Mapping[str, Any]) -
 
 def _origins(script: Script, flags: Mapping[str, Any]) -> dict[str, str]:
     """Path of a setting -> the flag that decides it; one that is given before others."""
-    known = keys_of(script)
+    known = flags_of(script)
     ruled = [name for name in BY_RULE if name in known]
     by_rule = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
     by_table = {flag.to: flag.name for flag in known.values() if flag.to}

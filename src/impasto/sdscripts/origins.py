@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from impasto.sdscripts.flags import Script, keys_of
+from impasto.sdscripts.flags import Script, flags_of
 
 _MODEL_KIND = ("model.family", "model.prediction_type")
 
@@ -60,12 +60,14 @@ BY_RULE: dict[str, tuple[str, ...]] = {
     "log_with": ("logging.trackers",),
     "log_tracker_name": ("logging.wandb_project",),
     "wandb_run_name": ("logging.wandb_name",),
+    "prior_loss_weight": ("dataset.prior_loss_weight",),
+    "stop_text_encoder_training": ("method.train_text_encoder", "method.text_encoder_until_step"),
 }  # fmt: skip
 
 
 def settings_of(script: Script, flag: str) -> tuple[str, ...]:
     """Paths of the settings, or of a whole section, that a flag decides; none if it has none."""
-    row = keys_of(script)[flag]
+    row = flags_of(script)[flag]
     if row.notice:
         return ()
     return (row.to,) if row.to else BY_RULE.get(flag, ())

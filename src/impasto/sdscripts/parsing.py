@@ -11,7 +11,7 @@ from typing import Any
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError
 from impasto.finite import finite
-from impasto.sdscripts.flags import SCRIPTS, Flag, Script, flags_of, keys_of
+from impasto.sdscripts.flags import SCRIPTS, Flag, Script, flags_of
 
 _TYPES: dict[str, Any] = {"int": int, "float": finite, "text": str, "list": str}
 _OFF_IF_EMPTY = {"block_lr", "config_file", "lr_scheduler_type", "optimizer_type", "resume"}
@@ -56,7 +56,6 @@ def parse_flags(
     file = found.pop("config_file", "")
     if file:
         found = {**_of_file(script, Path(file), tell), **found}
-    known = keys_of(script)
     checked = {
         name: _checked(known[name], value)
         for name, value in found.items()
@@ -86,7 +85,7 @@ def _of_file(script: Script, file: Path, tell: Callable[[str], object]) -> dict[
     """
     if not file.suffix:
         file = file.with_suffix(".toml")
-    known, options = keys_of(script), dict[str, Any]()
+    known, options = flags_of(script), dict[str, Any]()
 
     def flatten(table: Mapping[str, Any]) -> None:
         for key, value in table.items():

@@ -14,9 +14,9 @@ from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
 from impasto.runs import RunDirectory, step_name
-from impasto.sdscripts.flags import Script
+from impasto.sdscripts.flags import TRAIN_DB, Script
 from impasto.sdscripts.origins import settings_of
-from impasto.sdscripts.settings import build_settings, script_of
+from impasto.sdscripts.settings import build_settings, scripts_of
 from impasto.sdscripts.translate import Tree, translate
 
 if TYPE_CHECKING:  # imports torch
@@ -72,17 +72,17 @@ def resumed_config(
     """
     tree, _ = with_present_names(with_former_values(read_toml(run.config_file)))
     build_run_config(tree, source=str(run.config_file))  # so the tree is as what follows takes it
-    other = script_of(tree["model"].get("family"))
-    if other not in (None, script):
+    trained_by = scripts_of(tree["model"].get("family"))
+    if trained_by and script not in trained_by:
         raise RunError(
             f"{run.path} trains {tree['model']['family']}, which {script} does not. Continue it "
-            f"with {other} --resume, or with `impasto resume`."
+            f"with {trained_by[0]} --resume, or with `impasto resume`."
         )
     given = {name: value for name, value in flags.items() if value is not None}
     full = {
         "pretrained_model_name_or_path": tree["model"]["path"],
         "output_dir": tree.get("saving", {}).get("model_dir", str(run.path.parent)),
-        **_needed(tree, given),
+        **_needed(script, tree, given),
         **given,
     }
     translation = translate(script, full, without_gpu, has_tensorboard=has_tensorboard)
@@ -99,13 +99,17 @@ def resumed_config(
     return config.model_copy(update={"output_dir": run.path}), tuple(own)
 
 
-def _needed(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
+def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
     """What a command line has to have besides, where it is not given: the run's own data."""
     saving, found = tree.get("saving", {}), dict[str, Any]()
     for key in ("steps", "epochs"):
         if f"model_every_{key}" in saving:
             found[f"save_every_n_{key}"] = saving[f"model_every_{key}"]
-    if tree.get("method", {}).get("train_text_encoder"):
+    method = tree.get("method", {})
+    if script == TRAIN_DB:
+        until = method.get("text_encoder_until_step")
+        found["stop_text_encoder_training"] = until if method.get("train_text_encoder") else -1
+    elif method.get("train_text_encoder"):
         found["train_text_encoder"] = True
     training = tree.get("training", {})
     found |= {name: training[name] for name in _DECIDING if name in training}

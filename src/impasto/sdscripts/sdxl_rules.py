@@ -7,10 +7,8 @@ is told.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-from impasto.config.dreambooth import holds_dreambooth_folders
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.sdscripts.values import read_numbers
@@ -152,52 +150,6 @@ def set_text_cache(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     return []
 
 
-def set_dreambooth_folders(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Folders named `N_class` in `--train_data_dir` and `--reg_data_dir` are subsets.
-
-    A `--train_data_dir` without such a folder is one of images.
-
-    Raises:
-        ConfigError: Regularisation images are given alone, or a folder cannot be read.
-    """
-    train, regularisation = flags.get("train_data_dir"), flags.get("reg_data_dir")
-    for name in ("dataset_config", "in_json"):
-        if name in flags:
-            told = f"--reg_data_dir: --{name} is given, so it is not used."
-            return [told] if regularisation else []
-    if regularisation and not train:
-        raise ConfigError("--reg_data_dir needs --train_data_dir, which it is balanced against.")
-    if regularisation or (train and holds_dreambooth_folders(Path(train))):
-        dataset = tree["dataset"]
-        dataset["train_data_dir"] = dataset.pop("image_dir")
-        if regularisation:
-            dataset["reg_data_dir"] = regularisation
-    return []
-
-
-def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Masks of the loss come from a folder."""
-    folder, is_masked = flags.get("conditioning_data_dir"), flags.get("masked_loss")
-    if not folder and not is_masked:
-        return []
-    if not is_masked:
-        return ["--conditioning_data_dir: it has no effect without --masked_loss."]
-    if "dataset_config" in flags:
-        found = [
-            "--masked_loss: masks count where a subset of --dataset_config has "
-            "conditioning_data_dir or mask_dir."
-        ]
-        if folder:
-            found.append("--conditioning_data_dir: --dataset_config is given, so it is not used.")
-        return found
-    if "train_data_dir" in tree["dataset"]:
-        return ["--masked_loss: folders named N_class have no masks but those of --alpha_mask."]
-    if not folder:
-        return ["--masked_loss: there are no masks but those of --alpha_mask."]
-    tree["dataset"]["mask_dir"] = folder
-    return []
-
-
 def set_export_precision(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     """Weights that are kept in 16 bits are saved so, unless `--save_precision` is given."""
     full = next((name for name in ("fp16", "bf16") if flags.get(f"full_{name}")), None)
@@ -249,7 +201,5 @@ RULES: tuple[Callable[[Mapping[str, Any], Tree], list[str]], ...] = (
     set_block_rates,
     set_steps_in_backward,
     set_text_cache,
-    set_dreambooth_folders,
-    set_masks,
     set_export_precision,
 )

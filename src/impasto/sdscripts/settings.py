@@ -8,17 +8,18 @@ from typing import Any
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ModelError, OtherFamilyError
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, Script
+from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
 from impasto.sdscripts.sdxl_rules import require_fixed_captions, require_steps_of_buckets
 
-_FAMILIES: dict[str, tuple[Script, str]] = {
-    "sd1": (FINE_TUNE, "SD 1.x"),
-    "sd2-base": (FINE_TUNE, "SD 2.x"),
-    "sd2-v": (FINE_TUNE, "SD 2.x"),
-    "sdxl": (SDXL_TRAIN, "SDXL"),
-    "sdxl-v": (SDXL_TRAIN, "SDXL"),
+_OF_SD: tuple[Script, ...] = (FINE_TUNE, TRAIN_DB)
+_FAMILIES: dict[str, tuple[tuple[Script, ...], str]] = {
+    "sd1": (_OF_SD, "SD 1.x"),
+    "sd2-base": (_OF_SD, "SD 2.x"),
+    "sd2-v": (_OF_SD, "SD 2.x"),
+    "sdxl": ((SDXL_TRAIN,), "SDXL"),
+    "sdxl-v": ((SDXL_TRAIN,), "SDXL"),
 }
-"""`model.family` -> the command that trains it, and what people call it."""
+"""`model.family` -> the commands that train it, and what people call it."""
 
 
 def build_settings(flags: Mapping[str, Any], tree: Mapping[str, Any], *, source: str) -> RunConfig:
@@ -29,23 +30,23 @@ def build_settings(flags: Mapping[str, Any], tree: Mapping[str, Any], *, source:
     """
     config = build_run_config(tree, source=source)
     require_fixed_captions(flags, config)
-    if script_of(config.model.family) == SDXL_TRAIN:
+    if SDXL_TRAIN in scripts_of(config.model.family):
         require_steps_of_buckets(flags, config)
     return config
 
 
-def script_of(family: str | None) -> Script | None:
-    """The command that trains a family; None where that is not known."""
-    return None if family is None else _FAMILIES[family][0]
+def scripts_of(family: str | None) -> tuple[Script, ...]:
+    """The commands that train a family, the usual one first; none where it is not known."""
+    return () if family is None else _FAMILIES[family][0]
 
 
 def in_terms_of(script: Script, error: OtherFamilyError) -> ModelError:
     """What a person does about a model of another family than the flags say."""
-    other, name = _FAMILIES[error.families[0]]
-    if other != script:
+    others, name = _FAMILIES[error.families[0]]
+    if script not in others:
         return ModelError(
-            f"{error.source} is a model of {name}, which {script} does not train. Run {other} with "
-            f"these flags in its place."
+            f"{error.source} is a model of {name}, which {script} does not train. Run "
+            f"{others[0]} with these flags in its place."
         )
     advice = "Add --v2" if name == "SD 2.x" else "Take --v2 out"
     return ModelError(f"{error.source} is a model of {name}. {advice}.")

@@ -1,9 +1,9 @@
-"""From the flags of sd-scripts' `fine_tune.py` and `sdxl_train.py` to the settings of a run."""
+"""From the flags of sd-scripts' training commands to the settings of a run."""
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +13,9 @@ from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 from impasto.invocation import install_extra
 from impasto.sampler_table import OTHER_NAMES
-from impasto.sdscripts import sdxl_rules
+from impasto.sdscripts import dreambooth_rules, sdxl_rules
 from impasto.sdscripts.dataset_flags import set_dataset
-from impasto.sdscripts.flags import SDXL_TRAIN, Script, flags_of
+from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script, flags_of
 from impasto.sdscripts.optimizer_flags import set_optimizer
 from impasto.sdscripts.values import (
     read_number,
@@ -32,6 +32,13 @@ _FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffuser
             "diffusers_safetensors": "diffusers"}  # fmt: skip
 _PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
 _SCHEDULES = {"constant_with_warmup": "constant"}
+_PROJECTS: Mapping[Script, str] = {TRAIN_DB: "dreambooth"}
+_OF_FOLDERS = (dreambooth_rules.set_dreambooth_folders, dreambooth_rules.set_masks)
+_RULES_OF: Mapping[Script, Sequence[Callable[[Mapping[str, Any], Tree], list[str]]]] = {
+    FINE_TUNE: (),
+    TRAIN_DB: (*_OF_FOLDERS, dreambooth_rules.set_text_encoder_length),
+    SDXL_TRAIN: (*_OF_FOLDERS, *sdxl_rules.RULES),
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,7 @@ def translate(
         value = flags.get(name, flag.default)
         if flag.to and value is not None:
             _put(tree, flag.to, value)
-    notices = [f"--{n}: {known[n].notice}." for n in flags if n in known and known[n].notice]
+    notices = [f"--{n}: {known[n].notice}." for n in flags if known[n].notice]
     for rule in (
         _model,
         set_dataset,
@@ -80,10 +87,12 @@ def translate(
         _previews,
         _timesteps,
         _compiling,
-        *(sdxl_rules.RULES if script == SDXL_TRAIN else ()),
+        *_RULES_OF[script],
+        _text_encoder,
     ):
         notices += rule(flags, tree)
-    notices += _logging(flags, tree, has_tensorboard=has_tensorboard)
+    project = _PROJECTS.get(script, "finetuning")
+    notices += _logging(flags, tree, project, has_tensorboard=has_tensorboard)
     notices += _precision(flags, tree, without_gpu)
     return Translation({k: v for k, v in tree.items() if v != {}}, tuple(notices))
 
@@ -113,10 +122,16 @@ def _model(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     model |= {"token_join": "kohya", "token_split": "plain"}
     if flags.get("weighted_captions"):
         model["caption_emphasis"] = "no_norm"
-    if flags.get("learning_rate_te") is not None and not flags.get("train_text_encoder"):
-        tree["method"].pop("text_encoder_lr")  # forms of kohya_ss always write it
-        return ["--learning_rate_te: it has no effect without --train_text_encoder."]
     return []
+
+
+def _text_encoder(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    """A rate of a text encoder that does not learn has no effect; forms of kohya_ss write it."""
+    method = tree.get("method", {})
+    if flags.get("learning_rate_te") is None or method.get("train_text_encoder"):
+        return []
+    del method["text_encoder_lr"]
+    return ["--learning_rate_te: it has no effect, as the text encoder is not trained."]
 
 
 def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
@@ -218,7 +233,9 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     return []
 
 
-def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> list[str]:
+def _logging(
+    flags: Mapping[str, Any], tree: Tree, project: str, *, has_tensorboard: bool
+) -> list[str]:
     """Set trackers as sd-scripts does: TensorBoard for a folder alone; none if not installed."""
     kinds = {"tensorboard": ["tensorboard"], "wandb": ["wandb"], "all": ["tensorboard", "wandb"]}
     asked = flags.get("log_with") or ("tensorboard" if flags.get("logging_dir") else None)
@@ -237,7 +254,7 @@ def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> 
     if "tensorboard" in trackers and not has_tensorboard:
         trackers.remove("tensorboard")
         if trackers:
-            tree["logging"] = {"trackers": trackers, **_of_wandb(flags, trackers)}
+            tree["logging"] = {"trackers": trackers, **_of_wandb(flags, trackers, project)}
         name = "log_with" if flags.get("log_with") else "logging_dir"
         return [
             *told,
@@ -245,19 +262,19 @@ def _logging(flags: Mapping[str, Any], tree: Tree, *, has_tensorboard: bool) -> 
             f"({install_extra('trackers')}); metrics go to metrics.jsonl and "
             f"report.html in the run directory.",
         ]
-    tree["logging"] = {"trackers": trackers, **_of_wandb(flags, trackers)}
+    tree["logging"] = {"trackers": trackers, **_of_wandb(flags, trackers, project)}
     if "logging_dir" not in flags:
         return told
     return [*told, "--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]
 
 
-def _of_wandb(flags: Mapping[str, Any], trackers: Sequence[str]) -> Tree:
+def _of_wandb(flags: Mapping[str, Any], trackers: Sequence[str], project: str) -> Tree:
     """The project and name of a run at Weights & Biases; the project by default as there."""
     if "wandb" not in trackers:
         return {}
     name = flags.get("wandb_run_name")
-    project = {"wandb_project": flags.get("log_tracker_name") or "finetuning"}
-    return project if not name else {**project, "wandb_name": name}
+    found = {"wandb_project": flags.get("log_tracker_name") or project}
+    return found if not name else {**found, "wandb_name": name}
 
 
 def _compiling(flags: Mapping[str, Any], tree: Tree) -> list[str]:

@@ -1,0 +1,6 @@
+"""sd-scripts' command line for DreamBooth; see docs/guide/sd-scripts.md."""
+
+from impasto.sdscripts.drop_in import main
+
+if __name__ == "__main__":
+    main("train_db.py")
