@@ -272,7 +272,7 @@ _LOSS = [
 
 _METADATA = ("author", "description", "license", "tags", "usage_hint", "thumbnail", "merged_from",
              "trigger_phrase")  # fmt: skip
-_HUB = "nothing is uploaded; the model is in --output_dir"
+_HUB = "nothing is uploaded as it trains; `impasto publish` uploads the model in --output_dir"
 _SAVING = [
     Flag("output_dir", "text"),
     Flag("output_name", "text"),
