@@ -19,10 +19,10 @@ from torch import nn
 
 from bench.pictures import draw_photographs, peak_mib
 from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
+from impasto.annotate.caption_targets import Journal, Sidecars
 from impasto.annotate.onnx_tagger import OnnxTagger
 from impasto.annotate.profiles import PrepareImages
 from impasto.annotate.tags import Selection, Spelling
-from impasto.annotate.words import Journal, Sidecars
 from impasto.data.records import FileStamp, ImageRecord, Size
 from impasto.data.scanning.scan import scan_folder
 from impasto.progress import SilentProgress
@@ -113,7 +113,7 @@ class Nothing:
         """A black square for each."""
         return [np.zeros((448, 448, 3), dtype=np.uint8) for _ in paths]
 
-    def words(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:
+    def annotate(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:
         """The same for all."""
         del records
         return ["one, two, three" for _ in prepared]

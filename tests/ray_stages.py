@@ -78,7 +78,7 @@ class Look:
 class SayThreads:
     """Gives an image as words how many threads PyTorch computes with."""
 
-    def words(self, prepared, records):
+    def annotate(self, prepared, records):
         import torch
 
         return [str(torch.get_num_threads()) for _ in prepared]

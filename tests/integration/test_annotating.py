@@ -14,11 +14,11 @@ from PIL import Image
 from support.warm import running
 
 from impasto.annotate.annotation import ImageReading, annotate
+from impasto.annotate.caption_targets import MetadataTarget, Sidecars
+from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in
-from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
-from impasto.annotate.words import MetadataTarget, Sidecars
 from impasto.data.folders.metadata import read_metadata
 from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
@@ -42,8 +42,8 @@ def folder(tmp_path):
     return target
 
 
-def place_of(folder, metadata=None):
-    return Place((folder,), folder / ".impasto" / "annotations", metadata)
+def folders_of(folder, metadata=None):
+    return DatasetFolders((folder,), folder / ".impasto" / "annotations", metadata)
 
 
 def files_of(folder):
@@ -142,16 +142,16 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
         def prepare(paths):
             return list(paths)
 
-        def words(self, prepared, _):
+        def annotate(self, prepared, _):
             seen.extend(path.name for path in prepared)
             if self.broken and len(seen) > 4:
                 raise ZeroDivisionError
             return [f"words of {path.name}" for path in prepared]
 
-    place, annotator = place_of(folder), Words()
-    target = Sidecars(".txt", "overwrite", lambda a, b: b, place)
+    folders, annotator = folders_of(folder), Words()
+    target = Sidecars(".txt", "overwrite", lambda a, b: b, folders)
     before = files_of(folder)
-    with pytest.raises(ZeroDivisionError), Journal(place, "mine") as journal:
+    with pytest.raises(ZeroDivisionError), Journal(folders, "mine") as journal:
         annotate(
             records,
             annotator,
@@ -162,7 +162,7 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
         )
     annotator.broken = False
     seen.clear()
-    with Journal(place, "mine") as journal:
+    with Journal(folders, "mine") as journal:
         done = annotate(
             records,
             annotator,
@@ -173,9 +173,9 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
         )
     assert len(seen) == 8
     assert (done.written, done.done_before) == (8, 4)
-    assert undo(place).restored == 12
+    assert undo(folders).restored == 12
     assert files_of(folder) == before
-    with Journal(place, "other") as journal:  # another command begins anew
+    with Journal(folders, "other") as journal:  # another command begins anew
         assert journal.done == set()
 
 
@@ -230,15 +230,15 @@ def test_words_go_into_metadata(folder, tmp_path):
     assert len(entries) == 12
     assert not list(tmp_path.glob("*.bak*"))
     with pytest.raises(RunError, match="Name it: add --metadata"):
-        undo(place_of(folder))
-    assert undo(place_of(folder, file)).restored == 1
+        undo(folders_of(folder))
+    assert undo(folders_of(folder, file)).restored == 1
     assert file.read_bytes() == before
 
 
 def test_words_that_cannot_be_appended_to_are_named(folder):
     odd = next(r for r in scan_folder(folder).records if "butterfly" in r.path.name)
     (folder / "0001-butterfly.txt").write_bytes(b"\xff\xfe\x00")
-    target = Sidecars(".txt", "append", lambda a, b: f"{a}, {b}", place_of(folder))
+    target = Sidecars(".txt", "append", lambda a, b: f"{a}, {b}", folders_of(folder))
     told = impasto("dataset", "tag", folder, "--model", TAGGER, "--dry-run")
     assert "0001-butterfly.webp: " in told.stdout
     with pytest.raises(DatasetError, match="not UTF-8"):
@@ -250,24 +250,24 @@ def test_words_that_cannot_be_appended_to_are_named(folder):
 
 def test_metadata_words_know_what_is_there(folder, tmp_path):
     file = tmp_path / "m.jsonl"
-    place = Place((folder,), tmp_path / "j", file)
+    folders = DatasetFolders((folder,), tmp_path / "j", file)
 
     def target():
-        return MetadataTarget(file, "tags", "missing", lambda a, b: b, lambda r: r.name, place)
+        return MetadataTarget(file, "tags", "missing", lambda a, b: b, lambda r: r.name, folders)
 
     words = target()
     worded, record, *_ = scan_folder(folder).records
     assert words.needs_caption(record)
     assert not words.needs_caption(worded)  # somebody's own words are beside it
-    with Journal(place, "x") as journal:
+    with Journal(folders, "x") as journal:
         words.write(journal, record, "a, b")
         words.close(journal)
     assert not target().needs_caption(record)
-    assert undo(place).restored == 1
+    assert undo(folders).restored == 1
     assert not file.exists()
     with pytest.raises(RunError):
-        undo(place)
-    assert journals_in(place.journals) == []
+        undo(folders)
+    assert journals_in(folders.journals) == []
 
 
 def test_cleaning_shows_changes_before_it_writes(folder):

@@ -11,11 +11,11 @@ from packing import PACKED
 from ray_stages import Break, Halve, Look, Recipe, SayThreads, Square, encoder_of
 
 from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
+from impasto.annotate.caption_targets import Sidecars
+from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.onnx_tagger import OnnxTagger
-from impasto.annotate.places import Place
 from impasto.annotate.remote import RemoteAnnotator, TaggerRecipe
 from impasto.annotate.tags import Selection, Spelling
-from impasto.annotate.words import Sidecars
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.engines.engine import LOCAL
@@ -199,7 +199,9 @@ def test_a_run_that_is_left_early_ends(ray_here):
 def words_for(folder: Path, annotator, engine=LOCAL) -> list[tuple[str, str]]:
     """What an annotator says of the images of a folder, in order; nothing is written."""
     said: list[tuple[str, str]] = []
-    target = Sidecars(".txt", "overwrite", lambda _, new: new, Place((folder,), folder / "notes"))
+    target = Sidecars(
+        ".txt", "overwrite", lambda _, new: new, DatasetFolders((folder,), folder / "notes")
+    )
     done = annotate(
         scan_folder(folder).records,
         annotator,

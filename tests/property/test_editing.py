@@ -18,7 +18,7 @@ from impasto.annotate.editing import (
     applied,
     operation_of,
     separator_fault,
-    split_place,
+    split_position,
     split_replacement,
     tags_of,
 )
@@ -138,8 +138,8 @@ def test_regular_expressions_are_pythons(pattern, by, texts):
 
 @given(TAG, PLACE)
 def test_places_and_replacements_are_read_back(tag, at):
-    assert split_place(f"{tag}@{at}") == (tag, at)
-    assert split_place(tag) == (tag, "last")
+    assert split_position(f"{tag}@{at}") == (tag, at)
+    assert split_position(tag) == (tag, "last")
     if "=" not in tag:
         assert split_replacement(f"{tag}={at}") == (tag, at)
 

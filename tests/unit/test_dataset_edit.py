@@ -17,8 +17,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from impasto.annotate import editing
+from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.journal import Journal, alone
-from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
 from impasto.cli.main import impasto
 from impasto.errors import ConfigError, DatasetError, RunError, StorageError
@@ -38,8 +38,8 @@ def folder(tmp_path):
     return target
 
 
-def place_of(folder):
-    return Place((folder,), folder / ".impasto" / "annotations")
+def folders_of(folder):
+    return DatasetFolders((folder,), folder / ".impasto" / "annotations")
 
 
 def words_of(folder):
@@ -152,7 +152,7 @@ def test_edits_of_different_files_are_undone_in_any_order(folder, order):
     edit(folder, "--set=new", "--where-tag=cat", "--where-tag=dog", "--yes")
     edit(folder, "--add=fresh", "--where-not-tag=solo", "--where-not-tag=new", "--yes")
     for name in order:
-        assert undo(place_of(folder), name).unchanged == ()
+        assert undo(folders_of(folder), name).unchanged == ()
     assert words_of(folder) == before
 
 
@@ -161,17 +161,17 @@ def test_an_older_edit_waits_for_a_later_one_of_the_same_file(folder):
     edit(folder, "--add=x", "--where-tag=cat", "--yes")
     edit(folder, "--remove=solo", "--where-text=cat, s", "--yes")
     after = words_of(folder)
-    undone = undo(place_of(folder), "1", force=True)
+    undone = undo(folders_of(folder), "1", force=True)
     assert (undone.restored, undone.blocked) == (1, 1)
     assert [(p.name, why) for p, why in undone.unchanged] == [
         ("a.txt", "edit 2 changed it later; undo that one first")
     ]
     assert words_of(folder) == {**after, "sub/c.txt": before["sub/c.txt"]}
-    assert undo(place_of(folder), "2").restored == 1
-    assert undo(place_of(folder), "1").unchanged == ()
+    assert undo(folders_of(folder), "2").restored == 1
+    assert undo(folders_of(folder), "1").unchanged == ()
     assert words_of(folder) == before
     with pytest.raises(RunError, match="nothing to undo"):
-        undo(place_of(folder), "1")
+        undo(folders_of(folder), "1")
 
 
 def test_an_edit_that_a_later_one_reversed_is_not_taken_for_undone(folder):
@@ -179,9 +179,9 @@ def test_an_edit_that_a_later_one_reversed_is_not_taken_for_undone(folder):
     (folder / "a.txt").write_bytes(b"cat\n")
     edit(folder, "--set=dog", "--where-tag=cat", "--yes")
     edit(folder, "--set=cat", "--where-text=dog", "--yes")
-    assert undo(place_of(folder), "1").blocked >= 1
-    undo(place_of(folder), "2")
-    undo(place_of(folder), "1")
+    assert undo(folders_of(folder), "1").blocked >= 1
+    undo(folders_of(folder), "2")
+    undo(folders_of(folder), "1")
     assert (folder / "a.txt").read_bytes() == b"cat\n"
 
 
@@ -201,7 +201,7 @@ def test_a_hand_edit_is_kept_and_named(folder):
 def test_the_list_says_what_each_edit_did(folder):
     edit(folder, "--add=x@first", "--remove=solo", "--yes")
     edit(folder, "--regex", "cat", "<b>", "--where-tag=cat", "--yes")
-    with Journal(place_of(folder), '[["tag","model"],{"existing":"missing"}]') as journal:
+    with Journal(folders_of(folder), '[["tag","model"],{"existing":"missing"}]') as journal:
         journal.write(folder / "b.txt", "tagged", "0:b.png")
     listed = json.loads(run("undo", folder, "--list", "--json").stdout)
     assert [(e["name"], e["files"], e["ended"]) for e in listed] == [
@@ -282,7 +282,7 @@ def test_permissions_and_links_stay_and_none_leads_out(folder, tmp_path):
     assert stat.S_IMODE((folder / "a.txt").stat().st_mode) == 0o400
     assert (folder / "b.txt").is_symlink()
     assert (folder / "kept" / "b.words").read_text(encoding="utf-8") == "dog, solo, x\n"
-    assert undo(place_of(folder), "1").unchanged == ()
+    assert undo(folders_of(folder), "1").unchanged == ()
     assert (folder / "kept" / "b.words").read_bytes() == b"dog, solo\r\n"
 
 
@@ -314,7 +314,7 @@ def test_an_edit_that_is_killed_half_way(folder, ends):
     if ends == "goes on":
         edit(folder, *words[2:])
         assert all(text.count(b"solo") == 2 for text in words_of(folder).values())
-    assert undo(place_of(folder), "1").unchanged == ()
+    assert undo(folders_of(folder), "1").unchanged == ()
     assert words_of(folder) == before
 
 
@@ -334,14 +334,14 @@ def test_a_full_disk_half_way_costs_nothing(folder, monkeypatch):
         edit(folder, "--remove=solo", "--yes")
     assert sum(words_of(folder)[name] != before[name] for name in before) == 1
     edit(folder, "--remove=solo", "--yes")
-    assert undo(place_of(folder), "1").restored == 3
+    assert undo(folders_of(folder), "1").restored == 3
     assert words_of(folder) == before
 
 
 def test_two_edits_at_once(folder):
     before = words_of(folder)
     with (
-        alone(place_of(folder)),
+        alone(folders_of(folder)),
         pytest.raises(RunError, match="Another command is changing words"),
     ):
         edit(folder, "--add=x", "--yes")

@@ -76,8 +76,8 @@ def test_the_command_line_goes_before_the_run(spoken):
 
 def test_a_base_model_that_is_given_is_opened_as_its_run_says(spoken):
     given, trained = sources("x/base", spoken)
-    assert (given.place, given.options.vae, given.clip_skip) == ("x/base", "x/vae", 2)
-    assert trained.place == spoken
+    assert (given.given, given.options.vae, given.clip_skip) == ("x/base", "x/vae", 2)
+    assert trained.given == spoken
 
 
 def test_a_base_model_is_there_once_for_each_way_in_which_runs_open_it(tmp_path, spoken):
@@ -85,7 +85,7 @@ def test_a_base_model_is_there_once_for_each_way_in_which_runs_open_it(tmp_path,
     plain = run(tmp_path / "plain", tmp_path / "none")
     found = sources(spoken, same, plain)
     assert [source.options.vae for source in found[:2]] == ["x/vae", None]
-    assert [source.place for source in found] == ["x/base", "x/base", spoken, same, plain]
+    assert [source.given for source in found] == ["x/base", "x/base", spoken, same, plain]
     given = sources("x/base", spoken, same, plain)
     assert [source.options.vae for source in given[:2]] == [None, "x/vae"]
     assert len(given) == 5
@@ -99,10 +99,10 @@ def test_images_of_every_run_are_looked_at(tmp_path):
     for order in ((a, b), (b, a)):
         runs = {Path(path).name: run_config(path) for path in order}
         found = find_images(runs, None, None, SilentProgress())
-        assert found.real.place == "the held-out images of run-a"
+        assert found.real.source == "the held-out images of run-a"
         assert len(found.training.entries) == 10
-        assert "run-a" in found.training.place
-        assert "run-b" in found.training.place
+        assert "run-a" in found.training.source
+        assert "run-b" in found.training.source
         assert set(found.trained_on["run-b"]) == {p.path for p in found.real.entries}
         assert not {p.path for p in found.real.entries} & set(found.trained_on["run-a"])
 
@@ -115,10 +115,10 @@ def test_a_base_model_that_is_a_run_comes_after_those_that_were_named(tmp_path):
     found = sources(second)
     assert [source.is_named for source in found] == [False, True]
     both = sources(first, second)
-    assert [source.place for source in both if source.is_named] == [first, second]
+    assert [source.given for source in both if source.is_named] == [first, second]
     named, others = ({"x": run_config(path)} for path in (second, first))
     images = find_images(named, None, None, SilentProgress(), others)
-    assert images.real.place == "the held-out images of x"
+    assert images.real.source == "the held-out images of x"
     assert len(images.training.entries) == 6
 
 

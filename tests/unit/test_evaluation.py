@@ -28,7 +28,7 @@ from impasto.evaluation.resampling import (
     mean_estimate,
     student_quantile,
 )
-from impasto.evaluation.results import NOISE, verdict_of, words_of
+from impasto.evaluation.results import NOISE, estimate_text, verdict_of
 
 
 def features(count, width, seed):
@@ -392,6 +392,6 @@ def test_the_share_that_is_seen():
 
 def test_numbers_are_written_without_powers():
     row = {"value": 12345.6, "low": -0.00123, "high": None}
-    assert words_of(row) == "12,346"
-    assert words_of({**row, "high": 0.5}, sign="+") == "+12,346 (-0.00123 to +0.5)"
-    assert words_of({"value": None, "low": None, "high": None}) == "–"
+    assert estimate_text(row) == "12,346"
+    assert estimate_text({**row, "high": 0.5}, sign="+") == "+12,346 (-0.00123 to +0.5)"
+    assert estimate_text({"value": None, "low": None, "high": None}) == "–"

@@ -16,9 +16,14 @@ import sys
 import pytest
 
 from impasto.annotate import journal as journals
+from impasto.annotate.dataset_folders import (
+    DatasetFile,
+    DatasetFolders,
+    normalize_ending,
+    why_not_a_caption_file,
+)
 from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in, read_notes, with_checksum
-from impasto.annotate.places import DatasetFile, Place, normalize_ending, why_not_a_caption_file
 from impasto.annotate.undoing import undo
 from impasto.data.folders.beside import SidecarLookup
 from impasto.data.scanning.scan import scan_folder
@@ -29,8 +34,8 @@ POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links and permission
 LONG = "長" * 79  # with .webp 242 bytes of the 255 that a name may have
 
 
-def place_of(folder, metadata=None):
-    return Place((folder,), folder / ".impasto" / "annotations", metadata)
+def folders_of(folder, metadata=None):
+    return DatasetFolders((folder,), folder / ".impasto" / "annotations", metadata)
 
 
 def sha(content):
@@ -47,7 +52,7 @@ def folder(tmp_path):
 
 
 def write(folder, text="new", command="tag", names=("a", "b", "sub/c", LONG, "fresh")):
-    with Journal(place_of(folder), command) as journal:
+    with Journal(folders_of(folder), command) as journal:
         for name in names:
             path = folder / f"{name}.txt"
             journal.write(path, f"{text} {name[:5]}", f"0:{name}.webp")
@@ -67,10 +72,10 @@ def test_a_folder_that_was_moved_or_copied_is_restored(folder, tmp_path, move):
     other = tmp_path / "elsewhere" / "moved"
     other.parent.mkdir()
     move(folder, other)
-    assert undo(place_of(other)).restored == 5
+    assert undo(folders_of(other)).restored == 5
     assert words_of(other) == before
     if folder.exists():  # a copy has notes of its own
-        assert undo(place_of(folder)).restored == 5
+        assert undo(folders_of(folder)).restored == 5
         assert words_of(folder) == before
 
 
@@ -80,7 +85,7 @@ def test_a_hand_edit_is_kept_until_it_is_asked_for(folder):
     (folder / "a.txt").write_text("edited", encoding="utf-8")
     (folder / "b.txt").unlink()
     for _ in range(2):  # again and again: the notes stay
-        undone = undo(place_of(folder))
+        undone = undo(folders_of(folder))
         assert undone.restored == 3
         assert [(p.name, why) for p, why in undone.unchanged] == [
             ("a.txt", "it was changed since"),
@@ -88,10 +93,10 @@ def test_a_hand_edit_is_kept_until_it_is_asked_for(folder):
         ]
         assert (folder / "a.txt").read_text(encoding="utf-8") == "edited"
         assert not (folder / "fresh.txt").exists()
-    assert undo(place_of(folder), force=True).unchanged == ()
+    assert undo(folders_of(folder), force=True).unchanged == ()
     assert words_of(folder) == before
     with pytest.raises(RunError, match="nothing to undo"):
-        undo(place_of(folder), force=True)
+        undo(folders_of(folder), force=True)
 
 
 def test_keep_gives_up_what_was_changed_and_the_change_before_is_next(folder):
@@ -99,9 +104,9 @@ def test_keep_gives_up_what_was_changed_and_the_change_before_is_next(folder):
     write(folder, "first", names=("a", "b"))
     write(folder, "second", names=("b",))
     (folder / "b.txt").write_text("edited", encoding="utf-8")
-    assert undo(place_of(folder), keep=True).restored == 0
+    assert undo(folders_of(folder), keep=True).restored == 0
     assert (folder / "b.txt").read_text(encoding="utf-8") == "edited"
-    undone = undo(place_of(folder))
+    undone = undo(folders_of(folder))
     assert [p.name for p, _ in undone.unchanged] == ["b.txt"]
     assert words_of(folder)["a.txt"] == before["a.txt"]
 
@@ -113,62 +118,62 @@ def test_one_change_at_a_time(folder):
         write(folder, text)
         states.append(words_of(folder))
     for state in reversed(states[:-1]):
-        undo(place_of(folder))
+        undo(folders_of(folder))
         assert words_of(folder) == state
 
 
 def test_a_hand_edit_between_two_halves_of_a_command_comes_back(folder):
     """An interrupted command that is continued rewrites a file that somebody edited meanwhile."""
-    with pytest.raises(ZeroDivisionError), Journal(place_of(folder), "tag") as journal:
+    with pytest.raises(ZeroDivisionError), Journal(folders_of(folder), "tag") as journal:
         journal.write(folder / "a.txt", "machine", "0:a.webp")
         raise ZeroDivisionError
     (folder / "a.txt").write_text("by hand", encoding="utf-8")
-    with Journal(place_of(folder), "tag") as journal:
+    with Journal(folders_of(folder), "tag") as journal:
         assert journal.done == {"0:a.webp"}
         journal.write(folder / "a.txt", "machine again", "0:a.webp")
-    undone = undo(place_of(folder))
+    undone = undo(folders_of(folder))
     assert [p.name for p, _ in undone.unchanged] == ["a.txt"]
     assert (folder / "a.txt").read_text(encoding="utf-8") == "by hand"
-    undo(place_of(folder), force=True)
+    undo(folders_of(folder), force=True)
     assert (folder / "a.txt").read_bytes() == b"mine of a\r\n"
 
 
 def test_an_interrupted_command_goes_on_but_for_what_was_taken_away(folder):
-    with pytest.raises(ZeroDivisionError), Journal(place_of(folder), "tag") as journal:
+    with pytest.raises(ZeroDivisionError), Journal(folders_of(folder), "tag") as journal:
         for name in ("a", "b", "sub/c"):
             journal.write(folder / f"{name}.txt", "new", f"0:{name}.webp")
         journal.finish("0:nothing-to-say.webp")
         raise ZeroDivisionError
-    (path,) = journals_in(place_of(folder).journals)
+    (path,) = journals_in(folders_of(folder).journals)
     with path.open("a", encoding="ascii") as file:
         file.write('{"root": 0, "fi')  # cut off by the crash
     (folder / "b.txt").unlink()
-    with Journal(place_of(folder), "tag") as journal:
+    with Journal(folders_of(folder), "tag") as journal:
         assert journal.done == {"0:a.webp", "0:sub/c.webp", "0:nothing-to-say.webp"}
         journal.write(folder / "b.txt", "new", "0:b.webp")
-    assert len(journals_in(place_of(folder).journals)) == 1
+    assert len(journals_in(folders_of(folder).journals)) == 1
     assert read_notes(path).damaged == []
-    with Journal(place_of(folder), "tag") as journal:
+    with Journal(folders_of(folder), "tag") as journal:
         assert journal.done == set()  # that command came to its end
 
 
 def test_a_command_taken_back_in_part_is_not_continued(folder):
-    with pytest.raises(ZeroDivisionError), Journal(place_of(folder), "tag") as journal:
+    with pytest.raises(ZeroDivisionError), Journal(folders_of(folder), "tag") as journal:
         journal.write(folder / "a.txt", "new", "0:a.webp")
         journal.write(folder / "b.txt", "new", "0:b.webp")
         raise ZeroDivisionError
     (folder / "a.txt").write_text("edited", encoding="utf-8")
-    undo(place_of(folder))
-    with Journal(place_of(folder), "tag") as journal:
+    undo(folders_of(folder))
+    with Journal(folders_of(folder), "tag") as journal:
         assert journal.done == set()
 
 
 def test_a_command_that_changed_nothing_leaves_no_notes(folder):
     write(folder)
-    with Journal(place_of(folder), "clean") as journal:
+    with Journal(folders_of(folder), "clean") as journal:
         journal.write(folder / "a.txt", "new a", "0:a.webp")
         journal.finish("0:b.webp")
-    assert len(journals_in(place_of(folder).journals)) == 1
+    assert len(journals_in(folders_of(folder).journals)) == 1
 
 
 @POSIX
@@ -181,12 +186,12 @@ def test_a_fault_half_way_costs_nothing(folder):
     shutil.rmtree(folder / "sub")
     (folder / "sub").write_text("in the way", encoding="utf-8")
     with pytest.raises(StorageError, match="1 of 5 files could not be restored") as caught:
-        undo(place_of(folder), force=True)
+        undo(folders_of(folder), force=True)
     assert "Run it again" in str(caught.value)
     assert (folder / "a.txt").read_bytes() == before["a.txt"]
     (folder / "b.txt").rmdir()
     (folder / "sub").unlink()
-    assert undo(place_of(folder), force=True).unchanged == ()
+    assert undo(folders_of(folder), force=True).unchanged == ()
     assert words_of(folder) == before
 
 
@@ -201,7 +206,7 @@ def test_permissions_and_links_survive(folder):
         assert (folder / "a.txt").stat().st_mode & 0o777 == 0o600
         assert (folder / "link.txt").is_symlink()
         if words_of(folder) != before:
-            undo(place_of(folder))
+            undo(folders_of(folder))
     assert words_of(folder) == before
 
 
@@ -257,26 +262,26 @@ def test_strange_notes_touch_nothing_outside(folder, tmp_path, force, old, lead)
         spots = [folder / spot for spot in spots]
     changes = [(b"curl evil", b"# own\n"), (b"[Desktop]", b"x"), (None, b"precious\n")]
     notes = hostile_notes(spots, changes[: len(spots)], old=old)
-    place = place_of(folder)
-    place.journals.mkdir(parents=True)
+    folders = folders_of(folder)
+    folders.journals.mkdir(parents=True)
     name = "29990101-000000.jsonl" if old else "edit-000001.jsonl"
-    (place.journals / name).write_text(notes, encoding="utf-8")
+    (folders.journals / name).write_text(notes, encoding="utf-8")
     before = {p: p.read_bytes() for p in [*home.iterdir(), folder / ".bashrc", folder / "a.png"]}
     if lead == "door" and not old:  # a link that somebody may have put there since
-        assert undo(place, force=force).restored == 0
+        assert undo(folders, force=force).restored == 0
     else:
         with pytest.raises(RunError, match="Nothing was touched"):
-            undo(place, force=force)
+            undo(folders, force=force)
     assert {p: p.read_bytes() for p in before} == before
     assert sorted(home.iterdir()) == [home / "precious.txt", home / "rc"]
-    assert (place.journals / name).is_file()  # nothing was used up either
+    assert (folders.journals / name).is_file()  # nothing was used up either
 
 
 def test_notes_of_an_earlier_version_are_taken_back(folder):
     """Absolute paths, `same` for metadata; also those that a failed undo had put away."""
     before = words_of(folder)
-    place = place_of(folder)
-    place.journals.mkdir(parents=True)
+    folders = folders_of(folder)
+    folders.journals.mkdir(parents=True)
     lines = [{"begin": "tag missing", "at": 1}]
     for name, old in before.items():
         (folder / name).write_bytes(b"new\n")
@@ -291,23 +296,23 @@ def test_notes_of_an_earlier_version_are_taken_back(folder):
     ]
     meta.write_bytes(b"{}")
     text = "".join(json.dumps(line) + "\n" for line in lines)
-    (place.journals / "20250101-120000-2.partly-undone").write_text(text, encoding="utf-8")
+    (folders.journals / "20250101-120000-2.partly-undone").write_text(text, encoding="utf-8")
     (folder / "a.txt").write_text("edited", encoding="utf-8")
-    assert [p.name for p, _ in undo(place).unchanged] == ["a.txt"]
+    assert [p.name for p, _ in undo(folders).unchanged] == ["a.txt"]
     assert not meta.exists()
-    assert undo(place, force=True).unchanged == ()
+    assert undo(folders, force=True).unchanged == ()
     assert words_of(folder) == before
-    assert journals_in(place.journals) == []
+    assert journals_in(folders.journals) == []
 
 
 def test_old_notes_of_a_folder_that_moved_are_kept(folder, tmp_path):
-    place = place_of(folder)
-    place.journals.mkdir(parents=True)
-    file = place.journals / "20250101-120000.jsonl"
+    folders = folders_of(folder)
+    folders.journals.mkdir(parents=True)
+    file = folders.journals / "20250101-120000.jsonl"
     line = {"path": str(tmp_path / "gone" / "a.txt"), "before": None, "after": "x"}
     file.write_text('{"begin": "tag", "at": 1}\n' + json.dumps(line) + "\n", encoding="utf-8")
     with pytest.raises(RunError, match="move it back"):
-        undo(place)
+        undo(folders)
     assert file.is_file()
 
 
@@ -317,48 +322,48 @@ def test_several_data_sets_with_one_folder_of_notes(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "a.txt").write_text(name, encoding="utf-8")
-        places.append(Place((tmp_path / name,), tmp_path / "cache" / "annotations"))
+        places.append(DatasetFolders((tmp_path / name,), tmp_path / "cache" / "annotations"))
         with Journal(places[-1], "tag") as journal:
             journal.write(tmp_path / name / "a.txt", f"new {name}", "0:a.webp")
     assert undo(places[0]).restored == 1
     assert (tmp_path / "one" / "a.txt").read_text(encoding="utf-8") == "one"
     assert (tmp_path / "two" / "a.txt").read_text(encoding="utf-8") == "new two\n"
     (tmp_path / "two").rename(tmp_path / "moved")
-    moved = Place((tmp_path / "moved",), tmp_path / "cache" / "annotations")
+    moved = DatasetFolders((tmp_path / "moved",), tmp_path / "cache" / "annotations")
     assert undo(moved).restored == 1
     assert (tmp_path / "moved" / "a.txt").read_text(encoding="utf-8") == "two"
 
 
 def test_two_commands_at_once(folder):
     with (
-        Journal(place_of(folder), "tag"),
+        Journal(folders_of(folder), "tag"),
         pytest.raises(RunError, match="Another command is changing words"),
-        journals.alone(place_of(folder)),
+        journals.alone(folders_of(folder)),
     ):
         pass
     program = (
         "import sys, os\nfrom pathlib import Path\nfrom impasto.annotate.journal import Journal\n"
-        "from impasto.annotate.places import Place\nf = Path(sys.argv[1])\n"
-        "with Journal(Place((f,), f / '.impasto' / 'annotations'), 'tag') as j:\n"
+        "from impasto.annotate.dataset_folders import DatasetFolders\nf = Path(sys.argv[1])\n"
+        "with Journal(DatasetFolders((f,), f / '.impasto' / 'annotations'), 'tag') as j:\n"
         "    j.write(f / 'a.txt', 'new', '0:a.webp')\n    os._exit(9)\n"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(folder)], check=False)
     assert killed.returncode == 9
-    assert undo(place_of(folder)).restored == 1  # a process that died holds nothing
+    assert undo(folders_of(folder)).restored == 1  # a process that died holds nothing
 
 
 def test_damaged_notes_are_named_and_not_used_up(folder):
     before = words_of(folder)
     write(folder)
-    (file,) = journals_in(place_of(folder).journals)
+    (file,) = journals_in(folders_of(folder).journals)
     text = file.read_text(encoding="ascii")
     first = base64.b64encode(before["a.txt"]).decode()
     file.write_text(text.replace(first, first.replace("b", "c", 1)), encoding="ascii")
     after = words_of(folder)
     with pytest.raises(RunError, match=r"are damaged \(line 2\)"):
-        undo(place_of(folder))
+        undo(folders_of(folder))
     assert words_of(folder) == after
-    undo(place_of(folder), force=True)
+    undo(folders_of(folder), force=True)
     assert words_of(folder) == {**before, "a.txt": after["a.txt"]}
 
 
@@ -393,33 +398,33 @@ def test_whatever_notes_hold_only_our_errors_come(folder, tmp_path, old):
     """1,000 mutations each: in words or done, the dataset's own files at most, nothing outside."""
     outside = tmp_path / "outside.txt"
     outside.write_text("own", encoding="utf-8")
-    place = place_of(folder)
+    folders = folders_of(folder)
     if old:
-        place.journals.mkdir(parents=True)
+        folders.journals.mkdir(parents=True)
         spots = [folder / "a.txt", folder / "b.txt"]
-        file = place.journals / "20250101-120000.jsonl"
+        file = folders.journals / "20250101-120000.jsonl"
         text = hostile_notes(spots, [(b"x", b"y"), (None, b"z")], old=True)
         file.write_text(text, encoding="utf-8")
     else:
         write(folder, names=("a", "b", "fresh"))
-        (file,) = journals_in(place.journals)
+        (file,) = journals_in(folders.journals)
     content, rng = file.read_bytes(), random.Random(11)
     for number in range(1000):
         file.write_bytes(mutated(content, rng))
         with contextlib.suppress(ImpastoError):
             if number % 10 == 0:
-                with Journal(place, "tag"):
+                with Journal(folders, "tag"):
                     pass
-            undo(place, force=number % 2 == 0, keep=number % 3 == 0)
+            undo(folders, force=number % 2 == 0, keep=number % 3 == 0)
     assert outside.read_text(encoding="utf-8") == "own"
 
 
 @pytest.mark.parametrize("name", ["fifo", "link", "folder", "other"])
 @POSIX
 def test_what_is_no_journal_is_passed_by(folder, tmp_path, name):
-    place = place_of(folder)
-    place.journals.mkdir(parents=True)
-    odd = place.journals / "edit-000009.jsonl"
+    folders = folders_of(folder)
+    folders.journals.mkdir(parents=True)
+    odd = folders.journals / "edit-000009.jsonl"
     own = tmp_path / "own.jsonl"
     own.write_text("own", encoding="utf-8")
     if name == "fifo":
@@ -429,9 +434,9 @@ def test_what_is_no_journal_is_passed_by(folder, tmp_path, name):
     elif name == "folder":
         odd.mkdir()
     else:
-        (place.journals / "notes.jsonl").write_text("x", encoding="utf-8")
+        (folders.journals / "notes.jsonl").write_text("x", encoding="utf-8")
     write(folder)
-    assert undo(place).restored == 5
+    assert undo(folders).restored == 5
     assert own.read_text(encoding="utf-8") == "own"
 
 
@@ -476,7 +481,7 @@ def test_spots_and_endings():
         with pytest.raises(ValueError):  # noqa: PT011 - the words differ
             normalize_ending(text)
     with pytest.raises(RunError):
-        Place((), None).file_of(DatasetFile(0, "a.txt"))
+        DatasetFolders((), None).file_of(DatasetFile(0, "a.txt"))
 
 
 def test_one_rule_of_what_has_words(tmp_path):

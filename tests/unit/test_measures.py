@@ -15,7 +15,7 @@ from impasto.evaluation.neighbours import mirrored
 from impasto.evaluation.network_facts import NetworkFacts
 from impasto.evaluation.obedience import PromptTags
 from impasto.evaluation.resampling import Estimate
-from impasto.evaluation.results import caution_in_words, notes_of, verdict_of
+from impasto.evaluation.results import caution_text, notes_of, verdict_of
 from impasto.progress import SilentProgress
 
 NET = "net"
@@ -178,8 +178,8 @@ def test_brackets_that_give_weight_are_no_part_of_words(material):
     weighted = replace(plain, emphasis="mean")
     assert plain.wanted_tags[0] == frozenset()
     assert weighted.wanted_tags == [frozenset({0, 1}), frozenset({2})]
-    assert weighted.words == ["a cat with dog", "red, fox (animal)"]
-    assert plain.words == list(prompts)
+    assert weighted.plain_prompts == ["a cat with dog", "red, fox (animal)"]
+    assert plain.plain_prompts == list(prompts)
 
 
 def test_a_run_that_was_trained_on_real_images_is_named(material):
@@ -208,11 +208,11 @@ def test_how_many_differences_were_judged_is_told():
         rows = [{"against_first": {"verdict": verdict}} for verdict in verdicts]
         return {"models": [{"measures": [{}]}, {"measures": rows}]}
 
-    assert "3 differences were judged" in caution_in_words(values("better", None, *["worse"] * 2))
-    assert "0.15 on average" in caution_in_words(values("better", None, *["worse"] * 2))
-    assert "No difference is beyond noise. 2 " in caution_in_words(values(*["within noise"] * 2))
-    assert "that takes 10 prompts" in caution_in_words(values(None, None))
-    assert caution_in_words({"models": [{"measures": []}]}) == ""
+    assert "3 differences were judged" in caution_text(values("better", None, *["worse"] * 2))
+    assert "0.15 on average" in caution_text(values("better", None, *["worse"] * 2))
+    assert "No difference is beyond noise. 2 " in caution_text(values(*["within noise"] * 2))
+    assert "that takes 10 prompts" in caution_text(values(None, None))
+    assert caution_text({"models": [{"measures": []}]}) == ""
 
 
 def test_few_images_are_told(material):

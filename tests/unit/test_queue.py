@@ -19,7 +19,7 @@ from test_run_status import GONE, eventually, make_run
 
 from impasto import files, locks
 from impasto.cli.main import impasto
-from impasto.cli.queue_run import Runner, words_for
+from impasto.cli.queue_run import Runner, arguments_for
 from impasto.errors import ConfigError, Interrupted, RunError, StorageError
 from impasto.owners import current_process, identity_of
 from impasto.progress import SilentProgress
@@ -352,15 +352,15 @@ def test_a_run_that_somebody_else_trains_is_left_alone(queue):
 
 def test_what_is_begun_again_is_resumed_only_where_it_is_its_own(queue):
     first = queue.claim("0") if add(queue, "dog") else None
-    assert words_for(first)[0] == "train"
+    assert arguments_for(first)[0] == "train"
     first.run.path.mkdir(parents=True)
     said = {"owner": GONE, "pid": 1, "host": "h", "since": "s", "what": "training"}
     (first.run.path / ".lock").write_text(json.dumps(said), encoding="utf-8")
     first.run.commands.mkdir()
-    assert words_for(first)[0] == "train"
+    assert arguments_for(first)[0] == "train"
     RunDirectory.require_free(first.run.path)  # which `train` looks for
     first.run.config_file.write_text("", encoding="utf-8")
-    assert words_for(first) == ["resume", str(first.run.path)]  # killed before its first state
+    assert arguments_for(first) == ["resume", str(first.run.path)]  # killed before its first state
     add(queue, "cat")
     make_run(queue.find(2).run.path, phase="finished", process=GONE)  # a stranger's, come since
     queue.pause(1)

@@ -13,11 +13,11 @@ from contextlib import nullcontext
 import pytest
 from PIL import Image
 
+from impasto.annotate.caption_targets import Sidecars
+from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in, with_checksum
-from impasto.annotate.places import Place
 from impasto.annotate.undoing import undo
-from impasto.annotate.words import Sidecars
 from impasto.cli.dataset_clean import _read
 from impasto.data.folders.beside import has_text
 from impasto.data.folders.sidecars import _says
@@ -38,8 +38,8 @@ def folder(tmp_path):
     return target
 
 
-def place_of(folder):
-    return Place((folder,), folder / ".impasto" / "annotations")
+def folders_of(folder):
+    return DatasetFolders((folder,), folder / ".impasto" / "annotations")
 
 
 def record_of(folder):
@@ -59,7 +59,7 @@ def test_what_a_scan_reads_is_read_by_all(folder, encoding, monkeypatch):
     file.write_bytes("a café,\r\nb".encode(encoding))
     record = record_of(folder)
     assert record.tags == "a café,\nb"
-    target = Sidecars(".txt", "append", "{} + {}".format, place_of(folder))
+    target = Sidecars(".txt", "append", "{} + {}".format, folders_of(folder))
     assert target.fault(record) == ""
     assert target.text(record, "c") == "a café,\nb + c"
     assert _read(file) == _says(file) == "a café,\nb"
@@ -79,7 +79,7 @@ def test_merging_finds_the_words_that_a_scan_finds(folder, name, monkeypatch):
 
 
 def write(folder):
-    with Journal(place_of(folder), "tag") as journal:
+    with Journal(folders_of(folder), "tag") as journal:
         journal.write(folder / "a.txt", "new", "0:a.png")
 
 
@@ -93,7 +93,7 @@ def test_notes_are_not_kept_where_a_link_leads(folder, tmp_path, link):
     with pytest.raises(RunError, match="leads out of the dataset by a link"):
         write(folder)
     with pytest.raises(RunError, match="leads out of the dataset by a link"):
-        undo(place_of(folder))
+        undo(folders_of(folder))
     assert list(outside.iterdir()) == []
     assert not (folder / "a.txt").exists()
 
@@ -103,11 +103,11 @@ def test_a_link_within_the_data_set_and_a_folder_elsewhere_hold_notes(folder, tm
     (folder / "derived").mkdir()
     (folder / ".impasto").symlink_to(folder / "derived")
     write(folder)
-    assert undo(place_of(folder)).restored == 1
-    place = Place((folder,), tmp_path / "cache" / "annotations")
-    with Journal(place, "tag") as journal:
+    assert undo(folders_of(folder)).restored == 1
+    folders = DatasetFolders((folder,), tmp_path / "cache" / "annotations")
+    with Journal(folders, "tag") as journal:
         journal.write(folder / "a.txt", "new", "0:a.png")
-    assert undo(place).restored == 1
+    assert undo(folders).restored == 1
 
 
 @POSIX
@@ -125,25 +125,25 @@ def test_a_command_that_was_killed_leaves_no_lock_that_holds(folder):
     code = (
         "import os, sys; sys.path[:0] = eval(sys.argv[1]);"
         "from pathlib import Path;"
-        "from impasto.annotate.journal import alone; from impasto.annotate.places import Place;"
-        "f = Path(sys.argv[2]); held = alone(Place((f,), f / '.impasto' / 'annotations'));"
-        "held.__enter__();"
+        "from impasto.annotate.journal import alone; from impasto.annotate.dataset_folders import "
+        "DatasetFolders;f = Path(sys.argv[2]); held = alone(DatasetFolders((f,), f / '.impasto' / "
+        "'annotations'));held.__enter__();"
         "os._exit(9)"
     )
     done = subprocess.run([sys.executable, "-c", code, repr(sys.path), str(folder)], check=False)
     assert done.returncode == 9
     assert (folder / ".impasto" / "annotations" / ".lock").is_file()
     write(folder)
-    assert undo(place_of(folder)).restored == 1
+    assert undo(folders_of(folder)).restored == 1
 
 
 @pytest.mark.parametrize("name", ["/" + "a" * 300, "/a\0b", "\ud800", ""])
 def test_notes_with_folders_that_no_system_has(folder, name):
     write(folder)
-    journal = journals_in(place_of(folder).journals)[-1]
+    journal = journals_in(folders_of(folder).journals)[-1]
     lines = journal.read_text(encoding="ascii").splitlines(keepends=True)
     begin = json.loads(lines[0])
     del begin["sum"]
     lines[0] = with_checksum({**begin, "folders": [name]})
     journal.write_text("".join(lines), encoding="ascii")
-    assert undo(place_of(folder)).restored == 1
+    assert undo(folders_of(folder)).restored == 1

@@ -13,13 +13,13 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 from PIL import Image
 
+from impasto.annotate.caption_targets import MetadataTarget, Sidecars
 from impasto.annotate.captioners import Captioner
 from impasto.annotate.journal import Journal
 from impasto.annotate.onnx_tagger import Tagger
 from impasto.annotate.profiles import PrepareImages
 from impasto.annotate.remote import PrepareRecords, RemoteAnnotator
 from impasto.annotate.tags import Selection, Spelling, Tag
-from impasto.annotate.words import MetadataTarget, Sidecars
 from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.stages import ErrorPolicy, Failure, Stage, chunks
 from impasto.data.pixels.images import UnreadableImageError, failure_of, read_rgb
@@ -41,7 +41,7 @@ class Annotator(Protocol[T]):
 
     prepare: Stage[Path, T]
 
-    def words(self, prepared: Sequence[T], records: Sequence[ImageRecord]) -> list[str]:
+    def annotate(self, prepared: Sequence[T], records: Sequence[ImageRecord]) -> list[str]:
         """One text for each image."""
 
 
@@ -64,7 +64,7 @@ class TagAnnotator:
     def __post_init__(self) -> None:
         self.prepare: Stage[Path, np.ndarray] = PrepareImages(self.tagger.profile)
 
-    def words(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:  # noqa: ARG002
+    def annotate(self, prepared: Sequence[np.ndarray], records: Sequence[ImageRecord]) -> list[str]:  # noqa: ARG002
         """A line of tags for each image."""
         return [self._line(self.found(row)) for row in self.tagger.scores(prepared)]
 
@@ -107,7 +107,9 @@ class CaptionAnnotator:
     def __post_init__(self) -> None:
         self.prepare: Stage[Path, Image.Image] = DecodeImages()
 
-    def words(self, prepared: Sequence[Image.Image], records: Sequence[ImageRecord]) -> list[str]:
+    def annotate(
+        self, prepared: Sequence[Image.Image], records: Sequence[ImageRecord]
+    ) -> list[str]:
         """A caption for each image."""
         found = self.captioner.captions(prepared, [record.name for record in records])
         return [self.change(text) for text in found]
@@ -119,14 +121,14 @@ class Annotated(Generic[T]):
 
     Attributes:
         written: Images that got words.
-        worded: Images that had some already.
+        captioned: Images that had some already.
         done_before: Images that were done before an interruption.
         empty: Images for which the model had no words.
         skipped: Images that could not be read or written about, with reasons.
     """
 
     written: int
-    worded: int
+    captioned: int
     done_before: int
     empty: int
     skipped: tuple[SkippedFile, ...]
@@ -174,7 +176,7 @@ def annotate(
         StorageError: Words could not be written.
     """
     done = journal.done if journal else set()
-    left = [r for r in records if target.place.name_of(r.path) not in done]
+    left = [r for r in records if target.folders.name_of(r.path) not in done]
     without = [r for r in left if target.needs_caption(r)]
     refused = [SkippedFile(r.path, reason) for r in without if (reason := target.fault(r))]
     _tell(refused, reading.on_error, progress)
@@ -198,15 +200,15 @@ def annotate(
                 keeper.keep(record, text)
                 written, empty = written + bool(text), empty + (not text)
             advance(len(batch))
-    worded, before = len(left) - len(without), len(records) - len(left)
-    return Annotated(written, worded, before, empty, tuple(skipped))
+    captioned, before = len(left) - len(without), len(records) - len(left)
+    return Annotated(written, captioned, before, empty, tuple(skipped))
 
 
-def words_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Path, str]:
+def captions_of(annotator: Annotator[T], records: Sequence[ImageRecord]) -> dict[Path, str]:
     """What an annotator says of some images, without writing it; unreadable ones are left out."""
     made = dict(zip(records, annotator.prepare([r.path for r in records]), strict=True))
     good = {r: outcome for r, outcome in made.items() if not isinstance(outcome, Failure)}
-    texts = annotator.words(list(good.values()), list(good))
+    texts = annotator.annotate(list(good.values()), list(good))
     return {record.path: text for record, text in zip(good, texts, strict=True)}
 
 
@@ -243,7 +245,7 @@ class _AsyncWriter:
         if text:
             self._target.write(journal, record, text)
         else:
-            journal.finish(self._target.place.name_of(record.path))
+            journal.finish(self._target.folders.name_of(record.path))
 
     def _raise_faults(self, most: int) -> None:
         """Wait until at most so many are waiting, and pass on errors."""
@@ -298,7 +300,7 @@ def _said_here(
     for batch in executor.run(batches):
         good = [(record, made) for record, made in batch if not isinstance(made, Failure)]
         prepared, seen = [made for _, made in good], [record for record, _ in good]
-        texts = iter(annotator.words(prepared, seen) if good else [])
+        texts = iter(annotator.annotate(prepared, seen) if good else [])
         yield [
             (record, made if isinstance(made, Failure) else next(texts)) for record, made in batch
         ]

@@ -11,8 +11,8 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.editing import Operation, applied, tags_of
-from impasto.annotate.places import Place
 from impasto.annotate.substitution import LONGEST, SubstitutionError
 from impasto.data.folders.beside import SidecarLookup
 from impasto.data.folders.listing import CAPTION, TAGS
@@ -81,7 +81,7 @@ class CaptionChoice:
     def _holds(self, text: str, separator: str) -> bool:
         if self.containing:
             folded = text.casefold()
-            if not all(part.casefold() in folded for part in self.containing):
+            if not all(wanted.casefold() in folded for wanted in self.containing):
                 return False
         if not self.with_tags and not self.without_tags:
             return True
@@ -98,13 +98,13 @@ class CaptionChange:
 
 
 def find_captions(
-    records: Sequence[ImageRecord], place: Place, ending: str
+    records: Sequence[ImageRecord], folders: DatasetFolders, ending: str
 ) -> tuple[list[CaptionFile], list[SkippedFile]]:
     """The words of all images in files of one ending, each file once; odd ones are skipped.
 
     Args:
         records: The images.
-        place: The dataset.
+        folders: The dataset.
         ending: Of the files, such as `.txt`.
     """
     beside = SidecarLookup(ending)
@@ -114,13 +114,13 @@ def find_captions(
         file = beside.file(record.path, ending)
         if file in found or file in skipped:
             continue
-        text, reason = "", place.why_not_written(file)
+        text, reason = "", folders.why_not_written(file)
         if not reason:
             text, reason = _read(record, file, ending)
         if reason:
             skipped[file] = SkippedFile(file, reason)
         else:
-            name = place.name_of(record.path)
+            name = folders.name_of(record.path)
             found[file] = CaptionFile(record.path, name, record.file_name, file, text)
     return list(found.values()), list(skipped.values())
 

@@ -77,7 +77,7 @@ class KohyaCleaner:
 
     def tags(self, text: str) -> str:
         """Spaces for underscores, no rating, nothing that several people share, no doubles."""
-        spaced = "^_^".join(part.replace("_", " ") for part in text.split("^_^"))
+        spaced = "^_^".join(piece.replace("_", " ") for piece in text.split("^_^"))
         found = spaced.partition(", rating")[0].split(", ")
         if any(crowd in tag for tag in found for crowd in ("girls", "boys")):
             for pattern in _OF_ONE_PERSON:
@@ -85,7 +85,7 @@ class KohyaCleaner:
             found = _unless_one(
                 found, lambda tag: _HAIR.fullmatch(tag) and not _HAIR_LENGTH.fullmatch(tag)
             )
-        kept = ", ".join(tag for tag in found if not _is_last_word(tag, found))
+        kept = ", ".join(tag for tag in found if not _is_last_word_of_another(tag, found))
         return kept if any(found) else kept[2:]  # of commas alone, sd-scripts loses one
 
     def caption(self, text: str) -> str:
@@ -96,12 +96,12 @@ class KohyaCleaner:
         return text
 
 
-def _is_last_word(tag: str, others: Sequence[str]) -> bool:
+def _is_last_word_of_another(tag: str, others: Sequence[str]) -> bool:
     """Whether another tag says more: words without hyphens or signs, and then this one."""
     if not _ONE_WORD.fullmatch(tag):
         return False
     before = (other.removesuffix(tag) for other in others if other.endswith(f" {tag}"))
-    return any(_PLAIN_WORDS.fullmatch(words) for words in before)
+    return any(_PLAIN_WORDS.fullmatch(start) for start in before)
 
 
 def _unless_one(tags: Sequence[str], matches: Callable[[str], object]) -> list[str]:
@@ -151,7 +151,7 @@ class CleaningRules:
     def tags(self, text: str) -> str:
         """A line of tags, each once, in their order."""
         bare = self.separator.strip() or self.separator
-        found = [self._spelt(part.strip()) for part in text.split(bare)]
+        found = [self._spelt(piece.strip()) for piece in text.split(bare)]
         found = [self.replace_tags.get(tag, tag) for tag in dict.fromkeys(filter(None, found))]
         found = [tag for tag in dict.fromkeys(found) if tag and not _is_any(tag, self.drop_tags)]
         if any(_is_any(tag, self.several) for tag in found):
@@ -184,7 +184,7 @@ class CleaningRules:
 
         def kept(text: str) -> str:
             bare = self.separator.strip() or self.separator
-            tags = filter(None, (part.strip() for part in text.split(bare)))
+            tags = filter(None, (piece.strip() for piece in text.split(bare)))
             return self.separator.join(tag for tag in tags if low <= counts.get(tag, 0) <= high)
 
         return kept
@@ -262,8 +262,8 @@ def count_tags(texts: Iterable[str], separator: str = ",") -> Counter[str]:
     """In how many texts each tag is, on whichever line."""
     counts: Counter[str] = Counter()
     for text in texts:
-        parts = (part.strip() for line in split_lines(text) for part in line.split(separator))
-        counts.update(dict.fromkeys(filter(None, parts)).keys())
+        pieces = (piece.strip() for line in split_lines(text) for piece in line.split(separator))
+        counts.update(dict.fromkeys(filter(None, pieces)).keys())
     return counts
 
 

@@ -18,7 +18,7 @@ from impasto.parsing import is_text, split_lines
 
 FIRST: Final = "first"
 LAST: Final = "last"
-_PLACE = re.compile(r"[1-9]\d{0,8}", re.ASCII)
+_POSITION = re.compile(r"[1-9]\d{0,8}", re.ASCII)
 _NAMED = 5  # operations that are described
 _SHOWN = 60  # characters of a text in the description of an operation
 
@@ -98,8 +98,8 @@ class ReplaceTag:
             if self.tag not in tags or self.tag == self.by:
                 return tags
             new = [self.by if tag == self.tag else tag for tag in tags]
-            place = new.index(self.by)
-            return [tag for n, tag in enumerate(new) if tag != self.by or n == place]
+            index = new.index(self.by)
+            return [tag for n, tag in enumerate(new) if tag != self.by or n == index]
 
         return [_by_line(text, separator, replaced) for text in texts]
 
@@ -184,9 +184,9 @@ class SetText:
 
 def describe_all(operations: Sequence[Operation]) -> str:
     """What several operations do, in a few words."""
-    words = [operation.describe() for operation in operations[:_NAMED]]
-    more = len(operations) - len(words)
-    return "; ".join([*words, *([f"and {more} more"] if more else [])])
+    texts = [operation.describe() for operation in operations[:_NAMED]]
+    more = len(operations) - len(texts)
+    return "; ".join([*texts, *([f"and {more} more"] if more else [])])
 
 
 def applied(operations: Sequence[Operation], texts: Sequence[str], separator: str) -> list[str]:
@@ -240,10 +240,10 @@ _FIELDS: Mapping[str, tuple[Callable[..., Operation], tuple[str, ...]]] = {
 }
 
 
-def split_place(text: str) -> tuple[str, str]:
+def split_position(text: str) -> tuple[str, str]:
     """A tag and where it goes, from `TAG@first`, `TAG@last` or `TAG@3`; alone, it goes last."""
     tag, _, at = text.rpartition("@")
-    return (tag, at) if tag and is_place(at) else (text, LAST)
+    return (tag, at) if tag and is_position(at) else (text, LAST)
 
 
 def split_replacement(text: str) -> tuple[str, str]:
@@ -252,15 +252,15 @@ def split_replacement(text: str) -> tuple[str, str]:
     Raises:
         ValueError: There is no sign between two tags.
     """
-    place = text.find("=", 1)
-    if place < 0:
+    index = text.find("=", 1)
+    if index < 0:
         raise ValueError(f"{text!r} is not OLD=NEW")
-    return text[:place], text[place + 1 :]
+    return text[:index], text[index + 1 :]
 
 
-def is_place(text: str) -> bool:
+def is_position(text: str) -> bool:
     """Whether a text says where a tag goes."""
-    return text in (FIRST, LAST) or _PLACE.fullmatch(text) is not None
+    return text in (FIRST, LAST) or _POSITION.fullmatch(text) is not None
 
 
 def _fault(given: Mapping[str, str]) -> str:
@@ -268,7 +268,7 @@ def _fault(given: Mapping[str, str]) -> str:
     for name, text in given.items():
         if not is_text(text) or "\0" in text:
             return "it holds half a character or a zero byte, which no caption has"
-        if name == "at" and not is_place(text):
+        if name == "at" and not is_position(text):
             return f"the place is {text!r}; expected first, last or a number from 1"
     for name in ("tag", "by"):
         if name in given and "pattern" not in given:
@@ -293,7 +293,7 @@ def separator_fault(operations: Sequence[Operation], separator: str) -> str:
 
 
 def _split(line: str, separator: str) -> list[str]:
-    return [tag for part in line.split(separator.strip()) if (tag := part.strip())]
+    return [tag for piece in line.split(separator.strip()) if (tag := piece.strip())]
 
 
 def _by_line(text: str, separator: str, change: Callable[[list[str]], list[str]]) -> str:
@@ -312,8 +312,8 @@ def _by_line(text: str, separator: str, change: Callable[[list[str]], list[str]]
 
 
 def _inserted(tags: list[str], tag: str, at: str) -> list[str]:
-    place = 0 if at == FIRST else len(tags) if at == LAST else min(int(at) - 1, len(tags))
-    return [*tags[:place], tag, *tags[place:]]
+    index = 0 if at == FIRST else len(tags) if at == LAST else min(int(at) - 1, len(tags))
+    return [*tags[:index], tag, *tags[index:]]
 
 
 def _at(at: str) -> str:

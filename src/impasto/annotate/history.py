@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from impasto.annotate.dataset_folders import DatasetFile, DatasetFolders
 from impasto.annotate.notes import Notes, edit_name, journals_in, read_notes
-from impasto.annotate.places import DatasetFile, Place
 from impasto.annotate.undoing import belongs
 from impasto.parsing import parse_json, printable
 
@@ -46,18 +46,18 @@ class EditSummary:
         return dict(vars(self))
 
 
-def list_edits(place: Place) -> list[EditSummary]:
+def list_edits(folders: DatasetFolders) -> list[EditSummary]:
     """The changes of a dataset, the newest first.
 
     Raises:
         RunError: The notes lead out of the dataset by a link, or cannot be read.
     """
-    place.require_own_journals()
-    found = ((path, read_notes(path)) for path in reversed(journals_in(place.journals)))
+    folders.require_own_journals()
+    found = ((path, read_notes(path)) for path in reversed(journals_in(folders.journals)))
     return [
         _summary(path, notes)
         for path, notes in found
-        if (notes.edits or notes.damaged) and belongs(notes, place)
+        if (notes.edits or notes.damaged) and belongs(notes, folders)
     ]
 
 
@@ -85,12 +85,12 @@ def _name_of(spot: DatasetFile | Path) -> str:
 def _what(command: str) -> str:
     """What a journal's command did: its first words, of whatever form it has."""
     try:
-        words = parse_json(command, halves=True)
+        noted = parse_json(command, halves=True)
     except ValueError:
         return command[:_SHOWN] or _UNKNOWN
-    while isinstance(words, list) and words and isinstance(words[0], list):
-        words = words[0]  # tag and caption note their options beside what they do
-    if not isinstance(words, list) or not words:
+    while isinstance(noted, list) and noted and isinstance(noted[0], list):
+        noted = noted[0]  # tag and caption note their options beside what they do
+    if not isinstance(noted, list) or not noted:
         return command[:_SHOWN]
-    texts = [str(word) for word in words[:2] if isinstance(word, str)]
+    texts = [str(item) for item in noted[:2] if isinstance(item, str)]
     return (texts[1] if texts[:1] == ["edit"] and len(texts) > 1 else " with ".join(texts))[:_SHOWN]

@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any
 
 from impasto import files, storage_errors
+from impasto.annotate.dataset_folders import METADATA, DatasetFile, DatasetFolders
 from impasto.annotate.notes import (
     NUMBERED,
     Edit,
@@ -30,7 +31,6 @@ from impasto.annotate.notes import (
     read_notes,
     with_checksum,
 )
-from impasto.annotate.places import METADATA, DatasetFile, Place
 from impasto.data.folders.beside import has_text
 from impasto.errors import RunError, StorageError
 from impasto.lock_file import LockHolder
@@ -52,8 +52,10 @@ class Journal:
             continued.
     """
 
-    def __init__(self, place: Place | Path, command: str) -> None:
-        self.place = place if isinstance(place, Place) else Place.around(place)
+    def __init__(self, folders: DatasetFolders | Path, command: str) -> None:
+        self.folders = (
+            folders if isinstance(folders, DatasetFolders) else DatasetFolders.around(folders)
+        )
         self.command = command
         self.done: set[str] = set()
         self._held = contextlib.ExitStack()
@@ -67,8 +69,8 @@ class Journal:
         return None if self._path is None else edit_name(self._path)
 
     def __enter__(self) -> Journal:
-        self._held.enter_context(alone(self.place))
-        newest = next(reversed(journals_in(self.place.journals)), None)
+        self._held.enter_context(alone(self.folders))
+        newest = next(reversed(journals_in(self.folders.journals)), None)
         if newest is not None and NUMBERED.match(newest.name):
             self._continue(newest)
         return self
@@ -104,7 +106,7 @@ class Journal:
         The note of the change names the images, so that a command that is killed right after the
         write, and appends, does not append to them again.
         """
-        spot = self.place.file_below(path)
+        spot = self.folders.file_below(path)
         if spot is None:
             raise RunError(f"{path} is outside of the dataset; nothing is written there.")
         real = files.real_path(path)
@@ -137,7 +139,7 @@ class Journal:
         if notes.ended or notes.damaged or notes.command != self.command:
             return
         try:
-            self.done = _still_done(notes, self.place)
+            self.done = _still_done(notes, self.folders)
         except RunError:
             return  # its notes are not of this dataset
         self._last = {e.spot: e.after for e in notes.edits if isinstance(e.spot, DatasetFile)}
@@ -154,7 +156,7 @@ class Journal:
                 os.fsync(self._file.fileno())
         except OSError as error:
             raise StorageError(
-                f"The notes for undo cannot be written to {self.place.journals}: "
+                f"The notes for undo cannot be written to {self.folders.journals}: "
                 f"{storage_errors.cause_of(error)}. Words that are written are kept. Free some "
                 f"space and run the same command again."
             ) from error
@@ -164,21 +166,21 @@ class Journal:
         if self._path is not None:
             self._file = self._path.open("a", encoding="ascii", newline="\n")
             return
-        files.require_writable(self.place.journals)
+        files.require_writable(self.folders.journals)
         numbers = [
-            int(m[1]) for p in journals_in(self.place.journals) if (m := NUMBERED.match(p.name))
+            int(m[1]) for p in journals_in(self.folders.journals) if (m := NUMBERED.match(p.name))
         ]
-        number = 1 + max([_last_number(self.place.journals), *numbers])
-        files.write_text(self.place.journals / LAST_NUMBER, f"{number}\n", durable=False)
-        self._path = self.place.journals / f"edit-{number:06d}.jsonl"
+        number = 1 + max([_last_number(self.folders.journals), *numbers])
+        files.write_text(self.folders.journals / LAST_NUMBER, f"{number}\n", durable=False)
+        self._path = self.folders.journals / f"edit-{number:06d}.jsonl"
         self._file = self._path.open("x", encoding="ascii", newline="\n")
         begin: dict[str, Any] = {"format": _FORMAT, "begin": self.command, "at": int(time.time())}
         if not self._is_within():
-            begin["folders"] = folders_of(self.place)
+            begin["folders"] = root_paths(self.folders)
         self._file.write(with_checksum(begin))
 
     def _is_within(self) -> bool:
-        return any(files.is_inside(self.place.journals, root) for root in self.place.roots)
+        return any(files.is_inside(self.folders.journals, root) for root in self.folders.roots)
 
 
 def _last_number(journals: Path) -> int:
@@ -191,47 +193,47 @@ def _last_number(journals: Path) -> int:
 
 
 @contextlib.contextmanager
-def alone(place: Place) -> Iterator[None]:
+def alone(folders: DatasetFolders) -> Iterator[None]:
     """Hold the journals of a dataset, so that no second command changes the same words meanwhile.
 
     Raises:
         RunError: Another command is at it, or the journals are outside of the dataset by a link.
         StorageError: The folder cannot be written.
     """
-    place.require_own_journals()
-    files.require_writable(place.journals)
+    folders.require_own_journals()
+    files.require_writable(folders.journals)
 
     def refuse(holder: LockHolder) -> None:
         raise RunError(
             f"Another command is changing words of this dataset: {holder.words}. It holds "
-            f"{place.journals}. Wait until it is done."
+            f"{folders.journals}. Wait until it is done."
         )
 
-    with FolderLock(place.journals, "changing words", refuse):
+    with FolderLock(folders.journals, "changing words", refuse):
         yield
 
 
-def folders_of(place: Place) -> list[str]:
+def root_paths(folders: DatasetFolders) -> list[str]:
     """The dataset's folders as they are noted in a journal that is kept elsewhere."""
-    return [files.real_path(root).as_posix() for root in place.roots]
+    return [files.real_path(root).as_posix() for root in folders.roots]
 
 
-def _still_done(notes: Notes, place: Place) -> set[str]:
+def _still_done(notes: Notes, folders: DatasetFolders) -> set[str]:
     """The images that are done, but for those whose words somebody took away since.
 
     Raises:
         RunError: The notes are of files outside of the dataset.
     """
     spots = {edit.spot for edit in notes.edits if isinstance(edit.spot, DatasetFile)}
-    gone = {spot for spot in spots if not has_text(place.file_of(spot))}
+    gone = {spot for spot in spots if not has_text(folders.file_of(spot))}
     if any(PurePosixPath(spot.file).suffix.lower() in METADATA for spot in gone):
         return set()
     stems = {f"{spot.root}:{spot.file.rpartition('.')[0]}" for spot in gone}
-    done = notes.done | _written(notes, place)
+    done = notes.done | _written(notes, folders)
     return {image for image in done if image.rpartition(".")[0] not in stems}
 
 
-def _written(notes: Notes, place: Place) -> set[str]:
+def _written(notes: Notes, folders: DatasetFolders) -> set[str]:
     """The images whose words are in their files, by the hashes: the note that says so may be lost.
 
     A note is made before the change, so the last change of each file may not have happened.
@@ -242,7 +244,7 @@ def _written(notes: Notes, place: Place) -> set[str]:
             chains.setdefault(edit.spot, []).append(edit)
     found: set[str] = set()
     for spot, chain in chains.items():
-        now = file_hash(place.file_of(spot))
+        now = file_hash(folders.file_of(spot))
         reached = max((n for n, edit in enumerate(chain, start=1) if edit.after == now), default=0)
         found.update(name for edit in chain[:reached] for name in edit.images)
     return found

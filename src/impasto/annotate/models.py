@@ -40,8 +40,8 @@ def locate_tagger(name: str, progress: Progress) -> Path:
     repository, _, folder = rest.partition("/")
     if not repository or path.suffix:
         raise ConfigError(_unknown(name, [*TAGGERS, *SHIPPED_TAGGERS]))
-    place = f" of {folder}" if folder else ""
-    wanted = _Wanted(f"{owner}/{repository}", f"tagger {name}", f"the .onnx and its tags{place}")
+    below = f" of {folder}" if folder else ""
+    wanted = _Wanted(f"{owner}/{repository}", f"tagger {name}", f"the .onnx and its tags{below}")
     with wanted.or_what_to_do():
         return _downloaded(wanted.hub_id, folder, progress) / folder
 

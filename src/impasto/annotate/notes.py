@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
-from impasto.annotate.places import DatasetFile
+from impasto.annotate.dataset_folders import DatasetFile
 from impasto.errors import RunError
 from impasto.parsing import parse_json
 

@@ -97,7 +97,7 @@ class OnnxTagger:
             ModelError: The output is not one of probabilities.
             OutOfMemoryError: Not even one image fits.
         """
-        return self._in_batches(pixels, lambda part: [self._run(part)])[0]
+        return self._in_batches(pixels, lambda batch: [self._run(batch)])[0]
 
     def scores_and_features(self, pixels: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         """The probabilities, and [N, D] what the last layer makes them of.
@@ -139,15 +139,15 @@ class OnnxTagger:
         found: list[list[np.ndarray]] = []
         start = 0
         while start < len(pixels):
-            part = pixels[start : start + size]
+            batch = pixels[start : start + size]
             try:
-                found.append(run(part))
+                found.append(run(batch))
             except Exception as error:  # ONNX Runtime's classes have no other base in common
-                if not any(words in str(error) for words in _OUT_OF_MEMORY_TEXTS):
+                if not any(text in str(error) for text in _OUT_OF_MEMORY_TEXTS):
                     raise
                 if self.fixed_batch or size == 1:
                     raise OutOfMemoryError(
-                        f"Memory ran out while tagging {counted(len(part), 'images')} at once. "
+                        f"Memory ran out while tagging {counted(len(batch), 'images')} at once. "
                         f"Take a smaller model, or --provider cpu."
                     ) from error
                 size = self._most = max(1, size // 2)
@@ -155,8 +155,8 @@ class OnnxTagger:
                     f"Memory ran out: from now on {counted(size, 'images')} at a time."
                 )
                 continue
-            start += len(part)
-        return [np.concatenate(parts) for parts in zip(*found, strict=True)]
+            start += len(batch)
+        return [np.concatenate(outputs) for outputs in zip(*found, strict=True)]
 
     def _run(self, pixels: Sequence[np.ndarray]) -> np.ndarray:
         return self._run_all(pixels)[0]

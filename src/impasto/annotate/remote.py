@@ -26,7 +26,7 @@ _TORCH = (".pt", ".h5", ".keras")
 class Speaker(Protocol):
     """What gives words to prepared images, as `annotation.Annotator` does."""
 
-    def words(self, prepared: Sequence[Any], records: Sequence[ImageRecord]) -> list[str]: ...  # noqa: D102
+    def annotate(self, prepared: Sequence[Any], records: Sequence[ImageRecord]) -> list[str]: ...  # noqa: D102
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class PrepareRecords:
 
 
 @dataclass(frozen=True)
-class SayWords:
+class AnnotateStage:
     """A stage with a model: records -> `Said`.
 
     Attributes:
@@ -80,7 +80,9 @@ class SayWords:
             pairs = list(zip(records, prepared, strict=True))
             good = [(record, made) for record, made in pairs if not isinstance(made, Failure)]
             counts.clear()
-            texts = speaker.words([made for _, made in good], [r for r, _ in good]) if good else []
+            texts = (
+                speaker.annotate([made for _, made in good], [r for r, _ in good]) if good else []
+            )
             written = [Counter(counts), *[Counter[str]()] * len(texts)]
             said = iter(map(Said, texts, written))
             return [made if isinstance(made, Failure) else next(said) for _, made in pairs]
@@ -105,9 +107,9 @@ class RemoteAnnotator:
     counts: Counter[str] = field(default_factory=Counter)
 
     @property
-    def stage(self) -> SayWords:
+    def stage(self) -> AnnotateStage:
         """What the other processes do."""
-        return SayWords(
+        return AnnotateStage(
             self.recipe, self.uses_gpu, torch.get_num_threads(), PrepareRecords(self.prepare)
         )
 
@@ -215,11 +217,11 @@ def open_tagger(
         profile: How images are prepared, where the model's files do not tell.
         progress: Where to show how far it is.
     """
-    place = locate_tagger(model, progress)
+    file = locate_tagger(model, progress)
     with progress.stage("Loading the tagger", None, "models"):
-        if place.suffix.lower() in _TORCH:
-            return DeepDanbooruTagger(place, device)
-        return OnnxTagger(place, provider=provider, profile=profile, progress=progress)
+        if file.suffix.lower() in _TORCH:
+            return DeepDanbooruTagger(file, device)
+        return OnnxTagger(file, provider=provider, profile=profile, progress=progress)
 
 
 def tags_on_gpu(tagger: Tagger, provider: str | None) -> bool:

@@ -54,7 +54,7 @@ def read_tag_mapping(file: Path) -> TagTable:
         pairs = sorted((int(row), entry) for row, entry in content.items())
         return TagTable(
             tuple(str(entry["tag"]) for _, entry in pairs),
-            tuple(_word(str(entry["category"])) for _, entry in pairs),
+            tuple(_known_category(str(entry["category"])) for _, entry in pairs),
             tuple(row for row, _ in pairs),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -78,7 +78,7 @@ def read_camie_metadata(file: Path) -> TagTable:
         of = inner["tag_to_category"]
         return TagTable(
             tuple(tag for _, tag in pairs),
-            tuple(_word(str(of.get(tag, GENERAL))) for _, tag in pairs),
+            tuple(_known_category(str(of.get(tag, GENERAL))) for _, tag in pairs),
             tuple(row for row, _ in pairs),
         )
     except (KeyError, ValueError, TypeError, AttributeError) as error:
@@ -142,7 +142,7 @@ def _category(number: int, name: str) -> str:
     return DANBOORU_CATEGORIES.get(number, GENERAL)
 
 
-def _word(category: str) -> str:
+def _known_category(category: str) -> str:
     lower = category.lower()
     return lower if lower in CATEGORIES else GENERAL
 

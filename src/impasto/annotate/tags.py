@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 
 Underscores = Literal["keep", "kaomoji", "long"]
-Place = Literal["off", "first", "last"]
+TagPosition = Literal["off", "first", "last"]
 
 GENERAL, CHARACTER, RATING, QUALITY = "general", "character", "rating", "quality"
 CATEGORIES = (
@@ -105,17 +105,17 @@ class Selection:
         """
         own = scores[table.row_array]
         floors = np.full(len(own), np.inf)
-        for category, places in table.members.items():
+        for category, indices in table.members.items():
             if category in self.categories and category not in ONE_OF:
-                floors[places] = self._threshold(category, own[places])
+                floors[indices] = self._threshold(category, own[indices])
         if self.own_thresholds:
-            for place, name in enumerate(table.names):
-                if name in table.thresholds and floors[place] < np.inf:
-                    floors[place] = table.thresholds[name]
+            for index, name in enumerate(table.names):
+                if name in table.thresholds and floors[index] < np.inf:
+                    floors[index] = table.thresholds[name]
         taken = list(np.flatnonzero(own >= floors))
         for category in sorted(ONE_OF & self.categories & table.members.keys()):
-            places = table.members[category]
-            taken.append(places[int(np.argmax(own[places]))])
+            indices = table.members[category]
+            taken.append(indices[int(np.argmax(own[indices]))])
         tags = [Tag(table.names[n], table.categories[n], float(own[n])) for n in taken]
         return sorted(tags, key=lambda tag: -tag.score) if self.by_score else tags
 
@@ -159,8 +159,8 @@ class Spelling:
     underscores: Underscores = "kaomoji"
     undesired: frozenset[str] = frozenset()
     replacements: Mapping[str, str] = field(default_factory=dict)
-    rating: Place = "off"
-    quality: Place = "off"
+    rating: TagPosition = "off"
+    quality: TagPosition = "off"
     characters_first: bool = False
     expand_characters: bool = False
     always_first: tuple[str, ...] = ()
@@ -169,12 +169,14 @@ class Spelling:
 
     def write(self, tags: Sequence[Tag]) -> list[str]:
         """The texts of one image, each once."""
-        by_place: dict[str, list[str]] = {"first": [], "middle": [], "last": []}
+        by_position: dict[str, list[str]] = {"first": [], "middle": [], "last": []}
         for tag in self._in_order(tags):
-            place = {RATING: self.rating, QUALITY: self.quality}.get(tag.category, "middle")
-            if place != "off":
-                by_place[place] += self._texts(tag)
-        found = list(dict.fromkeys(text for texts in by_place.values() for text in texts if text))
+            position = {RATING: self.rating, QUALITY: self.quality}.get(tag.category, "middle")
+            if position != "off":
+                by_position[position] += self._texts(tag)
+        found = list(
+            dict.fromkeys(text for texts in by_position.values() for text in texts if text)
+        )
         wanted = [text for text in found if text not in self.undesired]
         first = [text for text in self.always_first if text in wanted]
         ordered = [*first, *(text for text in wanted if text not in first)]

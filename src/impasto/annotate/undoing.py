@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from impasto import files
-from impasto.annotate.journal import alone, folders_of
+from impasto.annotate.dataset_folders import DatasetFile, DatasetFolders
+from impasto.annotate.journal import alone, root_paths
 from impasto.annotate.notes import (
     Edit,
     Notes,
@@ -27,7 +28,6 @@ from impasto.annotate.notes import (
     read_notes,
     with_checksum,
 )
-from impasto.annotate.places import DatasetFile, Place
 from impasto.errors import RunError, StorageError
 
 
@@ -58,12 +58,16 @@ class _Step:
 
 
 def undo(
-    place: Place | Path, edit: str | None = None, *, force: bool = False, keep: bool = False
+    folders: DatasetFolders | Path,
+    edit: str | None = None,
+    *,
+    force: bool = False,
+    keep: bool = False,
 ) -> UndoResult:
     """Take a journal back, the newest if none is named; it is gone once nothing of it is left.
 
     Args:
-        place: The dataset; a folder of notes stands for the one that it is in.
+        folders: The dataset; a folder of notes stands for the one that it is in.
         edit: The name of the change (`EditSummary.name`). Of an older one, files that a later one
             wrote are left alone, with `force` too.
         force: Also restore files that were changed since.
@@ -75,21 +79,21 @@ def undo(
         StorageError: Files could not be written; the others are restored, and running it again
             goes on.
     """
-    place = place if isinstance(place, Place) else Place.around(place)
-    place.require_own_journals()
-    if not journals_in(place.journals):
-        raise _nothing(place)
-    with alone(place):
-        journal, notes = _newest(place) if edit is None else _named(place, edit)
+    folders = folders if isinstance(folders, DatasetFolders) else DatasetFolders.around(folders)
+    folders.require_own_journals()
+    if not journals_in(folders.journals):
+        raise _nothing(folders)
+    with alone(folders):
+        journal, notes = _newest(folders) if edit is None else _named(folders, edit)
         if notes.damaged and not force:
             raise RunError(
                 f"The notes in {journal} are damaged (line {notes.damaged[0]}). Nothing was "
                 f"touched. --force restores what the other {len(notes.edits)} notes say."
             )
-        later = _later_chains(place, journal)
+        later = _later_chains(folders, journal)
         steps = [
             _blocked(path, later) or _step(path, chain, force=force)
-            for path, chain in _chains(notes, place).items()
+            for path, chain in _chains(notes, folders).items()
         ]
         faults = _apply(steps)
         left = tuple((step.path, step.unchanged) for step in steps if step.unchanged)
@@ -106,36 +110,36 @@ def undo(
     return UndoResult(len(steps) - len(left), left, sum(step.blocked for step in steps))
 
 
-def _newest(place: Place) -> tuple[Path, Notes]:
+def _newest(folders: DatasetFolders) -> tuple[Path, Notes]:
     """The last journal of this dataset that changed anything; empty ones after it are removed.
 
     Raises:
         RunError: There is none.
     """
-    for journal in reversed(journals_in(place.journals)):
+    for journal in reversed(journals_in(folders.journals)):
         notes = read_notes(journal)
-        if not belongs(notes, place):
+        if not belongs(notes, folders):
             continue
         if notes.edits or notes.damaged:
             return journal, notes
         journal.unlink(missing_ok=True)
-    raise _nothing(place)
+    raise _nothing(folders)
 
 
-def _named(place: Place, edit: str) -> tuple[Path, Notes]:
+def _named(folders: DatasetFolders, edit: str) -> tuple[Path, Notes]:
     """The journal of a change.
 
     Raises:
         RunError: There is none of that name.
     """
-    for journal in journals_in(place.journals):
+    for journal in journals_in(folders.journals):
         if edit_name(journal) == edit:
             notes = read_notes(journal)
-            if belongs(notes, place):
+            if belongs(notes, folders):
                 return journal, notes
     raise RunError(
-        f"There is no edit {edit} of this dataset in {place.journals}: it was taken back, or never "
-        f"made. --list shows those that are there. Nothing was touched."
+        f"There is no edit {edit} of this dataset in {folders.journals}: it was taken back, or "
+        f"never made. --list shows those that are there. Nothing was touched."
     )
 
 
@@ -143,16 +147,16 @@ _Chain = tuple[str, Sequence[Edit]]
 """The name of a change, and what it did to a file."""
 
 
-def _later_chains(place: Place, journal: Path) -> dict[Path, list[_Chain]]:
+def _later_chains(folders: DatasetFolders, journal: Path) -> dict[Path, list[_Chain]]:
     """For each file what was done to it after a journal, the newest first."""
-    there = journals_in(place.journals)
+    there = journals_in(folders.journals)
     found: dict[Path, list[_Chain]] = {}
     for later in reversed(there[there.index(journal) + 1 :]):
         notes = read_notes(later)
-        if not belongs(notes, place):
+        if not belongs(notes, folders):
             continue
         with contextlib.suppress(RunError):  # its files are none of this dataset
-            for path, chain in _chains(notes, place).items():
+            for path, chain in _chains(notes, folders).items():
                 found.setdefault(path, []).append((edit_name(later), chain))
     return found
 
@@ -173,17 +177,17 @@ def _blocked(path: Path, later: Mapping[Path, Sequence[_Chain]]) -> _Step | None
     return None
 
 
-def belongs(notes: Notes, place: Place) -> bool:
+def belongs(notes: Notes, folders: DatasetFolders) -> bool:
     """Whether a journal is of this dataset, where several keep theirs in one folder."""
     if notes.folders is not None:
         gone = not any(os.path.exists(folder) for folder in notes.folders)  # noqa: PTH110 - of any length
-        return notes.folders == folders_of(place) or gone
-    if any(files.is_inside(place.journals, root) for root in place.roots):
+        return notes.folders == root_paths(folders) or gone
+    if any(files.is_inside(folders.journals, root) for root in folders.roots):
         return True
-    return any(not isinstance(e.spot, Path) or place.file_below(e.spot) for e in notes.edits)
+    return any(not isinstance(e.spot, Path) or folders.file_below(e.spot) for e in notes.edits)
 
 
-def _chains(notes: Notes, place: Place) -> dict[Path, list[Edit]]:
+def _chains(notes: Notes, folders: DatasetFolders) -> dict[Path, list[Edit]]:
     """The edits of each file, in order.
 
     Raises:
@@ -191,22 +195,22 @@ def _chains(notes: Notes, place: Place) -> dict[Path, list[Edit]]:
     """
     chains: dict[Path, list[Edit]] = {}
     for edit in notes.edits:
-        spot = edit.spot if isinstance(edit.spot, DatasetFile) else _of_old(edit.spot, place)
-        chains.setdefault(place.file_of(spot), []).append(edit)
+        spot = edit.spot if isinstance(edit.spot, DatasetFile) else _of_old(edit.spot, folders)
+        chains.setdefault(folders.file_of(spot), []).append(edit)
     return chains
 
 
-def _of_old(path: Path, place: Place) -> DatasetFile:
+def _of_old(path: Path, folders: DatasetFolders) -> DatasetFile:
     """The spot of an absolute path.
 
     Raises:
         RunError: It is outside of the dataset.
     """
     usable = path.is_absolute() and "\0" not in str(path)
-    spot = place.file_below(path) if usable else None
+    spot = folders.file_below(path) if usable else None
     if spot is None:
         raise RunError(
-            f"The notes in {place.journals} name {str(path)[:200]}, which is outside of the "
+            f"The notes in {folders.journals} name {str(path)[:200]}, which is outside of the "
             f"dataset. Nothing was touched. If the folder of images was moved since, move it back "
             f"for this (or name the metadata file with --metadata); if the notes came with "
             f"somebody else's dataset, delete them."
@@ -266,8 +270,8 @@ def _mark(journal: Path) -> None:
         file.write(with_checksum({"undone": True}))
 
 
-def _nothing(place: Place) -> RunError:
-    named = " or into a metadata file" if place.named is None else ""
+def _nothing(folders: DatasetFolders) -> RunError:
+    named = " or into a metadata file" if folders.named is None else ""
     return RunError(
-        f"There is nothing to undo in {place.journals}: no words were written from here{named}."
+        f"There is nothing to undo in {folders.journals}: no words were written from here{named}."
     )

@@ -76,7 +76,7 @@ def _as_json(difference: Difference) -> dict[str, Any]:
 
 
 def _print(console: Any, runs: list[RunFigures], differing: list[Difference]) -> None:
-    from impasto.report.compare_page import value_words
+    from impasto.report.compare_page import value_text
 
     for figures in runs:
         console.heading(figures.run.address)
@@ -84,7 +84,7 @@ def _print(console: Any, runs: list[RunFigures], differing: list[Difference]) ->
     console.heading("Settings that differ" if differing else "No setting differs.")
     if differing:
         for difference in differing:
-            words = " | ".join(map(value_words, difference.values))
-            console.note(f"{difference.path} = {words}")
+            values = " | ".join(map(value_text, difference.values))
+            console.note(f"{difference.path} = {values}")
             if difference.about:
                 console.note(f"    {difference.about}")

@@ -108,12 +108,12 @@ class Console:
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
         """Say what is trained and open the bar."""
-        parts = ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in summary["parts"].items())
+        counts = ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in summary["parts"].items())
         regularising = summary["regularisation"]
         self.table(
             {
                 "Model": f"{summary['family']}, predicts {summary['prediction']}",
-                "Trains": parts,
+                "Trains": counts,
                 "On": str(summary["device"])
                 + (f", {summary['processes']} processes" if summary["processes"] > 1 else ""),
                 "Images": f"{summary['pictures']:,}, "
@@ -216,12 +216,12 @@ def _validation_line(record: Mapping[str, Any]) -> str:
 
 def _preview_line(record: Mapping[str, Any]) -> str:
     """How far previews are from real images, with standard errors where they are known."""
-    parts = []
-    for words, name in (("kernel distance", "kernel_distance"), ("similarity", "similarity")):
+    texts = []
+    for title, name in (("kernel distance", "kernel_distance"), ("similarity", "similarity")):
         value, error = record.get(f"preview_{name}"), record.get(f"preview_{name}_se")
         if value is not None:
-            parts.append(f"{words} {value:.4g}" + ("" if error is None else f" ± {error:.2g}"))
-    told = ", ".join(parts) or "nothing to compare"
+            texts.append(f"{title} {value:.4g}" + ("" if error is None else f" ± {error:.2g}"))
+    told = ", ".join(texts) or "nothing to compare"
     return f"Previews at step {record['step']}: {told} ({record['preview_real']} images)"
 
 

@@ -213,7 +213,7 @@ def _most_cropped(plan: Plan) -> list[str]:
     most = (-plan.table.cropped_fractions()).argsort(kind="stable")[:5]
     return [
         f"{image.record.path.name} ({100 * image.cropped_fraction:.0f} %)"
-        for image in (plan.images[place] for place in most.tolist())
+        for image in (plan.images[index] for index in most.tolist())
         if image.cropped_fraction >= 0.005  # less would be shown as 0 %
     ]
 

@@ -8,8 +8,13 @@ from typing import Any
 
 import click
 
+from impasto.cli.dataset_annotation import (
+    annotation_options,
+    uses_ray,
+    whole_name,
+    write_annotations,
+)
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, executor_options
-from impasto.cli.dataset_words import annotation_options, uses_ray, whole_name, write_annotations
 from impasto.cli.numbers import Finite
 
 

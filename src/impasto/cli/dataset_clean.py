@@ -10,19 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.dataset_annotation import (
+    caption_ending,
+    dataset_folders_of,
+    undo_command,
+    usable_images,
+)
 from impasto.cli.dataset_options import (
     CACHE_DIR,
     LOCAL_SOURCE,
     local_dataset_config,
     require_own_files,
 )
-from impasto.cli.dataset_words import caption_ending, place_of, undo_command, usable_images
 from impasto.parsing import read_caption_file
 from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.annotate.cleaning import Cleaner
-    from impasto.annotate.places import Place
+    from impasto.annotate.dataset_folders import DatasetFolders
     from impasto.cli.console import Console
     from impasto.data.records import ImageRecord
 
@@ -70,11 +75,11 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
 
     console, cleaner = Console(), load_rules(rules)
     config = local_dataset_config(source, options)
-    place = place_of(config)
+    folders = dataset_folders_of(config)
     with files.dry_run() if options["dry_run"] else contextlib.nullcontext():
         records = usable_images(config, console)
     require_own_files(records)
-    found = _find(records, place, options, console)
+    found = _find(records, folders, options, console)
     changes = _changes(found, cleaner)
     for path, (old, new) in changes.items():
         console.note("\n".join([str(path), *_marked("-", old), *_marked("+", new)]))
@@ -85,10 +90,10 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
         return
     if not options["yes"] and not click.confirm("Write them?"):
         return
-    with Journal(place, canonical(["clean", rules])) as journal:
+    with Journal(folders, canonical(["clean", rules])) as journal:
         for path, (_, new) in changes.items():
-            journal.write(path, new, place.name_of(path))
-    console.note(f"Written. Take it back with: {undo_command(source, place)}")
+            journal.write(path, new, folders.name_of(path))
+    console.note(f"Written. Take it back with: {undo_command(source, folders)}")
 
 
 @click.command()
@@ -123,7 +128,10 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
 
 
 def _find(
-    records: Sequence[ImageRecord], place: Place, options: dict[str, Any], console: Console
+    records: Sequence[ImageRecord],
+    folders: DatasetFolders,
+    options: dict[str, Any],
+    console: Console,
 ) -> tuple[dict[Path, str], dict[Path, str]]:
     """The files with tags and those with captions, with their words; odd ones are skipped."""
     from impasto.data.folders.beside import SidecarLookup
@@ -135,7 +143,7 @@ def _find(
         for path in dict.fromkeys(beside.file(record.path, ending) for record in records):
             if not os.path.lexists(path):
                 continue
-            reason, text = place.why_not_written(path), None
+            reason, text = folders.why_not_written(path), None
             if not reason:
                 text = _read(path)
                 reason = "it is not UTF-8 text; save it as UTF-8" if text is None else ""

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.dataset_annotation import caption_ending, dataset_folders_of, undo_command
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
-from impasto.cli.dataset_words import caption_ending, place_of, undo_command
 from impasto.cli.local_paths import READ
 from impasto.cli.ordered import OrderedCommand, in_order
 from impasto.errors import ConfigError
@@ -24,8 +24,8 @@ from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from impasto.annotate.caption_files import CaptionChange, CaptionChoice
+    from impasto.annotate.dataset_folders import DatasetFolders
     from impasto.annotate.editing import Operation
-    from impasto.annotate.places import Place
     from impasto.cli.console import Console
     from impasto.data.records import SkippedFile
 
@@ -140,7 +140,7 @@ class _Editing:
 
     def __post_init__(self) -> None:
         self.config = local_dataset_config(self.source, self.options)
-        self.place: Place = place_of(self.config)
+        self.folders: DatasetFolders = dataset_folders_of(self.config)
         self.skipped: list[SkippedFile] = []
         self.total = 0
         self.edit: str | None = None
@@ -155,7 +155,7 @@ class _Editing:
         is_dry = self.options["dry_run"]
         with files.dry_run() if is_dry else contextlib.nullcontext():
             scan = scan_all(self.config, SilentProgress() if self.is_silent else self.console)
-        captions, odd = find_captions(scan.records, self.place, self.options["ending"])
+        captions, odd = find_captions(scan.records, self.folders, self.options["ending"])
         self.skipped = [*scan.skipped, *odd]
         chosen = self.choice.of(captions, self.options["separator"])
         self.total = len(chosen)
@@ -178,7 +178,7 @@ class _Editing:
         from impasto.progress import SilentProgress
 
         progress = SilentProgress() if self.is_silent else self.console
-        with Journal(self.place, self._command()) as journal:
+        with Journal(self.folders, self._command()) as journal:
             changes = self.changes(frozenset(journal.done))
             with progress.stage("Writing captions", len(changes), "files") as advance:
                 for change in changes:
@@ -195,7 +195,7 @@ class _Editing:
         of = counted(self.total, "captions")
         self.console.note(f"{number:,} of {of} changed.")
         if self.edit is not None:
-            undo = undo_command(self.source, self.place, self.edit)
+            undo = undo_command(self.source, self.folders, self.edit)
             self.console.note(f"Written as edit {self.edit}. Take it back with: {undo}")
 
     def _command(self) -> str:
@@ -207,8 +207,8 @@ class _Editing:
         whole = canonical(
             [list(self.operations), self.choice.images, *(self.options[name] for name in names)]
         )
-        words = describe_all(self.operations)
-        return canonical(["edit", words, hashlib.sha256(whole.encode("ascii")).hexdigest()])
+        texts = describe_all(self.operations)
+        return canonical(["edit", texts, hashlib.sha256(whole.encode("ascii")).hexdigest()])
 
     def print_json(self, changes: Sequence[CaptionChange]) -> None:
         """Print what was done, or would be."""
@@ -253,10 +253,10 @@ def _operations(options: dict[str, Any]) -> list[Operation]:
 
 
 def _value(name: str, value: Any) -> dict[str, str]:
-    from impasto.annotate.editing import split_place, split_replacement
+    from impasto.annotate.editing import split_position, split_replacement
 
     if name == "add":
-        tag, at = split_place(value)
+        tag, at = split_position(value)
         return {"do": name, "tag": tag, "at": at}
     if name == "replace":
         old, new = split_replacement(value)
@@ -286,8 +286,8 @@ def _image_names(file: str | None) -> frozenset[str] | None:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise ConfigError(f"--images {file} cannot be read ({error.strerror or error}).") from error
-    parts = content.split(b"\0") if b"\0" in content else content.splitlines()
-    names = frozenset(os.fsdecode(part) for part in parts if part.strip())
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    names = frozenset(os.fsdecode(name) for name in lines if name.strip())
     if not names:
         raise ConfigError(f"--images {file} lists no images.")
     return names

@@ -169,33 +169,31 @@ def local_dataset_config(
         ConfigError: As for `dataset_config`; or images are in an object store, or in tars.
     """
     config = dataset_config(source, options)
-    for part in config.parts:
-        for subset in part.subsets:
-            for place in (subset.image_dir, subset.metadata_file):
-                if place is not None:
-                    _require_local(place, why)
+    for entry in config.parts:
+        for subset in entry.subsets:
+            for path in (subset.image_dir, subset.metadata_file):
+                if path is not None:
+                    _require_local(path, why)
             if beside_images:
                 _require_files(subset, why)
     return config
 
 
-def _require_local(place: Path, why: str = "") -> None:
+def _require_local(path: Path, why: str = "") -> None:
     from impasto.errors import ConfigError
 
-    if is_remote(place):
-        raise ConfigError(f"{shown(place)} is in an object store, {why or _WRITES}.")
+    if is_remote(path):
+        raise ConfigError(f"{shown(path)} is in an object store, {why or _WRITES}.")
 
 
 def _require_files(subset: SubsetConfig, why: str) -> None:
     from impasto.data.containers.containers import holds_containers
     from impasto.errors import ConfigError
 
-    place = subset.image_dir or (subset.metadata_file or Path()).parent
+    path = subset.image_dir or (subset.metadata_file or Path()).parent
     deep = subset.metadata_file is not None or subset.recursive
-    if holds_containers(place, recursive=deep, masks=subset.mask_dir):
-        raise ConfigError(
-            f"The images of {place} are in tars or tables, {why or _WRITES_IN_PLACE}."
-        )
+    if holds_containers(path, recursive=deep, masks=subset.mask_dir):
+        raise ConfigError(f"The images of {path} are in tars or tables, {why or _WRITES_IN_PLACE}.")
 
 
 def require_own_files(records: Iterable[ImageRecord], why: str = "") -> None:
@@ -231,10 +229,10 @@ def require_own_file(image: Path) -> None:
             f"{shown(image)} is in an object store; expected the path of an image of this machine."
         )
     table = Path(str(image).rpartition("#")[0])  # of a row; no file where there is no #
-    for place in (table, *image.parents):
-        if is_container(place.name) and presence.is_file(place):
+    for path in (table, *image.parents):
+        if is_container(path.name) and presence.is_file(path):
             raise DatasetError(
-                f"{image} is inside {place.name}; expected an image that is a file of its own. "
+                f"{image} is inside {path.name}; expected an image that is a file of its own. "
                 f"impasto dataset list and report show what is in there."
             )
 

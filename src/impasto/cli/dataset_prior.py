@@ -76,13 +76,13 @@ def prior(model: str, folder: Path, **options: Any) -> None:
     _draw(model, folder, texts, options, console)
 
 
-def _texts(words: tuple[str, ...], source: Path | None, console: Console) -> list[str]:
+def _texts(given: tuple[str, ...], source: Path | None, console: Console) -> list[str]:
     """What is drawn.
 
     Raises:
         ConfigError: There are no words.
     """
-    texts = [text.strip() for text in words]
+    texts = [text.strip() for text in given]
     if source is not None:
         from impasto.cli.dataset_options import dataset_config, scan_images
 

@@ -7,8 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.dataset_annotation import (
+    annotation_options,
+    uses_ray,
+    whole_name,
+    write_annotations,
+)
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, executor_options
-from impasto.cli.dataset_words import annotation_options, uses_ray, whole_name, write_annotations
 
 if TYPE_CHECKING:
     from impasto.annotate.onnx_tagger import Tagger

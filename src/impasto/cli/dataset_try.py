@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.dataset_annotation import usable_images
 from impasto.cli.dataset_options import CACHE_DIR, SOURCE, dataset_config
-from impasto.cli.dataset_words import usable_images
 from impasto.cli.local_paths import WRITTEN
 from impasto.cli.ordered import OrderedCommand, in_order
 
@@ -65,7 +65,7 @@ def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> N
     for kind, (model, setting) in models:
         column: dict[str, Any] = {"kind": kind, "model": model, "setting": setting}
         try:
-            column["words"] = _words(kind, model, setting, records, console)
+            column["words"] = _captions(kind, model, setting, records, console)
         except ImpastoError as error:
             column["error"] = str(error)
             console.note(f"{model}: {error}")
@@ -86,19 +86,19 @@ def spread(records: Sequence[ImageRecord], number: int) -> list[ImageRecord]:
     return [each[n * len(each) // number] for n in range(number)]
 
 
-def _words(
+def _captions(
     kind: str, model: str, setting: str, records: Sequence[ImageRecord], console: Console
 ) -> dict[str, str]:
     """What a model says of images, by their names; unreadable images are left out."""
-    from impasto.annotate.annotation import words_of
+    from impasto.annotate.annotation import captions_of
 
     annotator = _ANNOTATORS[kind](model, setting, console)
     found: dict[str, str] = {}
     with console.stage(f"Trying {model}", len(records), "images") as advance:
         for begin in range(0, len(records), _AT_ONCE):
             batch = records[begin : begin + _AT_ONCE]
-            words = words_of(annotator, batch)
-            found |= {r.file_name: words[r.path] for r in batch if r.path in words}
+            texts = captions_of(annotator, batch)
+            found |= {r.file_name: texts[r.path] for r in batch if r.path in texts}
             advance(len(batch))
     del annotator
     _free()
@@ -127,9 +127,9 @@ def _captioning(model: str, setting: str, console: Console) -> Annotator[Any]:
     from impasto.annotate.models import locate_captioner
     from impasto.training.devices import default_device
 
-    place = locate_captioner(model)
+    folder = locate_captioner(model)
     with console.stage("Loading the captioner", None, "models"):
-        captioner = Captioner.load(place, default_device(), prompt=setting, progress=console)
+        captioner = Captioner.load(folder, default_device(), prompt=setting, progress=console)
     captioner.generation = PRESETS["beam"]
     return CaptionAnnotator(captioner)
 

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.cli.dataset_annotation import dataset_folders_of, undo_command
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
-from impasto.cli.dataset_words import place_of, undo_command
 from impasto.cli.local_paths import WRITTEN
 from impasto.progress import counted
 
 if TYPE_CHECKING:
+    from impasto.annotate.dataset_folders import DatasetFolders
     from impasto.annotate.history import EditSummary
-    from impasto.annotate.places import Place
     from impasto.config.dataset import DatasetConfig
 
 
@@ -60,18 +60,18 @@ def undo(
         raise click.UsageError("--force and --keep contradict each other.")
     if (lists and (edit or force or keep)) or (as_json and not lists):
         raise click.UsageError("--list goes alone or with --json; --json goes with --list.")
-    place = place_of(_config(source, options, metadata), metadata)
+    folders = dataset_folders_of(_config(source, options, metadata), metadata)
     if lists:
-        _list(place, as_json=as_json)
+        _list(folders, as_json=as_json)
         return
     console = Console()
-    undone = undoing.undo(place, edit, force=force, keep=keep)
+    undone = undoing.undo(folders, edit, force=force, keep=keep)
     console.note(f"{counted(undone.restored, 'files are')} restored.")
     for path, reason in undone.unchanged:
         console.note(f"Left alone: {path}: {reason}")
     if len(undone.unchanged) > undone.blocked and not keep:
-        words = ("--force",) if edit is None else (edit, "--force")
-        forced = undo_command(source, place, *words)
+        asked = ("--force",) if edit is None else (edit, "--force")
+        forced = undo_command(source, folders, *asked)
         console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
 
 
@@ -79,12 +79,12 @@ def _config(source: Path, options: dict[str, Any], metadata: Path | None) -> Dat
     return local_dataset_config(source, options, beside_images=metadata is None)
 
 
-def _list(place: Place, *, as_json: bool) -> None:
+def _list(folders: DatasetFolders, *, as_json: bool) -> None:
     from impasto.annotate.history import list_edits
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
 
-    found = list_edits(place)
+    found = list_edits(folders)
     if as_json:
         click.echo(json_text([edit.as_json() for edit in found]))
         return
@@ -97,8 +97,8 @@ def _list(place: Place, *, as_json: bool) -> None:
 def _line(edit: EditSummary) -> str:
     when = time.strftime("%Y-%m-%d %H:%M", time.localtime(edit.at)) if edit.at else "some time ago"
     files = edit.first[0] if edit.files == 1 else counted(edit.files, "files")
-    words = [when, files, edit.what]
-    words += [] if edit.ended else ["broken off, or taken back in part"]
-    words += [f"in {edit.outside}, to be named by --metadata"] if edit.outside else []
-    words += ["its notes are damaged"] if edit.damaged else []
-    return " · ".join(words)
+    texts = [when, files, edit.what]
+    texts += [] if edit.ended else ["broken off, or taken back in part"]
+    texts += [f"in {edit.outside}, to be named by --metadata"] if edit.outside else []
+    texts += ["its notes are damaged"] if edit.damaged else []
+    return " · ".join(texts)

@@ -68,7 +68,7 @@ def _suggest_commands(config_file: Path) -> list[str]:
         "validation.split=0.1",
         "output_dir=my-run",
     ]
-    sets = [word for change in changes for word in ("--set", change)]
+    sets = [argument for change in changes for argument in ("--set", change)]
     size = "--width 128 --height 128 --guidance 2"
     return [
         command("dataset", "plan", "MY_PICTURES", *bounds.split()),
@@ -111,7 +111,7 @@ def _tell_what_is_seen(console: Console) -> None:
     """What the small captioner and tagger say of images that they were not shown."""
     import torch
 
-    from impasto.annotate.annotation import CaptionAnnotator, TagAnnotator, words_of
+    from impasto.annotate.annotation import CaptionAnnotator, TagAnnotator, captions_of
     from impasto.annotate.captioners import Captioner, Generation
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection, Spelling
@@ -125,10 +125,10 @@ def _tell_what_is_seen(console: Console) -> None:
     tags: dict[Path, str] = {}
     with console.stage("Captioning and tagging", None, "models") as advance:
         captioner = Captioner.load(str(CAPTIONER), torch.device("cpu"), generation=short)
-        captions = words_of(CaptionAnnotator(captioner), records)
+        captions = captions_of(CaptionAnnotator(captioner), records)
         advance(1)
         try:
-            tags = words_of(TagAnnotator(OnnxTagger(TAGGER), Selection(), Spelling()), records)
+            tags = captions_of(TagAnnotator(OnnxTagger(TAGGER), Selection(), Spelling()), records)
             advance(1)
         except MissingDependencyError as error:
             console.note(str(error))

@@ -64,7 +64,7 @@ def evaluate(models: tuple[str, ...], out: Path, as_json: bool, **options: Any) 
 
     sources = base_models_first(models, open_options(options), without=options["without_base"])
     for source in sources:
-        require_source(source.place)
+        require_source(source.given)
     require_out(out, options["images"], options["training"], *image_folders(sources))
     from impasto.cli.console import Console
     from impasto.progress import SilentProgress
@@ -129,8 +129,8 @@ def _measure(sources: list[Source], out: Path, options: dict[str, Any], console:
     device = default_device()
     networks = _networks(options, device, console)
     contestants = [
-        open_contestant(source.place, label, source.options, console, source.clip_skip)
-        for source, label in zip(sources, labels_of(s.place for s in sources), strict=True)
+        open_contestant(source.given, label, source.options, console, source.clip_skip)
+        for source, label in zip(sources, labels_of(s.given for s in sources), strict=True)
     ]
     question, notes = _question(sources, contestants, networks, options, console)
     files.require_writable(out)
@@ -220,7 +220,7 @@ def _question(
 
     runs: dict[bool, dict[str, RunConfig]] = {True: {}, False: {}}
     for model, source in zip(models, sources, strict=True):
-        config = run_config(source.place)
+        config = run_config(source.given)
         if config is not None:
             runs[source.is_named][model.label] = config
     images = find_images(runs[True], options["images"], options["training"], console, runs[False])

@@ -137,7 +137,7 @@ def _at_most(most: int, images: RealImages, progress: Progress) -> RealImages:
     count = len(images.entries)
     if count <= most:
         return images
-    progress.note(f"{images.place}: {most:,} of {count:,} images are compared with.")
+    progress.note(f"{images.source}: {most:,} of {count:,} images are compared with.")
     return replace(images, entries=spread(images.entries, most))
 
 
@@ -150,7 +150,7 @@ def _images_in(folder: Path, progress: Progress) -> RealImages:
     return _images_of(scan.records, folder.resolve().name)
 
 
-def _images_of(records: Iterable[ImageRecord], place: str) -> RealImages:
+def _images_of(records: Iterable[ImageRecord], source: str) -> RealImages:
     """Images of a dataset, each once; named by their paths below its folder."""
     from impasto.evaluation.looking import CaptionedImage
     from impasto.evaluation.question import RealImages
@@ -161,7 +161,7 @@ def _images_of(records: Iterable[ImageRecord], place: str) -> RealImages:
             names[record.path] = name = _free_name(record, taken)
             taken.add(name)
             entries.append(CaptionedImage.of(record))
-    return RealImages(place, entries, names.__getitem__)
+    return RealImages(source, entries, names.__getitem__)
 
 
 def _free_name(record: ImageRecord, taken: set[str]) -> str:

@@ -136,12 +136,12 @@ def _captions(images: RealImages) -> list[tuple[str, int]]:
         DatasetError: There are none.
     """
     captioned = [
-        (image.caption, place) for place, image in enumerate(images.entries) if image.caption
+        (image.caption, index) for index, image in enumerate(images.entries) if image.caption
     ]
     if not captioned:
         raise DatasetError(
-            f"None of {images.place} has a caption, so there is nothing to draw. Put a .txt of the "
-            f"same name beside each image, or give --prompts, a file of prompts."
+            f"None of {images.source} has a caption, so there is nothing to draw. Put a .txt of "
+            f"the same name beside each image, or give --prompts, a file of prompts."
         )
     return captioned
 

@@ -20,13 +20,13 @@ class Source:
     """A model that is measured, and how it is opened.
 
     Attributes:
-        place: What the user or a run named: a file, a folder, a run, a Hub id.
+        given: What the user or a run named: a file, a folder, a run, a Hub id.
         options: How it is opened, by the command line or else by the run.
         clip_skip: CLIP's layer from the end, where a run says so.
         is_named: Whether the user named it; other ones are base models of runs.
     """
 
-    place: str
+    given: str
     options: OpenOptions
     clip_skip: int | None = None
     is_named: bool = True
@@ -57,21 +57,21 @@ def base_models_first(models: Iterable[str], opened: OpenOptions, *, without: bo
         ConfigError: A model is given twice, or `without` has no effect.
     """
     given = list(models)
-    places = [_place(model) for model in given]
-    for model, place in zip(given, places, strict=True):
-        if places.count(place) > 1:
+    all_resolved = [_resolved(model) for model in given]
+    for model, resolved in zip(given, all_resolved, strict=True):
+        if all_resolved.count(resolved) > 1:
             raise ConfigError(f"The model {model} is given twice. Give each once.")
     configs = [run_config(model) for model in given]
     if without and not any(configs):
         raise ConfigError("--without-base has no effect: no model is a run. Take it out.")
     bases = _bases_of(configs, opened)
     found = [
-        _given(model, config, bases.get(place, []), opened)
-        for model, place, config in zip(given, places, configs, strict=True)
+        _given(model, config, bases.get(resolved, []), opened)
+        for model, resolved, config in zip(given, all_resolved, configs, strict=True)
     ]
     if without:
         return found
-    others = [base for place, ways in bases.items() for base in ways[place in places :]]
+    others = [base for resolved, ways in bases.items() for base in ways[resolved in all_resolved :]]
     return [*others, *found]
 
 
@@ -80,10 +80,10 @@ def _bases_of(configs: Iterable[RunConfig | None], opened: OpenOptions) -> dict[
     found: dict[str, list[Source]] = {}
     for config in filter(None, configs):
         path = str(config.model.path)
-        ways = found.setdefault(_place(path), [])
+        ways = found.setdefault(_resolved(path), [])
         options = _as_its_base(config, opened)
         source = Source(path, options, config.model.clip_skip, is_named=False)
-        if not any(replace(source, place=way.place) == way for way in ways):
+        if not any(replace(source, given=way.given) == way for way in ways):
             ways.append(source)
     return found
 
@@ -93,7 +93,7 @@ def _given(
 ) -> Source:
     """A model that the user named: the base model of a run, a run, or another one."""
     if ways:
-        return replace(ways[0], place=model, is_named=True)
+        return replace(ways[0], given=model, is_named=True)
     if config is None:
         return Source(model, opened)
     said = config.model
@@ -117,7 +117,7 @@ def _as_its_base(config: RunConfig, opened: OpenOptions) -> OpenOptions:
     )
 
 
-def _place(source: str) -> str:
+def _resolved(source: str) -> str:
     from impasto import presence
 
     path = Path(source).expanduser()
@@ -154,12 +154,12 @@ def image_folders(sources: Iterable[Source]) -> list[Path]:
     from impasto.remote_paths import is_remote
 
     found: list[Path] = []
-    for config in filter(None, (run_config(source.place) for source in sources)):
+    for config in filter(None, (run_config(source.given) for source in sources)):
         found += validation_folders(config)
         found += [
             subset.image_dir
-            for part in config.dataset.parts
-            for subset in part.subsets
+            for entry in config.dataset.parts
+            for subset in entry.subsets
             if subset.image_dir is not None
         ]
     return [folder for folder in dict.fromkeys(found) if not is_remote(folder)]
@@ -182,7 +182,7 @@ def first_previews(sources: Iterable[Source]) -> Previews | None:
     """The size of the previews of the first run that draws any; None without one."""
     numbered = sorted(enumerate(sources), key=lambda pair: not pair[1].is_named)
     for number, source in numbered:
-        config = run_config(source.place)
+        config = run_config(source.given)
         if config is not None and (config.previews.prompts or config.previews.prompt_file):
             return Previews((config.previews.width, config.previews.height), number)
     return None
@@ -191,6 +191,6 @@ def first_previews(sources: Iterable[Source]) -> Previews | None:
 def emphasis_of_captions(sources: Iterable[Source]) -> Emphasis:
     """How the first run reads brackets in captions; without a run they are words."""
     named_first = sorted(sources, key=lambda source: not source.is_named)
-    configs = (run_config(source.place) for source in named_first)
+    configs = (run_config(source.given) for source in named_first)
     config = next(filter(None, configs), None)
     return "off" if config is None else config.model.caption_emphasis

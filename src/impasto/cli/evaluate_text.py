@@ -18,7 +18,7 @@ def show(console: Console, values: Mapping[str, Any]) -> None:
         console: Where to.
         values: The evaluation as JSON has it.
     """
-    from impasto.evaluation.results import caution_in_words, differences_in_words
+    from impasto.evaluation.results import caution_text, difference_texts
 
     networks = {network["name"]: network for network in values["features"]}
     for name in [*networks, None]:
@@ -31,13 +31,13 @@ def show(console: Console, values: Mapping[str, Any]) -> None:
         for title, lines in rows.items():
             console.note(title)
             console.table(lines)
-    found = differences_in_words(values)
+    found = difference_texts(values)
     if len(values["models"]) > 1:
         console.heading("Beyond noise")
     for sentence in found:
         console.note(sentence)
     if len(values["models"]) > 1:
-        console.note(caution_in_words(values))
+        console.note(caution_text(values))
     if values["notes"]:
         console.heading("To keep in mind")
     for sentence in values["notes"]:
@@ -51,7 +51,7 @@ def _heading(network: Mapping[str, Any]) -> str:
 
 def _rows(values: Mapping[str, Any], features: str | None) -> dict[str, dict[str, str]]:
     """Title of a measure -> model -> its number, with the difference from the first."""
-    from impasto.evaluation.results import words_of
+    from impasto.evaluation.results import estimate_text
 
     found: dict[str, dict[str, str]] = {}
     for measure in values["measures"]:
@@ -61,8 +61,8 @@ def _rows(values: Mapping[str, Any], features: str | None) -> dict[str, dict[str
                 if (row["measure"], row["features"]) != (measure["key"], features):
                     continue
                 against = row.get("against_first")
-                lines[f"  {model['name']}"] = words_of({"low": None, "high": None, **row}) + (
-                    _difference_in_words(against) if against else ""
+                lines[f"  {model['name']}"] = estimate_text({"low": None, "high": None, **row}) + (
+                    _difference_text(against) if against else ""
                 )
         if lines:
             arrow = _ARROWS[measure["better"]]
@@ -71,8 +71,8 @@ def _rows(values: Mapping[str, Any], features: str | None) -> dict[str, dict[str
     return found
 
 
-def _difference_in_words(against: Mapping[str, Any]) -> str:
-    from impasto.evaluation.results import words_of
+def _difference_text(against: Mapping[str, Any]) -> str:
+    from impasto.evaluation.results import estimate_text
 
     verdict = against["verdict"]
-    return f"   {words_of(against, sign='+')}" + (f": {verdict}" if verdict else "")
+    return f"   {estimate_text(against, sign='+')}" + (f": {verdict}" if verdict else "")

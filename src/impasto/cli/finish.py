@@ -79,4 +79,4 @@ def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:
 
 def _evidence(learning: Learning) -> dict[str, str]:
     told = {"Gap": gap_words(learning), "Evidence": evidence_words(learning)}
-    return {name: words for name, words in told.items() if words}
+    return {name: text for name, text in told.items() if text}

@@ -51,6 +51,6 @@ def existing_folders(folders: Sequence[Path], advice: str = "") -> tuple[Path, .
     return tuple(folders) or (Path(),)
 
 
-def in_words(folders: Sequence[Path]) -> str:
+def folder_names(folders: Sequence[Path]) -> str:
     """Folders in a sentence, where none stands for the current one."""
     return " or ".join(map(str, folders)) or "the current folder"

@@ -239,7 +239,7 @@ def numbers(option: str, text: str | None) -> list[float]:
     if not text:
         return []
     try:
-        found = [finite(part) for part in text.split(",")]
+        found = [finite(piece) for piece in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"{option} is {text!r}; expected numbers such as 0,0.5,1.") from error
     if any(abs(number) > MOST for number in found):

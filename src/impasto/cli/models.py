@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from impasto.cli.groups import FullHelpGroup
-from impasto.cli.listing import existing_folders, in_words, print_list
+from impasto.cli.listing import existing_folders, folder_names, print_list
 from impasto.cli.local_paths import KEPT, LISTED_RUNS, MANAGED
 
 if TYPE_CHECKING:
@@ -58,14 +58,14 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
             all_deleted(_existing(folders)),
             lambda model: (str(model.path), _deleted_line(model)),
             _deleted_as_json if as_json else None,
-            f"Nothing that was deleted is in the trash of {in_words(folders)}.",
+            f"Nothing that was deleted is in the trash of {folder_names(folders)}.",
         )
         return
     print_list(
         all_models(_existing(folders)),
         lambda model: (str(model.path), _line(model)),
         _as_json if as_json else None,
-        f"No models in {in_words(folders)}.",
+        f"No models in {folder_names(folders)}.",
     )
 
 
@@ -91,7 +91,7 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
     found = model_at(model)
     console.table({"Model": found.path, "What": _line(found)})
     runs, jobs = _who_may_need(run_folders, queue_folder)
-    _say_who_needs(console, found, runs, jobs, _places(run_folders, queue_folder))
+    _say_who_needs(console, found, runs, jobs, _nobody_in(run_folders, queue_folder))
     alive = working_with(found, _existing(run_folders).runs, runs, jobs)
     if alive:
         raise RunError(f"Nothing was deleted: {', '.join(alive)} works with it now.")
@@ -134,7 +134,7 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
     console, found = Console(), deleted_at(model)
     console.table({"Model": found.path, "Was": found.place, "What": _deleted_line(found)})
     runs, jobs = _who_may_need(run_folders, queue_folder)
-    _say_who_needs(console, found.as_it_was, runs, jobs, _places(run_folders, queue_folder))
+    _say_who_needs(console, found.as_it_was, runs, jobs, _nobody_in(run_folders, queue_folder))
     if not yes:
         console.note("Nothing was removed. Add --yes to remove it for good.")
         return
@@ -175,7 +175,7 @@ def _who_may_need(
     return runs, Queue(queue_folder).jobs() if queue_folder.is_dir() else []
 
 
-def _places(run_folders: tuple[Path, ...], queue_folder: Path) -> str:
+def _nobody_in(run_folders: tuple[Path, ...], queue_folder: Path) -> str:
     where = " or ".join(map(str, run_folders)) or "the current folder"
     return f"No run in {where} and no job of {queue_folder}"
 
@@ -220,8 +220,8 @@ def _as_json(model: FoundModel) -> dict[str, Any]:
 
 def _line(model: FoundModel) -> str:
     view = model.view()
-    words = [view["kind"], view["size"], view["when"]]
-    return " · ".join([*words, f"of the run {view['run']}"] if view["run"] else words)
+    texts = [view["kind"], view["size"], view["when"]]
+    return " · ".join([*texts, f"of the run {view['run']}"] if view["run"] else texts)
 
 
 def _deleted_as_json(model: DeletedModel) -> dict[str, Any]:

@@ -75,12 +75,14 @@ def new(example: str | None, file: Path | None, goal: str | None, **options: Any
         raise click.UsageError(f"{given[0]} belongs to --goal.")
     examples = _examples()
     if example is None:
-        console.table({name: _first_words(path) for name, path in examples.items()})
+        console.table({name: _first_comment(path) for name, path in examples.items()})
         return
     target = _write(examples, example, file)
     is_run = "output_dir" in target.read_text(encoding="utf-8")
-    words = ("train", target, "--plan") if is_run else ("dataset", "plan", target)
-    console.note(f"Wrote {target}. Set its paths, then see what it would do:\n  {command(*words)}")
+    arguments = ("train", target, "--plan") if is_run else ("dataset", "plan", target)
+    console.note(
+        f"Wrote {target}. Set its paths, then see what it would do:\n  {command(*arguments)}"
+    )
 
 
 def _write_for_goal(name: str, options: dict[str, Any], console: Any) -> Path:
@@ -126,9 +128,9 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
     from impasto.errors import ConfigError
     from impasto.parsing import is_text, printable
 
-    for word in (str(options[key]) for key in ("data", "model", "output_dir")):
-        if not is_text(word):
-            raise ConfigError(f"{printable(word)} is not UTF-8, and cannot be written. Rename it.")
+    for value in (str(options[key]) for key in ("data", "model", "output_dir")):
+        if not is_text(value):
+            raise ConfigError(f"{printable(value)} is not UTF-8, and cannot be written. Rename it.")
     scan = scan_folder(options["data"], progress=console)
     from impasto.diffusion.prediction import EPSILON
     from impasto.models.reading.native_size import native_size
@@ -171,7 +173,7 @@ def _examples() -> dict[str, Path]:
     return {path.stem: path for path in sorted(folder.glob("*.toml"))}
 
 
-def _first_words(path: Path) -> str:
+def _first_comment(path: Path) -> str:
     """What the first comment of an example says it is for, in one sentence."""
     line = path.read_text(encoding="utf-8").partition("\n")[0]
     return line.lstrip("# ").strip()

@@ -112,7 +112,7 @@ class Notes(SilentProgress):
 def plan_of(outlook: Outlook) -> RunPlan:
     """The plan of a run, as plain values."""
     config, identity = outlook.config, outlook.model.identity
-    per_epoch, parts = outlook.sampler.steps_per_epoch, outlook.trainable.parts
+    per_epoch, modules = outlook.sampler.steps_per_epoch, outlook.trainable.parts
     transfers = transfers_of(config, outlook.trainable, default_device())
     each = _seconds_per_step(outlook, transfers)
     exposure = exposure_of(outlook.survey.plan.table.records, outlook.sampler, outlook.steps)
@@ -122,7 +122,7 @@ def plan_of(outlook: Outlook) -> RunPlan:
             identity.family.name,
             identity.prediction.name,
             identity.evidence,
-            {part.name: part.count() for part in parts},
+            {module.name: module.count() for module in modules},
             _found_by_patterns(config, outlook.trainable),
         ),
         steps=StepPlan(
@@ -147,7 +147,11 @@ def plan_of(outlook: Outlook) -> RunPlan:
         disk=_disk_of(config, outlook.disk),
         warnings=[
             *advice_on(
-                config, identity, default_device(), exposure, sum(part.count() for part in parts)
+                config,
+                identity,
+                default_device(),
+                exposure,
+                sum(module.count() for module in modules),
             ),
             *_unused_masks(outlook),
         ],
@@ -228,9 +232,9 @@ def _validation_of(outlook: Outlook, step_s: float) -> ValidationPlan | None:
 
 
 def _seconds_per_step(outlook: Outlook, transfers: Transfers | None) -> float:
-    images, parts = outlook.survey.plan.images, outlook.trainable.parts
+    images, modules = outlook.survey.plan.images, outlook.trainable.parts
     return seconds_per_step(
-        outlook.config, outlook.footprint, images, parts, default_device(), transfers
+        outlook.config, outlook.footprint, images, modules, default_device(), transfers
     )
 
 

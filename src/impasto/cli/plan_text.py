@@ -97,7 +97,7 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
             f"time, all kept, and {disk.start_bytes / 2**30:.2f} GiB of the start"
         )
     if plan.validation is not None:
-        rows["Validation"] = _validation_words(plan.validation)
+        rows["Validation"] = _validation_text(plan.validation)
     moved = steps.transfers
     if moved is not None:
         rows["Streaming"] = (
@@ -108,7 +108,7 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
     return rows
 
 
-def _validation_words(plan: ValidationPlan) -> str:
+def _validation_text(plan: ValidationPlan) -> str:
     each = duration_words(plan.seconds_each)
     sample = f" and {plan.training_images:,} trained on" if plan.training_images else ""
     kind = "copies or look the same" if plan.near else "byte copies"

@@ -50,8 +50,8 @@ def load_libraries() -> None:
     from impasto.models.families import FAMILIES
 
     for family in FAMILIES:
-        for part in family.components:
-            getattr(importlib.import_module(part.library), part.class_name)
+        for component in family.components:
+            getattr(importlib.import_module(component.library), component.class_name)
 
 
 def _become(log: Path, task: Path) -> None:

@@ -60,7 +60,7 @@ def holder_of(port: int) -> str:
         return "by a program that only administrators can see"
     pids = sorted({pid for pid in found if pid is not None})
     if pids:
-        return f"by {' and '.join(map(_process_words, pids))}"
+        return f"by {' and '.join(map(_process_text, pids))}"
     if found:
         return "by a program of another user, which only administrators can see"
     return "by a program that cannot be seen from here, such as one outside of this container"
@@ -89,13 +89,15 @@ def _is_at(connection: Any, port: int) -> bool:
     return bool(is_listening and connection.laddr.port == port)
 
 
-def _process_words(pid: int) -> str:
+def _process_text(pid: int) -> str:
     try:
         process = psutil.Process(pid)
-        name, words = process.name(), process.cmdline()
+        name, arguments = process.name(), process.cmdline()
     except (psutil.Error, OSError):
         return f"process {pid}"
-    is_studio = "studio" in words and any("impasto" in PurePath(word).name for word in words)
+    is_studio = "studio" in arguments and any(
+        "impasto" in PurePath(argument).name for argument in arguments
+    )
     return f"{'another Impasto studio' if is_studio else name} (process {pid})"
 
 

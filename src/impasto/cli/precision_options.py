@@ -43,5 +43,7 @@ def asked_dtypes(options: Mapping[str, Any]) -> Mapping[PartKind, torch.dtype]:
     from impasto.models import families
     from impasto.models.writing.saving import DTYPES
 
-    words = {word: options[f"{word}_dtype"] or options["dtype"] for word in families.BY_SETTING}
-    return families.by_kind({part: DTYPES[word] for part, word in words.items() if word})
+    named = {
+        setting: options[f"{setting}_dtype"] or options["dtype"] for setting in families.BY_SETTING
+    }
+    return families.by_kind({setting: DTYPES[name] for setting, name in named.items() if name})

@@ -112,14 +112,14 @@ def _fetched(source: Path, console: Console) -> Path:
     require_place(source)
     if objects.look_up(source / SETTINGS) is not None:
         return open_run(source, console, is_of_publishing).path
-    place, key = source.parent.parent, f"{source.parent.name}/{source.name}"
-    if not is_of_models(key) or objects.look_up(place / SETTINGS) is None:
+    location, key = source.parent.parent, f"{source.parent.name}/{source.name}"
+    if not is_of_models(key) or objects.look_up(location / SETTINGS) is None:
         return fetch_model(source, console)
 
     def is_wanted(other: str) -> bool:
         return f"{other}/".startswith(f"{key}/") or is_of_pages(other)
 
-    found = open_run(place, console, is_wanted).path / key
+    found = open_run(location, console, is_wanted).path / key
     return found if presence.exists(found) else fetch_model(source, console)
 
 

@@ -104,20 +104,20 @@ def list_jobs(folder: Path, as_json: bool) -> None:  # noqa: FBT001
 
 
 def _line(job: Job) -> str:
-    words = [job.state, job.name]
+    texts = [job.state, job.name]
     if job.state == "working" and job.run is not None:
         state = job.run.state()
         if state.total_steps is not None:
-            words.append(f"{state.step:,} of {state.total_steps:,} steps")
-        words += state.details()
-        words.append(f"device {job.device}")
+            texts.append(f"{state.step:,} of {state.total_steps:,} steps")
+        texts += state.details()
+        texts.append(f"device {job.device}")
     if job.pausing:
-        words.append("stops after this step, to be paused")
+        texts.append("stops after this step, to be paused")
     if job.run is not None:
-        words.append(str(job.run.path))
+        texts.append(str(job.run.path))
     if job.message:
-        words.append(" ".join(job.message.split()))
-    return " · ".join(words)
+        texts.append(" ".join(job.message.split()))
+    return " · ".join(texts)
 
 
 @queue.command()

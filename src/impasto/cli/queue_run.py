@@ -150,15 +150,15 @@ class Runner:
             gone = f"{job.folder}, where its relative paths begin, is not there any more."
             self._end(job, "failed", gone)
             return
-        words = words_for(job)
+        arguments = arguments_for(job)
         where = "" if job.run is None else f" in {job.run.path}"
-        self._say(job, f"{'goes on' if words[0] == 'resume' else 'begins'}{where}.")
+        self._say(job, f"{'goes on' if arguments[0] == 'resume' else 'begins'}{where}.")
         with storage_errors.reported(job.task.path):
             job.task.path.mkdir(exist_ok=True)
         environment = {TASK: str(job.task.path), VISIBLE: self._device}
-        process = start_apart(words, job.task.terminal_log, job.folder, environment)
+        process = start_apart(arguments, job.task.terminal_log, job.folder, environment)
         token = identity_of(process.pid).token  # ahead of its own word, if this one is killed now
-        files.write_json(job.task.description_file, {"words": words, "process": token})
+        files.write_json(job.task.description_file, {"words": arguments, "process": token})
         self._see_through(Worker(job, process))
 
     def _see_through(self, worker: Worker) -> None:
@@ -234,8 +234,8 @@ class Runner:
             forget_stop(self._queue.folder, self._device)
             raise StoppedBySignal(signal.SIGTERM)
 
-    def _say(self, job: Job, words: str) -> None:
-        self._console.note(f"{_title(job)}: {words}")
+    def _say(self, job: Job, text: str) -> None:
+        self._console.note(f"{_title(job)}: {text}")
 
     @property
     def _again(self) -> str:
@@ -260,7 +260,7 @@ class _Steps:
             self._done = step
 
 
-def words_for(job: Job) -> list[str]:
+def arguments_for(job: Job) -> list[str]:
     """The words of `impasto` for the next try of a job, which this process has claimed.
 
     A run of its own that has its settings written down is resumed: from its newest state, or from

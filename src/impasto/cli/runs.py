@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast, get_args
 
 import click
 
-from impasto.cli.listing import existing_folders, in_words, print_list
+from impasto.cli.listing import existing_folders, folder_names, print_list
 from impasto.cli.local_paths import LISTED_RUNS
 from impasto.runs.commands import COMMANDS, CommandName
 
@@ -35,30 +35,30 @@ def runs(folders: tuple[Path, ...], as_json: bool) -> None:  # noqa: FBT001
         newest_first(find_runs(where)),
         lambda summary: (str(summary.run.path), _line(summary)),
         (lambda summary: summary.as_json()) if as_json else None,
-        f"No runs in {in_words(folders)}. A run is a folder that training has written "
+        f"No runs in {folder_names(folders)}. A run is a folder that training has written "
         f"(output_dir).",
     )
 
 
 def _line(summary: RunSummary) -> str:
     state = summary.state
-    words: list[str] = [state.state]
+    texts: list[str] = [state.state]
     if state.total_steps is not None:
-        words.append(f"{state.step:,} of {state.total_steps:,} steps")
+        texts.append(f"{state.step:,} of {state.total_steps:,} steps")
     elif state.step:
-        words.append(f"{state.step:,} steps")
+        texts.append(f"{state.step:,} steps")
     if state.is_alive and "stage" in state.status:
-        words.append(str(state.status["stage"]))
-    words += state.details()
+        texts.append(str(state.status["stage"]))
+    texts += state.details()
     if state.resumption is not None:
-        words.append(f"resumed later and {state.resumption} before a step")
+        texts.append(f"resumed later and {state.resumption} before a step")
     elif state.finished_step is not None:
-        words.append(f"had finished at step {state.finished_step:,}")
+        texts.append(f"had finished at step {state.finished_step:,}")
     if state.state == "killed":
-        words.append(f"state of step {state.saved_step} kept" if state.saved_step else "no state")
+        texts.append(f"state of step {state.saved_step} kept" if state.saved_step else "no state")
     if summary.when and not state.is_alive:
-        words.append(summary.when)
-    return " · ".join(words)
+        texts.append(summary.when)
+    return " · ".join(texts)
 
 
 @click.command()

@@ -249,7 +249,7 @@ def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
     config_file = settings_file_of(model)
     if not presence.is_file(config_file):
         return native_size(base.contents)
-    sizes = (part.width_height for part in load_run_config(config_file).dataset.parts)
+    sizes = (entry.width_height for entry in load_run_config(config_file).dataset.parts)
     width, height = max(sizes)
     return max(8, width // 8 * 8), max(8, height // 8 * 8)
 
@@ -280,6 +280,6 @@ def _numbers(text: str) -> list[float]:
     from impasto.finite import finite
 
     try:
-        return [finite(part) for part in text.split(",")]
+        return [finite(piece) for piece in text.split(",")]
     except ValueError as error:
         raise ConfigError(f"--strengths is {text!r}; expected numbers such as 0,0.5,1.") from error

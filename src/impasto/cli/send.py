@@ -22,13 +22,13 @@ def send(run: Path) -> None:
     from impasto.runs.remote.local_folders import place_of, working_folder
     from impasto.runs.remote.run_in_store import remove_working_folder, require_place, send_again
 
-    place = place_of(run)
-    if place is None:
+    location = place_of(run)
+    if location is None:
         raise ConfigError(
             f"{run} is no run in an object store; expected its URL, as in s3://bucket/run."
         )
-    require_place(place)
+    require_place(location)
     console = Console()
-    send_again(place, console)
-    remove_working_folder(RunDirectory(working_folder(place), place=place))
-    console.note(f"All of the run is in {shown(place)}.")
+    send_again(location, console)
+    remove_working_folder(RunDirectory(working_folder(location), place=location))
+    console.note(f"All of the run is in {shown(location)}.")

@@ -29,9 +29,9 @@ def settings(key: str | None, as_json: bool) -> None:  # noqa: FBT001
     console = Console()
     if key is None:
         if as_json:
-            click.echo(json_text([_section_value(part) for part in all_sections()]))
+            click.echo(json_text([_section_value(section) for section in all_sections()]))
             return
-        console.table({part.name or TOP: part.docs for part in all_sections()})
+        console.table({section.name or TOP: section.docs for section in all_sections()})
         console.note("\nThe settings of a section: impasto settings training")
         return
     found = _find(key, console, silent=as_json)
@@ -63,12 +63,12 @@ def setting_value(setting: Setting) -> dict[str, Any]:
     }
 
 
-def _section_value(part: SettingSection) -> dict[str, Any]:
+def _section_value(section: SettingSection) -> dict[str, Any]:
     return {
-        "section": part.name,
-        "docs": part.docs,
-        "kinds": list(part.kinds),
-        "settings": [setting_value(setting) for setting in part.settings],
+        "section": section.name,
+        "docs": section.docs,
+        "kinds": list(section.kinds),
+        "settings": [setting_value(setting) for setting in section.settings],
     }
 
 
@@ -94,7 +94,7 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
     present = present_path(key.strip().strip("[]"))
     if present != key and present in all_settings() and not silent:
         console.note(f"{key} is called {present} now.\n")
-    sections = {part.name or TOP: part for part in all_sections()}
+    sections = {section.name or TOP: section for section in all_sections()}
     found = sections.get(present) or all_settings().get(present)
     if found is not None:
         return found
@@ -107,18 +107,22 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
     )
 
 
-def _show_section(part: SettingSection, console: Console) -> None:
-    console.note(part.docs)
-    for setting in part.settings:
-        kinds = f" (of {', '.join(setting.kinds)})" if _is_of_some_kinds(part, setting) else ""
+def _show_section(section: SettingSection, console: Console) -> None:
+    console.note(section.docs)
+    for setting in section.settings:
+        kinds = f" (of {', '.join(setting.kinds)})" if _is_of_some_kinds(section, setting) else ""
         console.heading(f"{setting.path}{kinds}")
         default = "required" if setting.is_required else f"default {setting.default_words}"
         console.note(f"  {setting.type.words}; {default}")
         console.note(f"  {setting.first_sentence}")
 
 
-def _is_of_some_kinds(part: SettingSection, setting: Setting) -> bool:
-    return bool(part.kinds) and setting.kinds != part.kinds and len(setting.kinds) < len(part.kinds)
+def _is_of_some_kinds(section: SettingSection, setting: Setting) -> bool:
+    return (
+        bool(section.kinds)
+        and setting.kinds != section.kinds
+        and len(setting.kinds) < len(section.kinds)
+    )
 
 
 def _show_setting(setting: Setting, console: Console) -> None:

@@ -46,7 +46,7 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
         console.table({one.title: one.words for one in groups.groups})
     if found["images"]:
         console.heading(f"Highest loss, of {found['images_known']:,} images")
-        console.table({one["path"]: _image_words(one) for one in found["images"]})
+        console.table({one["path"]: _image_text(one) for one in found["images"]})
 
 
 def _found(run: RunDirectory, most: int) -> dict[str, Any]:
@@ -129,6 +129,6 @@ def _rows(found: dict[str, Any]) -> dict[str, str]:
     return rows
 
 
-def _image_words(one: dict[str, Any]) -> str:
+def _image_text(one: dict[str, Any]) -> str:
     times = "once" if one["times"] == 1 else f"{one['times']} times"
     return f"{one['ratio']:.2f} × the usual loss, shown {times}"

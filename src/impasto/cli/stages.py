@@ -66,8 +66,8 @@ class _RateColumn(ProgressColumn):
         speed, unit = task.finished_speed or task.speed, task.fields["unit"]
         if not speed:
             return Text("")
-        words = f"{speed:.1f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{singular(unit)}"
-        return Text(words, style="cyan")
+        text = f"{speed:.1f} {unit}/s" if speed >= 1 else f"{1 / speed:.1f} s/{singular(unit)}"
+        return Text(text, style="cyan")
 
 
 class _RemainingColumn(ProgressColumn):
@@ -183,7 +183,7 @@ def progress_lines(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
         pause = FIRST_LINE_AFTER_S
         while not over.wait(pause):
             seconds = time.monotonic() - began
-            rich.print(escape(_plain_words(stage, done, seconds, first=pause < LINES_EVERY_S)))
+            rich.print(escape(_plain_text(stage, done, seconds, first=pause < LINES_EVERY_S)))
             pause = LINES_EVERY_S
 
     speaker = threading.Thread(target=speak, name="impasto-progress", daemon=True)
@@ -197,7 +197,7 @@ def progress_lines(rich: RichConsole, stage: Stage) -> Iterator[Advance]:
         speaker.join()
 
 
-def _plain_words(stage: Stage, done: int, seconds: float, *, first: bool) -> str:
+def _plain_text(stage: Stage, done: int, seconds: float, *, first: bool) -> str:
     if first:
         return f"{stage.description} ..."
     if not done:

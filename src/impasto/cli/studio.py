@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 DEFAULT_PORT = 7870
 LOOPBACK = "127.0.0.1"
-WORKPLACE, QUEUE = "impasto-studio", "queue"
+DEMO_FOLDER, QUEUE = "impasto-studio", "queue"
 _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 
 
@@ -66,7 +66,7 @@ _PACKAGES = ("starlette", "uvicorn", "python_multipart")
 )  # fmt: skip
 @click.option(
     "--demo", "with_demo", is_flag=True,
-    help=f"Work in the folder {WORKPLACE} with runs, data and models of its own, among them the "
+    help=f"Work in the folder {DEMO_FOLDER} with runs, data and models of its own, among them the "
     f"images and the model of the demo; files that are already there stay as they are.",
 )  # fmt: skip
 @click.option("--open", "opens", is_flag=True, help="Open it in the browser at once.")
@@ -97,21 +97,21 @@ def studio(
     from impasto.studio.folders import Folders
 
     console = Console()
-    begun = _begin_with_demo(Path(WORKPLACE), console) if with_demo else {}
+    begun = _begin_with_demo(Path(DEMO_FOLDER), console) if with_demo else {}
     folders = Folders(
         _existing((*run_folders, *begun.get("runs", ())), "--runs", "runs"),
         _existing((*data_folders, *begun.get("data", ())), "--data", "images"),
         _existing((*model_folders, *begun.get("models", ())), "--models", "models"),
     )
     if begun and queue_folder == Path(QUEUE):
-        queue_folder = Path(WORKPLACE) / QUEUE
+        queue_folder = Path(DEMO_FOLDER) / QUEUE
     listening = listen_at(listen, port, DEFAULT_PORT)
     listens: list[tuple[str, object]] = [("--port", port)] if port is not None else []
     listens += [("--listen", listen)] if listen != LOOPBACK else []
     _serve(folders, queue_folder.absolute(), listening, listens, console, opens=opens)
 
 
-def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...]]:
+def _begin_with_demo(folder: Path, console: Console) -> dict[str, tuple[Path, ...]]:
     """Make a folder to begin in, with copies of the demo's images and model; returns its folders.
 
     Copies, since images get other captions and crops here and the package may be read-only.
@@ -125,14 +125,14 @@ def _begin_with_demo(place: Path, console: Console) -> dict[str, tuple[Path, ...
     from impasto.demo.recipe import BASE_MODEL, FOLDER, PICTURES
 
     folders: dict[str, tuple[Path, ...]] = {
-        name: (place / name,) for name in ("runs", "data", "models")
+        name: (folder / name,) for name in ("runs", "data", "models")
     }
-    copies = {place / "data" / "demo": PICTURES, place / "models" / "demo-base": BASE_MODEL}
-    with storage_errors.reported(place):
+    copies = {folder / "data" / "demo": PICTURES, folder / "models" / "demo-base": BASE_MODEL}
+    with storage_errors.reported(folder):
         for name in folders:
-            (place / name).mkdir(parents=True, exist_ok=True)
-        if not (place / "NOTICE.txt").exists():
-            shutil.copyfile(FOLDER / "NOTICE.txt", place / "NOTICE.txt")
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        if not (folder / "NOTICE.txt").exists():
+            shutil.copyfile(FOLDER / "NOTICE.txt", folder / "NOTICE.txt")
         missing = {target: source for target, source in copies.items() if not target.exists()}
         with console.stage("Copying the demo's images and model", len(missing), "folders") as done:
             for target, source in missing.items():
@@ -231,8 +231,8 @@ def _server(config: uvicorn.Config, closing: threading.Event) -> uvicorn.Server:
 def _is_no_cut_off_request(record: logging.LogRecord) -> bool:
     """Whether a line of the log is about something else than requests that the end cuts off."""
     error = record.exc_info[1] if record.exc_info else None
-    in_words = "graceful shutdown" in record.getMessage()
-    return not (isinstance(error, asyncio.CancelledError) or in_words)
+    is_shutdown = "graceful shutdown" in record.getMessage()
+    return not (isinstance(error, asyncio.CancelledError) or is_shutdown)
 
 
 @contextlib.contextmanager

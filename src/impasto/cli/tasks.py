@@ -39,7 +39,7 @@ def list_tasks(folder: Path, as_json: bool) -> None:  # noqa: FBT001
         [_as_json(known, task) for task in known.all()],
         lambda task: (task["name"], _line(task)),
         dict if as_json else None,
-        f"The studio has started no tasks for the runs in {_place(folder)}.",
+        f"The studio has started no tasks for the runs in {_folder_name(folder)}.",
     )
 
 
@@ -57,7 +57,7 @@ def stop(name: str, folder: Path) -> None:
     if task is None:
         shown = () if folder == Path() else ("--runs", folder)
         raise RunError(
-            f"There is no task {name} of the runs in {_place(folder)}. "
+            f"There is no task {name} of the runs in {_folder_name(folder)}. "
             f"These are there: {command('tasks', 'list', *shown)}"
         )
     state = known.state_of(task)
@@ -67,7 +67,7 @@ def stop(name: str, folder: Path) -> None:
     Console().note(f"Asked to stop: {task.description().get('title', name)}.")
 
 
-def _place(folder: Path) -> str:
+def _folder_name(folder: Path) -> str:
     return "the current folder" if folder == Path() else str(folder)
 
 
@@ -90,7 +90,7 @@ def _as_json(known: Tasks, task: TaskDirectory) -> dict[str, Any]:
     return {
         "name": task.path.name,
         "title": str(about.get("title", "")),
-        "words": [str(word) for word in about.get("words", ())],
+        "words": [str(argument) for argument in about.get("words", ())],
         "started_at": about.get("started_at"),
         "state": state.state,
         "stage": None if state.stage is None else dict(state.stage),
@@ -101,10 +101,10 @@ def _as_json(known: Tasks, task: TaskDirectory) -> dict[str, Any]:
 def _line(one: dict[str, Any]) -> str:
     from impasto.runs.events import stage_words
 
-    words = [one["state"], one["title"]]
+    texts = [one["state"], one["title"]]
     stage = one["stage"]
     if stage is not None and one["state"] in ("starting", "working"):
-        words.append(stage_words(stage))
+        texts.append(stage_words(stage))
     if one["error"]:
-        words.append(one["error"].partition("\n")[0])
-    return " · ".join(words)
+        texts.append(one["error"].partition("\n")[0])
+    return " · ".join(texts)

@@ -15,10 +15,10 @@ from impasto.evaluation.question import Question, RealImages
 from impasto.evaluation.results import Outcome, number
 
 
-def place_values(images: RealImages, looks: Looks) -> dict[str, Any]:
+def image_values(images: RealImages, looks: Looks) -> dict[str, Any]:
     """How many real or training images there are."""
     return {
-        "place": images.place,
+        "place": images.source,
         "images": len(looks.images),
         "unreadable": len(looks.unread),
         "with_captions": sum(bool(image.caption) for image in looks.images),
@@ -61,13 +61,13 @@ def pairs(
 ) -> list[dict[str, Any]]:
     """Each prompt with its real image and its samples, and what is nearest to these."""
     found = []
-    for place, (text, _) in enumerate(question.prompts):
-        link = material.linked[place]
+    for index, (text, _) in enumerate(question.prompts):
+        link = material.linked[index]
         real = None if link is None else material.real.images[link].path
         samples = [
             _sample_values(outcome, drawn[n], n, question, material, folder)
             for outcome, drawn in zip(outcomes, files, strict=True)
-            for n in range(place * question.per_prompt, (place + 1) * question.per_prompt)
+            for n in range(index * question.per_prompt, (index + 1) * question.per_prompt)
         ]
         name = None if real is None else question.images.name_of(real)
         found.append({"prompt": text, "image": name, "samples": samples})
@@ -75,10 +75,10 @@ def pairs(
 
 
 def _sample_values(
-    outcome: Outcome, file: Path, place: int, question: Question, material: Material, folder: Path
+    outcome: Outcome, file: Path, index: int, question: Question, material: Material, folder: Path
 ) -> dict[str, Any]:
     measured = outcome.measured
-    similarity = measured.similarity[place] if measured.similarity else None
+    similarity = measured.similarity[index] if measured.similarity else None
     values: dict[str, Any] = {
         "model": outcome.model.label,
         "file": file.relative_to(folder.parent).as_posix(),
@@ -86,10 +86,10 @@ def _sample_values(
     }
     copying = measured.copying
     if copying is not None and material.training is not None and question.training is not None:
-        nearest = material.training.images[int(copying.nearest.index[place])]
+        nearest = material.training.images[int(copying.nearest.index[index])]
         values |= {
             "nearest": question.training.name_of(nearest.path),
-            "nearest_distance": number(float(copying.nearest.distance[place])),
-            "is_copy": bool(copying.is_copy[place]),
+            "nearest_distance": number(float(copying.nearest.distance[index])),
+            "is_copy": bool(copying.is_copy[index]),
         }
     return values

@@ -75,8 +75,8 @@ def _nearest_of_both(squares: np.ndarray, training: np.ndarray) -> tuple[Nearest
 def _same_hash(looks: Looks, training: Looks) -> tuple[np.ndarray, np.ndarray]:
     """[N] the training image of the nearest perceptual hash, and [N] whether it is the same."""
     index, same = np.zeros(len(looks.hashes), np.int64), np.zeros(len(looks.hashes), np.bool_)
-    for place, pair in enumerate(zip(looks.hashes, looks.mirrored_hashes, strict=True)):
+    for position, pair in enumerate(zip(looks.hashes, looks.mirrored_hashes, strict=True)):
         bits = np.minimum(*(np.bitwise_count(training.hashes ^ value) for value in pair))
-        index[place] = bits.argmin()
-        same[place] = bits[index[place]] <= NEAR_DUPLICATE_BITS
+        index[position] = bits.argmin()
+        same[position] = bits[index[position]] <= NEAR_DUPLICATE_BITS
     return index, same

@@ -125,10 +125,12 @@ def kernel_estimate(
     w = np.vstack([np.ones((1, draws.shape[1])), draws])
     v = np.vstack([np.ones((1, draws_y.shape[1])), draws_y])
     single = np.arange(len(y))
-    places = np.array([-1 if place is None else place for place in linked], np.int64)
+    indices = np.array([-1 if index is None else index for index in linked], np.int64)
     with np.errstate(invalid="ignore", divide="ignore"):
         found = (
-            _within(x, groups, w) + _within(y, single, v) - 2 * _between(x, groups, y, w, v, places)
+            _within(x, groups, w)
+            + _within(y, single, v)
+            - 2 * _between(x, groups, y, w, v, indices)
         )
     return Estimate(float(found[0]), found[1:], drawn_from=min(prompts, len(y)))
 
@@ -157,22 +159,22 @@ def _between(
     y: np.ndarray,
     w: np.ndarray,
     v: np.ndarray,
-    places: np.ndarray,
+    linked: np.ndarray,
 ) -> np.ndarray:
     """[R] the mean kernel between the two sets, without linked pairs, weighted by each draw."""
     total = np.zeros(len(w))
     for start in range(0, len(x), _ROWS):
         rows = groups[start : start + _ROWS]
         block = polynomial_kernel(x[start : start + _ROWS], y)
-        if len(places):
-            own = np.flatnonzero(places[rows] >= 0)
-            block[own, places[rows[own]]] = 0
+        if len(linked):
+            own = np.flatnonzero(linked[rows] >= 0)
+            block[own, linked[rows[own]]] = 0
         total += (w[:, rows] * (v @ block.T)).sum(1)
     sizes = _sizes(groups, w)
     pairs = (w @ sizes) * v.sum(1)
-    if len(places):
-        known = np.flatnonzero(places >= 0)
-        pairs -= (w[:, known] * v[:, places[known]]) @ sizes[known]
+    if len(linked):
+        known = np.flatnonzero(linked >= 0)
+        pairs -= (w[:, known] * v[:, linked[known]]) @ sizes[known]
     return np.asarray(total / np.where(pairs > 0, pairs, np.nan))
 
 

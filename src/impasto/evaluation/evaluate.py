@@ -10,9 +10,9 @@ import torch
 
 from impasto.errors import DatasetError, ModelError, StorageError
 from impasto.evaluation.answer_values import (
+    image_values,
     network_values,
     pairs,
-    place_values,
     reference_values,
 )
 from impasto.evaluation.distances import frechet_draws
@@ -108,10 +108,10 @@ def measure_all(
     values = {
         "version": VERSION,
         "level": LEVEL,
-        "images": place_values(question.images, material.real),
+        "images": image_values(question.images, material.real),
         "training": None
         if question.training is None or material.training is None
-        else place_values(question.training, material.training),
+        else image_values(question.training, material.training),
         "prompts": len(question.prompts),
         "images_per_prompt": question.per_prompt,
         "bootstrap_draws": question.replicates,
@@ -142,9 +142,9 @@ def _material(question: Question, progress: Progress) -> Material:
     if question.training is not None and training is None:
         training = look_at(question.training.entries, networks, "the training images", progress)
         _require_some(training, question.training, progress)
-    place_of = {image: place for place, image in enumerate(real.images)}
+    index_of = {image: index for index, image in enumerate(real.images)}
     linked = (
-        None if link is None else place_of.get(question.images.entries[link])
+        None if link is None else index_of.get(question.images.entries[link])
         for _, link in question.prompts
     )
     shared_by = _sharing_runs(real, question.trained_on)
@@ -190,11 +190,11 @@ def _require_some(looks: Looks, images: RealImages, progress: Progress) -> None:
     first = looks.unread[0]
     if not looks.images:
         raise DatasetError(
-            f"{none_of(len(looks.unread), 'images')} of {images.place} can be read; the first is "
+            f"{none_of(len(looks.unread), 'images')} of {images.source} can be read; the first is "
             f"{first.path.name}: {first.reason}."
         )
     progress.note(
-        f"{images.place}: {counted(len(looks.unread), 'images')} left out that cannot be read; "
+        f"{images.source}: {counted(len(looks.unread), 'images')} left out that cannot be read; "
         f"the first is {first.path.name}: {first.reason}."
     )
 

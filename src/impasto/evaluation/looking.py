@@ -192,11 +192,11 @@ def _looked(network: Network, inputs: list[np.ndarray]) -> Looked:
                 f"smaller feature network."
             ) from error
     half = len(inputs) // 2
-    parts = [_looked(network, inputs[:half]), _looked(network, inputs[half:])]
-    first = parts[0]
+    halves = [_looked(network, inputs[:half]), _looked(network, inputs[half:])]
+    first = halves[0]
     return Looked(
-        None if first.features is None else np.concatenate([p.features for p in parts]),
-        None if first.tags is None else [tags for part in parts for tags in part.tags or ()],
+        None if first.features is None else np.concatenate([p.features for p in halves]),
+        None if first.tags is None else [tags for one in halves for tags in one.tags or ()],
     )
 
 
@@ -206,7 +206,7 @@ def _looks(kept: _Kept, networks: Sequence[Network]) -> Looks:
     squares, hashes, mirrored, flat = zip(*kept.prepared, strict=True) if count else ((),) * 4
     return Looks(
         tuple(kept.images),
-        {net.facts.name: np.concatenate(parts) for net, parts in named if parts},
+        {net.facts.name: np.concatenate(batches) for net, batches in named if batches},
         np.stack(squares) if count else np.empty((0, SIDE * SIDE * 3), np.uint8),
         np.array(hashes, np.uint64),
         np.array(mirrored, np.uint64),

@@ -98,7 +98,7 @@ class Material:
     @property
     def is_linked(self) -> bool:
         """Whether a prompt is the caption of a real image that models are compared with."""
-        return any(place is not None for place in self.linked)
+        return any(index is not None for index in self.linked)
 
     @cached_property
     def draws(self) -> np.ndarray:
@@ -111,17 +111,17 @@ class Material:
         return draw_real(len(self.real.images), self.linked, self.draws, self.seed + 1)
 
     @cached_property
-    def words(self) -> list[str]:
+    def plain_prompts(self) -> list[str]:
         """[P] what prompts ask for, without what gives their words weights."""
         if self.emphasis == "off":
             return list(self.prompts)
-        return ["".join(part for part, _ in parse_emphasis(text)) for text in self.prompts]
+        return ["".join(piece for piece, _ in parse_emphasis(text)) for text in self.prompts]
 
     @cached_property
     def wanted_tags(self) -> list[frozenset[int]]:
         """[P] the tags that each prompt names; none of them without a tagger."""
         finder = self.prompt_tags
-        return [finder.of(text) if finder else frozenset() for text in self.words]
+        return [finder.of(text) if finder else frozenset() for text in self.plain_prompts]
 
     @cached_property
     def texts(self) -> dict[str, np.ndarray]:
@@ -129,10 +129,10 @@ class Material:
         found = {}
         for network in self.networks:
             features = [
-                network.of_texts(self.words[start : start + 32])
-                for start in range(0, len(self.words), 32)
+                network.of_texts(self.plain_prompts[start : start + 32])
+                for start in range(0, len(self.plain_prompts), 32)
             ]
-            known = [part for part in features if part is not None]
+            known = [values for values in features if values is not None]
             if known:
                 found[network.facts.name] = normalised(np.concatenate(known))
         return found
@@ -252,13 +252,13 @@ def real_measures(material: Material) -> dict[str, dict[tuple[str, str], float]]
         if len(unit) > 1:
             others[IMAGE.key, name] = mean_similarity(unit)
         if name in material.texts and links:
-            prompts, places = (np.array(column) for column in zip(*links, strict=True))
-            alike = (unit[places] * material.texts[name][prompts]).sum(1)
+            prompts, indices = (np.array(column) for column in zip(*links, strict=True))
+            alike = (unit[indices] * material.texts[name][prompts]).sum(1)
             found[TEXT.key, name] = float(alike.mean())
     if real.tags is not None and links:
         shares = seen_shares(
             [material.wanted_tags[prompt] for prompt, _ in links],
-            [real.tags[place] for _, place in links],
+            [real.tags[index] for _, index in links],
         )
         known = [share for share in shares if share is not None]
         if known:

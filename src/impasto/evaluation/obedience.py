@@ -32,13 +32,13 @@ class PromptTags:
     def of(self, prompt: str) -> frozenset[int]:
         """The numbers of the tags that a prompt names."""
         found: set[int] = set()
-        for part in prompt.split(","):
-            whole = self._numbers.get(_plain(part))
-            found.update([whole] if whole is not None else self._within(part))
+        for piece in prompt.split(","):
+            whole = self._numbers.get(_plain(piece))
+            found.update([whole] if whole is not None else self._within(piece))
         return frozenset(found)
 
-    def _within(self, part: str) -> list[int]:
-        words, at, found = _WORD.findall(_plain(part)), 0, []
+    def _within(self, piece: str) -> list[int]:
+        words, at, found = _WORD.findall(_plain(piece)), 0, []
         while at < len(words):
             length = next(
                 (

@@ -37,13 +37,13 @@ class PreviewDistance:
     Attributes:
         network: What looks at images.
         real: The real images: all, or some that are spread over them.
-        place: What they are: `held out` or `trained on`.
+        source: What they are: `held out` or `trained on`.
         prompts: What each preview shows, in words.
     """
 
     network: Network
     real: Sequence[CaptionedImage]
-    place: str
+    source: str
     prompts: Sequence[str]
     _seen: Looks | None = field(default=None, init=False)
 
@@ -75,7 +75,7 @@ class PreviewDistance:
         facts = self.network.facts
         return {
             "preview_features": f"{facts.name} {facts.sha256[:12]}",
-            "preview_real": f"{len(real.images)} {self.place}",
+            "preview_real": f"{len(real.images)} {self.source}",
             **self._numbers(drawn.features[facts.name], real),
         }
 
@@ -92,10 +92,10 @@ class PreviewDistance:
         prompts = int(groups.max()) + 1
         draws = draw_weights(prompts, _REPLICATES if prompts >= FEW else 0, _SEED)
         draws_of_real = draw_weights(len(known), len(draws), _SEED + 1)
-        places: dict[str, int] = {}
-        for place, image in enumerate(real.images):
-            places.setdefault(image.caption, place)
-        of_prompt = [places.get(text) if text else None for text in dict.fromkeys(self.prompts)]
+        indices: dict[str, int] = {}
+        for index, image in enumerate(real.images):
+            indices.setdefault(image.caption, index)
+        of_prompt = [indices.get(text) if text else None for text in dict.fromkeys(self.prompts)]
         linked = [of_prompt[group] for group in groups]
         similar = similarity_to(normalised(drawn), normalised(known), linked)
         has_enough = len({text for text, link in zip(self.prompts, linked, strict=True)
@@ -119,14 +119,14 @@ def chosen_real(images: Sequence[CaptionedImage], prompts: Sequence[str]) -> lis
     """
     if len(images) <= MOST_REAL:
         return list(images)
-    words, wanted = set(prompts), dict[int, None]()
-    for place, image in enumerate(images):
-        if image.caption and image.caption in words:
-            words.discard(image.caption)
-            wanted[place] = None
+    texts, wanted = set(prompts), dict[int, None]()
+    for index, image in enumerate(images):
+        if image.caption and image.caption in texts:
+            texts.discard(image.caption)
+            wanted[index] = None
     spread = (number * len(images) // MOST_REAL for number in range(MOST_REAL))
-    places = list(dict.fromkeys([*wanted, *spread]))[:MOST_REAL]
-    return [images[place] for place in sorted(places)]
+    indices = list(dict.fromkeys([*wanted, *spread]))[:MOST_REAL]
+    return [images[index] for index in sorted(indices)]
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:

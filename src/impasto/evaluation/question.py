@@ -19,12 +19,12 @@ class RealImages:
     """Real images that models are measured by.
 
     Attributes:
-        place: What they are called in results.
+        source: What they are called in results.
         entries: The images.
         name_of: The name of an image in results.
     """
 
-    place: str
+    source: str
     entries: Sequence[CaptionedImage]
     name_of: Callable[[Path], str]
 

@@ -153,8 +153,8 @@ def draw_real(count: int, linked: Sequence[int | None], draws: np.ndarray, seed:
         draws: [R, P] how often each prompt was drawn.
         seed: Of the draws of the others.
     """
-    prompts = {place: prompt for prompt, place in enumerate(linked) if place is not None}
-    others = [place for place in range(count) if place not in prompts]
+    prompts = {index: prompt for prompt, index in enumerate(linked) if index is not None}
+    others = [index for index in range(count) if index not in prompts]
     found = np.empty((len(draws), count), np.float32)
     found[:, list(prompts)] = draws[:, list(prompts.values())]
     if others:

@@ -179,7 +179,7 @@ def _few_notes(prompts: int, real: int) -> list[str]:
     return notes
 
 
-def caution_in_words(values: Mapping[str, Any]) -> str:
+def caution_text(values: Mapping[str, Any]) -> str:
     """How many differences were judged, and how many of so many are chance; empty for one model."""
     if len(values["models"]) < 2:
         return ""
@@ -198,7 +198,7 @@ def caution_in_words(values: Mapping[str, Any]) -> str:
     )
 
 
-def differences_in_words(values: Mapping[str, Any]) -> list[str]:
+def difference_texts(values: Mapping[str, Any]) -> list[str]:
     """A sentence for each difference from the first model that is beyond noise."""
     titles = {m["key"]: m["title"] for m in values["measures"]}
     first, *others = values["models"]
@@ -218,12 +218,12 @@ def _sentence(
     against = row["against_first"]
     verb = "differs from" if against["verdict"] == DIFFERENT else f"is {against['verdict']} than"
     return (
-        f"{model['name']} {verb} {first['name']} in {title}: {words_of(row)}, the difference is "
-        f"{words_of(against, sign='+')}."
+        f"{model['name']} {verb} {first['name']} in {title}: {estimate_text(row)}, the difference "
+        f"is {estimate_text(against, sign='+')}."
     )
 
 
-def words_of(row: Mapping[str, Any], sign: str = "") -> str:
+def estimate_text(row: Mapping[str, Any], sign: str = "") -> str:
     """A number with its interval: `0.52 (0.41 to 0.63)`; a dash where there is none."""
     if row["value"] is None:
         return "–"

@@ -106,8 +106,8 @@ def open_contestant(
     contents = open_model(source, options, progress)
     identity = contents.identity
     family = f"{identity.family.name}, predicts {identity.prediction.name}"
-    place = locate(source, options, progress)
-    digest = _hash_of(place, label, progress)
+    path = locate(source, options, progress)
+    digest = _hash_of(path, label, progress)
     vae = None
     if options.vae is not None:
         vae = _hash_of(locate(options.vae, OpenOptions(), progress), "the VAE", progress)
@@ -123,18 +123,18 @@ def open_contestant(
     )  # fmt: skip
 
 
-def _hash_of(place: Path, label: str, progress: Progress) -> str:
+def _hash_of(path: Path, label: str, progress: Progress) -> str:
     """The SHA-256 of a model's file, or of the names and hashes of those in its folder."""
-    of_folder = [place] if presence.is_file(place) else _weights_in(place)
+    of_folder = [path] if presence.is_file(path) else _weights_in(path)
     size = sum(file.stat().st_size for file in of_folder)
     found = hashlib.sha256()
     with progress.stage(f"Reading {label} for its hash", size >> 20, "MiB") as advance:
         count = in_mib(advance)
         digests = [files.sha256_of(file, count) for file in of_folder]
-    if place in of_folder:
+    if path in of_folder:
         return digests[0]
     for file, digest in zip(of_folder, digests, strict=True):
-        found.update(f"{file.relative_to(place).as_posix()} {digest}\n".encode("utf-8", "replace"))
+        found.update(f"{file.relative_to(path).as_posix()} {digest}\n".encode("utf-8", "replace"))
     return found.hexdigest()
 
 
@@ -156,14 +156,14 @@ def draw_samples(
         StorageError: An image cannot be written.
     """
     folder = _folder_of(model, settings)
-    places = [folder / _file_name(prompt) for prompt in prompts]
-    wanted = dict(zip(places, prompts, strict=True))
+    paths = [folder / _file_name(prompt) for prompt in prompts]
+    wanted = dict(zip(paths, prompts, strict=True))
     missing = [(prompt, file) for file, prompt in wanted.items() if not _is_drawn(file, prompt)]
     if missing:
         if len(missing) < len(wanted):
             progress.note(f"{model.label}: {len(wanted) - len(missing):,} images are there.")
         _draw(model, missing, settings, progress)
-    return places
+    return paths
 
 
 def _folder_of(model: Contestant, settings: DrawSettings) -> Path:

@@ -80,7 +80,7 @@ def line_class(number: int) -> str:
     return f"run hue-{number % HUES} dash-{number // HUES % DASHES}"
 
 
-def value_words(value: Any) -> str:
+def value_text(value: Any) -> str:
     """A setting's value as a person reads it."""
     if value is None:
         return "off"
@@ -89,7 +89,7 @@ def value_words(value: Any) -> str:
     if value in ("", [], {}):
         return "empty"
     if isinstance(value, (list, tuple)):
-        return ", ".join(map(value_words, value))
+        return ", ".join(map(value_text, value))
     return str(value)
 
 
@@ -114,7 +114,7 @@ def _charts(runs: Sequence[RunFigures]) -> list[tuple[str, Markup]]:
 def _shown(path: str, values: Sequence[Any], publish: Sequence[tuple[str, ...]]) -> list[str]:
     keys = [key.partition("[")[0] for key in path.split(".")]
     return [
-        _WITHHELD if value is not None and shown is _WITHHELD else value_words(shown)
+        _WITHHELD if value is not None and shown is _WITHHELD else value_text(shown)
         for value, shown in (
             (value, _allowed(keys, value, allowed))
             for value, allowed in zip(values, publish, strict=True)

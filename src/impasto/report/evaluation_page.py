@@ -19,9 +19,9 @@ from impasto.evaluation.results import (
     BETTER,
     NOISE,
     WORSE,
-    caution_in_words,
-    differences_in_words,
-    words_of,
+    caution_text,
+    difference_texts,
+    estimate_text,
 )
 from impasto.report.page import rendered
 
@@ -57,8 +57,8 @@ def write_evaluation(
         else f"{values['models'][0]['name']} evaluated",
         "facts": _facts(values),
         "several": len(values["models"]) > 1,
-        "differences": differences_in_words(values),
-        "caution": caution_in_words(values),
+        "differences": difference_texts(values),
+        "caution": caution_text(values),
         "tables": list(_tables(values)),
         "notes": values["notes"],
         "networks": values["features"],
@@ -120,8 +120,8 @@ def _cell(column: Mapping[str, Any], key: str, features: str | None) -> dict[str
             against = row.get("against_first")
             verdict = against["verdict"] if against else None
             return {
-                "value": words_of({"low": None, "high": None, **row}),
-                "difference": words_of(against, sign="+") if against else "",
+                "value": estimate_text({"low": None, "high": None, **row}),
+                "difference": estimate_text(against, sign="+") if against else "",
                 "verdict": verdict or "",
                 "mood": _MOODS.get(verdict or "", ""),
             }

@@ -23,10 +23,10 @@ from impasto.sdscripts.tools import (
 
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, Target
+    from impasto.annotate.caption_targets import MetadataTarget
     from impasto.annotate.captioners import Captioner, Generation
-    from impasto.annotate.places import Place
+    from impasto.annotate.dataset_folders import DatasetFolders
     from impasto.annotate.tags import Spelling
-    from impasto.annotate.words import MetadataTarget
     from impasto.cli.console import Console
     from impasto.data.records import ImageRecord
 
@@ -105,7 +105,7 @@ def _captioner(source: str, console: Console, generation: Generation) -> Caption
 
 def _caption_all(options: argparse.Namespace, captioner: Captioner, console: Console) -> None:
     from impasto.annotate.annotation import CaptionAnnotator
-    from impasto.annotate.words import Sidecars
+    from impasto.annotate.caption_targets import Sidecars
 
     warn_ignored_flags(options, console, max_data_loader_n_workers=_WORKERS)
     place = _dataset_paths(options)
@@ -148,10 +148,10 @@ def _tag_parser() -> ToolParser:
 
 def _tag(options: argparse.Namespace, console: Console) -> None:
     from impasto.annotate.annotation import TagAnnotator
+    from impasto.annotate.caption_targets import Policy, Sidecars
     from impasto.annotate.models import locate_tagger
     from impasto.annotate.onnx_tagger import OnnxTagger
     from impasto.annotate.tags import Selection
-    from impasto.annotate.words import Policy, Sidecars
 
     warn_ignored_flags(
         options,
@@ -221,7 +221,7 @@ def _one_file(options: argparse.Namespace, spelling: Spelling) -> MetadataTarget
     Without --append_tags the file is replaced whole, as sd-scripts does; with it, what else an
     entry says stays. A line of .jsonl has its tags as `caption`.
     """
-    from impasto.annotate.words import MetadataTarget
+    from impasto.annotate.caption_targets import MetadataTarget
 
     file: Path = options.output_path
     if file.suffix.lower() not in (".json", ".jsonl"):
@@ -239,11 +239,11 @@ def _one_file(options: argparse.Namespace, spelling: Spelling) -> MetadataTarget
     )
 
 
-def _dataset_paths(options: argparse.Namespace, metadata: Path | None = None) -> Place:
-    from impasto.annotate.places import Place
+def _dataset_paths(options: argparse.Namespace, metadata: Path | None = None) -> DatasetFolders:
+    from impasto.annotate.dataset_folders import DatasetFolders
 
     folder: Path = options.train_data_dir
-    return Place((folder,), folder / files.DERIVED_DIR / "annotations", metadata)
+    return DatasetFolders((folder,), folder / files.DERIVED_DIR / "annotations", metadata)
 
 
 def _write(
@@ -251,10 +251,10 @@ def _write(
 ) -> None:
     """Go through the images; the journal of all targets allows `impasto dataset undo`."""
     from impasto.annotate.annotation import ImageReading, annotate
+    from impasto.annotate.caption_targets import MetadataTarget
     from impasto.annotate.journal import Journal
-    from impasto.annotate.words import MetadataTarget
     from impasto.canonical import canonical
-    from impasto.cli.dataset_words import undo_command
+    from impasto.cli.dataset_annotation import undo_command
 
     folder = options.train_data_dir
     records = images_of(folder, console, recursive=options.recursive)
@@ -263,7 +263,7 @@ def _write(
         console.note(f"{record.path}: {text}")
 
     asked = {k: v for k, v in vars(options).items() if k not in ("train_data_dir", "debug")}
-    with Journal(target.place, canonical(asked)) as journal:
+    with Journal(target.folders, canonical(asked)) as journal:
         done: Annotated[Any] = annotate(
             records,
             annotator,
@@ -279,4 +279,4 @@ def _write(
     if isinstance(target, MetadataTarget) and target.kept is not None:
         console.note(f"What was there is kept as {target.kept}.")
     if done.written:
-        console.note(f"Take it back with: {undo_command(folder, target.place)}")
+        console.note(f"Take it back with: {undo_command(folder, target.folders)}")

@@ -57,7 +57,7 @@ def image_parser(prog: str, description: str, ending: str, *, old: bool = True) 
 
 
 def _ending(text: str) -> str:
-    from impasto.annotate.places import normalize_ending
+    from impasto.annotate.dataset_folders import normalize_ending
 
     try:
         return normalize_ending(text)

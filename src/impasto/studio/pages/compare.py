@@ -14,7 +14,7 @@ from starlette.routing import BaseRoute, Route
 
 from impasto.config.differences import differences, read_settings
 from impasto.parsing import read_text
-from impasto.report.compare_page import line_class, rows_by_name, value_words
+from impasto.report.compare_page import line_class, rows_by_name, value_text
 from impasto.report.comparison import figures_of, matching_samples, nearest
 from impasto.report.previews import preview_names
 from impasto.runs import RunDirectory
@@ -101,7 +101,7 @@ class ComparePage:
             ],
             "query": urlencode([("runs", title["name"]) for title in titles]),
             "settings": [
-                {"name": d.path, "about": d.about, "cells": [value_words(v) for v in d.values]}
+                {"name": d.path, "about": d.about, "cells": [value_text(v) for v in d.values]}
                 for d in differences([settings for settings, _ in read])
             ],
             "faults": [

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.journal import Journal
-from impasto.annotate.places import Place
 from impasto.annotate.undoing import UndoResult, undo
 from impasto.data.folders.beside import SidecarLookup
 from impasto.data.folders.metadata import (
@@ -41,13 +41,13 @@ class Sidecars:
         policy: What becomes of one that is there; `missing` leaves images alone that have words
             of any kind.
         join: How `append` puts words together.
-        place: The dataset.
+        folders: The dataset.
     """
 
     ending: str
     policy: Policy
     join: Join
-    place: Place
+    folders: DatasetFolders
     _owners: dict[Path, ImageRecord] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -60,7 +60,7 @@ class Sidecars:
     def fault(self, record: ImageRecord) -> str:
         """Why an image cannot get words; empty where it can."""
         path = self.path(record)
-        reason = self.place.why_not_written(path)
+        reason = self.folders.why_not_written(path)
         owner = self._owners.setdefault(path, record)
         if not reason and owner.path != record.path:
             name = owner.path.name
@@ -100,7 +100,7 @@ class Sidecars:
     def write(self, journal: Journal, record: ImageRecord, new: str) -> None:
         """Write the text of an image."""
         text = self.text(record, new)
-        journal.write(self.path(record), text, self.place.name_of(record.path))
+        journal.write(self.path(record), text, self.folders.name_of(record.path))
 
     def close(self, journal: Journal) -> None:
         """Do nothing: each file is written as its caption comes."""
@@ -120,7 +120,7 @@ class MetadataTarget:
             words of any kind.
         join: How `append` puts words together.
         key_of: The key of an image that the file does not name yet.
-        place: The dataset.
+        folders: The dataset.
         sized: Whether the sizes of the images are written too.
         replaces: Whether entries of before are dropped, those of images without new words too.
         backup: Whether what is there at the first write is kept under another name.
@@ -131,7 +131,7 @@ class MetadataTarget:
     policy: Policy
     join: Join
     key_of: Callable[[ImageRecord], str]
-    place: Place
+    folders: DatasetFolders
     sized: bool = False
     replaces: bool = False
     backup: bool = False
@@ -181,7 +181,7 @@ class MetadataTarget:
         else:
             entry = replace(entry, tags=self.text(record, new))
         self._entries[key] = replace(entry, image_size=record.whole) if self.sized else entry
-        self._pending.append(self.place.name_of(record.path))
+        self._pending.append(self.folders.name_of(record.path))
         if time.monotonic() - self._written > self.every_s:
             self.close(journal)
 
@@ -210,7 +210,7 @@ class MetadataTarget:
             return
         entries = read_metadata(self.file).entries
         self._entries = {entry.key: entry for entry in entries}
-        self._named = keys_of_files(entries, self.place.roots)
+        self._named = keys_of_files(entries, self.folders.roots)
         known = set(self._named.values())
         left = [entry for entry in entries if entry.key not in known]
         if left:

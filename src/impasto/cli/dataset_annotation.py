@@ -19,8 +19,8 @@ from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from impasto.annotate.annotation import Annotated, Annotator, ImageReading, Target
+    from impasto.annotate.dataset_folders import DatasetFolders
     from impasto.annotate.journal import Journal
-    from impasto.annotate.places import Place
     from impasto.annotate.remote import RemoteAnnotator
     from impasto.cli.console import Console
     from impasto.config.dataset import DatasetConfig
@@ -73,7 +73,7 @@ def annotation_options(ending: str) -> Callable[[F], F]:
 
 def caption_ending(context: click.Context, parameter: click.Parameter, value: str) -> str:  # noqa: ARG001
     """The ending of files with words, with its dot; never that of an image."""
-    from impasto.annotate.places import normalize_ending
+    from impasto.annotate.dataset_folders import normalize_ending
 
     try:
         return normalize_ending(value)
@@ -107,8 +107,8 @@ def write_annotations(
     from impasto.datasets.engines import open_engine
 
     config = _config(source, options)
-    place = place_of(config, options["metadata"])
-    target = _target(options, join, column, place)
+    folders = dataset_folders_of(config, options["metadata"])
+    target = _target(options, join, column, folders)
     dry = options["dry_run"]
 
     def show(record: ImageRecord, text: str) -> None:
@@ -134,11 +134,11 @@ def write_annotations(
             if dry:
                 done = go(None, engine)
         if not dry:
-            with Journal(place, _command_key(command, options)) as journal:
+            with Journal(folders, _command_key(command, options)) as journal:
                 done = go(journal, engine)
     _tell(done, options, console)
     if done.written and not dry:
-        console.note(f"Take it back with: {undo_command(source, place)}")
+        console.note(f"Take it back with: {undo_command(source, folders)}")
 
 
 def _command_key(command: object, options: dict[str, Any]) -> str:
@@ -185,16 +185,16 @@ def _tell(done: Annotated[Any], options: dict[str, Any], console: Console) -> No
     console.table(
         {
             "Would get words" if dry else "With words now": done.written,
-            "Would stay as they are" if dry else "Left as they were": done.worded,
+            "Would stay as they are" if dry else "Left as they were": done.captioned,
             **before,
             "Nothing to say": done.empty,
             "Skipped": len(done.skipped),
         }
     )
-    if done.worded:
+    if done.captioned:
         where = options["metadata"] or f"the {options['ending']} files"
         console.note(
-            f"{counted(done.worded, 'images have')} words already, in a .txt, a .caption or "
+            f"{counted(done.captioned, 'images have')} words already, in a .txt, a .caption or "
             f"metadata. --existing append adds to {where}, --existing overwrite replaces what is "
             f"there; training joins the words of all kinds."
         )
@@ -214,35 +214,35 @@ def usable_images(config: Any, console: Console) -> Sequence[ImageRecord]:
     return scan.records
 
 
-def place_of(config: Any, metadata: Path | None = None) -> Place:
+def dataset_folders_of(config: Any, metadata: Path | None = None) -> DatasetFolders:
     """Where the words of a dataset are, by its settings."""
-    from impasto.annotate.places import Place
+    from impasto.annotate.dataset_folders import DatasetFolders
 
-    subsets = [subset for part in config.parts for subset in part.subsets]
+    subsets = [subset for entry in config.parts for subset in entry.subsets]
     named = [subset.image_dir or (subset.metadata_file or Path()).parent for subset in subsets]
-    roots = [folder_of(place) for place in named]
-    return Place(tuple(dict.fromkeys(roots)), config.derived_dir / "annotations", metadata)
+    roots = [folder_of(path) for path in named]
+    return DatasetFolders(tuple(dict.fromkeys(roots)), config.derived_dir / "annotations", metadata)
 
 
-def undo_command(source: Path, place: Place, *options: str) -> str:
+def undo_command(source: Path, folders: DatasetFolders, *options: str) -> str:
     """What takes the last change back, to be pasted."""
-    words: list[object] = ["dataset", "undo", source, *options]
-    if place.named is not None and place.needs_name(place.named):
-        words += ["--metadata", place.named]
-    return command(*words)
+    arguments: list[object] = ["dataset", "undo", source, *options]
+    if folders.named is not None and folders.needs_name(folders.named):
+        arguments += ["--metadata", folders.named]
+    return command(*arguments)
 
 
 def _target(
     options: dict[str, Any],
     join: Callable[[str, str], str],
     column: Literal["caption", "tags"],
-    place: Place,
+    folders: DatasetFolders,
 ) -> Target:
     """Sidecars or metadata, as the options say."""
-    from impasto.annotate.words import MetadataTarget, Sidecars
+    from impasto.annotate.caption_targets import MetadataTarget, Sidecars
 
     if options["metadata"] is None:
-        return Sidecars(options["ending"], options["existing"], join, place)
+        return Sidecars(options["ending"], options["existing"], join, folders)
     return MetadataTarget(
-        options["metadata"], column, options["existing"], join, lambda record: record.name, place
+        options["metadata"], column, options["existing"], join, lambda record: record.name, folders
     )

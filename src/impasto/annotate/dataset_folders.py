@@ -35,7 +35,7 @@ class DatasetFile:
 
 
 @dataclass(frozen=True)
-class Place:
+class DatasetFolders:
     """Where words of a dataset may be, and where the notes of changes are kept.
 
     Attributes:
@@ -49,7 +49,7 @@ class Place:
     named: Path | None = None
 
     @classmethod
-    def around(cls, journals: Path) -> Place:
+    def around(cls, journals: Path) -> DatasetFolders:
         """The dataset of one folder in which notes are kept, in `.impasto` or directly."""
         above = journals.parent
         return cls((above.parent if above.name == files.DERIVED_DIR else above,), journals)
@@ -140,11 +140,11 @@ def why_not_a_caption_file(below: str) -> str:
         return "it leads out of the dataset"
     if not plain.parts or "\0" in below or plain.as_posix() != below:
         return "it is no path"
-    if any(part.startswith(".") for part in plain.parts):
+    if any(name.startswith(".") for name in plain.parts):
         return "it is hidden"
     if plain.suffix.lower() in EXTENSIONS:
         return "it is an image"
-    if any(len(os.fsencode(part)) > temporary_names.LONGEST_NAME for part in plain.parts):
+    if any(len(os.fsencode(name)) > temporary_names.LONGEST_NAME for name in plain.parts):
         return "its name is too long"
     return ""
 

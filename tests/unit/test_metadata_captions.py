@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from impasto.annotate.caption_targets import MetadataTarget, Sidecars
+from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.journal import Journal
-from impasto.annotate.places import Place
 from impasto.annotate.tags import Spelling
 from impasto.annotate.undoing import undo
-from impasto.annotate.words import MetadataTarget, Sidecars
 from impasto.data.folders.metadata import read_metadata
 from impasto.data.scanning.scan import scan_folder, scan_metadata
 from impasto.data.subsets import Subset
@@ -35,13 +35,13 @@ def records_of(folder):
     return scan_folder(folder, subset=Subset(root=folder)).records
 
 
-def place_of(folder, metadata=None):
-    return Place((folder,), folder / ".impasto" / "annotations", metadata)
+def folders_of(folder, metadata=None):
+    return DatasetFolders((folder,), folder / ".impasto" / "annotations", metadata)
 
 
 def words_in(folder, file, policy="missing", **options):
     return MetadataTarget(
-        file, "tags", policy, "{}, {}".format, lambda r: r.name, place_of(folder, file), **options
+        file, "tags", policy, "{}, {}".format, lambda r: r.name, folders_of(folder, file), **options
     )
 
 
@@ -51,7 +51,7 @@ def one_file(folder, file, *, appends):
 
 
 def write(target, folder, new="new"):
-    with Journal(target.place, "tag") as journal:
+    with Journal(target.folders, "tag") as journal:
         for record in records_of(folder):
             if target.needs_caption(record) and not target.fault(record):
                 target.write(journal, record, new)
@@ -78,7 +78,7 @@ def test_appended_tags_leave_the_rest_of_an_entry(folder, key):
     assert len(content_of(file)) == 3
     assert "\u2028" not in file.read_text(encoding="utf-8")
     assert target.kept.read_bytes() == before
-    undo(target.place)
+    undo(target.folders)
     assert file.read_bytes() == before
 
 
@@ -100,7 +100,7 @@ def test_a_file_replaced_whole_is_kept_and_can_be_taken_back(folder, tmp_path):
     assert set(content_of(file)) == {str(record.path) for record in records_of(folder)}
     assert content_of(file)[str(folder / "a.png")] == {"tags": "new", "image_size": [24, 16]}
     assert target.kept.read_bytes() == before
-    undo(target.place)
+    undo(target.folders)
     assert file.read_bytes() == before
 
 
@@ -109,12 +109,12 @@ def test_an_interrupted_replacement_goes_on_with_what_it_wrote(folder):
     file.write_text('{"other.png": {"caption": "x"}}', encoding="utf-8")
     records = records_of(folder)
     target = one_file(folder, file, appends=False)
-    with pytest.raises(KeyboardInterrupt), Journal(target.place, "tag") as journal:
+    with pytest.raises(KeyboardInterrupt), Journal(target.folders, "tag") as journal:
         target.write(journal, records[0], "first")
         target.close(journal)
         raise KeyboardInterrupt
     again = one_file(folder, file, appends=False)
-    with Journal(again.place, "tag") as journal:
+    with Journal(again.folders, "tag") as journal:
         assert journal.done == {"0:a.png"}
         again.write(journal, records[1], "second")
         again.close(journal)
@@ -155,27 +155,27 @@ def test_a_kill_right_after_the_write_does_not_append_twice(folder, into, monkey
     def target():
         if into == "metadata":
             return words_in(folder, file, "append")
-        return Sidecars(".txt", "append", "{}, {}".format, place_of(folder))
+        return Sidecars(".txt", "append", "{}, {}".format, folders_of(folder))
 
     def killed(*_):
         raise KeyboardInterrupt
 
     def go(journal):
         own = target()
-        if own.place.name_of(record.path) not in journal.done:
+        if own.folders.name_of(record.path) not in journal.done:
             own.write(journal, record, "new")
             own.close(journal)
 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "finish", killed)
-        with pytest.raises(KeyboardInterrupt), Journal(target().place, "tag") as journal:
+        with pytest.raises(KeyboardInterrupt), Journal(target().folders, "tag") as journal:
             go(journal)
-    with Journal(target().place, "tag") as journal:
+    with Journal(target().folders, "tag") as journal:
         go(journal)
     texts = [(folder / "a.txt").read_text(encoding="utf-8"), file.read_text(encoding="utf-8")]
     assert sum(text.count("old, new") for text in texts) == 1
     assert sum(text.count("new") for text in texts) == 1
-    undo(target().place)
+    undo(target().folders)
     assert (folder / "a.txt").read_text(encoding="utf-8") == "old\n"
 
 
@@ -184,14 +184,14 @@ def test_a_kill_between_the_note_and_the_write_does_it_again(folder, monkeypatch
 
     (folder / "a.txt").write_text("old\n", encoding="utf-8")
     record = records_of(folder)[0]
-    target = Sidecars(".txt", "append", "{}, {}".format, place_of(folder))
+    target = Sidecars(".txt", "append", "{}, {}".format, folders_of(folder))
 
     def killed(_: Path):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "rewrite_file", killed)
-        with pytest.raises(KeyboardInterrupt), Journal(target.place, "tag") as journal:
+        with pytest.raises(KeyboardInterrupt), Journal(target.folders, "tag") as journal:
             target.write(journal, record, "new")
-    with Journal(target.place, "tag") as journal:
+    with Journal(target.folders, "tag") as journal:
         assert not journal.done
