@@ -14,7 +14,7 @@ from impasto.config.field_docs import docs_of
 from impasto.config.kinds import sections_of
 from impasto.config.run import RunConfig
 from impasto.config.subset_keys import SubsetKeys
-from impasto.config.tree import default_of, default_words, is_section, own_first
+from impasto.config.tree import default_of, default_text, is_section, own_first
 
 TARGET = Path(__file__).parents[1] / "docs" / "config.md"
 HEAD = """# Settings
@@ -58,7 +58,7 @@ def section_page(section: type[BaseModel]) -> list[str]:
 
 
 def shown(value: object) -> str:
-    words = default_words(value)
+    words = default_text(value)
     is_word = value is None or isinstance(value, bool) or value in ("", (), {}, [])
     return words if is_word else f"`{words}`"
 

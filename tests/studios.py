@@ -73,5 +73,5 @@ def stranger(studio, access):
 @pytest.fixture
 def client(studio, access):
     known = TestClient(create_app(studio, access), base_url=HOME)
-    known.cookies.set(access.cookie, access.pass_word)
+    known.cookies.set(access.cookie, access.cookie_value)
     return known

@@ -28,9 +28,9 @@ STAMP = "impasto-installed.txt"
 _PLAIN_ON_WINDOWS = re.compile(r"[\w.:/\\@%+=,-]+", re.ASCII)
 
 
-def quoted(word: object) -> str:
+def quoted(argument: object) -> str:
     """A word as a shell takes it: quoted if it has spaces or anything that a shell would change."""
-    text = str(word)
+    text = str(argument)
     if os.name != "nt":
         return shlex.quote(text)
     return text if _PLAIN_ON_WINDOWS.fullmatch(text) else f'"{text}"'
@@ -59,9 +59,9 @@ def is_first_process() -> bool:
     return not rank.isdecimal() or int(rank) == 0
 
 
-def command(*words: object) -> str:
+def command(*arguments: object) -> str:
     """A command of Impasto as this user would type it: `command("resume", path)`."""
-    return " ".join([program(), *map(quoted, words)])
+    return " ".join([program(), *map(quoted, arguments)])
 
 
 def missing_extra(extra: str, problem: str, otherwise: str = "") -> MissingDependencyError:
@@ -91,14 +91,14 @@ def install_extra(extra: str) -> str:
     return install_packages(*packages_of(extra))
 
 
-def install_packages(*words: str) -> str:
+def install_packages(*arguments: str) -> str:
     """The command that installs packages into the environment that Impasto runs in."""
     python = quoted(sys.executable)
     if importlib.util.find_spec("pip") is None and shutil.which("uv"):
         installer = f"uv pip install --python {python}"
     else:
         installer = f"{python} -m pip install"
-    return " ".join([installer, *map(quoted, words)])
+    return " ".join([installer, *map(quoted, arguments)])
 
 
 def cuda_build() -> str:

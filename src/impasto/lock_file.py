@@ -61,7 +61,7 @@ class LockHolder:
         return self.age_s < STALE_S if running is None else running
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The process that holds the lock, for a message."""
         if not self.was_read:
             return "a process whose lock cannot be read just now"

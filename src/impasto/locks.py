@@ -100,7 +100,7 @@ class LockWaiter:
         if self._since is None:
             self._since = time.monotonic()
         elif time.monotonic() - self._since > _NAMED_AFTER_S:
-            self._note(f"Waiting for {holder.words} before {self._doing} ...")
+            self._note(f"Waiting for {holder.description} before {self._doing} ...")
             self._since = float("inf")
 
 

@@ -30,7 +30,7 @@ SEGMENT = re.compile(r"seg-(\d{20})-[^./\\]+-([0-9a-f]{8})-(\d+)\.arrow\Z")
 """Files of Impasto's own tables (`data/columns/segments.py`): what is known of images."""
 
 WILD = re.compile(r"[*?\[]")
-_PLACE = re.compile(
+_MEMBER = re.compile(
     r"[/\\]@(?:(?P<offset>\d{12,18})\+(?P<size>\d{1,18})(?:\+(?P<field>[^/\\]*))?"
     r"|row\+(?P<column>[^/\\+]+)\+(?P<row>\d{12,15}))[/\\]"
 )
@@ -92,32 +92,32 @@ def path_in_table(table: str, column: str, row: int) -> str:
 def member_of(path: str | os.PathLike[str]) -> Member | None:
     """What a path names inside a file; None for the path of a file of its own."""
     text = os.fspath(path)
-    place = _PLACE.search(text) if "@" in text else None
-    if place is None:
+    match = _MEMBER.search(text) if "@" in text else None
+    if match is None:
         return None
-    container, name = Path(text[: place.start()]), text[place.end() :]
-    if place["column"] is not None:
-        return TableCell(container, unquote(place["column"]), int(place["row"]))
-    field = None if place["field"] is None else unquote(place["field"])
-    return TarMember(container, int(place["offset"]), int(place["size"]), name, field)
+    container, name = Path(text[: match.start()]), text[match.end() :]
+    if match["column"] is not None:
+        return TableCell(container, unquote(match["column"]), int(match["row"]))
+    field = None if match["field"] is None else unquote(match["field"])
+    return TarMember(container, int(match["offset"]), int(match["size"]), name, field)
 
 
 def is_member(path: str | os.PathLike[str]) -> bool:
     """Whether a path names something inside a file."""
     text = os.fspath(path)
-    return "@" in text and _PLACE.search(text) is not None
+    return "@" in text and _MEMBER.search(text) is not None
 
 
 def plain(path: str | os.PathLike[str]) -> str:
     """A path as a person knows it: without the place in the file that holds it."""
     text = os.fspath(path)
-    place = _PLACE.search(text) if "@" in text else None
-    if place is None:
+    match = _MEMBER.search(text) if "@" in text else None
+    if match is None:
         return text
-    container, name = text[: place.start()], text[place.end() :]
-    if place["column"] is not None:
+    container, name = text[: match.start()], text[match.end() :]
+    if match["column"] is not None:
         return container + name[name.find("#") :]
-    return container + place[0][0] + name
+    return container + match[0][0] + name
 
 
 def is_container(name: str) -> bool:
@@ -125,16 +125,16 @@ def is_container(name: str) -> bool:
     return name.lower().endswith(CONTAINERS) and SEGMENT.search(name) is None
 
 
-def is_named(place: Path) -> bool:
+def is_named(path: Path) -> bool:
     """Whether a place names such files themselves, by their ending or by wildcards.
 
     A folder is none of them, whatever it is called.
     """
-    name = place.name
+    name = path.name
     is_pattern = WILD.search(name) is not None and name.endswith("*")
-    return (is_container(name) or is_pattern) and not is_dir(place)
+    return (is_container(name) or is_pattern) and not is_dir(path)
 
 
-def folder_of(place: Path) -> Path:
+def folder_of(path: Path) -> Path:
     """The folder that the images of a place are below: of a file or a pattern, the one it is in."""
-    return place.parent if is_named(place) else place
+    return path.parent if is_named(path) else path

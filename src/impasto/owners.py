@@ -28,22 +28,22 @@ class ProcessIdentity:
     Attributes:
         pid: Its number.
         start: When it started: clock ticks since boot on Linux, seconds since 1970 elsewhere.
-        place: Where its number means something: six hexadecimal digits.
+        machine: Where its number means something: six hexadecimal digits.
     """
 
     pid: int
     start: int
-    place: str
+    machine: str
 
     @property
     def token(self) -> str:
         """The process in at most thirty characters that suit a file name."""
-        return f"{self.pid:x}-{self.start:x}-{self.place}"
+        return f"{self.pid:x}-{self.start:x}-{self.machine}"
 
     @property
     def is_here(self) -> bool:
         """Whether this process and the caller are in the same place, so that one sees the other."""
-        return self.place == _place()
+        return self.machine == _machine()
 
     def is_running(self) -> bool | None:
         """Whether the process still runs; None where it is in another place and nobody can tell."""
@@ -77,7 +77,7 @@ def parse_process_token(text: str) -> ProcessIdentity | None:
 
 def identity_of(pid: int) -> ProcessIdentity:
     """The identity of the process that has a number now."""
-    return ProcessIdentity(pid, _start_of(pid) or 0, _place())
+    return ProcessIdentity(pid, _start_of(pid) or 0, _machine())
 
 
 @functools.lru_cache(maxsize=4)
@@ -130,11 +130,11 @@ def _start_elsewhere(pid: int) -> int | None:
 
 
 @functools.lru_cache(maxsize=1)
-def _place() -> str:
-    parts = [socket.gethostname()]
+def _machine() -> str:
+    facts = [socket.gethostname()]
     if sys.platform == "linux":
-        parts += [_text_of("/proc/sys/kernel/random/boot_id"), _namespace()]
-    return hashlib.sha256("\n".join(parts).encode("utf-8")).hexdigest()[:6]
+        facts += [_text_of("/proc/sys/kernel/random/boot_id"), _namespace()]
+    return hashlib.sha256("\n".join(facts).encode("utf-8")).hexdigest()[:6]
 
 
 def _text_of(path: str) -> str:

@@ -43,7 +43,7 @@ def is_link(path: Path) -> bool:
     return stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) == _JUNCTION
 
 
-def free_place(wanted: Path) -> Path:
+def free_path(wanted: Path) -> Path:
     """The first of `wanted`, `wanted-2`, `wanted-3` ... that is not there; `a-2` goes on to `a-3`.
 
     Whoever writes there has to make sure of it again: somebody else may be as quick.

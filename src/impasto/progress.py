@@ -52,17 +52,17 @@ def slow_stage(progress: Progress, description: str, total: int, unit: str) -> I
 _AGREEING = {"have": "has", "are": "is", "were": "was", "do": "does", "lose": "loses"}
 
 
-def counted(number: int, words: str) -> str:
+def counted(number: int, plural: str) -> str:
     """A number with what it counts, in grammatical English: `1 image`, `1,200 files were read`.
 
     Args:
         number: How many.
-        words: The plural, perhaps with a verb at its end: `long captions have`.
+        plural: The plural, perhaps with a verb at its end: `long captions have`.
     """
     if number != 1:
-        return f"{number:,} {words}"
-    named, verb = words, ""
-    first, _, last = words.rpartition(" ")
+        return f"{number:,} {plural}"
+    named, verb = plural, ""
+    first, _, last = plural.rpartition(" ")
     if last in _AGREEING:
         named, verb = first, f" {_AGREEING[last]}"
     head, of, rest = named.partition(" of ")
@@ -83,7 +83,7 @@ def singular(plural: str) -> str:
     return plural[:-1] if plural.endswith("s") else plural
 
 
-def duration_words(seconds: float) -> str:
+def duration_text(seconds: float) -> str:
     """A duration as a person says it, in one or two units."""
     if seconds < 90:
         return f"{seconds:.2g} s" if seconds < 10 else f"{seconds:.0f} s"
@@ -94,7 +94,7 @@ def duration_words(seconds: float) -> str:
     return f"{hours} h" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
-def size_words(size: int) -> str:
+def size_text(size: int) -> str:
     """A number of bytes as a person reads it: `512 bytes`, `3.4 MiB`."""
     for unit, power in (("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >= 1 << power:

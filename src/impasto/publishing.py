@@ -95,9 +95,9 @@ def redact_unknown_paths(text: str, folders: Collection[str]) -> str:
 def short_path(path: str) -> str:
     """A file by its name and that of its folder, unless that is a person's home."""
     separator = r"[/\\]" if re.match(r"[A-Za-z]:[/\\]|\\\\", path) else "/"
-    parts = [part for part in re.split(separator, path) if part]
-    is_home = len(parts) > 2 and parts[-3] in _HOMES
-    return "/".join(parts[-1:] if is_home or len(parts) < 2 else parts[-2:])
+    names = [name for name in re.split(separator, path) if name]
+    is_home = len(names) > 2 and names[-3] in _HOMES
+    return "/".join(names[-1:] if is_home or len(names) < 2 else names[-2:])
 
 
 def _home() -> str:
@@ -114,9 +114,13 @@ def _known(folders: tuple[str, ...], home: str) -> list[tuple[re.Pattern[str], s
     names |= dict.fromkeys({home, os.path.realpath(home)}, "~")
     found = []
     for written in sorted(names, key=len, reverse=True):
-        parts = [re.escape(part) for part in re.split(r"[/\\]+", written)]
-        if len([part for part in parts if part]) and len(parts) > 1 and names[written]:
-            text = r"[/\\]+".join(parts).removesuffix(r"[/\\]+")
+        names_in_path = [re.escape(name) for name in re.split(r"[/\\]+", written)]
+        if (
+            len([name for name in names_in_path if name])
+            and len(names_in_path) > 1
+            and names[written]
+        ):
+            text = r"[/\\]+".join(names_in_path).removesuffix(r"[/\\]+")
             whole = re.compile(rf"(?<![\w/\\.~-]){text}(?![\w-])")
             found.append((whole, names[written]))
     return found

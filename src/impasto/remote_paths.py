@@ -57,7 +57,7 @@ def absolute(path: Path) -> Path:
     return path if is_remote(path) else path.absolute()
 
 
-def place_fault(path: Path) -> str:
+def location_fault(path: Path) -> str:
     """What is wrong with a path as a place of data; empty where nothing is.
 
     Keys and passwords in a URL would be written into settings, reports and models.
@@ -96,14 +96,14 @@ def copies_folder() -> Path:
     return base / "impasto" / "store"
 
 
-def local_folder_of(place: Path, kind: str) -> Path:
+def local_folder_of(location: Path, kind: str) -> Path:
     """The folder of this machine that belongs to a folder of an object store.
 
     Args:
-        place: The folder in the store.
+        location: The folder in the store.
         kind: What is in it: `objects` for copies, `derived` for what is made of them.
     """
-    digest = hashlib.sha256(shown(place).encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    digest = hashlib.sha256(shown(location).encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return copies_folder() / kind / digest
 
 

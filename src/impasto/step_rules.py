@@ -37,8 +37,8 @@ def parse_rules(rules: str) -> list[tuple[float, int | None]]:
     """
     problem = f"rules is {rules!r}; expected value:step, value:step, ..., value"
     levels: list[tuple[float, int | None]] = []
-    for part in rules.split(","):
-        value, colon, until = part.partition(":")
+    for rule in rules.split(","):
+        value, colon, until = rule.partition(":")
         try:
             levels.append((float(value), int(until) if colon else None))
         except ValueError as error:

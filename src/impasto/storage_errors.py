@@ -21,7 +21,7 @@ def is_out_of_space(error: BaseException) -> bool:
     """Whether an error, from Python or from safetensors' Rust side, says that the disk is full."""
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno in _NO_SPACE
-    return any(words in str(error) for words in _NO_SPACE_TEXT)
+    return any(text in str(error) for text in _NO_SPACE_TEXT)
 
 
 def is_file_specific(error: BaseException) -> bool:

@@ -23,7 +23,7 @@ from impasto.demo.recipe import (
     held_out_captions,
 )
 from impasto.models.networks.loading import load_base_model
-from impasto.presence import free_place
+from impasto.presence import free_path
 from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
@@ -76,10 +76,10 @@ def test_the_base_model_draws_what_it_is_asked_for():
 
 
 def test_the_default_folder_is_never_taken(tmp_path):
-    assert free_place(tmp_path / "demo") == tmp_path / "demo"
+    assert free_path(tmp_path / "demo") == tmp_path / "demo"
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo-2").mkdir()
-    assert free_place(tmp_path / "demo") == tmp_path / "demo-3"
+    assert free_path(tmp_path / "demo") == tmp_path / "demo-3"
 
 
 def test_the_demo_lowers_the_held_out_loss_and_names_what_it_made(tmp_path):

@@ -9,7 +9,7 @@ from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, RunError
 from impasto.sdscripts import drop_in as program
 from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, flags_of
-from impasto.sdscripts.import_command import _words
+from impasto.sdscripts.import_command import _tokens
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.origins import BY_RULE
 from impasto.sdscripts.parsing import parse_flags
@@ -151,14 +151,14 @@ def test_what_was_given_is_kept_where_it_is_the_default(flag, words):
 
 
 def test_a_command_is_read_as_its_shell_reads_it(words):
-    assert _words("accelerate launch fine_tune.py \\\n  --seed=1 \\\r\n --v2") == [
+    assert _tokens("accelerate launch fine_tune.py \\\n  --seed=1 \\\r\n --v2") == [
         "accelerate", "launch", "fine_tune.py", "--seed=1", "--v2",
     ]  # fmt: skip
-    assert _words(r"fine_tune.py --output_dir=C:\train\new --output_name='my style'") == [
+    assert _tokens(r"fine_tune.py --output_dir=C:\train\new --output_name='my style'") == [
         "fine_tune.py", r"--output_dir=C:\train\new", "--output_name=my style",
     ]  # fmt: skip
     with pytest.raises(ConfigError, match="cannot be read"):
-        _words("fine_tune.py --output_name='x")
+        _tokens("fine_tune.py --output_name='x")
     launched = ["accelerate", "launch", "--num_processes", "2", "fine_tune.py"]
     text = command_to_toml([*launched, *words, "--metadata_title=my style"])
     assert "'--metadata_title=my style'" in text

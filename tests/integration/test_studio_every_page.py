@@ -15,7 +15,7 @@ from impasto.studio.models import find_model
 
 pytestmark = needs_browser
 
-GONE = ProcessIdentity(2**30, 1, current_process().place).token
+GONE = ProcessIdentity(2**30, 1, current_process().machine).token
 """A process that has ended."""
 
 NO_PAGES = {

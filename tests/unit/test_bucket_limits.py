@@ -46,8 +46,8 @@ def test_a_file_of_sd_scripts_is_rounded_first_and_then_held_to_it(tmp_path):
     )
     file.write_text(text.format(252), encoding="utf-8")
     config = load_dataset_config(file, {})
-    assert config.parts[0].max_bucket_reso == 256
-    assert config.parts[0].subsets[0].recursive is False
+    assert config.entries[0].max_bucket_reso == 256
+    assert config.entries[0].subsets[0].recursive is False
     file.write_text(text.format(190), encoding="utf-8")
     with pytest.raises(ConfigError, match="max_bucket_reso is 192, below the resolution 256x256"):
         load_dataset_config(file, {})
@@ -60,7 +60,7 @@ def test_a_level_above_may_give_one_of_the_limits(tmp_path):
         f"min_bucket_reso = 64\n[[datasets.subsets]]\nimage_dir = '{tmp_path}'\n",
         encoding="utf-8",
     )
-    assert load_dataset_config(file, {}).parts[0].min_bucket_reso == 64
+    assert load_dataset_config(file, {}).entries[0].min_bucket_reso == 64
 
 
 @pytest.mark.parametrize("value", ["3", '"x"', "{a = 1}"])

@@ -51,7 +51,7 @@ def test_a_lower_level_wins(tmp_path, way):
         dataset = built(CONTENT)
     else:
         dataset = built({"config": str(file_of(tmp_path, CONTENT, f"data.{way}"))})
-    first, second = dataset.parts
+    first, second = dataset.entries
     assert [first.width_height, second.width_height] == [(512, 768), (512, 512)]
     assert [first.batch_size, second.batch_size] == [4, 2]
     subsets = [*first.subsets, *second.subsets]
@@ -63,15 +63,15 @@ def test_a_lower_level_wins(tmp_path, way):
 
 def test_what_a_file_leaves_out_is_as_in_sd_scripts_and_the_run_comes_before_that(tmp_path):
     path = str(file_of(tmp_path, CONTENT))
-    first, second = built({"config": path}).parts
+    first, second = built({"config": path}).entries
     assert (first.enable_bucket, second.enable_bucket) == (True, False)
     assert first.bucket_selection == "kohya"
     assert first.subsets[0].latents_from_npz
     assert first.subsets[0].flip_safe == ()
     changed = built({"config": path, "bucket_selection": "native", "keep_tokens": 9})
-    assert changed.parts[0].bucket_selection == "native"
-    assert changed.parts[1].subsets[0].keep_tokens == 1  # the file's [general] is above the run
-    inline = built(CONTENT).parts[1]
+    assert changed.entries[0].bucket_selection == "native"
+    assert changed.entries[1].subsets[0].keep_tokens == 1  # the file's [general] is above the run
+    inline = built(CONTENT).entries[1]
     assert (inline.enable_bucket, inline.bucket_selection) == (True, "native")
 
 
@@ -80,7 +80,7 @@ def test_bucket_sides_are_rounded_outwards_as_there(tmp_path):
         "general": {"enable_bucket": True, "min_bucket_reso": 300, "max_bucket_reso": 1000},
         "datasets": [{"subsets": [{"image_dir": "a"}]}],
     }
-    part = built({"config": str(file_of(tmp_path, content))}).parts[0]
+    part = built({"config": str(file_of(tmp_path, content))}).entries[0]
     assert (part.min_bucket_reso, part.max_bucket_reso) == (256, 1024)
 
 
@@ -91,7 +91,7 @@ def test_the_resolved_settings_need_no_other_file(tmp_path):
     import tomllib
 
     again = build_run_config(tomllib.loads(dump_toml(run)), source="y")
-    assert again.dataset.parts == config.parts
+    assert again.dataset.entries == config.entries
 
 
 KEYS = {  # sd-scripts' key -> (a value, field of the subset or its rules, what it is then)
@@ -133,7 +133,7 @@ def test_every_key_of_a_subset_arrives_from_every_level(tmp_path, key, level):
         ],
     }
     found = build_subset(
-        built({"config": str(file_of(tmp_path, content))}).parts[0].subsets[0], 0, 0
+        built({"config": str(file_of(tmp_path, content))}).entries[0].subsets[0], 0, 0
     )
     for name in field.split("."):
         found = getattr(found, name)
@@ -231,7 +231,7 @@ def test_contradictions(dataset, expected):
 def test_a_path_stands_for_what_it_is(tmp_path):
     (tmp_path / "pictures").mkdir()
     assert load_dataset_config(tmp_path / "pictures", {}).image_dir == tmp_path / "pictures"
-    assert load_dataset_config(file_of(tmp_path, CONTENT), {}).parts[1].batch_size == 2
+    assert load_dataset_config(file_of(tmp_path, CONTENT), {}).entries[1].batch_size == 2
     metadata = tmp_path / "m.json"
     metadata.write_text('{"a.png": {}}', encoding="utf-8")
     assert load_dataset_config(metadata, {}).metadata_file == metadata
@@ -240,7 +240,7 @@ def test_a_path_stands_for_what_it_is(tmp_path):
 
 
 def test_defaults_change_no_caption():
-    rules = build_caption_rules(built({"image_dir": "a"}).parts[0].subsets[0])
+    rules = build_caption_rules(built({"image_dir": "a"}).entries[0].subsets[0])
     assert not rules.is_random
     assert not rules.changes_words
     assert rules.write("a, b", TrainingPosition(1, 0, 1), 0, "x") == "a, b"

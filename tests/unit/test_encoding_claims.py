@@ -551,7 +551,7 @@ def test_a_machine_without_a_sign_of_life_counts_as_ended(place, folder, on_wait
     claim_of_another_machine(place, 1, frozenset(map(bytes.fromhex, keys)))
     claims, there = StoredClaims(place), []
     there += claims.living(Taken(frozenset(), frozenset(), ("1",)))
-    assert "process 7 on far" in there[0].words
+    assert "process 7 on far" in there[0].description
     on_waiting(lambda: monkeypatch.setattr(stored_claims, "STALE_S", 0.0))
     plan, count, _ = filled(place, folder)
     assert (len(plan.keys), count) == (9, 9)

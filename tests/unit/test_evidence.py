@@ -20,7 +20,7 @@ from impasto.runs.evidence import (
     without_skewness,
 )
 from impasto.runs.learning import learning_in, learning_of, read_learning
-from impasto.runs.learning_words import best_words, gap_words
+from impasto.runs.learning_text import best_text, gap_text
 from impasto.runs.validations import Validation, validations_of
 
 
@@ -281,12 +281,12 @@ def test_what_training_images_do_worse_at_too_is_not_called_over_fitting(trainin
 
 def test_the_best_step_is_within_the_noise_of_others():
     flat = learning_of(made_run(random.Random(2), [1, 0.5, 0.5, 0.5], 8))
-    assert "within the noise of" in best_words(flat)
+    assert "within the noise of" in best_text(flat)
     assert 0 not in flat.as_good()
     alone = learning_of(made_run(random.Random(2), [1, 0.9, 0.5, 0.9], 20))
     assert alone.best.step == 200
     assert alone.as_good() == []
-    assert "below all others by more than chance" in best_words(alone)
+    assert "below all others by more than chance" in best_text(alone)
 
 
 def test_one_image_and_changed_images_claim_nothing():
@@ -312,8 +312,8 @@ def test_the_gap_is_told_where_training_images_were_measured():
         {"step": 0, "validation_loss": 0.5, "training_sample_loss": 0.5},
         {"step": 9, "validation_loss": 0.4, "training_sample_loss": 0.1},
     ]
-    assert "+0.0000 before, +0.3000 after" in gap_words(learning_in(lines))
-    assert gap_words(learning_in([{**line, "training_sample_loss": None} for line in lines])) == ""
+    assert "+0.0000 before, +0.3000 after" in gap_text(learning_in(lines))
+    assert gap_text(learning_in([{**line, "training_sample_loss": None} for line in lines])) == ""
 
 
 def test_a_step_that_was_measured_again_counts_once():

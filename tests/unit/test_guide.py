@@ -40,7 +40,7 @@ def test_settings_of_the_guide_are_accepted(text, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     values = tomllib.loads(text)
     if "datasets" in values:
-        assert build_dataset_config(values, source="the guide").parts
+        assert build_dataset_config(values, source="the guide").entries
         return
     (tmp_path / "data.toml").write_text("[[datasets]]\n[[datasets.subsets]]\nimage_dir='p'\n")
     values.setdefault("output_dir", "run")

@@ -8,7 +8,7 @@ from studios import FROM_HERE
 
 from impasto.data.scanning.scan import scan_folder
 from impasto.errors import DatasetError
-from impasto.progress import size_words
+from impasto.progress import size_text
 from impasto.studio.folders import address_of
 from impasto.studio.image_trash import put_away, put_back, trashed
 
@@ -92,7 +92,7 @@ def test_images_are_deleted_for_good_by_their_entry_alone(client, studio, cats):
     size = sum(path.stat().st_size for path in first.path.rglob("*") if path.is_file())
     assert size == first.size > 0
     said = client.post(f"{address(studio, cats)}/trash/{first.name}/remove", headers=FROM_HERE).text
-    assert f"1 image was removed for good. That freed {size_words(size)}." in said
+    assert f"1 image was removed for good. That freed {size_text(size)}." in said
     assert "removed for good" not in client.get(address(studio, cats)).text
     assert [entry.name for entry in trashed(cats)] == [second.name]
 

@@ -22,7 +22,7 @@ import sys, time
 from pathlib import Path
 from impasto import files, locks
 folder = Path(sys.argv[1])
-def refuse(holder): raise SystemExit(holder.words)
+def refuse(holder): raise SystemExit(holder.description)
 with locks.FolderLock(folder, "training", refuse), files.replace_file(folder / "model") as partial:
     partial.write_text("half", encoding="utf-8")
     print("held", flush=True)
@@ -35,7 +35,7 @@ class BusyError(Exception):
 
 
 def refuse(holder):
-    raise BusyError(holder.words)
+    raise BusyError(holder.description)
 
 
 @pytest.fixture
@@ -88,7 +88,7 @@ def test_what_remains_of_a_killed_process_holds_nothing(tmp_path, other):
 def test_a_number_that_was_given_anew_is_another_process(tmp_path):
     """The lock's process has ended, and this one has got its number."""
     me = current_process()
-    written_by(ProcessIdentity(me.pid, me.start - 5000, me.place), tmp_path)
+    written_by(ProcessIdentity(me.pid, me.start - 5000, me.machine), tmp_path)
     with locks.FolderLock(tmp_path, "training", refuse):
         pass
 
@@ -195,7 +195,7 @@ def test_nobody_tidies_up_a_cache_that_is_in_use(tmp_path):
 
 def test_a_user_that_was_killed_is_none(tmp_path):
     me = current_process()
-    written_by(ProcessIdentity(me.pid, me.start - 1, me.place), tmp_path, ".in-use.x.lock")
+    written_by(ProcessIdentity(me.pid, me.start - 1, me.machine), tmp_path, ".in-use.x.lock")
     assert locks.shared_lock_holders(tmp_path) == [] or sys.platform != "linux"
 
 
@@ -221,7 +221,7 @@ def test_a_directory_with_only_the_remains_of_a_killed_process_can_be_taken(tmp_
     path = tmp_path / "run"
     path.mkdir()
     me = current_process()
-    dead = ProcessIdentity(me.pid, me.start - 5000, me.place)
+    dead = ProcessIdentity(me.pid, me.start - 5000, me.machine)
     written_by(dead, path)
     (path / f".config.toml.{dead.token}.00000000{temporary_names.PARTIAL_SUFFIX}").touch()
     with RunDirectory.begun(path):
@@ -274,7 +274,7 @@ def test_a_lock_that_cannot_be_read_holds_while_its_owner_gives_signs(tmp_path):
     for name in (locks.LOCK_NAME, ".in-use.somebody.lock"):
         (tmp_path / name).mkdir()  # reading it fails, as on a network disk that is away
         os.utime(tmp_path / name, (now - 60, now - 60))
-    assert locks.lock_holder(tmp_path).words == "a process whose lock cannot be read just now"
+    assert locks.lock_holder(tmp_path).description == "a process whose lock cannot be read just now"
     assert len(locks.shared_lock_holders(tmp_path)) == 1
     with pytest.raises(BusyError), locks.FolderLock(tmp_path, "training", refuse):
         pass

@@ -24,7 +24,7 @@ from impasto.runs.queue_settings import output_of
 from impasto.runs.remote import ownership
 from impasto.runs.remote.contents import is_safe, whole_states
 from impasto.runs.remote.fetching import fetch_model, is_here, list_run
-from impasto.runs.remote.local_folders import home_of, place_of, working_folder
+from impasto.runs.remote.local_folders import home_of, location_of, working_folder
 from impasto.runs.remote.ownership import Ownership
 from impasto.runs.remote.reading import open_run
 from impasto.runs.remote.record import SentRecord
@@ -32,7 +32,7 @@ from impasto.runs.remote.run_in_store import (
     RunInStore,
     remove_working_folder,
     require_free,
-    require_place,
+    require_location,
     send_again,
 )
 from impasto.runs.remote.sending import Sender
@@ -87,7 +87,7 @@ def test_of_two_that_begin_at_once_the_store_lets_one(s3, bucket):
 
 def test_who_was_taken_over_notices_and_neither_saves_nor_sends(run, place):
     with Ownership(place) as own:
-        directory = RunDirectory(run, place=place, taken_over=own.taken_over)
+        directory = RunDirectory(run, location=place, taken_over=own.taken_over)
         directory.require_locked()
         owner_elsewhere(place, 2)
         own.look()
@@ -237,7 +237,7 @@ def test_of_a_folder_that_could_not_be_removed_wholly_nothing_is_believed(run, p
     with monkeypatch.context() as patched:
         patched.setattr(shutil, "rmtree", cut_short)
         with pytest.raises(KeyboardInterrupt):
-            remove_working_folder(RunDirectory(run, place=place))
+            remove_working_folder(RunDirectory(run, location=place))
     assert not is_here(place)
     assert content(place) == before
 
@@ -274,7 +274,7 @@ def test_a_run_that_was_never_sent_is_not_begun_over(run, place):
 )
 def test_a_place_that_cannot_be_written_is_refused_without_a_request(url, words):
     with pytest.raises(ConfigError, match=words):
-        require_place(Path(url))
+        require_location(Path(url))
 
 
 @pytest.mark.parametrize("key", ["a\\b", "C:x", "a/../b", "a//b", "con\x01", "x/.."])
@@ -316,11 +316,11 @@ def test_a_model_is_fetched_whole_and_again_when_it_has_changed(in_memory):
 
 
 def test_the_working_folder_of_a_run_leads_to_its_url(run, place):
-    assert place_of(run) is None  # nothing was remembered yet
+    assert location_of(run) is None  # nothing was remembered yet
     SentRecord(place).write()
-    assert place_of(run) == place
-    assert place_of(place) == place
-    assert place_of(run.parent) is None
+    assert location_of(run) == place
+    assert location_of(place) == place
+    assert location_of(run.parent) is None
 
 
 def test_the_queue_and_the_studio_look_at_folders_and_say_so(tmp_path):

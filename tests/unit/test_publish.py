@@ -19,7 +19,7 @@ from impasto.checkpoints import fetching
 from impasto.checkpoints.fetching import _partial_name
 from impasto.checkpoints.uploading import model_files, require_repo_id
 from impasto.errors import ConfigError, ModelError, RunError
-from impasto.progress import SilentProgress, size_words
+from impasto.progress import SilentProgress, size_text
 from impasto.report.hub_licenses import COMMON, LICENSES, require_license
 from impasto.report.model_card import License, _front_matter, make_card, plain
 
@@ -253,7 +253,7 @@ def test_what_is_no_model_is_not_published(tmp_path):
 
 
 def test_sizes_are_said_in_words():
-    words = [size_words(size) for size in (0, 1, 1023, 1024, 3 << 20, 5 << 30)]
+    words = [size_text(size) for size in (0, 1, 1023, 1024, 3 << 20, 5 << 30)]
     assert words == ["0 bytes", "1 byte", "1,023 bytes", "1.0 KiB", "3.0 MiB", "5.0 GiB"]
 
 

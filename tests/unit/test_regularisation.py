@@ -275,12 +275,12 @@ def test_a_configuration_of_sd_scripts_is_read(tmp_path, name):
     text = tomli_w.dumps(content) if name.endswith("toml") else json.dumps(content)
     (tmp_path / name).write_text(text, encoding="utf-8")
     dataset = {"config": str(tmp_path / name), "prior_loss_weight": 0.25}
-    (part,) = config_of(dataset).dataset.parts
-    assert [(s.is_reg, s.class_tokens, s.num_repeats) for s in part.subsets] == [
+    (entry,) = config_of(dataset).dataset.entries
+    assert [(s.is_reg, s.class_tokens, s.num_repeats) for s in entry.subsets] == [
         (False, "sks dog", 10),
         (True, "dog", 1),
     ]
-    assert part.prior_loss_weight == 0.25
+    assert entry.prior_loss_weight == 0.25
 
 
 def test_a_dataset_has_its_own_weight(sets):
@@ -388,13 +388,13 @@ def test_folders_in_settings_stand_for_subsets(tmp_path):
     folders = {"train_data_dir": str(tmp_path / "t"), "reg_data_dir": str(tmp_path / "r")}
     run = config_of({**folders, "resolution": 64, "min_bucket_reso": 64, "shuffle_caption": True})
     shutil.rmtree(tmp_path / "t")  # the resolved settings need its names no more
-    (part,) = build_run_config(parse_toml(dump_toml(run)), source="again").dataset.parts
-    assert part.width_height == (64, 64)
-    assert [(s.num_repeats, s.class_tokens, s.is_reg) for s in part.subsets] == [
+    (entry,) = build_run_config(parse_toml(dump_toml(run)), source="again").dataset.entries
+    assert entry.width_height == (64, 64)
+    assert [(s.num_repeats, s.class_tokens, s.is_reg) for s in entry.subsets] == [
         (10, "sks dog", False),
         (1, "dog", True),
     ]
-    assert all(subset.shuffle_caption for subset in part.subsets)
+    assert all(subset.shuffle_caption for subset in entry.subsets)
 
 
 @pytest.mark.parametrize(
@@ -432,6 +432,6 @@ def test_keys_beside_the_folders_hold_for_them(tmp_path):
     tree_of(tmp_path, "t/1_a", "r/1_b")
     folders = {"train_data_dir": str(tmp_path / "t"), "reg_data_dir": str(tmp_path / "r")}
     for keys, recursive in (({}, False), ({"recursive": True}, True)):
-        (part,) = config_of({**folders, "mask_dir": "masks", **keys}).dataset.parts
-        assert [str(subset.mask_dir) for subset in part.subsets] == ["masks", "None"]
-        assert [subset.recursive for subset in part.subsets] == [recursive] * 2
+        (entry,) = config_of({**folders, "mask_dir": "masks", **keys}).dataset.entries
+        assert [str(subset.mask_dir) for subset in entry.subsets] == ["masks", "None"]
+        assert [subset.recursive for subset in entry.subsets] == [recursive] * 2

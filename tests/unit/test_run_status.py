@@ -21,7 +21,7 @@ from impasto.runs.learning import checkpoints_of
 from impasto.runs.listing import find_runs, newest_first
 from impasto.runs.status import StatusWriter, state_of
 
-GONE = ProcessIdentity(2**30, 1, current_process().place).token
+GONE = ProcessIdentity(2**30, 1, current_process().machine).token
 
 
 def status_of(run):

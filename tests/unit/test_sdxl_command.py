@@ -253,8 +253,8 @@ def test_steps_of_buckets_are_multiples_of_32(tmp_path, in_file):
 
     with pytest.raises(ConfigError, match=r"bucket_reso_steps is 16; .* multiples of 32"):
         built(*words(16))
-    assert built(*words(32)).dataset.parts[0].bucket_reso_steps == 32
-    assert not built(*words(16, has_buckets=False)).dataset.parts[0].enable_bucket
+    assert built(*words(32)).dataset.entries[0].bucket_reso_steps == 32
+    assert not built(*words(16, has_buckets=False)).dataset.entries[0].enable_bucket
 
 
 def test_folders_of_repeats_are_subsets(tmp_path):
@@ -264,7 +264,7 @@ def test_folders_of_repeats_are_subsets(tmp_path):
     found = settings(
         f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--caption_extension=.txt"
     )
-    subsets = build_run_config(found.tree, source="test").dataset.parts[0].subsets
+    subsets = build_run_config(found.tree, source="test").dataset.entries[0].subsets
     assert [(s.num_repeats, s.class_tokens, s.is_reg, s.caption_extension) for s in subsets] == [
         (10, "sks frog", False, ".txt"), (1, "animal", True, ".txt"),
     ]  # fmt: skip

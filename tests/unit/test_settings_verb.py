@@ -107,7 +107,7 @@ def test_the_example_of_a_setting_is_a_value_that_it_takes(path, tmp_path, monke
 
 
 def test_types_are_told_in_words():
-    words = {path: setting.type.words for path, setting in all_settings().items()}
+    words = {path: setting.type.text for path, setting in all_settings().items()}
     assert words["dataset.resolution"] == (
         "a whole number from 8, up to 8192, or a list [a whole number, a whole number]"
     )

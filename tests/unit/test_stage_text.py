@@ -2,7 +2,7 @@
 
 import pytest
 
-from impasto.runs.events import stage_words
+from impasto.runs.events import stage_text
 from impasto.studio.watching import line_of
 
 
@@ -22,7 +22,7 @@ from impasto.studio.watching import line_of
     ],
 )  # fmt: skip
 def test_a_stage_says_how_far_it_is_only_where_it_counts(stage, words):
-    assert stage_words(stage) == words
+    assert stage_text(stage) == words
 
 
 def test_the_log_says_of_a_stage_that_counts_nothing_only_what_was_done():

@@ -74,7 +74,7 @@ def test_the_printed_address_gives_the_cookie_and_takes_the_token_away(stranger,
     assert "HttpOnly" in cookie
     assert "samesite=strict" in cookie.lower()
     assert access.token not in opened.text + cookie  # cookies go to other ports of the host too
-    assert access.pass_word not in opened.text
+    assert access.cookie_value not in opened.text
     assert stranger.get("/").status_code == 200
 
 
@@ -115,7 +115,7 @@ def test_another_name_for_this_server_is_refused(client, host):
 
 @pytest.mark.parametrize("host", [f"localhost:{PORT}", f"[::1]:{PORT}", f"LOCALHOST:{PORT}"])
 def test_the_names_of_the_loopback_are_known(client, access, host):
-    cookie = {"cookie": f"{access.cookie}={access.pass_word}"}
+    cookie = {"cookie": f"{access.cookie}={access.cookie_value}"}
     assert client.get("/", headers={"host": host, **cookie}).status_code == 200
 
 
@@ -428,7 +428,7 @@ def test_three_hundred_requests_at_once_are_all_answered(studio, access, dog):
 
     async def ask_all():
         transport = httpx2.ASGITransport(app)
-        cookies = {access.cookie: access.pass_word}
+        cookies = {access.cookie: access.cookie_value}
         async with httpx2.AsyncClient(
             transport=transport, base_url=HOME, cookies=cookies
         ) as browser:

@@ -39,7 +39,7 @@ from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image
 from impasto.studio.folders import Folders, address_of
 from impasto.studio.gallery import PER_PAGE, GalleryFilter, chosen, reason_kind
 from impasto.studio.losses import read_losses
-from impasto.studio.pages.data_views import start_words
+from impasto.studio.pages.data_views import start_command
 from impasto.studio.tag_index import TagIndex
 from impasto.studio.thumbnails import CONTENT, Thumbnails, hash_file, reason_of, thumbnail_of
 from impasto.studio.uploads import CAPTIONS, UploadReceiver, give_name, why_no_name
@@ -151,14 +151,14 @@ def test_the_page_says_how_to_show_another_folder(client, studio, data, tmp_path
     (tmp_path / "more & more").mkdir()
     runs, more, models = (tmp_path / name for name in ("runs", "more & more", "models"))
     given = Folders([runs], [data, more], [models])
-    said = start_words(replace(studio, folders=given, listens=[("--port", 7123)]))
+    said = start_command(replace(studio, folders=given, listens=[("--port", 7123)]))
     assert shlex.split(said.partition(" studio ")[2]) == [
         "--runs", str(runs), "--data", str(data), "--data", str(more), "--data", "FOLDER",
         "--models", str(models), "--queue", str(studio.queue),
         "--port", "7123",
     ]  # fmt: skip
     page = html.unescape(client.get("/data").text)
-    assert start_words(studio) in page
+    assert start_command(studio) in page
     assert str(data) in page
 
 
@@ -322,11 +322,11 @@ def test_any_address_is_understood(given):
 def test_tags_are_found_in_any_letter_case_and_whole():
     captions = ["Solo, cat", "solo\nCAT", "solo cat", "", "cat, cat , SOLO", "stra\u00dfe"]
     tags = TagIndex(ListedImage(str(n), caption=text) for n, text in enumerate(captions))
-    assert list(tags.places(["SOLO"])) == [0, 1, 4]
-    assert list(tags.places(["solo", "Cat"])) == [0, 1, 4]
-    assert list(tags.places(["solo cat"])) == [2]
-    assert list(tags.places(["solo", "missing"])) == []
-    assert list(tags.places(["STRASSE"])) == [5]
+    assert list(tags.rows(["SOLO"])) == [0, 1, 4]
+    assert list(tags.rows(["solo", "Cat"])) == [0, 1, 4]
+    assert list(tags.rows(["solo cat"])) == [2]
+    assert list(tags.rows(["solo", "missing"])) == []
+    assert list(tags.rows(["STRASSE"])) == [5]
     assert tags.most_frequent(2) == ["cat", "Solo"]
 
 

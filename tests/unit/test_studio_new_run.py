@@ -22,7 +22,7 @@ from impasto.config.labels import label_of
 from impasto.config.tree import all_settings
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.owners import current_process
-from impasto.presence import free_place
+from impasto.presence import free_path
 from impasto.runs.events import EventLog
 from impasto.runs.queue import Queue
 from impasto.runs.tasks import TaskDirectory
@@ -794,11 +794,11 @@ def test_choices_are_those_of_the_folders(tmp_path):
 
 
 def test_a_free_place_is_found(tmp_path):
-    assert free_place(tmp_path / "dog") == tmp_path / "dog"
+    assert free_path(tmp_path / "dog") == tmp_path / "dog"
     (tmp_path / "dog").mkdir()
-    assert free_place(tmp_path / "dog") == tmp_path / "dog-2"
+    assert free_path(tmp_path / "dog") == tmp_path / "dog-2"
     (tmp_path / "dog-2").mkdir()
-    assert free_place(tmp_path / "dog-2") == tmp_path / "dog-3"
+    assert free_path(tmp_path / "dog-2") == tmp_path / "dog-3"
 
 
 def test_the_demo_goes_all_the_way_to_a_form(client, studio, folder):

@@ -253,7 +253,7 @@ def test_two_studios_on_one_queue_see_the_same_and_start_one_runner(client, stud
     """And what one of them moves while the other shows it is moved in both."""
     other = Studio(studio.folders, studio.home.parent / ".other", studio.queue, Started())
     known = TestClient(create_app(other, access), base_url=HOME)
-    known.cookies.set(access.cookie, access.pass_word)
+    known.cookies.set(access.cookie, access.cookie_value)
     assert order(client) == order(known) == ["1", "2", "3"]
     assert post(known, "/queue/jobs/3/up").status_code == 200
     assert order(client) == order(known) == ["1", "3", "2"]

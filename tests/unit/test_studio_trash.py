@@ -146,7 +146,7 @@ def test_models_that_an_earlier_version_deleted_go_to_the_folder_of_the_trash(fo
 def test_a_note_of_a_stranger_leads_nowhere_else(folders, shelf, note):
     laid_out(shelf, "a.ckpt", note)
     (deleted,) = all_deleted(folders)
-    assert deleted.place == shelf / "a.ckpt"
+    assert deleted.origin == shelf / "a.ckpt"
 
 
 @POSIX

@@ -102,7 +102,7 @@ def test_only_rows_that_are_losses_are_read():
     found = last_groups(lines)
     assert found.step == 5
     (group,) = found.groups
-    assert group.words == "0.2500 ± 0.0100, -0.1000 from the base model, of 4 images"
+    assert group.text == "0.2500 ± 0.0100, -0.1000 from the base model, of 4 images"
     assert last_groups(lines[3:]) is None
 
 

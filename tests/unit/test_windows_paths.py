@@ -48,4 +48,4 @@ def test_text_may_hold_what_paths_may_not(tmp_path):
         encoding="utf-8",
     )
     config = load_dataset_config(file, {})
-    assert config.parts[0].subsets[0].caption_separator == "\t"
+    assert config.entries[0].subsets[0].caption_separator == "\t"

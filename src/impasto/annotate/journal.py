@@ -205,7 +205,7 @@ def alone(folders: DatasetFolders) -> Iterator[None]:
 
     def refuse(holder: LockHolder) -> None:
         raise RunError(
-            f"Another command is changing words of this dataset: {holder.words}. It holds "
+            f"Another command is changing words of this dataset: {holder.description}. It holds "
             f"{folders.journals}. Wait until it is done."
         )
 

@@ -96,7 +96,9 @@ def _take_place(partial: Path, whole: Path, target: Path) -> None:
 
 
 def _refuse(holder: LockHolder) -> None:
-    raise RunError(f"It is being downloaded already, by {holder.words}. Wait until that is done.")
+    raise RunError(
+        f"It is being downloaded already, by {holder.description}. Wait until that is done."
+    )
 
 
 def _download_fault(hub_id: str, reason: str) -> str:

@@ -20,7 +20,7 @@ from impasto.checkpoints.weight_files import (
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, SilentProgress
-from impasto.remote_paths import is_remote, place_fault
+from impasto.remote_paths import is_remote, location_fault
 
 FILE_ENDINGS = {".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin"}
 """A name with one of these is a file and no Hub id."""
@@ -41,7 +41,7 @@ def require_source(source: str) -> None:
         ModelError: It is neither a path that exists nor of the form of a Hub id or a URL.
     """
     if is_remote(source):
-        fault = place_fault(Path(source))
+        fault = location_fault(Path(source))
         if fault:
             raise ModelError(f"The model {source!r}: {fault}.")
         return  # whether it is there, the store says when it is fetched

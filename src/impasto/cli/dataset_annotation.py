@@ -218,7 +218,7 @@ def dataset_folders_of(config: Any, metadata: Path | None = None) -> DatasetFold
     """Where the words of a dataset are, by its settings."""
     from impasto.annotate.dataset_folders import DatasetFolders
 
-    subsets = [subset for entry in config.parts for subset in entry.subsets]
+    subsets = [subset for entry in config.entries for subset in entry.subsets]
     named = [subset.image_dir or (subset.metadata_file or Path()).parent for subset in subsets]
     roots = [folder_of(path) for path in named]
     return DatasetFolders(tuple(dict.fromkeys(roots)), config.derived_dir / "annotations", metadata)

@@ -169,7 +169,7 @@ def local_dataset_config(
         ConfigError: As for `dataset_config`; or images are in an object store, or in tars.
     """
     config = dataset_config(source, options)
-    for entry in config.parts:
+    for entry in config.entries:
         for subset in entry.subsets:
             for path in (subset.image_dir, subset.metadata_file):
                 if path is not None:

@@ -34,10 +34,10 @@ def demo(out: Path | None, overrides: tuple[str, ...]) -> None:
     console = Console()
     from impasto.cli.finish import finish
     from impasto.demo.recipe import BASE_MODEL, demo_config
-    from impasto.presence import free_place
+    from impasto.presence import free_path
     from impasto.training import trainer
 
-    config = demo_config(out or free_place(Path("impasto-demo")), overrides)
+    config = demo_config(out or free_path(Path("impasto-demo")), overrides)
     console.heading("Impasto's demo")
     console.paragraph(
         "A tiny Stable Diffusion model that knows 171 things as colourful icons is taught to draw "

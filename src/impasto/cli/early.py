@@ -64,7 +64,7 @@ def require_folders(config: RunConfig) -> None:
     """
     from impasto.data.scanning.image_places import require_images
 
-    subsets = [s for entry in config.dataset.parts for s in entry.subsets if s.num_repeats]
+    subsets = [s for entry in config.dataset.entries for s in entry.subsets if s.num_repeats]
     folders = [subset.image_dir for subset in subsets] + [config.validation.image_dir]
     for folder in folders:
         if folder is not None:

@@ -124,7 +124,7 @@ def _measure(sources: list[Source], out: Path, options: dict[str, Any], console:
     from impasto.training.devices import default_device, release_cached_memory
 
     def refuse(holder: LockHolder) -> None:
-        raise RunError(f"Another process evaluates into {out}: {holder.words}.")
+        raise RunError(f"Another process evaluates into {out}: {holder.description}.")
 
     device = default_device()
     networks = _networks(options, device, console)

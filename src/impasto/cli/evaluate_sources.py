@@ -158,7 +158,7 @@ def image_folders(sources: Iterable[Source]) -> list[Path]:
         found += validation_folders(config)
         found += [
             subset.image_dir
-            for entry in config.dataset.parts
+            for entry in config.dataset.entries
             for subset in entry.subsets
             if subset.image_dir is not None
         ]

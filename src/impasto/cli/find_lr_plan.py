@@ -10,7 +10,7 @@ from impasto.cli.plan import plan_of
 from impasto.cli.plan_text import show_memory
 from impasto.cli.plan_value import RunPlan
 from impasto.config.run import RunConfig
-from impasto.progress import counted, duration_words
+from impasto.progress import counted, duration_text
 from impasto.training.borrowing import one_process_alone
 from impasto.training.lr_finding import DOING, Probe, measured_images, settings_of_test
 from impasto.training.lr_range import LrRange
@@ -61,7 +61,7 @@ def _rows(
         "Trains": ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in plan.model.parts.items()),
         "Measured": f"before the first step and after each, on {counted(images, 'images')} at "
         f"{counted(probe.timesteps, 'timesteps')}: {counted(passes, 'forward passes')} each time",
-        "Time": f"about {duration_words(steps.seconds)} for steps and {duration_words(measuring)} "
+        "Time": f"about {duration_text(steps.seconds)} for steps and {duration_text(measuring)} "
         f"to measure, on this {steps.device}, and encoding what is not encoded yet",
         "Stays": kept if page is None else f"{kept}; {page}",
     }

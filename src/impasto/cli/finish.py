@@ -10,9 +10,9 @@ from impasto.invocation import is_first_process
 from impasto.report.page import write_report
 from impasto.runs import RunDirectory
 from impasto.runs.learning import Learning, kept_best, read_learning
-from impasto.runs.learning_words import best_words, evidence_words, gap_words
+from impasto.runs.learning_text import best_text, evidence_text, gap_text
 from impasto.runs.mixture import mixture_of
-from impasto.runs.remote.local_folders import place_of
+from impasto.runs.remote.local_folders import location_of
 
 
 def finish(trained: Callable[[], RunDirectory], console: Console) -> RunDirectory:
@@ -30,7 +30,7 @@ def finish(trained: Callable[[], RunDirectory], console: Console) -> RunDirector
     try:
         run = trained()
     except NotSentError as error:
-        run, unsent = RunDirectory(error.folder, place=place_of(error.folder)), error
+        run, unsent = RunDirectory(error.folder, location=location_of(error.folder)), error
     if is_first_process():
         show_finished(run, console, sends=unsent is None)
     if unsent is not None:
@@ -56,15 +56,15 @@ def show_finished(run: RunDirectory, console: Console, *, sends: bool = True) ->
     if learning is not None:
         console.paragraph(learning.sentence())
     console.table({**_rows(run, learning), "Report": run.address_of(run.report)})
-    if run.place is not None and sends:
+    if run.location is not None and sends:
         from impasto.runs.remote.run_in_store import remove_working_folder, send_again
 
-        send_again(run.place, console)
+        send_again(run.location, console)
         remove_working_folder(run)
 
 
 def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:
-    rows = {} if learning is None else {"Lowest": best_words(learning), **_evidence(learning)}
+    rows = {} if learning is None else {"Lowest": best_text(learning), **_evidence(learning)}
     model = run.exported_model()
     mixture = mixture_of(run)
     rows["Model"] = str(run.model_address())
@@ -78,5 +78,5 @@ def _rows(run: RunDirectory, learning: Learning | None) -> dict[str, str]:
 
 
 def _evidence(learning: Learning) -> dict[str, str]:
-    told = {"Gap": gap_words(learning), "Evidence": evidence_words(learning)}
+    told = {"Gap": gap_text(learning), "Evidence": evidence_text(learning)}
     return {name: text for name, text in told.items() if text}

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 
 from impasto.errors import ConfigError
-from impasto.remote_paths import is_remote, place_fault, shown
+from impasto.remote_paths import is_remote, location_fault, shown
 
 
 class LocalPath(click.Path):
@@ -45,7 +45,7 @@ class LocalPath(click.Path):
         Raises:
             ConfigError: It is a URL.
         """
-        if is_remote(value) or place_fault(Path(value)):
+        if is_remote(value) or location_fault(Path(value)):
             raise ConfigError(
                 f"{_name(param)} is {shown(value)}, which is a URL; expected a path of this "
                 f"machine. {self._advice}"

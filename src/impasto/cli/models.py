@@ -127,19 +127,19 @@ def purge(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, yes
     Without --yes this names the runs and jobs that need it, and removes nothing.
     """
     from impasto.cli.console import Console
-    from impasto.progress import size_words
+    from impasto.progress import size_text
     from impasto.studio.trash import deleted_at
     from impasto.studio.trash import purge as remove
 
     console, found = Console(), deleted_at(model)
-    console.table({"Model": found.path, "Was": found.place, "What": _deleted_line(found)})
+    console.table({"Model": found.path, "Was": found.origin, "What": _deleted_line(found)})
     runs, jobs = _who_may_need(run_folders, queue_folder)
     _say_who_needs(console, found.as_it_was, runs, jobs, _nobody_in(run_folders, queue_folder))
     if not yes:
         console.note("Nothing was removed. Add --yes to remove it for good.")
         return
     remove(found)
-    console.note(f"Removed for good. That freed {size_words(found.size)}.")
+    console.note(f"Removed for good. That freed {size_text(found.size)}.")
 
 
 @models.command("empty-trash")
@@ -151,17 +151,17 @@ def empty(folders: tuple[Path, ...], *, yes: bool) -> None:
     Without FOLDERS, from the current folder. What is deleted meanwhile stays in the trash.
     """
     from impasto.cli.console import Console
-    from impasto.progress import counted, size_words
+    from impasto.progress import counted, size_text
     from impasto.studio.trash import all_deleted, empty_trash
 
     console, there = Console(), _existing(folders)
     deleted = all_deleted(there)
-    size = size_words(sum(one.size for one in deleted))
+    size = size_text(sum(one.size for one in deleted))
     if not yes:
         console.note(f"The trash has {size}. Nothing was removed. Add --yes to remove it.")
         return
     gone = empty_trash(there, {one.name for one in deleted})
-    freed = size_words(sum(one.size for one in gone))
+    freed = size_text(sum(one.size for one in gone))
     console.note(f"Removed {counted(len(gone), 'models')} for good. That freed {freed}.")
 
 
@@ -225,9 +225,9 @@ def _line(model: FoundModel) -> str:
 
 
 def _deleted_as_json(model: DeletedModel) -> dict[str, Any]:
-    return {"path": str(model.path), "bytes": model.size, "from": str(model.place)}
+    return {"path": str(model.path), "bytes": model.size, "from": str(model.origin)}
 
 
 def _deleted_line(model: DeletedModel) -> str:
     view = model.view()
-    return " · ".join([view["kind"], view["size"], f"deleted {view['when']}", str(model.place)])
+    return " · ".join([view["kind"], view["size"], f"deleted {view['when']}", str(model.origin)])

@@ -6,7 +6,7 @@ import json
 
 from impasto.cli.console import Console
 from impasto.cli.plan_value import DataPlan, RunPlan, ValidationPlan
-from impasto.progress import counted, duration_words
+from impasto.progress import counted, duration_text
 from impasto.training.planning.fitter import gib
 
 
@@ -70,7 +70,7 @@ def _data_rows(data: DataPlan) -> dict[str, str]:
 def _training_rows(plan: RunPlan) -> dict[str, str]:
     model, steps, disk = plan.model, plan.steps, plan.disk
     low, high = steps.exposure.usual_looks
-    each, whole = duration_words(steps.seconds_each), duration_words(steps.seconds)
+    each, whole = duration_text(steps.seconds_each), duration_text(steps.seconds)
     rows = {
         "Model": f"{model.family}, predicts {model.predicts} ({model.evidence})",
         "Trains": ", ".join(f"{name} ({n / 1e6:.1f} M)" for name, n in model.parts.items()),
@@ -103,13 +103,13 @@ def _training_rows(plan: RunPlan) -> dict[str, str]:
         rows["Streaming"] = (
             f"{gib(moved.ram_bytes)} of weights wait in pinned RAM; a step copies "
             f"{gib(moved.to_gpu_bytes)} to the GPU and {gib(moved.from_gpu_bytes)} back: "
-            f"{duration_words(moved.seconds)}"
+            f"{duration_text(moved.seconds)}"
         )
     return rows
 
 
 def _validation_text(plan: ValidationPlan) -> str:
-    each = duration_words(plan.seconds_each)
+    each = duration_text(plan.seconds_each)
     sample = f" and {plan.training_images:,} trained on" if plan.training_images else ""
     kind = "copies or look the same" if plan.near else "byte copies"
     copies = (

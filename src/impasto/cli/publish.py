@@ -104,12 +104,12 @@ def _fetched(source: Path, console: Console) -> Path:
     from impasto.runs.remote.contents import SETTINGS, is_of_models
     from impasto.runs.remote.fetching import fetch_model
     from impasto.runs.remote.reading import is_of_pages, is_of_publishing, open_run
-    from impasto.runs.remote.run_in_store import require_place
+    from impasto.runs.remote.run_in_store import require_location
     from impasto.storage import objects
 
     if not is_remote(source):
         return source
-    require_place(source)
+    require_location(source)
     if objects.look_up(source / SETTINGS) is not None:
         return open_run(source, console, is_of_publishing).path
     location, key = source.parent.parent, f"{source.parent.name}/{source.name}"
@@ -200,11 +200,11 @@ def _images_of(file: Path | None, card: str, made: Mapping[str, bytes]) -> dict[
 
 def _show(console: Console, repo_id: str, contents: dict[str, Content]) -> None:
     from impasto.checkpoints.uploading import size_of
-    from impasto.progress import size_words
+    from impasto.progress import size_text
 
     total = sum(map(size_of, contents.values()))
-    console.heading(f"For {repo_id}: {size_words(total)}")
-    console.table({name: size_words(size_of(content)) for name, content in contents.items()})
+    console.heading(f"For {repo_id}: {size_text(total)}")
+    console.table({name: size_text(size_of(content)) for name, content in contents.items()})
 
 
 def _write(

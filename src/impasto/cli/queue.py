@@ -100,7 +100,7 @@ def list_jobs(folder: Path, as_json: bool) -> None:  # noqa: FBT001
         return
     console.table({f"{job.number:>3}": _line(job) for job in jobs})
     for device, holder in runners_of(folder).items():
-        console.note(f"Device {device} is in use by {holder.words}.")
+        console.note(f"Device {device} is in use by {holder.description}.")
 
 
 def _line(job: Job) -> str:

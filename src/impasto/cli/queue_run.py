@@ -75,7 +75,7 @@ class Worker:
 
     def _identity(self) -> ProcessIdentity | None:
         if self.process is not None:
-            return ProcessIdentity(self.process.pid, 0, current_process().place)
+            return ProcessIdentity(self.process.pid, 0, current_process().machine)
         found = process_of(self.job)
         if found is None and self.job.run is not None:
             holder = self.job.run.state().holder
@@ -243,8 +243,9 @@ class Runner:
 
     def _refuse(self, holder: LockHolder) -> None:
         raise RunError(
-            f"Device {self._device} of {self._queue.folder} is already in use by {holder.words}. "
-            f"A device trains one job at a time: add jobs, and they are trained there."
+            f"Device {self._device} of {self._queue.folder} is already in use by "
+            f"{holder.description}. A device trains one job at a time: add jobs, and they are "
+            f"trained there."
         )
 
 

@@ -249,7 +249,7 @@ def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
     config_file = settings_file_of(model)
     if not presence.is_file(config_file):
         return native_size(base.contents)
-    sizes = (entry.width_height for entry in load_run_config(config_file).dataset.parts)
+    sizes = (entry.width_height for entry in load_run_config(config_file).dataset.entries)
     width, height = max(sizes)
     return max(8, width // 8 * 8), max(8, height // 8 * 8)
 

@@ -19,16 +19,16 @@ def send(run: Path) -> None:
     from impasto.errors import ConfigError
     from impasto.remote_paths import shown
     from impasto.runs import RunDirectory
-    from impasto.runs.remote.local_folders import place_of, working_folder
-    from impasto.runs.remote.run_in_store import remove_working_folder, require_place, send_again
+    from impasto.runs.remote.local_folders import location_of, working_folder
+    from impasto.runs.remote.run_in_store import remove_working_folder, require_location, send_again
 
-    location = place_of(run)
+    location = location_of(run)
     if location is None:
         raise ConfigError(
             f"{run} is no run in an object store; expected its URL, as in s3://bucket/run."
         )
-    require_place(location)
+    require_location(location)
     console = Console()
     send_again(location, console)
-    remove_working_folder(RunDirectory(working_folder(location), place=location))
+    remove_working_folder(RunDirectory(working_folder(location), location=location))
     console.note(f"All of the run is in {shown(location)}.")

@@ -51,7 +51,7 @@ def setting_value(setting: Setting) -> dict[str, Any]:
     return {
         "path": setting.path,
         "docs": setting.docs,
-        "type": setting.type.words,
+        "type": setting.type.text,
         "choices": list(setting.type.choices),
         "bounds": dict(setting.type.bounds),
         "can_be_off": setting.type.can_be_off,
@@ -112,8 +112,8 @@ def _show_section(section: SettingSection, console: Console) -> None:
     for setting in section.settings:
         kinds = f" (of {', '.join(setting.kinds)})" if _is_of_some_kinds(section, setting) else ""
         console.heading(f"{setting.path}{kinds}")
-        default = "required" if setting.is_required else f"default {setting.default_words}"
-        console.note(f"  {setting.type.words}; {default}")
+        default = "required" if setting.is_required else f"default {setting.default_text}"
+        console.note(f"  {setting.type.text}; {default}")
         console.note(f"  {setting.first_sentence}")
 
 
@@ -134,8 +134,8 @@ def _show_setting(setting: Setting, console: Console) -> None:
     console.note("")
     console.table(
         {
-            "Type": setting.type.words,
-            "Default": setting.default_words,
+            "Type": setting.type.text,
+            "Default": setting.default_text,
             **({"Kinds": ", ".join(setting.kinds)} if setting.kinds else {}),
             **({"Former name": former} if former else {}),
         }

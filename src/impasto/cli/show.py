@@ -43,7 +43,7 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
     console.table(_rows(found))
     if groups is not None:
         console.heading(f"Loss of held-out images at step {groups.step:,}, by what they share")
-        console.table({one.title: one.words for one in groups.groups})
+        console.table({one.title: one.text for one in groups.groups})
     if found["images"]:
         console.heading(f"Highest loss, of {found['images_known']:,} images")
         console.table({one["path"]: _image_text(one) for one in found["images"]})
@@ -89,7 +89,7 @@ def _groups(run: RunDirectory) -> GroupLosses | None:
 def _claims(learning: Learning | None) -> dict[str, Any]:
     """What is claimed of the validation loss, for programs; all None without one."""
     from impasto.runs.evidence import CONFIDENCE
-    from impasto.runs.learning_words import best_words, evidence_words, gap_words
+    from impasto.runs.learning_text import best_text, evidence_text, gap_text
 
     names = (
         "verdict", "is_overfitting", "best_step", "best_loss", "best_words", "as_good_as_best",
@@ -100,10 +100,10 @@ def _claims(learning: Learning | None) -> dict[str, Any]:
     change = learning.compared(learning.last, learning.first)
     values = (
         learning.verdict, learning.is_overfitting, learning.best.step, learning.best.loss,
-        best_words(learning), learning.as_good() if learning.is_known else None,
+        best_text(learning), learning.as_good() if learning.is_known else None,
         None if change is None else change.mean,
         None if change is None else change.standard_error,
-        CONFIDENCE if learning.is_known else None, gap_words(learning), evidence_words(learning),
+        CONFIDENCE if learning.is_known else None, gap_text(learning), evidence_text(learning),
     )  # fmt: skip
     return dict(zip(names, values, strict=True))
 

@@ -99,12 +99,12 @@ def _as_json(known: Tasks, task: TaskDirectory) -> dict[str, Any]:
 
 
 def _line(one: dict[str, Any]) -> str:
-    from impasto.runs.events import stage_words
+    from impasto.runs.events import stage_text
 
     texts = [one["state"], one["title"]]
     stage = one["stage"]
     if stage is not None and one["state"] in ("starting", "working"):
-        texts.append(stage_words(stage))
+        texts.append(stage_text(stage))
     if one["error"]:
         texts.append(one["error"].partition("\n")[0])
     return " · ".join(texts)

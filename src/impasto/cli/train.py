@@ -166,7 +166,7 @@ def _show_finished(run: RunDirectory, console: Console) -> None:
     """Name the model; write the report if the process ended before it could."""
     from impasto.runs.remote.local_folders import working_folder
 
-    is_copy = run.place is not None and run.path != working_folder(run.place)
+    is_copy = run.location is not None and run.path != working_folder(run.location)
     if not presence.is_file(run.report) and not is_copy:
         from impasto.cli.finish import show_finished
 

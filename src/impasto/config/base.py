@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
-from impasto.config.places import remote_fault
+from impasto.config.locations import remote_fault
 
 
 class Section(BaseModel):

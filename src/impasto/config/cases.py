@@ -129,21 +129,21 @@ class Case:
     @property
     def has_masks(self) -> bool:
         """Whether places of some images are weighed in the loss."""
-        parts = self.config.dataset.parts
-        subsets = [s for part in parts for s in part.subsets if s.num_repeats]
+        entries = self.config.dataset.entries
+        subsets = [s for entry in entries for s in entry.subsets if s.num_repeats]
         return any(subset.alpha_mask or subset.mask_dir is not None for subset in subsets)
 
     @property
     def has_regularisation(self) -> bool:
         """Whether there are regularisation images, as far as settings tell; folders may."""
         dataset = self.config.dataset
-        subsets = [s for part in dataset.parts for s in part.subsets if s.num_repeats]
+        subsets = [s for entry in dataset.entries for s in entry.subsets if s.num_repeats]
         return any(subset.is_reg for subset in subsets)
 
     @property
     def split_twice(self) -> bool:
         """Whether a dataset has a share held out of its own, beside `validation.image_dir`."""
-        asked = any(part.validation_split is not None for part in self.config.dataset.parts)
+        asked = any(entry.validation_split is not None for entry in self.config.dataset.entries)
         return asked and self.config.validation.image_dir is not None
 
     @property

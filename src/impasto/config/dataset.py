@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from impasto import files
 from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import inherit_settings
-from impasto.config.places import Place, WrittenPlace
+from impasto.config.locations import Location, WrittenLocation
 from impasto.config.regularisation import require_balance, require_weighted
 from impasto.config.subset_keys import Count, SubsetKeys
 from impasto.member_paths import folder_of
@@ -127,13 +127,13 @@ class DatasetKeys(SubsetKeys):
 class SubsetConfig(SubsetKeys):
     """Some of the images of a dataset."""
 
-    image_dir: Place | None = None
+    image_dir: Location | None = None
     """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
     `metadata_file`, the folder that its names are relative to. Or a folder of tar shards, of
     Parquet or of Arrow tables, or such files by name, as in `shards/cats-*.tar`. Or the URL of any
     of them in an object store: `s3://bucket/cats`."""
 
-    metadata_file: Place | None = None
+    metadata_file: Location | None = None
     """JSON or JSONL file that names the images and has their words, or its URL. Give this,
     `image_dir`, or both."""
 
@@ -169,9 +169,9 @@ class DatasetEntry(DatasetKeys):
         self.require_bounds()
         for number, subset in enumerate(self.subsets):
             if subset in self.subsets[:number]:
-                place = subset.metadata_file or subset.image_dir
+                location = subset.metadata_file or subset.image_dir
                 raise ValueError(
-                    f"subset {number + 1} repeats an earlier one ({place}). Take it out; "
+                    f"subset {number + 1} repeats an earlier one ({location}). Take it out; "
                     f"num_repeats shows images more often"
                 )
         require_balance(self.subsets)
@@ -181,13 +181,13 @@ class DatasetEntry(DatasetKeys):
 class DatasetConfig(DatasetKeys):
     """Which images are trained on, at what sizes, and with which words."""
 
-    image_dir: Place | None = None
+    image_dir: Location | None = None
     """Folder with the images, each with a `.txt` or `.caption` of the same name beside it; with
     `metadata_file`, the folder that its names are relative to. Or a folder of tar shards, of
     Parquet or of Arrow tables, or such files by name, as in `shards/cats-*.tar`. Or the URL of any
     of them in an object store: `s3://bucket/cats`."""
 
-    metadata_file: Place | None = None
+    metadata_file: Location | None = None
     """JSON or JSONL file that names the images and has their words, or its URL."""
 
     mask_dir: Path | None = None
@@ -212,7 +212,7 @@ class DatasetConfig(DatasetKeys):
     """Several datasets, each with `subsets`, as in sd-scripts: `[[dataset.datasets]]` and
     `[[dataset.datasets.subsets]]`."""
 
-    cache_dir: WrittenPlace | None = None
+    cache_dir: WrittenLocation | None = None
     """Folder for what is derived from the images (encoded latents, the scan's index), or the URL
     of a place in an object store; off means `.impasto` in the first folder of images, and for
     those of a store a folder of this machine. It may be deleted at any time."""
@@ -250,7 +250,7 @@ class DatasetConfig(DatasetKeys):
     bucket, and lets it draw buckets by what is left in them, as NovelAI did."""
 
     @property
-    def parts(self) -> tuple[DatasetEntry, ...]:
+    def entries(self) -> tuple[DatasetEntry, ...]:
         """The datasets; one with one subset where the keys are given in `[dataset]` itself."""
         if self.datasets:
             return self.datasets
@@ -261,7 +261,7 @@ class DatasetConfig(DatasetKeys):
     @property
     def derived_dir(self) -> Path:
         """The folder that data derived from the images is kept in."""
-        first = self.parts[0].subsets[0]
+        first = self.entries[0].subsets[0]
         folder = folder_of(first.image_dir or (first.metadata_file or Path()).parent)
         if self.cache_dir is None and is_remote(folder):
             return local_folder_of(folder, "derived")
@@ -292,9 +292,9 @@ class DatasetConfig(DatasetKeys):
         if not self.datasets:
             self.require_bounds()
         self.require_executor()
-        if not any(subset.num_repeats for part in self.parts for subset in part.subsets):
+        if not any(subset.num_repeats for entry in self.entries for subset in entry.subsets):
             raise ValueError("num_repeats is 0 everywhere, so nothing is left")
-        require_weighted(self.parts)
+        require_weighted(self.entries)
         return self
 
     def require_executor(self) -> None:

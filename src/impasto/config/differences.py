@@ -111,5 +111,5 @@ def about_setting(path: str) -> str:
 def _sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
-    for part in typing.get_args(annotation):
-        yield from _sections_in(part)
+    for member in typing.get_args(annotation):
+        yield from _sections_in(member)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import presence
-from impasto.config.places import remote_fault
+from impasto.config.locations import remote_fault
 from impasto.errors import ConfigError
 
 _TRAIN, _REGULARISATION = "train_data_dir", "reg_data_dir"
@@ -126,24 +126,24 @@ def _subset_of(folder: Path, name: str) -> dict[str, Any] | None:
     """The subset of one folder; None where it asks for 0 repeats."""
     match = _NAME.fullmatch(name)
     if match is None:
-        words = name.lstrip("-_. 0123456789") or "class"
+        class_tokens = name.lstrip("-_. 0123456789") or "class"
         raise ConfigError(
             f"The folder {folder / name} has no number of repeats in front of its name; expected "
-            f"N_class, as in 10_{words}. Rename it, or move it elsewhere if its images are not "
-            f"meant."
+            f"N_class, as in 10_{class_tokens}. Rename it, or move it elsewhere if its images are "
+            f"not meant."
         )
     if (folder / name).is_symlink():
         raise ConfigError(
             f"{folder / name} is a link to a folder, which is not followed. Put the folder itself "
             f"there, or name it in a subset of its own (image_dir, num_repeats, class_tokens)."
         )
-    repeats, words = int(match[1]), (match[2] or "").strip()
+    repeats, class_tokens = int(match[1]), (match[2] or "").strip()
     if repeats > _MOST_REPEATS:
         raise ConfigError(
             f"The folder {folder / name} asks for {repeats:,} repeats; expected up to "
-            f"{_MOST_REPEATS:,}. If the number is a date, rename it: 10_{words or 'class'}."
+            f"{_MOST_REPEATS:,}. If the number is a date, rename it: 10_{class_tokens or 'class'}."
         )
     if repeats == 0:
         return None
     subset: dict[str, Any] = {"image_dir": str(folder / name), "num_repeats": repeats}
-    return {**subset, "class_tokens": words} if words else subset
+    return {**subset, "class_tokens": class_tokens} if class_tokens else subset

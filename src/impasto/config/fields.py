@@ -21,7 +21,7 @@ from impasto.parsing import parse_toml, split_lines
 NOTHING = {"lines": "[]", "value": "[]", "table": "{}", "sections": "[]"}
 """What a list or table that is given, and empty, is written as."""
 
-_WORD = re.compile(r"[a-z_0-9]+(?:\.[a-z_0-9]+)*")
+_PATH = re.compile(r"[a-z_0-9]+(?:\.[a-z_0-9]+)*")
 
 
 def fields_of(tree: Mapping[str, Any]) -> dict[str, str]:
@@ -34,7 +34,7 @@ def fields_of(tree: Mapping[str, Any]) -> dict[str, str]:
     known = all_settings()
     found: dict[str, str] = {}
     for name, value in values.items():
-        is_section = any(part.name == name for part in all_sections())
+        is_section = any(section.name == name for section in all_sections())
         given = value if is_section and isinstance(value, Mapping) else {"": value}
         for key, inner in given.items():
             path = f"{name}.{key}" if key else name
@@ -79,15 +79,15 @@ def faults_by_field(faults: Mapping[str, str]) -> dict[str, str]:
 
 def _field_of(path: str, sentence: str) -> str:
     plain, known = re.sub(r"\[\d+\]", "", path), all_settings()
-    parts = plain.split(".")
-    for length in range(len(parts), 0, -1):
-        head = ".".join(parts[:length])
+    names = plain.split(".")
+    for length in range(len(names), 0, -1):
+        head = ".".join(names[:length])
         if head in known:
             return head
     rest = sentence.removeprefix(f"{path}: ")
-    section = parts[0] if parts[0] else ""
-    for word in _WORD.findall(rest):
-        for name in (f"{section}.{word}", word) if section else (word,):
+    section = names[0] if names[0] else ""
+    for mentioned in _PATH.findall(rest):
+        for name in (f"{section}.{mentioned}", mentioned) if section else (mentioned,):
             if name in known:
                 return name
     own = [s.path for s in known.values() if section and s.section == section]

@@ -107,7 +107,7 @@ def settings_text(goal: Goal, material: Material) -> str:
         ConfigError: As for `settings_for`.
     """
     tree, reasons = settings_for(goal, material)
-    section, lines = "", [f"# {goal.title}: {goal.words} Values as in the example {goal.example}."]
+    section, lines = "", [f"# {goal.title}: {goal.text} Values as in the example {goal.example}."]
     for line in split_lines(tomli_w.dumps(tree).removesuffix("\n")):
         if line.startswith("["):
             section = f"{line.strip('[]')}."
@@ -269,10 +269,10 @@ def _every(goal: Goal, material: Material, times: int) -> int:
 
 def prompts_of(captions: Sequence[str]) -> list[str]:
     """A few different captions from all over a dataset."""
-    words = dict.fromkeys(
+    texts = dict.fromkeys(
         text.strip() for text in captions if text.strip() and len(text) <= _LONGEST_PROMPT
     )
-    usable = [text for text in words if is_text(text) and text.isprintable()]
+    usable = [text for text in texts if is_text(text) and text.isprintable()]
     if len(usable) <= PROMPTS:
         return usable
-    return [usable[place * len(usable) // PROMPTS] for place in range(PROMPTS)]
+    return [usable[number * len(usable) // PROMPTS] for number in range(PROMPTS)]

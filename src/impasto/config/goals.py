@@ -24,7 +24,7 @@ class Goal:
 
     Attributes:
         title: What it is called.
-        words: What it is for.
+        text: What it is for.
         example: The file in `configs/` that its values are from.
         lr: Learning rate of a whole U-Net.
         lr_why: Where that is from.
@@ -39,7 +39,7 @@ class Goal:
     """
 
     title: str
-    words: str
+    text: str
     example: str
     lr: float
     lr_why: str
@@ -56,7 +56,7 @@ class Goal:
 GOALS: dict[str, Goal] = {
     "style": Goal(
         title="A style",
-        words="A drawing or painting style from 50 to 1,000 images.",
+        text="A drawing or painting style from 50 to 1,000 images.",
         example="style-12gb",
         lr=5e-6,
         lr_why="halve it if samples turn blotchy, double it if nothing changes",
@@ -76,7 +76,7 @@ GOALS: dict[str, Goal] = {
     ),
     "subject": Goal(
         title="A subject",
-        words="One person, animal or thing from 10 to 50 images.",
+        text="One person, animal or thing from 10 to 50 images.",
         example="subject-12gb",
         lr=2e-6,
         lr_why="few images are learnt by heart fast",
@@ -93,7 +93,7 @@ GOALS: dict[str, Goal] = {
     ),
     "large": Goal(
         title="A large set",
-        words="Thousands of images with tags.",
+        text="Thousands of images with tags.",
         example="large-24gb",
         lr=1e-5,
         lr_why="for a batch of 32",
@@ -114,7 +114,7 @@ GOALS: dict[str, Goal] = {
     ),
     "scratch": Goal(
         title="From scratch",
-        words="A new model, whose weights are random, as impasto init makes it.",
+        text="A new model, whose weights are random, as impasto init makes it.",
         example="large-24gb",
         lr=1e-4,
         lr_why="that of Stable Diffusion 1 (its model card); a tiny model takes 1e-3",

@@ -205,14 +205,14 @@ class SavingConfig(Section):
         return self
 
     @property
-    def part_dtypes(self) -> dict[str, Precision]:
+    def component_dtypes(self) -> dict[str, Precision]:
         """Kind of network -> precision, where one is asked for by name."""
         asked = {
             "unet": self.unet_dtype,
             "text_encoder": self.text_encoder_dtype,
             "vae": self.vae_dtype,
         }
-        return {part: dtype for part, dtype in asked.items() if dtype is not None}
+        return {component: dtype for component, dtype in asked.items() if dtype is not None}
 
 
 class LoggingConfig(Section):

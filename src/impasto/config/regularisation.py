@@ -18,16 +18,16 @@ def require_balance(subsets: Sequence[SubsetConfig]) -> None:
             without.
     """
     shown = [subset for subset in subsets if subset.num_repeats]
-    trained = {_place_of(subset) for subset in shown if not subset.is_reg}
+    trained = {_location_of(subset) for subset in shown if not subset.is_reg}
     if shown and not trained:
         raise ValueError(
             "all its subsets have is_reg, so there is nothing to train on: regularisation images "
             "come as often as those that are trained on. Add a subset without is_reg"
         )
     for subset in shown:
-        if subset.is_reg and _place_of(subset) in trained:
+        if subset.is_reg and _location_of(subset) in trained:
             raise ValueError(
-                f"{_place_of(subset)} is given twice, with is_reg and without. Regularisation "
+                f"{_location_of(subset)} is given twice, with is_reg and without. Regularisation "
                 f"images are other images of the class: take one of the two subsets out"
             )
 
@@ -39,7 +39,7 @@ def require_weighted(datasets: Sequence[DatasetEntry]) -> None:
         ValueError: `prior_loss_weight` is given, and no subset has `is_reg`.
     """
     weighted = any(dataset.prior_loss_weight != 1 for dataset in datasets)
-    subsets = [subset for part in datasets for subset in part.subsets if subset.num_repeats]
+    subsets = [subset for entry in datasets for subset in entry.subsets if subset.num_repeats]
     if weighted and not any(subset.is_reg for subset in subsets):
         raise ValueError(
             "prior_loss_weight has no effect without regularisation images: give is_reg to their "
@@ -47,5 +47,5 @@ def require_weighted(datasets: Sequence[DatasetEntry]) -> None:
         )
 
 
-def _place_of(subset: SubsetConfig) -> Path | None:
+def _location_of(subset: SubsetConfig) -> Path | None:
     return subset.metadata_file or subset.image_dir

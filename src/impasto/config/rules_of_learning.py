@@ -174,9 +174,9 @@ WRITTEN = (
     ),
     Rule(
         ("method.kind", "saving.unet_dtype", "saving.text_encoder_dtype", "saving.vae_dtype"),
-        lambda c: c.method.kind == "hypernetwork" and bool(c.config.saving.part_dtypes),
+        lambda c: c.method.kind == "hypernetwork" and bool(c.config.saving.component_dtypes),
         lambda c: (
-            f"saving.{next(iter(c.config.saving.part_dtypes))}_dtype has no effect on a "
+            f"saving.{next(iter(c.config.saving.component_dtypes))}_dtype has no effect on a "
             f"hypernetwork"
         ),
     ),

@@ -10,14 +10,14 @@ from impasto.optimizer_table import ELEMENTWISE
 
 
 def _shards(
-    settings: tuple[str, ...], applies: Callable[[Case], bool], words: Callable[[Case], str]
+    settings: tuple[str, ...], applies: Callable[[Case], bool], text: Callable[[Case], str]
 ) -> Rule:
     """A row about a model that is sharded over processes."""
     return Rule(
         settings,
         lambda c: bool(c.facts.sharding) and applies(c),
         lambda c: (
-            f"accelerate is configured for {c.facts.sharding}, which does not go with {words(c)}"
+            f"accelerate is configured for {c.facts.sharding}, which does not go with {text(c)}"
         ),
     )
 

@@ -17,12 +17,12 @@ from impasto.config.compatibility import conflicts
 from impasto.config.dataset import DatasetConfig
 from impasto.config.formats import FORMATS
 from impasto.config.hypernetwork import DEFAULT_LR, HypernetworkMethod
+from impasto.config.locations import Location, WrittenLocation
 from impasto.config.method import FullMethod, MethodConfig
 from impasto.config.names import FileName, file_name_problem
 from impasto.config.objective import LossConfig, NoiseConfig, PlainLoss, TimestepConfig
 from impasto.config.optimizer import OptimizerConfig
 from impasto.config.output import LoggingConfig, Precision, PreviewConfig, SavingConfig
-from impasto.config.places import Place, WrittenPlace
 from impasto.config.renamed import with_present_names
 from impasto.config.schedule import ScheduleConfig
 from impasto.config.training import TrainingConfig
@@ -103,7 +103,7 @@ class ModelConfig(Section):
 class ValidationConfig(Section):
     """Loss on images that are not trained on, at fixed noise and timesteps."""
 
-    image_dir: Place | None = None
+    image_dir: Location | None = None
     """Folder of held-out images with captions, or its URL; off means to hold out `split` of the
     dataset."""
 
@@ -143,7 +143,7 @@ class ValidationConfig(Section):
 class RunConfig(Section):
     """A whole training run."""
 
-    output_dir: WrittenPlace
+    output_dir: WrittenLocation
     """The run directory: must not exist yet. Settings, metrics, states, samples and the exported
     model go there. It may be a URL (`s3://`, `gs://`): the run is then trained in a folder of this
     machine, and each file is sent there once it is complete."""
@@ -203,7 +203,7 @@ class RunConfig(Section):
         """
         asked = self.training.batch_size
         usual = 1 if asked == "auto" else asked
-        return dict(enumerate(part.batch_size or usual for part in self.dataset.parts))
+        return dict(enumerate(entry.batch_size or usual for entry in self.dataset.entries))
 
     @property
     def trains_text_encoder(self) -> bool:
@@ -213,7 +213,7 @@ class RunConfig(Section):
     @property
     def holds_out(self) -> bool:
         """Whether there are images to validate on."""
-        splits = (part.validation_split for part in self.dataset.parts)
+        splits = (entry.validation_split for entry in self.dataset.entries)
         validation = self.validation
         return validation.image_dir is not None or bool(validation.split) or any(splits)
 

@@ -115,7 +115,7 @@ class SubsetKeys(Section):
     sample instead of moments, and nothing tells which VAE made them."""
 
     @model_validator(mode="after")
-    def _class_tokens_are_words(self) -> SubsetKeys:
+    def _class_tokens_hold_text(self) -> SubsetKeys:
         if self.class_tokens is not None and not self.class_tokens.strip():
             raise ValueError(
                 "class_tokens is empty; expected words, as in class_tokens = 'sks dog'. Without it "

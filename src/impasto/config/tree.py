@@ -62,9 +62,9 @@ class Setting:
         return first_sentence(self.docs)
 
     @property
-    def default_words(self) -> str:
+    def default_text(self) -> str:
         """The default as a person reads it."""
-        return "required" if self.is_required else default_words(self.default)
+        return "required" if self.is_required else default_text(self.default)
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def all_sections() -> tuple[SettingSection, ...]:
 @functools.cache
 def all_settings() -> dict[str, Setting]:
     """Every setting by its path."""
-    return {setting.path: setting for part in all_sections() for setting in part.settings}
+    return {setting.path: setting for section in all_sections() for setting in section.settings}
 
 
 def is_table(name: str) -> bool:
@@ -143,7 +143,7 @@ def default_of(field: FieldInfo) -> Any:
     return field.get_default(call_default_factory=True)
 
 
-def default_words(value: object) -> str:
+def default_text(value: object) -> str:
     """A default as a person reads it."""
     if value is None:
         return "off"
@@ -167,9 +167,9 @@ def _section_of(name: str) -> SettingSection:
         assert section is not None, name  # noqa: S101
         return _plain_section(name, section)
     found: dict[str, Setting] = {}
-    for part in dict.fromkeys(kinds.values()):
-        own = tuple(kind for kind, section in kinds.items() if section is part)
-        for setting in _plain_section(name, part).settings:
+    for kind_section in dict.fromkeys(kinds.values()):
+        own = tuple(kind for kind, section in kinds.items() if section is kind_section)
+        for setting in _plain_section(name, kind_section).settings:
             before = found.get(setting.path)
             found[setting.path] = _joined(setting, before, own)
     docs = " ".join(_docs_of_kinds(kinds))
@@ -177,9 +177,9 @@ def _section_of(name: str) -> SettingSection:
 
 
 def _docs_of_kinds(kinds: Mapping[str, type[BaseModel]]) -> Iterator[str]:
-    for part in dict.fromkeys(kinds.values()):
-        names = ", ".join(kind for kind, section in kinds.items() if section is part)
-        yield f"{names}: {_docs(part)}"
+    for kind_section in dict.fromkeys(kinds.values()):
+        names = ", ".join(kind for kind, section in kinds.items() if section is kind_section)
+        yield f"{names}: {_docs(kind_section)}"
 
 
 def _joined(setting: Setting, before: Setting | None, own: tuple[str, ...]) -> Setting:

@@ -105,22 +105,22 @@ def require_unescaped_paths(content: Mapping[str, Any], source: str, above: str 
         ConfigError: A value is such a path.
     """
     for key, value in content.items():
-        place = f"{above}.{key}" if above else key
+        path = f"{above}.{key}" if above else key
         values = value if isinstance(value, list) else [value]
         for item in values:
             if isinstance(item, Mapping):
-                require_unescaped_paths(item, source, place)
+                require_unescaped_paths(item, source, path)
             elif isinstance(item, str) and _is_broken_path(key, item):
                 written = item.translate(_ESCAPES)
                 raise ConfigError(
-                    f"{source}: {place} holds a control character where a path of Windows is "
+                    f"{source}: {path} holds a control character where a path of Windows is "
                     f"meant: in double quotes \\t is a tab and \\n a line end. Put it into single "
                     f"quotes, as in {key} = '{written}', or write it with /.",
-                    {place: "a control character stands where a path of Windows is meant"},
+                    {path: "a control character stands where a path of Windows is meant"},
                 )
 
 
-def require_text(content: Any, source: str, place: str = "") -> None:
+def require_text(content: Any, source: str, path: str = "") -> None:
     """Find names and words that are not UTF-8: a run keeps its settings in a file that is.
 
     Folders of images are looked at by the scan, which names the files in them too.
@@ -130,16 +130,16 @@ def require_text(content: Any, source: str, place: str = "") -> None:
     """
     if isinstance(content, Mapping):
         for key, value in content.items():
-            if key not in _SCANNED or not place.startswith("dataset"):
-                require_text(value, source, f"{place}.{key}" if place else str(key))
+            if key not in _SCANNED or not path.startswith("dataset"):
+                require_text(value, source, f"{path}.{key}" if path else str(key))
     elif isinstance(content, (list, tuple)):
         for value in content:
-            require_text(value, source, place)
+            require_text(value, source, path)
     elif isinstance(content, (str, Path)) and not is_text(str(content)):
         raise ConfigError(
-            f"{source}: {place} is {printable(str(content))}, which is not UTF-8; expected text "
+            f"{source}: {path} is {printable(str(content))}, which is not UTF-8; expected text "
             f"that can be written into the run's settings. Rename the file or folder.",
-            {place: "the name is not UTF-8: rename the file or folder"},
+            {path: "the name is not UTF-8: rename the file or folder"},
         )
 
 
@@ -200,7 +200,7 @@ def _faults_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[list
     for fault in found:
         if any(_is_inside(other["loc"], fault["loc"]) for other in found):
             continue  # a list is too short because an item of it is wrong
-        location = [str(part) for part in fault["loc"] if "constrained" not in str(part)]
+        location = [str(step) for step in fault["loc"] if "constrained" not in str(step)]
         text = _describe_fault(dict(fault), location, root)
         same = (location[-1] if location else "", text.partition(":")[2] or text)
         known = faults.get(same)
@@ -237,12 +237,12 @@ def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseM
     expected = _EXPECTED.get(fault["type"])
     message = str(fault["msg"])
     limits = {name: _plainly(value) for name, value in fault.get("ctx", {}).items()}
-    words = (
+    message_text = (
         f"{message[0].lower()}{message[1:]}"
         if expected is None
         else f"expected {expected.format_map(limits)}"
     )
-    return f"{path}: {words} (found {fault['input']!r})"
+    return f"{path}: {message_text} (found {fault['input']!r})"
 
 
 def _plainly(value: Any) -> Any:
@@ -263,8 +263,8 @@ def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
 def _written(location: Sequence[str]) -> str:
     """A key path as people write it: `datasets[0].subsets[1].image_dir`."""
     path = ""
-    for part in location:
-        path += f"[{part}]" if part.isdigit() else f".{part}"
+    for step in location:
+        path += f"[{step}]" if step.isdigit() else f".{step}"
     return path.lstrip(".")
 
 

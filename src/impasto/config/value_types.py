@@ -24,14 +24,14 @@ class ValueType:
     """What a setting can be.
 
     Attributes:
-        words: In a sentence: `a whole number, from 1`.
+        text: In a sentence: `a whole number, from 1`.
         form: How it is written by hand.
         choices: The values that it can be; empty where it can be something else too.
         bounds: Limits of a number by their names (`ge`, `gt`, `le`, `lt`).
         can_be_off: Whether leaving it out means something that no value does.
     """
 
-    words: str
+    text: str
     form: Form
     choices: tuple[Any, ...] = ()
     bounds: Mapping[str, float] = field(default_factory=dict)
@@ -43,7 +43,7 @@ def type_of(info: FieldInfo) -> ValueType:
     plain, constraints = _opened(info.annotation, info.metadata)
     members = [member for member in _members(plain) if member is not types.NoneType]
     return ValueType(
-        words=_words(info.annotation, info.metadata),
+        text=_text(info.annotation, info.metadata),
         form=_form_of(members),
         choices=tuple(c for m in members if get_origin(m) is Literal for c in get_args(m))
         if all(get_origin(member) is Literal for member in members)
@@ -85,7 +85,7 @@ def _form_of_list(items: tuple[Any, ...]) -> Form:
     if section_in(item) is item:
         return "sections"
     is_text = item is str or (
-        get_origin(item) is Literal and all(isinstance(word, str) for word in get_args(item))
+        get_origin(item) is Literal and all(isinstance(value, str) for value in get_args(item))
     )
     return "lines" if is_open and is_text else "value"
 
@@ -103,13 +103,13 @@ def _opened(annotation: Any, constraints: Iterable[Any]) -> tuple[Any, tuple[Any
 def _members(annotation: Any) -> tuple[Any, ...]:
     annotation, _ = _opened(annotation, ())
     if get_origin(annotation) in (Union, types.UnionType):
-        return tuple(m for part in get_args(annotation) for m in _members_of_part(part))
+        return tuple(m for member in get_args(annotation) for m in _members_inside(member))
     return (annotation,)
 
 
-def _members_of_part(part: Any) -> tuple[Any, ...]:
-    inner = _members(part)
-    return inner if len(inner) > 1 else (part,)
+def _members_inside(member: Any) -> tuple[Any, ...]:
+    inner = _members(member)
+    return inner if len(inner) > 1 else (member,)
 
 
 def _bounds(constraints: Iterable[Any]) -> dict[str, float]:
@@ -121,20 +121,20 @@ def _bounds(constraints: Iterable[Any]) -> dict[str, float]:
     }
 
 
-def _words(annotation: Any, constraints: Iterable[Any] = ()) -> str:
+def _text(annotation: Any, constraints: Iterable[Any] = ()) -> str:
     annotation, found = _opened(annotation, constraints)
     members = _members(annotation)
     if len(members) > 1:
-        words = [_words(member) for member in members if member is not types.NoneType]
-        return ", or ".join([*words, *(["off"] if types.NoneType in members else [])])
+        texts = [_text(member) for member in members if member is not types.NoneType]
+        return ", or ".join([*texts, *(["off"] if types.NoneType in members else [])])
     origin, inner = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         return (f"one of {', '.join(map(str, inner))}") if len(inner) > 1 else f'"{inner[0]}"'
     if origin is tuple:
-        items = _words(inner[0])
+        items = _text(inner[0])
         if inner[-1] is Ellipsis:
             return f"a list, each {items}"
-        return f"a list [{', '.join(_words(_opened(item, ())[0]) for item in inner)}]"
+        return f"a list [{', '.join(_text(_opened(item, ())[0]) for item in inner)}]"
     if origin is dict:
         return "a table of names and values"
     if section_in(annotation) is annotation:

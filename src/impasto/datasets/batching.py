@@ -23,7 +23,7 @@ def batch_size_of(config: RunConfig, group: Group) -> int:
     size = config.batch_sizes[group.dataset]
     if not config.training.batch_by_pixels:
         return size
-    width, height = config.dataset.parts[group.dataset].width_height
+    width, height = config.dataset.entries[group.dataset].width_height
     return max(1, size * width * height // group.bucket.area)
 
 

@@ -107,7 +107,7 @@ def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
     """Plan records by the settings of their datasets."""
     plans, table = [], RecordTable.of(records)
     numbers = table.subset_numbers
-    for number, part in enumerate(config.parts):
+    for number, part in enumerate(config.entries):
         places = np.flatnonzero(numbers == number)
         if len(places):
             own = table if len(places) == len(table) else table.select(places)
@@ -184,7 +184,7 @@ def hold_out(
     Raises:
         DatasetError: As `split_records`.
     """
-    subsets = config.dataset.parts[0].subsets
+    subsets = config.dataset.entries[0].subsets
     first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
     like = build_subset(first, 0, 0)
     words = sidecars_of(first), columns_of(first)

@@ -68,7 +68,7 @@ def _folders(config: DatasetConfig) -> list[Path]:
     """The folders that images and masks are read from."""
     named = [
         folder
-        for part in config.parts
+        for part in config.entries
         for subset in part.subsets
         for folder in (subset.image_dir, subset.mask_dir)
         if folder is not None

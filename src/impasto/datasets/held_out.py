@@ -181,7 +181,7 @@ def _shares(config: RunConfig) -> list[tuple[float, int]]:
             config.validation.split if part.validation_split is None else part.validation_split,
             config.seed if part.validation_seed is None else part.validation_seed,
         )
-        for part in config.dataset.parts
+        for part in config.dataset.entries
     ]
 
 

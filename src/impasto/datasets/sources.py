@@ -55,7 +55,7 @@ def require_sources(config: DatasetConfig) -> list[Source]:
 
 
 def _sources(config: DatasetConfig) -> Iterator[Source]:
-    for dataset, part in enumerate(config.parts):
+    for dataset, part in enumerate(config.entries):
         for number, subset in enumerate(part.subsets):
             if subset.num_repeats == 0:
                 continue

@@ -64,8 +64,8 @@ def look_at_drawings(
     wanted = [finder.of(prompt) for prompt in prompts]
     held_out = [CaptionedImage.of(record) for record in scan_folder(HELD_OUT).records]
     real = look_at(held_out, [tagger], "the held-out drawings", progress)
-    places = {image.caption: place for place, image in enumerate(real.images)}
-    linked = [places.get(prompt) for prompt in prompts]
+    indices = {image.caption: index for index, image in enumerate(real.images)}
+    linked = [indices.get(prompt) for prompt in prompts]
     found = {}
     for name, folder in folders.items():
         drawn = [CaptionedImage(folder / f"{number:03d}.png") for number in range(len(prompts))]

@@ -129,8 +129,8 @@ class Masking:
         weights = mask.clamp(min=self.outside)
         if not self.by_area:
             return weights
-        one_place = 1 / (mask.shape[2] * mask.shape[3])
-        return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=one_place)
+        one_pixel = 1 / (mask.shape[2] * mask.shape[3])
+        return weights / weights.mean(dim=(1, 2, 3), keepdim=True).clamp(min=one_pixel)
 
 
 PLAIN_MASKING = Masking()

@@ -116,28 +116,28 @@ def line_chart(
     first, last = min(x for x, _ in everything), max(x for x, _ in everything)
     x_ticks = round_ticks(first, last, 10 if width >= WIDTH else 4, whole=True)
     x_axis = Axis(x_ticks, left, right, first, max(last, first + 1))
-    parts = left_axis(y_axis, left, right, label)
-    parts += bottom_axis(x_axis, height - _BOTTOM, "steps")
+    elements = left_axis(y_axis, left, right, label)
+    elements += bottom_axis(x_axis, height - _BOTTOM, "steps")
     for one, points in known:
-        parts += _drawn(one, points, x_axis, y_axis)
+        elements += _drawn(one, points, x_axis, y_axis)
     for number, row in enumerate(rows):
-        parts += legend(right, 14 + _LEGEND_ROW * number, row)
-    return svg(height, f"{title} over steps", parts, width)
+        elements += legend(right, 14 + _LEGEND_ROW * number, row)
+    return svg(height, f"{title} over steps", elements, width)
 
 
 def _drawn(one: Line, points: Points, x_axis: Axis, y_axis: Axis) -> list[str]:
     """A curve, its dots, and the standard errors as far as they are within the chart."""
-    parts = [curve([(x_axis.at(x), y_axis.at(y)) for x, y in points], one.kind)]
+    elements = [curve([(x_axis.at(x), y_axis.at(y)) for x, y in points], one.kind)]
     if not one.is_marked or len(points) > MOST_DOTS:
-        return parts
+        return elements
     for x, y in points:
         said, error = f"{y:.4f} after {x:,} steps", one.errors.get(x)
         if error is not None and math.isfinite(error):
             low, high = max(y - error, y_axis.low), min(y + error, y_axis.high)
-            parts.append(error_bar(x_axis.at(x), y_axis.at(low), y_axis.at(high), one.kind))
+            elements.append(error_bar(x_axis.at(x), y_axis.at(low), y_axis.at(high), one.kind))
             said = f"{y:.4f} ± {error:.4f} after {x:,} steps"
-        parts.append(dot(x_axis.at(x), y_axis.at(y), one.kind, said))
-    return parts
+        elements.append(dot(x_axis.at(x), y_axis.at(y), one.kind, said))
+    return elements
 
 
 def legend_rows(width: float, names: Sequence[tuple[str, str]]) -> list[list[tuple[str, str]]]:
@@ -181,18 +181,18 @@ def curves_chart(title: str, curves: Sequence[tuple[str, str, Points]], *, smoot
     first, last = min(x for x, _ in everything), max(x for x, _ in everything)
     x_ticks = round_ticks(first, last, 10, whole=True)
     x_axis = Axis(x_ticks, left, _RIGHT, first, max(last, first + 1))
-    parts = left_axis(y_axis, left, _RIGHT, title)
-    parts += bottom_axis(x_axis, height - _BOTTOM, "steps")
+    elements = left_axis(y_axis, left, _RIGHT, title)
+    elements += bottom_axis(x_axis, height - _BOTTOM, "steps")
     for kind, name, points in known:
-        placed = [(x_axis.at(x), y_axis.at(y)) for x, y in points]
-        parts.append(curve(placed, kind))
+        points_drawn = [(x_axis.at(x), y_axis.at(y)) for x, y in points]
+        elements.append(curve(points_drawn, kind))
         if len(points) <= _MOST_MARKED:
-            parts += [
-                dot(*place, kind, f"{name}: {y:.4g} after {x:,} steps")
-                for place, (x, y) in zip(placed, points, strict=True)
+            elements += [
+                dot(*spot, kind, f"{name}: {y:.4g} after {x:,} steps")
+                for spot, (x, y) in zip(points_drawn, points, strict=True)
             ]
     names = ", ".join(name for _, name, _ in known)
-    return svg(height, f"{title} over steps: {names}", parts)
+    return svg(height, f"{title} over steps: {names}", elements)
 
 
 def histogram_chart(
@@ -219,20 +219,20 @@ def histogram_chart(
     y_axis = Axis(y_ticks, height - _BOTTOM, 26, 0, y_ticks[-1])
     x_ticks = round_ticks(edges[0], edges[-1], 10, whole=whole)
     x_axis = Axis(x_ticks, left, _RIGHT, edges[0], edges[-1])
-    parts = left_axis(y_axis, left, _RIGHT, "images")
+    elements = left_axis(y_axis, left, _RIGHT, "images")
     for edge, count in zip(edges, counts, strict=False):
         x, y = x_axis.at(edge), y_axis.at(count)
         if count:
             said = f"{edge:g}" if whole and width == 1 else f"{edge:g} to {edge + width:g}"
             drawn = max(1.0, x_axis.at(edge + width) - x - 1)
-            parts.append(bar(x + 0.5, y, drawn, y_axis.start - y, f"{said}: {count:,}"))
+            elements.append(bar(x + 0.5, y, drawn, y_axis.start - y, f"{said}: {count:,}"))
     for mark in marks:
         if x_axis.low <= mark <= x_axis.high:
             x = x_axis.at(mark)
-            parts.append(line(x, 18, x, y_axis.start, "mark"))
-            parts.append(text(x, 13, f"{mark:g}"))
-    parts += bottom_axis(x_axis, height - _BOTTOM, label)
-    return svg(height, f"Images by {label}", parts)
+            elements.append(line(x, 18, x, y_axis.start, "mark"))
+            elements.append(text(x, 13, f"{mark:g}"))
+    elements += bottom_axis(x_axis, height - _BOTTOM, label)
+    return svg(height, f"Images by {label}", elements)
 
 
 def _edges(values: Sequence[float], *, whole: bool) -> list[float]:
@@ -255,18 +255,18 @@ def bucket_chart(buckets: Mapping[str, int], width: float = WIDTH) -> str:
     left = 16 + text_width(buckets)
     right = width - 40 - text_width(f"{count:,}" for count in buckets.values())
     most = max(1, *buckets.values())
-    parts = []
+    elements = []
     for index, (name, count) in enumerate(buckets.items()):
         y = top + index * row
         length = (right - left) * count / most
-        words = f"{count:,}"
-        parts.append(text(left - 8, y + 17, name, "end"))
-        parts.append(bar(left, y + 4, max(1.0, length), row - 8, f"{name}: {words}"))
-        parts.append(text(left + length + 8, y + 17, words, "start"))
+        number = f"{count:,}"
+        elements.append(text(left - 8, y + 17, name, "end"))
+        elements.append(bar(left, y + 4, max(1.0, length), row - 8, f"{name}: {number}"))
+        elements.append(text(left + length + 8, y + 17, number, "start"))
     bottom = top + len(buckets) * row
-    parts.append(line(left, top, left, bottom, "axis"))
-    parts.append(text((left + right) / 2, bottom + 18, "images per bucket", name="label"))
-    return svg(bottom + 28, "Images per bucket", parts, width)
+    elements.append(line(left, top, left, bottom, "axis"))
+    elements.append(text((left + right) / 2, bottom + 18, "images per bucket", name="label"))
+    return svg(bottom + 28, "Images per bucket", elements, width)
 
 
 def _finite(points: Points) -> list[tuple[float, float]]:

@@ -95,7 +95,7 @@ def value_text(value: Any) -> str:
 
 def _rows(run: RunFigures, publish: tuple[str, ...]) -> dict[str, str]:
     folders = [str(run.run.path), run.run.address]
-    return {name: redact_text(words, publish, folders) for name, words in run.rows().items()}
+    return {name: redact_text(text, publish, folders) for name, text in run.rows().items()}
 
 
 def _charts(runs: Sequence[RunFigures]) -> list[tuple[str, Markup]]:
@@ -146,10 +146,10 @@ def _samples(runs: Sequence[RunFigures], publish: Sequence[tuple[str, ...]]) -> 
     for number, row in enumerate(matching_samples([f.run for f in runs])):
         allowed = ["prompts" in may for may, name in zip(publish, row.files, strict=True) if name]
         prompt = row.prompt if all(allowed) else f"prompt {number + 1}"
-        for words, at in moments:
+        for moment, at in moments:
             cells = _cells(runs, row, at, with_texts=all(allowed))
             if any(cells):
-                found.append({"prompt": prompt, "words": words, "cells": cells})
+                found.append({"prompt": prompt, "moment": moment, "cells": cells})
     return found
 
 

@@ -44,7 +44,7 @@ class Trend:
             "best_step": self.best_step,
         }
 
-    def words(self) -> str:
+    def text(self) -> str:
         """These numbers in a sentence for people."""
         return f"{self.best:.4f} at step {self.best_step:,}; {self.last:.4f} at last"
 
@@ -108,14 +108,14 @@ class RunFigures:
             "state": self.state,
             "steps": f"{self.step:,}{of}",
             "images seen": "" if self.samples_seen is None else f"{self.samples_seen:,}",
-            "training loss": self.loss.words() if self.loss else "",
-            "validation loss": self.validation_loss.words() if self.validation_loss else "",
+            "training loss": self.loss.text() if self.loss else "",
+            "validation loss": self.validation_loss.text() if self.validation_loss else "",
             "images per second": "" if self.images_per_s is None else f"{self.images_per_s:.3g}",
             "memory": "" if self.memory_mib is None else f"{self.memory_mib:,.0f} MiB",
             "model": "" if self.model is None else printable(self.model.name),
             "could not be read": "; ".join(self.faults),
         }
-        return {name: words for name, words in found.items() if words}
+        return {name: text for name, text in found.items() if text}
 
 
 def figures_of(run: RunDirectory) -> RunFigures:

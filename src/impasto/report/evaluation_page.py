@@ -142,9 +142,9 @@ def _row(
         near = "" if sample["similarity"] is None else f"similarity {sample['similarity']:.2f}"
         couple = [_shot(CaptionedImage(folder / sample["file"]), sample["model"], near)]
         if "nearest" in sample:
-            words = "nearest training image"
+            title = "nearest training image"
             couple.append(
-                _shot(training[sample["nearest"]], words, sample["nearest"], is_small=True)
+                _shot(training[sample["nearest"]], title, sample["nearest"], is_small=True)
             )
             couple[0]["is_copy"] = sample["is_copy"]
         couples.append(couple)

@@ -23,7 +23,7 @@ NARROW = 440
 _LARGEST = 1e30
 _LEVELS = "loss_t"
 _KINDS = ("first", "second", "third", "fourth")
-_PARTS = 4  # curves of one chart: more colours could not be told apart
+_CURVES = 4  # curves of one chart: more colours could not be told apart
 
 Metrics = Sequence[Mapping[str, Any]]
 
@@ -147,7 +147,7 @@ def _with_errors(metrics: Metrics, name: str, label: str, width: float) -> str:
 def _curves(
     label: str, curves: Sequence[tuple[str, Sequence[tuple[int, float]]]]
 ) -> Callable[..., str]:
-    known = [(name, points) for name, points in curves if points][:_PARTS]
+    known = [(name, points) for name, points in curves if points][:_CURVES]
     lines = [
         Line(kind, name, points, is_marked=len(points) < 3)
         for kind, (name, points) in zip(_KINDS, known, strict=False)
@@ -173,13 +173,13 @@ def _first_number(name: str) -> float:
 
 def _rates(metrics: Metrics) -> list[tuple[str, list[tuple[int, float]]]]:
     names = dict.fromkeys(name for line in metrics for name in line if name.startswith("lr_"))
-    parts = [(name.removeprefix("lr_").replace("_", " "), name) for name in names]
-    first = ("first part" if parts else "rate", "lr")
-    return [(shown, points_of(metrics, name)) for shown, name in (first, *parts)]
+    named = [(name.removeprefix("lr_").replace("_", " "), name) for name in names]
+    first = ("first part" if named else "rate", "lr")
+    return [(shown, points_of(metrics, name)) for shown, name in (first, *named)]
 
 
 def _smoothed(points: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
     """Means of stretches, a fiftieth of the run each: single values vary too much to compare."""
     size = max(1, math.ceil(len(points) / 50))
-    parts = [points[start : start + size] for start in range(0, len(points), size)]
-    return [(part[-1][0], sum(y for _, y in part) / len(part)) for part in parts]
+    pieces = [points[start : start + size] for start in range(0, len(points), size)]
+    return [(piece[-1][0], sum(y for _, y in piece) / len(piece)) for piece in pieces]

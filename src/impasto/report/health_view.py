@@ -218,8 +218,8 @@ def _advice(health: Content) -> list[str]:
 
 def _with_count(text: str, count: int) -> str:
     """A sentence that begins with what is counted, in braces, with the number in its place."""
-    words, _, rest = text.removeprefix("{").partition("}")
-    return counted(count, words) + rest
+    plural, _, rest = text.removeprefix("{").partition("}")
+    return counted(count, plural) + rest
 
 
 def _clipped(aspects: Sequence[float]) -> list[float]:

@@ -63,37 +63,37 @@ def lr_chart(measured: LrCurve, suggestion: Suggestion) -> str:
 
     A loss that diverged is left out: it would flatten all others.
     """
-    places = [math.log10(rate) for rate in measured.rates]
-    known = list(zip(places, measured.losses, strict=True))[: measured.known]
+    exponents = [math.log10(rate) for rate in measured.rates]
+    known = list(zip(exponents, measured.losses, strict=True))[: measured.known]
     if not known:
         return ""
     losses = [measured.first, *(loss for _, loss in known)]
     ticks = round_ticks(min(losses), max(losses), 6)
     left = 40 + text_width(tick_labels(ticks))
     y_axis = Axis(ticks, _HEIGHT - _BOTTOM, _TOP, ticks[0], ticks[-1])
-    low, high = _ends(places, suggestion)
+    low, high = _ends(exponents, suggestion)
     x_axis = Axis([low, high], left, _RIGHT, low, high)
-    parts = left_axis(y_axis, left, _RIGHT, "loss")
-    parts += _decades(x_axis)
-    parts.append(curve(((x_axis.at(x), y_axis.at(y)) for x, y in known), "raw"))
-    smooth = list(zip(places, measured.smoothed, strict=False))
-    parts.append(curve(((x_axis.at(x), y_axis.at(y)) for x, y in smooth), "first"))
+    elements = left_axis(y_axis, left, _RIGHT, "loss")
+    elements += _decades(x_axis)
+    elements.append(curve(((x_axis.at(x), y_axis.at(y)) for x, y in known), "raw"))
+    smooth = list(zip(exponents, measured.smoothed, strict=False))
+    elements.append(curve(((x_axis.at(x), y_axis.at(y)) for x, y in smooth), "first"))
     at = measured.least
     if at is not None:
         x, y = smooth[at]
-        words = f"least, {y:.4f} at {measured.rates[at]:.2g}"
-        parts.append(dot(x_axis.at(x), y_axis.at(y), "first", words))
+        title = f"least, {y:.4f} at {measured.rates[at]:.2g}"
+        elements.append(dot(x_axis.at(x), y_axis.at(y), "first", title))
     if suggestion.lr is not None:
         x = x_axis.at(math.log10(suggestion.lr))
-        parts.append(line(x, 26, x, y_axis.start, "mark"))
-        parts.append(text(x, 20, f"{_SUGGESTED} {suggestion.lr:.2g}"))
+        elements.append(line(x, 26, x, y_axis.start, "mark"))
+        elements.append(text(x, 20, f"{_SUGGESTED} {suggestion.lr:.2g}"))
     names = [("raw", "as measured"), ("first", "mean of neighbours")]
-    return svg(_HEIGHT, "Loss by learning rate", [*parts, *legend(_RIGHT, 8, names)])
+    return svg(_HEIGHT, "Loss by learning rate", [*elements, *legend(_RIGHT, 8, names)])
 
 
-def _ends(places: Sequence[float], suggestion: Suggestion) -> tuple[float, float]:
+def _ends(exponents: Sequence[float], suggestion: Suggestion) -> tuple[float, float]:
     """Where the axis begins and ends; a suggestion has a place on it even below the rates."""
-    shown = [*places, *([] if suggestion.lr is None else [math.log10(suggestion.lr)])]
+    shown = [*exponents, *([] if suggestion.lr is None else [math.log10(suggestion.lr)])]
     low, high = min(shown), max(shown)
     return low, max(high, low + 1e-3)
 
@@ -104,9 +104,9 @@ def _decades(axis: Axis) -> Iterator[str]:
     several = axis.high - axis.low > 4
     for power in range(math.floor(axis.low), math.ceil(axis.high) + 1):
         for factor in (1,) if several else (1, 2, 5):
-            place = power + math.log10(factor)
-            if axis.low - 1e-9 <= place <= axis.high + 1e-9:
-                x, y = axis.at(place), _HEIGHT - _BOTTOM
+            exponent = power + math.log10(factor)
+            if axis.low - 1e-9 <= exponent <= axis.high + 1e-9:
+                x, y = axis.at(exponent), _HEIGHT - _BOTTOM
                 yield line(x, y, x, y + 4, "axis")
                 yield text(x, y + 18, f"{factor}e{power}")
     yield text((axis.start + axis.end) / 2, _HEIGHT - _BOTTOM + 38, "learning rate", name="label")

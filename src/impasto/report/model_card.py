@@ -25,7 +25,7 @@ from impasto.report.run_result import base_of
 from impasto.report.svg import standalone
 from impasto.runs import RunDirectory, step_name
 from impasto.runs.learning import read_learning, validation_of
-from impasto.runs.learning_words import best_words, evidence_words, model_words
+from impasto.runs.learning_text import best_text, evidence_text, model_text
 from impasto.runs.mixture import mixture_of
 
 CARD = "README.md"
@@ -93,7 +93,7 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
     images, samples = _samples(figures, publish)
     curves = _curves(figures)
     title = str(metadata.get("title") or model.stem)
-    parts = [
+    sections = [
         _front_matter(model, settings, license_),
         f"# {plain(title)}",
         plain(str(metadata.get("description") or "")),
@@ -103,22 +103,22 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
         _section("Samples", samples),
     ]
     if figures is not None:
-        parts += [
+        sections += [
             _section("Training", _training(figures)),
             _section("Losses", _losses(figures, _CURVES_SHOWN if curves else "")),
             _learnt(figures.run, model),
             _section("Dataset", _dataset(figures.run)),
             _section("Settings", _config(figures, publish)),
         ]
-    parts.append(f"Author: {plain(str(metadata['author']))}" if metadata.get("author") else "")
-    return ModelCard("\n\n".join(filter(None, parts)) + "\n", {**images, **curves})
+    sections.append(f"Author: {plain(str(metadata['author']))}" if metadata.get("author") else "")
+    return ModelCard("\n\n".join(filter(None, sections)) + "\n", {**images, **curves})
 
 
 def plain(text: str) -> str:
     """Text of anybody as Markdown that shows just that, in one line."""
-    words = _SPECIAL.sub(r"\\\1", " ".join(text.split()))
-    words = words.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return _AT_START.sub(lambda found: f"{found[1][:-1]}&#{ord(found[1][-1])};", words)
+    escaped = _SPECIAL.sub(r"\\\1", " ".join(text.split()))
+    escaped = escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return _AT_START.sub(lambda found: f"{found[1][:-1]}&#{ord(found[1][-1])};", escaped)
 
 
 def _front_matter(model: Path, settings: Mapping[str, Any], license_: License) -> str:
@@ -152,8 +152,8 @@ def _name_id(name: str) -> str:
 
 
 def _tags(metadata: Mapping[str, Any]) -> list[str]:
-    words = str(metadata.get("tags") or "").split(",")
-    return list(dict.fromkeys(" ".join(word.split()) for word in words if word.strip()))
+    tags = str(metadata.get("tags") or "").split(",")
+    return list(dict.fromkeys(" ".join(tag.split()) for tag in tags if tag.strip()))
 
 
 def _origin(settings: Mapping[str, Any]) -> str:
@@ -167,7 +167,7 @@ def _origin(settings: Mapping[str, Any]) -> str:
 
 def _training(figures: RunFigures) -> str:
     left_out = {"state", "model", "could not be read", "memory"}
-    rows = {name: words for name, words in figures.rows().items() if name not in left_out}
+    rows = {name: text for name, text in figures.rows().items() if name not in left_out}
     return _table(("", ""), list(rows.items()))
 
 
@@ -214,11 +214,11 @@ def _learnt(run: RunDirectory, model: Path) -> str:
         return mixed
     told: tuple[str, ...]
     if is_last:
-        told = (learning.sentence(), f"Lowest: {best_words(learning)}.", evidence_words(learning))
+        told = (learning.sentence(), f"Lowest: {best_text(learning)}.", evidence_text(learning))
     else:
         own = validation_of(run, learning, model)
-        words = "" if own is None else model_words(learning, own, mixed=mixture is not None)
-        told = (words, evidence_words(learning) if words else "")
+        text = "" if own is None else model_text(learning, own, mixed=mixture is not None)
+        told = (text, evidence_text(learning) if text else "")
     return "\n\n".join(filter(None, (mixed, *map(plain, told))))
 
 
@@ -283,11 +283,11 @@ def _section(title: str, content: str) -> str:
 
 
 def _code(text: str) -> str:
-    words = " ".join(text.split())
-    if not words:
+    code = " ".join(text.split())
+    if not code:
         return ""
-    fence = "`" * (max((len(run) for run in re.findall("`+", words)), default=0) + 1)
-    return f"{fence} {words} {fence}"
+    fence = "`" * (max((len(run) for run in re.findall("`+", code)), default=0) + 1)
+    return f"{fence} {code} {fence}"
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:

@@ -227,7 +227,7 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
         return "The dataset has not been read yet."
     return (
         f"{counted(dataset['pictures'], 'images')} to train on"
-        f"{_regularisation_words(dataset)} and {dataset['held_out']} held "
+        f"{_regularisation_text(dataset)} and {dataset['held_out']} held "
         "out, in "
         f"{counted(len(dataset['buckets']), 'buckets')}; {100 * dataset['mean_lost_area']:.1f} "
         "% of the area "
@@ -238,7 +238,7 @@ def _data_line(dataset: Mapping[str, Any]) -> str:
     )
 
 
-def _regularisation_words(dataset: Mapping[str, Any]) -> str:
+def _regularisation_text(dataset: Mapping[str, Any]) -> str:
     used = dataset.get("regularisation", 0)  # a run of an earlier version has none
     return f" ({used} of them for regularisation)" if used else ""
 

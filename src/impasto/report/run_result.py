@@ -13,7 +13,7 @@ from impasto.progress import counted
 from impasto.publishing import path_basename
 from impasto.runs import RunDirectory
 from impasto.runs.learning import NOTHING_HELD_OUT, Learning, kept_best
-from impasto.runs.learning_words import best_words, evidence_words, gap_words
+from impasto.runs.learning_text import best_text, evidence_text, gap_text
 from impasto.runs.mixture import Mixture, mixture_of, named
 
 
@@ -57,7 +57,7 @@ def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning
         best = kept_best(run, learning)
     is_other = best is not None and best[0] != model
     mixture = mixture_of(run)
-    advice, words = _next_step(run, name, learning, best if is_other else None)
+    advice, command = _next_step(run, name, learning, best if is_other else None)
     return Result(
         base=base_of(settings),
         model=named(path_basename(str(model)), mixture) if model else "",
@@ -70,7 +70,7 @@ def result_of(run: RunDirectory, settings: Mapping[str, Any], learning: Learning
         mood="" if learning is None else learning.mood,
         evidence=_evidence(learning, mixture),
         next_step=advice,
-        command=words,
+        command=command,
     )
 
 
@@ -88,8 +88,8 @@ def _evidence(learning: Learning | None, mixture: Mixture | None) -> tuple[str, 
     if mixture is not None:
         told.append(f"the model is {mixture.sentence}")
     if learning is not None:
-        told += [f"lowest: {best_words(learning)}", gap_words(learning), evidence_words(learning)]
-    return tuple(f"{words[0].upper()}{words[1:]}." for words in told if words)
+        told += [f"lowest: {best_text(learning)}", gap_text(learning), evidence_text(learning)]
+    return tuple(f"{text[0].upper()}{text[1:]}." for text in told if text)
 
 
 def _next_step(

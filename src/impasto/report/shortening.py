@@ -12,25 +12,25 @@ from markupsafe import Markup
 from impasto.member_paths import plain
 from impasto.publishing import redact_text, redact_unknown_paths
 
-WORDS = frozenset({"pairs", "same", "tag_pairs", "tags"})
+FREE_TEXT = frozenset({"pairs", "same", "tag_pairs", "tags"})
 """Entries with words of captions: what looks like a path there, such as the tag `:/`, is none."""
 
 
-def shortened(content: Any, place: str, publish: Collection[str]) -> Any:
+def shortened(content: Any, folder_names: str, publish: Collection[str]) -> Any:
     """Shorten paths below the folders of a dataset to begin with the folder's name.
 
     Other absolute paths are cut to their last part, also within sentences.
 
     Args:
         content: Values as a page or a JSON file has them, nested as they are.
-        place: What was looked at: folders or files, separated by commas.
+        folder_names: What was looked at: folders or files, separated by commas.
         publish: What may be told; with `paths` among it nothing is changed.
     """
     content = _as_known(content)
     if "paths" in publish:
         return content
-    parts = [Path(part) for part in (place, *place.split(", ")) if part]
-    folders = {str(part.parent if part.suffix else part) for part in parts}
+    paths = [Path(path) for path in (folder_names, *folder_names.split(", ")) if path]
+    folders = {str(path.parent if path.suffix else path) for path in paths}
     return _shortened(content, tuple(sorted(folders - {"."})))
 
 
@@ -55,7 +55,7 @@ def _shortened(value: Any, folders: tuple[str, ...], *, is_free_text: bool = Fal
     if isinstance(value, dict):
         return {
             _shortened(key, folders, is_free_text=is_free_text): _shortened(
-                item, folders, is_free_text=is_free_text or key in WORDS
+                item, folders, is_free_text=is_free_text or key in FREE_TEXT
             )
             for key, item in value.items()
         }

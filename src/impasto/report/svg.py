@@ -77,15 +77,15 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     return [f"{tick:,.{decimals}f}" for tick in ticks]
 
 
-def text_width(words: Iterable[str]) -> float:
+def text_width(texts: Iterable[str]) -> float:
     """About the width of the longest of some labels."""
-    return CHARACTER * max((len(word) for word in words), default=0)
+    return CHARACTER * max((len(one) for one in texts), default=0)
 
 
-def text(x: float, y: float, words: str, anchor: str = "middle", name: str = "") -> str:
+def text(x: float, y: float, content: str, anchor: str = "middle", name: str = "") -> str:
     """A label whose middle, start or end is at x; `name` is a class."""
     kind = f' class="{name}"' if name else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(words)}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{kind}>{escape(content)}</text>'
 
 
 def error_bar(x: float, low: float, high: float, name: str) -> str:
@@ -99,10 +99,10 @@ def line(x1: float, y1: float, x2: float, y2: float, name: str) -> str:
     return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def bar(x: float, y: float, width: float, height: float, words: str) -> str:
+def bar(x: float, y: float, width: float, height: float, title: str) -> str:
     """A filled rectangle that names itself when pointed at."""
     shape = f'x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}" rx="1.5"'
-    return f'<rect class="bar" {shape}><title>{escape(words)}</title></rect>'
+    return f'<rect class="bar" {shape}><title>{escape(title)}</title></rect>'
 
 
 def curve(points: Iterable[tuple[float, float]], name: str) -> str:
@@ -111,55 +111,55 @@ def curve(points: Iterable[tuple[float, float]], name: str) -> str:
     return f'<polyline class="{name}" points="{path}"/>'
 
 
-def dot(x: float, y: float, name: str, words: str) -> str:
+def dot(x: float, y: float, name: str, title: str) -> str:
     """A marked point that names itself when pointed at."""
     return (
-        f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(words)}</title>'
+        f'<circle class="{name}" cx="{x:.1f}" cy="{y:.1f}" r="3"><title>{escape(title)}</title>'
         f"</circle>"
     )
 
 
 def bottom_axis(axis: Axis, y: float, label: str) -> list[str]:
     """A horizontal axis at y with short ticks, numbers, and what they count; no gridlines."""
-    parts = [line(axis.start, y, axis.end, y, "axis")]
-    for tick, words in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
+    elements = [line(axis.start, y, axis.end, y, "axis")]
+    for tick, number in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
         if axis.low <= tick <= axis.high:
-            parts += [line(axis.at(tick), y, axis.at(tick), y + 4, "axis")]
-            parts += [text(axis.at(tick), y + 18, words)]
+            elements += [line(axis.at(tick), y, axis.at(tick), y + 4, "axis")]
+            elements += [text(axis.at(tick), y + 18, number)]
     middle = (axis.start + axis.end) / 2
-    return [*parts, text(middle, y + 38, label, name="label")]
+    return [*elements, text(middle, y + 38, label, name="label")]
 
 
 def left_axis(axis: Axis, x: float, right: float, label: str) -> list[str]:
     """A vertical axis at x: numbers with gridlines to the right, and what they measure."""
-    parts = []
-    for tick, words in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
+    elements = []
+    for tick, number in zip(axis.ticks, tick_labels(axis.ticks), strict=True):
         y = axis.at(tick)
-        parts += [line(x, y, right, y, "grid"), text(x - 8, y + 4.5, words, "end")]
+        elements += [line(x, y, right, y, "grid"), text(x - 8, y + 4.5, number, "end")]
     middle = (axis.start + axis.end) / 2
     turned = (
         f'<text class="label" transform="translate(14 {middle:.1f}) rotate(-90)" '
         f'text-anchor="middle">{escape(label)}</text>'
     )
-    return [*parts, turned]
+    return [*elements, turned]
 
 
 def legend(right: float, y: float, entries: Sequence[tuple[str, str]]) -> list[str]:
     """Samples of lines with their names in a row that ends at `right`: (class, words)."""
-    parts, x = [], right
-    for name, words in reversed(entries):
-        x -= text_width([words])
-        parts += [text(x, y + 4.5, words, "start"), line(x - 26, y, x - 6, y, name)]
+    elements, x = [], right
+    for name, title in reversed(entries):
+        x -= text_width([title])
+        elements += [text(x, y + 4.5, title, "start"), line(x - 26, y, x - 6, y, name)]
         x -= 44
-    return parts
+    return elements
 
 
-def svg(height: float, title: str, parts: Iterable[str], width: float = WIDTH) -> str:
+def svg(height: float, title: str, elements: Iterable[str], width: float = WIDTH) -> str:
     """An <svg> element that is as wide as the page, with a name for screen readers."""
     return (
         f'<svg class="chart" role="img" aria-label="{escape(title)}" '
         f'viewBox="0 0 {width:.0f} {height:.0f}" xmlns="http://www.w3.org/2000/svg">'
-        + "".join(parts)
+        + "".join(elements)
         + "</svg>"
     )
 
@@ -174,6 +174,6 @@ def standalone(drawn: str) -> str:
     styles = "".join(
         (static / name).read_text(encoding="utf-8") for name in ("palette.css", "charts.css")
     )
-    head, _, parts = drawn.partition(">")
+    head, _, rest = drawn.partition(">")
     ground = '<rect class="ground" width="100%" height="100%" rx="8"/>'
-    return f"{head}><style>{styles}.ground {{ fill: var(--card); }}</style>{ground}{parts}"
+    return f"{head}><style>{styles}.ground {{ fill: var(--card); }}</style>{ground}{rest}"

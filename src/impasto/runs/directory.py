@@ -37,7 +37,7 @@ class RunDirectory:
         path: The directory.
         lock: What keeps other processes out, where this one trains the run.
         live_status: What keeps `status.json` true, where this one trains the run.
-        place: Where the run belongs, if that is in an object store (`runs/remote/`).
+        location: Where the run belongs, if that is in an object store (`runs/remote/`).
         taken_over: Says who has taken such a run over, while this process trains it.
         older: Fetches an older state of such a run, whose step it returns, if there is one.
         in_store: Whether the store has something of such a run, by its key, that is not here.
@@ -47,7 +47,7 @@ class RunDirectory:
     path: Path
     lock: locks.FolderLock | None = field(default=None, compare=False, repr=False)
     live_status: StatusWriter | None = field(default=None, compare=False, repr=False)
-    place: Path | None = field(default=None, compare=False, repr=False)
+    location: Path | None = field(default=None, compare=False, repr=False)
     taken_over: Callable[[], str] | None = field(default=None, compare=False, repr=False)
     older: Callable[[], list[int]] | None = field(default=None, compare=False, repr=False)
     in_store: Callable[[str], bool] | None = field(default=None, compare=False, repr=False)
@@ -114,13 +114,13 @@ class RunDirectory:
     @property
     def address(self) -> str:
         """The run as a person names it: its URL where it belongs in an object store."""
-        return str(self.path) if self.place is None else shown(self.place)
+        return str(self.path) if self.location is None else shown(self.location)
 
     def address_of(self, path: Path) -> str:
         """Something as a person names it: below the URL of the run where it is in that."""
-        if self.place is None or not path.is_relative_to(self.path):
+        if self.location is None or not path.is_relative_to(self.path):
             return str(path)
-        return shown(self.place / path.relative_to(self.path))
+        return shown(self.location / path.relative_to(self.path))
 
     def discard(self) -> None:
         """Remove a run that has not begun to train, and its directory if nothing else is in it."""
@@ -136,8 +136,8 @@ class RunDirectory:
 
     def _refuse(self, holder: LockHolder) -> None:
         raise RunError(
-            f"{self.path} is being trained just now by {holder.words}. Nothing was changed. Wait "
-            f"until it has ended, or stop it with Ctrl-C where it runs; then the run can be "
+            f"{self.path} is being trained just now by {holder.description}. Nothing was changed. "
+            f"Wait until it has ended, or stop it with Ctrl-C where it runs; then the run can be "
             f"continued with: {command('resume', self.path)}"
         )
 
@@ -242,7 +242,7 @@ class RunDirectory:
     def model_address(self) -> str | None:
         """The trained model as a person names it, also where only its record was fetched."""
         recorded, found = self.status().get("model"), self.exported_model()
-        if found is None and recorded and self.place is not None:
+        if found is None and recorded and self.location is not None:
             return self.address_of(self.at(str(recorded)))
         return None if found is None else self.address_of(found)
 

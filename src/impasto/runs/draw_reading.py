@@ -211,8 +211,8 @@ _EXPECTED = {
 
 def split_values(text: str) -> list[str]:
     """The values that a person typed: one in each line, or in one line between commas."""
-    parts: Iterator[str] = iter(text.splitlines() if "\n" in text.strip() else text.split(","))
-    return [part.strip() for part in parts if part.strip()]
+    pieces: Iterator[str] = iter(text.splitlines() if "\n" in text.strip() else text.split(","))
+    return [piece.strip() for piece in pieces if piece.strip()]
 
 
 def _whole(value: Any) -> int | None:

@@ -100,9 +100,9 @@ class Axis:
 
 def _told_apart(paths: Sequence[str]) -> list[str]:
     """The ends of paths, as short as still tells them apart: exports of runs share their names."""
-    parts = [PurePath(path).parts for path in paths]
-    for length in range(1, max(map(len, parts)) + 1):
-        names = ["/".join(part[-length:]) for part in parts]
+    all_names = [PurePath(path).parts for path in paths]
+    for length in range(1, max(map(len, all_names)) + 1):
+        names = ["/".join(names_of[-length:]) for names_of in all_names]
         if len(set(names)) == len(set(paths)):
             return names
     return list(paths)

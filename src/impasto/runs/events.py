@@ -132,12 +132,12 @@ def read_events(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str,
         file: `events.jsonl`; nothing comes of one that is not there.
         offset: Bytes to pass over: where an earlier reading ended.
     """
-    for place, event in read_lines(file, offset):
+    for position, event in read_lines(file, offset):
         if isinstance(event.get("kind"), str):
-            yield place, event
+            yield position, event
 
 
-def stage_words(stage: Mapping[str, Any]) -> str:
+def stage_text(stage: Mapping[str, Any]) -> str:
     """A stage as a person reads it: what is done, and how far it is where it counts something.
 
     Args:

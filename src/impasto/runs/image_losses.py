@@ -60,14 +60,14 @@ def read_image_losses(file: Path, read_bytes: int | None = None) -> list[ImageLo
         lines = io.TextIOWrapper(content, encoding="utf-8", errors="replace", newline="")
         for _, image, timestep, loss in whole_rows(lines):
             if math.isfinite(loss):
-                place = timestep // TIMESTEP_RANGE
-                _add(sums, (image, place), loss)
-                _add(ranges, place, loss)
-    usual = {place: total / count for place, (total, count) in ranges.items()}
+                range_index = timestep // TIMESTEP_RANGE
+                _add(sums, (image, range_index), loss)
+                _add(ranges, range_index, loss)
+    usual = {range_index: total / count for range_index, (total, count) in ranges.items()}
     images: dict[str, tuple[float, float, int]] = {}
-    for (image, place), (total, count) in sums.items():
+    for (image, range_index), (total, count) in sums.items():
         ratios, losses, times = images.get(image, (0.0, 0.0, 0))
-        ratio = total / usual[place] if usual[place] else float(count)
+        ratio = total / usual[range_index] if usual[range_index] else float(count)
         images[image] = ratios + ratio, losses + total, times + count
     found = [ImageLoss(i, ratios / n, total / n, n) for i, (ratios, total, n) in images.items()]
     return sorted(found, key=lambda one: (-one.ratio, one.image))

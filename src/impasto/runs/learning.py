@@ -14,7 +14,7 @@ from typing import Any, Literal
 from impasto.errors import RunError
 from impasto.runs.directory import RunDirectory
 from impasto.runs.evidence import Difference, chance_of_each, difference
-from impasto.runs.learning_words import sentence_of
+from impasto.runs.learning_text import sentence_of
 from impasto.runs.lines import read_lines
 from impasto.runs.validations import (
     Validation,
@@ -150,7 +150,7 @@ class Learning:
         return not self.first.images and one.loss > RISEN * other.loss
 
     def sentence(self) -> str:
-        """What the validation loss shows, in a sentence; `learning_words.py` has the words."""
+        """What the validation loss shows, in a sentence; `learning_text.py` has the words."""
         return sentence_of(self)
 
 

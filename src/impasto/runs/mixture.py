@@ -22,7 +22,7 @@ class Mixture:
     loss: float | None = None
 
     @property
-    def parts(self) -> str:
+    def shares(self) -> str:
         """The shares, in words."""
         return f"{self.ratio:g} of what was trained, {1 - self.ratio:.4g} of the base model"
 
@@ -31,12 +31,12 @@ class Mixture:
         """What a reader of a run's figures has to know, without a full stop."""
         of = "losses, curves and samples are of what was trained"
         if self.loss is None:
-            return f"{self.parts}; {of}"
-        return f"{self.parts}, with a validation loss of {self.loss:.4f}; the other {of}"
+            return f"{self.shares}; {of}"
+        return f"{self.shares}, with a validation loss of {self.loss:.4f}; the other {of}"
 
     def beside(self, name: str) -> str:
         """The name of a model with the shares behind it."""
-        return f"{name} ({self.parts})"
+        return f"{name} ({self.shares})"
 
 
 def mixture_of(run: RunDirectory, model: Path | None = None) -> Mixture | None:

@@ -21,7 +21,7 @@ _APART = getattr(subprocess, "CREATE_NO_WINDOW", 0) | getattr(
 
 
 def start_apart(
-    words: Sequence[str | Path],
+    arguments: Sequence[str | Path],
     log: Path,
     folder: Path | None = None,
     environment: Mapping[str, str] | None = None,
@@ -31,7 +31,7 @@ def start_apart(
     """Start `impasto` with some words. No shell takes part, so names may hold anything.
 
     Args:
-        words: The verb and its arguments.
+        arguments: The verb and its arguments.
         log: What it prints is added to this file.
         folder: Where it is started: its relative paths begin there.
         environment: Variables that it has beside those of this process.
@@ -43,7 +43,7 @@ def start_apart(
     apart = {"creationflags": _APART} if os.name == "nt" else {"start_new_session": True}
     with storage_errors.reported(log), log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
+            [sys.executable, *SAFELY, "-m", "impasto", *map(str, arguments)],
             stdin=subprocess.PIPE if listens else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

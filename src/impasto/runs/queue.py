@@ -26,8 +26,8 @@ from impasto.runs.queue_jobs import (
     Job,
     JobState,
     is_at_work,
-    place_of,
     read_job,
+    resolved_name,
     true_standing,
     why_not_begun,
     write_job,
@@ -122,15 +122,15 @@ class Queue:
         with self._disk.changing():
             self.find(number)
             order = [job.number for job in self._disk.jobs()]
-            place = order.index(number)
+            index = order.index(number)
             order.remove(number)
             if to in ("before", "after"):
                 if other != number:
-                    place = order.index(self.find(other or 0).number) + (to == "after")
+                    index = order.index(self.find(other or 0).number) + (to == "after")
             else:
-                steps = {"up": max(0, place - 1), "down": place + 1, "first": 0, "last": len(order)}
-                place = steps[to]
-            order.insert(place, number)
+                steps = {"up": max(0, index - 1), "down": index + 1, "first": 0, "last": len(order)}
+                index = steps[to]
+            order.insert(index, number)
             self._disk.write_order(order)
 
     def pause(self, number: int) -> Job:
@@ -278,9 +278,9 @@ class Queue:
             return result
 
     def _require_nobody_elses(self, run: Path) -> None:
-        place = place_of(run)
+        resolved = resolved_name(run)
         for job in self._disk.jobs():
-            if job.place == place:
+            if job.resolved_run == resolved:
                 raise RunError(
                     f"output_dir is {run}, which is also that of job {job.number}, {job.name}. "
                     f"Choose another output_dir, or remove that job."
@@ -288,11 +288,11 @@ class Queue:
 
     def _next_free(self, first: str, folder: Path) -> str:
         """The first of `first-2`, `first-3`, ... that is not there and that no job will write."""
-        taken = {job.place for job in self._disk.jobs()}
+        taken = {job.resolved_run for job in self._disk.jobs()}
         base = first.rstrip("/\\") or first
         for number in itertools.count(2):
-            place = folder / f"{base}-{number}"
-            if place_of(place) not in taken and not os.path.lexists(place):
+            path = folder / f"{base}-{number}"
+            if resolved_name(path) not in taken and not os.path.lexists(path):
                 return f"{base}-{number}"
         raise AssertionError
 

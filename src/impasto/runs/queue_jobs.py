@@ -101,9 +101,9 @@ class Job:
             return None
 
     @property
-    def place(self) -> str:
+    def resolved_run(self) -> str:
         """The directory of the job's run in one form, to be compared; empty without one."""
-        return "" if self.run is None else place_of(self.run.path)
+        return "" if self.run is None else resolved_name(self.run.path)
 
     def as_json(self) -> dict[str, Any]:
         """The job as plain values, for programs; times are in seconds since 1970."""
@@ -124,7 +124,7 @@ class Job:
         }
 
 
-def place_of(path: Path) -> str:
+def resolved_name(path: Path) -> str:
     """A path after all links, as the system compares names."""
     return os.path.normcase(os.path.realpath(path))
 
@@ -227,8 +227,8 @@ def outcome_of(job: Job, code: int | None, *, is_left: bool) -> tuple[JobState, 
     if code is None and not has_failed:
         if job.pausing:
             return "paused", f"It was paused.{kept}"
-        words = "Its process was killed, or the machine went down."
-        return ("waiting", f"{words}{kept}") if is_left else ("failed", f"{words}{kept}")
+        reason = "Its process was killed, or the machine went down."
+        return ("waiting", f"{reason}{kept}") if is_left else ("failed", f"{reason}{kept}")
     if code in STOPPED_CODES:
         if job.pausing:
             return "paused", f"It was paused.{kept}"

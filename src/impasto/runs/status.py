@@ -23,7 +23,7 @@ from impasto.invocation import command
 from impasto.lock_file import LockHolder
 from impasto.owners import current_process
 from impasto.parsing import printable, read_object
-from impasto.progress import counted, duration_words
+from impasto.progress import counted, duration_text
 
 Phase = Literal["preparing", "training", "finished", "stopped", "failed"]
 State = Literal["preparing", "training", "finished", "stopped", "failed", "killed", "unknown"]
@@ -182,7 +182,7 @@ class RunState:
         """What is worth knowing at a glance, as far as it is known: time left, speed, loss."""
         status, found = self.status, []
         if self.is_alive and "seconds_left" in status:
-            found.append(f"{duration_words(status['seconds_left'])} left")
+            found.append(f"{duration_text(status['seconds_left'])} left")
         if self.is_alive and "images_per_s" in status:
             found.append(f"{status['images_per_s']:.3g} images/s")
         if "loss" in status:
@@ -191,16 +191,16 @@ class RunState:
 
     def sentence(self, path: Path | str) -> str:
         """The state in a sentence or three, with what to do where something is to be done."""
-        words, message = f"This run {_SENTENCES[self.state]}", str(self.status.get("message", ""))
+        start, message = f"This run {_SENTENCES[self.state]}", str(self.status.get("message", ""))
         if self.total_steps is not None and (not message or self.resumption is not None):
             about = "about " if self.state == "killed" else ""
-            words += f": {about}{self.step} of {counted(self.total_steps, 'steps')}"
-        said = [f"{words}.", self._words_of_resumption(), message]
+            start += f": {about}{self.step} of {counted(self.total_steps, 'steps')}"
+        said = [f"{start}.", self._resumption_text(), message]
         if "killed" in (self.state, self.resumption):
-            said.append(f"{kept_words(self.saved_step)}: {command('resume', path)}")
+            said.append(f"{kept_text(self.saved_step)}: {command('resume', path)}")
         return " ".join(filter(None, said))
 
-    def _words_of_resumption(self) -> str:
+    def _resumption_text(self) -> str:
         """What the run had come to before it was made longer; empty of one that was not."""
         if self.resumption is not None:
             return f"It was resumed later, which {_RESUMPTIONS[self.resumption]} before a step."
@@ -209,7 +209,7 @@ class RunState:
         return f"It had finished at step {self.finished_step} and was resumed, to be made longer."
 
 
-def kept_words(saved_step: int) -> str:
+def kept_text(saved_step: int) -> str:
     """What is kept of a run that ended early, and what going on with it does: `resume` follows.
 
     Args:

@@ -39,12 +39,12 @@ class GroupLoss:
     change_error: float | None = None
 
     @property
-    def loss_words(self) -> str:
+    def loss_text(self) -> str:
         """The loss with its standard error."""
         return f"{self.loss:.4f}{_plus_minus(self.error)}"
 
     @property
-    def change_words(self) -> str:
+    def change_text(self) -> str:
         """The change from the base model with its standard error; empty where it is not known."""
         return "" if self.change is None else f"{self.change:+.4f}{_plus_minus(self.change_error)}"
 
@@ -54,10 +54,10 @@ class GroupLoss:
         return f"tag {self.name}" if self.by == "tag" else self.name
 
     @property
-    def words(self) -> str:
+    def text(self) -> str:
         """The losses and their number in a line."""
-        change = f", {self.change_words} from the base model" if self.change_words else ""
-        return f"{self.loss_words}{change}, of {counted(self.images, 'images')}"
+        change = f", {self.change_text} from the base model" if self.change_text else ""
+        return f"{self.loss_text}{change}, of {counted(self.images, 'images')}"
 
     def as_values(self) -> dict[str, Any]:
         """As `impasto show --json` has it, under the names of the metrics."""

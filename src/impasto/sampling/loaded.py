@@ -85,12 +85,14 @@ def mark_of(path: str) -> Mark:
         ModelError: There is nothing at that path. Names of the Hub are no paths: a request
             downloads nothing.
     """
-    place = Path(path)
-    if not presence.exists(place):
+    file_or_folder = Path(path)
+    if not presence.exists(file_or_folder):
         raise ModelError(
             f"{path} is not there: it was removed, renamed or moved. Choose another model."
         )
-    found = [place] if presence.is_file(place) else sorted(place.rglob("*"))
+    found = (
+        [file_or_folder] if presence.is_file(file_or_folder) else sorted(file_or_folder.rglob("*"))
+    )
     return path, tuple(
         (str(file), file.stat().st_size, file.stat().st_mtime_ns)
         for file in found

@@ -139,5 +139,5 @@ def _image(folder: Path, number: int) -> Path:
 
 
 def _shown(value: Any) -> str:
-    words = repr(value)
-    return words if len(words) <= 80 else f"{words[:80]}..."
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:80]}..."

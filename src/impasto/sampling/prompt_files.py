@@ -78,8 +78,8 @@ def _read_lines(file: Path, text: str) -> list[tuple[str, dict[str, Any]]]:
         if not line.strip() or line.startswith("#"):
             continue
         where = f"{file}, line {number}"
-        words, *options = line.strip().split(" --")
-        values: dict[str, Any] = {"text": words.strip()}
+        prompt, *options = line.strip().split(" --")
+        values: dict[str, Any] = {"text": prompt.strip()}
         for option in options:
             name, _, value = option.partition(" ")  # there by re.IGNORECASE: --W is --w
             values[_known(where, name.strip().lower(), _OPTIONS, "--")] = value.strip()

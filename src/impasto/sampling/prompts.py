@@ -41,14 +41,14 @@ class Prompt:
     loras: tuple[tuple[str, float], ...] = ()
 
     @property
-    def words(self) -> str:
+    def plain_text(self) -> str:
         """The text without what it says of hypernetworks."""
         return _HYPERNETWORK.sub("", self.text).strip()
 
     @property
     def texts(self) -> tuple[str, str]:
         """What the text encoder is given: what the image should show, and what not."""
-        return self.words, self.negative
+        return self.plain_text, self.negative
 
     @property
     def is_rescaled(self) -> bool:
@@ -71,11 +71,11 @@ class Prompt:
 
         A LoRA is told as A1111's prompts name one, so that it draws with the file of that name.
         """
-        words = " ".join((self.text, *(f"<lora:{name}:{value:g}>" for name, value in self.loras)))
+        text = " ".join((self.text, *(f"<lora:{name}:{value:g}>" for name, value in self.loras)))
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
         rescale = f", CFG rescale: {self.guidance_rescale:g}" if self.is_rescaled else ""
         return (
-            f"{words}{negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
+            f"{text}{negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
             f"CFG scale: {self.guidance_scale:g}, Seed: {self.seed}, "
             f"Size: {self.width}x{self.height}{rescale}"
         )

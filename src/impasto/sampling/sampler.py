@@ -133,7 +133,7 @@ class Sampler:
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config, prompt.steps)
         scheduler.set_timesteps(prompt.steps, device=self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
-        conditioning = self.conditioner([prompt.words, prompt.negative], [whole, whole])
+        conditioning = self.conditioner([prompt.plain_text, prompt.negative], [whole, whole])
         if self.zeroes_empty_text:
             conditioning = without_text(conditioning, [False, not prompt.negative.strip()])
         conditioning = conditioning.to(self.unet.device)

@@ -271,4 +271,4 @@ def _require_told(drawing: Drawing) -> None:
 
 
 def _refuse(holder: LockHolder) -> None:
-    raise RunError(f"Another worker draws in this folder: {holder.words}.")
+    raise RunError(f"Another worker draws in this folder: {holder.description}.")

@@ -108,8 +108,8 @@ def _caption_all(options: argparse.Namespace, captioner: Captioner, console: Con
     from impasto.annotate.caption_targets import Sidecars
 
     warn_ignored_flags(options, console, max_data_loader_n_workers=_WORKERS)
-    place = _dataset_paths(options)
-    target = Sidecars(options.caption_extension, "overwrite", lambda _, new: new, place)
+    folders = _dataset_paths(options)
+    target = Sidecars(options.caption_extension, "overwrite", lambda _, new: new, folders)
     _write(options, CaptionAnnotator(captioner), target, console)
 
 
@@ -162,8 +162,8 @@ def _tag(options: argparse.Namespace, console: Console) -> None:
     )
     spelling = _spelling(options)
     kept = options.model_dir / options.repo_id.replace("/", "_")
-    place = kept if (kept / "model.onnx").is_file() else options.repo_id
-    tagger = OnnxTagger(locate_tagger(str(place), console), progress=console)
+    model = kept if (kept / "model.onnx").is_file() else options.repo_id
+    tagger = OnnxTagger(locate_tagger(str(model), console), progress=console)
     own = {n: getattr(options, f"{n}_threshold") for n in _THRESHOLDS}
     selection = Selection(
         threshold=options.thresh,
@@ -189,7 +189,7 @@ def _spelling(options: argparse.Namespace) -> Spelling:
     bare = options.caption_separator.strip() or options.caption_separator
 
     def listed(text: str) -> list[str]:
-        return [part.strip() for part in text.split(bare) if part.strip()]
+        return [piece.strip() for piece in text.split(bare) if piece.strip()]
 
     try:
         replacements = parse_replacements(options.tag_replacement)
@@ -199,8 +199,8 @@ def _spelling(options: argparse.Namespace) -> Spelling:
         underscores="long" if options.remove_underscore else "keep",
         undesired=frozenset(listed(options.undesired_tags)),
         replacements=replacements,
-        rating=_place(options, "rating"),
-        quality=_place(options, "quality"),
+        rating=_position(options, "rating"),
+        quality=_position(options, "quality"),
         characters_first=options.character_tags_first,
         expand_characters=options.character_tag_expand,
         always_first=tuple(listed(options.always_first_tags)),
@@ -208,7 +208,7 @@ def _spelling(options: argparse.Namespace) -> Spelling:
     )
 
 
-def _place(options: argparse.Namespace, name: str) -> Any:
+def _position(options: argparse.Namespace, name: str) -> Any:
     """First, last or off; the last wins where both are asked for, as there."""
     if getattr(options, f"use_{name}_tags_as_last_tag"):
         return "last"

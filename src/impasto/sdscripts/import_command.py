@@ -29,7 +29,7 @@ def import_command(command: str, out: Path | None) -> None:
 
     if out is not None and presence.exists(out):
         raise RunError(f"{out} is already there, and it was not touched. Choose another --out.")
-    text = command_to_toml(_words(command))
+    text = command_to_toml(_tokens(command))
     if out is None:
         click.echo(text, nl=False)
     else:
@@ -39,7 +39,7 @@ def import_command(command: str, out: Path | None) -> None:
         )
 
 
-def _words(command: str) -> list[str]:
+def _tokens(command: str) -> list[str]:
     """The words of a command as a shell has them: lines that go on, and paths of Windows, whole.
 
     Raises:

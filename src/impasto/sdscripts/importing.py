@@ -23,22 +23,22 @@ from impasto.sdscripts.translate import translate
 _KEY = "--wandb_api_key"
 
 
-def command_to_toml(words: Sequence[str]) -> str:
+def command_to_toml(tokens: Sequence[str]) -> str:
     """TOML that `impasto train` takes, with a comment where a flag became it.
 
     Raises:
         ConfigError: The command is of another script, or has a flag that is refused.
     """
-    scripts = [i for i, word in enumerate(words) if word.endswith(".py")]
-    script = _script(words[scripts[0]]) if scripts else FINE_TUNE
+    scripts = [i for i, token in enumerate(tokens) if token.endswith(".py")]
+    script = _script(tokens[scripts[0]]) if scripts else FINE_TUNE
     without_effect = list[str]()
-    given = words[scripts[0] + 1 :] if scripts else words
+    given = tokens[scripts[0] + 1 :] if scripts else tokens
     flags = parse_flags(script, given, without_effect.append)
     resumed = flags.pop("resume", None)
     translation = translate(script, flags)
     build_settings(flags, translation.tree, source="the command")
-    lines = ["# The settings of:", _comment(f"  {shlex.join(_without_keys(words))}"), "#"]
-    launcher = [w for w in words[: scripts[0]] if w.startswith("-")] if scripts else []
+    lines = ["# The settings of:", _comment(f"  {shlex.join(_without_keys(tokens))}"), "#"]
+    launcher = [w for w in tokens[: scripts[0]] if w.startswith("-")] if scripts else []
     if launcher:
         lines.append(
             _comment(
@@ -55,27 +55,27 @@ def command_to_toml(words: Sequence[str]) -> str:
     return "\n".join([*lines, "", *_commented(script, told, flags)]) + "\n"
 
 
-def _without_keys(words: Sequence[str]) -> list[str]:
+def _without_keys(tokens: Sequence[str]) -> list[str]:
     """A command line as it may be shown: without the key of Weights & Biases."""
     shown, is_key = list[str](), False
-    for word in words:
-        name, equals, _ = word.partition("=")
-        shown.append("..." if is_key else f"{name}=..." if equals and name == _KEY else word)
-        is_key = word == _KEY
+    for token in tokens:
+        name, equals, _ = token.partition("=")
+        shown.append("..." if is_key else f"{name}=..." if equals and name == _KEY else token)
+        is_key = token == _KEY
     return shown
 
 
-def _script(word: str) -> Script:
+def _script(path: str) -> Script:
     """The command that a path names, with the folders of any system.
 
     Raises:
         ConfigError: It is none that is known.
     """
-    name = PureWindowsPath(word).name
+    name = PureWindowsPath(path).name
     for script in SCRIPTS:
         if name == script:
             return script
-    raise ConfigError(f"{word} is none of the commands that are known: {', '.join(SCRIPTS)}.")
+    raise ConfigError(f"{path} is none of the commands that are known: {', '.join(SCRIPTS)}.")
 
 
 def _comment(text: str) -> str:

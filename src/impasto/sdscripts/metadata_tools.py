@@ -69,8 +69,8 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
         text = _text_beside(record, options.caption_extension, beside)
         missing += text is None
         entry = entries.get(key, MetadataEntry(key))
-        words: dict[str, Any] = {column: text or ""}
-        entries[key] = replace(entry, **words) if text is not None else entry
+        columns: dict[str, Any] = {column: text or ""}
+        entries[key] = replace(entry, **columns) if text is not None else entry
         if options.debug:
             console.note(f"{key}: {text}")
     backup = write_metadata(options.out_json, entries.values())

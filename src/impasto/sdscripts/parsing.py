@@ -70,8 +70,10 @@ class _Parser(argparse.ArgumentParser):
         self._script = script
 
     def error(self, message: str) -> Any:
-        words = message.partition("arguments: ")[2].split()
-        unknown = [word.partition("=")[0] for word in words if word.startswith("--")]
+        unrecognized = message.partition("arguments: ")[2].split()
+        unknown = [
+            argument.partition("=")[0] for argument in unrecognized if argument.startswith("--")
+        ]
         if unknown:
             raise ConfigError(_unknown(self._script, unknown[0].lstrip("-")))
         raise ConfigError(f"{self._script}: {message}.")

@@ -131,13 +131,13 @@ def _take_over(source: Tree, target: Tree, paths: Sequence[str]) -> None:
         return  # said by a notice of the translation
     for path, value in values.items():
         *sections, key = path.split(".")
-        place = target
+        section_of = target
         for section in sections:
-            place = place.setdefault(section, {})
+            section_of = section_of.setdefault(section, {})
         if value is None:
-            place.pop(key, None)
+            section_of.pop(key, None)
         else:
-            place[key] = value
+            section_of[key] = value
 
 
 def _at(tree: Tree, path: str) -> Any:

@@ -118,11 +118,11 @@ def set_steps_in_backward(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     is_limited = flags.get("max_grad_norm", 1.0) > 0
     by_last = is_limited and flags.get("mixed_precision", "no") != "fp16"  # which may overflow
     tree["training"]["optimizer_in_backward"] = "last_norm" if by_last else "exact"
-    words = {
+    reasons = {
         "fused_backward_pass": "each weight changes as soon as its gradient is there",
         "fused_optimizer_groups": "as --fused_backward_pass, for which weights need no groups",
     }
-    told = [f"--{name}: {words[name]}" for name in asked]
+    told = [f"--{name}: {reasons[name]}" for name in asked]
     if by_last:
         told[0] += "; --max_grad_norm limits the whole gradient, by its norm in the step before"
     return [f"{line}." for line in told]
@@ -168,7 +168,7 @@ def require_fixed_captions(flags: Mapping[str, Any], config: RunConfig) -> None:
     asked = next((name for name in CACHING if flags.get(name)), None)
     if asked is None:
         return
-    subsets = [s for part in config.dataset.parts for s in part.subsets if s.num_repeats]
+    subsets = [s for entry in config.dataset.entries for s in entry.subsets if s.num_repeats]
     for subset in subsets:
         changing = next((name for name in _CHANGES_CAPTIONS if getattr(subset, name)), None)
         if changing is not None:
@@ -187,9 +187,9 @@ def require_steps_of_buckets(flags: Mapping[str, Any], config: RunConfig) -> Non
     """
     if not {"bucket_reso_steps", "dataset_config"} & flags.keys():
         return
-    for part in config.dataset.parts:
-        steps = part.bucket_reso_steps
-        if part.enable_bucket and steps % STEPS_OF_BUCKETS:
+    for entry in config.dataset.entries:
+        steps = entry.bucket_reso_steps
+        if entry.enable_bucket and steps % STEPS_OF_BUCKETS:
             raise ConfigError(
                 f"bucket_reso_steps is {steps}; sdxl_train.py takes multiples of "
                 f"{STEPS_OF_BUCKETS}. Give {STEPS_OF_BUCKETS} or 64, or train with `impasto train`."

@@ -97,8 +97,8 @@ def translate(
     return Translation({k: v for k, v in tree.items() if v != {}}, tuple(notices))
 
 
-def _put(tree: Tree, place: str, value: Any) -> None:
-    *sections, key = place.split(".")
+def _put(tree: Tree, path: str, value: Any) -> None:
+    *sections, key = path.split(".")
     for section in sections:
         tree = tree.setdefault(section, {})
     tree[key] = value
@@ -193,11 +193,11 @@ def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         "safetensors" if flags.get("use_safetensors") else _form_of(source)
     )
     saving |= {"name": name, "model_dir": str(folder), "format": _FORMATS[form]}
-    word = flags.get("save_precision")
-    saving["export_dtype"] = _PRECISIONS[word or "float"]
-    if word:
-        saving |= dict.fromkeys(("text_encoder_dtype", "vae_dtype"), _PRECISIONS[word])
-    tree["output_dir"] = str(presence.free_place(folder / f"{name}-run"))
+    precision = flags.get("save_precision")
+    saving["export_dtype"] = _PRECISIONS[precision or "float"]
+    if precision:
+        saving |= dict.fromkeys(("text_encoder_dtype", "vae_dtype"), _PRECISIONS[precision])
+    tree["output_dir"] = str(presence.free_path(folder / f"{name}-run"))
     every_epochs, every_steps = flags.get("save_every_n_epochs"), flags.get("save_every_n_steps")
     if flags.get("save_n_epoch_ratio") and "max_train_epochs" in flags:
         ratio = max(1, flags["max_train_epochs"] // flags["save_n_epoch_ratio"])

@@ -26,10 +26,10 @@ def read_resolution(text: str, name: str = "resolution") -> Any:
     Raises:
         ConfigError: It is written otherwise.
     """
-    numbers = [part.strip() for part in text.split(",")]
-    if len(numbers) > 2 or not all(_SIDE.fullmatch(part) for part in numbers):
+    numbers = [piece.strip() for piece in text.split(",")]
+    if len(numbers) > 2 or not all(_SIDE.fullmatch(piece) for piece in numbers):
         raise ConfigError(f"--{name} is {_short(text)}; expected 512 or 512,768 (width, height).")
-    return int(numbers[0]) if len(numbers) == 1 else [int(part) for part in numbers]
+    return int(numbers[0]) if len(numbers) == 1 else [int(piece) for piece in numbers]
 
 
 def read_numbers(name: str, flags: Mapping[str, Any], count: int) -> list[float]:
@@ -38,9 +38,9 @@ def read_numbers(name: str, flags: Mapping[str, Any], count: int) -> list[float]
     Raises:
         ConfigError: It is written otherwise.
     """
-    parts = str(flags[name]).split(",")
+    pieces = str(flags[name]).split(",")
     try:
-        numbers = [finite(part) for part in parts]
+        numbers = [finite(piece) for piece in pieces]
     except ValueError:
         numbers = []
     if len(numbers) != count:
@@ -85,18 +85,18 @@ def read_pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: A word is not of that form, or a value is none that TOML holds.
     """
     pairs: dict[str, Any] = {}
-    for word in flags.get(name, []):
-        key, equals, value = word.partition("=")
+    for pair in flags.get(name, []):
+        key, equals, value = pair.partition("=")
         if not equals:
-            raise ConfigError(f"--{name} has {_short(word)}; expected key=value.")
+            raise ConfigError(f"--{name} has {_short(pair)}; expected key=value.")
         try:
             found = _literal(value)
             listed = _as_toml(found)
         except ValueError as error:
-            raise ConfigError(f"--{name} has {_short(word)}: {error}.") from error
+            raise ConfigError(f"--{name} has {_short(pair)}: {error}.") from error
         pairs[key] = tuple(listed) if isinstance(found, tuple) else listed
         if is_deep(listed) or not is_text(key):
-            raise ConfigError(f"--{name} has {_short(word)}, which a settings file cannot hold.")
+            raise ConfigError(f"--{name} has {_short(pair)}, which a settings file cannot hold.")
     return pairs
 
 
@@ -137,5 +137,5 @@ def _as_toml(value: Any) -> Any:
     return value
 
 
-def _short(word: str) -> str:
-    return repr(word if len(word) <= _SHOWN else f"{word[:_SHOWN]}…")
+def _short(given: str) -> str:
+    return repr(given if len(given) <= _SHOWN else f"{given[:_SHOWN]}…")

@@ -17,17 +17,17 @@ from impasto.storage.faults import fault_of, names_of, told
 from impasto.storage.objects import filesystem_of, look_up, read, remove
 
 
-def write(place: Path, content: bytes) -> None:
+def write(location: Path, content: bytes) -> None:
     """Put a few bytes into the store, whole.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    with told(place):
-        filesystem_of(place).pipe_file(key_of(place), content)
+    with told(location):
+        filesystem_of(location).pipe_file(key_of(location), content)
 
 
-def create(place: Path, content: bytes) -> bool:
+def create(location: Path, content: bytes) -> bool:
     """Put a few bytes where nothing is yet; False where something else is.
 
     S3 and Google's store decide that themselves (`If-None-Match: *`, `ifGenerationMatch=0`). Of
@@ -37,31 +37,31 @@ def create(place: Path, content: bytes) -> bool:
     first time. So what is there after a refusal or an error is read, and counts if it is this.
 
     Args:
-        place: The object.
+        location: The object.
         content: Its bytes, which nobody else may put: with a random part.
 
     Raises:
         StorageError: The store cannot be used. It may have put the object all the same.
     """
-    if look_up(place) is not None:
+    if look_up(location) is not None:
         return False
     try:
-        filesystem_of(place).pipe_file(key_of(place), content, mode="create")
+        filesystem_of(location).pipe_file(key_of(location), content, mode="create")
     except Exception as error:  # each store's library raises classes of its own
         names = names_of(error)
         if names & _KNOWS_NO_CONDITION:
-            write(place, content)
-        elif not _is_there(place, content):
+            write(location, content)
+        elif not _is_there(location, content):
             if names & _TAKEN:
                 return False
-            raise fault_of(error, place) from error
+            raise fault_of(error, location) from error
     return True
 
 
-def _is_there(place: Path, content: bytes) -> bool:
+def _is_there(location: Path, content: bytes) -> bool:
     """Whether an object has this content, as far as the store says."""
     try:
-        return read(place) == content
+        return read(location) == content
     except (StorageError, OSError):
         return False
 
@@ -71,15 +71,15 @@ _TAKEN = {"FileExistsError", "PreconditionFailed", "ConditionalRequestConflict",
 _KNOWS_NO_CONDITION = {"NotImplemented", "NotImplementedError"}
 
 
-def modified_at(place: Path) -> float | None:
+def modified_at(location: Path) -> float | None:
     """When an object was put, in seconds since 1970 by the store's clock; None without one.
 
     Raises:
         StorageError: The store cannot be used.
     """
     try:
-        with told(place):
-            return float(filesystem_of(place).modified(key_of(place)).timestamp())
+        with told(location):
+            return float(filesystem_of(location).modified(key_of(location)).timestamp())
     except FileNotFoundError:
         return None
 

@@ -108,21 +108,21 @@ class SpareRoom:
         return taken + size <= limit
 
 
-def fetch_to(place: Path, copy: Path, size: int) -> None:
+def fetch_to(location: Path, copy: Path, size: int) -> None:
     """Copy an object to a file of this machine, which appears whole.
 
     Raises:
         OSError: It is missing, or came cut short.
         StorageError: The disk is full, or the store cannot be used.
     """
-    _fetch(place, copy, lambda partial: objects.download(place, partial, size))
+    _fetch(location, copy, lambda partial: objects.download(location, partial, size))
 
 
-def fetch_newest(place: Path, copy: Path, listed: Stored) -> Stored:
+def fetch_newest(location: Path, copy: Path, listed: Stored) -> Stored:
     """Copy an object that may be replaced meanwhile, as it was at one moment; it appears whole.
 
     Args:
-        place: The object.
+        location: The object.
         copy: Where to.
         listed: What a listing said of it.
 
@@ -134,35 +134,39 @@ def fetch_newest(place: Path, copy: Path, listed: Stored) -> Stored:
         StorageError: The disk is full, or the store cannot be used.
     """
     found = [listed]
-    _fetch(place, copy, lambda partial: found.append(_download_newest(place, partial, listed)))
+    _fetch(
+        location, copy, lambda partial: found.append(_download_newest(location, partial, listed))
+    )
     return found[-1]
 
 
-def _download_newest(place: Path, partial: Path, stored: Stored) -> Stored:
+def _download_newest(location: Path, partial: Path, stored: Stored) -> Stored:
     for _ in range(_TRIES):
         fault = None
         try:
-            objects.download(place, partial, stored.size)
+            objects.download(location, partial, stored.size)
         except OSError as error:
             fault = error
         if fault is None and stored.size <= objects.COPIED_AT_ONCE:
             return stored
-        now = objects.look_up(place)
+        now = objects.look_up(location)
         if now is None:
-            raise fault or FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), shown(place))
+            raise fault or FileNotFoundError(
+                errno.ENOENT, os.strerror(errno.ENOENT), shown(location)
+            )
         if now == stored:
             if fault is not None:
                 raise fault
             return stored
         stored = now
-    raise OSError(errno.EAGAIN, "is being replaced again and again", shown(place))
+    raise OSError(errno.EAGAIN, "is being replaced again and again", shown(location))
 
 
 _TRIES = 5
 """How often an object is fetched that is replaced meanwhile."""
 
 
-def _fetch(place: Path, copy: Path, download: Callable[[Path], object]) -> None:
+def _fetch(location: Path, copy: Path, download: Callable[[Path], object]) -> None:
     partial = partial_name(copy)
     try:
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -171,7 +175,7 @@ def _fetch(place: Path, copy: Path, download: Callable[[Path], object]) -> None:
     except OSError as error:
         if is_out_of_space(error) or isinstance(error, PermissionError):
             raise StorageError(
-                f"No copy of {shown(place)} could be written into {copies_folder()}: "
+                f"No copy of {shown(location)} could be written into {copies_folder()}: "
                 f"{error.strerror or error}. {COPIES_VARIABLE} names another folder for copies, "
                 f"and {LIMIT_VARIABLE} how many GiB they may take."
             ) from error

@@ -46,7 +46,7 @@ _MOST_CAUSES = 8
 
 
 @contextlib.contextmanager
-def told(place: Path) -> Iterator[None]:
+def told(location: Path) -> Iterator[None]:
     """Turn what goes wrong with a place into an error that says what and why.
 
     Raises:
@@ -59,27 +59,29 @@ def told(place: Path) -> Iterator[None]:
     except (StorageError, MissingDependencyError):
         raise
     except Exception as error:  # each store's library raises classes of its own
-        raise fault_of(error, place) from error
+        raise fault_of(error, location) from error
 
 
-def fault_of(error: BaseException, place: Path) -> OSError | StorageError | MissingDependencyError:
+def fault_of(
+    error: BaseException, location: Path
+) -> OSError | StorageError | MissingDependencyError:
     """The error to raise for one that a library raised."""
     if isinstance(error, (StorageError, MissingDependencyError)):
         return error
-    names, url = names_of(error), shown(place)
+    names, url = names_of(error), shown(location)
     if isinstance(error, ImportError):
-        scheme = scheme_of(place)
+        scheme = scheme_of(location)
         return MissingDependencyError(
             f"{url} is read with the package {_PACKAGES[scheme]}, which is not installed. Install "
             f"it with: {install_packages(_PACKAGES[scheme])}",
             extra="remote",
         )
-    bucket, scheme = key_of(place).split("/")[0], scheme_of(place)
+    bucket, scheme = key_of(location).split("/")[0], scheme_of(location)
     elsewhere = ", and AWS_ENDPOINT_URL if the store is not Amazon's" if scheme == "s3" else ""
     retries = " (AWS_MAX_ATTEMPTS and AWS_RETRY_MODE say how many)" if scheme == "s3" else ""
     if names & _ARCHIVED:  # which libraries take for a matter of permission
         return OSError(errno.EIO, "is in an archive of the store; restore it there first", url)
-    for known, words in (
+    for known, sentence in (
         (_WRONG_CLOCK, "the clock of this machine differs too much from the store's. Set it"),
         (_EXPIRED, "the credentials in the environment have expired. Renew them and start again"),
         (_UNKNOWN, "the store does not know the credentials in the environment, or there are none. "
@@ -92,7 +94,7 @@ def fault_of(error: BaseException, place: Path) -> OSError | StorageError | Miss
                 "what is done is kept"),
     ):  # fmt: skip
         if names & known:
-            return StorageError(f"{url}: {words}.")
+            return StorageError(f"{url}: {sentence}.")
     of_object = _fault_of_object(error, names, url)
     if of_object is not None:
         return of_object

@@ -12,14 +12,14 @@ from impasto.remote_paths import shown
 from impasto.storage.objects import HEADER_BYTES, read
 
 
-def open_object(place: Path, beginning: bytes | None = None) -> ObjectFile:
+def open_object(location: Path, beginning: bytes | None = None) -> ObjectFile:
     """An object as a file that is read where it is read, in few requests.
 
     Raises:
         OSError: It is missing, or came cut short.
         StorageError: The store cannot be used.
     """
-    return ObjectFile(place, read(place, 0, HEADER_BYTES) if beginning is None else beginning)
+    return ObjectFile(location, read(location, 0, HEADER_BYTES) if beginning is None else beginning)
 
 
 class ObjectFile:
@@ -32,10 +32,10 @@ class ObjectFile:
     """
 
     def __init__(
-        self, place: Path, beginning: bytes, read_all: Callable[[], bytes] | None = None
+        self, location: Path, beginning: bytes, read_all: Callable[[], bytes] | None = None
     ) -> None:
-        self._place, self._content, self._at = place, beginning, 0
-        self._read_all = read_all or partial(read, place)
+        self._location, self._content, self._at = location, beginning, 0
+        self._read_all = read_all or partial(read, location)
         self._is_whole = len(beginning) < HEADER_BYTES
 
     def read(self, size: int = -1) -> bytes:
@@ -43,9 +43,9 @@ class ObjectFile:
         end = None if size is None or size < 0 else self._at + size
         if end is None or end > len(self._content):
             self._complete()
-        part = self._content[self._at : end]
-        self._at += len(part)
-        return part
+        piece = self._content[self._at : end]
+        self._at += len(piece)
+        return piece
 
     def readline(self, size: int = -1) -> bytes:
         """Read to the end of a line, as Pillow does where it looks for formats made of lines."""
@@ -64,7 +64,7 @@ class ObjectFile:
         elif whence == os.SEEK_CUR:
             offset += self._at
         if offset < 0:
-            raise OSError(errno.EINVAL, "before the beginning of a file", shown(self._place))
+            raise OSError(errno.EINVAL, "before the beginning of a file", shown(self._location))
         self._at = offset
         return offset
 

@@ -113,21 +113,21 @@ def _require_bucket(folder: Path) -> None:
         return
 
 
-def look_up(place: Path) -> Stored | None:
+def look_up(location: Path) -> Stored | None:
     """What the store says of an object; None where there is none.
 
     Raises:
         StorageError: The store cannot be used.
     """
     try:
-        with told(place):
-            info = filesystem_of(place).info(key_of(place))
+        with told(location):
+            info = filesystem_of(location).info(key_of(location))
     except FileNotFoundError:
         return None
     return _stored(info) if info.get("type") == "file" else None
 
 
-def read(place: Path, start: int = 0, end: int | None = None) -> bytes:
+def read(location: Path, start: int = 0, end: int | None = None) -> bytes:
     """An object, or a part of it.
 
     Raises:
@@ -136,30 +136,30 @@ def read(place: Path, start: int = 0, end: int | None = None) -> bytes:
     """
     bounds = {} if start == 0 and end is None else {"start": start, "end": end}
     try:
-        with told(place):
-            return bytes(filesystem_of(place).cat_file(key_of(place), **bounds))
+        with told(location):
+            return bytes(filesystem_of(location).cat_file(key_of(location), **bounds))
     except OSError as error:
         if _is_empty(error, start):
             return b""
         raise
 
 
-def read_all(places: Sequence[Path]) -> list[bytes | OSError]:
-    """Several objects at once, in the order of `places`; of one that cannot be read, why.
+def read_all(locations: Sequence[Path]) -> list[bytes | OSError]:
+    """Several objects at once, in the order of `locations`; of one that cannot be read, why.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    return _at_once(places, None)
+    return _at_once(locations, None)
 
 
-def read_beginnings(places: Sequence[Path], size: int) -> list[bytes | OSError]:
-    """The first bytes of several objects, in the order of `places`; of one without, why.
+def read_beginnings(locations: Sequence[Path], size: int) -> list[bytes | OSError]:
+    """The first bytes of several objects, in the order of `locations`; of one without, why.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    return _at_once(places, size)
+    return _at_once(locations, size)
 
 
 def read_ranges(ranges: Sequence[Range]) -> list[bytes]:
@@ -181,25 +181,25 @@ def _read_ranges(ranges: Sequence[Range]) -> list[bytes]:
     first = ranges[0][0]
     with told(first):
         filesystem = filesystem_of(first)
-        parts = filesystem.cat_ranges(
-            [key_of(place) for place, _, _ in ranges],
+        pieces = filesystem.cat_ranges(
+            [key_of(location) for location, _, _ in ranges],
             [start for _, start, _ in ranges],
             [end for _, _, end in ranges],
             on_error="return",
         )
-    for (place, start, end), part in zip(ranges, parts, strict=True):
-        if isinstance(part, BaseException):
-            raise fault_of(part, place) from part
-        if len(part) != end - start:
-            raise OSError(errno.EIO, f"gave {len(part)} of {end - start} bytes", shown(place))
-    return [bytes(part) for part in parts]
+    for (location, start, end), piece in zip(ranges, pieces, strict=True):
+        if isinstance(piece, BaseException):
+            raise fault_of(piece, location) from piece
+        if len(piece) != end - start:
+            raise OSError(errno.EIO, f"gave {len(piece)} of {end - start} bytes", shown(location))
+    return [bytes(piece) for piece in pieces]
 
 
-def download(place: Path, file: Path, size: int) -> None:
+def download(location: Path, file: Path, size: int) -> None:
     """Copy an object to a file of this machine, flushed to the disk.
 
     Args:
-        place: The object.
+        location: The object.
         file: Where to; what is there is replaced.
         size: How many bytes it has.
 
@@ -211,10 +211,10 @@ def download(place: Path, file: Path, size: int) -> None:
         for start in range(0, size, COPIED_AT_ONCE):
             end = min(size, start + COPIED_AT_ONCE)
             # one answer is of one version of an object: without bounds, a grown one is not cut
-            part = read(place) if size <= COPIED_AT_ONCE else read(place, start, end)
-            if len(part) != end - start:
-                raise OSError(errno.EIO, f"gave {len(part)} of {end - start} bytes", shown(place))
-            out.write(part)
+            got = read(location) if size <= COPIED_AT_ONCE else read(location, start, end)
+            if len(got) != end - start:
+                raise OSError(errno.EIO, f"gave {len(got)} of {end - start} bytes", shown(location))
+            out.write(got)
         out.flush()
         os.fsync(out.fileno())
 
@@ -223,12 +223,12 @@ COPIED_AT_ONCE = 32 << 20
 """Bytes that are copied by one request. An object of more may be replaced between two."""
 
 
-def upload(file: Path, place: Path, advance: Advance | None = None) -> Stored:
+def upload(file: Path, location: Path, advance: Advance | None = None) -> Stored:
     """Put a file of this machine into the store; it appears there whole or not at all.
 
     Args:
         file: The file.
-        place: Where to; an object that is there is replaced.
+        location: Where to; an object that is there is replaced.
         advance: Is told the number of bytes that have been sent.
 
     Raises:
@@ -236,13 +236,13 @@ def upload(file: Path, place: Path, advance: Advance | None = None) -> Stored:
         StorageError: The store cannot be used.
     """
     told_of = {} if advance is None else {"callback": _counting(advance)}
-    with told(place):
-        filesystem_of(place).put_file(str(file), key_of(place), **told_of)
-    stored = look_up(place)
+    with told(location):
+        filesystem_of(location).put_file(str(file), key_of(location), **told_of)
+    stored = look_up(location)
     size = file.stat().st_size
     if stored is None or stored.size != size:
         found = 0 if stored is None else stored.size
-        raise OSError(errno.EIO, f"took {found} of {size} bytes", shown(place))
+        raise OSError(errno.EIO, f"took {found} of {size} bytes", shown(location))
     return stored
 
 
@@ -257,14 +257,14 @@ def _counting(advance: Advance) -> Any:
     return Counting()
 
 
-def remove(place: Path) -> None:
+def remove(location: Path) -> None:
     """Remove an object; one that is gone is no error.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    with contextlib.suppress(FileNotFoundError), told(place):
-        filesystem_of(place).rm_file(key_of(place))
+    with contextlib.suppress(FileNotFoundError), told(location):
+        filesystem_of(location).rm_file(key_of(location))
 
 
 def require_writable(folder: Path) -> None:
@@ -283,44 +283,44 @@ HEADER_BYTES = 1 << 16
 """What is read of an image to find its size: nearly all headers, EXIF and profiles included."""
 
 
-def sha256_of_object(place: Path) -> str:
+def sha256_of_object(location: Path) -> str:
     """The SHA-256 of an object's bytes, in hexadecimal.
 
     Raises:
         OSError: It is missing, or came cut short.
         StorageError: The store cannot be used.
     """
-    return hashlib.sha256(read(place)).hexdigest()
+    return hashlib.sha256(read(location)).hexdigest()
 
 
 def is_plain_key(key: str) -> bool:
     """Whether a key is one that a path can name: no part is empty, `.` or `..`."""
-    return not any(part in {"", ".", ".."} for part in key.split("/"))
+    return not any(name in {"", ".", ".."} for name in key.split("/"))
 
 
-def _at_once(places: Sequence[Path], size: int | None) -> list[bytes | OSError]:
+def _at_once(locations: Sequence[Path], size: int | None) -> list[bytes | OSError]:
     """The first bytes of objects, or all for None, each with what became of it.
 
     By `cat_ranges`, since `cat` takes keys for patterns.
     """
-    if not places:
+    if not locations:
         return []
-    with told(places[0]):
-        parts = filesystem_of(places[0]).cat_ranges(
-            [key_of(place) for place in places],
-            [None if size is None else 0] * len(places),
-            [size] * len(places),
+    with told(locations[0]):
+        pieces = filesystem_of(locations[0]).cat_ranges(
+            [key_of(location) for location in locations],
+            [None if size is None else 0] * len(locations),
+            [size] * len(locations),
             on_error="return",
         )
     found: list[bytes | OSError] = []
-    for place, part in zip(places, parts, strict=True):
-        if isinstance(part, BaseException):
-            fault = fault_of(part, place)
+    for location, piece in zip(locations, pieces, strict=True):
+        if isinstance(piece, BaseException):
+            fault = fault_of(piece, location)
             if not isinstance(fault, OSError):
-                raise fault from part
+                raise fault from piece
             found.append(b"" if _is_empty(fault, 0) else fault)
         else:
-            found.append(bytes(part))
+            found.append(bytes(piece))
     return found
 
 
@@ -338,9 +338,9 @@ def _stored(info: Mapping[str, Any]) -> Stored:
     return Stored(int(info.get("size") or 0), int.from_bytes(digest[:8], "big") >> 2)
 
 
-def filesystem_of(place: Path) -> Any:
+def filesystem_of(location: Path) -> Any:
     """The filesystem of fsspec for a place, of this process."""
-    name = (os.getpid(), scheme_of(place))
+    name = (os.getpid(), scheme_of(location))
     with _MAKING:
         if name not in _MADE:
             import fsspec

@@ -14,19 +14,19 @@ _AHEAD = 1 << 20
 """Bytes that are read where fewer are asked for: walking through a tar goes on behind them."""
 
 
-def open_ranges(place: Path, size: int, ahead: int = _AHEAD) -> RangedFile:
+def open_ranges(location: Path, size: int, ahead: int = _AHEAD) -> RangedFile:
     """An object of a store as a file; nothing is read yet.
 
     Args:
-        place: The object.
+        location: The object.
         size: How many bytes it has.
         ahead: How many bytes are read at least.
     """
-    return RangedFile(partial(_range_of_object, place), size, ahead)
+    return RangedFile(partial(_range_of_object, location), size, ahead)
 
 
-def _range_of_object(place: Path, begin: int, end: int) -> bytes:
-    return objects.read_ranges([(place, begin, end)])[0]
+def _range_of_object(location: Path, begin: int, end: int) -> bytes:
+    return objects.read_ranges([(location, begin, end)])[0]
 
 
 class RangedFile(io.RawIOBase):
@@ -51,7 +51,7 @@ class RangedFile(io.RawIOBase):
         self._read_range, self._size, self._ahead = read_range, size, ahead
         self._on_close = on_close
         self._at = self._begin = 0
-        self._part = b""
+        self._piece = b""
 
     def readable(self) -> bool:
         """A file to read from."""
@@ -81,19 +81,19 @@ class RangedFile(io.RawIOBase):
         left = max(0, self._size - self._at)
         wanted = left if size is None or size < 0 else min(size, left)
         begin = self._at - self._begin
-        if begin < 0 or begin + wanted > len(self._part):
+        if begin < 0 or begin + wanted > len(self._piece):
             end = min(self._size, self._at + max(wanted, self._ahead))
-            self._part = self._read_range(self._at, end) if wanted else b""
+            self._piece = self._read_range(self._at, end) if wanted else b""
             self._begin, begin = self._at, 0
-        part = self._part[begin : begin + wanted]
-        self._at += len(part)
-        return part
+        piece = self._piece[begin : begin + wanted]
+        self._at += len(piece)
+        return piece
 
     def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
         """Read into memory that is there."""
-        part = self.read(len(buffer))
-        buffer[: len(part)] = part
-        return len(part)
+        piece = self.read(len(buffer))
+        buffer[: len(piece)] = piece
+        return len(piece)
 
     def close(self) -> None:
         """Close what is read from too, if the file was made so."""

@@ -30,12 +30,12 @@ class PreparedEdit:
 
     Attributes:
         token: What the page calls it.
-        words: The command, without what makes it write.
+        arguments: The command, without what makes it write.
         title: What it does.
     """
 
     token: str
-    words: list[str]
+    arguments: list[str]
     title: str
 
 
@@ -73,19 +73,19 @@ class EditStore:
         token = secrets.token_hex(16)
         folder = (self._folder / token).absolute()
         files.write_json(folder / "operations.json", list(operations))
-        words = [
+        arguments = [
             "dataset", "edit", str(dataset.absolute()), f"--ending={ending}",
             f"--operations={folder / 'operations.json'}", *which,
         ]  # fmt: skip
         if images is not None:
             with files.replace_file(folder / "images.txt") as partial:
                 partial.write_bytes(b"\0".join(name.encode("utf-8") for name in images) + b"\0")
-            words.append(f"--images={folder / 'images.txt'}")
+            arguments.append(f"--images={folder / 'images.txt'}")
         title = "Edit captions: " + ", ".join(o["do"] for o in operations)
         files.write_json(
-            folder / "edit.json", {"dataset": str(dataset), "words": words, "title": title}
+            folder / "edit.json", {"dataset": str(dataset), "words": arguments, "title": title}
         )
-        return PreparedEdit(token, words, title)
+        return PreparedEdit(token, arguments, title)
 
     def find(self, dataset: Path, token: str) -> PreparedEdit | None:
         """The edit of a token; None where there is none, or it is of another dataset."""

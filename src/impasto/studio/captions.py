@@ -51,8 +51,8 @@ class ImageCaption:
 
     def tags(self) -> list[str]:
         """The parts of all lines between commas, each once."""
-        parts = (p.strip() for line in split_lines(self.text) for p in line.split(","))
-        return list(dict.fromkeys(filter(None, parts)))
+        pieces = (p.strip() for line in split_lines(self.text) for p in line.split(","))
+        return list(dict.fromkeys(filter(None, pieces)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class CaptionFilter:
         tags = caption.tags()
         return (not self.tag or self.tag in tags) and self.without not in tags
 
-    def words(self) -> list[str]:
+    def options(self) -> list[str]:
         """Spell the filter as options of `impasto dataset edit`."""
         pairs = {"where-tag": self.tag, "where-not-tag": self.without, "where-text": self.text}
         return [f"--{name}={value}" for name, value in pairs.items() if value]
@@ -155,9 +155,9 @@ def count_tags(captions: Iterable[ImageCaption]) -> Counter[str]:
     return Counter(tag for caption in captions for tag in caption.tags())
 
 
-def found_tags(counts: Counter[str], part: str, *, by_name: bool) -> list[tuple[str, int]]:
+def found_tags(counts: Counter[str], typed: str, *, by_name: bool) -> list[tuple[str, int]]:
     """The tags that have a text in them, in any letter case, with their counts."""
-    wanted = part.casefold()
+    wanted = typed.casefold()
     rows = [row for row in counts.items() if wanted in row[0].casefold()]
     if by_name:
         return sorted(rows, key=lambda row: row[0].casefold())

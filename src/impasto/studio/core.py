@@ -20,7 +20,7 @@ from jinja2 import (
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from impasto.runs.events import stage_words
+from impasto.runs.events import stage_text
 from impasto.studio.folders import Folders
 from impasto.studio.machine import Machine
 from impasto.studio.plans import Plans
@@ -59,7 +59,7 @@ def _templates() -> Environment:
     )
     found.globals["navigation"] = NAVIGATION
     found.globals["static"] = static_address
-    found.globals["stage_words"] = stage_words
+    found.globals["stage_text"] = stage_text
     return found
 
 
@@ -108,14 +108,14 @@ class Studio:
             text.encode("utf-8", errors="replace"), status, {"cache-control": "no-store"}
         )
 
-    def refusal(self, request: Request, status: int, words: str) -> Response:
+    def refusal(self, request: Request, status: int, message: str) -> Response:
         """Why something is not possible: a page, or a part of one where htmx asks for a part."""
         if "hx-request" in request.headers:
-            return self.page("refusal.html.j2", status, words=words)
+            return self.page("refusal.html.j2", status, message=message)
         before = urlsplit(request.headers.get("referer", ""))
         back = f"{before.path}?{before.query}" if before.query else before.path
         is_here = before.netloc == request.headers.get("host") and not back.startswith("//")
         is_other = before.path != request.url.path or request.method == "POST"
         return self.page(
-            "error.html.j2", status, words=words, back=back if is_here and is_other else ""
+            "error.html.j2", status, message=message, back=back if is_here and is_other else ""
         )

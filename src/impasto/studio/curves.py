@@ -61,7 +61,7 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 def read_records(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Lines of metrics from a place in the file on, each with the place after it."""
-    return ((place, line) for place, line in read_lines(file, offset) if _is_record(line))
+    return ((position, line) for position, line in read_lines(file, offset) if _is_record(line))
 
 
 def _some_lines(file: Path, size: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -105,10 +105,8 @@ def _thinned(
     stretch = 2 * len(steps) / points
     begin = 0.0
     while begin < len(steps):
-        places = range(int(begin), min(len(steps), int(begin + stretch)))
+        rows = range(int(begin), min(len(steps), int(begin + stretch)))
         begin += stretch
-        if places:
-            kept += sorted(
-                {min(places, key=values.__getitem__), max(places, key=values.__getitem__)}
-            )
+        if rows:
+            kept += sorted({min(rows, key=values.__getitem__), max(rows, key=values.__getitem__)})
     return [steps[n] for n in kept], [values[n] for n in kept]

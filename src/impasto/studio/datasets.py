@@ -135,8 +135,8 @@ def derived_of(dataset: Path, home: Path) -> Path:
     nothing is written there either.
     """
     own = dataset / files.DERIVED_DIR
-    places = (own, *(own / name for name in _KEPT_THERE))
-    if all(files.is_inside(place, dataset) for place in places) and os.access(
+    folders = (own, *(own / name for name in _KEPT_THERE))
+    if all(files.is_inside(folder, dataset) for folder in folders) and os.access(
         own if own.is_dir() else dataset, os.W_OK
     ):
         return own

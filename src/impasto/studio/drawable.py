@@ -108,5 +108,5 @@ def _trains_hypernetwork(run: RunDirectory) -> bool:
 
 
 def _is_hypernetwork(path: Path, inside: Path) -> bool:
-    above = (part.lower() for part in inside.parts[:-1])
-    return path.suffix.lower() == ".pt" or any(_OF_HYPERNETWORKS in part for part in above)
+    above = (name.lower() for name in inside.parts[:-1])
+    return path.suffix.lower() == ".pt" or any(_OF_HYPERNETWORKS in name for name in above)

@@ -40,8 +40,8 @@ class DrawingDesk:
     def start(self) -> None:
         """Start the worker, unless it is at work or being started."""
         if not self.has_worker():
-            words = (VERB, self.folder.path.resolve())
-            self.tasks.start(words, "Draw what is asked for on the page Draw", "/draw")
+            arguments = (VERB, self.folder.path.resolve())
+            self.tasks.start(arguments, "Draw what is asked for on the page Draw", "/draw")
 
     def has_worker(self) -> bool:
         """Whether a worker is at work, waits for requests, or is being started."""

@@ -106,10 +106,10 @@ def require_own(home: Path, folder: Path) -> None:
     """
     entries = [*home.iterdir()] if home.is_dir() else []
     for path in (*reversed(home.relative_to(folder).parents), home, *entries):
-        place = path if path.is_absolute() else folder / path
-        if leads_out(place, folder):
+        target = path if path.is_absolute() else folder / path
+        if leads_out(target, folder):
             raise RunError(
-                f"{place} is a link that leads out of {folder}, where the studio keeps files of "
+                f"{target} is a link that leads out of {folder}, where the studio keeps files of "
                 f"its own. Remove the link, or give another folder of runs first."
             )
 

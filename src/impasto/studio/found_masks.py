@@ -44,14 +44,14 @@ def unused_masks_of(fields: Mapping[str, str], within: Sequence[Path]) -> FoundM
         within: The folders that the studio shows; masks elsewhere are not looked for.
     """
     dataset = tree_of(fields)[0].get("dataset", {})
-    place = dataset.get("image_dir")
+    images_dir = dataset.get("image_dir")
     if dataset.get("mask_dir") or dataset.get("alpha_mask") or dataset.get("datasets"):
         return None
-    if not isinstance(place, str) or not Path(place).is_absolute():
+    if not isinstance(images_dir, str) or not Path(images_dir).is_absolute():
         return None
-    masks = mask_names(Path(place), within)
+    masks = mask_names(Path(images_dir), within)
     if masks is None:
         return None
-    images = image_files(Path(place), recursive=dataset.get("recursive", True))
+    images = image_files(Path(images_dir), recursive=dataset.get("recursive", True))
     number = sum(map(masks.has, images))
     return FoundMasks(masks.folder, number, len(images)) if number else None

@@ -124,7 +124,7 @@ def chosen(
     if choice.mask:
         with_mask = choice.mask == "some"
         tests.append(lambda image: (masks is not None and masks.has(image.path)) == with_mask)
-    asked = [images[place] for place in tags.places(wanted)] if wanted else images
+    asked = [images[row] for row in tags.rows(wanted)] if wanted else images
     found = [image for image in asked if all(test(image) for test in tests)]
     sort = choice.sort or ("loss" if losses else "name")
     if sort == "newest":
@@ -149,8 +149,8 @@ def _tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
     if choice.why:
         tests.append(lambda image: reason_kind(image.skipped) == choice.why)
     if choice.caption:
-        with_words = choice.caption == "some"
-        tests.append(lambda image: not image.skipped and image.captioned == with_words)
+        with_caption = choice.caption == "some"
+        tests.append(lambda image: not image.skipped and image.captioned == with_caption)
     if choice.small:
         tests.append(lambda image: image.enlarged > 0)
     if choice.alike:
@@ -161,9 +161,9 @@ def _tests(choice: GalleryFilter) -> list[Callable[[ListedImage], bool]]:
     if choice.bucket:
         tests.append(lambda image: image.bucket == choice.bucket)
     if choice.words:
-        words = choice.words.casefold()
+        wanted = choice.words.casefold()
         tests.append(
-            lambda image: words in image.caption.casefold() or words in image.path.casefold()
+            lambda image: wanted in image.caption.casefold() or wanted in image.path.casefold()
         )
     return tests
 

@@ -62,14 +62,14 @@ class Access:
         port: The port that is served.
         hosts: The names and addresses that the server goes by, without the port.
         token: What the printed address has.
-        pass_word: What the cookie has afterwards. Browsers send a cookie to every port of a host,
-            so whoever serves another one may see it: it does not open the studio elsewhere.
+        cookie_value: What the cookie has afterwards. Browsers send a cookie to every port of a
+            host, so whoever serves another one may see it: it does not open the studio elsewhere.
     """
 
     port: int
     hosts: Sequence[str] = LOOPBACK_NAMES
     token: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
-    pass_word: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
+    cookie_value: str = field(default_factory=lambda: secrets.token_urlsafe(32), repr=False)
 
     @property
     def cookie(self) -> str:
@@ -87,7 +87,7 @@ class Access:
 
     def is_pass(self, given: str | None) -> bool:
         """Whether a text is what the cookie has to have."""
-        return _same(given, self.pass_word)
+        return _same(given, self.cookie_value)
 
     def knows_host(self, host: str) -> bool:
         """Whether a `Host` header names this server; browsers leave port 80 out."""
@@ -165,7 +165,11 @@ class Guard:
         """The page that takes the token out of the address: it would stay in the history."""
         response = HTMLResponse(_OPENING, headers={"cache-control": "no-store"})
         response.set_cookie(
-            self._access.cookie, self._access.pass_word, httponly=True, samesite="strict", path="/"
+            self._access.cookie,
+            self._access.cookie_value,
+            httponly=True,
+            samesite="strict",
+            path="/",
         )
         return response
 

@@ -117,18 +117,20 @@ def put_back(entry: TrashedImages, within: Sequence[Path]) -> None:
             was moved.
         StorageError: A file cannot be moved; those before it are back.
     """
-    moves = [(path, _place_of(path.relative_to(entry.path), entry)) for path in
+    moves = [(path, _origin_of(path.relative_to(entry.path), entry)) for path in
              _files_below(entry.path)]  # fmt: skip
-    for _, place in moves:
-        if not any(files.is_inside(place, folder) for folder in within):
-            raise DatasetError(f"{place} is in none of the studio's folders: nothing was restored.")
-        if os.path.lexists(place):
+    for _, target in moves:
+        if not any(files.is_inside(target, folder) for folder in within):
             raise DatasetError(
-                f"{place} is already there and is not replaced: nothing was restored. Rename it "
+                f"{target} is in none of the studio's folders: nothing was restored."
+            )
+        if os.path.lexists(target):
+            raise DatasetError(
+                f"{target} is already there and is not replaced: nothing was restored. Rename it "
                 f"first."
             )
-    for path, place in moves:
-        _move(path, place)
+    for path, target in moves:
+        _move(path, target)
     remove_entry(entry)
 
 
@@ -179,16 +181,16 @@ def _put_mask_away(dataset: Path, image: Path, entry: Path, within: Sequence[Pat
         path.stem == image.stem and path.suffix.lower() in EXTENSIONS
         for path in image.parent.iterdir()
     )
-    place = known.folder / inside
-    if not is_alone or not place.is_dir() or not files.is_inside(place, known.folder):
+    folder = known.folder / inside
+    if not is_alone or not folder.is_dir() or not files.is_inside(folder, known.folder):
         return
     kept = _MASKS[mask_places(dataset).index(known.folder)]
-    for path in sorted(place.iterdir()):
+    for path in sorted(folder.iterdir()):
         if path.stem == image.stem and path.suffix.lower() in EXTENSIONS and path.is_file():
             _move(path, entry / kept / inside / path.name)
 
 
-def _place_of(inside: Path, entry: TrashedImages) -> Path:
+def _origin_of(inside: Path, entry: TrashedImages) -> Path:
     """Where a file of an entry belongs."""
     first, *rest = inside.parts
     if first in _MASKS:
@@ -197,17 +199,17 @@ def _place_of(inside: Path, entry: TrashedImages) -> Path:
 
 
 def _files_below(folder: Path) -> Iterator[Path]:
-    for place, inner, names in os.walk(folder):
+    for above, inner, names in os.walk(folder):
         inner.sort()
-        yield from (Path(place, name) for name in sorted(names))
+        yield from (Path(above, name) for name in sorted(names))
 
 
-def _move(path: Path, place: Path) -> None:
+def _move(path: Path, target: Path) -> None:
     """Rename a file, but never over another, into a folder that is made for it.
 
     Raises:
         StorageError: It cannot be moved, or something has the name.
     """
-    with storage_errors.reported(place):
-        place.parent.mkdir(parents=True, exist_ok=True)
-        move_to_new_name(path, place)
+    with storage_errors.reported(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        move_to_new_name(path, target)

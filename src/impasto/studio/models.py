@@ -17,7 +17,7 @@ from typing import Any
 from impasto import files, presence
 from impasto.errors import ModelError
 from impasto.parsing import printable
-from impasto.progress import size_words
+from impasto.progress import size_text
 from impasto.runs import RunDirectory
 from impasto.studio.folders import Folders, address_of, path_of
 
@@ -81,7 +81,7 @@ class FoundModel:
             "title": self.title,
             "place": printable(str(self.path.parent)),
             "kind": "Diffusers folder" if self.path.is_dir() else self.path.suffix.lower(),
-            "size": size_words(self.size),
+            "size": size_text(self.size),
             "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(self.changed_at)),
             "run": None if self.run is None else printable(self.run.path.name),
         }
@@ -168,7 +168,7 @@ def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:
         return None
     folder = roots[int(name.partition(".")[0])]
     inside = path.relative_to(folder).parts
-    if any(part.startswith(".") or part == ".." for part in inside):
+    if any(level.startswith(".") or level == ".." for level in inside):
         return None
     if root == "models":
         is_listed = len(inside) <= DEPTH + 1 and not _is_within_model(path, folder)

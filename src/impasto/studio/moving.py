@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 
-def move_to_new_name(path: Path, place: Path) -> None:
+def move_to_new_name(path: Path, target: Path) -> None:
     """Rename a file or folder, but never over another, as renaming does on POSIX.
 
     Raises:
@@ -14,13 +14,13 @@ def move_to_new_name(path: Path, place: Path) -> None:
         OSError: It cannot be moved.
     """
     if path.is_dir() and not path.is_symlink():
-        if os.path.lexists(place):
-            raise FileExistsError(place)
-        path.rename(place)  # over a folder that appears just now it fails, unless that is empty
+        if os.path.lexists(target):
+            raise FileExistsError(target)
+        path.rename(target)  # over a folder that appears just now it fails, unless that is empty
         return
-    os.close(os.open(place, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name
+    os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))  # takes the name
     try:
-        path.replace(place)
+        path.replace(target)
     except OSError:
-        place.unlink()
+        target.unlink()
         raise

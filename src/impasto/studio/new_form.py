@@ -57,18 +57,18 @@ class Examined:
         faults: What is wrong, by field; what belongs to none is under "".
         text: The settings file; empty where fields cannot be read.
         config: The settings; None where something is wrong with them.
-        place: What is wrong with the run directory alone, which other commands could train in.
+        folder_fault: What is wrong with the run directory alone, which other commands could use.
     """
 
     faults: Mapping[str, str]
     text: str
     config: RunConfig | None
-    place: str = ""
+    folder_fault: str = ""
 
     @property
     def all_faults(self) -> dict[str, str]:
         """What is wrong, the run directory included."""
-        return {**self.faults, **({"output_dir": self.place} if self.place else {})}
+        return {**self.faults, **({"output_dir": self.folder_fault} if self.folder_fault else {})}
 
 
 def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
@@ -89,7 +89,7 @@ def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
         faults = {**{path: _without_path(path, text) for path, text in found.items()}, **faults}
     if faults or config is None:
         return Examined(faults, "" if _is_unreadable(tree) else tomli_w.dumps(tree), None)
-    return Examined({}, tomli_w.dumps(tree), config, _fault_of_place(config, run_folders))
+    return Examined({}, tomli_w.dumps(tree), config, _fault_of_folder(config, run_folders))
 
 
 def of_chosen_kinds(fields: Mapping[str, str]) -> dict[str, str]:
@@ -109,11 +109,11 @@ def form_sections(fields: Mapping[str, str]) -> dict[str, Any]:
     known = all_settings()
     usual = [_field(known[path], fields) for path in USUAL]
     sections = []
-    for part in all_sections():
-        own = [_field(s, fields) for s in part.settings if s.path not in USUAL]
+    for section in all_sections():
+        own = [_field(s, fields) for s in section.settings if s.path not in USUAL]
         given = sum(1 for one in own if one["text"].strip())
         sections.append(
-            {"name": part.name or "run", "docs": part.docs, "fields": own, "given": given}
+            {"name": section.name or "run", "docs": section.docs, "fields": own, "given": given}
         )
     return {"usual": usual, "sections": sections}
 
@@ -132,28 +132,28 @@ def _field(setting: Setting, fields: Mapping[str, str]) -> dict[str, Any]:
         "title": label.title,
         "elsewhere": label.elsewhere(setting.name),
         "docs": setting.docs,
-        "type": _type_words(setting),
+        "type": _type_text(setting),
         "control": _control(setting),
         "is_number": bool(bounds),
         "bounds": bounds,
         "choices": [str(choice) for choice in value.choices],
         "text": fields.get(setting.path, ""),
         "is_required": setting.is_required,
-        "default": setting.default_words,
+        "default": setting.default_text,
         "section": setting.section,
         "kinds": " ".join(setting.kinds) if setting.name != "kind" else "",
         "kind": _kind_of(setting, fields) if setting.kinds else "",
     }
 
 
-def _type_words(setting: Setting) -> str:
+def _type_text(setting: Setting) -> str:
     """What may be typed, where the field itself does not show it."""
     value = setting.type
-    if value.form in ("flag", "choice") or value.words == "text":
+    if value.form in ("flag", "choice") or value.text == "text":
         return ""
     if value.form == "lines":
         return "One on each line."
-    return f"{value.words[:1].upper()}{value.words[1:]}."
+    return f"{value.text[:1].upper()}{value.text[1:]}."
 
 
 def _control(setting: Setting) -> str:
@@ -163,18 +163,18 @@ def _control(setting: Setting) -> str:
     return "lines" if form in ("lines", "table", "sections") else "line"
 
 
-def _fault_of_place(config: RunConfig, run_folders: list[Path]) -> str:
+def _fault_of_folder(config: RunConfig, run_folders: list[Path]) -> str:
     """Why the run directory cannot be that of a run of the studio; empty if it can."""
     if is_remote(config.output_dir):
         return "It is in an object store; the studio shows runs of folders of this machine"
-    place = config.output_dir.absolute()
-    if not any(is_inside(place, folder) and place != folder for folder in run_folders):
+    run = config.output_dir.absolute()
+    if not any(is_inside(run, folder) and run != folder for folder in run_folders):
         names = ", ".join(map(str, run_folders))
         return f"It is outside of the folders that the studio shows runs of: {names}"
     try:
-        RunDirectory.require_free(place)
+        RunDirectory.require_free(run)
     except (RunError, OSError) as error:
-        is_run = RunDirectory(place).is_there()
+        is_run = RunDirectory(run).is_there()
         return "There is a run of that name; choose another" if is_run else str(error)
     return ""
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from impasto import files
 from impasto.errors import StorageError
-from impasto.runs.events import read_events, stage_words
+from impasto.runs.events import read_events, stage_text
 from impasto.runs.processes import start_apart
 from impasto.studio.drafts import Draft
 
@@ -184,7 +184,7 @@ def _stage_of(draft: Draft) -> str:
             at_work.pop(str(event.get("text")), None)
             if not event.get("ended"):
                 at_work[str(event.get("text"))] = event
-    return stage_words([*at_work.values()][-1]) if at_work else ""
+    return stage_text([*at_work.values()][-1]) if at_work else ""
 
 
 def _text_of(file: Path) -> str:

@@ -25,13 +25,13 @@ class RunProcesses:
     def __init__(self) -> None:
         self._started: dict[Path, subprocess.Popen[bytes]] = {}
 
-    def start(self, words: Sequence[str | Path], run: Path, folder: str = "") -> None:
+    def start(self, arguments: Sequence[str | Path], run: Path, folder: str = "") -> None:
         """Start `impasto` with some words in a session of its own.
 
         No shell takes part, so names may hold anything.
 
         Args:
-            words: The verb and its arguments.
+            arguments: The verb and its arguments.
             run: The run directory that it works on; what it prints is added to its `terminal.log`.
             folder: Where it is started: relative paths in the run's settings begin there. Where it
                 is not there any more, it is started where the studio was.
@@ -46,7 +46,7 @@ class RunProcesses:
         if log.is_symlink():
             raise RunError(f"{log} is a link, which is not written to. Remove it.")
         where = Path(folder) if folder and Path(folder).is_dir() else None
-        self._started[run] = start_apart(words, log, where)
+        self._started[run] = start_apart(arguments, log, where)
 
     def is_starting(self, run: Path) -> bool:
         """Whether a process that was started for a run has not ended."""

@@ -40,7 +40,7 @@ def fields_of_run(run: RunDirectory) -> dict[str, str]:
     except RunError:
         folder = Path()
     fields = fields_of(_as_seen_from(_with_cache_where_it_is(tree, folder, run.path), folder))
-    return {**fields, "output_dir": str(presence.free_place(run.path))}
+    return {**fields, "output_dir": str(presence.free_path(run.path))}
 
 
 def _with_cache_where_it_is(tree: dict[str, Any], folder: Path, where: Path) -> dict[str, Any]:
@@ -156,18 +156,18 @@ def goal_faults(typed: Mapping[str, str], folders: Folders) -> dict[str, str]:
     return faults
 
 
-def goal_words(typed: Mapping[str, str], draft: Draft, folders: Folders) -> list[Any]:
+def goal_arguments(typed: Mapping[str, str], draft: Draft, folders: Folders) -> list[Any]:
     """The command that makes settings for a goal; its fields have no faults."""
     data = Path(typed["data"].strip())
     title = f"{data.absolute().name or 'run'}-{typed['goal']}"
-    words: list[Any] = [
+    arguments: list[Any] = [
         "new", "--goal", typed["goal"], "--data", data, "--model", typed["model"].strip(),
-        "--out", draft.imported_file, "--output-dir", presence.free_place(folders.runs[0] / title),
+        "--out", draft.imported_file, "--output-dir", presence.free_path(folders.runs[0] / title),
     ]  # fmt: skip
     for name in ("vram", "resolution", "clip_skip"):
         if typed.get(name, "").strip():
-            words += [f"--{name.replace('_', '-')}", typed[name].strip()]
-    return words
+            arguments += [f"--{name.replace('_', '-')}", typed[name].strip()]
+    return arguments
 
 
 def _model_fault(model: str, folders: Folders) -> str:

@@ -17,19 +17,19 @@ class TagIndex:
     """
 
     def __init__(self, images: Iterable[ListedImage]) -> None:
-        self._places: defaultdict[str, array[int]] = defaultdict(lambda: array("I"))
+        self._rows: defaultdict[str, array[int]] = defaultdict(lambda: array("I"))
         for number, image in enumerate(images):
             for tag in caption_tags(image.caption):
-                self._places[tag].append(number)
+                self._rows[tag].append(number)
         self._spellings: defaultdict[str, list[str]] = defaultdict(list)
-        for tag in self._places:
+        for tag in self._rows:
             self._spellings[tag.casefold()].append(tag)
 
     def most_frequent(self, most: int) -> list[str]:
         """The tags that most images have, as they are spelt."""
-        return sorted(self._places, key=lambda tag: -len(self._places[tag]))[:most]
+        return sorted(self._rows, key=lambda tag: -len(self._rows[tag]))[:most]
 
-    def places(self, tags: Iterable[str]) -> Sequence[int]:
+    def rows(self, tags: Iterable[str]) -> Sequence[int]:
         """The places in the list of the images that have all of some tags, in any letter case.
 
         Args:
@@ -39,4 +39,4 @@ class TagIndex:
         return sorted(set.intersection(*found))
 
     def _of(self, tag: str) -> set[int]:
-        return {n for spelling in self._spellings.get(tag, ()) for n in self._places[spelling]}
+        return {n for spelling in self._spellings.get(tag, ()) for n in self._rows[spelling]}

@@ -51,7 +51,7 @@ class Tasks:
 
     def start(
         self,
-        words: Sequence[str | Path],
+        arguments: Sequence[str | Path],
         title: str,
         back: str = "/",
         folder: Path | None = None,
@@ -60,7 +60,7 @@ class Tasks:
         """Start a command of Impasto in a process of its own, which outlives the studio.
 
         Args:
-            words: The verb and its arguments.
+            arguments: The verb and its arguments.
             title: What it does, for people: `Tag 12 images`.
             back: The address of the page that it was started from, which shows what came of it.
             folder: Where it is started: its relative paths begin there.
@@ -74,7 +74,7 @@ class Tasks:
         """
         self._tidy()
         about = {
-            "words": [str(word) for word in words],
+            "words": [str(argument) for argument in arguments],
             "title": title,
             "back": back,
             "started_at": round(time.time(), 3),
@@ -84,7 +84,7 @@ class Tasks:
             path = temporary_names.new_dated_folder(self._folder)
         task, name = TaskDirectory(path), path.name
         try:
-            self._started[name] = _begin(task, about, words, folder)
+            self._started[name] = _begin(task, about, arguments, folder)
         except (
             ImpastoError
         ):  # a full disk: a task without its files could be neither seen nor stopped
@@ -111,10 +111,10 @@ class Tasks:
         found = (self.find(name) for name in names)
         return [task for task in found if task is not None]
 
-    def newest(self, *words: str) -> Iterator[TaskDirectory]:
+    def newest(self, *arguments: str) -> Iterator[TaskDirectory]:
         """The tasks whose command begins with some words, the newest first."""
         for task in self.all():
-            if tuple(task.description().get("words", ())[: len(words)]) == words:
+            if tuple(task.description().get("words", ())[: len(arguments)]) == arguments:
                 yield task
 
     def state_of(self, task: TaskDirectory) -> TaskState:
@@ -138,7 +138,10 @@ class Tasks:
 
 
 def _begin(
-    task: TaskDirectory, about: Mapping[str, Any], words: Sequence[str | Path], folder: Path | None
+    task: TaskDirectory,
+    about: Mapping[str, Any],
+    arguments: Sequence[str | Path],
+    folder: Path | None,
 ) -> subprocess.Popen[bytes]:
     """Start the process of a task, which ends at once if it cannot be written down.
 
@@ -146,7 +149,7 @@ def _begin(
         StorageError: The folder cannot be written.
     """
     files.write_json(task.description_file, about)
-    process = start_apart(words, task.terminal_log, folder, {TASK: str(task.path.resolve())})
+    process = start_apart(arguments, task.terminal_log, folder, {TASK: str(task.path.resolve())})
     try:
         told = {**about, "process": identity_of(process.pid).token}
         files.write_json(task.description_file, told)

@@ -94,7 +94,7 @@ def _is_cheap(source: Path) -> bool:
         return image.format == "JPEG" and not image.info.get("progressive")
 
 
-def _make(source: Path, place: Path) -> None:
+def _make(source: Path, kept_hash: Path) -> None:
     """Write the thumbnail of an image, unless one of the same content is there, and its hash.
 
     Raises:
@@ -102,7 +102,7 @@ def _make(source: Path, place: Path) -> None:
     """
     before = _mark(source)
     content = files.sha256_of(source)
-    target = content_file(place, content)
+    target = content_file(kept_hash, content)
     if not target.is_file():
         image = _decoded(source)
         if _mark(source) != before:  # the pixels may not be those of the hash
@@ -111,13 +111,15 @@ def _make(source: Path, place: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with files.replace_file(target, durable=False) as partial:
             image.save(partial, "JPEG", quality=_QUALITY)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    for old in place.parent.glob(f"{place.name.partition('-')[0]}-*"):  # as the image was before
+    kept_hash.parent.mkdir(parents=True, exist_ok=True)
+    for old in kept_hash.parent.glob(
+        f"{kept_hash.name.partition('-')[0]}-*"
+    ):  # as the image was before
         if (made := thumbnail_of(old)) not in (None, target):
             with contextlib.suppress(OSError):  # on Windows, of one that is being sent
                 made.unlink()  # an image that still has this content gets it again
         old.unlink(missing_ok=True)
-    files.write_text(place, content, durable=False)
+    files.write_text(kept_hash, content, durable=False)
 
 
 def _mark(source: Path) -> tuple[int, int]:

@@ -59,16 +59,16 @@ class Thumbnails:
         self._started: set[subprocess.Popen[str]] = set()
         self._end = weakref.finalize(self, _end_all, self._started)
 
-    def request(self, source: Path, place: Path) -> Future[str]:
+    def request(self, source: Path, kept_hash: Path) -> Future[str]:
         """Make a thumbnail; the result is the reason why not, empty where it is there.
 
         A reason that lies in the file is written beside the place of its hash.
 
         Args:
             source: The image.
-            place: Where its hash is kept: `hash_file`.
+            kept_hash: Where its hash is kept: `hash_file`.
         """
-        return self._pool.submit(self._make, source, place)
+        return self._pool.submit(self._make, source, kept_hash)
 
     def check(self, source: Path, name: str) -> str:
         """Why a file is no image that can be used; empty where it is.
@@ -87,17 +87,17 @@ class Thumbnails:
         self._pool.shutdown(wait=True)
         self._end()
 
-    def _make(self, source: Path, place: Path) -> str:
-        if thumbnail_of(place) is not None:
+    def _make(self, source: Path, kept_hash: Path) -> str:
+        if thumbnail_of(kept_hash) is not None:
             return ""
-        known = reason_of(place)
+        known = reason_of(kept_hash)
         if known:
             return known
-        answer = self._ask({"source": str(source), "place": str(place)})
+        answer = self._ask({"source": str(source), "place": str(kept_hash)})
         reason = str(answer["reason"])
         if reason and not answer.get("is_transient"):
             with contextlib.suppress(StorageError):  # then it is found out again
-                files.write_text(_reason_file(place), printable(reason), durable=False)
+                files.write_text(_reason_file(kept_hash), printable(reason), durable=False)
         return reason
 
     def _ask(self, request: dict[str, str]) -> dict[str, Any]:
@@ -188,52 +188,52 @@ def hash_file(derived: Path, dataset: Path, image: Path) -> Path:
     return derived / FOLDER / name[:2] / f"{name}-{status.st_size}-{status.st_mtime_ns}.sha256"
 
 
-def version_of(place: Path) -> str:
+def version_of(kept_hash: Path) -> str:
     """Size and time of change of an image, as the place of its hash has them: `hash_file`."""
-    return place.stem.partition("-")[2]
+    return kept_hash.stem.partition("-")[2]
 
 
-def content_file(place: Path, content: str) -> Path:
+def content_file(kept_hash: Path, content: str) -> Path:
     """Where the thumbnail of an image of some content is, made or not.
 
     Args:
-        place: Where the hash of the image is kept: `hash_file`.
+        kept_hash: Where the hash of the image is kept: `hash_file`.
         content: The hash.
     """
-    return place.parent.parent / CONTENT / content[:2] / f"{content}.jpg"
+    return kept_hash.parent.parent / CONTENT / content[:2] / f"{content}.jpg"
 
 
-def thumbnail_of(place: Path) -> Path | None:
+def thumbnail_of(kept_hash: Path) -> Path | None:
     """The thumbnail of an image by the place of its hash; None where it is not made.
 
     Whoever made the folder may have put links there: what leads out of it is none.
     """
     try:
-        with place.open(encoding="ascii") as file:
+        with kept_hash.open(encoding="ascii") as file:
             content = file.read(65)
         if _HASH.fullmatch(content) is None:
             return None
-        found = content_file(place, content)
-        is_ours = found.is_file() and files.is_inside(found, place.parent.parent)
+        found = content_file(kept_hash, content)
+        is_ours = found.is_file() and files.is_inside(found, kept_hash.parent.parent)
     except (OSError, ValueError):
         return None
     return found if is_ours else None
 
 
-def reason_of(place: Path) -> str:
+def reason_of(kept_hash: Path) -> str:
     """Why a thumbnail could not be made; empty where nobody has tried, or it is there.
 
     Args:
-        place: Where the hash of the image is kept.
+        kept_hash: Where the hash of the image is kept.
     """
     try:
-        return _reason_file(place).read_text(encoding="utf-8", errors="replace")
+        return _reason_file(kept_hash).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
 
 
-def _reason_file(place: Path) -> Path:
-    return place.with_suffix(".txt")
+def _reason_file(kept_hash: Path) -> Path:
+    return kept_hash.with_suffix(".txt")
 
 
 def _end_all(processes: set[subprocess.Popen[str]]) -> None:

@@ -18,7 +18,7 @@ from typing import Any
 from impasto import files, presence, storage_errors
 from impasto.errors import ModelError, StorageError
 from impasto.parsing import printable, read_object
-from impasto.progress import size_words
+from impasto.progress import size_text
 from impasto.runs.listing import walk_runs
 from impasto.studio.folders import Folders, address_of
 from impasto.studio.models import (
@@ -46,14 +46,14 @@ class DeletedModel:
         name: How addresses name it.
         path: Where it is now.
         folder: The folder that its trash is in.
-        place: Where it was; in `folder` itself, where nothing says so.
+        origin: Where it was; in `folder` itself, where nothing says so.
         size: Its bytes.
     """
 
     name: str
     path: Path
     folder: Path
-    place: Path
+    origin: Path
     size: int
 
     @property
@@ -65,7 +65,7 @@ class DeletedModel:
     def as_it_was(self) -> FoundModel:
         """The model where it was, for `users_of`: who names it there misses it."""
         return FoundModel(
-            "deleted", "", self.place, self.folder, self.size, 0.0, run_that_exported(self.place)
+            "deleted", "", self.origin, self.folder, self.size, 0.0, run_that_exported(self.origin)
         )
 
     def view(self) -> dict[str, Any]:
@@ -75,10 +75,10 @@ class DeletedModel:
             "address": self.address,
             "title": printable(self.path.name),
             "kind": "Diffusers folder" if is_diffusers(self.path) else self.path.suffix.lower(),
-            "size": size_words(self.size),
+            "size": size_text(self.size),
             "when": _when(self.path),
-            "place": printable(str(self.place.parent)),
-            "is_taken": os.path.lexists(self.place),
+            "place": printable(str(self.origin.parent)),
+            "is_taken": os.path.lexists(self.origin),
         }
 
 
@@ -160,14 +160,14 @@ def restore(model: DeletedModel) -> Path:
     why = _why_not_restored(model)
     if why:
         raise ModelError(f"{model.path} was not restored: {why}.")
-    with storage_errors.reported(model.place):
-        model.place.parent.mkdir(parents=True, exist_ok=True)
+    with storage_errors.reported(model.origin):
+        model.origin.parent.mkdir(parents=True, exist_ok=True)
         try:
-            move_to_new_name(model.path, model.place)
+            move_to_new_name(model.path, model.origin)
         except FileExistsError as error:
-            raise ModelError(f"{model.path} was not restored: {_taken(model.place)}.") from error
+            raise ModelError(f"{model.path} was not restored: {_taken(model.origin)}.") from error
     _tidy(model.path.parent)
-    return model.place
+    return model.origin
 
 
 def purge(model: DeletedModel) -> None:
@@ -225,7 +225,9 @@ def _deleted_in(folder: Path, given: Sequence[Path]) -> Iterator[DeletedModel]:
                 size = path.lstat().st_size if presence.is_link(path) else size_of_model(path)
             except OSError:
                 size = 0
-            yield DeletedModel(address_of(given, path), path, folder, _place_of(path, folder), size)
+            yield DeletedModel(
+                address_of(given, path), path, folder, _origin_of(path, folder), size
+            )
 
 
 def _kept_in(folder: Path) -> list[Path]:
@@ -244,38 +246,38 @@ def _entries(folder: Path) -> list[Path]:
         return []
 
 
-def _place_of(path: Path, folder: Path) -> Path:
+def _origin_of(path: Path, folder: Path) -> Path:
     """Where a model in the trash was, by the note beside it, which a stranger may have written."""
     note = path.parent / _NOTE
     found = None if note.is_symlink() else read_object(note)
-    place = folder / path.name
+    origin = folder / path.name
     was = (found or {}).get("from")
     if isinstance(was, str) and was and "\0" not in was:
         noted = folder / was
         inside = noted.parts[len(folder.parts) :] if noted.is_relative_to(folder) else ()
         if inside and noted.name == path.name and not any(p.startswith(".") for p in inside):
-            place = noted
-    return place
+            origin = noted
+    return origin
 
 
 def _why_not_restored(model: DeletedModel) -> str:
     """Why a model cannot be put back; empty where it can."""
-    path, place = model.path, model.place
+    path, origin = model.path, model.origin
     if presence.is_link(path):
-        target = files.real_path(place.parent / path.readlink())
+        target = files.real_path(origin.parent / path.readlink())
         if not target.is_relative_to(files.real_path(model.folder)):
             return f"it is a link that leads out of {model.folder}"
     elif not is_diffusers(path) and not (
         path.suffix.lower() in MODEL_ENDINGS and presence.is_file(path)
     ):
         return "it is no model; move it by hand"
-    if not files.is_inside(place.parent, model.folder):
-        return f"{place.parent} leads out of {model.folder} by a link"
-    return _taken(place) if os.path.lexists(place) else ""
+    if not files.is_inside(origin.parent, model.folder):
+        return f"{origin.parent} leads out of {model.folder} by a link"
+    return _taken(origin) if os.path.lexists(origin) else ""
 
 
-def _taken(place: Path) -> str:
-    return f"{place} is already there, and nothing is replaced; rename that first"
+def _taken(path: Path) -> str:
+    return f"{path} is already there, and nothing is replaced; rename that first"
 
 
 def _tidy(entry: Path) -> None:

@@ -105,7 +105,7 @@ class UploadReceiver:
         self._dataset, self._waiting, self._check = dataset, waiting, check
         self._most_bytes = most_bytes
         self.outcomes: list[Outcome] = []
-        self._part: _Part | None = None
+        self._received: _ReceivedFile | None = None
         self._working = threading.Lock()
         self.arriving = ""  # the name of the file that is; empty between two
         self._header, self._value, self._disposition = b"", b"", b""
@@ -141,9 +141,9 @@ class UploadReceiver:
     def close(self) -> None:
         """Remove what did not arrive whole, after what another thread is taking just now."""
         with self._working:
-            if self._part is not None:
-                self._part.remove()
-                self._part = None
+            if self._received is not None:
+                self._received.remove()
+                self._received = None
 
     def _begin(self) -> None:
         self._disposition = b""
@@ -170,7 +170,9 @@ class UploadReceiver:
             return
         most = MOST_CAPTION_BYTES if _is_caption(name) else self._most_bytes
         self.arriving = printable(name)
-        self._part = _Part(name, temporary_names.partial_name(self._waiting / name), most)
+        self._received = _ReceivedFile(
+            name, temporary_names.partial_name(self._waiting / name), most
+        )
 
     def _why_not(self, name: str) -> str:
         reason = why_no_name(name)
@@ -185,33 +187,33 @@ class UploadReceiver:
         return ""
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._part is not None:
-            self._part.write(data[start:end])
+        if self._received is not None:
+            self._received.write(data[start:end])
 
     def _end(self) -> None:
-        part, self._part = self._part, None
-        if part is None:
+        received, self._received = self._received, None
+        if received is None:
             return
         try:
-            reason = part.finish() or self._fault_of(part)
+            reason = received.finish() or self._fault_of(received)
             if not reason:
-                reason = give_name(part.path, self._dataset / part.name)
+                reason = give_name(received.path, self._dataset / received.name)
         finally:
-            part.remove()
+            received.remove()
         self.arriving = ""
-        self.outcomes.append(Outcome(part.name, reason))
+        self.outcomes.append(Outcome(received.name, reason))
 
-    def _fault_of(self, part: _Part) -> str:
-        if not _is_caption(part.name):
-            return self._check(part.path, part.name)
+    def _fault_of(self, received: _ReceivedFile) -> str:
+        if not _is_caption(received.name):
+            return self._check(received.path, received.name)
         try:
-            text = decode_caption(part.path.read_bytes())
+            text = decode_caption(received.path.read_bytes())
         except UnicodeDecodeError as error:
             return f"is not UTF-8 text (byte {error.start}); save it as UTF-8"
         return "is not text" if "\0" in text else ""
 
 
-class _Part:
+class _ReceivedFile:
     """A file that is arriving."""
 
     def __init__(self, name: str, path: Path, most: int) -> None:
@@ -234,7 +236,7 @@ class _Part:
             os.fsync(self._file.fileno())
             self._file.close()
         if self._size > self._most:
-            return f"has over {_limit_words(self._most)}, which is too large"
+            return f"has over {_limit_text(self._most)}, which is too large"
         return "" if self._size else "the file is empty"
 
     def remove(self) -> None:
@@ -285,6 +287,6 @@ def _is_caption(name: str) -> bool:
     return Path(name).suffix.lower() in CAPTIONS
 
 
-def _limit_words(size: int) -> str:
+def _limit_text(size: int) -> str:
     """A limit in words: of those in use each is a whole number of MiB."""
     return f"{size >> 20} MiB" if size >= 1 << 20 else f"{size} bytes"

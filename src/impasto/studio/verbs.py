@@ -28,12 +28,12 @@ _AT_ONCE = threading.Semaphore(3)
 
 
 def run_verb(
-    words: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
+    arguments: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
 ) -> str:
     """Run `impasto` with some words to its end, and return what it printed.
 
     Args:
-        words: The verb and its arguments. No shell takes part, so names may hold anything.
+        arguments: The verb and its arguments. No shell takes part, so names may hold anything.
         folder: Where it runs: its relative paths begin there.
         patience_s: Seconds after which it is ended.
 
@@ -44,7 +44,7 @@ def run_verb(
     try:
         with _AT_ONCE:
             done = subprocess.run(
-                [sys.executable, *SAFELY, "-m", "impasto", *map(str, words)],
+                [sys.executable, *SAFELY, "-m", "impasto", *map(str, arguments)],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 timeout=patience_s,
@@ -61,13 +61,13 @@ def run_verb(
         raise RunError(f"The command could not be started: {error}.") from error
     if done.returncode:
         printed = done.stderr.decode("utf-8", errors="replace").strip()
-        words_of_error = f"\n{printed}".rpartition("\nError: ")[2].strip()[-_TOLD:]
-        raise RunError(words_of_error or f"The command ended with exit code {done.returncode}.")
+        message = f"\n{printed}".rpartition("\nError: ")[2].strip()[-_TOLD:]
+        raise RunError(message or f"The command ended with exit code {done.returncode}.")
     return done.stdout.decode("utf-8", errors="replace")
 
 
 def ask_verb(
-    words: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
+    arguments: Sequence[str | Path], folder: Path | None = None, patience_s: float = PATIENCE_S
 ) -> Any:
     """Run a command, as `run_verb` does, and return the JSON that it prints.
 
@@ -75,6 +75,6 @@ def ask_verb(
         RunError: As for `run_verb`; or what it printed is no JSON.
     """
     try:
-        return parse_json(run_verb(words, folder, patience_s), halves=True)
+        return parse_json(run_verb(arguments, folder, patience_s), halves=True)
     except ValueError as error:
         raise RunError(f"The command did not answer as expected: {error}.") from error

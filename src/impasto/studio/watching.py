@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from impasto.runs import RunDirectory, RunState
-from impasto.runs.events import read_events, stage_words
+from impasto.runs.events import read_events, stage_text
 from impasto.runs.lines import size_of
 from impasto.studio.curves import numbers_of, read_records
 
 _LINES_AT_ONCE = 500
-_PLACE = re.compile(r"(\d{1,15})\.(\d{1,15})\.(\d{1,9})", re.ASCII)
+_POSITION = re.compile(r"(\d{1,15})\.(\d{1,15})\.(\d{1,9})", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -50,11 +50,11 @@ class RunWatch:
             one, or with one that is none, whatever is there has been shown.
     """
 
-    def __init__(self, run: RunDirectory, place: str = "") -> None:
+    def __init__(self, run: RunDirectory, position: str = "") -> None:
         self._run = run
         self._shown: Mapping[str, Any] | None = None
         self._samples = set(run.sampled_steps())
-        found = _PLACE.fullmatch(place)
+        found = _POSITION.fullmatch(position)
         if found is None:
             self._metrics, self._events = size_of(run.metrics_file), size_of(run.events_file)
         else:
@@ -62,7 +62,7 @@ class RunWatch:
             self._samples = {step for step in self._samples if step < int(found[3])}
 
     @property
-    def place(self) -> str:
+    def position(self) -> str:
         """How far what was found goes: bytes of metrics and events, and the newest samples."""
         return f"{self._metrics}.{self._events}.{max(self._samples, default=-1) + 1}"
 
@@ -110,7 +110,7 @@ class RunWatch:
 
 def line_of(event: Mapping[str, Any]) -> dict[str, str] | None:
     """An event as a line of the log; None for one that a log does not show."""
-    text = _words_of(event)
+    text = _text_of(event)
     if text is None:
         return None
     moment = event.get("time")
@@ -120,12 +120,12 @@ def line_of(event: Mapping[str, Any]) -> dict[str, str] | None:
     return {"time": shown, "kind": str(event["kind"]), "text": text}
 
 
-def _words_of(event: Mapping[str, Any]) -> str | None:
+def _text_of(event: Mapping[str, Any]) -> str | None:
     kind, text = event["kind"], str(event.get("text", ""))
     if kind in ("note", "warning"):
         return text
     if kind == "stage":
-        return stage_words(event) if event.get("ended") else None
+        return stage_text(event) if event.get("ended") else None
     if kind == "command":
         return f"{event.get('command')}: {text}"
     if kind == "training":

@@ -252,7 +252,7 @@ class _Search:
 
     def _words_of(self, record: ImageRecord) -> list[Path]:
         """The files that a caption may be from, whether they are there or not."""
-        subset = self.config.dataset.parts[record.subset.dataset].subsets[record.subset.number]
+        subset = self.config.dataset.entries[record.subset.dataset].subsets[record.subset.number]
         endings = sidecars_of(subset)
         beside = self._beside.setdefault(endings, SidecarLookup(*filter(None, endings)))
         words = [beside.file(record.path, ending) for ending in endings if ending]

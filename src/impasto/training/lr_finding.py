@@ -23,7 +23,7 @@ from impasto.datasets.build import Survey, survey
 from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
-from impasto.progress import Progress, counted, duration_words
+from impasto.progress import Progress, counted, duration_text
 from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, plan_of
 from impasto.training.compile import within_limit
 from impasto.training.devices import is_out_of_memory, require_precision
@@ -254,7 +254,7 @@ class _TimeEstimate:
         if self._done == 2:
             left = (now - self._before) * (self._steps - 2)
             self._note(
-                f"About {duration_words(left)} for the {counted(self._steps - 2, 'steps')} left, "
+                f"About {duration_text(left)} for the {counted(self._steps - 2, 'steps')} left, "
                 f"each with {counted(self._passes, 'forward passes')} to measure the loss; less if "
                 f"it diverges before."
             )

@@ -48,7 +48,7 @@ def model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> in
 
 def asked_dtypes(config: RunConfig, model: BaseModel) -> dict[str, torch.dtype]:
     """Part -> its type, where the settings name one."""
-    asked = {word: DTYPES[precision] for word, precision in config.saving.part_dtypes.items()}
+    asked = {word: DTYPES[precision] for word, precision in config.saving.component_dtypes.items()}
     return model.family.by_name(by_kind(asked))
 
 

@@ -205,7 +205,7 @@ def _settings(
         },
         source="impasto.prepare",
     )
-    for part in config.dataset.parts:
+    for part in config.dataset.entries:
         for subset in part.subsets:
             if 0 < subset.token_warmup_step < 1:
                 raise ConfigError(

@@ -205,7 +205,7 @@ def write_average(
     rows = {"Wrote": str(output.target), "Average": describe(average)}
     mixture = mixture_of(run)
     if mixture is not None:
-        rows["Unlike it"] = f"{Path(exported).name} is {mixture.parts}; this is what was trained"
+        rows["Unlike it"] = f"{Path(exported).name} is {mixture.shares}; this is what was trained"
     if output.target.is_file():
         rows["SHA-256"] = hash_file(output.target, progress)
     return rows

@@ -227,7 +227,7 @@ def _distance(parts: PreviewParts, prepared: PreparedData) -> PreviewDistance | 
     held_out = prepared.held_out.images if prepared.held_out is not None else ()
     images = held_out or [i for i in prepared.training.images if not i.record.subset.is_reg]
     real = list({image.record.path: CaptionedImage.of(image.record) for image in images}.values())
-    words = [prompt.words for prompt in parts.prompts]
+    words = [prompt.plain_text for prompt in parts.prompts]
     place = "held out" if held_out else "trained on"
     return PreviewDistance(parts.network, chosen_real(real, words), place, words)
 

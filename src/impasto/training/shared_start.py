@@ -102,7 +102,7 @@ def _resumable_config(run: RunDirectory) -> RunConfig:
     Raises:
         RunError: There is no run, or nothing to continue it from.
     """
-    found = replace(RunDirectory.open(run.path), place=run.place)
+    found = replace(RunDirectory.open(run.path), location=run.location)
     if finished_step_of(found.status()) is not None and not found.saved_steps():
         raise RunError(
             f"{run.address} is finished and its states are gone (saving.keep_final_state = false), "

@@ -24,9 +24,9 @@ from impasto.invocation import command
 from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
 from impasto.runs.preparing import forget_preparing, note_preparing
-from impasto.runs.remote.local_folders import place_of, working_folder
+from impasto.runs.remote.local_folders import location_of, working_folder
 from impasto.runs.schema import CHANGED_SETTINGS
-from impasto.runs.status import finished_step_of, kept_words
+from impasto.runs.status import finished_step_of, kept_text
 from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
@@ -100,7 +100,7 @@ def train(
                     config, known = _begun(run, config, accelerator, told, overrides)
                 config = first_settings_here(group, config, place)
                 if not accelerator.is_main_process:
-                    run = replace(RunDirectory(config.output_dir), place=place)
+                    run = replace(RunDirectory(config.output_dir), location=place)
                 _use_cache(held, config, run, accelerator, told)
                 session = _prepare(run, config, accelerator, told, overrides, known)
         except ImpastoError:
@@ -160,7 +160,7 @@ def resume(
             or another process is training it.
     """
     run = _directory_at(Path(path))
-    place, config = run.place, None
+    place, config = run.location, None
     if place is None:
         with failing_together() as early:
             config = settings_to_resume(run, changed, early)
@@ -213,8 +213,8 @@ def _note_earlier_end(run: RunDirectory, told: TrainingEvents) -> None:
 
 def _directory_at(path: Path) -> RunDirectory:
     """The directory of a run; of one in a store that of its working folder on this machine."""
-    place = place_of(path)
-    return replace(RunDirectory(path if place is None else working_folder(place)), place=place)
+    place = location_of(path)
+    return replace(RunDirectory(path if place is None else working_folder(place)), location=place)
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
@@ -230,7 +230,7 @@ def _what_is_kept(run: RunDirectory, accelerator: Accelerator) -> str:
     if not accelerator.is_main_process:  # there may be no disk here with the states
         return f"The states of the run are kept. Continue with: {command('resume', run.address)}"
     saved = run.saved_steps()
-    return f"{kept_words(saved[-1] if saved else 0)}: {command('resume', run.address)}"
+    return f"{kept_text(saved[-1] if saved else 0)}: {command('resume', run.address)}"
 
 
 def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
@@ -262,7 +262,9 @@ def _use_cache(
 
 def _write_settings(run: RunDirectory, config: RunConfig) -> None:
     """The settings, and which are not as usual, for reports, which do not know the usual ones."""
-    belongs = config if run.place is None else config.model_copy(update={"output_dir": run.place})
+    belongs = (
+        config if run.location is None else config.model_copy(update={"output_dir": run.location})
+    )
     files.write_text(run.config_file, dump_toml(belongs))
     files.write_json(run.path / CHANGED_SETTINGS, {"paths": list(changed_settings(config))})
 

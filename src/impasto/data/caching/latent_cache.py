@@ -197,8 +197,8 @@ class LatentCache:
 
         def refuse(holder: LockHolder) -> None:
             raise DatasetError(
-                f"The latent cache {shown(self.folder)} is in use by {holder.words}. Nothing was "
-                f"removed. Run this again when that has ended."
+                f"The latent cache {shown(self.folder)} is in use by {holder.description}. Nothing "
+                f"was removed. Run this again when that has ended."
             )
 
         if is_remote(self.folder):

@@ -23,7 +23,7 @@ from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.models.strengths import path_and_strength
 from impasto.models.writing.conversion import hash_file, require_free
 from impasto.models.writing.saving import Form, write_model
-from impasto.progress import Progress, counted, size_words
+from impasto.progress import Progress, counted, size_text
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> No
     """Say so where several files cannot be read tensor by tensor, and are in RAM together."""
     whole = [path for path in paths if is_read_whole(path)]
     if progress is not None and len(whole) > 1:
-        size = size_words(sum(path.stat().st_size for path in whole))
+        size = size_text(sum(path.stat().st_size for path in whole))
         progress.note(
             f"Warning: {counted(len(whole), 'files are')} of PyTorch's form before 1.6, "
             f"which are read as a whole: together they take {size} of RAM. impasto convert makes "

@@ -128,7 +128,7 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
         path = fetch_model(named, progress)
     else:
         path = named.expanduser()
-    run = RunDirectory(path, place=named if is_remote(source) else None)
+    run = RunDirectory(path, location=named if is_remote(source) else None)
     if presence.is_file(run.config_file):
         return _exported_by(run)
     if presence.exists(path):

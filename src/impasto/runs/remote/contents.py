@@ -82,8 +82,8 @@ def is_of_models(key: str) -> bool:
 
 def state_of_key(key: str) -> int | None:
     """The step of the state that a key belongs to; None of what belongs to none."""
-    parts = PurePosixPath(key).parts
-    return step_in(parts[1]) if len(parts) == 3 and parts[0] == "states" else None
+    names = PurePosixPath(key).parts
+    return step_in(names[1]) if len(names) == 3 and names[0] == "states" else None
 
 
 def whole_states(keys: Iterable[str]) -> list[int]:
@@ -99,8 +99,8 @@ def is_among(key: str, keys: Iterable[str]) -> bool:
 
 def is_safe(key: str) -> bool:
     """Whether a key may become the path of a file here: whoever wrote it may be a stranger."""
-    parts = key.split("/")
-    return not any(_ODD.search(part) or part in {"", ".", ".."} for part in parts)
+    names = key.split("/")
+    return not any(_ODD.search(name) or name in {"", ".", ".."} for name in names)
 
 
 def _thing(folder: Path, entry: Path, turn: int) -> Thing:

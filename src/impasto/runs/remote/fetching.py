@@ -34,17 +34,17 @@ _FETCHED = "fetched.json"
 Listed = Mapping[str, Stored]
 
 
-def list_run(place: Path) -> dict[str, Stored]:
+def list_run(location: Path) -> dict[str, Stored]:
     """All objects of a run, without those of who writes it.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    found = objects.find(place).objects
+    found = objects.find(location).objects
     return {k: stored for k, stored in found.items() if not k.startswith((f"{OWNERS}/", "."))}
 
 
-def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRecord:
+def fetch_to_resume(location: Path, owner: Ownership, progress: Progress) -> SentRecord:
     """Have the working folder of a run as the store has it, or as this machine left it.
 
     What this machine wrote last stays as it is, and is sent where it was not; where somebody
@@ -53,7 +53,7 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
     (`saving.keep_models`), and stored averages.
 
     Args:
-        place: The run.
+        location: The run.
         owner: This process's turn at it.
         progress: Is shown how far it is.
 
@@ -62,13 +62,13 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
         RunError: There is no run.
         StorageError: The store cannot be used, or the disk is full.
     """
-    folder, record = working_folder(place), SentRecord.read(place)
+    folder, record = working_folder(location), SentRecord.read(location)
     is_here = presence.is_file(folder / SETTINGS)
     is_newest = is_here and _is_newest(record, owner.before)
     if is_newest:  # at once: if something fails from here on, it is still this machine's
         record.owner = owner.number
         record.write()
-    listed = list_run(place)
+    listed = list_run(location)
     if is_newest:
         _take_settings(folder, record, listed)
         here = {key for thing in things_in(folder) for key in thing.files}
@@ -78,21 +78,21 @@ def fetch_to_resume(place: Path, owner: Ownership, progress: Progress) -> SentRe
         return record
     if SETTINGS not in listed:
         raise RunError(
-            f"{shown(place)} is not a run directory (no {SETTINGS} in it). Give the URL that a "
+            f"{shown(location)} is not a run directory (no {SETTINGS} in it). Give the URL that a "
             f"training run had as its output_dir."
         )
     if is_here:
         _keep_unsent(folder, record, progress)
     shutil.rmtree(folder, ignore_errors=True)
     steps = whole_states(listed)
-    keeps_models = _keeps_models(objects.read(place / SETTINGS))
+    keeps_models = _keeps_models(objects.read(location / SETTINGS))
     wanted = {
         key: stored
         for key, stored in listed.items()
         if _is_needed(key, steps[-1] if steps else 0, keeps_models=keeps_models)
     }
-    fresh = SentRecord(place)
-    _fetch(place, folder, wanted, progress, fresh)
+    fresh = SentRecord(location)
+    _fetch(location, folder, wanted, progress, fresh)
     fresh.left = [key for key in listed if key not in wanted]
     return fresh
 
@@ -101,7 +101,7 @@ def _take_settings(folder: Path, record: SentRecord, listed: Listed) -> None:
     """Fetch settings that were changed in the store since they were sent, and not here."""
     there = listed.get(SETTINGS)
     if there is not None and are_settings_newer(folder, record, there):
-        came = copies.fetch_newest(record.place / SETTINGS, folder / SETTINGS, there)
+        came = copies.fetch_newest(record.location / SETTINGS, folder / SETTINGS, there)
         record.sent[SETTINGS] = (signature_of(folder / SETTINGS), came.identity)
 
 
@@ -128,22 +128,22 @@ def fetch_older_state(record: SentRecord, progress: Progress) -> list[int]:
         own = {key for key in record.left if state_of_key(key) == step}
         if not step or not own:
             return []
-        listed = {key: stored for key, stored in list_run(record.place).items() if key in own}
-        _fetch(record.place, working_folder(record.place), listed, progress, record)
+        listed = {key: stored for key, stored in list_run(record.location).items() if key in own}
+        _fetch(record.location, working_folder(record.location), listed, progress, record)
         record.left = [key for key in record.left if key not in own]
         record.write()
     return [step]
 
 
-def is_here(place: Path) -> bool:
+def is_here(location: Path) -> bool:
     """Whether this machine was the last that wrote a run, and still has it.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    if not presence.is_file(working_folder(place) / SETTINGS):
+    if not presence.is_file(working_folder(location) / SETTINGS):
         return False
-    return _is_newest(SentRecord.read(place), newest_owner(place))
+    return _is_newest(SentRecord.read(location), newest_owner(location))
 
 
 def _is_newest(record: SentRecord, owner: Owner | None) -> bool:
@@ -155,12 +155,12 @@ def _keep_unsent(folder: Path, record: SentRecord, progress: Progress) -> None:
     """Keep what another machine's going on has left behind, where not all of it was sent."""
     if not Sender(folder, record).unsent():
         return
-    target = presence.free_place(home_of(record.place) / "kept" / folder.name)
+    target = presence.free_path(home_of(record.location) / "kept" / folder.name)
     target.parent.mkdir(parents=True, exist_ok=True)
     files.rename(folder, target)
     progress.note(
-        f"{shown(record.place)} was continued elsewhere since this machine had it last. What was "
-        f"not sent from here is kept in {target}."
+        f"{shown(record.location)} was continued elsewhere since this machine had it last. What "
+        f"was not sent from here is kept in {target}."
     )
 
 
@@ -181,20 +181,20 @@ def _keeps_models(settings: bytes) -> bool:
 
 
 def _fetch(
-    place: Path, folder: Path, wanted: Listed, progress: Progress, record: SentRecord
+    location: Path, folder: Path, wanted: Listed, progress: Progress, record: SentRecord
 ) -> None:
     """Fetch objects; the settings last, so that a folder with them is whole."""
     size = sum(stored.size for stored in wanted.values())
-    with progress.stage(f"Fetching {shown(place)}", size >> 20 or 1, "MiB") as advance:
+    with progress.stage(f"Fetching {shown(location)}", size >> 20 or 1, "MiB") as advance:
         count = in_mib(advance)
         for key in sorted(wanted, key=lambda key: (key == SETTINGS, key)):
-            stored = copies.fetch_newest(place / key, folder / key, wanted[key])
+            stored = copies.fetch_newest(location / key, folder / key, wanted[key])
             record.sent[key] = (signature_of(folder / key), stored.identity)
             count(stored.size)
 
 
 def fetch_to_read(
-    place: Path,
+    location: Path,
     is_wanted: Callable[[str], bool],
     progress: Progress | None = None,
     listed: Listed | None = None,
@@ -206,33 +206,33 @@ def fetch_to_read(
     fetched again.
 
     Args:
-        place: A run, or a model that is a folder.
+        location: A run, or a model that is a folder.
         is_wanted: Which keys below it come.
         progress: Is shown how far it is.
         listed: All its objects, where they were listed already.
-        own: Under which name it is kept, if not as `place`.
+        own: Under which name it is kept, if not as `location`.
 
     Raises:
         OSError: An object came only in part, or a Diffusers folder is just being replaced.
         StorageError: The store cannot be used, or the disk is full.
     """
-    folder, home = reading_folder(own or place), home_of(own or place)
+    folder, home = reading_folder(own or location), home_of(own or location)
     home.mkdir(parents=True, exist_ok=True)
     progress = progress or SilentProgress()
-    waiter = locks.LockWaiter(progress.note, f"fetching {shown(place)}")
-    with locks.FolderLock(home, f"fetching {shown(place)}", waiter, ".fetch.lock"):
-        listed = list_run(place) if listed is None else listed
+    waiter = locks.LockWaiter(progress.note, f"fetching {shown(location)}")
+    with locks.FolderLock(home, f"fetching {shown(location)}", waiter, ".fetch.lock"):
+        listed = list_run(location) if listed is None else listed
         for _ in range(_TRIES):
             wanted = {k: s for k, s in listed.items() if is_safe(k) and is_wanted(k)}
-            fetched = _fetch_stale(place, folder, listed, wanted, progress)
+            fetched = _fetch_stale(location, folder, listed, wanted, progress)
             in_folders = _folder_models(wanted)
             if own is not None or not any(_is_below(key, in_folders) for key in fetched):
                 break
-            listed = list_run(place)
+            listed = list_run(location)
             if in_folders - _folder_models(listed):
-                raise OSError(errno.EAGAIN, "a model in it is just being replaced", shown(place))
+                raise OSError(errno.EAGAIN, "a model in it is just being replaced", shown(location))
         else:
-            raise OSError(errno.EAGAIN, "is being replaced again and again", shown(place))
+            raise OSError(errno.EAGAIN, "is being replaced again and again", shown(location))
         _name_states(folder / "states", whole_states(listed))
     return folder
 
@@ -242,7 +242,7 @@ _TRIES = 4
 
 
 def _fetch_stale(
-    place: Path, folder: Path, listed: Listed, wanted: Listed, progress: Progress
+    location: Path, folder: Path, listed: Listed, wanted: Listed, progress: Progress
 ) -> set[str]:
     """Fetch what is not here as it is wanted, and remove what is gone in the store.
 
@@ -260,8 +260,8 @@ def _fetch_stale(
         if key not in listed and is_safe(key):
             (folder / key).unlink(missing_ok=True)
     if stale:
-        record = SentRecord(place)
-        _fetch(place, folder, stale, progress, record)
+        record = SentRecord(location)
+        _fetch(location, folder, stale, progress, record)
         kept = {key: identity for key, identity in had.items() if key in listed}
         fetched = {key: identity for key, (_, identity) in record.sent.items()}
         files.write_json(file, {**kept, **fetched}, durable=False)
@@ -292,7 +292,7 @@ def _name_states(folder: Path, steps: list[int]) -> None:
                 shutil.rmtree(entry, ignore_errors=True)
 
 
-def fetch_model(place: Path, progress: Progress | None = None) -> Path:
+def fetch_model(location: Path, progress: Progress | None = None) -> Path:
     """A copy of a model in a store: a file, a Diffusers folder, or a run, whose model comes too.
 
     Raises:
@@ -300,24 +300,26 @@ def fetch_model(place: Path, progress: Progress | None = None) -> Path:
         StorageError: The store cannot be used, or the disk is full.
     """
     try:
-        stored = objects.look_up(place)
-        if stored is not None and is_safe(place.name):
-            only = {place.name: stored}
-            return fetch_to_read(place.parent, is_safe, progress, only, place) / place.name
-        listed = list_run(place)
+        stored = objects.look_up(location)
+        if stored is not None and is_safe(location.name):
+            only = {location.name: stored}
+            return fetch_to_read(location.parent, is_safe, progress, only, location) / location.name
+        listed = list_run(location)
         if not listed:
             raise ModelError(
-                f"The model {shown(place)} is not there. Give the URL of a .safetensors or .ckpt "
-                f"file, of a Diffusers folder (the one with model_index.json in it), or of a run."
+                f"The model {shown(location)} is not there. Give the URL of a .safetensors or "
+                f".ckpt file, of a Diffusers folder (the one with model_index.json in it), or of a "
+                f"run."
             )
         if SETTINGS not in listed:
-            return fetch_to_read(place, is_safe, progress, listed)
-        if is_here(place):
-            return working_folder(place)
-        return fetch_to_read(place, _is_of_finished_run, progress, listed)
+            return fetch_to_read(location, is_safe, progress, listed)
+        if is_here(location):
+            return working_folder(location)
+        return fetch_to_read(location, _is_of_finished_run, progress, listed)
     except OSError as error:
         raise ModelError(
-            f"The model {shown(place)} could not be fetched: {error.strerror or error}. Try again."
+            f"The model {shown(location)} could not be fetched: {error.strerror or error}. Try "
+            f"again."
         ) from error
 
 

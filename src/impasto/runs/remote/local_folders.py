@@ -20,22 +20,22 @@ RECORD = "sent.json"
 _NO_NAME = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 
 
-def home_of(place: Path) -> Path:
+def home_of(location: Path) -> Path:
     """The folder of all that this machine has of a run in a store."""
-    return local_folder_of(place, "runs")
+    return local_folder_of(location, "runs")
 
 
-def working_folder(place: Path) -> Path:
+def working_folder(location: Path) -> Path:
     """The folder that a run in a store is trained in."""
-    return home_of(place) / "work" / _name_of(place)
+    return home_of(location) / "work" / _name_of(location)
 
 
-def reading_folder(place: Path) -> Path:
+def reading_folder(location: Path) -> Path:
     """The folder for what is fetched of a run, or of a model, to be read."""
-    return home_of(place) / "read" / _name_of(place)
+    return home_of(location) / "read" / _name_of(location)
 
 
-def place_of(path: Path) -> Path | None:
+def location_of(path: Path) -> Path | None:
     """The place in a store that a run belongs in; None of a run that is on a disk.
 
     Args:
@@ -44,8 +44,8 @@ def place_of(path: Path) -> Path | None:
     if is_remote(path):
         return path
     home = _home_above(path)
-    place = None if home is None else (read_object(home / RECORD) or {}).get("place")
-    return Path(place) if isinstance(place, str) and is_remote(place) else None
+    location = None if home is None else (read_object(home / RECORD) or {}).get("place")
+    return Path(location) if isinstance(location, str) and is_remote(location) else None
 
 
 def is_working_folder(path: Path) -> bool:
@@ -60,6 +60,6 @@ def _home_above(path: Path) -> Path | None:
     return runs / inside[0] if len(inside) == 3 and inside[1] == "work" else None
 
 
-def _name_of(place: Path) -> str:
+def _name_of(location: Path) -> str:
     """The last part of a URL, as a name that every system takes."""
-    return _NO_NAME.sub("_", place.name) or "run"
+    return _NO_NAME.sub("_", location.name) or "run"

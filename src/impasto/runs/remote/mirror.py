@@ -10,7 +10,7 @@ from impasto.errors import NotSentError, RunError
 from impasto.invocation import command
 from impasto.progress import Progress, in_mib
 from impasto.remote_paths import shown
-from impasto.runs.remote.sending import Sender, SendingStopped, words_of_unsent
+from impasto.runs.remote.sending import Sender, SendingStopped, unsent_text
 
 LOOK_EVERY_S = 5.0
 """Seconds between two looks for what is new in the working folder."""
@@ -36,12 +36,12 @@ class Mirror:
     def __init__(
         self,
         folder: Path,
-        place: Path,
+        location: Path,
         make_sender: Callable[[Callable[[], bool]], Sender],
         note: Callable[[str], None],
         pauses_s: tuple[float, ...] | None = None,
     ) -> None:
-        self._folder, self._place, self._note = folder, place, note
+        self._folder, self._location, self._note = folder, location, note
         self._pauses_s = PAUSES_S if pauses_s is None else pauses_s
         self._is_stopped = False
         self._sender = make_sender(lambda: self._is_stopped)
@@ -64,7 +64,7 @@ class Mirror:
         """
         try:
             size = sum((self._unsent() or {}).values())
-            title = f"Sending the run to {shown(self._place)}"
+            title = f"Sending the run to {shown(self._location)}"
             with progress.stage(title, size >> 20 or 1, "MiB") as advance:
                 self._sender.advance = in_mib(advance)
                 self._ending.set()
@@ -73,13 +73,13 @@ class Mirror:
                     pass
         except BaseException:
             self._is_stopped = True
-            self._note(self._words_at_end("It was stopped before all was sent."))
+            self._note(self._message_at_end("It was stopped before all was sent."))
             raise
         if isinstance(self._fault, RunError):
             raise self._fault
         if self._fault is not None:
             raise NotSentError(
-                self._words_at_end(_words(self._fault)), self._folder
+                self._message_at_end(_message(self._fault)), self._folder
             ) from self._fault
 
     def _work(self) -> None:
@@ -112,13 +112,13 @@ class Mirror:
             self._failures += 1
             if self._fault is None and not self._ending.is_set():
                 self._note(
-                    f"Warning: the run cannot be sent to {shown(self._place)} just now: "
-                    f"{_words(error)} Training goes on, and it is tried again."
+                    f"Warning: the run cannot be sent to {shown(self._location)} just now: "
+                    f"{_message(error)} Training goes on, and it is tried again."
                 )
             self._fault = error
         else:
             if self._fault is not None and not self._ending.is_set():
-                self._note(f"The run is being sent to {shown(self._place)} again.")
+                self._note(f"The run is being sent to {shown(self._location)} again.")
             self._fault, self._failures = None, 0
 
     def _pause(self) -> float:
@@ -135,20 +135,20 @@ class Mirror:
         except OSError:
             return None
 
-    def _words_at_end(self, why: str) -> str:
+    def _message_at_end(self, why: str) -> str:
         unsent = self._unsent()
         what = (
-            f"What is missing in {shown(self._place)} is not known"
+            f"What is missing in {shown(self._location)} is not known"
             if unsent is None
-            else words_of_unsent(unsent, self._place)
+            else unsent_text(unsent, self._location)
         )
         return (
             f"{what}: {why} All of it is in {self._folder}. Once "
-            f"the store can be used, send it with: {command('send', shown(self._place))}"
+            f"the store can be used, send it with: {command('send', shown(self._location))}"
         )
 
 
-def _words(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """What went wrong, as a sentence."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}."

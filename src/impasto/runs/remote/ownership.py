@@ -64,28 +64,28 @@ class Owner:
     has_ended: bool
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The process and machine that write the run, for a message."""
         if self.process is None:
             return "a process of which the store says nothing more"
         return f"process {self.process.pid} on {self.host}, since {self.since}"
 
 
-def newest_owner(place: Path) -> Owner | None:
+def newest_owner(location: Path) -> Owner | None:
     """Who has, or had, the newest turn; None where nobody ever wrote the run.
 
     Raises:
         StorageError: The store cannot be used.
     """
-    number = _newest_number(place)
+    number = _newest_number(location)
     if number == 0:
         return None
     try:
-        text = objects.read(_file_of(place, number)).decode("utf-8", "replace")
+        text = objects.read(_file_of(location, number)).decode("utf-8", "replace")
     except FileNotFoundError:
         text = ""
     except OSError as error:
-        raise StorageError(f"{shown(place)}: its owner cannot be read: {error}.") from error
+        raise StorageError(f"{shown(location)}: its owner cannot be read: {error}.") from error
     try:
         said = parse_json(text)
         process = parse_process_token(str(said["process"]))
@@ -95,7 +95,7 @@ def newest_owner(place: Path) -> Owner | None:
         return Owner(number, text, None, "", "", has_ended=False)
 
 
-def is_alive(place: Path, owner: Owner) -> bool:
+def is_alive(location: Path, owner: Owner) -> bool:
     """Whether an owner has to be reckoned with.
 
     Raises:
@@ -106,7 +106,7 @@ def is_alive(place: Path, owner: Owner) -> bool:
     if owner.process == current_process() and not any(own in owner.text for own in _HELD):
         return False  # this process has let it go, and could not say so
     running = owner.process.is_running() if owner.process is not None else None
-    return _age_s(place, owner) < STALE_S if running is None else running
+    return _age_s(location, owner) < STALE_S if running is None else running
 
 
 class _Moment:
@@ -143,13 +143,13 @@ class Ownership:
 
     def __init__(
         self,
-        place: Path,
+        location: Path,
         asks: Callable[[Owner | None, int, str], None] = lambda *_: None,
     ) -> None:
-        self._place = place
-        before = newest_owner(place)
-        if before is not None and is_alive(place, before):
-            raise RunError(_taken(place, before))
+        self._location = location
+        before = newest_owner(location)
+        if before is not None and is_alive(location, before):
+            raise RunError(_taken(location, before))
         self.number = 1 if before is None else before.number + 1
         self.before = before
         self._said = {
@@ -159,9 +159,9 @@ class Ownership:
             "random": os.urandom(8).hex(),
         }
         asks(before, self.number, self._said["random"])
-        if not claims.create(_file_of(place, self.number), self._content()):
+        if not claims.create(_file_of(location, self.number), self._content()):
             raise RunError(
-                f"Another process has just begun to write {shown(place)}. Nothing was changed."
+                f"Another process has just begun to write {shown(location)}. Nothing was changed."
             )
         _HELD.add(self._said["random"])
         self._ended = threading.Event()
@@ -179,7 +179,7 @@ class Ownership:
         _HELD.discard(self._said["random"])
         with self._looking, contextlib.suppress(StorageError, OSError):
             if not self._taken_by and self._find_another() == "":
-                claims.write(_file_of(self._place, self.number), self._content(ended=True))
+                claims.write(_file_of(self._location, self.number), self._content(ended=True))
 
     def taken_over(self) -> str:
         """Who has taken the run over meanwhile; empty where nobody has, as far as was looked."""
@@ -204,15 +204,15 @@ class Ownership:
             seen_at = _Moment()
             self._taken_by = self._taken_by or self._find_another()
             if not self._taken_by and not self._ended.is_set():
-                claims.write(_file_of(self._place, self.number), self._content())
+                claims.write(_file_of(self._location, self.number), self._content())
                 self._seen_at = seen_at
 
     def _find_another(self) -> str:
-        found = newest_owner(self._place)
+        found = newest_owner(self._location)
         if found is None:  # somebody has removed the run in the store
             return ""
         is_own = found.number == self.number and self._said["random"] in found.text
-        return "" if is_own or found.number < self.number else found.words
+        return "" if is_own or found.number < self.number else found.description
 
     def _content(self, *, ended: bool = False) -> bytes:
         return files.json_text({**self._said, "ended": ended}, indent=1).encode()
@@ -225,24 +225,26 @@ class Ownership:
                 return
 
 
-def _taken(place: Path, owner: Owner) -> str:
-    words = f"{shown(place)} is being written just now by {owner.words}. Nothing was changed."
+def _taken(location: Path, owner: Owner) -> str:
+    message = (
+        f"{shown(location)} is being written just now by {owner.description}. Nothing was changed."
+    )
     if owner.process is not None and owner.process.is_here:
-        return f"{words} Wait until it has ended, or stop it with Ctrl-C where it runs."
+        return f"{message} Wait until it has ended, or stop it with Ctrl-C where it runs."
     return (
-        f"{words} If it has ended without saying so, it counts as ended once it has given no sign "
-        f"in the store for {STALE_S / 60:.0f} minutes; then the same command goes on."
+        f"{message} If it has ended without saying so, it counts as ended once it has given no "
+        f"sign in the store for {STALE_S / 60:.0f} minutes; then the same command goes on."
     )
 
 
-def _age_s(place: Path, owner: Owner) -> float:
+def _age_s(location: Path, owner: Owner) -> float:
     """Seconds since an owner gave a sign of life, by the store's clock."""
-    touched = claims.modified_at(_file_of(place, owner.number))
-    return STALE_S if touched is None else claims.clock_of(place / OWNERS) - touched
+    touched = claims.modified_at(_file_of(location, owner.number))
+    return STALE_S if touched is None else claims.clock_of(location / OWNERS) - touched
 
 
-def _newest_number(place: Path) -> int:
-    names = (key.removesuffix(".json") for key in objects.find(place / OWNERS).objects)
+def _newest_number(location: Path) -> int:
+    names = (key.removesuffix(".json") for key in objects.find(location / OWNERS).objects)
     return max((int(name) for name in names if _is_number(name)), default=0)
 
 
@@ -250,5 +252,5 @@ def _is_number(name: str) -> bool:
     return len(name) == 8 and name.isascii() and name.isdigit()
 
 
-def _file_of(place: Path, number: int) -> Path:
-    return place / OWNERS / f"{number:08d}.json"
+def _file_of(location: Path, number: int) -> Path:
+    return location / OWNERS / f"{number:08d}.json"

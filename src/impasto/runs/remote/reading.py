@@ -15,10 +15,10 @@ from impasto.remote_paths import is_remote, shown
 from impasto.runs.directory import RunDirectory
 from impasto.runs.remote.contents import SETTINGS, is_among, is_of_models, is_safe
 from impasto.runs.remote.fetching import are_settings_newer, fetch_to_read, is_here, list_run
-from impasto.runs.remote.local_folders import place_of, working_folder
+from impasto.runs.remote.local_folders import location_of, working_folder
 from impasto.runs.remote.ownership import Owner, is_alive, newest_owner
 from impasto.runs.remote.record import SentRecord
-from impasto.runs.remote.run_in_store import require_place
+from impasto.runs.remote.run_in_store import require_location
 from impasto.storage import objects
 
 
@@ -59,31 +59,33 @@ def open_run(
         RunError: There is no run.
         StorageError: The store cannot be used, or the disk is full.
     """
-    place = place_of(path)
-    if place is None:
+    location = location_of(path)
+    if location is None:
         return RunDirectory.open(path)
-    require_place(place)
-    if is_here(place):
-        left = SentRecord.read(place).left
+    require_location(location)
+    if is_here(location):
+        left = SentRecord.read(location).left
         if not any(is_wanted(key) and is_safe(key) for key in left):
             return RunDirectory(
-                working_folder(place), place=place, in_store=lambda key: is_among(key, left)
+                working_folder(location),
+                location=location,
+                in_store=lambda key: is_among(key, left),
             )
-    listed = list_run(place)
+    listed = list_run(location)
     if SETTINGS not in listed:
         raise RunError(
-            f"{shown(place)} is not a run directory (no {SETTINGS} in it). Give the URL that a "
+            f"{shown(location)} is not a run directory (no {SETTINGS} in it). Give the URL that a "
             f"training run had as its output_dir."
         )
     try:
-        folder = fetch_to_read(place, is_wanted, progress, listed)
+        folder = fetch_to_read(location, is_wanted, progress, listed)
     except OSError as error:
         raise StorageError(
-            f"{shown(place)} could not be fetched: {error.strerror or error}. Try again."
+            f"{shown(location)} could not be fetched: {error.strerror or error}. Try again."
         ) from error
-    run = RunDirectory(folder, place=place, in_store=lambda key: is_among(key, listed))
-    owner = newest_owner(place)
-    if owner is None or not is_alive(place, owner):
+    run = RunDirectory(folder, location=location, in_store=lambda key: is_among(key, listed))
+    owner = newest_owner(location)
+    if owner is None or not is_alive(location, owner):
         return run
     return replace(run, elsewhere=_holder(owner))
 
@@ -96,17 +98,18 @@ def settings_to_go_on(run: RunDirectory) -> Path:
     Raises:
         StorageError: The store cannot be used, or the disk is full.
     """
-    place = run.place
-    if place is None or run.path != working_folder(place):
+    location = run.location
+    if location is None or run.path != working_folder(location):
         return run.config_file
     try:
-        there = objects.look_up(place / SETTINGS)
-        if there is None or not are_settings_newer(run.path, SentRecord.read(place), there):
+        there = objects.look_up(location / SETTINGS)
+        if there is None or not are_settings_newer(run.path, SentRecord.read(location), there):
             return run.config_file
-        return fetch_to_read(place, lambda key: key == SETTINGS) / SETTINGS
+        return fetch_to_read(location, lambda key: key == SETTINGS) / SETTINGS
     except OSError as error:
         raise StorageError(
-            f"{shown(place / SETTINGS)} could not be fetched: {error.strerror or error}. Try again."
+            f"{shown(location / SETTINGS)} could not be fetched: {error.strerror or error}. Try "
+            f"again."
         ) from error
 
 
@@ -121,10 +124,10 @@ def settings_file_of(source: str | Path) -> Path:
     """
     if not is_remote(source):
         return RunDirectory(Path(source).expanduser()).config_file
-    place = Path(source)
-    if objects.look_up(place / SETTINGS) is None:
-        return working_folder(place) / SETTINGS
-    return open_run(place).config_file
+    location = Path(source)
+    if objects.look_up(location / SETTINGS) is None:
+        return working_folder(location) / SETTINGS
+    return open_run(location).config_file
 
 
 def _holder(owner: Owner) -> LockHolder:
@@ -138,9 +141,9 @@ def put_report(run: RunDirectory) -> None:
     Raises:
         StorageError: The store cannot be used.
     """
-    if run.place is not None:
+    if run.location is not None:
         with contextlib.suppress(FileNotFoundError):
-            objects.upload(run.report, run.place / run.report.name)
+            objects.upload(run.report, run.location / run.report.name)
 
 
 def require_here(run: RunDirectory) -> None:

@@ -23,7 +23,7 @@ class SentRecord:
     """What this machine knows of a run in a store.
 
     Attributes:
-        place: The run.
+        location: The run.
         owner: The number of this machine's turn at writing it (`ownership.py`); 0 without one.
         claim: The number of a turn that was asked for as the one after `owner`, and the random text
             in its file: the store may have given it, and the answer may be lost.
@@ -34,7 +34,7 @@ class SentRecord:
         lock: Held by whoever sends or fetches.
     """
 
-    place: Path
+    location: Path
     owner: int = 0
     claim: tuple[int, str] | None = None
     sent: dict[str, tuple[Signature, int]] = field(default_factory=dict)
@@ -43,19 +43,19 @@ class SentRecord:
     lock: threading.Lock = field(default_factory=threading.Lock, compare=False, repr=False)
 
     @classmethod
-    def read(cls, place: Path) -> SentRecord:
+    def read(cls, location: Path) -> SentRecord:
         """What was remembered; as good as nothing where that is damaged."""
-        said = read_object(home_of(place) / RECORD) or {}
+        said = read_object(home_of(location) / RECORD) or {}
         try:
-            if said.get("place") != shown(place):
-                return cls(place)
+            if said.get("place") != shown(location):
+                return cls(location)
             sent = {str(k): ((int(s), int(m)), int(i)) for k, (s, m, i) in said["sent"].items()}
             left = [str(key) for key in said["left"]]
             claim = said.get("claim") and (int(said["claim"][0]), str(said["claim"][1]))
             owner, is_all_there = int(said["owner"]), bool(said["is_all_there"])
-            return cls(place, owner, claim, sent, left, is_all_there)
+            return cls(location, owner, claim, sent, left, is_all_there)
         except (KeyError, TypeError, ValueError, AttributeError):
-            return cls(place)
+            return cls(location)
 
     def write(self) -> None:
         """Write the record to a file of this machine.
@@ -64,14 +64,14 @@ class SentRecord:
             StorageError: The disk is full, or the folder cannot be written.
         """
         content: dict[str, Any] = {
-            "place": shown(self.place),
+            "place": shown(self.location),
             "owner": self.owner,
             "claim": self.claim,
             "is_all_there": self.is_all_there,
             "left": self.left,
             "sent": {key: [*signature, said] for key, (signature, said) in self.sent.items()},
         }
-        files.write_json(home_of(self.place) / RECORD, content, durable=False)
+        files.write_json(home_of(self.location) / RECORD, content, durable=False)
 
     def is_of(self, number: int, text: str) -> bool:
         """Whether a turn at writing the run was this machine's, so that its folder is the newest.

@@ -12,7 +12,7 @@ from impasto import presence
 from impasto.errors import ConfigError, ImpastoError, RunError
 from impasto.invocation import command
 from impasto.progress import Progress
-from impasto.remote_paths import READ_ONLY, place_fault, scheme_of, shown
+from impasto.remote_paths import READ_ONLY, location_fault, scheme_of, shown
 from impasto.runs.directory import RunDirectory
 from impasto.runs.remote.contents import SETTINGS, is_among
 from impasto.runs.remote.fetching import fetch_older_state, fetch_to_resume, list_run
@@ -39,9 +39,9 @@ class RunInStore:
         folder: Where the run is on this machine.
     """
 
-    def __init__(self, place: Path, progress: Progress, *, is_new: bool) -> None:
-        self._place, self._progress, self._is_new = place, progress, is_new
-        self.folder = working_folder(place)
+    def __init__(self, location: Path, progress: Progress, *, is_new: bool) -> None:
+        self._location, self._progress, self._is_new = location, progress, is_new
+        self.folder = working_folder(location)
         self._held = contextlib.ExitStack()
         self._mirror: Mirror | None = None
 
@@ -54,16 +54,16 @@ class RunInStore:
             RunError: There is a run already, or none to go on with; or another process has it.
             StorageError: The store cannot be used.
         """
-        require_place(self._place)
+        require_location(self._location)
         if self._is_new:
-            require_free(self._place)
-            objects.require_writable(self._place)
+            require_free(self._location)
+            objects.require_writable(self._location)
         with contextlib.ExitStack() as held:
-            self._owner = held.enter_context(Ownership(self._place, self._note_claim))
+            self._owner = held.enter_context(Ownership(self._location, self._note_claim))
             if self._is_new:
-                self._record = SentRecord(self._place)
+                self._record = SentRecord(self._location)
             else:
-                self._record = fetch_to_resume(self._place, self._owner, self._progress)
+                self._record = fetch_to_resume(self._location, self._owner, self._progress)
             self._record.owner, self._record.is_all_there = self._owner.number, False
             self._record.claim = None
             self._record.write()
@@ -76,7 +76,7 @@ class RunInStore:
         Else a lost answer, or an end just after it, would make the turn that of somebody else, and
         the run would go on without what is here and not in the store yet.
         """
-        record = SentRecord.read(self._place)
+        record = SentRecord.read(self._location)
         if self._is_new or before is None or not record.is_of(before.number, before.text):
             return
         record.owner, record.claim = before.number, (number, random)
@@ -86,7 +86,7 @@ class RunInStore:
         """The run directory with the place where it belongs."""
         return replace(
             run,
-            place=self._place,
+            location=self._location,
             taken_over=self._owner.taken_over,
             in_store=lambda key: is_among(key, self._record.left),
             older=lambda: fetch_older_state(self._record, self._progress),
@@ -94,7 +94,7 @@ class RunInStore:
 
     def start(self) -> None:
         """Begin to send: from now on there is a run to keep."""
-        self._mirror = Mirror(self.folder, self._place, self._sender, self._progress.note)
+        self._mirror = Mirror(self.folder, self._location, self._sender, self._progress.note)
         self._mirror.start()
 
     def _sender(self, should_stop: Callable[[], bool]) -> Sender:
@@ -104,8 +104,8 @@ class RunInStore:
         self._owner.require_fresh()
         if who := self._owner.taken_over():
             raise RunError(
-                f"{shown(self._place)} has been taken over by {who}. Nothing more is sent there. "
-                f"What this process has done is in {self.folder}."
+                f"{shown(self._location)} has been taken over by {who}. Nothing more is sent "
+                f"there. What this process has done is in {self.folder}."
             )
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
@@ -123,47 +123,49 @@ class RunInStore:
                 self._record.write()
 
 
-def require_place(place: Path) -> None:
+def require_location(location: Path) -> None:
     """Make sure that a URL may be that of a run.
 
     Raises:
         ConfigError: It has credentials in it, or its store is only read from.
     """
-    fault = place_fault(place)
-    if not fault and scheme_of(place) in READ_ONLY:
+    fault = location_fault(location)
+    if not fault and scheme_of(location) in READ_ONLY:
         fault = "that is a store that is only read from; expected a place in s3:// or gs://"
     if fault:
-        raise ConfigError(f"{shown(place)}: {fault}.")
+        raise ConfigError(f"{shown(location)}: {fault}.")
 
 
-def require_free(place: Path) -> None:
+def require_free(location: Path) -> None:
     """Make sure that a new run can have a place, and its folder on this machine.
 
     Raises:
         RunError: Something is there, another process has it, or an earlier run was not sent.
         StorageError: The store cannot be used.
     """
-    owner = newest_owner(place)
-    if owner is not None and is_alive(place, owner):
+    owner = newest_owner(location)
+    if owner is not None and is_alive(location, owner):
         raise RunError(
-            f"{shown(place)} is being written just now by {owner.words}. Nothing was changed."
+            f"{shown(location)} is being written just now by {owner.description}. Nothing was "
+            f"changed."
         )
-    if list_run(place):
+    if list_run(location):
         raise RunError(
-            f"{shown(place)} is already there and not empty; nothing in it was touched. Choose "
-            f"another output_dir, delete it, or continue it with: {command('resume', shown(place))}"
+            f"{shown(location)} is already there and not empty; nothing in it was touched. Choose "
+            f"another output_dir, delete it, or continue it with: "
+            f"{command('resume', shown(location))}"
         )
-    folder = working_folder(place)
+    folder = working_folder(location)
     if presence.is_file(folder / SETTINGS):
         raise RunError(
-            f"{shown(place)} is empty, and this machine has a run of that URL in {folder}, which "
-            f"was never sent, or was deleted in the store. Send it with: "
-            f"{command('send', shown(place))} - or delete that folder."
+            f"{shown(location)} is empty, and this machine has a run of that URL in {folder}, "
+            f"which was never sent, or was deleted in the store. Send it with: "
+            f"{command('send', shown(location))} - or delete that folder."
         )
     shutil.rmtree(folder, ignore_errors=True)  # what a killed start has left
 
 
-def send_again(place: Path, progress: Progress) -> None:
+def send_again(location: Path, progress: Progress) -> None:
     """Put into the store what this machine has of a run and the store has not.
 
     Raises:
@@ -171,16 +173,16 @@ def send_again(place: Path, progress: Progress) -> None:
         RunError: There is nothing of it here, it was continued elsewhere, or is being written.
         StorageError: The store cannot be used.
     """
-    folder, record = working_folder(place), SentRecord.read(place)
+    folder, record = working_folder(location), SentRecord.read(location)
     if not presence.is_file(folder / SETTINGS):
-        raise RunError(f"This machine has nothing of {shown(place)} that could be sent.")
-    owner = newest_owner(place)
+        raise RunError(f"This machine has nothing of {shown(location)} that could be sent.")
+    owner = newest_owner(location)
     if owner is not None and not record.is_of(owner.number, owner.text):
         raise RunError(
-            f"{shown(place)} was continued elsewhere since this machine had it last, so nothing is "
-            f"sent. What this machine has is in {folder}."
+            f"{shown(location)} was continued elsewhere since this machine had it last, so nothing "
+            f"is sent. What this machine has is in {folder}."
         )
-    with RunInStore(place, progress, is_new=False) as kept:
+    with RunInStore(location, progress, is_new=False) as kept:
         kept.start()
 
 
@@ -193,9 +195,9 @@ def remove_working_folder(run: RunDirectory) -> bool:
     Returns:
         Whether it was removed.
     """
-    if run.place is None or run.status().get("phase") != "finished":
+    if run.location is None or run.status().get("phase") != "finished":
         return False
-    if not SentRecord.read(run.place).is_all_there:
+    if not SentRecord.read(run.location).is_all_there:
         return False
     try:
         run.config_file.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from impasto import temporary_names
 from impasto.errors import StorageError
 from impasto.parsing import parse_toml, read_object, read_text
-from impasto.progress import Advance, counted, size_words
+from impasto.progress import Advance, counted, size_text
 from impasto.remote_paths import shown
 from impasto.runs.remote.contents import (
     FOLDER_MARK,
@@ -72,12 +72,12 @@ class Sender:
         should_stop: Callable[[], bool] = lambda: False,
     ) -> None:
         self._folder, self._record = folder, record
-        self._place = record.place
+        self._location = record.location
         self._require_own, self._should_stop = require_own, should_stop
         self._logs_due = 0.0
         self._began_with = max(whole_states([*record.sent, *record.left]), default=0)
         self.advance: Advance = lambda _: None
-        temporary_names.remove_leftovers(home_of(self._place))
+        temporary_names.remove_leftovers(home_of(self._location))
 
     def unsent(self) -> dict[str, int]:
         """What is not in the store as it is here: key -> bytes.
@@ -117,7 +117,7 @@ class Sender:
         began = time.monotonic()
         sent = self._record.sent.copy()
         try:
-            with contextlib.ExitStack() as held, copies.scratch(home_of(self._place)) as scratch:
+            with contextlib.ExitStack() as held, copies.scratch(home_of(self._location)) as scratch:
                 self._put_all(held, scratch)
             self._remove_gone()
         finally:
@@ -209,7 +209,7 @@ class Sender:
         for key in changed:
             self._require()
             file, signature = held[key]
-            stored = objects.upload(file, self._place / key, self.advance)
+            stored = objects.upload(file, self._location / key, self.advance)
             self._record.sent[key] = (signature, stored.identity)
 
     def _remove_gone(self) -> None:
@@ -239,7 +239,7 @@ class Sender:
 
     def _remove(self, key: str) -> None:
         self._require()
-        objects.remove(self._place / key)
+        objects.remove(self._location / key)
         self._record.sent.pop(key, None)
         self._record.left = [other for other in self._record.left if other != key]
 
@@ -260,10 +260,10 @@ def has_dropped_states(folder: Path) -> bool:
         return False
 
 
-def words_of_unsent(unsent: dict[str, int], place: Path) -> str:
+def unsent_text(unsent: dict[str, int], location: Path) -> str:
     """What is not in the store, in a few words."""
-    size = size_words(sum(unsent.values()))
-    return f"{counted(len(unsent), 'files')} ({size}) of the run are not in {shown(place)}"
+    size = size_text(sum(unsent.values()))
+    return f"{counted(len(unsent), 'files')} ({size}) of the run are not in {shown(location)}"
 
 
 def _hold(file: Path, own: Path, *, as_copy: bool) -> None:

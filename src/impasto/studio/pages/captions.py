@@ -114,7 +114,7 @@ class CaptionPages:
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         prepared = await asyncio.to_thread(self._prepare, dataset, form)
-        answer = await _answer([*prepared.words, "--json", f"--shown={SHOWN}"])
+        answer = await _answer([*prepared.arguments, "--json", f"--shown={SHOWN}"])
         return self.studio.page(
             "caption_preview.html.j2",
             token=prepared.token,
@@ -130,7 +130,7 @@ class CaptionPages:
         prepared = await asyncio.to_thread(self.store.find, dataset, str(form.get("token", "")))
         if prepared is None:
             raise HTTPException(410, "This preview is not kept any more. Preview the edit again.")
-        return await self._started(dataset, [*prepared.words, *_WRITES], prepared.title, form)
+        return await self._started(dataset, [*prepared.arguments, *_WRITES], prepared.title, form)
 
     async def set_one(self, request: Request) -> Response:
         """Write the caption of one image, as a task."""
@@ -155,7 +155,7 @@ class CaptionPages:
         )  # fmt: skip
         title = f"Set the caption of {image.name}"
         return await self._started(
-            dataset, [*prepared.words, *_WRITES], title, form, {"image": address}
+            dataset, [*prepared.arguments, *_WRITES], title, form, {"image": address}
         )
 
     async def undo(self, request: Request) -> Response:
@@ -166,8 +166,8 @@ class CaptionPages:
         there = [(found["name"], str(found["at"])) for found in await self._listed(dataset)]
         if (edit, at) not in there:  # the number of one that was undone is given again
             raise HTTPException(409, "This edit was undone meanwhile. Nothing was changed.")
-        words = ["dataset", "undo", str(dataset.absolute()), edit]
-        return await self._started(dataset, words, f"Undo edit {edit}", form)
+        arguments = ["dataset", "undo", str(dataset.absolute()), edit]
+        return await self._started(dataset, arguments, f"Undo edit {edit}", form)
 
     async def _listed(self, dataset: Path) -> Any:
         return await _answer(["dataset", "undo", dataset.absolute(), "--list", "--json"])
@@ -175,14 +175,14 @@ class CaptionPages:
     async def _started(
         self,
         dataset: Path,
-        words: Sequence[str],
+        arguments: Sequence[str],
         title: str,
         form: FormData,
         more: Mapping[str, str] | None = None,
     ) -> Response:
         """Start a task, and show it on the page."""
         here = captions_address(self.studio, dataset)
-        task = await asyncio.to_thread(self.studio.tasks.start, words, title, here)
+        task = await asyncio.to_thread(self.studio.tasks.start, arguments, title, here)
         query = {**_query(form), **(more or {}), "task": task}
         return RedirectResponse(f"{here}?{urlencode(query)}", 303)
 
@@ -194,7 +194,7 @@ class CaptionPages:
         except RunError as error:
             raise HTTPException(400, str(error)) from error
         if form.get("which") == "filter":
-            return self.store.prepare(dataset, operations, _filter(form).words(), ending)
+            return self.store.prepare(dataset, operations, _filter(form).options(), ending)
         paths = [image_of(dataset, str(address)) for address in form.getlist("image")]
         names = [path.relative_to(dataset).as_posix() for path in paths if path is not None]
         if not names:
@@ -263,9 +263,9 @@ class CaptionPages:
 _WRITES = ("--yes", "--shown=0")
 
 
-async def _answer(words: Sequence[str | Path]) -> Any:
+async def _answer(arguments: Sequence[str | Path]) -> Any:
     try:
-        return await asyncio.to_thread(ask_verb, words)
+        return await asyncio.to_thread(ask_verb, arguments)
     except RunError as error:
         raise HTTPException(400, str(error)) from error
 
@@ -277,10 +277,10 @@ def _near(
     alone: ImageCaption,
 ) -> dict[str, str]:
     """The images of the filter before and after one, which need not be of the filter any more."""
-    places = {caption.image: number for number, caption in enumerate(captions)}
-    here = places[alone.image]
-    before = [caption for caption in chosen if places[caption.image] < here]
-    after = next((caption for caption in chosen if places[caption.image] > here), None)
+    positions = {caption.image: number for number, caption in enumerate(captions)}
+    here = positions[alone.image]
+    before = [caption for caption in chosen if positions[caption.image] < here]
+    after = next((caption for caption in chosen if positions[caption.image] > here), None)
     return {
         "before": address_of([dataset], before[-1].image) if before else "",
         "after": address_of([dataset], after.image) if after else "",

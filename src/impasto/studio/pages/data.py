@@ -30,11 +30,11 @@ from impasto.studio.pages.data_views import (
     REPORT_FILE,
     datasets_page,
     gallery_page,
-    task_part,
+    task_view_of,
     work_view,
 )
 from impasto.studio.pages.health_views import health_page, report_view
-from impasto.studio.pages.removed import removal_words
+from impasto.studio.pages.removed import removal_text
 from impasto.studio.pages.shown_dataset import Dataset
 from impasto.studio.thumbnails import Thumbnails, hash_file, thumbnail_of, version_of
 from impasto.studio.uploads import Outcome, UploadReceiver, why_no_name
@@ -95,8 +95,8 @@ class DataPages:
         def fault() -> str:
             if path is not None and os.path.lexists(path):
                 return f"{given} is there already. Choose another name."
-            words = why_no_name(given)
-            return f"{words[:1].upper()}{words[1:]}." if words else ""
+            fault_text = why_no_name(given)
+            return f"{fault_text[:1].upper()}{fault_text[1:]}." if fault_text else ""
 
         return await self._all(fault=await asyncio.to_thread(fault), given=given, where=where)
 
@@ -130,7 +130,7 @@ class DataPages:
         dataset, choice = await self.dataset_of(request), GalleryFilter.of(request.query_params)
 
         def read() -> dict[str, Any]:
-            removed = removal_words(request, "images")
+            removed = removal_text(request, "images")
             page = gallery_page(dataset, choice)
             return {**page, "report": report_view(dataset), "removed": removed}
 
@@ -144,21 +144,21 @@ class DataPages:
             raise HTTPException(404, "This image is not there.")
 
         def look() -> tuple[Path, Path | None]:
-            place = hash_file(dataset.derived, dataset.path, path)
-            return place, thumbnail_of(place)
+            file = hash_file(dataset.derived, dataset.path, path)
+            return file, thumbnail_of(file)
 
         try:
-            place, found = await asyncio.to_thread(look)
+            file, found = await asyncio.to_thread(look)
         except OSError as error:
             raise HTTPException(404, "This image is not there any more.") from error
         reason = ""
         if found is None:  # otherwise it need not wait for those that are being made
-            reason = await asyncio.wrap_future(self.thumbnails.request(path, place))
-            found = await asyncio.to_thread(thumbnail_of, place)
+            reason = await asyncio.wrap_future(self.thumbnails.request(path, file))
+            found = await asyncio.to_thread(thumbnail_of, file)
         if reason or found is None:
             why = reason or "its thumbnail was removed just now"
             return PlainTextResponse(printable(why), 415, _NOT_KEPT)
-        keeps = version_of(place) == request.query_params.get("v")
+        keeps = version_of(file) == request.query_params.get("v")
         headers = _KEPT if keeps else _NOT_KEPT
         return FileResponse(found, media_type="image/jpeg", headers=headers)
 
@@ -168,9 +168,12 @@ class DataPages:
         given = texts_of(await read_form(request))
         if not any(given.get(name, "").strip() for name in BUCKET_OPTIONS):
             given |= await asyncio.to_thread(options_said, dataset)
-        words: list[str] = [*_bucket_words(given), *(["--copies"] if given.get("copies") else [])]
+        arguments: list[str] = [
+            *_bucket_options(given),
+            *(["--copies"] if given.get("copies") else []),
+        ]
         title = f"{'Compare' if given.get('copies') else 'Read'} the images of {dataset.title}"
-        await asyncio.to_thread(self._start, dataset, "list", LIST_FILE, words, title)
+        await asyncio.to_thread(self._start, dataset, "list", LIST_FILE, arguments, title)
         return await self._started(request, dataset, "list")
 
     async def make_report(self, request: Request) -> Response:
@@ -179,8 +182,8 @@ class DataPages:
         title = f"Health report on {dataset.title}"
 
         def start() -> None:
-            words = _bucket_words(known_options(dataset))
-            self._start(dataset, "report", REPORT_FILE, [*words, "--overwrite"], title)
+            arguments = _bucket_options(known_options(dataset))
+            self._start(dataset, "report", REPORT_FILE, [*arguments, "--overwrite"], title)
 
         await asyncio.to_thread(start)
         return await self._started(request, dataset, "report")
@@ -225,8 +228,8 @@ class DataPages:
             status, fault = 500, [Outcome(receiver.arriving, str(error))]
         finally:  # at once: at the end of the server, threads are not waited for
             receiver.close()
-        is_part = "hx-request" in request.headers
-        template = "uploaded.html.j2" if is_part else "upload.html.j2"
+        is_fragment = "hx-request" in request.headers
+        template = "uploaded.html.j2" if is_fragment else "upload.html.j2"
         outcomes = [*receiver.outcomes, *fault] or [Outcome("", "No file was chosen.")]
         return self.studio.page(template, status, dataset=dataset, outcomes=outcomes)
 
@@ -240,7 +243,9 @@ class DataPages:
             self.thumbnails.check,
         )
 
-    def _start(self, dataset: Dataset, verb: str, out: Any, words: list[str], title: str) -> None:
+    def _start(
+        self, dataset: Dataset, verb: str, out: Any, arguments: list[str], title: str
+    ) -> None:
         if (dataset.path / "config.toml").exists():
             raise HTTPException(
                 409,
@@ -251,9 +256,9 @@ class DataPages:
         if running is not None and running["is_alive"]:
             return
         derived = dataset.derived
-        places = ["--out", derived / out, "--cache-dir", derived]
+        options = ["--out", derived / out, "--cache-dir", derived]
         self.studio.tasks.start(
-            ["dataset", verb, dataset.path, *places, *words], title, dataset.address
+            ["dataset", verb, dataset.path, *options, *arguments], title, dataset.address
         )
 
     async def _started(self, request: Request, dataset: Dataset, verb: str) -> Response:
@@ -264,7 +269,7 @@ class DataPages:
     async def _work(self, dataset: Dataset, verb: str, had: str) -> Response:
         def look() -> dict[str, Any]:
             task = dataset.newest_task(verb)
-            work = None if task is None else task_part(dataset, task, verb)
+            work = None if task is None else task_view_of(dataset, task, verb)
             return {"work": work, "report": report_view(dataset)}
 
         content = await asyncio.to_thread(look)
@@ -278,18 +283,18 @@ class DataPages:
         return self.studio.page("data.html.j2", **content, **said)
 
 
-def _bucket_words(given: Mapping[str, str]) -> list[str]:
+def _bucket_options(given: Mapping[str, str]) -> list[str]:
     """The options of the verb that a form asks for.
 
     Raises:
         HTTPException: One is no number of pixels: 400.
     """
-    words: list[str] = []
+    options: list[str] = []
     for name, label in BUCKET_OPTIONS.items():
         text = given.get(name, "").strip()
         if not text:
             continue
         if whole_number(text, _LARGEST_OPTION, 1) is None:
             raise HTTPException(400, f"{label}: a whole number of pixels up to {_LARGEST_OPTION}.")
-        words += [f"--{name.replace('_', '-')}", text]
-    return [*words, "--no-upscale"] if given.get("no_upscale") == "1" else words
+        options += [f"--{name.replace('_', '-')}", text]
+    return [*options, "--no-upscale"] if given.get("no_upscale") == "1" else options

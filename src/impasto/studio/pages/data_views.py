@@ -55,19 +55,19 @@ def datasets_page(studio: Studio) -> dict[str, Any]:
         "packed": [
             (printable(str(summary.path)), summary.packed) for summary in found if summary.packed
         ],
-        "places": [printable(str(folder)) for folder in studio.folders.data],
-        "start_words": start_words(studio),
+        "folders": [printable(str(folder)) for folder in studio.folders.data],
+        "start_command": start_command(studio),
     }
 
 
-def start_words(studio: Studio) -> str:
+def start_command(studio: Studio) -> str:
     """The command that starts the studio with its folders and one more folder of images."""
     folders = studio.folders
     given: list[tuple[str, object]] = [("--runs", folder) for folder in folders.runs]
     given += [("--data", folder) for folder in (*folders.data, "FOLDER")]
     given += [("--models", folder) for folder in folders.models]
     given += [("--queue", studio.queue), *studio.listens]
-    return command("studio", *(printable(str(word)) for pair in given for word in pair))
+    return command("studio", *(printable(str(argument)) for pair in given for argument in pair))
 
 
 def _dataset_row(studio: Studio, summary: DatasetSummary) -> dict[str, Any]:
@@ -177,10 +177,10 @@ def _is_outdated(dataset: Dataset, task: TaskDirectory) -> bool:
 def work_view(dataset: Dataset, verb: str) -> dict[str, Any] | None:
     """The task that is at work on a dataset, or that failed last; None where there is none."""
     task = dataset.newest_task(verb)
-    return None if task is None else task_part(dataset, task, verb)
+    return None if task is None else task_view_of(dataset, task, verb)
 
 
-def task_part(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any]:
+def task_view_of(dataset: Dataset, task: TaskDirectory, verb: str) -> dict[str, Any]:
     """How a task that works on a dataset stands; an error ends where the folder has changed."""
     view = task_view(dataset.studio.tasks, task)
     errors = [text for kind, text in view["messages"] if kind == "error"]

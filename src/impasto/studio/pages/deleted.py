@@ -67,13 +67,13 @@ class DeletedPages:
         model = await self._deleted_of(request)
         await asyncio.to_thread(_require_shown, model, self.studio.folders)
         try:
-            place = await asyncio.to_thread(restore, model)
+            path = await asyncio.to_thread(restore, model)
         except ModelError as error:
             raise HTTPException(409, str(error)) from error
 
         def find() -> str:
             shown = all_models(self.studio.folders)
-            return next((found.address for found in shown if found.path == place), "/models")
+            return next((found.address for found in shown if found.path == path), "/models")
 
         return RedirectResponse(await asyncio.to_thread(find), 303)
 
@@ -115,12 +115,12 @@ def _require_shown(model: DeletedModel, folders: Folders) -> None:
         HTTPException: It would: 409.
     """
     is_listed = model.path.suffix.lower() not in MODEL_ENDINGS - CHECKPOINT_ENDINGS
-    is_beside_models = any(model.place.is_relative_to(folder) for folder in folders.models)
+    is_beside_models = any(model.origin.is_relative_to(folder) for folder in folders.models)
     if model.as_it_was.run is None and not (is_listed and is_beside_models):
         raise HTTPException(
             409,
             f"{model.path} was not restored: no run that is there has exported it, so no page "
-            f"would show it at {model.place}. Move it into a folder of models by hand, or have it "
+            f"would show it at {model.origin}. Move it into a folder of models by hand, or have it "
             f"back there with: {command('models', 'restore', model.path.absolute())}",
         )
 

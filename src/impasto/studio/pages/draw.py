@@ -47,7 +47,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/draw/worker/start", pages.start, methods=["POST"]),
         Route("/draw/worker/stop", pages.stop, methods=["POST"]),
         Route("/draw/{drawing}", pages.one),
-        Route("/draw/{drawing}/part", pages.part),
+        Route("/draw/{drawing}/part", pages.fragment),
         Route("/draw/{drawing}/images/{file}", pages.image),
         Route("/draw/{drawing}/cancel", pages.cancel, methods=["POST"]),
         Route("/draw/{drawing}/delete", pages.delete, methods=["POST"]),
@@ -102,7 +102,7 @@ class DrawPages:
         """A drawing with its settings."""
         return await self._shown(request, "drawing.html.j2")
 
-    async def part(self, request: Request) -> Response:
+    async def fragment(self, request: Request) -> Response:
         """How far a drawing is, which a page asks for while it is being drawn."""
         return await self._shown(request, "drawing_state.html.j2")
 

@@ -76,8 +76,8 @@ def _now(phase: str, status: Mapping[str, Any], done: int, *, is_worked: bool) -
 
 def _progress(status: Mapping[str, Any], done: int) -> dict[str, float] | None:
     try:
-        part = min(1.0, status.get("step", 0) / status.get("steps", 1))
-        return {"done": round(done + part, 3), "total": int(status["images"])}
+        fraction = min(1.0, status.get("step", 0) / status.get("steps", 1))
+        return {"done": round(done + fraction, 3), "total": int(status["images"])}
     except (LookupError, TypeError, ValueError, ArithmeticError):
         return None
 

@@ -123,4 +123,4 @@ def _badges(image: ListedImage, facts: CardFacts) -> list[tuple[str, str]]:
         (facts.has_mask(image), "", "mask"),
         (times, "", f"{ratio:.2f} × the usual loss, shown {times}×"),
     ]
-    return [(kind, words) for holds, kind, words in rows if holds]
+    return [(kind, text) for holds, kind, text in rows if holds]

@@ -31,7 +31,7 @@ from impasto.studio.folders import address_of, leads_out
 from impasto.studio.forms import whole_number
 from impasto.studio.pages.buckets import OFFERED, bucket_rules, resolution_of
 
-_WORDS_BYTES = 100_000
+_CAPTION_BYTES = 100_000
 _LONGEST_SIDE = 1 << 30
 
 
@@ -55,7 +55,7 @@ def image_page(
     except UnreadableImageError as error:
         fault = str(error)
     box = cut.box if cut else Box(0, 0, whole)
-    before, after, place, total = _neighbours(dataset, image)
+    before, after, position, total = _neighbours(dataset, image)
     mask = mask_of(dataset, image, masks)
     return {
         "name": printable(image.relative_to(dataset).as_posix()),
@@ -65,10 +65,10 @@ def image_page(
         "has_crop": cut is not None,
         "crop_fault": fault,
         "facts": _facts(facts, whole, box if cut else None),
-        "words": _words(dataset, image),
+        "captions": _captions(dataset, image),
         "before": before,
         "after": after,
-        "place": place,
+        "position": position,
         "total": total,
         "masks": printable(str(masks)),
         "has_mask": mask is not None and files.is_inside(mask, masks),
@@ -91,7 +91,7 @@ def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
     for one_of in wanted:
         folder = Path(os.path.normpath(one_of))  # links are followed after it, not in its middle
         try:
-            if any(len(os.fsencode(part)) > temporary_names.LONGEST_NAME for part in folder.parts):
+            if any(len(os.fsencode(name)) > temporary_names.LONGEST_NAME for name in folder.parts):
                 return None
             if any(files.is_inside(folder, one) for one in data):
                 return folder
@@ -211,7 +211,7 @@ def _bytes(number: int) -> str:
     return f"{number / 1e6:.1f} MB" if number >= 1e6 else f"{number / 1e3:.1f} kB"
 
 
-def _words(dataset: Path, image: Path) -> list[dict[str, str]]:
+def _captions(dataset: Path, image: Path) -> list[dict[str, str]]:
     """The files with words beside an image, and what they say."""
     lookup, found = SidecarLookup(), []
     for ending in (CAPTION, TAGS):
@@ -219,7 +219,7 @@ def _words(dataset: Path, image: Path) -> list[dict[str, str]]:
         try:
             if file.is_file() and not leads_out(file, dataset):
                 with file.open("rb") as content:
-                    text = decode_caption(content.read(_WORDS_BYTES), errors="replace")
+                    text = decode_caption(content.read(_CAPTION_BYTES), errors="replace")
                 found.append({"file": printable(file.name), "text": text.strip()})
         except OSError:
             continue
@@ -233,7 +233,7 @@ def _neighbours(dataset: Path, image: Path) -> tuple[str, str, int, int]:
     """
     found = image_files(dataset)
     try:
-        place = found.index(image.relative_to(dataset).as_posix())
+        index = found.index(image.relative_to(dataset).as_posix())
     except ValueError:
         return "", "", 0, len(found)
 
@@ -241,4 +241,4 @@ def _neighbours(dataset: Path, image: Path) -> tuple[str, str, int, int]:
         known = 0 <= number < len(found)
         return address_of([dataset], dataset / found[number]) if known else ""
 
-    return address(place - 1), address(place + 1), place + 1, len(found)
+    return address(index - 1), address(index + 1), index + 1, len(found)

@@ -170,9 +170,9 @@ class ImagePages:
                 with storage_errors.reported(file):
                     file.parent.mkdir(parents=True, exist_ok=True)
                     file.write_bytes(content)
-                words: list[str | Path] = [f"--only={shown.name}", "--from", file]
+                arguments: list[str | Path] = [f"--only={shown.name}", "--from", file]
                 run_verb(
-                    ["dataset", "mask", shown.dataset, *words, "--out", folder, "--overwrite"],
+                    ["dataset", "mask", shown.dataset, *arguments, "--out", folder, "--overwrite"],
                     self.studio.home,
                     _PATIENCE_S,
                 )
@@ -189,16 +189,21 @@ class ImagePages:
         folder = self._masks(shown, given.get("masks", ""))
         model = self._model(given.get("model", "").strip())
         labels = [label.strip() for label in given.get("labels", "").split(",") if label.strip()]
-        words: list[str | Path] = ["dataset", "mask", shown.dataset, f"--only={shown.name}"]
-        words += [f"--model={model}", *(f"--label={label}" for label in labels), "--out", folder]
-        words += [f"--{name}={_number(given, name)}" for name in ("grow", "blur")]
-        words += ["--invert"] if "invert" in given else []
-        words += ["--overwrite"] if "overwrite" in given else []
+        arguments: list[str | Path] = ["dataset", "mask", shown.dataset, f"--only={shown.name}"]
+        arguments += [
+            f"--model={model}",
+            *(f"--label={label}" for label in labels),
+            "--out",
+            folder,
+        ]
+        arguments += [f"--{name}={_number(given, name)}" for name in ("grow", "blur")]
+        arguments += ["--invert"] if "invert" in given else []
+        arguments += ["--overwrite"] if "overwrite" in given else []
 
         def begin() -> dict[str, Any]:
             files.require_writable(self.studio.home)
             title = f"Make the mask of {printable(shown.image.name)}"
-            name = self.studio.tasks.start(words, title, shown.address, self.studio.home)
+            name = self.studio.tasks.start(arguments, title, shown.address, self.studio.home)
             task = self.studio.tasks.find(name)
             assert task is not None  # noqa: S101 - it was started a moment ago
             return task_view(self.studio.tasks, task)
@@ -208,12 +213,17 @@ class ImagePages:
     async def showings(self, request: Request) -> Response:
         """The caption of an image as training will see it, in some epochs."""
         shown = await self._shown(request)
-        words: list[str | Path] = ["dataset", "captions", shown.dataset, f"--image={shown.name}"]
-        words += ["--json", "--epochs", str(_EPOCHS)]
+        arguments: list[str | Path] = [
+            "dataset",
+            "captions",
+            shown.dataset,
+            f"--image={shown.name}",
+        ]
+        arguments += ["--json", "--epochs", str(_EPOCHS)]
 
         def ask() -> list[dict[str, Any]]:
             files.require_writable(self.studio.home)
-            told = run_verb(words, self.studio.home, _PATIENCE_S)
+            told = run_verb(arguments, self.studio.home, _PATIENCE_S)
             (found,) = parse_json(told[told.index("{") :], halves=True)["images"].values()
             return list(found)
 

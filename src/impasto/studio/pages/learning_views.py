@@ -9,7 +9,7 @@ from typing import Any
 from impasto.runs import RunDirectory
 from impasto.runs.image_losses import ImageLoss, read_image_losses
 from impasto.runs.learning import NOTHING_HELD_OUT, kept_best, read_learning, why_no_best
-from impasto.runs.learning_words import best_words, evidence_words, gap_words
+from impasto.runs.learning_text import best_text, evidence_text, gap_text
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
 from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
@@ -27,13 +27,13 @@ def learning_view(run: RunDirectory) -> dict[str, Any]:
         "sentence": learning.sentence(),
         "is_bad": learning.mood == "bad",
         "more": [
-            words
-            for words in (
-                f"Lowest: {best_words(learning)}.",
-                gap_words(learning),
-                evidence_words(learning),
+            sentence
+            for sentence in (
+                f"Lowest: {best_text(learning)}.",
+                gap_text(learning),
+                evidence_text(learning),
             )
-            if words
+            if sentence
         ],
         "checkpoint": None if best is None else {"path": str(best[0]), "step": best[1]},
         "no_checkpoint": why_no_best(learning),

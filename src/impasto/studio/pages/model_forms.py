@@ -36,10 +36,10 @@ _LONGEST = 500
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _REVISION = re.compile(r"[\w][\w./-]{0,199}", re.ASCII)
 
-Words = list[str | Path]
+Arguments = list[str | Path]
 
 
-def convert_words(model: FoundModel, form: FormData, folders: Sequence[Path]) -> Words:
+def convert_arguments(model: FoundModel, form: FormData, folders: Sequence[Path]) -> Arguments:
     """`impasto convert` as a form asks for it.
 
     Raises:
@@ -64,7 +64,7 @@ def convert_words(model: FoundModel, form: FormData, folders: Sequence[Path]) ->
     return ["convert", *options, "--", model.path, target]
 
 
-def download_words(form: FormData, folders: Sequence[Path]) -> Words:
+def download_arguments(form: FormData, folders: Sequence[Path]) -> Arguments:
     """`impasto download` as a form asks for it; the id is the last word.
 
     Raises:
@@ -80,7 +80,7 @@ def download_words(form: FormData, folders: Sequence[Path]) -> Words:
     return ["download", *options, "--out", _folder(form, folders), "--", hub_id]
 
 
-def publish_words(model: FoundModel, form: FormData) -> Words:
+def publish_arguments(model: FoundModel, form: FormData) -> Arguments:
     """`impasto publish` as a form asks for it, without what sends it.
 
     The run stands for its model where it is its only one.
@@ -102,13 +102,13 @@ def publish_words(model: FoundModel, form: FormData) -> Words:
     return ["publish", *options, "--", model.path, repo_id]
 
 
-def sent_to_publish(words: Sequence[str]) -> dict[str, str]:
-    """The fields of the form that `publish_words` made a command of; empty of no such command."""
-    if len(words) < 2 or words[0] != "publish":
+def sent_to_publish(arguments: Sequence[str]) -> dict[str, str]:
+    """The fields of the form that `publish_arguments` made a command of; empty of another."""
+    if len(arguments) < 2 or arguments[0] != "publish":
         return {}
-    options = dict(word.removeprefix("--").partition("=")[::2] for word in words[1:-3])
+    options = dict(argument.removeprefix("--").partition("=")[::2] for argument in arguments[1:-3])
     private = {"private": "yes"} if "private" in options else {}
-    return {**options, "repo": words[-1]} | private
+    return {**options, "repo": arguments[-1]} | private
 
 
 def _text(form: FormData, key: str) -> str:

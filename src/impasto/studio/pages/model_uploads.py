@@ -12,11 +12,11 @@ from starlette.exceptions import HTTPException
 
 from impasto import files
 from impasto.parsing import read_object
-from impasto.progress import size_words
+from impasto.progress import size_text
 from impasto.report.model_card import CARD
 from impasto.studio.core import Studio
 from impasto.studio.models import FoundModel
-from impasto.studio.pages.model_forms import Words, sent_to_publish
+from impasto.studio.pages.model_forms import Arguments, sent_to_publish
 from impasto.studio.pages.tasks import task_view
 
 _CARD_BYTES = 1 << 20
@@ -33,16 +33,16 @@ class ModelUploads:
 
     studio: Studio
 
-    def prepare(self, model: FoundModel, words: Words) -> str:
+    def prepare(self, model: FoundModel, arguments: Arguments) -> str:
         """Begin the dry run of a command to publish a model, and return the name of the upload."""
         upload = secrets.token_hex(8)
         folder = self._folder(upload)
         _keep_newest(folder.parent)
-        dry_run = [*words[:1], "--out", folder, *words[1:]]
+        dry_run = [*arguments[:1], "--out", folder, *arguments[1:]]
         task = self.studio.tasks.start(
             dry_run, f"Card of {model.title}", f"{model.address}/publish/{upload}"
         )
-        wanted = {"words": list(map(str, words)), "task": task, "model": model.key}
+        wanted = {"words": list(map(str, arguments)), "task": task, "model": model.key}
         files.write_json(folder / "request.json", wanted)
         return upload
 
@@ -57,9 +57,9 @@ class ModelUploads:
             raise HTTPException(
                 409, "The model was changed since this was made. Make the card again."
             )
-        verb, *words = map(str, wanted["words"])
-        words = [verb, "--yes", f"--card={self._folder(upload) / CARD}", *words]
-        return self.studio.tasks.start(words, f"Publish {model.title}", model.address)
+        verb, *arguments = map(str, wanted["words"])
+        arguments = [verb, "--yes", f"--card={self._folder(upload) / CARD}", *arguments]
+        return self.studio.tasks.start(arguments, f"Publish {model.title}", model.address)
 
     def last(self, model: FoundModel) -> dict[str, str]:
         """What the form to publish a model was last sent with; empty without a card of it."""
@@ -68,7 +68,7 @@ class ModelUploads:
             made = sorted(folder.iterdir(), key=lambda path: path.stat().st_mtime, reverse=True)
             asked = (read_object(one / "request.json") or {} for one in made)
             last = next((found for found in asked if found.get("model") == model.key), {})
-            return sent_to_publish([str(word) for word in last.get("words", [])])
+            return sent_to_publish([str(argument) for argument in last.get("words", [])])
         return {}
 
     def view(self, model: FoundModel, name: str) -> dict[str, Any]:
@@ -93,8 +93,8 @@ class ModelUploads:
             "task": view,
             "upload": upload,
             "card": card,
-            "files": [(str(row["name"]), size_words(int(row["bytes"]))) for row in rows],
-            "total": size_words(sum(int(row["bytes"]) for row in rows)),
+            "files": [(str(row["name"]), size_text(int(row["bytes"]))) for row in rows],
+            "total": size_text(sum(int(row["bytes"]) for row in rows)),
         }
 
     def _folder(self, upload: str) -> Path:

@@ -14,7 +14,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.routing import BaseRoute, Route
 
 from impasto.parsing import printable, read_object
-from impasto.progress import size_words
+from impasto.progress import size_text
 from impasto.report.hub_licenses import COMMON, LICENSES
 from impasto.runs.queue import Queue
 from impasto.studio.core import Studio
@@ -25,13 +25,13 @@ from impasto.studio.model_users import losers_of, user_view, users_of, working_w
 from impasto.studio.models import FoundModel, all_models, find_model
 from impasto.studio.pages.model_forms import (
     CONVERT_CHOICES,
-    Words,
-    convert_words,
-    download_words,
-    publish_words,
+    Arguments,
+    convert_arguments,
+    download_arguments,
+    publish_arguments,
 )
 from impasto.studio.pages.model_uploads import ModelUploads
-from impasto.studio.pages.removed import removal_words
+from impasto.studio.pages.removed import removal_text
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.tasks import Made
 from impasto.studio.trash import all_deleted, delete
@@ -50,7 +50,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route(f"{one}/convert", pages.convert, methods=["POST"]),
         Route(f"{one}/publish", pages.publish, methods=["POST"]),
         Route(f"{one}/publish/{{upload}}", pages.upload),
-        Route(f"{one}/publish/{{upload}}/part", pages.upload_part),
+        Route(f"{one}/publish/{{upload}}/part", pages.upload_fragment),
         Route(f"{one}/publish/{{upload}}", pages.send, methods=["POST"]),
         Route(f"{one}/delete", pages.ask_delete),
         Route(f"{one}/delete", pages.delete, methods=["POST"]),
@@ -89,7 +89,7 @@ class ModelPages:
     async def all(self, request: Request) -> Response:
         """All models, what was deleted, and a form to download another one."""
         emptied = "emptied" in request.query_params
-        return await self._all(removed=removal_words(request, "models"), emptied=emptied)
+        return await self._all(removed=removal_text(request, "models"), emptied=emptied)
 
     async def _all(
         self,
@@ -112,7 +112,7 @@ class ModelPages:
                 "emptied": emptied,
                 "typed": typed or {},
                 "fault": "" if refused is None else refused.detail,
-                "trash": size_words(sum(model.size for model in deleted)),
+                "trash": size_text(sum(model.size for model in deleted)),
             }
 
         status = 200 if refused is None else refused.status_code
@@ -158,9 +158,9 @@ class ModelPages:
         """Find out what a model is, in a process of its own."""
         model = await self._model_of(request)
         out = self._result_of(model)
-        words: Words = ["inspect", model.path, "--no-hash", "--out", out]
+        arguments: Arguments = ["inspect", model.path, "--no-hash", "--out", out]
         task = await asyncio.to_thread(
-            self.studio.tasks.start, words, f"Inspect {model.title}", model.address
+            self.studio.tasks.start, arguments, f"Inspect {model.title}", model.address
         )
         return RedirectResponse(f"{model.address}?task={task}", 303)
 
@@ -169,16 +169,16 @@ class ModelPages:
         model, form = await self._model_of(request), await read_form(request)
         folders = [folder.absolute() for folder in self.studio.folders.models]
         try:
-            words = convert_words(model, form, folders)
+            arguments = convert_arguments(model, form, folders)
         except HTTPException as error:
             return await self._one(model, refused=_Refused("convert", texts_of(form), error))
-        target = Path(words[-1])
+        target = Path(arguments[-1])
         address = f"/models/models/{address_of(folders, target)}"
         made = Made(str(target), address, f"the model {printable(target.name)}")
 
         def start() -> str:
             return self.studio.tasks.start(
-                words, f"Convert {model.title}", model.address, made=made
+                arguments, f"Convert {model.title}", model.address, made=made
             )
 
         return RedirectResponse(f"/tasks/{await asyncio.to_thread(start)}", 303)
@@ -187,11 +187,11 @@ class ModelPages:
         """Download a model by its id on the Hub."""
         form = await read_form(request)
         try:
-            words = download_words(form, self.studio.folders.models)
+            arguments = download_arguments(form, self.studio.folders.models)
         except HTTPException as error:
             return await self._all(typed=texts_of(form), refused=error)
         task = await asyncio.to_thread(
-            self.studio.tasks.start, words, f"Download {words[-1]}", "/models"
+            self.studio.tasks.start, arguments, f"Download {arguments[-1]}", "/models"
         )
         return RedirectResponse(f"/tasks/{task}", 303)
 
@@ -199,10 +199,10 @@ class ModelPages:
         """Make the card of a model and the list of what would be sent: a dry run."""
         model, form = await self._model_of(request), await read_form(request)
         try:
-            words = publish_words(model, form)
+            arguments = publish_arguments(model, form)
         except HTTPException as error:
             return await self._one(model, refused=_Refused("publish", texts_of(form), error))
-        upload = await asyncio.to_thread(self._uploads.prepare, model, words)
+        upload = await asyncio.to_thread(self._uploads.prepare, model, arguments)
         return RedirectResponse(f"{model.address}/publish/{upload}", 303)
 
     async def upload(self, request: Request) -> Response:
@@ -211,7 +211,7 @@ class ModelPages:
         content = await asyncio.to_thread(self._uploads.view, model, request.path_params["upload"])
         return self.studio.page("publish.html.j2", model=model.view(), **content)
 
-    async def upload_part(self, request: Request) -> Response:
+    async def upload_fragment(self, request: Request) -> Response:
         """The same as a part, which the page asks for while the card is made."""
         model = await self._model_of(request)
         content = await asyncio.to_thread(self._uploads.view, model, request.path_params["upload"])

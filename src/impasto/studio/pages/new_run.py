@@ -48,7 +48,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/new/{draft}/start", pages.start, methods=["POST"]),
         Route("/new/{draft}/queue", pages.enqueue, methods=["POST"]),
         Route("/new/{draft}/started", pages.started),
-        Route("/new/{draft}/started/part", pages.started_part),
+        Route("/new/{draft}/started/part", pages.started_fragment),
     ]
 
 
@@ -120,7 +120,7 @@ class NewRunPages:
         """Write the settings to a file of their own."""
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
-        if found.config is None or found.place:
+        if found.config is None or found.folder_fault:
             return self._answer(_refusal(found), refused=True)
         try:
             file = choose_file(typed, self.studio.folders)
@@ -134,7 +134,7 @@ class NewRunPages:
         """Write the settings, and begin the run in a process of its own."""
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
-        if found.config is None or found.place:
+        if found.config is None or found.folder_fault:
             return self._answer(_refusal(found), refused=True)
         run = found.config.output_dir.absolute()
 
@@ -159,7 +159,7 @@ class NewRunPages:
         """Add the run at the end of the queue."""
         draft, typed = self._draft_of(request), await _typed(request)
         found = await asyncio.to_thread(self._kept, draft, typed)
-        if found.config is None or found.place:
+        if found.config is None or found.folder_fault:
             return self._answer(_refusal(found), refused=True)
         queue, name = Queue(self.studio.queue), found.config.output_dir.name
         try:
@@ -183,7 +183,7 @@ class NewRunPages:
         name = Path(str(draft.about().get("run", ""))).name
         return self.studio.page("new_started.html.j2", draft=draft.name, task=view, run=name)
 
-    async def started_part(self, request: Request) -> Response:
+    async def started_fragment(self, request: Request) -> Response:
         """How far it is, which the page asks for."""
         draft = self._draft_of(request)
         address, view = await asyncio.to_thread(self._begun, draft)
@@ -240,18 +240,18 @@ class NewRunPages:
         )
 
     def _answer(
-        self, words: str, *, command: str = "", link: str = "", refused: bool = False
+        self, message: str, *, command: str = "", link: str = "", refused: bool = False
     ) -> Response:
         return self.studio.page(
-            "new_answer.html.j2", words=words, command=command, link=link, refused=refused
+            "new_answer.html.j2", message=message, command=command, link=link, refused=refused
         )
 
     def _begun(self, draft: Draft) -> tuple[str, dict[str, Any] | None]:
         """The address of the run that was started, once it is there; and its task."""
-        place = draft.about().get("run")
-        if not isinstance(place, str):
+        run_path = draft.about().get("run")
+        if not isinstance(run_path, str):
             raise HTTPException(404, "Nothing was started from this form.")
-        run = RunDirectory(Path(place))
+        run = RunDirectory(Path(run_path))
         view = self._task_view(draft)
         if run.is_there() and view["state"] != "starting":
             return f"/runs/{self.studio.folders.name_of(run)}", view
@@ -270,8 +270,8 @@ async def _typed(request: Request) -> dict[str, str]:
 def _refusal(found: Examined) -> str:
     """Which settings are to be changed; what is wrong with each stands at its field."""
     first, *others = found.all_faults.items()
-    path, words = first
+    path, message = first
     if not path:
-        return f"Not yet: {words}."
+        return f"Not yet: {message}."
     more = f" and {counted(len(others), 'other settings')} are" if others else " is"
     return f"Not yet: {path}{more} to be changed first."

@@ -20,7 +20,7 @@ from impasto.studio.forms import read_form, texts_of
 from impasto.studio.found_masks import FIELD as MASKS
 from impasto.studio.found_masks import unused_masks_of
 from impasto.studio.named_choices import Choice, dataset_choices, model_choices
-from impasto.studio.starting import fields_of_run, goal_faults, goal_words, named_paths
+from impasto.studio.starting import fields_of_run, goal_arguments, goal_faults, named_paths
 
 _MOST_BYTES = 2 << 20  # as the form itself, which a command may fill
 
@@ -73,7 +73,7 @@ class NewStartPages:
 
         def begin() -> Draft:
             draft = self.drafts.create(goal=typed)
-            self._have_made(draft, goal_words(found, draft, folders), "Settings")
+            self._have_made(draft, goal_arguments(found, draft, folders), "Settings")
             return draft
 
         draft = await asyncio.to_thread(begin)
@@ -87,8 +87,8 @@ class NewStartPages:
 
         def begin() -> Draft:
             draft = self.drafts.create(command=text)
-            words = ["import-command", "--out", draft.imported_file, "--", text]
-            self._have_made(draft, words, "Settings of a command")
+            arguments = ["import-command", "--out", draft.imported_file, "--", text]
+            self._have_made(draft, arguments, "Settings of a command")
             return draft
 
         draft = await asyncio.to_thread(begin)
@@ -96,7 +96,7 @@ class NewStartPages:
 
     async def blank(self, _: Request) -> Response:
         """Begin with the defaults."""
-        fields = {"output_dir": str(presence.free_place(self.studio.folders.runs[0] / "my-run"))}
+        fields = {"output_dir": str(presence.free_path(self.studio.folders.runs[0] / "my-run"))}
         draft = await asyncio.to_thread(self.drafts.create, fields)
         return RedirectResponse(f"/new/{draft.name}", 303)
 
@@ -115,7 +115,7 @@ class NewStartPages:
         images, models, runs = await asyncio.to_thread(look)
         goal = typed.get("goal")
         content = {
-            "goals": [{"key": key, "title": g.title, "words": g.words} for key, g in GOALS.items()],
+            "goals": [{"key": key, "title": g.title, "text": g.text} for key, g in GOALS.items()],
             "typed": goal if isinstance(goal, dict) else {},
             "command": str(typed.get("command", "")),
             "images": images,
@@ -146,9 +146,9 @@ class NewStartPages:
         told = {"field": masks.field, "number": masks.number, "images": masks.images}
         return self.drafts.create({**fields, MASKS: masks.field}, masks=told)
 
-    def _have_made(self, draft: Draft, words: list[Any], title: str) -> None:
+    def _have_made(self, draft: Draft, arguments: list[Any], title: str) -> None:
         back = f"/new/{draft.name}"
-        draft.note(task=self.studio.tasks.start(words, title, back))
+        draft.note(task=self.studio.tasks.start(arguments, title, back))
 
 
 async def _typed(request: Request) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from impasto.progress import counted, duration_words, size_words
+from impasto.progress import counted, duration_text, size_text
 from impasto.studio.found_masks import FIELD as MASKS
 from impasto.studio.plans import PlanState
 
@@ -66,8 +66,8 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         "without_words": "without words",
         "masked": "with a mask",
     }
-    for key, words in kinds.items():
-        images += [f"{data[key]:,} {words}"] if data.get(key) else []
+    for key, text in kinds.items():
+        images += [f"{data[key]:,} {text}"] if data.get(key) else []
     images += [f"{len(data['skipped']):,} skipped"] if data["skipped"] else []
     captions = (
         [f"{data['too_long']:,} over {data['max_tokens']} tokens"] if data["too_long"] else []
@@ -82,10 +82,10 @@ def _rows(plan: dict[str, Any]) -> list[tuple[str, str]]:
         *([("Looks", _looks(steps["exposure"]))] if steps.get("exposure") else []),
         (
             "Time",
-            f"about {duration_words(steps['seconds'])}, {duration_words(steps['seconds_each'])} "
+            f"about {duration_text(steps['seconds'])}, {duration_text(steps['seconds_each'])} "
             f"a step, on this {'GPU' if steps['device'] == 'cuda' else 'CPU'}",
         ),
-        ("Disk", f"{size_words(disk['total_bytes'])} of {size_words(disk['free_bytes'])} free"),
+        ("Disk", f"{size_text(disk['total_bytes'])} of {size_text(disk['free_bytes'])} free"),
     ]
 
 
@@ -102,12 +102,12 @@ def _memory(memory: dict[str, Any]) -> dict[str, Any]:
     scale = max(total, budget)
     return {
         "moment": memory["moment"],
-        "total": size_words(total),
-        "budget": size_words(budget),
+        "total": size_text(total),
+        "budget": size_text(budget),
         "fits": total <= budget,
         "share": round(100 * total / budget),
         "parts": [
-            {"name": name, "size": size_words(size), "mib": round(size / _MIB)}
+            {"name": name, "size": size_text(size), "mib": round(size / _MIB)}
             for name, size in memory["parts"].items()
         ],
         "max_mib": round(scale / _MIB),

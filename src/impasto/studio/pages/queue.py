@@ -50,7 +50,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
         Route("/queue/start", pages.start, methods=["POST"]),
         Route("/queue/stop/{device}", pages.stop, methods=["POST"]),
         Route("/queue/jobs/{job}/{change}", pages.change, methods=["POST"]),
-        Route("/parts/queue", pages.part),
+        Route("/parts/queue", pages.fragment),
     ]
 
 
@@ -68,7 +68,7 @@ class QueuePages:
         """The queue, and the form that adds a job."""
         return await self._shown({}, {})
 
-    async def part(self, _: Request) -> Response:
+    async def fragment(self, _: Request) -> Response:
         """Jobs and devices alone, which the page asks for again and again."""
         view = await asyncio.to_thread(queue_view, self.studio)
         return self.studio.page("queue_jobs.html.j2", **view)
@@ -121,20 +121,20 @@ class QueuePages:
 
     async def _shown(self, given: dict[str, str], faults: dict[str, str]) -> Response:
         view = await asyncio.to_thread(queue_view, self.studio)
-        places = [str(folder) for folder in self.studio.folders.runs]
+        folders = [str(folder) for folder in self.studio.folders.runs]
         return self.studio.page(
             "queue.html.j2",
             422 if faults else 200,
             given={**dict.fromkeys((*_FIELDS, "paused"), ""), **given},
             faults={**dict.fromkeys(_FIELDS, ""), **faults},
-            places=places,
+            folders=folders,
             begins=str(Path.cwd()),
             **view,
         )
 
-    def _said(self, words: str) -> Response:
+    def _said(self, message: str) -> Response:
         """A sentence for the line above the list, which is read again at once."""
-        answer = self.studio.page("queue_said.html.j2", words=words)
+        answer = self.studio.page("queue_said.html.j2", message=message)
         answer.headers["hx-trigger"] = "queue-changed"
         return answer
 
@@ -147,11 +147,11 @@ class QueuePages:
         name, folder = device_name(number), self.studio.queue
         holder = runner_of(folder, name)
         if holder is not None:
-            raise RunError(f"Device {name} is already in use by {holder.words}.")
+            raise RunError(f"Device {name} is already in use by {holder.description}.")
         if is_starting(self.studio, number):
             raise RunError(f"The process for device {name} is being started already.")
-        words = ["queue", "run", "--queue", str(folder), "--device", str(number), "--wait"]
-        self.studio.tasks.start(words, f"Work on device {name}", "/queue")
+        arguments = ["queue", "run", "--queue", str(folder), "--device", str(number), "--wait"]
+        self.studio.tasks.start(arguments, f"Work on device {name}", "/queue")
         return name
 
     def _add(self, given: dict[str, str], *, paused: bool) -> dict[str, str]:

@@ -29,8 +29,8 @@ def queue_view(studio: Studio) -> dict[str, Any]:
     last = len(jobs) - 1
     return {
         "jobs": [
-            {**_row(studio, job), "is_first": place == 0, "is_last": place == last}
-            for place, job in enumerate(jobs)
+            {**_row(studio, job), "is_first": index == 0, "is_last": index == last}
+            for index, job in enumerate(jobs)
         ],
         "waiting": sum(job.state == "waiting" for job in jobs),
         "beside": _beside(studio, jobs),
@@ -56,8 +56,8 @@ def is_worked_on(studio: Studio) -> bool:
 def is_starting(studio: Studio, number: int) -> bool:
     """Whether a process for a device was started, by this studio or the one before, and lives."""
     return any(
-        _device_in(words) == str(number) and studio.tasks.state_of(task).is_alive
-        for task, words in _tasks(studio)
+        _device_in(arguments) == str(number) and studio.tasks.state_of(task).is_alive
+        for task, arguments in _tasks(studio)
     )
 
 
@@ -113,7 +113,7 @@ def _devices(studio: Studio, jobs: list[Job]) -> list[dict[str, Any]]:
             {
                 "name": name,
                 "number": 0 if name == first else None,
-                "holder": "" if holder is None else holder.words,
+                "holder": "" if holder is None else holder.description,
                 "starting": holder is None and is_starting(studio, 0),
                 "job": next((job for job in jobs if _is_on(job, name)), None),
             }
@@ -137,12 +137,12 @@ def _tasks(studio: Studio) -> list[tuple[Any, list[Any]]]:
     """The newest tasks that work on this queue, with their words."""
     found = []
     for task in itertools.islice(studio.tasks.newest("queue", "run"), _LOOKED_AT):
-        words = list(task.description().get("words", ()))
-        if str(studio.queue) in words:
-            found.append((task, words))
+        arguments = list(task.description().get("words", ()))
+        if str(studio.queue) in arguments:
+            found.append((task, arguments))
     return found
 
 
-def _device_in(words: list[Any]) -> str:
-    place = words.index("--device") + 1 if "--device" in words else len(words)
-    return str(words[place]) if place < len(words) else "0"
+def _device_in(arguments: list[Any]) -> str:
+    index = arguments.index("--device") + 1 if "--device" in arguments else len(arguments)
+    return str(arguments[index]) if index < len(arguments) else "0"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from starlette.requests import Request
 
-from impasto.progress import counted, size_words
+from impasto.progress import counted, size_text
 from impasto.studio.forms import whole_number
 
 _MOST = 10**15
@@ -21,7 +21,7 @@ def address_after_removal(page: str, number: int, size: int) -> str:
     return f"{page}?removed={number}&freed={size}"
 
 
-def removal_words(request: Request, plural: str) -> str:
+def removal_text(request: Request, plural: str) -> str:
     """What was removed just now and how much of the disk it gave back; empty where nothing was.
 
     Args:
@@ -36,4 +36,4 @@ def removal_words(request: Request, plural: str) -> str:
     if not number:
         return "Nothing was removed: none of it was in the trash any more."
     what = counted(number, f"{plural} were")
-    return f"{what} removed for good. That freed {size_words(size)}."
+    return f"{what} removed for good. That freed {size_text(size)}."

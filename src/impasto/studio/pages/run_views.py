@@ -51,7 +51,7 @@ def run_rows(
 
 def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
     """Everything of one run but its curves, which the page asks for itself."""
-    place = RunWatch(run).place  # before anything is read: what comes meanwhile is told again
+    position = RunWatch(run).position  # before anything is read: what comes meanwhile is told again
     return {
         "title": run.path.name or str(run.path),
         "place": str(run.path.resolve()),
@@ -59,8 +59,8 @@ def run_page(run: RunDirectory, processes: RunProcesses) -> dict[str, Any]:
         "lines": _log(run),
         **samples_view(run),
         "facts": _facts(run),
-        "place_in_files": place,
-        **state_part(run, run.state(), processes),
+        "position": position,
+        **state_view(run, run.state(), processes),
     }
 
 
@@ -105,7 +105,7 @@ def _prompt(run: RunDirectory, step: int, name: str) -> str:
     return parameters_of(run.samples / step_name(step) / name).partition("\n")[0] or name
 
 
-def state_part(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
+def state_view(run: RunDirectory, state: RunState, processes: RunProcesses) -> dict[str, Any]:
     """How a run stands, and what can be asked of it then."""
     model, mixture = run.exported_model(), mixture_of(run)
     waits = not state.is_alive and processes.is_starting(run.path)

@@ -29,7 +29,7 @@ from impasto.studio.folders import file_of
 from impasto.studio.forms import whole_number
 from impasto.studio.kept_curves import KeptCurves
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
-from impasto.studio.pages.run_views import ASKS, run_page, run_rows, samples_view, state_part
+from impasto.studio.pages.run_views import ASKS, run_page, run_rows, samples_view, state_view
 from impasto.studio.verbs import run_verb
 from impasto.studio.watching import RunWatch
 
@@ -42,7 +42,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
     pages = RunPages(studio)
     return [
         Route("/", pages.start_page),
-        Route("/parts/runs", pages.runs_part),
+        Route("/parts/runs", pages.runs_fragment),
         Route("/runs/{run}", pages.run_page),
         Route("/runs/{run}/curves", pages.curves),
         Route("/runs/{run}/learning", pages.learning),
@@ -84,11 +84,15 @@ class RunPages:
 
     async def start_page(self, _: Request) -> Response:
         """Recent runs, and how they stand."""
-        return self.studio.page("start.html.j2", runs=await self._rows(), folders=self._places())
+        return self.studio.page(
+            "start.html.j2", runs=await self._rows(), folders=self._folder_names()
+        )
 
-    async def runs_part(self, _: Request) -> Response:
+    async def runs_fragment(self, _: Request) -> Response:
         """The list of runs alone, which the page asks for again and again."""
-        return self.studio.page("runs.html.j2", runs=await self._rows(), folders=self._places())
+        return self.studio.page(
+            "runs.html.j2", runs=await self._rows(), folders=self._folder_names()
+        )
 
     async def run_page(self, request: Request) -> Response:
         """Everything of one run."""
@@ -189,7 +193,7 @@ class RunPages:
 
         return await asyncio.to_thread(read)
 
-    def _places(self) -> str:
+    def _folder_names(self) -> str:
         return ", ".join(map(str, self.studio.folders.runs))
 
     async def _told(self, run: RunDirectory, request: Request) -> AsyncIterator[bytes]:
@@ -221,16 +225,16 @@ class RunPages:
             told += [_event(json.dumps(found), name)] if found else []
         told += [_event("1", "gap")] if news.has_more else []
         if told:
-            told.append(f"id: {watch.place}\nevent: shown\ndata:\n\n")
+            told.append(f"id: {watch.position}\nevent: shown\ndata:\n\n")
         return ("".join(told) or ": still here\n\n").encode("utf-8", errors="replace")
 
     def _state(self, run: RunDirectory, state: RunState) -> str:
         """How a run stands, as a part of its page; where it is not any more, that."""
         if not run.is_there():
             return self.studio.templates.get_template("run_gone.html.j2").render()
-        content = state_part(run, state, self.studio.run_processes)
-        part = self.studio.templates.get_template("state.html.j2")
-        return part.render(name=self.studio.folders.name_of(run), **content)
+        content = state_view(run, state, self.studio.run_processes)
+        template = self.studio.templates.get_template("state.html.j2")
+        return template.render(name=self.studio.folders.name_of(run), **content)
 
 
 def _step_folder(text: str) -> str:

@@ -13,7 +13,7 @@ from starlette.routing import BaseRoute, Route
 
 from impasto.errors import ImpastoError
 from impasto.parsing import printable
-from impasto.presence import free_place
+from impasto.presence import free_path
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
 from impasto.studio.machine import Machine
@@ -24,7 +24,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
     """The routes of this page."""
     page = StartPage(studio, studio.machine)
     return [
-        Route("/parts/machine", page.machine_part),
+        Route("/parts/machine", page.machine_fragment),
         Route("/demo", page.demo, methods=["POST"]),
     ]
 
@@ -45,7 +45,7 @@ class StartPage:
     looking: asyncio.Lock = field(default_factory=asyncio.Lock)
     beginning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
-    async def machine_part(self, _: Request) -> Response:
+    async def machine_fragment(self, _: Request) -> Response:
         """The machine in a line, and what to do about it."""
         async with self.looking:
             found = await asyncio.to_thread(self.machine.remembered)
@@ -69,7 +69,7 @@ class StartPage:
             if tasks.state_of(task).is_alive:
                 return task.path.name
         folder = self.studio.folders.runs[0]
-        run = free_place(folder / "impasto-demo")
+        run = free_path(folder / "impasto-demo")
         made = Made(
             str(run.absolute()),
             f"/runs/{address_of(self.studio.folders.runs, run)}",

@@ -29,7 +29,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
     return [
         Route("/tasks", pages.all),
         Route("/tasks/{task}", pages.one),
-        Route("/tasks/{task}/part", pages.part),
+        Route("/tasks/{task}/part", pages.fragment),
         Route("/tasks/{task}/stop", pages.stop, methods=["POST"]),
     ]
 
@@ -56,7 +56,7 @@ class TaskPages:
         """A task, with what it printed."""
         return await self._shown(request, "task.html.j2")
 
-    async def part(self, request: Request) -> Response:
+    async def fragment(self, request: Request) -> Response:
         """How a task stands, which a page asks for while it is at work."""
         return await self._shown(request, "task_state.html.j2")
 
@@ -86,7 +86,7 @@ def task_view(tasks: Tasks, task: TaskDirectory) -> dict[str, Any]:
         "name": task.path.name,
         "title": str(about.get("title", "A task")),
         "back": str(about.get("back", "/")),
-        "words": [str(word) for word in about.get("words", ())],
+        "words": [str(argument) for argument in about.get("words", ())],
         "made": _made_view(about.get("made"), is_done=state.state == "done"),
         "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(began)) if began else "",
         "state": state.state,

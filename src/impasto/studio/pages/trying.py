@@ -45,7 +45,7 @@ def routes(studio: Studio) -> list[BaseRoute]:
     return [
         Route(here, pages.page),
         Route(here, pages.start, methods=["POST"]),
-        Route(f"{here}/{{tried}}/part", pages.part),
+        Route(f"{here}/{{tried}}/part", pages.fragment),
         Route(f"{here}/all", pages.run_on_all, methods=["POST"]),
     ]
 
@@ -81,7 +81,7 @@ class TryPages:
             title=dataset.name,
             here=captions_address(self.studio, dataset),
             offered=offered,
-            places=", ".join(map(str, self.studio.folders.models)),
+            folders=", ".join(map(str, self.studio.folders.models)),
             models=MODELS,
             sample=counted(min(SAMPLE, number), "images"),
             number=number,
@@ -90,7 +90,7 @@ class TryPages:
             **tried,
         )
 
-    async def part(self, request: Request) -> Response:
+    async def fragment(self, request: Request) -> Response:
         """What the models have said so far, which the page asks for while they are at work."""
         dataset = await dataset_in(self.studio, request)
         task = request.query_params.get("task", "")
@@ -115,14 +115,20 @@ class TryPages:
             return await self._page(dataset, {**_NOTHING, "columns": _typed(form)}, faults, 400)
         token = secrets.token_hex(16)
         out = (self.studio.home / "tried" / f"{token}.json").absolute()
-        words = ["dataset", "try", str(dataset.absolute()), f"--sample={SAMPLE}", f"--out={out}"]
+        arguments = [
+            "dataset",
+            "try",
+            str(dataset.absolute()),
+            f"--sample={SAMPLE}",
+            f"--out={out}",
+        ]
         for kind, model, setting in chosen:
-            words += [f"--{kind}", model, setting]
+            arguments += [f"--{kind}", model, setting]
         here = f"{captions_address(self.studio, dataset)}/try"
         images = min(SAMPLE, len(await asyncio.to_thread(image_files, dataset)))
         names = ", ".join(_short(model) for _, model, _ in chosen)
         title = f"Try {names} on {counted(images, 'images')}"
-        return await self._started(words, title, here, {"tried": token})
+        return await self._started(arguments, title, here, {"tried": token})
 
     async def run_on_all(self, request: Request) -> Response:
         """Run one model on all images, as a task."""
@@ -134,25 +140,25 @@ class TryPages:
         existing = str(form.get("existing", ""))
         if existing not in _EXISTING:
             raise HTTPException(400, "Choose what becomes of words that are there.")
-        words = ["dataset", _VERBS[kind], str(dataset.absolute()), f"--existing={existing}"]
-        words += [f"--model={model}"]
+        arguments = ["dataset", _VERBS[kind], str(dataset.absolute()), f"--existing={existing}"]
+        arguments += [f"--model={model}"]
         if kind == "captioner" and setting:
-            words.append(f"--prompt={setting}")
+            arguments.append(f"--prompt={setting}")
         if kind == "tagger" and setting != "default":
-            words.append(f"--threshold={setting}")
+            arguments.append(f"--threshold={setting}")
         here = captions_address(self.studio, dataset)
-        return await self._started(words, f"{_short(model)} on {dataset.name}", here, {})
+        return await self._started(arguments, f"{_short(model)} on {dataset.name}", here, {})
 
     async def _started(
-        self, words: list[str], title: str, here: str, query: dict[str, str]
+        self, arguments: list[str], title: str, here: str, query: dict[str, str]
     ) -> Response:
         home = self.studio.home.absolute()
-        task = await asyncio.to_thread(self._start, words, title, here, home)
+        task = await asyncio.to_thread(self._start, arguments, title, here, home)
         return RedirectResponse(f"{here}?{urlencode({**query, 'task': task})}", 303)
 
-    def _start(self, words: list[str], title: str, back: str, home: Path) -> str:
+    def _start(self, arguments: list[str], title: str, back: str, home: Path) -> str:
         home.mkdir(parents=True, exist_ok=True)  # a name of the Hub is no path from there
-        return self.studio.tasks.start(words, title, back, home)
+        return self.studio.tasks.start(arguments, title, back, home)
 
     def _model(self, form: FormData, number: str) -> tuple[str, str, str]:
         """Kind, model and setting of a row of a form.

@@ -24,13 +24,13 @@ from impasto.training.prompts import build_prompts
 
 def encodes_while_training(config: RunConfig) -> bool:
     """Whether some images are encoded each time they are shown."""
-    subsets = [subset for part in config.dataset.parts for subset in part.subsets]
+    subsets = [subset for part in config.dataset.entries for subset in part.subsets]
     return any(s.random_crop or s.color_aug or s.face_crop_aug_range for s in subsets)
 
 
 def changes_words(config: RunConfig) -> bool:
     """Whether some captions are not always the same."""
-    subsets = [subset for part in config.dataset.parts for subset in part.subsets]
+    subsets = [subset for part in config.dataset.entries for subset in part.subsets]
     varied = any(build_caption_rules(subset).changes_words for subset in subsets)
     return varied or build_templates(config) is not None
 

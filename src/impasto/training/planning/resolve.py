@@ -163,6 +163,6 @@ def _resolve_batch(
         f"{gib(fitting.budget)}."
     )
     area = fitting.group.bucket.area
-    width, height = config.dataset.parts[fitting.group.dataset].width_height
+    width, height = config.dataset.entries[fitting.group.dataset].width_height
     asked = max(1, ((batch + 1) * area - 1) // (width * height))  # the most that gives `batch`
     return with_fields(config, "training", {"batch_size": asked, "batch_by_pixels": True})

@@ -108,7 +108,7 @@ def clear_later(run: RunDirectory, step: int) -> str:
     later = [_file_of(run, stored) for stored in stored_steps(run) if stored > step]
     if not later:
         return ""
-    target = presence.free_place(run.path / "averages-abandoned")
+    target = presence.free_path(run.path / "averages-abandoned")
     try:
         if step == 0:
             run.averages.rename(target)

@@ -109,7 +109,7 @@ class ModelExporter:
             merged=source.merged,
         )
         contents = replace(contents, zeroes_empty_text=zeroes_empty_negative(config, source.model))
-        width, height = max(part.width_height for part in config.dataset.parts)
+        width, height = max(part.width_height for part in config.dataset.entries)
         about = About(
             title=saving.metadata.get("title", target.name.removesuffix(model_suffix(config))),
             resolution=f"{width}x{height}",

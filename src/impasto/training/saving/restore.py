@@ -111,7 +111,7 @@ def _renamed(folder: Path) -> Path:
 
 
 def _all_damaged(run: RunDirectory, error: DamagedStateError) -> RunError:
-    in_store = "" if run.place is None else f", delete {run.address}/states"
+    in_store = "" if run.location is None else f", delete {run.address}/states"
     return RunError(
         f"{error} There is no older state that is whole, and nothing was deleted. To train again "
         f"from the first step, move the folder {run.states} away{in_store} and run the same "

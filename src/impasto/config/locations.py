@@ -7,11 +7,11 @@ from typing import Annotated
 
 from pydantic import AfterValidator, PlainSerializer
 
-from impasto.remote_paths import READ_ONLY, is_remote, place_fault, scheme_of, shown
+from impasto.remote_paths import READ_ONLY, is_remote, location_fault, scheme_of, shown
 
 
 def _checked(path: Path) -> Path:
-    fault = place_fault(path)
+    fault = location_fault(path)
     if fault:
         raise ValueError(fault)
     return path
@@ -28,21 +28,21 @@ def _writable(path: Path) -> Path:
 
 _AS_URL = PlainSerializer(shown, return_type=str, when_used="json")
 
-Place = Annotated[Path, AfterValidator(_checked), _AS_URL]
+Location = Annotated[Path, AfterValidator(_checked), _AS_URL]
 """A path, or a URL that data is read from."""
 
-WrittenPlace = Annotated[Path, AfterValidator(_checked), AfterValidator(_writable), _AS_URL]
+WrittenLocation = Annotated[Path, AfterValidator(_checked), AfterValidator(_writable), _AS_URL]
 """A path, or a URL that data is written to."""
 
-PLACES = frozenset({"image_dir", "metadata_file", "cache_dir", "output_dir", "path", "vae"})
+LOCATIONS = frozenset({"image_dir", "metadata_file", "cache_dir", "output_dir", "path", "vae"})
 """The settings that are places; every other path is one of this machine."""
 
 
 def remote_fault(name: str, value: object) -> str:
     """Why a setting cannot be in an object store; empty where it is not, or may be."""
-    if name in PLACES or not isinstance(value, (str, Path)) or not is_remote(value):
+    if name in LOCATIONS or not isinstance(value, (str, Path)) or not is_remote(value):
         return ""
-    return place_fault(Path(value)) or (
+    return location_fault(Path(value)) or (
         f"{name} is {shown(value)}, in an object store; expected a path of this machine. In an "
         f"object store may be output_dir, path and vae of the model, and image_dir, metadata_file "
         f"and cache_dir of a dataset"

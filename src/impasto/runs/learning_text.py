@@ -46,7 +46,7 @@ def sentence_of(learning: Learning) -> str:
     return told(learning)
 
 
-def model_words(learning: Learning, one: Validation, *, mixed: bool = False) -> str:
+def model_text(learning: Learning, one: Validation, *, mixed: bool = False) -> str:
     """What can be said of the model of one step, compared with the base model.
 
     Args:
@@ -62,7 +62,7 @@ def model_words(learning: Learning, one: Validation, *, mixed: bool = False) -> 
         f"{what}{_after(one)}{',' if mixed else ': its'} "
         f"{'had a validation loss of' if mixed else 'validation loss is'} {_loss(one)}, that of "
         f"the base model {_loss(learning.first)}, a change of "
-        f"{change_words(learning, one, learning.first)}"
+        f"{change_text(learning, one, learning.first)}"
     )
     change = learning.compared(one, learning.first)
     if change is None:
@@ -75,7 +75,7 @@ def model_words(learning: Learning, one: Validation, *, mixed: bool = False) -> 
     return f"{told}. {few}" if few else f"{told}, which is within the noise of {_values(learning)}."
 
 
-def best_words(learning: Learning) -> str:
+def best_text(learning: Learning) -> str:
     """Where the loss was lowest, and which steps may be as good."""
     at = f"{_loss(learning.best)} {_after(learning.best)}"
     if not learning.is_known:
@@ -91,7 +91,7 @@ def best_words(learning: Learning) -> str:
     return f"{at}, but within the noise of {', '.join(shown)}{more}"
 
 
-def change_words(learning: Learning, one: Validation, other: Validation) -> str:
+def change_text(learning: Learning, one: Validation, other: Validation) -> str:
     """The difference of two losses with its standard error, and as a share of the second."""
     found = learning.compared(one, other)
     change = one.loss - other.loss
@@ -100,7 +100,7 @@ def change_words(learning: Learning, one: Validation, other: Validation) -> str:
     return f"{change:+.4f}{error}{share}"
 
 
-def gap_words(learning: Learning) -> str:
+def gap_text(learning: Learning) -> str:
     """How far the training images are ahead of held-out ones; empty where that is not known."""
     first, last = learning.first, learning.last
     if first.training is None or last.training is None:
@@ -111,7 +111,7 @@ def gap_words(learning: Learning) -> str:
     )
 
 
-def evidence_words(learning: Learning) -> str:
+def evidence_text(learning: Learning) -> str:
     """What the claims rest on; empty where there are none."""
     if not learning.is_known:
         return ""
@@ -128,7 +128,7 @@ def _values(learning: Learning) -> str:
 
 
 def _worse(learning: Learning) -> str:
-    change = change_words(learning, learning.last, learning.first)
+    change = change_text(learning, learning.last, learning.first)
     best = ""
     if learning.is_best_better:
         best = f" It was lowest, {_loss(learning.best)}, {_after(learning.best)}."
@@ -143,7 +143,7 @@ def _overfitting(learning: Learning) -> str:
     best, last = learning.best, learning.last
     start = (
         f"The validation loss was lowest, {_loss(best)}, {_after(best)} and has risen since to "
-        f"{_loss(last)}, a change of {change_words(learning, last, best)}"
+        f"{_loss(last)}, a change of {change_text(learning, last, best)}"
     )
     if best.training is None or last.training is None or last.training <= best.training:
         return f"{start}: the model is over-fitting. {_ADVICE}"
@@ -155,7 +155,7 @@ def _overfitting(learning: Learning) -> str:
 
 
 def _better(learning: Learning) -> str:
-    change = change_words(learning, learning.last, learning.first)
+    change = change_text(learning, learning.last, learning.first)
     start = (
         f"The validation loss fell from {_loss(learning.first)} to {_loss(learning.last)}, a "
         f"change of {change}"
@@ -169,7 +169,7 @@ def _better(learning: Learning) -> str:
 
 
 def _unclear(learning: Learning) -> str:
-    change = change_words(learning, learning.last, learning.first)
+    change = change_text(learning, learning.last, learning.first)
     few = _too_few(learning, learning.compared(learning.last, learning.first))
     if few:
         return (
