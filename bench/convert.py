@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.files import sha256_of
 from impasto.models.reading.opening import OpenOptions
 from impasto.models.writing.architectures import find_architecture, write_random_model
@@ -73,7 +73,7 @@ def copy_and_hash(source: Path, target: Path) -> None:
 
 
 def convert(source: Path, target: Path, dtype: torch.dtype | None = None) -> None:
-    dtypes = dict.fromkeys(PartKind, dtype) if dtype else {}
+    dtypes = dict.fromkeys(ComponentKind, dtype) if dtype else {}
     convert_model(str(source), target, form_of(target, None), dtypes, OpenOptions())
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from impasto.config.optimizer import OptimizerConfig
 from impasto.demo.recipe import demo_config
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.runs import RunDirectory
 from impasto.sampling.prompts import Prompt
 from impasto.training.build import build_session
@@ -83,7 +83,7 @@ def optimizer_seconds(kind: str, dtype: torch.dtype, rounding: str | None) -> fl
     )
     rules = AT_ONCE if rounding is None else ChunkRules(build_rounding(rounding, device))  # type: ignore[arg-type]
     optimizer = build_optimizer(
-        [TrainedPart("unet", module, 1e-5)], OptimizerConfig(kind=kind), rules
+        [TrainedModule("unet", module, 1e-5)], OptimizerConfig(kind=kind), rules
     )
     for parameter in module:
         parameter.grad = torch.randn_like(parameter)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from impasto.checkpoints.keymap import PartKind, clip_naming, open_clip_naming, unet_naming
+from impasto.checkpoints.keymap import ComponentKind, clip_naming, open_clip_naming, unet_naming
 from impasto.diffusion.prediction import EPSILON
 from impasto.models.families import FAMILIES, SD1
 from impasto.models.family import Component, Family, Pipeline, Reading, SizeConditioning
@@ -16,7 +16,7 @@ from impasto.models.writing.architectures import Architecture, write_random_mode
 FIRST = SD1.text_encoders[0]
 SECOND = Component(
     name="text_encoder_2",
-    kind=PartKind.TEXT,
+    kind=ComponentKind.TEXT,
     naming=open_clip_naming("conditioner.embedders.1.", projects=True),
     folder="text_encoder_2",
     stems=FIRST.stems,

@@ -151,7 +151,7 @@ def keys(name: str) -> None:
     encoders = {
         f"{root}.transformer.text_model.{key}": torch.empty(0)
         for root, part in zip(roots, texts, strict=True)
-        for key in contents.parts[part.name]
+        for key in contents.components[part.name]
     }
     known |= lora.model_lora_keys_clip(Model(encoders), {})
     places = kohya_names(contents)

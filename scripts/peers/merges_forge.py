@@ -49,7 +49,7 @@ def key_map(lora: types.ModuleType, name: str) -> dict[str, str]:
     encoders = {
         f"{root}.transformer.text_model.{key}": torch.empty(0)
         for root, part in zip(roots, texts, strict=True)
-        for key in contents.parts[part.name]
+        for key in contents.components[part.name]
     }
     found: dict[str, str] = {}
     lora.model_lora_keys_unet(unet, found)

@@ -36,7 +36,7 @@ def blocks(name: str, theirs: object) -> None:
     """Each tensor of a full-size U-Net is in the block that theirs says."""
     contents = meta_model_of_architecture(ARCHITECTURES[name]).contents
     component = contents.identity.family.unet
-    part_map = component.naming.map_of_ours(contents.parts[component.name].keys())
+    part_map = component.naming.map_of_ours(contents.components[component.name].keys())
     own = mbw_blocks(contents)
     for tensor, block in own.items():
         found = theirs.blockfromkey(part_map.to_ldm(tensor), name == "sdxl")[1]  # type: ignore[attr-defined]

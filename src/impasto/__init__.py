@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from impasto.data.scanning.scan import scan_folder
     from impasto.errors import ImpastoError
     from impasto.models.networks.loading import BaseModel, load_base_model
-    from impasto.models.trainable import FullFineTune, Trainable, TrainedPart
+    from impasto.models.trainable import FullFineTune, Trainable, TrainedModule
     from impasto.models.writing.conversion import save_model
     from impasto.report.page import write_report
     from impasto.runs import RunDirectory
@@ -46,7 +46,7 @@ _HOMES = {
     "SilentEvents": "impasto.training.events",
     "StepRecipe": "impasto.training.step",
     "Trainable": "impasto.models.trainable",
-    "TrainedPart": "impasto.models.trainable",
+    "TrainedModule": "impasto.models.trainable",
     "TrainingEvents": "impasto.training.events",
     "build_trainable": "impasto.training.methods",
     "load_base_model": "impasto.models.networks.loading",
@@ -75,7 +75,7 @@ __all__ = [
     "SilentEvents",
     "StepRecipe",
     "Trainable",
-    "TrainedPart",
+    "TrainedModule",
     "TrainingEvents",
     "__version__",
     "build_trainable",

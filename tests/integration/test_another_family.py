@@ -289,9 +289,9 @@ def test_a_full_size_file_tells_its_configurations_by_shapes(monkeypatch):
     taken = split_ldm(in_file, layout)
     assert taken.foreign == ()
     for part, tensors in parts.items():
-        shapes = {name: tensor.shape for name, tensor in taken.parts[part].items()}
+        shapes = {name: tensor.shape for name, tensor in taken.components[part].items()}
         assert shapes == {name: tensor.shape for name, tensor in tensors.items()}
-    told = configs_from(taken.parts, row, "file")
+    told = configs_from(taken.components, row, "file")
     for part, config in configs.items():
         assert {key: told[part][key] for key in config} == config
     theirs = convert_ldm_unet_checkpoint(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import impasto
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from parts import COMPONENT_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
+from component_files import COMPONENT_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -277,7 +277,7 @@ def test_a_run_writes_each_form_and_samples_come_from_it(form, train_config, tmp
     assert summary["trained_parts"] == ["unet"]
     assert str(tmp_path) not in json.dumps(dict(said)), "a path of this machine is published"
     source = read(nano_model / TEXT_ENCODER_FILE)
-    for name, tensor in exported.parts["text_encoder"].items():
+    for name, tensor in exported.components["text_encoder"].items():
         assert torch.equal(tensor.read(), source[f"text_model.{name}"])
     drawn = impasto(
         "sample", run.path, "a red (ball:1.2)", "--width", 32, "--height", 32, "--steps", 2,
@@ -325,7 +325,7 @@ def test_the_main_file_of_a_folder_may_be_the_average(nano_model, tmp_path):
     save_file(plain, (folder / UNET_FILE).with_suffix(".non_ema.safetensors"))
     for weights_word, shift in (("auto", 0), ("ema", 0), ("plain", 1)):
         opened = open_model(folder, OpenOptions(weights=weights_word))
-        found = opened.parts["unet"]["conv_in.bias"].read()
+        found = opened.components["unet"]["conv_in.bias"].read()
         expected = load_file(nano_model / UNET_FILE)["conv_in.bias"] + shift
         assert torch.equal(found, expected), weights_word
 
@@ -363,4 +363,4 @@ def test_a_source_that_is_replaced_meanwhile_is_noticed(nano_model, ldm_file, tm
     contents = open_model(file)
     copy.replace(file)
     with pytest.raises(ModelError, match="was changed, replaced or removed"):
-        contents.parts["unet"]["conv_in.bias"].read()
+        contents.components["unet"]["conv_in.bias"].read()

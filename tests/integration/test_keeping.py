@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from parts import TEXT_ENCODER_FILE, UNET_FILE
+from component_files import TEXT_ENCODER_FILE, UNET_FILE
 from runs import StopAt, exported
 from safetensors.torch import load_file
 

@@ -11,7 +11,7 @@ from conftest import impasto
 from runs import exported
 from safetensors.torch import load_file
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
 from impasto.models.reading.opening import OpenOptions
 from impasto.models.writing.conversion import convert_model
@@ -167,7 +167,7 @@ def test_what_is_not_used_waits_in_a_file(
     from impasto.training import build, encoded_model, model
 
     prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
-    base, dtypes = tmp_path / "base", dict.fromkeys(PartKind, DTYPES[stored])
+    base, dtypes = tmp_path / "base", dict.fromkeys(ComponentKind, DTYPES[stored])
     convert_model(str(nano_model), base, "diffusers", dtypes, OpenOptions())
     settings = {
         "model": {"path": str(base)},

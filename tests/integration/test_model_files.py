@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from parts import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
+from component_files import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.errors import ConfigError, ModelError
 from impasto.models.merging.merging import Mixture, Output, merge_models
 from impasto.models.merging.mixing import FORMULAS
@@ -137,13 +137,13 @@ def test_an_export_between_base_and_result_is_what_merging_the_two_gives(nano_mo
         ratio: trained_contents(
             model, {"unet": trained}, {}, trained_dtype=torch.float32, merged=merged
         )
-        for ratio, merged in ((1.0, None), (0.9, MergedWithBase(read.parts, 0.9)))
+        for ratio, merged in ((1.0, None), (0.9, MergedWithBase(read.components, 0.9)))
     }
     for ratio, contents in exports.items():
         write_model(contents, tmp_path / str(ratio), "diffusers", About("out"))
     ends = (str(nano_model), str(tmp_path / "1.0"))
     mixture = Mixture(ends, FORMULAS["weighted-sum"], 0.9)
-    output = Output(tmp_path / "merged", "diffusers", {PartKind.UNET: torch.float32})
+    output = Output(tmp_path / "merged", "diffusers", {ComponentKind.UNET: torch.float32})
     merge_models(mixture, output, OpenOptions())
     ours, theirs = (load_file(tmp_path / name / UNET_FILE) for name in ("0.9", "merged"))
     for name, tensor in ours.items():

@@ -6,7 +6,7 @@ import shutil
 import pytest
 import torch
 from conftest import impasto
-from parts import UNET_FILE
+from component_files import UNET_FILE
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -113,7 +113,7 @@ def test_scaled_fp8_is_put_back_in_a_folder_too(nano_model, tmp_path):
     tensors |= {name: (plain / scale).to(torch.float8_e4m3fn),
                 "time_embedding.linear_1.weight_scale": scale}  # fmt: skip
     save_file(tensors, folder / UNET_FILE)
-    found = open_model(folder).parts["unet"][name].read()
+    found = open_model(folder).components["unet"][name].read()
     assert (found - plain).abs().max() < 0.07 * plain.abs().max()
 
 

@@ -13,7 +13,7 @@ import pytest
 import tomli_w
 import torch
 from conftest import draw_images, impasto
-from parts import UNET_FILE
+from component_files import UNET_FILE
 from safetensors.torch import load_file
 from support.warm import running
 

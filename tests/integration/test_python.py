@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
-from parts import UNET_FILE, VAE_FILE
+from component_files import UNET_FILE, VAE_FILE
 from safetensors.torch import load_file
 
 import impasto
@@ -23,7 +23,7 @@ def test_the_list_of_public_names():
     assert set(impasto.__all__) == {
         "BaseModel", "Batches", "Console", "FullFineTune", "ImpastoError", "Overrides", "Prompt",
         "RunConfig", "RunDirectory", "Sampler", "SilentEvents", "StepRecipe", "Trainable",
-        "TrainedPart", "TrainingEvents", "__version__", "build_trainable", "load_base_model",
+        "TrainedModule", "TrainingEvents", "__version__", "build_trainable", "load_base_model",
         "load_run_config", "plan_images", "prepare", "resume", "save_model", "scan_folder", "train",
         "training_step", "write_report",
     }  # fmt: skip

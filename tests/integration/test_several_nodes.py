@@ -8,7 +8,7 @@ import pytest
 import tomli_w
 import torch
 from object_store import put_folder
-from parts import UNET_FILE
+from component_files import UNET_FILE
 from safetensors.torch import load_file
 from support.warm import running
 from test_processes import WHOLE, free_port, image_losses, recorded_losses

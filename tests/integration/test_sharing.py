@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import impasto
-from parts import UNET_FILE
+from component_files import UNET_FILE
 from PIL import Image
 from safetensors.torch import load_file
 from test_processes import DYING, WHOLE, launch, recorded_losses, train_on

@@ -9,7 +9,7 @@ import threading
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
-from parts import UNET_FILE
+from component_files import UNET_FILE
 from runs import StopAt, exported
 from safetensors.torch import load_file, save_file
 

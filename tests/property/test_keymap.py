@@ -34,11 +34,11 @@ def test_full_key_lists_go_there_and_back(golden, file, family):
             continue
         for target in [row["to"]] if isinstance(row["to"], str) else row["to"]:
             part, _, ours = target.partition(".")
-            assert ours.removeprefix("text_model.") in taken.parts[part], name
+            assert ours.removeprefix("text_model.") in taken.components[part], name
             seen.add(target.replace(".text_model.", "."))
-    assert seen == {f"{part}.{name}" for part, names in taken.parts.items() for name in names}
+    assert seen == {f"{part}.{name}" for part, names in taken.components.items() for name in names}
     for rest in (taken.ldm_only, {}):  # without the rest, it is made anew
-        back = merge_ldm(taken.parts, rest, layout)
+        back = merge_ldm(taken.components, rest, layout)
         assert {n: t.shape for n, t in back.items()} == {
             n: tuple(row["shape"]) for n, row in recorded.items()
         }
@@ -117,7 +117,7 @@ def test_any_text_encoder_goes_there_and_back(layers):
 def test_fused_attention_is_taken_apart_in_order():
     fused = torch.arange(12.0).reshape(12, 1)
     name = "cond_stage_model.model.transformer.resblocks.0.attn.in_proj_weight"
-    parts = split_ldm({name: LazyTensor.of(fused)}, SD2_BASE.layout).parts["text_encoder"]
+    parts = split_ldm({name: LazyTensor.of(fused)}, SD2_BASE.layout).components["text_encoder"]
     layer = "encoder.layers.0.self_attn"
     for letter, rows in zip("qkv", fused.chunk(3), strict=True):
         assert torch.equal(parts[f"{layer}.{letter}_proj.weight"].read(), rows)

@@ -101,7 +101,7 @@ def test_ranks_errors_and_metadata(base, tmp_path):
     assert tensors["lora_unet_mid_block_resnets_0_time_emb_proj.lora_down.weight"].shape[0] == 4
     record = json.loads(texts["impasto.extracted"])
     first, second = (
-        open_model(file).parts[families.SD1.unet.name][
+        open_model(file).components[families.SD1.unet.name][
             "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q.weight"
         ].read().double()
         for file in (base, model)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import impasto
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import ModelError
 from impasto.family_keys import FAMILY_KEYS
@@ -47,8 +47,8 @@ def test_a_row_is_whole(family):
     names, folders = [p.name for p in family.components], [p.folder for p in family.components]
     assert len(set(names)) == len(names)
     assert len(set(folders)) == len(folders)
-    assert [len(family.of_kind(kind)) for kind in (PartKind.UNET, PartKind.VAE)] == [1, 1]
-    assert all((p.reading is not None) == (p.kind is PartKind.TEXT) for p in family.components)
+    assert [len(family.of_kind(kind)) for kind in (ComponentKind.UNET, ComponentKind.VAE)] == [1, 1]
+    assert all((p.reading is not None) == (p.kind is ComponentKind.TEXT) for p in family.components)
     assert family.takes_pooled == (family.sizes is not None)
     assert set(BY_SETTING.values()) == {part.kind for part in family.components}
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.mixed_precision import Precision
 from impasto.training.optim.optimizers import build_optimizer
@@ -82,7 +82,7 @@ RATES = {"3": 1e-4}
 def parts(dtype, **block_lrs):
     torch.manual_seed(0)
     module = nn.Sequential(nn.Linear(16, 300), nn.GELU(), nn.Linear(300, 300), nn.Linear(300, 2))
-    return TrainedPart("unet", module.to(dtype), 1e-3, block_lrs)
+    return TrainedModule("unet", module.to(dtype), 1e-3, block_lrs)
 
 
 @pytest.mark.parametrize("kind", ["adamw", "lion", "adafactor", "adamw8bit", "came", "RAdam"])

@@ -102,8 +102,8 @@ def test_few_tensors_are_in_memory_whatever_the_number_of_models(three, tmp_path
 
     def model(file):
         contents = open_model(file)
-        parts = {p: {n: watched(t) for n, t in ts.items()} for p, ts in contents.parts.items()}
-        return replace(contents, parts=parts)
+        parts = {p: {n: watched(t) for n, t in ts.items()} for p, ts in contents.components.items()}
+        return replace(contents, components=parts)
 
     models = [model(file) for file in three * 2]
     mixed = mix(models, average([1.0] * 6).combine, Ratios(1.0))
@@ -116,7 +116,7 @@ def test_few_tensors_are_in_memory_whatever_the_number_of_models(three, tmp_path
 def test_more_models_than_letters():
     assert [letter_of(number) for number in (0, 25, 26, 53)] == ["A", "Z", "A2", "B3"]
     many = average([1.0] * 27)
-    assert many.words.endswith("+ Y + Z + A2) / 27")
+    assert many.text.endswith("+ Y + Z + A2) / 27")
     assert not many.takes_ratio
 
 

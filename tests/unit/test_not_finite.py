@@ -10,7 +10,7 @@ from torch import nn
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import NonFiniteLossError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.training import trainer
 from impasto.training.optim.chunked import AT_ONCE, ChunkRules
 from impasto.training.optim.finite_updates import FiniteUpdates, NonFiniteError, are_finite
@@ -35,7 +35,9 @@ class Two(nn.Module):
 def test_an_infinite_gradient_of_a_finite_loss_is_not_applied(kind, way, limit):
     net = Two()
     rules = AT_ONCE if way == "off" else EACH
-    optimizer = build_optimizer([TrainedPart("unet", net, 1e-3)], OptimizerConfig(kind=kind), rules)
+    optimizer = build_optimizer(
+        [TrainedModule("unet", net, 1e-3)], OptimizerConfig(kind=kind), rules
+    )
     update = build_update(
         UpdateInputs(optimizer, list(net.parameters()), Precision("no", CPU), limit, way)
     )

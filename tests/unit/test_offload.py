@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
 from impasto.errors import ModelError
@@ -58,7 +58,7 @@ def test_a_changed_tensor_is_not_narrowed(tmp_path):
 def halves(nano_model, tmp_path):
     """A model that is stored in fp16."""
     folder = tmp_path / "halves"
-    dtypes = dict.fromkeys(PartKind, torch.float16)
+    dtypes = dict.fromkeys(ComponentKind, torch.float16)
     convert_model(str(nano_model), folder, "diffusers", dtypes, OpenOptions())
     return folder
 
@@ -86,8 +86,8 @@ def test_what_waits_is_what_is_read_at_once(halves, place, tmp_path):
         assert is_waiting(other) == (name != "unet")
         assert weights_fingerprint(other) == weights_fingerprint(network)
         if name != "unet":
-            kept = model.contents.parts[name]
-            assert kept.keys() == plain.contents.parts[name].keys()
+            kept = model.contents.components[name]
+            assert kept.keys() == plain.contents.components[name].keys()
             assert {tensor.dtype for tensor in kept.values()} == {torch.float16}
             with on_device(other, CPU):
                 own = other.state_dict()
@@ -146,7 +146,7 @@ def test_a_damaged_network_is_refused_though_it_waits(halves, tmp_path):
 def test_layers_that_widen_themselves_compute_the_same_bits(nano_model, tmp_path, stored):
     """Frozen text encoders beside a GPU: half the bytes, and the states as in float32."""
     folder = tmp_path / "stored"
-    dtypes = dict.fromkeys(PartKind, stored)
+    dtypes = dict.fromkeys(ComponentKind, stored)
     convert_model(str(nano_model), folder, "diffusers", dtypes, OpenOptions())
     plain = load_base_model(folder)
     model = waiting_model(folder, lambda _, tensors: keep_in_ram(tensors))
@@ -166,15 +166,15 @@ def test_layers_that_widen_themselves_compute_the_same_bits(nano_model, tmp_path
     assert not is_waiting(network)
     assert not wait_again(network)
     assert torch.equal(states(ids), expected)
-    kept = model.contents.parts["text_encoder"]
+    kept = model.contents.components["text_encoder"]
     inside = dict(network.state_dict())
     assert {tensor.dtype for tensor in kept.values()} == {stored}
     for name, tensor in kept.items():
         own = inside[named_as_in(inside, name)]
         assert tensor.read().data_ptr() == own.data_ptr()  # and nothing else holds them
     exported = {name: tensor.read() for name, tensor in kept.items()}
-    assert exported.keys() == plain.contents.parts["text_encoder"].keys()
-    for name, tensor in plain.contents.parts["text_encoder"].items():
+    assert exported.keys() == plain.contents.components["text_encoder"].keys()
+    for name, tensor in plain.contents.components["text_encoder"].items():
         assert torch.equal(exported[name].float(), tensor.read())
 
 

@@ -9,7 +9,7 @@ from torch import nn
 from impasto.config.load import build_run_config
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.optimizer_table import OPTIMIZERS
 from impasto.training.optim.optimizers import _load, build_optimizer
 from impasto.training.optim.state import LrSetter
@@ -48,7 +48,7 @@ def walk(kind, given, *, decay, steps=30):
     rest = {k: v for k, v in given.items() if k not in named}
     config = OptimizerConfig(kind=kind, lr=1.0 if finds else 1e-2, **named, arguments=rest)
     module = Weights()
-    optimizer = build_optimizer([TrainedPart("unet", module, config.lr)], config)
+    optimizer = build_optimizer([TrainedModule("unet", module, config.lr)], config)
     setter = LrSetter(optimizer)
     torch.manual_seed(1)
     goal = [torch.randn_like(p) for p in module.parameters()]
@@ -116,7 +116,7 @@ def test_rates_of_parts_and_blocks_are_obeyed_or_refused(kind):
     finds = OPTIMIZERS[kind].finds_lr
     lr = 1.0 if finds else 1e-3
     one, other = Weights(), Weights()
-    parts = [TrainedPart("unet", one, lr), TrainedPart("text_encoder", other, lr / 4)]
+    parts = [TrainedModule("unet", one, lr), TrainedModule("text_encoder", other, lr / 4)]
     config = OptimizerConfig(kind=kind, lr=lr)
     if finds:
         with pytest.raises(ConfigError, match=r"0\.25, 1 side by side would have no effect"):
@@ -136,14 +136,14 @@ def test_rates_of_parts_and_blocks_are_obeyed_or_refused(kind):
 
 @pytest.mark.parametrize("kind", ["a2grad", "apollodqn", "DAdaptAdam", "pytorch_optimizer.Prodigy"])
 def test_rates_that_other_optimizers_ignore_are_refused(kind):
-    parts = [TrainedPart("unet", Weights(), 1e-3), TrainedPart("text_encoder", Weights(), 1e-4)]
+    parts = [TrainedModule("unet", Weights(), 1e-3), TrainedModule("text_encoder", Weights(), 1e-4)]
     with pytest.raises(ConfigError, match="has one learning rate for all that it trains"):
         build_optimizer(parts, OptimizerConfig(kind=kind, lr=1e-3))
 
 
 @pytest.mark.parametrize("kind", ["torch.optim.RAdam", "came", "torch.optim.adamw.AdamW"])
 def test_other_optimizers_obey_rates(kind):
-    parts = [TrainedPart("unet", Weights(), 1e-3), TrainedPart("text_encoder", Weights(), 1e-4)]
+    parts = [TrainedModule("unet", Weights(), 1e-3), TrainedModule("text_encoder", Weights(), 1e-4)]
     optimizer = build_optimizer(parts, OptimizerConfig(kind=kind, lr=1e-3))
     assert [g["lr"] for g in optimizer.param_groups] == [1e-3, 1e-4]
 
@@ -165,7 +165,7 @@ def test_other_optimizers_obey_rates(kind):
 def test_what_would_have_no_effect_is_refused(kind, arguments, words):
     with pytest.raises(ConfigError) as caught:
         build_optimizer(
-            [TrainedPart("u", Weights(), 1e-3)], OptimizerConfig(kind=kind, arguments=arguments)
+            [TrainedModule("u", Weights(), 1e-3)], OptimizerConfig(kind=kind, arguments=arguments)
         )
     assert words in str(caught.value)
 
@@ -175,7 +175,7 @@ def test_trying_out_leaves_the_random_state():
     expected = torch.rand(1)
     torch.manual_seed(5)
     build_optimizer(
-        [TrainedPart("unet", Weights(), 1e-3)], OptimizerConfig(kind="torch.optim.RAdam")
+        [TrainedModule("unet", Weights(), 1e-3)], OptimizerConfig(kind="torch.optim.RAdam")
     )
     torch.manual_seed(5)
     assert torch.equal(torch.rand(1), expected)

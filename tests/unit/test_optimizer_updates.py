@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.training.optim.chunked import AT_ONCE, ChunkRules
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.mixed_precision import Precision
@@ -51,7 +51,7 @@ def trained(
     net = Net(checkpointed=checkpointed)
     if rules.rounding is not None:
         net.to(torch.bfloat16)
-    part = TrainedPart("unet", net, 1e-3)
+    part = TrainedModule("unet", net, 1e-3)
     optimizer = build_optimizer([part], OptimizerConfig(kind=kind, lr=1e-3), rules)
     computing = Precision(precision, CPU)
     parameters = list(part.parameters().values())
@@ -101,7 +101,9 @@ def test_a_scaled_loss_gives_the_same_weights():
 
 def test_an_overflow_passes_over_the_update_and_lowers_the_scale():
     weight = nn.Parameter(torch.ones(8))
-    optimizer = build_optimizer([TrainedPart("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
+    optimizer = build_optimizer(
+        [TrainedModule("unet", Single(weight), 1.0)], OptimizerConfig(), EACH
+    )
     precision = Precision("fp16", CPU)
     update = build_update(UpdateInputs(optimizer, [weight], precision, 1.0, "exact"))
     update.backward((weight * 1e35).sum())  # times the first scale of 65,536
@@ -118,7 +120,7 @@ def test_sixteen_bit_weights_step_in_the_backward_pass_too():
 def test_the_norm_of_the_update_before_limits_the_next():
     found, norms = trained(LAST_NORM, EACH, kind="SGD", updates=3)
     net = Net()
-    part = TrainedPart("unet", net, 1e-3)
+    part = TrainedModule("unet", net, 1e-3)
     generator = torch.Generator().manual_seed(5)
     last = None
     for step in range(3):
@@ -137,7 +139,7 @@ def test_the_norm_of_the_update_before_limits_the_next():
 
 
 def test_the_last_norm_is_part_of_the_state():
-    part = TrainedPart("unet", Net(), 1e-3)
+    part = TrainedModule("unet", Net(), 1e-3)
     optimizer = build_optimizer([part], OptimizerConfig(), EACH)
     optimizer.param_groups[0][LAST_NORM] = torch.tensor(3.5)
     names = parameter_names([part])
@@ -157,7 +159,9 @@ class Single(nn.Module):
 @pytest.mark.parametrize("limit", [0, 1.0])
 def test_a_loss_that_is_not_finite_changes_nothing(limit):
     weight = nn.Parameter(torch.ones(8))
-    optimizer = build_optimizer([TrainedPart("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
+    optimizer = build_optimizer(
+        [TrainedModule("unet", Single(weight), 1.0)], OptimizerConfig(), EACH
+    )
     update = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), limit, "exact"))
     with pytest.raises(NonFiniteError) as found:
         update.backward(weight.sum() * float("nan"))
@@ -167,7 +171,9 @@ def test_a_loss_that_is_not_finite_changes_nothing(limit):
 
 def test_a_gradient_that_is_not_finite_changes_nothing_where_it_is_measured_first():
     weight = nn.Parameter(torch.zeros(8))
-    optimizer = build_optimizer([TrainedPart("unet", Single(weight), 1.0)], OptimizerConfig(), EACH)
+    optimizer = build_optimizer(
+        [TrainedModule("unet", Single(weight), 1.0)], OptimizerConfig(), EACH
+    )
     update = build_update(UpdateInputs(optimizer, [weight], Precision("no", CPU), 1.0, "exact"))
     with pytest.raises(NonFiniteError) as found:
         update.backward(weight.sqrt().sum())  # its slope at 0 is infinite
@@ -191,7 +197,7 @@ def test_states_kept_elsewhere_change_no_bit(kind, each_alone):
 
 def test_states_kept_elsewhere_can_be_saved_and_put_back():
     def begun():
-        part = TrainedPart("unet", Net(), 1e-3)
+        part = TrainedModule("unet", Net(), 1e-3)
         rules = ChunkRules(away=OffloadedStates(CPU))
         return part, build_optimizer([part], OptimizerConfig(), rules)
 

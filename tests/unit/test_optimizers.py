@@ -11,7 +11,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.training.optim import optimizers
 from impasto.training.optim.optimizers import (
     OPTIMIZERS,
@@ -33,13 +33,13 @@ pytestmark = [
 ]
 
 
-def part(**options) -> TrainedPart:
+def part(**options) -> TrainedModule:
     """Large enough for 8-bit states, which begin at 4,096 numbers."""
     torch.manual_seed(0)
     module = nn.Sequential(
         nn.Conv2d(4, 40, 3, padding=1), nn.Flatten(1), nn.Linear(640, 128), nn.Linear(128, 2)
     )
-    return TrainedPart("unet", module, 1e-2, **options)
+    return TrainedModule("unet", module, 1e-2, **options)
 
 
 def do_step(part, optimizer, seed):
@@ -177,7 +177,7 @@ def test_what_an_optimizer_keeps_is_known_beforehand(kind):
         nn.Conv2d(64, 64, 3, bias=False), nn.Linear(640, 128, bias=False), nn.Linear(128, 640)
     )
     config = OptimizerConfig(kind=kind, lr=1e-3)
-    optimizer = build_optimizer([TrainedPart("unet", module, 1e-3)], config)
+    optimizer = build_optimizer([TrainedModule("unet", module, 1e-3)], config)
     for parameter in module.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()

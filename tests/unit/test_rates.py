@@ -11,7 +11,7 @@ from impasto.config.load import build_run_config
 from impasto.config.method import EncoderName
 from impasto.errors import ConfigError
 from impasto.models.families import FAMILIES, SDXL
-from impasto.models.trainable import TrainedPart, block_of, freeze_blocks
+from impasto.models.trainable import TrainedModule, block_of, freeze_blocks
 from impasto.models.writing.architectures import meta_model_of_architecture
 from impasto.training.methods import build_trainable
 
@@ -61,7 +61,7 @@ def test_a_layer_in_a_frozen_block_may_learn():
     module = nn.ModuleDict({"a": nn.ModuleDict({"b": nn.Linear(1, 1), "c": nn.Linear(1, 1)})})
     rates = {"a": 0.0, "a.b": 0.5}
     freeze_blocks(module, rates)
-    part = TrainedPart("unet", module, 1.0, rates)
+    part = TrainedModule("unet", module, 1.0, rates)
     assert [(rate, [*names]) for rate, names in part.by_rate()] == [
         (0.5, ["a.b.weight", "a.b.bias"])
     ]
@@ -75,7 +75,7 @@ def test_blocks_and_encoders_have_their_rates(build):
         text_encoder_lrs={"text_encoder_2": 0},
         block_lrs={"add_embedding": 2e-5, "down_blocks.1": 0, "down_blocks.1.attentions.0": 3e-5},
     )
-    unet, first = trainable.parts
+    unet, first = trainable.modules
     rates = {name: rate for rate, names in unet.by_rate() for name in names}
     assert rates["add_embedding.linear_1.weight"] == 2e-5
     assert rates["conv_in.weight"] == 1e-5
@@ -147,10 +147,12 @@ def test_frozen_blocks_ask_for_no_rate_of_the_optimizer():
 def test_a_frozen_encoder_is_read_as_it_is_stored(tmp_path, nano_architecture):
     from nano_sdxl import write_sdxl_file
 
-    from impasto.checkpoints.keymap import PartKind
+    from impasto.checkpoints.keymap import ComponentKind
     from impasto.models.networks.loading import load_base_model
 
     file = write_sdxl_file(nano_architecture, tmp_path / "xl.safetensors")
-    model = load_base_model(file, dtypes={PartKind.TEXT: torch.bfloat16}, exact={"text_encoder_2"})
+    model = load_base_model(
+        file, dtypes={ComponentKind.TEXT: torch.bfloat16}, exact={"text_encoder_2"}
+    )
     dtypes = {name: next(n.parameters()).dtype for name, n in model.text_encoders.items()}
     assert dtypes == {"text_encoder": torch.bfloat16, "text_encoder_2": torch.float32}

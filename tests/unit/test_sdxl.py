@@ -128,7 +128,7 @@ def test_the_full_size_is_that_of_the_recorded_file(golden):
     written = {name: t.shape for name, t in model.contents.ldm_tensors().items()}
     recorded = {name: tuple(row["shape"]) for name, row in golden("sdxl_map.json").items()}
     assert written == recorded
-    parts = model.contents.parts
+    parts = model.contents.components
     found = configs_from(parts, SDXL, "x")
     for name, config in ARCHITECTURES["sdxl"].by_name.items():
         assert {key: found[name].get(key) for key in config} == config

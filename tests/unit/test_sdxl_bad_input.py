@@ -231,8 +231,8 @@ def test_every_tensor_of_either_full_size_file_has_its_place(golden):
     )
     assert plain.foreign == published.foreign == ()
     assert set(published.ldm_only) - set(plain.ldm_only) == {POSITIONS}
-    assert {part: set(names) for part, names in plain.parts.items()} == {
-        part: set(names) for part, names in published.parts.items()
+    assert {part: set(names) for part, names in plain.components.items()} == {
+        part: set(names) for part, names in published.components.items()
     }
 
 

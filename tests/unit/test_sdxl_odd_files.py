@@ -132,8 +132,8 @@ def test_it_is_the_plain_file(odd, plain, tmp_path, form):
     expected = open_model(plain[0])
     convert_model(str(file), target, "safetensors", {}, OpenOptions())
     again = open_model(target)
-    for part, tensors in expected.parts.items():
-        assert_same_parts(again.parts[part], tensors)
+    for part, tensors in expected.components.items():
+        assert_same_parts(again.components[part], tensors)
     written = load_file(target)
     assert set(plain[1]) <= set(written) <= {*plain[1], IDS, f"{SECOND}attn_mask"}
     if IDS in written:
@@ -144,8 +144,8 @@ def test_it_is_the_plain_file(odd, plain, tmp_path, form):
 def test_averaged_weights_are_read_when_asked_for(odd, plain):
     expected = open_model(plain[0])
     found = open_model(odd(averaged), OpenOptions(weights="ema"))
-    assert_same_parts(found.parts["unet"], expected.parts["unet"], lambda tensor: tensor + 1)
-    assert_same_parts(found.parts["text_encoder_2"], expected.parts["text_encoder_2"])
+    assert_same_parts(found.components["unet"], expected.parts["unet"], lambda tensor: tensor + 1)
+    assert_same_parts(found.components["text_encoder_2"], expected.parts["text_encoder_2"])
 
 
 @pytest.mark.parametrize("form", REFUSED)
@@ -173,9 +173,11 @@ def test_it_is_told_so_at_full_size(golden, form):
     layout = layout_of(changed, file_layouts())
     assert layout == SDXL.layout
     expected, found = split_ldm(tensors, layout), split_ldm(changed, layout)
-    for part, own in expected.parts.items():
-        assert {n: found.parts[part][n].shape for n in own} == {n: t.shape for n, t in own.items()}
-        assert len(found.parts[part].keys() - own.keys()) <= (part == "text_encoder_2")
+    for part, own in expected.components.items():
+        assert {n: found.components[part][n].shape for n in own} == {
+            n: t.shape for n, t in own.items()
+        }
+        assert len(found.components[part].keys() - own.keys()) <= (part == "text_encoder_2")
 
 
 class Shape(LazyTensor):

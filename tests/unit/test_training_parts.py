@@ -12,7 +12,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.optimizer import OptimizerConfig
 from impasto.config.schedule import OPTION_USERS, ScheduleConfig
 from impasto.errors import RunError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.runs import RunDirectory
 from impasto.step_rules import counted
 from impasto.training import trainer
@@ -99,12 +99,12 @@ def test_schedules_that_make_no_sense_are_explained(options, words):
         ScheduleConfig(**options)
 
 
-def small_part() -> TrainedPart:
+def small_part() -> TrainedModule:
     torch.manual_seed(0)
-    return TrainedPart("unet", nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), 1e-2)
+    return TrainedModule("unet", nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)), 1e-2)
 
 
-def do_step(part: TrainedPart, optimizer, seed: int) -> None:
+def do_step(part: TrainedModule, optimizer, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     part.module(torch.randn((5, 3), generator=generator)).square().mean().backward()
     optimizer.step()
@@ -142,7 +142,7 @@ def test_an_optimizer_state_of_another_model_is_refused():
 
 
 def test_rates_keep_their_proportions():
-    slow = TrainedPart("text_encoder", nn.Linear(2, 2), 1e-3)
+    slow = TrainedModule("text_encoder", nn.Linear(2, 2), 1e-3)
     optimizer = build_optimizer([small_part(), slow], OptimizerConfig())
     setter = LrSetter(optimizer)
     assert setter.set(0.5) == 5e-3
@@ -284,7 +284,7 @@ def test_an_average_in_memory_is_the_average_on_the_device(power):
 def test_what_does_not_move_though_it_should_is_said():
     learning, still, frozen = small_part(), small_part(), nn.Linear(2, 2)
     frozen.requires_grad_(requires_grad=False)
-    still = TrainedPart("text_encoder", still.module, 1e-2)
+    still = TrainedModule("text_encoder", still.module, 1e-2)
     check = FrozenCheck([learning, still], {"VAE": frozen})
     optimizer = build_optimizer([learning], OptimizerConfig(lr=1e-2))
     do_step(learning, optimizer, 0)

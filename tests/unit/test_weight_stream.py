@@ -138,7 +138,7 @@ def trained(path, copies, *, way="exact", dtype=torch.float32, kind="adamw", blo
             precision="no", spoilt=None):  # fmt: skip
     """Weights and states after three steps; with a look at the model after each."""
     trainable = fine_tune(path, dtype, block_lrs)
-    unet, parts = trainable.unet, trainable.parts
+    unet, parts = trainable.unet, trainable.modules
     blocks = recomputed_blocks(unet)
     stream = None
     if copies is not None:

@@ -38,9 +38,9 @@ def _counter_of_bytes(advance: Advance) -> Any:
     count, lock, told = in_mib(advance), threading.Lock(), 0
 
     class Counter(tqdm):  # type: ignore[misc]
-        def __init__(self, *words: Any, **options: Any) -> None:
+        def __init__(self, *arguments: Any, **options: Any) -> None:
             self._is_of_bytes, self._bytes = options.get("unit") == "B", 0
-            super().__init__(*words, **{**options, "disable": True})
+            super().__init__(*arguments, **{**options, "disable": True})
 
         def update(self, n: float | None = 1) -> bool | None:
             nonlocal told

@@ -71,7 +71,7 @@ def fetch_copy(
                 local_dir=partial,
                 allow_patterns=wanted,
             )
-            _take_place(partial, partial / single if single else partial, target)
+            _give_name(partial, partial / single if single else partial, target)
     return target
 
 
@@ -81,7 +81,7 @@ def _partial_name(name: str, hub_id: str, wanted: Collection[str]) -> str:
     return f".{name}.{mark}.download"
 
 
-def _take_place(partial: Path, whole: Path, target: Path) -> None:
+def _give_name(partial: Path, whole: Path, target: Path) -> None:
     """Give what was downloaded its name, unless something has got that name meanwhile.
 
     Raises:

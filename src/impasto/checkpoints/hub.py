@@ -106,8 +106,12 @@ def patterns_of(
     Raises:
         ModelError: No part has files of the variant asked for.
     """
-    words = {f"{folder}/*.txt" for layout in layouts for folder in layout.tokenizers}
-    return ["*.json", *sorted(words), *choose_weights(listed, _weights(layouts), variant)]
+    vocabulary_files = {f"{folder}/*.txt" for layout in layouts for folder in layout.tokenizers}
+    return [
+        "*.json",
+        *sorted(vocabulary_files),
+        *choose_weights(listed, _weights(layouts), variant),
+    ]
 
 
 def choose_weights(

@@ -165,9 +165,9 @@ def _unet_rows(layout: UNetLayout) -> Iterator[Row]:
             yield from _under(f"{block}.0", f"up_blocks.{level}.resnets.{number}", RESNET)
             if attention:
                 yield f"{block}.1", f"up_blocks.{level}.attentions.{number}"
-        place = 2 if attention else 1
+        index = 2 if attention else 1
         up = f"up_blocks.{level}.upsamplers.0.conv"
-        yield f"output_blocks.{first + layers}.{place}.conv", up
+        yield f"output_blocks.{first + layers}.{index}.conv", up
 
 
 def _vae_rows(layout: VaeLayout) -> Iterator[Row]:

@@ -31,7 +31,7 @@ SEPARATE = re.compile(r"encoder\.layers\.(\d+)\.self_attn\.([qkv])_proj\.(weight
 CONVOLVED = re.compile(r"\.mid\.attn_1\.(q|k|v|proj_out)\.weight$")
 
 
-class PartKind(enum.Enum):
+class ComponentKind(enum.Enum):
     """What a network does in a model; the value is what people call it."""
 
     UNET = "U-Net"
@@ -131,7 +131,7 @@ class Naming:
 
 
 @dataclass(frozen=True)
-class NamedPart:
+class NamedComponent:
     """A network of a family, as single files have it.
 
     Attributes:
@@ -141,7 +141,7 @@ class NamedPart:
     """
 
     name: str
-    kind: PartKind
+    kind: ComponentKind
     naming: Naming
 
 
@@ -149,22 +149,22 @@ class NamedPart:
 class FileLayout:
     """The networks of a family in single files, in the order of the table."""
 
-    parts: tuple[NamedPart, ...]
+    components: tuple[NamedComponent, ...]
 
-    def of_kind(self, kind: PartKind) -> tuple[NamedPart, ...]:
+    def of_kind(self, kind: ComponentKind) -> tuple[NamedComponent, ...]:
         """The parts of the layout that are of a kind."""
-        return tuple(part for part in self.parts if part.kind is kind)
+        return tuple(component for component in self.components if component.kind is kind)
 
     def modern(self, name: str) -> str:
         """A name as today's files have it."""
-        for part in self.parts:
-            name = part.naming.modern(name)
+        for component in self.components:
+            name = component.naming.modern(name)
         return name
 
     def fit(self, names: ParameterNames) -> int:
         """How many of its networks the names of a file are of."""
         modern = [self.modern(name) for name in names]
-        return sum(any(n.startswith(p.naming.prefix) for n in modern) for p in self.parts)
+        return sum(any(n.startswith(p.naming.prefix) for n in modern) for p in self.components)
 
 
 def layout_of(names: ParameterNames, layouts: Collection[FileLayout]) -> FileLayout:
@@ -280,9 +280,9 @@ def ema_name(name: str) -> str:
 
 def _replaced(name: str, table: dict[str, str]) -> str:
     """Replace the longest module name at the beginning that the table has."""
-    words = name.split(".")
-    for cut in range(len(words), 0, -1):
-        found = table.get(".".join(words[:cut]))
+    names = name.split(".")
+    for cut in range(len(names), 0, -1):
+        found = table.get(".".join(names[:cut]))
         if found is not None:
-            return ".".join([found, *words[cut:]])
+            return ".".join([found, *names[cut:]])
     return name

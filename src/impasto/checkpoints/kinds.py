@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from impasto.checkpoints.hypernetworks import is_hypernetwork
-from impasto.checkpoints.keymap import FileLayout, NamedPart, PartKind
+from impasto.checkpoints.keymap import ComponentKind, FileLayout, NamedComponent
 from impasto.checkpoints.reading import TensorFile
 
 INPUT_CHANNELS = {
@@ -74,7 +74,7 @@ REFINER = Kind(
     "the SDXL refiner, which finishes what another model has begun to draw",
     ("conditioner.embedders.0.model.",),
 )
-PART_OF_SDXL = Kind(
+COMPONENT_OF_SDXL = Kind(
     "part of an SDXL checkpoint",
     ("conditioner.embedders.", "model.diffusion_model.label_emb."),
 )
@@ -169,7 +169,7 @@ OTHERS = (
     Kind("a Stable Cascade model", ("clip_txt_mapper.", "clip_txt_pooled_mapper.", "effnet_")),
     SDXL_IN_MEMORY,
     REFINER_IN_MEMORY,
-    PART_OF_SDXL,
+    COMPONENT_OF_SDXL,
     SD_IN_MEMORY,
     Kind(
         "a diffusion transformer (SD 3, PixArt, Hunyuan, Lumina, Qwen, Wan or the like)",
@@ -234,14 +234,16 @@ def lacking(file: TensorFile, layouts: Collection[FileLayout]) -> tuple[str, ...
         return any(name.startswith(start) for name in names)
 
     def nearness(layout: FileLayout) -> tuple[int, int]:
-        namings = [part.naming for part in layout.parts]
+        namings = [component.naming for component in layout.components]
         claims = [naming.prefix + claim for naming in namings for claim in naming.claims]
         return sum(map(has, claims)), sum(has(naming.root) for naming in namings)
 
     nearest = max(layouts, key=nearness)
     if nearness(nearest) == (0, 0):
         return ()
-    return tuple(part.name for part in nearest.parts if not has(part.naming.root))
+    return tuple(
+        component.name for component in nearest.components if not has(component.naming.root)
+    )
 
 
 def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[str, ...]:
@@ -249,25 +251,27 @@ def _claimed(names: tuple[str, ...], layouts: Collection[FileLayout]) -> tuple[s
     claimed: set[str] = set()
     for layout in layouts:
         modern = [layout.modern(name) for name in names]
-        namings = [p.naming for p in layout.parts if p.kind is not PartKind.VAE]
+        namings = [p.naming for p in layout.components if p.kind is not ComponentKind.VAE]
         special = {naming.prefix + claim for naming in namings for claim in naming.claims}
         needed = special | {naming.prefix for naming in namings}
         if all(any(name.startswith(start) for name in modern) for start in needed):
-            claimed |= special | {p.naming.root for p in layout.of_kind(PartKind.TEXT)}
+            claimed |= special | {p.naming.root for p in layout.of_kind(ComponentKind.TEXT)}
     return tuple(claimed)
 
 
 def _model_components(names: tuple[str, ...], layouts: Collection[FileLayout]) -> Kind | None:
     """A base model, or one or two parts of it, in either naming."""
-    parts = [part for layout in layouts for part in layout.parts]
-    texts = tuple(part.naming.root for part in parts if part.kind is PartKind.TEXT)
+    components = [component for layout in layouts for component in layout.components]
+    texts = tuple(
+        component.naming.root for component in components if component.kind is ComponentKind.TEXT
+    )
     has_text = any(name.startswith(texts) for name in names)
-    has_vae = _has(names, parts, PartKind.VAE, bare=True)
-    if _has(names, parts, PartKind.UNET, bare=False):
+    has_vae = _has(names, components, ComponentKind.VAE, bare=True)
+    if _has(names, components, ComponentKind.UNET, bare=False):
         if has_text:
             return BASE_MODEL
         return UNET_AND_VAE if has_vae else UNET_ALONE
-    if _has(names, parts, PartKind.UNET, bare=True):
+    if _has(names, components, ComponentKind.UNET, bare=True):
         return UNET_ALONE
     if has_vae:
         return DIFFUSERS_VAE if DIFFUSERS_VAE.fits(names) else VAE_ALONE
@@ -277,10 +281,14 @@ def _model_components(names: tuple[str, ...], layouts: Collection[FileLayout]) -
 
 
 def _has(
-    names: tuple[str, ...], parts: Collection[NamedPart], kind: PartKind, *, bare: bool
+    names: tuple[str, ...],
+    components: Collection[NamedComponent],
+    kind: ComponentKind,
+    *,
+    bare: bool,
 ) -> bool:
     """Whether a network is there, under its prefix or without one if it may be `bare`."""
-    namings = [part.naming for part in parts if part.kind is kind]
+    namings = [component.naming for component in components if component.kind is kind]
     entries = {naming.prefix + naming.entry for naming in namings}
     entries |= {naming.entry for naming in namings} if bare else set()
     return not entries.isdisjoint(names)

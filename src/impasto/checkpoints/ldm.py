@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import torch
 
-from impasto.checkpoints.keymap import ComponentMap, FileLayout, NamedPart, ema_name
+from impasto.checkpoints.keymap import ComponentMap, FileLayout, NamedComponent, ema_name
 from impasto.checkpoints.tensors import LazyTensor, Tensors, joined
 
 MOST_POSITIONS = 4096
@@ -33,7 +33,7 @@ class LdmModel:
     """The contents of a single file, sorted by network.
 
     Attributes:
-        parts: Part -> tensors by our names.
+        components: Part -> tensors by our names.
         ldm_only: Tensors by LDM's names that the format has and no part uses.
         ema: The averaged U-Net by our names; empty if the file has none.
         foreign: Names that belong to nothing known.
@@ -42,7 +42,7 @@ class LdmModel:
         notes: What was put right, in sentences.
     """
 
-    parts: Mapping[str, Tensors]
+    components: Mapping[str, Tensors]
     ldm_only: Tensors
     ema: Tensors
     foreign: tuple[str, ...]
@@ -69,7 +69,7 @@ def split_ldm(
 
 
 def merge_ldm(
-    parts: Mapping[str, Tensors], ldm_only: Tensors, layout: FileLayout
+    components: Mapping[str, Tensors], ldm_only: Tensors, layout: FileLayout
 ) -> dict[str, LazyTensor]:
     """All tensors of a single file by name.
 
@@ -78,15 +78,15 @@ def merge_ldm(
     content.
 
     Args:
-        parts: Part -> tensors by our names.
+        components: Part -> tensors by our names.
         ldm_only: What `split_ldm` kept beside the parts.
         layout: How the file names them.
     """
     result: dict[str, LazyTensor] = {}
-    for part in layout.parts:
-        if part.name in parts:
-            own = _in_file(part, parts[part.name])
-            result |= {**own, **_tail(part, own)}
+    for component in layout.components:
+        if component.name in components:
+            own = _in_file(component, components[component.name])
+            result |= {**own, **_tail(component, own)}
     return {**result, **ldm_only}
 
 
@@ -94,15 +94,19 @@ class _Sorting:
     """The tensors of a file on their way into parts."""
 
     def __init__(self, layout: FileLayout, tensors: Tensors, layers: Mapping[str, int]) -> None:
-        self._parts = layout.parts
-        self._maps = {part.name: part.naming.map_of_file(tensors) for part in layout.parts}
-        self._used = {
-            part.name: part.naming.layers_used(tensors, layers.get(part.name))
-            for part in layout.parts
+        self._components = layout.components
+        self._maps = {
+            component.name: component.naming.map_of_file(tensors) for component in layout.components
         }
-        roots = [p.naming.root + stale for p in layout.parts for stale in p.naming.stale]
+        self._used = {
+            component.name: component.naming.layers_used(tensors, layers.get(component.name))
+            for component in layout.components
+        }
+        roots = [p.naming.root + stale for p in layout.components for stale in p.naming.stale]
         self._stale = ("model_ema.", *roots)
-        self._found: dict[str, dict[str, LazyTensor]] = {part.name: {} for part in layout.parts}
+        self._found: dict[str, dict[str, LazyTensor]] = {
+            component.name: {} for component in layout.components
+        }
         self._ldm_only: dict[str, LazyTensor] = {}
         self._foreign: list[str] = []
         self._stale_names: list[str] = []
@@ -111,31 +115,33 @@ class _Sorting:
 
     def take(self, name: str, tensor: LazyTensor) -> None:
         """Put one where it belongs."""
-        part = next((p for p in self._parts if name.startswith(p.naming.prefix)), None)
+        component = next((p for p in self._components if name.startswith(p.naming.prefix)), None)
         if name.startswith(self._stale):
             self._stale_names.append(name)
         elif name in SCHEDULE_BUFFERS:
             self._ldm_only[name] = tensor
-        elif part is None and name in (VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK):
+        elif component is None and name in (VELOCITY_MARK, ZERO_TERMINAL_SNR_MARK):
             self._marks.add(name)
-        elif part is None:
+        elif component is None:
             self._foreign.append(name)
-        elif part.naming.is_beside(name, self._used[part.name]):
-            self._keep_beside(part, name, tensor)
+        elif component.naming.is_beside(name, self._used[component.name]):
+            self._keep_beside(component, name, tensor)
         else:
-            self._found[part.name].update(_to_diffusers(self._maps[part.name], name, tensor))
+            self._found[component.name].update(
+                _to_diffusers(self._maps[component.name], name, tensor)
+            )
 
-    def _keep_beside(self, part: NamedPart, name: str, tensor: LazyTensor) -> None:
-        if name.removeprefix(part.naming.prefix) == part.naming.counted:
+    def _keep_beside(self, component: NamedComponent, name: str, tensor: LazyTensor) -> None:
+        if name.removeprefix(component.naming.prefix) == component.naming.counted:
             tensor, repaired = _whole_positions(tensor)
             self._notes += repaired
         self._ldm_only[name] = tensor
 
     def model(self, tensors: Tensors) -> LdmModel:
         """The networks found, once all tensors were sorted."""
-        averaged = next(part for part in self._parts if part.naming.is_averaged)
+        averaged = next(component for component in self._components if component.naming.is_averaged)
         return LdmModel(
-            {part: names for part, names in self._found.items() if names},
+            {component: names for component, names in self._found.items() if names},
             self._ldm_only,
             _averaged(tensors, self._maps[averaged.name]),
             tuple(self._foreign),
@@ -163,8 +169,10 @@ def _whole_positions(tensor: LazyTensor) -> tuple[LazyTensor, list[str]]:
     return LazyTensor.of(right), [f"the text encoder's position ids were {state}: corrected"]
 
 
-def _to_diffusers(part_map: ComponentMap, name: str, tensor: LazyTensor) -> dict[str, LazyTensor]:
-    naming, names = part_map.naming, part_map.to_diffusers(name)
+def _to_diffusers(
+    component_map: ComponentMap, name: str, tensor: LazyTensor
+) -> dict[str, LazyTensor]:
+    naming, names = component_map.naming, component_map.to_diffusers(name)
     if len(names) > 1:
         return {own: tensor.third(number) for number, own in enumerate(names)}
     if naming.convolved and naming.convolved.search(name) and len(tensor.shape) == 4:
@@ -174,14 +182,14 @@ def _to_diffusers(part_map: ComponentMap, name: str, tensor: LazyTensor) -> dict
     return {names[0]: tensor}
 
 
-def _in_file(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
+def _in_file(component: NamedComponent, tensors: Tensors) -> dict[str, LazyTensor]:
     """A network's tensors as files have them."""
-    naming = part.naming
-    part_map = naming.map_of_ours(tensors.keys())
+    naming = component.naming
+    component_map = naming.map_of_ours(tensors.keys())
     result = {}
     for name, tensor in tensors.items():
-        ldm = part_map.to_ldm(name)
-        names = part_map.to_diffusers(ldm)
+        ldm = component_map.to_ldm(name)
+        names = component_map.to_diffusers(ldm)
         if len(names) > 1:
             result[ldm] = joined(tuple(tensors[n] for n in names))
         elif naming.convolved and naming.convolved.search(ldm):
@@ -193,9 +201,9 @@ def _in_file(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
     return result
 
 
-def _tail(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
+def _tail(component: NamedComponent, tensors: Tensors) -> dict[str, LazyTensor]:
     """What a file has of a text encoder after the layers that are used."""
-    naming, tail = part.naming, part.naming.tail
+    naming, tail = component.naming, component.naming.tail
     if naming.layers is None:
         return {}
     blocks = naming.prefix + naming.layers
@@ -214,10 +222,10 @@ def _tail(part: NamedPart, tensors: Tensors) -> dict[str, LazyTensor]:
     return {**copied, **ones}
 
 
-def _averaged(tensors: Tensors, part_map: ComponentMap) -> Tensors:
+def _averaged(tensors: Tensors, component_map: ComponentMap) -> Tensors:
     """The averaged copies of the U-Net's tensors, if the file has them."""
     averaged = {}
     for name in tensors:
-        if name.startswith(part_map.prefix) and ema_name(name) in tensors:
-            averaged[part_map.to_diffusers(name)[0]] = tensors[ema_name(name)]
+        if name.startswith(component_map.prefix) and ema_name(name) in tensors:
+            averaged[component_map.to_diffusers(name)[0]] = tensors[ema_name(name)]
     return averaged

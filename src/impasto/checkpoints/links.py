@@ -29,9 +29,9 @@ def require_links_inside(folder: Path) -> None:
         return
     real = files.real_path(folder)
     allowed = [real, *_blobs_of(real)]
-    for place, folders, names in os.walk(real):
+    for above, folders, names in os.walk(real):
         for name in sorted([*folders, *names]):
-            path = Path(place, name)
+            path = Path(above, name)
             if not presence.is_link(path):
                 continue
             target = files.real_path(path)

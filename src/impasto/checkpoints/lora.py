@@ -27,7 +27,7 @@ from impasto.checkpoints.untrusted import untrusted
 from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
 
-_PART = re.compile(
+_TENSOR_NAME = re.compile(
     r"(?P<layer>.+?)"
     r"(?:\.lora_(?P<kohya>down|up|mid)\.weight"
     r"|\.lora_(?P<peft>A|B)(?:\.[A-Za-z]\w*)?\.weight"
@@ -152,7 +152,7 @@ def _taken_apart(name: str, path: Path) -> tuple[str, str]:
     Raises:
         ModelError: It is of another kind of network.
     """
-    match = _PART.fullmatch(name)
+    match = _TENSOR_NAME.fullmatch(name)
     if match is None:
         kind = next((kind for mark, kind in _OTHER_KINDS.items() if mark in name), None)
         what = f"a file with {kind} in it" if kind else "no LoRA or LoCon alone"

@@ -52,13 +52,13 @@ class Alphas:
         """
         found: dict[str, dict[str, Any]] = {}
         for key, value in _settings_of(file).items():
-            prefix, _, word = key.rpartition(".")
-            found.setdefault(prefix, {})[word] = value
+            prefix, _, setting = key.rpartition(".")
+            found.setdefault(prefix, {})[setting] = value
         return cls(
             {
-                prefix: _checked(words, file.path)
-                for prefix, words in found.items()
-                if _requires_alpha(words, file.path)
+                prefix: _checked(settings, file.path)
+                for prefix, settings in found.items()
+                if _requires_alpha(settings, file.path)
             }
         )
 
@@ -95,27 +95,27 @@ def _settings_of(file: TensorFile) -> Mapping[str, Any]:
     return {key: value for key, value in settings.items() if "." not in key}
 
 
-def _requires_alpha(words: Mapping[str, Any], path: Path) -> bool:
+def _requires_alpha(settings: Mapping[str, Any], path: Path) -> bool:
     """Whether settings have an alpha.
 
     Raises:
         ModelError: They ask for another scale.
     """
-    odd = next((word for word in _REFUSED if words.get(word)), None)
+    odd = next((setting for setting in _REFUSED if settings.get(setting)), None)
     if odd is not None:
         raise ModelError(
             f"{path} was trained with PEFT's {odd}, which is not merged. Draw with it in diffusers."
         )
-    return "lora_alpha" in words
+    return "lora_alpha" in settings
 
 
-def _checked(words: Mapping[str, Any], path: Path) -> tuple[float, dict[str, float]]:
+def _checked(settings: Mapping[str, Any], path: Path) -> tuple[float, dict[str, float]]:
     """The alpha and those by name.
 
     Raises:
         ModelError: One is no finite number, or is for names that are no plain ones.
     """
-    pattern = words.get("alpha_pattern") or {}
+    pattern = settings.get("alpha_pattern") or {}
     if not isinstance(pattern, dict) or len(pattern) > _MOST_KEYS:
         raise ModelError(f"{path}: its alpha_pattern is no list of layers. Take another copy.")
     odd = next((key for key in pattern if not _PLAIN_KEY.fullmatch(key)), None)
@@ -124,7 +124,7 @@ def _checked(words: Mapping[str, Any], path: Path) -> tuple[float, dict[str, flo
             f"{path}: its alpha_pattern has {odd[:80]!r}, which is no plain name of a layer: "
             f"letters, digits, dots and _ are read, with ^ before them. Draw with it in diffusers."
         )
-    alpha = finite_alpha(words["lora_alpha"], path)
+    alpha = finite_alpha(settings["lora_alpha"], path)
     return alpha, {key: finite_alpha(value, path) for key, value in pattern.items()}
 
 

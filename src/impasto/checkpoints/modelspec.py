@@ -77,7 +77,7 @@ class ModelSpec:
             "date": now.isoformat(timespec="seconds"),
             "prediction_type": PREDICTION_NAMES[self.prediction_type],
             "encoder_layer": str(self.encoder_layer),
-            **{f"{part}_dtype": dtype for part, dtype in self.dtypes.items()},
+            **{f"{component}_dtype": dtype for component, dtype in self.dtypes.items()},
             **self.others,
         }
         if self.timestep_range is not None:
@@ -88,7 +88,7 @@ class ModelSpec:
 def read_prediction_type(metadata: Mapping[str, str]) -> str | None:
     """What a file's metadata says, in diffusers' word, or None where it says nothing known."""
     said = metadata.get(PREDICTION_TYPE)
-    return next((word for word, spec in PREDICTION_NAMES.items() if said in (word, spec)), None)
+    return next((name for name, spec in PREDICTION_NAMES.items() if said in (name, spec)), None)
 
 
 def says_zero_terminal_snr(metadata: Mapping[str, str]) -> bool:

@@ -103,17 +103,17 @@ def _require_formats(
     for name, tensor in tensors.items():
         if _last(name) == LAYER_FORMAT:
             stated[name.rpartition(".")[0]] = _stated_in(tensor, name, source)
-    for layer, word in stated.items():
-        if word not in FORMATS:
+    for layer, stated_format in stated.items():
+        if stated_format not in FORMATS:
             raise ModelError(
-                f"{source}: {layer} is quantized as {word!r}; of such formats only "
+                f"{source}: {layer} is quantized as {stated_format!r}; of such formats only "
                 f"{' and '.join(FORMATS)} can be read. Take an fp16, bf16 or fp32 version."
             )
         has_weight = f"{layer}.weight" in tensors
         if has_weight and f"{layer}.weight" not in scaled:
             raise ModelError(
-                f"{source} is incomplete: it says that {layer} is scaled {word}, but has no scale "
-                f"for it. Download or copy it again."
+                f"{source} is incomplete: it says that {layer} is scaled {stated_format}, but has "
+                f"no scale for it. Download or copy it again."
             )
 
 
@@ -122,7 +122,7 @@ def _stated_in_metadata(metadata: Mapping[str, str], source: str) -> dict[str, A
         return {}
     try:
         layers = parse_json(metadata[QUANTIZATION_KEY])["layers"]
-        return {str(layer): _word(said) for layer, said in layers.items()}
+        return {str(layer): _format_of(said) for layer, said in layers.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{source}: its metadata {QUANTIZATION_KEY} cannot be read, so what its weights mean "
@@ -132,7 +132,7 @@ def _stated_in_metadata(metadata: Mapping[str, str], source: str) -> dict[str, A
 
 def _stated_in(tensor: LazyTensor, name: str, source: str) -> Any:
     try:
-        return _word(parse_json(bytes(tensor.read().flatten().tolist())))
+        return _format_of(parse_json(bytes(tensor.read().flatten().tolist())))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{source}: {name} cannot be read, so what its weight means is not known. Take an "
@@ -140,7 +140,7 @@ def _stated_in(tensor: LazyTensor, name: str, source: str) -> Any:
         ) from error
 
 
-def _word(said: Any) -> Any:
+def _format_of(said: Any) -> Any:
     return said.get("format") if isinstance(said, dict) else said
 
 

@@ -95,7 +95,7 @@ def weight_sets_in(names: Iterable[str], stems: Stems) -> dict[str | None, str]:
     for pattern, name in product(_patterns(stems), sorted(names)):
         match = pattern.fullmatch(name)
         if match:
-            variant = next((word for word in match.groups() if word), None)
+            variant = next((variant_name for variant_name in match.groups() if variant_name), None)
             found.setdefault(variant, name)
     return found
 
@@ -111,15 +111,15 @@ def read_weights(file: Path) -> tuple[Tensors, Mapping[str, str]]:
     if file.suffix != ".json":
         opened = open_tensor_file(file)
         return opened.tensors, opened.metadata
-    places = _read_index(file)
+    shard_of = _read_index(file)
     tensors: dict[str, LazyTensor] = {}
-    for shard in sorted(set(places.values())):
+    for shard in sorted(set(shard_of.values())):
         inside = open_tensor_file(file.parent / shard).tensors
-        tensors |= {name: inside[name] for name in inside if places.get(name) == shard}
-    missing = sorted(places.keys() - tensors.keys())
+        tensors |= {name: inside[name] for name in inside if shard_of.get(name) == shard}
+    missing = sorted(shard_of.keys() - tensors.keys())
     if missing:
         raise ModelError(
-            f"{file} says that {missing[0]} is in {places[missing[0]]}, but it is not. The model "
+            f"{file} says that {missing[0]} is in {shard_of[missing[0]]}, but it is not. The model "
             f"is incomplete or mixed from two; download or copy it again."
         )
     return tensors, {}
@@ -143,8 +143,8 @@ def _patterns(stems: Stems) -> list[re.Pattern[str]]:
 
 def _read_index(file: Path) -> dict[str, str]:
     try:
-        places = parse_json(read_text(file))["weight_map"]
-        named = {str(name): str(shard) for name, shard in places.items()}
+        weight_map = parse_json(read_text(file))["weight_map"]
+        named = {str(name): str(shard) for name, shard in weight_map.items()}
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(
             f"{file} cannot be read as an index of shards ({error}). Download or copy it again."

@@ -74,7 +74,7 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     prediction = model.identity.prediction
     require_compatible(config, facts_of(config, processes, prediction=prediction))
     trainable = build_trainable(config, model)
-    require_usable_optimizer(trainable.parts, config.optimizer)
+    require_usable_optimizer(trainable.modules, config.optimizer)
     steps = count_steps(config, sampler)
     require_compatible(config, facts_of(config, processes, steps))
     group, _ = heaviest_group(config, found.plan.images)

@@ -112,7 +112,7 @@ class Notes(SilentProgress):
 def plan_of(outlook: Outlook) -> RunPlan:
     """The plan of a run, as plain values."""
     config, identity = outlook.config, outlook.model.identity
-    per_epoch, modules = outlook.sampler.steps_per_epoch, outlook.trainable.parts
+    per_epoch, modules = outlook.sampler.steps_per_epoch, outlook.trainable.modules
     transfers = transfers_of(config, outlook.trainable, default_device())
     each = _seconds_per_step(outlook, transfers)
     exposure = exposure_of(outlook.survey.plan.table.records, outlook.sampler, outlook.steps)
@@ -232,7 +232,7 @@ def _validation_of(outlook: Outlook, step_s: float) -> ValidationPlan | None:
 
 
 def _seconds_per_step(outlook: Outlook, transfers: Transfers | None) -> float:
-    images, modules = outlook.survey.plan.images, outlook.trainable.parts
+    images, modules = outlook.survey.plan.images, outlook.trainable.modules
     return seconds_per_step(
         outlook.config, outlook.footprint, images, modules, default_device(), transfers
     )

@@ -10,7 +10,7 @@ import click
 if TYPE_CHECKING:
     import torch
 
-    from impasto.checkpoints.keymap import PartKind
+    from impasto.checkpoints.keymap import ComponentKind
 
 DTYPE = click.Choice(["fp32", "fp16", "bf16"])
 
@@ -38,7 +38,7 @@ def precision_options(usual: str) -> Callable[[F], F]:
     return add
 
 
-def asked_dtypes(options: Mapping[str, Any]) -> Mapping[PartKind, torch.dtype]:
+def asked_dtypes(options: Mapping[str, Any]) -> Mapping[ComponentKind, torch.dtype]:
     """The precision of each kind of network that was asked for, by its own option or for all."""
     from impasto.models import families
     from impasto.models.writing.saving import DTYPES

@@ -172,7 +172,7 @@ def _load(
     changed = partial(with_loras, loras=loras)
     base = load_base_model(model, open_options(options), console, changed=changed)
     for lora in loras:
-        console.note(f"With {lora.words}.")
+        console.note(f"With {lora.description}.")
     return base
 
 

@@ -16,8 +16,8 @@ from dataclasses import replace
 from typing import TypeVar
 
 from impasto.checkpoints.keymap import (
+    ComponentKind,
     FileLayout,
-    PartKind,
     clip_naming,
     open_clip_naming,
     unet_naming,
@@ -46,7 +46,7 @@ STABLE_DIFFUSION_XL = Pipeline(
 
 _UNET = Component(
     name="unet",
-    kind=PartKind.UNET,
+    kind=ComponentKind.UNET,
     naming=unet_naming("model.diffusion_model."),
     folder="unet",
     stems=Stems("diffusion_pytorch_model"),
@@ -56,7 +56,7 @@ _UNET = Component(
 )
 _VAE = Component(
     name="vae",
-    kind=PartKind.VAE,
+    kind=ComponentKind.VAE,
     naming=vae_naming("first_stage_model."),
     folder="vae",
     stems=Stems("diffusion_pytorch_model"),
@@ -66,7 +66,7 @@ _VAE = Component(
 )
 _CLIP = Component(
     name="text_encoder",
-    kind=PartKind.TEXT,
+    kind=ComponentKind.TEXT,
     naming=clip_naming("cond_stage_model."),
     folder="text_encoder",
     stems=Stems("model", former=("pytorch_model",)),
@@ -172,13 +172,17 @@ RELATIVES = {
 }  # fmt: skip
 """Models made smaller from SDXL, by their depths; ComfyUI `comfy/supported_models.py`."""
 
-BY_SETTING = {"unet": PartKind.UNET, "text_encoder": PartKind.TEXT, "vae": PartKind.VAE}
+BY_SETTING = {
+    "unet": ComponentKind.UNET,
+    "text_encoder": ComponentKind.TEXT,
+    "vae": ComponentKind.VAE,
+}
 """How settings and options call kinds of networks, as in `saving.vae_dtype`."""
 
 
-def by_kind(values: Mapping[str, T]) -> dict[PartKind, T]:
+def by_kind(values: Mapping[str, T]) -> dict[ComponentKind, T]:
     """What settings say of networks, by their kind."""
-    return {BY_SETTING[word]: value for word, value in values.items()}
+    return {BY_SETTING[setting]: value for setting, value in values.items()}
 
 
 def file_layouts() -> tuple[FileLayout, ...]:
@@ -210,10 +214,10 @@ def dialect_of(name: str, activation: object) -> str | None:
     """Whose text encoder of that name has an activation, or None where no family has it so."""
     return next(
         (
-            part.naming.dialect
+            component.naming.dialect
             for family in FAMILIES
-            for part in family.text_encoders
-            if part.name == name and part.text.activation == activation
+            for component in family.text_encoders
+            if component.name == name and component.text.activation == activation
         ),
         None,
     )

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
-from impasto.checkpoints.keymap import FileLayout, NamedPart, Naming, PartKind
+from impasto.checkpoints.keymap import ComponentKind, FileLayout, NamedComponent, Naming
 from impasto.checkpoints.weight_files import FolderLayout, Stems
 from impasto.data.caching.npz import SD_ENDINGS
 from impasto.data.records import CELL, Geometry
@@ -65,7 +65,7 @@ class Component:
     """
 
     name: str
-    kind: PartKind
+    kind: ComponentKind
     naming: Naming
     folder: str
     stems: Stems
@@ -184,65 +184,76 @@ class Family:
     base_version: str = ""
     lora_by_file_names: bool = False
 
-    def of_kind(self, kind: PartKind) -> tuple[Component, ...]:
+    def of_kind(self, kind: ComponentKind) -> tuple[Component, ...]:
         """The components of a kind."""
-        return tuple(part for part in self.components if part.kind is kind)
+        return tuple(component for component in self.components if component.kind is kind)
 
     @property
     def unet(self) -> Component:
         """The component that predicts noise or velocity."""
-        return self.of_kind(PartKind.UNET)[0]
+        return self.of_kind(ComponentKind.UNET)[0]
 
     @property
     def vae(self) -> Component:
         """The component between pixels and latents."""
-        return self.of_kind(PartKind.VAE)[0]
+        return self.of_kind(ComponentKind.VAE)[0]
 
     @property
     def text_encoders(self) -> tuple[Component, ...]:
         """The networks that read, in the order in which their states are put together."""
-        return self.of_kind(PartKind.TEXT)
+        return self.of_kind(ComponentKind.TEXT)
 
     @property
     def names(self) -> tuple[str, ...]:
         """The names of the components."""
-        return tuple(part.name for part in self.components)
+        return tuple(component.name for component in self.components)
 
     @property
     def context_width(self) -> int:
         """Width of the states that the U-Net attends to, at full size."""
-        return sum(part.text.width for part in self.text_encoders)
+        return sum(component.text.width for component in self.text_encoders)
 
     @property
     def takes_pooled(self) -> bool:
         """Whether the U-Net takes a pooled text besides."""
-        return any(part.text.pooled for part in self.text_encoders)
+        return any(component.text.pooled for component in self.text_encoders)
 
     def heads(self, channels: list[int]) -> int | list[int]:
         """For `attention_head_dim`, which in these models counts heads: 8, or one per 64."""
         return self.head_count or [width // 64 for width in channels]
 
-    def by_name(self, values: Mapping[PartKind, T]) -> dict[str, T]:
+    def by_name(self, values: Mapping[ComponentKind, T]) -> dict[str, T]:
         """Values given for kinds of networks, by the name of each network."""
-        return {part.name: values[part.kind] for part in self.components if part.kind in values}
+        return {
+            component.name: values[component.kind]
+            for component in self.components
+            if component.kind in values
+        }
 
     @property
     def layout(self) -> FileLayout:
         """How single files name the components."""
-        parts = (NamedPart(part.name, part.kind, part.naming) for part in self.components)
-        return FileLayout(tuple(parts))
+        components = (
+            NamedComponent(component.name, component.kind, component.naming)
+            for component in self.components
+        )
+        return FileLayout(tuple(components))
 
     @property
     def folders(self) -> FolderLayout:
         """The folder of each component in diffusers' form."""
-        weights = tuple((part.folder, part.stems) for part in self.components)
-        return FolderLayout(weights, tuple(part.text.tokenizer for part in self.text_encoders))
+        weights = tuple((component.folder, component.stems) for component in self.components)
+        return FolderLayout(
+            weights, tuple(component.text.tokenizer for component in self.text_encoders)
+        )
 
     @property
     def marks(self) -> Marks:
         """The properties that tell this family from others."""
         return Marks(
-            encoders=tuple((part.name, part.naming.dialect) for part in self.text_encoders),
+            encoders=tuple(
+                (component.name, component.naming.dialect) for component in self.text_encoders
+            ),
             entry=ENTRIES[self.linear_projection],
             besides=("add_embedding",) if self.takes_pooled else (),
             context_width=self.context_width,
@@ -281,7 +292,7 @@ class Marks:
     context_width: int
     depths: tuple[int, ...] | None = None
 
-    def words(self) -> dict[str, str]:
+    def descriptions(self) -> dict[str, str]:
         """What is looked at -> what is there, in words."""
         dialects = " and ".join(dialect for _, dialect in self.encoders) or "no"
         besides = " and ".join(CONDITIONED_BY[module] for module in self.besides)
@@ -294,14 +305,14 @@ class Marks:
         }
 
     def __str__(self) -> str:
-        words = self.words()
+        descriptions = self.descriptions()
         told = {"besides": bool(self.besides), "depths": len(set(self.depths or ()) - {0}) > 1}
-        return ", ".join(words[name] for name in words if told.get(name, True))
+        return ", ".join(descriptions[name] for name in descriptions if told.get(name, True))
 
     def against(self, family: Marks, *, full_size: bool) -> list[str]:
         """What is otherwise than in a family, as that family has it, in words."""
         compared = ["encoders", "entry", "besides"]
         if full_size:
             compared += ["context_width", *(["depths"] if family.depths is not None else [])]
-        expected = family.words()
+        expected = family.descriptions()
         return [expected[n] for n in compared if getattr(self, n) != getattr(family, n)]

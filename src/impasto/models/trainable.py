@@ -18,7 +18,7 @@ from impasto.models.text.text_states import ClipHiddenStates, TextStates
 
 
 @dataclass(frozen=True)
-class TrainedPart:
+class TrainedModule:
     """A module that learns, with its learning rate.
 
     Attributes:
@@ -78,7 +78,7 @@ class Trainable(Protocol):
         network: What training calls in its place, as accelerate wraps it: has all that learns
             there among its parameters.
         states: The text encoders.
-        parts: What learns.
+        modules: What learns.
         hypernetworks: Those that are attached.
         family: Of the base model.
     """
@@ -86,7 +86,7 @@ class Trainable(Protocol):
     unet: nn.Module
     network: nn.Module
     states: TextStates
-    parts: tuple[TrainedPart, ...]
+    modules: tuple[TrainedModule, ...]
     hypernetworks: HypernetworkStack
     family: Family
 
@@ -144,27 +144,27 @@ class FullFineTune:
         freeze_blocks(self.unet, block_lrs or {})
         if only:
             freeze_others(self.unet, only)
-        parts = [TrainedPart(model.family.unet.name, self.unet, lr, block_lrs or {})]
+        modules = [TrainedModule(model.family.unet.name, self.unet, lr, block_lrs or {})]
         if text_encoder is not None:
             first, until = text_encoder.from_step, text_encoder.until_step
             for name, encoder in self.states.by_name().items():
                 rate, network = text_encoder.lr[name], encoder.text_encoder
                 if rate > 0:
                     _let_learn(encoder, text_encoder.last_layers)
-                    parts.append(
-                        TrainedPart(name, network, rate, {}, first, until, reads_text=True)
+                    modules.append(
+                        TrainedModule(name, network, rate, {}, first, until, reads_text=True)
                     )
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)
-            for part in parts[1:]:
-                text: Any = part.module  # its method was renamed in transformers 5
+            for trained in modules[1:]:
+                text: Any = trained.module  # its method was renamed in transformers 5
                 enable = getattr(text, "activation_checkpointing_enable", None)
                 (enable or text.gradient_checkpointing_enable)()
-        self.parts = tuple(parts)
+        self.modules = tuple(modules)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The tensors of the parts that learn."""
-        return {part.name: part.module.state_dict() for part in self.parts}
+        return {trained.name: trained.module.state_dict() for trained in self.modules}
 
 
 def _let_learn(encoder: ClipHiddenStates, layers: int | None) -> None:
@@ -253,13 +253,13 @@ class HypernetworkTraining:
         self.hypernetworks.attach(self.unet)
         self.network: nn.Module = UNetWithHypernetwork(self.unet, hypernetwork)
         self.family, self.states = model.family, TextStates.of(model, clip_skip)
-        self.parts: tuple[TrainedPart, ...] = (TrainedPart("hypernetwork", hypernetwork, lr),)
+        self.modules: tuple[TrainedModule, ...] = (TrainedModule("hypernetwork", hypernetwork, lr),)
         if gradient_checkpointing:
             checkpoint_levels(self.unet, checkpointed_levels)
 
     def export(self) -> Mapping[str, Mapping[str, Tensor]]:
         """The tensors of the hypernetwork, for its file."""
-        return {part.name: part.module.state_dict() for part in self.parts}
+        return {trained.name: trained.module.state_dict() for trained in self.modules}
 
 
 def blocks_of(network: nn.Module) -> list[nn.Module]:

@@ -179,7 +179,7 @@ def _put(session: Session, contents: ModelContents) -> None:
     with torch.no_grad():
         for part, tensors in session.trainable.export().items():
             for name, tensor in tensors.items():
-                own = contents.parts[part].get(name.removeprefix("text_model."))
+                own = contents.components[part].get(name.removeprefix("text_model."))
                 if own is not None:
                     tensor.copy_(own.read())
 

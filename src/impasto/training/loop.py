@@ -127,7 +127,7 @@ class TrainingLoop:
 
     def _train_from(self, step: int) -> None:
         session = self._session
-        self._frozen_check = FrozenCheck(session.trainable.parts, session.model.networks)
+        self._frozen_check = FrozenCheck(session.trainable.modules, session.model.networks)
         self._announce(step)
         if step == 0:
             self._pauses.validate(0)
@@ -221,7 +221,9 @@ class TrainingLoop:
         """Once: say if a part that should learn has not moved, or one that should not has."""
         if self._session.precision.scales:
             return  # the first steps may be passed over until the scale is found
-        learning = [part.name for part in self._session.trainable.parts if part.is_trained_at(step)]
+        learning = [
+            part.name for part in self._session.trainable.modules if part.is_trained_at(step)
+        ]
         for finding in frozen_check.findings(learning):
             self._events.note(f"Warning: {finding}")
 

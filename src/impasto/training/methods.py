@@ -61,7 +61,7 @@ def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trai
         checkpointed_levels=config.training.checkpointed_levels,
         only=method.train_only,
     )
-    if not trainable.parts[0].parameters():
+    if not trainable.modules[0].parameters():
         if method.train_only:
             raise ConfigError(
                 "method.train_only and method.block_lrs together leave all of the U-Net as it is: "

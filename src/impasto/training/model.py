@@ -88,7 +88,7 @@ def _as_stored(model: BaseModel, part: str) -> Tensors:
     stored = model.stored[part]
     return {
         name: t.cast(stored[name]) if stored[name].itemsize < t.dtype.itemsize else t
-        for name, t in model.contents.parts[part].items()
+        for name, t in model.contents.components[part].items()
     }
 
 
@@ -121,9 +121,9 @@ def with_offloaded(
     inside = network.state_dict()
     stored = {named_as_in(inside, n): dtype for n, dtype in model.stored[part].items()}
     waiting = offload_to_file(network, file, stored)
-    named = {n: waiting[named_as_in(waiting, n)] for n in model.contents.parts[part]}
-    parts = {**model.contents.parts, part: named}
-    return replace(model, contents=replace(model.contents, parts=parts))
+    named = {n: waiting[named_as_in(waiting, n)] for n in model.contents.components[part]}
+    parts = {**model.contents.components, part: named}
+    return replace(model, contents=replace(model.contents, components=parts))
 
 
 def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:

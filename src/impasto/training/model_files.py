@@ -32,12 +32,12 @@ def model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> in
     Of a hypernetwork, what learns is all there is.
     """
     if config.method.kind != "full":
-        numbers = sum(part.count() for part in trainable.parts)
+        numbers = sum(part.count() for part in trainable.modules)
         return numbers * DTYPES[config.export_precision].itemsize
-    trained = {part.name for part in trainable.parts}
+    trained = {part.name for part in trainable.modules}
     by_name = asked_dtypes(config, model)
     size = total_bytes(model.contents.ldm_only)
-    for part, tensors in model.contents.parts.items():
+    for part, tensors in model.contents.components.items():
         usual = config.export_precision if part in trained else None
         asked = by_name.get(part, DTYPES[usual] if usual else None)
         for name, tensor in tensors.items():

@@ -8,9 +8,9 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.config.run import RunConfig
-from impasto.models.trainable import Trainable, TrainedPart, recomputed_blocks
+from impasto.models.trainable import Trainable, TrainedModule, recomputed_blocks
 from impasto.models.writing.saving import DTYPES
 from impasto.training.float8 import float8_layers
 from impasto.training.optim.chunked import ChunkRules
@@ -22,17 +22,17 @@ from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
 from impasto.training.precision import computed_kind
 
 
-def build_dtypes(config: RunConfig) -> dict[PartKind, torch.dtype]:
+def build_dtypes(config: RunConfig) -> dict[ComponentKind, torch.dtype]:
     """Kinds of networks that are read in 16 bits, since they will be kept so."""
     dtype = DTYPES[config.training.weight_dtype]
     if config.method.kind != "full":
         return {}
-    texts = {PartKind.TEXT: dtype} if config.trains_text_encoder else {}
-    return {PartKind.UNET: dtype, **texts}
+    texts = {ComponentKind.TEXT: dtype} if config.trains_text_encoder else {}
+    return {ComponentKind.UNET: dtype, **texts}
 
 
 def build_chunk_rules(
-    config: RunConfig, parts: Sequence[TrainedPart], accelerator: Accelerator
+    config: RunConfig, parts: Sequence[TrainedModule], accelerator: Accelerator
 ) -> ChunkRules:
     """How the optimizer goes through the weights, which are brought to their width."""
     training, device = config.training, accelerator.device
@@ -45,7 +45,7 @@ def build_chunk_rules(
 
 
 def cast_weights(
-    parts: Sequence[TrainedPart], config: RunConfig, device: torch.device
+    parts: Sequence[TrainedModule], config: RunConfig, device: torch.device
 ) -> Rounding | None:
     """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
     dtype = DTYPES[config.training.weight_dtype]

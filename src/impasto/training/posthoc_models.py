@@ -152,7 +152,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
                 f"--out, and look at what it draws."
             )
         validator = session.validator.of_held_out
-        names = parameter_names(session.trainable.parts)
+        names = parameter_names(session.trainable.modules)
         found = []
         with progress.stage("Measuring averages", len(averages), "averages") as advance:
             for average in averages:
@@ -236,7 +236,7 @@ def require_output(run: RunDirectory, output: Output) -> str:
 
 def _with_average(model: ModelContents, average: Average) -> ModelContents:
     """The model with what was trained taken from the average."""
-    parts = {part: dict(tensors) for part, tensors in model.parts.items()}
+    parts = {part: dict(tensors) for part, tensors in model.components.items()}
     for name, tensor in average.tensors.items():
         part, _, own = name.partition(".")
         own = own.removeprefix("text_model.")
@@ -247,4 +247,4 @@ def _with_average(model: ModelContents, average: Average) -> ModelContents:
                 f"stored averages have: it is not the model of this run. Nothing was written."
             )
         parts[part][own] = tensor
-    return replace(model, parts=parts)
+    return replace(model, components=parts)

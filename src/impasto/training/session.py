@@ -117,7 +117,7 @@ class Session:
         return {
             "family": identity.family.name,
             "prediction": identity.prediction.name,
-            "parts": {part.name: part.count() for part in self.trainable.parts},
+            "parts": {part.name: part.count() for part in self.trainable.modules},
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "updates_per_epoch": self.sampler.steps_per_epoch,
@@ -129,7 +129,7 @@ class Session:
             yield self.strategy.words
         records = self.prepared.training.table.records
         exposure = exposure_of(records, self.sampler, self.total_steps)
-        weights = sum(part.count() for part in self.trainable.parts)
+        weights = sum(part.count() for part in self.trainable.modules)
         device = self.accelerator.device
         for line in advice_on(self.config, self.model.identity, device, exposure, weights):
             yield f"Warning: {line}"
@@ -147,7 +147,7 @@ class Session:
         """The objects whose states a training state holds."""
         return SessionState(
             strategy=self.strategy,
-            names=parameter_names(self.trainable.parts),
+            names=parameter_names(self.trainable.modules),
             optimizer=self.optimizer,
             precision=self.precision,
             ema=self.ema,
@@ -202,7 +202,7 @@ class Session:
         Args:
             average: Whether those are the running average, where one is kept.
         """
-        modules = [part.module for part in self.trainable.parts]
+        modules = [part.module for part in self.trainable.modules]
         were_training = [module.training for module in modules]
         for module in modules:
             module.eval()

@@ -272,6 +272,6 @@ def _learning(trainable: Trainable) -> dict[str, nn.Parameter]:
     """What learns, by name with the part in front."""
     return {
         f"{part.name}.{name}": parameter
-        for part in trainable.parts
+        for part in trainable.modules
         for name, parameter in part.parameters().items()
     }

@@ -58,7 +58,7 @@ class Stepper:
     def __init__(self, session: Session, note: Callable[[str], None]) -> None:
         self._session = session
         self._lr = LrSetter(session.optimizer)
-        names = parameter_names(session.trainable.parts)
+        names = parameter_names(session.trainable.modules)
         self.micro_steps = build_micro_steps(session, list(names), note)
         self.update = self.micro_steps.update
 
@@ -103,7 +103,7 @@ class Stepper:
         self._lr.set(lr_factor)
         if config.training.cuda_graphs == "network":  # the last step's outputs are done with
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        reading = [part for part in session.trainable.parts if part.reads_text]
+        reading = [part for part in session.trainable.modules if part.reads_text]
         if reading:
             session.captions.learn(now=any(part.is_trained_at(step) for part in reading))
         if isinstance(session.optimizer, ChunkedOptimizer):

@@ -90,16 +90,16 @@ def build_learning(
     Raises:
         ConfigError: An optimizer that was given in code does not keep to the settings.
     """
-    rules = build_chunk_rules(config, trainable.parts, accelerator)
+    rules = build_chunk_rules(config, trainable.modules, accelerator)
     stream = build_weight_stream(config, trainable, accelerator.device)
     unet = strategy.wrap(trainable.network) if stream is None else stream.place()
-    trainable.parts = strategy.place(trainable.parts)
-    optimizer = overrides.build_optimizer(trainable.parts, config.optimizer, rules)
+    trainable.modules = strategy.place(trainable.modules)
+    optimizer = overrides.build_optimizer(trainable.modules, config.optimizer, rules)
     _require_chunks(optimizer, rules)
     if config.optimizer.start_decay:
         StartPull(optimizer, config.optimizer.start_decay)  # lives in a hook of its steps
-    part_by_group = part_names(optimizer, trainable.parts)
-    strategy.start(trainable.parts, optimizer)
+    part_by_group = part_names(optimizer, trainable.modules)
+    strategy.start(trainable.modules, optimizer)
     return Learning(unet, stream, optimizer, part_by_group)
 
 

@@ -57,13 +57,13 @@ class Ratios:
         wanted = self.given
         used: set[str] = set()
         found: dict[str, dict[str, float]] = {}
-        for part, tensors in contents.parts.items():
-            blocks = mbw_blocks(contents) if part == contents.identity.family.unet.name else {}
-            found[part] = {}
+        for component, tensors in contents.components.items():
+            blocks = mbw_blocks(contents) if component == contents.identity.family.unet.name else {}
+            found[component] = {}
             for name in tensors:
-                key = self._covering(wanted, part, name, blocks.get(name), contents)
+                key = self._covering(wanted, component, name, blocks.get(name), contents)
                 used.add(key)
-                found[part][name] = wanted.get(key, self.default)
+                found[component][name] = wanted.get(key, self.default)
         if unknown := sorted({_canonical(name) for name in self.named} - used):
             raise ConfigError(
                 f"{unknown[0]} is no network or block of {contents.name}, or other names stand for "
@@ -74,7 +74,7 @@ class Ratios:
     def _covering(
         self,
         wanted: Mapping[str, float],
-        part: str,
+        network: str,
         name: str,
         block: str | None,
         contents: ModelContents,
@@ -83,7 +83,7 @@ class Ratios:
 
         Args:
             wanted: Names -> ratios.
-            part: The network.
+            network: The network.
             name: The tensor's.
             block: The block of the U-Net; None in other networks.
             contents: The model.
@@ -91,10 +91,12 @@ class Ratios:
         kinds = {
             component.name: component.kind for component in contents.identity.family.components
         }
-        word = next(word for word, kind in families.BY_SETTING.items() if kind is kinds[part])
+        setting = next(
+            setting for setting, kind in families.BY_SETTING.items() if kind is kinds[network]
+        )
         inner = () if block is None else (block_of(name, wanted), block)
         outer = (BASE,) if block is None else ()
-        candidates = (*inner, part, word, *outer)
+        candidates = (*inner, network, setting, *outer)
         return next((key for key in candidates if key in wanted), "")
 
 
@@ -111,17 +113,19 @@ def _canonical(name: str) -> str:
 def mbw_blocks(contents: ModelContents) -> dict[str, str]:
     """Name of a tensor of the U-Net -> `IN00` and so on."""
     component = contents.identity.family.unet
-    tensors = contents.parts[component.name]
-    part_map = component.naming.map_of_ours(tensors.keys())
-    ldm = {name: part_map.to_ldm(name).removeprefix(component.naming.prefix) for name in tensors}
+    tensors = contents.components[component.name]
+    component_map = component.naming.map_of_ours(tensors.keys())
+    ldm = {
+        name: component_map.to_ldm(name).removeprefix(component.naming.prefix) for name in tensors
+    }
     last = max(int(n.split(".")[1]) for n in ldm.values() if n.startswith("output_blocks."))
     return {name: _mbw_block(own, last) for name, own in ldm.items()}
 
 
 def _mbw_block(name: str, last: int) -> str:
-    for start, word in _LDM_BLOCKS:
+    for start, block in _LDM_BLOCKS:
         if name.startswith(start):
-            return f"{word}{int(name.split('.')[1]):02}"
+            return f"{block}{int(name.split('.')[1]):02}"
     if name.startswith("middle_block."):
         return "M00"
     return f"OUT{last:02}" if name.startswith("out.") else "IN00"
@@ -163,7 +167,7 @@ def known_names(contents: ModelContents) -> str:
     family = contents.identity.family
     first = [block for block in order if block.startswith("IN")]
     last = [block for block in order if block.startswith("OUT")]
-    tensors = contents.parts[family.unet.name]
+    tensors = contents.components[family.unet.name]
     modules = sorted({_module(name) for name in tensors})
     networks = dict.fromkeys((*families.BY_SETTING, *family.names))
     return (
@@ -173,5 +177,5 @@ def known_names(contents: ModelContents) -> str:
 
 
 def _module(name: str) -> str:
-    words = name.split(".")
-    return ".".join(words[:2]) if words[1].isdigit() else words[0]
+    names = name.split(".")
+    return ".".join(names[:2]) if names[1].isdigit() else names[0]

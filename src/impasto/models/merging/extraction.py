@@ -17,10 +17,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import ConfigError, ModelError
-from impasto.models.merging.lora_names import Place, kohya_names
+from impasto.models.merging.lora_names import LayerName, kohya_names
 from impasto.models.merging.low_rank import RankRule, decompose
 from impasto.models.merging.mixing import finite_values
 from impasto.models.reading.contents import ModelContents
@@ -157,21 +157,21 @@ def extract(
     """
     all_rules = replace(rules, conv_rank=None, with_text=True)
     held = {p: name for p, name in kohya_names(base).items() if _is_in(p, base, all_rules)}
-    targets = {place: name for place, name in held.items() if _is_in(place, base, rules)}
-    _require_modest(rules, [base.parts[p.part][p.tensor].shape for p in targets])
+    targets = {layer: name for layer, name in held.items() if _is_in(layer, base, rules)}
+    _require_modest(rules, [base.components[p.component][p.tensor].shape for p in targets])
     layers: dict[str, ExtractedLayer] = {}
     outside: dict[str, float] = {}
     unasked: dict[str, float] = {}
-    total = sum(len(tensors) for tensors in base.parts.values())
+    total = sum(len(tensors) for tensors in base.components.values())
     told = progress or SilentProgress()
     with told.stage("Comparing and decomposing", total, "tensors") as advance:
-        for place, change in _differences(base, tuned, advance):
-            if place in targets:
-                layers[targets[place]] = _extracted(change, rules, targets[place])
+        for layer, change in _differences(base, tuned, advance):
+            if layer in targets:
+                layers[targets[layer]] = _extracted(change, rules, targets[layer])
             else:
                 squares = float(change.double().square().sum())
-                left_out = unasked if place in held else outside
-                left_out[place.part] = left_out.get(place.part, 0.0) + squares
+                left_out = unasked if layer in held else outside
+                left_out[layer.component] = left_out.get(layer.component, 0.0) + squares
     if not layers:
         raise ModelError(
             f"{tuned.source} and {base.source} are the same in all {len(targets)} layers that the "
@@ -183,24 +183,26 @@ def extract(
 
 def _differences(
     base: ModelContents, tuned: ModelContents, advance: Callable[[int], None]
-) -> Iterator[tuple[Place, Tensor]]:
+) -> Iterator[tuple[LayerName, Tensor]]:
     """Each tensor that differs, as the difference in float32."""
-    for part, tensors in base.parts.items():
+    for component, tensors in base.components.items():
         for name, own in tensors.items():
-            other = tuned.parts[part][name]
+            other = tuned.components[component][name]
             if own.dtype.is_floating_point:
-                change = _difference(own, base.source, other, tuned.source, Place(part, name))
+                change = _difference(
+                    own, base.source, other, tuned.source, LayerName(component, name)
+                )
                 if change is not None:
-                    yield Place(part, name), change
+                    yield LayerName(component, name), change
             advance(1)
 
 
 def _difference(
-    own: LazyTensor, source: str, other: LazyTensor, other_source: str, place: Place
+    own: LazyTensor, source: str, other: LazyTensor, other_source: str, layer: LayerName
 ) -> Tensor | None:
     """The second minus the first; None where they differ by the rounding of their files alone."""
-    before = finite_values(own, source, place.part, place.tensor)
-    after = finite_values(other, other_source, place.part, place.tensor)
+    before = finite_values(own, source, layer.component, layer.tensor)
+    after = finite_values(other, other_source, layer.component, layer.tensor)
     change = after - before
     if own.dtype == other.dtype:
         return change if bool(change.any()) else None
@@ -220,13 +222,13 @@ def _half_ulp(values: Tensor, dtype: torch.dtype) -> Tensor:
     return power * (info.eps / 2)
 
 
-def _is_in(place: Place, contents: ModelContents, rules: ExtractionRules) -> bool:
-    kinds = {part.name: part.kind for part in contents.identity.family.components}
-    if kinds[place.part] is PartKind.TEXT:
-        return rules.with_text and _OF_TEXT.search(place.tensor) is not None
-    if _ATTENTION.search(place.tensor):
+def _is_in(layer: LayerName, contents: ModelContents, rules: ExtractionRules) -> bool:
+    kinds = {component.name: component.kind for component in contents.identity.family.components}
+    if kinds[layer.component] is ComponentKind.TEXT:
+        return rules.with_text and _OF_TEXT.search(layer.tensor) is not None
+    if _ATTENTION.search(layer.tensor):
         return True
-    return rules.conv_rank != 0 and _OTHER_BLOCKS.search(place.tensor) is not None
+    return rules.conv_rank != 0 and _OTHER_BLOCKS.search(layer.tensor) is not None
 
 
 def _extracted(change: Tensor, rules: ExtractionRules, name: str) -> ExtractedLayer:

@@ -18,7 +18,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
 from impasto.models import families
-from impasto.models.merging.lora_names import Place, find_layers
+from impasto.models.merging.lora_names import LayerName, find_layers
 from impasto.models.merging.mixing import finite_values
 from impasto.models.reading.completeness import listed
 from impasto.models.reading.contents import ModelContents
@@ -43,7 +43,7 @@ class StrongLora:
     source: Path
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The LoRA, how many layers it has and its strength, for messages."""
         layers = counted(len(self.file.layers), "layers")
         return f"{shown(self.source)} at {self.strength:g} ({layers})"
@@ -79,57 +79,57 @@ def with_loras(contents: ModelContents, loras: Sequence[StrongLora]) -> ModelCon
     Raises:
         ModelError: A LoRA has a layer that the model does not have, or of another shape.
     """
-    added: dict[Place, Added] = {}
+    added: dict[LayerName, Added] = {}
     for lora in loras:
-        for place, layer in _placed(lora.file, contents).items():
-            added.setdefault(place, []).append((lora, layer))
-    parts = {part: dict(tensors) for part, tensors in contents.parts.items()}
-    for place, layers in added.items():
-        own = parts[place.part][place.tensor]
-        parts[place.part][place.tensor] = LazyTensor(
+        for target, layer in _by_target(lora.file, contents).items():
+            added.setdefault(target, []).append((lora, layer))
+    components = {component: dict(tensors) for component, tensors in contents.components.items()}
+    for target, layers in added.items():
+        own = components[target.component][target.tensor]
+        components[target.component][target.tensor] = LazyTensor(
             own.shape,
             torch.float32,
-            partial(_sum, own, layers, contents.source, place),
+            partial(_sum, own, layers, contents.source, target),
             owns_memory=True,
         )
-    return replace(contents, parts=parts)
+    return replace(contents, components=components)
 
 
-def _placed(file: LoraFile, contents: ModelContents) -> dict[Place, LoraLayer]:
+def _by_target(file: LoraFile, contents: ModelContents) -> dict[LayerName, LoraLayer]:
     """What a LoRA adds, by the layer of the model.
 
     Raises:
         ModelError: It is for another model.
     """
     found = find_layers(file.layers, contents)
-    places = {name: place for name, place in found.items() if place is not None}
+    targets = {name: target for name, target in found.items() if target is not None}
     for_another = (
         f"The LoRA is for another model than {contents.name} "
         f"({contents.identity.family.generation}). Nothing was written."
     )
-    if unknown := sorted(found.keys() - places.keys()):
+    if unknown := sorted(found.keys() - targets.keys()):
         raise ModelError(
             f"{file.path} has {counted(len(found), 'layers')}, of which {contents.source} does not "
             f"have {len(unknown)}: {listed(unknown)}. {for_another}"
         )
-    taken: dict[Place, str] = {}
-    for name, place in places.items():
-        if (other := taken.setdefault(place, name)) != name:
+    taken: dict[LayerName, str] = {}
+    for name, target in targets.items():
+        if (other := taken.setdefault(target, name)) != name:
             raise ModelError(
-                f"{file.path} has two layers for {place.tensor} of {contents.source}: {other} and "
+                f"{file.path} has two layers for {target.tensor} of {contents.source}: {other} and "
                 f"{name}. Nothing was written. Take a file that has each layer once."
             )
-        layer, shape = file.layers[name], contents.parts[place.part][place.tensor].shape
+        layer, shape = file.layers[name], contents.components[target.component][target.tensor].shape
         if not layer.fits(shape):
             raise ModelError(
                 f"{file.path}: {name} is {layer.up.shape} by {layer.down.shape}, which does not "
-                f"fit {place.tensor} of {contents.source}, {shape}. {for_another}"
+                f"fit {target.tensor} of {contents.source}, {shape}. {for_another}"
             )
-    return {place: file.layers[name] for name, place in places.items()}
+    return {target: file.layers[name] for name, target in targets.items()}
 
 
-def _sum(own: LazyTensor, layers: Added, source: str, place: Place) -> Tensor:
-    values = finite_values(own, source, place.part, place.tensor).clone()
+def _sum(own: LazyTensor, layers: Added, source: str, target: LayerName) -> Tensor:
+    values = finite_values(own, source, target.component, target.tensor).clone()
     for lora, layer in layers:
         with untrusted(lora.file.path):
             values += layer.delta(own.shape) * lora.strength

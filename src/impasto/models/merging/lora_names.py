@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.lora_alphas import PEFT_ROOT
 from impasto.models.family import Component, Family
 from impasto.models.reading.contents import ModelContents
@@ -25,53 +25,60 @@ _LYCORIS_ROOT = "lycoris_"
 
 
 @dataclass(frozen=True)
-class Place:
+class LayerName:
     """A layer of a model: the network, and the name of its weight there."""
 
-    part: str
+    component: str
     tensor: str
 
 
-def kohya_prefix(family: Family, part: Component) -> str:
+def kohya_prefix(family: Family, component: Component) -> str:
     """What sd-scripts puts before the names of a network's layers."""
-    if part.kind is not PartKind.TEXT:
+    if component.kind is not ComponentKind.TEXT:
         return "lora_unet"
     encoders = family.text_encoders
-    return "lora_te" if len(encoders) == 1 else f"lora_te{encoders.index(part) + 1}"
+    return "lora_te" if len(encoders) == 1 else f"lora_te{encoders.index(component) + 1}"
 
 
-def kohya_names(contents: ModelContents) -> dict[Place, str]:
+def kohya_names(contents: ModelContents) -> dict[LayerName, str]:
     """Each layer that has a weight, and the name that sd-scripts writes for it."""
     family = contents.identity.family
     return {
-        Place(part.name, f"{module}{_WEIGHT}"): f"{kohya_prefix(family, part)}_{_flat(name)}"
-        for part in (family.unet, *family.text_encoders)
-        for module, name in _written_names(contents, part).items()
+        LayerName(
+            component.name, f"{module}{_WEIGHT}"
+        ): f"{kohya_prefix(family, component)}_{_flat(name)}"
+        for component in (family.unet, *family.text_encoders)
+        for module, name in _written_names(contents, component).items()
     }
 
 
-def known_layers(contents: ModelContents) -> dict[str, Place]:
+def known_layers(contents: ModelContents) -> dict[str, LayerName]:
     """Every name that a LoRA may have for a layer, joined by underscores, and the layer."""
     family = contents.identity.family
-    known: dict[str, Place] = {}
-    for part in (family.unet, *family.text_encoders):
-        prefix = kohya_prefix(family, part)
-        for module in _modules(contents, part):
-            place = Place(part.name, f"{module}{_WEIGHT}")
-            names = {module} if part.kind is not PartKind.TEXT else _clip_names(module)
+    known: dict[str, LayerName] = {}
+    for component in (family.unet, *family.text_encoders):
+        prefix = kohya_prefix(family, component)
+        for module in _modules(contents, component):
+            layer = LayerName(component.name, f"{module}{_WEIGHT}")
+            names = {module} if component.kind is not ComponentKind.TEXT else _clip_names(module)
             for name in names:
-                known[f"{prefix}_{_flat(name)}"] = place
-        if part.kind is not PartKind.TEXT:
-            for module, name in _ldm_names(contents, part).items():
-                known.setdefault(f"{prefix}_{_flat(name)}", Place(part.name, module + _WEIGHT))
+                known[f"{prefix}_{_flat(name)}"] = layer
+        if component.kind is not ComponentKind.TEXT:
+            for module, name in _ldm_names(contents, component).items():
+                known.setdefault(
+                    f"{prefix}_{_flat(name)}", LayerName(component.name, module + _WEIGHT)
+                )
     return known
 
 
-def find_layers(names: Mapping[str, object], contents: ModelContents) -> dict[str, Place | None]:
+def find_layers(
+    names: Mapping[str, object], contents: ModelContents
+) -> dict[str, LayerName | None]:
     """The layer that each name of a LoRA file stands for; None for a name of no layer."""
     known, family = known_layers(contents), contents.identity.family
     prefixes = {
-        f"{part.name}.": kohya_prefix(family, part) for part in (family.unet, *family.text_encoders)
+        f"{component.name}.": kohya_prefix(family, component)
+        for component in (family.unet, *family.text_encoders)
     }
     return {name: known.get(_as_kohya(name, prefixes)) for name in names}
 
@@ -86,31 +93,33 @@ def _as_kohya(name: str, prefixes: Mapping[str, str]) -> str:
     return name if name.startswith("lora_") else f"lora_unet_{_flat(name)}"
 
 
-def _written_names(contents: ModelContents, part: Component) -> dict[str, str]:
+def _written_names(contents: ModelContents, component: Component) -> dict[str, str]:
     """Module -> its name in the network that sd-scripts has."""
-    if part.kind is PartKind.TEXT:
-        return {module: f"{_CLIP_ROOT}.{module}" for module in _modules(contents, part)}
+    if component.kind is ComponentKind.TEXT:
+        return {module: f"{_CLIP_ROOT}.{module}" for module in _modules(contents, component)}
     if contents.identity.family.lora_by_file_names:
-        return _ldm_names(contents, part)
-    return {module: module for module in _modules(contents, part)}
+        return _ldm_names(contents, component)
+    return {module: module for module in _modules(contents, component)}
 
 
 def _clip_names(module: str) -> set[str]:
     return {module, f"{_CLIP_ROOT}.{module}"}
 
 
-def _ldm_names(contents: ModelContents, part: Component) -> dict[str, str]:
+def _ldm_names(contents: ModelContents, component: Component) -> dict[str, str]:
     """Module of the U-Net -> its name in a single file, without the prefix."""
-    naming = part.naming
-    part_map = naming.map_of_ours(contents.parts[part.name].keys())
+    naming = component.naming
+    component_map = naming.map_of_ours(contents.components[component.name].keys())
     return {
-        module: part_map.to_ldm(module + _WEIGHT).removeprefix(naming.prefix).removesuffix(_WEIGHT)
-        for module in _modules(contents, part)
+        module: component_map.to_ldm(module + _WEIGHT)
+        .removeprefix(naming.prefix)
+        .removesuffix(_WEIGHT)
+        for module in _modules(contents, component)
     }
 
 
-def _modules(contents: ModelContents, part: Component) -> list[str]:
-    tensors = contents.parts[part.name]
+def _modules(contents: ModelContents, component: Component) -> list[str]:
+    tensors = contents.components[component.name]
     return [
         name.removesuffix(_WEIGHT)
         for name, tensor in tensors.items()

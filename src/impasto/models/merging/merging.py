@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.pickles import is_read_whole
 from impasto.errors import ConfigError
 from impasto.models.merging.blocks import BASE, Ratios, listed_ratios
@@ -64,7 +64,7 @@ class Output:
 
     target: Path
     form: Form
-    dtypes: Mapping[PartKind, torch.dtype] = field(default_factory=dict)
+    dtypes: Mapping[ComponentKind, torch.dtype] = field(default_factory=dict)
     title: str | None = None
     overwrite: bool = False
 
@@ -245,7 +245,7 @@ def _record(mixture: Mixture, opened: Opened, progress: Progress | None) -> dict
     if BASE in opened.ratios.listed:  # which leaves nothing to the other
         del ratios["ratio"]
     return {
-        **({"formula": formula.key, "meaning": formula.words} if formula else {}),
+        **({"formula": formula.key, "meaning": formula.text} if formula else {}),
         **(ratios if formula and formula.takes_ratio else {}),
         "models": [
             {
@@ -277,7 +277,7 @@ def _summary(
     formula, ratios = mixture.formula, opened.ratios
     rows = {"Wrote": str(output.target), "Family": contents.identity.family.name}
     if formula is not None:
-        rows["Formula"] = formula.words
+        rows["Formula"] = formula.text
     for number, model in enumerate(opened.models):
         rows[letter_of(number)] = f"{model.source} ({_precision(model)})"
     if formula is not None and formula.takes_ratio:
@@ -285,7 +285,7 @@ def _summary(
             [f"{ratios.default:g}", *(f"{name} {value:g}" for name, value in ratios.given.items())]
         )
     if opened.loras:
-        rows["LoRA"] = ", ".join(lora.words for lora in opened.loras)
+        rows["LoRA"] = ", ".join(lora.description for lora in opened.loras)
     rows["Precision"] = _precision(contents)
     notes = dict.fromkeys(f"{m.name}: {note}" for m in opened.models for note in m.notes)
     if notes:
@@ -296,7 +296,7 @@ def _summary(
 
 
 def _precision(contents: ModelContents) -> str:
-    return ", ".join(f"{part} {word}" for part, word in contents.dtypes().items())
+    return ", ".join(f"{component} {dtype}" for component, dtype in contents.dtypes().items())
 
 
 def require_models(mixture: Mixture) -> None:
@@ -308,7 +308,7 @@ def require_models(mixture: Mixture) -> None:
     count, formula = len(mixture.models), mixture.formula
     if formula is not None and count != formula.models:
         raise ConfigError(
-            f"{formula.key} is {formula.words} and takes {formula.models} models; {count} "
+            f"{formula.key} is {formula.text} and takes {formula.models} models; {count} "
             f"{'was' if count == 1 else 'were'} given. Name them in the order of its letters."
         )
     if formula is None and not mixture.loras:

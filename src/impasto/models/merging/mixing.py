@@ -33,14 +33,14 @@ class Formula:
 
     Attributes:
         key: How the command line calls it.
-        words: The formula, in letters of the models and M for the ratio.
+        text: The formula, in letters of the models and M for the ratio.
         models: How many it takes.
         ratio: The ratio where none is given.
         combine: What computes it, in float32.
     """
 
     key: str
-    words: str
+    text: str
     models: int
     ratio: float
     combine: Combine
@@ -103,8 +103,8 @@ def letter_of(number: int) -> str:
     Args:
         number: Its place among all, from 0.
     """
-    again, place = divmod(number, len(string.ascii_uppercase))
-    return string.ascii_uppercase[place] + (str(again + 1) if again else "")
+    again, index = divmod(number, len(string.ascii_uppercase))
+    return string.ascii_uppercase[index] + (str(again + 1) if again else "")
 
 
 def average(shares: Sequence[float]) -> Formula:
@@ -126,8 +126,8 @@ def average(shares: Sequence[float]) -> Formula:
     letters = [letter_of(number) for number in range(len(shares))]
     terms = (f"{share:g} {letter}" for share, letter in zip(shares, letters, strict=True))
     equal = f"({' + '.join(letters)}) / {len(shares)}"
-    words = equal if len(set(shares)) == 1 else f"({' + '.join(terms)}) / {total:g}"
-    return Formula(AVERAGE, words, len(shares), 1.0, combine)
+    text = equal if len(set(shares)) == 1 else f"({' + '.join(terms)}) / {total:g}"
+    return Formula(AVERAGE, text, len(shares), 1.0, combine)
 
 
 def mix(models: Sequence[ModelContents], combine: Combine, ratios: Ratios) -> ModelContents:
@@ -147,36 +147,43 @@ def mix(models: Sequence[ModelContents], combine: Combine, ratios: Ratios) -> Mo
     """
     first = models[0]
     by_name = ratios.of(first)
-    parts: dict[str, Tensors] = {
-        part: {name: _mixed(models, part, name, combine, by_name[part][name]) for name in tensors}
-        for part, tensors in first.parts.items()
+    components: dict[str, Tensors] = {
+        component: {
+            name: _mixed(models, component, name, combine, by_name[component][name])
+            for name in tensors
+        }
+        for component, tensors in first.components.items()
     }
-    return replace(first, parts=parts)
+    return replace(first, components=components)
 
 
 def _mixed(
-    models: Sequence[ModelContents], part: str, name: str, combine: Combine, ratio: float
+    models: Sequence[ModelContents], component: str, name: str, combine: Combine, ratio: float
 ) -> LazyTensor:
-    own = models[0].parts[part][name]
+    own = models[0].components[component][name]
     if ratio == 0 or not own.dtype.is_floating_point:
         return own
-    tensors = [(model.source, model.parts[part][name]) for model in models]
+    tensors = [(model.source, model.components[component][name]) for model in models]
     return LazyTensor(
         own.shape,
         torch.float32,
-        partial(_compute, tensors, part, name, combine, ratio),
+        partial(_compute, tensors, component, name, combine, ratio),
         owns_memory=True,
     )
 
 
 def _compute(
-    tensors: Sequence[tuple[str, LazyTensor]], part: str, name: str, combine: Combine, ratio: float
+    tensors: Sequence[tuple[str, LazyTensor]],
+    component: str,
+    name: str,
+    combine: Combine,
+    ratio: float,
 ) -> Tensor:
-    read = (finite_values(tensor, source, part, name) for source, tensor in tensors)
+    read = (finite_values(tensor, source, component, name) for source, tensor in tensors)
     return combine(read, ratio)
 
 
-def finite_values(tensor: LazyTensor, source: str, part: str, name: str) -> Tensor:
+def finite_values(tensor: LazyTensor, source: str, component: str, name: str) -> Tensor:
     """A tensor's values in float32.
 
     Raises:
@@ -185,8 +192,8 @@ def finite_values(tensor: LazyTensor, source: str, part: str, name: str) -> Tens
     values = tensor.read().to(torch.float32)
     if not is_finite(values):
         raise ModelError(
-            f"{source} ({part}): {name} holds NaN or infinite values, and so would the mixture. "
-            f"Nothing was written. Take another copy of this model."
+            f"{source} ({component}): {name} holds NaN or infinite values, and so would the "
+            f"mixture. Nothing was written. Take another copy of this model."
         )
     return values
 
@@ -201,27 +208,29 @@ def stored_as(
         like: The model whose types are kept, but no less than 16 bits where values changed.
         dtypes: Network -> its type, where it is asked for by name.
     """
-    parts: dict[str, Tensors] = {}
-    for part, tensors in contents.parts.items():
-        asked, kept = dtypes.get(part), _kept(part, tensors, like)
-        parts[part] = {name: tensor.cast(asked or kept[name]) for name, tensor in tensors.items()}
-    whole = replace(contents, parts=parts)
+    components: dict[str, Tensors] = {}
+    for component, tensors in contents.components.items():
+        asked, kept = dtypes.get(component), _kept(component, tensors, like)
+        components[component] = {
+            name: tensor.cast(asked or kept[name]) for name, tensor in tensors.items()
+        }
+    whole = replace(contents, components=components)
     return replace(whole, ldm_only=contents.cast(dtypes).ldm_only)
 
 
-def _kept(part: str, tensors: Tensors, like: ModelContents) -> dict[str, torch.dtype]:
+def _kept(component: str, tensors: Tensors, like: ModelContents) -> dict[str, torch.dtype]:
     """The types of a network's tensors where none is asked for.
 
     Query, key and value are one tensor in files of some text encoders: where one of the three
     changed, all have 16 bits or more.
     """
-    naming = next(c.naming for c in like.identity.family.components if c.name == part)
-    part_map = naming.map_of_ours(tensors.keys())
-    changed = {n for n, tensor in tensors.items() if tensor is not like.parts[part][n]}
-    fused = {n for name in changed for n in part_map.to_diffusers(part_map.to_ldm(name))}
+    naming = next(c.naming for c in like.identity.family.components if c.name == component)
+    component_map = naming.map_of_ours(tensors.keys())
+    changed = {n for n, tensor in tensors.items() if tensor is not like.components[component][n]}
+    fused = {n for name in changed for n in component_map.to_diffusers(component_map.to_ldm(name))}
     return {
         name: at_least_16_bits(own.dtype) if name in fused | changed else own.dtype
-        for name, own in ((n, like.parts[part][n]) for n in tensors)
+        for name, own in ((n, like.components[component][n]) for n in tensors)
     }
 
 
@@ -247,12 +256,14 @@ def require_mixable(models: Sequence[ModelContents]) -> None:
                 f"predict neither. If one of these is wrong, say what both predict with "
                 f"--prediction-type."
             )
-        for part, tensors in first.parts.items():
-            _require_same_tensors(part, first.source, tensors, other.source, other.parts[part])
+        for component, tensors in first.components.items():
+            _require_same_tensors(
+                component, first.source, tensors, other.source, other.components[component]
+            )
 
 
 def _require_same_tensors(
-    part: str, source: str, tensors: Tensors, other_source: str, others: Tensors
+    component: str, source: str, tensors: Tensors, other_source: str, others: Tensors
 ) -> None:
     missing, more = sorted(tensors.keys() - others.keys()), sorted(others.keys() - tensors.keys())
     wrong = [
@@ -264,6 +275,6 @@ def _require_same_tensors(
     told = [f"{sort}: {listed(names)}" for sort, names in faults.items() if names]
     if told:
         raise ModelError(
-            f"{other_source} does not have the same tensors as {source} ({part}): "
+            f"{other_source} does not have the same tensors as {source} ({component}): "
             f"{'; '.join(told)}. Models that are mixed have to be of one size and structure."
         )

@@ -190,9 +190,9 @@ def initialize(network: Hypernetwork, name: str, seed: int) -> None:
             fill["Normal" if isinstance(module, nn.LayerNorm) else name](module.weight)
             nn.init.zeros_(module.bias)
     if name == "ZeroOutput":
-        for part in network.modules():
-            if isinstance(part, ContextNetwork):
-                last = [m for m in part.linear if isinstance(m, (nn.Linear, nn.LayerNorm))][-1]
+        for child in network.modules():
+            if isinstance(child, ContextNetwork):
+                last = [m for m in child.linear if isinstance(m, (nn.Linear, nn.LayerNorm))][-1]
                 nn.init.zeros_(last.weight)
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import is_finite
 from impasto.data.engines.stages import default_workers
@@ -104,7 +104,7 @@ def load_base_model(
     source: str | Path,
     options: OpenOptions | None = None,
     progress: Progress | None = None,
-    dtypes: Mapping[PartKind, torch.dtype] | None = None,
+    dtypes: Mapping[ComponentKind, torch.dtype] | None = None,
     exact: Collection[str] = (),
     waiting: Callable[[Family], Mapping[str, Keep]] | None = None,
     changed: Callable[[ModelContents], ModelContents] | None = None,
@@ -135,12 +135,12 @@ def load_base_model(
         progress.note(f"{contents.name}: {note}.")
     by_name = contents.identity.family.by_name(dtypes or {})
     asked = {name: dtype for name, dtype in by_name.items() if name not in exact}
-    size = sum(total_bytes(tensors) for tensors in contents.parts.values())
+    size = sum(total_bytes(tensors) for tensors in contents.components.values())
     keepers = waiting(contents.identity.family) if waiting else {}
     kept: dict[str, Tensors] = {}
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        for part, tensors in contents.parts.items():
+        for part, tensors in contents.components.items():
             place = f"{source} ({part})"
             if part in keepers:
                 kept[part] = leave_without_values(networks[part], tensors, place, keepers[part])
@@ -149,7 +149,7 @@ def load_base_model(
                 _filled(networks[part], tensors, place, count, asked.get(part, torch.float32))
     ldm_only = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
     parts = {**state_dicts({n: m for n, m in networks.items() if n not in kept}), **kept}
-    own = replace(contents, parts=parts, ldm_only=ldm_only)
+    own = replace(contents, components=parts, ldm_only=ldm_only)
     return _assembled(own, networks, stored=contents)
 
 
@@ -160,7 +160,7 @@ def _assembled(
     family, configs, source = contents.identity.family, contents.configs, contents.source
     if configs[family.unet.name].get("upcast_attention"):
         use_upcast_attention(modules[family.unet.name])
-    parts = (stored or contents).parts
+    parts = (stored or contents).components
     return BaseModel(
         contents=contents,
         stored={p: {n: t.dtype for n, t in tensors.items()} for p, tensors in parts.items()},

@@ -19,18 +19,18 @@ if TYPE_CHECKING:
     from impasto.models.networks.loading import BaseModel
 
 
-def build_tokenizer(contents: ModelContents, part: Component) -> Any:
+def build_tokenizer(contents: ModelContents, component: Component) -> Any:
     """A text encoder's CLIPTokenizer of the model's own files, or else of the shipped vocabulary.
 
     Raises:
         ModelError: The model's files make no tokenizer.
     """
     try:
-        own = contents.tokenizer_files.get(part.text.tokenizer, {})
-        return tokenizer_of(own, part.text.pad_token)
+        own = contents.tokenizer_files.get(component.text.tokenizer, {})
+        return tokenizer_of(own, component.text.pad_token)
     except Exception as error:  # tokenizers raises the plain class on a stranger's files
         raise ModelError(
-            f"{contents.source}: its {part.text.tokenizer} folder cannot be read ({error}). "
+            f"{contents.source}: its {component.text.tokenizer} folder cannot be read ({error}). "
             f"Download or copy it again, or remove it: then CLIP's own vocabulary is taken."
         ) from error
 
@@ -64,13 +64,13 @@ def build_tokens(model: BaseModel, layout: TextLayout) -> tuple[TextTokens, ...]
     word like others.
     """
     return tuple(
-        _tokens(model.tokenizers[part.name], part.text, layout)
-        for part in model.family.text_encoders
+        _tokens(model.tokenizers[component.name], component.text, layout)
+        for component in model.family.text_encoders
     )
 
 
 def _tokens(own: Any, reading: Reading, layout: TextLayout) -> TextTokens:
-    has_own_words = len(own) != len(token_ids())
-    tokenizer = own if has_own_words else tokenizer_of({}, EOS)
+    has_own_vocabulary = len(own) != len(token_ids())
+    tokenizer = own if has_own_vocabulary else tokenizer_of({}, EOS)
     eats_pad = layout.rules.pads_with_token and reading.eats_pad
     return TextTokens(tokenizer, layout, reading.pad_id, reading.pad_token if eats_pad else None)

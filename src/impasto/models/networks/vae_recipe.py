@@ -102,11 +102,11 @@ def load_vae(source: str, options: OpenOptions) -> Any:
         ModelError: A tensor is missing, or the files are damaged.
     """
     contents = open_model(source, options)
-    part = contents.identity.family.vae
-    named = f"{source} ({part.name})"
-    network = empty_network(part, contents.configs[part.name], named)
-    alone = replace(contents, parts={part.name: contents.parts[part.name]})
-    tensors = require_complete(alone, {part.name: network}).parts[part.name]
+    component = contents.identity.family.vae
+    named = f"{source} ({component.name})"
+    network = empty_network(component, contents.configs[component.name], named)
+    alone = replace(contents, components={component.name: contents.components[component.name]})
+    tensors = require_complete(alone, {component.name: network}).components[component.name]
     fill(network, tensors, named, lambda _: None, torch.float32)
     materialise_buffers(network)
     return network.requires_grad_(requires_grad=False).eval()

@@ -68,22 +68,26 @@ def require_complete(contents: ModelContents, networks: Mapping[str, nn.Module])
     Raises:
         ModelError: A tensor is missing, or of another shape or type, in any part.
     """
-    parts: dict[str, Tensors] = {}
+    components: dict[str, Tensors] = {}
     notes = list(contents.notes)
-    for part, tensors in contents.parts.items():
-        expected = dict(networks[part].state_dict())
+    for component, tensors in contents.components.items():
+        expected = dict(networks[component].state_dict())
         fit = compare(expected, {named_as_in(expected, n): t for n, t in tensors.items()})
         if fit.gaps:
             raise ModelError(
-                f"{contents.source} ({part}) does not fit its configuration: "
+                f"{contents.source} ({component}) does not fit its configuration: "
                 f"{'; '.join(fit.gaps)}. The file is damaged, incomplete, or belongs to another "
                 f"model. Download or copy it again."
             )
         unused = set(fit.unknown)
-        parts[part] = {n: t for n, t in tensors.items() if named_as_in(expected, n) not in unused}
+        components[component] = {
+            n: t for n, t in tensors.items() if named_as_in(expected, n) not in unused
+        }
         if unused:
-            notes.append(f"left out of the {part}, which has no use for it: {listed(fit.unknown)}")
-    return replace(contents, parts=parts, notes=tuple(notes))
+            notes.append(
+                f"left out of the {component}, which has no use for it: {listed(fit.unknown)}"
+            )
+    return replace(contents, components=components, notes=tuple(notes))
 
 
 def named_as_in(expected: Collection[str], name: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from impasto.checkpoints.key_rows import UNetLayout, VaeLayout
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.tensors import Tensors
 from impasto.errors import ModelError
 from impasto.models.family import Component, Family
@@ -23,9 +23,9 @@ HEAD_WIDTH = 64  # of all text encoders
 GROUPS = 32
 
 _NOT_IN_SHAPES = {
-    PartKind.UNET: ("attention_head_dim", "norm_num_groups"),
-    PartKind.VAE: ("norm_num_groups",),
-    PartKind.TEXT: ("num_attention_heads", "hidden_act"),
+    ComponentKind.UNET: ("attention_head_dim", "norm_num_groups"),
+    ComponentKind.VAE: ("norm_num_groups",),
+    ComponentKind.TEXT: ("num_attention_heads", "hidden_act"),
 }
 
 MOST_LAYERS = 200
@@ -37,7 +37,9 @@ WIDEST = 1_000_000
 Configs = dict[str, dict[str, Any]]
 
 
-def configs_in(metadata: Mapping[str, str], parts: Iterable[str], source: str) -> Configs | None:
+def configs_in(
+    metadata: Mapping[str, str], components: Iterable[str], source: str
+) -> Configs | None:
     """The configurations of these parts that a file states, or None.
 
     Raises:
@@ -47,11 +49,11 @@ def configs_in(metadata: Mapping[str, str], parts: Iterable[str], source: str) -
         return None
     try:
         stated = parse_json(metadata[CONFIGS_KEY])
-        configs = {part: dict(stated[part]) for part in parts}
+        configs = {component: dict(stated[component]) for component in components}
     except (ValueError, LookupError, TypeError) as error:
         raise ModelError(f"{source}: its metadata {CONFIGS_KEY} is damaged ({error}).") from error
-    for part, config in configs.items():
-        require_modest(config, f"{source} ({part})")
+    for component, config in configs.items():
+        require_modest(config, f"{source} ({component})")
     return configs
 
 
@@ -96,7 +98,7 @@ def stated_scaling(config: Mapping[str, Any], source: str) -> float | None:
     return float(value)
 
 
-def configs_from(parts: Mapping[str, Tensors], family: Family, source: str) -> Configs:
+def configs_from(components: Mapping[str, Tensors], family: Family, source: str) -> Configs:
     """The configurations of a model of Stable Diffusion's own size.
 
     Raises:
@@ -104,8 +106,8 @@ def configs_from(parts: Mapping[str, Tensors], family: Family, source: str) -> C
     """
     try:
         return {
-            part.name: READERS[part.kind](parts[part.name], part, family)
-            for part in family.components
+            component.name: READERS[component.kind](components[component.name], component, family)
+            for component in family.components
         }
     except KeyError as error:
         raise ModelError(
@@ -118,17 +120,19 @@ def configs_from(parts: Mapping[str, Tensors], family: Family, source: str) -> C
         ) from error
 
 
-def metadata_for(configs: Configs, parts: Mapping[str, Tensors], family: Family) -> dict[str, str]:
+def metadata_for(
+    configs: Configs, components: Mapping[str, Tensors], family: Family
+) -> dict[str, str]:
     """What a single file has to say of its configurations: nothing where its shapes tell them."""
     try:
-        known = configs_from(parts, family, "")
+        known = configs_from(components, family, "")
     except ModelError:
         return {CONFIGS_KEY: json.dumps(configs)}
     told = all(
-        known[part.name].get(key) == configs[part.name].get(key)
-        for part in family.components
-        for key in _NOT_IN_SHAPES[part.kind]
-        if key in configs[part.name]
+        known[component.name].get(key) == configs[component.name].get(key)
+        for component in family.components
+        for key in _NOT_IN_SHAPES[component.kind]
+        if key in configs[component.name]
     )
     return {} if told else {CONFIGS_KEY: json.dumps(configs)}
 
@@ -137,14 +141,14 @@ class UnknownSizeError(Exception):
     """A network is not of Stable Diffusion's size, so its heads and groups cannot be known."""
 
 
-def unet_config(tensors: Tensors, part: Component, family: Family) -> dict[str, Any]:
+def unet_config(tensors: Tensors, component: Component, family: Family) -> dict[str, Any]:
     """Derive the configuration of diffusers' UNet2DConditionModel from tensors."""
     layout = UNetLayout.of_diffusers(tensors.keys())
     channels = [
         tensors[f"down_blocks.{n}.resnets.0.conv1.weight"].shape[0]
         for n in range(len(layout.attention))
     ]
-    if tuple(channels) != part.channels:
+    if tuple(channels) != component.channels:
         raise UnknownSizeError(f"a U-Net of {channels} channels")
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in layout.attention]
     up = ["CrossAttnUpBlock2D" if has else "UpBlock2D" for has in reversed(layout.attention)]
@@ -187,14 +191,14 @@ def _conditioning(tensors: Tensors, family: Family) -> dict[str, Any]:
     }
 
 
-def vae_config(tensors: Tensors, part: Component, family: Family) -> dict[str, Any]:
+def vae_config(tensors: Tensors, component: Component, family: Family) -> dict[str, Any]:
     """Derive the configuration of diffusers' AutoencoderKL from tensors."""
     layout = VaeLayout.of_diffusers(tensors.keys())
     channels = [
         tensors[f"encoder.down_blocks.{n}.resnets.0.conv1.weight"].shape[0]
         for n in range(layout.levels)
     ]
-    if tuple(channels) != part.channels:
+    if tuple(channels) != component.channels:
         raise UnknownSizeError(f"a VAE of {channels} channels")
     return {
         "in_channels": tensors["encoder.conv_in.weight"].shape[1],
@@ -210,21 +214,21 @@ def vae_config(tensors: Tensors, part: Component, family: Family) -> dict[str, A
     }
 
 
-def text_config(tensors: Tensors, part: Component, _: Family) -> dict[str, Any]:
+def text_config(tensors: Tensors, component: Component, _: Family) -> dict[str, Any]:
     """Derive the configuration of transformers' CLIPTextModel from tensors."""
-    reading = part.text
-    words = tensors["embeddings.token_embedding.weight"].shape
-    if words[1] != reading.width:
-        raise UnknownSizeError(f"a text encoder of width {words[1]}")
+    reading = component.text
+    embedding = tensors["embeddings.token_embedding.weight"].shape
+    if embedding[1] != reading.width:
+        raise UnknownSizeError(f"a text encoder of width {embedding[1]}")
     return {
-        "vocab_size": words[0],
-        "hidden_size": words[1],
+        "vocab_size": embedding[0],
+        "hidden_size": embedding[1],
         "intermediate_size": tensors["encoder.layers.0.mlp.fc1.weight"].shape[0],
         "num_hidden_layers": count_modules(tensors, "encoder.layers"),
-        "num_attention_heads": words[1] // HEAD_WIDTH,
+        "num_attention_heads": embedding[1] // HEAD_WIDTH,
         "max_position_embeddings": tensors["embeddings.position_embedding.weight"].shape[0],
         "hidden_act": reading.activation,
-        "projection_dim": words[1],
+        "projection_dim": embedding[1],
         "bos_token_id": 49406,
         "eos_token_id": 49407,
         "pad_token_id": reading.pad_id,
@@ -238,9 +242,9 @@ def count_modules(tensors: Tensors, name: str) -> int:
     return len({rest.partition(".")[0] for rest in inside})
 
 
-READERS: dict[PartKind, Callable[[Tensors, Component, Family], dict[str, Any]]] = {
-    PartKind.UNET: unet_config,
-    PartKind.VAE: vae_config,
-    PartKind.TEXT: text_config,
+READERS: dict[ComponentKind, Callable[[Tensors, Component, Family], dict[str, Any]]] = {
+    ComponentKind.UNET: unet_config,
+    ComponentKind.VAE: vae_config,
+    ComponentKind.TEXT: text_config,
 }
 """What a network does -> how its configuration is read from its tensors."""

@@ -22,7 +22,7 @@ class ModelContents:
     Attributes:
         source: The path or id it was opened by.
         form: What sort of file or folder that is, in words.
-        parts: Component of the family -> tensors by diffusers' names.
+        components: Component of the family -> tensors by diffusers' names.
         ldm_only: Tensors by LDM's names that no part uses.
         configs: Part -> configuration.
         scheduler_config: For samplers; its prediction_type is the identity's.
@@ -37,7 +37,7 @@ class ModelContents:
 
     source: str
     form: str
-    parts: Mapping[str, Tensors]
+    components: Mapping[str, Tensors]
     ldm_only: Tensors
     configs: Configs
     scheduler_config: Mapping[str, Any]
@@ -54,7 +54,7 @@ class ModelContents:
 
     def ldm_tensors(self) -> dict[str, LazyTensor]:
         """All tensors under the names of a single file, with what marks it."""
-        tensors = merge_ldm(self.parts, self.ldm_only, self.identity.family.layout)
+        tensors = merge_ldm(self.components, self.ldm_only, self.identity.family.layout)
         return tensors | dict.fromkeys(self._marks(), LazyTensor.of(torch.empty(0)))
 
     def _marks(self) -> list[str]:
@@ -70,12 +70,14 @@ class ModelContents:
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
         """A model with some parts in another type; a part that is not named stays as it is."""
-        parts = {
-            part: {name: tensor.cast(dtypes.get(part)) for name, tensor in tensors.items()}
-            for part, tensors in self.parts.items()
+        result = {
+            component: {
+                name: tensor.cast(dtypes.get(component)) for name, tensor in tensors.items()
+            }
+            for component, tensors in self.components.items()
         }
         components = self.identity.family.components
-        roots = {part.naming.root: dtypes.get(part.name) for part in components}
+        roots = {component.naming.root: dtypes.get(component.name) for component in components}
 
         def asked(name: str) -> Any:
             return next((dtype for root, dtype in roots.items() if name.startswith(root)), None)
@@ -83,17 +85,17 @@ class ModelContents:
         ldm_only = {  # schedule buffers are of no part: rounding them would change the noise levels
             name: tensor.cast(asked(name)) for name, tensor in self.ldm_only.items()
         }
-        return replace(self, parts=parts, ldm_only=ldm_only)
+        return replace(self, components=result, ldm_only=ldm_only)
 
     def dtypes(self) -> dict[str, str]:
         """Part -> the types of its floating-point tensors, such as `float16`."""
         return {
-            part: "+".join(
-                sorted({_word(t) for t in tensors.values() if t.dtype.is_floating_point})
+            component: "+".join(
+                sorted({_dtype_name(t) for t in tensors.values() if t.dtype.is_floating_point})
             )
-            for part, tensors in self.parts.items()
+            for component, tensors in self.components.items()
         }
 
 
-def _word(tensor: LazyTensor) -> str:
+def _dtype_name(tensor: LazyTensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import presence
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.kinds import REFINER
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
@@ -47,7 +47,7 @@ class DiffusersFolder:
 
     Attributes:
         components: Its networks.
-        parts: Name of each -> its tensors.
+        tensors: Name of each -> its tensors.
         configs: Name of each -> its configuration.
         scheduler_config: Of samplers.
         ldm_only: What a single file has besides.
@@ -58,7 +58,7 @@ class DiffusersFolder:
     """
 
     components: tuple[Component, ...]
-    parts: Mapping[str, Tensors]
+    tensors: Mapping[str, Tensors]
     configs: Configs
     scheduler_config: dict[str, Any]
     ldm_only: Tensors
@@ -98,8 +98,8 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
     rest = path / LDM_ONLY_FILE
     return DiffusersFolder(
         components,
-        {part: found.tensors for part, found in opened.items()},
-        {part: found.config for part, found in opened.items()},
+        {component: found.tensors for component, found in opened.items()},
+        {component: found.config for component, found in opened.items()},
         read_config(path / SCHEDULER_FILE),
         open_tensor_file(rest).tensors if presence.is_file(rest) else {},
         {folder: _read_tokenizer(path / folder) for folder in layout.tokenizers},
@@ -112,13 +112,16 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
 def _require_average(path: Path, components: Sequence[Component], weights: str) -> None:
     if weights != "ema":
         return
-    averaged = [part for part in components if part.naming.is_averaged]
-    if not all("non_ema" in find_weights(path / part.folder, part.stems) for part in averaged):
+    averaged = [component for component in components if component.naming.is_averaged]
+    if not all(
+        "non_ema" in find_weights(path / component.folder, component.stems)
+        for component in averaged
+    ):
         raise ModelError(f"{path} has no averaged (EMA) weights. Set model.weights to auto.")
 
 
 def open_component(
-    folder: Path, part: Component
+    folder: Path, component: Component
 ) -> tuple[Tensors, dict[str, Any], tuple[str, ...]]:
     """Open one part by its own folder: its tensors, its configuration, and notes.
 
@@ -126,7 +129,7 @@ def open_component(
         ModelError: It is not there or damaged.
     """
     require_links_inside(folder)
-    found = _open_component(folder, part, "auto", None)
+    found = _open_component(folder, component, "auto", None)
     return found.tensors, found.config, found.notes
 
 
@@ -156,17 +159,17 @@ def encoders_of(folder: DiffusersFolder, path: Path) -> tuple[tuple[str, str], .
         ModelError: It is nobody's that is known.
     """
     found = []
-    for part in folder.components:
-        if part.kind is not PartKind.TEXT:
+    for component in folder.components:
+        if component.kind is not ComponentKind.TEXT:
             continue
-        activation = folder.configs[part.name].get("hidden_act", "quick_gelu")
-        dialect = families.dialect_of(part.name, activation)
+        activation = folder.configs[component.name].get("hidden_act", "quick_gelu")
+        dialect = families.dialect_of(component.name, activation)
         if dialect is None:
             raise ModelError(
-                f"{path} is not a model of a family that Impasto knows: its {part.name} uses "
+                f"{path} is not a model of a family that Impasto knows: its {component.name} uses "
                 f"{activation!r}, which that of {families.known_as()} does not."
             )
-        found.append((part.name, dialect))
+        found.append((component.name, dialect))
     return tuple(found)
 
 
@@ -177,14 +180,16 @@ class _Component:
     notes: tuple[str, ...] = ()
 
 
-def _open_component(folder: Path, part: Component, weights: str, variant: str | None) -> _Component:
+def _open_component(
+    folder: Path, component: Component, weights: str, variant: str | None
+) -> _Component:
     config = read_config(folder / "config.json")
     if "quantization_config" in config:
         raise ModelError(
             f"{folder} is quantized (quantization_config in its config.json), and Impasto cannot "
             f"undo that. Take an fp16, bf16 or fp32 version of this model."
         )
-    sets = find_weights(folder, part.stems)
+    sets = find_weights(folder, component.stems)
     wanted = [variant] if variant else []
     if weights == "plain":
         wanted.append("non_ema")
@@ -192,21 +197,23 @@ def _open_component(folder: Path, part: Component, weights: str, variant: str | 
     if taken is MISSING:
         others = f"; it has {', '.join(sorted(map(str, sets)))}" if sets else ""
         raise ModelError(
-            f"The model is incomplete: {folder} has no {part.stems.name}.safetensors and no .bin "
-            f"file{others}. Download or copy it again, or name one of those with --variant."
+            f"The model is incomplete: {folder} has no {component.stems.name}.safetensors and no "
+            f".bin file{others}. Download or copy it again, or name one of those with --variant."
         )
     found = sets[taken]
-    notes = [f"{part.name} from {found.name}"] if taken is not None else []
+    notes = [f"{component.name} from {found.name}"] if taken is not None else []
     if variant and taken != variant:
-        notes.append(f"no {variant} files of the {part.name}: taken from {found.name}")
+        notes.append(f"no {variant} files of the {component.name}: taken from {found.name}")
     raw, metadata = read_weights(found)
     unscaled = apply_scales(raw, metadata, str(found))
-    return _Component(by_todays_names(unscaled.tensors, part), config, (*notes, *unscaled.notes))
+    return _Component(
+        by_todays_names(unscaled.tensors, component), config, (*notes, *unscaled.notes)
+    )
 
 
-def by_todays_names(tensors: Tensors, part: Component) -> dict[str, LazyTensor]:
+def by_todays_names(tensors: Tensors, component: Component) -> dict[str, LazyTensor]:
     """The tensors of one part of a Diffusers folder as today's diffusers names them."""
-    named = {MODERN[part.kind](name): tensor for name, tensor in tensors.items()}
+    named = {MODERN[component.kind](name): tensor for name, tensor in tensors.items()}
     kept = {n: t for n, t in named.items() if not n.endswith("embeddings.position_ids")}
     return {name: _without_spare_axes(name, tensor) for name, tensor in kept.items()}
 
@@ -217,7 +224,7 @@ def _require_variant(path: Path, components: Sequence[Component], variant: str) 
     Raises:
         ModelError: None has; those that are there are named.
     """
-    sets = [find_weights(path / part.folder, part.stems) for part in components]
+    sets = [find_weights(path / component.folder, component.stems) for component in components]
     if any(variant in found for found in sets):
         return
     there = sorted({name for found in sets for name in found if name is not None})
@@ -243,10 +250,10 @@ def _as_it_is(name: str) -> str:
     return name
 
 
-MODERN: dict[PartKind, Callable[[str], str]] = {
-    PartKind.UNET: _as_it_is,
-    PartKind.VAE: _renamed_attention,
-    PartKind.TEXT: _without_prefix,
+MODERN: dict[ComponentKind, Callable[[str], str]] = {
+    ComponentKind.UNET: _as_it_is,
+    ComponentKind.VAE: _renamed_attention,
+    ComponentKind.TEXT: _without_prefix,
 }
 """What a network does -> today's names of its tensors in diffusers' form."""
 

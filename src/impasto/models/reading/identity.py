@@ -185,7 +185,7 @@ def _generation(clues: Clues) -> tuple[tuple[Family, ...], str]:
     otherwise = {row.generation: ", ".join(differences[row.key]) for row in families.FAMILIES}
     raise ModelError(
         f"{clues.source} is not a model of a family that Impasto knows: {found}. What those have "
-        f"in its place: {'; '.join(f'{name}, {words}' for name, words in otherwise.items())}."
+        f"in its place: {'; '.join(f'{name}, {text}' for name, text in otherwise.items())}."
     )
 
 
@@ -211,12 +211,12 @@ def _depths(unet: Tensors) -> tuple[int, ...]:
     """Transformer blocks of the first attention of each level on the way down."""
     found: dict[int, set[str]] = {}
     for name in unet:
-        words = name.split(".")
-        is_level = len(words) > 1 and words[0] == "down_blocks" and len(words[1]) < 4
-        if is_level and words[1].isdecimal():
-            blocks = found.setdefault(int(words[1]), set())
-            if words[2:5] == ["attentions", "0", "transformer_blocks"]:
-                blocks.update(words[5:6])
+        names = name.split(".")
+        is_level = len(names) > 1 and names[0] == "down_blocks" and len(names[1]) < 4
+        if is_level and names[1].isdecimal():
+            blocks = found.setdefault(int(names[1]), set())
+            if names[2:5] == ["attentions", "0", "transformer_blocks"]:
+                blocks.update(names[5:6])
     return tuple(len(found[level]) for level in sorted(found))
 
 
@@ -233,20 +233,20 @@ def _the_user(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
 def _the_scheduler(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     if clues.scheduler_config is None:
         return None
-    word = clues.scheduler_config.get("prediction_type")
-    if word is None:
+    stated = clues.scheduler_config.get("prediction_type")
+    if stated is None:
         return EPSILON, "scheduler config without prediction_type, which means epsilon"
-    if not isinstance(word, str) or word not in PREDICTIONS:
+    if not isinstance(stated, str) or stated not in PREDICTIONS:
         raise ModelError(
-            f"{clues.source}: the scheduler's prediction_type is {word!r}; expected "
+            f"{clues.source}: the scheduler's prediction_type is {stated!r}; expected "
             f"{' or '.join(PREDICTIONS)}."
         )
-    return PREDICTIONS[word], f"scheduler prediction_type {word}"
+    return PREDICTIONS[stated], f"scheduler prediction_type {stated}"
 
 
 def _the_metadata(clues: Clues, _: tuple[Family, ...]) -> Testimony:
-    word = read_prediction_type(clues.metadata)
-    return None if word is None else (PREDICTIONS[word], f"{PREDICTION_TYPE} in the file")
+    stated = read_prediction_type(clues.metadata)
+    return None if stated is None else (PREDICTIONS[stated], f"{PREDICTION_TYPE} in the file")
 
 
 def _the_mark(clues: Clues, _: tuple[Family, ...]) -> Testimony:
@@ -260,19 +260,19 @@ def _the_sidecar(clues: Clues, _: tuple[Family, ...]) -> Testimony:
         return None
     path, content = clues.sidecar
     try:
-        word = content["model"]["params"].get("parameterization", "eps")
+        stated = content["model"]["params"].get("parameterization", "eps")
     except (KeyError, TypeError, AttributeError):
         return None
-    found = PARAMETERIZATIONS.get(word) if isinstance(word, str) else None
-    return None if found is None else (found, f"{path.name} says parameterization {word}")
+    found = PARAMETERIZATIONS.get(stated) if isinstance(stated, str) else None
+    return None if found is None else (found, f"{path.name} says parameterization {stated}")
 
 
 def _the_only_row(_: Clues, generation: tuple[Family, ...]) -> Testimony:
     if len(generation) != 1:
         return None
     row = generation[0]
-    words = f"{row.name} predicts {row.prediction.name} unless something says otherwise"
-    return row.prediction, words
+    reason = f"{row.name} predicts {row.prediction.name} unless something says otherwise"
+    return row.prediction, reason
 
 
 def _no_mark(clues: Clues, generation: tuple[Family, ...]) -> Testimony:

@@ -16,8 +16,8 @@ import yaml
 
 from impasto import presence
 from impasto.checkpoints import hub
-from impasto.checkpoints.keymap import FileLayout, PartKind, layout_of
-from impasto.checkpoints.kinds import BASE_MODEL, HYPERNETWORK, PART_OF_SDXL, kind_of, lacking
+from impasto.checkpoints.keymap import ComponentKind, FileLayout, layout_of
+from impasto.checkpoints.kinds import BASE_MODEL, COMPONENT_OF_SDXL, HYPERNETWORK, kind_of, lacking
 from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, split_ldm
 from impasto.checkpoints.modelspec import says_zero_terminal_snr
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
@@ -166,11 +166,11 @@ def _exported_by(run: RunDirectory) -> Path:
 
 def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents:
     folder = diffusers_folder.open_folder(path, options.weights, options.variant)
-    unet = next(part for part in folder.components if part.kind is PartKind.UNET)
+    unet = next(part for part in folder.components if part.kind is ComponentKind.UNET)
     identity = identify(
         Clues(
             source,
-            folder.parts[unet.name],
+            folder.tensors[unet.name],
             diffusers_folder.encoders_of(folder, path),
             scheduler_config=folder.scheduler_config,
             family_key=options.family,
@@ -181,7 +181,7 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
     return ModelContents(
         source=source,
         form="Diffusers folder",
-        parts=folder.parts,
+        components=folder.tensors,
         ldm_only=folder.ldm_only,
         configs={**folder.configs, unet.name: {**upcast, **folder.configs[unet.name]}},
         scheduler_config=_with_prediction(folder.scheduler_config, identity),
@@ -201,7 +201,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
             f"this: "
             f"{command('sample', 'BASE-MODEL', 'PROMPT', '--hypernetwork', file.path)}"
         )
-    missing = lacking(file, families.file_layouts()) if kind is PART_OF_SDXL else ()
+    missing = lacking(file, families.file_layouts()) if kind is COMPONENT_OF_SDXL else ()
     if missing:
         raise ModelError(
             f"{source} is {kind.name}: it has no {' and no '.join(missing)}. Give the whole model, "
@@ -215,7 +215,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
             f"folders, which may hold several sets of files. Take --variant (model.variant) out."
         )
     layout = layout_of(file.tensors, families.file_layouts())
-    stated = configs_in(file.metadata, [part.name for part in layout.parts], source)
+    stated = configs_in(file.metadata, [part.name for part in layout.components], source)
     unscaled = apply_scales(file.tensors, file.metadata, source)
     ldm = split_ldm(unscaled.tensors, layout, _layers_stated(stated or {}))
     parts = _whole(ldm, layout, source, options)
@@ -224,7 +224,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     return ModelContents(
         source=source,
         form=f"LDM file ({file.form})",
-        parts=parts,
+        components=parts,
         ldm_only=ldm.ldm_only,
         configs=stated or configs_from(parts, identity.family, source),
         scheduler_config=scheduler_config(identity.prediction.name)
@@ -250,11 +250,11 @@ def _whole(
     Raises:
         ModelError: One is missing.
     """
-    (unet,), (vae,) = layout.of_kind(PartKind.UNET), layout.of_kind(PartKind.VAE)
+    (unet,), (vae,) = layout.of_kind(ComponentKind.UNET), layout.of_kind(ComponentKind.VAE)
     parts = _with_chosen_weights(ldm, unet.name, source, options.weights)
     if vae.name not in parts and options.vae is not None:  # some files come without one
         parts[vae.name] = open_vae(locate(options.vae, OpenOptions())).tensors
-    missing = sorted({part.name for part in layout.parts} - parts.keys())
+    missing = sorted({part.name for part in layout.components} - parts.keys())
     if missing:
         hint = " Name one with model.vae." if missing == [vae.name] else ""
         raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
@@ -269,11 +269,11 @@ def _clues_of(
     source: str,
     options: OpenOptions,
 ) -> Clues:
-    (unet,) = layout.of_kind(PartKind.UNET)
+    (unet,) = layout.of_kind(ComponentKind.UNET)
     return Clues(
         source,
         parts[unet.name],
-        tuple((part.name, part.naming.dialect) for part in layout.of_kind(PartKind.TEXT)),
+        tuple((part.name, part.naming.dialect) for part in layout.of_kind(ComponentKind.TEXT)),
         metadata=file.metadata,
         counters=file.counters,
         sidecar=_read_sidecar(file.path),
@@ -286,15 +286,15 @@ def _clues_of(
 def _with_chosen_weights(
     ldm: LdmModel, unet: str, source: str, weights: Weights
 ) -> dict[str, Tensors]:
-    plain = ldm.parts.get(unet, {})
+    plain = ldm.components.get(unet, {})
     if weights != "ema":
-        return dict(ldm.parts)
+        return dict(ldm.components)
     if set(ldm.ema) != set(plain):
         raise ModelError(
             f"{source} has no averaged (EMA) weights for the whole U-Net: {len(ldm.ema)} of "
             f"{len(plain)} tensors. Set model.weights to plain or auto."
         )
-    return {**ldm.parts, unet: ldm.ema}
+    return {**ldm.components, unet: ldm.ema}
 
 
 def _notes(ldm: LdmModel) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import presence
-from impasto.checkpoints.keymap import PartKind, layout_of
+from impasto.checkpoints.keymap import ComponentKind, layout_of
 from impasto.checkpoints.kinds import BASE_MODEL, DIFFUSERS_VAE, VAE_ALONE, kind_of
 from impasto.checkpoints.ldm import split_ldm
 from impasto.checkpoints.reading import TensorFile, open_tensor_file
@@ -69,7 +69,7 @@ def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
     doubt = (_DOUBT.format(named, family.generation),) if is_doubtful else ()
     return replace(
         contents,
-        parts={**contents.parts, own: vae.tensors},
+        components={**contents.components, own: vae.tensors},
         configs={**contents.configs, own: {"scaling_factor": scaling, **config}},
         notes=(*contents.notes, f"VAE from {named}", *vae.notes, *doubt),
     )
@@ -107,7 +107,7 @@ def open_vae(path: Path, family: Family | None = None) -> OpenedVae:
 
 def _of_ldm_file(file: TensorFile, family: Family, *, is_bare: bool) -> OpenedVae:
     layout = layout_of(file.tensors, families.file_layouts())
-    (own,) = layout.of_kind(PartKind.VAE)
+    (own,) = layout.of_kind(ComponentKind.VAE)
     prefix = own.naming.prefix
     named = {
         prefix + name.removeprefix(prefix) if is_bare else name: tensor
@@ -116,7 +116,7 @@ def _of_ldm_file(file: TensorFile, family: Family, *, is_bare: bool) -> OpenedVa
     }
     inside = {n: t for n, t in named.items() if n.startswith(prefix)}
     unscaled = apply_scales(inside, file.metadata, str(file.path))
-    tensors = split_ldm(unscaled.tensors, layout).parts.get(own.name)
+    tensors = split_ldm(unscaled.tensors, layout).components.get(own.name)
     if tensors is None:
         raise ModelError(f"{file.path} has no VAE in it.")
     stated = configs_in(file.metadata, [own.name], str(file.path))

@@ -24,7 +24,10 @@ def model_index(family: Family, *, zeroes_empty_text: bool = False) -> dict[str,
         **family.pipeline.others,
         **({entry: zeroes_empty_text} if entry else {}),
         SCHEDULER: ["diffusers", "DDIMScheduler"],
-        **{part.folder: [part.library, part.class_name] for part in family.components},
+        **{
+            component.folder: [component.library, component.class_name]
+            for component in family.components
+        },
         **{p.text.tokenizer: ["transformers", "CLIPTokenizer"] for p in family.text_encoders},
     }
     return dict(sorted(index.items()))
@@ -50,10 +53,10 @@ ZERO_TERMINAL_SNR = {"rescale_betas_zero_snr": True, "timestep_spacing": "traili
 """What a scheduler has to be told of a schedule that ends in noise alone; arXiv:2305.08891."""
 
 
-def component_config(part: Component, config: dict[str, Any]) -> dict[str, Any]:
+def component_config(component: Component, config: dict[str, Any]) -> dict[str, Any]:
     """`config.json` of a part, with the names that from_pretrained looks for."""
     named: dict[Library, dict[str, Any]] = {
-        "diffusers": {"_class_name": part.class_name, "_diffusers_version": DIFFUSERS_VERSION},
-        "transformers": {"architectures": [part.class_name], "model_type": "clip_text_model"},
+        "diffusers": {"_class_name": component.class_name, "_diffusers_version": DIFFUSERS_VERSION},
+        "transformers": {"architectures": [component.class_name], "model_type": "clip_text_model"},
     }
-    return {**named[part.library], **config}
+    return {**named[component.library], **config}

@@ -109,12 +109,12 @@ class TextCache:
         self._store.refresh()
         store = self._store
         keys = {
-            self._key(ids, place, len(text)) for text in texts for place, ids in enumerate(text)
+            self._key(ids, index, len(text)) for text in texts for index, ids in enumerate(text)
         }
         chunks = sorted({ids for ids, _ in keys})
         needed = {ids for ids, is_given in keys if not is_given}
         lacks = share.agreed(np.array([i in needed and i not in store for i in chunks], bool))
-        missing = [chunks[place] for place in np.flatnonzero(lacks).tolist()]
+        missing = [chunks[index] for index in np.flatnonzero(lacks).tolist()]
         batches = [missing[n : n + AHEAD_BATCH] for n in range(0, len(missing), AHEAD_BATCH)]
         batches = batches[share.part_of([float(len(batch)) for batch in batches])]
         if batches:
@@ -131,16 +131,16 @@ class TextCache:
         stage = share.named("Encoding captions")
         with self._progress.stage(stage, number, "chunks") as advance:
             for start in range(0, len(batches), in_shard):
-                part = batches[start : start + in_shard]
+                portion = batches[start : start + in_shard]
                 made = []
-                for batch in part:
+                for batch in portion:
                     share.group.raise_fault()
                     made.append(_encoded(torch.tensor(batch), encode).cpu())
                     advance(len(batch))
-                store.write([ids for batch in part for ids in batch], torch.cat(made))
+                store.write([ids for batch in portion for ids in batch], torch.cat(made))
 
-    def _key(self, ids: Ids, place: int, chunks: int) -> _Key:
-        return ids, self._given is not None and self._given.serves(ids, place, chunks)
+    def _key(self, ids: Ids, index: int, chunks: int) -> _Key:
+        return ids, self._given is not None and self._given.serves(ids, index, chunks)
 
     def _find(self, key: _Key) -> Tensor | None:
         ids, is_given = key

@@ -144,8 +144,10 @@ class TextStates(nn.Module):
         """Of a base model; `clip_skip` is a layer from the end in the place of the family's."""
         return cls(
             {
-                part.name: ClipHiddenStates(model.networks[part.name], part.text, clip_skip)
-                for part in model.family.text_encoders
+                component.name: ClipHiddenStates(
+                    model.networks[component.name], component.text, clip_skip
+                )
+                for component in model.family.text_encoders
             }
         )
 

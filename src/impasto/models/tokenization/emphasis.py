@@ -30,7 +30,7 @@ def parse_emphasis(text: str) -> list[Fragment]:
     opened: list[tuple[str, int]] = []
 
     def multiply(start: int, factor: float) -> None:
-        fragments[start:] = [(words, weight * factor) for words, weight in fragments[start:]]
+        fragments[start:] = [(piece, weight * factor) for piece, weight in fragments[start:]]
 
     for token in _TOKEN.finditer(text):
         closes = "(" if token["weight"] or token["close"] == ")" else "["
@@ -41,8 +41,8 @@ def parse_emphasis(text: str) -> list[Fragment]:
             if factor is None:
                 fragments.append((token[0], 1.0))
                 continue
-            place = max(i for i, (bracket, _) in enumerate(opened) if bracket == closes)
-            multiply(opened.pop(place)[1], factor)
+            index = max(i for i, (bracket, _) in enumerate(opened) if bracket == closes)
+            multiply(opened.pop(index)[1], factor)
         else:
             fragments.append((token["literal"] or token[0], 1.0))
     for bracket, start in opened:
@@ -53,11 +53,11 @@ def parse_emphasis(text: str) -> list[Fragment]:
 def split_at_breaks(fragments: list[Fragment]) -> list[list[Fragment]]:
     """Fragments in groups, parted where the text says BREAK in capitals."""
     groups: list[list[Fragment]] = [[]]
-    for words, weight in fragments:
-        first, *others = _BREAK.split(words)
+    for text, weight in fragments:
+        first, *others = _BREAK.split(text)
         groups[-1].append((first, weight))
         groups += [[(other, weight)] for other in others]
-    ends_with_break = len(groups) > 1 and not any(words for words, _ in groups[-1])
+    ends_with_break = len(groups) > 1 and not any(text for text, _ in groups[-1])
     return groups[:-1] if ends_with_break else groups
 
 
@@ -72,9 +72,9 @@ def _factor(weight: str | None, bracket: str) -> float | None:
 
 def _merged(fragments: list[Fragment]) -> list[Fragment]:
     merged: list[Fragment] = []
-    for words, weight in fragments:
+    for text, weight in fragments:
         if merged and merged[-1][1] == weight:
-            merged[-1] = (merged[-1][0] + words, weight)
+            merged[-1] = (merged[-1][0] + text, weight)
         else:
-            merged.append((words, weight))
+            merged.append((text, weight))
     return merged

@@ -78,10 +78,10 @@ class TextLayout:
     emphasis: Emphasis = "off"
 
     def __post_init__(self) -> None:
-        words = (*typing.get_args(Split), *typing.get_args(Emphasis))
+        allowed = (*typing.get_args(Split), *typing.get_args(Emphasis))
         if self.max_tokens not in (75, 150, 225) or self.join not in JOINS:
             raise ValueError(f"there is no such text layout: {self}")
-        if self.split not in words or self.emphasis not in words:
+        if self.split not in allowed or self.emphasis not in allowed:
             raise ValueError(f"there is no such text layout: {self}")
 
     @property
@@ -201,8 +201,8 @@ class TextTokens:
         OpenAI's CLIP repairs text with ftfy before tokenising; transformers 5 no longer does.
         """
         tokens: list[Token] = []
-        for words, weight in fragments:
-            pieces = words.split(self._pad_word) if self._pad_word else [words]
+        for text, weight in fragments:
+            pieces = text.split(self._pad_word) if self._pad_word else [text]
             for number, piece in enumerate(pieces):
                 if number:
                     tokens.append((self._pad_id, weight))

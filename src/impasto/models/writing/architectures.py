@@ -180,11 +180,14 @@ def meta_model_of_architecture(
 def _contents(architecture: Architecture, source: str) -> ModelContents:
     """Networks with PyTorch's own first weights."""
     family, configs = architecture.family, architecture.by_name
-    modules = {part.name: make_network(part, configs[part.name]) for part in family.components}
+    modules = {
+        component.name: make_network(component, configs[component.name])
+        for component in family.components
+    }
     return ModelContents(
         source=source,
         form="random weights",
-        parts=state_dicts(modules),
+        components=state_dicts(modules),
         ldm_only={},
         configs=configs,
         scheduler_config=scheduler_config(family.prediction.name),

@@ -11,7 +11,7 @@ import torch
 from impasto import files
 from impasto.checkpoints import hypernetworks
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.checkpoints.scaled import QUANTIZATION_KEY
 from impasto.errors import ConfigError, ModelError
@@ -54,7 +54,7 @@ def convert_model(
     source: str,
     target: Path,
     form: Form,
-    dtypes: Mapping[PartKind, torch.dtype],
+    dtypes: Mapping[ComponentKind, torch.dtype],
     options: OpenOptions,
     *,
     title: str | None = None,
@@ -77,7 +77,9 @@ def convert_model(
         "Wrote": str(target),
         "Family": contents.identity.family.name,
         "Predicts": f"{contents.identity.prediction.name} ({contents.identity.evidence})",
-        "Precision": ", ".join(f"{part} {word}" for part, word in contents.dtypes().items()),
+        "Precision": ", ".join(
+            f"{component} {dtype}" for component, dtype in contents.dtypes().items()
+        ),
         **({"Note": "; ".join(contents.notes)} if contents.notes else {}),
     }
     if target.is_file():
@@ -121,11 +123,11 @@ def save_model(
     source = Path(model.contents.source)
     require_free(source, target, overwrite=overwrite, by_folder=form == "diffusers")
     now = {
-        part: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
-        for part, network in model.networks.items()
+        component: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
+        for component, network in model.networks.items()
     }
-    for part, tensors in now.items():
-        _require_same_tensors(part, tensors, model)
+    for component, tensors in now.items():
+        _require_same_tensors(component, tensors, model)
     asked = {} if dtype is None else dict.fromkeys(now, dtype)
     contents = trained_contents(model, now, asked, trained_dtype=None)
     about = converted_info(model.contents, target, title or target.stem)
@@ -136,14 +138,14 @@ def save_model(
     return target
 
 
-def _require_same_tensors(part: str, tensors: Mapping[str, object], model: BaseModel) -> None:
+def _require_same_tensors(component: str, tensors: Mapping[str, object], model: BaseModel) -> None:
     own = {name.removeprefix("text_model.") for name in tensors}
-    expected = set(model.contents.parts[part])
+    expected = set(model.contents.components[component])
     if odd := sorted(own ^ expected):
         found = "is new" if odd[0] in own else "is gone"
         more = f", and {len(odd) - 1} more names differ" if len(odd) > 1 else ""
         raise ModelError(
-            f"The {part} is not as it was loaded: {odd[0]} {found}{more}. Nothing was "
+            f"The {component} is not as it was loaded: {odd[0]} {found}{more}. Nothing was "
             f"written. Merge what was attached to it (a LoRA) into its weights first."
         )
 
@@ -201,7 +203,10 @@ def hash_file(path: Path, progress: Progress | None = None) -> str:
 def converted_info(contents: ModelContents, target: Path, title: str | None) -> About:
     """What the new file says: what the old one said, and what has to be made anew."""
     said = contents.metadata
-    anew = {*MADE_ANEW, *(f"modelspec.{part}_dtype" for part in contents.identity.family.names)}
+    anew = {
+        *MADE_ANEW,
+        *(f"modelspec.{component}_dtype" for component in contents.identity.family.names),
+    }
     kept = {key: text for key, text in said.items() if key not in anew}
     return About(
         title=title or said.get("modelspec.title", target.stem),

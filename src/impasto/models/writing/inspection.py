@@ -74,7 +74,7 @@ def _file_section(file: TensorFile) -> Section:
         "Path": str(file.path),
         "Kind": _kind_of(file).name,
         "Form": file.form,
-        "Size": _in_words(file.path.stat().st_size),
+        "Size": _size_text(file.path.stat().st_size),
     }
     if file.tensors:
         rows["Tensors"] = f"{len(file.tensors)}, {_types(file.tensors)}"
@@ -109,7 +109,7 @@ def _hypernetwork_section(contents: HypernetworkContents) -> Section:
         "Trained for": counted(contents.step, "steps"),
         "On": " ".join(filter(None, (contents.base_name, contents.base_hash))) or "not said",
         "Numbers": f"{sum(t.numel() for t in tensors.values()) / 1e6:.2f} M, "
-        f"{_in_words(sum(t.nbytes for t in tensors.values()))}",
+        f"{_size_text(sum(t.nbytes for t in tensors.values()))}",
         "NaN or infinite": _names(tuple(n for n, t in tensors.items() if not is_finite(t))),
     }
     if contents.info:
@@ -131,20 +131,23 @@ def _model_sections(contents: ModelContents) -> dict[str, Section]:
         model["Empty prompt"] = "zeros instead of the encoded empty text"
     if contents.notes:
         model["Notes"] = "; ".join(contents.notes)
-    parts = {part.name: _component_section(part, contents) for part in identity.family.components}
-    return {"Model": model, "Parts": parts}
+    sections = {
+        component.name: _component_section(component, contents)
+        for component in identity.family.components
+    }
+    return {"Model": model, "Parts": sections}
 
 
-def _component_section(part: Component, contents: ModelContents) -> str:
-    tensors, config = contents.parts[part.name], contents.configs[part.name]
-    expected = dict(empty_network(part, config, contents.source).state_dict())
+def _component_section(component: Component, contents: ModelContents) -> str:
+    tensors, config = contents.components[component.name], contents.configs[component.name]
+    expected = dict(empty_network(component, config, contents.source).state_dict())
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}
     fit = compare(named, tensors)
-    words = fit.gaps or ["complete"]
+    remarks = fit.gaps or ["complete"]
     if fit.unknown:
-        words.append(f"left out, since nothing uses it: {listed(fit.unknown)}")
-    size = _in_words(total_bytes(tensors))
-    return f"{counted(len(tensors), 'tensors')}, {size}, {_types(tensors)}; {'; '.join(words)}"
+        remarks.append(f"left out, since nothing uses it: {listed(fit.unknown)}")
+    size = _size_text(total_bytes(tensors))
+    return f"{counted(len(tensors), 'tensors')}, {size}, {_types(tensors)}; {'; '.join(remarks)}"
 
 
 def _types(tensors: Tensors) -> str:
@@ -179,7 +182,7 @@ def _hashes(path: Path, progress: Progress) -> Section:
     return {p.relative_to(path).as_posix(): hash_file(p, progress) for p in weights}
 
 
-def _in_words(size_bytes: int) -> str:
+def _size_text(size_bytes: int) -> str:
     for unit, scale in (("GiB", 2**30), ("MiB", 2**20), ("KiB", 2**10)):
         if size_bytes >= scale:
             return f"{size_bytes / scale:.2f} {unit}"

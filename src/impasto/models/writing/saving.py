@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from impasto import files
-from impasto.checkpoints.keymap import PartKind
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.modelspec import ZERO_TERMINAL_SNR_KEY, ModelSpec
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import HASH_KEY, write_ckpt, write_safetensors
@@ -63,9 +63,9 @@ class MergedWithBase:
     base: Mapping[str, Tensors]
     ratio: float
 
-    def mixed(self, part: str, trained: Tensors) -> dict[str, LazyTensor]:
+    def mixed(self, component: str, trained: Tensors) -> dict[str, LazyTensor]:
         """A network between the two, in float32; what is the same in both comes out as it is."""
-        base = self.base[part]
+        base = self.base[component]
         return {name: self._between(base[name], tensor) for name, tensor in trained.items()}
 
     def _between(self, base: LazyTensor, trained: LazyTensor) -> LazyTensor:
@@ -97,7 +97,7 @@ def write_model(
     """
     progress = progress or SilentProgress()
     save = _save_diffusers if form == "diffusers" else _save_ldm
-    size = sum(map(total_bytes, (*contents.parts.values(), contents.ldm_only)))
+    size = sum(map(total_bytes, (*contents.components.values(), contents.ldm_only)))
     with progress.stage(f"Writing {target.name}", size >> 20, "MiB") as advance:
         save(contents, target, form, about, in_mib(advance))
 
@@ -120,21 +120,24 @@ def trained_contents(
             no less than 16 bits.
         merged: What trained parts are mixed with; None leaves them as they were trained.
     """
-    parts: dict[str, Tensors] = {}
-    for part, tensors in model.contents.parts.items():
-        stored = model.stored[part]
-        parts[part] = {name: tensor.cast(stored[name]) for name, tensor in tensors.items()}
-        if part in trained:
+    components: dict[str, Tensors] = {}
+    for component, tensors in model.contents.components.items():
+        stored = model.stored[component]
+        components[component] = {
+            name: tensor.cast(stored[name]) for name, tensor in tensors.items()
+        }
+        if component in trained:
             own = {
-                n.removeprefix("text_model."): LazyTensor.of(t) for n, t in trained[part].items()
+                n.removeprefix("text_model."): LazyTensor.of(t)
+                for n, t in trained[component].items()
             }
             if merged is not None:
-                own = merged.mixed(part, own)
-            dtype = dtypes.get(part, trained_dtype)
-            parts[part] = {
+                own = merged.mixed(component, own)
+            dtype = dtypes.get(component, trained_dtype)
+            components[component] = {
                 name: own[name].cast(dtype or at_least_16_bits(stored[name])) for name in tensors
             }
-    return replace(model.contents, parts=parts).cast(dtypes)
+    return replace(model.contents, components=components).cast(dtypes)
 
 
 def at_least_16_bits(dtype: torch.dtype) -> torch.dtype:
@@ -153,13 +156,16 @@ def _save_diffusers(
     contents: ModelContents, target: Path, _: Form, about: About, advance: Advance
 ) -> None:
     with files.replace_folder(target) as partial:
-        for part in contents.identity.family.components:
-            folder = partial / part.folder
+        for component in contents.identity.family.components:
+            folder = partial / component.folder
             folder.mkdir()
-            config = component_config(part, contents.configs[part.name])
+            config = component_config(component, contents.configs[component.name])
             files.write_json(folder / "config.json", config)
-            tensors = {_as_on_the_hub(part, n): t for n, t in contents.parts[part.name].items()}
-            write_safetensors(partial / part.file, tensors, {"format": "pt"}, advance)
+            tensors = {
+                _as_on_the_hub(component, n): t
+                for n, t in contents.components[component.name].items()
+            }
+            write_safetensors(partial / component.file, tensors, {"format": "pt"}, advance)
         if contents.ldm_only:
             write_safetensors(partial / LDM_ONLY_FILE, contents.ldm_only, {}, advance)
         _write_small_files(contents, partial, about)
@@ -167,15 +173,15 @@ def _save_diffusers(
 
 def _write_small_files(contents: ModelContents, folder: Path, about: About) -> None:
     family = contents.identity.family
-    for part in family.text_encoders:
-        tokenizer = folder / part.text.tokenizer
-        own = contents.tokenizer_files.get(part.text.tokenizer)
+    for component in family.text_encoders:
+        tokenizer = folder / component.text.tokenizer
+        own = contents.tokenizer_files.get(component.text.tokenizer)
         if own:
             tokenizer.mkdir()
             for name, content in own.items():
                 (tokenizer / name).write_bytes(content)
         else:
-            write_tokenizer(tokenizer, pad_token=part.text.pad_token)
+            write_tokenizer(tokenizer, pad_token=component.text.pad_token)
     files.write_json(folder / SCHEDULER_FILE, dict(contents.scheduler_config))
     files.write_json(
         folder / "model_index.json",
@@ -187,14 +193,18 @@ def _write_small_files(contents: ModelContents, folder: Path, about: About) -> N
 
 def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, str]:
     family = contents.identity.family
-    texts_of = {part.name for part in family.text_encoders}
+    texts_of = {component.name for component in family.text_encoders}
     spec = ModelSpec(
         architecture=family.architecture,
         prediction_type=contents.identity.prediction.name,
         title=about.title,
         resolution=about.resolution or "{}x{}".format(*native_size(contents)),
         encoder_layer=about.encoder_layer,
-        dtypes={part: word for part, word in contents.dtypes().items() if part not in texts_of},
+        dtypes={
+            component: dtype
+            for component, dtype in contents.dtypes().items()
+            if component not in texts_of
+        },
         others=about.others,
     )
     texts = {**spec.metadata(layout), **about.more}
@@ -204,14 +214,14 @@ def _metadata(contents: ModelContents, about: About, layout: str) -> dict[str, s
     if contents.scheduler_config.get("rescale_betas_zero_snr"):
         texts[ZERO_TERMINAL_SNR_KEY] = "true"
     if layout == "ldm":
-        texts |= {"format": "pt", **metadata_for(contents.configs, contents.parts, family)}
+        texts |= {"format": "pt", **metadata_for(contents.configs, contents.components, family)}
     return texts
 
 
-def _as_on_the_hub(part: Component, name: str) -> str:
+def _as_on_the_hub(component: Component, name: str) -> str:
     """Both transformers 4 and 5 read CLIP's names with the prefix that the Hub's files have.
 
     The projection of the pooled text stands beside what has that prefix.
     """
-    is_inside = part.kind is PartKind.TEXT and not name.startswith("text_projection.")
+    is_inside = component.kind is ComponentKind.TEXT and not name.startswith("text_projection.")
     return f"text_model.{name}" if is_inside else name

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 
 SAMPLED = 8
 
@@ -23,7 +23,7 @@ class FrozenCheck:
         frozen: What must not, by name.
     """
 
-    def __init__(self, parts: Sequence[TrainedPart], frozen: Mapping[str, nn.Module]) -> None:
+    def __init__(self, parts: Sequence[TrainedModule], frozen: Mapping[str, nn.Module]) -> None:
         self._learning = {part.name: _sample(part.parameters()) for part in parts}
         self._frozen = {
             name: _sample({n: p for n, p in module.named_parameters() if not p.requires_grad})

@@ -16,7 +16,7 @@ import torch
 
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import install_packages
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.optimizer_table import (
     COLLECTION,
     OPTIMIZERS,
@@ -51,12 +51,12 @@ class OptimizerSettings(Protocol):
 
 
 BuildOptimizer = Callable[
-    [Sequence[TrainedPart], OptimizerSettings, ChunkRules], torch.optim.Optimizer
+    [Sequence[TrainedModule], OptimizerSettings, ChunkRules], torch.optim.Optimizer
 ]
 
 
 def build_optimizer(
-    parts: Sequence[TrainedPart], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
+    parts: Sequence[TrainedModule], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings, with parameter groups for each rate of each part.
 
@@ -85,7 +85,7 @@ def build_optimizer(
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
 
 
-def require_usable_optimizer(parts: Sequence[TrainedPart], config: OptimizerSettings) -> None:
+def require_usable_optimizer(parts: Sequence[TrainedModule], config: OptimizerSettings) -> None:
     """Make sure that an optimizer takes what the settings give it, steps, and obeys its rates.
 
     Those of the table are known to, by its tests; others are tried out, as are further arguments.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import RunError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.training.optim.chunked import ChunkedOptimizer
 from impasto.training.optim.offload import MIN_NUMEL
 
@@ -31,7 +31,7 @@ class LrSetter:
         return self._rates[0] * factor
 
 
-def parameter_names(parts: Sequence[TrainedPart]) -> dict[Tensor, str]:
+def parameter_names(parts: Sequence[TrainedModule]) -> dict[Tensor, str]:
     """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
     return {
         parameter: f"{part.name}.{name}"
@@ -40,7 +40,7 @@ def parameter_names(parts: Sequence[TrainedPart]) -> dict[Tensor, str]:
     }
 
 
-def part_names(optimizer: torch.optim.Optimizer, parts: Sequence[TrainedPart]) -> tuple[str, ...]:
+def part_names(optimizer: torch.optim.Optimizer, parts: Sequence[TrainedModule]) -> tuple[str, ...]:
     """The part that each group of an optimizer is of."""
     names = parameter_names(parts)
     return tuple(names[g["params"][0]].partition(".")[0] for g in optimizer.param_groups)

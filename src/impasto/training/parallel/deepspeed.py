@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ConfigError
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.state import group_scalars
 from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs
@@ -148,7 +148,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         self._modules.append(module.to(self._device))
         return module
 
-    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Have DeepSpeed share the optimizer's groups out."""
         import deepspeed
 

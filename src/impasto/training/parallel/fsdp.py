@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
-from impasto.models.trainable import TrainedPart, blocks_of
+from impasto.models.trainable import TrainedModule, blocks_of
 from impasto.training.optim.mixed_precision import MixedPrecision, Precision
 from impasto.training.optim.state import (
     optimizer_scalars,
@@ -79,11 +79,11 @@ class FsdpStrategy:
         self._roots.append(root)
         return root
 
-    def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
+    def place(self, parts: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """Parts whose parameters are the tensors behind this process's shards."""
         return tuple(replace(part, shares=self._local_shards_of(part)) for part in parts)
 
-    def _local_shards_of(self, part: TrainedPart) -> Mapping[str, nn.Parameter]:
+    def _local_shards_of(self, part: TrainedModule) -> Mapping[str, nn.Parameter]:
         shares = {}
         for name, parameter in part.parameters().items():
             assert isinstance(parameter, DTensor)  # noqa: S101 - made so by wrap
@@ -92,7 +92,7 @@ class FsdpStrategy:
             self._shares[full] = shares[name] = nn.Parameter(parameter.to_local().detach())
         return shares
 
-    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Do nothing: the optimizer steps this process's shards as it would step whole weights."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:

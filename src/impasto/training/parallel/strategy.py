@@ -18,7 +18,7 @@ from accelerate.utils import broadcast
 from torch import Tensor, nn
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.training.optim.mixed_precision import MixedPrecision, Precision
 from impasto.training.optim.state import (
     optimizer_scalars,
@@ -69,10 +69,10 @@ class ParallelStrategy(Protocol):
     def wrap(self, module: nn.Module) -> Any:
         """Bring a module that learns to where it computes; what training calls in its place."""
 
-    def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
+    def place(self, parts: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """The parts, once their modules are wrapped: their parameters are what is stepped here."""
 
-    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Take in the optimizer of those parameters."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
@@ -148,11 +148,11 @@ class DataParallelStrategy:
         self._wrapped.append(wrapped)
         return wrapped
 
-    def place(self, parts: Sequence[TrainedPart]) -> tuple[TrainedPart, ...]:
+    def place(self, parts: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """Leave the parts whole, on this process's device."""
         return tuple(parts)
 
-    def start(self, parts: Sequence[TrainedPart], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Do nothing: accelerate has wrapped the parts already."""
 
     @contextlib.contextmanager

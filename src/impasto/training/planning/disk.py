@@ -134,7 +134,7 @@ def free_bytes(path: Path) -> int:
 def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
     training = config.training
     per_weight = DTYPES[training.weight_dtype].itemsize + 4 * training.averages
-    weights = per_weight * sum(part.count() for part in trainable.parts)
+    weights = per_weight * sum(part.count() for part in trainable.modules)
     return weights + optimizer_bytes(config, shapes_of(trainable))
 
 
@@ -168,14 +168,14 @@ def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:
     if not config.training.posthoc_ema:
         return 0
     each = len(TRACKED) * DTYPES[config.saving.posthoc_dtype].itemsize
-    return each * sum(part.count() for part in trainable.parts)
+    return each * sum(part.count() for part in trainable.modules)
 
 
 def _start_bytes(config: RunConfig, trainable: Trainable) -> int:
     """What the weights in float32 take, which stored averages are differences from."""
     if not config.training.posthoc_ema:
         return 0
-    return torch.float32.itemsize * sum(part.count() for part in trainable.parts)
+    return torch.float32.itemsize * sum(part.count() for part in trainable.modules)
 
 
 def _base_bytes(config: RunConfig, model: BaseModel) -> int:
@@ -186,7 +186,7 @@ def _base_bytes(config: RunConfig, model: BaseModel) -> int:
     return sum(
         prod(tensor.shape) * min(model.stored[part][name].itemsize, own.itemsize)
         for part in learning_networks(config, model.family)
-        for name, tensor in model.contents.parts[part].items()
+        for name, tensor in model.contents.components[part].items()
     )
 
 

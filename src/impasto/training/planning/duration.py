@@ -11,7 +11,7 @@ from impasto.config.run import RunConfig
 from impasto.data.loading.dataset import sampler_groups
 from impasto.data.records import PlannedImage
 from impasto.datasets.batching import batch_size_of
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.models.writing.saving import DTYPES
 from impasto.optimizer_table import row_of
 from impasto.training.optim.chunked import ChunkRules
@@ -37,7 +37,7 @@ def seconds_per_step(
     config: RunConfig,
     footprint: Footprint,
     images: Sequence[PlannedImage],
-    parts: Sequence[TrainedPart],
+    parts: Sequence[TrainedModule],
     device: torch.device,
     transfers: Transfers | None = None,
 ) -> float:
@@ -131,7 +131,7 @@ def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
     rounding = None
     if dtype != torch.float32:
         rounding = build_rounding(config.training.rounding or "stochastic", device)
-    part = TrainedPart("sample", module, config.optimizer.lr)
+    part = TrainedModule("sample", module, config.optimizer.lr)
     optimizer = build_optimizer([part], config.optimizer, ChunkRules(rounding))
 
     def step() -> None:

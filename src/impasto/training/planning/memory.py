@@ -248,7 +248,7 @@ class FootprintPredictor:
 
         def run_fake_step() -> StepCost:
             used = self._meta_models.trainable(config)
-            for part in used.parts:
+            for part in used.modules:
                 cast_network(part.module, DTYPES[training.weight_dtype])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
@@ -270,7 +270,7 @@ class FootprintPredictor:
             return 0
         places = batch * 77 * (config.model.max_tokens // 75)
         size = COMPUTED[computed_kind(config)].itemsize
-        learning = {part.name for part in trainable.parts}
+        learning = {part.name for part in trainable.modules}
         configs: list[Any] = [
             encoder.text_encoder.config
             for name, encoder in trainable.states.by_name().items()
@@ -292,7 +292,7 @@ class FootprintPredictor:
 
     def _all_gradients(self, config: RunConfig, trainable: Trainable) -> int:
         wide = DTYPES[config.training.weight_dtype].itemsize
-        return wide * sum(part.count() for part in trainable.parts)
+        return wide * sum(part.count() for part in trainable.modules)
 
     def _transient(self, config: RunConfig, trainable: Trainable) -> int:
         """What an optimizer step makes and frees again."""

@@ -73,7 +73,7 @@ def has_large_previews(config: RunConfig) -> bool:
 
 def shapes_of(trainable: Trainable) -> list[torch.Size]:
     """The shapes of all weights that learn."""
-    return [p.shape for part in trainable.parts for p in part.parameters().values()]
+    return [p.shape for part in trainable.modules for p in part.parameters().values()]
 
 
 def steps_alone(config: RunConfig) -> bool:
@@ -101,7 +101,7 @@ def text_encoder_bytes(config: RunConfig, model: BaseModel, device_type: str) ->
         if device_type == "cpu" or config.trains_text_encoder:
             total += 4 * numel_of(network)
             continue
-        stored = model.contents.parts[name].values()
+        stored = model.contents.components[name].values()
         total += sum(math.prod(t.shape) * kept_type(t.dtype).itemsize for t in stored)
     return total
 
@@ -110,4 +110,4 @@ def structure_of(trainable: Trainable) -> str:
     """What tells networks of other sizes apart."""
     unet: Any = trainable.unet
     named = {k: v for k, v in sorted(dict(unet.config).items()) if not k.startswith("_")}
-    return f"{json.dumps(named, default=str)}|{sum(part.count() for part in trainable.parts)}"
+    return f"{json.dumps(named, default=str)}|{sum(part.count() for part in trainable.modules)}"

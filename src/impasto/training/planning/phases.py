@@ -129,7 +129,7 @@ class OtherWork:
 
     def _averaging(self, config: RunConfig, trainable: Trainable) -> Phase:
         """Weights of 16 bits on their way into the average, a few of them widened."""
-        sizes = [p.numel() for part in trainable.parts for p in part.parameters().values()]
+        sizes = [p.numel() for part in trainable.modules for p in part.parameters().values()]
         is_widened = config.training.averages > 0 and config.training.weight_dtype != "fp32"
         widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
         return Phase("averaging the weights", 0, 4 * widened)
@@ -173,7 +173,7 @@ class OtherWork:
 
         def run_fake_step() -> dict[str, int]:
             used = self.meta_models.trainable(config)
-            for part in used.parts:
+            for part in used.modules:
                 cast_network(part.module, DTYPES[kind])
             caches = training.weight_dtype == "fp32" and not training.stream_weights
             fake_step = fake_step_of(config, used, self.device_type)

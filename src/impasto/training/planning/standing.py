@@ -43,7 +43,7 @@ class StandingMemory:
 
     def bytes_of(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
         """Bytes of the parts of a `Footprint` that are there from the first step on, by name."""
-        learning = sum(part.count() for part in trainable.parts)
+        learning = sum(part.count() for part in trainable.modules)
         on_device = self._on_device(away=config.training.ema_on_cpu)
         averages = config.training.averages if on_device else 0
         return {

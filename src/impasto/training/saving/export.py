@@ -131,7 +131,7 @@ class HypernetworkExporter:
     ) -> None:
         """Write the hypernetwork; what its form cannot say is told."""
         config = source.config
-        module, asked = source.trainable.parts[0].module, config.hypernetwork
+        module, asked = source.trainable.modules[0].module, config.hypernetwork
         assert isinstance(module, Hypernetwork)  # noqa: S101 - what this exporter belongs to
         assert asked is not None  # noqa: S101 - and so does this
         (tensors,) = trained.values()
@@ -267,6 +267,6 @@ def training_summary(source: ExportSource) -> dict[str, Any]:
         "steps": source.total_steps,
         "samples_seen": source.samples_seen,
         "pictures": source.images,
-        "trained_parts": [part.name for part in source.trainable.parts],
+        "trained_parts": [part.name for part in source.trainable.modules],
         "settings": tomli_w.dumps(redact_settings(settings, config.saving.publish)),
     }
