@@ -64,7 +64,7 @@ def main() -> None:
             chosen, rungs = fitting.choose_levers(config, keep_asked=True)
             print(f"{card} GiB, {half}, {size}, {family}:")
             for rung in rungs:
-                print(f"    {rung.words()}")
+                print(f"    {rung.text()}")
             if not fitting.fits(chosen):
                 found = fitting.footprint(chosen)
                 print(f"    does not fit: {gib(found.total)} while {found.moment}")

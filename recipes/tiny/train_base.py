@@ -32,7 +32,7 @@ from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.families import SD1
 from impasto.models.networks.loading import load_base_model
-from impasto.models.trainable import TrainedPart
+from impasto.models.trainable import TrainedModule
 from impasto.models.writing.architectures import ARCHITECTURES, write_random_model
 from impasto.training.events import SilentEvents
 from impasto.training.optim.rounding import Rounding
@@ -74,7 +74,7 @@ def velocity_weight(
 
 
 def build_muon(
-    parts: Sequence[TrainedPart],
+    parts: Sequence[TrainedModule],
     config: OptimizerConfig,
     rounding: Rounding | None = None,  # noqa: ARG001
 ) -> torch.optim.Optimizer:

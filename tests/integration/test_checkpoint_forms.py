@@ -5,9 +5,9 @@ import shutil
 
 import pytest
 import torch
+from component_files import COMPONENT_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from conftest import impasto
 from diffusers import StableDiffusionPipeline, UNet2DConditionModel
-from component_files import COMPONENT_FILES, TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file

@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from component_files import TEXT_ENCODER_FILE, UNET_FILE, VAE_FILE
+from diffusers import StableDiffusionPipeline
 from PIL import Image
 from safetensors.torch import load_file, save_file
 

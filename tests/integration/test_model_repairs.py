@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 import torch
-from conftest import impasto
 from component_files import UNET_FILE
+from conftest import impasto
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file

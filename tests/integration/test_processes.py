@@ -12,8 +12,8 @@ import tomllib
 import pytest
 import tomli_w
 import torch
-from conftest import draw_images, impasto
 from component_files import UNET_FILE
+from conftest import draw_images, impasto
 from safetensors.torch import load_file
 from support.warm import running
 

@@ -6,8 +6,8 @@ failed, a run that was interrupted would be another run from there on.
 
 import pytest
 import torch
-from conftest import draw_images, impasto
 from component_files import UNET_FILE
+from conftest import draw_images, impasto
 from runs import StopAt, exported
 from safetensors.torch import load_file
 from test_processes import launch

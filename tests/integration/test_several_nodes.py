@@ -7,8 +7,8 @@ import shutil
 import pytest
 import tomli_w
 import torch
-from object_store import put_folder
 from component_files import UNET_FILE
+from object_store import put_folder
 from safetensors.torch import load_file
 from support.warm import running
 from test_processes import WHOLE, free_port, image_losses, recorded_losses

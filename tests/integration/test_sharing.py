@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 import torch
-from conftest import impasto
 from component_files import UNET_FILE
+from conftest import impasto
 from PIL import Image
 from safetensors.torch import load_file
 from test_processes import DYING, WHOLE, launch, recorded_losses, train_on

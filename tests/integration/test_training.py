@@ -8,8 +8,8 @@ import threading
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
 from component_files import UNET_FILE
+from diffusers import StableDiffusionPipeline
 from runs import StopAt, exported
 from safetensors.torch import load_file, save_file
 

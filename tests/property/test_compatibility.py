@@ -94,7 +94,7 @@ def test_what_the_ladder_chooses_is_built(
         rungs = [
             rung
             for rung in rungs_taken(config, FACTS[name])
-            if not any(word in rung.words() for word in ("offload_optimizer", "stream_w", "fp16"))
+            if not any(word in rung.text() for word in ("offload_optimizer", "stream_w", "fp16"))
         ]
         chosen = with_rungs(config, rungs)
         run = tmp_path / f"run-{name}"
@@ -115,7 +115,7 @@ def test_rows_name_settings_that_exist():
 
 def test_prodigy_is_not_offered_steps_in_the_backward_pass(train_config):
     config = begun(train_config, "prodigy", "full", memory="auto")
-    words = " ".join(rung.words() for rung in rungs_taken(config, FACTS["GPU"]))
+    words = " ".join(rung.text() for rung in rungs_taken(config, FACTS["GPU"]))
     assert "optimizer_in_backward" not in words
     assert "weight_dtype" not in words
     assert "offload_optimizer" not in words

@@ -156,9 +156,9 @@ def test_no_rung_takes_more(device, train_config, nano_model):
     ladder, config = fitting(train_config, nano_model, device)
     config = with_fields(config, "training", {"ema_decay": 0.9})
     for rung in LADDER[device]:
-        if offers(rung, config) and "mixed_precision" not in rung.words():
+        if offers(rung, config) and "mixed_precision" not in rung.text():
             changed = with_fields(config, *next(iter(rung.changes.items())))
-            assert ladder.footprint(changed).total <= ladder.footprint(config).total, rung.words()
+            assert ladder.footprint(changed).total <= ladder.footprint(config).total, rung.text()
 
 
 def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, nano_model):
@@ -208,7 +208,7 @@ def test_rungs_that_move_what_no_ram_is_free_for_are_not_taken(train_config, nan
     nothing = MemoryFitter(ladder.meter, "cuda", ladder.group, 0, ram=0)
     everything = MemoryFitter(ladder.meter, "cuda", ladder.group, 0, ram=1 << 40)
     words = [
-        " ".join(rung.words() for rung in one.choose_levers(config, keep_asked=True)[1])
+        " ".join(rung.text() for rung in one.choose_levers(config, keep_asked=True)[1])
         for one in (nothing, everything)
     ]
     for setting in ("offload_optimizer", "stream_weights"):
@@ -232,7 +232,7 @@ def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
     enough = MemoryFitter(ladder.meter, "cuda", ladder.group, budget)
     assert not enough.fits(config)
     _, (rung,) = enough.choose_levers(config, keep_asked=False)
-    assert rung.words() == 'training.cuda_graphs = "off"'
+    assert rung.text() == 'training.cuda_graphs = "off"'
     chosen, _ = ladder.choose_levers(config, keep_asked=False)  # no memory is enough
     assert (chosen.training.cuda_graphs, chosen.optimizer.kind) == ("off", "adamw8bit")
     assert chosen.training.optimizer_in_backward != "off"
@@ -343,7 +343,7 @@ def test_what_needs_whole_weights_is_not_offered_where_the_model_is_sharded(trai
     cases = (Facts(processes=1), Facts(processes=2), Facts(processes=2, sharding="FSDP"))
 
     def offered(setting):
-        rungs = [rung for rung in LADDER["cuda"] if setting in rung.words()]
+        rungs = [rung for rung in LADDER["cuda"] if setting in rung.text()]
         return [any(offers(rung, asked, facts) for rung in rungs) for facts in cases]
 
     assert offered("optimizer_in_backward") == [True, False, False]

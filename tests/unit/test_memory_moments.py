@@ -127,7 +127,7 @@ def test_validation_never_takes_more_than_an_update(train_config, nano_model):
             moments = ladder.meter.all_phases(changed, SIZE, batch)
             looking = next(m for m in moments if m.moment.startswith("validating"))
             others = [m.total for m in moments if not m.moment.startswith(("valid", "encod"))]
-            assert looking.total <= max(others), (batch, averaged, rung.words())
+            assert looking.total <= max(others), (batch, averaged, rung.text())
 
 
 def test_a_validation_batch_is_no_larger_than_a_training_batch(train_config):

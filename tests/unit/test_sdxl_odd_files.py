@@ -144,8 +144,10 @@ def test_it_is_the_plain_file(odd, plain, tmp_path, form):
 def test_averaged_weights_are_read_when_asked_for(odd, plain):
     expected = open_model(plain[0])
     found = open_model(odd(averaged), OpenOptions(weights="ema"))
-    assert_same_parts(found.components["unet"], expected.parts["unet"], lambda tensor: tensor + 1)
-    assert_same_parts(found.components["text_encoder_2"], expected.parts["text_encoder_2"])
+    assert_same_parts(
+        found.components["unet"], expected.components["unet"], lambda tensor: tensor + 1
+    )
+    assert_same_parts(found.components["text_encoder_2"], expected.components["text_encoder_2"])
 
 
 @pytest.mark.parametrize("form", REFUSED)

@@ -33,7 +33,7 @@ def test_images_are_grouped_by_what_stands_between_commas():
     """Twice the same tag counts once; a sentence is one tag; copies are one image of a group."""
     held = records(["cat,  red", "red , cat, red", "cat", "a dog runs", "red", ""])
     found = group_images(held, range(6), ["tag"], 2)
-    assert [(g.by, g.name, g.places) for g in found] == [
+    assert [(g.by, g.name, g.indices) for g in found] == [
         ("tag", "cat", (0, 1, 2)), ("tag", "red", (0, 1, 4))
     ]  # fmt: skip
     copies = [0, 0, 0, 3, 4, 5]
@@ -47,7 +47,7 @@ def test_images_are_grouped_by_dataset_and_by_folder():
     second = replace(PLAIN, root=Path("/secret/place/dogs"), dataset=1, number=2)
     held = records(["a"] * 3, first) + records(["b"] * 2, second)
     found = group_images(held, range(5), ["subset", "dataset"], 2)
-    assert [(g.by, g.name, g.places) for g in found] == [
+    assert [(g.by, g.name, g.indices) for g in found] == [
         ("subset", "cats (1.1)", (0, 1, 2)), ("subset", "dogs (2.3)", (3, 4)),
         ("dataset", "dataset 1", (0, 1, 2)), ("dataset", "dataset 2", (3, 4)),
     ]  # fmt: skip
@@ -58,7 +58,7 @@ def test_of_many_tags_the_most_frequent_are_told():
     held = records([", ".join(words[n % 3 :]) for n in range(6)])
     found = group_images(held, range(6), ["tag"], 2)
     assert len(found) == MOST_GROUPS
-    assert len(found[0].places) == 6
+    assert len(found[0].indices) == 6
     assert {g.name for g in found}.isdisjoint({"t000", "t001"})
 
 

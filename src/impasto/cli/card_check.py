@@ -153,7 +153,7 @@ def precisions(device: torch.device) -> CheckResult:
             f'training.mixed_precision = "auto" takes {native.kind} here ({native.reason}), but '
             f"{fastest} was faster just now: try it."
         )
-    return CheckResult(f"{found}{in_float8} TFLOP/s; auto takes {native.words}", advice)
+    return CheckResult(f"{found}{in_float8} TFLOP/s; auto takes {native.description}", advice)
 
 
 def attention(
@@ -192,7 +192,7 @@ def attention(
             "Only plain attention runs here, whose memory grows with the square of the image's "
             "area: set training.gradient_checkpointing = true."
         )
-    return CheckResult(f"{', '.join(lines)} there and back, in {native.words}", advice)
+    return CheckResult(f"{', '.join(lines)} there and back, in {native.description}", advice)
 
 
 def _attention_by(

@@ -139,7 +139,7 @@ def plan_of(outlook: Outlook) -> RunPlan:
         ),
         memory=MemoryPlan(
             outlook.footprint.moment,
-            {name: size for name, size in outlook.footprint.by_part().items() if size},
+            {name: size for name, size in outlook.footprint.by_item().items() if size},
             outlook.footprint.total,
             outlook.fitting.budget,
             outlook.fitting.meter.ram(config),

@@ -302,8 +302,8 @@ def _precision(
         raise ConfigError(f"--full_{full} needs --mixed_precision={full}.")
     if asked != "no" and without_gpu is not None and without_gpu.kind != asked:
         notices.append(
-            f"--mixed_precision={asked}: computing in {without_gpu.words}, as there is no GPU and "
-            f"{without_gpu.reason}."
+            f"--mixed_precision={asked}: computing in {without_gpu.description}, as there is no "
+            f"GPU and {without_gpu.reason}."
         )
         asked = without_gpu.kind
     tree["training"]["mixed_precision"] = asked

@@ -177,9 +177,9 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
 def _put(session: Session, contents: ModelContents) -> None:
     """Give what the run trained the weights of a mixture; what it did not train is the same."""
     with torch.no_grad():
-        for part, tensors in session.trainable.export().items():
+        for component, tensors in session.trainable.export().items():
             for name, tensor in tensors.items():
-                own = contents.components[part].get(name.removeprefix("text_model."))
+                own = contents.components[component].get(name.removeprefix("text_model."))
                 if own is not None:
                     tensor.copy_(own.read())
 

@@ -80,7 +80,7 @@ def one_process_alone(doing: str) -> ConfigError:
 @contextlib.contextmanager
 def looking(session: Session) -> Iterator[None]:
     """The weights as they are, not an average of them, in the precision of the run."""
-    modules: list[Any] = [part.module for part in session.trainable.modules]
+    modules: list[Any] = [trained.module for trained in session.trainable.modules]
     for module in modules:
         module.eval()
     with session.precision.autocast(), plain_network():

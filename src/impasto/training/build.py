@@ -44,7 +44,7 @@ from impasto.training.precision import caches_casts, computed_kind
 from impasto.training.processes import build_strategy, facts_of
 from impasto.training.session import Session
 from impasto.training.session_parts import (
-    PreviewParts,
+    PreviewMaterial,
     build_data,
     build_ema,
     build_posthoc,
@@ -82,7 +82,7 @@ def build_session(
     )
     set_arithmetic(tf32=config.training.tf32, deterministic=config.training.deterministic)
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
-    previews = PreviewParts.of(config, progress, is_main=accelerator.is_main_process)
+    previews = PreviewMaterial.of(config, progress, is_main=accelerator.is_main_process)
     build_templates(config)
     encoded = build.encoded(known)
     with hashing_ends_first(encoded.hashes):
@@ -92,7 +92,7 @@ def build_session(
 def _session(
     build: _Builder,
     encoded: EncodedModel,
-    previews: PreviewParts,
+    previews: PreviewMaterial,
     recorded: Mapping[str, str],
 ) -> Session:
     """All that a run computes with, of a model that has encoded its images."""
@@ -100,7 +100,7 @@ def _session(
     prepared = encoded.data
     merged = keep_base(
         config, accelerator, encoded.model, build.progress,
-        any_part=overrides.trainable is not None,
+        any_component=overrides.trainable is not None,
     )  # fmt: skip
     trainable = build.network(encoded)
     text = build.text(encoded, trainable, previews.prompts, recorded)
@@ -121,7 +121,7 @@ def _session(
         encodes_ahead=conditioners.training.is_frozen and overrides.conditioner is None,
         recipe=build_recipe(config, model, accelerator.device, overrides),
         optimizer=learning.optimizer,
-        part_by_group=learning.part_by_group,
+        module_by_group=learning.module_by_group,
         lr_schedule=build.lr_schedule(),
         data=build_data(config, encoded, steps, overrides),
         prepared=prepared,

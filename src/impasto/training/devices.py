@@ -160,4 +160,4 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says so: PyTorch has a class for GPUs, and words for the processor."""
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

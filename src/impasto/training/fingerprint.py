@@ -98,12 +98,12 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     unet = facts.contents.identity.family.unet.name
     found = {
         "base model": facts.hashes[unet],
-        **{f"{part} of the base model": h for part, h in facts.hashes.items() if part != unet},
+        **{f"{name} of the base model": h for name, h in facts.hashes.items() if name != unet},
         **_model_facts(facts.contents),
         "data set": _data_fingerprint(facts.training, facts.digests),
         "forward passes per step": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
-        **{f"{name} (given in code)": described(part) for name, part in facts.code.items()},
+        **{f"{name} (given in code)": described(given) for name, given in facts.code.items()},
     }
     if facts.held_out is not None:
         found["validation images"] = _data_fingerprint(facts.held_out, facts.digests)
@@ -188,11 +188,11 @@ def _changed_files(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
         ("of other content", [now[key] for key in changed]),
     )
     told = []
-    for words, entries in named:
+    for text, entries in named:
         if entries:
             names = sorted(entry.partition(" ")[2] for entry in entries)
             more = ", ..." if len(names) > _NAMED else ""
-            told.append(f"{len(names):,} {words}: {', '.join(names[:_NAMED])}{more}")
+            told.append(f"{len(names):,} {text}: {', '.join(names[:_NAMED])}{more}")
     return [f"{TEXT_FILES} ({'; '.join(told)})"] if told else []
 
 
@@ -281,7 +281,9 @@ def _shown(value: str) -> str:
 
 def _model_facts(contents: ModelContents) -> dict[str, str]:
     """Configurations and vocabulary of the base model, by name."""
-    named = {f"{part} configuration": dict(config) for part, config in contents.configs.items()}
+    named = {
+        f"{component} configuration": dict(config) for component, config in contents.configs.items()
+    }
     named["scheduler configuration"] = dict(contents.scheduler_config)
     facts = {
         f"{name}: {key}": json.dumps(value, sort_keys=True)
@@ -315,9 +317,9 @@ def _data_fingerprint(
     """Images, words and weights; what is encoded each time it is shown has no key that says it."""
     masks: dict[Path, Path] = {}
     stamps: dict[Path, FileStamp] = {}
-    for place in () if plan.encoded_ahead else range(len(plan.images)):
-        image = plan.images[place]
-        if not plan.keys[place].plain:
+    for index in () if plan.encoded_ahead else range(len(plan.images)):
+        image = plan.images[index]
+        if not plan.keys[index].plain:
             path = image.record.path
             stamps[path] = image.record.stamp
             mask = mask_file(image.record)
@@ -328,12 +330,12 @@ def _data_fingerprint(
     digest, records = hashlib.sha256(), plan.table.records
     is_reg, repeats = records.per_use(lambda use: use.subset.is_reg), records.repeats
     of_each = zip(plan.identities or plan.keys, records.names_and_words(), strict=True)
-    for place, (key, (name, words)) in enumerate(of_each):
-        digest.update(f"{key}{name}{words}\n".encode())
-        if is_reg[place]:  # its weight in the loss is a setting
-            digest.update(f"regularisation, {repeats[place]} times\n".encode())
+    for index, (key, (name, text)) in enumerate(of_each):
+        digest.update(f"{key}{name}{text}\n".encode())
+        if is_reg[index]:  # its weight in the loss is a setting
+            digest.update(f"regularisation, {repeats[index]} times\n".encode())
         if not key.plain:
-            record = records[place]
+            record = records[index]
             digest.update(known.get(record.path, "").encode())
             if record.path in masks:
                 digest.update(f"mask {known.get(masks[record.path], '')}".encode())

@@ -118,7 +118,7 @@ def find_given_texts(
             search.look_at(*group)
             advance(len(group[1]))
     _tell(search, progress)
-    given = GivenTexts(search.found, search.shape, search.places, search.unended)
+    given = GivenTexts(search.found, search.shape, search.chunk_numbers, search.unended)
     with states.place(device).awake(device):
         _require_alike(given, states, search.to_compare())
     return given
@@ -140,7 +140,7 @@ class _Search:
         refused: Files that are not used, with reasons.
         disputed: Token ids for which two files say different things.
         by_subset: Dataset and subset -> the token ids that its files are used for.
-        places: The token ids of a chunk that is not the first of its file -> which it is.
+        chunk_numbers: The token ids of a chunk that is not the first of its file -> which it is.
         unended: Token ids of chunks that are not the last of their file.
     """
 
@@ -155,7 +155,7 @@ class _Search:
     refused: list[SkippedFile] = field(default_factory=list)
     disputed: list[Ids] = field(default_factory=list)
     by_subset: dict[tuple[int, int], list[Ids]] = field(default_factory=dict)
-    places: dict[Ids, int] = field(default_factory=dict)
+    chunk_numbers: dict[Ids, int] = field(default_factory=dict)
     unended: set[Ids] = field(default_factory=set)
     _beside: dict[Sidecars, SidecarLookup] = field(default_factory=dict)
 
@@ -204,15 +204,15 @@ class _Search:
         """Take the chunks of a file, of which later ones may be known from another."""
         is_one = len(text.states[0]) == self.shape.positions
         held = chunks[:1] if is_one else chunks
-        for place, ids in enumerate(held):
-            if place and ids in self.found:
+        for number, ids in enumerate(held):
+            if number and ids in self.found:
                 continue
-            fault = self._keep(file, ids, text, place)
+            fault = self._keep(file, ids, text, number)
             if fault is not None:
                 return fault
             for subset in {(one.subset.dataset, one.subset.number) for one in records}:
                 self.by_subset.setdefault(subset, []).append(ids)
-            if place < len(held) - 1 and self.found[ids][0] == file:
+            if number < len(held) - 1 and self.found[ids][0] == file:
                 self.unended.add(ids)
         return None
 
@@ -229,34 +229,34 @@ class _Search:
                 f"made by another program, and {' and '.join(settings)} of the subset is in the "
                 f"caption: nothing tells whether it was when the file was made"
             )
-        words = [path for path in self._words_of(record) if presence.is_file(path)]
-        if not words:
+        caption_files = [path for path in self._caption_files_of(record) if presence.is_file(path)]
+        if not caption_files:
             return Failure("made by another program, and the image has no caption file now")
-        changed = is_before(file, words)
+        changed = is_before(file, caption_files)
         if changed is not None:
             return Failure(f"older than {changed.name}, which was changed after it was made")
         return None
 
-    def _keep(self, file: Path, ids: Ids, text: TextOutputs, place: int) -> Failure | None:
+    def _keep(self, file: Path, ids: Ids, text: TextOutputs, number: int) -> Failure | None:
         other, digest = self.found.setdefault(ids, (file, text.digest))
-        if other == file and place:
-            self.places[ids] = place
+        if other == file and number:
+            self.chunk_numbers[ids] = number
         if digest == text.digest:
             return None
-        first = GivenTexts(self.found, self.shape, self.places).outputs(ids)
-        own = text.chunk(place, self.shape.positions)
+        first = GivenTexts(self.found, self.shape, self.chunk_numbers).outputs(ids)
+        own = text.chunk(number, self.shape.positions)
         if isinstance(first, TextOutputs) and _apart(first, own) <= MOST_APART:
             return None  # two encodings of the same words; the first one is used for both
         self.disputed.append(ids)
         return Failure(f"says something else than {other.name}, though the captions are the same")
 
-    def _words_of(self, record: ImageRecord) -> list[Path]:
+    def _caption_files_of(self, record: ImageRecord) -> list[Path]:
         """The files that a caption may be from, whether they are there or not."""
         subset = self.config.dataset.entries[record.subset.dataset].subsets[record.subset.number]
         endings = sidecars_of(subset)
         beside = self._beside.setdefault(endings, SidecarLookup(*filter(None, endings)))
-        words = [beside.file(record.path, ending) for ending in endings if ending]
-        return [*words, *([subset.metadata_file] if subset.metadata_file else [])]
+        caption_files = [beside.file(record.path, ending) for ending in endings if ending]
+        return [*caption_files, *([subset.metadata_file] if subset.metadata_file else [])]
 
 
 def _settings_in_caption(record: ImageRecord) -> list[str]:

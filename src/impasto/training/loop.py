@@ -205,7 +205,7 @@ class TrainingLoop:
             average.update(optimizer_step.step)
         self._optimizer_update.is_stepping = False
         if self._frozen_check is not None and result.lr_factor > 0:
-            self._check_frozen_parts(self._frozen_check, optimizer_step.step)
+            self._check_frozen_modules(self._frozen_check, optimizer_step.step)
             self._frozen_check = None
 
     def _seen(self, step: int, micro_batch: MicroBatch, output: StepOutput) -> None:
@@ -217,12 +217,14 @@ class TrainingLoop:
             shown = [plain(path) for path in paths]
             self._recorder.image_losses.add(step, shown, output)
 
-    def _check_frozen_parts(self, frozen_check: FrozenCheck, step: int) -> None:
+    def _check_frozen_modules(self, frozen_check: FrozenCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
         if self._session.precision.scales:
             return  # the first steps may be passed over until the scale is found
         learning = [
-            part.name for part in self._session.trainable.modules if part.is_trained_at(step)
+            trained.name
+            for trained in self._session.trainable.modules
+            if trained.is_trained_at(step)
         ]
         for finding in frozen_check.findings(learning):
             self._events.note(f"Warning: {finding}")

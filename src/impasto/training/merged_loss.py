@@ -56,8 +56,8 @@ def measure_merged(session: Session, progress: Progress) -> float | None:
 def _trained_tensors(session: Session) -> Mapping[str, Mapping[str, Tensor]] | None:
     """The tensors that are exported, where they are those of the networks themselves."""
     exported = session.trainable.export()
-    for part, tensors in exported.items():
-        network = session.model.networks[part]
+    for component, tensors in exported.items():
+        network = session.model.networks[component]
         own = {tensor.data_ptr() for tensor in network.state_dict().values()}
         if not all(tensor.data_ptr() in own for tensor in tensors.values()):
             return None
@@ -67,12 +67,12 @@ def _trained_tensors(session: Session) -> Mapping[str, Mapping[str, Tensor]] | N
 @torch.no_grad()
 def _mix(session: Session, trained: Mapping[str, Mapping[str, Tensor]]) -> None:
     """Put the mixture in the place of what was trained, in all processes."""
-    for part, tensors in sorted(trained.items()):
+    for component, tensors in sorted(trained.items()):
         for name, tensor in sorted(tensors.items()):
             if not tensor.is_floating_point():
                 continue
             if session.merged is not None:
-                base = session.merged.base[part][name.removeprefix("text_model.")]
+                base = session.merged.base[component][name.removeprefix("text_model.")]
                 own = base.read_as(tensor.dtype).to(tensor.device)
                 tensor.lerp_(own, 1 - session.merged.ratio)
             if session.accelerator.num_processes > 1:

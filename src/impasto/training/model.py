@@ -44,7 +44,7 @@ def keep_base(
     model: BaseModel,
     progress: Progress,
     *,
-    any_part: bool,
+    any_component: bool,
 ) -> MergedWithBase | None:
     """What exported models are mixed with: the weights before training, in a file of the run.
 
@@ -57,7 +57,8 @@ def keep_base(
         accelerator: The processes.
         model: The base model, before anything has changed it.
         progress: Is told how far it is.
-        any_part: Whether any network may be trained, by a way of training that was given in code.
+        any_component: Whether any network may be trained, by a way of training that was given in
+            code.
 
     Raises:
         StorageError: The file cannot be written.
@@ -65,65 +66,66 @@ def keep_base(
     if config.saving.merge_ratio == 1 or not accelerator.is_main_process:
         return None
     learning = learning_networks(config, model.family)
-    parts = model.family.names if any_part else learning
-    kept = {part: _as_stored(model, part) for part in parts}
+    components = model.family.names if any_component else learning
+    kept = {component: _as_stored(model, component) for component in components}
     size = sum(map(total_bytes, kept.values()))
     base: dict[str, Tensors] = {}
     with progress.stage("Keeping the base model's weights", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        for part, tensors in kept.items():
-            file = _waiting_file(f"base-{part}", config, accelerator)
-            base[part] = keep_in_file(tensors, file, count)
+        for component, tensors in kept.items():
+            file = _waiting_file(f"base-{component}", config, accelerator)
+            base[component] = keep_in_file(tensors, file, count)
     return MergedWithBase(base, config.saving.merge_ratio)
 
 
 def learning_networks(config: RunConfig, family: Family) -> list[str]:
     """The networks of which weights learn, by the settings."""
     encoders = family.text_encoders if config.trains_text_encoder else ()
-    return [part.name for part in (family.unet, *encoders)]
+    return [component.name for component in (family.unet, *encoders)]
 
 
-def _as_stored(model: BaseModel, part: str) -> Tensors:
+def _as_stored(model: BaseModel, component: str) -> Tensors:
     """A network's tensors in the types of its files, where those are narrower than its own."""
-    stored = model.stored[part]
+    stored = model.stored[component]
     return {
         name: t.cast(stored[name]) if stored[name].itemsize < t.dtype.itemsize else t
-        for name, t in model.contents.components[part].items()
+        for name, t in model.contents.components[component].items()
     }
 
 
 def build_keepers(
-    parts: Iterable[str], config: RunConfig, accelerator: Accelerator
+    components: Iterable[str], config: RunConfig, accelerator: Accelerator
 ) -> dict[str, Keep]:
     """How the tensors of networks are kept that wait: in files; beside a GPU in RAM."""
     if accelerator.device.type != "cpu":
-        return dict.fromkeys(parts, keep_in_ram)
+        return dict.fromkeys(components, keep_in_ram)
     return {
-        part: partial(keep_in_file, file=_waiting_file(part, config, accelerator)) for part in parts
+        component: partial(keep_in_file, file=_waiting_file(component, config, accelerator))
+        for component in components
     }
 
 
-def _waiting_file(part: str, config: RunConfig, accelerator: Accelerator) -> Path:
-    return config.output_dir / WAITING.format(part=part, process=accelerator.process_index)
+def _waiting_file(component: str, config: RunConfig, accelerator: Accelerator) -> Path:
+    return config.output_dir / WAITING.format(part=component, process=accelerator.process_index)
 
 
 def with_offloaded(
-    model: BaseModel, part: str, config: RunConfig, accelerator: Accelerator
+    model: BaseModel, component: str, config: RunConfig, accelerator: Accelerator
 ) -> BaseModel:
     """The model with a part that is not needed now waiting as before, or in a file on a processor.
 
     Where there is a GPU, a part that never waited stays in RAM.
     """
-    network = model.networks[part]
+    network = model.networks[component]
     if wait_again(network) or accelerator.device.type != "cpu":
         return model
-    file = _waiting_file(part, config, accelerator)
+    file = _waiting_file(component, config, accelerator)
     inside = network.state_dict()
-    stored = {named_as_in(inside, n): dtype for n, dtype in model.stored[part].items()}
+    stored = {named_as_in(inside, n): dtype for n, dtype in model.stored[component].items()}
     waiting = offload_to_file(network, file, stored)
-    named = {n: waiting[named_as_in(waiting, n)] for n in model.contents.components[part]}
-    parts = {**model.contents.components, part: named}
-    return replace(model, contents=replace(model.contents, components=parts))
+    named = {n: waiting[named_as_in(waiting, n)] for n in model.contents.components[component]}
+    components = {**model.contents.components, component: named}
+    return replace(model, contents=replace(model.contents, components=components))
 
 
 def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:

@@ -32,23 +32,25 @@ def model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> in
     Of a hypernetwork, what learns is all there is.
     """
     if config.method.kind != "full":
-        numbers = sum(part.count() for part in trainable.modules)
+        numbers = sum(component.count() for component in trainable.modules)
         return numbers * DTYPES[config.export_precision].itemsize
-    trained = {part.name for part in trainable.modules}
+    trained = {component.name for component in trainable.modules}
     by_name = asked_dtypes(config, model)
     size = total_bytes(model.contents.ldm_only)
-    for part, tensors in model.contents.components.items():
-        usual = config.export_precision if part in trained else None
-        asked = by_name.get(part, DTYPES[usual] if usual else None)
+    for component, tensors in model.contents.components.items():
+        usual = config.export_precision if component in trained else None
+        asked = by_name.get(component, DTYPES[usual] if usual else None)
         for name, tensor in tensors.items():
-            dtype = asked or model.stored[part][name]
+            dtype = asked or model.stored[component][name]
             size += tensor.cast(dtype).size_bytes
     return size
 
 
 def asked_dtypes(config: RunConfig, model: BaseModel) -> dict[str, torch.dtype]:
     """Part -> its type, where the settings name one."""
-    asked = {word: DTYPES[precision] for word, precision in config.saving.component_dtypes.items()}
+    asked = {
+        setting: DTYPES[precision] for setting, precision in config.saving.component_dtypes.items()
+    }
     return model.family.by_name(by_kind(asked))
 
 

@@ -54,8 +54,8 @@ class Overrides:
 
     def given(self) -> dict[str, Any]:
         """What is given in code, by name."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {n: p for n, p in parts.items() if p is not None and p is not build_optimizer}
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {n: p for n, p in values.items() if p is not None and p is not build_optimizer}
 
     def build_trainable(self) -> BuildTrainable:
         """What builds the trainable: the function given, or the one by the settings."""

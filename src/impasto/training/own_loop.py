@@ -205,8 +205,8 @@ def _settings(
         },
         source="impasto.prepare",
     )
-    for part in config.dataset.entries:
-        for subset in part.subsets:
+    for entry in config.dataset.entries:
+        for subset in entry.subsets:
             if 0 < subset.token_warmup_step < 1:
                 raise ConfigError(
                     f"token_warmup_step is {subset.token_warmup_step}, a share of a run, and "

@@ -32,27 +32,27 @@ def build_dtypes(config: RunConfig) -> dict[ComponentKind, torch.dtype]:
 
 
 def build_chunk_rules(
-    config: RunConfig, parts: Sequence[TrainedModule], accelerator: Accelerator
+    config: RunConfig, modules: Sequence[TrainedModule], accelerator: Accelerator
 ) -> ChunkRules:
     """How the optimizer goes through the weights, which are brought to their width."""
     training, device = config.training, accelerator.device
     in_backward = training.optimizer_in_backward != "off"
     return ChunkRules(
-        cast_weights(parts, config, device),
+        cast_weights(modules, config, device),
         each_alone=in_backward,
         away=OffloadedStates(device) if training.offload_optimizer else None,
     )
 
 
 def cast_weights(
-    parts: Sequence[TrainedModule], config: RunConfig, device: torch.device
+    modules: Sequence[TrainedModule], config: RunConfig, device: torch.device
 ) -> Rounding | None:
     """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
     dtype = DTYPES[config.training.weight_dtype]
     if dtype is torch.float32:
         return None
-    for part in parts:
-        for parameter in part.parameters().values():
+    for trained in modules:
+        for parameter in trained.parameters().values():
             parameter.data = parameter.data.to(dtype)
     return build_rounding(config.training.rounding or "stochastic", device)
 

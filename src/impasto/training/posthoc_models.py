@@ -236,15 +236,15 @@ def require_output(run: RunDirectory, output: Output) -> str:
 
 def _with_average(model: ModelContents, average: Average) -> ModelContents:
     """The model with what was trained taken from the average."""
-    parts = {part: dict(tensors) for part, tensors in model.components.items()}
+    components = {component: dict(tensors) for component, tensors in model.components.items()}
     for name, tensor in average.tensors.items():
-        part, _, own = name.partition(".")
+        component, _, own = name.partition(".")
         own = own.removeprefix("text_model.")
-        place = parts.get(part, {}).get(own)
-        if place is None or place.shape != tensor.shape:
+        own_tensor = components.get(component, {}).get(own)
+        if own_tensor is None or own_tensor.shape != tensor.shape:
             raise ModelError(
-                f"{model.source} has no {own} of {tuple(tensor.shape)} in its {part}, which the "
-                f"stored averages have: it is not the model of this run. Nothing was written."
+                f"{model.source} has no {own} of {tuple(tensor.shape)} in its {component}, which "
+                f"the stored averages have: it is not the model of this run. Nothing was written."
             )
-        parts[part][own] = tensor
-    return replace(model, components=parts)
+        components[component][own] = tensor
+    return replace(model, components=components)

@@ -18,7 +18,7 @@ from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.progress import Progress
 from impasto.training.devices import default_device
-from impasto.training.optim.mixed_precision import COMPUTED, MixedPrecision, in_words
+from impasto.training.optim.mixed_precision import COMPUTED, MixedPrecision, precision_text
 
 CPU_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
 """Instructions that multiply bfloat16, by the names of `torch.cpu.get_capabilities`; oneDNN uses
@@ -40,9 +40,9 @@ class NativePrecision:
     reason: str
 
     @property
-    def words(self) -> str:
+    def description(self) -> str:
         """The name of the precision in sentences."""
-        return in_words(self.kind)
+        return precision_text(self.kind)
 
 
 def native_precision(device: torch.device | None = None) -> NativePrecision:
@@ -110,7 +110,7 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
             else f"training.weight_dtype is {training.weight_dtype}"
         )
         progress.note(
-            f"Computing in {in_words(kind)} (training.mixed_precision is auto): {reason}."
+            f"Computing in {precision_text(kind)} (training.mixed_precision is auto): {reason}."
         )
     require_compatible(config, Facts(precision=kind))
     warn_if_slow(

@@ -47,9 +47,9 @@ class Requests:
         if self._commands is not None and self._agrees_at(done):
             self._taken = self._commands.take()
         names = {taken.kind for taken in self._taken}
-        bits = sum(1 << place for place, name in enumerate(COMMANDS) if name in names)
+        bits = sum(1 << bit for bit, name in enumerate(COMMANDS) if name in names)
         agreed = self._greatest_of_all(bits, done)
-        return {name for place, name in enumerate(COMMANDS) if agreed >> place & 1}
+        return {name for bit, name in enumerate(COMMANDS) if agreed >> bit & 1}
 
     def answer(self, done: int) -> None:
         """Say what became of the commands of now."""

@@ -39,21 +39,21 @@ class RunStorage:
     def __init__(
         self,
         stack: contextlib.ExitStack,
-        place: Path | None,
+        location: Path | None,
         progress: Progress,
         *,
         is_new: bool,
     ) -> None:
         self._in_store = None
-        if place is None:
+        if location is None:
             return
         from impasto.runs.remote.run_in_store import RunInStore
 
         try:
-            self._in_store = stack.enter_context(RunInStore(place, progress, is_new=is_new))
+            self._in_store = stack.enter_context(RunInStore(location, progress, is_new=is_new))
         except OSError as error:
             raise StorageError(
-                f"{shown(place)} could not be fetched: {error.strerror or error}. Try again."
+                f"{shown(location)} could not be fetched: {error.strerror or error}. Try again."
             ) from error
 
     def attach(self, run: RunDirectory) -> RunDirectory:

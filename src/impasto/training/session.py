@@ -52,7 +52,7 @@ class Session:
         captions: What reads captions within `conditioner`.
         encodes_ahead: Whether captions of a batch can be encoded while the one before is trained.
         stream: What brings weights to the device block by block; None where all are there.
-        part_by_group: The name of the part that each of the optimizer's groups is of.
+        module_by_group: The name of the part that each of the optimizer's groups is of.
         ema: The running average that is looked at and exported; None without.
         merged: What exported models are mixed with; None where they are what was trained.
         posthoc: Averages that others are made of after training, by sigma_rel.
@@ -71,7 +71,7 @@ class Session:
     encodes_ahead: bool
     recipe: StepRecipe
     optimizer: torch.optim.Optimizer
-    part_by_group: tuple[str, ...]
+    module_by_group: tuple[str, ...]
     lr_schedule: LrSchedule
     data: TrainingData
     prepared: PreparedData
@@ -117,7 +117,7 @@ class Session:
         return {
             "family": identity.family.name,
             "prediction": identity.prediction.name,
-            "parts": {part.name: part.count() for part in self.trainable.modules},
+            "parts": {trained.name: trained.count() for trained in self.trainable.modules},
             "device": str(self.accelerator.device),
             "processes": self.accelerator.num_processes,
             "updates_per_epoch": self.sampler.steps_per_epoch,
@@ -125,11 +125,11 @@ class Session:
 
     def remarks(self) -> Iterator[str]:
         """What a person should know before the first step, in sentences."""
-        if self.strategy.words:
-            yield self.strategy.words
+        if self.strategy.description:
+            yield self.strategy.description
         records = self.prepared.training.table.records
         exposure = exposure_of(records, self.sampler, self.total_steps)
-        weights = sum(part.count() for part in self.trainable.modules)
+        weights = sum(trained.count() for trained in self.trainable.modules)
         device = self.accelerator.device
         for line in advice_on(self.config, self.model.identity, device, exposure, weights):
             yield f"Warning: {line}"
@@ -177,7 +177,7 @@ class Session:
             accelerator=self.accelerator,
             sampler=self.sampler,
             optimizer=self.optimizer,
-            part_by_group=self.part_by_group,
+            module_by_group=self.module_by_group,
             num_timesteps=self.recipe.schedule.num_timesteps,
             lost=self.data.lost,
             remade=self.data.remade,
@@ -202,7 +202,7 @@ class Session:
         Args:
             average: Whether those are the running average, where one is kept.
         """
-        modules = [part.module for part in self.trainable.modules]
+        modules = [trained.module for trained in self.trainable.modules]
         were_training = [module.training for module in modules]
         for module in modules:
             module.eval()

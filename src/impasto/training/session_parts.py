@@ -103,16 +103,16 @@ def build_validator(
     draws = planned_draws(config, len(held_out.images))
     batch_size = partial(validation_batch_size, config)
     sample = _training_sample(config, prepared.training)
-    places = min(len(held_out.images), len(sample.images) or len(held_out.images))
+    number = min(len(held_out.images), len(sample.images) or len(held_out.images))
     units: dict[object, int] = {}
     records = [image.record for image in held_out.images]
     paths = [record.path for record in records]
     alike = [units.setdefault(prepared.alike.get(path, path), len(units)) for path in paths]
     told = config.validation
     return Validator(
-        FixedDraws(held_out, cache, model.scaling_factor, draws, batch_size, places),
+        FixedDraws(held_out, cache, model.scaling_factor, draws, batch_size, number),
         alike,
-        FixedDraws(sample, cache, model.scaling_factor, draws, batch_size, places)
+        FixedDraws(sample, cache, model.scaling_factor, draws, batch_size, number)
         if sample.images
         else None,
         group_images(records, alike, told.by, told.by_images),
@@ -126,21 +126,21 @@ def _training_sample(config: RunConfig, training: CachedPlan) -> CachedPlan:
     """
     order = derive_rng(config.seed, "training-sample").permutation(len(training.images))
     usable = (
-        int(place)
-        for place in order
-        if training.keys[int(place)].plain and not training.images[int(place)].record.subset.is_reg
+        int(index)
+        for index in order
+        if training.keys[int(index)].plain and not training.images[int(index)].record.subset.is_reg
     )
     chosen = sorted(islice(usable, config.validation.training_images))
     return CachedPlan(
-        [training.images[place] for place in chosen],
-        [training.keys[place] for place in chosen],
+        [training.images[index] for index in chosen],
+        [training.keys[index] for index in chosen],
         (),
         0,
     )
 
 
 @dataclass(frozen=True)
-class PreviewParts:
+class PreviewMaterial:
     """What previews need beside the model, found before anything takes long.
 
     Attributes:
@@ -154,7 +154,7 @@ class PreviewParts:
     network: Network | None
 
     @classmethod
-    def of(cls, config: RunConfig, progress: Progress, *, is_main: bool) -> PreviewParts:
+    def of(cls, config: RunConfig, progress: Progress, *, is_main: bool) -> PreviewMaterial:
         """Read what the settings name.
 
         Raises:
@@ -189,7 +189,7 @@ def load_preview_network(config: RunConfig, progress: Progress) -> Network | Non
 
 def build_previewer(
     config: RunConfig,
-    parts: PreviewParts,
+    material: PreviewMaterial,
     model: BaseModel,
     trainable: Trainable,
     conditioner: TextConditioner,
@@ -198,10 +198,10 @@ def build_previewer(
     """Previews with the hypernetwork that is trained, if one is, and the others after it."""
     stack = HypernetworkStack()
     device: torch.device = next(trainable.unet.parameters()).device
-    for known in (trainable.hypernetworks, parts.hypernetworks):
+    for known in (trainable.hypernetworks, material.hypernetworks):
         for name, network in known.networks.items():
             stack.add(name, network.to(device), known.strengths[name])
-    for prompt in parts.prompts:
+    for prompt in material.prompts:
         with stack.at(prompt.strengths):
             pass  # a name that is not there is found before training
     with stack.attached(trainable.unet):
@@ -217,19 +217,19 @@ def build_previewer(
         tiled=config.previews.vae_tiling,
         zeroes_empty_text=zeroes_empty_negative(config, model),
     )
-    return Previewer(sampler, parts.prompts, _distance(parts, prepared))
+    return Previewer(sampler, material.prompts, _distance(material, prepared))
 
 
-def _distance(parts: PreviewParts, prepared: PreparedData) -> PreviewDistance | None:
+def _distance(material: PreviewMaterial, prepared: PreparedData) -> PreviewDistance | None:
     """What compares previews with the held-out images, or else with those that are trained on."""
-    if parts.network is None or not parts.prompts:
+    if material.network is None or not material.prompts:
         return None
     held_out = prepared.held_out.images if prepared.held_out is not None else ()
     images = held_out or [i for i in prepared.training.images if not i.record.subset.is_reg]
     real = list({image.record.path: CaptionedImage.of(image.record) for image in images}.values())
-    words = [prompt.plain_text for prompt in parts.prompts]
-    place = "held out" if held_out else "trained on"
-    return PreviewDistance(parts.network, chosen_real(real, words), place, words)
+    texts = [prompt.plain_text for prompt in material.prompts]
+    source = "held out" if held_out else "trained on"
+    return PreviewDistance(material.network, chosen_real(real, texts), source, texts)
 
 
 def build_ema(
@@ -271,7 +271,7 @@ def build_posthoc(
 def _learning(trainable: Trainable) -> dict[str, nn.Parameter]:
     """What learns, by name with the part in front."""
     return {
-        f"{part.name}.{name}": parameter
-        for part in trainable.modules
-        for name, parameter in part.parameters().items()
+        f"{trained.name}.{name}": parameter
+        for trained in trainable.modules
+        for name, parameter in trained.parameters().items()
     }

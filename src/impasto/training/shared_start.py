@@ -62,13 +62,13 @@ def settings_of_first(group: ProcessGroup, own: RunConfig | None) -> RunConfig |
     return build_run_config(values, source="the settings of the first process")
 
 
-def first_settings_here(group: ProcessGroup, own: RunConfig, place: Path | None) -> RunConfig:
+def first_settings_here(group: ProcessGroup, own: RunConfig, location: Path | None) -> RunConfig:
     """The settings as the first process has resolved them, with this machine's own folder.
 
     That of a run in a store is in the folder for copies, which is elsewhere on each machine.
     """
     first = settings_of_first(group, own) or own
-    return first if place is None else first.model_copy(update={"output_dir": own.output_dir})
+    return first if location is None else first.model_copy(update={"output_dir": own.output_dir})
 
 
 def settings_to_resume(

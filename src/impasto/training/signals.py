@@ -41,9 +41,9 @@ def signal_of(stop: KeyboardInterrupt) -> int:
     return stop.number if isinstance(stop, StoppedBySignal) else int(signal.SIGINT)
 
 
-def interrupted(stop: KeyboardInterrupt, words: str) -> Interrupted:
+def interrupted(stop: KeyboardInterrupt, message: str) -> Interrupted:
     """The end of a run that was stopped at once, in words."""
-    return Interrupted(words, signal_of(stop))
+    return Interrupted(message, signal_of(stop))
 
 
 @contextlib.contextmanager
@@ -94,7 +94,7 @@ class StopRequest:
         self.signal_number: int | None = None
         self._acknowledge = acknowledge or (lambda _: None)
         self._at_once = True
-        self._words = STOPPING
+        self._message = STOPPING
         self._is_asked_now = False
         self._previous: dict[int, Any] = {}
 
@@ -129,12 +129,12 @@ class StopRequest:
                 _interrupt_main_thread()
         elif self.signal_number is None:
             self.signal_number = signal.SIGINT
-            self._acknowledge(self._words)
+            self._acknowledge(self._message)
 
     @contextlib.contextmanager
-    def after_step(self, words: str = STOPPING) -> Iterator[None]:
-        """Only remember the first signal; `words` are shown when it comes."""
-        self._words, self._at_once = words, False
+    def after_step(self, message: str = STOPPING) -> Iterator[None]:
+        """Only remember the first signal; `message` are shown when it comes."""
+        self._message, self._at_once = message, False
         try:
             yield
         finally:
@@ -147,7 +147,7 @@ class StopRequest:
             raise StoppedBySignal(number)
         if self.signal_number is None:
             self.signal_number = number
-            threading.Thread(target=self._acknowledge, args=(self._words,), daemon=True).start()
+            threading.Thread(target=self._acknowledge, args=(self._message,), daemon=True).start()
 
 
 def _interrupt_main_thread() -> None:

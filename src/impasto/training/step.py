@@ -48,15 +48,15 @@ class StepRecipe:
     masking: Masking = PLAIN_MASKING
 
     @classmethod
-    def of(cls, model: BaseModel, **parts: Any) -> StepRecipe:
+    def of(cls, model: BaseModel, **options: Any) -> StepRecipe:
         """The recipe of a model as loaded, on the device of its U-Net.
 
         Args:
             model: Has the schedule and the kind of prediction.
-            parts: Other attributes, by name, such as `loss_weight=`.
+            **options: Other attributes, by name, such as `loss_weight=`.
         """
         schedule = model.schedule.to(model.unet.device)
-        return cls(schedule, model.identity.prediction, **parts)
+        return cls(schedule, model.identity.prediction, **options)
 
 
 @dataclass(frozen=True)

@@ -58,18 +58,18 @@ class _Shape:
     def like(cls, inputs: StepInputs, size: int) -> _Shape:
         """Places for batches of `size` samples, which are otherwise like this one."""
 
-        def place(x: Tensor) -> Tensor:
+        def copied(x: Tensor) -> Tensor:
             return torch.empty((size, *x.shape[1:]), dtype=x.dtype, device=x.device)
 
-        return cls(inputs.map(place), torch.zeros(size, device=inputs.weights.device))
+        return cls(inputs.map(copied), torch.zeros(size, device=inputs.weights.device))
 
     def fill(self, inputs: StepInputs) -> None:
         """Copy a batch to its places; what is missing is the last sample again, with weight 0."""
         given = len(inputs.t)
-        for place, value in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
-            place[:given].copy_(value)
-            if given < len(place):
-                place[given:].copy_(value[-1:].expand_as(place[given:]))
+        for target, value in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
+            target[:given].copy_(value)
+            if given < len(target):
+                target[given:].copy_(value[-1:].expand_as(target[given:]))
         if given < len(self.inputs.weights):
             self.inputs.weights[given:].zero_()
 
@@ -103,7 +103,7 @@ class StepGraphs:
         self._network, self._note = network, note
         self._queue = StepQueue(recorder.mark)
         self._shapes: dict[object, _Shape] = {}
-        self._weights_at = self._places()
+        self._weights_at = self._addresses()
         self._has_noted = False
         device = next(network.parameters()).device
         self._share, self._loss = (torch.zeros((), device=device) for _ in range(2))
@@ -146,9 +146,9 @@ class StepGraphs:
 
     def forget_if_moved(self) -> None:
         """Record anew if weights are elsewhere in memory than they were before."""
-        places = self._places()
-        if places != self._weights_at:
-            self._weights_at = places
+        addresses = self._addresses()
+        if addresses != self._weights_at:
+            self._weights_at = addresses
             self.update.forget()
             for shape in self._shapes.values():
                 shape.replay = None
@@ -158,14 +158,14 @@ class StepGraphs:
         if shape.replay is None:
             if not shape.is_ready or self._is_full():
                 self._recorder.run(work)
-                self._require_places()
-                shape.is_ready = self.update.has_places
+                self._require_addresses()
+                shape.is_ready = self.update.has_gradients
                 return
             shape.replay = self._recorder.record(work)
-            self._require_places()
+            self._require_addresses()
         shape.replay()
 
-    def _require_places(self) -> None:
+    def _require_addresses(self) -> None:
         """Make sure that the recorded update steps all that has a gradient."""
         stray = self.update.stray_parameter()
         if stray is not None:
@@ -198,7 +198,7 @@ class StepGraphs:
             )
         return True
 
-    def _places(self) -> list[int]:
+    def _addresses(self) -> list[int]:
         """Of what learns and what is frozen: the forward pass reads both."""
         tensors = chain(self._network.parameters(), self._network.buffers())
         return [tensor.data_ptr() for tensor in tensors]

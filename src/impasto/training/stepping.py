@@ -103,9 +103,9 @@ class Stepper:
         self._lr.set(lr_factor)
         if config.training.cuda_graphs == "network":  # the last step's outputs are done with
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
-        reading = [part for part in session.trainable.modules if part.reads_text]
+        reading = [trained for trained in session.trainable.modules if trained.reads_text]
         if reading:
-            session.captions.learn(now=any(part.is_trained_at(step) for part in reading))
+            session.captions.learn(now=any(trained.is_trained_at(step) for trained in reading))
         if isinstance(session.optimizer, ChunkedOptimizer):
             session.optimizer.begin(derive_seed(config.seed, "rounding", step))
         self.micro_steps.begin()

@@ -127,7 +127,7 @@ def build_conditioners(
         ClipTextConditioner, shape=states.shape, sizes=build_sizes(config, model), device=device
     )
     conditioner = partial(prompts, zeroes_empty_text=zeroes_empty_text(config, model))
-    if any(part.reads_text for part in trainable.modules):
+    if any(trained.reads_text for trained in trainable.modules):
         return Conditioners(
             conditioner(tokens, wrap(states), train=True),
             conditioner(tokens, states),

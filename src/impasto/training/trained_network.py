@@ -19,7 +19,7 @@ from impasto.training.compile import compile_unet
 from impasto.training.float8 import use_float8
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.start_pull import StartPull
-from impasto.training.optim.state import part_names
+from impasto.training.optim.state import module_names
 from impasto.training.optim.streaming import WeightStream
 from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
@@ -69,13 +69,13 @@ class Learning:
         unet: What training calls.
         stream: Brings its weights to the device block by block; None where all are there.
         optimizer: Steps the weights.
-        part_by_group: The name of the part that each of its groups is of.
+        module_by_group: The name of the part that each of its groups is of.
     """
 
     unet: Any
     stream: WeightStream | None
     optimizer: torch.optim.Optimizer
-    part_by_group: tuple[str, ...]
+    module_by_group: tuple[str, ...]
 
 
 def build_learning(
@@ -98,9 +98,9 @@ def build_learning(
     _require_chunks(optimizer, rules)
     if config.optimizer.start_decay:
         StartPull(optimizer, config.optimizer.start_decay)  # lives in a hook of its steps
-    part_by_group = part_names(optimizer, trainable.modules)
+    module_by_group = module_names(optimizer, trainable.modules)
     strategy.start(trainable.modules, optimizer)
-    return Learning(unet, stream, optimizer, part_by_group)
+    return Learning(unet, stream, optimizer, module_by_group)
 
 
 def _require_exportable(config: RunConfig, trainable: Trainable, model: BaseModel) -> None:

@@ -74,8 +74,8 @@ class Failures:
         what = f"To continue from the newest state before it: {command('resume', self.run.address)}"
         if fault.weights_intact:
             self.save(step)
-            place = self.run.states / step_name(step)
-            what = f"The weights from before it are saved in {place}"
+            folder = self.run.states / step_name(step)
+            what = f"The weights from before it are saved in {folder}"
             if self.has_average and fault.passed_over > 1:
                 what += (
                     f" (with an average that took them in {fault.passed_over - 1} more times, "

@@ -36,7 +36,7 @@ class FixedDraws:
         scaling_factor: Scaled latents = this times the VAE's.
         draws: How many (noise, timestep) pairs each image is measured at, and how they lie.
         batch_size: How many images of a group go through the U-Net together.
-        places: Where draws are spread: so many images in a row cover the schedule together. Sets
+        strata: Where draws are spread: so many images in a row cover the schedule together. Sets
             whose losses are compared have the same, and so the same noise levels.
     """
 
@@ -45,7 +45,7 @@ class FixedDraws:
     scaling_factor: float
     draws: NoiseDraws
     batch_size: Callable[[Group], int]
-    places: int = 1
+    strata: int = 1
 
     @torch.no_grad()
     def measure(
@@ -87,20 +87,20 @@ class FixedDraws:
         Spread draws are stratified: one in each of as many equal parts of the schedule as an image
         has draws, and where in it differs from image to image, so that they cover the schedule
         evenly (a shift for each sample, as in Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
-        Each `places` images in a row lie evenly between one another, and so do those left over.
+        Each `strata` images in a row lie evenly between one another, and so do those left over.
         """
         if not self.draws.are_spread:
             return fixed_timesteps(self.draws.per_image, total)[draw].expand(len(images))
         number = len(self.plan.images)
-        whole = number - number % self.places
+        whole = number - number % self.strata
         shifts = [
-            (i % self.places + 0.5) / self.places
+            (i % self.strata + 0.5) / self.strata
             if i < whole
             else (i - whole + 0.5) / (number - whole)
             for i in images
         ]
-        places = draw + torch.tensor(shifts, dtype=torch.float64)
-        return (places / self.draws.per_image * total).long()
+        positions = draw + torch.tensor(shifts, dtype=torch.float64)
+        return (positions / self.draws.per_image * total).long()
 
     def _losses(
         self,
@@ -140,8 +140,8 @@ class FixedDraws:
         if accelerator is not None:
             rank, number = accelerator.process_index, accelerator.num_processes
         for first in range(0, len(groups), number):
-            place = first + rank
-            yield groups[min(place, len(groups) - 1)], place < len(groups)
+            index = first + rank
+            yield groups[min(index, len(groups) - 1)], index < len(groups)
 
     def _groups(self) -> Iterator[Sequence[int]]:
         """Places of images that can go through the U-Net together."""

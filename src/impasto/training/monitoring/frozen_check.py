@@ -23,8 +23,8 @@ class FrozenCheck:
         frozen: What must not, by name.
     """
 
-    def __init__(self, parts: Sequence[TrainedModule], frozen: Mapping[str, nn.Module]) -> None:
-        self._learning = {part.name: _sample(part.parameters()) for part in parts}
+    def __init__(self, modules: Sequence[TrainedModule], frozen: Mapping[str, nn.Module]) -> None:
+        self._learning = {trained.name: _sample(trained.parameters()) for trained in modules}
         self._frozen = {
             name: _sample({n: p for n, p in module.named_parameters() if not p.requires_grad})
             for name, module in frozen.items()

@@ -29,12 +29,12 @@ def independent_values(losses: Sequence[float], alike: Sequence[int]) -> list[fl
         losses: Of the images.
         alike: Of each the number of its unit.
     """
-    places = {unit: place for place, unit in enumerate(dict.fromkeys(alike))}
-    units = min(len(places), MOST_VALUES)
+    indices = {unit: index for index, unit in enumerate(dict.fromkeys(alike))}
+    units = min(len(indices), MOST_VALUES)
     whole, sums, sizes = mean(losses), [0.0] * units, [0] * units
     for loss, unit in zip(losses, alike, strict=True):
-        place = places[unit] % units
-        sums[place] += loss
-        sizes[place] += 1
+        index = indices[unit] % units
+        sums[index] += loss
+        sizes[index] += 1
     scale = units / len(losses)
     return [whole + (total - whole * size) * scale for total, size in zip(sums, sizes, strict=True)]

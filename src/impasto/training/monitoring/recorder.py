@@ -38,7 +38,7 @@ class RecorderInputs:
         accelerator: The processes.
         sampler: Which samples have been seen after a step.
         optimizer: Has the learning rates, in groups.
-        part_by_group: The name of the part that each of them is of.
+        module_by_group: The name of the part that each of them is of.
         num_timesteps: Timesteps of the noise schedule.
         lost: Images that cannot be used any more -> why; grows while training goes on.
         remade: Images whose latents had to be made again in float32; grows as well.
@@ -49,7 +49,7 @@ class RecorderInputs:
     accelerator: Accelerator
     sampler: EpochSampler
     optimizer: torch.optim.Optimizer
-    part_by_group: Sequence[str]
+    module_by_group: Sequence[str]
     num_timesteps: int
     lost: Mapping[Path, str]
     remade: Collection[Path]
@@ -156,10 +156,10 @@ class Recorder:
         """`lr` of the first part, `lr_<part>` of what is trained beside it."""
         groups = self._of.optimizer.param_groups
         rates: dict[str, float] = {}
-        for part, group in zip(self._of.part_by_group, groups, strict=True):
-            rates.setdefault(part, float(group["lr"]))
-        first = self._of.part_by_group[0]
-        named = {"lr" if part == first else f"lr_{part}": rate for part, rate in rates.items()}
+        for name, group in zip(self._of.module_by_group, groups, strict=True):
+            rates.setdefault(name, float(group["lr"]))
+        first = self._of.module_by_group[0]
+        named = {"lr" if name == first else f"lr_{name}": rate for name, rate in rates.items()}
         found = groups[0].get("d")  # Prodigy's and D-Adaptation's estimate, which lr multiplies
         return named if found is None else {**named, "d_lr": float(found) * named["lr"]}
 

@@ -30,12 +30,12 @@ class ImageGroup:
     Attributes:
         by: What they have in common: `tag`, `dataset` or `subset`.
         name: Which tag, dataset or subset.
-        places: Their places among the held-out images.
+        indices: Their places among the held-out images.
     """
 
     by: str
     name: str
-    places: tuple[int, ...]
+    indices: tuple[int, ...]
 
 
 def group_images(
@@ -51,22 +51,22 @@ def group_images(
     """
     found = []
     for kind in dict.fromkeys(kinds):
-        places: dict[str, list[int]] = {}
-        for place, record in enumerate(records):
+        indices: dict[str, list[int]] = {}
+        for index, record in enumerate(records):
             for name in dict.fromkeys(NAMES[kind](record)):
-                places.setdefault(name, []).append(place)
+                indices.setdefault(name, []).append(index)
         groups = [
             ImageGroup(kind, name, tuple(own))
-            for name, own in places.items()
-            if len({alike[place] for place in own}) >= least
+            for name, own in indices.items()
+            if len({alike[index] for index in own}) >= least
         ]
-        found += sorted(groups, key=lambda group: (-len(group.places), group.name))[:MOST_GROUPS]
+        found += sorted(groups, key=lambda group: (-len(group.indices), group.name))[:MOST_GROUPS]
     return found
 
 
 def _tags(record: ImageRecord) -> list[str]:
     """What stands between the commas of a caption; a caption without one is a tag itself."""
-    return [tag for part in record.fixed_caption.split(",") if (tag := " ".join(part.split()))]
+    return [tag for piece in record.fixed_caption.split(",") if (tag := " ".join(piece.split()))]
 
 
 def _dataset(record: ImageRecord) -> list[str]:
@@ -108,14 +108,14 @@ def _row(
     alike: Sequence[int],
     base: Sequence[float] | None,
 ) -> dict[str, Any]:
-    units = [alike[place] for place in group.places]
-    own = [losses[place] for place in group.places]
+    units = [alike[index] for index in group.indices]
+    own = [losses[index] for index in group.indices]
     row: dict[str, Any] = {
         "by": group.by, "name": group.name, "images": len(own), "loss": mean(own),
         "se": standard_error(independent_values(own, units)),
     }  # fmt: skip
     if base is not None:
-        change = [losses[place] - base[place] for place in group.places]
+        change = [losses[index] - base[index] for index in group.indices]
         row["change"] = mean(change)
         row["change_se"] = standard_error(independent_values(change, units))
     return {key: value for key, value in row.items() if value is not None}

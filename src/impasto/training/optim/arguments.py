@@ -52,10 +52,10 @@ def require_known_arguments(
         - {*SET_ELSEWHERE, *without_effect, "foreach", "fused", "capturable"} | beyond
     )  # fmt: skip
     for name, value in given.items():
-        place = f"optimizer.{'' if name in _NAMED_IN_SETTINGS else 'arguments.'}{name}"
+        setting = f"optimizer.{'' if name in _NAMED_IN_SETTINGS else 'arguments.'}{name}"
         reason = without_effect.get(name) or SET_ELSEWHERE.get(name)
         if reason is not None:
-            raise ConfigError(f"{place} has no effect on optimizer.kind {kind}: {reason}.")
+            raise ConfigError(f"{setting} has no effect on optimizer.kind {kind}: {reason}.")
         if name in signature:
             _require_type(kind, name, value, signature[name].default)
         elif name not in beyond:

@@ -174,11 +174,11 @@ class ChunkedOptimizer(torch.optim.Optimizer):
                 p.grad.div_(scale)
             if self._factor is not None:
                 p.grad.mul_(self._factor)
-        places = [p.data for p in learning]
+        storages = [p.data for p in learning]
         optimizer.step()
-        for p, place in zip(learning, places, strict=True):
-            if p.data_ptr() != place.data_ptr():  # bitsandbytes makes contiguous what is not
-                p.data = place.copy_(p.data)
+        for p, storage in zip(learning, storages, strict=True):
+            if p.data_ptr() != storage.data_ptr():  # bitsandbytes makes contiguous what is not
+                p.data = storage.copy_(p.data)
 
     def _step_narrow(
         self, optimizer: torch.optim.Optimizer, learning: list[Tensor], rounding: Rounding

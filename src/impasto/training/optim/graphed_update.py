@@ -47,8 +47,8 @@ class GraphedUpdate:
         self._loss, self._norm = torch.zeros((), device=device), torch.zeros((), device=device)
         self._rates = [torch.zeros((), device=device) for _ in self._optimizer.param_groups]
         self._replay: Work | None = None
-        self._without_places: list[Tensor] = []
-        self.has_places = False
+        self._without_gradients: list[Tensor] = []
+        self.has_gradients = False
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
@@ -61,7 +61,7 @@ class GraphedUpdate:
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         self._loss.copy_(loss)
-        if self.has_places:
+        if self.has_gradients:
             if self._replay is None:
                 self._replay = self._recorder.record(self._all)
             self._finite.count_begun()
@@ -72,7 +72,7 @@ class GraphedUpdate:
             self._finite.count_begun()
             self.is_stepping = True
             self._step(is_recorded=False)
-            self._give_places()
+            self._allocate_gradients()
         self.is_stepping = False
         return self._norm.clone()
 
@@ -86,7 +86,7 @@ class GraphedUpdate:
 
     def stray_parameter(self) -> Tensor | None:
         """A parameter with a gradient that no step takes: it had none in the first step."""
-        return next((p for p in self._without_places if p.grad is not None), None)
+        return next((p for p in self._without_gradients if p.grad is not None), None)
 
     def forget(self) -> None:
         """Record anew at the next step."""
@@ -128,14 +128,14 @@ class GraphedUpdate:
             for group, (rate, capturable) in zip(groups, kept, strict=True):
                 group.update(lr=rate, capturable=capturable)
 
-    def _give_places(self) -> None:
+    def _allocate_gradients(self) -> None:
         """Put zeros of their own where the first step left gradients, between its activations."""
         learning = [p for p in self._parameters if p.grad is not None]
-        self._without_places = [p for p in self._parameters if p.grad is None]
+        self._without_gradients = [p for p in self._parameters if p.grad is None]
         self._recorder.run(self._optimizer.zero_grad)  # freed where they were made
         for parameter in learning:
             parameter.grad = torch.zeros_like(parameter)
-        self.has_places = True
+        self.has_gradients = True
 
 
 def require_capturable(optimizer: torch.optim.Optimizer) -> None:

@@ -22,7 +22,7 @@ COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 """What products are computed in, by `training.mixed_precision`."""
 
 
-def in_words(kind: MixedPrecision) -> str:
+def precision_text(kind: MixedPrecision) -> str:
     """The name of a precision in sentences."""
     return "float32" if kind == "no" else kind
 

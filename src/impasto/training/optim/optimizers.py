@@ -56,12 +56,12 @@ BuildOptimizer = Callable[
 
 
 def build_optimizer(
-    parts: Sequence[TrainedModule], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
+    modules: Sequence[TrainedModule], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
 ) -> torch.optim.Optimizer:
     """The optimizer of the settings, with parameter groups for each rate of each part.
 
     Args:
-        parts: What learns.
+        modules: What learns.
         config: The settings.
         rules: How it goes through the weights.
 
@@ -69,13 +69,13 @@ def build_optimizer(
         ConfigError: As `require_usable_optimizer`; or it does not go with the rules.
         MissingDependencyError: Its package is not there.
     """
-    require_usable_optimizer(parts, config)
+    require_usable_optimizer(modules, config)
     row = find_row(config.kind)
     build = _builder(row, config)
     groups = [
         {"params": list(parameters.values()), "lr": lr}
-        for part in parts
-        for lr, parameters in part.by_rate()
+        for trained in modules
+        for lr, parameters in trained.by_rate()
     ]
     try:
         if rules.need is None:
@@ -85,13 +85,13 @@ def build_optimizer(
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
 
 
-def require_usable_optimizer(parts: Sequence[TrainedModule], config: OptimizerSettings) -> None:
+def require_usable_optimizer(modules: Sequence[TrainedModule], config: OptimizerSettings) -> None:
     """Make sure that an optimizer takes what the settings give it, steps, and obeys its rates.
 
     Those of the table are known to, by its tests; others are tried out, as are further arguments.
 
     Args:
-        parts: What learns; their tensors may be without values.
+        modules: What learns; their tensors may be without values.
         config: The settings.
 
     Raises:
@@ -101,8 +101,8 @@ def require_usable_optimizer(parts: Sequence[TrainedModule], config: OptimizerSe
     row, kind = find_row(config.kind), config.kind
     require_known_arguments(kind, _load(row), config.given(), row.without_effect)
     build = _builder(row, config)
-    rates = {lr for part in parts for lr, _ in part.by_rate()}
-    device = next(p.device for part in parts for p in part.parameters().values())
+    rates = {lr for trained in modules for lr, _ in trained.by_rate()}
+    device = next(p.device for trained in modules for p in trained.parameters().values())
     if device.type == "meta":
         device = torch.device("cpu")
     if kind not in OPTIMIZERS or config.arguments:

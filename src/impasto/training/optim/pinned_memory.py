@@ -52,7 +52,7 @@ def _explaining(setting: str, *, pinned: bool) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # cudaHostAlloc's own words differ by system
-        is_lack = any(word in str(error).lower() for word in ("out of memory", "alloc", "pin"))
+        is_lack = any(text in str(error).lower() for text in ("out of memory", "alloc", "pin"))
         if not (pinned and is_lack):
             raise
         raise OutOfMemoryError(

@@ -31,18 +31,20 @@ class LrSetter:
         return self._rates[0] * factor
 
 
-def parameter_names(parts: Sequence[TrainedModule]) -> dict[Tensor, str]:
+def parameter_names(modules: Sequence[TrainedModule]) -> dict[Tensor, str]:
     """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
     return {
-        parameter: f"{part.name}.{name}"
-        for part in parts
-        for name, parameter in part.parameters().items()
+        parameter: f"{trained.name}.{name}"
+        for trained in modules
+        for name, parameter in trained.parameters().items()
     }
 
 
-def part_names(optimizer: torch.optim.Optimizer, parts: Sequence[TrainedModule]) -> tuple[str, ...]:
+def module_names(
+    optimizer: torch.optim.Optimizer, modules: Sequence[TrainedModule]
+) -> tuple[str, ...]:
     """The part that each group of an optimizer is of."""
-    names = parameter_names(parts)
+    names = parameter_names(modules)
     return tuple(names[g["params"][0]].partition(".")[0] for g in optimizer.param_groups)
 
 

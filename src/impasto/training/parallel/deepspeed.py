@@ -124,7 +124,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         stage = settings["zero_optimization"]["stage"]
         what = "optimizer state" if stage == 1 else "gradients and optimizer state"
         self.is_sharded = True
-        self.words = (
+        self.description = (
             f"DeepSpeed, ZeRO stage {stage}: each of {accelerator.num_processes} processes holds "
             f"its share of {what}."
         )
@@ -148,14 +148,14 @@ class DeepSpeedStrategy(DataParallelStrategy):
         self._modules.append(module.to(self._device))
         return module
 
-    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Have DeepSpeed share the optimizer's groups out."""
         import deepspeed
 
         logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # any optimizer is "untested" to it
         warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)
-        for part in parts:
-            self._weights |= {f"{part.name}.{n}": p for n, p in part.parameters().items()}
+        for trained in modules:
+            self._weights |= {f"{trained.name}.{n}": p for n, p in trained.parameters().items()}
         self._engine, *_ = deepspeed.initialize(
             model=nn.ModuleList(self._modules),
             optimizer=optimizer,
@@ -172,8 +172,8 @@ class DeepSpeedStrategy(DataParallelStrategy):
         if not self._is_main:
             return {}
         return {
-            part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
-            for part, held in tensors.items()
+            name_of: {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
+            for name_of, held in tensors.items()
         }
 
     @torch.no_grad()

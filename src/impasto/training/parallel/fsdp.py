@@ -48,7 +48,7 @@ class FsdpStrategy:
 
     def __init__(self, accelerator: Accelerator, *, reshard_after_forward: bool) -> None:
         self.is_sharded = True
-        self.words = (
+        self.description = (
             f"FSDP: each of {accelerator.num_processes} processes holds its share of weights, "
             f"gradients and optimizer state; blocks of the networks are put together as they "
             f"compute."
@@ -79,20 +79,20 @@ class FsdpStrategy:
         self._roots.append(root)
         return root
 
-    def place(self, parts: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
+    def place(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """Parts whose parameters are the tensors behind this process's shards."""
-        return tuple(replace(part, shares=self._local_shards_of(part)) for part in parts)
+        return tuple(replace(trained, shares=self._local_shards_of(trained)) for trained in modules)
 
-    def _local_shards_of(self, part: TrainedModule) -> Mapping[str, nn.Parameter]:
+    def _local_shards_of(self, trained: TrainedModule) -> Mapping[str, nn.Parameter]:
         shares = {}
-        for name, parameter in part.parameters().items():
+        for name, parameter in trained.parameters().items():
             assert isinstance(parameter, DTensor)  # noqa: S101 - made so by wrap
-            full = f"{part.name}.{name}"
+            full = f"{trained.name}.{name}"
             self._dtensors[full] = parameter
             self._shares[full] = shares[name] = nn.Parameter(parameter.to_local().detach())
         return shares
 
-    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Do nothing: the optimizer steps this process's shards as it would step whole weights."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
@@ -128,7 +128,7 @@ class FsdpStrategy:
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
         """Gather whole tensors on the CPU of the first process, which alone keeps them."""
-        return {part: dict(self._kept(held)) for part, held in tensors.items()}
+        return {name_of: dict(self._kept(held)) for name_of, held in tensors.items()}
 
     def _kept(self, held: LocalTensors) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in held.items():

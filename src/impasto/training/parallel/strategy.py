@@ -53,11 +53,11 @@ class ParallelStrategy(Protocol):
 
     Attributes:
         is_sharded: Whether each process holds a part only.
-        words: How it is, in a sentence for people; empty where that is as usual.
+        description: How it is, in a sentence for people; empty where that is as usual.
     """
 
     is_sharded: bool
-    words: str
+    description: str
 
     @property
     def participates(self) -> bool:
@@ -69,10 +69,10 @@ class ParallelStrategy(Protocol):
     def wrap(self, module: nn.Module) -> Any:
         """Bring a module that learns to where it computes; what training calls in its place."""
 
-    def place(self, parts: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
+    def place(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """The parts, once their modules are wrapped: their parameters are what is stepped here."""
 
-    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Take in the optimizer of those parameters."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
@@ -129,7 +129,7 @@ class DataParallelStrategy:
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self.is_sharded, self.words = False, ""
+        self.is_sharded, self.description = False, ""
         self._accelerator = accelerator
         self._wrapped: list[Any] = []
 
@@ -148,11 +148,11 @@ class DataParallelStrategy:
         self._wrapped.append(wrapped)
         return wrapped
 
-    def place(self, parts: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
+    def place(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """Leave the parts whole, on this process's device."""
-        return tuple(parts)
+        return tuple(modules)
 
-    def start(self, parts: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
+    def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Do nothing: accelerate has wrapped the parts already."""
 
     @contextlib.contextmanager

@@ -31,7 +31,7 @@ def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> R
     return config.model_copy(update={section: changed})
 
 
-def in_words(changes: Changes) -> str:
+def settings_text(changes: Changes) -> str:
     """`section.field = value`, for all that is changed and not taken out."""
     return ", ".join(
         f"{section}.{field} = {_toml(value)}"

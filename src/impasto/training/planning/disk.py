@@ -105,16 +105,16 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
     else:
         needs[models] = plan.models_bytes
     choice = f"folder for copies ({COPIES_VARIABLE})" if is_sent else "output_dir"
-    for place, needed in needs.items():
+    for folder, needed in needs.items():
         own = (_bytes_below(run / name) for name in _own_folders(run))
-        kept = sum(file.stat().st_size for file in run.glob(BASE_FILES)) if place == run else 0
-        free = free_bytes(place) + sum(own) + kept
+        kept = sum(file.stat().st_size for file in run.glob(BASE_FILES)) if folder == run else 0
+        free = free_bytes(folder) + sum(own) + kept
         if needed > free:
             raise StorageError(
-                f"The disk of {place} has {_gib(free)} free, and this run needs up to "
+                f"The disk of {folder} has {_gib(free)} free, and this run needs up to "
                 f"{_gib(needed)}: {counted(plan.states, 'states')} of {_gib(plan.state_bytes)}, "
                 f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}"
-                f"{_words_of_averages(plan)}{_words_of_base(plan)}. "
+                f"{_averages_text(plan)}{_base_text(plan)}. "
                 f"Nothing was begun. Free some space, keep less (saving.keep_states, "
                 f"saving.keep_models), or choose another {choice}."
             )
@@ -134,7 +134,7 @@ def free_bytes(path: Path) -> int:
 def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
     training = config.training
     per_weight = DTYPES[training.weight_dtype].itemsize + 4 * training.averages
-    weights = per_weight * sum(part.count() for part in trainable.modules)
+    weights = per_weight * sum(trained.count() for trained in trainable.modules)
     return weights + optimizer_bytes(config, shapes_of(trainable))
 
 
@@ -168,14 +168,14 @@ def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:
     if not config.training.posthoc_ema:
         return 0
     each = len(TRACKED) * DTYPES[config.saving.posthoc_dtype].itemsize
-    return each * sum(part.count() for part in trainable.modules)
+    return each * sum(trained.count() for trained in trainable.modules)
 
 
 def _start_bytes(config: RunConfig, trainable: Trainable) -> int:
     """What the weights in float32 take, which stored averages are differences from."""
     if not config.training.posthoc_ema:
         return 0
-    return torch.float32.itemsize * sum(part.count() for part in trainable.modules)
+    return torch.float32.itemsize * sum(trained.count() for trained in trainable.modules)
 
 
 def _base_bytes(config: RunConfig, model: BaseModel) -> int:
@@ -184,9 +184,9 @@ def _base_bytes(config: RunConfig, model: BaseModel) -> int:
         return 0
     own = DTYPES[config.training.weight_dtype]
     return sum(
-        prod(tensor.shape) * min(model.stored[part][name].itemsize, own.itemsize)
-        for part in learning_networks(config, model.family)
-        for name, tensor in model.contents.components[part].items()
+        prod(tensor.shape) * min(model.stored[component][name].itemsize, own.itemsize)
+        for component in learning_networks(config, model.family)
+        for name, tensor in model.contents.components[component].items()
     )
 
 
@@ -197,7 +197,7 @@ def _snapshots(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int
     return -(-total_steps // Triggers(config, steps_per_epoch).averages_every(total_steps))
 
 
-def _words_of_averages(plan: DiskPlan) -> str:
+def _averages_text(plan: DiskPlan) -> str:
     if not plan.snapshots:
         return ""
     times = counted(plan.snapshots, "times")
@@ -207,7 +207,7 @@ def _words_of_averages(plan: DiskPlan) -> str:
     )
 
 
-def _words_of_base(plan: DiskPlan) -> str:
+def _base_text(plan: DiskPlan) -> str:
     if not plan.base_bytes:
         return ""
     return f", {_gib(plan.base_bytes)} of the base model while it trains (saving.merge_ratio)"

@@ -37,7 +37,7 @@ def seconds_per_step(
     config: RunConfig,
     footprint: Footprint,
     images: Sequence[PlannedImage],
-    parts: Sequence[TrainedModule],
+    modules: Sequence[TrainedModule],
     device: torch.device,
     transfers: Transfers | None = None,
 ) -> float:
@@ -47,7 +47,7 @@ def seconds_per_step(
         config: The settings.
         footprint: Of the batch with most pixels, whose operations it has.
         images: All images: their batches are smaller, or have smaller images.
-        parts: What learns.
+        modules: What learns.
         device: Where.
         transfers: Copies of streamed weights, which run beside the arithmetic.
     """
@@ -64,7 +64,7 @@ def seconds_per_step(
         at_once = row_of(config.optimizer.kind).module.startswith("bitsandbytes")
         ways = (forward_backward, transfers.seconds)  # its step waits for all that the GPU does
         forward_backward = sum(ways) if at_once else max(ways)
-    stepping = seconds_per_weight(config, device) * sum(part.count() for part in parts)
+    stepping = seconds_per_weight(config, device) * sum(trained.count() for trained in modules)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 
 
@@ -131,8 +131,8 @@ def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
     rounding = None
     if dtype != torch.float32:
         rounding = build_rounding(config.training.rounding or "stochastic", device)
-    part = TrainedModule("sample", module, config.optimizer.lr)
-    optimizer = build_optimizer([part], config.optimizer, ChunkRules(rounding))
+    trained = TrainedModule("sample", module, config.optimizer.lr)
+    optimizer = build_optimizer([trained], config.optimizer, ChunkRules(rounding))
 
     def step() -> None:
         weight.grad = torch.ones_like(weight)

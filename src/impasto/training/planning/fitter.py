@@ -136,7 +136,7 @@ class MemoryFitter:
             OutOfMemoryError: It certainly does not; with the changes that would make it fit.
         """
         footprint = self.footprint(config)
-        lacking = self._words_on_ram(config)
+        lacking = self._lack_of_ram(config)
         if footprint.total <= MARGIN * self.budget:
             return lacking
         found = (
@@ -151,7 +151,7 @@ class MemoryFitter:
             f"begin all the same."
         )
 
-    def _words_on_ram(self, config: RunConfig) -> str | None:
+    def _lack_of_ram(self, config: RunConfig) -> str | None:
         """A sentence where what is kept in RAM may not fit there.
 
         Raises:
@@ -161,9 +161,9 @@ class MemoryFitter:
         total = sum(kept.values())
         if self.ram is None or total <= MARGIN * self.ram:
             return None
-        parts = ", ".join(f"{name} {gib(size)}" for name, size in kept.items())
+        kept_text = ", ".join(f"{name} {gib(size)}" for name, size in kept.items())
         found = (
-            f"This run will keep about {gib(total)} in RAM beside the GPU ({parts}), and "
+            f"This run will keep about {gib(total)} in RAM beside the GPU ({kept_text}), and "
             f"{gib(self.ram)} are free for it."
         )
         if total <= self.ram / MARGIN:
@@ -179,22 +179,22 @@ class MemoryFitter:
             changed = with_rungs(config, [rung])
             possible = offers(rung, config, self.facts) and self.has_ram_for(rung, config)
             if possible and self.fits(changed):
-                return f"This would make it fit: {rung.words()} ({rung.why})."
+                return f"This would make it fit: {rung.text()} ({rung.why})."
         changed, taken = self.choose_levers(config, keep_asked=False)
         if self.fits(changed):
-            return f"Together these would make it fit: {'; '.join(r.words() for r in taken)}."
+            return f"Together these would make it fit: {'; '.join(r.text() for r in taken)}."
         if batch_size_of(config, self.group) > 1 and self.fits(changed, 1):
             return (
                 f"It would fit with training.batch_size = 1 and "
-                f"{'; '.join(r.words() for r in taken)}."
+                f"{'; '.join(r.text() for r in taken)}."
             )
         return "Take a smaller dataset.resolution: no other setting makes it fit."
 
 
 def describe_footprint(footprint: Footprint) -> str:
     """The parts that take something, largest first."""
-    parts = sorted(footprint.by_part().items(), key=lambda item: -item[1])
-    return ", ".join(f"{name} {gib(size)}" for name, size in parts if size)
+    items = sorted(footprint.by_item().items(), key=lambda item: -item[1])
+    return ", ".join(f"{name} {gib(size)}" for name, size in items if size)
 
 
 def gib(size: float) -> str:

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from impasto.config.cases import SETTINGS_ALONE, Facts
 from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
-from impasto.training.planning.changes import Changes, in_words, with_changes
+from impasto.training.planning.changes import Changes, settings_text, with_changes
 from impasto.training.planning.memory_facts import (
-    changes_words,
+    changes_captions,
     has_large_previews,
     offloads_state,
     takes_8bit_adamw,
@@ -41,9 +41,9 @@ class Lever:
         kind = self.changes.get("training", {}).get("mixed_precision")
         return None if kind is None else str(kind)
 
-    def words(self) -> str:
+    def text(self) -> str:
         """`section.field = value`, for all it changes."""
-        return in_words(self.changes)
+        return settings_text(self.changes)
 
     def replaces(self, other: Lever) -> bool:
         """Whether this lever sets every setting that another one sets."""
@@ -67,7 +67,7 @@ def _levels(number: int | None) -> Callable[[RunConfig], bool]:
 TEXT_TO_DISK = Lever(
     {"training": {"cache_text_to_disk": True}},
     "the text encoder leaves the memory once captions are encoded; costs nothing",
-    lambda c: not c.training.cache_text_to_disk and not changes_words(c),
+    lambda c: not c.training.cache_text_to_disk and not changes_captions(c),
 )
 NO_COPIES = Lever(
     {"training": {"weight_copies": False}},

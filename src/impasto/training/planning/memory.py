@@ -41,7 +41,7 @@ from impasto.training.planning.memory_facts import (
 )
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.overhead import fragmentation_bytes, workspace_bytes
-from impasto.training.planning.phases import Costs, OtherWork, Phase, fake_step_of, text_key_parts
+from impasto.training.planning.phases import Costs, OtherWork, Phase, fake_step_of, text_key
 from impasto.training.planning.ram import ram_beside_gpu
 from impasto.training.planning.standing import StandingMemory
 from impasto.training.planning.workload import Workload
@@ -60,7 +60,7 @@ WIDENED_AT_ONCE = 20
 and what is computed on the way. Measured; on a GPU it has kernels that need none of it."""
 
 
-_PARTS = (
+_ITEMS = (
     "weights", "gradients", "optimizer", "average", "text_cache", "activations", "fragmentation",
     "workspace",
 )  # fmt: skip
@@ -99,11 +99,11 @@ class Footprint:
     @property
     def total(self) -> int:
         """The bytes of all parts together."""
-        return sum(self.by_part().values())
+        return sum(self.by_item().values())
 
-    def by_part(self) -> dict[str, int]:
+    def by_item(self) -> dict[str, int]:
         """The bytes of each part by its name."""
-        return {name.replace("_", " "): getattr(self, name) for name in _PARTS}
+        return {name.replace("_", " "): getattr(self, name) for name in _ITEMS}
 
 
 class FootprintPredictor:
@@ -234,9 +234,9 @@ class FootprintPredictor:
 
     def _step(self, config: RunConfig, trainable: Trainable, bucket: Size, batch: int) -> StepCost:
         training = config.training
-        words = (
+        key = (
             "step with its operations", self._device_type, str(bucket), batch,
-            *text_key_parts(config), config.method.kind,
+            *text_key(config), config.method.kind,
             config.method.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weight_dtype, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
@@ -248,8 +248,8 @@ class FootprintPredictor:
 
         def run_fake_step() -> StepCost:
             used = self._meta_models.trainable(config)
-            for part in used.modules:
-                cast_network(part.module, DTYPES[training.weight_dtype])
+            for trained in used.modules:
+                cast_network(trained.module, DTYPES[training.weight_dtype])
             if training.weight_copies:
                 dtype = COMPUTED[computed_kind(config)]
                 for module, name, weight in list(copied_layers(config, used.unet)):
@@ -258,7 +258,7 @@ class FootprintPredictor:
                 convert_layers(used.unet, fake_product)
             return fake_step_of(config, used, self._device_type).step(bucket, batch)
 
-        found = self._costs.remembered(words, lambda: asdict(run_fake_step()))
+        found = self._costs.remembered(key, lambda: asdict(run_fake_step()))
         return StepCost(**found)
 
     def _text_bytes(self, config: RunConfig, trainable: Trainable, batch: int) -> int:
@@ -268,9 +268,9 @@ class FootprintPredictor:
         """
         if not config.trains_text_encoder:
             return 0
-        places = batch * 77 * (config.model.max_tokens // 75)
+        tokens = batch * 77 * (config.model.max_tokens // 75)
         size = COMPUTED[computed_kind(config)].itemsize
-        learning = {part.name for part in trainable.modules}
+        learning = {trained.name for trained in trainable.modules}
         configs: list[Any] = [
             encoder.text_encoder.config
             for name, encoder in trainable.states.by_name().items()
@@ -281,7 +281,7 @@ class FootprintPredictor:
             * (2 if config.training.gradient_checkpointing else int(text.num_hidden_layers))
             for text in configs
         )
-        return widths * 34 * places * size // 2
+        return widths * 34 * tokens * size // 2
 
     def _stepping(self, config: RunConfig, trainable: Trainable) -> Phase:
         """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
@@ -292,7 +292,7 @@ class FootprintPredictor:
 
     def _all_gradients(self, config: RunConfig, trainable: Trainable) -> int:
         wide = DTYPES[config.training.weight_dtype].itemsize
-        return wide * sum(part.count() for part in trainable.modules)
+        return wide * sum(trained.count() for trained in trainable.modules)
 
     def _transient(self, config: RunConfig, trainable: Trainable) -> int:
         """What an optimizer step makes and frees again."""

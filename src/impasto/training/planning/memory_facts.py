@@ -24,20 +24,20 @@ from impasto.training.prompts import build_prompts
 
 def encodes_while_training(config: RunConfig) -> bool:
     """Whether some images are encoded each time they are shown."""
-    subsets = [subset for part in config.dataset.entries for subset in part.subsets]
+    subsets = [subset for entry in config.dataset.entries for subset in entry.subsets]
     return any(s.random_crop or s.color_aug or s.face_crop_aug_range for s in subsets)
 
 
-def changes_words(config: RunConfig) -> bool:
+def changes_captions(config: RunConfig) -> bool:
     """Whether some captions are not always the same."""
-    subsets = [subset for part in config.dataset.entries for subset in part.subsets]
+    subsets = [subset for entry in config.dataset.entries for subset in entry.subsets]
     varied = any(build_caption_rules(subset).changes_words for subset in subsets)
     return varied or build_templates(config) is not None
 
 
 def unloads_text_encoder(config: RunConfig) -> bool:
     """Whether the text encoder leaves the device: not where captions change as they are shown."""
-    return config.training.cache_text_to_disk and not changes_words(config)
+    return config.training.cache_text_to_disk and not changes_captions(config)
 
 
 def offloads_state(config: RunConfig) -> bool:
@@ -73,7 +73,7 @@ def has_large_previews(config: RunConfig) -> bool:
 
 def shapes_of(trainable: Trainable) -> list[torch.Size]:
     """The shapes of all weights that learn."""
-    return [p.shape for part in trainable.modules for p in part.parameters().values()]
+    return [p.shape for trained in trainable.modules for p in trained.parameters().values()]
 
 
 def steps_alone(config: RunConfig) -> bool:
@@ -110,4 +110,6 @@ def structure_of(trainable: Trainable) -> str:
     """What tells networks of other sizes apart."""
     unet: Any = trainable.unet
     named = {k: v for k, v in sorted(dict(unet.config).items()) if not k.startswith("_")}
-    return f"{json.dumps(named, default=str)}|{sum(part.count() for part in trainable.modules)}"
+    return (
+        f"{json.dumps(named, default=str)}|{sum(trained.count() for trained in trainable.modules)}"
+    )

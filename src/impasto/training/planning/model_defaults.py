@@ -48,7 +48,7 @@ def contradictions(config: RunConfig, contents: ModelContents) -> list[str]:
             f"{layer}: its words mean something else at another layer."
         )
     size = trained_resolution(contents)
-    largest = max(part.width_height for part in config.dataset.entries)
+    largest = max(entry.width_height for entry in config.dataset.entries)
     if size is not None and _far_apart(size, largest):
         found.append(
             f"dataset.resolution is {largest[0]}x{largest[1]}, but {contents.name} says that it "

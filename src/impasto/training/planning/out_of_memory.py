@@ -8,8 +8,8 @@ from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
 from impasto.training.devices import default_device
-from impasto.training.planning.changes import Changes, in_words, with_changes
-from impasto.training.planning.memory_facts import changes_words, takes_8bit_adamw
+from impasto.training.planning.changes import Changes, settings_text, with_changes
+from impasto.training.planning.memory_facts import changes_captions, takes_8bit_adamw
 from impasto.training.precision import native_precision
 from impasto.training.processes import facts_of, planned_processes
 
@@ -29,12 +29,12 @@ def out_of_memory(
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
-        place = f"VRAM ({total / 2**30:.1f} GiB, {free / 2**30:.1f} free) ran out"
+        start = f"VRAM ({total / 2**30:.1f} GiB, {free / 2**30:.1f} free) ran out"
     else:
-        place = "RAM ran out"
+        start = "RAM ran out"
     ways = advice(config, doing)[:ADVICE]
     return OutOfMemoryError(
-        f"{place} while {doing}. {then} What would help most: {'; '.join(ways)}."
+        f"{start} while {doing}. {then} What would help most: {'; '.join(ways)}."
     )
 
 
@@ -57,7 +57,7 @@ def _on_training(config: RunConfig) -> list[str]:
     """In the order of what they save of a full fine-tuning of SD 1.x at 512 pixels."""
     facts = facts_of(config, planned_processes())
     found = [
-        f"{in_words(changes)} ({why})"
+        f"{settings_text(changes)} ({why})"
         for applies, changes, why in (*_ways_to_compute_less(config), *_ways_to_keep_less(config))
         if applies and goes_together(with_changes(config, changes), facts)
     ]
@@ -133,7 +133,7 @@ def _ways_to_keep_less(config: RunConfig) -> list[_Way]:
             "the average is kept in RAM",
         ),
         (
-            not training.cache_text_to_disk and not changes_words(config),
+            not training.cache_text_to_disk and not changes_captions(config),
             {"training": {"cache_text_to_disk": True}},
             "the text encoder leaves the device",
         ),

@@ -78,11 +78,11 @@ class Costs:
         self._known: dict[str, dict[str, int]] = _read(file)
 
     def remembered(
-        self, words: tuple[object, ...], run_fake_step: Callable[[], dict[str, int]]
+        self, key_values: tuple[object, ...], run_fake_step: Callable[[], dict[str, int]]
     ) -> dict[str, int]:
         """What was found for these words, or is found now."""
         own = (self._code,) if self._code else ()
-        key = "|".join(map(str, (torch.__version__, *own, *words)))
+        key = "|".join(map(str, (torch.__version__, *own, *key_values)))
         if key not in self._known:
             if key not in _FOUND:
                 _FOUND[key] = run_fake_step()
@@ -129,7 +129,7 @@ class OtherWork:
 
     def _averaging(self, config: RunConfig, trainable: Trainable) -> Phase:
         """Weights of 16 bits on their way into the average, a few of them widened."""
-        sizes = [p.numel() for part in trainable.modules for p in part.parameters().values()]
+        sizes = [p.numel() for trained in trainable.modules for p in trained.parameters().values()]
         is_widened = config.training.averages > 0 and config.training.weight_dtype != "fp32"
         widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
         return Phase("averaging the weights", 0, 4 * widened)
@@ -142,14 +142,14 @@ class OtherWork:
         size = Size(largest.width, largest.height)
         forward = self._forward(config, trainable, size, 2)
         tiled = config.dataset.vae_tiling or config.previews.vae_tiling
-        words = ("decoding", str(size), tiled, numel_of(model.vae))
+        key = ("decoding", str(size), tiled, numel_of(model.vae))
 
         def run_fake_step() -> dict[str, int]:
             vae = self.meta_models.vae()
             tile(vae, tiled=tiled)
             return {"peak": decoding_peak(vae, size, 1)}
 
-        vae = self.costs.remembered(words, run_fake_step)["peak"] + 4 * numel_of(model.vae)
+        vae = self.costs.remembered(key, run_fake_step)["peak"] + 4 * numel_of(model.vae)
         return [Phase(f"drawing previews of {size}", 0, max(forward, vae))]
 
     def _validating(self, config: RunConfig, trainable: Trainable) -> list[Phase]:
@@ -165,21 +165,21 @@ class OtherWork:
         training = config.training
         is_average = training.ema_decay is not None and not training.ema_on_cpu
         kind = "fp32" if is_average else training.weight_dtype
-        words = (
+        key = (
             "forward", self.device_type, str(size), batch, computed_kind(config), kind,
-            training.weight_dtype, *text_key_parts(config),
+            training.weight_dtype, *text_key(config),
             *(["streamed"] if training.stream_weights else []), structure_of(trainable),
         )  # fmt: skip
 
         def run_fake_step() -> dict[str, int]:
             used = self.meta_models.trainable(config)
-            for part in used.modules:
-                cast_network(part.module, DTYPES[kind])
+            for trained in used.modules:
+                cast_network(trained.module, DTYPES[kind])
             caches = training.weight_dtype == "fp32" and not training.stream_weights
             fake_step = fake_step_of(config, used, self.device_type)
             return {"peak": fake_step.forward_peak(size, batch, caches_casts=caches)}
 
-        return self.costs.remembered(words, run_fake_step)["peak"]
+        return self.costs.remembered(key, run_fake_step)["peak"]
 
     def _encoding(self, config: RunConfig, model: BaseModel, batch: int) -> list[Phase]:
         """The VAE at work: before training, when a GPU has nothing else, and beside it."""
@@ -224,7 +224,7 @@ class OtherWork:
 
     def _vae_peak(self, config: RunConfig, model: BaseModel, size: Size, batch: int) -> int:
         dataset = config.dataset
-        words = ("encoding", str(size), batch, dataset.vae_precision, dataset.vae_tiling,
+        key = ("encoding", str(size), batch, dataset.vae_precision, dataset.vae_tiling,
                  numel_of(model.vae))  # fmt: skip
 
         def run_fake_step() -> dict[str, int]:
@@ -234,7 +234,7 @@ class OtherWork:
                 "peak": encoding_peak(cast_network(vae, DTYPES[dataset.vae_precision]), size, batch)
             }
 
-        return self.costs.remembered(words, run_fake_step)["peak"]
+        return self.costs.remembered(key, run_fake_step)["peak"]
 
 
 def _unet_bytes(config: RunConfig, model: BaseModel) -> int:
@@ -243,7 +243,7 @@ def _unet_bytes(config: RunConfig, model: BaseModel) -> int:
     return DTYPES[kind].itemsize * numel_of(model.unet)
 
 
-def text_key_parts(config: RunConfig) -> tuple[object, ...]:
+def text_key(config: RunConfig) -> tuple[object, ...]:
     """The settings that the length of a text depends on."""
     return config.model.max_tokens, config.model.token_join
 

@@ -135,7 +135,7 @@ def _resolve_memory(config: RunConfig, fitting: MemoryFitter, progress: Progress
     need = f"about {gib(footprint.total)}: {describe_footprint(footprint)}"
     progress.note(f"{room}: " + (f"chosen, to take {need}." if rungs else f"the run takes {need}."))
     for rung in rungs:
-        progress.note(f"  {rung.words()}: {rung.why}")
+        progress.note(f"  {rung.text()}: {rung.why}")
     if not fitting.fits(chosen):
         progress.note("  That is more. No other setting that was left open would lower it.")
     return with_fields(chosen, "training", {"memory": None})

@@ -13,7 +13,7 @@ from impasto.training.optim.streaming import BUFFERS
 from impasto.training.parallel.shards import Sharding
 from impasto.training.param_dtypes import copied_numel
 from impasto.training.planning.memory_facts import (
-    changes_words,
+    changes_captions,
     encodes_while_training,
     numel_of,
     offloads_state,
@@ -43,7 +43,7 @@ class StandingMemory:
 
     def bytes_of(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
         """Bytes of the parts of a `Footprint` that are there from the first step on, by name."""
-        learning = sum(part.count() for part in trainable.modules)
+        learning = sum(trained.count() for trained in trainable.modules)
         on_device = self._on_device(away=config.training.ema_on_cpu)
         averages = config.training.averages if on_device else 0
         return {
@@ -113,7 +113,7 @@ class StandingMemory:
         chunk = 4 * trainable.states.shape.numbers * (config.model.max_tokens // 75)
         limit, work = config.training.text_cache_mib << 20, self._workload
         captions = limit
-        if work.captions is not None and not changes_words(config):
+        if work.captions is not None and not changes_captions(config):
             captions = min(limit, chunk * (work.captions + 1))
         prompts = 2 * len(config.previews.prompts)
         validation = min(limit, chunk * (work.held_out_captions + prompts))

@@ -54,8 +54,8 @@ def trained_bytes(trained: Trained) -> int:
 def copy_trained(trained: Trained) -> Trained:
     """A copy in RAM, which training does not change."""
     return {
-        part: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
-        for part, tensors in trained.items()
+        component: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
+        for component, tensors in trained.items()
     }
 
 
@@ -109,7 +109,7 @@ class ModelExporter:
             merged=source.merged,
         )
         contents = replace(contents, zeroes_empty_text=zeroes_empty_negative(config, source.model))
-        width, height = max(part.width_height for part in config.dataset.entries)
+        width, height = max(entry.width_height for entry in config.dataset.entries)
         about = About(
             title=saving.metadata.get("title", target.name.removesuffix(model_suffix(config))),
             resolution=f"{width}x{height}",
@@ -267,6 +267,6 @@ def training_summary(source: ExportSource) -> dict[str, Any]:
         "steps": source.total_steps,
         "samples_seen": source.samples_seen,
         "pictures": source.images,
-        "trained_parts": [part.name for part in source.trainable.modules],
+        "trained_parts": [trained.name for trained in source.trainable.modules],
         "settings": tomli_w.dumps(redact_settings(settings, config.saving.publish)),
     }

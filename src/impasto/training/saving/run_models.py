@@ -40,6 +40,6 @@ def models_of_run(run: RunDirectory) -> list[Path]:
             found[model] = (True, "", 0)
         else:
             found[model] = (False, match["word"], int(match["number"]))
-    has_both = len({word for is_last, word, _ in found.values() if not is_last}) > 1
+    has_both = len({kind for is_last, kind, _ in found.values() if not is_last}) > 1
     # by epochs and by steps: they were written in the order of the steps
     return sorted(found, key=lambda model: found[model][0] if has_both else found[model])

@@ -176,11 +176,11 @@ def load_state(
                 f"{folder} cannot be read: {storage_errors.cause_of(error)}. Nothing was changed."
             ) from error
         raise DamagedStateError(
-            f"The training state {folder} is damaged ({_in_words(error)})."
+            f"The training state {folder} is damaged ({_error_text(error)})."
         ) from error
     except _SIGNS_OF_DAMAGE as error:
         raise DamagedStateError(
-            f"The training state {folder} is damaged ({_in_words(error)})."
+            f"The training state {folder} is damaged ({_error_text(error)})."
         ) from error
 
 
@@ -216,7 +216,7 @@ _SIGNS_OF_DAMAGE = (
 """What damaged JSON and tensor files lead to; hashes find the rest."""
 
 
-def _in_words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     if isinstance(error, (ModelError, ValueError)) and str(error):
         return str(error).removesuffix(" Download or copy it again.").rstrip(".")
     if isinstance(error, OSError) and error.filename:
@@ -270,16 +270,16 @@ def _require_good(
     Earlier versions could write weights that are NaN, and did not always write hashes.
     """
     read = tensors if hashes is not None else {k: v for k, v in tensors.items() if k in _WEIGHTS}
-    size = sum(total_bytes(of_part) for of_part in read.values())
+    size = sum(total_bytes(own) for own in read.values())
     with progress.stage("Checking the state", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        for part, of_part in read.items():
-            file = f"{part}.safetensors"
-            for name, tensor in of_part.items():
+        for name_of, own in read.items():
+            file = f"{name_of}.safetensors"
+            for name, tensor in own.items():
                 values = tensor.read()
                 if hashes is not None and tensor_hash(values) != hashes[file][name]:
                     raise ValueError(f"{name} in {file} is not what was written")
-                if part in _WEIGHTS and not are_finite([values]):
+                if name_of in _WEIGHTS and not are_finite([values]):
                     raise ValueError(f"{name} in {file} holds NaN or infinite values")
                 count(tensor.size_bytes)
 
