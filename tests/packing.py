@@ -74,7 +74,7 @@ def pack_arrow(folder: Path, target: Path, rows: int = 3) -> Path:
 
 
 def words_of(scan):
-    return sorted(record.words for record in scan.records)
+    return sorted(record.caption_text for record in scan.records)
 
 
 def png(size=(64, 48), colour=(9, 9, 9)):

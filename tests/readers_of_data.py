@@ -207,7 +207,7 @@ class ScanIndices:
         segment.write_bytes(damaged_bytes(rng, segment.read_bytes()))
         for record in scan_folder(self.whole, index=index).records:
             assert isinstance(record.size.width, int)
-            assert isinstance(record.words, object)
+            assert isinstance(record.caption_text, object)
 
 
 class MetadataFiles:

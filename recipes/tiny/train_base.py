@@ -266,7 +266,7 @@ def main() -> None:
         )
         run = train(config, Log(), ingredients)
     if int(os.environ.get("RANK", 0)) == 0:
-        words = [record.words for record in scan_folder(options.pictures).records]
+        words = [record.caption_text for record in scan_folder(options.pictures).records]
         model = run.export / options.out.name
         print("token rows in use:", merge_unused_tokens(model, words))
 

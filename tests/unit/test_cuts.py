@@ -47,7 +47,7 @@ def test_the_file_can_be_read_by_people_and_is_no_image_or_words(picture):
     assert scan.unused == ()
     assert scan.tally.rows()["With a crop of their own"] == 1
     assert scan.records[0].size == Size(120, 80)
-    assert scan.records[0].words == "a cat"
+    assert scan.records[0].caption_text == "a cat"
     assert remove_cut(picture)
     assert not remove_cut(picture)
     assert "With a crop of their own" not in scan_folder(picture.parent).tally.rows()

@@ -242,5 +242,5 @@ def test_a_path_stands_for_what_it_is(tmp_path):
 def test_defaults_change_no_caption():
     rules = build_caption_rules(built({"image_dir": "a"}).entries[0].subsets[0])
     assert not rules.is_random
-    assert not rules.changes_words
+    assert not rules.changes_captions
     assert rules.write("a, b", TrainingPosition(1, 0, 1), 0, "x") == "a, b"

@@ -44,7 +44,7 @@ def test_held_out_words_are_written_as_training_writes_them(words, steady, rules
     kept = CaptionRules(**rules).steady()
     assert kept.write(words, MOMENT, 1, "x") == steady
     assert kept.steady() == kept
-    assert not kept.changes_words
+    assert not kept.changes_captions
     assert not kept.is_random
     # the same tags as a showing of training in which nothing was left out
     shown = CaptionRules(**{**rules, "tag_dropout_rate": 0, "warmup_steps": 0})

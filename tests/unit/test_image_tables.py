@@ -56,7 +56,7 @@ def test_columns_are_found_by_their_names(folder, tmp_path):
         scan_folder(folder)
     )
     listed = scan_folder(path, columns=Columns("jpeg_data", "words"))
-    assert {record.words for record in listed.records} == {"cat, sitting"}
+    assert {record.caption_text for record in listed.records} == {"cat, sitting"}
     for asked in (Columns("img"), Columns(caption="prose")):
         with pytest.raises(DatasetError, match=r"no column '(img|prose)'.*jpeg_data, label, words"):
             scan_folder(path, columns=asked)
@@ -194,7 +194,7 @@ def scanned(place, derived):
     records = list(scan_folder(place, index=derived / "scan-1.json").records)
     stamps = {record.path: record.stamp for record in records}
     hashes = ContentHashes(derived / "hashes.json").of(stamps)
-    return [(r.words, r.size, hashes[r.path]) for r in records]
+    return [(r.caption_text, r.size, hashes[r.path]) for r in records]
 
 
 def test_a_table_that_replaces_one_in_a_store_is_read_anew(in_memory, tmp_path):

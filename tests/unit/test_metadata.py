@@ -52,7 +52,7 @@ def test_every_style_of_key_finds_its_picture(tmp_path, folder, style):
         "backslash": lambda name: name.replace("/", "\\"),
     }[style]
     scan = scanned(tmp_path, {key(n): {"caption": c} for n, c in names.items()}, folder)
-    assert {r.path.name: r.words for r in scan.records} == {
+    assert {r.path.name: r.caption_text for r in scan.records} == {
         "a.png": "one", "b.jpg": "two", "c.v2.webp": "three",
     }  # fmt: skip
     assert scan.skipped == ()
@@ -78,7 +78,7 @@ def test_all_that_an_entry_says_is_read(tmp_path, folder):
     metadata = read_metadata(written(tmp_path / "m.json", {"a.png": entry}))
     assert metadata.entries[0].as_dict() == entry
     record = scan_metadata(metadata, folder).records[0]
-    assert record.words == "one, x, y\ntwo, x, y"
+    assert record.caption_text == "one, x, y\ntwo, x, y"
     assert record.wanted == Size(64, 128)
 
 
@@ -89,7 +89,7 @@ def test_lines_of_json(tmp_path, folder):
     ]
     text = "\n".join(json.dumps(line, ensure_ascii=False) for line in lines) + "\n\n"
     scan = scanned(tmp_path, text, folder, "meta.jsonl")
-    assert [r.words for r in scan.records] == ["one", "zwei: Größe 大, t"]
+    assert [r.caption_text for r in scan.records] == ["one", "zwei: Größe 大, t"]
 
 
 def test_missing_pictures_are_listed_and_do_not_stop(tmp_path, folder):
@@ -206,7 +206,9 @@ def test_sidecars_to_metadata_and_back(tmp_path, folder):
     assert (folder / "a.txt").read_text(encoding="utf-8") == "mine"
     assert write_sidecars(records, overwrite=True).backups == 1
     assert (folder / "a.txt.bak").read_text(encoding="utf-8") == "mine"
-    assert [r.words for r in scan_folder(folder).records] == [r.words for r in records]
+    assert [r.caption_text for r in scan_folder(folder).records] == [
+        r.caption_text for r in records
+    ]
 
 
 def test_words_go_into_the_file_that_is_there_in_other_letter_case(tmp_path):

@@ -130,7 +130,7 @@ def test_metadata(folder, ending):
         again = read_metadata(folder.parent / f"again{ending}")
         assert [e.key for e in again.entries] == [e.key for e in metadata.entries]
         for record in scan_metadata(metadata, folder).records:
-            record.words.encode("utf-8")
+            record.caption_text.encode("utf-8")
 
     storm(file, read, f"metadata{ending}")
 

@@ -81,7 +81,7 @@ def test_a_scan_finds_what_it_finds_on_a_disk(folder, place):
     for recursive in (True, False):
         here, there = (scan_folder(top, recursive=recursive) for top in (folder, place))
         assert told(there, place) == told(here, folder)
-    assert there.place == remote_paths.shown(place)
+    assert there.source == remote_paths.shown(place)
 
 
 def test_decoding_and_hashing_are_as_on_a_disk(folder, place, tmp_path):
@@ -189,7 +189,7 @@ def test_metadata_names_images_of_the_store(folder, place):
     picture(folder.parent / "outside.png")
     objects.upload(folder.parent / "outside.png", place.parent / "outside.png")
     scan = scan_metadata(read_metadata(place / "meta.json"), place)
-    assert {r.path.relative_to(place).as_posix(): r.words for r in scan.records} == {
+    assert {r.path.relative_to(place).as_posix(): r.caption_text for r in scan.records} == {
         "a.png": "by stem",
         "sub/c.webp": "by path",
         "sub/deep/d.tiff": "of another machine",

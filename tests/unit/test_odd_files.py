@@ -36,7 +36,7 @@ def remarks(scan):
 
 
 def words(scan):
-    return {record.path.name: record.words for record in scan.records}
+    return {record.path.name: record.caption_text for record in scan.records}
 
 
 @pytest.fixture
@@ -304,7 +304,7 @@ def test_captions_keep_what_is_no_line_end(folder):
     (folder / "good.txt").write_text("a\u2028b\u0085c", encoding="utf-8")
     (folder / "good.caption").write_text("one\ntwo", encoding="utf-8")
     (record,) = scan_folder(folder).records
-    assert record.words == "one, a\u2028b\u0085c\ntwo, a\u2028b\u0085c"
+    assert record.caption_text == "one, a\u2028b\u0085c\ntwo, a\u2028b\u0085c"
 
 
 def test_decoding_is_remembered_until_a_file_changes(folder, tmp_path, monkeypatch):

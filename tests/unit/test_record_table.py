@@ -55,7 +55,7 @@ ROOTS = st.sampled_from([Path(), Path("set"), Path("/abs"), Path("/"), Path("set
 
 @settings(deadline=None)
 @given(RECORDS, st.lists(st.tuples(NAMES, ROOTS), min_size=12, max_size=12), st.booleans())
-def test_names_and_words_are_those_of_the_records(records, places, as_given):
+def test_names_and_captions_are_those_of_the_records(records, places, as_given):
     """Also of paths as a scan hands them over, which are not written as `Path` writes them."""
     records = [
         dataclasses.replace(
@@ -66,12 +66,12 @@ def test_names_and_words_are_those_of_the_records(records, places, as_given):
     table = RecordTable.of(records)
     if as_given:
         names = [name for name, _ in places[: len(records)]]
-        table = table.worded(
+        table = table.with_captions(
             [r.caption for r in records], [r.tags for r in records], [None] * len(names)
         )
         texts = table.texts.set_column(0, "path", pa.array(names, pa.large_string()))
         table = RecordTable(texts, None, table.numbers, table.uses)
-    assert list(table.names_and_words()) == [(r.name, r.words) for r in records]
+    assert list(table.names_and_captions()) == [(r.name, r.caption_text) for r in records]
     assert table.fixed_captions() == [r.fixed_caption for r in records]
 
 
@@ -99,12 +99,12 @@ def test_columns_hold_the_same_records(one, other, data):
 def test_what_is_counted_of_columns_is_what_is_counted_of_records(records):
     scan = Scan("x", RecordTable.of(records), (), ())
     paths = {r.path for r in records}
-    worded = {r.path for r in records if r.words.strip()}
-    classed = {r.path for r in records if r.class_tokens and not r.own_words.strip()}
+    worded = {r.path for r in records if r.caption_text.strip()}
+    classed = {r.path for r in records if r.class_tokens and not r.own_caption_text.strip()}
     tally = scan.tally
     assert (tally.usable, tally.without_words) == (len(paths), len(paths) - len(worded))
     assert tally.by_class == len(classed)
-    assert scan.multiline_captions == sum("\n" in r.words for r in records)
+    assert scan.multiline_captions == sum("\n" in r.caption_text for r in records)
 
 
 @settings(deadline=None)

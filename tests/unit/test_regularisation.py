@@ -187,7 +187,7 @@ def test_images_of_a_validation_folder_are_called_as_those_trained_on(sets, tmp_
         subset["class_tokens"] = words
     own = images_in(tmp_path / "own", 1, None, 77)
     found = survey(config_of(content, validation={"image_dir": str(own)}))
-    assert [record.words for record in found.split.held_out] == ["sks dog"]
+    assert [record.caption_text for record in found.split.held_out] == ["sks dog"]
 
 
 def test_damaged_images_that_leave_regularisation_alone_are_an_error(sets):
@@ -208,7 +208,12 @@ def test_class_tokens_are_the_words_of_images_without_a_caption_file(tmp_path):
         {"image_dir": str(folder), "class_tokens": "sks dog", "caption_prefix": "photo of"}
     )
     scan = scan_all(config.dataset)
-    assert [r.words for r in scan.records] == ["sks dog", "a sks dog on grass", "", "sitting"]
+    assert [r.caption_text for r in scan.records] == [
+        "sks dog",
+        "a sks dog on grass",
+        "",
+        "sitting",
+    ]
     assert scan.records[0].fixed_caption == "photo of sks dog"
     assert (scan.tally.without_words, scan.tally.by_class) == (1, 1)
     # whoever writes captions still finds that it has none
@@ -218,7 +223,7 @@ def test_class_tokens_are_the_words_of_images_without_a_caption_file(tmp_path):
 def test_of_another_ending_a_file_counts_only_where_it_is_read(tmp_path):
     folder = images_in(tmp_path / "sks", 1, "words")
     dataset = {"image_dir": str(folder), "class_tokens": "sks", "caption_extension": ".caption"}
-    assert scan_all(config_of(dataset).dataset).records[0].words == "sks"
+    assert scan_all(config_of(dataset).dataset).records[0].caption_text == "sks"
 
 
 def test_class_tokens_fill_in_for_metadata_without_words(tmp_path):
@@ -227,7 +232,7 @@ def test_class_tokens_fill_in_for_metadata_without_words(tmp_path):
     (tmp_path / "m.json").write_text(json.dumps(entries), encoding="utf-8")
     dataset = {"metadata_file": str(tmp_path / "m.json"), "image_dir": str(folder)}
     scan = scan_all(config_of({**dataset, "class_tokens": "sks"}).dataset)
-    assert [record.words for record in scan.records] == ["sks", "dog", "a dog"]
+    assert [record.caption_text for record in scan.records] == ["sks", "dog", "a dog"]
 
 
 def test_without_any_words_nothing_is_trained_on(tmp_path):

@@ -43,7 +43,7 @@ def test_a_changed_index_of_a_scan_is_not_believed(tmp_path):
     assert b"cat" in content
     segment.write_bytes(content.replace(b"cat", b"dog"))
     (record,) = scan_folder(tmp_path / "set", index=index).records
-    assert (record.words, record.size.wh) == ("cat", (64, 64))
+    assert (record.caption_text, record.size.wh) == ("cat", (64, 64))
 
 
 def test_a_shard_with_its_keys_in_another_order_is_not_used(tmp_path):

@@ -42,7 +42,12 @@ def test_caption_and_tags(tmp_path):
     (tmp_path / "b.txt").write_text("\ufeffdog", encoding="utf-8")
     (tmp_path / "c.txt").write_text("  \n", encoding="utf-8")
     scan = scan_folder(tmp_path)
-    assert [record.words for record in scan.records] == ["a cat, cat, sitting", "dog", "", ""]
+    assert [record.caption_text for record in scan.records] == [
+        "a cat, cat, sitting",
+        "dog",
+        "",
+        "",
+    ]
     assert scan.uncaptioned_count == 2
 
 
@@ -87,7 +92,7 @@ def test_the_index_spares_unchanged_files(tmp_path, monkeypatch):
     changed = scan_folder(tmp_path / "set", index=index_file)
     assert sorted(opened) == ["2.png", "3.png"]
     assert changed.records[2].size.width == 16
-    assert changed.records[3].words == "new words"
+    assert changed.records[3].caption_text == "new words"
 
 
 def test_a_damaged_index_only_costs_time(tmp_path):

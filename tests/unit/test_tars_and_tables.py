@@ -77,7 +77,7 @@ def test_keys_and_latents_are_those_of_files(folder, packed, tmp_path):
 def test_what_is_inside_a_store_is_what_is_on_a_disk(packed, place, tmp_path):
     put_folder(packed, place)
     here, there = scan_folder(packed), decode_all(scan_folder(place))
-    assert [r.words for r in there.records] == [r.words for r in here.records]
+    assert [r.caption_text for r in there.records] == [r.caption_text for r in here.records]
     assert encoded(there, tmp_path / "there") == encoded(here, tmp_path / "here")
 
 
@@ -86,7 +86,7 @@ def test_an_empty_caption_in_a_store_is_no_words(place, tmp_path):
     tar_of(tmp_path / "in" / "s.tar", [("a.png", png()), ("a.txt", b""), ("b.png", b"")])
     put_folder(tmp_path / "in", place)
     scan = scan_folder(place)
-    assert [record.words for record in scan.records] == [""]
+    assert [record.caption_text for record in scan.records] == [""]
     assert reasons(scan) == {"b.png": "the file is empty"}
 
 
@@ -115,7 +115,7 @@ def test_a_second_scan_reads_nothing_of_tars(folder, tmp_path, monkeypatch):
     monkeypatch.setattr(tar_members, "index_tar", None)
     monkeypatch.setattr("impasto.data.pixels.images.read_header", None)
     again = scan_folder(place, index=index)
-    assert [r.words for r in again.records] == [r.words for r in first.records]
+    assert [r.caption_text for r in again.records] == [r.caption_text for r in first.records]
     monkeypatch.undo()
     tar_of(place / "shard-000.tar", [("new.png", png())])
     assert len(scan_folder(place, index=index).records) == 13 - 5 + 1

@@ -165,7 +165,9 @@ def changes_of(
 def _read(record: ImageRecord, file: Path, ending: str) -> tuple[str, str]:
     """The words in a file, and why they cannot be edited."""
     if not os.path.lexists(file):
-        elsewhere = {TAGS: record.tags, CAPTION: record.caption}.get(ending, record.own_words)
+        elsewhere = {TAGS: record.tags, CAPTION: record.caption}.get(
+            ending, record.own_caption_text
+        )
         return "", _NOT_OWN if elsewhere.strip() else ""
     try:
         if file.stat().st_size > LONGEST:

@@ -112,7 +112,9 @@ def _as_json(scan: Scan) -> dict[str, Any]:
         "pictures": scan.tally.usable,
         "regularisation": scan.tally.regularisation,
         "with_crops": scan.tally.cut,
-        "uncaptioned": list(dict.fromkeys(plain(r.path) for r in scan.records if not r.words)),
+        "uncaptioned": list(
+            dict.fromkeys(plain(r.path) for r in scan.records if not r.caption_text)
+        ),
         "set_aside": [{"path": plain(a.path), "reason": a.reason} for a in scan.skipped],
         "unused": [{"path": plain(a.path), "reason": a.reason} for a in scan.unused],
     }
@@ -324,7 +326,13 @@ def _showings(
         position = TrainingPosition(epoch + 1, epoch * steps_per_epoch, epochs * steps_per_epoch)
         for repeat in range(record.repeats):
             text = subset.captions.write(
-                record.words, position, seed, subset.dataset, subset.number, record.name, repeat
+                record.caption_text,
+                position,
+                seed,
+                subset.dataset,
+                subset.number,
+                record.name,
+                repeat,
             )
             yield epoch + 1, repeat + 1, text
 

@@ -192,7 +192,7 @@ def _orders(
         ConfigError: No folder of masks is known, or an image that is asked for is not there.
     """
     from impasto import files
-    from impasto.data.folders.mask_folders import mask_places
+    from impasto.data.folders.mask_folders import usual_mask_folders
     from impasto.data.folders.masks import mask_file
     from impasto.data.subsets import MaskRules
     from impasto.datasets.build import scan_all
@@ -210,7 +210,9 @@ def _orders(
     orders, kept, folder = [], 0, options["out"]
     for record in {record.path: record for record in records}.values():
         own = record.subset.masks.folder if record.subset.masks else None
-        masks = options["out"] or own or (mask_places(source)[0] if source.is_dir() else None)
+        masks = (
+            options["out"] or own or (usual_mask_folders(source)[0] if source.is_dir() else None)
+        )
         if masks is None:
             raise ConfigError(f"{source} names no mask_dir. Say with --out where masks go.")
         folder = folder or masks

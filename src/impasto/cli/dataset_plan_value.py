@@ -50,6 +50,6 @@ def _image(image: PlannedImage, sizes: SizeConditioning) -> dict[str, Any]:
         "size_conditioning": list(sizes.numbers(unmirrored)),
         "crop_varies": bool(change and (change.random_crop or change.face_crop_range)),
     }
-    if record.subset.may_flip(record.words):
+    if record.subset.may_flip(record.caption_text):
         found["size_conditioning_mirrored"] = list(sizes.numbers(image.geometry(mirrored=True)))
     return found

@@ -37,7 +37,7 @@ def show_simulation(
     plan = plan_dataset(config, balance(split.training))
     with console.stage("Measuring this machine", None, "images"):
         rates, sampled = measure_rates(plan), sample_of(plan)
-    console.note(f"{count:,} images like the {len(split.training):,} of {found.place}:")
+    console.note(f"{count:,} images like the {len(split.training):,} of {found.source}:")
     rows = [("", "time", "disk", "files", "RAM of a process")]
     rows += map(_row, stages_of(count, rates, sampled, encoded_per_s))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

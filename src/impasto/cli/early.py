@@ -62,7 +62,7 @@ def require_folders(config: RunConfig) -> None:
     Raises:
         DatasetError: One is missing.
     """
-    from impasto.data.scanning.image_places import require_images
+    from impasto.data.scanning.image_locations import require_images
 
     subsets = [s for entry in config.dataset.entries for s in entry.subsets if s.num_repeats]
     folders = [subset.image_dir for subset in subsets] + [config.validation.image_dir]

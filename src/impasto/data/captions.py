@@ -74,16 +74,16 @@ class CaptionRules:
     warmup_steps: float = 0.0
     normalizes: bool = False
 
-    def write(self, words: str, position: TrainingPosition, seed: int, *keys: int | str) -> str:
+    def write(self, caption: str, position: TrainingPosition, seed: int, *keys: int | str) -> str:
         """One caption from an image's words.
 
         Args:
-            words: The words, perhaps on several lines.
+            caption: The words, perhaps on several lines.
             position: When it is shown.
             seed: The run's seed.
             keys: Which image, and which of its repeats.
         """
-        text = self._framed(words)
+        text = self._framed(caption)
         if not (self.is_random or self.dropout_every_n_epochs or self._splits_tags):
             return self._ended(_first_line(text))
         rng = derive_rng(seed, "caption", position.epoch, *keys)
@@ -102,7 +102,7 @@ class CaptionRules:
         return self.wildcards or self.shuffle or self.dropout_rate > 0 or self.tag_dropout_rate > 0
 
     @property
-    def changes_words(self) -> bool:
+    def changes_captions(self) -> bool:
         """Whether a caption that is shown may be anything but `steady` words or nothing."""
         return self.wildcards or self._varies_tags
 
@@ -129,8 +129,8 @@ class CaptionRules:
     def _varies_tags(self) -> bool:
         return self.shuffle or self.warmup_steps > 0 or self.tag_dropout_rate > 0
 
-    def _framed(self, words: str) -> str:
-        text = f"{self.prefix} {words}" if self.prefix else words
+    def _framed(self, caption: str) -> str:
+        text = f"{self.prefix} {caption}" if self.prefix else caption
         return f"{text} {self.suffix}" if self.suffix else text
 
     def _ended(self, text: str) -> str:
@@ -139,7 +139,7 @@ class CaptionRules:
         return text.replace(self.secondary_separator, self.separator)
 
     def _vary_tags(self, text: str, position: TrainingPosition, rng: np.random.Generator) -> str:
-        first, flexible, last = self._parts(text)
+        first, flexible, last = self._groups(text)
         flexible = flexible[: self._visible(len(flexible), position)]
         if self.shuffle:
             flexible = [flexible[i] for i in rng.permutation(len(flexible))]
@@ -149,12 +149,12 @@ class CaptionRules:
             flexible = [tag for tag, keep in kept if keep]
         return ", ".join([*first, *flexible, *last])
 
-    def _parts(self, text: str) -> tuple[list[str], list[str], list[str]]:
+    def _groups(self, text: str) -> tuple[list[str], list[str], list[str]]:
         """Fixed tags, the others, and fixed ones at the end."""
         if self.keep_tokens_separator and self.keep_tokens_separator in text:
-            parts = text.split(self.keep_tokens_separator, 2)
+            sections = text.split(self.keep_tokens_separator, 2)
             first, flexible, last = (
-                [tag for tag in self._tags(part) if tag] for part in [*parts, ""][:3]
+                [tag for tag in self._tags(section) if tag] for section in [*sections, ""][:3]
             )
             return first, flexible, last
         tags = self._tags(text)
@@ -199,7 +199,7 @@ def _choose_wildcards(text: str, rng: np.random.Generator) -> str:
     text = text.replace("{{", _OPEN).replace("}}", _CLOSE)
 
     def choose(match: re.Match[str]) -> str:
-        parts = match.group(1).split("|")
-        return parts[rng.integers(len(parts))]
+        options = match.group(1).split("|")
+        return options[rng.integers(len(options))]
 
     return _WILDCARD.sub(choose, text).replace(_OPEN, "{").replace(_CLOSE, "}")

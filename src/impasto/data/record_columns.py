@@ -39,8 +39,8 @@ class Use(NamedTuple):
 def cut_column(cuts: Mapping[int, Cut], count: int) -> np.ndarray:
     """The column `cut` of so many images, of which some have one."""
     column = np.full((count, 4), -1, dtype=np.int32)
-    for place, cut in cuts.items():
-        column[place] = (*cut.whole.wh, cut.box.left, cut.box.top)
+    for row, cut in cuts.items():
+        column[row] = (*cut.whole.wh, cut.box.left, cut.box.top)
     return column
 
 

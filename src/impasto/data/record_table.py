@@ -37,7 +37,7 @@ from impasto.data.records import (
     FileStamp,
     ImageRecord,
     Size,
-    words_or_class,
+    caption_or_class,
 )
 from impasto.data.subsets import Subset
 
@@ -103,9 +103,9 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         for start in range(0, len(self), _AT_ONCE):
             yield from self._make_all(start, min(len(self), start + _AT_ONCE))
 
-    def select(self, places: Ints | Bools) -> RecordTable:
+    def select(self, indices: Ints | Bools) -> RecordTable:
         """The records at these places, or where these are true."""
-        chosen: np.ndarray = np.flatnonzero(places) if places.dtype == np.bool_ else places
+        chosen: np.ndarray = np.flatnonzero(indices) if indices.dtype == np.bool_ else indices
         rows = chosen if self.rows is None else self.rows[chosen]
         numbers = {name: column[chosen] for name, column in self.numbers.items()}
         rows = rows.astype(np.int32) if len(self.texts) < 2**31 else rows
@@ -162,12 +162,12 @@ class RecordTable(MadeOnRequest[ImageRecord]):
             return texts_of(column.slice(int(rows[0]), len(rows)))
         return texts_at(column, rows)
 
-    def texts_in_parts(self, name: str) -> Iterator[list[str]]:
+    def text_chunks(self, name: str) -> Iterator[list[str]]:
         """A column of texts, some thousands at a time."""
         for start in range(0, len(self), _AT_ONCE):
             yield self.text(name, start, min(len(self), start + _AT_ONCE))
 
-    def names_and_words(self) -> Iterator[tuple[str, str]]:
+    def names_and_captions(self) -> Iterator[tuple[str, str]]:
         """The name and the words of each record, most without making the record."""
         heads = [f"{use.subset.root}{os.sep}" for use in self.uses]
         separators = [use.subset.captions.separator for use in self.uses]
@@ -175,27 +175,27 @@ class RecordTable(MadeOnRequest[ImageRecord]):
             stop = min(len(self), start + _AT_ONCE)
             texts = (self.text(name, start, stop) for name in TEXTS.names)
             uses = self.numbers["use"][start:stop].tolist()
-            for place, (path, caption, tags, use) in enumerate(
+            for index, (path, caption, tags, use) in enumerate(
                 zip(*texts, uses, strict=True), start
             ):
                 name = _name_below(heads[use], path)
                 if name is None:
-                    yield self[place].name, self[place].words
+                    yield self[index].name, self[index].caption_text
                 else:
                     own = join_caption_and_tags(caption, tags, separators[use])
-                    yield name, words_or_class(own, self.uses[use].class_tokens)
+                    yield name, caption_or_class(own, self.uses[use].class_tokens)
 
     def fixed_captions(self) -> list[str]:
         """The caption without chance of each record."""
         rules = [use.subset.captions.steady() for use in self.uses]
-        each = zip(self.names_and_words(), self.numbers["use"], strict=True)
-        return [rules[use].write(words, STEADY, 0, name) for (name, words), use in each]
+        each = zip(self.names_and_captions(), self.numbers["use"], strict=True)
+        return [rules[use].write(text, STEADY, 0, name) for (name, text), use in each]
 
     def text_digest(self, name: str) -> bytes:
         """A hash over a column of texts, of their lengths and their bytes, in order."""
         lengths, content = hashlib.sha256(), hashlib.sha256()
         column = self.texts.column(name)
-        chunks = column.chunks if self.rows is None else map(text_column, self.texts_in_parts(name))
+        chunks = column.chunks if self.rows is None else map(text_column, self.text_chunks(name))
         for chunk in chunks:
             _, ends, values = chunk.buffers()
             if len(chunk):
@@ -206,7 +206,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
 
     def matches(self, name: str, test: Callable[[str], object]) -> Bools:
         """[images]: whether a text passes a test."""
-        found = (bool(test(text)) for part in self.texts_in_parts(name) for text in part)
+        found = (bool(test(text)) for chunk in self.text_chunks(name) for text in chunk)
         return np.fromiter(found, np.bool_, len(self))
 
     def path_firsts(self) -> Ints:
@@ -215,11 +215,11 @@ class RecordTable(MadeOnRequest[ImageRecord]):
             return np.arange(len(self))
         if len(self) < FEW:
             known: dict[str, int] = {}
-            paths = itertools.chain.from_iterable(self.texts_in_parts("path"))
-            found = (known.setdefault(path, place) for place, path in enumerate(paths))
+            paths = itertools.chain.from_iterable(self.text_chunks("path"))
+            found = (known.setdefault(path, index) for index, path in enumerate(paths))
             return np.fromiter(found, np.int64, len(self))
-        parts = [text_column(part) for part in self.texts_in_parts("path")]
-        column = pa.chunked_array(parts, pa.large_string()).combine_chunks()
+        chunks = [text_column(chunk) for chunk in self.text_chunks("path")]
+        column = pa.chunked_array(chunks, pa.large_string()).combine_chunks()
         codes = values_of(column.dictionary_encode().indices)
         firsts: Ints = np.unique(codes, return_index=True)[1][codes]
         return firsts
@@ -234,9 +234,9 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         here = f".{os.sep}"
         if not any(path.startswith(here) for path in self.text("path", 0, min(1, len(self)))):
             return self
-        parts = [[str(Path(p)) for p in part] for part in self.texts_in_parts("path")]
-        words = ([t for part in self.texts_in_parts(n) for t in part] for n in ("caption", "tags"))
-        columns = [[path for part in parts for path in part], *words]
+        chunks = [[str(Path(p)) for p in chunk] for chunk in self.text_chunks("path")]
+        texts = ([t for chunk in self.text_chunks(n) for t in chunk] for n in ("caption", "tags"))
+        columns = [[path for chunk in chunks for path in chunk], *texts]
         arrays = [text_column(column) for column in columns]
         texts = pa.Table.from_arrays(arrays, schema=TEXTS)
         return RecordTable(texts, None, self.numbers, self.uses, distinct=self.is_distinct)
@@ -245,16 +245,16 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         """The paths that are of none of the images."""
         names = {str(path): path for path in paths}
         if names:
-            for part in self.texts_in_parts("path"):
-                for path in names.keys() & part:
+            for chunk in self.text_chunks("path"):
+                for path in names.keys() & chunk:
                     del names[path]
         return set(names.values())
 
-    def worded(
+    def with_captions(
         self, captions: list[str], tags: list[str], wanted: Sequence[Size | None]
     ) -> RecordTable:
         """A table of the same images with other words, and the buckets that metadata names."""
-        paths = [path for part in self.texts_in_parts("path") for path in part]
+        paths = [path for chunk in self.text_chunks("path") for path in chunk]
         arrays = [text_column(column) for column in (paths, captions, tags)]
         sizes = np.array([size.wh if size else (0, 0) for size in wanted], dtype=np.int32)
         numbers = lean({**self.numbers, "wanted": sizes.reshape(-1, 2)})
@@ -268,10 +268,10 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         gone = {str(path) for path in paths}
         return self.select(~self.matches("path", gone.__contains__))
 
-    def _make(self, place: int) -> ImageRecord:
-        row = place if self.rows is None else int(self.rows[place])
+    def _make(self, index: int) -> ImageRecord:
+        row = index if self.rows is None else int(self.rows[index])
         texts = (self.texts.column(name)[row].as_py() for name in TEXTS.names)
-        return self._record((*texts, *(column[place].tolist() for column in self._columns)))
+        return self._record((*texts, *(column[index].tolist() for column in self._columns)))
 
     @cached_property
     def _columns(self) -> list[np.ndarray]:

@@ -174,19 +174,19 @@ class ImageRecord:
         return self.cut.whole if self.cut else self.size
 
     @property
-    def own_words(self) -> str:
+    def own_caption_text(self) -> str:
         """Caption and tags joined, before the subset's rules; perhaps on several lines."""
         return join_caption_and_tags(self.caption, self.tags, self.subset.captions.separator)
 
     @property
-    def words(self) -> str:
+    def caption_text(self) -> str:
         """The image's own words, or those of its class where it has none."""
-        return words_or_class(self.own_words, self.class_tokens)
+        return caption_or_class(self.own_caption_text, self.class_tokens)
 
     @property
     def fixed_caption(self) -> str:
         """The caption without chance: for validation and for counting tokens."""
-        return self.subset.captions.steady().write(self.words, STEADY, 0, self.name)
+        return self.subset.captions.steady().write(self.caption_text, STEADY, 0, self.name)
 
     @property
     def name(self) -> str:
@@ -210,7 +210,7 @@ STEADY = TrainingPosition(1, 0, 1)
 """The position in the training that captions without chance are written for."""
 
 
-def words_or_class(own: str, class_tokens: str) -> str:
+def caption_or_class(own: str, class_tokens: str) -> str:
     """The words of an image, or those of its class where it has none of its own."""
     return own if own.strip() else class_tokens or own
 

@@ -78,17 +78,17 @@ class Subset:
     is_reg: bool = False
     loss_weight: float = 1.0
 
-    def may_flip(self, words: str) -> bool:
+    def may_flip(self, caption: str) -> bool:
         """Whether an image with these words may be mirrored."""
-        return self.flips and not mentions_side(words, self.flip_safe)
+        return self.flips and not mentions_side(caption, self.flip_safe)
 
 
-def mentions_side(words: str, sides: tuple[str, ...]) -> bool:
-    """Whether one of `sides` stands in `words` as a word of its own, in any letter case."""
+def mentions_side(caption: str, sides: tuple[str, ...]) -> bool:
+    """Whether one of `sides` stands in `caption` as a word of its own, in any letter case."""
     if not sides:
         return False
     pattern = "|".join(re.escape(side.replace("_", " ")) for side in sides)
-    return re.search(rf"\b({pattern})\b", words.replace("_", " "), re.IGNORECASE) is not None
+    return re.search(rf"\b({pattern})\b", caption.replace("_", " "), re.IGNORECASE) is not None
 
 
 PLAIN = Subset()

@@ -47,7 +47,7 @@ def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Sca
     require_usable(scan, config)
     if scan.uncaptioned_count == len(scan.records):
         raise DatasetError(
-            f"{none_of(len(scan.records), 'images')} in {scan.place} has words. Put a text file "
+            f"{none_of(len(scan.records), 'images')} in {scan.source} has words. Put a text file "
             f"beside each, with the same name and the ending .txt or .caption (cat.jpg and "
             f"cat.txt), name a metadata_file, or give all of them the same words as class_tokens."
         )
@@ -107,11 +107,11 @@ def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
     """Plan records by the settings of their datasets."""
     plans, table = [], RecordTable.of(records)
     numbers = table.subset_numbers
-    for number, part in enumerate(config.entries):
-        places = np.flatnonzero(numbers == number)
-        if len(places):
-            own = table if len(places) == len(table) else table.select(places)
-            plans.append(_plan_entry(part, own))
+    for number, entry in enumerate(config.entries):
+        rows = np.flatnonzero(numbers == number)
+        if len(rows):
+            own = table if len(rows) == len(table) else table.select(rows)
+            plans.append(_plan_entry(entry, own))
     return join_plans(plans)
 
 
@@ -187,8 +187,8 @@ def hold_out(
     subsets = config.dataset.entries[0].subsets
     first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
     like = build_subset(first, 0, 0)
-    words = sidecars_of(first), columns_of(first)
-    return split_records(scan, config, like, words, progress, engine)
+    text_sources = sidecars_of(first), columns_of(first)
+    return split_records(scan, config, like, text_sources, progress, engine)
 
 
 def split_of_source(
@@ -218,25 +218,25 @@ def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:
     return count_balance(records, plan.table.records)
 
 
-def _plan_entry(part: DatasetEntry, records: RecordTable) -> Plan:
+def _plan_entry(entry: DatasetEntry, records: RecordTable) -> Plan:
     return plan_images(
         records,
-        Size(*part.width_height),
+        Size(*entry.width_height),
         rules=BucketRules(
-            enable_bucket=part.enable_bucket,
-            min_side=part.min_bucket_reso,
-            max_side=part.max_bucket_reso,
-            step=part.bucket_reso_steps,
-            buckets=_bucket_table(part),
-            selection=part.bucket_selection,
-            no_upscale=part.bucket_no_upscale,
-            as_requested=part.bucket_table == "metadata"
+            enable_bucket=entry.enable_bucket,
+            min_side=entry.min_bucket_reso,
+            max_side=entry.max_bucket_reso,
+            step=entry.bucket_reso_steps,
+            buckets=_bucket_table(entry),
+            selection=entry.bucket_selection,
+            no_upscale=entry.bucket_no_upscale,
+            as_requested=entry.bucket_table == "metadata"
             and bool(records.column("wanted")[:, 0].all()),
         ),
     )
 
 
-def _bucket_table(part: DatasetEntry) -> list[Size] | None:
+def _bucket_table(entry: DatasetEntry) -> list[Size] | None:
     """The table that is named or given; None means the one made from the resolution."""
     tables = {"novelai": novelai_bucket_sizes()}
-    return [Size(*size) for size in part.buckets] or tables.get(part.bucket_table)
+    return [Size(*size) for size in entry.buckets] or tables.get(entry.bucket_table)

@@ -119,13 +119,13 @@ def group_byte_copies(
     numbers = np.arange(len(table))
     known: dict[str, int] = {}
     for start in range(0, len(alike), _AT_ONCE):
-        places = alike[start : start + _AT_ONCE]
-        part = table.select(places)
-        stamps = {record.path: record.stamp for record in part}
+        rows = alike[start : start + _AT_ONCE]
+        portion = table.select(rows)
+        stamps = {record.path: record.stamp for record in portion}
         found = hashes.of(stamps, progress, tidy=False, engine=engine)
-        for place, record in zip(places.tolist(), part, strict=True):
+        for row, record in zip(rows.tolist(), portion, strict=True):
             key = found.get(record.path, str(record.path))
-            numbers[place] = known.setdefault(key, place)
+            numbers[row] = known.setdefault(key, row)
     hashes.tidy()
     return numbers[firsts]
 
@@ -148,14 +148,14 @@ def _near_copies(
     told = {path: look for path, look in looks.items() if look.bit_count() == _EVEN}
     with progress.stage("Comparing looks", len(told), "images") as advance:
         alike = near_duplicates(told, advance)
-    places = {record.path: place for place, record in enumerate(records)}
-    return [[places[path] for path in group] for group in alike]
+    indices = {record.path: index for index, record in enumerate(records)}
+    return [[indices[path] for path in group] for group in alike]
 
 
 def _joined(groups: np.ndarray, alike: Sequence[Sequence[int]]) -> np.ndarray:
     """Groups, those that are alike by their order among all as one."""
     labels = np.unique(groups)
     found = labels.copy()
-    for places in alike:
-        found[list(places)] = labels[min(places)]
+    for indices in alike:
+        found[list(indices)] = labels[min(indices)]
     return found[np.searchsorted(labels, groups)]

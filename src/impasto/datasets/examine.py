@@ -46,7 +46,7 @@ def examine_dataset(
         if r.path not in looks
     )
     if not scan.records:
-        raise DatasetError(no_usable_images(scan.place, scan.skipped))
+        raise DatasetError(no_usable_images(scan.source, scan.skipped))
     tokens = TextTokens(tokenizer_of({}, EOS), TextLayout())
     plan = plan_dataset(config, scan.records)
     trained = split_of_source(scan, run, config, progress).training

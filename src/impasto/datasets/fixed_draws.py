@@ -42,9 +42,9 @@ class NoiseDraws:
         all have the same timesteps, more images make what these leave no smaller.
         """
         number = max(1, images)
-        places = number if self.are_spread else 1
+        strata = number if self.are_spread else 1
         noise = NOISE_SPREAD / math.sqrt(number)
-        levels = LEVEL_SPREAD / self.per_image / math.sqrt(places)
+        levels = LEVEL_SPREAD / self.per_image / math.sqrt(strata)
         return math.hypot(noise, levels) / math.sqrt(self.per_image)
 
 

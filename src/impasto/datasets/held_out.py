@@ -58,7 +58,7 @@ def split_records(
     scan: Scan,
     config: RunConfig,
     like: Subset,
-    words: tuple[Sidecars, Columns],
+    text_sources: tuple[Sidecars, Columns],
     progress: Progress | None = None,
     engine: Engine = LOCAL,
 ) -> Split:
@@ -68,7 +68,7 @@ def split_records(
         scan: All images.
         config: The settings.
         like: How images of the folder of validation are used: as those of this subset.
-        words: The endings of the files with their words, and the columns of tables.
+        text_sources: The endings of the files with their words, and the columns of tables.
         progress: Is told of copies.
         engine: Runs what is done.
 
@@ -79,7 +79,7 @@ def split_records(
     folder = config.validation.image_dir
     if folder is not None:
         subset = replace(like, root=folder_of(folder), reads_npz=False)
-        sidecars, columns = words
+        sidecars, columns = text_sources
         own = scan_folder(folder, subset=subset, sidecars=sidecars, columns=columns, engine=engine)
         return _beside_folder(scan.records, own, config, progress, engine)
     held, alike, copies = _held_out(scan.records, config, progress, engine)
@@ -113,8 +113,8 @@ def _held_out(
     copies = count_copies(groups, records, near=near)
     if copies.images and held.any():
         progress.note(describe(copies, int(records.first_of_paths().sum())))
-    if words := _unlike_asked(int(held.sum()), _asked(records, shares), copies):
-        progress.note(words)
+    if message := _unlike_asked(int(held.sum()), _asked(records, shares), copies):
+        progress.note(message)
     return held, _alike(records.select(held), groups[held]), copies
 
 
@@ -170,18 +170,18 @@ def _alike(held_out: RecordTable, groups: np.ndarray) -> dict[Path, int]:
     """Held-out images that have copies among them -> the number of their group."""
     labels, counts = np.unique(groups, return_counts=True)
     several = set(labels[counts > 1].tolist())
-    places = [place for place, group in enumerate(groups.tolist()) if group in several]
-    return {held_out[place].path: int(groups[place]) for place in places}
+    indices = [index for index, group in enumerate(groups.tolist()) if group in several]
+    return {held_out[index].path: int(groups[index]) for index in indices}
 
 
 def _shares(config: RunConfig) -> list[tuple[float, int]]:
     """The share that is held out of each dataset, and the seed that chooses."""
     return [
         (
-            config.validation.split if part.validation_split is None else part.validation_split,
-            config.seed if part.validation_seed is None else part.validation_seed,
+            config.validation.split if entry.validation_split is None else entry.validation_split,
+            config.seed if entry.validation_seed is None else entry.validation_seed,
         )
-        for part in config.dataset.entries
+        for entry in config.dataset.entries
     ]
 
 
@@ -228,20 +228,20 @@ def _beside_folder(
     copies = count_copies(groups, together, near=near)
     kind = "a copy of" if copies.near else "a byte copy of"
     found = []
-    for place in np.flatnonzero(is_copy).tolist():
-        last = training[int(np.flatnonzero(of_training == of_own[place])[-1])]
+    for index in np.flatnonzero(is_copy).tolist():
+        last = training[int(np.flatnonzero(of_training == of_own[index])[-1])]
         reason = f"{kind} {shown(last.path)}, which is trained on"
-        found.append(SkippedFile(own.records[place].path, reason))
+        found.append(SkippedFile(own.records[index].path, reason))
     held_out = own.records.select(~is_copy).with_subsets(without_augmentation)
     _tell_unused(own, found, progress)
     if not own.records:
-        raise DatasetError(no_usable_images(own.place, own.skipped, own.unused))
+        raise DatasetError(no_usable_images(own.source, own.skipped, own.unused))
     if not held_out:
         other = ' validation.copies = "bytes" lets images in that only look the same.'
         raise DatasetError(
-            f"Every image in {own.place} is trained on too, or a copy of one that is, so a loss on "
-            f"it says nothing new. Give validation.image_dir other images, or hold some out with "
-            f"validation.split.{other if copies.near else ''}"
+            f"Every image in {own.source} is trained on too, or a copy of one that is, so a loss "
+            f"on it says nothing new. Give validation.image_dir other images, or hold some out "
+            f"with validation.split.{other if copies.near else ''}"
         )
     return Split(training, held_out, _alike(held_out, of_own[~is_copy]), copies)
 

@@ -61,7 +61,7 @@ def list_images(
         scan = _without_damaged(scan_all(config, progress), DecodeCache(derived / "decoded.json"))
         scan, likeness = _compare(scan, derived, progress, engine, copies=copies)
     if not scan.records:
-        raise DatasetError(no_usable_images(scan.place, scan.skipped))
+        raise DatasetError(no_usable_images(scan.source, scan.skipped))
     plan = plan_dataset(config, scan.records)
     found = {image.record.path: _used(image, source, likeness) for image in plan.images}
     for item in scan.skipped:
@@ -168,7 +168,7 @@ def _used(image: PlannedImage, source: Path, likeness: _Likeness) -> ListedImage
         enlarged=round(enlarged, 3) if image.resized.area > record.size.area else 0.0,
         caption=caption,
         tags=len(caption_tags(caption, record.subset.captions.separator)),
-        captioned=bool(record.words.strip()),
+        captioned=bool(record.caption_text.strip()),
         copies=likeness.copies.get(path, 0),
         near=likeness.near.get(path, 0),
         mask="" if mask is None else _name(mask, source),

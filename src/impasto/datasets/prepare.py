@@ -78,22 +78,22 @@ class PreparedData:
         """All captions that are known ahead, and the empty one of dropped captions."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         records = [record for plan in plans for record in plan.table.records]
-        steady = [r.fixed_caption for r in records if not r.subset.captions.changes_words]
+        steady = [r.fixed_caption for r in records if not r.subset.captions.changes_captions]
         return ["", *steady]
 
     @property
-    def changes_words(self) -> bool:
+    def changes_captions(self) -> bool:
         """Whether a caption is not always the same."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         uses = (use for plan in plans for use in plan.table.records.uses)
-        return any(use.subset.captions.changes_words for use in uses)
+        return any(use.subset.captions.changes_captions for use in uses)
 
     def summary(self) -> dict[str, Any]:
         """What the run directory and the report say of the dataset."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         found = self.scan.without(item for plan in plans for item in plan.skipped)
         return {
-            "folder": self.scan.place,
+            "folder": self.scan.source,
             "pictures": len(self.training.images),
             "regularisation": self.balance.used if self.balance else 0,
             "regularisation_showings": self.balance.showings if self.balance else 0,
@@ -144,8 +144,8 @@ def prepare_data(
         share = share_of(group, config.dataset.derived_dir, encoder.source)
         if config.dataset.executor == "ray":
             own = config if share.is_first else _alone(config)
-            part = ALONE if share.is_first else AFTERWARDS
-            prepared = share.first_then_others(lambda: _prepare(own, encoder, shown, known, part))
+            extent = ALONE if share.is_first else AFTERWARDS
+            prepared = share.first_then_others(lambda: _prepare(own, encoder, shown, known, extent))
         else:
             found = share.first_then_others(lambda: known or survey(config, shown))
             prepared = _prepare(config, encoder, shown, found, share)

@@ -114,8 +114,8 @@ def sample_of(plan: Plan) -> Sampled:
     texts = sum(
         len(text.encode("utf-8"))
         for name in ("path", "caption", "tags")
-        for part in records.texts_in_parts(name)
-        for text in part
+        for chunk in records.text_chunks(name)
+        for text in chunk
     )
     flips = [use.subset.flips for use in records.uses]
     latents = 1.0 + float(np.mean(np.array(flips)[records.numbers["use"]]))
@@ -222,11 +222,11 @@ def _reading_seconds() -> float:
 def _planning_seconds(plan: Plan) -> float:
     """Buckets of images of the sample's sizes, each a little larger or smaller."""
     records = plan.table.records
-    places = np.arange(_ROWS) % len(records)
+    rows = np.arange(_ROWS) % len(records)
     changed = np.random.default_rng(0).integers(-9, 10, _ROWS).astype(np.int32)
-    own = {name: column[places] for name, column in records.numbers.items() if name != "cut"}
+    own = {name: column[rows] for name, column in records.numbers.items() if name != "cut"}
     own["width"] = np.maximum(64, own["width"] + changed)
-    table = RecordTable(records.texts, records.select(places).rows, own, records.uses)
+    table = RecordTable(records.texts, records.select(rows).rows, own, records.uses)
     bucket = max(plan.bucket_counts, key=lambda size: size.area)
     return _seconds(lambda: plan_images(table, bucket))
 
@@ -242,8 +242,8 @@ def _dealt_bytes() -> float:
 
 
 def _spread(count: int, most: int) -> list[int]:
-    places: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
-    return places
+    indices: list[int] = np.linspace(0, count - 1, min(count, most)).astype(int).tolist()
+    return indices
 
 
 def _seconds(work: Callable[[], object]) -> float:

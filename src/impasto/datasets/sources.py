@@ -18,7 +18,7 @@ from impasto.data.containers.containers import Columns, holds_containers
 from impasto.data.engines.engine import Engine
 from impasto.data.folders.listing import Sidecars
 from impasto.data.folders.metadata import read_metadata
-from impasto.data.scanning.image_places import require_folder, require_images
+from impasto.data.scanning.image_locations import require_folder, require_images
 from impasto.data.scanning.scan import Scan, scan_folder, scan_metadata
 from impasto.data.subsets import Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
@@ -50,16 +50,16 @@ def require_sources(config: DatasetConfig) -> list[Source]:
         if source.config.image_dir is not None:
             require_images(source.config.image_dir)
     _require_columns_used([source.config for source in sources])
-    _require_place_for_derived_data(config)
+    _require_room_for_derived_data(config)
     return sources
 
 
 def _sources(config: DatasetConfig) -> Iterator[Source]:
-    for dataset, part in enumerate(config.entries):
-        for number, subset in enumerate(part.subsets):
+    for dataset, entry in enumerate(config.entries):
+        for number, subset in enumerate(entry.subsets):
             if subset.num_repeats == 0:
                 continue
-            weight = subset.loss_weight * (part.prior_loss_weight if subset.is_reg else 1.0)
+            weight = subset.loss_weight * (entry.prior_loss_weight if subset.is_reg else 1.0)
             yield Source(subset, replace(build_subset(subset, dataset, number), loss_weight=weight))
 
 
@@ -174,22 +174,22 @@ def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
     """
     if all(columns_of(subset) == Columns() for subset in subsets):
         return
-    places = [s.image_dir or (s.metadata_file or Path()).parent for s in subsets]
-    for place, subset in zip(places, subsets, strict=True):
-        if is_remote(place) or holds_containers(place, masks=subset.mask_dir):
+    locations = [s.image_dir or (s.metadata_file or Path()).parent for s in subsets]
+    for location, subset in zip(locations, subsets, strict=True):
+        if is_remote(location) or holds_containers(location, masks=subset.mask_dir):
             return  # also in sub-folders that are not looked into: the scan says so
     raise DatasetError(
         f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
-        f"JSON in tars; {places[0]} has none of them. Take them out."
+        f"JSON in tars; {locations[0]} has none of them. Take them out."
     )
 
 
-def _index_file(derived: Path, place: Path) -> Path:
-    digest = hashlib.sha256(str(absolute(place)).encode("utf-8")).hexdigest()[:8]
+def _index_file(derived: Path, location: Path) -> Path:
+    digest = hashlib.sha256(str(absolute(location)).encode("utf-8")).hexdigest()[:8]
     return derived / f"scan-{digest}.json"
 
 
-def _require_place_for_derived_data(config: DatasetConfig) -> None:
+def _require_room_for_derived_data(config: DatasetConfig) -> None:
     if is_remote(config.derived_dir):
         if files.writes_caches():
             objects.require_writable(config.derived_dir)

@@ -146,7 +146,7 @@ def read_caption(dataset: Path, image: Path, ending: str) -> ImageCaption | None
 
 def _usual_ending(found: Iterable[FoundImage]) -> str:
     """The ending that most images have words in; `.txt` if it is undecided."""
-    counts = Counter(n for item in found for n, file in enumerate(item.words) if file)
+    counts = Counter(n for item in found for n, file in enumerate(item.caption_files) if file)
     return CAPTION if counts[0] > counts[1] else TAGS
 
 
@@ -173,7 +173,7 @@ def _caption(dataset: Path, item: FoundImage, ending: int) -> ImageCaption:
     name = image.relative_to(dataset).as_posix()
     if item.fault:
         return ImageCaption(image, name, fault=item.fault)
-    file = item.words[1 - ending]
+    file = item.caption_files[1 - ending]
     if not file:
         return ImageCaption(image, name)
     text, fault = _read(Path(file), dataset)

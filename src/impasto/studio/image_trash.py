@@ -20,7 +20,7 @@ from pathlib import Path
 from impasto import files, presence, storage_errors
 from impasto.data.folders.formats import EXTENSIONS
 from impasto.data.folders.listing import CAPTION, CROP, TAGS
-from impasto.data.folders.mask_folders import mask_names, mask_places
+from impasto.data.folders.mask_folders import mask_names, usual_mask_folders
 from impasto.errors import DatasetError
 from impasto.parsing import printable
 from impasto.studio.moving import move_to_new_name
@@ -29,7 +29,7 @@ TRASH = ".image-trash"
 """Not that of models (`trash.py`): one folder may be given for both."""
 
 _ENTRY = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
-_MASKS = (".masks-beside", ".masks-inside")  # in an entry, as `mask_places` has the folders
+_MASKS = (".masks-beside", ".masks-inside")  # in an entry, as `usual_mask_folders` has the folders
 _LATENTS = r"(_\d+x\d+(_\w+)?)?\.npz"  # sd-scripts' names, of every era
 
 
@@ -184,7 +184,7 @@ def _put_mask_away(dataset: Path, image: Path, entry: Path, within: Sequence[Pat
     folder = known.folder / inside
     if not is_alone or not folder.is_dir() or not files.is_inside(folder, known.folder):
         return
-    kept = _MASKS[mask_places(dataset).index(known.folder)]
+    kept = _MASKS[usual_mask_folders(dataset).index(known.folder)]
     for path in sorted(folder.iterdir()):
         if path.stem == image.stem and path.suffix.lower() in EXTENSIONS and path.is_file():
             _move(path, entry / kept / inside / path.name)
@@ -194,7 +194,7 @@ def _origin_of(inside: Path, entry: TrashedImages) -> Path:
     """Where a file of an entry belongs."""
     first, *rest = inside.parts
     if first in _MASKS:
-        return mask_places(entry.dataset)[_MASKS.index(first)].joinpath(*rest)
+        return usual_mask_folders(entry.dataset)[_MASKS.index(first)].joinpath(*rest)
     return entry.dataset / inside
 
 

@@ -273,7 +273,7 @@ def _without_text_encoders(
 
     What they answer is on the disk by now.
     """
-    if not prepared.changes_words and build_templates(config) is None:
+    if not prepared.changes_captions and build_templates(config) is None:
         conditioners.training.leave_device()
         for part in model.family.text_encoders:
             model = with_offloaded(model, part.name, config, accelerator)

@@ -329,7 +329,7 @@ def _data_fingerprint(
     known = digests(stamps) if stamps else {}
     digest, records = hashlib.sha256(), plan.table.records
     is_reg, repeats = records.per_use(lambda use: use.subset.is_reg), records.repeats
-    of_each = zip(plan.identities or plan.keys, records.names_and_words(), strict=True)
+    of_each = zip(plan.identities or plan.keys, records.names_and_captions(), strict=True)
     for index, (key, (name, text)) in enumerate(of_each):
         digest.update(f"{key}{name}{text}\n".encode())
         if is_reg[index]:  # its weight in the loss is a setting

@@ -48,7 +48,7 @@ def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> 
     if record.subset.masks is not None:
         file = mask_file(record)
         mask = mask_key(content, image, digests.get(file, "") if file else "")
-    flips = record.subset.may_flip(record.words)
+    flips = record.subset.may_flip(record.caption_text)
     return LatentKeys(
         latent_key(content, image, fingerprint),
         latent_key(content, image, fingerprint, flip=True) if flips else "",

@@ -132,7 +132,7 @@ def why_ambiguous(records: Sequence[ImageRecord]) -> Failure | None:
     shared = why_shared({record.path for record in records})
     if shared is not None:
         return shared
-    if any(record.subset.captions.changes_words for record in records):
+    if any(record.subset.captions.changes_captions for record in records):
         return Failure("the caption changes each time that it is shown")
     if len({record.fixed_caption for record in records}) > 1:
         return Failure("the image is in several subsets, which give it different captions")

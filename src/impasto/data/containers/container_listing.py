@@ -199,17 +199,19 @@ class _Tables:
                 found.append(FoundImage(cell, [], fault=fault))
                 continue
             self._named.add(outcome)
-            found.append(_worded(finder.stat_image(outcome), container, facts, row))
+            found.append(_with_caption(finder.stat_image(outcome), container, facts, row))
         return found
 
 
-def _worded(image: FoundImage, container: Container, facts: TableFacts, row: int) -> FoundImage:
+def _with_caption(
+    image: FoundImage, container: Container, facts: TableFacts, row: int
+) -> FoundImage:
     """An image file with the words that its row has."""
     if image.fault or not facts.caption:
         return image
-    words = path_in_table(container.path, facts.caption, row)
+    caption_file = path_in_table(container.path, facts.caption, row)
     stamps = [*image.stamps[:2], container.size, container.stamp, 0, 0]
-    return image._replace(stamps=stamps, words=(words, ""))
+    return image._replace(stamps=stamps, caption_files=(caption_file, ""))
 
 
 class MemberTree:
@@ -239,7 +241,7 @@ class MemberTree:
     def stat_image(
         self,
         path: str,
-        words: tuple[str, str] = ("", ""),  # noqa: ARG002 - as of other trees
+        caption_files: tuple[str, str] = ("", ""),  # noqa: ARG002 - as of other trees
         crop: str = "",  # noqa: ARG002
     ) -> FoundImage:
         """An image with its stamps; its words are where the metadata says."""

@@ -38,7 +38,7 @@ _SPLIT = re.compile(
     r"(?:^|[^a-zA-Z])(train|training|validation|valid|val|dev|test|testing|eval|evaluation)"
     r"(?![a-zA-Z])"
 )
-WORDS = ("caption", "text", "prompt", "captions", "txt", "tags")
+CAPTION_NAMES = ("caption", "text", "prompt", "captions", "txt", "tags")
 """Columns of tables, and keys of a sample's JSON, that usually have the words."""
 
 NAMES = {".tar": "tar shards", ".parquet": "Parquet tables", ".arrow": "Arrow tables"}
@@ -87,7 +87,7 @@ class Containers:
         return counted(len(self.files), NAMES[self.ending])
 
 
-def named_containers(place: Path) -> Containers:
+def named_containers(location: Path) -> Containers:
     """The file that a place is, or those that it stands for by wildcards.
 
     Raises:
@@ -95,27 +95,27 @@ def named_containers(place: Path) -> Containers:
         StorageError: They are in an object store that cannot be used.
     """
     is_there = (
-        not is_remote(place) and place.is_file()
+        not is_remote(location) and location.is_file()
     )  # as `cats[1].tar`, which is no pattern then
-    if is_there or not WILD.search(place.name):
-        found = [_stat(str(place), None)]
+    if is_there or not WILD.search(location.name):
+        found = [_stat(str(location), None)]
     else:
-        tree = tree_of(place.parent)
-        listed = _below(place.parent, tree, recursive=False)
-        own = [path for path in listed if fnmatch.fnmatchcase(Path(path).name, place.name)]
+        tree = tree_of(location.parent)
+        listed = _below(location.parent, tree, recursive=False)
+        own = [path for path in listed if fnmatch.fnmatchcase(Path(path).name, location.name)]
         found = [_stat(path, tree) for path in sorted(own, key=sort_key) if is_container(path)]
     files = [item for item in found if isinstance(item, Container)]
     faults = [item for item in found if isinstance(item, FoundImage)]
     endings = {Path(item.path).suffix.lower() for item in found}
     if not found:
         raise DatasetError(
-            f"{shown(place)} names no file. Expected a folder of images, or names of files ending "
-            f"in {' '.join(CONTAINERS)}."
+            f"{shown(location)} names no file. Expected a folder of images, or names of files "
+            f"ending in {' '.join(CONTAINERS)}."
         )
     if len(endings) > 1:
         raise DatasetError(
-            f"{shown(place)} names files of several kinds ({' '.join(sorted(endings))}). Give each "
-            f"kind as a subset of its own, as in *{min(endings)}."
+            f"{shown(location)} names files of several kinds ({' '.join(sorted(endings))}). Give "
+            f"each kind as a subset of its own, as in *{min(endings)}."
         )
     return Containers(endings.pop(), files, faults)
 
@@ -152,20 +152,20 @@ def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
     return chosen
 
 
-def holds_containers(place: Path, *, recursive: bool = True, masks: Path | None = None) -> bool:
+def holds_containers(location: Path, *, recursive: bool = True, masks: Path | None = None) -> bool:
     """Whether the images of a place of this machine are in tars or tables, as a scan finds it.
 
     The look ends at the first image that is a file of its own and can be looked at.
 
     Args:
-        place: A folder, or what it names.
+        location: A folder, or what it names.
         recursive: Also look in sub-folders.
         masks: The folder of masks, whose images are none to train on.
     """
-    if is_named(place):
+    if is_named(location):
         return True
     found = False
-    for path in _below(place, None, recursive=recursive, without=masks):
+    for path in _below(location, None, recursive=recursive, without=masks):
         is_image = os.path.splitext(path)[1].lower() in formats.EXTENSIONS  # noqa: PTH122 - hot path
         if is_image and not stat_image(path).fault:
             return False
@@ -254,8 +254,8 @@ def _of_training(paths: Sequence[str], folder: Path, chosen: Containers) -> list
 
 def _split_of(below: str) -> str:
     """The split that a path below the dataset's folder tells of; empty where it tells of none."""
-    for part in reversed(Path(below).parts):
-        found = _SPLIT.search(part)
+    for name in reversed(Path(below).parts):
+        found = _SPLIT.search(name)
         if found:
             return found[1]
     return ""

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.types as types
 
 from impasto.data.columns.table_rows import OpenTable, arrow_errors, open_table
-from impasto.data.containers.containers import WORDS, Columns, Container
+from impasto.data.containers.containers import CAPTION_NAMES, Columns, Container
 from impasto.data.engines.stages import Failure
 from impasto.data.folders.found_image import FoundImage
 from impasto.data.folders.listing import Unused
@@ -78,7 +78,7 @@ class ReadTables:
 
 def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     schema = table.schema
-    looked_for = {asked.image, asked.caption, *_IMAGES, *_PATHS, *WORDS}
+    looked_for = {asked.image, asked.caption, *_IMAGES, *_PATHS, *CAPTION_NAMES}
     usual = [name for name in schema.names if name in looked_for]
     twice = [name for name in usual if usual.count(name) > 1]
     if twice:
@@ -146,10 +146,10 @@ def _unnamed_images(schema: pa.Schema) -> str | Failure:
     )
 
 
-def _unnamed_words(schema: pa.Schema) -> str:
+def _unnamed_captions(schema: pa.Schema) -> str:
     """The first column that is usual for words; empty if there is none."""
-    fitting = {field.name for field in schema if _holds_words(field.type)}
-    return next((name for name in WORDS if name in fitting), "")
+    fitting = {field.name for field in schema if _holds_texts(field.type)}
+    return next((name for name in CAPTION_NAMES if name in fitting), "")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -160,8 +160,8 @@ def _listed(names: Sequence[str]) -> str:
 def _holds_images(kind: pa.DataType) -> bool:
     """Whether values are bytes, or pairs of bytes and path."""
     if types.is_struct(kind):
-        place = kind.get_field_index(BYTES)
-        return place >= 0 and _is_bytes(kind.field(place).type)
+        index = kind.get_field_index(BYTES)
+        return index >= 0 and _is_bytes(kind.field(index).type)
     return _is_bytes(kind)
 
 
@@ -175,7 +175,7 @@ def is_text_type(kind: pa.DataType) -> bool:
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
-def _holds_words(kind: pa.DataType) -> bool:
+def _holds_texts(kind: pa.DataType) -> bool:
     """Whether values are texts, or lists of them."""
     is_list = bool(types.is_list(kind) or types.is_large_list(kind))
     return is_text_type(kind.value_type) if is_list else is_text_type(kind)
@@ -187,7 +187,7 @@ _IMAGE = _Wanted(
     "bytes, pairs of bytes and path, or paths",
     _unnamed_images,
 )
-_CAPTION = _Wanted("caption_column", _holds_words, "texts, or lists of texts", _unnamed_words)
+_CAPTION = _Wanted("caption_column", _holds_texts, "texts, or lists of texts", _unnamed_captions)
 
 
 def _all_values(table: OpenTable, column: str) -> list[Any]:
@@ -212,8 +212,8 @@ def images_of_table(
     stamps = [0, stamp, container.size, container.stamp, 0, 0]
     for row in range(facts.rows):
         image = path_in_table(path, facts.image, row)
-        words = path_in_table(path, facts.caption, row) if facts.caption else ""
-        found.append(FoundImage(image, stamps, (words, "")))
+        caption_file = path_in_table(path, facts.caption, row) if facts.caption else ""
+        found.append(FoundImage(image, stamps, (caption_file, "")))
     return found, unused_of_table(container, facts)
 
 

@@ -173,7 +173,7 @@ def _entry_of(info: tarfile.TarInfo, size: int) -> TarEntry:
     fault = ""
     if not is_text(name):
         name, fault = printable(name), NOT_TEXT
-    elif not name or any(part in {"", ".", ".."} for part in name.split("/")):
+    elif not name or any(level in {"", ".", ".."} for level in name.split("/")):
         fault = _OUT
     elif info.issym() or info.islnk():
         fault = "a link inside the tar, which is not followed"
@@ -245,7 +245,7 @@ class _Samples:
         self._found: list[FoundImage] = []
         self._unused: list[Unused] = []
         self._used: set[str] = set()
-        self._word_endings = {CAPTION, TAGS, *(e for e in sidecars if e)}
+        self._caption_endings = {CAPTION, TAGS, *(e for e in sidecars if e)}
 
     def add(self, entry: TarEntry) -> None:
         """Sort a file in by its name."""
@@ -282,14 +282,14 @@ class _Samples:
 
     def found(self) -> list[FoundImage]:
         """The images with the files that have their words."""
-        return self._found + [self._with_words(*item) for item in self._images.values()]
+        return self._found + [self._with_captions(*item) for item in self._images.values()]
 
-    def _with_words(self, stem: str, entry: TarEntry) -> FoundImage:
+    def _with_captions(self, stem: str, entry: TarEntry) -> FoundImage:
         path = path_in_tar(self._tar.path, entry.name, entry.offset, entry.size)
-        stamps, words = [entry.size, self._tar.stamp], []
-        for other, field in self._words_of(stem):
+        stamps, caption_files = [entry.size, self._tar.stamp], []
+        for other, field in self._captions_of(stem):
             if other is None:
-                words.append("")
+                caption_files.append("")
                 stamps += [0, 0]
                 continue
             self._used.add(other.name)
@@ -297,10 +297,10 @@ class _Samples:
                 return FoundImage(path, [], fault=f"its caption {other.name}: {other.fault}")
             stamps += [other.size, self._tar.stamp]
             own = self._tar.path, other.name, other.offset, other.size
-            words.append(path_in_tar(*own, field=field))
-        return FoundImage(path, stamps, (words[0], words[1]))
+            caption_files.append(path_in_tar(*own, field=field))
+        return FoundImage(path, stamps, (caption_files[0], caption_files[1]))
 
-    def _words_of(self, stem: str) -> list[tuple[TarEntry | None, str | None]]:
+    def _captions_of(self, stem: str) -> list[tuple[TarEntry | None, str | None]]:
         """The files with caption and tags of a sample, each perhaps with a key of JSON."""
         own = [
             (self._others.get((stem, ending)) if ending else None, None)
@@ -315,7 +315,7 @@ class _Samples:
         """What looks like images or words and is not used; `found` comes before."""
         yield from self._unused
         for (_, ending), entry in self._others.items():
-            if ending in self._word_endings and entry.name not in self._used:
+            if ending in self._caption_endings and entry.name not in self._used:
                 reason = "a caption in a tar that is not used: no image has its name, or its "
                 reason += "sample's words are in another file"
                 yield Unused(self._path(entry), reason)

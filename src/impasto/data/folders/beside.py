@@ -32,7 +32,7 @@ class SidecarLookup:
 
     def has_caption(self, record: ImageRecord) -> bool:
         """Whether an image has words of any kind."""
-        return bool(record.own_words.strip()) or any(
+        return bool(record.own_caption_text.strip()) or any(
             has_text(file) for ending in self._endings for file in self._all(record.path, ending)
         )
 

@@ -24,7 +24,7 @@ from impasto.parsing import is_text
 from impasto.remote_paths import is_remote, shown
 
 _WINDOWS = re.compile(r"([A-Za-z]:)?[\\/]")
-_Parts = tuple[str, ...]
+_Names = tuple[str, ...]
 
 
 class ImageFinder:
@@ -60,9 +60,9 @@ class ImageFinder:
         relative = [n for n, key in enumerate(keys) if not _is_from_top(key)]
         exact = next((keys[n] for n in relative if isinstance(found.get(n), str)), None)
         absolute = [n for n in range(len(keys)) if _is_from_top(keys[n]) and n not in found]
-        found |= self._by_absolute({n: _parts(keys[n]) for n in absolute})
+        found |= self._by_absolute({n: _names(keys[n]) for n in absolute})
         if exact is None:
-            found |= self._by_relative({n: _parts(keys[n]) for n in relative}, found)
+            found |= self._by_relative({n: _names(keys[n]) for n in relative}, found)
         missing = Failure(f"metadata names it, but it is not in {shown(self._root)}")
         return [found.get(n, missing) for n in range(len(keys))]
 
@@ -85,7 +85,7 @@ class ImageFinder:
                 return self._bounded(path)
         if ".." in slashed.split("/"):
             return self._leads_out()
-        paths = [] if _is_from_top(key) else self._below.whole(_parts(key))
+        paths = [] if _is_from_top(key) else self._below.whole(_names(key))
         return self._only(paths) if paths else None
 
     def _is_file(self, path: str) -> bool:
@@ -100,9 +100,9 @@ class ImageFinder:
             return self._tree.stat_image(path, crop=crop if self._tree.has(crop) else "")
         return stat_image(path, crop=crop if os.path.lexists(crop) else "")
 
-    def _by_absolute(self, keys: Mapping[int, _Parts]) -> dict[int, str | Failure]:
+    def _by_absolute(self, keys: Mapping[int, _Names]) -> dict[int, str | Failure]:
         """Keys of other machines, each by the longest end that is a path below the root."""
-        fitting = {n: fit for n, parts in keys.items() if (fit := self._below.end_of(parts))}
+        fitting = {n: fit for n, names in keys.items() if (fit := self._below.end_of(names))}
         agreed = _agreed(Counter(start for start, _ in fitting.values()))
         return {
             n: self._only(paths) if start in agreed else self._not_this(paths[0])
@@ -110,20 +110,20 @@ class ImageFinder:
         }
 
     def _by_relative(
-        self, keys: Mapping[int, _Parts], found: Mapping[int, str | Failure]
+        self, keys: Mapping[int, _Names], found: Mapping[int, str | Failure]
     ) -> dict[int, str | Failure]:
         """Relative keys that begin above the root, or are the ends of paths below it."""
-        left = {n: parts for n, parts in keys.items() if n not in found}
+        left = {n: names for n, names in keys.items() if n not in found}
         taken = {path for path in found.values() if isinstance(path, str)}
-        fitting = {n: fit for n, parts in left.items() if (fit := self._below.end_of(parts))}
+        fitting = {n: fit for n, names in left.items() if (fit := self._below.end_of(names))}
         starts = Counter(start for start, _ in fitting.values())
         low, high = min(left.values(), default=()), max(left.values(), default=())
         common = [s for s in starts if s == low[: len(s)] == high[: len(s)]]
         start = max(common, key=lambda s: (starts[s], -len(s)), default=None)
         outcomes: dict[int, str | Failure] = {}
-        for n, parts in left.items():
+        for n, names in left.items():
             own, cut = fitting.get(n, (None, []))
-            longer = [path for path in self._below.longer(parts) if path not in taken]
+            longer = [path for path in self._below.longer(names) if path not in taken]
             paths = [*(cut if own == start else []), *longer]
             if paths:
                 outcomes[n] = self._only(paths)
@@ -134,9 +134,9 @@ class ImageFinder:
 
     def _remark(
         self,
-        start: _Parts | None,
+        start: _Names | None,
         outcomes: Mapping[int, str | Failure],
-        fitting: Mapping[int, tuple[_Parts, list[str]]],
+        fitting: Mapping[int, tuple[_Names, list[str]]],
     ) -> None:
         good = [n for n, outcome in outcomes.items() if isinstance(outcome, str)]
         cut = sum(n in fitting and fitting[n][0] == start for n in good)
@@ -210,7 +210,7 @@ class _FilesBelow:
         for folder, folders, names in os.walk(root) if tree is None else tree.walk():
             folders[:] = sorted(name for name in folders if not name.startswith("."))
             below = os.path.relpath(folder, root)
-            above = "".join(f"{_plain(part)}/" for part in Path(below).parts)
+            above = "".join(f"{_plain(level)}/" for level in Path(below).parts)
             for name in sorted(names):
                 stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
                 if ending.lower() in formats.EXTENSIONS and not name.startswith("."):
@@ -219,39 +219,39 @@ class _FilesBelow:
                     for spelling in (_plain(stem) + ending.lower(), _plain(stem)):
                         self._whole.setdefault(above + spelling, []).append(path)
 
-    def whole(self, key: _Parts) -> list[str]:
+    def whole(self, key: _Names) -> list[str]:
         """The files whose path below the folder a key is."""
         return next((self._whole[k] for k in _spellings(key) if k in self._whole), [])
 
-    def end_of(self, key: _Parts) -> tuple[_Parts, list[str]] | None:
+    def end_of(self, key: _Names) -> tuple[_Names, list[str]] | None:
         """What stands in a key before the longest end that is a file's path, and those files."""
         for spelling in _spellings(key):
-            parts = spelling.split("/")
-            for n in range(len(parts)):
-                paths = self._whole.get("/".join(parts[n:]))
+            names = spelling.split("/")
+            for n in range(len(names)):
+                paths = self._whole.get("/".join(names[n:]))
                 if paths:
                     return key[:n], paths
         return None
 
-    def longer(self, key: _Parts) -> list[str]:
+    def longer(self, key: _Names) -> list[str]:
         """The files whose path ends in a key, with folders before it."""
         if self._ends is None:
             self._ends = {}
             for whole, paths in self._whole.items():
-                parts = whole.split("/")
-                for n in range(1, len(parts)):
-                    self._ends.setdefault("/".join(parts[n:]), []).extend(paths)
+                names = whole.split("/")
+                for n in range(1, len(names)):
+                    self._ends.setdefault("/".join(names[n:]), []).extend(paths)
         return next((self._ends[k] for k in _spellings(key) if k in self._ends), [])
 
 
-def _agreed(starts: Counter[_Parts]) -> set[_Parts]:
+def _agreed(starts: Counter[_Names]) -> set[_Names]:
     """What may stand before paths below the root: of one within another, that of more keys.
 
     With `C:/set/b.png` found as `b.png`, the folder is `C:/set`, so `C:/set/a/b.png`, whose image
     is gone, is not `b.png` too.
     """
     above = {start: [start[:n] for n in range(len(start))] for start in starts}
-    most_below: Counter[_Parts] = Counter()
+    most_below: Counter[_Names] = Counter()
     for start, others in above.items():
         for other in others:
             most_below[other] = max(most_below[other], starts[start])
@@ -266,13 +266,13 @@ def _is_from_top(key: str) -> bool:
     return os.path.isabs(key) or is_remote(key) or _WINDOWS.match(key) is not None  # noqa: PTH117
 
 
-def _parts(key: str) -> _Parts:
+def _names(key: str) -> _Names:
     return tuple(
-        _plain(part) for part in key.replace("\\", "/").split("/") if part not in {"", "."}
+        _plain(name) for name in key.replace("\\", "/").split("/") if name not in {"", "."}
     )
 
 
-def _spellings(key: _Parts) -> Iterable[str]:
+def _spellings(key: _Names) -> Iterable[str]:
     """A key with the ending of its last part in lower case, and as one without an ending."""
     if not key:
         return ()

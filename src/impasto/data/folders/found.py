@@ -47,17 +47,17 @@ class FoundTable:
         column: pa.Array = self.texts.column("path").chunk(0)
         return column
 
-    def item(self, place: int) -> FoundImage:
+    def item(self, index: int) -> FoundImage:
         """One image file as an object, by its place in the order of records."""
-        return next(self.items_at(np.array([place])))
+        return next(self.items_at(np.array([index])))
 
-    def items_at(self, places: npt.NDArray[np.int64]) -> Iterator[FoundImage]:
+    def items_at(self, indices: npt.NDArray[np.int64]) -> Iterator[FoundImage]:
         """Some files as objects, by their places in the order of records."""
-        for start in range(0, len(places), _AT_ONCE):
-            part = places[start : start + _AT_ONCE]
-            columns = (texts_at(column, part) for column in self.texts.itercolumns())
+        for start in range(0, len(indices), _AT_ONCE):
+            portion = indices[start : start + _AT_ONCE]
+            columns = (texts_at(column, portion) for column in self.texts.itercolumns())
             for path, caption, tags, crop, fault, stamps in zip(
-                *columns, self.stamps[part].tolist(), strict=True
+                *columns, self.stamps[portion].tolist(), strict=True
             ):
                 yield FoundImage(path, [] if fault else stamps, (caption, tags), fault, crop)
 
@@ -73,8 +73,8 @@ class FoundTable:
         """A table in the order of `canonical.sort_key`, which is the same on all systems."""
         if len(self) < FEW:
             keys = [path.replace(separator, "/") for path in texts_of(self.paths)]
-            places = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
-            return FoundTable(few_of(self.texts, places).combine_chunks(), self.stamps[places])
+            indices = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
+            return FoundTable(few_of(self.texts, indices).combine_chunks(), self.stamps[indices])
         import pyarrow.compute as pc  # 0.05 s, which a small folder has no use for
 
         column = self.paths
@@ -101,8 +101,8 @@ class FoundBuilder:
         nothing = [0] * STAMPS
         columns = [
             [item.path for item in items],
-            [item.words[0] for item in items],
-            [item.words[1] for item in items],
+            [item.caption_files[0] for item in items],
+            [item.caption_files[1] for item in items],
             [item.crop for item in items],
             [item.fault for item in items],
         ]

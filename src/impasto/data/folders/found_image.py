@@ -16,6 +16,6 @@ class FoundImage(NamedTuple):
 
     path: str
     stamps: list[int]
-    words: tuple[str, str] = ("", "")
+    caption_files: tuple[str, str] = ("", "")
     fault: str = ""
     crop: str = ""

@@ -202,12 +202,12 @@ class _Listing:
         where it has no file of its own.
         """
         stem = image[: image.rfind(".")]
-        words = self._beside(stem), self._beside(stem, tags=True)
-        face = None if words[0] or words[1] else _FACE.search(stem)
+        caption_files = self._beside(stem), self._beside(stem, tags=True)
+        face = None if caption_files[0] or caption_files[1] else _FACE.search(stem)
         if face is not None:
             whole = stem[: face.start()]
-            words = self._beside(whole), self._beside(whole, tags=True)
-        return words
+            caption_files = self._beside(whole), self._beside(whole, tags=True)
+        return caption_files
 
     def _beside(self, stem: str, *, tags: bool = False) -> str:
         """The path of a file with words; another letter case or Unicode form is taken too."""

@@ -17,10 +17,10 @@ from impasto.data.folders.listing import normalized_name
 
 _BEHIND = "-masks"
 _INSIDE = ".masks"
-_WORDS = (".txt", ".caption")
+_CAPTION_ENDINGS = (".txt", ".caption")
 
 
-def mask_places(images: Path) -> tuple[Path, Path]:
+def usual_mask_folders(images: Path) -> tuple[Path, Path]:
     """Where masks of a folder of images may be: beside it, and in it, where no scan finds images.
 
     The second is for a folder beside which nothing may be written.
@@ -59,7 +59,7 @@ def mask_names(images: Path, within: Sequence[Path]) -> MaskNames | None:
         images: The folder of images.
         within: Only a folder of masks in one of these is looked into, links followed.
     """
-    for folder in mask_places(images):
+    for folder in usual_mask_folders(images):
         is_ours = any(files.is_inside(folder, one) for one in within)
         names = _names_below(folder) if is_ours and folder.is_dir() else {}
         if any(names.values()):
@@ -78,7 +78,7 @@ def is_of_masks(names: Iterable[str], images: Path) -> bool:
         images: The folder that its masks would be of.
     """
     own = {name for name in names if not name.startswith(".")}
-    if not images.is_dir() or any(name.lower().endswith(_WORDS) for name in own):
+    if not images.is_dir() or any(name.lower().endswith(_CAPTION_ENDINGS) for name in own):
         return False
     masks = {_stem_of(name) for name in own if _is_image(name)}
     return not masks or not masks.isdisjoint(_stems_in(images))
@@ -92,10 +92,10 @@ def images_of_masks(folder: Path) -> Path | None:
 
 def _names_below(folder: Path) -> dict[str, frozenset[str]]:
     found = {}
-    for place, inner, names in os.walk(folder):
+    for above, inner, names in os.walk(folder):
         inner[:] = [name for name in inner if not name.startswith(".")]
         stems = frozenset(_stem_of(name) for name in names if _is_image(name))
-        found[Path(place).relative_to(folder).as_posix()] = stems
+        found[Path(above).relative_to(folder).as_posix()] = stems
     return found
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from impasto.canonical import sort_key
 from impasto.data.folders import formats
 from impasto.data.folders.listing import Unused, normalized_name
-from impasto.data.folders.mask_folders import mask_places
+from impasto.data.folders.mask_folders import usual_mask_folders
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.subsets import MaskRules
 from impasto.member_paths import TableCell, member_of
@@ -60,20 +60,20 @@ def masks_of(images: Path, records: Iterable[ImageRecord]) -> tuple[Path | None,
     Returns:
         The folder, relative to the current one where `images` is; None where no image has a mask.
     """
-    places = [] if is_remote(images) else [p for p in mask_places(images) if p.is_dir()]
-    kept = list(records) if places else []
-    for place in places:
-        rules = MaskRules(folder=place)
+    folders = [] if is_remote(images) else [p for p in usual_mask_folders(images) if p.is_dir()]
+    kept = list(records) if folders else []
+    for folder in folders:
+        rules = MaskRules(folder=folder)
         subsets = (replace(one, subset=replace(one.subset, masks=rules)) for one in kept)
         number = sum(mask_file(one) is not None for one in subsets)
         if number:
-            return (place if images.is_absolute() else _from_here(place)), number
+            return (folder if images.is_absolute() else _from_here(folder)), number
     return None, 0
 
 
-def _from_here(place: Path) -> Path:
+def _from_here(folder: Path) -> Path:
     here = Path.cwd()
-    return place.relative_to(here) if place.is_relative_to(here) else place
+    return folder.relative_to(here) if folder.is_relative_to(here) else folder
 
 
 def unused_masks(records: RecordTable, skipped: Iterable[SkippedFile]) -> list[Unused]:

@@ -263,7 +263,7 @@ def _entry(file: Path, where: str, key: str, content: Any) -> MetadataEntry:
     if not key or "\0" in key:
         raise DatasetError(f"{file}, {where}: {key!r} cannot be the name of an image.")
     others = dict(content)
-    words = []
+    texts = []
     for name in ("caption", "tags"):
         value = others.pop(name, None) or ""
         if not isinstance(value, str):
@@ -273,14 +273,14 @@ def _entry(file: Path, where: str, key: str, content: Any) -> MetadataEntry:
                 f"{file}, {where}: {name} holds half a character (half a surrogate pair), as after "
                 f"cutting an emoji in two. Take it out: {value!r}"
             )
-        words.append("\n".join(split_lines(value)).strip())
+        texts.append("\n".join(split_lines(value)).strip())
     train = _size(file, where, "train_resolution", others.pop("train_resolution", None))
     if train is not None and (train.width % 8 or train.height % 8):
         raise DatasetError(
             f"{file}, {where}: train_resolution is {train}; expected multiples of 8."
         )
     shown = _size(file, where, "image_size", others.pop("image_size", None))
-    return MetadataEntry(key, words[0], words[1], train, shown, tuple(others.items()))
+    return MetadataEntry(key, texts[0], texts[1], train, shown, tuple(others.items()))
 
 
 def _size(file: Path, where: str, name: str, value: Any) -> Size | None:

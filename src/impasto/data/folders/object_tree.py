@@ -75,7 +75,7 @@ class FileTree(Protocol):
         """Whether there is a file of that path."""
 
     def stat_image(
-        self, path: str, words: tuple[str, str] = ("", ""), crop: str = ""
+        self, path: str, caption_files: tuple[str, str] = ("", ""), crop: str = ""
     ) -> FoundImage:
         """An image with its stamps, and those of the files with its words."""
 
@@ -127,14 +127,14 @@ class ObjectTree:
         return self._stored.get(path)
 
     def stat_image(
-        self, path: str, words: tuple[str, str] = ("", ""), crop: str = ""
+        self, path: str, caption_files: tuple[str, str] = ("", ""), crop: str = ""
     ) -> FoundImage:
         """An image with the stamps of it and of the objects with its words, and its crop's."""
         stamps: list[int] = []
-        for file in (path, *words):
+        for file in (path, *caption_files):
             stored = self._stored[file] if file else Stored(0, 0)
             stamps += [stored.size, stored.identity]
-        return FoundImage(path, stamps, words, crop=crop)
+        return FoundImage(path, stamps, caption_files, crop=crop)
 
     def _folder(self, top: str, above: str) -> list[ObjectEntry]:
         """The entries of a folder, which is made with all folders above it."""

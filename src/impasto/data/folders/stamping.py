@@ -10,7 +10,7 @@ from impasto.data.folders.found_image import FoundImage
 NO_FILE = (0, 0)
 
 
-def stat_image(path: str, words: tuple[str, str] = ("", ""), crop: str = "") -> FoundImage:
+def stat_image(path: str, caption_files: tuple[str, str] = ("", ""), crop: str = "") -> FoundImage:
     """An image file with the stamps of it and of the files with its words, and its crop's file."""
     try:
         status = os.stat(path)  # noqa: PTH116 - hot path
@@ -19,7 +19,7 @@ def stat_image(path: str, words: tuple[str, str] = ("", ""), crop: str = "") -> 
     except OSError as error:
         return FoundImage(path, [], fault=f"cannot be read ({error.strerror or error})")
     stamps = [status.st_size, status.st_mtime_ns]
-    for file in words:
+    for file in caption_files:
         own = _stamp(file) if file else NO_FILE
         if own is None:
             name = os.path.basename(file)  # noqa: PTH119 - hot path
@@ -30,7 +30,7 @@ def stat_image(path: str, words: tuple[str, str] = ("", ""), crop: str = "") -> 
     if crop and _stamp(crop) is None:
         name = os.path.basename(crop)  # noqa: PTH119 - hot path
         return FoundImage(path, [], fault=f"its crop {name} is no file, or a link to nothing")
-    return FoundImage(path, stamps, words, crop=crop)
+    return FoundImage(path, stamps, caption_files, crop=crop)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:

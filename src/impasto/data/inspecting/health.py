@@ -170,7 +170,7 @@ def examine(
         near = near_duplicates({p: look for p, look in looks.items() if p not in same}, advance)
     worst = sorted(plan.images, key=lambda image: (-image.cropped_fraction, str(image.record.path)))
     return Health(
-        place=scan.place,
+        place=scan.source,
         pictures=len(records),
         showings=sum(record.repeats for record in balanced),
         set_aside=list(scan.skipped),
@@ -227,24 +227,24 @@ def _captions(records: Sequence[ImageRecord], count_tokens: CountTokens) -> Capt
     lengths = count_tokens(texts)
     same = Counter(texts).most_common()
     return CaptionHealth(
-        missing=[record.path for record in records if not record.words.strip()],
+        missing=[record.path for record in records if not record.caption_text.strip()],
         several_lines=[
             record.path
             for record in records
-            if "\n" in record.words and not record.subset.captions.wildcards
+            if "\n" in record.caption_text and not record.subset.captions.wildcards
         ],
         same=[(text, count) for text, count in same if count > 1],
         token_lengths=dict(sorted(Counter(lengths).items())),
         over={limit: sum(length > limit for length in lengths) for limit in TOKEN_LIMITS},
-        naming_sides=[r.path for r in records if mentions_side(r.words, SIDES)],
+        naming_sides=[r.path for r in records if mentions_side(r.caption_text, SIDES)],
     )
 
 
 def _tags(record: ImageRecord) -> list[str]:
     """The tags of an image, each once: of its tags, or of its caption where it has none."""
-    words = record.tags or record.caption
+    text = record.tags or record.caption
     separator = record.subset.captions.separator
-    tags = (tag.strip() for line in split_lines(words) for tag in line.split(separator))
+    tags = (tag.strip() for line in split_lines(text) for tag in line.split(separator))
     return list(dict.fromkeys(tag for tag in tags if tag))
 
 

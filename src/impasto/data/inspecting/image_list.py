@@ -129,13 +129,13 @@ def read_image_list(path: Path) -> ImageList | None:
 
 def caption_tags(caption: str, separator: str = ",") -> list[str]:
     """The tags of a caption, each once, in their order."""
-    parts = (part.strip() for part in caption.replace("\n", separator).split(separator))
-    return list(dict.fromkeys(part for part in parts if part))
+    pieces = (piece.strip() for piece in caption.replace("\n", separator).split(separator))
+    return list(dict.fromkeys(piece for piece in pieces if piece))
 
 
 def is_hidden(relative: str) -> bool:
     """Whether a path below a dataset is hidden, or below a hidden folder: scans pass those over."""
-    return any(part.startswith(".") for part in relative.split("/"))
+    return any(name.startswith(".") for name in relative.split("/"))
 
 
 def changed_at(folder: Path) -> int:

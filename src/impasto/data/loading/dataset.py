@@ -146,7 +146,7 @@ class TrainingData:
         position = TrainingPosition(optimizer_step.epoch + 1, optimizer_step.step, self.total_steps)
         subset = record.subset
         caption = subset.captions.write(
-            record.words,
+            record.caption_text,
             position,
             self.seed,
             subset.dataset,
@@ -182,7 +182,7 @@ class TrainingData:
     def _is_flipped(self, sample: Sample, epoch: int) -> bool:
         """Whether an image is mirrored this time: in half of the showings, if its words allow."""
         record = self.plan.images[sample.image].record
-        if not record.subset.may_flip(record.words):
+        if not record.subset.may_flip(record.caption_text):
             return False
         keys = _keys(self.plan.images[sample.image], sample, epoch)
         return bool(derive_rng(self.seed, "flip", *keys).random() < 0.5)
@@ -254,11 +254,11 @@ class TrainingData:
         """
         assert self.encoder is not None  # noqa: S101 - built where images change
         mean, logvar = loaded.mean.float(), loaded.logvar.float()
-        places, encode = list(loaded.pixels), Encode(self.encoder)
-        for start in range(0, len(places), self.encoder.batch_size):
-            part = places[start : start + self.encoder.batch_size]
-            begun = encode.begin([loaded.pixels[i] for i in part])
-            for at, (i, outcome) in enumerate(zip(part, encode.finish(begun), strict=True)):
+        indices, encode = list(loaded.pixels), Encode(self.encoder)
+        for start in range(0, len(indices), self.encoder.batch_size):
+            portion = indices[start : start + self.encoder.batch_size]
+            begun = encode.begin([loaded.pixels[i] for i in portion])
+            for at, (i, outcome) in enumerate(zip(portion, encode.finish(begun), strict=True)):
                 sample = loaded.micro_batch.samples[i]
                 path = self.plan.images[sample.image].record.path
                 if at in begun.remade:

@@ -100,8 +100,10 @@ class GroupDealer:
         """The batches of a process: of the mixed showings those at `first`, `first + step` ..."""
         images, repeats = self._samples()
         own = self._rng(epoch).permutation(len(images))[first::step]
-        part = None if repeats is None else repeats[own]
-        return _in_batches(images[own], part, self.batch_size, self._rng(epoch, f"rank {rank}"))
+        own_repeats = None if repeats is None else repeats[own]
+        return _in_batches(
+            images[own], own_repeats, self.batch_size, self._rng(epoch, f"rank {rank}")
+        )
 
     def _samples(self) -> tuple[SmallInts, SmallInts | None]:
         if self.repeats is None:
@@ -155,12 +157,12 @@ def _draw(piles: Sequence[Pile], rng: np.random.Generator) -> SmallInts:
     sizes = [np.diff(pile.starts).tolist() for pile in piles]
     firsts = np.cumsum([0, *(pile.batches for pile in piles)]).tolist()
     drawn = np.empty(firsts[-1], dtype=np.int32)
-    for place in range(len(drawn)):
+    for index in range(len(drawn)):
         chances = (left / left.sum()).cumsum()
         chances /= chances[-1]
         number = int(chances.searchsorted(rng.random(), side="right"))
         left[number] -= sizes[number].pop()
-        drawn[place] = firsts[number] + len(sizes[number])
+        drawn[index] = firsts[number] + len(sizes[number])
     return drawn
 
 
@@ -210,7 +212,7 @@ def _spread(images: SmallInts, rooms: list[int], rng: np.random.Generator) -> In
     _, firsts, codes = np.unique(images, return_index=True, return_inverse=True)
     in_order = np.argsort(np.argsort(firsts))[codes]  # images by their first showing
     counts = np.bincount(in_order)
-    places = np.argsort(in_order, kind="stable")
+    indices = np.argsort(in_order, kind="stable")
     begins = np.cumsum(counts) - counts
     mixed = rng.permutation(len(counts))
     mixed = mixed[np.argsort(-counts[mixed], kind="stable")]
@@ -228,7 +230,7 @@ def _spread(images: SmallInts, rooms: list[int], rng: np.random.Generator) -> In
                 done += 1
                 if room < -1:
                     heapq.heappush(heap, (room + 1, next(luck), batch))
-    return places[order[np.argsort(taken_by, kind="stable")]]
+    return indices[order[np.argsort(taken_by, kind="stable")]]
 
 
 def _random_numbers(rng: np.random.Generator) -> Iterator[float]:

@@ -11,7 +11,7 @@ from impasto.parsing import read_text, split_lines
 from impasto.randomness import derive_rng
 from impasto.storage_errors import cause_of
 
-WORDS, NAME = "[filewords]", "[name]"
+CAPTION, NAME = "[filewords]", "[name]"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class CaptionTemplates:
         if not caption or not self.lines:
             return caption
         line = self.lines[int(derive_rng(seed, "template", *keys).integers(len(self.lines)))]
-        return line.replace(NAME, self.name).replace(WORDS, caption)
+        return line.replace(NAME, self.name).replace(CAPTION, caption)
 
 
 def read_templates(lines: Sequence[str], file: Path | None, name: str) -> CaptionTemplates:
@@ -53,10 +53,10 @@ def read_templates(lines: Sequence[str], file: Path | None, name: str) -> Captio
             raise ConfigError(f"The template file {file} has no line in it.")
         found += own
     for line in found:
-        rest = line.replace(WORDS, "").replace(NAME, "")
-        if "[" in rest or WORDS not in line:
+        rest = line.replace(CAPTION, "").replace(NAME, "")
+        if "[" in rest or CAPTION not in line:
             raise ConfigError(
-                f"The template {line!r} does not fit: it needs {WORDS} for the caption, may have "
+                f"The template {line!r} does not fit: it needs {CAPTION} for the caption, may have "
                 f"{NAME}, and knows no other word in brackets."
             )
     return CaptionTemplates(tuple(found), name)

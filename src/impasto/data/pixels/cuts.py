@@ -101,13 +101,13 @@ def cut_out(image: Image.Image, cut: Cut | None) -> Image.Image:
         return image.crop(box.ltrb)
     by_x, by_y = image.width / whole.width, image.height / whole.height
     left, top, right, bottom = box.ltrb
-    part = (
+    scaled_box = (
         left * by_x,
         top * by_y,
         min(right * by_x, image.width),
         min(bottom * by_y, image.height),
     )
-    return image.resize(box.size.wh, Image.Resampling.BILINEAR, box=part)
+    return image.resize(box.size.wh, Image.Resampling.BILINEAR, box=scaled_box)
 
 
 def cut_beside(image: Path) -> Cut | None:

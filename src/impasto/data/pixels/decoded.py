@@ -43,11 +43,13 @@ class DecodeCache:
         """Of each image why it cannot be decoded, empty if it can; None if that is not known."""
         found: list[str | None] = []
         for start in range(0, len(records), _AT_ONCE):
-            part = records[start : start + _AT_ONCE]
-            paths = part.text("path")
+            portion = records[start : start + _AT_ONCE]
+            paths = portion.text("path")
             known = self._known.look_up(paths)
             stamps = zip(
-                part.numbers["size_bytes"].tolist(), part.numbers["mtime_ns"].tolist(), strict=True
+                portion.numbers["size_bytes"].tolist(),
+                portion.numbers["mtime_ns"].tolist(),
+                strict=True,
             )
             for path, stamp in zip(paths, stamps, strict=True):
                 passing = self._passing.get(path)

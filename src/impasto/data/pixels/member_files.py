@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import IO, cast
 
-from impasto.data.containers.containers import WORDS
+from impasto.data.containers.containers import CAPTION_NAMES
 from impasto.data.pixels.images import UnreadableImageError
 from impasto.member_paths import Member, TableCell, TarMember, member_of
 from impasto.parsing import parse_json
@@ -63,11 +63,11 @@ def read_member(member: Member, most: int | None = None) -> bytes:
     if is_remote(member.container):
         return _ranges([(member, size)])[0]
     with member.container.open("rb", buffering=0) as file:
-        part = _as_file(file, member)
-        return part.readall() if most is None else part.read(size)
+        opened = _as_file(file, member)
+        return opened.readall() if most is None else opened.read(size)
 
 
-def read_words(path: str, most: int) -> bytes:
+def read_caption(path: str, most: int) -> bytes:
     """The words that a path names, as a file with them would hold them, or the first bytes.
 
     Raises:
@@ -80,7 +80,7 @@ def read_words(path: str, most: int) -> bytes:
         return _as_bytes(_value(member))
     if member is None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), path)
-    return _words_of(member, read_member(member, most), most)
+    return _caption_of(member, read_member(member, most), most)
 
 
 def read_beginnings(members: Sequence[TarMember], size: int) -> dict[TarMember, bytes | OSError]:
@@ -89,11 +89,11 @@ def read_beginnings(members: Sequence[TarMember], size: int) -> dict[TarMember, 
     Raises:
         StorageError: The store cannot be used.
     """
-    parts = [(member, min(member.size, size)) for member in members]
+    ranges = [(member, min(member.size, size)) for member in members]
     try:
-        return dict(zip(members, _ranges(parts), strict=True))
+        return dict(zip(members, _ranges(ranges), strict=True))
     except OSError:  # of one of them; the others are there
-        return {member: _range_or_fault(member, size) for member, size in parts}
+        return {member: _range_or_fault(member, size) for member, size in ranges}
 
 
 def _range_or_fault(member: TarMember, size: int) -> bytes | OSError:
@@ -103,7 +103,7 @@ def _range_or_fault(member: TarMember, size: int) -> bytes | OSError:
         return error
 
 
-def read_many_words(paths: Iterable[str], most: int) -> dict[str, bytes | Exception]:
+def read_many_captions(paths: Iterable[str], most: int) -> dict[str, bytes | Exception]:
     """The words that paths in an object store name, asked for at once; of those without, why.
 
     Raises:
@@ -119,9 +119,9 @@ def read_many_words(paths: Iterable[str], most: int) -> dict[str, bytes | Except
                 content = read[member]
                 if isinstance(content, OSError):
                     raise content
-                found[path] = _words_of(member, content, most)
+                found[path] = _caption_of(member, content, most)
             else:
-                found[path] = read_words(path, most)
+                found[path] = read_caption(path, most)
         except (OSError, UnreadableImageError) as error:
             found[path] = error
     return found
@@ -137,8 +137,8 @@ def sha256_of_member(member: Member) -> str:
     digest = hashlib.sha256()
     try:
         with open_member(member, whole=True) as file:
-            while part := file.read(_AT_ONCE):
-                digest.update(part)
+            while chunk := file.read(_AT_ONCE):
+                digest.update(chunk)
     except UnreadableImageError as error:
         raise OSError(errno.EINVAL, str(error)) from error
     return digest.hexdigest()
@@ -149,17 +149,17 @@ def _as_file(tar: IO[bytes] | io.RawIOBase, member: TarMember) -> RangedFile:
 
     def read_range(begin: int, end: int) -> bytes:
         tar.seek(member.offset + begin)
-        part = tar.read(end - begin)
-        if not part:
+        chunk = tar.read(end - begin)
+        if not chunk:
             raise OSError(errno.EIO, f"the tar ends before byte {member.offset + member.size}")
-        return part
+        return chunk
 
     return RangedFile(read_range, member.size, on_close=tar.close)
 
 
-def _ranges(parts: list[tuple[TarMember, int]]) -> list[bytes]:
+def _ranges(ranges: list[tuple[TarMember, int]]) -> list[bytes]:
     return objects.read_ranges(
-        [(member.container, member.offset, member.offset + size) for member, size in parts]
+        [(member.container, member.offset, member.offset + size) for member, size in ranges]
     )
 
 
@@ -190,7 +190,7 @@ def _image_of(cell: TableCell) -> bytes:
     raise UnreadableImageError("its row has no image")
 
 
-def _words_of(member: TarMember, content: bytes, most: int) -> bytes:
+def _caption_of(member: TarMember, content: bytes, most: int) -> bytes:
     return content if member.field is None else _of_json(member, content, most)
 
 
@@ -215,7 +215,7 @@ def _of_json(member: TarMember, content: bytes, most: int) -> bytes:
                 f"its caption {member.name} has no {member.field!r}; it has {known}"
             )
         return _as_bytes(values[member.field])
-    return _as_bytes(next((values[key] for key in WORDS if values.get(key)), ""))
+    return _as_bytes(next((values[key] for key in CAPTION_NAMES if values.get(key)), ""))
 
 
 def _as_bytes(value: object) -> bytes:

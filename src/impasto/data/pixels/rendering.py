@@ -104,8 +104,8 @@ def require_scanned_size(opened: Image.Image, record: ImageRecord) -> None:
         UnreadableImageError: It has another size.
     """
     found = Size(*opened.size)
-    for part in (1, 2, 4, 8):
-        if found == Size(-(-record.whole.width // part), -(-record.whole.height // part)):
+    for scale in (1, 2, 4, 8):
+        if found == Size(-(-record.whole.width // scale), -(-record.whole.height // scale)):
             return
     raise UnreadableImageError(
         f"it is {found} where its header promised {record.whole}: it was changed, or its EXIF data "

@@ -225,13 +225,13 @@ def _nearest_buckets(
     sides = np.array([bucket.wh for bucket in table], dtype=np.float64)
     numbers, covers = np.empty(len(sizes), np.int64), np.empty((len(sizes), 2), np.int64)
     for start in range(0, len(sizes), _AT_ONCE):
-        part = sizes[start : start + _AT_ONCE].astype(np.float64)
-        own = part[:, 0] / part[:, 1]
+        portion = sizes[start : start + _AT_ONCE].astype(np.float64)
+        own = portion[:, 0] / portion[:, 1]
         chosen = np.argmin(distance(aspects[None, :], own[:, None]), axis=1)
         wanted = sides[chosen]
-        by_side = wanted / part
+        by_side = wanted / portion
         scale = np.where(own > aspects[chosen], by_side[:, 1], by_side[:, 0])
-        resized = np.floor(part * scale[:, None] + 0.5)
+        resized = np.floor(portion * scale[:, None] + 0.5)
         if at_least_bucket:
             resized = np.maximum(resized, wanted)
         numbers[start : start + _AT_ONCE] = chosen

@@ -67,6 +67,6 @@ class Groups(Sequence[Group]):
         """Each group that has images, with the numbers of them."""
         order = np.argsort(self.codes, kind="stable").astype(np.int32)
         counts = np.bincount(self.codes, minlength=len(self.table))
-        parts = np.split(order, np.cumsum(counts)[:-1])
-        found = [(g, part) for g, part in zip(self.table, parts, strict=True) if len(part)]
+        of_groups = np.split(order, np.cumsum(counts)[:-1])
+        found = [(g, rows) for g, rows in zip(self.table, of_groups, strict=True) if len(rows)]
         return sorted(found, key=lambda pair: int(pair[1][0]))

@@ -58,11 +58,11 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
                 known[code] = self._geometry(code)
             yield PlannedImage(record, *known[code])
 
-    def select(self, places: np.ndarray) -> PlannedTable:
+    def select(self, rows: np.ndarray) -> PlannedTable:
         """The images at these places, or where these are true."""
-        if places.dtype == np.bool_:
-            places = np.flatnonzero(places)
-        return PlannedTable(self.records.select(places), self.shapes, self.codes[places])
+        if rows.dtype == np.bool_:
+            rows = np.flatnonzero(rows)
+        return PlannedTable(self.records.select(rows), self.shapes, self.codes[rows])
 
     @property
     def areas(self) -> np.ndarray:
@@ -115,8 +115,8 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
         bucket = Size(width, height)
         return bucket, Size(wide, high), Box(left, top, bucket)
 
-    def _make(self, place: int) -> PlannedImage:
-        return PlannedImage(self.records[place], *self._geometry(int(self.codes[place])))
+    def _make(self, row: int) -> PlannedImage:
+        return PlannedImage(self.records[row], *self._geometry(int(self.codes[row])))
 
 
 def join_planned(tables: Sequence[PlannedTable]) -> PlannedTable:

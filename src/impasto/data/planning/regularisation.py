@@ -65,8 +65,8 @@ def balance(records: Sequence[ImageRecord]) -> RecordTable:
     shown = np.where(is_reg, 0, table.repeats)
     for dataset in np.unique(datasets[is_reg]).tolist():
         wanted = int(own[(datasets == dataset) & ~is_reg].sum())
-        places = np.flatnonzero((datasets == dataset) & is_reg)
-        shown[places] = showings_of(own[places].tolist(), wanted)
+        rows = np.flatnonzero((datasets == dataset) & is_reg)
+        shown[rows] = showings_of(own[rows].tolist(), wanted)
     kept = ~is_reg | (shown > 0)
     if not kept.any():
         raise DatasetError(

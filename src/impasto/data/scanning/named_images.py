@@ -46,19 +46,23 @@ def look_up(
         DatasetError: The place names no tar or table.
         StorageError: It is in an object store that cannot be used.
     """
-    place = image_dir or metadata.file.parent
-    finder = ImageFinder(folder_of(place))
-    named: _Named = ({}, [], []) if is_named(place) else _named_images(metadata, image_dir, finder)
+    location = image_dir or metadata.file.parent
+    finder = ImageFinder(folder_of(location))
+    named: _Named = (
+        ({}, [], []) if is_named(location) else _named_images(metadata, image_dir, finder)
+    )
     if named[0]:
         return finder, *named
     containers = (
-        named_containers(place) if is_named(place) else containers_below(place, recursive=True)
+        named_containers(location)
+        if is_named(location)
+        else containers_below(location, recursive=True)
     )
     if containers is None:
         return finder, *named
-    no_words = Sidecars("", "")
-    found, _ = list_containers(containers, no_words, columns, index, progress, engine)
-    finder = ImageFinder(folder_of(place), MemberTree(found))
+    no_sidecars = Sidecars("", "")
+    found, _ = list_containers(containers, no_sidecars, columns, index, progress, engine)
+    finder = ImageFinder(folder_of(location), MemberTree(found))
     return finder, *_named_images(metadata, image_dir, finder)
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from impasto.data.engines.stages import Failure
 from impasto.data.folders.found_image import FoundImage
 from impasto.data.pixels import images
-from impasto.data.pixels.member_files import read_beginnings, read_many_words, read_words
+from impasto.data.pixels.member_files import read_beginnings, read_caption, read_many_captions
 from impasto.member_paths import TarMember, is_member, member_of
 from impasto.parsing import decode_caption, split_lines
 from impasto.remote_paths import is_remote
@@ -36,9 +36,13 @@ class Probe:
         if not any(is_remote(item.path) for item in batch):
             return [_outcome(_probe, item) for item in batch]
         read = _beginnings([item.path for item in batch], objects.HEADER_BYTES)
-        words = [file for item in batch for file in item.words if file]
-        read |= _beginnings([file for file in words if not is_member(file)], _LARGEST_CAPTION + 1)
-        read |= read_many_words([file for file in words if is_member(file)], _LARGEST_CAPTION + 1)
+        caption_files = [file for item in batch for file in item.caption_files if file]
+        read |= _beginnings(
+            [file for file in caption_files if not is_member(file)], _LARGEST_CAPTION + 1
+        )
+        read |= read_many_captions(
+            [file for file in caption_files if is_member(file)], _LARGEST_CAPTION + 1
+        )
         return [_outcome(partial(_probe_object, read), item) for item in batch]
 
 
@@ -52,8 +56,8 @@ def _beginnings(names: Iterable[str], size: int) -> dict[str, bytes | Exception]
     read = objects.read_beginnings(list(map(Path, once)), size)
     found: dict[str, bytes | Exception] = dict(zip(once, read, strict=True))
     in_tars = {name: m for name, m in members.items() if isinstance(m, TarMember)}
-    parts = read_beginnings(list(in_tars.values()), size)
-    return found | {name: parts[member] for name, member in in_tars.items()}
+    beginnings = read_beginnings(list(in_tars.values()), size)
+    return found | {name: beginnings[member] for name, member in in_tars.items()}
 
 
 def _outcome(probe: Callable[[FoundImage], list[Any]], item: FoundImage) -> list[Any] | Failure:
@@ -65,7 +69,7 @@ def _outcome(probe: Callable[[FoundImage], list[Any]], item: FoundImage) -> list
 
 def _probe(item: FoundImage) -> list[Any]:
     size, rotated = images.read_header(Path(item.path))
-    caption, tags = (_read_caption(file) if file else "" for file in item.words)
+    caption, tags = (_read_caption(file) if file else "" for file in item.caption_files)
     return [size.width, size.height, int(rotated), caption, tags]
 
 
@@ -73,7 +77,9 @@ def _probe_object(read: Mapping[str, bytes | Exception], item: FoundImage) -> li
     """Probe an object of a store, by the first bytes of it and of its words."""
     beginning = _content(read, item.path) if item.path in read else None
     size, rotated = images.read_header(Path(item.path), beginning)
-    caption, tags = (_caption_of(file, _content(read, file)) if file else "" for file in item.words)
+    caption, tags = (
+        _caption_of(file, _content(read, file)) if file else "" for file in item.caption_files
+    )
     return [size.width, size.height, int(rotated), caption, tags]
 
 
@@ -97,7 +103,7 @@ def _read_caption(path: str) -> str:
         UnreadableImageError: As for `_caption_of`.
     """
     if is_member(path):
-        return _caption_of(path, read_words(path, _LARGEST_CAPTION + 1))
+        return _caption_of(path, read_caption(path, _LARGEST_CAPTION + 1))
     with open(path, "rb") as file:  # noqa: PTH123 - hot path
         return _caption_of(path, file.read(_LARGEST_CAPTION + 1))
 

@@ -78,10 +78,10 @@ class Entries:
     def faults(self) -> dict[int, str]:
         """Place of a file -> why it cannot be used."""
         is_faulty = is_filled(self._table.column("fault"))
-        places = np.flatnonzero(is_faulty if self.rows is None else is_faulty[self.rows])
-        rows = places if self.rows is None else self.rows[places]
+        indices = np.flatnonzero(is_faulty if self.rows is None else is_faulty[self.rows])
+        rows = indices if self.rows is None else self.rows[indices]
         faults = texts_at(self._table.column("fault"), rows)
-        return dict(zip(places.tolist(), faults, strict=True))
+        return dict(zip(indices.tolist(), faults, strict=True))
 
 
 class ScanIndex:
@@ -106,9 +106,9 @@ class ScanIndex:
         known = self._known
         rows = newest_rows(found.paths, known.column("path"))
         usable = ~found.has("fault")
-        places = np.flatnonzero(rows >= 0)
+        indices = np.flatnonzero(rows >= 0)
         same = np.zeros(len(found), dtype=np.bool_)
-        same[places] = _stamps_equal(known, rows[places], found.stamps[places])
+        same[indices] = _stamps_equal(known, rows[indices], found.stamps[indices])
         fresh = np.flatnonzero(usable & ~same)
         read, passing = self._probe(found, fresh, progress, engine)
         rows[fresh] = len(known) + np.arange(len(fresh))
@@ -170,17 +170,17 @@ def split_usable(
     """Records of what can be used, and the rest with its reasons."""
     faults = entries.faults()
     unread = np.flatnonzero(found.has("fault")).tolist()
-    faults |= {place: found.item(place).fault for place in unread}
+    faults |= {index: found.item(index).fault for index in unread}
     skipped = {
-        place: SkippedFile(Path(found.paths[place].as_py()), fault)
-        for place, fault in faults.items()
+        index: SkippedFile(Path(found.paths[index].as_py()), fault)
+        for index, fault in faults.items()
     }
     width, height = entries.column("width"), entries.column("height")
     cuts = _cuts(found, width, height, skipped)
     if cuts:
         width, height = width.copy(), height.copy()
-        for place, cut in cuts.items():
-            width[place], height[place] = cut.box.size.wh
+        for index, cut in cuts.items():
+            width[index], height[index] = cut.box.size.wh
     numbers = {
         "width": width,
         "height": height,
@@ -196,7 +196,7 @@ def split_usable(
         good = np.ones(len(found), dtype=np.bool_)
         good[list(skipped)] = False
         records = records.select(good)
-    return records.normalized(), [skipped[place] for place in sorted(skipped)]
+    return records.normalized(), [skipped[index] for index in sorted(skipped)]
 
 
 def _cuts(
@@ -204,17 +204,17 @@ def _cuts(
 ) -> dict[int, Cut]:
     """The crops of their own that images have, by place; what is wrong with one skips its image."""
     cuts = {}
-    for place in np.flatnonzero(found.has("crop")).tolist():
-        if place in skipped:
+    for index in np.flatnonzero(found.has("crop")).tolist():
+        if index in skipped:
             continue
-        item = found.item(place)
+        item = found.item(index)
         try:
-            cut = read_cut(Path(item.crop), Size(int(width[place]), int(height[place])))
+            cut = read_cut(Path(item.crop), Size(int(width[index]), int(height[index])))
         except images.UnreadableImageError as error:
-            skipped[place] = SkippedFile(Path(item.path), str(error))
+            skipped[index] = SkippedFile(Path(item.path), str(error))
             continue
         if cut is not None:
-            cuts[place] = cut
+            cuts[index] = cut
     return cuts
 
 

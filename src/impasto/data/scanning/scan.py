@@ -28,7 +28,7 @@ from impasto.data.pixels.decoded import DecodeCache
 from impasto.data.pixels.rendering import Decode
 from impasto.data.record_table import RecordTable, join_records
 from impasto.data.records import SkippedFile, no_cycle_collection
-from impasto.data.scanning.image_places import list_place, require_images
+from impasto.data.scanning.image_locations import list_location, require_images
 from impasto.data.scanning.probing import ScanIndex, split_usable
 from impasto.data.scanning.tally import Tally, count_images
 from impasto.data.subsets import PLAIN, Subset
@@ -45,13 +45,13 @@ class Scan:
     """What a dataset holds: usable images, and those skipped with their reasons.
 
     Attributes:
-        place: What was scanned, for messages.
+        source: What was scanned, for messages.
         records: The images, as columns; one of two subsets comes twice.
         skipped: Images that cannot be used.
         unused: Other files and folders that look like images or words.
     """
 
-    place: str
+    source: str
     records: RecordTable
     skipped: tuple[SkippedFile, ...]
     unused: tuple[Unused, ...] = ()
@@ -73,7 +73,7 @@ class Scan:
         some = records.matches("caption", _has_lines) | records.matches("tags", _has_lines)
         some |= records.per_use(lambda use: "\n" in use.class_tokens).astype(np.bool_)
         return sum(
-            "\n" in record.words and not record.subset.captions.wildcards
+            "\n" in record.caption_text and not record.subset.captions.wildcards
             for record in records.select(some)
         )
 
@@ -136,7 +136,7 @@ def scan_folder(
     said = f"{absolute(folder)} {' '.join(sidecars)}"
     with no_cycle_collection():
         known = ScanIndex(index, said if columns == Columns() else f"{said} {columns}")
-    found, unused = list_place(
+    found, unused = list_location(
         folder, subset, sidecars, columns, index, progress, engine, recursive=recursive
     )
     entries = known.probe(found, progress or SilentProgress(), engine)
@@ -178,27 +178,27 @@ def scan_metadata(
     entries = known.probe(found, progress or SilentProgress(), engine)
     with no_cycle_collection():
         records, unusable = split_usable(found, entries, subset)
-    paths = (path for part in records.texts_in_parts("path") for path in part)
+    paths = (path for chunk in records.text_chunks("path") for path in chunk)
     named = [of_path[os.path.normpath(plain(p)) if is_member(p) else p] for p in paths]
-    worded = records.worded(
+    with_captions = records.with_captions(
         [entry.caption for entry in named],
         [entry.tags for entry in named],
         [entry.train_resolution for entry in named],
     )
     skipped += unusable
-    if not worded:
+    if not with_captions:
         raise DatasetError(no_usable_images(shown(metadata.file), skipped))
-    return Scan(shown(metadata.file), worded, tuple(skipped), tuple(unused))
+    return Scan(shown(metadata.file), with_captions, tuple(skipped), tuple(unused))
 
 
 def join_scans(scans: Sequence[Scan]) -> Scan:
     """Several scans as one; masks that none of them uses are mentioned."""
-    places = list(dict.fromkeys(scan.place for scan in scans))
+    sources = list(dict.fromkeys(scan.source for scan in scans))
     records = join_records([scan.records for scan in scans])
     skipped = tuple(dict.fromkeys(item for scan in scans for item in scan.skipped))
     unused = [item for scan in scans for item in scan.unused]
     unused += unused_masks(records, skipped)
-    return Scan(", ".join(places), records, skipped, tuple(dict.fromkeys(unused)))
+    return Scan(", ".join(sources), records, skipped, tuple(dict.fromkeys(unused)))
 
 
 def decode_all(
@@ -233,15 +233,15 @@ def decode_all(
         known.write()
     left = scan.without(damaged(scan.records, known))
     if not left.records:
-        raise DatasetError(no_usable_images(scan.place, left.skipped))
+        raise DatasetError(no_usable_images(scan.source, left.skipped))
     return left
 
 
 def damaged(records: RecordTable, known: DecodeCache) -> list[SkippedFile]:
     """The images that could not be decoded when somebody tried, with reasons."""
     outcomes = known.outcomes(records)
-    places = [place for place, reason in enumerate(outcomes) if reason]
-    return [SkippedFile(records[place].path, outcomes[place] or "") for place in places]
+    indices = [index for index, reason in enumerate(outcomes) if reason]
+    return [SkippedFile(records[index].path, outcomes[index] or "") for index in indices]
 
 
 def _has_lines(text: str) -> bool:
@@ -249,19 +249,19 @@ def _has_lines(text: str) -> bool:
 
 
 def no_usable_images(
-    place: str, skipped: Sequence[SkippedFile], unused: Sequence[Unused] = ()
+    source: str, skipped: Sequence[SkippedFile], unused: Sequence[Unused] = ()
 ) -> str:
     """What to say where no image can be used."""
     if not skipped:
         kinds = " ".join(sorted(ext[1:] for ext in images.EXTENSIONS))
         near = f" {unused[0].path.name}: {unused[0].reason}." if unused else ""
         return (
-            f"{place} holds no images. Expected files ending in {kinds} (upper or lower case), "
+            f"{source} holds no images. Expected files ending in {kinds} (upper or lower case), "
             f"each with a .txt or .caption of the same name beside it; or tars, Parquet or Arrow "
             f"tables of images.{near}"
         )
     first = skipped[0]
     return (
-        f"{none_of(len(skipped), 'images')} of {place} can be read; the first is "
+        f"{none_of(len(skipped), 'images')} of {source} can be read; the first is "
         f"{first.path.name}: {first.reason}."
     )

@@ -57,7 +57,7 @@ def count_images(records: RecordTable, skipped: Sequence[SkippedFile], unused: i
     first = records.first_of_paths()
     own = records.matches("caption", str.strip) | records.matches("tags", str.strip)
     classed = records.per_use(lambda use: bool(use.class_tokens)).astype(np.bool_)
-    worded = own | records.per_use(lambda use: bool(use.class_tokens.strip())).astype(np.bool_)
+    captioned = own | records.per_use(lambda use: bool(use.class_tokens.strip())).astype(np.bool_)
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
 
     def count(images: np.ndarray) -> int:
@@ -70,7 +70,7 @@ def count_images(records: RecordTable, skipped: Sequence[SkippedFile], unused: i
     unusable = records.without_known({item.path for item in skipped})
     return Tally(
         usable=usable,
-        without_words=usable - count(worded),
+        without_words=usable - count(captioned),
         set_aside=len(unusable),
         also_found=unused,
         cut=count(records.column("cut")[:, 0] >= 0),

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from impasto.data.sharding.shard_files import sum_of_row
-from impasto.data.sharding.shard_index import Place
+from impasto.data.sharding.shard_index import ShardRow
 from impasto.data.sharding.shard_store import Arrays, ShardFiles
 from impasto.errors import DatasetError
 from impasto.remote_paths import shown
@@ -34,13 +34,13 @@ class RowsApart:
     ) -> None:
         self._files, self._folder, self._what, self._sum_of = files, folder, what, sum_of
 
-    def read(self, places: Sequence[Place]) -> dict[Place, Arrays]:
+    def read(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
         """Read single rows of shards that are not copied, each as it was written.
 
         Raises:
             DatasetError: A row is not what was written, also when it is read again.
         """
-        rows, changed = self._read_twice(places)
+        rows, changed = self._read_twice(shard_rows)
         if changed:
             raise DatasetError(
                 f"{shown(self._folder)}/{changed[0][0]}.safetensors of the {self._what} has "
@@ -49,19 +49,21 @@ class RowsApart:
             )
         return rows
 
-    def unchanged(self, places: Sequence[Place]) -> dict[Place, Arrays]:
+    def unchanged(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
         """Read single rows of shards that are not copied, and leave out those that have changed.
 
         Raises:
             DatasetError: A row could not be read, which says nothing of it.
         """
-        rows, changed = self._read_twice(places)
-        return {place: row for place, row in rows.items() if place not in changed}
+        rows, changed = self._read_twice(shard_rows)
+        return {shard_row: row for shard_row, row in rows.items() if shard_row not in changed}
 
-    def _read_twice(self, places: Sequence[Place]) -> tuple[dict[Place, Arrays], list[Place]]:
+    def _read_twice(
+        self, shard_rows: Sequence[ShardRow]
+    ) -> tuple[dict[ShardRow, Arrays], list[ShardRow]]:
         """Rows, of which those that differ are read once more; and those that differ again."""
         try:
-            rows = self._files.rows_apart(places)
+            rows = self._files.rows_apart(shard_rows)
             changed = self._changed(rows)
             again = self._files.rows_apart(changed)
         except OSError as error:
@@ -69,12 +71,14 @@ class RowsApart:
                 f"A row of the {self._what} {shown(self._folder)} could not be read "
                 f"({error.strerror or error}). What it held is encoded anew when it is needed."
             ) from error
-        kept = {place: row for place, row in rows.items() if place not in changed}
+        kept = {shard_row: row for shard_row, row in rows.items() if shard_row not in changed}
         return kept | again, self._changed(again)
 
-    def _changed(self, rows: Mapping[Place, Arrays]) -> list[Place]:
-        return [place for place, row in rows.items() if not self._is_as_written(place, row)]
+    def _changed(self, rows: Mapping[ShardRow, Arrays]) -> list[ShardRow]:
+        return [
+            shard_row for shard_row, row in rows.items() if not self._is_as_written(shard_row, row)
+        ]
 
-    def _is_as_written(self, place: Place, row: Arrays) -> bool:
-        wanted = self._sum_of(*place)
+    def _is_as_written(self, shard_row: ShardRow, row: Arrays) -> bool:
+        wanted = self._sum_of(*shard_row)
         return wanted is None or sum_of_row([column[None] for column in row], 0) == wanted

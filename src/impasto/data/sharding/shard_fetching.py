@@ -42,8 +42,8 @@ class ShardFetcher:
         place: What the folder of shards is called in that.
     """
 
-    def __init__(self, fetch: Fetch, note: Callable[[str], None], place: str) -> None:
-        self._fetch, self._note, self._place = fetch, note, place
+    def __init__(self, fetch: Fetch, note: Callable[[str], None], name: str) -> None:
+        self._fetch, self._note, self._name = fetch, note, name
         self._is_told = False
         self._asked: dict[str, Future[bool]] = {}
         self._faulty: dict[str, tuple[float, float]] = {}  # when to ask again, and the pause until
@@ -107,7 +107,7 @@ class ShardFetcher:
                 is_here = self._fetch(shard)
                 if not is_here:
                     self._tell(
-                        f"Not all shards of {self._place} have room on this machine; the others "
+                        f"Not all shards of {self._name} have room on this machine; the others "
                         f"are read row by row. {LIMIT_VARIABLE} says how many GiB copies may take."
                     )
             except (OSError, ImpastoError) as error:
@@ -127,7 +127,7 @@ class ShardFetcher:
             pause = min(max(2 * before, FIRST_PAUSE_S), _LONGEST_PAUSE_S)
             self._faulty[shard] = (time.monotonic() + pause, pause)
 
-    def _tell(self, words: str) -> None:
+    def _tell(self, message: str) -> None:
         if not self._is_told:
             self._is_told = True
-            self._note(words)
+            self._note(message)

@@ -43,7 +43,7 @@ INDEX_VERSION = (2,)
 NO_SUM = -1
 _AT_ONCE = 1 << 18
 
-Place = tuple[str, int]
+ShardRow = tuple[str, int]
 """A shard's name, and a row of it."""
 
 
@@ -56,7 +56,7 @@ class ShardIndex:
 
     def __init__(self, folder: Path) -> None:
         self._table = TableFolder(folder, INDEX_SCHEMA, INDEX_VERSION)
-        self._recent: dict[str, Place] = {}
+        self._recent: dict[str, ShardRow] = {}
         self._sums: dict[str, Sequence[int] | None] = {}
         self._stamps: dict[str, Stamp] = {}
         self._mapped = _Mapped(empty_table(INDEX_SCHEMA), {})
@@ -81,28 +81,28 @@ class ShardIndex:
     def __len__(self) -> int:
         return len(self._recent) + self._mapped.entries
 
-    def find(self, keys: Sequence[str]) -> list[Place | None]:
+    def find(self, keys: Sequence[str]) -> list[ShardRow | None]:
         """The place of each key; None where there is none."""
         found = [self._recent.get(key) for key in keys]
         if self._mapped.entries and None in found:
-            missing = [n for n, place in enumerate(found) if place is None]
-            places = self._mapped.find([keys[n] for n in missing])
-            for n, place in zip(missing, places, strict=True):
-                found[n] = place
+            missing = [n for n, shard_row in enumerate(found) if shard_row is None]
+            shard_rows = self._mapped.find([keys[n] for n in missing])
+            for n, shard_row in zip(missing, shard_rows, strict=True):
+                found[n] = shard_row
         return found
 
-    def places_of(self, keys: Sequence[str]) -> list[Place]:
+    def rows_of(self, keys: Sequence[str]) -> list[ShardRow]:
         """The places of keys that have to be there.
 
         Raises:
             KeyError: One is not.
         """
-        places = []
-        for key, place in zip(keys, self.find(keys), strict=True):
-            if place is None:
+        shard_rows = []
+        for key, shard_row in zip(keys, self.find(keys), strict=True):
+            if shard_row is None:
                 raise KeyError(key)
-            places.append(place)
-        return places
+            shard_rows.append(shard_row)
+        return shard_rows
 
     def shards_of_all(self, keys: np.ndarray) -> set[str] | None:
         """The shards that all keys are in, or None where one key is in none.
@@ -112,15 +112,15 @@ class ShardIndex:
         """
         shards: set[str] = set()
         for start in range(0, len(keys), _AT_ONCE):
-            part = np.ascontiguousarray(keys[start : start + _AT_ONCE])
-            halves = part.view(">u8").astype(np.uint64)
+            portion = np.ascontiguousarray(keys[start : start + _AT_ONCE])
+            halves = portion.view(">u8").astype(np.uint64)
             is_mapped, names = self._mapped.has(halves)
             shards |= names
-            missing = part[halves.any(axis=1) & ~is_mapped]
-            for place in self.find([key.tobytes().hex() for key in missing]):
-                if place is None:
+            missing = portion[halves.any(axis=1) & ~is_mapped]
+            for shard_row in self.find([key.tobytes().hex() for key in missing]):
+                if shard_row is None:
                     return None
-                shards.add(place[0])
+                shards.add(shard_row[0])
         return shards
 
     def sum_of(self, shard: str, row: int) -> int | None:
@@ -159,14 +159,14 @@ class ShardIndex:
         by_shard: dict[str, list[tuple[int, str]]] = {}
         for key, (shard, row) in self._recent.items():
             by_shard.setdefault(shard, []).append((row, key))
-        parts, described = self._mapped.parts()
+        columns, described = self._mapped.columns()
         for name, entries in by_shard.items():
-            parts[name], described[name] = self._part(name, sorted(entries))
+            columns[name], described[name] = self._columns_of(name, sorted(entries))
         shards = [
             np.full(len(rows), number, np.int32)
-            for number, (_, _, rows, _) in enumerate(parts.values())
+            for number, (_, _, rows, _) in enumerate(columns.values())
         ]
-        high, low, rows, sums = map(np.concatenate, zip(*parts.values(), strict=True))
+        high, low, rows, sums = map(np.concatenate, zip(*columns.values(), strict=True))
         order = np.argsort(high, kind="stable")
         arrays = [high[order], low[order], np.concatenate(shards)[order], rows[order], sums]
         table = pa.Table.from_arrays(list(map(number_column, arrays)), schema=INDEX_SCHEMA)
@@ -175,7 +175,9 @@ class ShardIndex:
         self._recent, self._sums, self._stamps = {}, {}, {}
         self._mapped = _Mapped(kept, described)
 
-    def _part(self, shard: str, entries: list[tuple[int, str]]) -> tuple[_Part, _Described]:
+    def _columns_of(
+        self, shard: str, entries: list[tuple[int, str]]
+    ) -> tuple[_Columns, _Described]:
         """The columns of a shard, without rows whose keys are in another shard too."""
         halves = np.array([halves_of(key) for _, key in entries], dtype=np.uint64).reshape(-1, 2)
         rows = np.array([row for row, _ in entries], dtype=np.int32)
@@ -186,7 +188,7 @@ class ShardIndex:
         return (halves[:, 0], halves[:, 1], rows, sums), described
 
 
-_Part = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+_Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -233,7 +235,7 @@ class _Mapped:
             self._is_there[number] = False
             self.entries -= int(self._starts[number + 1] - self._starts[number])
 
-    def find(self, keys: Sequence[str]) -> list[Place | None]:
+    def find(self, keys: Sequence[str]) -> list[ShardRow | None]:
         """The places of keys."""
         halves = [halves_of(key) for key in keys]
         highs = np.array([high for high, _ in halves], dtype=np.uint64)
@@ -249,9 +251,9 @@ class _Mapped:
             return np.zeros(len(halves), dtype=np.bool_), set()
         order = np.argsort(halves[:, 0])  # neighbours are looked up one after the other
         high, low = halves[order].T
-        places = np.minimum(np.searchsorted(self._high, high), len(self._high) - 1)
-        shards = self._shards[places]
-        same = (self._high[places] == high) & (self._low[places] == low) & self._is_there[shards]
+        indices = np.minimum(np.searchsorted(self._high, high), len(self._high) - 1)
+        shards = self._shards[indices]
+        same = (self._high[indices] == high) & (self._low[indices] == low) & self._is_there[shards]
         found = np.zeros(len(halves), dtype=np.bool_)
         found[order] = same
         used = np.zeros(len(self._names), dtype=np.bool_)
@@ -261,11 +263,11 @@ class _Mapped:
     def sum_of(self, shard: str, row: int) -> int | None:
         """The CRC-32 of a row, or None."""
         number = self._numbers[shard]
-        place = row - bisect_left(self._described[number].left_out, row)
-        value = int(self._sums[self._starts[number] + place])
+        index = row - bisect_left(self._described[number].left_out, row)
+        value = int(self._sums[self._starts[number] + index])
         return None if value == NO_SUM else value
 
-    def parts(self) -> tuple[dict[str, _Part], dict[str, _Described]]:
+    def columns(self) -> tuple[dict[str, _Columns], dict[str, _Described]]:
         """The columns of each shard that is there, and its description by name of the shard."""
         order = np.argsort(self._shards, kind="stable")
         found, described = {}, {}
@@ -277,12 +279,12 @@ class _Mapped:
             described[self._names[number]] = self._described[number]
         return found, described
 
-    def _at(self, place: int, high: int, low: int) -> Place | None:
-        while place < len(self._high) and self._high[place] == high:
-            number = int(self._shards[place])
-            if self._low[place] == low and self._is_there[number]:
-                return self._names[number], int(self._rows[place])
-            place += 1
+    def _at(self, index: int, high: int, low: int) -> ShardRow | None:
+        while index < len(self._high) and self._high[index] == high:
+            number = int(self._shards[index])
+            if self._low[index] == low and self._is_there[number]:
+                return self._names[number], int(self._rows[index])
+            index += 1
         return None
 
 

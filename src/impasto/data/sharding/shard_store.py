@@ -19,7 +19,7 @@ from torch import Tensor
 from impasto import files, storage_errors
 from impasto.data.records import CELL
 from impasto.data.sharding.shard_files import StoredIndex, read_index, stamp_of_shard
-from impasto.data.sharding.shard_index import Place
+from impasto.data.sharding.shard_index import ShardRow
 
 _SIZE = re.compile(r"shard-(\d+)x(\d+)-")
 _TYPES = {"F16", "F32", "U8"}
@@ -77,7 +77,7 @@ class ShardFiles(Protocol):
     def drop_copy(self, index: Path) -> bool:
         """Do without a copy of a shard from now on; False where what is here is no copy."""
 
-    def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:
+    def rows_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
         """Read rows by their ranges of bytes, where a shard is not copied whole; else none."""
 
 
@@ -165,7 +165,7 @@ class LocalShardFiles:
         """False: nothing here is a copy."""
         return False
 
-    def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:  # noqa: ARG002
+    def rows_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:  # noqa: ARG002
         """Return no rows: shards on a disk are mapped whole."""
         return {}
 
@@ -190,9 +190,9 @@ def fits(file: Path, columns: Sequence[str], entries: int) -> bool:
     """Whether the header of a file of tensors fits its length, its name and its keys."""
     try:
         with safe_open(file, framework="pt") as opened:
-            parts = [opened.get_slice(name) for name in columns]
-            shapes = [part.get_shape() for part in parts]
-            types = {part.get_dtype() for part in parts}
+            slices = [opened.get_slice(name) for name in columns]
+            shapes = [piece.get_shape() for piece in slices]
+            types = {piece.get_dtype() for piece in slices}
     except (SafetensorError, OSError, ValueError, RecursionError):
         return False
     return types <= _TYPES and have_shape(file.name, shapes, entries)

@@ -25,7 +25,7 @@ from torch import Tensor
 from impasto import locks, storage_errors
 from impasto.data.sharding.rows_apart import RowsApart
 from impasto.data.sharding.shard_files import BadShard, digest_of, sum_of_row
-from impasto.data.sharding.shard_index import Place, ShardIndex
+from impasto.data.sharding.shard_index import ShardIndex, ShardRow
 from impasto.data.sharding.shard_store import Arrays, LocalShardFiles, ShardFiles, tensors_of
 from impasto.data.sharding.stored_shards import StoredShardFiles
 from impasto.errors import DatasetError, StorageError
@@ -54,7 +54,7 @@ class Shards:
     def __init__(self, folder: Path, columns: tuple[str, ...], what: str) -> None:
         self.folder, self._columns, self._what = folder, columns, what
         self._files: ShardFiles = (
-            StoredShardFiles(folder, columns, lambda words: self.note(words))
+            StoredShardFiles(folder, columns, lambda message: self.note(message))
             if is_remote(folder)
             else LocalShardFiles(folder, columns)
         )
@@ -93,9 +93,9 @@ class Shards:
 
     def contains(self, keys: Sequence[str]) -> list[bool]:
         """Whether each of some keys is there; copies of what is are not given up from now on."""
-        places = self._index.find(keys)
-        self._files.expect({place[0] for place in places if place})
-        return [place is not None for place in places]
+        shard_rows = self._index.find(keys)
+        self._files.expect({at[0] for at in shard_rows if at})
+        return [at is not None for at in shard_rows]
 
     def has_all(self, keys: np.ndarray) -> bool:
         """As `contains`, whether all are: [keys, 16] bytes of hex digits, zeros for no key."""
@@ -116,28 +116,28 @@ class Shards:
             KeyError: A key is not there.
             DatasetError: A row is not what was written; its shard is removed.
         """
-        places = self._index.places_of(keys)
-        apart = self._read_apart(places)
-        for shard, row in places:
+        shard_rows = self._index.rows_of(keys)
+        apart = self._read_apart(shard_rows)
+        for shard, row in shard_rows:
             if (shard, row) not in apart and not self._is_unchanged(shard, row):
                 self._drop_copy(shard)
-                apart |= self._read_apart([place for place in places if place[0] == shard])
-        if not apart and len({shard for shard, _ in places}) == 1:
-            rows = [row for _, row in places]
-            return tuple(column[rows] for column in self._shard(places[0][0]))
-        found = [apart.get(place) or self._row(*place) for place in places]
+                apart |= self._read_apart([at for at in shard_rows if at[0] == shard])
+        if not apart and len({shard for shard, _ in shard_rows}) == 1:
+            rows = [row for _, row in shard_rows]
+            return tuple(column[rows] for column in self._shard(shard_rows[0][0]))
+        found = [apart.get(at) or self._row(*at) for at in shard_rows]
         return tuple(np.stack([arrays[n] for arrays in found]) for n in range(len(self._columns)))
 
     def _row(self, shard: str, row: int) -> tuple[np.ndarray, ...]:
         return tuple(column[row] for column in self._shard(shard))
 
-    def _read_apart(self, places: Sequence[Place]) -> dict[Place, tuple[np.ndarray, ...]]:
+    def _read_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, tuple[np.ndarray, ...]]:
         """The rows that come from an object store without their shards, each as it was written.
 
         Raises:
             DatasetError: A row is not what was written, also when it is read again.
         """
-        return self._apart.read([place for place in places if place[0] not in self._open])
+        return self._apart.read([at for at in shard_rows if at[0] not in self._open])
 
     def _drop_copy(self, shard: str) -> None:
         """Do without a copy that is not what was written, as by a failing disk.
@@ -159,7 +159,7 @@ class Shards:
         here = self._files.here
         with storage_errors.reported(here):
             here.mkdir(parents=True, exist_ok=True)
-        patience = locks.LockWaiter(lambda words: self.note(words), f"writing to {self.folder}")
+        patience = locks.LockWaiter(lambda text: self.note(text), f"writing to {self.folder}")
         with locks.FolderLock(self.folder, f"writing to the {self._what}", patience):
             self.refresh()
             new = [row for row, is_there in enumerate(self.contains(keys)) if not is_there]
@@ -233,8 +233,8 @@ class Shards:
         for index in self.indices():
             shard, stored = self._name_of(index), self._files.described(index)
             keys = stored.keys if stored is not None else []
-            places = zip(keys, self._index.find(keys), strict=True)
-            entries = [(key, place[1]) for key, place in places if place and place[0] == shard]
+            shard_rows = zip(keys, self._index.find(keys), strict=True)
+            entries = [(key, at[1]) for key, at in shard_rows if at and at[0] == shard]
             kept = [(key, row) for key, row in entries if key in wanted]
             before = self._files.size(index)
             if index not in self._seen or (len(kept) == len(entries) and entries):
@@ -245,13 +245,13 @@ class Shards:
             freed = before
             if kept:
                 label = shard.split("-")[1]
-                parts = zip(*(rows[row] for _, row in kept), strict=True)
-                columns = [np.stack(part) for part in parts]
+                columns_of_rows = zip(*(rows[row] for _, row in kept), strict=True)
+                columns = [np.stack(column) for column in columns_of_rows]
                 tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
                 self._write(label, [key for key, _ in kept], tensors)
                 self.remove(index)
-                place = self._index.places_of([kept[0][0]])[0]
-                freed -= self._files.size(self._index_of(place[0]))
+                shard_row = self._index.rows_of([kept[0][0]])[0]
+                freed -= self._files.size(self._index_of(shard_row[0]))
             else:
                 self.remove(index)
             yield len(entries) - len(kept), freed

@@ -27,7 +27,7 @@ from impasto import files
 from impasto.data.sharding.shard_columns import HEADER_BYTES, StoredColumn, columns_of
 from impasto.data.sharding.shard_fetching import ShardFetcher
 from impasto.data.sharding.shard_files import StoredIndex, read_index
-from impasto.data.sharding.shard_index import Place
+from impasto.data.sharding.shard_index import ShardRow
 from impasto.data.sharding.shard_store import (
     Arrays,
     Describe,
@@ -98,8 +98,8 @@ class StoredShardFiles:
     def _fetch_keys(self, indices: Sequence[Path]) -> None:
         """Copy files with keys, many at a time; a copy that is there is replaced."""
         for start in range(0, len(indices), _AT_ONCE):
-            part = indices[start : start + _AT_ONCE]
-            for index, content in zip(part, objects.read_all(part), strict=True):
+            portion = indices[start : start + _AT_ONCE]
+            for index, content in zip(portion, objects.read_all(portion), strict=True):
                 if isinstance(content, FileNotFoundError):  # it was removed a moment ago
                     continue
                 with reported(index):
@@ -164,8 +164,10 @@ class StoredShardFiles:
                 keys.write_text(json.dumps(describe(content)) + "\n", encoding="utf-8")
             index = self._folder / f"{_with_hash(name, content)}.json"
             with reported(index):
-                for file, place in ((tensors, tensors_of(index)), (keys, index)):
-                    self._listed[place] = self._written[place] = objects.upload(file, place)
+                for file, location in ((tensors, tensors_of(index)), (keys, index)):
+                    self._listed[location] = self._written[location] = objects.upload(
+                        file, location
+                    )
             self._keep(tensors, self._copy_of(tensors_of(index)))
             self._keep(keys, self._copy_of(index))
         self._fetcher.forget(self._name_of(index))
@@ -223,7 +225,7 @@ class StoredShardFiles:
             self._copy_of(tensors_of(index)).unlink(missing_ok=True)
         return True
 
-    def rows_apart(self, places: Sequence[Place]) -> dict[Place, Arrays]:
+    def rows_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
         """The rows of shards that are not copied yet, read by their ranges of bytes.
 
         Raises:
@@ -231,10 +233,10 @@ class StoredShardFiles:
             OSError: One is gone, or came cut short.
             StorageError: The store cannot be used.
         """
-        sizes = {shard: self._said(self._tensors(shard)).size for shard, _ in places}
+        sizes = {shard: self._said(self._tensors(shard)).size for shard, _ in shard_rows}
         self._keep_expected()
         is_here = self._fetcher.are_here(sizes)
-        apart = [place for place in dict.fromkeys(places) if not is_here[place[0]]]
+        apart = [shard_row for shard_row in dict.fromkeys(shard_rows) if not is_here[shard_row[0]]]
         if not apart:
             return {}
         self._read_headers(list(dict.fromkeys(shard for shard, _ in apart)))
@@ -243,10 +245,10 @@ class StoredShardFiles:
             for column in self._headers[shard]:
                 begin = column.begin + row * column.row_bytes
                 ranges.append((self._tensors(shard), begin, begin + column.row_bytes))
-        parts = iter(objects.read_ranges(ranges))
+        pieces = iter(objects.read_ranges(ranges))
         return {
-            place: tuple(column.row(next(parts)) for column in self._headers[place[0]])
-            for place in apart
+            shard_row: tuple(column.row(next(pieces)) for column in self._headers[shard_row[0]])
+            for shard_row in apart
         }
 
     def _keep_expected(self) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from impasto import files, temporary_names
 from impasto.data.folders.beside import SidecarLookup
 from impasto.data.folders.listing import CAPTION, TAGS
-from impasto.data.folders.mask_folders import mask_places
+from impasto.data.folders.mask_folders import usual_mask_folders
 from impasto.data.folders.masks import mask_file
 from impasto.data.pixels.cuts import (
     bucket_of,
@@ -87,7 +87,7 @@ def masks_folder(data: Sequence[Path], dataset: Path, text: str) -> Path | None:
             `.masks` in it, which no scan takes for images.
     """
     given = text.strip()
-    wanted = [dataset / given] if given else [*mask_places(dataset)]
+    wanted = [dataset / given] if given else [*usual_mask_folders(dataset)]
     for one_of in wanted:
         folder = Path(os.path.normpath(one_of))  # links are followed after it, not in its middle
         try:

@@ -31,7 +31,7 @@ def encodes_while_training(config: RunConfig) -> bool:
 def changes_captions(config: RunConfig) -> bool:
     """Whether some captions are not always the same."""
     subsets = [subset for entry in config.dataset.entries for subset in entry.subsets]
-    varied = any(build_caption_rules(subset).changes_words for subset in subsets)
+    varied = any(build_caption_rules(subset).changes_captions for subset in subsets)
     return varied or build_templates(config) is not None
 
 

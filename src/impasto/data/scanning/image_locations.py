@@ -28,8 +28,8 @@ from impasto.progress import Progress
 from impasto.remote_paths import absolute, is_remote
 
 
-def list_place(
-    place: Path,
+def list_location(
+    location: Path,
     subset: Subset,
     sidecars: Sidecars,
     columns: Columns,
@@ -42,7 +42,7 @@ def list_place(
     """The images of a place, and what of it is not used.
 
     Args:
-        place: A folder, or a tar or table, or several by wildcards.
+        location: A folder, or a tar or table, or several by wildcards.
         subset: How the images are used.
         sidecars: The endings of the files with the words.
         columns: The columns of tables.
@@ -56,8 +56,8 @@ def list_place(
         StorageError: The place is in an object store that cannot be used.
     """
     with no_cycle_collection():
-        found, unused = _list_files(place, subset, sidecars, recursive=recursive)
-    containers = _containers_of(place, found, recursive=recursive)
+        found, unused = _list_files(location, subset, sidecars, recursive=recursive)
+    containers = _containers_of(location, found, recursive=recursive)
     if containers is None:
         return found, unused
     from impasto.data.containers.container_listing import (
@@ -108,16 +108,16 @@ def require_folder(folder: Path) -> None:
         )
 
 
-def require_images(place: Path) -> None:
+def require_images(location: Path) -> None:
     """Make sure that a folder of images, or a tar or table of them, is there.
 
     Raises:
         DatasetError: It is missing, or something else.
     """
-    if not is_named(place):
-        require_folder(place)
-    elif not is_remote(place) and not place.parent.is_dir():
-        raise DatasetError(f"{place} is in a folder that is not there. Check its path.")
+    if not is_named(location):
+        require_folder(location)
+    elif not is_remote(location) and not location.parent.is_dir():
+        raise DatasetError(f"{location} is in a folder that is not there. Check its path.")
 
 
 def _same(folder: Path | None) -> str:
