@@ -293,7 +293,9 @@ def test_the_masked_loss_takes_the_masks_of_a_dataset_configuration(tmp_path):
     line = [f"--dataset_config={masks_config(tmp_path)}", *NEEDED[:2]]
     flags = parse_flags(SDXL_TRAIN, [*line, "--masked_loss"])
     (subset,) = (
-        build_run_config(translate(SDXL_TRAIN, flags).tree, source="test").dataset.parts[0].subsets
+        build_run_config(translate(SDXL_TRAIN, flags).tree, source="test")
+        .dataset.entries[0]
+        .subsets
     )
     assert (subset.mask_dir, subset.num_repeats) == (Path("a_mask"), 8)
     for script in SCRIPTS:  # sd-scripts takes the key without the flag for a mistake

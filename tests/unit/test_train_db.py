@@ -89,7 +89,7 @@ def test_folders_of_the_class_are_weighed(tmp_path):
         (tmp_path / name).mkdir(parents=True)
     folders = [f"--train_data_dir={tmp_path / 'train'}", f"--reg_data_dir={tmp_path / 'reg'}"]
     found = settings(*folders, "--prior_loss_weight=0.5")
-    (dataset,) = build_run_config(found.tree, source="test").dataset.parts
+    (dataset,) = build_run_config(found.tree, source="test").dataset.entries
     assert dataset.prior_loss_weight == 0.5
     assert [(s.num_repeats, s.class_tokens, s.is_reg) for s in dataset.subsets] == [
         (10, "sks frog", False), (1, "animal", True),
@@ -108,7 +108,7 @@ def test_the_weight_goes_with_a_dataset_configuration(tmp_path):
     )
     needed = [*NEEDED[:2], f"--dataset_config={file}", "--seed=1"]
     found = settings("--prior_loss_weight=0.5", needed=needed)
-    (dataset,) = build_run_config(found.tree, source="test").dataset.parts
+    (dataset,) = build_run_config(found.tree, source="test").dataset.entries
     assert dataset.prior_loss_weight == 0.5
 
 
@@ -120,7 +120,7 @@ def test_the_file_of_a_form_is_taken(tmp_path):
     config = build_settings(flags, translate(TRAIN_DB, flags).tree, source="test")
     assert (config.method.train_text_encoder, config.method.text_encoder_until_step) == (True, 3)
     assert (config.method.text_encoder_lr, config.optimizer.kind) == (1e-6, "adamw8bit")
-    assert config.dataset.parts[0].subsets[0].caption_extension == ".txt"
+    assert config.dataset.entries[0].subsets[0].caption_extension == ".txt"
     assert [line.partition(" in ")[0] for line in told] == ["epoch", "noise_offset_type"]
 
 
