@@ -126,7 +126,7 @@ def is_container(name: str) -> bool:
 
 
 def is_named(path: Path) -> bool:
-    """Whether a place names such files themselves, by their ending or by wildcards.
+    """Whether a path names such files themselves, by their ending or by wildcards.
 
     A folder is none of them, whatever it is called.
     """

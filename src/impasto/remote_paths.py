@@ -1,4 +1,4 @@
-"""How places in an object store are written: as URLs outside, as paths inside.
+"""How locations in an object store are written: as URLs outside, as paths inside.
 
 `s3://bucket/cats` is the path whose first part is `s3:`, so that names below it, parents and
 endings are found as of any other path. Nothing is opened here: `impasto.storage` does that. What
@@ -27,17 +27,17 @@ _OTHER = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:[/\\]")
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
-    """Whether a path is a place in an object store."""
+    """Whether a path is a location in an object store."""
     return _BEGIN.match(os.fspath(path)) is not None
 
 
 def scheme_of(path: Path) -> str:
-    """The scheme of a place in an object store, such as `s3`."""
+    """The scheme of a location in an object store, such as `s3`."""
     return path.parts[0].rstrip("/\\").removesuffix(":")
 
 
 def key_of(path: Path) -> str:
-    """A place in an object store without its scheme: the bucket, and the key in it."""
+    """A location in an object store without its scheme: the bucket, and the key in it."""
     return "/".join(path.parts[1:])
 
 
@@ -58,7 +58,7 @@ def absolute(path: Path) -> Path:
 
 
 def location_fault(path: Path) -> str:
-    """What is wrong with a path as a place of data; empty where nothing is.
+    """What is wrong with a path as a location of data; empty where nothing is.
 
     Keys and passwords in a URL would be written into settings, reports and models.
     """

@@ -86,7 +86,7 @@ class RemoveTag:
 @final
 @dataclass(frozen=True)
 class ReplaceTag:
-    """Writes one tag for another; where both are in a line, the first place is kept."""
+    """Writes one tag for another; where both are in a line, the first position is kept."""
 
     tag: str
     by: str
@@ -122,7 +122,7 @@ class MoveTag:
     at: str
 
     def apply(self, texts: Sequence[str], separator: str) -> list[str]:
-        """The texts with the tag in its new place."""
+        """The texts with the tag in its new position."""
 
         def moved(tags: list[str]) -> list[str]:
             if self.tag not in tags:

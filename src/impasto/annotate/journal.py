@@ -47,7 +47,7 @@ class Journal:
     """The notes of one command; at most one command at a time writes words of a dataset.
 
     Args:
-        place: The dataset; a folder of notes stands for the one that it is in.
+        folders: The dataset; a folder of notes stands for the one that it is in.
         command: What the command does, as canonical text; an unfinished one of the same text is
             continued.
     """

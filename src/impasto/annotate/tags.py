@@ -60,7 +60,7 @@ class TagTable:
 
     @cached_property
     def members(self) -> dict[str, np.ndarray]:
-        """Category -> places of its tags in `names`."""
+        """Category -> indices of its tags in `names`."""
         found = np.asarray(self.categories)
         there = dict.fromkeys(self.categories)  # a set's order differs from process to process
         return {category: np.flatnonzero(found == category) for category in there}

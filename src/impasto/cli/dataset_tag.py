@@ -162,7 +162,7 @@ def load_tagger(
     *,
     on_gpu: bool = True,
 ) -> Tagger:
-    """Load a tagger by its name or place, downloaded if it is not here yet.
+    """Load a tagger by its name or path, downloaded if it is not here yet.
 
     Args:
         model: A short name, a Hub id, or the folder or file of a tagger.

@@ -23,7 +23,7 @@ class Prompts:
     """What is drawn, for any model.
 
     Attributes:
-        texts: The prompts, each with the place of the image whose caption it is.
+        texts: The prompts, each with the index of the image whose caption it is.
         made: The prompts for a size, each once.
         count: Images of each.
         apart: How far the seeds of two images of one prompt are apart: as many as there are
@@ -130,7 +130,7 @@ def _prompt(text: str, number: int, options: dict[str, Any], size: tuple[int, in
 
 
 def _captions(images: RealImages) -> list[tuple[str, int]]:
-    """Captions with the places of their images.
+    """Captions with the indices of their images.
 
     Raises:
         DatasetError: There are none.

@@ -1,4 +1,4 @@
-"""Settings that name where data is: a path, or the URL of a place in an object store."""
+"""Settings that name where data is: a path, or the URL of a location in an object store."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ WrittenLocation = Annotated[Path, AfterValidator(_checked), AfterValidator(_writ
 """A path, or a URL that data is written to."""
 
 LOCATIONS = frozenset({"image_dir", "metadata_file", "cache_dir", "output_dir", "path", "vae"})
-"""The settings that are places; every other path is one of this machine."""
+"""The settings that are locations; every other path is one of this machine."""
 
 
 def remote_fault(name: str, value: object) -> str:

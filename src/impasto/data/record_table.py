@@ -104,7 +104,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
             yield from self._make_all(start, min(len(self), start + _AT_ONCE))
 
     def select(self, indices: Ints | Bools) -> RecordTable:
-        """The records at these places, or where these are true."""
+        """The records at these indices, or where these are true."""
         chosen: np.ndarray = np.flatnonzero(indices) if indices.dtype == np.bool_ else indices
         rows = chosen if self.rows is None else self.rows[chosen]
         numbers = {name: column[chosen] for name, column in self.numbers.items()}
@@ -152,7 +152,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return self.per_use(lambda use: use.subset.dataset).astype(np.int32)
 
     def text(self, name: str, start: int = 0, stop: int | None = None) -> list[str]:
-        """A column of texts between two places, as strings."""
+        """A column of texts between two indices, as strings."""
         stop = len(self) if stop is None else stop
         column = self.texts.column(name)
         if self.rows is None:
@@ -210,7 +210,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return np.fromiter(found, np.bool_, len(self))
 
     def path_firsts(self) -> Ints:
-        """[images]: the place of the first image that has the path of each."""
+        """[images]: the index of the first image that has the path of each."""
         if self.is_distinct:
             return np.arange(len(self))
         if len(self) < FEW:

@@ -48,7 +48,7 @@ def group_copies(
     near: bool,
     engine: Engine = LOCAL,
 ) -> np.ndarray:
-    """[images]: the place of an image, the same for those that are copies of one another.
+    """[images]: the index of an image, the same for those that are copies of one another.
 
     What only looks the same after it was mirrored or cropped is no copy here.
 
@@ -99,7 +99,7 @@ def group_byte_copies(
     progress: Progress,
     engine: Engine = LOCAL,
 ) -> np.ndarray:
-    """[images]: the place of an image, the same for those whose files are equal byte for byte.
+    """[images]: the index of an image, the same for those whose files are equal byte for byte.
 
     A file that cannot be read is like no other. Only files of equal size are read.
 

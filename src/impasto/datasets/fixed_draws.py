@@ -38,8 +38,8 @@ class NoiseDraws:
 
         Timesteps are stratified: of an image's draws one is in each of as many equal parts of the
         schedule, so the loss varies within a part alone, by as much less as there are more of them.
-        The images' places within the parts are taken as independent, and so is their noise; where
-        all have the same timesteps, more images make what these leave no smaller.
+        The positions of images within the parts are taken as independent, and so is their noise;
+        where all have the same timesteps, more images make what these leave no smaller.
         """
         number = max(1, images)
         strata = number if self.are_spread else 1

@@ -115,7 +115,7 @@ def kernel_estimate(
         y: [M, D] features of real images.
         draws: [R, P] how often each prompt was drawn.
         draws_y: [R, M] how often each real image was.
-        linked: [P] the place in `y` of the image whose caption a prompt is, or None; nothing at all
+        linked: [P] the index in `y` of the image whose caption a prompt is, or None; nothing at all
             where no prompt is a caption.
     """
     prompts = len(np.unique(groups))

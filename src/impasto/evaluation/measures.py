@@ -64,7 +64,7 @@ class Material:
         training: The training images; None where they are not known.
         is_shared: Whether a real image is among them, or among those of a run.
         prompts: [P] texts.
-        linked: [P] the place in `real` of the image whose caption a prompt is; None for a prompt
+        linked: [P] the index in `real` of the image whose caption a prompt is; None for a prompt
             that is no caption of theirs.
         per_prompt: How many images each prompt has. Images come prompt by prompt.
         networks: What looks at images.
@@ -230,7 +230,7 @@ def similarity_to(
     Args:
         unit: [N, D] features of samples, of length 1.
         real: [M, D] those of real images.
-        links: [N] the place of that image in `real`.
+        links: [N] the index of that image in `real`.
     """
     return [
         None if link is None else float(sample @ real[link])

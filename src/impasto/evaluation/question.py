@@ -37,7 +37,7 @@ class Question:
         images: The real images.
         training: The training images; None where they are not known. Where they are the same as
             `images`, it is the same object.
-        prompts: What is drawn, with the place of the image in `images` whose caption it is.
+        prompts: What is drawn, with the index of the image in `images` whose caption it is.
         per_prompt: Images of each prompt.
         prompts_of: The prompts of a model, with seeds and sizes: `per_prompt` for each of
             `prompts`, one prompt after the other.

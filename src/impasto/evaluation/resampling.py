@@ -149,7 +149,7 @@ def draw_real(count: int, linked: Sequence[int | None], draws: np.ndarray, seed:
 
     Args:
         count: How many real images there are.
-        linked: [P] the place of the image whose caption a prompt is, or None.
+        linked: [P] the index of the image whose caption a prompt is, or None.
         draws: [R, P] how often each prompt was drawn.
         seed: Of the draws of the others.
     """

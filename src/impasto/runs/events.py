@@ -124,7 +124,7 @@ class EventLog:
 
 
 def read_events(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The events from a place in the file on, each with the place after it.
+    """The events from a position in the file on, each with the position after it.
 
     A line that is still being written is left for the next time.
 

@@ -20,7 +20,7 @@ def size_of(file: Path) -> int:
 def read_lines(
     file: Path, offset: int = 0, holding: bytes = b""
 ) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """The objects from a place in the file on, each with the place after it.
+    """The objects from a position in the file on, each with the position after it.
 
     Damaged lines are skipped, and one that is still being written is left for the next time.
 

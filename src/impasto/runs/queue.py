@@ -107,7 +107,7 @@ class Queue:
             return self._disk.appear(with_output(text, output), again)
 
     def move(self, number: int, to: Direction, other: int | None = None) -> None:
-        """Change the place of a job in the order of the queue.
+        """Change the position of a job in the order of the queue.
 
         Args:
             number: The job.

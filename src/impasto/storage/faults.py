@@ -47,7 +47,7 @@ _MOST_CAUSES = 8
 
 @contextlib.contextmanager
 def told(location: Path) -> Iterator[None]:
-    """Turn what goes wrong with a place into an error that says what and why.
+    """Turn what goes wrong with a location into an error that says what and why.
 
     Raises:
         OSError: One object is missing, or came cut short.

@@ -26,7 +26,7 @@ class ObjectFile:
     """A seekable file, read only: the beginning is there, and the rest comes when it is read.
 
     Args:
-        place: The object.
+        location: The object.
         beginning: Its first `HEADER_BYTES`, or all of it where it is shorter.
         read_all: Reads all of it, where it is a part of the object; None reads the object.
     """

@@ -1,4 +1,4 @@
-"""Reads and writes objects of a store by their places, through fsspec.
+"""Reads and writes objects of a store by their locations, through fsspec.
 
 The filesystem objects of fsspec are made in each process, so nothing of them goes into a process
 that is forked or spawned. Listings are never remembered: another machine may have written since.
@@ -339,7 +339,7 @@ def _stored(info: Mapping[str, Any]) -> Stored:
 
 
 def filesystem_of(location: Path) -> Any:
-    """The filesystem of fsspec for a place, of this process."""
+    """The filesystem of fsspec for a location, of this process."""
     name = (os.getpid(), scheme_of(location))
     with _MAKING:
         if name not in _MADE:

@@ -33,7 +33,7 @@ class RangedFile(io.RawIOBase):
     """Bytes that a function reads by ranges as a file, read only, with the last range in memory.
 
     Args:
-        read_range: Reads the bytes from the first place to the one before the second. It may give
+        read_range: Reads the bytes from the first index to the one before the second. It may give
             fewer, as a raw file may, but at least one; else it raises an error.
         size: How many bytes there are.
         ahead: How many bytes are read at least.

@@ -60,7 +60,7 @@ def numbers_of(record: Mapping[str, Any]) -> dict[str, float]:
 
 
 def read_records(file: Path, offset: int = 0) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Lines of metrics from a place in the file on, each with the place after it."""
+    """Lines of metrics from a position in the file on, each with the position after it."""
     return ((position, line) for position, line in read_lines(file, offset) if _is_record(line))
 
 

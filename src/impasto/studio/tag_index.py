@@ -30,7 +30,7 @@ class TagIndex:
         return sorted(self._rows, key=lambda tag: -len(self._rows[tag]))[:most]
 
     def rows(self, tags: Iterable[str]) -> Sequence[int]:
-        """The places in the list of the images that have all of some tags, in any letter case.
+        """The rows in the list of the images that have all of some tags, in any letter case.
 
         Args:
             tags: At least one.

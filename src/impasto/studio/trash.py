@@ -150,7 +150,7 @@ def deleted_at(path: Path) -> DeletedModel:
 
 
 def restore(model: DeletedModel) -> Path:
-    """Move a deleted model back to where it was; return that place.
+    """Move a deleted model back to where it was; return that path.
 
     Raises:
         ModelError: Something else has that name by now, which is never replaced; or it is no

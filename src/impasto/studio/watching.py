@@ -46,8 +46,8 @@ class RunWatch:
 
     Args:
         run: The run.
-        place: What has been shown already, as `place` was then; what came after it is new. Without
-            one, or with one that is none, whatever is there has been shown.
+        position: What has been shown already, as `position` was then; what came after it is
+            new. Without one, or with one that is none, whatever is there has been shown.
     """
 
     def __init__(self, run: RunDirectory, position: str = "") -> None:

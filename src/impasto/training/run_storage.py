@@ -31,7 +31,7 @@ class RunStorage:
 
     Args:
         stack: Keeps the run for this process, and sends the rest of it to its store when it closes.
-        place: The URL of the run as a path, or None for a run on this machine.
+        location: The URL of the run as a path, or None for a run on this machine.
         progress: Shows what is fetched and sent.
         is_new: Whether the run is a new one, not one that is resumed.
     """
@@ -57,7 +57,7 @@ class RunStorage:
             ) from error
 
     def attach(self, run: RunDirectory) -> RunDirectory:
-        """The run directory with its place in the store, if it has one."""
+        """The run directory with its location in the store, if it has one."""
         return run if self._in_store is None else self._in_store.attach(run)
 
     def start_sending(self) -> None:

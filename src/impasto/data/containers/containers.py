@@ -1,7 +1,7 @@
-"""Which files of a place hold many images each: tars, Parquet and Arrow tables.
+"""Which files of a location hold many images each: tars, Parquet and Arrow tables.
 
-A place is one such file, a name with wildcards, or a folder: of shards as webdataset has them, one
-that `datasets.save_to_disk` wrote, or a copy of a dataset of the Hugging Face Hub. Nothing is
+A location is one such file, a name with wildcards, or a folder: of shards as webdataset has them,
+one that `datasets.save_to_disk` wrote, or a copy of a dataset of the Hugging Face Hub. Nothing is
 opened here but the `state.json` of the first.
 
 Sources: huggingface/datasets, `src/datasets/arrow_dataset.py`, save_to_disk (`state.json` names
@@ -67,13 +67,13 @@ class Container(NamedTuple):
 
 @dataclass
 class Containers:
-    """The files of a place that hold its images.
+    """The files of a location that hold its images.
 
     Attributes:
         ending: That of all of them.
         files: The files, in the order of their paths.
         faults: Files that should be there and cannot be used.
-        unused: Files of the place that are not used, with what to do.
+        unused: Files of the location that are not used, with what to do.
     """
 
     ending: str
@@ -88,7 +88,7 @@ class Containers:
 
 
 def named_containers(location: Path) -> Containers:
-    """The file that a place is, or those that it stands for by wildcards.
+    """The file that a location is, or those that it stands for by wildcards.
 
     Raises:
         DatasetError: There is none, or those there are differ in kind.
@@ -153,7 +153,7 @@ def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
 
 
 def holds_containers(location: Path, *, recursive: bool = True, masks: Path | None = None) -> bool:
-    """Whether the images of a place of this machine are in tars or tables, as a scan finds it.
+    """Whether the images of a location of this machine are in tars or tables, as a scan finds it.
 
     The look ends at the first image that is a file of its own and can be looked at.
 

@@ -48,11 +48,11 @@ class FoundTable:
         return column
 
     def item(self, index: int) -> FoundImage:
-        """One image file as an object, by its place in the order of records."""
+        """One image file as an object, by its index in the order of records."""
         return next(self.items_at(np.array([index])))
 
     def items_at(self, indices: npt.NDArray[np.int64]) -> Iterator[FoundImage]:
-        """Some files as objects, by their places in the order of records."""
+        """Some files as objects, by their indices in the order of records."""
         for start in range(0, len(indices), _AT_ONCE):
             portion = indices[start : start + _AT_ONCE]
             columns = (texts_at(column, portion) for column in self.texts.itercolumns())

@@ -207,7 +207,7 @@ def _spread(images: SmallInts, rooms: list[int], rng: np.random.Generator) -> In
     """Put each image's showings into as many batches as there are, by the room left in them.
 
     Returns:
-        The places of the showings in `images`, batch after batch.
+        The indices of the showings in `images`, batch after batch.
     """
     _, firsts, codes = np.unique(images, return_index=True, return_inverse=True)
     in_order = np.argsort(np.argsort(firsts))[codes]  # images by their first showing

@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class MicroBatch:
-    """Images that go through the U-Net together, and their places in the step.
+    """Images that go through the U-Net together, and their positions in the step.
 
     `is_padding` marks a stand-in for a process that the last step of an epoch leaves without
     images: it computes, with weight zero, because the processes have to stay in step.

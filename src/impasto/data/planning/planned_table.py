@@ -59,7 +59,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
             yield PlannedImage(record, *known[code])
 
     def select(self, rows: np.ndarray) -> PlannedTable:
-        """The images at these places, or where these are true."""
+        """The images at these rows, or where these are true."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)
         return PlannedTable(self.records.select(rows), self.shapes, self.codes[rows])

@@ -1,4 +1,4 @@
-"""Lists the images of a place, whether they are files of a folder or inside tars or tables."""
+"""Lists the images of a location, whether they are files of a folder or inside tars or tables."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def list_location(
     *,
     recursive: bool,
 ) -> tuple[FoundTable, list[Unused]]:
-    """The images of a place, and what of it is not used.
+    """The images of a location, and what of it is not used.
 
     Args:
         location: A folder, or a tar or table, or several by wildcards.
@@ -53,7 +53,7 @@ def list_location(
 
     Raises:
         DatasetError: Names stand for no file, or for files of several kinds.
-        StorageError: The place is in an object store that cannot be used.
+        StorageError: The location is in an object store that cannot be used.
     """
     with no_cycle_collection():
         found, unused = _list_files(location, subset, sidecars, recursive=recursive)
@@ -72,7 +72,7 @@ def list_location(
 def _list_files(
     folder: Path, subset: Subset, sidecars: Sidecars, *, recursive: bool
 ) -> tuple[FoundTable, list[Unused]]:
-    """The image files of a folder; none where the place names tars or tables."""
+    """The image files of a folder; none where the location names tars or tables."""
     if is_named(folder):
         return found_of([]), []
     masks = subset.masks.folder if subset.masks else None
@@ -83,7 +83,7 @@ def _list_files(
 
 
 def _containers_of(folder: Path, found: FoundTable, *, recursive: bool) -> Containers | None:
-    """The tars or tables with the images of a place; None where images are plain files.
+    """The tars or tables with the images of a location; None where images are plain files.
 
     A folder with image files is one of image files, whatever else is in it.
     """

@@ -33,7 +33,7 @@ def look_up(
 
     Args:
         metadata: It.
-        image_dir: The place that its names are relative to; None means the folder it is in.
+        image_dir: The location that its names are relative to; None means the folder it is in.
         columns: The columns of tables.
         index: A file to keep results in between scans; None keeps nothing.
         progress: Where to show how far it is.
@@ -43,7 +43,7 @@ def look_up(
         What found them, then as `_named_images`.
 
     Raises:
-        DatasetError: The place names no tar or table.
+        DatasetError: The location names no tar or table.
         StorageError: It is in an object store that cannot be used.
     """
     location = image_dir or metadata.file.parent

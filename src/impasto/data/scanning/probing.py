@@ -127,7 +127,7 @@ class ScanIndex:
     def _probe(
         self, found: FoundTable, fresh: np.ndarray, progress: Progress, engine: Engine
     ) -> tuple[list[pa.Table], set[int]]:
-        """Open the files at some places; those whose faults may pass are named, and not kept."""
+        """Open the files at some indices; those whose faults may pass are named, and not kept."""
         passing: set[int] = set()
         read: list[tuple[Any, ...]] = []
         appender = Appender(self._table)
@@ -202,7 +202,7 @@ def split_usable(
 def _cuts(
     found: FoundTable, width: np.ndarray, height: np.ndarray, skipped: dict[int, SkippedFile]
 ) -> dict[int, Cut]:
-    """The crops of their own that images have, by place; what is wrong with one skips its image."""
+    """The crops of their own that images have, by index; what is wrong with one skips its image."""
     cuts = {}
     for index in np.flatnonzero(found.has("crop")).tolist():
         if index in skipped:

@@ -29,7 +29,7 @@ class StoredColumn:
     Attributes:
         dtype: Its type.
         shape: That of all rows.
-        begin: The place of its first byte in the file.
+        begin: The offset of its first byte in the file.
     """
 
     dtype: np.dtype[np.generic]

@@ -39,7 +39,7 @@ class ShardFetcher:
     Args:
         fetch: Copies a shard.
         note: Is told, once, why not all are copied.
-        place: What the folder of shards is called in that.
+        name: What the folder of shards is called in that.
     """
 
     def __init__(self, fetch: Fetch, note: Callable[[str], None], name: str) -> None:

@@ -48,7 +48,7 @@ ShardRow = tuple[str, int]
 
 
 class ShardIndex:
-    """The places of keys.
+    """The shards and rows of keys.
 
     Args:
         folder: Where the copy is kept.
@@ -82,7 +82,7 @@ class ShardIndex:
         return len(self._recent) + self._mapped.entries
 
     def find(self, keys: Sequence[str]) -> list[ShardRow | None]:
-        """The place of each key; None where there is none."""
+        """The shard and row of each key; None where there is none."""
         found = [self._recent.get(key) for key in keys]
         if self._mapped.entries and None in found:
             missing = [n for n, shard_row in enumerate(found) if shard_row is None]
@@ -92,7 +92,7 @@ class ShardIndex:
         return found
 
     def rows_of(self, keys: Sequence[str]) -> list[ShardRow]:
-        """The places of keys that have to be there.
+        """The shards and rows of keys that have to be there.
 
         Raises:
             KeyError: One is not.
@@ -236,7 +236,7 @@ class _Mapped:
             self.entries -= int(self._starts[number + 1] - self._starts[number])
 
     def find(self, keys: Sequence[str]) -> list[ShardRow | None]:
-        """The places of keys."""
+        """The shards and rows of keys."""
         halves = [halves_of(key) for key in keys]
         highs = np.array([high for high, _ in halves], dtype=np.uint64)
         starts = np.searchsorted(self._high, highs).tolist()

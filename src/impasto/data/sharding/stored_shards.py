@@ -307,7 +307,7 @@ class StoredShardFiles:
         return self._listed.get(file, _NOTHING)
 
     def _copy_of(self, file: Path) -> Path:
-        """The place of an object's copy: its version is in the name, so an old one is not found."""
+        """The path of an object's copy: its version is in the name, so an old one is not found."""
         below = file.relative_to(self._folder)
         return self.here / below.parent / f"{self._said(file).identity:016x}.{below.name}"
 

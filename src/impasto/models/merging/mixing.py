@@ -101,7 +101,7 @@ def letter_of(number: int) -> str:
     """What formulas call a model: A to Z, then A2 to Z2 and so on.
 
     Args:
-        number: Its place among all, from 0.
+        number: Its index among all, from 0.
     """
     again, index = divmod(number, len(string.ascii_uppercase))
     return string.ascii_uppercase[index] + (str(again + 1) if again else "")

@@ -36,7 +36,7 @@ def reading_folder(location: Path) -> Path:
 
 
 def location_of(path: Path) -> Path | None:
-    """The place in a store that a run belongs in; None of a run that is on a disk.
+    """The location in a store that a run belongs in; None of a run that is on a disk.
 
     Args:
         path: A URL, or a folder, which may be the working folder of a run in a store.

@@ -27,7 +27,7 @@ class Mirror:
 
     Args:
         folder: The working folder.
-        place: The run in the store.
+        location: The run in the store.
         make_sender: Makes what sends, given whether to stop.
         note: Is told once when the store fails, and once when it answers again.
         pauses_s: As `PAUSES_S`, which it is if not given.

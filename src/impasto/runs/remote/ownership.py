@@ -128,7 +128,7 @@ class Ownership:
     """This process's turn at writing a run; signs of life go out while it is entered.
 
     Args:
-        place: The run.
+        location: The run.
         asks: Is told before a turn is asked for: the one before, if any, the number of the new one,
             and the random text in its file.
 

@@ -31,7 +31,7 @@ class RunInStore:
     on, and a note says what was not sent.
 
     Args:
-        place: The run.
+        location: The run.
         progress: Is told.
         is_new: Whether the run begins; else it goes on, and is fetched.
 
@@ -49,7 +49,7 @@ class RunInStore:
         """Take the run, and fetch it where it goes on.
 
         Raises:
-            ConfigError: The place cannot be written.
+            ConfigError: The location cannot be written.
             OSError: An object came only in part.
             RunError: There is a run already, or none to go on with; or another process has it.
             StorageError: The store cannot be used.
@@ -83,7 +83,7 @@ class RunInStore:
         record.write()
 
     def attach(self, run: RunDirectory) -> RunDirectory:
-        """The run directory with the place where it belongs."""
+        """The run directory with the location where it belongs."""
         return replace(
             run,
             location=self._location,
@@ -137,7 +137,7 @@ def require_location(location: Path) -> None:
 
 
 def require_free(location: Path) -> None:
-    """Make sure that a new run can have a place, and its folder on this machine.
+    """Make sure that a new run can have a location, and its folder on this machine.
 
     Raises:
         RunError: Something is there, another process has it, or an earlier run was not sent.

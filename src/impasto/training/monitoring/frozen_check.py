@@ -19,7 +19,7 @@ class FrozenCheck:
     """Remembers some tensors of each module.
 
     Args:
-        parts: What learns.
+        modules: What learns.
         frozen: What must not, by name.
     """
 

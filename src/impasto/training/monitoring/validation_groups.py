@@ -30,7 +30,7 @@ class ImageGroup:
     Attributes:
         by: What they have in common: `tag`, `dataset` or `subset`.
         name: Which tag, dataset or subset.
-        indices: Their places among the held-out images.
+        indices: Their indices among the held-out images.
     """
 
     by: str
