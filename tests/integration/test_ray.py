@@ -23,6 +23,7 @@ from impasto.data.engines.ray_cluster import import_ray
 from impasto.data.engines.ray_engine import RayEngine
 from impasto.data.engines.stages import Failure, chunks
 from impasto.data.inspecting.likeness import PerceptualHashes
+from impasto.data.pixels import content_hashes
 from impasto.data.pixels.content_hashes import ContentHashes
 from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
@@ -119,7 +120,8 @@ def test_keys_and_bytes_are_those_of_this_machine_alone_also_after_a_kill(ray_he
     assert len(expected[1]) >= 8  # shards and indices, of latents and masks
 
 
-def test_images_inside_tars_and_tables_are_prepared_alike(ray_here, tmp_path):
+def test_images_inside_tars_and_tables_are_prepared_alike(ray_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(content_hashes, "FIRST_FILES", 2)  # hashed in several portions
     folder = draw_images(tmp_path / "pictures", 5)
     for kind, pack in PACKED.items():
         place, found = pack(folder, tmp_path / kind), []
