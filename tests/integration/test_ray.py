@@ -21,6 +21,7 @@ from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.engines.engine import LOCAL
 from impasto.data.engines.ray_cluster import import_ray
 from impasto.data.engines.ray_engine import RayEngine
+from impasto.data.engines.ray_inside import LIMITS_EVERY_S, LOOKS_EVERY_S
 from impasto.data.engines.stages import Failure, chunks
 from impasto.data.inspecting.likeness import PerceptualHashes
 from impasto.data.pixels import content_hashes
@@ -63,6 +64,14 @@ def test_results_come_in_the_order_of_the_items(ray_here):
     found = ray_here.executor(Square()).run(chunks(range(12), 5))
     assert [pair for batch in found for pair in batch] == squares(range(12))
     assert list(ray_here.executor(Square()).run([])) == []
+
+
+def test_workers_get_their_next_tasks_soon(ray_here):
+    """This version of Ray has the values inside of it that are set."""
+    from ray.data._internal.execution import resource_manager, streaming_executor_state
+
+    assert streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S == LOOKS_EVERY_S
+    assert resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == LIMITS_EVERY_S
 
 
 @pytest.mark.slow
