@@ -29,7 +29,7 @@ LATENTS, HASHES_FILE = "latents", "content-hashes.json"
 _STORED_AT_ONCE = 32  # objects that are read at a time: each answer takes its time to come
 _VERSION, _FORMER = [3], [2]
 _READERS, _FILES_AT_ONCE = 4, 4
-FIRST_BYTES, FIRST_FILES = 1 << 27, 1 << 9
+FIRST_BYTES, FIRST_FILES = 1 << 28, 1 << 11
 """What is hashed before the first look at what others have: so many bytes, or so many files."""
 
 _SCHEMA = pa.schema(
