@@ -21,8 +21,10 @@ from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.engines.engine import LOCAL
 from impasto.data.engines.ray_cluster import import_ray
 from impasto.data.engines.ray_engine import RayEngine
+from impasto.data.engines.ray_inside import LIMITS_EVERY_S, LOOKS_EVERY_S
 from impasto.data.engines.stages import Failure, chunks
 from impasto.data.inspecting.likeness import PerceptualHashes
+from impasto.data.pixels import content_hashes
 from impasto.data.pixels.content_hashes import ContentHashes
 from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
@@ -62,6 +64,14 @@ def test_results_come_in_the_order_of_the_items(ray_here):
     found = ray_here.executor(Square()).run(chunks(range(12), 5))
     assert [pair for batch in found for pair in batch] == squares(range(12))
     assert list(ray_here.executor(Square()).run([])) == []
+
+
+def test_workers_get_their_next_tasks_soon(ray_here):
+    """This version of Ray has the values inside of it that are set."""
+    from ray.data._internal.execution import resource_manager, streaming_executor_state
+
+    assert streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S == LOOKS_EVERY_S
+    assert resource_manager.ResourceManager.GLOBAL_LIMITS_UPDATE_INTERVAL_S == LIMITS_EVERY_S
 
 
 @pytest.mark.slow
@@ -119,7 +129,8 @@ def test_keys_and_bytes_are_those_of_this_machine_alone_also_after_a_kill(ray_he
     assert len(expected[1]) >= 8  # shards and indices, of latents and masks
 
 
-def test_images_inside_tars_and_tables_are_prepared_alike(ray_here, tmp_path):
+def test_images_inside_tars_and_tables_are_prepared_alike(ray_here, tmp_path, monkeypatch):
+    monkeypatch.setattr(content_hashes, "FIRST_FILES", 2)  # hashed in several portions
     folder = draw_images(tmp_path / "pictures", 5)
     for kind, pack in PACKED.items():
         place, found = pack(folder, tmp_path / kind), []

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import draw_images
 from object_store import refusing
 from process_groups import in_threads
@@ -21,11 +22,18 @@ from impasto import progress
 from impasto.data.caching import filling, stored_claims, unclaimed
 from impasto.data.caching.encoding_claims import Taken, packed, unpacked
 from impasto.data.caching.filling import cache_latents
-from impasto.data.caching.folder_claims import FolderClaims, keys_file, read_keys, write_keys
+from impasto.data.caching.folder_claims import (
+    FolderClaims,
+    keys_file,
+    read_keys,
+    read_written,
+    write_keys,
+)
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.stored_claims import StoredClaims
 from impasto.data.engines.process_group import AFTERWARDS, CacheShare, SingleProcess
 from impasto.data.pixels.content_hashes import stamp_of
+from impasto.data.records import Size
 from impasto.errors import DatasetError, RunError, StorageError
 from impasto.owners import ProcessIdentity
 from impasto.progress import SilentProgress
@@ -126,7 +134,7 @@ def claims_of(place):
         numbers = map(str, stored_claims.numbers_in(place / "claims"))
         taken = Taken(frozenset(), frozenset(), tuple(numbers))
         return StoredClaims(place).living(taken)
-    return list((place / "claims").iterdir())
+    return [file for file in (place / "claims").iterdir() if file.suffix != ".written"]
 
 
 def test_two_programs_encode_each_image_once(cached_in, folder, other, on_waiting):
@@ -157,6 +165,67 @@ def test_what_was_finished_a_moment_ago_is_not_encoded_again(cached_in, folder, 
     monkeypatch.setattr(StoredClaims, "_read", late(StoredClaims._read))
     plan, count, cache = filled(cached_in, folder)
     assert (len(plan.keys), count, plan.encoded, len(cache)) == (9, 0, 0, 9)
+
+
+@pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
+def test_a_disk_that_lists_late_lets_nothing_be_encoded_twice(cached_in, folder, other, on_waiting):
+    """The claim has ended, and the other machine does not see the new shards in its listing."""
+    encoder, future = other(folder)
+    on_waiting(lambda: (encoder.go.set(), future.result()))
+    late = LatentCache(cached_in)
+    late._moments._files.indices = list
+    counting = CountingEncoder()
+    plan = cache_latents(plan_of(folder).images, late, counting.encoder)
+    assert list(plan.keys) == list(future.result().keys)
+    assert (len(plan.keys), plan.encoded, counting.count) == (9, 0, 0)
+
+
+@pytest.mark.parametrize("cached_in", ["folder"], indirect=True)
+@pytest.mark.parametrize(
+    "damage", [b"", b"[1]", b"[[1], 2]", b'[["../../shard-1x1-00", "shard-1x1-00"], []]']
+)
+def test_names_of_shards_that_are_damaged_cost_encoding_again(
+    cached_in, folder, other, on_waiting, damage
+):
+    encoder, future = other(folder)
+
+    def damaged():
+        encoder.go.set()
+        future.result()
+        for file in (cached_in / "claims").glob("*.written"):
+            file.write_bytes(damage)
+
+    on_waiting(damaged)
+    late = LatentCache(cached_in)
+    late._moments._files.indices = list
+    counting = CountingEncoder()
+    plan = cache_latents(plan_of(folder).images, late, counting.encoder)
+    assert (len(plan.keys), counting.count) == (9, 9)
+
+
+def test_the_processes_of_a_run_say_together_what_they_have_written(folder, tmp_path):
+    place = tmp_path / "latents"
+    in_threads(2, lambda group: filled(place, folder, share=CacheShare(group, (0, 1))))
+    (file,) = (place / "claims").iterdir()
+    latents, masks = read_written(file)
+    assert sorted(latents) == sorted(shard.stem for shard in place.glob("shard-*.json"))
+    assert len(latents) > 1
+    assert masks == []
+    os.utime(file, (0, 0))
+    (folder / "000.png").unlink()
+    draw_images(folder, 10)
+    filled(place, folder)
+    (left,) = (place / "claims").iterdir()
+    assert left != file  # an hour later it is removed
+
+
+def test_masks_are_taken_in_by_name_too(tmp_path):
+    own, other = LatentCache(tmp_path), LatentCache(tmp_path)
+    other.write_masks(Size(64, 64), ["0" * 32], torch.zeros(1, 1, 8, 8, dtype=torch.uint8))
+    assert not own.has_mask("0" * 32)
+    own.take_in(*other.take_written())
+    assert own.has_mask("0" * 32)
+    assert other.take_written() == ([], [])
 
 
 def test_other_images_are_not_waited_for(cached_in, folder, other, tmp_path, on_waiting):

@@ -18,10 +18,21 @@ from impasto.cli.main import impasto
 from impasto.config.load import build_dataset_config
 from impasto.config.run import RunConfig
 from impasto.data.caching.order_encoding import stage_of
-from impasto.data.engines import ray_cluster, ray_folder
+from impasto.data.engines import ray_cluster, ray_folder, ray_inside
 from impasto.data.engines.engine import LOCAL
-from impasto.data.engines.ray_work import ALONE, OPENINGS, TOGETHER, Attempts, Ground, Notebook
-from impasto.data.engines.stages import Failure
+from impasto.data.engines.ray_work import (
+    ALONE,
+    ITEMS,
+    MADE,
+    OPENINGS,
+    TOGETHER,
+    Attempts,
+    Ground,
+    Notebook,
+    rows_of,
+    run_stage,
+)
+from impasto.data.engines.stages import Failure, LocalExecutor
 from impasto.data.scanning.scan import scan_folder
 from impasto.datasets import build, engines
 from impasto.demo.recipe import TAGGER
@@ -172,7 +183,7 @@ class Workers:
         self.deadly, self.ended, self.worked = deadly, 0, []
         notebook = Notebook()
         self.notebook = notebook
-        self.attempts = Attempts(notebook.begin, notebook.end, 0)
+        self.attempts = Attempts(notebook, 0)
 
     def run(self, batch, number=0):
         def work(part):
@@ -213,6 +224,52 @@ def test_a_batch_that_is_repeated_for_another_is_no_suspect():
         assert workers.run([1, 2]) == [10, 20]
     assert workers.notebook.repeated() == 0
     assert OPENINGS >= 1
+
+
+@pytest.mark.parametrize("batches", [[[3, 4]], [[1, 2], [3, 4], [5, 6]]])
+def test_an_item_of_several_batches_ends_no_more_workers_than_of_one(batches):
+    """The first attempt counts for all batches of a task at once, the others for each."""
+    notebook, ended, worked = Notebook(), [], []
+
+    class Stage:
+        def __call__(self, batch):
+            worked.append(list(batch))
+            if 3 in batch:
+                ended.append(batch)
+                raise Ended
+            return [item * 10 for item in batch]
+
+    rows = rows_of(range(len(batches)), **{ITEMS: batches})
+    for _ in range(20):
+        try:
+            made = list(run_stage(rows, Stage(), Ground(), Attempts(notebook, 0), keep=False))
+            break
+        except Ended:
+            continue
+    found = {
+        item: outcome
+        for block, batch in zip(made, batches, strict=True)
+        for item, outcome in zip(batch, block[MADE][0].value, strict=True)
+    }
+    assert isinstance(found.pop(3), Failure)
+    assert found == {item: item * 10 for batch in batches for item in batch if item != 3}
+    assert len(ended) == TOGETHER + ALONE
+    assert all(batch in ([3, 4], [3], [4]) or batch in batches for batch in worked)
+    assert not notebook._open
+
+
+def test_what_is_set_inside_of_a_library_is_set_back():
+    module = LocalExecutor.__module__
+    before = LocalExecutor.workers
+    with contextlib.suppress(ValueError), ray_inside._having(module, "LocalExecutor.workers", 7):
+        assert LocalExecutor.workers == 7
+        raise ValueError
+    assert LocalExecutor.workers == before
+    for path in ("LocalExecutor.nothing", "Nothing.workers", "nothing"):
+        with ray_inside._having(module, path, 7):
+            assert not hasattr(LocalExecutor, "nothing")
+    with ray_inside._having("impasto.nothing", "workers", 7):
+        pass
 
 
 def test_a_result_of_ray_that_is_missing_is_an_error():

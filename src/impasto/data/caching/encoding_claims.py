@@ -31,6 +31,9 @@ Keys = frozenset[bytes]
 
 NO_KEYS: Keys = frozenset()
 
+Written = tuple[list[str], list[str]]
+"""The names of shards of latents, and of masks."""
+
 
 @dataclass(frozen=True)
 class Taken:
@@ -40,11 +43,13 @@ class Taken:
         own: What it encodes.
         lacking: What is not in the cache: its own, and what others have claimed.
         rivals: The names of others' claims on what it lacks.
+        name: Of its own claim; empty where it has none.
     """
 
     own: Keys
     lacking: Keys
     rivals: tuple[str, ...] = ()
+    name: str = ""
 
     @classmethod
     def beside(cls, others: Mapping[str, Keys], lacking: Keys) -> Taken:
@@ -88,6 +93,16 @@ class EncodingClaims(Protocol):
         Raises:
             StorageError: The store cannot be used.
         """
+
+    def tell(self, taken: Taken, written: Written) -> None:
+        """Say what was written of what was claimed, before the claim ends: a disk may list late.
+
+        Raises:
+            StorageError: The disk is full.
+        """
+
+    def told(self, taken: Taken) -> Written:
+        """What those of the rivals have said whose claims have ended."""
 
     def of_others(self) -> Keys:
         """What other programs have claimed; for who has claimed nothing.

@@ -4,12 +4,17 @@ A claim (`data/caching/encoding_claims.py`) is a file of keys beside a presence 
 (`locks.SharedLock`), which its owner keeps fresh: `.in-use.NAME.lock` and `NAME.keys` in
 `<cache>/claims`. The presence is there before the keys and goes after them, so keys without a
 living owner count for nothing. Who claims something does so alone (`locks.FolderLock`).
+
+A network disk may still list the cache as it was before a claim ended. So the owner says in
+`NAME.written` which shards it has written, before its presence goes; who waited for it opens that
+file and those shards by their names, which such a disk looks up anew. The file stays an hour.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from impasto import files, locks, storage_errors, temporary_names
@@ -19,10 +24,16 @@ from impasto.data.caching.encoding_claims import (
     NO_KEYS,
     Keys,
     Taken,
+    Written,
     packed,
     unpacked,
 )
 from impasto.lock_file import STALE_S, LockHolder
+from impasto.parsing import parse_json
+
+WRITTEN_SUFFIX = ".written"
+WRITTEN_KEPT_S = 3600.0
+"""Seconds that the names of shards of an ended claim stay; no disk lists that late."""
 
 
 class FolderClaims:
@@ -64,6 +75,21 @@ class FolderClaims:
         there = self._alive()
         return [holder for presence, holder in there.items() if presence.name in taken.rivals]
 
+    def tell(self, taken: Taken, written: Written) -> None:
+        """Write the names of shards beside the keys; nothing where nothing was claimed."""
+        if taken.name and any(written):
+            files.write_json(written_file(self._folder / taken.name), written)
+
+    def told(self, taken: Taken) -> Written:
+        """What ended rivals have said; of others nothing is opened, or the disk would remember it.
+
+        Linux keeps for a while that a file of a network disk is missing.
+        """
+        there = {presence.name for presence in self._alive()}
+        ended = [rival for rival in taken.rivals if rival not in there]
+        told = [read_written(written_file(self._folder / rival)) for rival in ended]
+        return [n for latents, _ in told for n in latents], [n for _, masks in told for n in masks]
+
     def of_others(self) -> Keys:
         """What stands in the keys of all whose presence files are fresh."""
         return NO_KEYS.union(*(read_keys(keys_file(file)) for file in self._alive()))
@@ -79,6 +105,7 @@ class FolderClaims:
         with locks.FolderLock(self._folder, "claiming images to encode", on_busy):
             others = self._others(own)  # read first: who ends a claim has written before
             taken = Taken.beside({place.name: keys for place, keys in others.items()}, lacking())
+            taken = replace(taken, name=own.name)
             if taken.own:
                 write_keys(keys_file(own), taken.own)
         return taken
@@ -94,13 +121,26 @@ class FolderClaims:
                 if file not in named:
                     with contextlib.suppress(OSError):  # its owner may be ending just now
                         file.unlink()
+            now = own.stat().st_mtime  # of the disk's clock
+            for file in self._folder.glob(f"*{WRITTEN_SUFFIX}"):
+                with contextlib.suppress(OSError):
+                    if now - file.stat().st_mtime > WRITTEN_KEPT_S:
+                        file.unlink()
         return {presence: read_keys(keys_file(presence)) for presence in sorted(living)}
 
 
 def keys_file(presence: Path) -> Path:
     """The file with the keys of a claim, by the presence file of its owner."""
-    name = presence.name.removeprefix(".in-use.").removesuffix(".lock")
-    return presence.with_name(f"{name}{KEYS_SUFFIX}")
+    return presence.with_name(f"{_name_of(presence)}{KEYS_SUFFIX}")
+
+
+def written_file(presence: Path) -> Path:
+    """The file with the names of the shards of a claim, by the presence file of its owner."""
+    return presence.with_name(f"{_name_of(presence)}{WRITTEN_SUFFIX}")
+
+
+def _name_of(presence: Path) -> str:
+    return presence.name.removeprefix(".in-use.").removesuffix(".lock")
 
 
 def write_keys(file: Path, keys: Keys) -> None:
@@ -119,3 +159,12 @@ def read_keys(file: Path) -> Keys:
         return unpacked(file.read_bytes())
     except OSError:
         return NO_KEYS
+
+
+def read_written(file: Path) -> Written:
+    """The names of shards of latents and of masks; none where the file is missing or damaged."""
+    try:
+        latents, masks = parse_json(file.read_text(encoding="utf-8"))
+        return [str(name) for name in latents], [str(name) for name in masks]
+    except (OSError, ValueError, TypeError):
+        return [], []

@@ -129,6 +129,15 @@ class LatentCache:
         self._moments.refresh()
         self._masks.refresh()
 
+    def take_written(self) -> tuple[list[str], list[str]]:
+        """The names of the shards written here since this was last asked for: latents, masks."""
+        return self._moments.take_written(), self._masks.take_written()
+
+    def take_in(self, latents: Collection[str], masks: Collection[str]) -> None:
+        """Take in shards by the names that another process has from `take_written`."""
+        self._moments.take_in(latents)
+        self._masks.take_in(masks)
+
     def reopen(self) -> None:
         """Open the cache anew, with the index of keys that another process has kept mapped."""
         note = self._moments.note

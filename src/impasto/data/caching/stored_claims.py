@@ -29,7 +29,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from impasto import storage_errors
-from impasto.data.caching.encoding_claims import CLAIMS, NO_KEYS, Keys, Taken, packed, unpacked
+from impasto.data.caching.encoding_claims import (
+    CLAIMS,
+    NO_KEYS,
+    Keys,
+    Taken,
+    Written,
+    packed,
+    unpacked,
+)
 from impasto.errors import StorageError
 from impasto.lock_file import HEARTBEAT_S, STALE_S, LockHolder
 from impasto.owners import current_process, parse_process_token
@@ -93,6 +101,13 @@ class StoredClaims:
         numbers = [int(rival) for rival in taken.rivals]
         living = self._alive(self._read(numbers, with_keys=False))
         return [claim.holder for claim in living.values()]
+
+    def tell(self, taken: Taken, written: Written) -> None:
+        """Nothing: listings of a store show what was put before them."""
+
+    def told(self, taken: Taken) -> Written:  # noqa: ARG002 - as of a folder
+        """Nothing, as nobody says anything."""
+        return [], []
 
     def of_others(self) -> Keys:
         """What stands in the claims of all numbers that have not ended."""

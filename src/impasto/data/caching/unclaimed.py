@@ -7,6 +7,7 @@ says what is theirs.
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from impasto.data.engines.process_group import CacheShare
 from impasto.data.records import PlannedImage
 from impasto.errors import StorageError
 from impasto.lock_file import STALE_S, LockHolder
+from impasto.parsing import parse_json
 from impasto.progress import Progress, counted, slow_stage
 from impasto.remote_paths import is_remote, shown
 
@@ -100,17 +102,27 @@ class Unclaimed:
                 now = ordered(planned, keys, own)
                 remade |= carry_out(now) if now else set()
                 self.failures.join(begin, self.share)  # after it, all have written what they made
+                self._tell(claims, taken)
             orders += now
             left = lacking & ~own
             for place in np.flatnonzero(left.any(axis=1)).tolist():
                 left[place] &= planned[place].record.path not in self.failures.paths
             if self.share.is_first and left.any():
                 self._wait(claims, taken, keys, left)
+                self.cache.take_in(*claims.told(taken))
         return orders, remade
 
     def _claims(self) -> EncodingClaims:
         folder = self.cache.folder
         return StoredClaims(folder) if is_remote(folder) else FolderClaims(folder)
+
+    def _tell(self, claims: EncodingClaims, taken: Taken) -> None:
+        """Say what those that share the cache have written of what was claimed for them."""
+        told = self.share.group.gather(json.dumps(self.cache.take_written()))
+        if self.share.is_first:
+            written = [parse_json(told[rank]) for rank in self.share.members]
+            latents, masks = ([name for own in written for name in own[kind]] for kind in (0, 1))
+            claims.tell(taken, (latents, masks))
 
     @contextlib.contextmanager
     def _claimed(

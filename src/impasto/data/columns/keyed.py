@@ -40,26 +40,51 @@ class KeyedTable:
 
     def look_up(self, keys: Collection[str]) -> dict[str, tuple[Any, ...]]:
         """The values of those of some keys that are known, without the key."""
+        self._take_in_written()
+        wanted = set(keys)
+        found = {row[0]: row[1:] for row in self._appender.waiting if row[0] in wanted}
+        return self._values(self._rows, wanted - found.keys()) | found
+
+    def look_up_new(self, keys: Collection[str]) -> dict[str, tuple[Any, ...]]:
+        """Take in what other programs have appended since the last look, and look keys up in it.
+
+        Only what is new is read, so that one may look every few seconds.
+
+        Raises:
+            StorageError: The table is in an object store that cannot be used.
+        """
+        self._take_in_written()
+        new = self._table.appended_since()
+        if new is None:
+            self.refresh()
+            return self.look_up(keys)
+        self._rows = pa.concat_tables([*new, self._rows])
+        return self._values(pa.concat_tables(new), set(keys)) if new else {}
+
+    def _take_in_written(self) -> None:
         recent = self._appender.take_written()
         if recent:
             self._rows = pa.concat_tables([*recent[::-1], self._rows])
-        wanted = set(keys)
-        found = {row[0]: row[1:] for row in self._appender.waiting if row[0] in wanted}
-        left = wanted - found.keys()
-        for key, *values in zip(*map(list_of, self._picked(left).itercolumns()), strict=True):
+
+    def _values(self, table: pa.Table, keys: Collection[str]) -> dict[str, tuple[Any, ...]]:
+        """The values of those of some keys that are in a table, without the key."""
+        found: dict[str, tuple[Any, ...]] = {}
+        for key, *values in zip(
+            *map(list_of, self._picked(table, keys).itercolumns()), strict=True
+        ):
             found.setdefault(key, tuple(values))
         return found
 
-    def _picked(self, keys: Collection[str]) -> pa.Table:
+    def _picked(self, table: pa.Table, keys: Collection[str]) -> pa.Table:
         """The rows of some keys, perhaps several of a key; of other rows only the key is read."""
-        column = self._rows.column(self._key)
+        column = table.column(self._key)
         if len(column) < FEW:
             rows = [row for row, key in enumerate(texts_of(column)) if key in keys]
-            return take_rows(self._rows, np.array(rows, dtype=np.int64))
+            return take_rows(table, np.array(rows, dtype=np.int64))
         import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
 
         mask = pc.is_in(column, value_set=text_column(list(keys)))
-        return self._rows if pc.all(mask).as_py() else self._rows.filter(mask)
+        return table if pc.all(mask).as_py() else table.filter(mask)
 
     def refresh(self) -> None:
         """Take in what other processes have written since the table was opened."""
@@ -90,8 +115,7 @@ class KeyedTable:
             StorageError: It could not be written.
         """
         self.flush()
-        recent = self._appender.take_written()
-        self._rows = pa.concat_tables([*recent[::-1], self._rows])
+        self._take_in_written()
         if self._has_grown and self._table.is_untidy(len(self._rows), self._different()):
             self._tidy()
 

@@ -120,6 +120,32 @@ class TableFolder:
         """The newest whole segment, with what `rewrite` was told about it in its metadata."""
         return next(iter(self._open_all()), None)
 
+    def appended_since(self) -> list[pa.Table] | None:
+        """What other programs have appended since this was last read, the newest first.
+
+        None where a segment was put in the place of others meanwhile: `read` then finds less.
+
+        Raises:
+            StorageError: The folder is in an object store that cannot be used.
+        """
+        found: dict[str, pa.Table | None] = {}
+        for file in segments_in(self.folder):
+            if file.name in self._known or file.name in self._replaced:
+                continue
+            try:
+                table = found[file.name] = self._own(open_segment(file))
+            except OSError:  # another time
+                continue
+            if table is not None and replaced_by(table, file.name):
+                return None
+        self._known = sorted([*self._known, *found])
+        tables = (found[name] for name in sorted(found, reverse=True))
+        return [
+            table.replace_schema_metadata(self.schema.metadata)
+            for table in tables
+            if table is not None
+        ]
+
     def append(self, rows: pa.Table) -> str | None:
         """Add rows as a segment, durably; returns its name, None within `files.dry_run`.
 

@@ -6,7 +6,6 @@ Ray is imported when it is needed, and never otherwise.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import logging
 import os
 import socket
@@ -22,6 +21,7 @@ import psutil
 from impasto import files, storage_errors
 from impasto.data.engines import ray_tokens
 from impasto.data.engines.ray_folder import ray_folder
+from impasto.data.engines.ray_inside import looking_often, printing_nothing
 from impasto.data.engines.ray_work import Ground, said_of_node
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import missing_extra
@@ -34,7 +34,6 @@ _ANSWER_SECONDS = 10.0
 _JOIN_SECONDS, _INTERRUPTED_SECONDS = 60.0, 30.0
 _WATCH_SECONDS, _MISSED = 5.0, 3
 _PATH = "PYTHONPATH"
-_PRINTS = "print_to_stdstream"
 _CHECK_SECONDS = 120.0
 _STORE_BYTES = 2 << 30
 _QUIET = {
@@ -86,7 +85,8 @@ def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -
         return
     named = address or os.environ.get(ADDRESS) or None
     with contextlib.ExitStack() as after:
-        after.enter_context(_printing_nothing())
+        after.enter_context(printing_nothing())
+        after.enter_context(looking_often())
         keeper = _Keeper(ray, note)
         if named is None:
             _start(keeper, after)
@@ -188,24 +188,6 @@ def _answers(address: str) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:200] or type(error).__name__
-
-
-@contextlib.contextmanager
-def _printing_nothing() -> Iterator[None]:
-    """Keep Ray from printing each worker that ends: on stdout, where programs read our JSON.
-
-    It has no switch for that. What matters is raised, or told at the end.
-    """
-    worker = importlib.import_module("ray._private.worker")
-    before = getattr(worker, _PRINTS, None)
-    if before is None:
-        yield
-        return
-    setattr(worker, _PRINTS, lambda *_, **__: None)
-    try:
-        yield
-    finally:
-        setattr(worker, _PRINTS, before)
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from impasto.data.engines.ray_work import (
     Attempts,
     Box,
     Ground,
+    Key,
     ModelWorker,
     Notebook,
     run_stage,
@@ -58,25 +59,28 @@ class _Running:
     notebook: Any
 
     def attempts(self, run: int) -> Attempts:
-        return Attempts(_Ask(self.notebook), _Tell(self.notebook), run)
+        return Attempts(_Far(self.notebook), run)
 
 
 @dataclass(frozen=True)
-class _Ask:
+class _Far:
+    """The notebook in its actor, as workers use it."""
+
     notebook: Any
 
-    def __call__(self, key: tuple[Any, ...], ended: tuple[Any, ...] | None) -> int:
+    def begin(self, key: Key) -> int:
         import ray
 
-        return int(ray.get(self.notebook.begin.remote(key, ended)))
+        return int(ray.get(self.notebook.begin.remote(key)))
 
+    def begin_all(self, keys: Sequence[Key]) -> bool:
+        import ray
 
-@dataclass(frozen=True)
-class _Tell:
-    notebook: Any
+        return bool(ray.get(self.notebook.begin_all.remote(keys)))
 
-    def __call__(self, key: tuple[Any, ...]) -> None:
-        self.notebook.end.remote(key)
+    def end(self, *keys: Key) -> None:
+        """Does not wait."""
+        self.notebook.end.remote(*keys)
 
 
 class RayEngine:

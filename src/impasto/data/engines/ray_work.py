@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -123,32 +123,49 @@ def said_of_node(name: str, fault: str) -> str:
     )
 
 
+Key = tuple[Any, ...]
+"""What work is known by: its run, the number of a batch, and perhaps the place of an item."""
+
+
+class Counts(Protocol):
+    """A `Notebook`, here or in another process."""
+
+    def begin(self, key: Key) -> int: ...  # noqa: D102
+    def begin_all(self, keys: Sequence[Key]) -> bool: ...  # noqa: D102
+    def end(self, *keys: Key) -> None: ...  # noqa: D102
+
+
 class Notebook:
     """Counts attempts, in a process that no stage runs in."""
 
     def __init__(self) -> None:
-        self._open: Counter[tuple[Any, ...]] = Counter()
+        self._open: Counter[Key] = Counter()
         self._again = 0
 
-    def begin(self, key: tuple[Any, ...], ended: tuple[Any, ...] | None = None) -> int:
-        """Note that work begins, and perhaps that other work is done.
+    def begin(self, key: Key) -> int:
+        """Note that work begins; returns how often it began since it was last done.
 
-        Returns:
-            How often this work began since it was last done; more than once means that workers
-            ended meanwhile.
+        More than once means that workers ended meanwhile.
         """
-        self.end(ended)
         self._open[key] += 1
         self._again += self._open[key] > 1
         return self._open[key]
+
+    def begin_all(self, keys: Sequence[Key]) -> bool:
+        """Note that all of some work begins, unless some of it began before and is not done."""
+        if any(key in self._open for key in keys):
+            return False
+        for key in keys:
+            self.begin(key)
+        return True
 
     def repeated(self) -> int:
         """How often work began again since its worker had ended."""
         return self._again
 
-    def end(self, key: tuple[Any, ...] | None) -> None:
+    def end(self, *keys: Key) -> None:
         """Note that work is done."""
-        if key is not None:
+        for key in keys:
             self._open.pop(key, None)
 
 
@@ -157,22 +174,33 @@ class Attempts:
     """The notebook as a worker uses it.
 
     Attributes:
-        begin: `Notebook.begin`, of the other process.
-        end: `Notebook.end`; does not wait.
+        notebook: Of the other process.
         run: Which run of a stage this is.
     """
 
-    begin: Callable[..., int]
-    end: Callable[..., None]
+    notebook: Counts
     run: int
 
-    def count(self, *key: Any, ended: tuple[Any, ...] | None = None) -> int:
+    def count(self, *key: Any) -> int:
         """Note that work begins; how often it has begun without an end."""
-        return self.begin((self.run, *key), None if ended is None else (self.run, *ended))
+        return self.notebook.begin((self.run, *key))
 
     def done(self, *key: Any) -> None:
         """Note that work is done."""
-        self.end((self.run, *key))
+        self.notebook.end((self.run, *key))
+
+    @contextlib.contextmanager
+    def together(self, numbers: Sequence[int]) -> Iterator[bool]:
+        """Note at once that batches begin, and that they are done; asking for each takes time.
+
+        Gives whether that is noted: not where a worker has ended with one of them, which is to be
+        found by counting each.
+        """
+        keys = [(self.run, number) for number in numbers]
+        is_noted = self.notebook.begin_all(keys)
+        yield is_noted
+        if is_noted:
+            self.notebook.end(*keys)
 
     def outcomes(
         self, number: int, size: int, work: Callable[[slice], list[Any]]
@@ -213,18 +241,22 @@ def run_stage(
         keep: Whether the items go on with what was made of them, to the next stage.
     """
     forget_stored()  # a worker outlives the scan that it was started for
-    for number, box in zip(rows[NUMBER].tolist(), rows[ITEMS], strict=True):
-        items = box.value
+    numbers = rows[NUMBER].tolist()
+    with attempts.together(numbers) as are_noted:
+        for number, box in zip(numbers, rows[ITEMS], strict=True):
+            items = box.value
 
-        def work(part: slice, items: Sequence[Any] = items) -> list[Any]:
-            return stage(items[part])
+            def work(part: slice, items: Sequence[Any] = items) -> list[Any]:
+                return stage(items[part])
 
-        try:
-            ground.require()
-            made: Any = attempts.outcomes(number, len(items), work)
-        except ImpastoError as error:
-            made = error
-        yield rows_of([number], **({ITEMS: [items]} if keep else {}), **{MADE: [made]})
+            try:
+                ground.require()
+                made: Any = (
+                    stage(items) if are_noted else attempts.outcomes(number, len(items), work)
+                )
+            except ImpastoError as error:
+                made = error
+            yield rows_of([number], **({ITEMS: [items]} if keep else {}), **{MADE: [made]})
 
 
 class ModelWorker:

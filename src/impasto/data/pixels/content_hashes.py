@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import stat
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from impasto import files
 from impasto.data.columns.keyed import KeyedTable
+from impasto.data.columns.portions import Portions
 from impasto.data.columns.tables import Former, rows_of
 from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.stages import Failure, chunks
@@ -27,6 +29,9 @@ LATENTS, HASHES_FILE = "latents", "content-hashes.json"
 _STORED_AT_ONCE = 32  # objects that are read at a time: each answer takes its time to come
 _VERSION, _FORMER = [3], [2]
 _READERS, _FILES_AT_ONCE = 4, 4
+FIRST_BYTES, FIRST_FILES = 1 << 28, 1 << 11
+"""What is hashed before the first look at what others have: so many bytes, or so many files."""
+
 _SCHEMA = pa.schema(
     [
         ("path", pa.large_string()),
@@ -62,7 +67,8 @@ class ContentHashes:
     ) -> dict[Path, str]:
         """Hash what is new, remember it, and return the hashes of all that can be read.
 
-        What was hashed is on disk within seconds, so that ending it loses no more than that.
+        What was hashed is on disk within seconds, so that ending it loses no more than that. What
+        another program hashes meanwhile is taken from it, portion by portion.
 
         Args:
             stamps: The files.
@@ -72,24 +78,47 @@ class ContentHashes:
             engine: Runs what is done.
         """
         found = self.known(stamps)
-        fresh = [path for path in stamps if path not in found]
-        progress = progress or SilentProgress()
-        keeps = True
-        at_once = _STORED_AT_ONCE if any(map(is_remote, fresh)) else _READERS
-        hashed = engine.executor(HashFiles(), usual=at_once).run(chunks(fresh, _FILES_AT_ONCE))
-        with progress.stage("Reading files", len(fresh), "files") as advance:
-            for outcomes in hashed:
-                for path, digest in outcomes:
-                    if not isinstance(digest, Failure):
-                        found[path] = digest
-                        keeps = keeps and self._add(path, stamps[path], digest)
-                advance(len(outcomes))
-        if fresh:
-            with contextlib.suppress(StorageError):  # forgetting costs reading the files again
-                self._known.flush()
+        fresh = {path: stamp for path, stamp in stamps.items() if path not in found}
+        found |= self._hashed(fresh, progress, engine)
         if fresh and tidy:
             self.tidy()
         return {path: found[path] for path in stamps if path in found}
+
+    def _hashed(
+        self, stamps: Mapping[Path, FileStamp], progress: Progress | None, engine: Engine
+    ) -> dict[Path, str]:
+        """Hash files that are not known, but for those that others hash meanwhile."""
+        fresh, found = list(stamps), dict[Path, str]()
+        place_of = {path: place for place, path in enumerate(fresh)}
+        portions = Portions([_cost(stamp) for stamp in stamps.values()])
+        at_once = _STORED_AT_ONCE if any(map(is_remote, fresh)) else _READERS
+        executor = engine.executor(HashFiles(), usual=at_once)
+        stage = (progress or SilentProgress()).stage("Reading files", len(fresh), "files")
+        keeps = True
+        with stage as advance:
+            while places := portions.take():
+                began = time.monotonic()
+                paths = [fresh[place] for place in places]
+                for outcomes in executor.run(chunks(paths, _FILES_AT_ONCE)):
+                    for path, digest in outcomes:
+                        if not isinstance(digest, Failure):
+                            found[path] = digest
+                            keeps = keeps and self._add(path, stamps[path], digest)
+                    advance(len(outcomes))
+                portions.took(time.monotonic() - began)
+                with contextlib.suppress(StorageError):  # forgetting costs reading the files again
+                    self._known.flush()
+                if not portions.is_done:
+                    theirs = self._new_of_others(stamps)
+                    advance(portions.leave_out([place_of[path] for path in theirs]))
+                    found |= theirs
+        return found
+
+    def _new_of_others(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
+        """What other programs have hashed since the last look, of files that have not changed."""
+        with contextlib.suppress(StorageError):  # a look that fails says nothing
+            return _unchanged(stamps, self._known.look_up_new([str(path) for path in stamps]))
+        return {}
 
     def refresh(self) -> None:
         """Take in what other processes have remembered meanwhile."""
@@ -102,13 +131,7 @@ class ContentHashes:
 
     def known(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
         """The hashes that are remembered of files that have not changed; none is read."""
-        known = self._known.look_up([str(path) for path in stamps])
-        found = {}
-        for path, stamp in stamps.items():
-            *was, digest = known.get(str(path), (-1, -1, b""))
-            if tuple(was) == (stamp.size_bytes, stamp.mtime_ns):
-                found[path] = digest.hex()
-        return found
+        return _unchanged(stamps, self._known.look_up([str(path) for path in stamps]))
 
     def _add(self, path: Path, stamp: FileStamp, digest: str) -> bool:
         """Remember a hash; False where that cannot be: then the files are read again."""
@@ -117,6 +140,23 @@ class ContentHashes:
         except StorageError:
             return False
         return True
+
+
+def _unchanged(
+    stamps: Mapping[Path, FileStamp], known: Mapping[str, tuple[Any, ...]]
+) -> dict[Path, str]:
+    """The hashes of files, from rows that belong to their stamps."""
+    found = {}
+    for path, stamp in stamps.items():
+        *was, digest = known.get(str(path), (-1, -1, b""))
+        if tuple(was) == (stamp.size_bytes, stamp.mtime_ns):
+            found[path] = digest.hex()
+    return found
+
+
+def _cost(stamp: FileStamp) -> float:
+    """What reading a file costs, in portions of the first size."""
+    return stamp.size_bytes / FIRST_BYTES + 1 / FIRST_FILES
 
 
 def _of_former(content: Any) -> pa.Table:

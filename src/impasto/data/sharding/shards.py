@@ -11,6 +11,7 @@ another process has written meanwhile, so each entry is there once and never cha
 
 from __future__ import annotations
 
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -22,14 +23,15 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from impasto import locks, storage_errors
+from impasto import locks, presence, storage_errors
 from impasto.data.sharding.rows_apart import RowsApart
+from impasto.data.sharding.shard_faults import changed_shard, fault_of, lost_shard, require_format
 from impasto.data.sharding.shard_files import BadShard, digest_of, sum_of_row
 from impasto.data.sharding.shard_index import ShardIndex, ShardRow
 from impasto.data.sharding.shard_store import Arrays, LocalShardFiles, ShardFiles, tensors_of
 from impasto.data.sharding.stored_shards import StoredShardFiles
-from impasto.errors import DatasetError, StorageError
-from impasto.remote_paths import is_remote, shown
+from impasto.errors import StorageError
+from impasto.remote_paths import is_remote
 
 FORMAT_VERSION = 1
 MAPPED_SHARDS = 4096
@@ -37,6 +39,8 @@ MAPPED_SHARDS = 4096
 (vm.max_map_count), and a shard takes up to two."""
 SHARDS_IN_A_FOLDER = 1000
 """Shards in one folder, at most: where there are more, they go into 256 folders below it."""
+
+_NAME = re.compile(r"(?:[0-9a-f]{2}/)?shard-[0-9a-zA-Z-]+")
 
 
 class Shards:
@@ -64,6 +68,7 @@ class Shards:
         self._apart = RowsApart(self._files, folder, what, self._index.sum_of)
         self._compared: dict[str, np.ndarray] = {}
         self._seen: set[Path] = set()
+        self._written: list[str] = []
         self.note: Callable[[str], None] = lambda _: None
         """Is told when writing has to wait, and when copies of shards find no room."""
         self.refresh()
@@ -82,6 +87,21 @@ class Shards:
         self._files.look_ahead(fresh)
         for index in fresh:
             self._add_index(index)
+
+    def take_in(self, names: Collection[str]) -> None:
+        """Take in shards by the names of `take_written`, as far as they are there.
+
+        Raises:
+            DatasetError: One was written by a newer version.
+        """
+        for index in (self._index_of(name) for name in names if _NAME.fullmatch(name)):
+            if index not in self._seen and presence.exists(index):
+                self._add_index(index)
+
+    def take_written(self) -> list[str]:
+        """The names of the shards that were written here since this was last asked for."""
+        written, self._written = self._written, []
+        return written
 
     def keep_index(self) -> None:
         """Have the next start read one file instead of one per shard, where there are many keys."""
@@ -186,19 +206,11 @@ class Shards:
         index = self._files.write(name, columns, described)
         self._compared.pop(name, None)
         self._add_index(index)
+        self._written.append(self._name_of(index))
 
     def check(self, index: Path) -> BadShard | None:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
-        tensors = tensors_of(index)
-        stored = self._files.described(index)
-        if stored is None:
-            return BadShard(index, "its index cannot be read", 0)
-        columns = self._files.verified(index, len(stored.keys), stored.sha256)
-        if isinstance(columns, str):
-            return BadShard(tensors, columns, len(stored.keys))
-        if not all(np.isfinite(column).all() for column in columns):
-            return BadShard(tensors, "holds NaN or infinite values", len(stored.keys))
-        return None
+        return fault_of(index, self._files)
 
     def indices(self) -> list[Path]:
         """The index files of all shards, readable or not."""
@@ -277,12 +289,7 @@ class Shards:
         stored = self._files.described(index)
         if stored is None:
             return  # without a readable index its entries are simply made again
-        if stored.version > FORMAT_VERSION:
-            raise DatasetError(
-                f"The {self._what} {self.folder} was written by a newer Impasto (format "
-                f"{stored.version}; this one reads up to {FORMAT_VERSION}). Update Impasto or "
-                f"delete the folder."
-            )
+        require_format(stored.version, FORMAT_VERSION, self.folder, self._what)
         if self._files.is_whole(index, len(stored.keys)):
             self._index.add(self._name_of(index), stored.keys, stored.sums, stamp)
 
@@ -313,10 +320,7 @@ class Shards:
         except StorageError as error:
             cause = storage_errors.cause_of(error)
             then = f"It could not be removed ({cause}); delete it, and start again."
-        raise DatasetError(
-            f"{shown(tensors_of(index))} of the {self._what} has changed since it was "
-            f"written, as by a failing disk. {then}"
-        )
+        raise changed_shard(tensors_of(index), self._what, then)
 
     def _index_of(self, name: str) -> Path:
         return self.folder / f"{name}.json"
@@ -343,7 +347,4 @@ class Shards:
         try:
             return self._files.map(index)
         except (SafetensorError, OSError) as error:
-            raise DatasetError(
-                f"{shown(tensors_of(index))} of the {self._what} was removed or damaged while it "
-                f"was in use ({error}). What it held is encoded anew when it is needed."
-            ) from error
+            raise lost_shard(tensors_of(index), self._what, error) from error
