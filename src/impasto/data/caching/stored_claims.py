@@ -103,10 +103,10 @@ class StoredClaims:
         return [claim.holder for claim in living.values()]
 
     def tell(self, taken: Taken, written: Written) -> None:
-        """Nothing: listings of a store show what was put before them."""
+        """Say nothing: listings of a store show what was put before them."""
 
     def told(self, taken: Taken) -> Written:  # noqa: ARG002 - as of a folder
-        """Nothing, as nobody says anything."""
+        """Return no names: nobody writes any into a store."""
         return [], []
 
     def of_others(self) -> Keys:

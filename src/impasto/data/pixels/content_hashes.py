@@ -89,16 +89,16 @@ class ContentHashes:
     ) -> dict[Path, str]:
         """Hash files that are not known, but for those that others hash meanwhile."""
         fresh, found = list(stamps), dict[Path, str]()
-        place_of = {path: place for place, path in enumerate(fresh)}
+        index_of = {path: index for index, path in enumerate(fresh)}
         portions = Portions([_cost(stamp) for stamp in stamps.values()])
         at_once = _STORED_AT_ONCE if any(map(is_remote, fresh)) else _READERS
         executor = engine.executor(HashFiles(), usual=at_once)
         stage = (progress or SilentProgress()).stage("Reading files", len(fresh), "files")
         keeps = True
         with stage as advance:
-            while places := portions.take():
+            while indices := portions.take():
                 began = time.monotonic()
-                paths = [fresh[place] for place in places]
+                paths = [fresh[index] for index in indices]
                 for outcomes in executor.run(chunks(paths, _FILES_AT_ONCE)):
                     for path, digest in outcomes:
                         if not isinstance(digest, Failure):
@@ -110,7 +110,7 @@ class ContentHashes:
                     self._known.flush()
                 if not portions.is_done:
                     theirs = self._new_of_others(stamps)
-                    advance(portions.leave_out([place_of[path] for path in theirs]))
+                    advance(portions.leave_out([index_of[path] for path in theirs]))
                     found |= theirs
         return found
 
