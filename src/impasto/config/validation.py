@@ -200,7 +200,7 @@ def _faults_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[list
     for fault in found:
         if any(_is_inside(other["loc"], fault["loc"]) for other in found):
             continue  # a list is too short because an item of it is wrong
-        location = [str(step) for step in fault["loc"] if "constrained" not in str(step)]
+        location = [str(item) for item in fault["loc"] if "constrained" not in str(item)]
         text = _describe_fault(dict(fault), location, root)
         same = (location[-1] if location else "", text.partition(":")[2] or text)
         known = faults.get(same)
@@ -263,8 +263,8 @@ def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
 def _written(location: Sequence[str]) -> str:
     """A key path as people write it: `datasets[0].subsets[1].image_dir`."""
     path = ""
-    for step in location:
-        path += f"[{step}]" if step.isdigit() else f".{step}"
+    for item in location:
+        path += f"[{item}]" if item.isdigit() else f".{item}"
     return path.lstrip(".")
 
 

@@ -158,14 +158,14 @@ class StepGraphs:
         if shape.replay is None:
             if not shape.is_ready or self._is_full():
                 self._recorder.run(work)
-                self._require_addresses()
+                self._require_no_stray_gradient()
                 shape.is_ready = self.update.has_gradients
                 return
             shape.replay = self._recorder.record(work)
-            self._require_addresses()
+            self._require_no_stray_gradient()
         shape.replay()
 
-    def _require_addresses(self) -> None:
+    def _require_no_stray_gradient(self) -> None:
         """Make sure that the recorded update steps all that has a gradient."""
         stray = self.update.stray_parameter()
         if stray is not None:

@@ -203,9 +203,9 @@ class AsyncEmaUpdater:
         buffers = iter(self._buffers)
         there = [next(buffers) if weight.device == device else weight for weight in weights]
         with torch.cuda.stream(self._stream):
-            for average, weight in zip(there, weights, strict=True):
-                if average is not weight:
-                    average.copy_(weight, non_blocking=True)
+            for kept, weight in zip(there, weights, strict=True):
+                if kept is not weight:
+                    kept.copy_(weight, non_blocking=True)
         event = self._stream.record_event() if self._stream is not None else None
 
         def arrive() -> None:

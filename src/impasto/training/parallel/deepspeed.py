@@ -172,8 +172,8 @@ class DeepSpeedStrategy(DataParallelStrategy):
         if not self._is_main:
             return {}
         return {
-            name_of: {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
-            for name_of, held in tensors.items()
+            component: {name: tensor.detach().to("cpu", copy=True) for name, tensor in held.items()}
+            for component, held in tensors.items()
         }
 
     @torch.no_grad()

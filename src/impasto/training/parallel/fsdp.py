@@ -128,7 +128,7 @@ class FsdpStrategy:
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
         """Gather whole tensors on the CPU of the first process, which alone keeps them."""
-        return {name_of: dict(self._kept(held)) for name_of, held in tensors.items()}
+        return {component: dict(self._kept(held)) for component, held in tensors.items()}
 
     def _kept(self, held: LocalTensors) -> Iterator[tuple[str, Tensor]]:
         for name, tensor in held.items():

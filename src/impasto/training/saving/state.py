@@ -273,13 +273,13 @@ def _require_good(
     size = sum(total_bytes(own) for own in read.values())
     with progress.stage("Checking the state", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        for name_of, own in read.items():
-            file = f"{name_of}.safetensors"
+        for component, own in read.items():
+            file = f"{component}.safetensors"
             for name, tensor in own.items():
                 values = tensor.read()
                 if hashes is not None and tensor_hash(values) != hashes[file][name]:
                     raise ValueError(f"{name} in {file} is not what was written")
-                if name_of in _WEIGHTS and not are_finite([values]):
+                if component in _WEIGHTS and not are_finite([values]):
                     raise ValueError(f"{name} in {file} holds NaN or infinite values")
                 count(tensor.size_bytes)
 
