@@ -28,6 +28,7 @@ from impasto.models.networks.offload import (
 from impasto.models.networks.schedules import with_zero_terminal_snr
 from impasto.models.networks.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
 from impasto.models.networks.vae_recipe import with_recipe
+from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.progress import Progress
 from impasto.training.devices import release_cached_memory
 from impasto.training.model import (
@@ -94,6 +95,7 @@ def load_and_encode(
     known: Survey | None,
     *,
     all_at_once: bool = False,
+    opened: OpenedAhead | None = None,
 ) -> EncodedModel:
     """Load the base model and encode the images; then the VAE leaves the device.
 
@@ -105,8 +107,9 @@ def load_and_encode(
         progress: Shows how far the work is.
         known: What was found of the images already.
         all_at_once: Whether all networks have their values from the beginning.
+        opened: The base model, if it was opened before.
     """
-    model = _loaded(config, accelerator, progress, all_at_once=all_at_once)
+    model = _loaded(config, accelerator, progress, opened, all_at_once=all_at_once)
     device, vae = accelerator.device, model.family.vae.name
     encoding_vae = build_encoding_vae(config, model)
     hashes = _begin_hashing(model)
@@ -133,7 +136,12 @@ def load_and_encode(
 
 
 def _loaded(
-    config: RunConfig, accelerator: Accelerator, progress: Progress, *, all_at_once: bool
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    opened: OpenedAhead | None,
+    *,
+    all_at_once: bool,
 ) -> BaseModel:
     """The base model, as the settings want it."""
     method = config.method
@@ -150,6 +158,7 @@ def _loaded(
         build_dtypes(config),
         exact=method.frozen_text_encoders if method.kind == "full" else (),
         waiting=None if all_at_once else keepers,
+        opened=opened,
     )
     if beside_gpu:
         for encoder in model.text_encoders.values():

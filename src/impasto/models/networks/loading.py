@@ -30,6 +30,7 @@ from impasto.models.reading.configs import require_modest, stated_scaling
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.identity import Identity
 from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
 TypeOf = Callable[[torch.dtype], torch.dtype]
@@ -108,6 +109,7 @@ def load_base_model(
     exact: Collection[str] = (),
     waiting: Callable[[Family], Mapping[str, Keep]] | None = None,
     changed: Callable[[ModelContents], ModelContents] | None = None,
+    opened: OpenedAhead | None = None,
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
@@ -121,13 +123,14 @@ def load_base_model(
         waiting: Gives, for the family that the model is of, the names of networks that wait without
             values, with how their tensors are kept meanwhile.
         changed: Gives the contents that networks are made of, for those of the files: with LoRAs.
+        opened: The same model, if it was opened before.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
             NaN, or the model is of no family that is known.
     """
     progress = progress or SilentProgress()
-    contents = open_model(source, options, progress)
+    contents = (opened and opened.current()) or open_model(source, options, progress)
     networks = empty_networks(contents)
     contents = require_complete(contents, networks)
     contents = contents if changed is None else changed(contents)
