@@ -16,6 +16,7 @@ from impasto.checkpoints.stored_bytes import StoredBytes
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.config.run import RunConfig
 from impasto.errors import ModelError
+from impasto.models.networks.loading import load_base_model
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.reading.opening_ahead import open_ahead
 from impasto.training import trainer
@@ -177,9 +178,12 @@ def test_a_model_that_is_another_by_now_is_opened_anew(nano_model, ldm_file):
     """A file that was replaced while memory was predicted is no error, as it never was."""
     copy = ldm_file(nano_model)
     opened = open_ahead(copy, OpenOptions(), torch.float32)
-    assert opened.current() is not None
+    assert opened.current() is opened.contents
+    copy.write_bytes(copy.read_bytes())
+    assert load_base_model(opened).unet.conv_in.weight.dtype is torch.float32
     copy.unlink()
-    assert opened.current() is None
+    with pytest.raises(ModelError):
+        load_base_model(opened)
     opened.close()
 
 

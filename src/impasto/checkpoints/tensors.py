@@ -23,10 +23,11 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
 
-_PIECE = 4 << 20
+_PIECE = 1 << 20
 """Bytes that are read at a time where a tensor can be read in part: they stay in a processor's
-cache until they are converted, hashed and written, and a file on another machine is not opened
-thousands of times."""
+cache until they are converted, hashed and written. Much less than `allocation.MAPPED_FROM`, also
+twice as wide: each larger piece is new memory, which the system takes longer to hand out than all
+the rest takes."""
 
 _AT_ONCE = 1 << 15
 """Elements that are computed with at a time: of more, PyTorch wakes threads of its own (GRAIN_SIZE

@@ -12,6 +12,7 @@ from impasto.checkpoints.reading_ahead import ReadAhead
 from impasto.errors import ImpastoError
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.progress import Progress
 from impasto.remote_paths import is_remote
 
 
@@ -20,17 +21,24 @@ class OpenedAhead:
     """A base model on its way into memory.
 
     Attributes:
+        source: The path that it was opened by.
+        options: What was known of it.
         contents: What its files hold; the tensors of its U-Net take what was read of them.
         reading: Reads them.
     """
 
+    source: str
+    options: OpenOptions
     contents: ModelContents
     reading: ReadAhead
 
-    def current(self) -> ModelContents | None:
-        """The contents, unless the files of the U-Net are others by now: open the model anew then.
+    def current(self, progress: Progress | None = None) -> ModelContents:
+        """The contents; opened anew if the files of the U-Net are others by now.
 
         What changes from here on is an error to whoever reads the tensors.
+
+        Raises:
+            ModelError: As `open_model`.
         """
         unet = self.contents.parts[self.contents.identity.family.unet.name]
         checks = {lazy.stored.path: lazy.stored.check for lazy in unet.values() if lazy.stored}
@@ -38,7 +46,7 @@ class OpenedAhead:
             for check in checks.values():
                 check()
         except ImpastoError:
-            return None
+            return open_model(self.source, self.options, progress)
         return self.contents
 
     def close(self) -> None:
@@ -66,4 +74,4 @@ def open_ahead(source: str | Path, options: OpenOptions, dtype: torch.dtype) -> 
     unet = contents.identity.family.unet.name
     reading = ReadAhead(contents.parts[unet], dtype)
     parts = {**contents.parts, unet: reading.tensors}
-    return OpenedAhead(replace(contents, parts=parts), reading)
+    return OpenedAhead(str(source), options, replace(contents, parts=parts), reading)
