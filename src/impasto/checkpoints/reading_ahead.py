@@ -22,9 +22,9 @@ from impasto.checkpoints.tensors import LazyTensor, TensorMemory, Tensors
 SPARE_BYTES = 2 << 30
 """RAM that is left to everything else."""
 
-_BATCH = 256 << 20
-"""Bytes that are read at a time. Between two times the thread waits for Python, for milliseconds
-where others compute in it; and whoever needs the last of them waits for all."""
+_BATCH = 64 << 20
+"""Bytes that are read at a time. Between two times the thread waits for Python, up to milliseconds
+where others compute in it; and whoever needs the last of them, or ends the run, waits for all."""
 
 
 @dataclass
