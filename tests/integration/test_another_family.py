@@ -24,7 +24,8 @@ from impasto.errors import ConfigError, ModelError
 from impasto.models import families
 from impasto.models.families import FAMILIES
 from impasto.models.family import SizeConditioning
-from impasto.models.networks.loading import load_base_model, make_network, state_dicts
+from impasto.models.networks.loading import load_base_model, state_dicts
+from impasto.models.networks.making import make_network
 from impasto.models.networks.tokenizers import build_tokens
 from impasto.models.reading.configs import configs_from
 from impasto.models.reading.opening import OpenOptions, open_model

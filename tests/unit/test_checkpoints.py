@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from impasto.checkpoints import reading
+from impasto.checkpoints import stored_bytes
 from impasto.checkpoints import tensors as tensors_module
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.modelspec import ModelSpec, read_encoder_layer, read_prediction_type
@@ -331,12 +331,13 @@ def test_a_file_that_is_replaced_while_it_is_read_is_noticed(tensors, tmp_path, 
     """Half of the bytes may be another model's."""
     file = tmp_path / "x.safetensors"
     write_safetensors(file, lazily(tensors), {})
-    opened, real = open_tensor_file(file).tensors, reading._read_into
+    opened, real = open_tensor_file(file).tensors, stored_bytes._fill
 
     def replaced(*given):
-        real(*given)
+        done = real(*given)
         write_safetensors(file, lazily({"b": torch.zeros(7)}), {})
+        return done
 
-    monkeypatch.setattr(reading, "_read_into", replaced)
+    monkeypatch.setattr(stored_bytes, "_fill", replaced)
     with pytest.raises(ModelError, match="was changed, replaced or removed while it was being"):
         opened["b"].read()

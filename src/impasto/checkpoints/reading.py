@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from impasto import presence
 from impasto.checkpoints.pickles import PICKLE_MAGIC, ZIP_MAGIC, load_pickle
+from impasto.checkpoints.stored_bytes import StoredBytes, unchanged
 from impasto.checkpoints.tensors import SAFETENSORS_TYPES, LazyTensor, Tensors
 from impasto.checkpoints.untrusted import untrusted
 from impasto.errors import ModelError
@@ -113,7 +113,7 @@ def _open_safetensors(path: Path) -> TensorFile:
     A mapped file would count as the process's memory until the last tensor is read, and could end
     the process if another program cut it short meanwhile. The library checks the header first.
     """
-    check = _unchanged(path)
+    check = unchanged(path)
     try:
         with safe_open(path, framework="pt") as checked:
             metadata = checked.metadata() or {}
@@ -131,24 +131,23 @@ def _open_safetensors(path: Path) -> TensorFile:
 
     def lazy(row: Mapping[str, Any]) -> LazyTensor:
         begin, end = row["data_offsets"]
-        dtype = SAFETENSORS_TYPES[row["dtype"]]
+        dtype, shape = SAFETENSORS_TYPES[row["dtype"]], tuple(row["shape"])
+        stored = StoredBytes(path, 8 + size + begin, check)
 
         def read_bytes(first: int, last: int) -> Tensor:
-            with untrusted(path):
-                check()
-                values = torch.empty(last - first, dtype=torch.uint8)
-                _read_into(values.numpy().data, path, 8 + size + begin + first)
-                check()  # it may have been replaced while it was read
-                return values.view(dtype)
+            values = torch.empty(last - first, dtype=torch.uint8)
+            stored.shifted(first).read_into(values.numpy().data)
+            return values.view(dtype)
 
         return LazyTensor(
-            tuple(row["shape"]),
+            shape,
             dtype,
-            read=lambda: read_bytes(0, end - begin).reshape(row["shape"]),
+            read=lambda: read_bytes(0, end - begin).reshape(shape),
             owns_memory=True,
             read_range=lambda first, last: read_bytes(
                 first * dtype.itemsize, last * dtype.itemsize
             ),
+            stored=stored,
         )
 
     return TensorFile(
@@ -156,24 +155,8 @@ def _open_safetensors(path: Path) -> TensorFile:
     )
 
 
-def _read_into(values: memoryview, path: Path, begin: int) -> None:
-    try:
-        with path.open("rb", buffering=0) as file:
-            file.seek(begin)
-            done = 0
-            while done < len(values):
-                count = file.readinto(values[done:])
-                if not count:
-                    break
-                done += count
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
-    if done < len(values):
-        raise ModelError(f"{path} became shorter while it was being read. Nothing was written.")
-
-
 def _open_pickle(path: Path) -> TensorFile:
-    check = _unchanged(path)
+    check = unchanged(path)
     content = load_pickle(path)
     if not isinstance(content, Mapping):
         raise ModelError(
@@ -231,26 +214,3 @@ def _unnested(content: Mapping[Any, Any]) -> Mapping[Any, Any]:
             return content
         content = inner
     return content
-
-
-def _unchanged(path: Path) -> Callable[[], None]:
-    """Remember what the file is now; the function complains when it is another."""
-
-    def stamp() -> tuple[int, int, int]:
-        facts = os.stat(path)  # noqa: PTH116 - called for each tensor
-        return facts.st_size, facts.st_mtime_ns, facts.st_ino
-
-    first = stamp()
-
-    def check() -> None:
-        try:
-            now = stamp()
-        except OSError:
-            now = None
-        if now != first:
-            raise ModelError(
-                f"{path} was changed, replaced or removed while it was being read. Nothing was "
-                f"written. Run the same command again when the file is complete."
-            )
-
-    return check

@@ -13,6 +13,8 @@ from math import prod
 import torch
 from torch import Tensor
 
+from impasto.checkpoints.stored_bytes import StoredBytes
+
 SAFETENSORS_TYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64,
@@ -21,10 +23,11 @@ SAFETENSORS_TYPES = {
 }  # fmt: skip
 TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
 
-_PIECE = 4 << 20
+_PIECE = 1 << 20
 """Bytes that are read at a time where a tensor can be read in part: they stay in a processor's
-cache until they are converted, hashed and written, and a file on another machine is not opened
-thousands of times."""
+cache until they are converted, hashed and written. Much less than `allocation.MAPPED_FROM`, also
+twice as wide: each larger piece is new memory, which the system takes longer to hand out than all
+the rest takes."""
 
 _AT_ONCE = 1 << 15
 """Elements that are computed with at a time: of more, PyTorch wakes threads of its own (GRAIN_SIZE
@@ -46,6 +49,8 @@ class LazyTensor:
         owns_memory: Whether each reading gives new memory, that nothing else looks at.
         read_range: Gives the elements from one position up to another, flat and in row-major order,
             on the CPU; None where only the whole can be read. Copy them before writing to them.
+        stored: Where its elements lie in a file, flat and in row-major order; None where they are
+            computed, or not in one piece.
     """
 
     shape: tuple[int, ...]
@@ -53,6 +58,7 @@ class LazyTensor:
     read: Callable[[], Tensor]
     owns_memory: bool = False
     read_range: Callable[[int, int], Tensor] | None = None
+    stored: StoredBytes | None = None
 
     @classmethod
     def of(cls, tensor: Tensor) -> LazyTensor:
@@ -101,6 +107,13 @@ class LazyTensor:
         """A copy which may be written to; another type is made on the thread that asks for it."""
         if dtype == self.dtype:
             return self.read() if self.owns_memory else self.read().clone()
+        if self.stored is not None and dtype.itemsize >= self.dtype.itemsize:
+            memory = TensorMemory.for_tensor(self, dtype)
+            for begin, end in self.ranges():
+                size = self.dtype.itemsize
+                self.stored.shifted(begin * size).read_into(memory.bytes[begin * size : end * size])
+                memory.convert(begin, end)
+            return memory.values
         values = torch.empty(self.shape, dtype=dtype)
         flat = values.view(-1)
         for begin, end in self.ranges():
@@ -167,6 +180,37 @@ class LazyTensor:
         )
 
 
+@dataclass(frozen=True)
+class TensorMemory:
+    """Memory that a tensor is read into as it is stored, and converted in.
+
+    What is stored lies at the end of it. Converting from the first element to the last writes
+    nowhere that is still to be read, as long as the type is no narrower.
+
+    Attributes:
+        values: The tensor; its elements count once they are converted.
+        found: The elements as they are stored, flat, in the same memory.
+        bytes: Where these elements go when they are read.
+    """
+
+    values: Tensor
+    found: Tensor
+    bytes: memoryview
+
+    @classmethod
+    def for_tensor(cls, tensor: LazyTensor, dtype: torch.dtype) -> TensorMemory:
+        """Memory that nothing was read into, for a type that is no narrower than its own."""
+        values = torch.empty(tensor.shape, dtype=dtype)
+        memory = values.view(-1).view(torch.uint8)
+        found = memory[memory.numel() - tensor.size_bytes :]
+        return cls(values, found.view(tensor.dtype), found.numpy().data)
+
+    def convert(self, begin: int, end: int) -> None:
+        """Make values of elements that were read, after those before them."""
+        if self.values.dtype != self.found.dtype:
+            _convert(self.found[begin:end], self.values.view(-1)[begin:end], shared=True)
+
+
 Tensors = Mapping[str, LazyTensor]
 
 
@@ -185,14 +229,22 @@ def pieces_of(flat: Tensor) -> Iterator[Tensor]:
         yield flat[begin : begin + _AT_ONCE]
 
 
-def _convert(source: Tensor, target: Tensor) -> None:
+def _convert(source: Tensor, target: Tensor, *, shared: bool = False) -> None:
     """Copy flat values to another type; between 16-bit types by way of float32, as PyTorch rounds.
 
     Its own conversion between those goes number by number and takes twice as long.
+
+    Args:
+        source: The values.
+        target: Where they go.
+        shared: Whether both may be the same memory.
     """
     both_narrow = source.dtype.itemsize == target.dtype.itemsize == 2
     for narrow, into in zip(pieces_of(source), pieces_of(target), strict=True):
-        into.copy_(narrow.float() if both_narrow else narrow)
+        if both_narrow:
+            into.copy_(narrow.float())
+        else:
+            into.copy_(narrow.clone() if shared else narrow)
 
 
 def total_bytes(tensors: Tensors) -> int:

@@ -22,7 +22,7 @@ from impasto.errors import ConfigError, RunError
 from impasto.models.merging.blocks import Ratios
 from impasto.models.merging.merging import Opened
 from impasto.models.merging.mixing import FORMULAS, mix, require_mixable
-from impasto.models.networks.loading import empty_networks
+from impasto.models.networks.making import empty_networks
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, locate, open_model

@@ -19,6 +19,7 @@ from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData
 from impasto.models.networks.loading import BaseModel
+from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.models.text.text_conditioner import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress, SilentProgress
@@ -63,6 +64,7 @@ def build_session(
     overrides: Overrides,
     known: Survey | None = None,
     recorded: Mapping[str, str] | None = None,
+    opened: OpenedAhead | None = None,
 ) -> Session:
     """Load the model, prepare the data, and put everything where it computes.
 
@@ -73,6 +75,7 @@ def build_session(
         overrides: What is given in code.
         known: What was found of the images already.
         recorded: The fingerprint of the state that is resumed.
+        opened: The base model, if it was opened before.
 
     Raises:
         ImpastoError: As the parts it calls.
@@ -84,7 +87,7 @@ def build_session(
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
     previews = PreviewMaterial.of(config, progress, is_main=accelerator.is_main_process)
     build_templates(config)
-    encoded = build.encoded(known)
+    encoded = build.encoded(known, opened)
     with hashing_ends_first(encoded.hashes):
         return _session(build, encoded, previews, recorded or {})
 
@@ -165,11 +168,16 @@ class _Builder:
     overrides: Overrides
     strategy: ParallelStrategy
 
-    def encoded(self, known: Survey | None) -> EncodedModel:
+    def encoded(self, known: Survey | None, opened: OpenedAhead | None) -> EncodedModel:
         """The base model, and the images that it has encoded."""
         given = self.overrides.trainable is not None  # code may look at any network
         encoded = load_and_encode(
-            self.config, self.accelerator, self.progress, known, all_at_once=given
+            self.config,
+            self.accelerator,
+            self.progress,
+            known,
+            all_at_once=given,
+            opened=opened,
         )
         if given:
             encoded.all_hashes()  # code may change weights in place, while they are hashed

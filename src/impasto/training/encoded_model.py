@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
@@ -28,6 +28,7 @@ from impasto.models.networks.offload import (
 from impasto.models.networks.schedules import with_zero_terminal_snr
 from impasto.models.networks.vae import moments_encoder, tensors_fingerprint, weights_fingerprint
 from impasto.models.networks.vae_recipe import with_recipe
+from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.progress import Progress
 from impasto.training.devices import release_cached_memory
 from impasto.training.model import (
@@ -94,6 +95,7 @@ def load_and_encode(
     known: Survey | None,
     *,
     all_at_once: bool = False,
+    opened: OpenedAhead | None = None,
 ) -> EncodedModel:
     """Load the base model and encode the images; then the VAE leaves the device.
 
@@ -105,17 +107,21 @@ def load_and_encode(
         progress: Shows how far the work is.
         known: What was found of the images already.
         all_at_once: Whether all networks have their values from the beginning.
+        opened: The base model, if it was opened before.
     """
-    model = _loaded(config, accelerator, progress, all_at_once=all_at_once)
-    device, vae = accelerator.device, model.family.vae.name
-    encoding_vae = build_encoding_vae(config, model)
-    hashes = _begin_hashing(model)
+    hashes: dict[str, Future[str]] = {}
     with hashing_ends_first(hashes):
+        with _hashing(hashes) as hash_it:
+            model = _loaded(config, accelerator, progress, opened, hash_it, all_at_once=all_at_once)
+        device, vae = accelerator.device, model.family.vae.name
+        encoding_vae = build_encoding_vae(config, model)
+        vae_hash = hashes.pop(vae).result()
         encoder = moments_encoder(
             encoding_vae,
             batch_size=config.dataset.vae_batch_size,
             device=device,
             npz_endings=model.family.npz_endings,
+            weights_hash=vae_hash if encoding_vae is model.vae else None,
         )
         encoder = with_recipe(
             encoder, encoding_vae, config.model.path, build_open_options(config), device
@@ -133,7 +139,13 @@ def load_and_encode(
 
 
 def _loaded(
-    config: RunConfig, accelerator: Accelerator, progress: Progress, *, all_at_once: bool
+    config: RunConfig,
+    accelerator: Accelerator,
+    progress: Progress,
+    opened: OpenedAhead | None,
+    loaded: Callable[[str, nn.Module], None],
+    *,
+    all_at_once: bool,
 ) -> BaseModel:
     """The base model, as the settings want it."""
     method = config.method
@@ -144,12 +156,13 @@ def _loaded(
         return build_keepers(parts, config, accelerator)
 
     model = load_base_model(
-        config.model.path,
+        opened or config.model.path,
         build_open_options(config),
         progress,
         build_dtypes(config),
         exact=method.frozen_text_encoders if method.kind == "full" else (),
         waiting=None if all_at_once else keepers,
+        loaded=loaded,
     )
     if beside_gpu:
         for encoder in model.text_encoders.values():
@@ -170,18 +183,21 @@ def _waiting_parts(config: RunConfig, family: Family, *, beside_gpu: bool) -> li
     return [part.name for part in (*(family.text_encoders if waits else ()), family.vae)]
 
 
-def _begin_hashing(model: BaseModel) -> dict[str, Future[str]]:
-    """Have the networks hashed beside what follows, but for the VAE, which is needed at once.
+@contextlib.contextmanager
+def _hashing(hashes: dict[str, Future[str]]) -> Iterator[Callable[[str, nn.Module], None]]:
+    """Have networks hashed from when they are loaded, beside what follows.
 
-    Hashing leaves Python free: a full-size U-Net takes 2 s. Text encoders come first: captions on
-    disk wait for their hashes.
+    Hashing leaves Python free: a full-size U-Net takes 2 s, and is the first.
+
+    Args:
+        hashes: Is filled with the hash of each network by its name, on its way.
     """
-    texts, vae = model.text_encoders, model.family.vae.name
     aside = ThreadPoolExecutor(2)
-    hashes = {
-        part: aside.submit(tensors_fingerprint, weights_of(model.networks[part]))
-        for part in sorted(model.networks, key=lambda part: part not in texts)
-        if part != vae
-    }
-    aside.shutdown(wait=False)
-    return hashes
+
+    def hash_it(part: str, network: nn.Module) -> None:
+        hashes[part] = aside.submit(tensors_fingerprint, weights_of(network))
+
+    try:
+        yield hash_it
+    finally:
+        aside.shutdown(wait=False)

@@ -21,6 +21,7 @@ from impasto.datasets.prepare import LATENTS
 from impasto.datasets.sources import require_sources
 from impasto.errors import ImpastoError
 from impasto.invocation import command
+from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
 from impasto.runs.preparing import forget_preparing, note_preparing
@@ -42,6 +43,7 @@ from impasto.training.early_ends import (
 from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
+from impasto.training.model_ahead import opened_ahead
 from impasto.training.model_files import planned_models
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
@@ -94,7 +96,11 @@ def train(
                 run = storage.attach(held.enter_context(RunDirectory.begun(config.output_dir)))
             commands = _listening(held, run, stop, told)
         try:
-            with explain_exits(accelerator, lambda: _NOT_BEGUN), ending_together(group):
+            with (
+                explain_exits(accelerator, lambda: _NOT_BEGUN),
+                ending_together(group),
+                opened_ahead(config, accelerator) as opened,
+            ):
                 known = None
                 if accelerator.is_main_process:
                     config, known = _begun(run, config, accelerator, told, overrides)
@@ -102,7 +108,7 @@ def train(
                 if not accelerator.is_main_process:
                     run = replace(RunDirectory(config.output_dir), location=place)
                 _use_cache(held, config, run, accelerator, told)
-                session = _prepare(run, config, accelerator, told, overrides, known)
+                session = _prepare(run, config, accelerator, told, overrides, known, opened)
         except ImpastoError:
             if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
                 told.log.drop()
@@ -191,9 +197,11 @@ def resume(
             explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
             ending_together(group),
             removing_waiting(run, accelerator),
+            opened_ahead(config, accelerator) as opened,
         ):
             _use_cache(held, config, run, accelerator, told)
-            session = _prepare(run, config, accelerator, told, overrides or Overrides())
+            given = overrides or Overrides()
+            session = _prepare(run, config, accelerator, told, given, opened=opened)
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
                 _write_settings(run, changed)
@@ -276,6 +284,7 @@ def _prepare(
     events: TrainingEvents,
     overrides: Overrides,
     known: Survey | None = None,
+    opened: OpenedAhead | None = None,
 ) -> Session:
     """Tidy up, say what the run runs on, and build all that it computes with."""
     if accelerator.is_main_process:
@@ -290,7 +299,7 @@ def _prepare(
     with removing_waiting(run, accelerator):
         try:
             recorded = fingerprint_of_first(group, recorded_fingerprint(run))
-            session = build_session(config, accelerator, events, overrides, known, recorded)
+            session = build_session(config, accelerator, events, overrides, known, recorded, opened)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -10,7 +10,7 @@ from impasto.models.merging.lora_writing import Sources, write_lora
 from impasto.models.merging.merging import sources_of
 from impasto.models.merging.mix_record import hash_model
 from impasto.models.merging.mixing import require_mixable
-from impasto.models.networks.loading import empty_networks
+from impasto.models.networks.making import empty_networks
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.models.writing.conversion import hash_file, require_free

@@ -16,7 +16,7 @@ from impasto.models.merging.blocks import BASE, Ratios, listed_ratios
 from impasto.models.merging.lora_merging import StrongLora, open_loras, with_loras
 from impasto.models.merging.mix_record import hash_model, mixed_info
 from impasto.models.merging.mixing import Formula, letter_of, mix, require_mixable, stored_as
-from impasto.models.networks.loading import empty_networks
+from impasto.models.networks.making import empty_networks
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, locate, open_model

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -20,16 +19,18 @@ from impasto.checkpoints.writing import is_finite
 from impasto.data.engines.stages import default_workers
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ModelError
-from impasto.models.family import Component, Family, Library
+from impasto.models.family import Family
 from impasto.models.networks.attention import use_upcast_attention
 from impasto.models.networks.keeping import Keep, leave_without_values, not_finite
+from impasto.models.networks.making import empty_networks
 from impasto.models.networks.schedules import schedule_of
 from impasto.models.networks.tokenizers import build_tokenizer
 from impasto.models.reading.completeness import compare, named_as_in, require_complete
-from impasto.models.reading.configs import require_modest, stated_scaling
+from impasto.models.reading.configs import stated_scaling
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.identity import Identity
 from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.progress import Advance, Progress, SilentProgress, in_mib
 
 TypeOf = Callable[[torch.dtype], torch.dtype]
@@ -37,12 +38,6 @@ TypeOf = Callable[[torch.dtype], torch.dtype]
 
 READERS = 4
 """Threads that read a network's tensors."""
-
-UNFIT = (
-    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
-    AssertionError, MemoryError, ImportError,
-)  # fmt: skip
-"""What diffusers and transformers raise for configurations that make no network."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +96,20 @@ class BaseModel:
 
 
 def load_base_model(
-    source: str | Path,
+    source: str | Path | OpenedAhead,
     options: OpenOptions | None = None,
     progress: Progress | None = None,
     dtypes: Mapping[ComponentKind, torch.dtype] | None = None,
     exact: Collection[str] = (),
     waiting: Callable[[Family], Mapping[str, Keep]] | None = None,
     changed: Callable[[ModelContents], ModelContents] | None = None,
+    loaded: Callable[[str, nn.Module], object] | None = None,
 ) -> BaseModel:
     """Read a base model: a single file, a Diffusers folder, or a Hub id.
 
     Args:
-        source: Where it is.
-        options: What is known of it.
+        source: Where it is, or the model as it was opened before.
+        options: What is known of it, where it was not.
         progress: Shows how far the work is.
         dtypes: Kind of network -> its type, where that is not float32.
         exact: Names of networks that are float32 all the same, so that they can be written again
@@ -121,13 +117,18 @@ def load_base_model(
         waiting: Gives, for the family that the model is of, the names of networks that wait without
             values, with how their tensors are kept meanwhile.
         changed: Gives the contents that networks are made of, for those of the files: with LoRAs.
+        loaded: Is called with each network and its name as soon as it has its values or, after all
+            those, as soon as it waits.
 
     Raises:
         ModelError: A file is missing, damaged or refused, a tensor is missing, of a wrong shape or
             NaN, or the model is of no family that is known.
     """
     progress = progress or SilentProgress()
-    contents = open_model(source, options, progress)
+    if isinstance(source, OpenedAhead):
+        contents = source.current(progress)
+    else:
+        contents = open_model(source, options, progress)
     networks = empty_networks(contents)
     contents = require_complete(contents, networks)
     contents = contents if changed is None else changed(contents)
@@ -140,13 +141,15 @@ def load_base_model(
     kept: dict[str, Tensors] = {}
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        for part, tensors in contents.components.items():
-            place = f"{source} ({part})"
+        for part in sorted(contents.components, key=lambda part: part in keepers):
+            tensors, place = contents.components[part], f"{contents.source} ({part})"
             if part in keepers:
                 kept[part] = leave_without_values(networks[part], tensors, place, keepers[part])
                 count(total_bytes(tensors))
             else:
                 _filled(networks[part], tensors, place, count, asked.get(part, torch.float32))
+            if loaded is not None:
+                loaded(part, networks[part])
     ldm_only = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
     parts = {**state_dicts({n: m for n, m in networks.items() if n not in kept}), **kept}
     own = replace(contents, components=parts, ldm_only=ldm_only)
@@ -201,57 +204,6 @@ def _filled(
     fill(module, tensors, source, advance, dtype)
     materialise_buffers(module)
     module.requires_grad_(requires_grad=False).eval()
-
-
-def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
-    """The networks of a model without values, by part.
-
-    Raises:
-        ModelError: A configuration makes none.
-    """
-    return {
-        part.name: empty_network(
-            part, contents.configs[part.name], f"{contents.source} ({part.name})"
-        )
-        for part in contents.identity.family.components
-    }
-
-
-def empty_network(part: Component, config: Mapping[str, Any], source: str) -> nn.Module:
-    """A network without values, which knows the names and shapes of its tensors.
-
-    Raises:
-        ModelError: The configuration makes none.
-    """
-    require_modest(config, source)
-    try:
-        with torch.device("meta"):
-            return make_network(part, config)
-    except UNFIT as error:
-        raise ModelError(
-            f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
-        ) from error
-
-
-def make_network(part: Component, config: Mapping[str, Any]) -> nn.Module:
-    """A network by its configuration, with PyTorch's own first weights."""
-    kind = getattr(importlib.import_module(part.library), part.class_name)
-    return MAKERS[part.library](kind, config)
-
-
-def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
-    return kind.from_config(config)  # type: ignore[no-any-return]
-
-
-def _of_transformers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
-    return kind(kind.config_class(**config))  # type: ignore[no-any-return]
-
-
-MAKERS: dict[Library, Callable[[Any, Mapping[str, Any]], nn.Module]] = {
-    "diffusers": _of_diffusers,
-    "transformers": _of_transformers,
-}
-"""How classes of a library make a network of a configuration."""
 
 
 def fill(

@@ -51,6 +51,7 @@ def moments_encoder(
     batch_size: int,
     device: torch.device | None = None,
     npz_endings: tuple[str, ...] = SD_ENDINGS,
+    weights_hash: str | None = None,
 ) -> MomentsEncoder:
     """The VAE's encoder as the latent cache takes it; it computes in the VAE's precision.
 
@@ -65,6 +66,7 @@ def moments_encoder(
         batch_size: Images per call.
         device: Where it computes; None means where the VAE is.
         npz_endings: What names of sd-scripts' files of its latents end on.
+        weights_hash: Its `weights_fingerprint`, where that is known.
     """
     home = device or vae.device
 
@@ -91,7 +93,7 @@ def moments_encoder(
     arithmetic = "tf32" if computes_in_tf32(home, vae.dtype) else ""
     return MomentsEncoder(
         encode,
-        encoding_fingerprint(vae),
+        encoding_fingerprint(vae, weights_hash),
         batch_size,
         exactly,
         arithmetic,
@@ -113,10 +115,15 @@ def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
     )
 
 
-def encoding_fingerprint(vae: Any) -> str:
-    """What tells latents of this VAE from those of others, or of other ways to use it."""
+def encoding_fingerprint(vae: Any, weights_hash: str | None = None) -> str:
+    """What tells latents of this VAE from those of others, or of other ways to use it.
+
+    Args:
+        vae: diffusers' AutoencoderKL.
+        weights_hash: Its `weights_fingerprint`, where that is known.
+    """
     tiled = "/tiled" if vae.use_tiling else ""
-    return f"{weights_fingerprint(vae)}{tiled}"
+    return f"{weights_hash or weights_fingerprint(vae)}{tiled}"
 
 
 @torch.no_grad()

@@ -12,7 +12,8 @@ import torch
 from impasto import presence
 from impasto.data.caching.encoding import MomentsEncoder
 from impasto.models.networks.casting import cast_network
-from impasto.models.networks.loading import empty_network, fill, materialise_buffers
+from impasto.models.networks.loading import fill, materialise_buffers
+from impasto.models.networks.making import empty_network
 from impasto.models.networks.vae import moments_encoder, tile
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.opening import OpenOptions, open_model

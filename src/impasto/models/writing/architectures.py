@@ -12,7 +12,8 @@ from impasto import files
 from impasto.errors import ConfigError
 from impasto.models.families import SD1, SD2_BASE, SDXL
 from impasto.models.family import Family
-from impasto.models.networks.loading import BaseModel, make_network, meta_model_of, state_dicts
+from impasto.models.networks.loading import BaseModel, meta_model_of, state_dicts
+from impasto.models.networks.making import make_network
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.identity import Identity
 from impasto.models.reading.pipeline_files import scheduler_config

@@ -15,7 +15,8 @@ from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.checkpoints.scaled import QUANTIZATION_KEY
 from impasto.errors import ConfigError, ModelError
-from impasto.models.networks.loading import BaseModel, empty_networks
+from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.making import empty_networks
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.configs import CONFIGS_KEY
 from impasto.models.reading.contents import ModelContents

@@ -17,7 +17,7 @@ from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.family import Component
-from impasto.models.networks.loading import empty_network
+from impasto.models.networks.making import empty_network
 from impasto.models.reading.completeness import compare, listed
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, contents_of, locate, named_by, open_model

@@ -1,0 +1,72 @@
+"""Makes networks without values of their configurations, by the classes of their libraries."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from impasto.errors import ModelError
+from impasto.models.family import Component, Library
+from impasto.models.reading.configs import require_modest
+from impasto.models.reading.contents import ModelContents
+
+UNFIT = (
+    TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
+    AssertionError, MemoryError, ImportError,
+)  # fmt: skip
+"""What diffusers and transformers raise for configurations that make no network."""
+
+
+def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
+    """The networks of a model without values, by part.
+
+    Raises:
+        ModelError: A configuration makes none.
+    """
+    return {
+        part.name: empty_network(
+            part, contents.configs[part.name], f"{contents.source} ({part.name})"
+        )
+        for part in contents.identity.family.components
+    }
+
+
+def empty_network(part: Component, config: Mapping[str, Any], source: str) -> nn.Module:
+    """A network without values, which knows the names and shapes of its tensors.
+
+    Raises:
+        ModelError: The configuration makes none.
+    """
+    require_modest(config, source)
+    try:
+        with torch.device("meta"):
+            return make_network(part, config)
+    except UNFIT as error:
+        raise ModelError(
+            f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
+        ) from error
+
+
+def make_network(part: Component, config: Mapping[str, Any]) -> nn.Module:
+    """A network by its configuration, with PyTorch's own first weights."""
+    kind = getattr(importlib.import_module(part.library), part.class_name)
+    return MAKERS[part.library](kind, config)
+
+
+def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    return kind.from_config(config)  # type: ignore[no-any-return]
+
+
+def _of_transformers(kind: Any, config: Mapping[str, Any]) -> nn.Module:
+    return kind(kind.config_class(**config))  # type: ignore[no-any-return]
+
+
+MAKERS: dict[Library, Callable[[Any, Mapping[str, Any]], nn.Module]] = {
+    "diffusers": _of_diffusers,
+    "transformers": _of_transformers,
+}
+"""How classes of a library make a network of a configuration."""
