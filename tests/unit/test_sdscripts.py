@@ -44,6 +44,7 @@ COMPANIONS = {
     "save_last_n_epochs": ["--save_every_n_epochs=1"],
     "save_last_n_steps": ["--save_every_n_steps=1"],
     "save_n_epoch_ratio": ["--max_train_epochs=9"],
+    "lr_warmup_steps": ["--lr_scheduler=cosine"],
     "sample_every_n_steps": ["--sample_prompts=p.txt"],
     "sample_every_n_epochs": ["--sample_prompts=p.txt"],
     "sample_at_first": ["--sample_prompts=p.txt"],
@@ -92,7 +93,7 @@ def test_a_command_has_one_row_for_a_flag():
     [
         (script, name)
         for script in SCRIPTS
-        for name in sorted(flags_of(script).keys() - {"config_file", "resume"})
+        for name in sorted(flags_of(script).keys() - {"config_file", "resume", "sample_prompts"})
     ],
 )
 def test_no_flag_is_without_effect_in_silence(script, name):
@@ -113,6 +114,36 @@ def test_no_flag_is_without_effect_in_silence(script, name):
         for key in flag.to.split("."):
             value = value[key]
         assert str(value) == words[0].partition("=")[2] or value is True
+
+
+def test_prompts_are_read_if_samples_are_asked_for():
+    """The form of kohya_ss always names a file of prompts, which may be empty."""
+    found = settings("--sample_prompts=p.txt", "--sample_every_n_steps=5")
+    assert found.tree["previews"]["prompt_file"] == "p.txt"
+    found = settings("--sample_prompts=empty.txt")
+    assert "prompt_file" not in found.tree["previews"]
+    assert any(line.startswith("--sample_prompts: it has no effect") for line in found.notices)
+
+
+def test_a_constant_rate_has_no_warmup():
+    """sd-scripts' `get_scheduler_fix` refuses it too."""
+    with pytest.raises(ConfigError, match="choose constant_with_warmup, or take it out"):
+        settings("--lr_scheduler=constant", "--lr_warmup_steps=10")
+    assert settings("--lr_scheduler=constant", "--lr_warmup_steps=0").tree["schedule"] == {
+        "kind": "constant", "warmup_steps": 0,
+    }  # fmt: skip
+
+
+def test_beginnings_of_names_are_taken():
+    """As argparse does there, where only one flag begins so."""
+    assert settings("--train_batch=2").tree["training"]["batch_size"] == 2
+    with pytest.raises(ConfigError, match=r"no flag --sample\. The nearest is --sample_"):
+        settings("--sample=2")
+
+
+def test_a_refused_flag_is_named_before_a_file_is_read():
+    with pytest.raises(ConfigError, match="--output_config is not taken"):
+        parse_flags(FINE_TUNE, ["--output_config", "--config_file=nowhere.toml"])
 
 
 RULES = [

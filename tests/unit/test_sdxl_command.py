@@ -299,7 +299,7 @@ def test_the_masked_loss_takes_the_masks_of_a_dataset_configuration(tmp_path):
     )
     assert (subset.mask_dir, subset.num_repeats) == (Path("a_mask"), 8)
     for script in SCRIPTS:  # sd-scripts takes the key without the flag for a mistake
-        with pytest.raises(ConfigError, match=r"masks with sdxl_train\.py --masked_loss alone"):
+        with pytest.raises(ConfigError, match=r"masks with --masked_loss alone"):
             translate(script, parse_flags(script, line))
 
 

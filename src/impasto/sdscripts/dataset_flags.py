@@ -58,7 +58,8 @@ def _take_config(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
     if is_there and names_masks(Path(config)) and not flags.get("masked_loss"):
         raise ConfigError(
             f"{config} has conditioning_data_dir, which sd-scripts takes for masks with "
-            f"sdxl_train.py --masked_loss alone. Give that flag, or call it mask_dir."
+            f"--masked_loss alone, in train_db.py and sdxl_train.py. Give that flag there, or take "
+            f"it out."
         )
     ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
     return [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]

@@ -53,6 +53,8 @@ def parse_flags(
             options["nargs"] = "*"
         parser.add_argument(f"--{flag.name}", **options)
     found = vars(parser.parse_args(list(arguments)))
+    for name in [name for name in found if known[name].refusal and found[name] != ""]:
+        _checked(known[name], found[name])  # before a file is read that it speaks of
     file = found.pop("config_file", "")
     if file:
         found = {**_of_file(script, Path(file), tell), **found}
@@ -66,7 +68,7 @@ def parse_flags(
 
 class _Parser(argparse.ArgumentParser):
     def __init__(self, script: Script) -> None:
-        super().__init__(prog=script, add_help=False, allow_abbrev=False)
+        super().__init__(prog=script, add_help=False)
         self._script = script
 
     def error(self, message: str) -> Any:
@@ -76,6 +78,9 @@ class _Parser(argparse.ArgumentParser):
         ]
         if unknown:
             raise ConfigError(_unknown(self._script, unknown[0].lstrip("-")))
+        short = message.removeprefix("ambiguous option: --").partition(" ")[0].partition("=")[0]
+        if message.startswith("ambiguous option: "):  # beginnings of names are taken, as there
+            raise ConfigError(_unknown(self._script, short))
         raise ConfigError(f"{self._script}: {message}.")
 
 

@@ -159,6 +159,11 @@ def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     schedule = tree.setdefault("schedule", {})
     schedule["kind"] = _SCHEDULES.get(kind, kind)
     schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
+    if kind == "constant" and schedule["warmup_steps"]:
+        raise ConfigError(
+            "--lr_warmup_steps does not go with --lr_scheduler constant: choose "
+            "constant_with_warmup, or take it out."
+        )
     if kind == "warmup_stable_decay":
         schedule["decay_steps"] = read_steps("lr_decay_steps", flags)
     users = {
@@ -230,7 +235,12 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     for key in ("every_steps", "every_epochs"):
         if previews.get(key) is not None and previews[key] <= 0:
             del previews[key]
-    return []
+    if asked or previews.pop("prompt_file", None) is None:
+        return []
+    return [
+        f"--sample_prompts: it has no effect without --{', --'.join(intervals[:-1])} or "
+        f"--{intervals[-1]}."
+    ]
 
 
 def _logging(
