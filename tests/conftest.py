@@ -9,11 +9,9 @@ os.environ.setdefault("DIFFUSERS_VERBOSITY", "error")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.fsync = os.fstat  # no test takes the power away: what was written survives each kill without
 
-from jaxtyping import install_import_hook
+import shape_checks
 
-install_import_hook(
-    ["impasto.diffusion", "impasto.models", "impasto.training.step"], "beartype.beartype"
-)
+shape_checks.install()
 
 import gc
 import json
