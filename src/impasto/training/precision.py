@@ -6,6 +6,7 @@ float32: its kernels convert number by number. A GPU from before 2020 emulates b
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -142,15 +143,17 @@ def warn_if_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> No
     if times > SLOW:
         progress.note(
             f"Warning: {kind} takes this CPU about {times:.0f} times as long as float32 (measured "
-            f"just now). Unless that is wanted, {otherwise}."
+            f"here). Unless that is wanted, {otherwise}."
         )
 
 
+@functools.cache
 def slowdown(dtype: torch.dtype) -> float:
     """How many times as long the CPU takes for a convolution, there and back, as in float32.
 
-    Measures for less than a second. The convolution has 64 channels at 32 x 32, which showed the
-    same ratio as those of a full-size U-Net.
+    Measures for less than a second, once in a process: it is the same CPU from then on. The
+    convolution has 64 channels at 32 x 32, which showed the same ratio as those of a full-size
+    U-Net.
     """
     convolution = nn.Conv2d(64, 64, 3, padding=1)
     images = torch.ones(1, 64, 32, 32)
