@@ -7,13 +7,16 @@ what was found. One process runs them all, since importing takes longer than mos
 from __future__ import annotations
 
 import ctypes
+import gc
 import json
+import os
 import sys
 import time
 import traceback
 from pathlib import Path
 from typing import Any
 
+os.fsync = os.fstat  # as in conftest.py
 ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # before torch asks what there is
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -25,10 +28,11 @@ from gpu_cases import broken_inputs, broken_step
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
-from impasto.models.networks import tokenizers
+from impasto.models.networks import loading, tokenizers
 from impasto.training import loop, micro_steps, trainer
 from impasto.training.events import SilentEvents
 
+loading.leave_out_quantizers()
 for name in ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler", "EulerDiscreteScheduler"):
     getattr(diffusers, name)  # lazily imported
 
@@ -50,6 +54,8 @@ def main() -> None:
     install()
     tokenizers.tokenizer_of = remembered(tokenizers.tokenizer_of)
     answers: dict[str, Any] = {}
+    gc.collect()
+    gc.freeze()  # no collection looks at what was imported
     for order in orders:
         if order.get("each_site"):
             answers |= run_out_of_memory_everywhere(order, answers[order["like"]])

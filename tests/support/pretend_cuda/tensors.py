@@ -101,6 +101,11 @@ class PretendTensor(torch.Tensor):
 class EveryOperator(TorchDispatchMode):
     """Sees operators without a tensor of the GPU too: those that make one, or use pinned memory."""
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, so that no operator has to be kept from the compiler."""
+        return False
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return dispatched(func, args, kwargs or {})
 
