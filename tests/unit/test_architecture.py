@@ -36,6 +36,16 @@ def test_light_parts_import_no_torch(statement):
     assert not loaded_modules(statement) & {"torch", "diffusers", "transformers", "jinja2"}
 
 
+def test_commands_import_networks_without_what_quantizes_them():
+    """And without PyTorch's compiler, which that imports: a second of each start."""
+    found = loaded_modules(
+        "from impasto.cli.imports import leave_out_quantizers; leave_out_quantizers()\n"
+        "from impasto.cli.plan_worker import load_libraries; load_libraries()"
+    )
+    assert "diffusers.models.unets.unet_2d_condition" in found
+    assert not found & {"bitsandbytes", "torch._inductor.compile_fx"}
+
+
 def test_help_imports_almost_nothing():
     statement = (
         "from click.testing import CliRunner; from impasto.cli.main import impasto; "

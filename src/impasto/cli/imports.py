@@ -42,6 +42,40 @@ def show_slow_imports() -> None:
         sys.meta_path.insert(0, _Finder())
 
 
+def leave_out_quantizers() -> None:
+    """Have diffusers import its networks without bitsandbytes, in this process, which is a command.
+
+    It would be for networks that bitsandbytes quantizes, of which there are none here, and with it
+    comes all of PyTorch's compiler: a fifth of what they import. Optimizers of bitsandbytes import
+    it when they are asked for. Python code that uses Impasto has diffusers as it is.
+    """
+    if not any(isinstance(finder, _WithoutQuantizers) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _WithoutQuantizers())
+
+
+class _WithoutQuantizers(importlib.abc.MetaPathFinder):
+    """Has the module in which diffusers notes what is installed note no bitsandbytes."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """The specification of that module; None leaves others to their finders."""
+        if fullname != "diffusers.utils.import_utils":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and spec.loader is not None:
+            loader: Any = spec.loader
+            plain = loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                plain(module)
+                if hasattr(module, "_bitsandbytes_available"):
+                    vars(module)["_bitsandbytes_available"] = False
+
+            loader.exec_module = exec_module
+        return spec
+
+
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds what Python's own finders do, and wraps the outermost import of a large package."""
 

@@ -13,7 +13,7 @@ from impasto import __version__
 from impasto.allocation import tune_allocation
 from impasto.cli.groups import FullHelpGroup
 from impasto.cli.harmless import harmless
-from impasto.cli.imports import show_slow_imports
+from impasto.cli.imports import leave_out_quantizers, show_slow_imports
 from impasto.cli.quiet import quiet_libraries
 from impasto.cli.recorded import recorded_end, task_log
 from impasto.cli.refused import told
@@ -115,6 +115,7 @@ def _run_and_report(command: Callable[[], object]) -> None:
     tune_allocation()
     quiet_libraries()
     show_slow_imports()
+    leave_out_quantizers()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(encoding="utf-8", errors="replace")

@@ -28,11 +28,10 @@ from gpu_cases import broken_inputs, broken_step
 
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError
-from impasto.models.networks import loading, tokenizers
+from impasto.models.networks import tokenizers
 from impasto.training import loop, micro_steps, trainer
 from impasto.training.events import SilentEvents
 
-loading.leave_out_quantizers()
 for name in ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler", "EulerDiscreteScheduler"):
     getattr(diffusers, name)  # lazily imported
 

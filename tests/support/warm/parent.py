@@ -57,6 +57,7 @@ def import_all() -> None:
     with warnings.catch_warnings():
         tune_allocation()
         quiet_libraries()
+        importlib.import_module("impasto.cli.imports").leave_out_quantizers()
         for name in LIBRARIES:
             module = importlib.import_module(name)
             for late in CLASSES.get(name, ()):
