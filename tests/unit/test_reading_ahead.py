@@ -67,6 +67,26 @@ def test_what_was_read_ahead_is_what_is_read_later(values, file, dtype, batch, w
     assert not reads_ahead()
 
 
+def test_what_is_asked_for_as_its_batch_begins_is_not_left_out_of_it(values, file, monkeypatch):
+    """The thread may take up a batch at any moment of another's asking for a tensor of it."""
+    with monkeypatch.context() as held:
+        held.setattr(threading.Thread, "start", lambda thread: None)
+        ahead = ReadAhead(open_tensor_file(file).tensors, torch.float32)
+    (batch,) = ahead._batches
+    cancel = batch.read.cancel
+
+    def just_too_late():
+        monkeypatch.setattr(batch.read, "cancel", cancel)
+        ahead._read()
+        return cancel()
+
+    monkeypatch.setattr(batch.read, "cancel", just_too_late)
+    name = sorted(batch.memories)[1]
+    assert bits(ahead.tensors[name].read_as(torch.float32)) == bits(values[name].float())
+    for other in sorted(batch.memories):
+        assert bits(ahead.tensors[other].read_as(torch.float32)) == bits(values[other].float())
+
+
 def test_what_was_read_for_another_type_is_read_again(values, file):
     """Settings of memory may still change it."""
     tensors = open_tensor_file(file).tensors
@@ -161,8 +181,8 @@ def test_few_bytes_at_a_time_are_asked_for_again(tmp_path, monkeypatch):
 def test_a_model_is_opened_ahead_where_it_is_here_and_whole(nano_model, tmp_path):
     """What is wrong with one is said when its turn comes."""
     opened = open_ahead(nano_model, OpenOptions(), torch.float32)
-    unet = open_model(nano_model).parts["unet"]
-    for name, lazy in opened.current().parts["unet"].items():
+    unet = open_model(nano_model).components["unet"]
+    for name, lazy in opened.current().components["unet"].items():
         assert bits(lazy.read_as(torch.float32)) == bits(unet[name].read_as(torch.float32)), name
     opened.close()
     assert open_ahead(tmp_path / "none", OpenOptions(), torch.float32) is None

@@ -61,9 +61,13 @@ class _AheadTensor(LazyTensor):
         """Its memory, for the first who asks, if its bytes are there or on their way."""
         if self.batch is None or self.stored is None:
             return None
-        memory = self.batch.memories.pop(self.name, None)
-        if self.batch.read.cancel() or not self.batch.read.result():
-            return None  # also where nobody has begun: this thread may do so at once
+        # where nobody has begun, this thread may do so at once
+        is_read = not self.batch.read.cancel() and self.batch.read.result()
+        memory = self.batch.memories.pop(
+            self.name, None
+        )  # not before, or a read would leave it out
+        if not is_read:
+            return None
         self.stored.check()
         return memory
 

@@ -214,12 +214,12 @@ class TensorMemory:
 Tensors = Mapping[str, LazyTensor]
 
 
-def joined(parts: tuple[LazyTensor, ...]) -> LazyTensor:
+def joined(pieces: tuple[LazyTensor, ...]) -> LazyTensor:
     """Tensors one after another along the first dimension."""
-    first = parts[0]
-    rows = sum(part.shape[0] for part in parts)
+    first = pieces[0]
+    rows = sum(piece.shape[0] for piece in pieces)
     return LazyTensor(
-        (rows, *first.shape[1:]), first.dtype, lambda: torch.cat([part.read() for part in parts])
+        (rows, *first.shape[1:]), first.dtype, lambda: torch.cat([piece.read() for piece in pieces])
     )
 
 

@@ -87,24 +87,24 @@ class DistributedGroup:
             ImpastoError: Another process has failed, with its error.
             RuntimeError: Another process is gone.
         """
-        place = self._keys.next_round()
+        prefix = self._keys.next_round()
         pieces = _pieces(text)
         try:
             if not self._keys.is_even:
                 self._begin_missing_barriers()
             for number, piece in enumerate(pieces):
-                self._store.set(f"{place}/{self.rank}/{number}", piece)
-            self._store.set(f"{place}/{self.rank}", str(len(pieces)))
-            self._wait_for_all(place)
-            texts = [self._text_of(f"{place}/{rank}") for rank in range(self.size)]
+                self._store.set(f"{prefix}/{self.rank}/{number}", piece)
+            self._store.set(f"{prefix}/{self.rank}", str(len(pieces)))
+            self._wait_for_all(prefix)
+            texts = [self._text_of(f"{prefix}/{rank}") for rank in range(self.size)]
             self._wait_for_all()  # the process that keeps the store may end after this
         except RuntimeError:
             self.raise_told()  # that one told why, and has ended since
             raise
         with contextlib.suppress(RuntimeError):  # not every kind of store can delete keys
-            self._store.delete_key(f"{place}/{self.rank}")
+            self._store.delete_key(f"{prefix}/{self.rank}")
             for number in range(len(pieces)):
-                self._store.delete_key(f"{place}/{self.rank}/{number}")
+                self._store.delete_key(f"{prefix}/{self.rank}/{number}")
         return texts
 
     def _text_of(self, key: str) -> str:
@@ -152,15 +152,16 @@ class DistributedGroup:
             while time.monotonic() < until and self._store.add(heard, 0) < self.size - 1:
                 time.sleep(0.02)
 
-    def _wait_for_all(self, place: str | None = None) -> None:
+    def _wait_for_all(self, prefix: str | None = None) -> None:
         """A barrier that ends early where a process has failed.
 
         Args:
-            place: Where each process has put a key before, for the first barrier of an exchange.
+            prefix: Under which each process has put a key before, for the first barrier of an
+                exchange.
         """
-        if self._device_ids() is not None and place is not None:
+        if self._device_ids() is not None and prefix is not None:
             # NCCL's first barrier makes the communicator, and looks at nothing until all are there
-            keys = [f"{place}/{rank}" for rank in range(self.size)]
+            keys = [f"{prefix}/{rank}" for rank in range(self.size)]
             self._wait_until(lambda: self._store.check(keys))
         self._barrier()
         self._look()
@@ -173,8 +174,8 @@ class DistributedGroup:
 
     def _begin_missing_barriers(self) -> None:
         """Begin those that others began before an error, or they would stand for the next ones."""
-        place = self._keys.of("barriers")
-        keys = [f"{place}/{rank}" for rank in range(self.size)]
+        prefix = self._keys.of("barriers")
+        keys = [f"{prefix}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], str(self._keys.barriers))
         self._wait_until(lambda: self._store.check(keys))
         most = max(int(self._store.get(key)) for key in keys)

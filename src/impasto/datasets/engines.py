@@ -68,8 +68,8 @@ def _folders(config: DatasetConfig) -> list[Path]:
     """The folders that images and masks are read from."""
     named = [
         folder
-        for part in config.entries
-        for subset in part.subsets
+        for entry in config.entries
+        for subset in entry.subsets
         for folder in (subset.image_dir, subset.mask_dir)
         if folder is not None
     ]

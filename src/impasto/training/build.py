@@ -283,8 +283,8 @@ def _without_text_encoders(
     """
     if not prepared.changes_captions and build_templates(config) is None:
         conditioners.training.leave_device()
-        for part in model.family.text_encoders:
-            model = with_offloaded(model, part.name, config, accelerator)
+        for component in model.family.text_encoders:
+            model = with_offloaded(model, component.name, config, accelerator)
     release_cached_memory(accelerator.device)
     return model
 

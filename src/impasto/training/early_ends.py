@@ -51,7 +51,7 @@ def removing_waiting(run: RunDirectory, accelerator: Accelerator) -> Iterator[No
 
 def remove_waiting(run: RunDirectory, accelerator: Accelerator) -> None:
     """Remove the networks that wait in files of the run directory for being used again."""
-    pattern = WAITING.format(part="*", process=accelerator.process_index)
+    pattern = WAITING.format(component="*", process=accelerator.process_index)
     for file in run.path.glob(pattern):
         file.unlink(missing_ok=True)
     if not accelerator.is_main_process:  # on a machine without the run, nothing else is in it

@@ -71,9 +71,9 @@ class EncodedModel:
 
     def all_hashes(self) -> dict[str, str]:
         """The hashes of all networks, as states have them."""
-        ready = {part: future.result() for part, future in self.hashes.items()}
+        ready = {component: future.result() for component, future in self.hashes.items()}
         vae = self.model.family.vae.name
-        return {part: text[:16] for part, text in {**ready, vae: self.vae_hash}.items()}
+        return {component: text[:16] for component, text in {**ready, vae: self.vae_hash}.items()}
 
 
 @contextlib.contextmanager
@@ -152,8 +152,8 @@ def _loaded(
     beside_gpu = accelerator.device.type != "cpu"
 
     def keepers(family: Family) -> dict[str, Keep]:
-        parts = _waiting_parts(config, family, beside_gpu=beside_gpu)
-        return build_keepers(parts, config, accelerator)
+        waiting = _waiting_components(config, family, beside_gpu=beside_gpu)
+        return build_keepers(waiting, config, accelerator)
 
     model = load_base_model(
         opened or config.model.path,
@@ -174,13 +174,13 @@ def _loaded(
     return with_zero_terminal_snr(model) if config.noise.zero_terminal_snr else model
 
 
-def _waiting_parts(config: RunConfig, family: Family, *, beside_gpu: bool) -> list[str]:
+def _waiting_components(config: RunConfig, family: Family, *, beside_gpu: bool) -> list[str]:
     """The networks that nothing needs where latents and captions are cached.
 
     Beside a GPU frozen text encoders wait in any case: they come there as they are stored.
     """
     waits = unloads_text_encoder(config) or (beside_gpu and not config.trains_text_encoder)
-    return [part.name for part in (*(family.text_encoders if waits else ()), family.vae)]
+    return [component.name for component in (*(family.text_encoders if waits else ()), family.vae)]
 
 
 @contextlib.contextmanager
@@ -194,8 +194,8 @@ def _hashing(hashes: dict[str, Future[str]]) -> Iterator[Callable[[str, nn.Modul
     """
     aside = ThreadPoolExecutor(2)
 
-    def hash_it(part: str, network: nn.Module) -> None:
-        hashes[part] = aside.submit(tensors_fingerprint, weights_of(network))
+    def hash_it(component: str, network: nn.Module) -> None:
+        hashes[component] = aside.submit(tensors_fingerprint, weights_of(network))
 
     try:
         yield hash_it

@@ -24,11 +24,11 @@ from impasto.models.reading.opening import OpenOptions
 from impasto.models.writing.saving import DTYPES, MergedWithBase
 from impasto.progress import Progress, in_mib
 
-WAITING = "waiting-{part}-{process}.safetensors"
+WAITING = "waiting-{component}-{process}.safetensors"
 """Files of the run directory that are there while it trains."""
 
 
-BASE_FILES = WAITING.format(part="base-*", process=0)
+BASE_FILES = WAITING.format(component="base-*", process=0)
 """Of those, the base model's weights that exported models are mixed with."""
 
 
@@ -106,7 +106,9 @@ def build_keepers(
 
 
 def _waiting_file(component: str, config: RunConfig, accelerator: Accelerator) -> Path:
-    return config.output_dir / WAITING.format(part=component, process=accelerator.process_index)
+    return config.output_dir / WAITING.format(
+        component=component, process=accelerator.process_index
+    )
 
 
 def with_offloaded(

@@ -81,7 +81,7 @@ def train(
     overrides = overrides or Overrides()
     overrides.require_fitting(config)
     require_machine(config)
-    place = config.output_dir if is_remote(config.output_dir) else None
+    location = config.output_dir if is_remote(config.output_dir) else None
     config = with_local_output_dir(config)
     began = time.perf_counter()
     accelerator = build_accelerator()
@@ -92,7 +92,7 @@ def train(
         stop = held.enter_context(_signals(accelerator, told))
         if accelerator.is_main_process:
             with ending_together(group):
-                storage = RunStorage(held, place, _spoken_by(accelerator, events), is_new=True)
+                storage = RunStorage(held, location, _spoken_by(accelerator, events), is_new=True)
                 run = storage.attach(held.enter_context(RunDirectory.begun(config.output_dir)))
             commands = _listening(held, run, stop, told)
         try:
@@ -104,9 +104,9 @@ def train(
                 known = None
                 if accelerator.is_main_process:
                     config, known = _begun(run, config, accelerator, told, overrides)
-                config = first_settings_here(group, config, place)
+                config = first_settings_here(group, config, location)
                 if not accelerator.is_main_process:
-                    run = replace(RunDirectory(config.output_dir), location=place)
+                    run = replace(RunDirectory(config.output_dir), location=location)
                 _use_cache(held, config, run, accelerator, told)
                 session = _prepare(run, config, accelerator, told, overrides, known, opened)
         except ImpastoError:
@@ -166,8 +166,8 @@ def resume(
             or another process is training it.
     """
     run = _directory_at(Path(path))
-    place, config = run.location, None
-    if place is None:
+    location, config = run.location, None
+    if location is None:
         with failing_together() as early:
             config = settings_to_resume(run, changed, early)
         if config is None:
@@ -181,8 +181,8 @@ def resume(
         stop = held.enter_context(_signals(accelerator, told))
         with ending_together(group):
             if accelerator.is_main_process:
-                storage = RunStorage(held, place, _spoken_by(accelerator, events), is_new=False)
-            if place is not None:
+                storage = RunStorage(held, location, _spoken_by(accelerator, events), is_new=False)
+            if location is not None:
                 config = settings_to_resume(run, changed, group)
             if config is None:
                 return run
@@ -221,8 +221,10 @@ def _note_earlier_end(run: RunDirectory, told: TrainingEvents) -> None:
 
 def _directory_at(path: Path) -> RunDirectory:
     """The directory of a run; of one in a store that of its working folder on this machine."""
-    place = location_of(path)
-    return replace(RunDirectory(path if place is None else working_folder(place)), location=place)
+    location = location_of(path)
+    return replace(
+        RunDirectory(path if location is None else working_folder(location)), location=location
+    )
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:

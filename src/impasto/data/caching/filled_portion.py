@@ -33,14 +33,14 @@ class FilledPortion:
     refused: tuple[SkippedFile, ...]
 
     @classmethod
-    def joined(cls, parts: Sequence[FilledPortion]) -> FilledPortion:
+    def joined(cls, portions: Sequence[FilledPortion]) -> FilledPortion:
         """Join the portions of a dataset into one."""
         return cls(
-            np.concatenate([part.kept for part in parts]),
-            join_keys([part.keys for part in parts]),
-            join_keys([part.identities for part in parts]),
-            sum(part.encoded for part in parts),
-            tuple(item for part in parts for item in part.refused),
+            np.concatenate([portion.kept for portion in portions]),
+            join_keys([portion.keys for portion in portions]),
+            join_keys([portion.identities for portion in portions]),
+            sum(portion.encoded for portion in portions),
+            tuple(item for portion in portions for item in portion.refused),
         )
 
     def plan(

@@ -95,13 +95,13 @@ def cache_latents(
     if before is not None:
         return before
     filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, share)
-    parts = filler.fill_all([table[start:end] for start, end in _portions(table)])
+    portions = filler.fill_all([table[start:end] for start, end in _portions(table)])
     if share.is_first:
         cache.hashes.tidy()
     failures = filler.failures
-    if not any(len(part.keys) for part in parts):
+    if not any(len(portion.keys) for portion in portions):
         raise _nothing_decoded(len(planned), failures)
-    found = FilledPortion.joined(parts)
+    found = FilledPortion.joined(portions)
     plan = found.plan(table, failures.items, encoder)
     if not failures.may_pass and (share.is_first or share.group.is_local_first):
         kept_keys.write(plan, found.kept)
@@ -151,12 +151,12 @@ class _Filler:
         left, postponed = deque(range(len(portions))), 0
         while left:
             number = left.popleft()
-            part = self.fill(portions[number], may_postpone=postponed < len(left))
-            if part is None:
+            portion = self.fill(portions[number], may_postpone=postponed < len(left))
+            if portion is None:
                 left.append(number)
                 postponed += 1
             else:
-                filled[number], postponed = part, 0
+                filled[number], postponed = portion, 0
         return [filled[number] for number in range(len(portions))]
 
     def fill(self, portion: PlannedTable, *, may_postpone: bool) -> FilledPortion | None:
@@ -192,12 +192,12 @@ class _Filler:
             self.share,
         )
         kept = [
-            (place, image, key)
-            for place, (image, key) in enumerate(zip(planned, keys, strict=True))
+            (index, image, key)
+            for index, (image, key) in enumerate(zip(planned, keys, strict=True))
             if key is not None and image.record.path not in failures.paths and is_there(key, cache)
         ]
         is_kept = np.zeros(len(planned), dtype=np.bool_)
-        is_kept[[place for place, _, _ in kept]] = True
+        is_kept[[index for index, _, _ in kept]] = True
         identities = [
             (keys_of(image, digests, encoder.fingerprint) or key) if key in own else key
             for _, image, key in kept
@@ -214,7 +214,7 @@ class _Filler:
         """The hashes of files; each process reads its share of those that are not known."""
         hashes, share = self.cache.hashes, self.share
         if share.number > 1:
-            own = list(stamps)[share.place :: share.number]
+            own = list(stamps)[share.rank :: share.number]
             hashes.of({path: stamps[path] for path in own}, self.progress, tidy=False)
         if share.group.size > 1:
             share.wait()

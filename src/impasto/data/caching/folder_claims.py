@@ -104,7 +104,9 @@ class FolderClaims:
     ) -> Taken:
         with locks.FolderLock(self._folder, "claiming images to encode", on_busy):
             others = self._others(own)  # read first: who ends a claim has written before
-            taken = Taken.beside({place.name: keys for place, keys in others.items()}, lacking())
+            taken = Taken.beside(
+                {presence.name: keys for presence, keys in others.items()}, lacking()
+            )
             taken = replace(taken, name=own.name)
             if taken.own:
                 write_keys(keys_file(own), taken.own)

@@ -64,11 +64,11 @@ class KeyTable(Sequence[LatentKeys]):
         if isinstance(index, slice):
             own = {name: column[index] for name, column in self.columns.items()}
             return KeyTable(len(range(*index.indices(len(self)))), own)
-        place = range(len(self))[index]
-        return LatentKeys(*(self._name(column, place) for column in COLUMNS))
+        row = range(len(self))[index]
+        return LatentKeys(*(self._name(column, row) for column in COLUMNS))
 
     def __iter__(self) -> Iterator[LatentKeys]:
-        return (self[place] for place in range(len(self)))
+        return (self[row] for row in range(len(self)))
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Sequence):
@@ -84,9 +84,9 @@ class KeyTable(Sequence[LatentKeys]):
             return not len(self)
         return bool(self.columns["plain"].any(axis=1).all())
 
-    def _name(self, name: str, place: int) -> str:
+    def _name(self, name: str, row: int) -> str:
         column = self.columns.get(name)
-        text = "" if column is None else column[place].tobytes().hex()
+        text = "" if column is None else column[row].tobytes().hex()
         return "" if text == _EMPTY else text
 
 

@@ -80,9 +80,9 @@ def lacks_of(
         return True
 
     lacks = np.zeros((len(planned), 3), dtype=np.bool_)
-    for place, key in enumerate(keys):
+    for index, key in enumerate(keys):
         if key is not None:
-            lacks[place] = (
+            lacks[index] = (
                 is_wanted(key.plain, there=key.plain in cache),
                 is_wanted(key.flipped, there=key.flipped in cache),
                 is_wanted(key.mask, there=cache.has_mask(key.mask)),
@@ -103,17 +103,17 @@ def flags_of(wanted: frozenset[bytes], keys: Sequence[LatentKeys | None], lacks:
     """Those of the flags whose keys are wanted."""
     flags = np.zeros_like(lacks)
     if wanted:
-        for place, kind, key in _flagged(lacks, keys):
-            flags[place, kind] = bytes.fromhex(key) in wanted
+        for index, kind, key in _flagged(lacks, keys):
+            flags[index, kind] = bytes.fromhex(key) in wanted
     return flags
 
 
 def _flagged(lacks: Lacks, keys: Sequence[LatentKeys | None]) -> Iterator[tuple[int, int, str]]:
     """(image, column, key) of what is lacking; nothing where this process cannot read the file."""
-    for place, kind in np.argwhere(lacks).tolist():
-        key = _in_row(keys[place] or LatentKeys())[kind]
+    for index, kind in np.argwhere(lacks).tolist():
+        key = _in_row(keys[index] or LatentKeys())[kind]
         if key:
-            yield place, kind, key
+            yield index, kind, key
 
 
 def ordered(
@@ -121,12 +121,12 @@ def ordered(
 ) -> list[Order]:
     """The orders for what is lacking, in the order of the images."""
     numbers, orders = lacks[:, :2].sum(axis=1).tolist(), []
-    for place in np.flatnonzero(lacks.any(axis=1)).tolist():
-        key = keys[place] or LatentKeys()  # this process cannot read the file, and another could
+    for index in np.flatnonzero(lacks.any(axis=1)).tolist():
+        key = keys[index] or LatentKeys()  # this process cannot read the file, and another could
         wanted = (
-            k if is_wanted else "" for k, is_wanted in zip(_in_row(key), lacks[place], strict=True)
+            k if is_wanted else "" for k, is_wanted in zip(_in_row(key), lacks[index], strict=True)
         )
-        orders.append(Order(planned[place], LatentKeys(*wanted), numbers[place]))
+        orders.append(Order(planned[index], LatentKeys(*wanted), numbers[index]))
     return orders
 
 

@@ -108,7 +108,7 @@ class _OrderEncoder:
                 else:
                     mean, logvar = (tensor.to(STORED_DTYPE).numpy() for tensor in outcome)
                     moments[task.key] = mean, logvar
-            remade |= {part[place].key for place in begun.remade}
+            remade |= {part[index].key for index in begun.remade}
 
         def of(order: Order, made: Rendered) -> Encoded:
             keys = [key for key in (order.missing.plain, order.missing.flipped) if key]

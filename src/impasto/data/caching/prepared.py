@@ -41,7 +41,7 @@ KEPT_FROM = 50_000
 """Images; the keys of fewer are made in a second."""
 _MOST = 4  # datasets, sizes or VAEs that are kept of one folder
 _NAMES = ("plain", "flipped")
-_LEFT_OUT = b"left out"  # places of images that cannot be encoded; (place, reason) of each file
+_LEFT_OUT = b"left out"  # indices of images that cannot be encoded; (index, reason) of each file
 _SCHEMA = pa.schema(
     [
         ("code", pa.int32()),
@@ -94,7 +94,7 @@ class PreparedKeys:
         codes = values_of(table.column("code"))
         planned = PlannedTable(records, self._planned.shapes, codes)
         paths = self._planned.records
-        skipped = tuple(SkippedFile(paths[place].path, why) for place, why in reasons)
+        skipped = tuple(SkippedFile(paths[index].path, why) for index, why in reasons)
         return CachedPlan(planned, keys, skipped, 0, (), exact)
 
     def write(self, plan: CachedPlan, kept: np.ndarray) -> None:
@@ -108,12 +108,12 @@ class PreparedKeys:
             return
         left_out = np.flatnonzero(~kept).tolist()
         of_path = {item.path: item.reason for item in plan.skipped}
-        places: dict[Path, int] = {}
-        for place in left_out:
-            places.setdefault(self._planned.records[place].path, place)
-        if of_path.keys() != places.keys():
+        indices: dict[Path, int] = {}
+        for index in left_out:
+            indices.setdefault(self._planned.records[index].path, index)
+        if of_path.keys() != indices.keys():
             return
-        reasons = [(places[path], reason) for path, reason in of_path.items()]
+        reasons = [(indices[path], reason) for path, reason in of_path.items()]
         arrays = [number_column(self._planned.codes[kept])]
         for keys in (plan.keys, plan.identities or plan.keys):
             columns = KeyTable.of(keys).columns

@@ -124,11 +124,11 @@ class StoredClaims:
 
     def _read(self, numbers: list[int], *, with_keys: bool) -> dict[int, bytes | None]:
         """The claims of these numbers as they are stored; None of what cannot be read now."""
-        places = [file_of(self._folder, number) for number in numbers]
+        files_of_claims = [file_of(self._folder, number) for number in numbers]
         read = (
-            objects.read_all(places)
+            objects.read_all(files_of_claims)
             if with_keys
-            else objects.read_beginnings(places, _HEADER_BYTES)
+            else objects.read_beginnings(files_of_claims, _HEADER_BYTES)
         )
         pairs = zip(numbers, read, strict=True)
         return {
@@ -214,9 +214,9 @@ class _OwnClaim:
 
     def _stored(self) -> bytes | None:
         """What stands under the number now; None where nothing does."""
-        place = file_of(self._folder, self.number)
-        with storage_errors.reported(place), contextlib.suppress(FileNotFoundError):
-            return objects.read(place)
+        file = file_of(self._folder, self.number)
+        with storage_errors.reported(file), contextlib.suppress(FileNotFoundError):
+            return objects.read(file)
         return None
 
     @contextlib.contextmanager

@@ -91,7 +91,7 @@ class TextOutputs:
         """The states side by side, then the pooled text, as one row of numbers."""
         return np.concatenate([np.concatenate(self.states, axis=-1).ravel(), self.pooled])
 
-    def chunk(self, place: int, positions: int) -> TextOutputs:
+    def chunk(self, index: int, positions: int) -> TextOutputs:
         """One of the chunks that were joined, with as many positions as it was encoded to.
 
         Its first position is that of the first chunk: CLIP looks back only, so nothing of what
@@ -103,11 +103,11 @@ class TextOutputs:
         for joined in self.states:
             own = np.full((positions, joined.shape[1]), np.nan, np.float32)
             own[0] = joined[0]
-            own[1:-1] = joined[1 + place * inner : 1 + (place + 1) * inner]
-            if place == chunks - 1:
+            own[1:-1] = joined[1 + index * inner : 1 + (index + 1) * inner]
+            if index == chunks - 1:
                 own[-1] = joined[-1]
             states.append(own)
-        pooled = self.pooled if place == 0 else np.full_like(self.pooled, np.nan)
+        pooled = self.pooled if index == 0 else np.full_like(self.pooled, np.nan)
         return replace(self, states=tuple(states), pooled=pooled)
 
 
@@ -245,16 +245,16 @@ class GivenTexts:
     Attributes:
         files: The token ids of a chunk -> its file, and the SHA-256 of that when it was checked.
         shape: The shape of what is in them.
-        places: The token ids of a chunk -> which chunk of its file it is; 0 is not named.
+        indices: The token ids of a chunk -> which chunk of its file it is; 0 is not named.
         unended: The token ids of chunks that are not the last of their file.
     """
 
     files: Mapping[Ids, tuple[Path, str]]
     shape: TextShape
-    places: Mapping[Ids, int] = field(default_factory=dict)
+    indices: Mapping[Ids, int] = field(default_factory=dict)
     unended: Collection[Ids] = ()
 
-    def serves(self, ids: Ids, place: int, chunks: int) -> bool:
+    def serves(self, ids: Ids, index: int, chunks: int) -> bool:
         """Whether a file has all that is taken of a chunk where it stands in a text.
 
         Of the first chunk of a text that is the pooled text, which a joined file has of its own
@@ -262,19 +262,19 @@ class GivenTexts:
 
         Args:
             ids: The token ids of the chunk.
-            place: Which chunk of the text it is, counted from 0.
+            index: Which chunk of the text it is, counted from 0.
             chunks: How many the text has.
         """
-        if ids not in self.files or (place == 0 and self.places.get(ids, 0) > 0):
+        if ids not in self.files or (index == 0 and self.indices.get(ids, 0) > 0):
             return False
-        return place < chunks - 1 or ids not in self.unended
+        return index < chunks - 1 or ids not in self.unended
 
     def outputs(self, ids: Ids) -> TextOutputs | Failure:
         """What its file holds of a chunk that is there, or why it cannot be read."""
         found = read_text_npz(self.files[ids][0], self.shape)
         if isinstance(found, Failure):
             return found
-        return found.chunk(self.places.get(ids, 0), self.shape.positions)
+        return found.chunk(self.indices.get(ids, 0), self.shape.positions)
 
     def read(self, ids: Ids) -> np.ndarray:
         """What `TextOutputs.packed` says, of a chunk that is there.

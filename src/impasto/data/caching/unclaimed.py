@@ -105,8 +105,8 @@ class Unclaimed:
                 self._tell(claims, taken)
             orders += now
             left = lacking & ~own
-            for place in np.flatnonzero(left.any(axis=1)).tolist():
-                left[place] &= planned[place].record.path not in self.failures.paths
+            for index in np.flatnonzero(left.any(axis=1)).tolist():
+                left[index] &= planned[index].record.path not in self.failures.paths
             if self.share.is_first and left.any():
                 self._wait(claims, taken, keys, left)
                 self.cache.take_in(*claims.told(taken))

@@ -96,13 +96,13 @@ def texts_at(column: pa.ChunkedArray | pa.Array, rows: np.ndarray) -> list[str]:
     found = [""] * len(rows)
     before = 0
     for chunk in _chunks(column):
-        places = np.flatnonzero((rows >= before) & (rows < before + len(chunk)))
-        own = rows[places] - before
+        rows_here = np.flatnonzero((rows >= before) & (rows < before + len(chunk)))
+        own = rows[rows_here] - before
         before += len(chunk)
         ends, data = _parts(chunk)
-        bounds = zip(places.tolist(), ends[own].tolist(), ends[own + 1].tolist(), strict=True)
-        for place, begin, end in bounds:
-            found[place] = str(data[begin:end], "utf-8")
+        bounds = zip(rows_here.tolist(), ends[own].tolist(), ends[own + 1].tolist(), strict=True)
+        for row, begin, end in bounds:
+            found[row] = str(data[begin:end], "utf-8")
     return found
 
 

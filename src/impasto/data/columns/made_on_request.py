@@ -25,12 +25,12 @@ class MadeOnRequest(Sequence[T]):
         self._made: dict[int, T] = {}
 
     @abstractmethod
-    def _make(self, place: int) -> T:
-        """Make the object at a place, from 0 on."""
+    def _make(self, index: int) -> T:
+        """Make the object of an index, from 0 on."""
 
     @abstractmethod
-    def select(self, places: np.ndarray) -> Self:
-        """The objects at some places, or where these are true, as columns again."""
+    def select(self, indices: np.ndarray) -> Self:
+        """The objects of some indices, or where these are true, as columns again."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -39,12 +39,12 @@ class MadeOnRequest(Sequence[T]):
     def __getitem__(self, index: int | slice) -> T | Self:
         if isinstance(index, slice):
             return self.select(np.arange(*index.indices(len(self))))
-        place = range(len(self))[index]
-        made = self._made.get(place)
+        row = range(len(self))[index]
+        made = self._made.get(row)
         if made is None:
             if len(self._made) >= KEPT_AT_MOST:
                 self._made = {}
-            made = self._made[place] = self._make(place)
+            made = self._made[row] = self._make(row)
         return made
 
     def __eq__(self, other: object) -> bool:

@@ -23,11 +23,11 @@ _SHARE = 16  # portions of what is left, or of a portion, once others are seen
 
 
 class Portions:
-    """What is left of some work, and the places of the next portion in it.
+    """What is left of some work, and the indices of the next portion in it.
 
     Args:
         costs: Of each thing, in portions of the first size: the first is of things that cost 1.
-        seed: Of the random places; None takes another one each time.
+        seed: Of the random beginnings; None takes another one each time.
     """
 
     def __init__(self, costs: Sequence[float], seed: int | None = None) -> None:
@@ -40,7 +40,7 @@ class Portions:
         self._has_met_others = False
 
     def take(self) -> list[int]:
-        """The places of the next portion, which count as done; none where nothing is left."""
+        """The indices of the next portion, which count as done; none where nothing is left."""
         left = np.flatnonzero(self._left)
         if not len(left):
             return []
@@ -56,19 +56,19 @@ class Portions:
         self._left[portion], self._own[portion] = False, True
         self._next = (int(portion[-1]) + 1) % len(self._left)
         self._taken = float(self._costs[portion].sum())
-        places: list[int] = portion.tolist()
-        return places
+        indices: list[int] = portion.tolist()
+        return indices
 
     def took(self, seconds: float) -> None:
         """Be told how long the last portion took; the next ones become of `SECONDS`."""
         wanted = self._taken * SECONDS / max(seconds, 1e-3)
         self._size = min(max(wanted, self._size / _GROWTH), self._size * _GROWTH)
 
-    def leave_out(self, places: Collection[int]) -> int:
+    def leave_out(self, indices: Collection[int]) -> int:
         """Be told what others have done, and perhaps this program too; returns what was left."""
-        if not places:
+        if not indices:
             return 0
-        theirs = np.fromiter(places, np.int64, len(places))
+        theirs = np.fromiter(indices, np.int64, len(indices))
         number = int(self._left[theirs].sum())
         self._left[theirs] = False
         self._has_met_others = True
@@ -82,7 +82,7 @@ class Portions:
         return not self._left.any()
 
     def _far_from_others(self) -> int:
-        """A place in the middle half of the longest stretch of what is left, not twice the same."""
+        """An index in the middle half of the longest stretch that is left, not twice the same."""
         ends = np.diff(np.concatenate(([False], self._left, [False])).astype(np.int8))
         begins, lengths = np.flatnonzero(ends == 1), np.flatnonzero(ends == -1)
         if not len(begins):

@@ -1,6 +1,6 @@
 """The processes of a run while they prepare its images: who they are, and what each of them does.
 
-A process sees the others as a `ProcessGroup`. Those that keep derived data in one place have a
+A process sees the others as a `ProcessGroup`. Those that keep derived data in one folder have a
 `CacheShare` of it, and split the work on it: a machine without a disk or a store in common with the
 others prepares everything for itself. `datasets/distributed.py` has the group that PyTorch makes.
 """
@@ -95,14 +95,14 @@ class CacheShare:
         return len(self.members)
 
     @property
-    def place(self) -> int:
+    def rank(self) -> int:
         """Which of them this process is, from 0."""
         return self.members.index(self.group.rank)
 
     @property
     def is_first(self) -> bool:
         """Whether this process does what only one of them has to do."""
-        return self.place == 0
+        return self.rank == 0
 
     def first_says(self, text: str) -> str:
         """The text of the first of those that share; all processes of the run call it."""
@@ -142,15 +142,15 @@ class CacheShare:
         ends = np.cumsum(np.asarray(costs, dtype=np.float64))
         total = float(ends[-1]) if len(ends) else 0.0
         middles = ends - np.asarray(costs, dtype=np.float64) / 2
-        borders = [total * place / self.number for place in (self.place, self.place + 1)]
+        borders = [total * rank / self.number for rank in (self.rank, self.rank + 1)]
         start, end = np.searchsorted(middles, borders, side="left").tolist()
-        return slice(start, len(costs) if self.place == self.number - 1 else end)
+        return slice(start, len(costs) if self.rank == self.number - 1 else end)
 
     def named(self, description: str) -> str:
         """Add to a stage's description whose share is counted."""
         if self.number == 1:
             return description
-        return f"{description} (process {self.place + 1} of {self.number})"
+        return f"{description} (process {self.rank + 1} of {self.number})"
 
 
 ALONE = CacheShare(SingleProcess(), (0,))

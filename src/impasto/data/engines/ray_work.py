@@ -47,8 +47,8 @@ def rows_of(numbers: Sequence[int], **columns: Sequence[Any]) -> dict[str, np.nd
     rows = {NUMBER: np.asarray(numbers, dtype=np.int64)}
     for name, values in columns.items():
         column = np.empty(len(values), dtype=object)
-        for place, value in enumerate(values):
-            column[place] = Box(value)
+        for index, value in enumerate(values):
+            column[index] = Box(value)
         rows[name] = column
     return rows
 
@@ -124,7 +124,7 @@ def said_of_node(name: str, fault: str) -> str:
 
 
 Key = tuple[Any, ...]
-"""What work is known by: its run, the number of a batch, and perhaps the place of an item."""
+"""What work is known by: its run, the number of a batch, and perhaps the index of an item."""
 
 
 class Counts(Protocol):
@@ -217,13 +217,13 @@ class Attempts:
             self.done(number)
             return found
         found = []
-        for place in range(size):
-            if self.count(number, place) > ALONE:
+        for index in range(size):
+            if self.count(number, index) > ALONE:
                 reason = "working on it ended the process (out of memory?)"
                 found.append(Failure(reason, is_transient=True))
             else:
-                found += work(slice(place, place + 1))
-            self.done(number, place)
+                found += work(slice(index, index + 1))
+            self.done(number, index)
         self.done(number)
         return found
 

@@ -42,14 +42,14 @@ READERS = 4
 
 @dataclass(frozen=True)
 class BaseModel:
-    """The parts of a Stable Diffusion model on the CPU, with no gradients asked.
+    """The components of a Stable Diffusion model on the CPU, with no gradients asked.
 
     In float32, unless they were asked for in another type. Some may wait without values until they
     are asked for (`models/networks/offload.py`): their tensors are kept as they were stored.
     Nothing in it depends on the files any more: they may be moved or replaced.
 
     Attributes:
-        contents: What the files held besides; `contents.parts` are the networks' own tensors.
+        contents: What the files held besides; `contents.components` are the networks' own tensors.
         stored: Part -> the type of each tensor in the files, to be written back as it was.
         networks: Component of the family -> the network.
         tokenizers: Text encoder -> transformers' CLIPTokenizer.
@@ -87,7 +87,9 @@ class BaseModel:
     @property
     def text_encoders(self) -> dict[str, Any]:
         """The networks that read, by name, in the order of the table."""
-        return {part.name: self.networks[part.name] for part in self.family.text_encoders}
+        return {
+            component.name: self.networks[component.name] for component in self.family.text_encoders
+        }
 
     @property
     def scheduler_config(self) -> Mapping[str, Any]:
@@ -141,18 +143,18 @@ def load_base_model(
     kept: dict[str, Tensors] = {}
     with progress.stage("Reading the model", size >> 20, "MiB") as advance:
         count = in_mib(advance)
-        for part in sorted(contents.components, key=lambda part: part in keepers):
-            tensors, place = contents.components[part], f"{contents.source} ({part})"
-            if part in keepers:
-                kept[part] = leave_without_values(networks[part], tensors, place, keepers[part])
+        for name in sorted(contents.components, key=lambda name: name in keepers):
+            tensors, read_from = contents.components[name], f"{contents.source} ({name})"
+            if name in keepers:
+                kept[name] = leave_without_values(networks[name], tensors, read_from, keepers[name])
                 count(total_bytes(tensors))
             else:
-                _filled(networks[part], tensors, place, count, asked.get(part, torch.float32))
+                _filled(networks[name], tensors, read_from, count, asked.get(name, torch.float32))
             if loaded is not None:
-                loaded(part, networks[part])
+                loaded(name, networks[name])
     ldm_only = {n: LazyTensor.of(t.read().clone()) for n, t in contents.ldm_only.items()}
-    parts = {**state_dicts({n: m for n, m in networks.items() if n not in kept}), **kept}
-    own = replace(contents, components=parts, ldm_only=ldm_only)
+    components = {**state_dicts({n: m for n, m in networks.items() if n not in kept}), **kept}
+    own = replace(contents, components=components, ldm_only=ldm_only)
     return _assembled(own, networks, stored=contents)
 
 
@@ -163,12 +165,15 @@ def _assembled(
     family, configs, source = contents.identity.family, contents.configs, contents.source
     if configs[family.unet.name].get("upcast_attention"):
         use_upcast_attention(modules[family.unet.name])
-    parts = (stored or contents).components
+    components = (stored or contents).components
     return BaseModel(
         contents=contents,
-        stored={p: {n: t.dtype for n, t in tensors.items()} for p, tensors in parts.items()},
-        networks={part: modules[part] for part in family.names},
-        tokenizers={part.name: build_tokenizer(contents, part) for part in family.text_encoders},
+        stored={p: {n: t.dtype for n, t in tensors.items()} for p, tensors in components.items()},
+        networks={name: modules[name] for name in family.names},
+        tokenizers={
+            component.name: build_tokenizer(contents, component)
+            for component in family.text_encoders
+        },
         schedule=schedule_of(contents.scheduler_config, source),
         scaling_factor=stated_scaling(configs[family.vae.name], source) or family.scaling_factor,
     )
@@ -266,9 +271,9 @@ def _read(
 def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
     """The tensors of networks by today's names: what they are when they are read.
 
-    Nothing is held on to: a part that is trained moves to a device, and may change its type.
+    Nothing is held on to: a component that is trained moves to a device, and may change its type.
     """
-    return {part: tensors_of(module) for part, module in modules.items()}
+    return {name: tensors_of(module) for name, module in modules.items()}
 
 
 def tensors_of(module: nn.Module) -> dict[str, LazyTensor]:

@@ -22,20 +22,20 @@ UNFIT = (
 
 
 def empty_networks(contents: ModelContents) -> dict[str, nn.Module]:
-    """The networks of a model without values, by part.
+    """The networks of a model without values, by component.
 
     Raises:
         ModelError: A configuration makes none.
     """
     return {
-        part.name: empty_network(
-            part, contents.configs[part.name], f"{contents.source} ({part.name})"
+        component.name: empty_network(
+            component, contents.configs[component.name], f"{contents.source} ({component.name})"
         )
-        for part in contents.identity.family.components
+        for component in contents.identity.family.components
     }
 
 
-def empty_network(part: Component, config: Mapping[str, Any], source: str) -> nn.Module:
+def empty_network(component: Component, config: Mapping[str, Any], source: str) -> nn.Module:
     """A network without values, which knows the names and shapes of its tensors.
 
     Raises:
@@ -44,17 +44,17 @@ def empty_network(part: Component, config: Mapping[str, Any], source: str) -> nn
     require_modest(config, source)
     try:
         with torch.device("meta"):
-            return make_network(part, config)
+            return make_network(component, config)
     except UNFIT as error:
         raise ModelError(
             f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
         ) from error
 
 
-def make_network(part: Component, config: Mapping[str, Any]) -> nn.Module:
+def make_network(component: Component, config: Mapping[str, Any]) -> nn.Module:
     """A network by its configuration, with PyTorch's own first weights."""
-    kind = getattr(importlib.import_module(part.library), part.class_name)
-    return MAKERS[part.library](kind, config)
+    kind = getattr(importlib.import_module(component.library), component.class_name)
+    return MAKERS[component.library](kind, config)
 
 
 def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> nn.Module:

@@ -23,7 +23,7 @@ class ModelContents:
         source: The path or id it was opened by.
         form: What sort of file or folder that is, in words.
         components: Component of the family -> tensors by diffusers' names.
-        ldm_only: Tensors by LDM's names that no part uses.
+        ldm_only: Tensors by LDM's names that no component uses.
         configs: Part -> configuration.
         scheduler_config: For samplers; its prediction_type is the identity's.
         identity: Family and prediction, with the evidence.
@@ -49,7 +49,7 @@ class ModelContents:
 
     @property
     def name(self) -> str:
-        """The last part of `source`: what may be published of it."""
+        """The last element of `source`: what may be published of it."""
         return self.source.replace("\\", "/").rstrip("/").rpartition("/")[2]
 
     def ldm_tensors(self) -> dict[str, LazyTensor]:
@@ -69,7 +69,7 @@ class ModelContents:
         return [*marks, *([ZERO_TERMINAL_SNR_MARK] if is_zero_snr else [])]
 
     def cast(self, dtypes: Mapping[str, Any]) -> ModelContents:
-        """A model with some parts in another type; a part that is not named stays as it is."""
+        """A model with some components in another type; those that are not named stay."""
         result = {
             component: {
                 name: tensor.cast(dtypes.get(component)) for name, tensor in tensors.items()
@@ -82,7 +82,7 @@ class ModelContents:
         def asked(name: str) -> Any:
             return next((dtype for root, dtype in roots.items() if name.startswith(root)), None)
 
-        ldm_only = {  # schedule buffers are of no part: rounding them would change the noise levels
+        ldm_only = {  # buffers of the schedule: rounded, they would be other noise levels
             name: tensor.cast(asked(name)) for name, tensor in self.ldm_only.items()
         }
         return replace(self, components=result, ldm_only=ldm_only)

@@ -166,7 +166,9 @@ def _exported_by(run: RunDirectory) -> Path:
 
 def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents:
     folder = diffusers_folder.open_folder(path, options.weights, options.variant)
-    unet = next(part for part in folder.components if part.kind is ComponentKind.UNET)
+    unet = next(
+        component for component in folder.components if component.kind is ComponentKind.UNET
+    )
     identity = identify(
         Clues(
             source,
@@ -215,18 +217,18 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
             f"folders, which may hold several sets of files. Take --variant (model.variant) out."
         )
     layout = layout_of(file.tensors, families.file_layouts())
-    stated = configs_in(file.metadata, [part.name for part in layout.components], source)
+    stated = configs_in(file.metadata, [component.name for component in layout.components], source)
     unscaled = apply_scales(file.tensors, file.metadata, source)
     ldm = split_ldm(unscaled.tensors, layout, _layers_stated(stated or {}))
-    parts = _whole(ldm, layout, source, options)
-    identity = identify(_clues_of(file, layout, ldm, parts, source, options))
+    components = _whole(ldm, layout, source, options)
+    identity = identify(_clues_of(file, layout, ldm, components, source, options))
     is_zero_snr = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
     return ModelContents(
         source=source,
         form=f"LDM file ({file.form})",
-        components=parts,
+        components=components,
         ldm_only=ldm.ldm_only,
-        configs=stated or configs_from(parts, identity.family, source),
+        configs=stated or configs_from(components, identity.family, source),
         scheduler_config=scheduler_config(identity.prediction.name)
         | (ZERO_TERMINAL_SNR if is_zero_snr else {}),
         identity=identity,
@@ -238,42 +240,45 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
 
 def _layers_stated(configs: Configs) -> dict[str, int]:
     """Part -> its layers, where its configuration says so."""
-    said = {part: config.get("num_hidden_layers") for part, config in configs.items()}
-    return {part: number for part, number in said.items() if isinstance(number, int)}
+    said = {component: config.get("num_hidden_layers") for component, config in configs.items()}
+    return {component: number for component, number in said.items() if isinstance(number, int)}
 
 
 def _whole(
     ldm: LdmModel, layout: FileLayout, source: str, options: OpenOptions
 ) -> dict[str, Tensors]:
-    """All parts of a file, with the weights and the VAE that are asked for.
+    """All components of a file, with the weights and the VAE that are asked for.
 
     Raises:
         ModelError: One is missing.
     """
     (unet,), (vae,) = layout.of_kind(ComponentKind.UNET), layout.of_kind(ComponentKind.VAE)
-    parts = _with_chosen_weights(ldm, unet.name, source, options.weights)
-    if vae.name not in parts and options.vae is not None:  # some files come without one
-        parts[vae.name] = open_vae(locate(options.vae, OpenOptions())).tensors
-    missing = sorted({part.name for part in layout.components} - parts.keys())
+    components = _with_chosen_weights(ldm, unet.name, source, options.weights)
+    if vae.name not in components and options.vae is not None:  # some files come without one
+        components[vae.name] = open_vae(locate(options.vae, OpenOptions())).tensors
+    missing = sorted({component.name for component in layout.components} - components.keys())
     if missing:
         hint = " Name one with model.vae." if missing == [vae.name] else ""
         raise ModelError(f"{source} is incomplete: it has no {' and no '.join(missing)}.{hint}")
-    return parts
+    return components
 
 
 def _clues_of(
     file: TensorFile,
     layout: FileLayout,
     ldm: LdmModel,
-    parts: Mapping[str, Tensors],
+    components: Mapping[str, Tensors],
     source: str,
     options: OpenOptions,
 ) -> Clues:
     (unet,) = layout.of_kind(ComponentKind.UNET)
     return Clues(
         source,
-        parts[unet.name],
-        tuple((part.name, part.naming.dialect) for part in layout.of_kind(ComponentKind.TEXT)),
+        components[unet.name],
+        tuple(
+            (component.name, component.naming.dialect)
+            for component in layout.of_kind(ComponentKind.TEXT)
+        ),
         metadata=file.metadata,
         counters=file.counters,
         sidecar=_read_sidecar(file.path),

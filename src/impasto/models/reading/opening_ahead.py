@@ -73,5 +73,5 @@ def open_ahead(source: str | Path, options: OpenOptions, dtype: torch.dtype) -> 
         return None
     unet = contents.identity.family.unet.name
     reading = ReadAhead(contents.components[unet], dtype)
-    parts = {**contents.components, unet: reading.tensors}
-    return OpenedAhead(str(source), options, replace(contents, components=parts), reading)
+    components = {**contents.components, unet: reading.tensors}
+    return OpenedAhead(str(source), options, replace(contents, components=components), reading)
