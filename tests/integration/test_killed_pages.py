@@ -25,6 +25,7 @@ from truth import ENDED, Place, address_in, check_every_page, opened, run_in
 from impasto.config.fields import fields_of
 from impasto.config.validation import read_toml
 from impasto.demo.recipe import PICTURES, TAGGER
+from impasto.temporary_names import partial_files_in
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -154,15 +155,20 @@ def test_an_edit_is_killed_and_can_be_undone(place, victims, moment):
             assert client.post(f"{here}/undo", data={"edit": edit, "at": at}).status_code == 303
             eventually(lambda: not place.tasks[0].state().is_alive, 120)
     assert {file: file.read_text("utf-8") for file in folder.glob("*.txt")} == before
+    assert not edits or not partial_files_in(folder)
 
 
 def assert_whole(folder, before, is_new):
-    """No caption is lost, half-written, or beside one of another name."""
+    """No caption is lost, half-written, or beside one of another name.
+
+    What was just being written has a hidden name of its own, which the next command removes.
+    """
     after = {file: file.read_text("utf-8") for file in folder.glob("*.txt")}
     assert after.keys() == before.keys()
     for file, text in after.items():
         assert text == before[file] or is_new(before[file], text), file.name
-    names = {path.name for path in folder.iterdir()} - {".impasto"}
+    hidden = {".impasto", *(path.name for path in partial_files_in(folder))}
+    names = {path.name for path in folder.iterdir()} - hidden
     assert names == {n for f in before for n in (f.name, f.with_suffix(".webp").name)}
 
 

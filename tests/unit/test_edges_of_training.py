@@ -94,8 +94,8 @@ def test_a_size_that_no_model_has_is_none(stated, sample_size, expected):
         configs={"unet": {"sample_size": sample_size}},
         identity=SimpleNamespace(family=SD1),
     )
-    assert native_size.__wrapped__(contents) == expected
-    recorded = trained_resolution.__wrapped__(contents)
+    assert native_size(contents) == expected
+    recorded = trained_resolution(contents)
     assert recorded is None or recorded == expected
 
 

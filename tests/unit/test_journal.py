@@ -29,6 +29,7 @@ from impasto.data.folders.beside import SidecarLookup
 from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import PICTURES
 from impasto.errors import ImpastoError, RunError, StorageError
+from impasto.temporary_names import partial_files_in, partial_name
 
 POSIX = pytest.mark.skipif(sys.platform == "win32", reason="links and permissions of POSIX")
 LONG = "長" * 79  # with .webp 242 bytes of the 255 that a name may have
@@ -501,3 +502,23 @@ def test_one_rule_of_what_has_words(tmp_path):
     assert [plain.has_caption(r) for r in records] == [True] * 3 + [False] * 5
     assert [own.has_caption(r) for r in records] == [True] * 4 + [False] * 4
     assert plain.file(tmp_path / f"{stems[2]}.webp", ".txt").name == f"{stems[2]}.TXT"
+
+
+@pytest.mark.parametrize("after", ["another change", "its undo"])
+def test_what_a_killed_command_was_writing_goes_with_the_next_one(folder, after):
+    """What a process that runs is writing stays."""
+    write(folder)
+    program = (
+        "import sys; from pathlib import Path; from impasto.temporary_names import partial_name; "
+        "partial_name(Path(sys.argv[1])).write_text('half')"
+    )
+    subprocess.run([sys.executable, "-c", program, str(folder / "a.txt")], check=True)
+    (left,) = partial_files_in(folder)
+    running = partial_name(folder / "b.txt")
+    running.write_text("half", encoding="utf-8")
+    if after == "its undo":
+        undo(folders_of(folder))
+    else:
+        write(folder, "newer", "tag again")
+    assert not left.exists()
+    assert running.exists()

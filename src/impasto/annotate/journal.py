@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any
 
-from impasto import files, storage_errors
+from impasto import files, storage_errors, temporary_names
 from impasto.annotate.dataset_folders import METADATA, DatasetFile, DatasetFolders
 from impasto.annotate.notes import (
     NUMBERED,
@@ -62,6 +62,7 @@ class Journal:
         self._path: Path | None = None
         self._file: Any = None
         self._last: dict[DatasetFile, str] = {}
+        self._tidied: set[Path] = set()
 
     @property
     def name(self) -> str | None:
@@ -121,6 +122,9 @@ class Journal:
             note["before"] = base64.b64encode(before).decode("ascii")
         self._note(note)
         self._last[spot] = after
+        if real.parent not in self._tidied:
+            tidy(real.parent)
+            self._tidied.add(real.parent)
         with files.rewrite_file(path) as partial:
             partial.write_bytes(content)
         self._finish_all(images)
@@ -190,6 +194,12 @@ def _last_number(journals: Path) -> int:
     except (OSError, ValueError):
         return 0
     return int(text) if text.isdecimal() and len(text) < 10 else 0
+
+
+def tidy(folder: Path) -> None:
+    """Remove what commands that were killed were about to write in a folder of a dataset."""
+    with contextlib.suppress(OSError):  # what cannot be removed is in nobody's way
+        temporary_names.remove_leftovers(folder)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.annotate.dataset_folders import DatasetFile, DatasetFolders
-from impasto.annotate.journal import alone, root_paths
+from impasto.annotate.journal import alone, root_paths, tidy
 from impasto.annotate.notes import (
     Edit,
     Notes,
@@ -248,6 +248,8 @@ def _step(path: Path, chain: Sequence[Edit], *, force: bool) -> _Step:
 def _apply(steps: Sequence[_Step]) -> list[str]:
     """Restore what can be restored; what went wrong, in words."""
     faults = []
+    for folder in {step.path.parent for step in steps}:
+        tidy(folder)
     for step in steps:
         if not step.writes:
             continue
