@@ -176,7 +176,7 @@ def test_what_is_not_used_waits_in_a_file(
         "training": {"cache_text_to_disk": to_disk},
     }
     with monkeypatch.context() as patch:
-        patch.setattr(encoded_model, "_waiting_parts", lambda *_, **_others: [])
+        patch.setattr(encoded_model, "_waiting_components", lambda *_, **_others: [])
         for module in (build, encoded_model):
             patch.setattr(module, "with_offloaded", lambda model, *_: model)
         plain = train(train_config(**settings))

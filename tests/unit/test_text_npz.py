@@ -247,7 +247,7 @@ def test_longer_captions_are_taken_from_joined_files(model, folder, longer):
     assert told.lines == ["Text encoder outputs in files are used for 3 of 3 captions."]
     second = chunks_of(model, (folder / "001.txt").read_text(encoding="utf-8"))[1]
     empty = chunks_of(model, "")[0]
-    assert given.places == {second: 1, empty: 1}
+    assert given.indices == {second: 1, empty: 1}
     captions = [record.fixed_caption for record in records_of(folder)]
     assert require_as_encoded(model, given, captions) == []
     assert require_as_encoded(model, given, [*captions, "", *captions]) == [empty]
