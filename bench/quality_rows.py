@@ -18,7 +18,7 @@ from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
 from impasto.demo.recipe import BASE_MODEL, PICTURES, SETTINGS, demo_config
-from impasto.sdscripts.flags import FINE_TUNE
+from impasto.sdscripts.flag import FINE_TUNE
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings
 from impasto.sdscripts.translate import translate

@@ -6,7 +6,8 @@ python scripts/write_flag_docs.py [--check]
 import sys
 from pathlib import Path
 
-from impasto.sdscripts.flags import ROWS, SCRIPTS, Flag
+from impasto.sdscripts.flag import SCRIPTS, Flag
+from impasto.sdscripts.flags import ROWS
 
 TARGET = Path(__file__).parents[1] / "docs" / "flags.md"
 HEAD = """# Flags of sd-scripts' fine_tune.py, train_db.py and sdxl_train.py

@@ -11,7 +11,7 @@ from support.warm import running
 
 from impasto.runs import RunDirectory
 from impasto.sdscripts import drop_in
-from impasto.sdscripts.flags import TRAIN_DB
+from impasto.sdscripts.flag import TRAIN_DB
 
 SCRIPT = Path(__file__).parents[2] / "train_db.py"
 

@@ -8,7 +8,8 @@ from impasto.config.load import build_run_config
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, RunError
 from impasto.sdscripts import drop_in as program
-from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, flags_of
+from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS
+from impasto.sdscripts.flags import flags_of
 from impasto.sdscripts.import_command import _tokens
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.origins import BY_RULE

@@ -14,7 +14,7 @@ from impasto.errors import ModelError, RunError
 from impasto.models.families import SDXL
 from impasto.models.networks.loading import load_base_model
 from impasto.sdscripts import drop_in as program
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN
+from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN
 from impasto.sdscripts.sdxl_rules import BLOCKS
 
 SCRIPT = Path(__file__).parents[2] / "sdxl_train.py"

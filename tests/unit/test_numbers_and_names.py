@@ -10,7 +10,7 @@ from impasto.errors import ConfigError
 from impasto.models.networks.hypernetwork import load_hypernetworks
 from impasto.sampling.prompt_files import read_prompt_file
 from impasto.sampling.prompts import Prompt
-from impasto.sdscripts.flags import FINE_TUNE
+from impasto.sdscripts.flag import FINE_TUNE
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
 

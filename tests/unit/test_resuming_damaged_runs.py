@@ -4,7 +4,7 @@ import pytest
 
 from impasto.errors import ConfigError
 from impasto.runs import RunDirectory
-from impasto.sdscripts.flags import FINE_TUNE
+from impasto.sdscripts.flag import FINE_TUNE
 from impasto.sdscripts.resuming import resumed_config
 
 WHOLE = 'output_dir = "r"\nmodel.path = "m"\ndataset.image_dir = "p"\ntraining.max_steps = 2\n'

@@ -10,7 +10,8 @@ from conftest import GOLDEN
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
 from impasto.sdscripts import translate
-from impasto.sdscripts.flags import FINE_TUNE, ROWS, SCRIPTS, TRAIN_DB, flags_of
+from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, TRAIN_DB
+from impasto.sdscripts.flags import ROWS, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.training.precision import NativePrecision

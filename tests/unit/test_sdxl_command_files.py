@@ -8,7 +8,7 @@ import pytest
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
 from impasto.sdscripts import drop_in
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN
+from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings

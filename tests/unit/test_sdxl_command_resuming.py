@@ -4,7 +4,7 @@ import pytest
 import tomli_w
 
 from impasto.runs import RunDirectory
-from impasto.sdscripts.flags import SDXL_TRAIN
+from impasto.sdscripts.flag import SDXL_TRAIN
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.resuming import resumed_config
 from impasto.sdscripts.translate import translate

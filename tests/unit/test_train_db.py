@@ -8,7 +8,8 @@ from conftest import GOLDEN
 
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError, OtherFamilyError
-from impasto.sdscripts.flags import TRAIN_DB, flags_of
+from impasto.sdscripts.flag import TRAIN_DB
+from impasto.sdscripts.flags import flags_of
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings, in_terms_of
 from impasto.sdscripts.translate import translate

@@ -5,7 +5,7 @@ import pytest
 from impasto.config.load import build_run_config, dump_toml
 from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
-from impasto.sdscripts.flags import FINE_TUNE
+from impasto.sdscripts.flag import FINE_TUNE
 from impasto.sdscripts.translate import translate
 from impasto.sdscripts.values import read_pairs, read_resolution
 

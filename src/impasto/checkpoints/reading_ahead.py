@@ -118,7 +118,7 @@ class ReadAhead:
                 continue
             try:
                 batch.stored.read_into(*buffers)
-            except Exception:
+            except Exception:  # whoever asks for a tensor of it reads it, and says what is wrong
                 batch.read.set_result(False)
             else:
                 batch.read.set_result(True)

@@ -36,6 +36,9 @@ COLLECTED_FROM = 50_000
 """New objects from which Python looks for garbage while it imports; usually from 700 on."""
 
 
+_INSTALLED = "diffusers.utils.import_utils"  # in which diffusers notes what is installed
+
+
 def show_slow_imports() -> None:
     """Show a stage while one of `PACKAGES` is imported; only the first process of a run does."""
     if is_first_process() and not any(isinstance(finder, _Finder) for finder in sys.meta_path):
@@ -60,20 +63,20 @@ class _WithoutQuantizers(importlib.abc.MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
         """The specification of that module; None leaves others to their finders."""
-        if fullname != "diffusers.utils.import_utils":
+        if fullname != _INSTALLED:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            loader: Any = spec.loader
-            plain = loader.exec_module
-
-            def exec_module(module: ModuleType) -> None:
-                plain(module)
-                if hasattr(module, "_bitsandbytes_available"):
-                    vars(module)["_bitsandbytes_available"] = False
-
-            loader.exec_module = exec_module
+            _wrap(spec.loader, _noting_no_bitsandbytes())
         return spec
+
+
+@contextlib.contextmanager
+def _noting_no_bitsandbytes() -> Iterator[None]:
+    yield
+    noted = vars(sys.modules[_INSTALLED])
+    if "_bitsandbytes_available" in noted:
+        noted["_bitsandbytes_available"] = False
 
 
 class _Finder(importlib.abc.MetaPathFinder):

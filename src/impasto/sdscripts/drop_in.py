@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from impasto.cli.main import run_and_report
 from impasto.cli.together import failing_together
 from impasto.errors import OtherFamilyError
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
+from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console

@@ -14,7 +14,8 @@ from impasto.config.kinds import defaults_of, sections_of
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.parsing import split_lines
-from impasto.sdscripts.flags import FINE_TUNE, SCRIPTS, Script, flags_of
+from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, Script
+from impasto.sdscripts.flags import flags_of
 from impasto.sdscripts.origins import BY_RULE, settings_decided_by, settings_of
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from impasto.sdscripts.flags import Script, flags_of
+from impasto.sdscripts.flag import Script
+from impasto.sdscripts.flags import flags_of
 
 _MODEL_KIND = ("model.family", "model.prediction_type")
 

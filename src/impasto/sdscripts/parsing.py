@@ -11,7 +11,8 @@ from typing import Any
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError
 from impasto.finite import finite
-from impasto.sdscripts.flags import SCRIPTS, Flag, Script, flags_of
+from impasto.sdscripts.flag import SCRIPTS, Flag, Script
+from impasto.sdscripts.flags import flags_of
 
 _TYPES: dict[str, Any] = {"int": int, "float": finite, "text": str, "list": str}
 _OFF_IF_EMPTY = {"block_lr", "config_file", "lr_scheduler_type", "optimizer_type", "resume"}

@@ -14,7 +14,7 @@ from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
 from impasto.runs import RunDirectory, step_name
-from impasto.sdscripts.flags import TRAIN_DB, Script
+from impasto.sdscripts.flag import TRAIN_DB, Script
 from impasto.sdscripts.origins import settings_of
 from impasto.sdscripts.settings import build_settings, scripts_of
 from impasto.sdscripts.translate import Tree, translate

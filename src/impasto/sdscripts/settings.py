@@ -8,7 +8,7 @@ from typing import Any
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.errors import ModelError, OtherFamilyError
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
+from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
 from impasto.sdscripts.sdxl_rules import require_fixed_captions, require_steps_of_buckets
 
 _OF_SD: tuple[Script, ...] = (FINE_TUNE, TRAIN_DB)

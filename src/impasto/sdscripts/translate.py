@@ -15,7 +15,8 @@ from impasto.invocation import install_extra
 from impasto.sampler_table import OTHER_NAMES
 from impasto.sdscripts import dreambooth_rules, sdxl_rules
 from impasto.sdscripts.dataset_flags import set_dataset
-from impasto.sdscripts.flags import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script, flags_of
+from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
+from impasto.sdscripts.flags import flags_of
 from impasto.sdscripts.optimizer_flags import set_optimizer
 from impasto.sdscripts.values import (
     read_number,

@@ -200,8 +200,7 @@ def resume(
             opened_ahead(config, accelerator) as opened,
         ):
             _use_cache(held, config, run, accelerator, told)
-            given = overrides or Overrides()
-            session = _prepare(run, config, accelerator, told, given, opened=opened)
+            session = _prepare(run, config, accelerator, told, overrides, opened=opened)
             if changed is not None and accelerator.is_main_process:
                 require_same_run(run, session.fingerprint)
                 _write_settings(run, changed)
@@ -284,7 +283,7 @@ def _prepare(
     config: RunConfig,
     accelerator: Accelerator,
     events: TrainingEvents,
-    overrides: Overrides,
+    overrides: Overrides | None,
     known: Survey | None = None,
     opened: OpenedAhead | None = None,
 ) -> Session:
@@ -295,13 +294,13 @@ def _prepare(
         files.write_json(run.path / "environment.json", describe_environment())
         run.write_status("preparing")
         forget_preparing(run.path)  # from here on it counts as a run
-    group = process_group(accelerator)
+    group, given = process_group(accelerator), overrides or Overrides()
     if accelerator.is_main_process:
         remove_waiting(run, accelerator)  # of a process that was killed
     with removing_waiting(run, accelerator):
         try:
             recorded = fingerprint_of_first(group, recorded_fingerprint(run))
-            session = build_session(config, accelerator, events, overrides, known, recorded, opened)
+            session = build_session(config, accelerator, events, given, known, recorded, opened)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -25,8 +25,8 @@ from impasto.data.engines.ray_work import (
     NUMBER,
     Attempts,
     Box,
+    FarNotebook,
     Ground,
-    Key,
     ModelWorker,
     Notebook,
     run_stage,
@@ -59,28 +59,7 @@ class _Running:
     notebook: Any
 
     def attempts(self, run: int) -> Attempts:
-        return Attempts(_Far(self.notebook), run)
-
-
-@dataclass(frozen=True)
-class _Far:
-    """The notebook in its actor, as workers use it."""
-
-    notebook: Any
-
-    def begin(self, key: Key) -> int:
-        import ray
-
-        return int(ray.get(self.notebook.begin.remote(key)))
-
-    def begin_all(self, keys: Sequence[Key]) -> bool:
-        import ray
-
-        return bool(ray.get(self.notebook.begin_all.remote(keys)))
-
-    def end(self, *keys: Key) -> None:
-        """Does not wait."""
-        self.notebook.end.remote(*keys)
+        return Attempts(FarNotebook(self.notebook), run)
 
 
 class RayEngine:

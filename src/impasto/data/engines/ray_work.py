@@ -170,6 +170,33 @@ class Notebook:
 
 
 @dataclass(frozen=True)
+class FarNotebook:
+    """A `Notebook` in an actor of its own, as workers use it.
+
+    Attributes:
+        actor: Ray's handle of it.
+    """
+
+    actor: Any
+
+    def begin(self, key: Key) -> int:
+        """Note that work begins; returns how often it began since it was last done."""
+        import ray
+
+        return int(ray.get(self.actor.begin.remote(key)))
+
+    def begin_all(self, keys: Sequence[Key]) -> bool:
+        """Note that all of some work begins, unless some of it began before and is not done."""
+        import ray
+
+        return bool(ray.get(self.actor.begin_all.remote(keys)))
+
+    def end(self, *keys: Key) -> None:
+        """Have work noted as done, without waiting for it."""
+        self.actor.end.remote(*keys)
+
+
+@dataclass(frozen=True)
 class Attempts:
     """The notebook as a worker uses it.
 

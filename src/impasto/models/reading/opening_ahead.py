@@ -57,7 +57,7 @@ class OpenedAhead:
 def open_ahead(source: str | Path, options: OpenOptions, dtype: torch.dtype) -> OpenedAhead | None:
     """Open a base model and begin to read its U-Net, if it is on this machine and can be opened.
 
-    What is wrong with it is said when it is opened by `open_model`, in its turn.
+    Whatever is wrong with it is reported when `open_model` opens it, in its turn.
 
     Args:
         source: A path; what an id or a URL names, here or as another VAE, is not fetched ahead.
