@@ -418,8 +418,11 @@ def test_the_text_encoder_learns_in_its_time_and_only_its_last_layers(train_conf
                 "text_encoder_until_step": 4,
             },
             saving={"state_every_steps": 1, "keep_states": 9},
+            logging={"every_steps": 1},
         )
     )
+    rates = [r["lr_text_encoder"] for r in run.read_metrics() if "lr_text_encoder" in r]
+    assert [rate > 0 for rate in rates] == [False, False, True, True, False, False]
     states = [
         {k: v for k, v in weights_of(run, step).items() if k.startswith("text_encoder.")}
         for step in range(1, 7)

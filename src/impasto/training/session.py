@@ -178,6 +178,7 @@ class Session:
             sampler=self.sampler,
             optimizer=self.optimizer,
             module_by_group=self.module_by_group,
+            modules=self.trainable.modules,
             num_timesteps=self.recipe.schedule.num_timesteps,
             lost=self.data.lost,
             remade=self.data.remade,

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from impasto.config.run import RunConfig
 from impasto.data.caching.encoding import said_of_remade
 from impasto.data.loading.sampler import EpochSampler
+from impasto.models.trainable import TrainedModule
 from impasto.publishing import redact_settings
 from impasto.remote_paths import shown
 from impasto.runs import RunDirectory
@@ -38,7 +39,8 @@ class RecorderInputs:
         accelerator: The processes.
         sampler: Which samples have been seen after a step.
         optimizer: Has the learning rates, in groups.
-        module_by_group: The name of the part that each of them is of.
+        module_by_group: The name of the module that each of them is of.
+        modules: What learns, and from which step to which.
         num_timesteps: Timesteps of the noise schedule.
         lost: Images that cannot be used any more -> why; grows while training goes on.
         remade: Images whose latents had to be made again in float32; grows as well.
@@ -50,6 +52,7 @@ class RecorderInputs:
     sampler: EpochSampler
     optimizer: torch.optim.Optimizer
     module_by_group: Sequence[str]
+    modules: Sequence[TrainedModule]
     num_timesteps: int
     lost: Mapping[Path, str]
     remade: Collection[Path]
@@ -128,7 +131,7 @@ class Recorder:
             "samples_seen": self._of.sampler.samples_before(done),
             "loss": float(summary.losses.mean()),
             **summary.by_range,
-            **self._rates(),
+            **self._rates(done),
             "images_per_s": summary.images_per_s,
             "data_wait": round(summary.data_wait, 4),
             "memory_mib": round(summary.memory_mib),
@@ -152,12 +155,16 @@ class Recorder:
             for tracker in self._trackers:
                 tracker.log(numbers, step)
 
-    def _rates(self) -> dict[str, float]:
-        """`lr` of the first part, `lr_<part>` of what is trained beside it."""
+    def _rates(self, done: int) -> dict[str, float]:
+        """`lr` of the first module, `lr_<module>` of what is trained beside it.
+
+        It is 0 for what did not learn in the last of `done` steps.
+        """
         groups = self._of.optimizer.param_groups
         rates: dict[str, float] = {}
         for name, group in zip(self._of.module_by_group, groups, strict=True):
             rates.setdefault(name, float(group["lr"]))
+        rates |= {m.name: 0.0 for m in self._of.modules if not m.is_trained_at(done - 1)}
         first = self._of.module_by_group[0]
         named = {"lr" if name == first else f"lr_{name}": rate for name, rate in rates.items()}
         found = groups[0].get("d")  # Prodigy's and D-Adaptation's estimate, which lr multiplies

@@ -52,8 +52,8 @@ class OwnModels:
             more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
             raise RunError(
                 f"{taken[0]}{more} is already there, and this run did not write it. Nothing was "
-                f"begun. Choose another saving.name (--output_name), move it away, or set "
-                f"saving.overwrite = true to have it replaced."
+                f"begun. Choose another saving.name (--output_name), move it away, or, with "
+                f"`impasto train`, set saving.overwrite = true to have it replaced."
             )
 
     def begin(self) -> None:
