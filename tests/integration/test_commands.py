@@ -102,6 +102,16 @@ def test_what_is_asked_for_is_done_after_the_step(train_config, tmp_path):
     assert waiting_commands(run.commands) == []
 
 
+def test_prompts_of_a_file_are_drawn_when_asked(train_config, tmp_path):
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red ball\n", encoding="utf-8")
+    previews = {"prompt_file": str(file), "steps": 1, "width": 32, "height": 32}
+    config = train_config(previews={**previews, "every_steps": 1000})
+    run = train(config, AskAt(config.output_dir, 2, "preview"))
+    assert answers(run) == {"preview": "done after step 2"}
+    assert 2 in run.sampled_steps()
+
+
 def test_what_a_run_has_not_is_said(train_config):
     config = train_config()
     run = train(config, AskAt(config.output_dir, 2, "preview", "validate"))

@@ -20,14 +20,16 @@ from impasto.training.trainer import train
 
 
 @pytest.fixture
-def run(train_config, fresh_accelerate):
+def run(train_config, fresh_accelerate, tmp_path):
     """A run of four steps whose text encoder learns too, with a model after each second one."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red ball\n", encoding="utf-8")
     config = train_config(
         method={"train_text_encoder": True},
         training={"max_steps": 4, "ema_decay": 0.5},
         validation={"split": 0.3, "every_steps": 4, "timesteps": 3},
         saving={"format": "safetensors", "model_every_steps": 2},
-        previews={"prompts": ["a red ball"], "steps": 1, "width": 32, "height": 32},
+        previews={"prompt_file": str(prompts), "steps": 1, "width": 32, "height": 32},
     )
     return train(config)
 

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from impasto.data.records import Box, Cut, Size
 from impasto.errors import StorageError
 from impasto.evaluation import preview_distance
-from impasto.evaluation.looking import CaptionedImage
+from impasto.evaluation.looking import CaptionedImage, Prepare
 from impasto.evaluation.networks import Looked, NetworkFacts
 from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
 from impasto.evaluation.resampling import FEW
@@ -74,6 +75,18 @@ def test_the_similarity_is_to_the_image_of_the_caption(pictures):
     assert "preview_kernel_distance" in none
 
 
+def test_a_preview_and_the_image_of_its_caption_are_drawn_together(pictures):
+    """Previews that are the images of their captions: what is drawn of one is drawn of both."""
+    files, words = pictures(FEW, "r"), [f"thing {n}" for n in range(FEW)]
+    together = distance(files, words, words).measure(files, SilentProgress())
+    apart = distance(files, words, [f"other {n}" for n in range(FEW)])
+    errors = [
+        found["preview_kernel_distance_se"]
+        for found in (together, apart.measure(files, SilentProgress()))
+    ]
+    assert errors[0] < 0.3 * errors[1]
+
+
 def test_previews_of_the_same_words_are_no_pair(pictures):
     """Of one prompt alone there is no distance, however often it is drawn."""
     real, drawn = pictures(5, "r"), pictures(3, "p")
@@ -98,3 +111,23 @@ def test_of_many_images_those_of_the_captions_are_among_the_chosen(monkeypatch, 
     places = [many.index(picture) for picture in chosen]
     assert places == sorted(places)
     assert max(places) > 60  # spread over all, not the first ones
+    most = chosen_real(many, [f"thing {n}" for n in range(20, 29)])
+    assert len(most) == 10
+    assert chosen_real(many, [f"thing {n}" for n in range(5)])[-1] is many[81]  # 5 + 96 * 4 // 5
+    assert len(chosen_real(many, [f"thing {n}" for n in range(40)])) == 10
+
+
+class Sharpness(MeanColour):
+    """How much neighbouring pixels differ."""
+
+    def prepare(self, image):
+        return np.asarray(image, np.float32)[..., 0].std(keepdims=True).ravel()
+
+
+def test_a_crop_of_a_large_image_is_looked_at_in_all_its_pixels(tmp_path):
+    columns = np.arange(2400) // 2 % 2 * 255
+    stripes = np.broadcast_to(columns[None, :, None], (1800, 2400, 3)).astype(np.uint8)
+    Image.fromarray(stripes).save(tmp_path / "large.jpg", quality=95)
+    cut = Cut(Size(2400, 1800), Box(512, 512, Size(512, 512)))
+    (seen,) = Prepare((Sharpness(),))([CaptionedImage(tmp_path / "large.jpg", "", cut)])
+    assert seen.inputs[0] > 120  # of 127.5

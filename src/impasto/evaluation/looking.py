@@ -104,7 +104,8 @@ class Prepare:
 
     def _one(self, source: CaptionedImage) -> Prepared | Failure:
         try:
-            image = cut_out(read_rgb(source.path, at_least=_AT_LEAST), source.cut)
+            whole = read_rgb(source.path, at_least=None if source.cut else _AT_LEAST)
+            image = cut_out(whole, source.cut)
         except (UnreadableImageError, OSError) as error:
             return failure_of(error)
         return Prepared(

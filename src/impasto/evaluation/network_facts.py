@@ -14,7 +14,7 @@ class NetworkFacts:
     Attributes:
         name: As it is asked for, without folders.
         kind: What its features are.
-        sha256: Of its weights, and of how images are prepared for it.
+        sha256: Of its weights; of a network of transformers also of how images are prepared for it.
     """
 
     name: str

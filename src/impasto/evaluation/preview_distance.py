@@ -21,7 +21,7 @@ from impasto.evaluation.looking import CaptionedImage, Looks, look_at
 from impasto.evaluation.measures import similarity_to
 from impasto.evaluation.neighbours import normalised
 from impasto.evaluation.networks import Network
-from impasto.evaluation.resampling import FEW, Estimate, draw_weights, mean_estimate
+from impasto.evaluation.resampling import FEW, Estimate, draw_real, draw_weights, mean_estimate
 from impasto.progress import Progress
 
 MOST_REAL = 1000
@@ -91,11 +91,11 @@ class PreviewDistance:
         known, groups = real.features[self.network.facts.name], self.groups
         prompts = int(groups.max()) + 1
         draws = draw_weights(prompts, _REPLICATES if prompts >= FEW else 0, _SEED)
-        draws_of_real = draw_weights(len(known), len(draws), _SEED + 1)
         indices: dict[str, int] = {}
         for index, image in enumerate(real.images):
             indices.setdefault(image.caption, index)
         of_prompt = [indices.get(text) if text else None for text in dict.fromkeys(self.prompts)]
+        draws_of_real = draw_real(len(known), of_prompt, draws, _SEED + 1)
         linked = [of_prompt[group] for group in groups]
         similar = similarity_to(normalised(drawn), normalised(known), linked)
         has_enough = len({text for text, link in zip(self.prompts, linked, strict=True)
@@ -124,9 +124,10 @@ def chosen_real(images: Sequence[CaptionedImage], prompts: Sequence[str]) -> lis
         if image.caption and image.caption in texts:
             texts.discard(image.caption)
             wanted[index] = None
-    spread = (number * len(images) // MOST_REAL for number in range(MOST_REAL))
-    indices = list(dict.fromkeys([*wanted, *spread]))[:MOST_REAL]
-    return [images[index] for index in sorted(indices)]
+    others = [index for index in range(len(images)) if index not in wanted]
+    free = max(0, MOST_REAL - len(wanted))
+    spread = (others[number * len(others) // free] for number in range(free))
+    return [images[index] for index in sorted([*list(wanted)[:MOST_REAL], *spread])]
 
 
 def _named(name: str, estimate: Estimate) -> dict[str, float]:

@@ -32,6 +32,7 @@ from impasto.sampling.sheet import draw_sheet
 from impasto.training.along_targets import SHEET, image_name, require_previews_free
 from impasto.training.borrowing import borrowed_session, looking
 from impasto.training.model import build_open_options
+from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
 
 FORMULA = FORMULAS["weighted-sum"]
@@ -151,9 +152,10 @@ def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> N
         )
     if run.exported_model() is None:
         raise RunError(f"{run.address} has not exported a model yet. Finish it first.")
-    if draws and not config.previews.prompts:
+    if draws and not build_prompts(config):
         raise ConfigError(
-            f"{run.address} has no prompts to draw (previews.prompts). Take --previews out."
+            f"{run.address} has no prompts to draw (previews.prompts or previews.prompt_file). "
+            f"Take --previews out."
         )
 
 

@@ -8,8 +8,10 @@ import inspect
 import json
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from impasto.models.networks.vae import tensors_fingerprint
@@ -18,7 +20,10 @@ DEPTH = 4
 
 
 def described(value: Any) -> str:
-    """A part's name, and a hash of its source and of what it holds; the same in each process."""
+    """A part's name, and a hash of its source and of what it holds; the same in each process.
+
+    Of a part of Impasto's own the source does not count: its versions say what changes a run.
+    """
     text = json.dumps(_content(value, 0), sort_keys=True)
     return f"{_name_of(value)} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
@@ -27,15 +32,36 @@ def _content(held: Any, depth: int) -> Any:
     """Names, numbers, texts and source; no addresses, which differ from process to process."""
     if held is None or isinstance(held, (bool, int, float, str)):
         return held
-    if isinstance(held, Tensor):
-        return tensors_fingerprint({"": held})
+    values = _values_of(held)
+    if values is not None:
+        return values
     if depth > DEPTH or inspect.isclass(held) or inspect.isbuiltin(held):
         return _name_of(held)
     if isinstance(held, Mapping):
         return {str(key): _content(value, depth + 1) for key, value in held.items()}
     if isinstance(held, (list, tuple)):
         return [_content(value, depth + 1) for value in held]
+    if isinstance(held, np.ndarray):  # of objects
+        return [list(held.shape), _content(held.ravel().tolist(), depth + 1)]
+    if isinstance(held, (set, frozenset)):
+        return sorted(json.dumps(_content(value, depth + 1), sort_keys=True) for value in held)
     return [_name_of(held), _source_of(held), _content(_held_by(held), depth + 1)]
+
+
+def _values_of(held: Any) -> Any:
+    """A tensor, an array of numbers, bytes or a path as text; None of anything else."""
+    if isinstance(held, Tensor):
+        return tensors_fingerprint({"": held})
+    if isinstance(held, (np.ndarray, np.generic)) and held.dtype != object:
+        values = hashlib.sha256(held.tobytes()).hexdigest()
+        return [str(held.dtype), list(held.shape), values]
+    if isinstance(held, (bytes, bytearray)):
+        return ["bytes", held.hex()]
+    if isinstance(held, PurePath):
+        return ["path", held.as_posix()]
+    if isinstance(held, complex):
+        return ["complex", held.real, held.imag]
+    return None
 
 
 def _held_by(value: Any) -> Any:
@@ -53,21 +79,24 @@ def _held_by(value: Any) -> Any:
 
 def _name_of(value: Any) -> str:
     named = value if hasattr(value, "__qualname__") else type(value)
-    module = _WRITTEN_AS.get(named.__module__, named.__module__)
+    module = _OWN if _is_own(named) else named.__module__
     return f"{module}.{named.__qualname__}"
 
 
-_WRITTEN_AS = {
-    "impasto.training.optim.ema": "impasto.training.ema",
-    "impasto.training.optim.lr_schedules": "impasto.training.schedules",
-    "impasto.training.optim.optimizers": "impasto.training.optimizers",
-}
-"""Modules that have moved -> what states call them, so that those of before can be resumed."""
+_OWN = __name__.partition(".")[0]
+
+
+def _is_own(named: Any) -> bool:
+    """Whether it is Impasto's, whose modules may move and whose sentences may change."""
+    return str(named.__module__).partition(".")[0] == _OWN
 
 
 def _source_of(value: Any) -> str:
     known = inspect.isfunction(value) or inspect.ismethod(value)
+    written = value if known else type(value)
+    if _is_own(written):
+        return ""
     try:
-        return inspect.getsource(value if known else type(value))
+        return inspect.getsource(written)
     except (OSError, TypeError):  # made at a prompt, or built in
         return ""

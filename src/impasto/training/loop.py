@@ -269,8 +269,8 @@ class TrainingLoop:
         """What a command needs that this run has not; empty if nothing."""
         if name == "validate" and self._session.validator is None:
             return "this run has no held-out images: validation.split or validation.image_dir"
-        if name == "preview" and not self._config.previews.prompts:
-            return "this run has no prompts: previews.prompts"
+        if name == "preview" and not self._session.previewer.prompts:
+            return "this run has no prompts: previews.prompts or previews.prompt_file"
         return ""
 
     def _log(self, done: int, *, early: bool) -> None:

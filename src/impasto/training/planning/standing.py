@@ -23,6 +23,7 @@ from impasto.training.planning.memory_facts import (
     unloads_text_encoder,
 )
 from impasto.training.planning.workload import Workload
+from impasto.training.prompts import build_prompts
 
 
 class StandingMemory:
@@ -115,6 +116,6 @@ class StandingMemory:
         captions = limit
         if work.captions is not None and not changes_captions(config):
             captions = min(limit, chunk * (work.captions + 1))
-        prompts = 2 * len(config.previews.prompts)
+        prompts = 2 * len(build_prompts(config))
         validation = min(limit, chunk * (work.held_out_captions + prompts))
         return captions + validation

@@ -1,0 +1,65 @@
+"""Parts that are given in code, as texts: they tell contents apart and outlive Impasto's edits."""
+
+import functools
+import inspect
+from collections import namedtuple
+from pathlib import Path, PureWindowsPath
+
+import numpy as np
+import pytest
+import torch
+
+from impasto.diffusion.timesteps import LogitNormal
+from impasto.training.code_identity import described
+
+
+class Weighed:
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, loss):
+        return loss
+
+
+Pair = namedtuple("Pair", "a b")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.zeros(3), np.ones(3)),
+        (np.zeros((2, 3)), np.zeros((3, 2))),
+        (np.zeros(3, np.float32), np.zeros(3, np.int32)),
+        (np.array([1, "a"], object), np.array([1, "b"], object)),
+        (np.float32(1), np.float32(2)),
+        ({1, 2}, {3}),
+        (frozenset("ab"), frozenset("ac")),
+        (b"a", b"b"),
+        (bytearray(b"a"), bytearray(b"b")),
+        (Path("a"), Path("b")),
+        (1 + 2j, 1 + 3j),
+        (torch.zeros(2), torch.ones(2)),
+        ({"a": [1, (2,)]}, {"a": [1, (3,)]}),
+        (Pair(1, 2), Pair(1, 3)),
+        (functools.partial(max, 1), functools.partial(max, 2)),
+    ],
+)
+def test_what_a_part_holds_counts(one, other):
+    assert described(Weighed(one)) == described(Weighed(one))
+    assert described(Weighed(one)) != described(Weighed(other))
+
+
+def test_the_order_of_a_set_and_the_system_do_not_count():
+    assert described(Weighed({"a", "b", "c"})) == described(Weighed({"c", "a", "b"}))
+    assert described(Weighed(Path("a/b"))) == described(Weighed(PureWindowsPath("a\\b")))
+
+
+def test_impasto_may_be_edited_and_others_code_may_not(monkeypatch):
+    own, others = described(LogitNormal(0.0, 1.0)), described(Weighed(1))
+    assert own != described(LogitNormal(0.0, 2.0))
+    sources = inspect.getsource
+    monkeypatch.setattr(inspect, "getsource", lambda value: sources(value) + "# edited\n")
+    assert described(LogitNormal(0.0, 1.0)) == own
+    assert described(Weighed(1)) != others
+    monkeypatch.setattr(LogitNormal, "__module__", "impasto.diffusion.elsewhere")
+    assert described(LogitNormal(0.0, 1.0)) == own
