@@ -5,8 +5,9 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
-from impasto.data.pixels import images
+from impasto.data.pixels import images, opening
 from impasto.data.records import Size
 
 RED, GREEN, WHITE = (255, 0, 0), (0, 128, 0), (255, 255, 255)
@@ -154,3 +155,60 @@ def test_a_decompression_bomb_is_refused(tmp_path):
     (tmp_path / "p.bmp").write_bytes(data)
     with pytest.raises(images.UnreadableImageError, match="megapixels"):
         images.read_header(tmp_path / "p.bmp")
+
+
+def test_a_mask_on_a_transparent_ground_has_black_around_it(tmp_path):
+    drawn = Image.new("RGBA", (4, 1), (0, 0, 0, 0))
+    for x, grey, opacity in ((0, 255, 255), (1, 255, 128), (2, 100, 255)):
+        drawn.putpixel((x, 0), (grey, grey, grey, opacity))
+    drawn.save(tmp_path / "p.png")
+    assert np.asarray(images.read_mask(tmp_path / "p.png")).tolist() == [[255, 128, 100, 0]]
+    Image.new("L", (2, 1), 90).save(tmp_path / "q.png")
+    assert np.asarray(images.read_mask(tmp_path / "q.png")).tolist() == [[90, 90]]
+
+
+@pytest.mark.parametrize("ending", ["png", "webp", "jpg"])
+def test_malformed_exif_costs_no_image(tmp_path, ending):
+    path = tmp_path / f"p.{ending}"
+    corner_picture().save(path, exif=b"Exif\0\0no TIFF at all")
+    assert images.read_header(path) == (Size(64, 32), False)
+    assert images.read_rgb(path).size == (64, 32)
+
+
+def test_a_png_is_turned_as_its_xmp_says(tmp_path):
+    xmp = (
+        '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF '
+        'xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description '
+        'xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/></rdf:RDF></x:xmpmeta>'
+    )
+    texts = PngInfo()
+    texts.add_itxt("XML:com.adobe.xmp", xmp)
+    path = tmp_path / "p.png"
+    corner_picture().save(path, pnginfo=texts)
+    assert images.read_header(path) == (Size(32, 64), True)
+    assert images.read_rgb(path).size == (32, 64)
+
+
+def test_a_png_may_hold_megabytes_of_text(tmp_path):
+    texts = PngInfo()
+    texts.add_text("workflow", "node " * 600_000, zip=True)
+    corner_picture().save(tmp_path / "p.png", pnginfo=texts)
+    assert images.read_rgb(tmp_path / "p.png").size == (64, 32)
+
+
+def test_a_heic_of_another_ending_is_read_as_one(tmp_path, monkeypatch):
+    """Whatever was read before: the decoder is asked for by what the file begins with."""
+    (tmp_path / "p.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(40))
+    asked = []
+
+    def registers():
+        asked.append(1)
+        return len(asked) > 1
+
+    monkeypatch.setattr(opening, "register_heif", registers)
+    with pytest.raises(images.UnreadableImageError, match="pillow-heif") as raised:
+        images.read_rgb(tmp_path / "p.jpg")
+    assert raised.value.is_transient
+    with pytest.raises(images.UnreadableImageError, match="known format"):  # it is damaged
+        images.read_rgb(tmp_path / "p.jpg")
+    assert len(asked) == 2

@@ -11,7 +11,7 @@ from PIL import Image
 
 from impasto.data.folders import formats
 from impasto.data.inspecting.likeness import PerceptualHashes
-from impasto.data.pixels import images
+from impasto.data.pixels import images, opening
 from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
@@ -94,9 +94,9 @@ def test_a_decoder_that_is_installed_later_is_used(folder, monkeypatch):
     Image.new("RGB", (8, 8)).save(folder / "c.png")
     (folder / "c.png").rename(folder / "c.heic")
     with monkeypatch.context() as patch:
-        patch.setattr(images, "register_heif", lambda: False)
+        patch.setattr(opening, "register_heif", lambda: False)
         assert scan(folder).skipped[0].reason == formats.heif_advice()
-    monkeypatch.setattr(images, "register_heif", lambda: True)
+    monkeypatch.setattr(opening, "register_heif", lambda: True)
     assert scan(folder).skipped == ()
 
 
