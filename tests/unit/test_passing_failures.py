@@ -11,7 +11,7 @@ from PIL import Image
 
 from impasto.data.folders import formats
 from impasto.data.inspecting.likeness import PerceptualHashes
-from impasto.data.pixels import images, opening
+from impasto.data.pixels import opening
 from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.data.subsets import Subset
 from impasto.errors import DatasetError
