@@ -17,7 +17,7 @@ from impasto.data.folders.metadata import (
     write_metadata,
 )
 from impasto.data.scanning.scan import scan_folder, scan_metadata
-from impasto.data.subsets import Subset
+from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import DatasetError
 
 posix = pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
@@ -189,3 +189,38 @@ def test_merging_keeps_the_names_that_are_there(folder, key):
 def test_a_metadata_file_that_is_no_file(tmp_path):
     with pytest.raises(DatasetError, match="not a regular file"):
         read_metadata(tmp_path)
+
+
+def test_masks_are_no_images_that_metadata_means(tmp_path):
+    """Neither is a mask taken for an image that is gone, nor do both fit one key."""
+    for name in ("a/0.png", "masks/0.png", "masks/1.png"):
+        picture(tmp_path / "set" / name)
+    (tmp_path / "meta.json").write_text('{"0.png": {}, "1.png": {}}', encoding="utf-8")
+    subset = Subset(masks=MaskRules(folder=tmp_path / "set" / "masks"))
+    scan = scan_metadata(read_metadata(tmp_path / "meta.json"), tmp_path / "set", subset=subset)
+    assert [record.path for record in scan.records] == [tmp_path / "set/a/0.png"]
+    assert [str(item.path) for item in scan.skipped] == ["1.png"]
+    assert not [item for item in scan.unused if "does not name" in item.reason]
+
+
+def test_a_key_with_an_ending_that_fits_two_files_needs_its_folder(tmp_path):
+    for name in ("a/0.png", "b/0.png"):
+        picture(tmp_path / name)
+    assert "give the path below" in ImageFinder(tmp_path).find("0.png").reason
+    picture(tmp_path / "a/0.jpg")
+    assert "give the ending" in ImageFinder(tmp_path / "a").find("0").reason
+
+
+@posix
+@pytest.mark.parametrize("is_linked", [True, False])
+def test_names_are_those_below_the_folder_that_was_given(tmp_path, monkeypatch, is_linked):
+    """Also of keys that are spelt by what the folder leads to."""
+    picture(tmp_path / "real/im/0.png")
+    (tmp_path / "link").symlink_to(tmp_path / "real/im")
+    root = tmp_path / "link" if is_linked else tmp_path / "real/im"
+    key = str(tmp_path / "real/im/0.png")
+    assert ImageFinder(root).find(key) == str(root / "0.png")
+    monkeypatch.chdir(tmp_path)
+    assert ImageFinder(root.relative_to(tmp_path)).find(key) == str(
+        root.relative_to(tmp_path) / "0.png"
+    )

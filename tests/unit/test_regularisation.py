@@ -7,6 +7,7 @@ another loss than there, without a word.
 import json
 import shutil
 import sys
+from pathlib import Path
 
 import pytest
 import tomli_w
@@ -386,6 +387,12 @@ def test_a_folder_without_such_folders_is_refused(tmp_path, names):
     tree_of(tmp_path, *names)
     with pytest.raises(ConfigError, match="holds no folder named N_class"):
         dreambooth_subsets(tmp_path / "t")
+
+
+def test_folders_of_masks_beside_them_are_no_subsets(tmp_path):
+    tree_of(tmp_path, "t/10_sks dog", "t/10_sks dog-masks", "t/1_party-masks")
+    found = [Path(subset["image_dir"]).name for subset in dreambooth_subsets(tmp_path / "t")]
+    assert found == ["1_party-masks", "10_sks dog"]
 
 
 def test_folders_in_settings_stand_for_subsets(tmp_path):

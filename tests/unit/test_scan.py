@@ -1,10 +1,14 @@
 """Scanning: every file is a record, a sidecar, or skipped with a reason."""
 
+import os
+
 import pytest
 from PIL import Image
 
 from impasto.data.scanning.scan import decode_all, scan_folder
+from impasto.data.subsets import MaskRules, Subset
 from impasto.errors import DatasetError
+from impasto.studio.datasets import image_files
 
 
 def picture(path, size=(8, 8)):
@@ -134,3 +138,36 @@ def test_unusable_folders_are_explained(tmp_path, kind):
     }
     with pytest.raises(DatasetError, match=words[kind]):
         scan_folder(folder)
+
+
+def test_folders_of_masks_and_runs_below_images_are_left_out_and_named(tmp_path):
+    for name in ("cats/a.png", "cats-masks/a.png", "run/samples/step-00000100/0.png"):
+        picture(tmp_path / name)
+    for name in ("config.toml", "status.json"):
+        (tmp_path / "run" / name).write_text("", encoding="utf-8")
+    scan = scan_folder(tmp_path)
+    assert [record.path for record in scan.records] == [tmp_path / "cats/a.png"]
+    reasons = {item.path.name: item.reason for item in scan.unused}
+    assert "give it as mask_dir" in reasons["cats-masks"]
+    assert "a run of Impasto" in reasons["run"]
+    assert image_files(tmp_path) == ["cats/a.png"]
+    assert len(scan_folder(tmp_path / "cats-masks").records) == 1
+
+
+def test_a_folder_that_is_only_called_like_masks_is_one_of_images(tmp_path):
+    for name in ("cats/a.png", "cats-masks/venice.png", "dogs-masks/b.png"):
+        picture(tmp_path / name)
+    (tmp_path / "cats-masks/venice.txt").write_text("a carnival mask", encoding="utf-8")
+    assert len(scan_folder(tmp_path).records) == 3
+
+
+@pytest.mark.skipif(os.name != "posix", reason="links need rights on Windows")
+def test_the_folder_of_masks_is_left_out_however_it_is_spelt(tmp_path):
+    for name in ("real/im/a.png", "real/im/of_it/a.png"):
+        picture(tmp_path / name)
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    for images, masks in (("real/im", "link/im/of_it"), ("link/im", "real/im/of_it")):
+        rules = MaskRules(folder=tmp_path / masks)
+        scan = scan_folder(tmp_path / images, subset=Subset(masks=rules))
+        assert [record.path.name for record in scan.records] == ["a.png"]
+        assert not scan.unused

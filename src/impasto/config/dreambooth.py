@@ -21,6 +21,7 @@ from impasto.errors import ConfigError
 _TRAIN, _REGULARISATION = "train_data_dir", "reg_data_dir"
 _NAME = re.compile(r"([0-9]{1,9})(?:_(.*))?", re.DOTALL)
 _OTHERS = ("image_dir", "metadata_file", "datasets", "config")
+_MASKS = "-masks"
 _MOST_REPEATS = 9_999  # 20240315_beach is a date
 
 
@@ -118,7 +119,8 @@ def _folders_in(folder: Path) -> Iterator[str]:
     except OSError as error:
         raise ConfigError(f"The folder {folder} cannot be read: {error.strerror}.") from error
     for name in names:
-        if not name.startswith(".") and presence.is_dir(folder / name):
+        is_of_masks = name.removesuffix(_MASKS) in {*names} - {name}  # as `dataset mask` writes
+        if not (is_of_masks or name.startswith(".")) and presence.is_dir(folder / name):
             yield name
 
 

@@ -69,7 +69,7 @@ def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
     varied = Augmentation(config.random_crop, config.color_aug, config.face_crop_aug_range)
     masks = MaskRules(config.alpha_mask, config.mask_dir)
     if config.mask_dir is not None:
-        require_folder(config.mask_dir)
+        require_folder(config.mask_dir, "folder of masks")
     return Subset(
         root=root,
         dataset=dataset,

@@ -10,6 +10,7 @@ from pathlib import Path
 from impasto import files
 from impasto.canonical import sort_key
 from impasto.data.folders.formats import EXTENSIONS
+from impasto.data.folders.left_out import why_no_images
 from impasto.data.folders.mask_folders import images_of_masks, is_of_masks
 from impasto.data.inspecting.image_list import is_hidden
 from impasto.member_paths import is_container
@@ -119,7 +120,11 @@ def image_files(dataset: Path, *, recursive: bool = True) -> list[str]:
     found: list[str] = []
     start = len(os.path.join(dataset, ""))  # noqa: PTH118 - hot path
     for folder, inner, names in os.walk(dataset):
-        inner[:] = [name for name in inner if recursive and not name.startswith(".")]
+        inner[:] = [
+            name
+            for name in inner
+            if recursive and not name.startswith(".") and why_no_images(Path(folder, name)) is None
+        ]
         found += [
             sort_key(os.path.join(folder, name)[start:])  # noqa: PTH118 - hot path
             for name in names

@@ -22,6 +22,7 @@ from typing import NamedTuple
 from impasto.canonical import sort_key
 from impasto.data.folders import formats
 from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.left_out import LeftOut
 from impasto.data.folders.listing import Unused
 from impasto.data.folders.object_tree import ObjectTree, tree_of
 from impasto.data.folders.stamping import stat_image
@@ -177,13 +178,14 @@ def _below(
     folder: Path, tree: ObjectTree | None, *, recursive: bool, without: Path | None = None
 ) -> Iterator[str]:
     """The files in a folder, or also in those below it, without what is hidden."""
-    left_out = None if without is None else os.path.abspath(without)  # noqa: PTH100 - as text
+    left_out = LeftOut([] if without is None else [without])
     walk = os.walk(folder) if tree is None else tree.walk()
     for above, folders, names in walk:
-        if left_out is not None and os.path.abspath(above) == left_out:  # noqa: PTH100
-            folders[:] = []
-            continue
-        folders[:] = sorted(n for n in folders if not n.startswith(".")) if recursive else []
+        folders[:] = [
+            name
+            for name in sorted(folders if recursive else ())
+            if not name.startswith(".") and left_out.reason(os.path.join(above, name)) is None  # noqa: PTH118
+        ]
         yield from (os.path.join(above, name) for name in names if not name.startswith("."))  # noqa: PTH118
         if not recursive:
             return

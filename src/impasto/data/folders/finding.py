@@ -18,6 +18,7 @@ from pathlib import Path
 from impasto.data.engines.stages import Failure
 from impasto.data.folders import formats
 from impasto.data.folders.found_image import FoundImage
+from impasto.data.folders.left_out import LeftOut
 from impasto.data.folders.listing import CROP, stat_image
 from impasto.data.folders.object_tree import FileTree, tree_of
 from impasto.parsing import is_text
@@ -33,13 +34,18 @@ class ImageFinder:
     Args:
         root: The folder that keys are relative to, and that none may lead out of.
         tree: What is in it, where that is no folder of a disk; None looks.
+        masks: Folders of masks, in which only what a key names as a whole path is found.
     """
 
-    def __init__(self, root: Path, tree: FileTree | None = None) -> None:
+    def __init__(
+        self, root: Path, tree: FileTree | None = None, masks: Iterable[Path] = ()
+    ) -> None:
         self._root = str(root)
+        self._shown = shown(self._root)
         self._tree: FileTree | None = tree_of(root) if tree is None else tree
         self._resolved = os.path.realpath(root)
         self._inside: dict[str, bool] = {}
+        self._left_out = LeftOut(masks)
         self._files: _FilesBelow | None = None
         self.remarks: list[str] = []
         """How `find_all` found relative keys that are no paths below the root, in words."""
@@ -63,13 +69,13 @@ class ImageFinder:
         found |= self._by_absolute({n: _names(keys[n]) for n in absolute})
         if exact is None:
             found |= self._by_relative({n: _names(keys[n]) for n in relative}, found)
-        missing = Failure(f"metadata names it, but it is not in {shown(self._root)}")
+        missing = Failure(f"metadata names it, but it is not in {self._shown}")
         return [found.get(n, missing) for n in range(len(keys))]
 
     @property
     def _below(self) -> _FilesBelow:
         if self._files is None:
-            self._files = _FilesBelow(self._root, self._tree)
+            self._files = _FilesBelow(self._root, self._tree, self._left_out)
         return self._files
 
     def _exactly(self, key: str) -> str | Failure | None:
@@ -86,7 +92,7 @@ class ImageFinder:
         if ".." in slashed.split("/"):
             return self._leads_out()
         paths = [] if _is_from_top(key) else self._below.whole(_names(key))
-        return self._only(paths) if paths else None
+        return self._only(paths, has_ending=_has_ending(_names(key))) if paths else None
 
     def _is_file(self, path: str) -> bool:
         if self._tree is None:
@@ -105,7 +111,9 @@ class ImageFinder:
         fitting = {n: fit for n, names in keys.items() if (fit := self._below.end_of(names))}
         agreed = _agreed(Counter(start for start, _ in fitting.values()))
         return {
-            n: self._only(paths) if start in agreed else self._not_this(paths[0])
+            n: self._only(paths, has_ending=_has_ending(keys[n]))
+            if start in agreed
+            else self._not_this(paths[0])
             for n, (start, paths) in fitting.items()
         }
 
@@ -126,7 +134,7 @@ class ImageFinder:
             longer = [path for path in self._below.longer(names) if path not in taken]
             paths = [*(cut if own == start else []), *longer]
             if paths:
-                outcomes[n] = self._only(paths)
+                outcomes[n] = self._only(paths, has_ending=_has_ending(names))
             elif cut:
                 outcomes[n] = self._not_this(cut[0])
         self._remark(start, outcomes, fitting)
@@ -142,25 +150,26 @@ class ImageFinder:
         cut = sum(n in fitting and fitting[n][0] == start for n in good)
         if cut and start is not None:
             self.remarks.append(
-                f"its names begin with {'/'.join(start)}/, which is not in {self._root}; images "
+                f"its names begin with {'/'.join(start)}/, which is not in {self._shown}; images "
                 f"are found without it. If that is wrong, give the right image_dir"
             )
         if cut < len(good):
             self.remarks.append(
-                f"its names are not paths below {self._root}; images are found by the ends of "
+                f"its names are not paths below {self._shown}; images are found by the ends of "
                 f"their paths. If that is wrong, give the right image_dir"
             )
 
-    def _only(self, paths: Sequence[str]) -> str | Failure:
+    def _only(self, paths: Sequence[str], *, has_ending: bool) -> str | Failure:
         if len(paths) == 1:
             return self._bounded(paths[0])
-        names = ", ".join(paths[:3])
-        return Failure(f"its key fits several files ({names}); give the ending in the metadata")
+        names = ", ".join(shown(path) for path in paths[:3])
+        needed = f"path below {self._shown}" if has_ending else "ending"
+        return Failure(f"its key fits several files ({names}); give the {needed} in the metadata")
 
     def _not_this(self, path: str) -> Failure:
         return Failure(
-            f"metadata names it, but it is not in {self._root}; {path} has the same name, and by "
-            f"the other names in the file it is another image"
+            f"metadata names it, but it is not in {self._shown}; {shown(path)} has the same name, "
+            f"and by the other names in the file it is another image"
         )
 
     def find_unnamed(self, named: set[str]) -> list[str]:
@@ -187,28 +196,34 @@ class ImageFinder:
 
     def _from_root(self, path: str) -> str:
         """A path that begins as the root does: names below it are the same on every machine."""
-        begin = os.path.abspath(self._root)  # noqa: PTH100 - hot path
-        if os.path.isabs(self._root) or not path.startswith(begin + os.sep):  # noqa: PTH117
-            return path
-        return os.path.normpath(os.path.join(self._root, path[len(begin) + 1 :]))  # noqa: PTH118
+        for begin in (os.path.abspath(self._root), self._resolved):  # noqa: PTH100 - hot path
+            if path.startswith(begin.rstrip(os.sep) + os.sep):
+                below = path[len(begin.rstrip(os.sep)) + 1 :]
+                return os.path.normpath(os.path.join(self._root, below))  # noqa: PTH118
+        return path
 
     def _leads_out(self) -> Failure:
         return Failure(
-            f"its key leads out of {self._root}, directly or by a link; give image_dir, the folder "
-            f"that holds all the images"
+            f"its key leads out of {self._shown}, directly or by a link; give image_dir, the "
+            f"folder that holds all the images"
         )
 
 
 class _FilesBelow:
     """The images below a folder by their paths, each with its ending and without."""
 
-    def __init__(self, root: str, tree: FileTree | None) -> None:
+    def __init__(self, root: str, tree: FileTree | None, left_out: LeftOut) -> None:
         self._root = root
         self.paths: list[str] = []
         self._whole: dict[str, list[str]] = {}
         self._ends: dict[str, list[str]] | None = None
         for folder, folders, names in os.walk(root) if tree is None else tree.walk():
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            folders[:] = sorted(
+                name
+                for name in folders
+                if not name.startswith(".")
+                and (tree is not None or left_out.reason(os.path.join(folder, name)) is None)  # noqa: PTH118
+            )
             below = os.path.relpath(folder, root)
             above = "".join(f"{_plain(level)}/" for level in Path(below).parts)
             for name in sorted(names):
@@ -270,6 +285,10 @@ def _names(key: str) -> _Names:
     return tuple(
         _plain(name) for name in key.replace("\\", "/").split("/") if name not in {"", "."}
     )
+
+
+def _has_ending(key: _Names) -> bool:
+    return bool(key) and os.path.splitext(key[-1])[1].lower() in formats.EXTENSIONS  # noqa: PTH122
 
 
 def _spellings(key: _Names) -> Iterable[str]:

@@ -7,6 +7,8 @@ never passed over in silence.
 from __future__ import annotations
 
 import functools
+import os
+import unicodedata
 
 from impasto.invocation import install_extra
 
@@ -61,6 +63,13 @@ def looks_like_image(head: bytes) -> bool:
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
         or (head[4:8] == b"ftyp" and head[8:12] in {b"avif", b"heic", b"mif1"})
     )
+
+
+def normalized_name(name: str) -> str:
+    """A file name as those systems compare it that know one spelling: NFC, the ending lower."""
+    stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
+    plain = stem if stem.isascii() else unicodedata.normalize("NFC", stem)
+    return plain + ending.lower()
 
 
 def heif_advice() -> str:

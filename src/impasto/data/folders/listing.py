@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from impasto.canonical import sort_key
 from impasto.data.folders import formats
+from impasto.data.folders.formats import normalized_name
 from impasto.data.folders.found_image import FoundImage as FoundImage
+from impasto.data.folders.left_out import LeftOut
 from impasto.data.folders.object_tree import Entry, ObjectTree
 from impasto.data.folders.stamping import stat_image as stat_image
 from impasto.member_paths import is_container
@@ -74,7 +75,7 @@ class Unused:
 
 
 def list_folder(
-    folder: str, sidecars: Sidecars, *, recursive: bool, without: str = ""
+    folder: str, sidecars: Sidecars, *, recursive: bool, masks: Iterable[Path] = ()
 ) -> tuple[FoundTable, list[Unused]]:
     """The images below a folder in the order of their paths, and what is not used.
 
@@ -82,7 +83,7 @@ def list_folder(
         folder: Where to look.
         sidecars: The endings of the files with the words.
         recursive: Also look in sub-folders; links to folders are not followed.
-        without: A folder that is left out, such as that of masks.
+        masks: Folders of masks, which are left out.
 
     Raises:
         StorageError: The folder is in an object store that cannot be used.
@@ -92,16 +93,14 @@ def list_folder(
     found = FoundBuilder()
     tree = ObjectTree(folder) if is_remote(folder) else None
     unused = [] if tree is None else [Unused(Path(name), _ODD_KEY) for name in tree.odd]
-    waiting = [folder]
+    waiting, left_out = [folder], LeftOut(masks)
     while waiting:
         listing = _Listing(waiting.pop(), sidecars, tree)
         found.add(listing.found())
         unused += listing.unused()
-        inner = [
-            f
-            for f in listing.folders
-            if not without or os.path.abspath(f) != without  # noqa: PTH100 - compared as text
-        ]
+        reasons = {inner: left_out.reason(inner) for inner in listing.folders}
+        inner = [name for name, reason in reasons.items() if reason is None]
+        unused += [Unused(Path(name), reason) for name, reason in reasons.items() if reason]
         if recursive:
             waiting += inner
             unused += repeat_folders(inner)
@@ -109,13 +108,6 @@ def list_folder(
             unused += _not_entered(inner, tree)
     unused.sort(key=lambda item: sort_key(str(item.path)))
     return found.table().sorted_by_path(os.sep), unused
-
-
-def normalized_name(name: str) -> str:
-    """A file name as those systems compare it that know one spelling: NFC, the ending lower."""
-    stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
-    plain = stem if stem.isascii() else unicodedata.normalize("NFC", stem)
-    return plain + ending.lower()
 
 
 class _Listing:

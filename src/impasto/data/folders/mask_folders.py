@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 
 from impasto import files
 from impasto.data.folders import formats
-from impasto.data.folders.listing import normalized_name
+from impasto.data.folders.formats import normalized_name
 
 _BEHIND = "-masks"
 _INSIDE = ".masks"

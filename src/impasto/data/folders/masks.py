@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from impasto.canonical import sort_key
 from impasto.data.folders import formats
-from impasto.data.folders.listing import Unused, normalized_name
+from impasto.data.folders.formats import normalized_name
+from impasto.data.folders.listing import Unused
 from impasto.data.folders.mask_folders import usual_mask_folders
 from impasto.data.records import ImageRecord, SkippedFile
 from impasto.data.subsets import MaskRules

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from impasto.data.containers.containers import (
@@ -75,8 +74,8 @@ def _list_files(
     """The image files of a folder; none where the location names tars or tables."""
     if is_named(folder):
         return found_of([]), []
-    masks = subset.masks.folder if subset.masks else None
-    found, unused = list_folder(str(folder), sidecars, recursive=recursive, without=_same(masks))
+    masks = [subset.masks.folder] if subset.masks and subset.masks.folder else []
+    found, unused = list_folder(str(folder), sidecars, recursive=recursive, masks=masks)
     if subset.repeats == 1:
         unused[:0] = repeat_folders([str(absolute(folder))])
     return found, unused
@@ -94,8 +93,12 @@ def _containers_of(folder: Path, found: FoundTable, *, recursive: bool) -> Conta
     return containers_below(folder, recursive=recursive)
 
 
-def require_folder(folder: Path) -> None:
-    """Make sure that a folder of images is there; in an object store, whatever has keys below it.
+def require_folder(folder: Path, what: str = "image folder") -> None:
+    """Make sure that a folder is there; in an object store, whatever has keys below it.
+
+    Args:
+        folder: It.
+        what: What it is called.
 
     Raises:
         DatasetError: It is missing, or a file.
@@ -103,8 +106,8 @@ def require_folder(folder: Path) -> None:
     if not is_remote(folder) and not folder.is_dir():
         fault = "is a file, not a folder" if folder.exists() else "is not there"
         raise DatasetError(
-            f"The image folder {folder} {fault}. Give the path of the folder that holds your "
-            f"images."
+            f"The {what} {folder} {fault}. Give the path of the folder that holds your "
+            f"{'masks' if 'masks' in what else 'images'}."
         )
 
 
@@ -118,7 +121,3 @@ def require_images(location: Path) -> None:
         require_folder(location)
     elif not is_remote(location) and not location.parent.is_dir():
         raise DatasetError(f"{location} is in a folder that is not there. Check its path.")
-
-
-def _same(folder: Path | None) -> str:
-    return "" if folder is None else os.path.abspath(folder)  # noqa: PTH100 - compared as text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from impasto.data.containers.container_listing import MemberTree, list_containers
@@ -28,6 +29,7 @@ def look_up(
     index: Path | None,
     progress: Progress | None,
     engine: Engine,
+    masks: Sequence[Path] = (),
 ) -> tuple[ImageFinder, dict[str, MetadataEntry], list[SkippedFile], list[Unused]]:
     """The images that metadata names; in tars or tables where none of them is a file.
 
@@ -38,6 +40,7 @@ def look_up(
         index: A file to keep results in between scans; None keeps nothing.
         progress: Where to show how far it is.
         engine: Runs what is done.
+        masks: Folders of masks, in which no images are looked for.
 
     Returns:
         What found them, then as `_named_images`.
@@ -47,7 +50,7 @@ def look_up(
         StorageError: It is in an object store that cannot be used.
     """
     location = image_dir or metadata.file.parent
-    finder = ImageFinder(folder_of(location))
+    finder = ImageFinder(folder_of(location), masks=masks)
     named: _Named = (
         ({}, [], []) if is_named(location) else _named_images(metadata, image_dir, finder)
     )

@@ -115,7 +115,8 @@ def scan_folder(
 ) -> Scan:
     """List a folder's images in order of their paths, with the words beside them.
 
-    Hidden files and folders and AppleDouble files (`._x`) are passed over, and the folder of masks.
+    Hidden files and folders and AppleDouble files (`._x`) are passed over, and folders of masks and
+    runs of Impasto below the folder.
 
     Args:
         folder: Where to look: a folder of images or of tars or tables with images, or such a file
@@ -170,8 +171,9 @@ def scan_metadata(
 
     if image_dir is not None:
         require_images(image_dir)
+    masks = [subset.masks.folder] if subset.masks and subset.masks.folder else []
     finder, of_path, skipped, unused = look_up(
-        metadata, image_dir, columns, index, progress, engine
+        metadata, image_dir, columns, index, progress, engine, masks
     )
     found = found_of([finder.stat_image(path) for path in of_path])
     known = ScanIndex(index, str(absolute(metadata.file)))

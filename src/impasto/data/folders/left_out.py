@@ -1,0 +1,65 @@
+"""Which folders below one of images hold no images to train on: masks, and runs of Impasto.
+
+`impasto dataset mask` writes `cats-masks` beside `cats`, and a run's previews may lie below the
+images that it trains on. Imports no NumPy.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from impasto.data.folders.mask_folders import images_of_masks, is_of_masks
+from impasto.remote_paths import is_remote
+
+_SETTINGS, _OF_RUNS = "config.toml", ("status.json", "environment.json", "metrics.jsonl")
+_MASKS = (
+    "by its name a folder of masks, whose images are not trained on; give it as mask_dir, or "
+    "rename it if its images are meant"
+)
+_RUN = "a run of Impasto, whose samples are not trained on"
+
+
+class LeftOut:
+    """Decides which folders below one of images are not looked into.
+
+    Args:
+        masks: The folders of masks that the settings name, however they are spelt.
+    """
+
+    def __init__(self, masks: Iterable[Path] = ()) -> None:
+        self._masks = frozenset(_real(folder) for folder in masks)
+
+    def reason(self, folder: str) -> str | None:
+        """Why a folder is left out: empty where the settings say so; None where it is not.
+
+        The folder that a scan begins at is asked for by its name, and not to be asked about here.
+        """
+        if is_remote(folder):
+            return "" if folder in self._masks else None
+        if self._masks and _real(folder) in self._masks:
+            return ""
+        return why_no_images(Path(folder))
+
+
+def why_no_images(folder: Path) -> str | None:
+    """Why a folder of a disk holds no images to train on, by itself; None where it may."""
+    masked = images_of_masks(folder)
+    if masked is not None and masked.is_dir() and is_of_masks(_names_in(folder), masked):
+        return _MASKS
+    has_settings = (folder / _SETTINGS).is_file()
+    return _RUN if has_settings and any((folder / name).is_file() for name in _OF_RUNS) else None
+
+
+def _names_in(folder: Path) -> list[str]:
+    try:
+        return os.listdir(folder)
+    except OSError:
+        return []
+
+
+def _real(folder: str | Path) -> str:
+    if is_remote(folder):
+        return str(folder)
+    return os.path.normcase(os.path.realpath(folder))
