@@ -392,7 +392,7 @@ def test_a_folder_without_such_folders_is_refused(tmp_path, names):
 def test_folders_of_masks_beside_them_are_no_subsets(tmp_path):
     tree_of(tmp_path, "t/10_sks dog", "t/10_sks dog-masks", "t/1_party-masks")
     found = [Path(subset["image_dir"]).name for subset in dreambooth_subsets(tmp_path / "t")]
-    assert found == ["1_party-masks", "10_sks dog"]
+    assert found == ["10_sks dog", "1_party-masks"]
 
 
 def test_folders_in_settings_stand_for_subsets(tmp_path):
