@@ -143,6 +143,13 @@ def test_pictures_seen_by_arithmetic_equal_pictures_counted(buckets, step):
     assert dealer.samples_before(step) == sum(dealer.optimizer_step(s).size for s in range(step))
 
 
+@given(SETS, st.lists(st.integers(0, 30)))
+def test_pictures_seen_are_counted_alike_in_any_order(buckets, steps):
+    used = sampler(buckets, accumulation=2)
+    counted = [used.samples_before(step) for step in steps]
+    assert counted == [sampler(buckets, accumulation=2).samples_before(step) for step in steps]
+
+
 @given(SETS, st.integers(0, 9))
 def test_a_new_sampler_continues_where_another_would_be(buckets, step):
     fresh, used = sampler(buckets), sampler(buckets)

@@ -84,6 +84,12 @@ def test_bucket_sides_are_rounded_outwards_as_there(tmp_path):
     assert (part.min_bucket_reso, part.max_bucket_reso) == (256, 1024)
 
 
+@pytest.mark.parametrize("word", ["", " "])
+def test_a_word_that_every_caption_holds_stops_no_flips(word):
+    with pytest.raises(ConfigError, match=r"flip_safe\[1\]: expected a word"):
+        built({"image_dir": "a", "flip_safe": ["left", word]})
+
+
 def test_the_resolved_settings_need_no_other_file(tmp_path):
     config = built({"config": str(file_of(tmp_path, CONTENT))})
     run = build_run_config({**RUN, "dataset": {"config": str(tmp_path / "data.toml")}}, source="x")

@@ -83,7 +83,8 @@ def config_of(folder, tmp_path, **others):
         "dataset": {"image_dir": str(folder), "cache_dir": str(tmp_path / "cache")},
     }
     for section, own in others.items():
-        values[section] = {**values.get(section, {}), **own}
+        whole = {**values.get(section, {}), **own}
+        values[section] = {key: value for key, value in whole.items() if value is not None}
     return build_run_config(values, source="test")
 
 
@@ -289,6 +290,18 @@ def test_plain_surfaces_do_not_look_the_same(folder, tmp_path):
         copy.unlink()
     found = survey(config_of(folder, tmp_path, validation={"split": 0.2})).split
     assert found.copies.groups == 0
+
+
+def test_an_image_of_several_datasets_counts_once(scenes, tmp_path, monkeypatch):
+    monkeypatch.setattr("impasto.datasets.copies.LOOKED_AT", 20)
+    subsets = [{"image_dir": str(scenes)}]
+    entries = [{"resolution": side, "subsets": subsets} for side in (256, 320)]
+    values = {"image_dir": None, "datasets": entries}
+    notes = Notes()
+    found = survey(config_of(scenes, tmp_path, dataset=values, validation={"split": 0.25}), notes)
+    assert found.split.copies.near
+    assert found.split.copies.groups == 4
+    assert not any("the looks are not compared" in line for line in notes.lines)
 
 
 def test_of_very_many_images_equal_files_alone_are_found(scenes, tmp_path, monkeypatch):

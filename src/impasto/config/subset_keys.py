@@ -7,13 +7,22 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from impasto.config.base import Section
 from impasto.config.names import Ending
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=0)]
+
+
+def _require_word(text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"expected a word (found {text!r}), as every caption has nothing in it")
+    return text
+
+
+Word = Annotated[str, AfterValidator(_require_word)]
 ColumnName = Annotated[str, Field(min_length=1)]
 
 
@@ -88,7 +97,7 @@ class SubsetKeys(Section):
     flip_aug: bool = False
     """Mirror images in half of their showings. Mirror images are encoded ahead too."""
 
-    flip_safe: tuple[str, ...] = ("left", "right")
+    flip_safe: tuple[Word, ...] = ("left", "right")
     """Images with one of these words in their caption are never mirrored."""
 
     random_crop: bool = False

@@ -36,8 +36,9 @@ def examine_dataset(
         scan = scan_all(config, progress)
         hashes = ContentHashes(config.derived_dir / "latents" / "content-hashes.json")
         digests = hashes.of({r.path: r.stamp for r in scan.records}, progress, engine=engine)
+        files = scan.records.select(scan.records.first_of_paths())
         looks, faults = PerceptualHashes(config.derived_dir / "looks.json").of(
-            scan.records, digests, progress, engine
+            files, digests, progress, engine
         )
     scan = scan.without(faults)
     scan = scan.without(

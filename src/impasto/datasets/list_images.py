@@ -54,12 +54,12 @@ def list_images(
         DatasetError: There is nothing usable.
         StorageError: Derived data cannot be written.
     """
-    derived = config.machine_dir
-    files.require_writable(derived)  # makes it, which changes its folder, ahead of the times below
+    derived, own = config.derived_dir, config.machine_dir
+    files.require_writable(own)  # makes it, which changes its folder, ahead of the times below
     folders = folders_below(source) if source.is_dir() else {}
     with open_engine(config, progress) as engine:
         scan = _without_damaged(scan_all(config, progress), DecodeCache(derived / "decoded.json"))
-        scan, likeness = _compare(scan, derived, progress, engine, copies=copies)
+        scan, likeness = _compare(scan, derived, own, progress, engine, copies=copies)
     if not scan.records:
         raise DatasetError(no_usable_images(scan.source, scan.skipped))
     plan = plan_dataset(config, scan.records)
@@ -86,9 +86,12 @@ class _Likeness:
 
 
 def _compare(
-    scan: Scan, derived: Path, progress: Progress, engine: Engine, *, copies: bool
+    scan: Scan, derived: Path, own: Path, progress: Progress, engine: Engine, *, copies: bool
 ) -> tuple[Scan, _Likeness]:
-    """The scan without what turns out to be damaged, and how its images are alike."""
+    """The scan without what turns out to be damaged, and how its images are alike.
+
+    What is known of files is where training keeps it, what lists alone need on this machine.
+    """
     records = list({record.path: record for record in scan.records}.values())
     stamps = {record.path: record.stamp for record in records}
     hashes, looks = ContentHashes.kept_in(derived), PerceptualHashes(derived / "looks.json")
@@ -103,7 +106,7 @@ def _compare(
     equal = exact_duplicates(digests)
     twice = {path for group in equal for path in group[1:]}
     compared = {path: look for path, look in known.items() if path not in twice}
-    near = _near(compared, derived, progress)
+    near = _near(compared, own, progress)
     return scan, _Likeness(digests, known, _numbers(equal), _numbers(near))
 
 

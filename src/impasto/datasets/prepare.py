@@ -77,9 +77,12 @@ class PreparedData:
     def captions(self) -> list[str]:
         """All captions that are known ahead, and the empty one of dropped captions."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
-        records = [record for plan in plans for record in plan.table.records]
-        steady = [r.fixed_caption for r in records if not r.subset.captions.changes_captions]
-        return ["", *steady]
+        found = [""]
+        for plan in plans:
+            records = plan.table.records
+            steady = records.per_use(lambda use: not use.subset.captions.changes_captions)
+            found += records.select(steady.astype(np.bool_)).fixed_captions()
+        return found
 
     @property
     def changes_captions(self) -> bool:

@@ -101,6 +101,7 @@ class EpochSampler:
             for group, dealer in zip(members_by_group, self._dealers, strict=True)
         }
         self._seed, self._accumulation = seed, accumulation
+        self._counted = 0, 0, 0  # an epoch, rounds of it, and the images that they show
         self._num_processes = num_processes
         ways = {"shuffled": deal_shuffled, "proportional": deal_proportional}
         self._deals = _Deals(
@@ -157,9 +158,12 @@ class EpochSampler:
         epoch, index = divmod(step, self.steps_per_epoch)
         if index == 0:
             return epoch * self.samples_per_epoch
-        dealt = self._deals.of(epoch)
-        begun = dealt.size_of(dealt.rounds[: index * self._accumulation])
-        return epoch * self.samples_per_epoch + int(begun.sum())
+        dealt, end = self._deals.of(epoch), index * self._accumulation
+        last_epoch, last_end, seen = self._counted
+        begin, seen = (last_end, seen) if (last_epoch == epoch and last_end <= end) else (0, 0)
+        seen += int(dealt.size_of(dealt.rounds[begin:end]).sum())
+        self._counted = epoch, end, seen  # the next question is of a later step
+        return epoch * self.samples_per_epoch + seen
 
     def _batches_of_rank(self, rank: int) -> int:
         total = 0

@@ -135,20 +135,28 @@ def _within_area(size: Size, theirs: Assigned, limits: Limits) -> Assigned:
 
 def _largest_smaller(size: Size, limits: Limits, kept: float) -> Size:
     """The largest bucket within the limits that keeps a share, or as much as is possible."""
-    widths, heights = _sides(size.width, limits), _sides(size.height, limits)
-    nearest = [
-        Size(width, height)
-        for width in widths
-        for height in _nearest(width / size.aspect, heights, limits.area // width)
-    ] or [Size(widths[0], heights[0])]
-    wanted = min(kept, max(kept_fraction(size, b) for b in nearest))
-    tallest = [
-        Size(width, height)
-        for width in widths
-        for height in _nearest(width / size.aspect / wanted, heights, limits.area // width)
-    ]
-    good = [bucket for bucket in nearest + tallest if kept_fraction(size, bucket) >= wanted]
-    return max(good, key=lambda b: (b.area, kept_fraction(size, b)))
+    range_of_widths, heights = _sides(size.width, limits), _sides(size.height, limits)
+    widths = np.array(range_of_widths, dtype=np.int64)
+    widths = widths[limits.area // widths >= heights[0]]
+    if not len(widths):
+        return Size(range_of_widths[0], heights[0])
+    as_shaped = widths / size.aspect
+    nearest = _kept_by(size, _nearest(widths, as_shaped, heights, limits.area))
+    wanted = min(kept, float(nearest[:, 2].max()))
+    tallest = _kept_by(size, _nearest(widths, as_shaped / wanted, heights, limits.area))
+    found = np.concatenate([nearest, tallest])
+    good = found[found[:, 2] >= wanted]
+    areas = good[:, 0] * good[:, 1]
+    best = good[areas == areas.max()]
+    width, height, _ = best[np.argmax(best[:, 2])].tolist()
+    return Size(int(width), int(height))
+
+
+def _kept_by(size: Size, buckets: Integers) -> Floats:
+    """[buckets, 3]: width, height, and what `kept_fraction` says."""
+    aspects = buckets[:, 0] / buckets[:, 1]
+    kept = np.minimum(aspects / size.aspect, size.aspect / aspects)
+    return np.column_stack([buckets, kept])
 
 
 def _lost(bucket: Size, resized: Size) -> float:
@@ -282,13 +290,20 @@ def _sides(pixels: int, limits: Limits) -> range:
     return range(shortest, longest + 1, limits.step)
 
 
-def _nearest(wanted: float, sides: range, most: int) -> list[int]:
-    """The sides next to a length, below and above, of those that are at most `most`."""
-    if sides[0] > most:
-        return []
-    highest = sides[(min(most, sides[-1]) - sides[0]) // sides.step]
-    below = sides[0] + int((wanted - sides[0]) // sides.step) * sides.step
-    return [min(max(side, sides[0]), highest) for side in (below, below + sides.step)]
+def _nearest(widths: Integers, wanted: Floats, sides: range, area: int) -> Integers:
+    """[2 * widths, 2]: each width with the heights next to what is wanted, below and above.
+
+    Args:
+        widths: Those that leave room for the least height.
+        wanted: [widths] heights.
+        sides: What heights there are.
+        area: The most that a bucket has.
+    """
+    least, step = sides[0], sides.step
+    highest = least + (np.minimum(area // widths, sides[-1]) - least) // step * step
+    below = least + ((wanted - least) // step).astype(np.int64) * step
+    heights = [np.minimum(np.maximum(side, least), highest) for side in (below, below + step)]
+    return np.column_stack([np.repeat(widths, 2), np.column_stack(heights).ravel()])
 
 
 def _shrink_as_kohya(size: Size, limits: Limits) -> Assigned:
