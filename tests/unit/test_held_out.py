@@ -4,6 +4,7 @@ If this failed, the validation loss would be measured on other text than trainin
 images that the model was trained on.
 """
 
+import json
 import shutil
 
 import pytest
@@ -16,7 +17,8 @@ from impasto.config.differences import read_settings
 from impasto.config.load import build_run_config, dump_toml, load_run_of_source
 from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.pixels.content_hashes import ContentHashes
-from impasto.datasets.build import scan_dataset, survey
+from impasto.data.records import Size
+from impasto.datasets.build import plan_dataset, scan_dataset, survey
 from impasto.datasets.copies import group_byte_copies
 from impasto.errors import DatasetError
 from impasto.parsing import parse_toml
@@ -302,6 +304,27 @@ def test_an_image_of_several_datasets_counts_once(scenes, tmp_path, monkeypatch)
     assert found.split.copies.near
     assert found.split.copies.groups == 4
     assert not any("the looks are not compared" in line for line in notes.lines)
+
+
+@pytest.mark.parametrize("lacks", [0, 1, 20])
+def test_buckets_of_metadata_are_for_a_whole_dataset_or_not_at_all(folder, tmp_path, lacks):
+    """What is held out is planned by itself, and in the same buckets."""
+    names = [f"{i:02}.png" for i in range(20)]
+    asked = {"train_resolution": [64, 128]}
+    entries = {
+        name: {"caption": name, **({} if n < lacks else asked)} for n, name in enumerate(names)
+    }
+    (tmp_path / "meta.json").write_text(json.dumps(entries), encoding="utf-8")
+    dataset = {"metadata_file": str(tmp_path / "meta.json"), "bucket_table": "metadata",
+               "resolution": 64, "min_bucket_reso": 64, "max_bucket_reso": 128}  # fmt: skip
+    notes = Notes()
+    config = config_of(folder, tmp_path, dataset=dataset, validation={"split": 0.5})
+    found = survey(config, notes)
+    held_out = plan_dataset(config.dataset, found.split.held_out)
+    wanted = Size(64, 64) if lacks else Size(64, 128)
+    assert {*found.plan.bucket_counts} == {*held_out.bucket_counts} == {wanted}
+    said = [line for line in notes.lines if "have no train_resolution" in line]
+    assert len(said) == (lacks == 1)
 
 
 def test_of_very_many_images_equal_files_alone_are_found(scenes, tmp_path, monkeypatch):

@@ -15,6 +15,7 @@ from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.planning.buckets import novelai_bucket_sizes
 from impasto.data.planning.plan import BucketRules, Plan, join_plans, plan_images
 from impasto.data.planning.regularisation import Balance, balance, count_balance
+from impasto.data.record_columns import lean
 from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord, Size
 from impasto.data.scanning.scan import Scan, decode_all, join_scans
@@ -67,7 +68,38 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
     joined = join_scans(scans)
     own = {_absolute(s.config.image_dir) for s in sources if s.config.image_dir is not None}
     unused = tuple(item for item in joined.unused if _absolute(item.path) not in own)
-    return replace(joined, unused=unused)
+    records = _with_agreed_buckets(config, joined.records, progress)
+    return replace(joined, records=records, unused=unused)
+
+
+def _with_agreed_buckets(
+    config: DatasetConfig, records: RecordTable, progress: Progress | None
+) -> RecordTable:
+    """The records, without buckets of metadata where not each image of a dataset has one.
+
+    It is for the whole dataset that this is decided: images trained on and held out are planned
+    apart, and go to the same buckets.
+    """
+    if "wanted" not in records.numbers:
+        return records
+    wanted = records.column("wanted")
+    for number, entry in enumerate(config.entries):
+        rows = np.flatnonzero(records.subset_numbers == number)
+        missing = int((wanted[rows, 0] == 0).sum())
+        if entry.bucket_table != "metadata" or missing in {0, len(rows)}:
+            continue
+        wanted = wanted.copy()
+        wanted[rows] = 0
+        if progress is not None:
+            progress.note(
+                f"{missing:,} of {counted(len(rows), 'images')} have no train_resolution in their "
+                f"metadata, so none of them goes to the bucket that metadata names (bucket_table); "
+                f"buckets are those of the resolution."
+            )
+    numbers = lean({**records.numbers, "wanted": wanted})
+    return RecordTable(
+        records.texts, records.rows, numbers, records.uses, distinct=records.is_distinct
+    )
 
 
 def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
@@ -231,7 +263,7 @@ def _plan_entry(entry: DatasetEntry, records: RecordTable) -> Plan:
             selection=entry.bucket_selection,
             no_upscale=entry.bucket_no_upscale,
             as_requested=entry.bucket_table == "metadata"
-            and bool(records.column("wanted")[:, 0].all()),
+            and bool(records.column("wanted")[:, 0].any()),
         ),
     )
 
