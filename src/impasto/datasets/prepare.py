@@ -110,10 +110,10 @@ class PreparedData:
             "set_aside": [
                 {"path": plain(shown(a.path)), "reason": a.reason} for a in found.skipped
             ],
-            "unused": [{"path": str(a.path), "reason": a.reason} for a in found.unused],
+            "unused": [{"path": plain(shown(a.path)), "reason": a.reason} for a in found.unused],
             "said_of_unused": found.describe_unused(),
             "refused_latents": [
-                {"path": str(a.path), "reason": a.reason} for a in self.training.refused
+                {"path": plain(shown(a.path)), "reason": a.reason} for a in self.training.refused
             ],
             "encoded_now": self.training.encoded,
         }
