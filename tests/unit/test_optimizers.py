@@ -1,5 +1,7 @@
 """Optimizers by name: each moves the weights, resumes bit for bit, and checks its arguments."""
 
+import functools
+import importlib
 import json
 
 import pytest
@@ -10,9 +12,10 @@ from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
-from impasto.errors import ConfigError, MissingDependencyError
+from impasto.errors import ConfigError, MissingDependencyError, RunError
 from impasto.models.trainable import TrainedModule
 from impasto.training.optim import optimizers
+from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.optimizers import (
     OPTIMIZERS,
     build_optimizer,
@@ -54,7 +57,7 @@ def config_of(kind):
     return OptimizerConfig(kind=kind, lr=1.0 if finds else 1e-3)
 
 
-@pytest.mark.parametrize("kind", [*OPTIMIZERS, "RAdam", "came", "adan", "adopt"])
+@pytest.mark.parametrize("kind", [*OPTIMIZERS, "RAdam", "came", "adan", "adopt", "flashadamw"])
 def test_each_moves_the_weights_and_resumes_bit_for_bit(kind, tmp_path):
     whole, begun, again = part(), part(), part()
     before = [p.detach().clone() for p in whole.parameters().values()]
@@ -160,6 +163,91 @@ def test_a_missing_package_is_named(monkeypatch):
 def test_a_state_that_cannot_be_saved_is_refused_before_training():
     with pytest.raises(ConfigError, match=r"SOAP keeps .* which cannot be saved"):
         build_optimizer([part()], OptimizerConfig(kind="soap", lr=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("emonavi", "EmoNavi keeps 'ema' of all weights together"),
+        ("magma", "cannot be resumed exactly"),
+        ("stablespam", "cannot be resumed exactly"),
+        ("spectralsphere", "only supports 2D"),
+    ],
+)
+def test_what_a_run_could_not_go_on_with_is_refused_before_training(kind, reason):
+    with pytest.raises(ConfigError, match=reason):
+        build_optimizer([part()], OptimizerConfig(kind=kind, lr=1e-3))
+
+
+@pytest.mark.parametrize("saved_in_chunks", [True, False])
+@pytest.mark.parametrize("kind", ["adamw", "adamw8bit", "ranger"])
+def test_groups_may_be_cut_another_way_when_resumed(kind, saved_in_chunks):
+    """As where states are offloaded from now on: the rates of blocks stay with their weights."""
+    rates = {"2": 1e-3, "3": 0.0}
+
+    def build(trained, *, in_chunks):
+        groups = [{"params": list(own.values()), "lr": lr} for lr, own in trained.by_rate()]
+        make = functools.partial(_class_of(kind), weight_decay=0.01)
+        if not in_chunks:
+            return make(groups)
+        return ChunkedOptimizer(groups, make, ChunkRules(each_alone=False), chunk=700)
+
+    def stepped(ways):
+        trained = part(block_lrs=rates)
+        optimizer = build(trained, in_chunks=ways[0])
+        for seed, way in enumerate(ways):
+            if seed and way != ways[seed - 1]:
+                names = parameter_names([trained])
+                tensors = {
+                    n: LazyTensor.of(t.clone())
+                    for n, t in optimizer_tensors(optimizer, names).items()
+                }
+                scalars = json.loads(json.dumps(optimizer_scalars(optimizer, names)))
+                optimizer = build(trained, in_chunks=way)
+                restore_optimizer(optimizer, names, tensors, scalars)
+            do_step(trained, optimizer, seed)
+        return [p.detach() for p in trained.module.parameters()]
+
+    whole = stepped([saved_in_chunks] * 4)
+    changed = stepped([saved_in_chunks] * 2 + [not saved_in_chunks] * 2)
+    assert all(map(torch.equal, whole, changed))
+
+
+def _class_of(kind):
+    row = find_row(kind)
+    return getattr(importlib.import_module(row.module), row.name)
+
+
+def test_an_earlier_state_with_other_groups_is_taken_where_its_counters_agree():
+    trained = part()
+    optimizer = torch.optim.AdamW(trained.module.parameters(), lr=1e-3)
+    do_step(trained, optimizer, 0)
+    names = parameter_names([trained])
+    tensors = {n: LazyTensor.of(t) for n, t in optimizer_tensors(optimizer, names).items()}
+    scalars = optimizer_scalars(optimizer, names)
+    del scalars["group_starts"]
+    chunked = ChunkedOptimizer(
+        [{"params": list(trained.module.parameters())}], torch.optim.AdamW, ChunkRules(), chunk=700
+    )
+    restore_optimizer(chunked, names, tensors, scalars)
+    assert len(chunked.param_groups) > 1
+    differing = {**scalars, "groups": [{"k": 1}, {"k": 2}]}
+    with pytest.raises(RunError, match="offload_optimizer as it was"):
+        restore_optimizer(chunked, names, tensors, differing)
+
+
+@pytest.mark.parametrize(("fused", "device"), [(True, "meta"), (False, "cpu")])
+def test_torch_counts_steps_where_it_does_without_waiting_for_the_device(fused, device):
+    trained = part()
+    optimizer = torch.optim.AdamW(trained.module.parameters(), lr=1e-3, fused=fused)
+    do_step(trained, optimizer, 0)
+    names = parameter_names([trained])
+    tensors = {n: LazyTensor.of(t.clone()) for n, t in optimizer_tensors(optimizer, names).items()}
+    scalars = optimizer_scalars(optimizer, names)
+    restore_optimizer(optimizer, names, tensors, scalars, torch.device("meta"))
+    states = list(optimizer.state.values())
+    assert {state["step"].device.type for state in states} == {device}
+    assert {state["exp_avg"].device.type for state in states} == {"meta"}
 
 
 def test_names_are_found_however_they_are_written():

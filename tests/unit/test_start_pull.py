@@ -46,6 +46,20 @@ def test_with_a_gradient_it_is_adamw_and_then_the_pull():
     torch.testing.assert_close(weight, own)
 
 
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_group_without_gradients_stays(learns):
+    """As a text encoder that does not learn yet, or no more."""
+    first, later = nn.Parameter(torch.tensor([1.0])), nn.Parameter(torch.tensor([1.0]))
+    optimizer = torch.optim.SGD([{"params": [first]}, {"params": [later]}], lr=0.1)
+    StartPull(optimizer, 0.5)
+    with torch.no_grad():
+        first += 1
+        later += 1
+    first.grad, later.grad = torch.zeros(1), torch.zeros(1) if learns else None
+    optimizer.step()
+    assert (first.item() < 2, later.item() < 2) == (True, learns)
+
+
 class Still(torch.optim.Optimizer):
     """Changes nothing; takes `found_inf` as fused optimizers on a GPU do."""
 

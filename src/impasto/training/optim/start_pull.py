@@ -41,6 +41,8 @@ class StartPull:
         for group in optimizer.param_groups:
             moved = [parameter for parameter in group["params"] if parameter.grad is not None]
             starts = [self._start[parameter] for parameter in moved]
+            if not moved:
+                continue
             share = min(1.0, float(group["lr"]) * self._share)
             if passed_over is None:
                 torch._foreach_lerp_(moved, starts, share)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -52,9 +53,16 @@ def require_savable(optimizer: torch.optim.Optimizer) -> None:
     """Make sure, after a first step, that all of an optimizer's state can be kept and resumed.
 
     Raises:
-        RunError: It keeps something that is neither a tensor nor a number.
+        RunError: It keeps something that is neither a tensor nor a number, or of no parameter.
     """
-    for entries in optimizer.state.values():
+    stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
+    for parameter, entries in optimizer.state.items():
+        if parameter not in stepped:
+            raise RunError(
+                f"The optimizer {type(optimizer).__name__} keeps {parameter!r} of all weights "
+                f"together, which cannot be saved, so a run with it could not be resumed. Choose "
+                f"another optimizer.kind."
+            )
         for entry, value in entries.items():
             if value is not None and not isinstance(value, (Tensor, bool, int, float)):
                 raise RunError(
@@ -86,14 +94,21 @@ def optimizer_tensors(
 def optimizer_scalars(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Any]:
-    """What is not a tensor: numbers per parameter, and counters that sit in the groups."""
+    """What is not a tensor: numbers per parameter, and counters that sit in the groups.
+
+    The name of each group's first parameter says which parameters its counters are of, in a run
+    that goes on with other groups.
+    """
     per_parameter = {
         f"{names[parameter]}:{entry}": value
         for parameter, entries in optimizer.state.items()
         for entry, value in entries.items()
         if isinstance(value, (bool, int, float))
     }
-    return {"parameters": per_parameter, "groups": group_scalars(optimizer)}
+    starts = [names[group["params"][0]] for group in optimizer.param_groups]
+    return {
+        "parameters": per_parameter, "groups": group_scalars(optimizer), "group_starts": starts,
+    }  # fmt: skip
 
 
 def group_scalars(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
@@ -121,15 +136,18 @@ def restore_optimizer(
         device: Where weights are stepped, which may wait elsewhere; None means where they are.
 
     Raises:
-        RunError: The state names parameters that this run does not train.
+        RunError: The state names parameters that this run does not train, or has other groups.
     """
     by_name = {name: parameter for parameter, name in names.items()}
+    origins = _saved_groups(optimizer, names, scalars)
     kept_away = isinstance(optimizer, ChunkedOptimizer) and optimizer.offloads_states
     for key, value in {**tensors, **scalars["parameters"]}.items():
-        name, _, entry = key.rpartition(":")
+        name, entry = split_key(key)
         if name.startswith(_GROUP):
-            group = optimizer.param_groups[int(name.removeprefix(_GROUP))]
-            group[entry] = value.read().to(device or group["params"][0].device)
+            number = int(name.removeprefix(_GROUP))
+            for group, saved in zip(optimizer.param_groups, origins, strict=True):
+                if saved == number:
+                    group[entry] = value.read().to(device or group["params"][0].device)
             continue
         if name not in by_name:
             raise RunError(
@@ -137,14 +155,70 @@ def restore_optimizer(
                 f"train. It belongs to another model or other settings."
             )
         parameter = by_name[name]
+        where = _device_of(entry, optimizer, parameter, device or parameter.device)
         buffer = _paged_buffer(optimizer, parameter, value)
         optimizer.state[parameter][entry] = (
-            _like(parameter, value, device or parameter.device, kept_away=kept_away)
+            _like(parameter, value, where, kept_away=kept_away)
             if buffer is None
             else buffer.copy_(value.read())
         )
-    for group, saved in zip(optimizer.param_groups, scalars["groups"], strict=True):
-        group.update(saved)
+    for group, number in zip(optimizer.param_groups, origins, strict=True):
+        group.update(scalars["groups"][number])
+
+
+def split_key(key: str) -> tuple[str, str]:
+    """The parameter's name and the entry; an entry may have colons in it, a name has none."""
+    name, _, entry = key.partition(":")
+    return name, entry
+
+
+def _saved_groups(
+    optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], scalars: Mapping[str, Any]
+) -> list[int]:
+    """For each group, the number of the saved one that has its parameters.
+
+    Groups are cut in another way where `training.offload_optimizer` is turned on or off; the order
+    of parameters stays.
+
+    Raises:
+        RunError: A state of an earlier version has other groups, whose counters differ.
+    """
+    groups, saved = optimizer.param_groups, scalars["groups"]
+    starts = scalars.get("group_starts")
+    if starts is None and len(saved) == len(groups):
+        return list(range(len(groups)))
+    if starts is None:
+        if any(one != saved[0] for one in saved):
+            raise RunError(
+                f"The saved state has {len(saved)} groups of weights where this run has "
+                f"{len(groups)}, with counters that differ. Resume it with "
+                f"training.offload_optimizer as it was."
+            )
+        return [0] * len(groups)
+    order = {names[p]: n for n, p in enumerate(p for group in groups for p in group["params"])}
+    begins = [order.get(name, -1) for name in starts]
+    if -1 in begins or begins != sorted(begins):
+        raise RunError(
+            "The saved state's groups of weights are not those of this run. It belongs to another "
+            "model or other settings."
+        )
+    return [bisect.bisect_right(begins, order[names[g["params"][0]]]) - 1 for g in groups]
+
+
+def _device_of(
+    entry: str, optimizer: torch.optim.Optimizer, parameter: Tensor, device: torch.device
+) -> torch.device:
+    """Where an entry is kept: torch's own optimizers count steps on the CPU, unless on the device.
+
+    `torch.optim.Optimizer.load_state_dict` has the same rule; on the GPU, each step would wait for
+    each counter.
+    """
+    if isinstance(optimizer, ChunkedOptimizer):
+        optimizer = optimizer.inner_optimizer(parameter)
+    if entry != "step" or not type(optimizer).__module__.startswith("torch.optim."):
+        return device
+    (group,) = (g for g in optimizer.param_groups if any(p is parameter for p in g["params"]))
+    return device if group.get("fused") or group.get("capturable") else torch.device("cpu")
 
 
 def _paged_buffer(optimizer: torch.optim.Optimizer, parameter: Tensor, value: Any) -> Tensor | None:

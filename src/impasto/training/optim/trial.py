@@ -1,4 +1,4 @@
-"""Tries an optimizer on a few numbers: whether it can be stepped, and whether it obeys rates.
+"""Tries an optimizer on a few numbers: whether it steps, resumes exactly, and obeys rates.
 
 What a library's optimizer does with an option is found out by doing it, since signatures take what
 the code then ignores. `build_optimizer` asks this before training.
@@ -8,31 +8,43 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import ConfigError, RunError
 from impasto.training.devices import is_out_of_memory
-from impasto.training.optim.state import require_savable
+from impasto.training.optim.state import (
+    optimizer_scalars,
+    optimizer_tensors,
+    require_savable,
+    restore_optimizer,
+)
 
 Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
-_SIDE, _STEPS = 8, 3
+_SHAPES = ((8, 8), (8,), (4, 2, 3, 3))
+"""A matrix, a bias and a convolution's kernel, as a U-Net has them."""
+
+_STEPS, _BEFORE = 4, 2
 
 
 def require_steps(kind: str, build: Build, device: torch.device) -> None:
-    """Make sure that an optimizer can do a step from gradients alone.
+    """Make sure that an optimizer can do steps from gradients alone, and go on from saved ones.
 
     Raises:
-        ConfigError: It cannot: it wants a closure, second derivatives, or a whole model.
+        ConfigError: It cannot: it wants a closure, second derivatives, or a whole model; or it
+            keeps something where nobody can save it.
         RuntimeError, MemoryError: Memory ran out.
     """
     try:
-        _walk(build, (1e-3,), device)
+        with _quietly():
+            whole, resumed = _walk(build, (1e-3,), device), _resumed_walk(build, device)
     except RunError as error:
         raise ConfigError(str(error)) from error
     except Exception as error:  # any library's, which says it in any way
@@ -43,29 +55,84 @@ def require_steps(kind: str, build: Build, device: torch.device) -> None:
             f"{type(error).__name__}: {error}. Take its arguments out, or choose another kind, "
             f"such as adamw."
         ) from error
+    if not all(map(torch.equal, whole, resumed)):
+        raise ConfigError(
+            f"optimizer.kind {kind} cannot be resumed exactly: it keeps something where it is not "
+            f"saved, and goes another way after a stop. Choose another kind, such as adamw."
+        )
 
 
 def obeys_rates(build: Build, device: torch.device) -> bool:
     """Whether another rate of one group of parameters changes how they move."""
-    alike, apart = (_walk(build, rates, device)[1] for rates in ((1e-2, 1e-2), (1e-2, 1e-3)))
-    return not torch.equal(alike, apart)
+    with _quietly():
+        alike, apart = (_walk(build, rates, device) for rates in ((1e-2, 1e-2), (1e-2, 1e-3)))
+    return not torch.equal(alike[-1], apart[-1])
 
 
 def _walk(build: Build, rates: Sequence[float], device: torch.device) -> list[Tensor]:
-    """Where parameters of these rates are after some steps, always with the same gradients."""
+    """Where parameters of these rates are after some steps, always with the same gradients.
+
+    Of one rate they are of all shapes, otherwise a matrix of each.
+    """
+    shapes = _SHAPES if len(rates) == 1 else _SHAPES[:1]
+    groups = [_parameters(shapes, device) for _ in rates]
+    optimizer = build(
+        [{"params": own, "lr": rate} for own, rate in zip(groups, rates, strict=True)]
+    )
+    _step(optimizer, groups, 0, _STEPS)
+    require_savable(optimizer)
+    return [parameter.detach().cpu() for own in groups for parameter in own]
+
+
+def _resumed_walk(build: Build, device: torch.device) -> list[Tensor]:
+    """As `_walk`, saved and restored on the way."""
+    first, again = _parameters(_SHAPES, device), _parameters(_SHAPES, device)
+    optimizers = [build([{"params": own, "lr": 1e-3}]) for own in (first, again)]
+    _step(optimizers[0], [first], 0, _BEFORE)
+    names, others = _named(first), _named(again)
+    tensors = optimizer_tensors(optimizers[0], names)
+    with torch.no_grad():
+        for parameter, saved in zip(again, first, strict=True):
+            parameter.copy_(saved)
+    restore_optimizer(
+        optimizers[1],
+        others,
+        {key: LazyTensor.of(tensor.cpu().clone()) for key, tensor in tensors.items()},
+        json.loads(json.dumps(optimizer_scalars(optimizers[0], names))),
+    )
+    _step(optimizers[1], [again], _BEFORE, _STEPS)
+    return [parameter.detach().cpu() for parameter in again]
+
+
+def _parameters(shapes: Sequence[Sequence[int]], device: torch.device) -> list[nn.Parameter]:
+    torch.manual_seed(0)
+    return [nn.Parameter(torch.randn(*shape).to(device)) for shape in shapes]
+
+
+def _named(parameters: Sequence[Tensor]) -> dict[Tensor, str]:
+    return {parameter: str(number) for number, parameter in enumerate(parameters)}
+
+
+def _step(
+    optimizer: torch.optim.Optimizer,
+    groups: Sequence[Sequence[nn.Parameter]],
+    begin: int,
+    end: int,
+) -> None:
+    """The steps from `begin` to `end`, each with random numbers of its own, as training has."""
+    for step in range(begin, end):
+        torch.manual_seed(1 + step)
+        for own in zip(*groups, strict=True):
+            gradient = torch.randn(own[0].shape)
+            for parameter in own:
+                parameter.grad = gradient.to(parameter.device, copy=True)
+        optimizer.step()
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without a library's warnings and prints, and without a trace in the random numbers."""
     quiet = contextlib.redirect_stdout(io.StringIO())
     with torch.random.fork_rng(), warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")
-        torch.manual_seed(0)
-        start = torch.randn(_SIDE, _SIDE)
-        parameters = [nn.Parameter(start.clone().to(device)) for _ in rates]
-        optimizer = build(
-            [{"params": [p], "lr": rate} for p, rate in zip(parameters, rates, strict=True)]
-        )
-        for _ in range(_STEPS):
-            gradient = torch.randn(_SIDE, _SIDE).to(device)
-            for parameter in parameters:
-                parameter.grad = gradient.clone()
-            optimizer.step()
-        require_savable(optimizer)
-    return [parameter.detach().cpu() for parameter in parameters]
+        yield

@@ -20,7 +20,7 @@ from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ConfigError
 from impasto.models.trainable import TrainedModule
 from impasto.training.optim.finite_updates import NonFiniteError
-from impasto.training.optim.state import group_scalars
+from impasto.training.optim.state import group_scalars, split_key
 from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs
 from impasto.training.parallel.strategy import (
     DataParallelStrategy,
@@ -217,7 +217,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
             group.update(saved)
         held = {**state.tensors, **state.scalars["parameters"]}
         first = next(iter(self._weights))
-        entries = {k.rpartition(":")[2]: v for k, v in held.items() if k.startswith(f"{first}:")}
+        entries = {split_key(k)[1]: v for k, v in held.items() if k.startswith(f"{first}:")}
         laid_out = {
             entry
             for entry, value in entries.items()

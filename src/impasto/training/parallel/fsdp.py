@@ -27,6 +27,7 @@ from impasto.training.optim.state import (
     optimizer_scalars,
     optimizer_tensors,
     restore_optimizer,
+    split_key,
 )
 from impasto.training.optim.updates import OptimizerUpdate, UpdateAfterBackward, UpdateInputs
 from impasto.training.parallel.strategy import (
@@ -149,7 +150,7 @@ class FsdpStrategy:
         held = optimizer_tensors(optimizer, names)
         whole = {}
         for key, tensor in held.items():
-            name = key.rpartition(":")[0]
+            name, _ = split_key(key)
             cut = name in self._shares and tensor.shape == self._shares[name].shape
             whole[key] = self._gathered(name, tensor) if cut else LazyTensor.of(tensor)
         return OptimizerState(whole, optimizer_scalars(optimizer, names))
@@ -160,7 +161,7 @@ class FsdpStrategy:
         """Each process takes its pieces."""
         mine = {}
         for key, tensor in state.tensors.items():
-            name = key.rpartition(":")[0]
+            name, _ = split_key(key)
             cut = name in self._dtensors and tensor.shape == self._dtensors[name].shape
             mine[key] = self._shard_of(name, tensor) if cut else tensor
         restore_optimizer(optimizer, names, mine, state.scalars)
