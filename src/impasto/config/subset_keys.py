@@ -72,10 +72,12 @@ class SubsetKeys(Section):
     lines one is taken. Without it the first line is taken."""
 
     caption_prefix: str | None = None
-    """Put before each caption, with a space."""
+    """Put before each caption, with a space; of a caption of several lines before the first, as in
+    sd-scripts."""
 
     caption_suffix: str | None = None
-    """Put after each caption, with a space."""
+    """Put after each caption, with a space; of a caption of several lines after the last, as in
+    sd-scripts."""
 
     caption_dropout_rate: Fraction = 0.0
     """Chance that a caption is left empty, so that guidance without words is trained too;
