@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
+from impasto.invocation import command
 from impasto.models.trainable import FullFineTune
 from impasto.progress import SilentProgress
 from impasto.report.model_card import License, make_card
@@ -333,11 +334,35 @@ def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
     message = str(caught.value)
     assert "while training on 64x" in message
     assert "The state after 3 steps is saved" in message
-    assert message.partition("help most: ")[2].count("; ") == 2
-    assert "training.gradient_checkpointing = true" in message
-    assert "training.batch_size = 2, training.gradient_accumulation_steps = 2" in message
-    assert 'optimizer.kind = "adamw8bit"' in message
+    now, _, later = message.partition("may be changed before it is resumed: ")[2].partition(". ")
+    later, _, resumed = later.partition(". ")
+    assert now.startswith("training.gradient_checkpointing = true (")
+    assert "batch_size" not in now
+    assert later.startswith("What needs a new run: training.batch_size = 2, ")
+    assert "training.gradient_accumulation_steps = 2" in later
+    assert 'optimizer.kind = "adamw8bit"' in later
+    assert later.count("; ") == 2
+    assert resumed.endswith(f", and continue with: {command('resume', config.output_dir)}")
     assert caught.value.exit_code == 9
+    assert exported(resume(config.output_dir)) == exported(whole)
+
+
+def test_memory_that_runs_out_in_the_first_step_ties_the_run_to_no_settings(
+    train_config, tmp_path, monkeypatch
+):
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), training={"batch_size": 2}))
+    config = train_config()
+    with monkeypatch.context() as patched:
+        fail_at(patched, micro_steps, "training_step", 1, OUT)
+        with pytest.raises(OutOfMemoryError) as caught:
+            train(config)
+    message = str(caught.value)
+    assert "Nothing was trained yet. What would help most: " in message
+    assert "new run" not in message
+    assert message.endswith(f", and begin again with: {command('resume', config.output_dir)}")
+    assert not (config.output_dir / "states").exists()
+    settings = config.output_dir / "config.toml"
+    settings.write_text(settings.read_text().replace("\nbatch_size = 4", "\nbatch_size = 2"))
     assert exported(resume(config.output_dir)) == exported(whole)
 
 

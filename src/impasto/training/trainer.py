@@ -31,11 +31,11 @@ from impasto.runs.status import finished_step_of, kept_text
 from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
-    is_out_of_memory,
     require_precision,
 )
 from impasto.training.early_ends import (
     explain_exits,
+    explain_memory,
     remove_waiting,
     removing_waiting,
     writing_end,
@@ -49,7 +49,6 @@ from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.overrides import Overrides
 from impasto.training.planning.disk import plan_disk, require_room
-from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine
@@ -298,14 +297,9 @@ def _prepare(
     if accelerator.is_main_process:
         remove_waiting(run, accelerator)  # of a process that was killed
     with removing_waiting(run, accelerator):
-        try:
-            recorded = fingerprint_of_first(group, recorded_fingerprint(run))
+        recorded = fingerprint_of_first(group, recorded_fingerprint(run))
+        with explain_memory(config, run, accelerator, has_state=bool(recorded)):
             session = build_session(config, accelerator, events, given, known, recorded, opened)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            doing, then = "loading the model and encoding the images", "Nothing was trained yet."
-            raise out_of_memory(config, doing, then, accelerator.device) from error
         if accelerator.is_main_process:
             _require_free(run, config, session)
         group.gather("")  # the others begin when the first has found nothing in the way

@@ -23,6 +23,7 @@ from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.out_of_memory import out_of_memory
 
 _NEWEST = "The newest state is what it goes on from"
+_UNTRAINED = "Nothing was trained yet"
 
 
 @dataclass
@@ -101,10 +102,14 @@ class Failures:
 
         Returns:
             The beginning of the sentence that says so; None if the weights are of no step.
+            Before the first step nothing is saved: a state would hold the base model, and tie the
+            run to the settings that have just failed.
         """
         applied = self._applied(step)
         if applied is None:
             return None
+        if applied == 0:
+            return _UNTRAINED
         self.save_alone(applied)
         return f"The state after {counted(applied, 'steps')} is saved"
 
@@ -164,16 +169,20 @@ class Failures:
 
     def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
         if self.optimizer_update.is_stepping:
-            then = "The optimizer was changing the weights, so no state was saved."
+            then = "The optimizer was changing the weights, so no state was saved"
         else:
             self.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            resume = command("resume", self.run.address)
-            then = f"To continue from the newest state of the first process: {resume}"
+            then = _NEWEST if step else _UNTRAINED
             # the others are in the middle of their step: none is waited for
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
-                saved = self._saved(step)
-                if saved is not None:
-                    then = f"{saved}: {resume}"
-        return out_of_memory(self.config, doing, then, self.accelerator.device)
+                then = self._saved(step) or _NEWEST
+        return out_of_memory(
+            self.config,
+            doing,
+            f"{then}.",
+            self.accelerator.device,
+            command("resume", self.run.address),
+            has_state=step > 0,
+        )
