@@ -16,12 +16,14 @@ from safetensors.torch import load_file
 
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.data.loading.dataset import TrainingData
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
 from impasto.invocation import command
 from impasto.models.trainable import FullFineTune
 from impasto.progress import SilentProgress
 from impasto.report.model_card import License, make_card
 from impasto.report.page import write_report
+from impasto.runs import RunDirectory
 from impasto.runs.mixture import mixture_of
 from impasto.training import merged_loss, micro_steps, trainer
 from impasto.training.along import walk
@@ -363,6 +365,22 @@ def test_memory_that_runs_out_in_the_first_step_ties_the_run_to_no_settings(
     assert not (config.output_dir / "states").exists()
     settings = config.output_dir / "config.toml"
     settings.write_text(settings.read_text().replace("\nbatch_size = 4", "\nbatch_size = 2"))
+    assert exported(resume(config.output_dir)) == exported(whole)
+
+
+@pytest.mark.parametrize(("name", "error"), [("batch", OUT), ("load", MemoryError())])
+def test_memory_that_runs_out_while_a_batch_is_fetched_is_explained_and_nothing_lost(
+    name, error, train_config, tmp_path, monkeypatch
+):
+    """Where it is encoded or copied, and in the thread that reads it ahead."""
+    whole = train(train_config(output_dir=str(tmp_path / "whole")))
+    config = train_config()
+    with monkeypatch.context() as patched:
+        fail_at(patched, TrainingData, name, 4, error)
+        with pytest.raises(OutOfMemoryError, match=r"while preparing the next batch") as caught:
+            train(config)
+    (step,) = RunDirectory(config.output_dir).saved_steps()
+    assert f"The state after {step} step" in str(caught.value)
     assert exported(resume(config.output_dir)) == exported(whole)
 
 

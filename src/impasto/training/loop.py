@@ -153,7 +153,8 @@ class TrainingLoop:
                     session.conditioner if session.encodes_ahead else None,
                 ),
             )
-            for optimizer_step, batches in self._recorder.meter.time_waiting(steps_with_batches):
+            fetched = self._failures.explaining_fetches(steps_with_batches, done)
+            for optimizer_step, batches in self._recorder.meter.time_waiting(fetched):
                 bucket = session.prepared.training.images[
                     optimizer_step.micro_batches[0].samples[0].image
                 ].bucket

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -21,6 +22,8 @@ from impasto.training.optim.graph_recorder import NotRecordableError
 from impasto.training.optim.updates import OptimizerUpdate
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.out_of_memory import out_of_memory
+
+T = TypeVar("T")
 
 _NEWEST = "The newest state is what it goes on from"
 _UNTRAINED = "Nothing was trained yet"
@@ -134,6 +137,24 @@ class Failures:
             raise DatasetError(
                 f"{error} {saved or _NEWEST}. Continue with: {command('resume', self.run.address)}"
             ) from error
+
+    def explaining_fetches(self, steps: Iterator[T], done: StepCounter) -> Iterator[T]:
+        """Yield what the steps train on, and explain errors where it is fetched.
+
+        Args:
+            steps: Reads, decodes, encodes and copies as it is asked for the next one.
+            done: How many steps are done then.
+
+        Raises:
+            OutOfMemoryError: Memory ran out.
+        """
+        while True:
+            with self.explaining_errors("preparing the next batch", done.step):
+                try:
+                    item = next(steps)
+                except StopIteration:
+                    return
+            yield item
 
     @contextlib.contextmanager
     def explaining_errors(self, doing: str, step: int) -> Iterator[None]:
