@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from impasto import files
@@ -107,8 +107,11 @@ class TrainingLoop:
             self._micro_steps.end_pause,
         )
 
-    def train(self) -> None:
+    def train(self, restored: Callable[[], None] = lambda: None) -> None:
         """Train to the end, then validate, preview and export.
+
+        Args:
+            restored: Called when a state goes with the settings, before anything is made of it.
 
         Raises:
             Interrupted: A signal asked to stop.
@@ -118,6 +121,7 @@ class TrainingLoop:
             StorageError: A state or the export could not be written.
         """
         step = self._restore()
+        restored()
         self._recorder.open(step)
         try:
             self._train_from(step)

@@ -55,7 +55,7 @@ from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
 from impasto.training.run_storage import RunStorage, with_local_output_dir
 from impasto.training.saving.own_models import OwnModels
-from impasto.training.saving.state import recorded_fingerprint, require_same_run
+from impasto.training.saving.state import recorded_fingerprint
 from impasto.training.session import Session
 from impasto.training.shared_start import (
     failing_together,
@@ -200,11 +200,8 @@ def resume(
         ):
             _use_cache(held, config, run, accelerator, told)
             session = _prepare(run, config, accelerator, told, overrides, opened=opened)
-            if changed is not None and accelerator.is_main_process:
-                require_same_run(run, session.fingerprint)
-                _write_settings(run, changed)
-            group.gather("")  # as at the end of `_prepare`
-        return _run(run, session, told, time.perf_counter() - began, stop, commands)
+        preparing_s = time.perf_counter() - began
+        return _run(run, session, told, preparing_s, stop, commands, changed)
 
 
 def _note_earlier_end(run: RunDirectory, told: TrainingEvents) -> None:
@@ -324,7 +321,16 @@ def _run(
     preparing_s: float,
     stop: StopRequest,
     commands: CommandListener | None,
+    changed: RunConfig | None = None,
 ) -> RunDirectory:
+    def restored() -> None:
+        """Replace the run's settings, now that its state goes with the new ones."""
+        group = process_group(accelerator)
+        with ending_together(group):
+            if changed is not None and accelerator.is_main_process:
+                _write_settings(run, changed)
+            group.gather("")  # the others go on when they are written
+
     shown = events if session.accelerator.is_main_process else SilentEvents()
     accelerator = session.accelerator
     try:
@@ -332,7 +338,7 @@ def _run(
             writing_end(accelerator, run),
             explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
         ):
-            TrainingLoop(session, run, shown, preparing_s, stop, commands).train()
+            TrainingLoop(session, run, shown, preparing_s, stop, commands).train(restored)
     finally:
         shown.ended()
         remove_waiting(run, session.accelerator)
