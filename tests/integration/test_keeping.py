@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.data.loading.dataset import TrainingData
+from impasto.diffusion.uncertainty import Uncertainty
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
 from impasto.invocation import command
 from impasto.models.trainable import FullFineTune
@@ -28,6 +29,7 @@ from impasto.runs.mixture import mixture_of
 from impasto.training import merged_loss, micro_steps, trainer
 from impasto.training.along import walk
 from impasto.training.events import SilentEvents
+from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.planning import disk
 from impasto.training.saving import saver
 from impasto.training.saving.export import SUMMARY_KEY
@@ -393,6 +395,22 @@ def test_memory_that_runs_out_in_the_optimizer_leaves_no_half_state(train_config
     assert "no state was saved" in str(caught.value)
     assert "gradient_checkpointing" not in str(caught.value)
     assert not (config.output_dir / "states").exists()
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Uncertainty, "step"), (FrozenCheck, "findings")])
+def test_memory_that_runs_out_after_the_optimizer_leaves_no_weights_of_another_step(
+    owner, name, train_config, tmp_path, monkeypatch
+):
+    """The weights have moved by then, and the step does not count yet."""
+    loss = {"uncertainty": True}
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), loss=loss))
+    config = train_config(loss=loss)
+    with monkeypatch.context() as patched:
+        fail_at(patched, owner, name, 1, OUT)
+        with pytest.raises(OutOfMemoryError, match="no state was saved"):
+            train(config)
+    assert not (config.output_dir / "states").exists()
+    assert exported(resume(config.output_dir)) == exported(whole)
 
 
 def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):

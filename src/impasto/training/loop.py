@@ -169,6 +169,7 @@ class TrainingLoop:
                 ):
                     self.step(optimizer_step, batches)
                 done.step = optimizer_step.step + 1
+                self._optimizer_update.is_stepping = False  # all of the step is done, and counted
                 self._after_step(done.step)
         self._finish()
 
@@ -201,14 +202,12 @@ class TrainingLoop:
         except NonFiniteError as fault:
             self._look(optimizer_step.step)  # one before it is the one to name
             raise self._failures.not_finite(optimizer_step.step, fault) from None
-        self._optimizer_update.is_stepping = True  # the weights are those of a step not counted yet
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
         self._recorder.meter.add(result.loss, result.norm, optimizer_step.size)
         for average in session.averages:
             average.update(optimizer_step.step)
-        self._optimizer_update.is_stepping = False
         if self._frozen_check is not None and result.lr_factor > 0:
             self._check_frozen_modules(self._frozen_check, optimizer_step.step)
             self._frozen_check = None

@@ -51,7 +51,7 @@ class Failures:
         optimizer: Has gradients that may be dropped.
         has_average: Whether a running average of the weights is kept.
         run: Where states go.
-        optimizer_update: Knows whether weights are being changed just now.
+        optimizer_update: Knows whether a step has begun to change something and is not counted yet.
         save: Saves the state after some steps; all processes do.
         save_alone: The same, by this process, which waits for no other.
     """
