@@ -16,15 +16,20 @@ from safetensors.torch import load_file
 
 from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.data.loading.dataset import TrainingData
+from impasto.diffusion.uncertainty import Uncertainty
 from impasto.errors import ConfigError, OutOfMemoryError, StorageError
+from impasto.invocation import command
 from impasto.models.trainable import FullFineTune
 from impasto.progress import SilentProgress
 from impasto.report.model_card import License, make_card
 from impasto.report.page import write_report
+from impasto.runs import RunDirectory
 from impasto.runs.mixture import mixture_of
 from impasto.training import merged_loss, micro_steps, trainer
 from impasto.training.along import walk
 from impasto.training.events import SilentEvents
+from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.planning import disk
 from impasto.training.saving import saver
 from impasto.training.saving.export import SUMMARY_KEY
@@ -333,11 +338,51 @@ def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
     message = str(caught.value)
     assert "while training on 64x" in message
     assert "The state after 3 steps is saved" in message
-    assert message.partition("help most: ")[2].count("; ") == 2
-    assert "training.gradient_checkpointing = true" in message
-    assert "training.batch_size = 2, training.gradient_accumulation_steps = 2" in message
-    assert 'optimizer.kind = "adamw8bit"' in message
+    now, _, later = message.partition("may be changed before it is resumed: ")[2].partition(". ")
+    later, _, resumed = later.partition(". ")
+    assert now.startswith("training.gradient_checkpointing = true (")
+    assert "batch_size" not in now
+    assert later.startswith("What needs a new run: training.batch_size = 2, ")
+    assert "training.gradient_accumulation_steps = 2" in later
+    assert 'optimizer.kind = "adamw8bit"' in later
+    assert later.count("; ") == 2
+    assert resumed.endswith(f", and continue with: {command('resume', config.output_dir)}")
     assert caught.value.exit_code == 9
+    assert exported(resume(config.output_dir)) == exported(whole)
+
+
+def test_memory_that_runs_out_in_the_first_step_ties_the_run_to_no_settings(
+    train_config, tmp_path, monkeypatch
+):
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), training={"batch_size": 2}))
+    config = train_config()
+    with monkeypatch.context() as patched:
+        fail_at(patched, micro_steps, "training_step", 1, OUT)
+        with pytest.raises(OutOfMemoryError) as caught:
+            train(config)
+    message = str(caught.value)
+    assert "Nothing was trained yet. What would help most: " in message
+    assert "new run" not in message
+    assert message.endswith(f", and begin again with: {command('resume', config.output_dir)}")
+    assert not (config.output_dir / "states").exists()
+    settings = config.output_dir / "config.toml"
+    settings.write_text(settings.read_text().replace("\nbatch_size = 4", "\nbatch_size = 2"))
+    assert exported(resume(config.output_dir)) == exported(whole)
+
+
+@pytest.mark.parametrize(("name", "error"), [("batch", OUT), ("load", MemoryError())])
+def test_memory_that_runs_out_while_a_batch_is_fetched_is_explained_and_nothing_lost(
+    name, error, train_config, tmp_path, monkeypatch
+):
+    """Where it is encoded or copied, and in the thread that reads it ahead."""
+    whole = train(train_config(output_dir=str(tmp_path / "whole")))
+    config = train_config()
+    with monkeypatch.context() as patched:
+        fail_at(patched, TrainingData, name, 4, error)
+        with pytest.raises(OutOfMemoryError, match=r"while preparing the next batch") as caught:
+            train(config)
+    (step,) = RunDirectory(config.output_dir).saved_steps()
+    assert f"The state after {step} step" in str(caught.value)
     assert exported(resume(config.output_dir)) == exported(whole)
 
 
@@ -350,6 +395,22 @@ def test_memory_that_runs_out_in_the_optimizer_leaves_no_half_state(train_config
     assert "no state was saved" in str(caught.value)
     assert "gradient_checkpointing" not in str(caught.value)
     assert not (config.output_dir / "states").exists()
+
+
+@pytest.mark.parametrize(("owner", "name"), [(Uncertainty, "step"), (FrozenCheck, "findings")])
+def test_memory_that_runs_out_after_the_optimizer_leaves_no_weights_of_another_step(
+    owner, name, train_config, tmp_path, monkeypatch
+):
+    """The weights have moved by then, and the step does not count yet."""
+    loss = {"uncertainty": True}
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), loss=loss))
+    config = train_config(loss=loss)
+    with monkeypatch.context() as patched:
+        fail_at(patched, owner, name, 1, OUT)
+        with pytest.raises(OutOfMemoryError, match="no state was saved"):
+            train(config)
+    assert not (config.output_dir / "states").exists()
+    assert exported(resume(config.output_dir)) == exported(whole)
 
 
 def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):

@@ -16,6 +16,7 @@ from impasto.sdscripts.origins import BY_RULE
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
 from impasto.training.precision import NativePrecision
+from impasto.training.trainer import resume
 
 SLOW = NativePrecision("no", "this CPU has no bf16")
 
@@ -98,6 +99,17 @@ def test_resume_refuses_what_changes_numbers_and_leaves_the_run(words, tmp_path)
     with pytest.raises(RunError, match=r"optimizer\.lr \(was 0\.001, is 0\.0001\)"):
         program.run(FINE_TUNE, [*changed, f"--resume={run}"])
     assert (run / "config.toml").read_bytes() == before
+
+
+def test_a_resume_that_would_be_shorter_leaves_the_run(words, tmp_path):
+    """Refused once the state is restored, so later than what changes numbers."""
+    program.run(FINE_TUNE, words)
+    run = tmp_path / "out" / "mine-run"
+    before = (run / "config.toml").read_bytes()
+    with pytest.raises(RunError, match="can be made longer, not shorter"):
+        program.run(FINE_TUNE, with_flags(words, "--max_train_steps=1", f"--resume={run}"))
+    assert (run / "config.toml").read_bytes() == before
+    assert resume(run).saved_steps() == [2]
 
 
 def test_flags_that_the_old_program_takes_without_effect_are_taken(words):

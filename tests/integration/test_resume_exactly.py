@@ -11,9 +11,18 @@ from safetensors.torch import load_file, save_file
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
+from impasto.training.events import SilentEvents
 from impasto.training.fingerprint import differences
 from impasto.training.overrides import Overrides
 from impasto.training.trainer import resume, train
+
+
+class Notes(SilentEvents):
+    def __init__(self):
+        self.told = []
+
+    def note(self, message):
+        self.told.append(message)
 
 
 def begun(train_config, tmp_path, base, **changes):
@@ -118,6 +127,21 @@ def test_what_changes_no_number_may_change(section, values, train_config, tmp_pa
     run, _ = begun(train_config, tmp_path, nano_model)
     changed(run, **{section: values})
     assert resume(run).saved_steps()[-1] == values.get("max_steps", 6)
+
+
+@pytest.mark.parametrize("name", ["gradient_checkpointing", "ema_on_cpu", "cache_text_to_disk"])
+def test_what_only_takes_less_memory_may_change_and_is_told(name, train_config, tmp_path):
+    """What is advised where memory runs out; on this processor, without another rounding."""
+    kept = {"saving": {"state_every_steps": 2}, "training": {"ema_decay": 0.9}}
+    whole = train(train_config(**kept, output_dir=str(tmp_path / "whole")))
+    config = train_config(**kept)
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(3))
+    changed(config.output_dir, training={name: True})
+    notes = Notes()
+    assert exported(resume(config.output_dir, notes)) == exported(whole)
+    (told,) = [text for text in notes.told if f"training.{name} (was false, is true)" in text]
+    assert "up to rounding" in told
 
 
 def test_a_run_that_keeps_its_best_model_is_resumed_with_the_same_validations(

@@ -10,8 +10,8 @@ from impasto.data.caching.latent_cache import LatentCache
 from impasto.errors import ConfigError
 from impasto.models.networks.vae import computes_in_tf32, moments_encoder, weights_fingerprint
 from impasto.progress import SilentProgress
+from impasto.training.data_fingerprint import data_fingerprint
 from impasto.training.devices import set_arithmetic
-from impasto.training.fingerprint import _data_fingerprint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -97,7 +97,7 @@ def test_a_state_goes_with_the_data_however_latents_were_computed(planned, tmp_p
         cache_latents(planned, cache, encoder(name), workers=0) for name in ("", "tf32")
     )
     assert exact.identities == exact.keys == rounded.identities
-    data = [_data_fingerprint(plan, lambda stamps: {}) for plan in (exact, rounded)]
+    data = [data_fingerprint(plan, lambda stamps: {}) for plan in (exact, rounded)]
     assert data[0] == data[1]
 
 

@@ -20,7 +20,7 @@ from impasto.data.records import Box, Size
 from impasto.data.scanning.scan import join_scans, scan_folder
 from impasto.data.subsets import Augmentation, Subset
 from impasto.errors import DatasetError
-from impasto.training.fingerprint import _data_fingerprint
+from impasto.training.data_fingerprint import data_fingerprint
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_a_state_of_images_that_change_each_time_knows_the_rectangle(picture):
             picture.parent, Subset(root=picture.parent, augmentation=Augmentation(True))
         )
         plan = CachedPlan((image,), (LatentKeys(),), (), 0)
-        return _data_fingerprint(plan, lambda stamps: dict.fromkeys(stamps, "same"))
+        return data_fingerprint(plan, lambda stamps: dict.fromkeys(stamps, "same"))
 
     found = {fingerprint()}
     for left in (0, 5):

@@ -14,7 +14,7 @@ from impasto.data.records import Size
 from impasto.data.scanning.scan import join_scans, scan_folder
 from impasto.data.subsets import MaskRules, Subset
 from impasto.progress import SilentProgress
-from impasto.training.fingerprint import _data_fingerprint
+from impasto.training.data_fingerprint import data_fingerprint
 
 
 def drawn(path, color=128):
@@ -103,7 +103,7 @@ def test_the_masks_of_augmented_images_are_in_the_fingerprint(tmp_path):
             asked.append(sorted(path.name for path in stamps))
             return ContentHashes(tmp_path / "hashes.json").of(stamps, SilentProgress())
 
-        return _data_fingerprint(plan, digests)
+        return data_fingerprint(plan, digests)
 
     without = fingerprint()
     drawn(masks / "a.tif", 10)

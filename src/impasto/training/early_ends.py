@@ -7,10 +7,14 @@ from collections.abc import Callable, Iterator
 
 from accelerate import Accelerator
 
+from impasto.config.run import RunConfig
 from impasto.datasets.distributed import is_process_loss
 from impasto.errors import ImpastoError, Interrupted, RunError
+from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
+from impasto.training.devices import is_out_of_memory
 from impasto.training.model import WAITING
+from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.signals import interrupted
 
 
@@ -37,6 +41,33 @@ def explain_exits(accelerator: Accelerator, then: Callable[[], str]) -> Iterator
                 f"why. {then()}"
             ) from error
         raise
+
+
+@contextlib.contextmanager
+def explain_memory(
+    config: RunConfig, run: RunDirectory, accelerator: Accelerator, *, has_state: bool
+) -> Iterator[None]:
+    """Explain memory running out before the steps of a run, or of its continuation.
+
+    Args:
+        config: The settings.
+        run: The run.
+        accelerator: Knows the device.
+        has_state: Whether it goes on from a state.
+
+    Raises:
+        OutOfMemoryError: Memory ran out.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        doing, device = "loading the model and encoding the images", accelerator.device
+        if not has_state:
+            raise out_of_memory(config, doing, "Nothing was trained yet.", device) from error
+        then, resume = "The states of the run are kept.", command("resume", run.address)
+        raise out_of_memory(config, doing, then, device, resume, has_state=True) from error
 
 
 @contextlib.contextmanager

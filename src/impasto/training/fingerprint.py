@@ -10,7 +10,7 @@ import functools
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +24,11 @@ from impasto.config.objective import LOSSES
 from impasto.config.renamed import present_path
 from impasto.config.run import RunConfig
 from impasto.data.caching.latent_cache import CachedPlan
-from impasto.data.folders.masks import mask_file
-from impasto.data.pixels.content_hashes import stamp_of
 from impasto.data.records import FileStamp
 from impasto.models.reading.contents import ModelContents
 from impasto.parsing import parse_json
 from impasto.training.code_identity import described
+from impasto.training.data_fingerprint import data_fingerprint
 from impasto.training.methods import build_templates
 
 _SECTIONS = {
@@ -52,6 +51,14 @@ _ELSEWHERE = {
     "validation": {"image_dir", "every_steps", "training_images", "by", "by_images"},
 }  # fmt: skip
 """Settings whose effect is in other entries, or that have none on the numbers beyond rounding."""
+
+_MEMORY_ONLY = {
+    f"training.{name}"
+    for name in (
+        "gradient_checkpointing", "checkpointed_levels", "ema_on_cpu", "cache_text_to_disk",
+    )
+}  # fmt: skip
+"""Settings of where and when the same numbers are computed: they may change, which is told."""
 
 _SUPERFLUOUS = ("_", "transformers_version", "torch_dtype", "dtype", "architectures")
 _OLD_SECTIONS = {
@@ -100,13 +107,13 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         "base model": facts.hashes[unet],
         **{f"{name} of the base model": h for name, h in facts.hashes.items() if name != unet},
         **_model_facts(facts.contents),
-        "data set": _data_fingerprint(facts.training, facts.digests),
+        "data set": data_fingerprint(facts.training, facts.digests),
         "forward passes per step": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
         **{f"{name} (given in code)": described(given) for name, given in facts.code.items()},
     }
     if facts.held_out is not None:
-        found["validation images"] = _data_fingerprint(facts.held_out, facts.digests)
+        found["validation images"] = data_fingerprint(facts.held_out, facts.digests)
         if config.keeps_best:
             found[_BEST_FOLLOWS] = str(config.validation.every_steps)
     if facts.texts:
@@ -140,11 +147,21 @@ _SHOWN_NAMES = {"data set": "dataset"}
 
 
 def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
-    """What differs, each as a phrase with what it was and what it is.
+    """What differs and must not, each as a phrase with what it was and what it is.
 
     A state of an earlier version says less: what it does not say is not compared, and a setting
     that it did not have was as it is by default now, or as `FORMER_VALUES` says.
     """
+    return [text for name, text in _differing(saved, current) if name not in _MEMORY_ONLY]
+
+
+def changes_of_rounding(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+    """What differs and may: the numbers are the same then up to rounding; phrases as before."""
+    return [text for name, text in _differing(saved, current) if name in _MEMORY_ONLY]
+
+
+def _differing(saved: Mapping[str, str], current: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """All names that differ, each with a phrase."""
     is_old = any(saved.get(name, "").startswith("{") for name in _OLD_SECTIONS)
     before = {
         _RENAMED.get(name, present_path(name)): value
@@ -153,7 +170,6 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
     before = {n: value for n, value in before.items() if n in current or _is_compared(n)}
     usual = _usual_settings()
     listed = {_section_of(name) for name in before} & {_section_of(name) for name in current}
-    found = []
     for name in sorted(before.keys() | current.keys()):
         was, now = before.get(name), current.get(name)
         if name == _BEST_FOLLOWS and None in (was, now):
@@ -163,10 +179,11 @@ def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[st
         default = usual.get(_unnumbered(name) if _section_of(name) in listed else name, _ABSENT)
         was, now = (default if value is None else value for value in (was, now))
         if name == TEXT_FILES:
-            found += _changed_files(recorded_texts(before), recorded_texts(current))
+            for text in _changed_files(recorded_texts(before), recorded_texts(current)):
+                yield name, text
         elif not _is_same(was, now):
-            found.append(f"{_SHOWN_NAMES.get(name, name)} (was {_shown(was)}, is {_shown(now)})")
-    return found
+            shown = _SHOWN_NAMES.get(name, name)
+            yield name, f"{shown} (was {_shown(was)}, is {_shown(now)})"
 
 
 def recorded_texts(fingerprint: Mapping[str, str]) -> dict[str, str]:
@@ -309,39 +326,6 @@ def _passes(config: RunConfig, num_processes: int) -> str:
     total = num_processes * config.training.gradient_accumulation_steps
     shares = config.dataset.batch_order == "proportional"  # each process draws by itself
     return f"{total} on {num_processes} processes" if shares else str(total)
-
-
-def _data_fingerprint(
-    plan: CachedPlan, digests: Callable[[Mapping[Path, FileStamp]], Mapping[Path, str]]
-) -> str:
-    """Images, words and weights; what is encoded each time it is shown has no key that says it."""
-    masks: dict[Path, Path] = {}
-    stamps: dict[Path, FileStamp] = {}
-    for index in () if plan.encoded_ahead else range(len(plan.images)):
-        image = plan.images[index]
-        if not plan.keys[index].plain:
-            path = image.record.path
-            stamps[path] = image.record.stamp
-            mask = mask_file(image.record)
-            stamp = stamp_of(mask) if mask is not None else None
-            if mask is not None and stamp is not None:
-                masks[path], stamps[mask] = mask, stamp
-    known = digests(stamps) if stamps else {}
-    digest, records = hashlib.sha256(), plan.table.records
-    is_reg, repeats = records.per_use(lambda use: use.subset.is_reg), records.repeats
-    of_each = zip(plan.identities or plan.keys, records.names_and_captions(), strict=True)
-    for index, (key, (name, text)) in enumerate(of_each):
-        digest.update(f"{key}{name}{text}\n".encode())
-        if is_reg[index]:  # its weight in the loss is a setting
-            digest.update(f"regularisation, {repeats[index]} times\n".encode())
-        if not key.plain:
-            record = records[index]
-            digest.update(known.get(record.path, "").encode())
-            if record.path in masks:
-                digest.update(f"mask {known.get(masks[record.path], '')}".encode())
-            if record.cut:
-                digest.update(f"of {record.cut.box}".encode())
-    return digest.hexdigest()[:16]
 
 
 def _short_hash(text: str) -> str:

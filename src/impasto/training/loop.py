@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from impasto import files
@@ -107,8 +107,11 @@ class TrainingLoop:
             self._micro_steps.end_pause,
         )
 
-    def train(self) -> None:
+    def train(self, restored: Callable[[], None] = lambda: None) -> None:
         """Train to the end, then validate, preview and export.
+
+        Args:
+            restored: Called when a state goes with the settings, before anything is made of it.
 
         Raises:
             Interrupted: A signal asked to stop.
@@ -118,6 +121,7 @@ class TrainingLoop:
             StorageError: A state or the export could not be written.
         """
         step = self._restore()
+        restored()
         self._recorder.open(step)
         try:
             self._train_from(step)
@@ -153,7 +157,8 @@ class TrainingLoop:
                     session.conditioner if session.encodes_ahead else None,
                 ),
             )
-            for optimizer_step, batches in self._recorder.meter.time_waiting(steps_with_batches):
+            fetched = self._failures.explaining_fetches(steps_with_batches, done)
+            for optimizer_step, batches in self._recorder.meter.time_waiting(fetched):
                 bucket = session.prepared.training.images[
                     optimizer_step.micro_batches[0].samples[0].image
                 ].bucket
@@ -164,6 +169,7 @@ class TrainingLoop:
                 ):
                     self.step(optimizer_step, batches)
                 done.step = optimizer_step.step + 1
+                self._optimizer_update.is_stepping = False  # all of the step is done, and counted
                 self._after_step(done.step)
         self._finish()
 
@@ -196,14 +202,12 @@ class TrainingLoop:
         except NonFiniteError as fault:
             self._look(optimizer_step.step)  # one before it is the one to name
             raise self._failures.not_finite(optimizer_step.step, fault) from None
-        self._optimizer_update.is_stepping = True  # the weights are those of a step not counted yet
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
         self._recorder.meter.add(result.loss, result.norm, optimizer_step.size)
         for average in session.averages:
             average.update(optimizer_step.step)
-        self._optimizer_update.is_stepping = False
         if self._frozen_check is not None and result.lr_factor > 0:
             self._check_frozen_modules(self._frozen_check, optimizer_step.step)
             self._frozen_check = None

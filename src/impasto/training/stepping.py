@@ -67,6 +67,8 @@ class Stepper:
     ) -> StepResult:
         """Do all micro-batches of a step, clip the gradient, and step the optimizer.
 
+        Afterwards `update.is_stepping` is set until the caller has counted the step.
+
         Raises:
             NonFiniteError: It was not applied.
         """
@@ -85,6 +87,7 @@ class Stepper:
         for average in session.averages:
             average.wait_for_copies()  # as late as that: they are made beside the step
         norm = self.update.apply(self._mean_over_processes(total))
+        self.update.is_stepping = True  # what follows belongs to the step, also of one passed over
         if session.uncertainty is not None:
             self._learn_weights(session.uncertainty)
         return StepResult(total, norm, lr_factor)

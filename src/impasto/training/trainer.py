@@ -31,11 +31,11 @@ from impasto.runs.status import finished_step_of, kept_text
 from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
-    is_out_of_memory,
     require_precision,
 )
 from impasto.training.early_ends import (
     explain_exits,
+    explain_memory,
     remove_waiting,
     removing_waiting,
     writing_end,
@@ -49,14 +49,13 @@ from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.overrides import Overrides
 from impasto.training.planning.disk import plan_disk, require_room
-from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
 from impasto.training.run_storage import RunStorage, with_local_output_dir
 from impasto.training.saving.own_models import OwnModels
-from impasto.training.saving.state import recorded_fingerprint, require_same_run
+from impasto.training.saving.state import recorded_fingerprint
 from impasto.training.session import Session
 from impasto.training.shared_start import (
     failing_together,
@@ -201,11 +200,8 @@ def resume(
         ):
             _use_cache(held, config, run, accelerator, told)
             session = _prepare(run, config, accelerator, told, overrides, opened=opened)
-            if changed is not None and accelerator.is_main_process:
-                require_same_run(run, session.fingerprint)
-                _write_settings(run, changed)
-            group.gather("")  # as at the end of `_prepare`
-        return _run(run, session, told, time.perf_counter() - began, stop, commands)
+        preparing_s = time.perf_counter() - began
+        return _run(run, session, told, preparing_s, stop, commands, changed)
 
 
 def _note_earlier_end(run: RunDirectory, told: TrainingEvents) -> None:
@@ -298,14 +294,9 @@ def _prepare(
     if accelerator.is_main_process:
         remove_waiting(run, accelerator)  # of a process that was killed
     with removing_waiting(run, accelerator):
-        try:
-            recorded = fingerprint_of_first(group, recorded_fingerprint(run))
+        recorded = fingerprint_of_first(group, recorded_fingerprint(run))
+        with explain_memory(config, run, accelerator, has_state=bool(recorded)):
             session = build_session(config, accelerator, events, given, known, recorded, opened)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            doing, then = "loading the model and encoding the images", "Nothing was trained yet."
-            raise out_of_memory(config, doing, then, accelerator.device) from error
         if accelerator.is_main_process:
             _require_free(run, config, session)
         group.gather("")  # the others begin when the first has found nothing in the way
@@ -330,7 +321,16 @@ def _run(
     preparing_s: float,
     stop: StopRequest,
     commands: CommandListener | None,
+    changed: RunConfig | None = None,
 ) -> RunDirectory:
+    def restored() -> None:
+        """Replace the run's settings, now that its state goes with the new ones."""
+        group = process_group(accelerator)
+        with ending_together(group):
+            if changed is not None and accelerator.is_main_process:
+                _write_settings(run, changed)
+            group.gather("")  # the others go on when they are written
+
     shown = events if session.accelerator.is_main_process else SilentEvents()
     accelerator = session.accelerator
     try:
@@ -338,7 +338,7 @@ def _run(
             writing_end(accelerator, run),
             explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
         ):
-            TrainingLoop(session, run, shown, preparing_s, stop, commands).train()
+            TrainingLoop(session, run, shown, preparing_s, stop, commands).train(restored)
     finally:
         shown.ended()
         remove_waiting(run, session.accelerator)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -22,7 +23,10 @@ from impasto.training.optim.updates import OptimizerUpdate
 from impasto.training.parallel.strategy import ParallelStrategy
 from impasto.training.planning.out_of_memory import out_of_memory
 
+T = TypeVar("T")
+
 _NEWEST = "The newest state is what it goes on from"
+_UNTRAINED = "Nothing was trained yet"
 
 
 @dataclass
@@ -47,7 +51,7 @@ class Failures:
         optimizer: Has gradients that may be dropped.
         has_average: Whether a running average of the weights is kept.
         run: Where states go.
-        optimizer_update: Knows whether weights are being changed just now.
+        optimizer_update: Knows whether a step has begun to change something and is not counted yet.
         save: Saves the state after some steps; all processes do.
         save_alone: The same, by this process, which waits for no other.
     """
@@ -101,10 +105,14 @@ class Failures:
 
         Returns:
             The beginning of the sentence that says so; None if the weights are of no step.
+            Before the first step nothing is saved: a state would hold the base model, and tie the
+            run to the settings that have just failed.
         """
         applied = self._applied(step)
         if applied is None:
             return None
+        if applied == 0:
+            return _UNTRAINED
         self.save_alone(applied)
         return f"The state after {counted(applied, 'steps')} is saved"
 
@@ -129,6 +137,24 @@ class Failures:
             raise DatasetError(
                 f"{error} {saved or _NEWEST}. Continue with: {command('resume', self.run.address)}"
             ) from error
+
+    def explaining_fetches(self, steps: Iterator[T], done: StepCounter) -> Iterator[T]:
+        """Yield what the steps train on, and explain errors where it is fetched.
+
+        Args:
+            steps: Reads, decodes, encodes and copies as it is asked for the next one.
+            done: How many steps are done then.
+
+        Raises:
+            OutOfMemoryError: Memory ran out.
+        """
+        while True:
+            with self.explaining_errors("preparing the next batch", done.step):
+                try:
+                    item = next(steps)
+                except StopIteration:
+                    return
+            yield item
 
     @contextlib.contextmanager
     def explaining_errors(self, doing: str, step: int) -> Iterator[None]:
@@ -164,16 +190,20 @@ class Failures:
 
     def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
         if self.optimizer_update.is_stepping:
-            then = "The optimizer was changing the weights, so no state was saved."
+            then = "The optimizer was changing the weights, so no state was saved"
         else:
             self.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            resume = command("resume", self.run.address)
-            then = f"To continue from the newest state of the first process: {resume}"
+            then = _NEWEST if step else _UNTRAINED
             # the others are in the middle of their step: none is waited for
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
-                saved = self._saved(step)
-                if saved is not None:
-                    then = f"{saved}: {resume}"
-        return out_of_memory(self.config, doing, then, self.accelerator.device)
+                then = self._saved(step) or _NEWEST
+        return out_of_memory(
+            self.config,
+            doing,
+            f"{then}.",
+            self.accelerator.device,
+            command("resume", self.run.address),
+            has_state=step > 0,
+        )

@@ -73,7 +73,6 @@ class GraphedUpdate:
             self.is_stepping = True
             self._step(is_recorded=False)
             self._allocate_gradients()
-        self.is_stepping = False
         return self._norm.clone()
 
     def require_applied(self) -> None:

@@ -52,7 +52,8 @@ class OptimizerUpdate(Protocol):
     """Takes a step from its losses to the weights.
 
     Attributes:
-        is_stepping: Whether weights are being changed just now.
+        is_stepping: Whether something has begun to change in a step that is not counted yet. It is
+            set here, ahead of the first change, and taken back by the loop, which counts.
     """
 
     is_stepping: bool
@@ -115,7 +116,6 @@ class UpdateAfterBackward:
             tracker.stepped()  # ahead of the step, after which nothing may fail
         self.is_stepping = True
         self._precision.step(self._optimizer, None if tracker is None else tracker.found_inf)
-        self.is_stepping = False
         self._optimizer.zero_grad()
         return norm
 
@@ -230,7 +230,6 @@ class UpdateInBackward:
         self._optimizer.finish()
         if self._finite_tracker is not None:
             self._finite_tracker.stepped(before)
-        self.is_stepping = False
 
     def _walk(
         self, scaled: Tensor, hook: Callable[[Tensor], None], *, keep_graph: bool = False

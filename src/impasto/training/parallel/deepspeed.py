@@ -270,7 +270,6 @@ class DeepSpeedUpdate:
             raise NonFiniteError(weights_intact=True)
         self.is_stepping = True
         self._engine.step()
-        self.is_stepping = False
         norm = torch.as_tensor(self._engine.get_global_grad_norm(), device=loss.device).float()
         if not bool(torch.isfinite(norm)):
             raise NonFiniteError(weights_intact=False)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import torch
 
 from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
 from impasto.training.devices import default_device
+from impasto.training.fingerprint import differences, settings_fingerprint
 from impasto.training.planning.changes import Changes, settings_text, with_changes
 from impasto.training.planning.memory_facts import changes_captions, takes_8bit_adamw
 from impasto.training.precision import native_precision
@@ -16,8 +20,27 @@ from impasto.training.processes import facts_of, planned_processes
 ADVICE = 3
 
 
+@dataclass(frozen=True)
+class Way:
+    """A change of settings that takes less memory.
+
+    Attributes:
+        text: What to change, and why it helps.
+        is_resumable: Whether a run goes on from its state with it.
+    """
+
+    text: str
+    is_resumable: bool = False
+
+
 def out_of_memory(
-    config: RunConfig, doing: str, then: str, device: torch.device
+    config: RunConfig,
+    doing: str,
+    then: str,
+    device: torch.device,
+    resume: str | None = None,
+    *,
+    has_state: bool = False,
 ) -> OutOfMemoryError:
     """Build the error that explains memory running out, with advice.
 
@@ -26,51 +49,74 @@ def out_of_memory(
         doing: What was being done, as in `"while training on ..."`.
         then: What became of the run, in a sentence.
         device: Where.
+        resume: The command to go on with; None where there is no run to go on with.
+        has_state: Whether the run goes on from a state, which most settings belong to.
     """
     if device.type == "cuda":
         free, total = torch.cuda.mem_get_info(device)
         start = f"VRAM ({total / 2**30:.1f} GiB, {free / 2**30:.1f} free) ran out"
     else:
         start = "RAM ran out"
-    ways = advice(config, doing)[:ADVICE]
-    return OutOfMemoryError(
-        f"{start} while {doing}. {then} What would help most: {'; '.join(ways)}."
+    helps = _what_helps(ways(config, doing), has_state=has_state)
+    go_on = ""
+    if resume is not None:
+        verb = "continue" if has_state else "begin again"
+        go_on = f" Set what helps in the run's config.toml, and {verb} with: {resume}"
+    return OutOfMemoryError(f"{start} while {doing}. {then} {helps}{go_on}")
+
+
+def _what_helps(found: Sequence[Way], *, has_state: bool) -> str:
+    """The advice, with what a resumed run may take apart from what needs a new one."""
+    if not has_state:
+        return f"What would help most: {_listed(found)}."
+    now = [way for way in found if way.is_resumable]
+    others = _listed([way for way in found if not way.is_resumable])
+    if not now:
+        return f"What would help most needs a new run: {others}."
+    return (
+        f"What would help most and may be changed before it is resumed: {_listed(now)}. "
+        f"What needs a new run: {others}."
     )
 
 
-def advice(config: RunConfig, doing: str) -> list[str]:
+def _listed(found: Sequence[Way]) -> str:
+    return "; ".join(way.text for way in found[:ADVICE])
+
+
+def ways(config: RunConfig, doing: str) -> list[Way]:
     """Settings that take less memory, those first that help most at what was being done."""
     return [*_on_other_work(config, doing), *_on_training(config)]
 
 
-def _on_other_work(config: RunConfig, doing: str) -> list[str]:
+def _on_other_work(config: RunConfig, doing: str) -> list[Way]:
     found = []
     if "encoding" in doing and config.dataset.vae_batch_size > 1:
         found.append(f"dataset.vae_batch_size = 1 (it is {config.dataset.vae_batch_size})")
     if "preview" in doing:
         sides = f"{config.previews.width}x{config.previews.height}"
         found.append(f"smaller previews.width and previews.height ({sides} now)")
-    return found
+    return [Way(text, is_resumable=True) for text in found]
 
 
-def _on_training(config: RunConfig) -> list[str]:
+def _on_training(config: RunConfig) -> list[Way]:
     """In the order of what they save of a full fine-tuning of SD 1.x at 512 pixels."""
-    facts = facts_of(config, planned_processes())
-    found = [
-        f"{settings_text(changes)} ({why})"
-        for applies, changes, why in (*_ways_to_compute_less(config), *_ways_to_keep_less(config))
-        if applies and goes_together(with_changes(config, changes), facts)
-    ]
+    facts, before = facts_of(config, planned_processes()), settings_fingerprint(config)
+    found = []
+    for applies, changes, why in (*_ways_to_compute_less(config), *_ways_to_keep_less(config)):
+        changed = with_changes(config, changes)
+        if applies and goes_together(changed, facts):
+            is_resumable = not differences(before, settings_fingerprint(changed))
+            found.append(Way(f"{settings_text(changes)} ({why})", is_resumable))
     if config.trains_text_encoder:
-        found.append("method.train_text_encoder = false")
-    return [*found, "a smaller dataset.resolution"]
+        found.append(Way("method.train_text_encoder = false"))
+    return [*found, Way("a smaller dataset.resolution")]
 
 
-_Way = tuple[bool, Changes, str]
+_Change = tuple[bool, Changes, str]
 """Whether a change would help, the change, and why it does."""
 
 
-def _ways_to_compute_less(config: RunConfig) -> list[_Way]:
+def _ways_to_compute_less(config: RunConfig) -> list[_Change]:
     training = config.training
     largest = max(config.batch_sizes.values())
     half = max(1, largest // 2)
@@ -94,7 +140,7 @@ def _ways_to_compute_less(config: RunConfig) -> list[_Way]:
     ]
 
 
-def _ways_to_keep_less(config: RunConfig) -> list[_Way]:
+def _ways_to_keep_less(config: RunConfig) -> list[_Change]:
     training, on_gpu = config.training, default_device().type == "cuda"
     return [
         (

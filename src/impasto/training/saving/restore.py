@@ -12,6 +12,7 @@ from impasto.errors import RunError, StorageError
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
 from impasto.storage_errors import cause_of
+from impasto.training.fingerprint import changes_of_rounding
 from impasto.training.saving.session_state import SessionState
 from impasto.training.saving.state import DamagedStateError, TrainingState, load_state
 from impasto.training.saving.state_copies import state_here
@@ -19,6 +20,11 @@ from impasto.training.saving.state_copies import state_here
 _WITHOUT_HASHES = (
     "was written by an earlier Impasto, without hashes, so changed bits in it cannot be seen; the "
     "states that are written from now on have them."
+)
+
+_UP_TO_ROUNDING = (
+    "From here on the numbers are those of the run without the change up to rounding, and may "
+    "differ in the last digits."
 )
 
 
@@ -61,6 +67,10 @@ def _restored(folder: Path, resumable: SessionState, progress: Progress) -> Trai
     state = load_state(folder, resumable.fingerprint, check_tensors=False)
     if not state.is_hashed:
         progress.note(f"{folder} {_WITHOUT_HASHES}")
+    if changed := changes_of_rounding(state.fingerprint, resumable.fingerprint):
+        progress.note(
+            f"Changed since {folder} was written: {'; '.join(changed)}. {_UP_TO_ROUNDING}"
+        )
     try:
         resumable.restore(state)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:

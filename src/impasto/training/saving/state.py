@@ -184,18 +184,6 @@ def load_state(
         ) from error
 
 
-def require_same_run(run: RunDirectory, fingerprint: Mapping[str, str]) -> None:
-    """Make sure that a run's newest whole state can be continued with such a fingerprint.
-
-    Raises:
-        RunError: As `load_state`, for a state of another run.
-    """
-    for step in reversed(run.saved_steps()):
-        with contextlib.suppress(DamagedStateError):  # the one before is taken then
-            load_state(run.states / step_name(step), fingerprint, check_tensors=False)
-            return
-
-
 def recorded_fingerprint(run: RunDirectory) -> Mapping[str, str]:
     """What the newest readable state of a run belongs to; empty where there is no state."""
     for step in reversed(run.saved_steps()):

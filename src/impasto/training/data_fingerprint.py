@@ -1,0 +1,45 @@
+"""What a saved state has to agree with of the data: images, captions, masks and weights."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from impasto.data.caching.latent_cache import CachedPlan
+from impasto.data.folders.masks import mask_file
+from impasto.data.pixels.content_hashes import stamp_of
+from impasto.data.records import FileStamp
+
+
+def data_fingerprint(
+    plan: CachedPlan, digests: Callable[[Mapping[Path, FileStamp]], Mapping[Path, str]]
+) -> str:
+    """Images, words and weights; what is encoded each time it is shown has no key that says it."""
+    masks: dict[Path, Path] = {}
+    stamps: dict[Path, FileStamp] = {}
+    for index in () if plan.encoded_ahead else range(len(plan.images)):
+        image = plan.images[index]
+        if not plan.keys[index].plain:
+            path = image.record.path
+            stamps[path] = image.record.stamp
+            mask = mask_file(image.record)
+            stamp = stamp_of(mask) if mask is not None else None
+            if mask is not None and stamp is not None:
+                masks[path], stamps[mask] = mask, stamp
+    known = digests(stamps) if stamps else {}
+    digest, records = hashlib.sha256(), plan.table.records
+    is_reg, repeats = records.per_use(lambda use: use.subset.is_reg), records.repeats
+    of_each = zip(plan.identities or plan.keys, records.names_and_captions(), strict=True)
+    for index, (key, (name, text)) in enumerate(of_each):
+        digest.update(f"{key}{name}{text}\n".encode())
+        if is_reg[index]:  # its weight in the loss is a setting
+            digest.update(f"regularisation, {repeats[index]} times\n".encode())
+        if not key.plain:
+            record = records[index]
+            digest.update(known.get(record.path, "").encode())
+            if record.path in masks:
+                digest.update(f"mask {known.get(masks[record.path], '')}".encode())
+            if record.cut:
+                digest.update(f"of {record.cut.box}".encode())
+    return digest.hexdigest()[:16]
