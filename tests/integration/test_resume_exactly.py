@@ -231,6 +231,21 @@ def test_a_finished_run_is_made_longer(length, train_config, tmp_path):
     assert exported(run) == exported(whole)
 
 
+@pytest.mark.parametrize("share", [0.5, 3.0])
+def test_tags_that_are_shown_by_a_share_of_the_run_hold_its_length(train_config, share):
+    """A longer run would go back to fewer tags; a number of steps is the same in it."""
+    dataset = {"token_warmup_step": share, "shuffle_caption": True}
+    run = train(train_config(dataset=dataset, training={"max_steps": 4}))
+    changed(run.path, training={"max_steps": 8})
+    words = impasto("resume", run.path)
+    if share < 1:
+        assert "token_warmup_step is a share of them) (was 4, is 8)" in " ".join(
+            words.stderr.split()
+        )
+    else:
+        assert words.returncode == 0, words.stderr
+
+
 def test_a_finished_run_is_not_made_shorter(train_config):
     run = train(train_config())
     changed(run.path, training={"max_steps": 3})

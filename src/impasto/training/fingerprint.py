@@ -69,6 +69,9 @@ _ABSENT = "absent"
 _BEST_FOLLOWS = "validation.every_steps"
 """The setting that says which model is the best one: compared where both keep the best."""
 
+_CAPTIONS_FOLLOW = "steps in all (token_warmup_step is a share of them)"
+"""Of states that say it; earlier ones do not."""
+
 TEXT_FILES = "text encoder outputs in files"
 """The entry that says what is in the files which `training.text_from_npz` uses, as JSON."""
 
@@ -123,6 +126,9 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         found["caption templates"] = _short_hash(repr((templates.lines, templates.name)))
     if config.schedule.depends_on_length or "lr_schedule" in facts.code:
         found["steps in all (the learning rate follows them)"] = str(facts.total_steps)
+    subsets = [subset for entry in config.dataset.entries for subset in entry.subsets]
+    if any(0 < subset.token_warmup_step < 1 for subset in subsets):
+        found[_CAPTIONS_FOLLOW] = str(facts.total_steps)
     return found
 
 
@@ -172,7 +178,7 @@ def _differing(saved: Mapping[str, str], current: Mapping[str, str]) -> Iterator
     listed = {_section_of(name) for name in before} & {_section_of(name) for name in current}
     for name in sorted(before.keys() | current.keys()):
         was, now = before.get(name), current.get(name)
-        if name == _BEST_FOLLOWS and None in (was, now):
+        if name in {_BEST_FOLLOWS, _CAPTIONS_FOLLOW} and None in (was, now):
             continue
         if was is None and is_old and name.partition(".")[0] not in _OLD_SECTIONS:
             continue
