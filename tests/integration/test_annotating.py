@@ -13,12 +13,13 @@ from conftest import impasto
 from PIL import Image
 from support.warm import running
 
-from impasto.annotate.annotation import ImageReading, annotate
+from impasto.annotate.annotation import ImageReading, _AsyncWriter, annotate
 from impasto.annotate.caption_targets import MetadataTarget, Sidecars
 from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in
 from impasto.annotate.undoing import undo
+from impasto.cli.dataset_annotation import _command_key
 from impasto.data.folders.metadata import read_metadata
 from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
@@ -233,6 +234,31 @@ def test_words_go_into_metadata(folder, tmp_path):
         undo(folders_of(folder))
     assert undo(folders_of(folder, file)).restored == 1
     assert file.read_bytes() == before
+
+
+def test_words_that_were_found_before_a_fault_are_in_the_metadata(folder, tmp_path):
+    """They are written in turns of two minutes; a fault, or Ctrl-C, must not cost that much."""
+    file = tmp_path / "m.jsonl"
+    target = MetadataTarget(
+        file, "tags", "missing", lambda a, b: b, lambda r: r.name, folders_of(folder, file)
+    )
+    records = scan_folder(folder).records
+    for fault, record in ((KeyboardInterrupt, records[0]), (DatasetError, records[1])):
+        with pytest.raises(fault), Journal(target.folders, "x") as journal:  # noqa: SIM117
+            with _AsyncWriter(journal, target) as writer:
+                writer.keep(record, f"words of {record.path.name}")
+                raise fault("x")
+    entries = {entry.key: entry.tags for entry in read_metadata(file).entries}
+    assert len(entries) == 2
+
+
+def test_the_key_of_a_command_names_its_metadata(tmp_path):
+    asked = {"existing": "missing", "ending": ".txt"}
+    keys = {
+        _command_key(["tag"], {**asked, "metadata": metadata})
+        for metadata in (None, tmp_path / "a.json", tmp_path / "b.json")
+    }
+    assert len(keys) == 3
 
 
 def test_words_that_cannot_be_appended_to_are_named(folder):

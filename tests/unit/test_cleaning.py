@@ -5,7 +5,6 @@ import pytest
 from impasto.annotate.cleaning import (
     CleaningRules,
     KohyaCleaner,
-    count_tags,
     load_rules,
     parse_rules,
 )
@@ -71,16 +70,31 @@ def test_rules_of_ones_own():
 def test_frequency():
     rules = CleaningRules(least_count=2, most_share=0.7)
     texts = ["a, b", "a, c", "a, b"]
-    kept = rules.frequent(count_tags(texts), len(texts))
+    kept = rules.frequent(texts)
     assert [kept(text) for text in texts] == ["b", "", "b"]
+
+
+@pytest.mark.parametrize("separator", [", ", "; ", " | ", " "])
+def test_frequency_by_whatever_stands_between_tags(separator):
+    texts = [separator.join(tags) for tags in (["a", "b"], ["a", "c"], ["a", "b"])]
+    rare = CleaningRules(separator=separator, least_count=2)
+    assert [rare.frequent(texts)(text) for text in texts] == [texts[0], "a", texts[0]]
+    assert [CleaningRules(separator=separator).frequent(texts)(text) for text in texts] == texts
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("drop_tag = []", "unknown key drop_tag; known are separator"),
-        ("drop_tags = 'x'", "expected something like"),
-        ("least_count = true", "expected something like"),
+        ("drop_tags = 'x'", "drop_tags is 'x'; expected a list of texts"),
+        ("drop_tags = [1]", "expected a list of texts"),
+        ("least_count = true", "expected a whole number"),
+        ("most_share = false", "expected a number"),
+        ("underscores = 1", "expected true or false"),
+        ("separator = ''", "expected text, and not an empty one"),
+        ("once_if_several = ['* hair']", "expected a list of lists of texts"),
+        ("[replace_tags]\na = 1", "expected a table, with text for each key"),
+        ("[implications]\n'white shirt' = 'shirt'", "a table, with a list of texts for each key"),
         ("least_count = ", "is not valid TOML"),
     ],
 )

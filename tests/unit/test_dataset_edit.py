@@ -7,6 +7,7 @@ import errno
 import itertools
 import json
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -336,6 +337,47 @@ def test_a_full_disk_half_way_costs_nothing(folder, monkeypatch):
     edit(folder, "--remove=solo", "--yes")
     assert undo(folders_of(folder), "1").restored == 3
     assert words_of(folder) == before
+
+
+def test_a_preview_shows_what_an_edit_that_was_broken_off_would_still_do(folder):
+    words = ["edit", folder, "--regex", "solo", "solosolo", "--yes"]
+    subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], check=False)
+    left = changes(folder, *words[2:-1])
+    assert len(left) == 1
+    assert json.loads(edit(folder, *words[2:], "--json"))["changed"] == 1
+
+
+def test_the_command_that_takes_it_back_can_be_pasted(folder, tmp_path):
+    before = words_of(folder)
+    for words in (("edit", folder, "--add=x"), ("clean", folder)):
+        (folder / "a.txt").write_text("cat, dog_food, cat", encoding="utf-8")
+        told = run(*words, "--yes", "--cache-dir", tmp_path / "my notes").stdout
+        command = shlex.split(told.rpartition("Take it back with: ")[2])
+        assert command[-2:] == ["--cache-dir", str(tmp_path / "my notes")]
+        assert run(*command[command.index("undo") :]).exit_code == 0
+        assert (folder / "a.txt").read_text(encoding="utf-8") == "cat, dog_food, cat"
+    (folder / "a.txt").write_bytes(before["a.txt"])
+    assert words_of(folder) == before
+
+
+def test_tags_between_other_signs_are_cleaned(folder, tmp_path):
+    rules = tmp_path / "rules.toml"
+    rules.write_text('separator = "; "\n', encoding="utf-8")
+    (folder / "a.txt").write_text("sun; long_hair; sun", encoding="utf-8")
+    assert run("clean", folder, "--rules", rules, "--yes").exit_code == 0
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "sun; long hair\n"
+
+
+def test_cleaning_reads_again_what_was_changed_while_it_asked(folder, monkeypatch):
+    (folder / "a.txt").write_text("long_hair", encoding="utf-8")
+
+    def meanwhile(question):
+        (folder / "a.txt").write_text("my_style, long_hair", encoding="utf-8")
+        return True
+
+    monkeypatch.setattr("click.confirm", meanwhile)
+    assert run("clean", folder).exit_code == 0
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "my style, long hair\n"
 
 
 def test_two_edits_at_once(folder):

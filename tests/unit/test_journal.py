@@ -12,6 +12,7 @@ import random
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -22,7 +23,7 @@ from impasto.annotate.dataset_folders import (
     normalize_ending,
     why_not_a_caption_file,
 )
-from impasto.annotate.journal import Journal
+from impasto.annotate.journal import Journal, done_before
 from impasto.annotate.notes import journals_in, read_notes, with_checksum
 from impasto.annotate.undoing import undo
 from impasto.data.folders.beside import SidecarLookup
@@ -333,6 +334,64 @@ def test_several_data_sets_with_one_folder_of_notes(tmp_path):
     moved = DatasetFolders((tmp_path / "moved",), tmp_path / "cache" / "annotations")
     assert undo(moved).restored == 1
     assert (tmp_path / "moved" / "a.txt").read_text(encoding="utf-8") == "two"
+
+
+def test_a_command_of_another_dataset_with_the_same_notes_is_not_continued(tmp_path):
+    """Its images have the same names, and would be taken for done."""
+    one, two = (
+        DatasetFolders((tmp_path / name,), tmp_path / "cache" / "annotations") for name in "ab"
+    )
+    for folders in (one, two):
+        folders.roots[0].mkdir()
+        with pytest.raises(ZeroDivisionError), Journal(folders, "tag") as journal:
+            assert journal.done == set()
+            journal.write(folders.roots[0] / "x.txt", "new", "0:x.webp")
+            raise ZeroDivisionError
+    with Journal(one, "tag") as journal:  # though that of the other is newer
+        assert journal.done == {"0:x.webp"}
+    shutil.rmtree(tmp_path / "b")  # for undo, it may be one that was moved
+    with Journal(one, "tag") as journal:
+        assert journal.done == set()
+
+
+def test_a_command_that_is_continued_with_nothing_left_ends(folder):
+    with pytest.raises(ZeroDivisionError), Journal(folders_of(folder), "tag") as journal:
+        journal.write(folder / "a.txt", "new", "0:a.webp")
+        raise ZeroDivisionError
+    assert done_before(folders_of(folder), "tag") == {"0:a.webp"}
+    assert done_before(folders_of(folder), "edit") == set()
+    with Journal(folders_of(folder), "tag") as journal:
+        assert journal.done == {"0:a.webp"}
+    assert done_before(folders_of(folder), "tag") == set()
+    with Journal(folders_of(folder), "tag") as journal:
+        assert journal.done == set()
+    assert undo(folders_of(folder)).restored == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="has no full disk")
+def test_notes_on_a_full_disk_are_one_sentence(folder, monkeypatch):
+    with pytest.raises(StorageError, match="notes for undo cannot be written"):  # noqa: SIM117
+        with Journal(folders_of(folder), "tag") as journal:
+            journal.write(folder / "a.txt", "new", "0:a.webp")
+            journal._file.close()
+            journal._file = open("/dev/full", "a", encoding="ascii")  # noqa: SIM115, PTH123
+            journal.write(folder / "b.txt", "new", "0:b.webp")
+    assert words_of(folder)["b.txt"] == b"mine of b\r\n"
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_what_a_later_change_wrote_is_never_forced_back(folder, by_hand):
+    """Not where it was changed by hand since, and not where it is in the middle of that change."""
+    write(folder, "first", names=("a",))
+    with Journal(folders_of(folder), "later") as journal:
+        for text in ("second", "third"):
+            journal.write(folder / "a.txt", text, "0:a.webp")
+    (folder / "a.txt").write_text("by hand" if by_hand else "second\n", encoding="utf-8")
+    now = (folder / "a.txt").read_bytes()
+    undone = undo(folders_of(folder), "1", force=True)
+    assert undone.restored == 0
+    assert "edit 2 changed it later, and it was changed since" in undone.unchanged[0][1]
+    assert (folder / "a.txt").read_bytes() == now
 
 
 def test_two_commands_at_once(folder):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -24,7 +25,7 @@ from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.stages import ErrorPolicy, Failure, Stage, chunks
 from impasto.data.pixels.images import UnreadableImageError, failure_of, read_rgb
 from impasto.data.records import ImageRecord, SkippedFile
-from impasto.errors import ConfigError, DatasetError
+from impasto.errors import ConfigError, DatasetError, ImpastoError
 from impasto.progress import Progress
 from impasto.remote_paths import shown
 
@@ -232,8 +233,11 @@ class _AsyncWriter:
         self._pool.shutdown(wait=True)
         if kind is None:
             self._raise_faults(0)
-            if self._journal is not None:
-                self._target.close(self._journal)
+        if self._journal is None:
+            return
+        # a fault keeps none of the words from their file that were finished before it
+        with contextlib.suppress(*([] if kind is None else [ImpastoError])):
+            self._target.close(self._journal)
 
     def keep(self, record: ImageRecord, text: str) -> None:
         """Write an image's words; without words only note that it is done."""

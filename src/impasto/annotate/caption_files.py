@@ -33,7 +33,7 @@ class CaptionFile:
 
     Attributes:
         image: The image.
-        name: How notes call it (`Place.name_of`).
+        name: How notes call it (`DatasetFolders.name_of`).
         shown: Its path below its folder, with slashes.
         file: The file with the words, there or not.
         text: The words, without space around them.

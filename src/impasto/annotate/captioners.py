@@ -19,15 +19,21 @@ from impasto.progress import Progress, SilentProgress, counted
 
 CHAT_PROMPT = "Describe this picture in one sentence, as a caption for training."
 
+_READ = r'(?:" ?[^"]*"|\w+)'
+_QUOTED = r"' ?(?:i'm)?[^']*'"
 _READING = [
-    re.compile(
-        r",? (?:with|and) (?:the |a )?(?:words?|names?|numbers?|letters?) [^,]*?"
-        r"(?: on (?:it|the \w+))?(?=,|\.|$)"
-    ),
-    re.compile(r",? (?:that|which) (?:says|reads) [^,]*(?=,|\.|$)"),
-    re.compile(r",? (?:saying|reading|labell?ed|titled|entitled) [^,]*(?=,|\.|$)"),
+    re.compile(pattern)
+    for pattern in (
+        rf"(?:has|with|and) the (?:words?|letters?|name) {_READ}"
+        r"(?: ?(?:is )?(?:on|in) (?:(?:the|her|their|him) )?\w+)?",
+        rf"(?:with a sign )?that says ?(?:{_QUOTED}|{_READ})(?: ?on it)?",
+        r"with the number \d+ on (?:it|\w+ \w+)",
+        r'with the words "',
+        r"word \w+ on it",
+    )
 ]
-"""What GIT makes up when it believes to read text."""
+"""What GIT makes up when it believes to read text: what sd-scripts cuts out
+(`finetune/make_captions_by_git.py`, PATTERN_REPLACE), and no more of a caption."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +271,7 @@ def remove_read_text(text: str) -> str:
     """
     for pattern in _READING:
         text = pattern.sub("", text)
-    return " ".join(text.split()).strip(" ,")
+    return " ".join(text.split()).replace(" ,", ",").strip(" ,")
 
 
 def with_generation(captioner: Captioner, **changes: Any) -> Captioner:

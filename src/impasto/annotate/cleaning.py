@@ -6,12 +6,12 @@ import fnmatch
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args, get_origin, get_type_hints
 
 from impasto.annotate.tags import UNDERSCORES
 from impasto.errors import ConfigError
@@ -150,8 +150,7 @@ class CleaningRules:
 
     def tags(self, text: str) -> str:
         """A line of tags, each once, in their order."""
-        bare = self.separator.strip() or self.separator
-        found = [self._spelt(piece.strip()) for piece in text.split(bare)]
+        found = [self._spelt(piece.strip()) for piece in text.split(self._bare)]
         found = [self.replace_tags.get(tag, tag) for tag in dict.fromkeys(filter(None, found))]
         found = [tag for tag in dict.fromkeys(found) if tag and not _is_any(tag, self.drop_tags)]
         if any(_is_any(tag, self.several) for tag in found):
@@ -178,16 +177,23 @@ class CleaningRules:
             return True
         return self.drop_implied and any(o.endswith((f" {tag}", f"_{tag}")) for o in others)
 
-    def frequent(self, counts: Mapping[str, int], images: int) -> Callable[[str], str]:
-        """A further step that leaves out tags by how often they come over all images."""
-        low, high = self.least_count, self.most_share * images
+    def frequent(self, texts: Collection[str]) -> Callable[[str], str]:
+        """A further step that leaves out tags by how often they come in all texts."""
+        if self.least_count <= 1 and self.most_share >= 1:
+            return str
+        counts = count_tags(texts, self._bare)
+        low, high = self.least_count, self.most_share * len(texts)
 
         def kept(text: str) -> str:
-            bare = self.separator.strip() or self.separator
-            tags = filter(None, (piece.strip() for piece in text.split(bare)))
-            return self.separator.join(tag for tag in tags if low <= counts.get(tag, 0) <= high)
+            tags = filter(None, (piece.strip() for piece in text.split(self._bare)))
+            return self.separator.join(tag for tag in tags if low <= counts[tag] <= high)
 
         return kept
+
+    @property
+    def _bare(self) -> str:
+        """What tags are taken apart at."""
+        return self.separator.strip() or self.separator
 
 
 def load_rules(name: str) -> Cleaner:
@@ -225,19 +231,43 @@ def parse_rules(text: str, where: str) -> CleaningRules:
         values = parse_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{where} is not valid TOML: {error}.") from error
-    known = {f.name: f for f in fields(CleaningRules)}
-    made: dict[str, Any] = {}
+    known = get_type_hints(CleaningRules)
     for key, value in values.items():
         if key not in known:
             raise ConfigError(f"{where}: unknown key {key}; known are {', '.join(known)}.")
-        default = getattr(CleaningRules(), key)
-        wanted = dict if isinstance(default, Mapping) else list if isinstance(default, tuple) else (
-            (int, float) if isinstance(default, float) else type(default)
-        )  # fmt: skip
-        if not isinstance(value, wanted) or isinstance(value, bool) != isinstance(default, bool):
-            raise ConfigError(f"{where}: {key} is {value!r}; expected something like {default!r}.")
-        made[key] = _frozen(value)
-    return CleaningRules(**made)
+        if not _fits(value, known[key]) or (key == "separator" and not value):
+            empty = ", and not an empty one" if value == "" else ""
+            raise ConfigError(
+                f"{where}: {key} is {value!r}; expected {_expected(known[key])}{empty}."
+            )
+    return CleaningRules(**{key: _frozen(value) for key, value in values.items()})
+
+
+_TYPES: Mapping[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "true or false"),
+    int: ((int,), "a whole number"),
+    float: ((int, float), "a number"),
+    str: ((str,), "text"),
+}
+"""Type of a rule -> what TOML gives for it, and what a person is told."""
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value of TOML is of a rule's type, with all that is in it."""
+    if kind in _TYPES:
+        return isinstance(value, _TYPES[kind][0]) and (kind is bool) == isinstance(value, bool)
+    if get_origin(kind) is tuple:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    return isinstance(value, dict) and all(_fits(v, get_args(kind)[1]) for v in value.values())
+
+
+def _expected(kind: Any, number: int = 1) -> str:
+    if kind in _TYPES:
+        return _TYPES[kind][1] if number == 1 else "texts"
+    if get_origin(kind) is tuple:
+        return f"{'a list' if number == 1 else 'lists'} of {_expected(get_args(kind)[0], 2)}"
+    inner = get_args(kind)[1]
+    return f"a table, with {_expected(inner)} for each key"
 
 
 def by_line(step: Callable[[str], str]) -> Callable[[str], str]:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from impasto.annotate.dataset_folders import DatasetFile, DatasetFolders
+from impasto.annotate.journal import belongs
 from impasto.annotate.notes import Notes, edit_name, journals_in, read_notes
-from impasto.annotate.undoing import belongs
 from impasto.parsing import parse_json, printable
 
 _UNKNOWN = "a change of an earlier version"

@@ -71,9 +71,9 @@ class Journal:
 
     def __enter__(self) -> Journal:
         self._held.enter_context(alone(self.folders))
-        newest = next(reversed(journals_in(self.folders.journals)), None)
-        if newest is not None and NUMBERED.match(newest.name):
-            self._continue(newest)
+        newest = _newest_of(self.folders)
+        if newest is not None:
+            self._continue(*newest)
         return self
 
     def __exit__(
@@ -83,14 +83,17 @@ class Journal:
         trace: TracebackType | None,
     ) -> None:
         with self._held:
-            if self._file is not None:
-                try:
-                    if kind is None:
-                        self._note({"end": True})
-                finally:
-                    self._file.close()
-                if kind is None and self._path is not None and not self._last:
-                    self._path.unlink(missing_ok=True)  # nothing to take back
+            if self._path is None:
+                return  # nothing was noted
+            try:
+                if kind is None:
+                    self._note({"end": True})  # also of one that is continued, with nothing left
+            finally:
+                if self._file is not None:
+                    with contextlib.suppress(OSError):  # the end was flushed, or failed above
+                        self._file.close()
+            if kind is None and not self._last:
+                self._path.unlink(missing_ok=True)  # nothing to take back
 
     def write(self, path: Path, text: str, image: str) -> None:
         """Note what is there, then write; the text gets a line end.
@@ -137,15 +140,12 @@ class Journal:
         """Note that an image needs nothing more; if that is lost, it is done once more."""
         self._note({"picture": image}, durably=False)
 
-    def _continue(self, newest: Path) -> None:
+    def _continue(self, newest: Path, notes: Notes) -> None:
         """Go on with the newest journal, if it is of this command and was broken off."""
-        notes = read_notes(newest)
-        if notes.ended or notes.damaged or notes.command != self.command:
+        done = _done_before(notes, self.command, self.folders)
+        if done is None:
             return
-        try:
-            self.done = _still_done(notes, self.folders)
-        except RunError:
-            return  # its notes are not of this dataset
+        self.done = done
         self._last = {e.spot: e.after for e in notes.edits if isinstance(e.spot, DatasetFile)}
         self._path = newest
         _cut_half_line(newest)
@@ -185,6 +185,50 @@ class Journal:
 
     def _is_within(self) -> bool:
         return any(files.is_inside(self.folders.journals, root) for root in self.folders.roots)
+
+
+def done_before(folders: DatasetFolders, command: str) -> frozenset[str]:
+    """The images that a command would pass over, as it was broken off before; for a preview."""
+    newest = _newest_of(folders)
+    done = None if newest is None else _done_before(newest[1], command, folders)
+    return frozenset(done or ())
+
+
+def _done_before(notes: Notes, command: str, folders: DatasetFolders) -> set[str] | None:
+    """The images that are done, where notes are of this command and were broken off."""
+    if notes.ended or notes.damaged or notes.command != command:
+        return None
+    try:
+        return _still_done(notes, folders)
+    except RunError:
+        return None  # its notes are not of this dataset
+
+
+def _newest_of(folders: DatasetFolders) -> tuple[Path, Notes] | None:
+    """The last journal of a dataset in this version's form; others may keep theirs beside it."""
+    for journal in reversed(journals_in(folders.journals)):
+        if not NUMBERED.match(journal.name):
+            return None
+        notes = read_notes(journal)
+        if belongs(notes, folders, moved=False):
+            return journal, notes
+    return None
+
+
+def belongs(notes: Notes, folders: DatasetFolders, *, moved: bool = True) -> bool:
+    """Whether a journal is of this dataset, where several keep theirs in one folder.
+
+    Args:
+        notes: The journal's.
+        folders: The dataset.
+        moved: Whether one counts whose folders are gone: the dataset may have been moved.
+    """
+    if notes.folders is not None:
+        gone = not any(os.path.exists(folder) for folder in notes.folders)  # noqa: PTH110 - of any length
+        return notes.folders == root_paths(folders) or (moved and gone)
+    if any(files.is_inside(folders.journals, root) for root in folders.roots):
+        return True
+    return any(not isinstance(e.spot, Path) or folders.file_below(e.spot) for e in notes.edits)
 
 
 def _last_number(journals: Path) -> int:

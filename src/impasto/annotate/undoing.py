@@ -18,7 +18,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.annotate.dataset_folders import DatasetFile, DatasetFolders
-from impasto.annotate.journal import alone, root_paths, tidy
+from impasto.annotate.journal import alone, belongs, tidy
 from impasto.annotate.notes import (
     Edit,
     Notes,
@@ -162,29 +162,18 @@ def _later_chains(folders: DatasetFolders, journal: Path) -> dict[Path, list[_Ch
 
 
 def _blocked(path: Path, later: Mapping[Path, Sequence[_Chain]]) -> _Step | None:
-    """Leave a file alone whose content was written by a later change; None where none was.
+    """Leave a file alone that a later change is noted of; None where there is none.
 
     A later change that was taken back in part may still have notes of a file that it has restored.
     """
     chains = later.get(path, ())
     now = file_hash(path) if chains else None
     for name, chain in chains:
-        if now == chain[-1].after:
-            reason = f"edit {name} changed it later; undo that one first"
-            return _Step(path, unchanged=reason, blocked=True)
         if now != chain[0].was:
-            break
+            since = "" if now == chain[-1].after else ", and it was changed since"
+            reason = f"edit {name} changed it later{since}; undo that one first"
+            return _Step(path, unchanged=reason, blocked=True)
     return None
-
-
-def belongs(notes: Notes, folders: DatasetFolders) -> bool:
-    """Whether a journal is of this dataset, where several keep theirs in one folder."""
-    if notes.folders is not None:
-        gone = not any(os.path.exists(folder) for folder in notes.folders)  # noqa: PTH110 - of any length
-        return notes.folders == root_paths(folders) or gone
-    if any(files.is_inside(folders.journals, root) for root in folders.roots):
-        return True
-    return any(not isinstance(e.spot, Path) or folders.file_below(e.spot) for e in notes.edits)
 
 
 def _chains(notes: Notes, folders: DatasetFolders) -> dict[Path, list[Edit]]:

@@ -138,7 +138,8 @@ def write_annotations(
                 done = go(journal, engine)
     _tell(done, options, console)
     if done.written and not dry:
-        console.note(f"Take it back with: {undo_command(source, folders)}")
+        undo = undo_command(source, folders, cache_dir=options["cache_dir"])
+        console.note(f"Take it back with: {undo}")
 
 
 def _command_key(command: object, options: dict[str, Any]) -> str:
@@ -146,7 +147,8 @@ def _command_key(command: object, options: dict[str, Any]) -> str:
     from impasto.canonical import canonical
 
     asked = {name: options[name] for name in ("existing", "ending")}
-    return canonical([command, asked, options["metadata"] is None])
+    metadata = options["metadata"]
+    return canonical([command, asked, metadata is None or str(metadata.absolute())])
 
 
 def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:
@@ -224,9 +226,20 @@ def dataset_folders_of(config: Any, metadata: Path | None = None) -> DatasetFold
     return DatasetFolders(tuple(dict.fromkeys(roots)), config.derived_dir / "annotations", metadata)
 
 
-def undo_command(source: Path, folders: DatasetFolders, *options: str) -> str:
-    """What takes the last change back, to be pasted."""
+def undo_command(
+    source: Path, folders: DatasetFolders, *options: str, cache_dir: Path | None = None
+) -> str:
+    """What takes the last change back, to be pasted.
+
+    Args:
+        source: The dataset as it was named.
+        folders: Its folders.
+        options: Further words of the command.
+        cache_dir: Where the notes are, if that was given.
+    """
     arguments: list[object] = ["dataset", "undo", source, *options]
+    if cache_dir is not None:
+        arguments += ["--cache-dir", cache_dir]
     if folders.named is not None and folders.needs_name(folders.named):
         arguments += ["--metadata", folders.named]
     return command(*arguments)

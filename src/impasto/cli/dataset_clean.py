@@ -91,9 +91,11 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     if not options["yes"] and not click.confirm("Write them?"):
         return
     with Journal(folders, canonical(["clean", rules])) as journal:
-        for path, (_, new) in changes.items():
+        found = _find(records, folders, options)  # may have changed while this waited
+        for path, (_, new) in _changes(found, cleaner).items():
             journal.write(path, new, folders.name_of(path))
-    console.note(f"Written. Take it back with: {undo_command(source, folders)}")
+    undo = undo_command(source, folders, cache_dir=options["cache_dir"])
+    console.note(f"Written. Take it back with: {undo}")
 
 
 @click.command()
@@ -131,9 +133,16 @@ def _find(
     records: Sequence[ImageRecord],
     folders: DatasetFolders,
     options: dict[str, Any],
-    console: Console,
+    console: Console | None = None,
 ) -> tuple[dict[Path, str], dict[Path, str]]:
-    """The files with tags and those with captions, with their words; odd ones are skipped."""
+    """The files with tags and those with captions, with their words.
+
+    Args:
+        records: The images.
+        folders: Where their words may be written.
+        options: The endings of the files.
+        console: Is told of files that are skipped.
+    """
     from impasto.data.folders.beside import SidecarLookup
 
     endings = (options["tags_ending"], options["captions_ending"])
@@ -147,9 +156,9 @@ def _find(
             if not reason:
                 text = _read(path)
                 reason = "it is not UTF-8 text; save it as UTF-8" if text is None else ""
-            if text is None:
+            if text is None and console is not None:
                 console.note(f"Skipped: {path}: {reason}")
-            elif text:
+            if text:
                 kind[path] = text
     return found
 
@@ -158,12 +167,12 @@ def _changes(
     found: tuple[dict[Path, str], dict[Path, str]], cleaner: Cleaner
 ) -> dict[Path, tuple[str, str]]:
     """File -> its words and what becomes of them, where that differs."""
-    from impasto.annotate.cleaning import CleaningRules, by_line, count_tags
+    from impasto.annotate.cleaning import CleaningRules, by_line
 
     tags, captions = found
     cleaned = {path: by_line(cleaner.tags)(text) for path, text in tags.items()}
     if isinstance(cleaner, CleaningRules):
-        kept = by_line(cleaner.frequent(count_tags(cleaned.values()), len(tags)))
+        kept = by_line(cleaner.frequent(cleaned.values()))
         cleaned = {path: kept(text) for path, text in cleaned.items()}
     cleaned |= {path: by_line(cleaner.caption)(text) for path, text in captions.items()}
     there = tags | captions

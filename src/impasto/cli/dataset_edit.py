@@ -106,7 +106,7 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     editing = _Editing(source, operations, choice, options, console, is_silent=as_json)
     shown = None
     if not writes:
-        shown = editing.changes()
+        shown = editing.would_change()
         if not as_json:
             editing.show(shown)
         asks = shown and not (options["dry_run"] or as_json)
@@ -161,6 +161,12 @@ class _Editing:
         self.total = len(chosen)
         return changes_of(chosen, self.operations, self.options["separator"], done)
 
+    def would_change(self) -> list[CaptionChange]:
+        """What `write` would do, which goes on where the same edit was broken off."""
+        from impasto.annotate.journal import done_before
+
+        return self.changes(done_before(self.folders, self._command()))
+
     def show(self, changes: Sequence[CaptionChange]) -> None:
         """Print the changes, the first of them where that was asked for."""
         for item in self.skipped:
@@ -195,7 +201,9 @@ class _Editing:
         of = counted(self.total, "captions")
         self.console.note(f"{number:,} of {of} changed.")
         if self.edit is not None:
-            undo = undo_command(self.source, self.folders, self.edit)
+            undo = undo_command(
+                self.source, self.folders, self.edit, cache_dir=self.options["cache_dir"]
+            )
             self.console.note(f"Written as edit {self.edit}. Take it back with: {undo}")
 
     def _command(self) -> str:

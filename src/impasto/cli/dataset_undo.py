@@ -71,7 +71,7 @@ def undo(
         console.note(f"Left alone: {path}: {reason}")
     if len(undone.unchanged) > undone.blocked and not keep:
         asked = ("--force",) if edit is None else (edit, "--force")
-        forced = undo_command(source, folders, *asked)
+        forced = undo_command(source, folders, *asked, cache_dir=options["cache_dir"])
         console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
 
 
