@@ -236,7 +236,7 @@ class _AsyncWriter:
         if self._journal is None:
             return
         # a fault keeps none of the words from their file that were finished before it
-        with contextlib.suppress(*([] if kind is None else [ImpastoError])):
+        with contextlib.suppress(*([] if kind is None else [ImpastoError, OSError])):
             self._target.close(self._journal)
 
     def keep(self, record: ImageRecord, text: str) -> None:

@@ -91,9 +91,13 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     if not options["yes"] and not click.confirm("Write them?"):
         return
     with Journal(folders, canonical(["clean", rules])) as journal:
-        found = _find(records, folders, options)  # may have changed while this waited
-        for path, (_, new) in _changes(found, cleaner).items():
+        # what is there may have changed while this waited
+        changes = _changes(_find(records, folders, options), cleaner)
+        for path, (_, new) in changes.items():
             journal.write(path, new, folders.name_of(path))
+    if not changes:
+        console.note("Nothing was left to change.")
+        return
     undo = undo_command(source, folders, cache_dir=options["cache_dir"])
     console.note(f"Written. Take it back with: {undo}")
 
