@@ -10,7 +10,7 @@ from typing import Any
 
 from impasto import presence
 from impasto.checkpoints.keymap import ComponentKind
-from impasto.checkpoints.kinds import REFINER
+from impasto.checkpoints.kinds import EDM_VELOCITY, PLAYGROUND, REFINER
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
@@ -21,10 +21,11 @@ from impasto.checkpoints.weight_files import (
     networks_in,
     read_weights,
 )
+from impasto.diffusion.prediction import VELOCITY
 from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.family import Component
-from impasto.models.reading.configs import Configs
+from impasto.models.reading.configs import Configs, require_plain_latents
 from impasto.models.reading.pipeline_files import SCHEDULER_FILE
 from impasto.parsing import parse_json, read_text
 
@@ -90,6 +91,8 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
             f"{path} is a {index.get('_class_name')} with {', '.join(sorted(networks_in(index)))}, "
             f"which is not {families.known_as()}. Give a base model of these."
         )
+    scheduler_config = read_config(path / SCHEDULER_FILE)
+    _require_plain_noise(path, scheduler_config)
     components = families.components_of(layout)
     if variant is not None:
         _require_variant(path, components, variant)
@@ -100,12 +103,32 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
         components,
         {component: found.tensors for component, found in opened.items()},
         {component: found.config for component, found in opened.items()},
-        read_config(path / SCHEDULER_FILE),
+        scheduler_config,
         open_tensor_file(rest).tensors if presence.is_file(rest) else {},
         {folder: _read_tokenizer(path / folder) for folder in layout.tokenizers},
         _read_metadata(path / METADATA_FILE),
         tuple(note for found in opened.values() for note in found.notes),
         index,
+    )
+
+
+def _require_plain_noise(path: Path, scheduler_config: Mapping[str, Any]) -> None:
+    """Refuse a model whose scheduler scales noise otherwise than Stable Diffusion's.
+
+    Such a model has the tensors of SDXL, so that nothing else tells it apart. Names: diffusers
+    `schedulers/scheduling_edm_euler.py` and `scheduling_edm_dpmsolver_multistep.py`.
+
+    Raises:
+        ModelError: It does.
+    """
+    name = str(scheduler_config.get("_class_name"))
+    if not name.startswith("EDM") and scheduler_config.get("sigma_data") is None:
+        return
+    is_velocity = scheduler_config.get("prediction_type") == VELOCITY.name
+    kind = EDM_VELOCITY if is_velocity else PLAYGROUND
+    raise ModelError(
+        f"{path} is {kind.name} (its scheduler is {name}). Give a base model of "
+        f"{families.known_as()}."
     )
 
 
@@ -189,6 +212,8 @@ def _open_component(
             f"{folder} is quantized (quantization_config in its config.json), and Impasto cannot "
             f"undo that. Take an fp16, bf16 or fp32 version of this model."
         )
+    if component.kind is ComponentKind.VAE:
+        require_plain_latents(config, str(folder))
     sets = find_weights(folder, component.stems)
     wanted = [variant] if variant else []
     if weights == "plain":
