@@ -224,6 +224,19 @@ def test_what_a_form_cannot_say_is_said_before_writing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_drawn_with_drops_nothing_out(tmp_path):
+    """Else previews would be drawn with half of a hypernetwork, another half at each step."""
+    structure = Structure((1, 2, 1), "relu", dropout=(0.0, 0.5, 0.0))
+    write_hypernetwork(contents(structure), tmp_path / "style.pt", "a1111")
+    stack = load_hypernetworks([str(tmp_path / "style.pt")])
+    context = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        expected = Hypernetwork.of(read_hypernetwork(tmp_path / "style.pt")).eval()(*[context] * 2)
+    found = stack.contexts(context)
+    assert all(map(torch.equal, found, expected))
+    assert not any(tensor.requires_grad for tensor in found)
+
+
 def test_strengths_and_names(tmp_path):
     write_hypernetwork(contents(), tmp_path / "style.pt", "a1111")
     stack = load_hypernetworks([f"{tmp_path / 'style.pt'}:0.4"])
