@@ -219,9 +219,9 @@ def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> No
     if progress is not None and len(whole) > 1:
         size = size_text(sum(path.stat().st_size for path in whole))
         progress.note(
-            f"Warning: {counted(len(whole), 'files are')} of PyTorch's form before 1.6, "
-            f"which are read as a whole: together they take {size} of RAM. impasto convert makes "
-            f".safetensors of them, which are read tensor by tensor."
+            f"Warning: {counted(len(whole), 'files are')} of PyTorch's form before 1.6 or "
+            f"compressed, which are read as a whole: together they take {size} of RAM. impasto "
+            f"convert makes .safetensors of them, which are read tensor by tensor."
         )
 
 
