@@ -21,8 +21,9 @@ from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.models.strengths import path_and_strength
-from impasto.models.writing.conversion import hash_file, require_free
+from impasto.models.writing.conversion import hash_file
 from impasto.models.writing.saving import Form, write_model
+from impasto.models.writing.targets import require_free, sources_of
 from impasto.progress import Progress, counted, size_text
 
 
@@ -169,22 +170,6 @@ def require_output_free(
     by_folder = output.form == "diffusers"
     for source in (*beside, *sources_of(models, options, progress)):
         require_free(source, output.target, overwrite=output.overwrite, by_folder=by_folder)
-
-
-def sources_of(
-    models: Sequence[str], options: OpenOptions, progress: Progress | None = None
-) -> list[Path]:
-    """Every file and folder on the disk that models are read from, as named and as found.
-
-    Raises:
-        ModelError: There is no model of a name.
-    """
-    named = [Path(model).expanduser() for model in models]
-    found = [locate(model, options, progress) for model in models]
-    vae = None if options.vae is None else Path(options.vae).expanduser()
-    if vae is None or not vae.exists():  # one of the Hub is in its cache
-        return [*named, *found]
-    return [*named, *found, vae, locate(str(vae), options, progress)]
 
 
 def open_mixture(
