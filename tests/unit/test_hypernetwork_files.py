@@ -1,10 +1,15 @@
 """Files of hypernetworks: forms of every era there and back, and those that are not right."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import (
+    METADATA_KEY,
     HypernetworkContents,
     Structure,
     read_hypernetwork,
@@ -13,6 +18,9 @@ from impasto.config.hypernetwork import HypernetworkMethod
 from impasto.data.loading.templates import read_templates
 from impasto.errors import ConfigError, ModelError
 from impasto.models.networks.hypernetwork import Hypernetwork, initialize, load_hypernetworks
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.inspection import inspect_model
+from impasto.progress import SilentProgress
 
 WIDTHS = (8, 12)
 
@@ -197,6 +205,22 @@ def test_a_hostile_file_is_refused_and_not_run(tmp_path, capsys):
     with pytest.raises(ModelError, match=r"builtin.*print"):
         read_hypernetwork(file)
     assert "it ran" not in capsys.readouterr().out
+
+
+def test_words_of_a_safetensors_file_that_are_no_words_are_passed_over(tmp_path):
+    """As those of a `.pt` are: inspect joins them with others."""
+    file = tmp_path / "style.safetensors"
+    write_hypernetwork(contents(), file, "safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    said = json.loads(metadata[METADATA_KEY])
+    odd = {"base_hash": 12, "base_name": ["nai"], "info": {"a": 1}}
+    save_file(load_file(file), file, {**metadata, METADATA_KEY: json.dumps({**said, **odd})})
+    read = read_hypernetwork(file)
+    assert (read.base_hash, read.base_name, read.info) == (None, None, None)
+    section = inspect_model(str(file), OpenOptions(), SilentProgress())["Hypernetwork"]
+    assert section["On"] == "not said"
+    assert "Info" not in section
 
 
 def test_an_activation_that_nobody_knows(tmp_path):
