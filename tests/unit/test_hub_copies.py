@@ -12,11 +12,13 @@ from fake_hub import fake_hub
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints import hub
+from impasto.checkpoints.fetching import fetch_copy
 from impasto.checkpoints.weight_files import WeightChoice
 from impasto.errors import ModelError
 from impasto.models.families import folder_layouts
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.writing.conversion import convert_model
+from impasto.progress import SilentProgress
 
 UNET = "unet/diffusion_pytorch_model"
 
@@ -179,6 +181,14 @@ def test_a_vae_by_itself_is_downloaded_and_used(repos, offline, nano_model, tmp_
             tensors["decoder.conv_in.bias"] + 1,
         )
         assert names_in(download("ada/vae")) == {"config.json", main.name}
+
+
+def test_a_vae_by_itself_is_copied_with_its_configuration(repos, nano_model, tmp_path):
+    """Which says what it scales latents by: a bare file of it would be doubted."""
+    repos["ada/vae"] = of_folder(nano_model / "vae")
+    found = fetch_copy("ada/vae", tmp_path / "models", folder_layouts(), SilentProgress())
+    assert found == tmp_path / "models" / "vae"
+    assert names_in(found) == names_in(nano_model / "vae")
 
 
 def test_one_checkpoint_is_downloaded_and_opened(repos, offline, nano_model, tmp_path):
