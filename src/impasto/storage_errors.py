@@ -43,7 +43,7 @@ def reported(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(path, error) from error
-    except SafetensorError as error:  # its Rust side reports a full disk as this
+    except (SafetensorError, RuntimeError) as error:  # a full disk under Rust's and torch's writers
         if is_out_of_space(error):
             raise storage_error(path, error) from error
         raise

@@ -4,10 +4,16 @@ import shutil
 from dataclasses import replace
 
 import pytest
+import torch
 from conftest import impasto
+from runs_made import made_run
 
+from impasto.checkpoints.keymap import ComponentKind
 from impasto.datasets.build import survey
-from impasto.errors import RunError
+from impasto.errors import ConfigError, RunError
+from impasto.models.networks.loading import load_base_model
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.conversion import convert_model, save_model
 from impasto.models.writing.targets import why_not_replaced
 from impasto.owners import current_process
 from impasto.runs import RunDirectory
@@ -37,6 +43,25 @@ def test_a_folder_is_not_replaced_by_a_model_made_of_what_is_in_it(nano_model, t
     assert refused.returncode == 2
     assert "base.safetensors is in" in refused.stderr
     assert source.is_file()
+
+
+def test_the_model_of_a_run_is_not_replaced_by_one_made_of_the_run(nano_model, tmp_path):
+    run = made_run(tmp_path / "run", model="export/style.safetensors")
+    export = run.export / "style.safetensors"
+    convert_model(str(nano_model), export, "safetensors", {}, OpenOptions())
+    before = export.read_bytes()
+    half = {ComponentKind.UNET: torch.float16}
+    with pytest.raises(ConfigError, match="is the source itself"):
+        convert_model(str(run.path), export, "safetensors", half, OpenOptions(), overwrite=True)
+    model = load_base_model(run.path)
+    with pytest.raises(ConfigError, match="is the source itself"):
+        save_model(model, export, dtype=torch.float16, overwrite=True)
+    vae = str(export)
+    with pytest.raises(ConfigError, match="is the source itself"):
+        convert_model(
+            str(nano_model), export, "safetensors", {}, OpenOptions(vae=vae), overwrite=True
+        )
+    assert export.read_bytes() == before
 
 
 def test_files_and_folders_do_not_replace_each_other(tmp_path):

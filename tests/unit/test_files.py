@@ -127,7 +127,7 @@ def test_an_unwritable_place_is_explained(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="limits on file sizes are a POSIX feature")
-@pytest.mark.parametrize("writer", ["python", "safetensors"])
+@pytest.mark.parametrize("writer", ["python", "safetensors", "pickle"])
 def test_a_full_disk_is_explained_and_nothing_stays(tmp_path, writer):
     """The operating system itself refuses the bytes: a limit on file sizes, set in a child."""
     program = f"""
@@ -141,6 +141,11 @@ try:
     with files.replace_file(Path(sys.argv[1]) / "big") as partial:
         if {writer!r} == "python":
             partial.write_bytes(bytes(1_000_000))
+        elif {writer!r} == "pickle":
+            import torch
+            from impasto.checkpoints.pickle_writing import save_pickle
+            with partial.open("wb") as file:
+                save_pickle({{"x": torch.zeros(1_000_000)}}, file)
         else:
             import torch
             from safetensors.torch import save_file

@@ -1,10 +1,15 @@
 """Files of hypernetworks: forms of every era there and back, and those that are not right."""
 
+import json
+
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import (
+    METADATA_KEY,
     HypernetworkContents,
     Structure,
     read_hypernetwork,
@@ -13,6 +18,9 @@ from impasto.config.hypernetwork import HypernetworkMethod
 from impasto.data.loading.templates import read_templates
 from impasto.errors import ConfigError, ModelError
 from impasto.models.networks.hypernetwork import Hypernetwork, initialize, load_hypernetworks
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.inspection import inspect_model
+from impasto.progress import SilentProgress
 
 WIDTHS = (8, 12)
 
@@ -199,6 +207,22 @@ def test_a_hostile_file_is_refused_and_not_run(tmp_path, capsys):
     assert "it ran" not in capsys.readouterr().out
 
 
+def test_words_of_a_safetensors_file_that_are_no_words_are_passed_over(tmp_path):
+    """As those of a `.pt` are: inspect joins them with others."""
+    file = tmp_path / "style.safetensors"
+    write_hypernetwork(contents(), file, "safetensors")
+    with safe_open(file, "pt") as opened:
+        metadata = opened.metadata()
+    said = json.loads(metadata[METADATA_KEY])
+    odd = {"base_hash": 12, "base_name": ["nai"], "info": {"a": 1}}
+    save_file(load_file(file), file, {**metadata, METADATA_KEY: json.dumps({**said, **odd})})
+    read = read_hypernetwork(file)
+    assert (read.base_hash, read.base_name, read.info) == (None, None, None)
+    section = inspect_model(str(file), OpenOptions(), SilentProgress())["Hypernetwork"]
+    assert section["On"] == "not said"
+    assert "Info" not in section
+
+
 def test_an_activation_that_nobody_knows(tmp_path):
     structure = Structure((1, 2, 1), "leakyrel")
     file = saved(tmp_path, {**halves(structure), "activation_func": "leakyrel"})
@@ -222,6 +246,19 @@ def test_what_a_form_cannot_say_is_said_before_writing(tmp_path):
     with pytest.raises(ModelError, match="NaN or infinite; nothing was written"):
         write_hypernetwork(bad, tmp_path / "x.pt", "a1111")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_is_drawn_with_drops_nothing_out(tmp_path):
+    """Else previews would be drawn with half of a hypernetwork, another half at each step."""
+    structure = Structure((1, 2, 1), "relu", dropout=(0.0, 0.5, 0.0))
+    write_hypernetwork(contents(structure), tmp_path / "style.pt", "a1111")
+    stack = load_hypernetworks([str(tmp_path / "style.pt")])
+    context = torch.randn(2, 3, 8)
+    with torch.no_grad():
+        expected = Hypernetwork.of(read_hypernetwork(tmp_path / "style.pt")).eval()(*[context] * 2)
+    found = stack.contexts(context)
+    assert all(map(torch.equal, found, expected))
+    assert not any(tensor.requires_grad for tensor in found)
 
 
 def test_strengths_and_names(tmp_path):

@@ -7,6 +7,9 @@ from safetensors.torch import save_file
 from impasto.checkpoints.kinds import kind_of
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.models.families import file_layouts
+from impasto.models.reading.opening import OpenOptions
+from impasto.models.writing.inspection import inspect_model
+from impasto.progress import SilentProgress
 
 UNET = "model.diffusion_model."
 
@@ -77,3 +80,13 @@ def test_by_names(tmp_path, names, words):
 def test_by_what_is_no_tensor(tmp_path, content, words):
     torch.save(content, tmp_path / "x.pt")
     assert words in kind_of(open_tensor_file(tmp_path / "x.pt"), file_layouts()).name
+
+
+def test_numbers_of_a_file_do_not_stand_in_for_what_was_found(tmp_path):
+    file = tmp_path / "x.ckpt"
+    counters = {"Kind": 1, "Path": 2, "Size": 3, "Form": 4, "Tensors": 5, "global_step": 6}
+    torch.save({"w": torch.ones(1), **counters}, file)
+    rows = inspect_model(str(file), OpenOptions(), SilentProgress())["File"]
+    assert rows["Path"] == str(file)
+    assert not {"1", "2", "3", "4", "5"} & set(rows.values())
+    assert rows["global_step"] == "6"

@@ -14,6 +14,8 @@ import torch
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure
 from impasto.checkpoints.pickle_writing import PICKLABLE
+from impasto.checkpoints.pickles import is_read_whole
+from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.checkpoints.writing import write_ckpt
 from impasto.errors import ModelError
@@ -62,3 +64,18 @@ def test_a_hypernetwork_names_only_what_passes(tmp_path, dialect, dtype):
     contents = HypernetworkContents(network.halves(), network.structure, "n").cast(dtype)
     write_hypernetwork(contents, tmp_path / "n.pt", dialect)
     assert set(names_in(tmp_path / "n.pt")) <= ALLOWED
+
+
+def test_a_zip_file_with_compressed_members_is_read_as_numbers(tmp_path):
+    """As zip programs repack a checkpoint; mapped, its compressed bytes would be the numbers."""
+    values = torch.arange(10_000, dtype=torch.float32)
+    file, packed = tmp_path / "m.ckpt", tmp_path / "packed.ckpt"
+    torch.save({"state_dict": {"a": values, "b": values[:5].clone()}}, file)
+    with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    assert packed.stat().st_size < file.stat().st_size
+    assert (is_read_whole(file), is_read_whole(packed)) == (False, True)
+    tensors = open_tensor_file(packed).tensors
+    assert torch.equal(tensors["a"].read(), values)
+    assert torch.equal(tensors["b"].read(), values[:5])

@@ -385,6 +385,7 @@ def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path):
     for words, changes, code, sentence in (
         (["ada/none", "--out", "m"], {}, 4, "could not be downloaded"),
         (["ada/two", "--out", "m"], {}, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
+        (["ada/two"], {}, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
         (["ada/two", "--out", "m", "--file", "c"], {}, 4, "has no file c"),
         (["ada/two", "--out", "m"], {"HF_HUB_OFFLINE": "1"}, 4, "OfflineModeIsEnabled"),
         (["nonsense", "--out", "m"], {}, 2, "owner/name"),
@@ -405,7 +406,7 @@ def test_downloads_of_different_models_do_not_meet(tmp_path, monkeypatch):
     }
     assert len(names) == 6
     assert _partial_name("sd", "a/sd", ["x", "y"]) == _partial_name("sd", "a/sd", ["y", "x"])
-    monkeypatch.setattr(fetching, "_listed_files", lambda *_: ["m.safetensors"])
+    monkeypatch.setattr(fetching, "list_files", lambda *_: ["m.safetensors"])
     name = _partial_name("m.safetensors", "a/sd", ["m.safetensors"])
     with (
         locks.FolderLock(tmp_path, "downloading", lambda _: None, f"{name}.lock"),

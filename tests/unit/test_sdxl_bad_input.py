@@ -106,6 +106,53 @@ def test_the_folder_of_the_refiner_is_named(places, tmp_path):
         open_model(folder)
 
 
+def rewritten(file, **values):
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, **values}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "words"),
+    [
+        (
+            {"_class_name": "EDMDPMSolverMultistepScheduler", "sigma_data": 0.5},
+            r"is Playground 2\.5, whose noise is scaled otherwise",
+        ),
+        (
+            {
+                "_class_name": "EDMEulerScheduler",
+                "sigma_data": 1.0,
+                "prediction_type": "v_prediction",
+            },
+            "is an SDXL checkpoint of EDM's velocity",
+        ),
+        ({"sigma_data": 0.5}, r"is Playground 2\.5"),
+    ],
+)
+def test_a_folder_with_the_noise_of_edm_is_named(places, tmp_path, scheduler, words):
+    """Its tensors are those of SDXL: a run would begin, and learn other noise."""
+    folder = shutil.copytree(places / "sdxl", tmp_path / "model")
+    rewritten(folder / "scheduler" / "scheduler_config.json", **scheduler)
+    with pytest.raises(ModelError, match=words):
+        open_model(folder)
+
+
+@pytest.mark.parametrize(
+    "entry", [{"latents_mean": [0.1] * 4}, {"latents_std": [1.5] * 4}, {"shift_factor": 0.0609}]
+)
+def test_a_vae_that_shifts_latents_is_refused(places, tmp_path, entry):
+    folder = shutil.copytree(places / "sdxl", tmp_path / "model")
+    config = folder / "vae" / "config.json"
+    rewritten(config, latents_mean=None, latents_std=None, shift_factor=None)
+    open_model(folder)  # as newer diffusers writes it
+    rewritten(config, **entry)
+    with pytest.raises(ModelError, match=f"configuration has {next(iter(entry))}"):
+        open_model(folder)
+    for vae in (folder, folder / "vae", folder / "vae" / "diffusion_pytorch_model.safetensors"):
+        with pytest.raises(ModelError, match=f"configuration has {next(iter(entry))}"):
+            open_model(places / "sdxl", OpenOptions(vae=str(vae)))
+
+
 @pytest.mark.parametrize("given", ["sd1", "sd1/vae", "sd1.safetensors", "bare metadata"])
 @pytest.mark.parametrize("base", ["sdxl", "sdxl.safetensors"])
 def test_the_vae_of_sd_1_is_refused(places, tmp_path, given, base):

@@ -6,8 +6,10 @@ If this failed, a model would be in memory twice, or a file would lack what it w
 import errno
 import gc
 import os
+import sys
 import threading
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -123,6 +125,34 @@ def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch, write):
     monkeypatch.setattr(writing, "_write_values", full)
     with pytest.raises(StorageError, match="disk is full"):
         write(tmp_path / "x", lazily({"w": torch.ones(3)}), {})
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc/self/maps is Linux's")
+def test_a_ckpt_that_fills_the_disk_leaves_nothing_mapped(tmp_path, monkeypatch):
+    """The safetensors file that it is made from fits; Windows removes no file that is mapped."""
+    import resource
+
+    tensors = lazily({"w": torch.ones(1_000_000)})
+    write_safetensors(tmp_path / "size", tensors, {})
+    size = (tmp_path / "size").stat().st_size
+    (tmp_path / "size").unlink()
+    mapped = []
+
+    def unlink(path, **options):
+        mapped.append(str(path) in Path("/proc/self/maps").read_text(encoding="utf-8"))
+        return real(path, **options)
+
+    real = Path.unlink
+    monkeypatch.setattr(Path, "unlink", unlink)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        with pytest.raises(StorageError, match="disk is full"):
+            write_ckpt(tmp_path / "x.ckpt", tensors, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert mapped == [False, False]
     assert os.listdir(tmp_path) == []
 
 

@@ -6,8 +6,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from impasto.checkpoints.hub import choose_weights
-from impasto.checkpoints.weight_files import find_weights, read_weights, weight_sets_in
+from impasto.checkpoints.hub_listing import choose_weights
+from impasto.checkpoints.weight_files import (
+    WeightChoice,
+    find_weights,
+    read_weights,
+    weight_sets_in,
+)
 from impasto.errors import ModelError
 from impasto.models.families import SD1
 
@@ -91,9 +96,29 @@ def test_the_hub_gives_all_shards_of_the_set_that_is_asked_for():
         "vae/diffusion_pytorch_model.fp16.safetensors", "text_encoder/model.safetensors",
         "safety_checker/model.safetensors",
     ]  # fmt: skip
-    assert set(choose_weights(listed, weights, None)) == {
+    assert set(choose_weights(listed, weights, WeightChoice())) == {
         *listed[:4], "text_encoder/model.safetensors",
     }  # fmt: skip
-    assert "vae/diffusion_pytorch_model.fp16.safetensors" in choose_weights(listed, weights, "fp16")
+    half = WeightChoice(variant="fp16")
+    assert "vae/diffusion_pytorch_model.fp16.safetensors" in choose_weights(listed, weights, half)
     with pytest.raises(ModelError, match=r"'bf16'; it has fp16, the main files"):
-        choose_weights(listed, weights, "bf16")
+        choose_weights(listed, weights, WeightChoice(variant="bf16"))
+
+
+@pytest.mark.parametrize(
+    "index", ["model.fp16.safetensors.index.json", "model.safetensors.index.fp16.json"]
+)
+@pytest.mark.parametrize(
+    "shard", ["model.fp16-{}-of-00002.safetensors", "model-{}-of-00002.fp16.safetensors"]
+)
+def test_the_hub_gives_the_shards_of_a_variant_alone(index, shard):
+    stems = {"text_encoder": SD1.text_encoders[0].stems}
+    wanted = [index, *(shard.format(f"0000{n}") for n in (1, 2))]
+    others = [
+        "model.safetensors.index.json", "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors", "model.fp16.bin.index.json",
+        "model.fp16-00001-of-00002.bin", "model.bf16.safetensors",
+    ]  # fmt: skip
+    listed = [f"text_encoder/{name}" for name in (*wanted, *others)]
+    chosen = choose_weights(listed, stems, WeightChoice(variant="fp16"))
+    assert sorted(chosen) == sorted(f"text_encoder/{name}" for name in wanted)

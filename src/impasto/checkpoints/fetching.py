@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import glob
 import hashlib
 import shutil
 from collections.abc import Collection
@@ -11,15 +10,13 @@ from pathlib import Path
 
 from impasto import files, locks, storage_errors
 from impasto.checkpoints.downloads import download_snapshot
-from impasto.checkpoints.hub import TIMEOUT_S, patterns_of
+from impasto.checkpoints.hub import list_files
 from impasto.checkpoints.hub_faults import hub_faults
-from impasto.checkpoints.weight_files import FolderLayout
+from impasto.checkpoints.hub_listing import Selection, listing, select_files
+from impasto.checkpoints.weight_files import FolderLayout, WeightChoice
 from impasto.errors import ModelError, RunError
 from impasto.lock_file import LockHolder
 from impasto.progress import Progress
-
-_ENDINGS = (".safetensors", ".ckpt")
-_LISTED = 12
 
 
 def fetch_copy(
@@ -31,7 +28,7 @@ def fetch_copy(
     variant: str | None = None,
     file: str | None = None,
 ) -> Path:
-    """Download a Diffusers model, or one file, into a folder; nothing there is replaced.
+    """Download a Diffusers model, a VAE or one file into a folder; nothing there is replaced.
 
     What has come of an interrupted download is used the next time.
 
@@ -41,7 +38,7 @@ def fetch_copy(
         layouts: The folders of the families that are known.
         progress: Is told what is downloaded.
         variant: Which set of weights where there are several, such as `fp16`.
-        file: A file of the repository, instead of a Diffusers model.
+        file: A file of the repository, instead of what it is as a whole.
 
     Returns:
         The folder or file.
@@ -53,14 +50,17 @@ def fetch_copy(
     """
     repo_id, _, revision = hub_id.partition("@")
     with hub_faults(functools.partial(_download_fault, hub_id)):
-        listed = _listed_files(repo_id, revision)
-        single = file if file is not None else _single_file(hub_id, listed)
-        if single is not None and single not in listed:
-            raise ModelError(f"{hub_id} has no file {single}. {_listing(listed)}")
+        listed = list_files(repo_id, revision)
+        if file is None:
+            chosen = select_files(hub_id, listed, layouts, WeightChoice(variant=variant))
+        elif file in listed:
+            chosen = Selection.of_file(file)
+        else:
+            raise ModelError(f"{hub_id} has no file {file}. {listing(hub_id, listed)}")
+        single, wanted = chosen.file, chosen.patterns
         target = folder / (Path(single or repo_id).name)
         files.require_absent(target)
         files.require_writable(folder)
-        wanted = [glob.escape(single)] if single else patterns_of(listed, layouts, variant)
         partial = folder / _partial_name(target.name, hub_id, wanted)
         with locks.FolderLock(folder, "downloading", _refuse, f"{partial.name}.lock"):
             download_snapshot(
@@ -107,35 +107,3 @@ def _download_fault(hub_id: str, reason: str) -> str:
         f"spelling and the network, and log in with `hf auth login` if the model is gated. What "
         f"was downloaded is kept for the next try."
     )
-
-
-def _listed_files(repo_id: str, revision: str) -> list[str]:
-    """The names of the files of a repository."""
-    from huggingface_hub import HfApi
-
-    info = HfApi().model_info(repo_id, revision=revision or None, timeout=TIMEOUT_S)
-    return [found.rfilename for found in info.siblings or ()]
-
-
-def _single_file(hub_id: str, listed: list[str]) -> str | None:
-    """The one checkpoint of a repository that is no Diffusers folder; None where it is one.
-
-    Raises:
-        ModelError: It has none, or several.
-    """
-    if "model_index.json" in listed:
-        return None
-    found = [name for name in listed if name.lower().endswith(_ENDINGS)]
-    if len(found) == 1:
-        return found[0]
-    problem = "is no Diffusers model and has" if not found else "has"
-    raise ModelError(
-        f"{hub_id} {problem} {len(found) or 'no'} files with models in them. {_listing(listed)}"
-    )
-
-
-def _listing(listed: list[str]) -> str:
-    models = [name for name in listed if name.lower().endswith(_ENDINGS)]
-    shown = ", ".join((models or listed)[:_LISTED]) or "nothing"
-    more = ", ..." if len(models or listed) > _LISTED else ""
-    return f"Name one with --file; it has {shown}{more}."

@@ -4,18 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from impasto import presence
 from impasto.checkpoints.downloads import download_snapshot
 from impasto.checkpoints.hub_faults import hub_faults
+from impasto.checkpoints.hub_listing import (
+    CHECKPOINT_ENDINGS,
+    CONFIG,
+    MODEL_INDEX,
+    select_files,
+    vae_alone,
+)
 from impasto.checkpoints.weight_files import (
+    NOT_AVERAGED,
     FolderLayout,
-    Stems,
+    WeightChoice,
     find_weights,
     folder_layout_of,
-    weight_sets_in,
+    is_whole,
 )
 from impasto.errors import ModelError
 from impasto.parsing import parse_json, read_text
@@ -58,29 +67,31 @@ def download(
     hub_id: str,
     layouts: Collection[FolderLayout],
     progress: Progress | None = None,
-    *,
-    variant: str | None = None,
+    choice: WeightChoice | None = None,
 ) -> Path:
-    """The local folder of a Hub model, downloading what is not there yet.
+    """The local folder or file of a Hub model, downloading what is not there yet.
 
-    Only the parts that are used come, as safetensors where the repository has them.
+    Only the parts that are used come, as safetensors where the repository has them. Without a
+    network a copy is taken as it is if it can be opened, though the Hub may have a file for some
+    part that fits the choice better; opening it notes which were taken.
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
         layouts: The folders of the families that are known.
         progress: Is told what is downloaded.
-        variant: Which set of weights where there are several, such as `fp16`.
+        choice: Which set of weights where there are several.
 
     Raises:
-        ModelError: There is no network, no such model, or no permission, and no downloaded copy.
+        ModelError: There is no network, no such model, or no permission, and no downloaded copy;
+            or the repository has nothing that can be opened.
     """
-    from huggingface_hub import HfApi
-
+    choice = choice or WeightChoice()
     name, _, revision = hub_id.partition("@")
     wanted = {"repo_id": name, "revision": revision or None}
-    local = _local_copy(wanted, layouts, variant)
-    if local is not None:
-        return local
+    copy = _local_copy(wanted)
+    parts = None if copy is None else _parts_of(copy, layouts)
+    if copy is not None and parts is not None and _has_all(parts, choice):
+        return copy
 
     def sentence_of(reason: str) -> str:
         return (
@@ -89,104 +100,117 @@ def download(
             f"`hf auth login` if the model is gated, or give the path of a local copy."
         )
 
+    try:
+        with hub_faults(sentence_of):
+            listed = list_files(name, revision)
+    except ModelError:
+        found = None if copy is None else _usable(copy, parts, choice)
+        if found is None:
+            raise
+        return found
+    chosen = select_files(hub_id, listed, layouts, choice)
     with hub_faults(sentence_of):
-        info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
-        listed = [file.rfilename for file in info.siblings or ()]
-        patterns = patterns_of(listed, layouts, variant)
-        return download_snapshot(
-            hub_id, progress or SilentProgress(), **wanted, allow_patterns=patterns
+        folder = download_snapshot(
+            hub_id, progress or SilentProgress(), **wanted, allow_patterns=chosen.patterns
         )
+    return folder if chosen.file is None else folder / chosen.file
 
 
-def patterns_of(
-    listed: list[str], layouts: Collection[FolderLayout], variant: str | None
-) -> list[str]:
-    """Patterns of the files of a Diffusers repository that are used, of those it has.
+def list_files(name: str, revision: str) -> list[str]:
+    """The names of the files of a repository, of a revision or else of the main branch.
 
     Raises:
-        ModelError: No part has files of the variant asked for.
+        OSError, ValueError, HTTPError, OfflineModeIsEnabled: As `huggingface_hub`.
     """
-    vocabulary_files = {f"{folder}/*.txt" for layout in layouts for folder in layout.tokenizers}
+    from huggingface_hub import HfApi
+
+    info = HfApi().model_info(name, revision=revision or None, timeout=TIMEOUT_S)
+    return [file.rfilename for file in info.siblings or ()]
+
+
+def _local_copy(wanted: dict[str, str | None]) -> Path | None:
+    """What earlier downloads left."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import IncompleteSnapshotError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(**wanted, local_files_only=True))
+    except IncompleteSnapshotError as error:  # as all of ours are: only what is used comes
+        return Path(error.snapshot_path)
+    except (LocalEntryNotFoundError, OSError, ValueError):
+        return None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A network of a copy.
+
+    Attributes:
+        folder: Where it is.
+        sets: Its sets of weights, by variant.
+        is_averaged: Whether the Hub may have both averaged and plain weights of it.
+    """
+
+    folder: Path
+    sets: Mapping[str | None, Path]
+    is_averaged: bool = False
+
+    def is_whole(self, choice: WeightChoice) -> bool:
+        """Whether its configuration and the set of weights that is taken are there, all shards.
+
+        Raises:
+            ModelError: An index of shards cannot be read.
+        """
+        taken = choice.of(self.sets)
+        return taken is not None and is_whole(taken[1]) and presence.is_file(self.folder / CONFIG)
+
+    def has_plain(self, choice: WeightChoice) -> bool:
+        """Whether the plain weights are there where the choice asks for them."""
+        asks = choice.weights == "ema" or (choice.weights == "plain" and choice.variant is None)
+        return not (asks and self.is_averaged) or NOT_AVERAGED in self.sets
+
+
+def _parts_of(folder: Path, layouts: Collection[FolderLayout]) -> list[_Part] | None:
+    """The networks of a copy; None where it is neither a Diffusers model nor a VAE."""
+    if not presence.is_file(folder / MODEL_INDEX):
+        stems = vae_alone([path.name for path in folder.iterdir()], layouts)
+        return None if stems is None else [_Part(folder, find_weights(folder, stems))]
+    layout = folder_layout_of(_index_of(folder), layouts)
+    if layout is None:
+        return []  # whatever it is: opening it says so
     return [
-        "*.json",
-        *sorted(vocabulary_files),
-        *choose_weights(listed, _weights(layouts), variant),
+        _Part(folder / name, find_weights(folder / name, stems), name in layout.averaged)
+        for name, stems in layout.weights
     ]
 
 
-def choose_weights(
-    listed: list[str], weights: Mapping[str, Stems], variant: str | None
-) -> list[str]:
-    """The weight files to take from a repository's list: one set for each part, shards and all.
-
-    safetensors before `.bin`; the variant asked for, else the main files, else any.
-
-    Args:
-        listed: The names of its files.
-        weights: Folder -> what weight files are called there.
-        variant: Which set of weights is asked for.
-
-    Raises:
-        ModelError: No part has files of the variant asked for.
-    """
-    inside = {folder: _names_in(listed, folder) for folder in weights}
-    sets = {folder: weight_sets_in(names, weights[folder]) for folder, names in inside.items()}
-    if variant is not None and not any(variant in found for found in sets.values()):
-        there = sorted({str(name or "the main files") for found in sets.values() for name in found})
-        raise ModelError(
-            f"The Hub model has no files of the variant {variant!r}; it has {', '.join(there)}. "
-            f"Name one of these, or take --variant (model.variant) out."
-        )
-    chosen = []
-    for folder, found in sets.items():
-        name = found.get(variant) or found.get(None) or next(iter(found.values()), None)
-        if name is not None:
-            chosen += [f"{folder}/{file}" for file in (name, *_shards_of(name, inside[folder]))]
-    return chosen
+def _has_all(parts: list[_Part], choice: WeightChoice) -> bool:
+    """Whether no download would change which files are opened."""
+    return all(
+        part.is_whole(choice)
+        and part.has_plain(choice)
+        and (choice.variant is None or choice.variant in part.sets)
+        for part in parts
+    )
 
 
-def _weights(layouts: Collection[FolderLayout]) -> dict[str, Stems]:
-    """Of all families: a repository has the folders of one."""
-    return {folder: stems for layout in layouts for folder, stems in layout.weights}
-
-
-def _names_in(listed: list[str], folder: str) -> list[str]:
-    start = f"{folder}/"
-    inside = [file.removeprefix(start) for file in listed if file.startswith(start)]
-    return [name for name in inside if "/" not in name]
-
-
-def _shards_of(index: str, names: list[str]) -> list[str]:
-    """The files that belong to an index of shards; none where it is a whole file."""
-    if not index.endswith(".json"):
-        return []
-    stem, _, ending = index.partition(".index")[0].rpartition(".")
-    return [name for name in names if name.startswith(stem) and name.endswith(f".{ending}")]
-
-
-def _local_copy(
-    wanted: dict[str, str | None], layouts: Collection[FolderLayout], variant: str | None
-) -> Path | None:
-    """What an earlier download left, if it is whole enough to be opened."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        folder = Path(snapshot_download(**wanted, local_files_only=True))
-    except (LocalEntryNotFoundError, OSError, ValueError):
-        return None
-    layout = folder_layout_of(_index_of(folder), layouts)
-    if layout is None:
-        return folder  # whatever it is: opening it says so
-    sets = [find_weights(folder / name, stems) for name, stems in layout.weights]
-    has_asked = variant is None or any(variant in found for found in sets)
-    return folder if all(sets) and has_asked else None
+def _usable(copy: Path, parts: list[_Part] | None, choice: WeightChoice) -> Path | None:
+    """What of a copy can be opened where the Hub cannot be asked."""
+    if parts is None:
+        found = [path for path in copy.rglob("*") if path.suffix.lower() in CHECKPOINT_ENDINGS]
+        return found[0] if len(found) == 1 and choice.variant is None else None
+    can_be_opened = (
+        all(part.is_whole(choice) for part in parts)
+        and (choice.variant is None or any(choice.variant in part.sets for part in parts))
+        and (choice.weights != "ema" or all(part.has_plain(choice) for part in parts))
+    )
+    return copy if can_be_opened else None
 
 
 def _index_of(folder: Path) -> Mapping[str, Any]:
     """What a folder's `model_index.json` says; nothing if it cannot be read."""
     try:
-        index = parse_json(read_text(folder / "model_index.json"))
+        index = parse_json(read_text(folder / MODEL_INDEX))
     except (OSError, ValueError, RecursionError):
         return {}
     return index if isinstance(index, dict) else {}

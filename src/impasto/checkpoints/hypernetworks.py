@@ -289,7 +289,7 @@ def _from_safetensors(file: TensorFile) -> HypernetworkContents:
             dropout=tuple(map(float, said["dropout"])),
         )
         halves = halves_of({name: lazy.read() for name, lazy in file.tensors.items()})
-        texts = {key: said.get(key) for key in ("base_hash", "base_name", "info")}
+        texts = {key: _text(said.get(key)) for key in ("base_hash", "base_name", "info")}
         return HypernetworkContents(
             halves,
             structure,

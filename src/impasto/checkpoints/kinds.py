@@ -74,6 +74,14 @@ REFINER = Kind(
     "the SDXL refiner, which finishes what another model has begun to draw",
     ("conditioner.embedders.0.model.",),
 )
+PLAYGROUND = Kind(
+    "Playground 2.5, whose noise is scaled otherwise than Stable Diffusion's",
+    is_named=("edm_mean", "edm_std"),
+)
+EDM_VELOCITY = Kind(
+    "an SDXL checkpoint of EDM's velocity, which no program for Stable Diffusion trains",
+    is_named=("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
+)
 COMPONENT_OF_SDXL = Kind(
     "part of an SDXL checkpoint",
     ("conditioner.embedders.", "model.diffusion_model.label_emb."),
@@ -156,14 +164,8 @@ OTHERS = (
     Kind("a Stable Video Diffusion checkpoint", contains=(".time_stack.", ".time_mixer.")),
     Kind("an SD 2 unCLIP checkpoint", ("noise_augmentor.", "embedder.model.visual.")),
     REFINER,
-    Kind(
-        "Playground 2.5, whose noise is scaled otherwise than Stable Diffusion's",
-        is_named=("edm_mean", "edm_std"),
-    ),
-    Kind(
-        "an SDXL checkpoint of EDM's velocity, which no program for Stable Diffusion trains",
-        is_named=("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
-    ),
+    PLAYGROUND,
+    EDM_VELOCITY,
     Kind("an SD 3 checkpoint", contains=("joint_blocks.",)),
     Kind("a Flux checkpoint", contains=("double_blocks.", "single_transformer_blocks.")),
     Kind("a Stable Cascade model", ("clip_txt_mapper.", "clip_txt_pooled_mapper.", "effnet_")),

@@ -111,7 +111,10 @@ class LoraFile:
 
 
 def read_lora(path: Path, layouts: tuple[FileLayout, ...]) -> LoraFile:
-    """Open a LoRA or LoCon file; its matrices are read when they are asked for.
+    """Open a LoRA or LoCon file.
+
+    Each matrix is read once to see that its values are finite, but not kept: it is read again when
+    it is asked for.
 
     Args:
         path: The file.

@@ -52,13 +52,14 @@ _USUAL = {
 
 
 def load_pickle(path: Path) -> Any:
-    """Read a pickled file; tensors of a zip file are mapped, not read.
+    """Read a pickled file; tensors of a zip file are mapped, not read, if none is compressed.
 
     Raises:
         ModelError: It wants to run or build something that is not allowed (named), or is damaged.
     """
     is_zip = _is_zip(path)
-    can_map = is_zip and path.suffix != ".safetensors"  # torch would believe that name
+    named = path.suffix == ".safetensors"  # torch would believe that name
+    can_map = is_zip and not named and _is_stored(path)
     try:
         with (
             path.open("rb") as file,
@@ -82,20 +83,30 @@ def load_pickle(path: Path) -> Any:
 
 
 def is_read_whole(path: Path) -> bool:
-    """Whether a file is a pickle of the form before PyTorch 1.6, which cannot be mapped."""
+    """Whether a file is a pickle that cannot be mapped: from before PyTorch 1.6, or compressed."""
     try:
         with path.open("rb") as file:
             head = file.read(9)
     except OSError:
         return False
-    is_pickle = head.startswith(PICKLE_MAGIC) and not head.endswith(b"{")
-    return is_pickle and not _is_zip(path)
+    if _is_zip(path):
+        return not _is_stored(path)
+    return head.startswith(PICKLE_MAGIC) and not head.endswith(b"{")
 
 
 def _is_zip(path: Path) -> bool:
     try:
         return zipfile.is_zipfile(path)
     except (OSError, ValueError, OverflowError):  # an end record with absurd offsets
+        return False
+
+
+def _is_stored(path: Path) -> bool:
+    """Whether the bytes of a zip file's members are in it as they are; PyTorch writes them so."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
+    except Exception:  # damaged, of which torch says more
         return False
 
 

@@ -77,7 +77,7 @@ class LazyTensor:
         )
 
     def ranges(self) -> list[tuple[int, int]]:
-        """Positions that its elements are read by, one range after another: of up to 4 MiB each.
+        """Positions that its elements are read by, one range after another: of up to 1 MiB each.
 
         One range where only the whole can be read.
         """

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from impasto import presence
 from impasto.errors import ModelError
@@ -21,6 +21,11 @@ from impasto.parsing import parse_json, read_text
 
 if TYPE_CHECKING:  # imports torch, which names and files are looked at without
     from impasto.checkpoints.tensors import LazyTensor, Tensors
+
+T = TypeVar("T")
+
+NOT_AVERAGED = "non_ema"
+"""The set of plain weights of a part whose main set is their average, as in SD 1.5's folder."""
 
 _NETWORK = re.compile("UNet|Transformer|Text|EncoderModel")
 """In the names of classes that take part in denoising, or say what to denoise to."""
@@ -48,15 +53,43 @@ class FolderLayout:
     Attributes:
         weights: Folder of each network, and what its files are called.
         tokenizers: Folders of the tokenizers.
+        vae: The folder of the VAE, which is also published by itself.
+        averaged: Folders of the networks whose averaged weights may be there besides.
     """
 
     weights: tuple[tuple[str, Stems], ...]
     tokenizers: tuple[str, ...]
+    vae: str
+    averaged: tuple[str, ...]
 
     @property
     def folders(self) -> set[str]:
         """The folders that networks are in."""
         return {folder for folder, _ in self.weights}
+
+
+@dataclass(frozen=True)
+class WeightChoice:
+    """Which set of weights is taken where a part has several.
+
+    Attributes:
+        weights: `plain` takes the set `non_ema` first; `ema` and `auto` take the main one.
+        variant: A set to take before all others, such as `fp16`.
+    """
+
+    weights: str = "auto"
+    variant: str | None = None
+
+    def of(self, sets: Mapping[str | None, T]) -> tuple[str | None, T] | None:
+        """The set that is taken, with its name; None where each would have to be named.
+
+        Args:
+            sets: By variant, the main one by None; see `weight_sets_in`.
+        """
+        asked = (self.variant,) if self.variant else ()
+        plain = (NOT_AVERAGED,) if self.weights == "plain" else ()
+        order = (*asked, *plain, None, "fp16")
+        return next(((name, sets[name]) for name in order if name in sets), None)
 
 
 def networks_in(index: Mapping[str, Any]) -> set[str]:
@@ -98,6 +131,16 @@ def weight_sets_in(names: Iterable[str], stems: Stems) -> dict[str | None, str]:
             variant = next((variant_name for variant_name in match.groups() if variant_name), None)
             found.setdefault(variant, name)
     return found
+
+
+def is_whole(file: Path) -> bool:
+    """Whether a set of weights is there; of an index, with every shard that it names.
+
+    Raises:
+        ModelError: It is an index that cannot be read.
+    """
+    shards = set(_read_index(file).values()) if file.suffix == ".json" else set()
+    return all(presence.is_file(file.parent / shard) for shard in shards)
 
 
 def read_weights(file: Path) -> tuple[Tensors, Mapping[str, str]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
@@ -112,10 +113,14 @@ def write_ckpt(
         try:
             digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
-            content = {"state_dict": load_file(mapped), METADATA_ENTRY: _as_text(texts)}
             with partial.open("wb") as file:
-                save_pickle(content, file)
-            del content  # unmaps the file, which Windows asks for before it is removed
+                save_pickle(
+                    {"state_dict": load_file(mapped), METADATA_ENTRY: _as_text(texts)}, file
+                )
+        except BaseException as error:
+            # The frames that failed keep the file mapped, and Windows removes no file that is.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             mapped.unlink(missing_ok=True)
     return digest

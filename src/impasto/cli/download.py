@@ -24,8 +24,9 @@ def download(
 ) -> None:
     """Download the model OWNER/NAME from the Hugging Face Hub.
 
-    Only the parts that are used are downloaded, as safetensors where there are any. An interrupted
-    download goes on where it stopped.
+    Of a Diffusers model only the parts that are used are downloaded, as safetensors where there are
+    any. Of others the VAE or the one checkpoint is. An interrupted download goes on where it
+    stopped.
 
     \b
     impasto download owner/name
@@ -41,12 +42,14 @@ def download(
         raise ConfigError("--file needs --out, the folder that the file is put into.")
     from impasto.checkpoints.fetching import fetch_copy
     from impasto.checkpoints.hub import download as download_into_cache
+    from impasto.checkpoints.weight_files import WeightChoice
     from impasto.cli.console import Console
     from impasto.models.families import folder_layouts
 
     console = Console()
     if out is None:
-        found = download_into_cache(whole, folder_layouts(), console, variant=variant)
+        choice = WeightChoice(variant=variant)
+        found = download_into_cache(whole, folder_layouts(), console, choice)
     else:
         layouts = folder_layouts()
         found = fetch_copy(whole, out, layouts, console, variant=variant, file=name)

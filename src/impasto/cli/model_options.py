@@ -39,7 +39,8 @@ def options_without_vae(command: F) -> F:
             type=click.Choice(["auto", "plain", "ema"]),
             default="auto",
             show_default=True,
-            help="Which weights of a file that also has averaged (EMA) ones; auto is plain.",
+            help="Which weights of a model that also has averaged (EMA) ones; auto is plain, and "
+            "of a Diffusers folder its main file.",
         ),
         click.option("--variant", help="Which files of a Diffusers folder, such as fp16."),
     )

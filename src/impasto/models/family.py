@@ -244,7 +244,10 @@ class Family:
         """The folder of each component in diffusers' form."""
         weights = tuple((component.folder, component.stems) for component in self.components)
         return FolderLayout(
-            weights, tuple(component.text.tokenizer for component in self.text_encoders)
+            weights,
+            tokenizers=tuple(component.text.tokenizer for component in self.text_encoders),
+            vae=self.vae.folder,
+            averaged=tuple(c.folder for c in self.components if c.naming.is_averaged),
         )
 
     @property

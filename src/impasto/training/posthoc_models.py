@@ -22,8 +22,9 @@ from impasto.models.merging.merging import Output
 from impasto.models.merging.mixing import stored_as
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, open_model
-from impasto.models.writing.conversion import converted_info, hash_file, require_free
+from impasto.models.writing.conversion import converted_info, hash_file
 from impasto.models.writing.saving import write_model
+from impasto.models.writing.targets import require_free
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.runs.mixture import mixture_of

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from impasto.models.merging.extraction import Extraction, ExtractionRules, extract
 from impasto.models.merging.lora_writing import Sources, write_lora
-from impasto.models.merging.merging import sources_of
 from impasto.models.merging.mix_record import hash_model
 from impasto.models.merging.mixing import require_mixable
 from impasto.models.networks.making import empty_networks
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.opening import OpenOptions, locate, open_model
-from impasto.models.writing.conversion import hash_file, require_free
+from impasto.models.writing.conversion import hash_file
+from impasto.models.writing.targets import require_free, sources_of
 from impasto.progress import Progress
 
 WORST_SHOWN = 5

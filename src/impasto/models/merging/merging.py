@@ -21,8 +21,9 @@ from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.models.strengths import path_and_strength
-from impasto.models.writing.conversion import hash_file, require_free
+from impasto.models.writing.conversion import hash_file
 from impasto.models.writing.saving import Form, write_model
+from impasto.models.writing.targets import require_free, sources_of
 from impasto.progress import Progress, counted, size_text
 
 
@@ -171,22 +172,6 @@ def require_output_free(
         require_free(source, output.target, overwrite=output.overwrite, by_folder=by_folder)
 
 
-def sources_of(
-    models: Sequence[str], options: OpenOptions, progress: Progress | None = None
-) -> list[Path]:
-    """Every file and folder on the disk that models are read from, as named and as found.
-
-    Raises:
-        ModelError: There is no model of a name.
-    """
-    named = [Path(model).expanduser() for model in models]
-    found = [locate(model, options, progress) for model in models]
-    vae = None if options.vae is None else Path(options.vae).expanduser()
-    if vae is None or not vae.exists():  # one of the Hub is in its cache
-        return [*named, *found]
-    return [*named, *found, vae, locate(str(vae), options, progress)]
-
-
 def open_mixture(
     mixture: Mixture, options: OpenOptions, progress: Progress | None = None
 ) -> Opened:
@@ -219,9 +204,9 @@ def _warn_of_whole_files(paths: Sequence[Path], progress: Progress | None) -> No
     if progress is not None and len(whole) > 1:
         size = size_text(sum(path.stat().st_size for path in whole))
         progress.note(
-            f"Warning: {counted(len(whole), 'files are')} of PyTorch's form before 1.6, "
-            f"which are read as a whole: together they take {size} of RAM. impasto convert makes "
-            f".safetensors of them, which are read tensor by tensor."
+            f"Warning: {counted(len(whole), 'files are')} of PyTorch's form before 1.6 or "
+            f"compressed, which are read as a whole: together they take {size} of RAM. impasto "
+            f"convert makes .safetensors of them, which are read tensor by tensor."
         )
 
 

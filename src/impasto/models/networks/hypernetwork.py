@@ -286,7 +286,7 @@ class HypernetworkStack:
 
 
 def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
-    """Read hypernetworks from files.
+    """Read hypernetworks from files, to draw with: without dropout, and not to be trained.
 
     Args:
         specs: `FILE` or `FILE:STRENGTH`, where FILE may be a URL; each is called by the file's
@@ -301,7 +301,8 @@ def load_hypernetworks(specs: Sequence[str]) -> HypernetworkStack:
         path, strength = path_and_strength(spec)
         file = local_file(path)
         with named_by(path, file):
-            stack.add(path.stem, Hypernetwork.of(read_hypernetwork(file)), strength)
+            network = Hypernetwork.of(read_hypernetwork(file)).eval()
+        stack.add(path.stem, network.requires_grad_(requires_grad=False), strength)
     return stack
 
 

@@ -98,6 +98,25 @@ def stated_scaling(config: Mapping[str, Any], source: str) -> float | None:
     return float(value)
 
 
+def require_plain_latents(config: Mapping[str, Any], source: str) -> None:
+    """Refuse a VAE whose latents are more than multiplied by one number before the U-Net.
+
+    Raises:
+        ModelError: Its configuration shifts latents or scales them by channel.
+    """
+    key = next((key for key in _OTHER_SCALING if config.get(key) not in (None, 0)), None)
+    if key is not None:
+        raise ModelError(
+            f"{source}: its configuration has {key}, so this VAE scales latents otherwise than "
+            f"Stable Diffusion's, as that of Playground 2.5, SD 3 or Flux. Take one of Stable "
+            f"Diffusion."
+        )
+
+
+_OTHER_SCALING = ("latents_mean", "latents_std", "shift_factor")
+"""Entries of diffusers' `AutoencoderKL` that are null for Stable Diffusion."""
+
+
 def configs_from(components: Mapping[str, Tensors], family: Family, source: str) -> Configs:
     """The configurations of a model of Stable Diffusion's own size.
 

@@ -10,21 +10,24 @@ from typing import Any
 
 from impasto import presence
 from impasto.checkpoints.keymap import ComponentKind
-from impasto.checkpoints.kinds import REFINER
+from impasto.checkpoints.kinds import EDM_VELOCITY, PLAYGROUND, REFINER
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.checkpoints.weight_files import (
+    NOT_AVERAGED,
+    WeightChoice,
     find_weights,
     folder_layout_of,
     networks_in,
     read_weights,
 )
+from impasto.diffusion.prediction import VELOCITY
 from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.family import Component
-from impasto.models.reading.configs import Configs
+from impasto.models.reading.configs import Configs, require_plain_latents
 from impasto.models.reading.pipeline_files import SCHEDULER_FILE
 from impasto.parsing import parse_json, read_text
 
@@ -36,7 +39,6 @@ TOKENIZER_FILES = (
 )  # fmt: skip
 """What is taken along into exported folders: nothing else that lies, or is linked, beside it."""
 
-MISSING = "missing"
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 _OLD_ATTENTION_NAME = re.compile(r"(mid_block\.attentions\.0\.)(query|key|value|proj_attn)\.")
 
@@ -68,8 +70,12 @@ class DiffusersFolder:
     index: Mapping[str, Any]
 
 
-def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -> DiffusersFolder:
+def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFolder:
     """Open all components of a model in diffusers' form.
+
+    Args:
+        path: The folder.
+        choice: Which set of weights is taken where a network has several.
 
     Raises:
         ModelError: It is no Diffusers folder of Stable Diffusion, or something in it is missing or
@@ -90,17 +96,21 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
             f"{path} is a {index.get('_class_name')} with {', '.join(sorted(networks_in(index)))}, "
             f"which is not {families.known_as()}. Give a base model of these."
         )
+    scheduler_config = read_config(path / SCHEDULER_FILE)
+    _require_plain_noise(path, scheduler_config)
     components = families.components_of(layout)
-    if variant is not None:
-        _require_variant(path, components, variant)
-    opened = {p.name: _open_component(path / p.folder, p, weights, variant) for p in components}
-    _require_average(path, components, weights)
+    choice = choice or WeightChoice()
+    if choice.variant is not None:
+        _require_variant(path, components, choice.variant)
+    opened = {p.name: _open_component(path / p.folder, p, choice) for p in components}
+    if choice.weights == "ema":
+        _require_average(path, components)
     rest = path / LDM_ONLY_FILE
     return DiffusersFolder(
         components,
         {component: found.tensors for component, found in opened.items()},
         {component: found.config for component, found in opened.items()},
-        read_config(path / SCHEDULER_FILE),
+        scheduler_config,
         open_tensor_file(rest).tensors if presence.is_file(rest) else {},
         {folder: _read_tokenizer(path / folder) for folder in layout.tokenizers},
         _read_metadata(path / METADATA_FILE),
@@ -109,12 +119,30 @@ def open_folder(path: Path, weights: str = "auto", variant: str | None = None) -
     )
 
 
-def _require_average(path: Path, components: Sequence[Component], weights: str) -> None:
-    if weights != "ema":
+def _require_plain_noise(path: Path, scheduler_config: Mapping[str, Any]) -> None:
+    """Refuse a model whose scheduler scales noise otherwise than Stable Diffusion's.
+
+    Such a model has the tensors of SDXL, so that nothing else tells it apart. Names: diffusers
+    `schedulers/scheduling_edm_euler.py` and `scheduling_edm_dpmsolver_multistep.py`.
+
+    Raises:
+        ModelError: It does.
+    """
+    name = str(scheduler_config.get("_class_name"))
+    if not name.startswith("EDM") and scheduler_config.get("sigma_data") is None:
         return
+    is_velocity = scheduler_config.get("prediction_type") == VELOCITY.name
+    kind = EDM_VELOCITY if is_velocity else PLAYGROUND
+    raise ModelError(
+        f"{path} is {kind.name} (its scheduler is {name}). Give a base model of "
+        f"{families.known_as()}."
+    )
+
+
+def _require_average(path: Path, components: Sequence[Component]) -> None:
     averaged = [component for component in components if component.naming.is_averaged]
     if not all(
-        "non_ema" in find_weights(path / component.folder, component.stems)
+        NOT_AVERAGED in find_weights(path / component.folder, component.stems)
         for component in averaged
     ):
         raise ModelError(f"{path} has no averaged (EMA) weights. Set model.weights to auto.")
@@ -129,7 +157,7 @@ def open_component(
         ModelError: It is not there or damaged.
     """
     require_links_inside(folder)
-    found = _open_component(folder, component, "auto", None)
+    found = _open_component(folder, component, WeightChoice())
     return found.tensors, found.config, found.notes
 
 
@@ -180,30 +208,29 @@ class _Component:
     notes: tuple[str, ...] = ()
 
 
-def _open_component(
-    folder: Path, component: Component, weights: str, variant: str | None
-) -> _Component:
+def _open_component(folder: Path, component: Component, choice: WeightChoice) -> _Component:
     config = read_config(folder / "config.json")
     if "quantization_config" in config:
         raise ModelError(
             f"{folder} is quantized (quantization_config in its config.json), and Impasto cannot "
             f"undo that. Take an fp16, bf16 or fp32 version of this model."
         )
+    if component.kind is ComponentKind.VAE:
+        require_plain_latents(config, str(folder))
     sets = find_weights(folder, component.stems)
-    wanted = [variant] if variant else []
-    if weights == "plain":
-        wanted.append("non_ema")
-    taken = next((name for name in (*wanted, None, "fp16") if name in sets), MISSING)
-    if taken is MISSING:
+    taken = choice.of(sets)
+    if taken is None:
         others = f"; it has {', '.join(sorted(map(str, sets)))}" if sets else ""
         raise ModelError(
             f"The model is incomplete: {folder} has no {component.stems.name}.safetensors and no "
             f".bin file{others}. Download or copy it again, or name one of those with --variant."
         )
-    found = sets[taken]
-    notes = [f"{component.name} from {found.name}"] if taken is not None else []
-    if variant and taken != variant:
-        notes.append(f"no {variant} files of the {component.name}: taken from {found.name}")
+    name, found = taken
+    notes = [f"{component.name} from {found.name}"] if name is not None else []
+    if choice.variant and name != choice.variant:
+        notes.append(f"no {choice.variant} files of the {component.name}: taken from {found.name}")
+    if choice.weights == "plain" and component.naming.is_averaged and name != NOT_AVERAGED:
+        notes.append(f"no {NOT_AVERAGED} files of the {component.name}: taken from {found.name}")
     raw, metadata = read_weights(found)
     unscaled = apply_scales(raw, metadata, str(found))
     return _Component(

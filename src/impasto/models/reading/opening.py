@@ -24,6 +24,7 @@ from impasto.checkpoints.reading import TensorFile, open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
 from impasto.checkpoints.tensors import Tensors
 from impasto.checkpoints.untrusted import untrusted
+from impasto.checkpoints.weight_files import WeightChoice
 from impasto.errors import ModelError
 from impasto.invocation import command
 from impasto.models import families
@@ -50,8 +51,10 @@ class OpenOptions:
     Attributes:
         family: A key of the family table, against what the tensors suggest.
         prediction_type: `epsilon` or `v_prediction`, against what the witnesses say.
-        weights: Which U-Net of a file that has two: `plain`, the averaged `ema`, or `auto`, which
-            takes the plain one: it trains better, the average only samples better.
+        weights: Which U-Net of a model that has two: `plain`, the averaged `ema`, or `auto`. That
+            is the plain one of a single file: it trains better, the average only samples better.
+            Of a Diffusers folder it is the main file, which is the average where plain weights
+            (`non_ema`) lie beside it.
         variant: Which set of files of a Diffusers folder, such as `fp16`.
         vae: Another VAE: a Diffusers folder or id, a bare VAE file, or a full model.
     """
@@ -61,6 +64,11 @@ class OpenOptions:
     weights: Weights = "auto"
     variant: str | None = None
     vae: str | None = None
+
+    @property
+    def choice(self) -> WeightChoice:
+        """Which set of files is taken of a Diffusers folder, here or on the Hub."""
+        return WeightChoice(self.weights, self.variant)
 
 
 def open_model(
@@ -135,7 +143,7 @@ def locate(source: str, options: OpenOptions, progress: Progress | None = None) 
         return path
     hub.require_source(source)
     layouts = families.folder_layouts()
-    return hub.download(source, layouts, progress, variant=options.variant)
+    return hub.download(source, layouts, progress, options.choice)
 
 
 def local_file(path: Path, progress: Progress | None = None) -> Path:
@@ -165,7 +173,7 @@ def _exported_by(run: RunDirectory) -> Path:
 
 
 def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents:
-    folder = diffusers_folder.open_folder(path, options.weights, options.variant)
+    folder = diffusers_folder.open_folder(path, options.choice)
     unet = next(
         component for component in folder.components if component.kind is ComponentKind.UNET
     )

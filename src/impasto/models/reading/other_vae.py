@@ -17,7 +17,13 @@ from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.family import Family
 from impasto.models.reading import diffusers_folder
-from impasto.models.reading.configs import UnknownSizeError, configs_in, stated_scaling, vae_config
+from impasto.models.reading.configs import (
+    UnknownSizeError,
+    configs_in,
+    require_plain_latents,
+    stated_scaling,
+    vae_config,
+)
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.known_vaes import known_vae
 
@@ -148,6 +154,7 @@ def _of_diffusers_file(file: TensorFile, family: Family) -> OpenedVae:
     tensors = diffusers_folder.by_todays_names(unscaled.tensors, family.vae)
     beside = file.path.with_name("config.json")
     config = diffusers_folder.read_config(beside) if presence.is_file(beside) else None
+    require_plain_latents(config or {}, str(beside))
     stated = stated_scaling(config, str(beside)) if config else None
     scaling, called = (stated, "") if stated else _recognised(file)
     config = config or _config_by_shapes(tensors, family)

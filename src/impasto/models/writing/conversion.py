@@ -22,7 +22,7 @@ from impasto.models.reading.configs import CONFIGS_KEY
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.writing.saving import About, Form, trained_contents, write_model
-from impasto.models.writing.targets import form_of, why_not_replaced
+from impasto.models.writing.targets import form_of, require_free, sources_of
 from impasto.progress import Progress, SilentProgress, in_mib
 
 __all__ = [
@@ -42,13 +42,12 @@ MADE_ANEW = {
     )
 }  # fmt: skip
 
-
 OF_TRAINING = ("impasto.training", "ss_")
-MERGE_KEY = "impasto.merge"
-"""Where a file's metadata says what was mixed, as JSON."""
-
 """What texts begin with that say how a model was trained: not true of it any more once it has been
 trained further. The second is sd-scripts'."""
+
+MERGE_KEY = "impasto.merge"
+"""Where a file's metadata says what was mixed, as JSON."""
 
 
 def convert_model(
@@ -65,11 +64,14 @@ def convert_model(
     """Read a model and write it; what a person may want to know of it comes back.
 
     Raises:
-        ConfigError: Something is at `target` already.
+        ConfigError: Something is at `target` already, or what is read is.
         ModelError: The source cannot be used.
         StorageError: The target cannot be written.
     """
-    require_free(Path(source), target, overwrite=overwrite, by_folder=form == "diffusers")
+    by_folder = form == "diffusers"
+    require_free(Path(source), target, overwrite=overwrite, by_folder=by_folder)  # ahead of the Hub
+    for found in sources_of([source], options, progress):
+        require_free(found, target, overwrite=overwrite, by_folder=by_folder)
     contents = open_model(source, options, progress)
     asked = contents.identity.family.by_name(dtypes)
     contents = require_complete(contents, empty_networks(contents)).cast(asked)
@@ -122,7 +124,8 @@ def save_model(
     target = Path(target)
     form = form_of(target, None)
     source = Path(model.contents.source)
-    require_free(source, target, overwrite=overwrite, by_folder=form == "diffusers")
+    for found in sources_of([str(source)], OpenOptions()) if source.exists() else [source]:
+        require_free(found, target, overwrite=overwrite, by_folder=form == "diffusers")
     now = {
         component: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         for component, network in model.networks.items()
@@ -225,23 +228,3 @@ def converted_info(contents: ModelContents, target: Path, title: str | None) -> 
             and key not in ("format", CONFIGS_KEY, QUANTIZATION_KEY)
         },
     )
-
-
-def require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool = False) -> None:
-    """Make sure that a target may be written, and that it is not what is read.
-
-    Raises:
-        ConfigError: It is the source, holds it, or is there and not to be replaced.
-    """
-    if source.exists() and target.exists() and source.resolve() == target.resolve():
-        raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
-    if target.exists() and not overwrite:
-        raise ConfigError(
-            f"{target} is already there; nothing was changed. Take another name, or --overwrite."
-        )
-    if source.exists() and target.exists() and source.resolve().is_relative_to(target.resolve()):
-        raise ConfigError(f"{source} is in {target}; nothing was changed. Take another name.")
-    if fault := why_not_replaced(target, by_folder=by_folder):
-        raise ConfigError(
-            f"{target} is not replaced: {fault}. Nothing was changed. Take another name."
-        )

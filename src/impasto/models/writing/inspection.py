@@ -90,8 +90,8 @@ def _file_section(file: TensorFile) -> Section:
         rows["Of no known use"] = _names(ldm.foreign)
         if ldm.marks:
             rows["Marked by"] = ", ".join(sorted(ldm.marks, reverse=True))
-    rows |= {name: str(number) for name, number in file.counters.items()}
-    return rows
+    theirs = {name: str(number) for name, number in file.counters.items() if name not in rows}
+    return {**rows, **theirs}
 
 
 def _hypernetwork_section(contents: HypernetworkContents) -> Section:

@@ -89,7 +89,7 @@ def write_model(
     """Write a model; it appears whole or not at all.
 
     Tensors are read, checked and written in turn: beside the model, memory is needed for the one
-    that is read and for up to 64 MiB, or one larger tensor, that wait to be written.
+    that is read and for up to 16 MiB, or one larger tensor, that wait to be written.
 
     Raises:
         ModelError: A value is NaN or infinite, or becomes so in the type asked for.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 
 from impasto.errors import ConfigError
 from impasto.models import families
 from impasto.models.reading.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
+from impasto.models.reading.opening import OpenOptions, locate
 from impasto.models.reading.pipeline_files import SCHEDULER
 from impasto.models.writing.saving import SUFFIXES, Form
+from impasto.progress import Progress
 
 BY_ENDING: dict[str, Form] = {".safetensors": "safetensors", ".ckpt": "ckpt"}
 FILE_ENDINGS = (
@@ -60,6 +63,42 @@ def is_file_name(target: Path) -> bool:
     """Whether a model of this name is one file; `model-v1.5` is the name of a folder."""
     ending = target.suffix.lower()
     return ending in BY_ENDING or ending in FILE_ENDINGS
+
+
+def sources_of(
+    models: Sequence[str], options: OpenOptions, progress: Progress | None = None
+) -> list[Path]:
+    """Every file and folder on the disk that models are read from, as named and as found.
+
+    Raises:
+        ModelError: There is no model of a name.
+    """
+    named = [Path(model).expanduser() for model in models]
+    found = [locate(model, options, progress) for model in models]
+    vae = None if options.vae is None else Path(options.vae).expanduser()
+    if vae is None or not vae.exists():  # one of the Hub is in its cache
+        return [*named, *found]
+    return [*named, *found, vae, locate(str(vae), options, progress)]
+
+
+def require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool = False) -> None:
+    """Make sure that a target may be written, and that it is not what is read.
+
+    Raises:
+        ConfigError: It is the source, holds it, or is there and not to be replaced.
+    """
+    if source.exists() and target.exists() and source.resolve() == target.resolve():
+        raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
+    if target.exists() and not overwrite:
+        raise ConfigError(
+            f"{target} is already there; nothing was changed. Take another name, or --overwrite."
+        )
+    if source.exists() and target.exists() and source.resolve().is_relative_to(target.resolve()):
+        raise ConfigError(f"{source} is in {target}; nothing was changed. Take another name.")
+    if fault := why_not_replaced(target, by_folder=by_folder):
+        raise ConfigError(
+            f"{target} is not replaced: {fault}. Nothing was changed. Take another name."
+        )
 
 
 def why_not_replaced(target: Path, *, by_folder: bool) -> str:

@@ -1,0 +1,228 @@
+"""Models by their id on the Hub: which files come, and what counts as a whole copy."""
+
+import json
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from component_files import UNET_FILE
+from fake_hub import fake_hub
+from safetensors.torch import load_file, save_file
+
+from impasto.checkpoints import hub
+from impasto.checkpoints.fetching import fetch_copy
+from impasto.checkpoints.weight_files import WeightChoice
+from impasto.errors import ModelError
+from impasto.models.families import folder_layouts
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.writing.conversion import convert_model
+from impasto.progress import SilentProgress
+
+UNET = "unet/diffusion_pytorch_model"
+
+
+@pytest.fixture
+def repos(tmp_path, monkeypatch):
+    """What a Hub has, by owner/name and file name; downloads go into a cache of this test."""
+    with fake_hub() as there:
+        for name, value in {
+            "ENDPOINT": there.address, "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
+            "HUGGINGFACE_CO_URL_TEMPLATE":
+                there.address + "/{repo_id}/resolve/{revision}/{filename}",
+        }.items():  # fmt: skip
+            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        yield there.repos
+
+
+@pytest.fixture
+def offline(monkeypatch):
+    return lambda: monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+def of_folder(folder):
+    """A repository of a folder's files."""
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+    return {None: False, **found}
+
+
+def download(name, **choice):
+    return hub.download(name, folder_layouts(), choice=WeightChoice(**choice))
+
+
+def names_in(folder):
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def two_sets(nano_model, tmp_path):
+    """A folder as SD 1.5's: the main file is the average, and `non_ema` is beside it."""
+    folder = shutil.copytree(nano_model, tmp_path / "two")
+    plain = {name: tensor + 1 for name, tensor in load_file(folder / UNET_FILE).items()}
+    save_file(plain, (folder / UNET_FILE).with_suffix(".non_ema.safetensors"))
+    return folder
+
+
+@pytest.fixture
+def sharded(nano_model, tmp_path):
+    """A folder whose U-Net is in two shards, with whole files of other sets beside them."""
+    folder = shutil.copytree(nano_model, tmp_path / "sharded")
+    tensors = load_file(folder / UNET_FILE)
+    (folder / UNET_FILE).unlink()
+    shard_of = {}
+    for number, names in enumerate((sorted(tensors)[::2], sorted(tensors)[1::2]), 1):
+        shard = f"{Path(UNET_FILE).stem}-0000{number}-of-00002.safetensors"
+        save_file({name: tensors[name] for name in names}, folder / "unet" / shard)
+        shard_of |= dict.fromkeys(names, shard)
+    index = (folder / UNET_FILE).with_suffix(".safetensors.index.json")
+    index.write_text(json.dumps({"weight_map": shard_of}), encoding="utf-8")
+    for variant in ("fp16", "non_ema"):
+        save_file(tensors, (folder / UNET_FILE).with_suffix(f".{variant}.safetensors"))
+    return folder
+
+
+@pytest.mark.parametrize(("weights", "shift"), [("auto", 0), ("plain", 1), ("ema", 0)])
+def test_the_weights_that_are_asked_for_are_downloaded(repos, offline, two_sets, weights, shift):
+    repos["ada/two"] = of_folder(two_sets)
+    main = load_file(two_sets / UNET_FILE)["conv_in.bias"]
+    copy = download("ada/two")
+    assert "unet/diffusion_pytorch_model.non_ema.safetensors" not in names_in(copy)
+    for is_offline in (False, True):  # which that copy is no answer for, though it can be opened
+        if is_offline:
+            offline()
+        opened = open_model("ada/two", OpenOptions(weights=weights))
+        found = opened.components["unet"]["conv_in.bias"].read()
+        assert torch.equal(found, main + shift)
+
+
+def test_a_copy_without_plain_weights_serves_without_a_network_and_says_so(
+    repos, offline, nano_model, two_sets
+):
+    """Whether the Hub has any is not known then; most repositories have none."""
+    repos["ada/one"], repos["ada/two"] = of_folder(nano_model), of_folder(two_sets)
+    for name in ("ada/one", "ada/two"):
+        download(name)
+    offline()
+    for name in ("ada/one", "ada/two"):
+        opened = open_model(name, OpenOptions(weights="plain"))
+        said = "no non_ema files of the unet: taken from diffusion_pytorch_model.safetensors"
+        assert said in opened.notes
+        with pytest.raises(ModelError, match="could not be downloaded"):
+            open_model(name, OpenOptions(weights="ema"))
+
+
+def test_averaged_weights_that_the_hub_does_not_have_are_refused(repos, nano_model):
+    repos["ada/one"] = of_folder(nano_model)
+    with pytest.raises(ModelError, match="has no averaged"):
+        open_model("ada/one", OpenOptions(weights="ema"))
+
+
+def test_of_a_sharded_model_only_its_shards_come_and_each_of_them(repos, offline, sharded):
+    repos["ada/big"] = of_folder(sharded)
+    copy = download("ada/big")
+    everything = names_in(sharded)
+    others = {name for name in everything if ".fp16." in name or ".non_ema." in name}
+    assert names_in(copy) == everything - others - {"README.md"}
+    second = next((copy / "unet").glob("*-00002-of-00002.safetensors"))
+    second.unlink()  # as a download that was interrupted leaves it
+    assert names_in(download("ada/big")) == names_in(copy)
+    assert second.is_file()
+    second.unlink()
+    offline()
+    with pytest.raises(ModelError, match="could not be downloaded"):
+        download("ada/big")
+
+
+@pytest.mark.parametrize("file", ["vae/config.json", UNET_FILE])
+def test_a_copy_that_lacks_a_file_is_completed(repos, nano_model, file):
+    repos["ada/one"] = of_folder(nano_model)
+    lost = download("ada/one") / file
+    lost.unlink()
+    assert download("ada/one") / file == lost
+    assert lost.is_file()
+
+
+def test_a_variant_that_came_in_part_is_completed(repos, offline, nano_model, tmp_path):
+    """The main files of an earlier download do not stand in for it, but without a network."""
+    folder = shutil.copytree(nano_model, tmp_path / "both")
+    for name in ("unet", "vae"):
+        main = next((folder / name).glob("*.safetensors"))
+        shutil.copy(main, main.with_suffix(".fp16.safetensors"))
+    repos["ada/both"] = of_folder(folder)
+    copy = download("ada/both")
+    assert not list(copy.rglob("*.fp16.*"))
+    assert download("ada/both", variant="fp16") == copy
+    lost = copy / "unet" / "diffusion_pytorch_model.fp16.safetensors"
+    lost.unlink()
+    download("ada/both", variant="fp16")
+    assert lost.is_file()
+    lost.unlink()
+    offline()
+    assert download("ada/both", variant="fp16") == copy
+
+
+def test_a_vae_by_itself_is_downloaded_and_used(repos, offline, nano_model, tmp_path):
+    vae = shutil.copytree(nano_model / "vae", tmp_path / "vae")
+    main = vae / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(main)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, main)
+    for name in ("sdxl_vae.safetensors", "diffusion_pytorch_model.bin"):
+        (vae / name).write_bytes(b"another form of it")
+    repos["ada/vae"] = of_folder(vae)
+    for is_offline in (False, True):
+        if is_offline:
+            offline()
+        opened = open_model(nano_model, OpenOptions(vae="ada/vae"))
+        assert torch.equal(
+            opened.components["vae"]["decoder.conv_in.bias"].read(),
+            tensors["decoder.conv_in.bias"] + 1,
+        )
+        assert names_in(download("ada/vae")) == {"config.json", main.name}
+
+
+def test_a_vae_by_itself_is_copied_with_its_configuration(repos, nano_model, tmp_path):
+    """Which says what it scales latents by: a bare file of it would be doubted."""
+    repos["ada/vae"] = of_folder(nano_model / "vae")
+    found = fetch_copy("ada/vae", tmp_path / "models", folder_layouts(), SilentProgress())
+    assert found == tmp_path / "models" / "vae"
+    assert names_in(found) == names_in(nano_model / "vae")
+
+
+def test_one_checkpoint_is_downloaded_and_opened(repos, offline, nano_model, tmp_path):
+    file = tmp_path / "style [1].safetensors"
+    convert_model(str(nano_model), file, "safetensors", {}, OpenOptions())
+    repos["ada/file"] = {None: False, f"sub/{file.name}": file.read_bytes(), "README.md": b"hi"}
+    assert open_model("ada/file").form == open_model(file).form
+    offline()
+    found = download("ada/file")
+    assert (found.name, found.read_bytes()) == (file.name, file.read_bytes())
+    assert open_model("ada/file").source == "ada/file"
+
+
+@pytest.mark.parametrize(
+    ("files", "variant", "words"),
+    [
+        (["a.ckpt", "b.ckpt"], None, r"has 2 files with models.*--file; it has a\.ckpt, b\.ckpt"),
+        (["README.md"], None, r"no Diffusers model and has no files.*it has README\.md"),
+        (["a.ckpt"], "fp16", r"is one file, a\.ckpt, and has no variants.*--variant"),
+        (["model_index.json"], "fp16", r"no files of the variant 'fp16', nor any other\. Take"),
+        (
+            ["model_index.json", f"{UNET}.bf16.safetensors"],
+            "fp16",
+            r"variant 'fp16'; it has bf16\. Name one of these, or take",
+        ),
+        (
+            ["model_index.json", f"{UNET}.bf16.safetensors"],
+            None,
+            r"no main files of the unet; it has bf16\. Name one of these with --variant",
+        ),
+    ],
+)
+def test_what_cannot_be_opened_is_not_downloaded(repos, tmp_path, files, variant, words):
+    repos["ada/odd"] = {None: False, **dict.fromkeys(files, b"{}")}
+    with pytest.raises(ModelError, match=words):
+        download("ada/odd", variant=variant)
+    assert not list((tmp_path / "hub").rglob("*.ckpt"))
