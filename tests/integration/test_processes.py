@@ -344,6 +344,34 @@ def test_processes_validate_a_share_each(run_file, tmp_path):
     assert mixed[0]["merged_loss"] != pytest.approx(alone[-1]["validation_loss"], rel=1e-6)
 
 
+UNMEASURED = """
+import sys
+from impasto.cli.main import main
+from impasto.training import merged_loss
+
+def failing(*_):
+    raise MemoryError
+
+merged_loss._mix = failing
+main(["train", sys.argv[1]])
+"""
+
+
+def test_a_mixture_that_cannot_be_measured_leaves_a_run_of_processes_finished(run_file, tmp_path):
+    program = tmp_path / "unmeasured.py"
+    program.write_text(UNMEASURED, encoding="utf-8")
+    changes = {
+        "training": {"max_steps": 1},
+        "validation": {"split": 0.3, "every_steps": 2},
+        "saving": {"merge_ratio": 0.5, "keep_final_state": False},
+    }
+    done = launch([program, run_file(output_dir=str(tmp_path / "run"), **changes)], 2)
+    assert done.returncode == 0, done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
+    assert status["phase"] == "finished"
+    assert "merged_loss" not in status
+
+
 def validations(run):
     lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     return [record for record in map(json.loads, lines) if "validation_loss" in record]
