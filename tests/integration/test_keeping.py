@@ -18,7 +18,7 @@ from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.data.loading.dataset import TrainingData
 from impasto.diffusion.uncertainty import Uncertainty
-from impasto.errors import ConfigError, OutOfMemoryError, StorageError
+from impasto.errors import ConfigError, Interrupted, OutOfMemoryError, StorageError
 from impasto.invocation import command
 from impasto.models.trainable import FullFineTune
 from impasto.progress import SilentProgress
@@ -141,6 +141,19 @@ def test_a_mixture_is_measured_and_said_to_be_one(train_config, run_values):
     card = make_card(run.exported_model(), run, License("mit")).text.replace("\\", "")
     assert said in card
     assert "This is the model" not in card
+
+
+def test_a_run_that_is_finished_stays_so_when_it_is_stopped_then(train_config, monkeypatch):
+    """As while large states are removed."""
+
+    def stopped(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(saver.Saver, "drop_states", stopped)
+    config = train_config()
+    with pytest.raises(Interrupted, match="The run is finished, and its model is exported"):
+        train(config)
+    assert RunDirectory(config.output_dir).state().state == "finished"
 
 
 def test_a_run_is_finished_before_its_mixture_is_measured(train_config, monkeypatch):

@@ -105,6 +105,26 @@ def test_processes_equal_accumulation(run_file, tmp_path, nano_model, processes,
         go_on_alone(tmp_path)
 
 
+def test_processes_drop_out_what_accumulation_does(run_file, tmp_path):
+    """A mask for each batch of a step, whoever computes it: not the same one for all processes."""
+    shared = {
+        "method": {"kind": "hypernetwork", "layers": [1, 2, 2, 1], "dropout": [0, 0.5, 0.5, 0]},
+        "saving": {"format": "a1111", "export_dtype": "fp32"},
+        "logging": {"every_steps": 1},
+        "optimizer": {"kind": "SGD", "lr": 0.1},
+    }
+    weights = []
+    for processes in (1, 2):
+        training = {"max_steps": 4, "gradient_accumulation_steps": 3 - processes}
+        folder = tmp_path / str(processes)
+        train_on(run_file(output_dir=str(folder), **shared, training=training), processes)
+        weights.append(load_file(folder / "states/step-00000004/weights.safetensors"))
+    for name in weights[0]:
+        torch.testing.assert_close(weights[0][name], weights[1][name], atol=1e-6, rtol=1e-5)
+    losses = [recorded_losses(tmp_path / name) for name in ("1", "2")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+
+
 def go_on_alone(tmp_path):
     """What two processes began one continues, with accumulation: the same data in order."""
     for name in ("alone", "together"):
@@ -322,6 +342,34 @@ def test_processes_validate_a_share_each(run_file, tmp_path):
     mixed = [json.loads((tmp_path / n / "status.json").read_text()) for n in ("alone", "together")]
     assert mixed[1]["merged_loss"] == pytest.approx(mixed[0]["merged_loss"], rel=1e-4)
     assert mixed[0]["merged_loss"] != pytest.approx(alone[-1]["validation_loss"], rel=1e-6)
+
+
+UNMEASURED = """
+import sys
+from impasto.cli.main import main
+from impasto.training import merged_loss
+
+def failing(*_):
+    raise MemoryError
+
+merged_loss._mix = failing
+main(["train", sys.argv[1]])
+"""
+
+
+def test_a_mixture_that_cannot_be_measured_leaves_a_run_of_processes_finished(run_file, tmp_path):
+    program = tmp_path / "unmeasured.py"
+    program.write_text(UNMEASURED, encoding="utf-8")
+    changes = {
+        "training": {"max_steps": 1},
+        "validation": {"split": 0.3, "every_steps": 2},
+        "saving": {"merge_ratio": 0.5, "keep_final_state": False},
+    }
+    done = launch([program, run_file(output_dir=str(tmp_path / "run"), **changes)], 2)
+    assert done.returncode == 0, done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text(encoding="utf-8"))
+    assert status["phase"] == "finished"
+    assert "merged_loss" not in status
 
 
 def validations(run):

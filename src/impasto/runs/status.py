@@ -81,6 +81,12 @@ class StatusWriter:
             if self._is_unwritten:
                 self._write(durable=True)
 
+    @property
+    def is_finished(self) -> bool:
+        """Whether this process has written that the run is finished."""
+        with self._lock:
+            return self._content.get("phase") == "finished"
+
     def write(self, phase: Phase, **details: Any) -> None:
         """Begin a phase; of the one before, the numbers of training are kept.
 

@@ -92,11 +92,15 @@ def remove_waiting(run: RunDirectory, accelerator: Accelerator) -> None:
 
 @contextlib.contextmanager
 def writing_end(accelerator: Accelerator, run: RunDirectory) -> Iterator[None]:
-    """Have the status of a run say how it ended before its time."""
+    """Have the status of a run say how it ended before its time.
+
+    Not what comes after its end, as while its states are removed: it is finished all the same.
+    """
     try:
         yield
     except BaseException as error:
-        if accelerator.is_main_process:
+        is_finished = run.live_status is not None and run.live_status.is_finished
+        if accelerator.is_main_process and not is_finished:
             stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
             phase: Phase = "stopped" if stopped else "failed"
             expected = isinstance(error, ImpastoError)

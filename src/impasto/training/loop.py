@@ -342,7 +342,8 @@ class TrainingLoop:
         if self._is_main:
             self._run.write_status("finished", **end)
             self._saver.drop_states()
-        merged_loss = measure_merged(self._session, self._events)
-        if self._is_main and merged_loss is not None:
-            self._run.write_status("finished", **end, merged_loss=merged_loss)
         self._accelerator.wait_for_everyone()
+        if self._is_main:
+            merged_loss = measure_merged(self._session, self._events)
+            if merged_loss is not None:
+                self._run.write_status("finished", **end, merged_loss=merged_loss)

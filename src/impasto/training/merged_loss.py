@@ -9,8 +9,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
+from impasto.models.writing.saving import MergedWithBase
 from impasto.progress import Progress
 from impasto.training.devices import is_out_of_memory
 from impasto.training.session import Session
@@ -21,33 +22,29 @@ def measure_merged(session: Session, progress: Progress) -> float | None:
 
     Not without held-out images, where the loss is no number, where models are sharded, where what
     is exported is computed by code of somebody's own, where memory runs out, and when the
-    measurement is stopped. To be called by all processes, when all is saved, exported and recorded:
-    afterwards the weights in memory are the mixture.
+    measurement is stopped. To be called by the first process alone, so that it keeps no other from
+    its end, when all is saved, exported and recorded: afterwards the weights in memory are the
+    mixture.
 
     Args:
         session: The run, after its last step.
         progress: Is told how far it is.
     """
-    config, validator = session.config, session.validator
-    if config.saving.merge_ratio == 1 or validator is None or session.strategy.is_sharded:
+    config, validator, merged = session.config, session.validator, session.merged
+    if merged is None or validator is None or session.strategy.is_sharded:
         return None
     try:
         with session.evaluating(average=config.saving.average == "instead"):
             trained = _trained_tensors(session)
             if trained is None:
                 return None
-            _mix(session, trained)
+            _mix(merged, trained)
             found = validator.of_held_out.measure(
-                session.trainable.unet,
-                session.eval_conditioner,
-                session.recipe,
-                session.accelerator,
-                progress,
+                session.trainable.unet, session.eval_conditioner, session.recipe, progress=progress
             )
     except (RuntimeError, MemoryError, KeyboardInterrupt) as error:
-        is_expected = isinstance(error, KeyboardInterrupt) or is_out_of_memory(error)
-        if session.accelerator.num_processes > 1 or not is_expected:
-            raise  # the others wait in an exchange
+        if not isinstance(error, KeyboardInterrupt) and not is_out_of_memory(error):
+            raise
         progress.note("The mixture that was exported was not measured; all else is done.")
         return None
     return found.mean if math.isfinite(found.mean) else None
@@ -65,15 +62,11 @@ def _trained_tensors(session: Session) -> Mapping[str, Mapping[str, Tensor]] | N
 
 
 @torch.no_grad()
-def _mix(session: Session, trained: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put the mixture in the place of what was trained, in all processes."""
+def _mix(merged: MergedWithBase, trained: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Put the mixture in the place of what was trained."""
     for component, tensors in sorted(trained.items()):
         for name, tensor in sorted(tensors.items()):
-            if not tensor.is_floating_point():
-                continue
-            if session.merged is not None:
-                base = session.merged.base[component][name.removeprefix("text_model.")]
+            if tensor.is_floating_point():
+                base = merged.base[component][name.removeprefix("text_model.")]
                 own = base.read_as(tensor.dtype).to(tensor.device)
-                tensor.lerp_(own, 1 - session.merged.ratio)
-            if session.accelerator.num_processes > 1:
-                distributed.broadcast(tensor, 0)
+                tensor.lerp_(own, 1 - merged.ratio)

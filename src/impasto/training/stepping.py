@@ -75,7 +75,9 @@ class Stepper:
         session = self._session
         lr_factor = self._begin(optimizer_step.step)
         total = torch.zeros((), device=session.accelerator.device)
-        for micro_batch, batch in zip(optimizer_step.micro_batches, batches, strict=True):
+        given = zip(optimizer_step.micro_batches, batches, strict=True)
+        for number, (micro_batch, batch) in enumerate(given):
+            self._seed_batch(optimizer_step.step, number)
             is_last = micro_batch is optimizer_step.micro_batches[-1]
             with session.strategy.gradient_sync(now=is_last):
                 output, loss = self.micro_steps.run(batch, micro_batch, optimizer_step)
@@ -86,6 +88,7 @@ class Stepper:
                 total += loss
         for average in session.averages:
             average.wait_for_copies()  # as late as that: they are made beside the step
+        self._seed_update(optimizer_step)
         norm = self.update.apply(self._mean_over_processes(total))
         self.update.is_stepping = True  # what follows belongs to the step, also of one passed over
         if session.uncertainty is not None:
@@ -99,9 +102,8 @@ class Stepper:
         uncertainty.step()
 
     def _begin(self, step: int) -> float:
-        """Seed what draws by itself, set what depends on the step; the learning rate's factor."""
+        """Set what depends on the step; the learning rate's factor."""
         session, config = self._session, self._session.config
-        seed_torch(derive_seed(config.seed, "torch", step))
         lr_factor = session.lr_schedule(step, session.total_steps)
         self._lr.set(lr_factor)
         if config.training.cuda_graphs == "network":  # the last step's outputs are done with
@@ -113,6 +115,22 @@ class Stepper:
             session.optimizer.begin(derive_seed(config.seed, "rounding", step))
         self.micro_steps.begin()
         return lr_factor
+
+    def _seed_batch(self, step: int, number: int) -> None:
+        """Seed what draws by itself, as dropout does, by the place of a batch in its step.
+
+        Processes then draw what one does that takes their batches one after another.
+        """
+        accelerator = self._session.accelerator
+        place = number * accelerator.num_processes + accelerator.process_index
+        keys = ("torch", step, place) if place else ("torch", step)
+        seed_torch(derive_seed(self._session.config.seed, *keys))
+
+    def _seed_update(self, optimizer_step: OptimizerStep) -> None:
+        """Have an optimizer that draws do so alike in all processes, whatever batches drew."""
+        if self._session.accelerator.num_processes * len(optimizer_step.micro_batches) > 1:
+            keys = ("torch", optimizer_step.step, "update")
+            seed_torch(derive_seed(self._session.config.seed, *keys))
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
         """The mean over processes, so that all find a loss that is not finite in the same step."""

@@ -234,6 +234,8 @@ def _what_is_kept(run: RunDirectory, accelerator: Accelerator) -> str:
     """What of a run is kept that was stopped at once, and the command to go on with it."""
     if not accelerator.is_main_process:  # there may be no disk here with the states
         return f"The states of the run are kept. Continue with: {command('resume', run.address)}"
+    if run.live_status is not None and run.live_status.is_finished:
+        return "The run is finished, and its model is exported."
     saved = run.saved_steps()
     return f"{kept_text(saved[-1] if saved else 0)}: {command('resume', run.address)}"
 
