@@ -33,6 +33,7 @@ from impasto.data.inspecting.image_list import (
     folders_below,
     write_image_list,
 )
+from impasto.files import sha256_of
 from impasto.owners import current_process
 from impasto.studio import losses as losses_module
 from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image_of
@@ -41,7 +42,14 @@ from impasto.studio.gallery import PER_PAGE, GalleryFilter, chosen, reason_kind
 from impasto.studio.losses import read_losses
 from impasto.studio.pages.data_views import start_command
 from impasto.studio.tag_index import TagIndex
-from impasto.studio.thumbnails import CONTENT, Thumbnails, hash_file, reason_of, thumbnail_of
+from impasto.studio.thumbnails import (
+    CONTENT,
+    Thumbnails,
+    content_file,
+    hash_file,
+    reason_of,
+    thumbnail_of,
+)
 from impasto.studio.uploads import CAPTIONS, UploadReceiver, give_name, why_no_name
 
 STRANGE = [
@@ -207,6 +215,18 @@ def test_derived_data_is_not_written_where_a_link_leads_out(cats, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (cats / ".impasto").symlink_to(tmp_path / "elsewhere")
     assert derived_of(cats, home).is_relative_to(home)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+def test_a_report_that_is_a_link_out_is_not_sent(client, studio, cats, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text('{"secret": 1}', encoding="utf-8")
+    (cats / ".impasto" / "studio").mkdir(parents=True)
+    for name, page in (("report.html", "report"), ("report.json", "health")):
+        link = cats / ".impasto" / "studio" / name
+        link.symlink_to(secret)
+        assert client.get(f"{address(studio, cats)}/{page}").status_code == 404
+        link.unlink()
 
 
 def test_a_new_dataset_is_a_folder(client, studio, data, cats):
@@ -693,6 +713,37 @@ def test_a_thumbnail_that_is_a_link_out_is_not_shown(thumbnails, cats, tmp_path)
     found.unlink()
     found.symlink_to(png(tmp_path / "secret.png"))
     assert thumbnail_of(place) is None
+    thumbnails.request(cats / "0.png", place).result()
+    assert not thumbnail_of(place).is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+@pytest.mark.parametrize("which", ["hashes", "content"])
+def test_no_thumbnail_is_written_through_a_link_that_leads_out(thumbnails, cats, tmp_path, which):
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    content = content_file(place, sha256_of(cats / "0.png"))
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    link = place.parent if which == "hashes" else content.parent
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    assert "leads out of the dataset" in thumbnails.request(cats / "0.png", place).result()
+    (cats / "0.png").write_bytes(b"no image")  # the reason is written beside its hash
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    assert thumbnails.request(cats / "0.png", place).result()
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+def test_a_reason_of_a_stranger_leads_nowhere_and_is_short(cats, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret " * 10_000, encoding="utf-8")
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    place.parent.mkdir(parents=True)
+    place.with_suffix(".txt").symlink_to(secret)
+    assert reason_of(place) == ""
+    place.with_suffix(".txt").unlink()
+    secret.rename(place.with_suffix(".txt"))
+    assert 0 < len(reason_of(place)) <= 2000
 
 
 def hostile():

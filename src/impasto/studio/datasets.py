@@ -23,7 +23,10 @@ NEW_MARK = Path(files.DERIVED_DIR) / "uploads"
 """The folder by which a dataset that has no image yet is known."""
 
 _FOLDERS_AT_MOST = 3000
-_KEPT_THERE = ("thumbnails", "studio", "studio/images.jsonl", "uploads", "views")
+_KEPT_THERE = (
+    "thumbnails", "thumbnails/content", "studio", "studio/images.jsonl", "studio/report.html",
+    "studio/report.json", "uploads", "views",
+)  # fmt: skip
 _SHOWN = 4
 
 
@@ -131,8 +134,8 @@ def image_files(dataset: Path, *, recursive: bool = True) -> list[str]:
 def derived_of(dataset: Path, home: Path) -> Path:
     """The folder for what is derived from a dataset: in it, or in `home` where it is read-only.
 
-    A dataset may be a stranger's: where its folder of derived data is a link that leads out,
-    nothing is written there either.
+    A dataset may be a stranger's: where its folder of derived data, or what the studio keeps there,
+    is a link that leads out, nothing is read or written there either.
     """
     own = dataset / files.DERIVED_DIR
     folders = (own, *(own / name for name in _KEPT_THERE))
