@@ -665,6 +665,18 @@ def test_starting_writes_the_settings_and_leads_to_the_run(client, draft, good, 
     assert client.get(page.headers["location"]).status_code == 200
 
 
+def test_a_second_click_on_start_leads_to_the_same_run(client, draft, good, folder, tasks):
+    post(client, f"{draft}/start", good)
+    end_begin(tasks[0][1])
+    for _ in range(2):
+        assert post(client, f"{draft}/start", good).headers["hx-redirect"] == f"{draft}/started"
+        assert len(tasks) == 1
+        if not (folder / "it").exists():
+            make_run(folder / "it", phase="preparing")  # as it does meanwhile
+    post(client, f"{draft}/start", {**good, "output_dir": str(folder / "that"), "to.name": "that"})
+    assert len(tasks) == 2
+
+
 def end_begin(task):
     """A process that has begun and goes on."""
     line = {"time": 1.0, "kind": "begin", "process": current_process().token}
