@@ -520,6 +520,29 @@ def test_a_real_list_is_made_and_shown(client, studio, cats):
     assert 'hx-trigger="load"' not in shown
 
 
+@pytest.mark.parametrize(
+    ("code", "words"), [(130, "was stopped"), (143, "was stopped"), (4, "was not read")]
+)
+def test_a_reading_that_was_stopped_is_not_begun_again_by_the_page(
+    client, studio, cats, code, words
+):
+    page = address(studio, cats)
+    task = studio.home / "tasks" / temporary_names.dated_name()
+    task.mkdir(parents=True)
+    about = {"words": ["dataset", "list"], "back": page, "started_at": time.time() + 9}
+    (task / "task.json").write_text(json.dumps(about), encoding="utf-8")
+    ended = {"time": 1.0, "kind": "ended", "code": code}
+    (task / "events.jsonl").write_text(json.dumps(ended) + "\n", encoding="utf-8")
+    part, whole = client.get(f"{page}/progress/list").text, client.get(page).text
+    for text in (part, whole):
+        assert words in text
+        assert "has been read" not in text
+        assert 'hx-trigger="load"' not in text
+    png(cats / "new.png")
+    os.utime(cats, (time.time() + 60, time.time() + 60))
+    assert 'hx-trigger="load"' in client.get(page).text
+
+
 def test_a_dataset_that_is_removed_or_closed_is_named(client, studio, cats, data, started):
     page = address(studio, cats)
     thumb = f"{page}/thumbnails/{address_of([cats], cats / '0.png')}"
