@@ -35,8 +35,9 @@ from impasto.data.inspecting.image_list import (
 )
 from impasto.files import sha256_of
 from impasto.owners import current_process
+from impasto.studio import datasets
 from impasto.studio import losses as losses_module
-from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image_of
+from impasto.studio.datasets import dataset_of, derived_of, find_all, find_datasets, image_of
 from impasto.studio.folders import Folders, address_of
 from impasto.studio.gallery import PER_PAGE, GalleryFilter, chosen, reason_kind
 from impasto.studio.losses import read_losses
@@ -125,6 +126,19 @@ def test_datasets_are_folders_with_images_up_to_three_levels_down(client, studio
     page = client.get("/data").text
     assert "3 images" in page
     assert f'href="{address(studio, cats)}"' in page
+
+
+def test_a_large_folder_hides_no_dataset_of_another_and_is_named(data, cats, monkeypatch, client):
+    monkeypatch.setattr(datasets, "FOLDERS_AT_MOST", 10)
+    many = data / "many"
+    for number in range(12):
+        (many / str(number)).mkdir(parents=True)
+    cut = []
+    found = find_all(Folders((), [many, cats]), cut)
+    assert ([one.path for one in found], cut) == ([cats], [many])
+    assert "Datasets may be missing here" in client.get("/data").text
+    monkeypatch.undo()
+    assert "may be missing" not in client.get("/data").text
 
 
 def test_packed_images_are_named_and_not_opened(client, studio, data, cats, tmp_path):

@@ -30,6 +30,7 @@ from impasto.studio import plans as plans_module
 from impasto.studio.choices import image_folders, model_paths
 from impasto.studio.drafts import KEPT, Drafts
 from impasto.studio.new_form import USUAL
+from impasto.studio.pages import new_run, new_start
 from impasto.studio.plans import Plans
 from impasto.studio.starting import write_settings
 from impasto.studio.tasks import Tasks
@@ -248,6 +249,30 @@ def test_datasets_and_models_go_by_the_names_that_pages_show(client, tasks, fold
     page = client.get("/new").text
     assert f'<option value="{it}">it.safetensors</option>' in page
     assert f"same.ckpt, in {models / 'two'}</option>" in page
+
+
+def test_what_is_not_listed_is_found_by_its_name(
+    client, draft, folder, tasks, pictures, monkeypatch
+):
+    """Of more datasets and models than a form lists."""
+    monkeypatch.setattr(new_start, "MOST", 2)
+    monkeypatch.setattr(new_run, "MOST", 2)
+    models = folder.parent / "models"
+    for number in range(5):
+        shutil.copytree(pictures, pictures.with_name(f"artist{number}"))
+        (models / f"{number}.safetensors").write_bytes(b"")
+    typed = {"goal": "style", "data": "artist4", "model": "4.safetensors"}
+    assert post(client, "/new/goal", typed).status_code == 303
+    words = tasks[0][0]
+    assert words[words.index("--data") + 1] == str(pictures.with_name("artist4"))
+    assert words[words.index("--model") + 1] == str(models / "4.safetensors")
+    page = client.get("/new").text
+    assert "The first 2 of 6 datasets are listed" in page
+    assert "The first 2 of 5 models are listed" in page
+    assert "artist4" not in page
+    form = client.get(draft).text
+    assert "The first 2 of the 6 that are here" in form
+    assert "The first 2 of the 5 that are here" in form
 
 
 def test_a_goal_that_fails_says_why_and_keeps_what_was_given(client, tasks, pictures):

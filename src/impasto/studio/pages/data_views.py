@@ -14,7 +14,7 @@ from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio.core import Studio
-from impasto.studio.datasets import DatasetSummary, find_all, image_files
+from impasto.studio.datasets import FOLDERS_AT_MOST, DatasetSummary, find_all, image_files
 from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
@@ -49,8 +49,11 @@ _RUNS_AT_MOST = 50
 
 def datasets_page(studio: Studio) -> dict[str, Any]:
     """All datasets, with some thumbnails of each."""
-    found = find_all(studio.folders)
+    cut = list[Path]()
+    found = find_all(studio.folders, cut)
     return {
+        "cut": [printable(str(folder)) for folder in cut],
+        "most": FOLDERS_AT_MOST,
         "datasets": [_dataset_row(studio, summary) for summary in found if not summary.packed],
         "packed": [
             (printable(str(summary.path)), summary.packed) for summary in found if summary.packed

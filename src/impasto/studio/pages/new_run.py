@@ -20,7 +20,7 @@ from impasto.parsing import printable
 from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
-from impasto.studio.choices import image_folders, model_paths
+from impasto.studio.choices import MOST, image_folders, model_paths
 from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
@@ -198,6 +198,7 @@ class NewRunPages:
             **form_sections(fields),
             "images": image_folders(folders.data),
             "models": model_paths(folders.models),
+            "most": MOST,
             "folders": list(enumerate(map(str, folders.runs))),
             "first": printable(str(folders.runs[0])),
             "folder": fields.get("to.folder", "0"),
