@@ -430,12 +430,17 @@ def test_relative_paths_of_a_run_are_seen_from_where_it_was_started(client, stud
         "model": {"path": "owner/name"},
         "dataset": {"datasets": [{"subsets": [{"image_dir": "cats"}, {"image_dir": "gone"}]}]},
         "training": {"max_steps": 9},
+        "previews": {"hypernetworks": ["style.pt:0.8", "style.pt", "gone.pt:0.5"]},
     }
+    (elsewhere / "style.pt").write_bytes(b"")
     run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
     fields = shown_fields(client.get(f"/new?from={studio.folders.name_of(run)}").text)
     subsets = tomllib.loads(fields["dataset.datasets"])["datasets"][0]["subsets"]
     assert [subset["image_dir"] for subset in subsets] == [str(elsewhere / "cats"), "gone"]
     assert fields["model.path"] == "owner/name"
+    style = elsewhere / "style.pt"
+    drawn_with = fields["previews.hypernetworks"].split("\n")
+    assert drawn_with == [f"{style}:0.8", str(style), "gone.pt:0.5"]
 
 
 def test_the_form_has_every_setting_once_with_its_help(client, draft):
