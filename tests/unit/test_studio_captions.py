@@ -359,7 +359,9 @@ def test_a_large_dataset_is_read_anew_after_an_edit(data, monkeypatch):
     first = reader.read(data)
     assert first.ending == ".txt"
     assert reader.read(data, ".txt") is first
-    assert reader.read(data, ".caption").captions[0].text == ""
+    chosen = reader.read(data, ".caption")
+    assert chosen.captions[0].text == ""
+    assert reader.read(data).ending == ".txt", "nobody else has chosen that ending"
     first = reader.read(data, ".txt")
     notes = data / ".impasto" / "annotations"
     notes.mkdir(parents=True)
