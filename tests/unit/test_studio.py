@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import html
 import json
 import logging
 import math
@@ -32,6 +33,7 @@ from impasto.cli.ports import listen_at
 from impasto.cli.studio import _begin_with_demo, _farewell, _is_no_cut_off_request
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
+from impasto.invocation import command
 from impasto.owners import ProcessIdentity, current_process, identity_of
 from impasto.report.previews import newest_previews
 from impasto.runs import RunDirectory, step_name
@@ -861,6 +863,7 @@ def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 8)).save(images / "a.png")
+    images = images.rename(tmp_path / "my images")
     good = studio.tasks.start(["dataset", "scan", images], "Look <at> images", "/data")
     bad = studio.tasks.start(["dataset", "scan", tmp_path / "missing"], "Fails")
     for name in (good, bad):
@@ -874,6 +877,7 @@ def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
     page = client.get(f"/tasks/{good}")
     assert page.status_code == 200
     assert "Look &lt;at&gt; images" in page.text
+    assert f">{command('dataset', 'scan', images)}<" in html.unescape(page.text)
     assert "hx-trigger" not in page.text  # it is over: nothing is asked for again
     assert "missing" in client.get(f"/tasks/{bad}/part").text
     assert [t.path.name for t in again.tasks.all()] == sorted([good, bad], reverse=True)
