@@ -24,6 +24,7 @@ from impasto.runs.learning import (
     validation_points,
 )
 from impasto.runs.validations import Validation
+from impasto.studio import losses
 from impasto.training.saving.own_models import OwnModels
 
 
@@ -228,6 +229,25 @@ def test_the_page_shows_the_worst_images_and_links_those_it_may_show(client, stu
     assert text.count("<a href") == 1
     assert text.index("secret.png") < text.index("a&#34;&lt;b&gt;.png")
     assert "1.33 × the usual loss" in text
+
+
+def test_the_newest_losses_are_read_once_while_the_file_is_as_it_was(
+    client, studio, dog, monkeypatch
+):
+    read = []
+
+    def reading(file, read_bytes=None):
+        read.append(read_bytes)
+        return read_image_losses(file, read_bytes)
+
+    monkeypatch.setattr(losses, "read_image_losses", reading)
+    write_losses(dog.image_losses_file, [(1, "a.png", 5, 1.0)])
+    page = f"/runs/{studio.folders.name_of(dog)}/images"
+    assert client.get(page).text == client.get(page).text
+    assert read == [losses.READ_BYTES]
+    write_losses(dog.image_losses_file, [(1, "a.png", 5, 1.0), (1, "b.png", 5, 1.0)])
+    assert "Of 2 images" in client.get(page).text
+    assert read == [losses.READ_BYTES] * 2
 
 
 def test_a_browser_keeps_thumbnails_of_the_worst_images(client, studio, dog, folder):

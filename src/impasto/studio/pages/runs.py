@@ -64,11 +64,13 @@ class RunPages:
         studio: What they work with.
         reading: Held while every line of a large file is read, which takes seconds and memory: a
             page that compares 24 runs asks for all of them at once.
+        reading_losses: Held while losses of images are read, for the same reason.
         kept: Curves that were read already.
     """
 
     studio: Studio
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reading_losses: asyncio.Lock = field(default_factory=asyncio.Lock)
     kept: KeptCurves = field(default_factory=KeptCurves)
 
     async def run_of(self, request: Request) -> RunDirectory:
@@ -127,7 +129,8 @@ class RunPages:
     async def images(self, request: Request) -> Response:
         """The images that are learnt worst, as a part of the page."""
         run = await self.run_of(request)
-        content = await asyncio.to_thread(image_loss_view, run, self.studio)
+        async with self.reading_losses:
+            content = await asyncio.to_thread(image_loss_view, run, self.studio)
         return self.studio.page("image_losses.html.j2", **content)
 
     async def stream(self, request: Request) -> Response:
