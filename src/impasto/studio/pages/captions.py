@@ -42,7 +42,7 @@ from impasto.studio.forms import read_form, whole_number
 from impasto.studio.pages import captions_address, dataset_in
 from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 from impasto.studio.pages.tasks import task_view
-from impasto.studio.verbs import ask_verb
+from impasto.studio.verbs import ask_verb, in_own_thread
 
 PER_PAGE = 100
 _TAGS_SHOWN = 200
@@ -292,7 +292,7 @@ _WRITES = ("--yes", "--shown=0")
 
 async def _answer(arguments: Sequence[str | Path]) -> Any:
     try:
-        return await asyncio.to_thread(ask_verb, arguments)
+        return await in_own_thread(ask_verb, arguments)
     except RunError as error:
         raise HTTPException(400, str(error)) from error
 

@@ -30,7 +30,7 @@ from impasto.studio.forms import whole_number
 from impasto.studio.kept_curves import KeptCurves
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
 from impasto.studio.pages.run_views import ASKS, run_page, run_rows, samples_view, state_view
-from impasto.studio.verbs import run_verb
+from impasto.studio.verbs import in_own_thread, run_verb
 from impasto.studio.watching import RunWatch
 
 _LARGEST_STEP = 10**12
@@ -163,7 +163,7 @@ class RunPages:
     async def report(self, request: Request) -> Response:
         """The report of a run, as a file to keep: its styles are not those of this server."""
         run = await self.run_of(request)
-        await asyncio.to_thread(run_verb, ["report", run.path.absolute()])
+        await in_own_thread(run_verb, ["report", run.path.absolute()])
         name = f"{printable(run.path.name)}.html"
         return FileResponse(run.report, media_type="text/html", filename=name)
 
