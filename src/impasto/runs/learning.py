@@ -213,10 +213,13 @@ def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
         models = run.read_json("models.json")
     except RunError:
         return []
-    status, best, names = run.status(), models.get("best", {}), _export_names(run)
+    best = models.get("best", {})
     # of one without a step nobody knows which it is: it is just being replaced, or a kill came then
     unsure = {record for record, told in best.items() if "step" not in told}
     known = [record for record in models.get("written", []) if record not in unsure]
+    if not known:
+        return []
+    names, status = _export_names(run), run.status()
     found = (_checkpoint(run.at(record), names, status, best.get(record)) for record in known)
     there = (checkpoint for checkpoint in found if run.has(checkpoint.path))
     return sorted(there, key=lambda c: (c.step is None, c.step or 0, c.path))
