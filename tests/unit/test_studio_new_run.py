@@ -843,6 +843,12 @@ def test_a_free_place_is_found(tmp_path):
     assert free_path(tmp_path / "dog-2") == tmp_path / "dog-3"
 
 
+def test_a_date_in_a_name_is_no_count(tmp_path):
+    for name in ("cats-20261128", "cats-100", "-2"):
+        (tmp_path / name).mkdir()
+        assert free_path(tmp_path / name) == tmp_path / f"{name}-2"
+
+
 def test_the_demo_goes_all_the_way_to_a_form(client, studio, folder):
     """By the real verb: the model and the images of the demo, put where the studio looks."""
     shutil.copytree(BASE_MODEL, folder.parent / "models" / "base")
