@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import stat
 from pathlib import Path
 
 _JUNCTION = 0xA0000003  # IO_REPARSE_TAG_MOUNT_POINT, which `stat` names on Windows alone
+
+_COUNTED = re.compile(r"(.+)-\d{1,2}", re.ASCII | re.DOTALL)
 
 
 def exists(path: Path) -> bool:
@@ -46,9 +49,11 @@ def is_link(path: Path) -> bool:
 def free_path(wanted: Path) -> Path:
     """The first of `wanted`, `wanted-2`, `wanted-3` ... that is not there; `a-2` goes on to `a-3`.
 
+    A number of three digits or more is no count but a part of the name, such as a date.
+
     Whoever writes there has to make sure of it again: somebody else may be as quick.
     """
-    stem, _, number = wanted.name.rpartition("-")
-    base = stem if stem and number.isdecimal() and number.isascii() else wanted.name
+    counted = _COUNTED.fullmatch(wanted.name)
+    base = wanted.name if counted is None else counted[1]
     others = (wanted.with_name(f"{base}-{n}") for n in itertools.count(2))
     return next(path for path in itertools.chain([wanted], others) if not exists(path))

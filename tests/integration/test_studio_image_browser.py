@@ -103,6 +103,42 @@ def test_a_crop_by_mouse_and_keyboard_and_a_mask_by_brush(cats, tmp_path, page, 
     assert complaints == []
 
 
+def test_what_is_painted_or_undone_after_a_save_is_not_called_saved(
+    cats, tmp_path, page, complaints
+):
+    held = []
+    file = tmp_path / "data" / "cats-masks" / "a.png"
+
+    def hold(route):
+        held.append(route)
+
+    with served(tmp_path / "runs", "--data", tmp_path / "data") as (address, _):
+        opened(page, address, "a.png")
+        page.route("**/mask", hold)
+        page.check("[value=erase]")
+        page.fill("#brush", "50")
+        drag(page, (0.05, 0.5), (0.3, 0.5))
+        page.click("#save-mask")
+        drag(page, (0.7, 0.5), (0.9, 0.5))  # while it is being saved
+        assert page.is_disabled("#save-mask")
+        while not held:
+            page.wait_for_timeout(10)
+        held.pop().continue_()
+        page.wait_for_selector("#mask-said:has-text('Saved in')")
+        assert "What was painted since is not saved yet" in page.inner_text("#mask-said")
+        page.unroute("**/mask")
+        page.click("#save-mask")
+        page.wait_for_selector("#mask-said:has-text('Saved in'):not(:has-text('since'))")
+        assert page.is_disabled("#save-mask")
+        page.click("#undo")
+        assert page.inner_text("#mask-said") == "Not saved yet."
+        page.click("#save-mask")
+        page.wait_for_selector("#mask-said:has-text('Saved in')")
+        with Image.open(file) as mask:
+            assert (mask.getpixel((40, 100)), mask.getpixel((320, 100))) == (0, 255)
+    assert complaints == []
+
+
 def test_the_page_has_no_serious_fault_for_anybody(cats, tmp_path, browser):
     with served(tmp_path / "runs", "--data", tmp_path / "data") as (address, _):
         context = browser.new_context()

@@ -109,6 +109,33 @@ def test_it_asks_before_it_writes(folder):
     assert words_of(folder) == before
 
 
+def test_an_edit_changes_what_was_previewed_and_as_it_was_then(folder, tmp_path):
+    words = ("--replace", "cat=bird", "--previewed", tmp_path / "seen.json")
+    assert json.loads(edit(folder, *words, "--json"))["changed"] == 2
+    (folder / "a.txt").write_text("cat, on a mat", encoding="utf-8")
+    (folder / "b.txt").write_text("cat", encoding="utf-8")  # it had no cat
+    said = json.loads(edit(folder, *words, "--json", "--yes"))
+    assert [change["image"] for change in said["changes"]] == ["sub/c.png"]
+    assert [Path(one["path"]).name for one in said["skipped"]] == ["a.txt", "b.txt"]
+    assert "changed after the preview" in said["skipped"][0]["reason"]
+    assert words_of(folder) == {
+        "a.txt": b"cat, on a mat", "b.txt": b"cat", "sub/c.txt": b"bird, dog, solo\n",
+    }  # fmt: skip
+
+
+def test_a_previewed_image_that_is_gone_is_named_and_no_preview_is_an_error(folder, tmp_path):
+    words = ("--replace", "cat=bird", "--previewed", tmp_path / "seen.json")
+    with pytest.raises(ConfigError, match="no preview has been noted there"):
+        edit(folder, *words, "--yes")
+    edit(folder, *words, "--dry-run")
+    assert not (tmp_path / "seen.json").exists()
+    edit(folder, *words, "--json")
+    (folder / "a.png").unlink()
+    told = edit(folder, *words, "--yes")
+    assert "1 of 3 captions changed" in " ".join(told.split())
+    assert "its image is not there any more" in " ".join(told.split())
+
+
 @pytest.mark.parametrize(
     ("words", "reason"),
     [

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from impasto.checkpoints.hypernetworks import HypernetworkContents, Structure
 from impasto.errors import RunError, StorageError
 from impasto.locks import FolderLock
 from impasto.models.networks.hypernetwork import Hypernetwork, initialize
+from impasto.runs import drawings
 from impasto.runs.draw_requests import Axis, DrawRequest, ImageSettings
 from impasto.runs.drawings import DrawFolder
 from impasto.sampling import worker as worker_module
@@ -197,6 +199,35 @@ def test_requests_of_one_millisecond_are_drawn_in_the_order_asked(folder, settin
     asked = [folder.ask(DrawRequest(settings)) for _ in moments]
     assert folder.waiting() == asked
     assert [folder.find(drawing.path.name) for drawing in asked] == asked
+
+
+def test_an_idle_worker_reads_no_drawing_again_that_has_ended(
+    worker, folder, settings, monkeypatch
+):
+    old = [folder.ask(DrawRequest(settings)) for _ in range(5)]
+    for drawing in old[:-1]:
+        drawing.status_file.write_text('{"phase": "done"}', encoding="utf-8")
+    old[-1].cancel()
+    read, looks = [], []
+    reading = drawings.read_object
+    monkeypatch.setattr(drawings, "read_object", lambda file: read.append(file) or reading(file))
+
+    def look_again(seconds):
+        looks.append(seconds)
+        if len(looks) == 3:
+            new = folder.ask(DrawRequest(settings))
+            new.cancel()  # it is seen, and not begun
+        if len(looks) == 6:
+            folder.stop_worker()
+
+    clock = SimpleNamespace(sleep=look_again, monotonic=time.monotonic, time=time.time)
+    monkeypatch.setattr(worker_module, "time", clock)
+    worker.serve(60)
+    new = folder.all()[-1]
+    assert len(looks) == 6
+    before = [read.count(drawing.status_file) for drawing in old]
+    assert before == [2] * 5  # at the start for those that were killed, and at the first look
+    assert read.count(new.status_file) == 1
 
 
 # how it ends

@@ -1,5 +1,6 @@
 """Images go into the trash of their dataset with what belongs to them, and come back."""
 
+import os
 import sys
 
 import pytest
@@ -35,6 +36,37 @@ def held(data):
 
 def address(studio, cats):
     return f"/data/{address_of(studio.folders.data, cats)}"
+
+
+@pytest.mark.parametrize("number", [2, 20])
+def test_a_folder_is_listed_once_however_many_images_go(cats, monkeypatch, number):
+    for name in (f"{n}{ending}" for n in range(20) for ending in (".png", ".txt", "_8x8_sd.npz")):
+        (cats / name).write_bytes(b"x")
+        (cats.with_name("cats-masks") / name).write_bytes(b"x")
+    listed = []
+
+    def counting(real):
+        def list_it(path="."):
+            listed.append(str(path))
+            return real(path)
+
+        return list_it
+
+    for name in ("scandir", "listdir"):
+        monkeypatch.setattr(os, name, counting(getattr(os, name)))
+    images = [cats / f"{n}.png" for n in range(number)]
+    entry = put_away(cats, images, [cats.parent])
+    assert listed.count(str(cats)) == 1
+    assert listed.count(str(cats.with_name("cats-masks"))) == 2  # to know which names have a mask
+    assert len([p for p in entry.path.iterdir() if p.is_file()]) == 3 * number
+    assert len(list((entry.path / ".masks-beside").iterdir())) == number
+
+
+def test_twins_that_go_together_take_what_is_of_both(cats):
+    entry = put_away(cats, [cats / "twin.png", cats / "twin.jpg"], [cats.parent])
+    assert sorted(path.name for path in entry.path.iterdir()) == [
+        "twin.jpg", "twin.png", "twin.txt",
+    ]  # fmt: skip
 
 
 def test_what_is_beside_an_image_goes_with_it_and_comes_back(client, studio, cats):

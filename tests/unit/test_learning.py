@@ -24,6 +24,7 @@ from impasto.runs.learning import (
     validation_points,
 )
 from impasto.runs.validations import Validation
+from impasto.studio import losses
 from impasto.training.saving.own_models import OwnModels
 
 
@@ -127,6 +128,27 @@ def test_the_step_of_the_best_model_is_what_was_written_down_with_it(dog):
     assert kept_best(dog, read_learning(dog)) == (best, 20)
 
 
+@pytest.mark.parametrize("settings", ['output_dir = "runs/{}"', '[saving]\nname = "{}"'])
+@pytest.mark.parametrize(
+    "name", ["cats-20261128", "cats-202611", "dog-best", "dog-ema", "cats-step00000007"]
+)
+def test_the_name_of_a_run_says_nothing_of_its_models(dog, name, settings):
+    """Whose folder may end with a date, or be called as endings are."""
+    dog.config_file.write_text(settings.format(name), encoding="utf-8")
+    make_models(
+        dog, name, f"{name}-2.ckpt", f"{name}-ema.ckpt", f"{name}-step00000020.ckpt",
+        f"{name}-000001-ema", f"{name}-best.ckpt",
+    )  # fmt: skip
+    OwnModels(dog).end_best(dog.path / "models" / f"{name}-best.ckpt", 20, 0.3)
+    found = {c.path.name: (c.step, c.is_best, c.is_average) for c in checkpoints_of(dog)}
+    assert found == {
+        name: (40, False, False), f"{name}-2.ckpt": (40, False, False),
+        f"{name}-ema.ckpt": (40, False, True), f"{name}-step00000020.ckpt": (20, False, False),
+        f"{name}-000001-ema": (7, False, True), f"{name}-best.ckpt": (20, True, False),
+    }  # fmt: skip
+    assert kept_best(dog, read_learning(dog))[0].name == f"{name}-best.ckpt"
+
+
 def test_where_the_base_model_is_best_no_model_is_called_so(dog, client, studio):
     make_models(dog, "m-step00000020.safetensors", "m.safetensors")
     dog.append_metrics({"step": 0, "validation_loss": 0.1, "time": 1.0})
@@ -207,6 +229,25 @@ def test_the_page_shows_the_worst_images_and_links_those_it_may_show(client, stu
     assert text.count("<a href") == 1
     assert text.index("secret.png") < text.index("a&#34;&lt;b&gt;.png")
     assert "1.33 × the usual loss" in text
+
+
+def test_the_newest_losses_are_read_once_while_the_file_is_as_it_was(
+    client, studio, dog, monkeypatch
+):
+    read = []
+
+    def reading(file, read_bytes=None):
+        read.append(read_bytes)
+        return read_image_losses(file, read_bytes)
+
+    monkeypatch.setattr(losses, "read_image_losses", reading)
+    write_losses(dog.image_losses_file, [(1, "a.png", 5, 1.0)])
+    page = f"/runs/{studio.folders.name_of(dog)}/images"
+    assert client.get(page).text == client.get(page).text
+    assert read == [losses.READ_BYTES]
+    write_losses(dog.image_losses_file, [(1, "a.png", 5, 1.0), (1, "b.png", 5, 1.0)])
+    assert "Of 2 images" in client.get(page).text
+    assert read == [losses.READ_BYTES] * 2
 
 
 def test_a_browser_keeps_thumbnails_of_the_worst_images(client, studio, dog, folder):

@@ -92,6 +92,26 @@ def test_what_was_sent_is_not_sent_again(s3, bucket):
     ]
 
 
+def test_a_log_that_grows_while_it_is_copied_is_sent_again(run, place, monkeypatch):
+    write(run, "metrics.jsonl", "first\n")
+    copyfile = shutil.copyfile
+
+    def growing(source, target):
+        copyfile(source, target)
+        if source == run / "metrics.jsonl":
+            with source.open("a", encoding="utf-8") as file:
+                file.write("second\n")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "copyfile", growing)
+        sender = sent(run, place)
+    assert objects.read(place / "metrics.jsonl") == b"first\n"
+    assert "metrics.jsonl" in sender.unsent()
+    sender.send(all_of_it=True)
+    assert objects.read(place / "metrics.jsonl") == b"first\nsecond\n"
+    assert sender.unsent() == {}
+
+
 def test_an_upload_that_is_refused_leaves_no_state_and_is_made_up_for(s3, bucket):
     place = bucket / "run"
     folder = working_folder(place)

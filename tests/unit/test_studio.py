@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+import html
 import json
 import logging
 import math
@@ -32,11 +33,13 @@ from impasto.cli.ports import listen_at
 from impasto.cli.studio import _begin_with_demo, _farewell, _is_no_cut_off_request
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
+from impasto.invocation import command
 from impasto.owners import ProcessIdentity, current_process, identity_of
 from impasto.report.previews import newest_previews
 from impasto.runs import RunDirectory, step_name
+from impasto.runs import tasks as task_events
 from impasto.runs.commands import waiting_commands
-from impasto.runs.events import EventLog
+from impasto.runs.events import EventLog, read_events
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio import curves
 from impasto.studio import tasks as tasks_module
@@ -861,6 +864,7 @@ def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
     images = tmp_path / "images"
     images.mkdir()
     Image.new("RGB", (8, 8)).save(images / "a.png")
+    images = images.rename(tmp_path / "my images")
     good = studio.tasks.start(["dataset", "scan", images], "Look <at> images", "/data")
     bad = studio.tasks.start(["dataset", "scan", tmp_path / "missing"], "Fails")
     for name in (good, bad):
@@ -874,6 +878,7 @@ def test_a_task_tells_what_it_does_and_how_it_ended(studio, client, tmp_path):
     page = client.get(f"/tasks/{good}")
     assert page.status_code == 200
     assert "Look &lt;at&gt; images" in page.text
+    assert f">{command('dataset', 'scan', images)}<" in html.unescape(page.text)
     assert "hx-trigger" not in page.text  # it is over: nothing is asked for again
     assert "missing" in client.get(f"/tasks/{bad}/part").text
     assert [t.path.name for t in again.tasks.all()] == sorted([good, bad], reverse=True)
@@ -902,6 +907,32 @@ def test_a_task_stands_as_its_events_and_its_process_say(tmp_path, events, alive
     lines = "".join(json.dumps(event) + "\n" for event in events)
     task.events_file.write_text(lines, encoding="utf-8")
     assert task.state().state == state
+
+
+def test_the_events_of_a_task_are_read_on_from_the_last_look(studio, client, monkeypatch):
+    name = "20260101-000000-abcdef"
+    file = studio.home / "tasks" / name / "events.jsonl"
+    file.parent.mkdir(parents=True)
+    (file.parent / "task.json").write_text(json.dumps({"process": GONE}), encoding="utf-8")
+    lines = [{"kind": "begin"}, *({"kind": "note", "text": f"note {n}"} for n in range(50))]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    looked = []
+
+    def reading(file, offset=0):
+        looked.append(offset)
+        return read_events(file, offset)
+
+    monkeypatch.setattr(task_events, "read_events", reading)
+    assert "note 49" in client.get(f"/tasks/{name}/part").text
+    size = file.stat().st_size
+    looked.clear()
+    with file.open("a", encoding="utf-8") as events:
+        events.write('{"kind": "note", "text": "the last"}\n{"kind": "ended", "code": 0}\n')
+    page = client.get(f"/tasks/{name}/part").text
+    assert "the last" in page
+    assert "note 49" in page
+    assert set(looked) == {size}
+    assert studio.tasks.state_of(studio.tasks.find(name)).state == "done"
 
 
 def test_a_task_of_before_a_restart_of_the_machine_is_over(tmp_path):

@@ -171,6 +171,25 @@ def test_a_preview_is_applied_as_it_was_shown(client, here, data, tasks):
     assert parse_qs(urlsplit(done.headers["location"]).query)["task"]
 
 
+def test_apply_makes_what_was_previewed_and_once(client, here, studio, data):
+    row = {"by": "bird", "at": "last", "text": "", "which": "filter", "ending": ".txt"}
+    shown = send(client, f"{here}/preview", do="replace", what="cat", **row)
+    token = shown.text.partition('name="token" value="')[2][:32]
+    (data / "a.txt").write_text("cat, asleep", encoding="utf-8")
+    places = {send(client, f"{here}/apply", token=token).headers["location"] for _ in range(2)}
+    assert len(places) == 1  # a second click
+    (task,) = studio.tasks.all()
+    studio.tasks._started[task.path.name].wait(120)
+    assert studio.tasks.state_of(task).state == "done"
+    assert (data / "a.txt").read_text(encoding="utf-8") == "cat, asleep"
+    assert (data / "b.txt").read_text(encoding="utf-8") == "bird, dog\n"
+    assert "changed after the preview" in client.get(f"/tasks/{task.path.name}").text
+    again = send(client, f"{here}/apply", token=token)
+    assert again.status_code == 410
+    assert "applied already" in again.text
+    assert len(studio.tasks.all()) == 1
+
+
 def test_a_preview_of_the_filter_and_a_fault_in_words(client, here):
     row = {"by": "", "at": "last", "text": "", "which": "filter", "ending": ".txt"}
     shown = send(client, f"{here}/preview", do="remove", what="cat", tag="cat", **row)
@@ -340,7 +359,9 @@ def test_a_large_dataset_is_read_anew_after_an_edit(data, monkeypatch):
     first = reader.read(data)
     assert first.ending == ".txt"
     assert reader.read(data, ".txt") is first
-    assert reader.read(data, ".caption").captions[0].text == ""
+    chosen = reader.read(data, ".caption")
+    assert chosen.captions[0].text == ""
+    assert reader.read(data).ending == ".txt", "nobody else has chosen that ending"
     first = reader.read(data, ".txt")
     notes = data / ".impasto" / "annotations"
     notes.mkdir(parents=True)

@@ -33,15 +33,24 @@ from impasto.data.inspecting.image_list import (
     folders_below,
     write_image_list,
 )
+from impasto.files import sha256_of
 from impasto.owners import current_process
+from impasto.studio import datasets
 from impasto.studio import losses as losses_module
-from impasto.studio.datasets import dataset_of, derived_of, find_datasets, image_of
+from impasto.studio.datasets import dataset_of, derived_of, find_all, find_datasets, image_of
 from impasto.studio.folders import Folders, address_of
 from impasto.studio.gallery import PER_PAGE, GalleryFilter, chosen, reason_kind
 from impasto.studio.losses import read_losses
 from impasto.studio.pages.data_views import start_command
 from impasto.studio.tag_index import TagIndex
-from impasto.studio.thumbnails import CONTENT, Thumbnails, hash_file, reason_of, thumbnail_of
+from impasto.studio.thumbnails import (
+    CONTENT,
+    Thumbnails,
+    content_file,
+    hash_file,
+    reason_of,
+    thumbnail_of,
+)
 from impasto.studio.uploads import CAPTIONS, UploadReceiver, give_name, why_no_name
 
 STRANGE = [
@@ -117,6 +126,19 @@ def test_datasets_are_folders_with_images_up_to_three_levels_down(client, studio
     page = client.get("/data").text
     assert "3 images" in page
     assert f'href="{address(studio, cats)}"' in page
+
+
+def test_a_large_folder_hides_no_dataset_of_another_and_is_named(data, cats, monkeypatch, client):
+    monkeypatch.setattr(datasets, "FOLDERS_AT_MOST", 10)
+    many = data / "many"
+    for number in range(12):
+        (many / str(number)).mkdir(parents=True)
+    cut = []
+    found = find_all(Folders((), [many, cats]), cut)
+    assert ([one.path for one in found], cut) == ([cats], [many])
+    assert "Datasets may be missing here" in client.get("/data").text
+    monkeypatch.undo()
+    assert "may be missing" not in client.get("/data").text
 
 
 def test_packed_images_are_named_and_not_opened(client, studio, data, cats, tmp_path):
@@ -207,6 +229,18 @@ def test_derived_data_is_not_written_where_a_link_leads_out(cats, tmp_path):
     (tmp_path / "elsewhere").mkdir()
     (cats / ".impasto").symlink_to(tmp_path / "elsewhere")
     assert derived_of(cats, home).is_relative_to(home)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+def test_a_report_that_is_a_link_out_is_not_sent(client, studio, cats, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text('{"secret": 1}', encoding="utf-8")
+    (cats / ".impasto" / "studio").mkdir(parents=True)
+    for name, page in (("report.html", "report"), ("report.json", "health")):
+        link = cats / ".impasto" / "studio" / name
+        link.symlink_to(secret)
+        assert client.get(f"{address(studio, cats)}/{page}").status_code == 404
+        link.unlink()
 
 
 def test_a_new_dataset_is_a_folder(client, studio, data, cats):
@@ -500,6 +534,29 @@ def test_a_real_list_is_made_and_shown(client, studio, cats):
     assert 'hx-trigger="load"' not in shown
 
 
+@pytest.mark.parametrize(
+    ("code", "words"), [(130, "was stopped"), (143, "was stopped"), (4, "was not read")]
+)
+def test_a_reading_that_was_stopped_is_not_begun_again_by_the_page(
+    client, studio, cats, code, words
+):
+    page = address(studio, cats)
+    task = studio.home / "tasks" / temporary_names.dated_name()
+    task.mkdir(parents=True)
+    about = {"words": ["dataset", "list"], "back": page, "started_at": time.time() + 9}
+    (task / "task.json").write_text(json.dumps(about), encoding="utf-8")
+    ended = {"time": 1.0, "kind": "ended", "code": code}
+    (task / "events.jsonl").write_text(json.dumps(ended) + "\n", encoding="utf-8")
+    part, whole = client.get(f"{page}/progress/list").text, client.get(page).text
+    for text in (part, whole):
+        assert words in text
+        assert "has been read" not in text
+        assert 'hx-trigger="load"' not in text
+    png(cats / "new.png")
+    os.utime(cats, (time.time() + 60, time.time() + 60))
+    assert 'hx-trigger="load"' in client.get(page).text
+
+
 def test_a_dataset_that_is_removed_or_closed_is_named(client, studio, cats, data, started):
     page = address(studio, cats)
     thumb = f"{page}/thumbnails/{address_of([cats], cats / '0.png')}"
@@ -693,6 +750,37 @@ def test_a_thumbnail_that_is_a_link_out_is_not_shown(thumbnails, cats, tmp_path)
     found.unlink()
     found.symlink_to(png(tmp_path / "secret.png"))
     assert thumbnail_of(place) is None
+    thumbnails.request(cats / "0.png", place).result()
+    assert not thumbnail_of(place).is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+@pytest.mark.parametrize("which", ["hashes", "content"])
+def test_no_thumbnail_is_written_through_a_link_that_leads_out(thumbnails, cats, tmp_path, which):
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    content = content_file(place, sha256_of(cats / "0.png"))
+    (elsewhere := tmp_path / "elsewhere").mkdir()
+    link = place.parent if which == "hashes" else content.parent
+    link.parent.mkdir(parents=True)
+    link.symlink_to(elsewhere)
+    assert "leads out of the dataset" in thumbnails.request(cats / "0.png", place).result()
+    (cats / "0.png").write_bytes(b"no image")  # the reason is written beside its hash
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    assert thumbnails.request(cats / "0.png", place).result()
+    assert list(elsewhere.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights")
+def test_a_reason_of_a_stranger_leads_nowhere_and_is_short(cats, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret " * 10_000, encoding="utf-8")
+    place = hash_file(cats / ".impasto", cats, cats / "0.png")
+    place.parent.mkdir(parents=True)
+    place.with_suffix(".txt").symlink_to(secret)
+    assert reason_of(place) == ""
+    place.with_suffix(".txt").unlink()
+    secret.rename(place.with_suffix(".txt"))
+    assert 0 < len(reason_of(place)) <= 2000
 
 
 def hostile():

@@ -14,6 +14,7 @@ from impasto.owners import current_process
 from impasto.runs.draw_reading import read_request, request_of
 from impasto.runs.draw_requests import Axis, DrawRequest, ImageSettings
 from impasto.runs.drawings import DrawFolder
+from impasto.studio import drawable as drawable_module
 from impasto.studio.drawable import find_drawable
 from impasto.studio.folders import address_of
 from impasto.studio.pages.draw_form import request_from, typed_from, untouched
@@ -106,7 +107,9 @@ def test_what_runs_have_exported_can_be_chosen_unless_it_leads_out(studio, folde
     assert [choice.label for choice in found.hypernetworks.values()] == ["net (run)"]
 
 
-def test_models_on_the_way_of_a_run_can_be_chosen_also_where_it_was_stopped(studio, folder):
+def test_models_on_the_way_of_a_run_can_be_chosen_also_where_it_was_stopped(
+    studio, folder, monkeypatch
+):
     run = make_run(folder / "style", phase="stopped")
     (run.path / "models").mkdir()
     names = ["style-best.safetensors", "style-step00000005.safetensors"]
@@ -116,7 +119,10 @@ def test_models_on_the_way_of_a_run_can_be_chosen_also_where_it_was_stopped(stud
     record = {"written": [*written, "../../secret.safetensors"]}
     (run.path / "models.json").write_text(json.dumps(record), encoding="utf-8")
     (folder.parent / "secret.safetensors").write_bytes(b"")
+    read = []
+    monkeypatch.setattr(drawable_module, "read_text", lambda file, *_: read.append(file) or "")
     found = find_drawable(studio.folders).models
+    assert read == [run.config_file], "once, however many models the run has"
     assert {choice.label for choice in found.values()} == {f"style: {name}" for name in names}
     assert len(set(found)) == 2
 

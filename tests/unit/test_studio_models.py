@@ -20,7 +20,8 @@ from impasto.runs.tasks import TaskDirectory
 from impasto.studio import models
 from impasto.studio.folders import address_of
 from impasto.studio.model_users import users_of
-from impasto.studio.models import MOST, all_models, find_model, model_at
+from impasto.studio.models import all_models, find_model, model_at
+from impasto.studio.pages import models as model_pages
 from impasto.studio.tasks import Made
 
 NASTY = 'a "b" <i>&\n.safetensors'
@@ -135,11 +136,29 @@ def test_parts_of_a_model_and_states_of_a_run_are_no_models(studio, shelf, folde
     assert [m.path.name for m in all_models(studio.folders)] == ["folder"]
 
 
-def test_a_long_list_is_cut_short(studio, shelf, monkeypatch):
-    monkeypatch.setattr(models, "MOST", 3)
+def test_a_long_list_is_cut_short_and_says_so(client, studio, shelf, monkeypatch):
+    monkeypatch.setattr(model_pages, "MOST", 3)
     for number in range(5):
         (shelf / f"{number}.ckpt").write_bytes(b"x")
-    assert len(all_models(studio.folders)) == 3 < MOST
+    assert len(all_models(studio.folders)) == 5
+    page = client.get("/models").text
+    assert page.count('class="row model"') == 3
+    assert "The 3 newest of 5 models are shown" in page
+    monkeypatch.undo()
+    assert "newest of" not in client.get("/models").text
+
+
+def test_files_that_are_no_models_hide_none(client, studio, shelf, monkeypatch):
+    monkeypatch.setattr(models, "LOOKED_AT", 20)
+    (shelf / "images").mkdir()
+    for number in range(50):
+        (shelf / "images" / f"{number}.png").write_bytes(b"x")
+    (shelf / "zebra.ckpt").write_bytes(b"x")
+    assert [model.path.name for model in all_models(studio.folders)] == ["zebra.ckpt"]
+    assert "may be missing" not in client.get("/models").text
+    for number in range(30):
+        (shelf / f"{number}").mkdir()
+    assert "Models may be missing here" in client.get("/models").text
 
 
 @pytest.mark.parametrize("name", ["0.", "0.Lg", "0.Li4", "0.Li4vZGF0YQ", "7.YQ", "x", "0.%%%"])

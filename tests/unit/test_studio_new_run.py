@@ -30,6 +30,7 @@ from impasto.studio import plans as plans_module
 from impasto.studio.choices import image_folders, model_paths
 from impasto.studio.drafts import KEPT, Drafts
 from impasto.studio.new_form import USUAL
+from impasto.studio.pages import new_run, new_start
 from impasto.studio.plans import Plans
 from impasto.studio.starting import write_settings
 from impasto.studio.tasks import Tasks
@@ -250,6 +251,30 @@ def test_datasets_and_models_go_by_the_names_that_pages_show(client, tasks, fold
     assert f"same.ckpt, in {models / 'two'}</option>" in page
 
 
+def test_what_is_not_listed_is_found_by_its_name(
+    client, draft, folder, tasks, pictures, monkeypatch
+):
+    """Of more datasets and models than a form lists."""
+    monkeypatch.setattr(new_start, "MOST", 2)
+    monkeypatch.setattr(new_run, "MOST", 2)
+    models = folder.parent / "models"
+    for number in range(5):
+        shutil.copytree(pictures, pictures.with_name(f"artist{number}"))
+        (models / f"{number}.safetensors").write_bytes(b"")
+    typed = {"goal": "style", "data": "artist4", "model": "4.safetensors"}
+    assert post(client, "/new/goal", typed).status_code == 303
+    words = tasks[0][0]
+    assert words[words.index("--data") + 1] == str(pictures.with_name("artist4"))
+    assert words[words.index("--model") + 1] == str(models / "4.safetensors")
+    page = client.get("/new").text
+    assert "The first 2 of 6 datasets are listed" in page
+    assert "The first 2 of 5 models are listed" in page
+    assert "artist4" not in page
+    form = client.get(draft).text
+    assert "The first 2 of the 6 that are here" in form
+    assert "The first 2 of the 5 that are here" in form
+
+
 def test_a_goal_that_fails_says_why_and_keeps_what_was_given(client, tasks, pictures):
     typed = {"goal": "subject", "data": str(pictures), "model": "owner/name"}
     place = post(client, "/new/goal", typed).headers["location"]
@@ -405,12 +430,17 @@ def test_relative_paths_of_a_run_are_seen_from_where_it_was_started(client, stud
         "model": {"path": "owner/name"},
         "dataset": {"datasets": [{"subsets": [{"image_dir": "cats"}, {"image_dir": "gone"}]}]},
         "training": {"max_steps": 9},
+        "previews": {"hypernetworks": ["style.pt:0.8", "style.pt", "gone.pt:0.5"]},
     }
+    (elsewhere / "style.pt").write_bytes(b"")
     run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
     fields = shown_fields(client.get(f"/new?from={studio.folders.name_of(run)}").text)
     subsets = tomllib.loads(fields["dataset.datasets"])["datasets"][0]["subsets"]
     assert [subset["image_dir"] for subset in subsets] == [str(elsewhere / "cats"), "gone"]
     assert fields["model.path"] == "owner/name"
+    style = elsewhere / "style.pt"
+    drawn_with = fields["previews.hypernetworks"].split("\n")
+    assert drawn_with == [f"{style}:0.8", str(style), "gone.pt:0.5"]
 
 
 def test_the_form_has_every_setting_once_with_its_help(client, draft):
@@ -665,6 +695,18 @@ def test_starting_writes_the_settings_and_leads_to_the_run(client, draft, good, 
     assert client.get(page.headers["location"]).status_code == 200
 
 
+def test_a_second_click_on_start_leads_to_the_same_run(client, draft, good, folder, tasks):
+    post(client, f"{draft}/start", good)
+    end_begin(tasks[0][1])
+    for _ in range(2):
+        assert post(client, f"{draft}/start", good).headers["hx-redirect"] == f"{draft}/started"
+        assert len(tasks) == 1
+        if not (folder / "it").exists():
+            make_run(folder / "it", phase="preparing")  # as it does meanwhile
+    post(client, f"{draft}/start", {**good, "output_dir": str(folder / "that"), "to.name": "that"})
+    assert len(tasks) == 2
+
+
 def end_begin(task):
     """A process that has begun and goes on."""
     line = {"time": 1.0, "kind": "begin", "process": current_process().token}
@@ -799,6 +841,12 @@ def test_a_free_place_is_found(tmp_path):
     assert free_path(tmp_path / "dog") == tmp_path / "dog-2"
     (tmp_path / "dog-2").mkdir()
     assert free_path(tmp_path / "dog-2") == tmp_path / "dog-3"
+
+
+def test_a_date_in_a_name_is_no_count(tmp_path):
+    for name in ("cats-20261128", "cats-100", "-2"):
+        (tmp_path / name).mkdir()
+        assert free_path(tmp_path / name) == tmp_path / f"{name}-2"
 
 
 def test_the_demo_goes_all_the_way_to_a_form(client, studio, folder):

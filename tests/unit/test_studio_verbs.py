@@ -2,12 +2,16 @@
 
 import os
 import subprocess
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from test_run_status import GONE, make_run
 
 from impasto.errors import RunError
 from impasto.runs.processes import SAFELY
 from impasto.studio.machine import Machine
+from impasto.studio.pages import runs as run_pages
 from impasto.studio.verbs import ask_verb, run_verb
 
 
@@ -64,6 +68,28 @@ def test_what_went_wrong_is_one_kind_of_error(ending, tmp_path, ended, words):
     with pytest.raises(RunError):
         Machine(tmp_path / "machine.json", tmp_path).examine()
     assert not (tmp_path / "machine.json").exists()
+
+
+def test_requests_that_wait_for_a_command_hold_no_other(client, studio, folder, monkeypatch):
+    run = make_run(folder / "dog", phase="finished", process=GONE)
+    page = f"/runs/{studio.folders.name_of(run)}/report"
+    waiting, over = threading.Semaphore(0), threading.Event()
+
+    def wait(_):
+        waiting.release()
+        over.wait()
+        raise RunError("It is over.")
+
+    monkeypatch.setattr(run_pages, "run_verb", wait)
+    with client, ThreadPoolExecutor(41) as visitors:
+        asked = [visitors.submit(client.get, page) for _ in range(40)]
+        try:
+            for _ in range(5):
+                assert waiting.acquire(timeout=60)
+            assert visitors.submit(client.get, "/tasks").result(60).status_code == 200
+        finally:
+            over.set()
+        assert {one.result().status_code for one in asked} == {500}
 
 
 @pytest.mark.parametrize("printed", [b"", b"{", b"[" * 100_000])

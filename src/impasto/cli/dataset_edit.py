@@ -15,7 +15,7 @@ import click
 
 from impasto.cli.dataset_annotation import caption_ending, dataset_folders_of, undo_command
 from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_config
-from impasto.cli.local_paths import READ
+from impasto.cli.local_paths import READ, WRITTEN
 from impasto.cli.ordered import OrderedCommand, in_order
 from impasto.errors import ConfigError
 from impasto.parsing import parse_json, read_text
@@ -23,7 +23,7 @@ from impasto.progress import counted
 from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
-    from impasto.annotate.caption_files import CaptionChange, CaptionChoice
+    from impasto.annotate.caption_files import CaptionChange, CaptionChoice, CaptionFile
     from impasto.annotate.dataset_folders import DatasetFolders
     from impasto.annotate.editing import Operation
     from impasto.cli.console import Console
@@ -67,6 +67,11 @@ _OPERATIONS = ("add", "remove", "replace", "regex", "move", "set")
     "--images", metavar="FILE", help="Only images whose paths below the folder FILE lists; - reads "
     "standard input. One path per line, or separated by zero bytes.",
 )  # fmt: skip
+@click.option(
+    "--previewed", type=WRITTEN, metavar="FILE",
+    help="Without --yes, note in FILE the captions that would change; with --yes, change only "
+    "those, and leave those that were changed since as they are.",
+)  # fmt: skip
 @click.option("--separator", default=",", show_default=True, help="What stands between tags.")
 @click.option(
     "--ending", default=".txt", show_default=True, callback=caption_ending,
@@ -106,7 +111,7 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
     editing = _Editing(source, operations, choice, options, console, is_silent=as_json)
     shown = None
     if not writes:
-        shown = editing.would_change()
+        shown = editing.preview()
         if not as_json:
             editing.show(shown)
         asks = shown and not (options["dry_run"] or as_json)
@@ -142,6 +147,7 @@ class _Editing:
         self.config = local_dataset_config(self.source, self.options)
         self.folders: DatasetFolders = dataset_folders_of(self.config)
         self.skipped: list[SkippedFile] = []
+        self.captions: Sequence[CaptionFile] = ()
         self.total = 0
         self.edit: str | None = None
 
@@ -155,17 +161,21 @@ class _Editing:
         is_dry = self.options["dry_run"]
         with files.dry_run() if is_dry else contextlib.nullcontext():
             scan = scan_all(self.config, SilentProgress() if self.is_silent else self.console)
-        captions, odd = find_captions(scan.records, self.folders, self.options["ending"])
+        self.captions, odd = find_captions(scan.records, self.folders, self.options["ending"])
         self.skipped = [*scan.skipped, *odd]
-        chosen = self.choice.of(captions, self.options["separator"])
+        chosen = self.choice.of(self.captions, self.options["separator"])
         self.total = len(chosen)
         return changes_of(chosen, self.operations, self.options["separator"], done)
 
-    def would_change(self) -> list[CaptionChange]:
-        """What `write` would do, which goes on where the same edit was broken off."""
+    def preview(self) -> list[CaptionChange]:
+        """What `write` would do, also where the same edit was broken off; noted if asked for."""
         from impasto.annotate.journal import done_before
+        from impasto.annotate.previewed import note_preview
 
-        return self.changes(done_before(self.folders, self._command()))
+        changes = self.changes(done_before(self.folders, self._command()))
+        if self.options["previewed"] is not None and not self.options["dry_run"]:
+            note_preview(self.options["previewed"], changes)
+        return changes
 
     def show(self, changes: Sequence[CaptionChange]) -> None:
         """Print the changes, the first of them where that was asked for."""
@@ -181,11 +191,15 @@ class _Editing:
     def write(self) -> list[CaptionChange]:
         """Make the edit: what is there is read while no other command can change it."""
         from impasto.annotate.journal import Journal
+        from impasto.annotate.previewed import as_previewed
         from impasto.progress import SilentProgress
 
         progress = SilentProgress() if self.is_silent else self.console
         with Journal(self.folders, self._command()) as journal:
             changes = self.changes(frozenset(journal.done))
+            if (file := self.options["previewed"]) is not None:
+                changes, odd = as_previewed(file, changes, self.captions, journal.done)
+                self.skipped += odd
             with progress.stage("Writing captions", len(changes), "files") as advance:
                 for change in changes:
                     journal.write(change.caption.file, change.after, change.caption.name)

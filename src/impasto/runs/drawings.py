@@ -13,6 +13,7 @@ Files are all that passes between a worker and whoever asks it; no port is opene
 from __future__ import annotations
 
 import re
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,16 +150,31 @@ class DrawFolder:
 
     def all(self) -> list[Drawing]:
         """All drawings, the oldest first."""
+        return self._all_but(())
+
+    def waiting(self, over: set[str] | None = None) -> list[Drawing]:
+        """The drawings that nobody has begun, the oldest first.
+
+        Args:
+            over: Names of drawings that are known to have ended, which are not looked at again;
+                those that are found to have are added.
+        """
+        over, found = set() if over is None else over, []
+        for drawing in self._all_but(over):
+            phase = drawing.status()["phase"]
+            if phase == "waiting":
+                found.append(drawing)
+            elif phase in ENDED:
+                over.add(drawing.path.name)
+        return found
+
+    def _all_but(self, names: Container[str]) -> list[Drawing]:
         try:
-            names = sorted(path.name for path in self.path.iterdir())
+            listed = sorted(path.name for path in self.path.iterdir())
         except OSError:
             return []
-        found = (self.find(name) for name in names)
+        found = (self.find(name) for name in listed if name not in names)
         return [drawing for drawing in found if drawing is not None]
-
-    def waiting(self) -> list[Drawing]:
-        """The drawings that nobody has begun, the oldest first."""
-        return [drawing for drawing in self.all() if drawing.status()["phase"] == "waiting"]
 
     @property
     def has_worker(self) -> bool:

@@ -6,12 +6,13 @@ The terminal, `impasto show`, the report, the studio and model cards all say it 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, Literal
 
 from impasto.errors import RunError
+from impasto.parsing import parse_toml, read_text
 from impasto.runs.directory import RunDirectory
 from impasto.runs.evidence import Difference, chance_of_each, difference
 from impasto.runs.learning_text import sentence_of
@@ -35,9 +36,11 @@ NO_CHECKPOINT = (
 )
 """What people read where there is no `Learning`, and where no model is near the best."""
 
-_STEP_ENDING = re.compile(r"-step(\d{8})(-ema)?", re.ASCII)
-_AVERAGE_ENDING = re.compile(r"-ema(-\d+)?(\.[a-z]+)?$", re.ASCII)
-_EPOCH_ENDING = re.compile(r"-(\d{6})(-ema)?", re.ASCII)
+_ENDING = re.compile(
+    r"(?:-step(?P<step>\d{8})|-(?P<epoch>\d{6})|(?P<best>-best))?(?P<average>-ema)?"
+    r"(?:-\d{1,5})?(?:\.[a-z]+)?\Z",  # a number where another run had taken the name
+    re.ASCII,
+)
 
 Verdict = Literal["better", "over-fitting", "worse", "unclear"]
 """What is claimed of the model at the end: better than the base model; worse than it was at an
@@ -195,16 +198,13 @@ class Checkpoint:
         path: The file, or the Diffusers folder.
         step: The step it is of; None of the best one of a run that did not write it down.
         is_best: Whether it replaces itself whenever the loss is lower.
+        is_average: Whether it is the running average that is kept beside a model.
     """
 
     path: Path
     step: int | None
     is_best: bool = False
-
-    @property
-    def is_average(self) -> bool:
-        """Whether the checkpoint is the running average that is kept beside a model."""
-        return bool(_AVERAGE_ENDING.search(self.path.name))
+    is_average: bool = False
 
 
 def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
@@ -213,11 +213,14 @@ def checkpoints_of(run: RunDirectory) -> list[Checkpoint]:
         models = run.read_json("models.json")
     except RunError:
         return []
-    status, best = run.status(), models.get("best", {})
+    best = models.get("best", {})
     # of one without a step nobody knows which it is: it is just being replaced, or a kill came then
     unsure = {record for record, told in best.items() if "step" not in told}
     known = [record for record in models.get("written", []) if record not in unsure]
-    found = (_checkpoint(run.at(record), status, best.get(record)) for record in known)
+    if not known:
+        return []
+    names, status = _export_names(run), run.status()
+    found = (_checkpoint(run.at(record), names, status, best.get(record)) for record in known)
     there = (checkpoint for checkpoint in found if run.has(checkpoint.path))
     return sorted(there, key=lambda c: (c.step is None, c.step or 0, c.path))
 
@@ -267,14 +270,43 @@ def why_no_best(learning: Learning) -> str:
     return "None: the loss was lowest with the base model." if is_base else NO_CHECKPOINT
 
 
+def _export_names(run: RunDirectory) -> set[str]:
+    """What a run's models may be called, before their endings: by its settings, or its folder."""
+    try:
+        settings = parse_toml(read_text(run.config_file, "replace"))
+    except (ValueError, OSError):
+        settings = {}
+    saving, folder = settings.get("saving"), settings.get("output_dir")
+    if isinstance(saving, Mapping) and isinstance(saving.get("name"), str):
+        return {saving["name"]}
+    return {run.path.name, *([PurePath(folder).name] if isinstance(folder, str) else [])} - {""}
+
+
 def _checkpoint(
-    path: Path, status: Mapping[str, Any], best: Mapping[str, Any] | None = None
+    path: Path,
+    names: Collection[str],
+    status: Mapping[str, Any],
+    best: Mapping[str, Any] | None,
 ) -> Checkpoint:
-    """What the name of a model says of its step; without an ending it is that of the end."""
-    if found := _STEP_ENDING.search(path.name):
-        return Checkpoint(path, int(found[1]))
-    if found := _EPOCH_ENDING.search(path.name):
-        return Checkpoint(path, int(found[1]) * int(status.get("updates_per_epoch", 1)))
-    if re.search(r"-best(-ema)?(\.|$)", path.name):
-        return Checkpoint(path, None if best is None else int(best["step"]), is_best=True)
-    return Checkpoint(path, int(status.get("finished_step", status.get("total_steps", 0))))
+    """What a record and the ending of a name say of a model; without either it is of the end.
+
+    Args:
+        path: The model.
+        names: What it may be called before the ending, which may look like one.
+        status: What the run says it is doing.
+        best: The record of a best model, if it is one.
+    """
+    own = max((name for name in names if path.name.startswith(name)), key=len, default="")
+    match = _ENDING.match(path.name, len(own)) if own else _ENDING.search(path.name)
+    ending = match.groupdict() if match else {}
+    is_average = bool(ending.get("average"))
+    if best is not None or ending.get("best"):
+        known = None if best is None else int(best["step"])
+        return Checkpoint(path, known, is_best=True, is_average=is_average)
+    if ending.get("step"):
+        step = int(ending["step"])
+    elif ending.get("epoch"):
+        step = int(ending["epoch"]) * int(status.get("updates_per_epoch", 1))
+    else:
+        step = int(status.get("finished_step", status.get("total_steps", 0)))
+    return Checkpoint(path, step, is_average=is_average)

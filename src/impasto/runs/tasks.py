@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from typing import Any
 from impasto.owners import ProcessIdentity, boot_mark, parse_process_token
 from impasto.parsing import read_object
 from impasto.runs.events import read_events
-from impasto.runs.lines import read_end
+from impasto.runs.lines import read_end, size_of
 
 TASK = "IMPASTO_TASK"
 """The environment variable that names the directory of the task that a process is."""
@@ -45,7 +46,7 @@ class TaskState:
 
     state: str
     stage: Mapping[str, Any] | None = None
-    messages: list[tuple[str, str]] = field(default_factory=list)
+    messages: Sequence[tuple[str, str]] = ()
     code: int | None = None
 
     @property
@@ -60,14 +61,67 @@ class TaskState:
 
 
 @dataclass(frozen=True)
+class _Told:
+    """What a task has told so far.
+
+    Attributes:
+        begin: What its process said first; None before it did.
+        stage: The last line of a stage.
+        messages: Notes, warnings and errors.
+        code: The exit code, once it has ended.
+    """
+
+    begin: Mapping[str, Any] | None = None
+    stage: Mapping[str, Any] | None = None
+    messages: tuple[tuple[str, str], ...] = ()
+    code: int | None = None
+
+    def with_events(self, events: Iterable[Mapping[str, Any]]) -> _Told:
+        """What is told with more events after those that are known."""
+        begin, stage, code = self.begin, self.stage, self.code
+        messages: list[tuple[str, str]] = []
+        for event in events:
+            kind = event["kind"]
+            if kind == "begin":
+                begin = begin or event
+            elif kind == "stage":
+                stage = event
+            elif kind in ("note", "warning", "error"):
+                messages.append((kind, str(event.get("text", ""))))
+            elif kind == "ended" and isinstance(event.get("code"), int):
+                code = event["code"]
+        return _Told(begin, stage, (*self.messages, *messages), code)
+
+
+class _EventReader:
+    """Reads the events of a task on from where the last look ended: pages look every second."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._offset, self._told = 0, _Told()
+
+    def read(self, file: Path) -> _Told:
+        """What the events of a file tell by now."""
+        with self._lock:
+            if size_of(file) < self._offset:  # it is another file
+                self._offset, self._told = 0, _Told()
+            new = [*read_events(file, self._offset)]
+            if new:
+                self._offset = new[-1][0]
+                self._told = self._told.with_events(event for _, event in new)
+            return self._told
+
+
+@dataclass(frozen=True)
 class TaskDirectory:
-    """The files of a task.
+    """The files of a task; whoever looks again and again keeps one, which reads on.
 
     Attributes:
         path: The directory.
     """
 
     path: Path
+    _events: _EventReader = field(default_factory=_EventReader, compare=False, repr=False)
 
     @property
     def description_file(self) -> Path:
@@ -105,26 +159,16 @@ class TaskDirectory:
         Args:
             is_starting: Whether whoever asks knows that its process has not ended.
         """
-        begun, code, stage = False, None, None
-        messages: list[tuple[str, str]] = []
-        for _, event in read_events(self.events_file):
-            kind = event["kind"]
-            begun = begun or kind == "begin"
-            if kind == "stage":
-                stage = event
-            elif kind in ("note", "warning", "error"):
-                messages.append((kind, str(event.get("text", ""))))
-            elif kind == "ended":
-                code = event.get("code")
-        if isinstance(code, int):
-            return TaskState(_state_of(code), stage, messages, code)
+        told = self._events.read(self.events_file)
+        if told.code is not None:
+            return TaskState(_state_of(told.code), told.stage, told.messages, told.code)
         is_alive = is_starting or self._is_running()
-        state = ("working" if begun else "starting") if is_alive else "killed"
-        return TaskState(state, stage, messages)
+        state = ("starting" if told.begin is None else "working") if is_alive else "killed"
+        return TaskState(state, told.stage, told.messages)
 
     def _begin(self) -> Mapping[str, Any]:
         """What its process said first."""
-        return next((e for _, e in read_events(self.events_file) if e["kind"] == "begin"), {})
+        return self._events.read(self.events_file).begin or {}
 
     def _is_running(self) -> bool:
         """Whether its process lives.

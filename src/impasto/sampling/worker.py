@@ -60,16 +60,21 @@ class DrawWorker:
         """
         with storage_errors.reported(self.folder.path):
             self.folder.path.mkdir(parents=True, exist_ok=True)
+        over: set[str] = set()  # all drawings are kept, and the folder is looked at all the time
         while True:
             with FolderLock(self.folder.path, "drawing", _refuse):
                 files.write_json(self.folder.worker_file, {"process": current_process().token})
-                was_stopped = self._serve_locked(idle_s)
+                was_stopped = self._serve_locked(idle_s, over)
             # who asked before the lock was gone has started no other worker
-            if was_stopped or not self.folder.waiting():
+            if was_stopped or not self.folder.waiting(over):
                 return
 
-    def _serve_locked(self, idle_s: float) -> bool:
+    def _serve_locked(self, idle_s: float, over: set[str]) -> bool:
         """Draw until the end; returns whether it was asked for.
+
+        Args:
+            idle_s: Seconds after which it ends where nothing is asked.
+            over: Names of drawings that have ended, which is kept up to date.
 
         Raises:
             StorageError: The status of a drawing cannot be written.
@@ -78,7 +83,7 @@ class DrawWorker:
         self._note_killed()
         idle_since = time.monotonic()
         while not presence.exists(self.folder.stop_file):
-            waiting = self.folder.waiting()
+            waiting = self.folder.waiting(over)
             if waiting:
                 self.answer(waiting[0])
                 _require_told(waiting[0])

@@ -18,6 +18,7 @@ from impasto.parsing import read_object
 SHOWN = 200
 """Changes that a preview shows."""
 
+_PREVIEWED, _APPLIED = "previewed.json", "applied.json"
 _TOKEN = re.compile(r"[0-9a-f]{32}", re.ASCII)
 _KEPT_S = 24 * 3600.0
 _CONTEXT = 160  # characters of a caption around what changes in it
@@ -32,11 +33,20 @@ class PreparedEdit:
         token: What the page calls it.
         arguments: The command, without what makes it write.
         title: What it does.
+        previewed: The file in which its preview notes the captions that it would change.
+        task: The task that made it; empty as long as it was not made.
     """
 
     token: str
     arguments: list[str]
     title: str
+    previewed: Path
+    task: str = ""
+
+    @property
+    def bound_arguments(self) -> list[str]:
+        """The command, which its preview binds to the captions that are shown."""
+        return [*self.arguments, f"--previewed={self.previewed}"]
 
 
 class EditStore:
@@ -85,16 +95,26 @@ class EditStore:
         files.write_json(
             folder / "edit.json", {"dataset": str(dataset), "words": arguments, "title": title}
         )
-        return PreparedEdit(token, arguments, title)
+        return PreparedEdit(token, arguments, title, folder / _PREVIEWED)
 
     def find(self, dataset: Path, token: str) -> PreparedEdit | None:
         """The edit of a token; None where there is none, or it is of another dataset."""
         if not _TOKEN.fullmatch(token):
             return None
-        kept = read_object(self._folder / token / "edit.json")
+        folder = (self._folder / token).absolute()
+        kept = read_object(folder / "edit.json")
         if kept is None or kept["dataset"] != str(dataset):
             return None
-        return PreparedEdit(token, kept["words"], kept["title"])
+        task = str((read_object(folder / _APPLIED) or {}).get("task", ""))
+        return PreparedEdit(token, kept["words"], kept["title"], folder / _PREVIEWED, task)
+
+    def note_applied(self, prepared: PreparedEdit, task: str) -> None:
+        """Note which task makes an edit, which is made once.
+
+        Raises:
+            StorageError: It cannot be written.
+        """
+        files.write_json(self._folder / prepared.token / _APPLIED, {"task": task})
 
     def _tidy(self) -> None:
         with contextlib.suppress(OSError):

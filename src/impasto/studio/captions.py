@@ -105,7 +105,7 @@ class CaptionReader:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._last: tuple[object, float, CaptionReading] | None = None
+        self._last: tuple[object, float, str, CaptionReading] | None = None
 
     def read(self, dataset: Path, ending: str = "") -> CaptionReading:
         """The captions of a folder; of a large one perhaps those of a minute ago.
@@ -117,14 +117,14 @@ class CaptionReader:
         key = (dataset, _last_edit(dataset))
         with self._lock:
             last = self._last
-        if last is not None and last[0] == key and ending in ("", last[2].ending):
-            age_s = time.monotonic() - last[1]
-            if age_s < _KEPT_S:
-                return last[2]
+        if last is not None and last[0] == key:
+            _, read_at, asked, reading = last
+            if ending in (asked, reading.ending) and time.monotonic() - read_at < _KEPT_S:
+                return reading
         found = read_captions(dataset, ending)
         if len(found.captions) >= _KEPT_FROM:
             with self._lock:
-                self._last = (key, time.monotonic(), found)
+                self._last = (key, time.monotonic(), ending, found)
         return found
 
 

@@ -20,11 +20,16 @@ from impasto.studio.folders import Folders, path_of
 LEVELS = 3
 """So many levels below a folder of images are looked through for datasets."""
 
+FOLDERS_AT_MOST = 3000
+"""So many folders below a given one are looked through for datasets."""
+
 NEW_MARK = Path(files.DERIVED_DIR) / "uploads"
 """The folder by which a dataset that has no image yet is known."""
 
-_FOLDERS_AT_MOST = 3000
-_KEPT_THERE = ("thumbnails", "studio", "studio/images.jsonl", "uploads", "views")
+_KEPT_THERE = (
+    "thumbnails", "thumbnails/content", "studio", "studio/images.jsonl", "studio/report.html",
+    "studio/report.json", "uploads", "views",
+)  # fmt: skip
 _SHOWN = 4
 
 
@@ -84,16 +89,20 @@ def find_datasets(folders: Folders) -> list[DatasetSummary]:
     return [summary for summary in find_all(folders) if not summary.packed]
 
 
-def find_all(folders: Folders) -> list[DatasetSummary]:
+def find_all(folders: Folders, cut: list[Path] | None = None) -> list[DatasetSummary]:
     """The datasets of all folders, and folders of tars and tables, in the order of their paths.
 
     Hidden folders, links to folders and run directories, whose images are samples, are left out. A
     folder that was made here and has no image yet is a dataset too. Folders of masks beside the
     images are none.
+
+    Args:
+        folders: The folders.
+        cut: Gets the folders of images with too many folders to look through all of them.
     """
     found: dict[Path, DatasetSummary] = {}
-    left = _FOLDERS_AT_MOST
     for top in folders.data:
+        left = FOLDERS_AT_MOST
         waiting: list[tuple[Path, int, Path | None]] = [(top, 0, None)]
         while waiting and left > 0:
             left -= 1
@@ -109,6 +118,8 @@ def find_all(folders: Folders) -> list[DatasetSummary]:
                 waiting += [
                     (folder / name, level + 1, _images_of(folder / name, masked)) for name in inner
                 ]
+        if waiting and cut is not None:
+            cut.append(top)
     return sorted(found.values(), key=lambda summary: sort_key(str(summary.path)))
 
 
@@ -136,8 +147,8 @@ def image_files(dataset: Path, *, recursive: bool = True) -> list[str]:
 def derived_of(dataset: Path, home: Path) -> Path:
     """The folder for what is derived from a dataset: in it, or in `home` where it is read-only.
 
-    A dataset may be a stranger's: where its folder of derived data is a link that leads out,
-    nothing is written there either.
+    A dataset may be a stranger's: where its folder of derived data, or what the studio keeps there,
+    is a link that leads out, nothing is read or written there either.
     """
     own = dataset / files.DERIVED_DIR
     folders = (own, *(own / name for name in _KEPT_THERE))

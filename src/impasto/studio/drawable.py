@@ -61,13 +61,14 @@ def find_drawable(folders: Folders) -> Drawable:
     """
     found = Drawable()
     for run in find_runs(folders.runs):
-        exported = _exported(run, folders)
+        exported, on_the_way = _exported(run, folders), _on_the_way(run, folders)
+        if exported is None and not on_the_way:
+            continue
+        kind = found.hypernetworks if _trains_hypernetwork(run) else found.models
         if exported is not None:
-            kind = found.hypernetworks if _trains_hypernetwork(run) else found.models
             address = f"r{address_of(folders.runs, run.path)}"
             kind[address] = DrawableModel(exported, printable(f"{run.path.name} (run)"))
-        for path in _on_the_way(run, folders):
-            kind = found.hypernetworks if _trains_hypernetwork(run) else found.models
+        for path in on_the_way:
             address = f"c{address_of(folders.runs, path)}"
             kind[address] = DrawableModel(path, printable(f"{run.path.name}: {path.name}"))
     for folder in folders.models:

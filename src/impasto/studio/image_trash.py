@@ -9,12 +9,13 @@ followed.
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from impasto import files, presence, storage_errors
@@ -30,7 +31,8 @@ TRASH = ".image-trash"
 
 _ENTRY = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
 _MASKS = (".masks-beside", ".masks-inside")  # in an entry, as `usual_mask_folders` has the folders
-_LATENTS = r"(_\d+x\d+(_\w+)?)?\.npz"  # sd-scripts' names, of every era
+_LATENTS = re.compile(r"(?=(_\d+x\d+(_\w+)?)?\.npz\Z)", re.ASCII)
+"""Where an image's name may end in one of a file of latents: sd-scripts' names, of every era."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,22 @@ def put_away(dataset: Path, images: Sequence[Path], within: Sequence[Path]) -> T
         DatasetError: The trash is no folder of the dataset.
         StorageError: A file cannot be moved; those before it are in the trash.
     """
-    entry = TrashedImages(dataset, _new_entry(dataset))
+    entry, known = TrashedImages(dataset, _new_entry(dataset)), mask_names(dataset, within)
+    listed = functools.cache(_FolderNames.of)  # a folder may have thousands of files
     for image in images:
-        for path in [*_beside(image, dataset), image]:
-            _move(path, entry.path / path.relative_to(dataset))
-        _put_mask_away(dataset, image, entry.path, within)
+        folder, inside = image.parent, image.parent.relative_to(dataset)
+        for name in (*listed(folder).beside(image.name), image.name):
+            if name == image.name or files.is_inside(folder / name, dataset):
+                _move(folder / name, entry.path / inside / name)
+                listed(folder).forget(name)
+        if known is None or listed(folder).images.get(image.stem):
+            continue  # another image has that name too
+        masks = known.folder / inside
+        if not files.is_inside(masks, known.folder):
+            continue
+        kept = _MASKS[usual_mask_folders(dataset).index(known.folder)]
+        for name in sorted(listed(masks).images.get(image.stem, ())):
+            _move(masks / name, entry.path / kept / inside / name)
     return entry
 
 
@@ -159,35 +172,54 @@ def _new_entry(dataset: Path) -> Path:
                 return trash / f"{stamp}-{number}"
 
 
-def _beside(image: Path, dataset: Path) -> list[Path]:
-    """The files that belong to an image alone."""
-    names = sorted(path.name for path in image.parent.iterdir() if path.is_file())
-    stem = image.stem
-    found = [image.name + CROP]
-    others = (n for n in names if n != image.name and Path(n).suffix.lower() in EXTENSIONS)
-    if not any(Path(name).stem == stem for name in others):
-        latents = re.compile(re.escape(stem) + _LATENTS, re.ASCII)
-        found += [stem + CAPTION, stem + TAGS, *filter(latents.fullmatch, names)]
-    paths = (image.with_name(name) for name in dict.fromkeys(found) if name in names)
-    return [path for path in paths if files.is_inside(path, dataset)]
+@dataclass(frozen=True)
+class _FolderNames:
+    """The names of the files in a folder, read once and kept true while files are moved away.
 
+    Attributes:
+        files: All of them.
+        images: Stem -> the images that have it.
+        latents: Stem -> the files of latents that may be those of an image with it.
+    """
 
-def _put_mask_away(dataset: Path, image: Path, entry: Path, within: Sequence[Path]) -> None:
-    known = mask_names(dataset, within)
-    if known is None:
-        return
-    inside = image.relative_to(dataset).parent
-    is_alone = not any(
-        path.stem == image.stem and path.suffix.lower() in EXTENSIONS
-        for path in image.parent.iterdir()
-    )
-    folder = known.folder / inside
-    if not is_alone or not folder.is_dir() or not files.is_inside(folder, known.folder):
-        return
-    kept = _MASKS[usual_mask_folders(dataset).index(known.folder)]
-    for path in sorted(folder.iterdir()):
-        if path.stem == image.stem and path.suffix.lower() in EXTENSIONS and path.is_file():
-            _move(path, entry / kept / inside / path.name)
+    files: set[str] = field(default_factory=set)
+    images: dict[str, set[str]] = field(default_factory=dict)
+    latents: dict[str, list[str]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, folder: Path) -> _FolderNames:
+        """The names in a folder; none of one that is not there.
+
+        Raises:
+            StorageError: It may not be read.
+        """
+        found = cls()
+        with storage_errors.reported(folder):
+            try:
+                with os.scandir(folder) as entries:
+                    found.files.update(entry.name for entry in entries if entry.is_file())
+            except (FileNotFoundError, NotADirectoryError):
+                return found
+        for name in sorted(found.files):
+            stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
+            if ending.lower() in EXTENSIONS:
+                found.images.setdefault(stem, set()).add(name)
+            for match in _LATENTS.finditer(name):
+                found.latents.setdefault(name[: match.start()], []).append(name)
+        return found
+
+    def beside(self, image: str) -> list[str]:
+        """The files that belong to an image alone."""
+        stem = Path(image).stem
+        found = [image + CROP]
+        if self.images.get(stem, set()) <= {image}:
+            found += [stem + CAPTION, stem + TAGS, *self.latents.get(stem, ())]
+        return [name for name in dict.fromkeys(found) if name in self.files]
+
+    def forget(self, name: str) -> None:
+        """Take out a file that was moved away."""
+        self.files.discard(name)
+        self.images.get(Path(name).stem, set()).discard(name)
 
 
 def _origin_of(inside: Path, entry: TrashedImages) -> Path:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from impasto import files
 from impasto.runs import RunDirectory
-from impasto.runs.image_losses import read_image_losses
+from impasto.runs.image_losses import ImageLoss, read_image_losses
 
 READ_BYTES = 32 << 20
 """Of a longer file the newest rows are read: half a million of them take about a second."""
@@ -18,21 +18,46 @@ Losses = Mapping[str, tuple[float, int]]
 """Path below the dataset -> its loss by the usual one at the same noise, and times shown."""
 
 
+_Mark = tuple[int, int]
+"""Size and time of change of a file."""
+
+
+def worst_images(run: RunDirectory) -> Sequence[ImageLoss] | None:
+    """The images of a run, those that are learnt worst first; None where no losses are written.
+
+    They are kept while the file is as it was.
+    """
+    mark = _mark_of(run.image_losses_file)
+    return None if mark is None else _newest(run.image_losses_file, mark)
+
+
 def read_losses(run: RunDirectory, dataset: Path) -> Losses:
     """The losses of the images of a dataset; of those that the run was not shown, none."""
-    try:
-        status = run.image_losses_file.stat()
-    except OSError:
+    mark = _mark_of(run.image_losses_file)
+    if mark is None:
         return {}
     folder = str(run.status().get("folder", ""))
-    mark = (status.st_size, status.st_mtime_ns)
-    return _read(run.image_losses_file, mark, folder, dataset)
+    return _of_dataset(run.image_losses_file, mark, folder, dataset)
+
+
+def _mark_of(file: Path) -> _Mark | None:
+    try:
+        status = file.stat()
+    except OSError:
+        return None
+    return status.st_size, status.st_mtime_ns
+
+
+@functools.lru_cache(maxsize=2)
+def _newest(file: Path, _: _Mark) -> Sequence[ImageLoss]:
+    """The images of a file that has not changed since."""
+    return read_image_losses(file, READ_BYTES)
 
 
 @functools.lru_cache(maxsize=4)
-def _read(file: Path, _: tuple[int, int], folder: str, dataset: Path) -> Losses:
-    """The losses of a file that has not changed since."""
-    found = read_image_losses(file, READ_BYTES)
+def _of_dataset(file: Path, mark: _Mark, folder: str, dataset: Path) -> Losses:
+    """The losses of a dataset by a file that has not changed since."""
+    found = _newest(file, mark)
     inside = ((_below(one.image, folder, dataset), one) for one in found)
     return {name: (one.ratio, one.times) for name, one in inside if name is not None}
 

@@ -24,14 +24,14 @@ from impasto.studio.folders import Folders, address_of, path_of
 DEPTH = 3
 """Levels of folders below a given one that models are looked for in."""
 
-MOST = 1000
-"""So many models are listed at most, the newest."""
-
 CHECKPOINT_ENDINGS = frozenset({".safetensors", ".ckpt"})
 MODEL_ENDINGS = CHECKPOINT_ENDINGS | {".pt"}  # hypernetworks
 """The endings of files that may be models, in lower case."""
 
-_LOOKED_AT = 50_000  # entries of a folder, so that a whole disk takes no minute
+LOOKED_AT = 50_000
+"""Folders and files that may be models which are looked at in a given folder, so that a whole disk
+takes no minute."""
+
 _RUN_FOLDERS = ("export", "models")
 _INDEX = "model_index.json"
 
@@ -87,25 +87,33 @@ class FoundModel:
         }
 
 
-def model_files(folder: Path) -> Iterator[Path]:
+def model_files(folder: Path, cut: list[Path] | None = None) -> Iterator[Path]:
     """The files and Diffusers folders below a folder that may be models, by name.
 
     The folder itself may be a Diffusers folder; what is in one is part of it. Nothing is opened:
     endings decide (`MODEL_ENDINGS`).
+
+    Args:
+        folder: The folder.
+        cut: Gets the folder where there is too much in it to look at all of it.
     """
-    for path, is_folder in walk_models(folder):
+    for path, is_folder in walk_models(folder, cut):
         if is_diffusers(path) if is_folder else path.suffix.lower() in MODEL_ENDINGS:
             yield path
 
 
-def walk_models(folder: Path) -> Iterator[tuple[Path, bool]]:
-    """A folder of models and what is in it, by name: path, and whether that is a folder.
+def walk_models(folder: Path, cut: list[Path] | None = None) -> Iterator[tuple[Path, bool]]:
+    """A folder, and the folders and files that may be models in it, by name: path, is it a folder.
 
-    Folders are looked into up to `DEPTH` levels below the given one. Hidden entries, run
-    directories, what is inside of Diffusers folders, and links that lead out of the given folder
-    are left out.
+    Folders are looked into up to `DEPTH` levels below the given one. Hidden entries, files with
+    other endings, run directories, what is inside of Diffusers folders, and links that lead out of
+    the given folder are left out.
+
+    Args:
+        folder: The folder.
+        cut: Gets the folder where there is too much in it to look at all of it: `LOOKED_AT`.
     """
-    left = _LOOKED_AT
+    left = LOOKED_AT
     waiting = [(folder, True, 0)]
     while waiting and left > 0:
         path, is_folder, level = waiting.pop()
@@ -114,6 +122,8 @@ def walk_models(folder: Path) -> Iterator[tuple[Path, bool]]:
         if is_folder and level <= DEPTH and not is_diffusers(path):
             inside = _entries(path, folder)
             waiting += [(entry, is_inner, level + 1) for entry, is_inner in reversed(inside)]
+    if waiting and cut is not None:
+        cut.append(folder)
 
 
 def _entries(folder: Path, top: Path) -> list[tuple[Path, bool]]:
@@ -125,12 +135,23 @@ def _entries(folder: Path, top: Path) -> list[tuple[Path, bool]]:
     found = []
     for entry in entries:
         path = Path(entry.path)
-        if entry.name.startswith(".") or (presence.is_link(path) and not _stays_in(path, top)):
+        may_be_model = path.suffix.lower() in MODEL_ENDINGS
+        if entry.name.startswith(".") or (_is_file(entry) and not may_be_model):
+            continue
+        if presence.is_link(path) and not _stays_in(path, top):
             continue
         is_folder = presence.is_dir(path)
-        if not is_folder or not RunDirectory(path).is_there():
+        if not RunDirectory(path).is_there() if is_folder else may_be_model:
             found.append((path, is_folder))
     return found
+
+
+def _is_file(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry is a file, as its folder says, which asks the disk nothing."""
+    try:
+        return entry.is_file(follow_symlinks=False)
+    except OSError:
+        return False
 
 
 def _stays_in(link: Path, top: Path) -> bool:
@@ -147,17 +168,22 @@ def is_diffusers(path: Path) -> bool:
     return presence.is_file(path / _INDEX)
 
 
-def all_models(folders: Folders) -> list[FoundModel]:
-    """The models of all folders, the newest first; of runs those that they have exported."""
+def all_models(folders: Folders, cut: list[Path] | None = None) -> list[FoundModel]:
+    """The models of all folders, the newest first; of runs those that they have exported.
+
+    Args:
+        folders: The folders.
+        cut: Gets the folders of models with too much in them to look at all of it.
+    """
     found: dict[Path, FoundModel] = {}
     for folder in folders.models:
-        for path in model_files(folder):
+        for path in model_files(folder, cut):
             _add(found, folders, "models", folder, path, None)
     for summary in folders.all_runs():
         for path in _exports_of(summary.run):
             folder = next(f for f in folders.runs if path.is_relative_to(f))
             _add(found, folders, "runs", folder, path, summary.run)
-    return sorted(found.values(), key=lambda model: -model.changed_at)[:MOST]
+    return sorted(found.values(), key=lambda model: -model.changed_at)
 
 
 def find_model(folders: Folders, root: str, name: str) -> FoundModel | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from pathlib import Path
 
 from impasto.errors import ConfigError
 from impasto.parsing import is_text, printable
-from impasto.studio.choices import MOST
 from impasto.studio.datasets import find_datasets
 from impasto.studio.folders import Folders
 from impasto.studio.models import CHECKPOINT_ENDINGS, all_models, is_diffusers
@@ -58,7 +56,7 @@ def path_of_name(text: str, choices: Sequence[Choice]) -> str:
 
 
 def _choices(paths: Iterable[Path]) -> list[Choice]:
-    known = list(itertools.islice((p.absolute() for p in paths if is_text(str(p))), MOST))
+    known = [path.absolute() for path in paths if is_text(str(path))]
     times = Counter(path.name for path in known)
     return [
         Choice(

@@ -64,8 +64,13 @@ def _as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
         return {name: _as_seen_from(inner, folder, name) for name, inner in value.items()}
     if isinstance(value, list):
         return [_as_seen_from(inner, folder, key) for inner in value]
-    if isinstance(value, str) and is_path_key(key) and presence.exists(folder / value):
+    if not isinstance(value, str) or not is_path_key(key):
+        return value
+    if presence.exists(folder / value):
         return str(folder / value)
+    file, colon, strength = value.rpartition(":")  # FILE:STRENGTH
+    if key == "hypernetworks" and file and presence.exists(folder / file):
+        return f"{folder / file}{colon}{strength}"
     return value
 
 

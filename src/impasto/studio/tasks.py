@@ -48,6 +48,7 @@ class Tasks:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._started: dict[str, subprocess.Popen[bytes]] = {}
+        self._found: dict[str, TaskDirectory] = {}  # each reads on where its last look ended
 
     def start(
         self,
@@ -95,12 +96,13 @@ class Tasks:
 
     def find(self, name: str) -> TaskDirectory | None:
         """The task of a name; None where there is none."""
-        task = TaskDirectory(self._folder / name)
-        return (
-            task
-            if temporary_names.is_dated_name(name) and task.description_file.is_file()
-            else None
-        )
+        if not temporary_names.is_dated_name(name):
+            return None
+        task = self._found.get(name) or TaskDirectory(self._folder / name)
+        if not task.description_file.is_file():
+            self._found.pop(name, None)
+            return None
+        return self._found.setdefault(name, task)
 
     def all(self) -> list[TaskDirectory]:
         """All tasks, the newest first."""
@@ -135,6 +137,7 @@ class Tasks:
             if not self.state_of(task).is_alive:
                 with contextlib.suppress(OSError):
                     files.remove_folder(task.path)
+                self._found.pop(task.path.name, None)
 
 
 def _begin(

@@ -24,7 +24,7 @@ from impasto.data.folders.formats import HEIF, heif_advice, register_heif
 from impasto.data.pixels import images
 from impasto.data.records import Size
 from impasto.parsing import parse_json
-from impasto.studio.thumbnails import content_file, thumbnail_of
+from impasto.studio.thumbnails import content_file, is_ours, thumbnail_of
 
 SIDE = 256
 """Pixels of a thumbnail's longer side."""
@@ -98,12 +98,19 @@ def _make(source: Path, kept_hash: Path) -> None:
     """Write the thumbnail of an image, unless one of the same content is there, and its hash.
 
     Raises:
-        UnreadableImageError: It cannot be decoded, or was changed meanwhile.
+        UnreadableImageError: It cannot be decoded, or was changed meanwhile, or a stranger has
+            made a folder that is written to a link that leads elsewhere.
     """
     before = _mark(source)
     content = files.sha256_of(source)
     target = content_file(kept_hash, content)
-    if not target.is_file():
+    for folder in (target.parent, kept_hash.parent):
+        if not is_ours(folder, kept_hash):
+            raise images.UnreadableImageError(
+                f"its thumbnail is not kept: {folder} is a link that leads out of the dataset",
+                is_transient=True,
+            )
+    if not (target.is_file() and is_ours(target, kept_hash)):
         image = _decoded(source)
         if _mark(source) != before:  # the pixels may not be those of the hash
             raise images.UnreadableImageError("it was changed just now", is_transient=True)

@@ -42,6 +42,7 @@ _HIDDEN = getattr(subprocess, "CREATE_NO_WINDOW", 0)
 _DIED = "ended the process that decodes"
 _WORKER = "impasto.studio.thumbnail_worker"
 _HASH = re.compile("[0-9a-f]{64}")
+_LONGEST_REASON = 2000  # bytes that are read of one, which a stranger may have written
 
 
 class Thumbnails:
@@ -95,7 +96,7 @@ class Thumbnails:
             return known
         answer = self._ask({"source": str(source), "place": str(kept_hash)})
         reason = str(answer["reason"])
-        if reason and not answer.get("is_transient"):
+        if reason and not answer.get("is_transient") and is_ours(kept_hash.parent, kept_hash):
             with contextlib.suppress(StorageError):  # then it is found out again
                 files.write_text(_reason_file(kept_hash), printable(reason), durable=False)
         return reason
@@ -214,20 +215,35 @@ def thumbnail_of(kept_hash: Path) -> Path | None:
         if _HASH.fullmatch(content) is None:
             return None
         found = content_file(kept_hash, content)
-        is_ours = found.is_file() and files.is_inside(found, kept_hash.parent.parent)
+        return found if found.is_file() and is_ours(found, kept_hash) else None
     except (OSError, ValueError):
         return None
-    return found if is_ours else None
+
+
+def is_ours(path: Path, kept_hash: Path) -> bool:
+    """Whether a path is in the folder of thumbnails after all links, which a stranger may have put.
+
+    Args:
+        path: What is to be read or written.
+        kept_hash: Where the hash of an image is kept in that folder.
+    """
+    return files.is_inside(path, kept_hash.parent.parent)
 
 
 def reason_of(kept_hash: Path) -> str:
     """Why a thumbnail could not be made; empty where nobody has tried, or it is there.
 
+    A reason that is a link out of the folder of thumbnails is none.
+
     Args:
         kept_hash: Where the hash of the image is kept.
     """
+    file = _reason_file(kept_hash)
     try:
-        return _reason_file(kept_hash).read_text(encoding="utf-8", errors="replace")
+        if not is_ours(file, kept_hash) or not file.is_file():
+            return ""
+        with file.open("rb") as opened:
+            return opened.read(_LONGEST_REASON).decode("utf-8", errors="replace")
     except OSError:
         return ""
 

@@ -6,13 +6,16 @@ what works on images.
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from impasto.errors import RunError
 from impasto.parsing import parse_json
@@ -22,9 +25,26 @@ from impasto.runs.tasks import TASK
 PATIENCE_S = 600.0
 """Seconds after which a command is ended, if its page does not say otherwise."""
 
+_Given = TypeVar("_Given")
+
 _TOLD = 2000
 _AT_ONCE = threading.Semaphore(3)
 """So many commands run at a time: each takes tens of MB, some a core. Others wait their turn."""
+
+
+_WAITING = ThreadPoolExecutor(16, thread_name_prefix="verbs")
+"""The threads of requests that wait for a command, so that those of all other requests are free."""
+
+
+async def in_own_thread(work: Callable[..., _Given], *arguments: Any) -> _Given:
+    """What a function gives that may wait for a command: `run_verb`.
+
+    Args:
+        work: The function.
+        arguments: What it is called with.
+    """
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_WAITING, functools.partial(work, *arguments))
 
 
 def run_verb(

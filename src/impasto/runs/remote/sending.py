@@ -182,9 +182,10 @@ class Sender:
             scratch.mkdir()
             for number, key in enumerate(thing.files):
                 own = scratch / str(number)
-                _hold(self._folder / key, own, as_copy=as_copy)
-                found[key] = (own, signature_of(self._folder / key))
-            if any(signature_of(self._folder / k) != found[k][1] for k in thing.files):
+                found[key] = (own, _hold(self._folder / key, own, as_copy=as_copy))
+            if not thing.grows and any(
+                signature_of(self._folder / k) != found[k][1] for k in thing.files
+            ):
                 found = {}  # it was replaced meanwhile
         except FileNotFoundError:
             found = {}
@@ -266,8 +267,12 @@ def unsent_text(unsent: dict[str, int], location: Path) -> str:
     return f"{counted(len(unsent), 'files')} ({size}) of the run are not in {shown(location)}"
 
 
-def _hold(file: Path, own: Path, *, as_copy: bool) -> None:
+def _hold(file: Path, own: Path, *, as_copy: bool) -> Signature:
     """Have the content of a file under another name, by a link where it is never written on.
+
+    Returns:
+        The signature of what is held. Of a copy it has the time from before, so that a file which
+        grew meanwhile counts as changed.
 
     Raises:
         FileNotFoundError: It is gone.
@@ -281,13 +286,15 @@ def _hold(file: Path, own: Path, *, as_copy: bool) -> None:
         except OSError:  # a disk without hard links, such as exFAT
             pass
         else:
-            return
+            return signature_of(own)
+    _, changed = signature_of(file)
     try:
         shutil.copyfile(file, own)
     except FileNotFoundError:
         raise
     except OSError as error:
         raise StorageError(f"{file} could not be copied to be sent: {error.strerror}.") from error
+    return own.stat().st_size, changed
 
 
 def _is_mark(key: str) -> bool:

@@ -42,7 +42,7 @@ from impasto.studio.forms import read_form, whole_number
 from impasto.studio.pages import captions_address, dataset_in
 from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 from impasto.studio.pages.tasks import task_view
-from impasto.studio.verbs import ask_verb
+from impasto.studio.verbs import ask_verb, in_own_thread
 
 PER_PAGE = 100
 _TAGS_SHOWN = 200
@@ -75,10 +75,13 @@ class CaptionPages:
 
     Attributes:
         studio: What they work with.
+        reader: Reads captions.
+        applying: Held while an edit is begun: a second click leads to the same one.
     """
 
     studio: Studio
     reader: CaptionReader = field(default_factory=CaptionReader)
+    applying: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property
     def store(self) -> EditStore:
@@ -114,7 +117,7 @@ class CaptionPages:
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         prepared = await asyncio.to_thread(self._prepare, dataset, form)
-        answer = await _answer([*prepared.arguments, "--json", f"--shown={SHOWN}"])
+        answer = await _answer([*prepared.bound_arguments, "--json", f"--shown={SHOWN}"])
         return self.studio.page(
             "caption_preview.html.j2",
             token=prepared.token,
@@ -124,13 +127,31 @@ class CaptionPages:
         )
 
     async def apply(self, request: Request) -> Response:
-        """Make an edit that was previewed, as a task."""
+        """Make an edit that was previewed, as a task; a second click leads to the same one."""
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
-        prepared = await asyncio.to_thread(self.store.find, dataset, str(form.get("token", "")))
+        async with self.applying:
+            task = await asyncio.to_thread(self._apply, dataset, str(form.get("token", "")))
+        return self._shown(dataset, form, task)
+
+    def _apply(self, dataset: Path, token: str) -> str:
+        """The task that makes a previewed edit.
+
+        Raises:
+            HTTPException: There is no such preview, or it was applied before: 410.
+        """
+        prepared, tasks = self.store.find(dataset, token), self.studio.tasks
         if prepared is None:
             raise HTTPException(410, "This preview is not kept any more. Preview the edit again.")
-        return await self._started(dataset, [*prepared.arguments, *_WRITES], prepared.title, form)
+        if prepared.task:
+            task = tasks.find(prepared.task)
+            if task is not None and tasks.state_of(task).is_alive:
+                return prepared.task
+            raise HTTPException(410, "This edit was applied already. Preview it again.")
+        here = captions_address(self.studio, dataset)
+        name = tasks.start([*prepared.bound_arguments, *_WRITES], prepared.title, here)
+        self.store.note_applied(prepared, name)
+        return name
 
     async def set_one(self, request: Request) -> Response:
         """Write the caption of one image, as a task."""
@@ -183,8 +204,14 @@ class CaptionPages:
         """Start a task, and show it on the page."""
         here = captions_address(self.studio, dataset)
         task = await asyncio.to_thread(self.studio.tasks.start, arguments, title, here)
+        return self._shown(dataset, form, task, more)
+
+    def _shown(
+        self, dataset: Path, form: FormData, task: str, more: Mapping[str, str] | None = None
+    ) -> Response:
+        """The page with a task, and with the filter that a form was sent with."""
         query = {**_query(form), **(more or {}), "task": task}
-        return RedirectResponse(f"{here}?{urlencode(query)}", 303)
+        return RedirectResponse(f"{captions_address(self.studio, dataset)}?{urlencode(query)}", 303)
 
     def _prepare(self, dataset: Path, form: FormData) -> PreparedEdit:
         ending = _ending(form) or ENDINGS[0]
@@ -265,7 +292,7 @@ _WRITES = ("--yes", "--shown=0")
 
 async def _answer(arguments: Sequence[str | Path]) -> Any:
     try:
-        return await asyncio.to_thread(ask_verb, arguments)
+        return await in_own_thread(ask_verb, arguments)
     except RunError as error:
         raise HTTPException(400, str(error)) from error
 

@@ -14,7 +14,7 @@ from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio.core import Studio
-from impasto.studio.datasets import DatasetSummary, find_all, image_files
+from impasto.studio.datasets import FOLDERS_AT_MOST, DatasetSummary, find_all, image_files
 from impasto.studio.gallery import (
     ALIKE,
     PER_PAGE,
@@ -49,8 +49,11 @@ _RUNS_AT_MOST = 50
 
 def datasets_page(studio: Studio) -> dict[str, Any]:
     """All datasets, with some thumbnails of each."""
-    found = find_all(studio.folders)
+    cut = list[Path]()
+    found = find_all(studio.folders, cut)
     return {
+        "cut": [printable(str(folder)) for folder in cut],
+        "most": FOLDERS_AT_MOST,
         "datasets": [_dataset_row(studio, summary) for summary in found if not summary.packed],
         "packed": [
             (printable(str(summary.path)), summary.packed) for summary in found if summary.packed
@@ -120,7 +123,7 @@ def gallery_page(dataset: Dataset, choice: GalleryFilter) -> dict[str, Any]:
         "resolution": resolution,
         "is_now": is_now,
         "work": work_view(dataset, "list"),
-        "reads_itself": not is_now and bool(listing.images) and not _has_failed(dataset),
+        "reads_itself": not is_now and bool(listing.images) and not _came_to_nothing(dataset),
         "trashed": [{"name": one.name, "images": one.images} for one in trashed(dataset.path)],
         "endings": sorted(EXTENSIONS | CAPTIONS),
     }
@@ -157,10 +160,11 @@ def _options(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**fields, "no_upscale": given.get("no_upscale") is True}
 
 
-def _has_failed(dataset: Dataset) -> bool:
-    """Whether the last list failed, and nothing in the folder has changed since."""
+def _came_to_nothing(dataset: Dataset) -> bool:
+    """Whether the last list failed or was stopped, and nothing in the folder has changed since."""
     task = dataset.newest_task("list")
-    if task is None or dataset.studio.tasks.state_of(task).state not in ("failed", "killed"):
+    ends = ("failed", "killed", "stopped")
+    if task is None or dataset.studio.tasks.state_of(task).state not in ends:
         return False
     return not _is_outdated(dataset, task)
 

@@ -32,7 +32,7 @@ from impasto.studio.pages import dataset_in
 from impasto.studio.pages.buckets import known_options, resolution_of
 from impasto.studio.pages.shown_dataset import Dataset
 from impasto.studio.pages.tasks import task_view
-from impasto.studio.verbs import run_verb
+from impasto.studio.verbs import in_own_thread, run_verb
 
 _MASK_BYTES = 64 << 20
 _EPOCHS = 4
@@ -289,7 +289,7 @@ class ImagePages:
             HTTPException: It cannot, with its words: 422.
         """
         try:
-            return await asyncio.to_thread(work)
+            return await in_own_thread(work)
         except FileNotFoundError as error:
             raise HTTPException(404, "This image is not there any more.") from error
         except ImpastoError as error:

@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from impasto.runs import RunDirectory
-from impasto.runs.image_losses import ImageLoss, read_image_losses
+from impasto.runs.image_losses import ImageLoss
 from impasto.runs.learning import NOTHING_HELD_OUT, kept_best, read_learning, why_no_best
 from impasto.runs.learning_text import best_text, evidence_text, gap_text
 from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
+from impasto.studio.losses import worst_images
 from impasto.studio.pages.shown_dataset import Dataset, thumbnail_address
 
 _IMAGES = 24
@@ -42,11 +43,10 @@ def learning_view(run: RunDirectory) -> dict[str, Any]:
 
 def image_loss_view(run: RunDirectory, studio: Studio) -> dict[str, Any]:
     """The images with the highest loss, linked to where the studio shows them."""
-    is_asked = run.image_losses_file.is_file()
-    found = read_image_losses(run.image_losses_file) if is_asked else []
-    folder = str(run.status().get("folder", ""))
+    worst = worst_images(run)
+    found, folder = worst or (), str(run.status().get("folder", ""))
     rows = [_row(one, folder, studio) for one in found[:_IMAGES]]
-    return {"is_asked": is_asked, "images": rows, "number": len(found)}
+    return {"is_asked": worst is not None, "images": rows, "number": len(found)}
 
 
 def _row(one: ImageLoss, folder: str, studio: Studio) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from impasto.studio.drawable import find_drawable
 from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form, texts_of
 from impasto.studio.model_users import losers_of, user_view, users_of, working_with
-from impasto.studio.models import FoundModel, all_models, find_model
+from impasto.studio.models import LOOKED_AT, FoundModel, all_models, find_model
 from impasto.studio.pages.model_forms import (
     CONVERT_CHOICES,
     Arguments,
@@ -35,6 +35,9 @@ from impasto.studio.pages.removed import removal_text
 from impasto.studio.pages.tasks import task_view
 from impasto.studio.tasks import Made
 from impasto.studio.trash import all_deleted, delete
+
+MOST = 1000
+"""So many models are listed at most, the newest."""
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -103,9 +106,13 @@ class ModelPages:
 
         def read() -> dict[str, Any]:
             folders = self.studio.folders
-            deleted = all_deleted(folders)
+            deleted, cut = all_deleted(folders), list[Path]()
+            models = all_models(folders, cut)
             return {
-                "models": [model.view() for model in all_models(folders)],
+                "models": [model.view() for model in models[:MOST]],
+                "number": len(models),
+                "cut": [printable(str(folder)) for folder in cut],
+                "looked_at": LOOKED_AT,
                 "folders": [printable(str(folder)) for folder in folders.models],
                 "deleted": [model.view() for model in deleted],
                 "removed": removed,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from impasto.parsing import printable
 from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
-from impasto.studio.choices import image_folders, model_paths
+from impasto.studio.choices import MOST, image_folders, model_paths
 from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
@@ -60,11 +60,13 @@ class NewRunPages:
         studio: What they work with.
         drafts: What was typed.
         plans: Makes plans of it.
+        beginning: Held while a run is started: a second click leads to the same one.
     """
 
     studio: Studio
     drafts: Drafts
     plans: Plans
+    beginning: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     async def form_page(self, request: Request) -> Response:
         """The form; while a task makes its settings, that task."""
@@ -131,28 +133,15 @@ class NewRunPages:
         return self._answer(f"Wrote {file}.", command=command)
 
     async def start(self, request: Request) -> Response:
-        """Write the settings, and begin the run in a process of its own."""
+        """Write the settings, and begin the run in a process of its own, unless it is under way."""
         draft, typed = self._draft_of(request), await _typed(request)
-        found = await asyncio.to_thread(self._kept, draft, typed)
-        if found.config is None or found.folder_fault:
-            return self._answer(_refusal(found), refused=True)
-        run = found.config.output_dir.absolute()
-
-        def begin() -> None:
-            file = choose_file(typed, self.studio.folders)
-            write_settings(file, found.text, same_is_fine=True)
-            self.plans.forget(draft)  # it would take time and memory from the run
-            self.plans.rest()
-            title, back = f"Train {run.name}", f"/new/{draft.name}/started"
-            address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
-            made = Made(str(run), address, f"the run {printable(run.name)}")
-            task = self.studio.tasks.start(["train", file], title, back, made=made)
-            draft.note(task=task, run=str(run))
-
-        try:
-            await asyncio.to_thread(begin)
-        except ImpastoError as error:
-            return self._answer(str(error), refused=True)
+        async with self.beginning:
+            try:
+                refusal = await asyncio.to_thread(self._begin, draft, typed)
+            except ImpastoError as error:
+                refusal = str(error)
+        if refusal:
+            return self._answer(refusal, refused=True)
         return Response(headers={"hx-redirect": f"/new/{draft.name}/started"})
 
     async def enqueue(self, request: Request) -> Response:
@@ -209,6 +198,7 @@ class NewRunPages:
             **form_sections(fields),
             "images": image_folders(folders.data),
             "models": model_paths(folders.models),
+            "most": MOST,
             "folders": list(enumerate(map(str, folders.runs))),
             "first": printable(str(folders.runs[0])),
             "folder": fields.get("to.folder", "0"),
@@ -238,6 +228,37 @@ class NewRunPages:
             place="" if found.config is None else printable(str(found.config.output_dir)),
             command=command,
         )
+
+    def _begin(self, draft: Draft, typed: dict[str, str]) -> str:
+        """Start the run of a form; returns why it cannot be, nothing if it is started.
+
+        Raises:
+            ImpastoError: The settings cannot be written, or the process not be started.
+        """
+        found = self._kept(draft, typed)
+        if found.config is None:
+            return _refusal(found)
+        run = found.config.output_dir.absolute()
+        if self._is_under_way(draft, run):
+            return ""
+        if found.folder_fault:
+            return _refusal(found)
+        file = choose_file(typed, self.studio.folders)
+        write_settings(file, found.text, same_is_fine=True)
+        self.plans.forget(draft)  # it would take time and memory from the run
+        self.plans.rest()
+        title, back = f"Train {run.name}", f"/new/{draft.name}/started"
+        address = f"/runs/{self.studio.folders.name_of(RunDirectory(run))}"
+        made = Made(str(run), address, f"the run {printable(run.name)}")
+        task = self.studio.tasks.start(["train", file], title, back, made=made)
+        draft.note(task=task, run=str(run))
+        return ""
+
+    def _is_under_way(self, draft: Draft, run: Path) -> bool:
+        """Whether a task that was started from a form is training a run."""
+        about, tasks = draft.about(), self.studio.tasks
+        task = tasks.find(str(about.get("task", "")))
+        return about.get("run") == str(run) and task is not None and tasks.state_of(task).is_alive
 
     def _answer(
         self, message: str, *, command: str = "", link: str = "", refused: bool = False

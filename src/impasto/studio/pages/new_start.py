@@ -14,6 +14,7 @@ from starlette.routing import BaseRoute, Route
 from impasto import presence
 from impasto.config.goals import GOALS
 from impasto.errors import ConfigError
+from impasto.studio.choices import MOST
 from impasto.studio.core import Studio
 from impasto.studio.drafts import Draft, Drafts
 from impasto.studio.forms import read_form, texts_of
@@ -120,6 +121,7 @@ class NewStartPages:
             "command": str(typed.get("command", "")),
             "images": images,
             "models": models,
+            "most": MOST,
             "runs": runs,
             "faults": faults or {},
         }

@@ -30,7 +30,7 @@ from impasto.studio.forms import whole_number
 from impasto.studio.kept_curves import KeptCurves
 from impasto.studio.pages.learning_views import image_loss_view, learning_view
 from impasto.studio.pages.run_views import ASKS, run_page, run_rows, samples_view, state_view
-from impasto.studio.verbs import run_verb
+from impasto.studio.verbs import in_own_thread, run_verb
 from impasto.studio.watching import RunWatch
 
 _LARGEST_STEP = 10**12
@@ -64,11 +64,13 @@ class RunPages:
         studio: What they work with.
         reading: Held while every line of a large file is read, which takes seconds and memory: a
             page that compares 24 runs asks for all of them at once.
+        reading_losses: Held while losses of images are read, for the same reason.
         kept: Curves that were read already.
     """
 
     studio: Studio
     reading: asyncio.Lock = field(default_factory=asyncio.Lock)
+    reading_losses: asyncio.Lock = field(default_factory=asyncio.Lock)
     kept: KeptCurves = field(default_factory=KeptCurves)
 
     async def run_of(self, request: Request) -> RunDirectory:
@@ -127,7 +129,8 @@ class RunPages:
     async def images(self, request: Request) -> Response:
         """The images that are learnt worst, as a part of the page."""
         run = await self.run_of(request)
-        content = await asyncio.to_thread(image_loss_view, run, self.studio)
+        async with self.reading_losses:
+            content = await asyncio.to_thread(image_loss_view, run, self.studio)
         return self.studio.page("image_losses.html.j2", **content)
 
     async def stream(self, request: Request) -> Response:
@@ -160,7 +163,7 @@ class RunPages:
     async def report(self, request: Request) -> Response:
         """The report of a run, as a file to keep: its styles are not those of this server."""
         run = await self.run_of(request)
-        await asyncio.to_thread(run_verb, ["report", run.path.absolute()])
+        await in_own_thread(run_verb, ["report", run.path.absolute()])
         name = f"{printable(run.path.name)}.html"
         return FileResponse(run.report, media_type="text/html", filename=name)
 

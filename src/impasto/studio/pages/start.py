@@ -18,6 +18,7 @@ from impasto.studio.core import Studio
 from impasto.studio.folders import address_of
 from impasto.studio.machine import Machine
 from impasto.studio.tasks import Made
+from impasto.studio.verbs import in_own_thread
 
 
 def routes(studio: Studio) -> list[BaseRoute]:
@@ -51,7 +52,7 @@ class StartPage:
             found = await asyncio.to_thread(self.machine.remembered)
             if found is None:
                 try:
-                    found = await asyncio.to_thread(self.machine.examine)
+                    found = await in_own_thread(self.machine.examine)
                 except ImpastoError as error:
                     return self.studio.page("machine.html.j2", facts=[], advice=[str(error)])
         return self.studio.page("machine.html.j2", **_machine_view(found))

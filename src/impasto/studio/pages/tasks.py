@@ -15,6 +15,8 @@ from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
 from impasto import presence
+from impasto.invocation import command
+from impasto.parsing import printable
 from impasto.runs import RunDirectory
 from impasto.runs.tasks import TaskDirectory
 from impasto.studio.core import Studio
@@ -86,7 +88,7 @@ def task_view(tasks: Tasks, task: TaskDirectory) -> dict[str, Any]:
         "name": task.path.name,
         "title": str(about.get("title", "A task")),
         "back": str(about.get("back", "/")),
-        "words": [str(argument) for argument in about.get("words", ())],
+        "command": printable(command(*about.get("words", ()))),
         "made": _made_view(about.get("made"), is_done=state.state == "done"),
         "when": time.strftime("%Y-%m-%d %H:%M", time.localtime(began)) if began else "",
         "state": state.state,

@@ -176,15 +176,20 @@
   const undo = document.getElementById("undo");
   const brush = document.getElementById("brush");
   const before = [];
-  let isChanged = false;
+  let changes = 0; // of the mask since the page was opened
+  let saved = 0; // how many of them are saved
+  let isSaving = false;
 
+  const enable = () => { save.disabled = isSaving || changes === saved; };
+  const changed = () => {
+    changes += 1;
+    said.textContent = "Not saved yet.";
+    enable();
+  };
   const remember = () => {
     before.push(pen.getImageData(0, 0, canvas.width, canvas.height));
     if (before.length > 8) before.shift();
     undo.disabled = false;
-    save.disabled = false;
-    isChanged = true;
-    said.textContent = "Not saved yet.";
   };
   const colour = () => { pen.fillStyle = pen.strokeStyle = `rgb(${TINT.join(" ")})`; };
   const fill = (counts, crop) => {
@@ -241,6 +246,7 @@
     pen.lineTo(next.x, next.y);
     pen.stroke();
     stroke = next;
+    changed();
   };
   canvas.addEventListener("pointerdown", (event) => {
     if (tool() === "crop" || event.button !== 0) return;
@@ -263,33 +269,40 @@
     if (!what) return;
     remember();
     fill(Boolean(counts), what === "all" ? { x: 0, y: 0, ...whole } : fitting(read()));
+    changed();
   });
   undo.addEventListener("click", () => {
     const last = before.pop();
-    if (last) pen.putImageData(last, 0, 0);
     undo.disabled = before.length === 0;
+    if (!last) return;
+    pen.putImageData(last, 0, 0);
+    changed();
   });
   save.addEventListener("click", async () => {
+    const number = changes;
+    isSaving = true;
+    enable();
     said.textContent = "Saving …";
-    save.disabled = true;
     const content = new FormData();
     content.append("masks", form.elements.masks.value);
     content.append("mask", await asImage(), "mask.png");
     try {
       const answer = await fetch(`${address}/mask`, { method: "POST", body: content, headers: { "hx-request": "true" } });
       if (answer.ok) {
-        said.textContent = `Saved in ${(await answer.json()).saved}.`;
-        isChanged = false;
+        const { saved: file } = await answer.json();
+        saved = number;
+        said.textContent = `Saved in ${file}.${changes === saved ? "" : " What was painted since is not saved yet."}`;
         const state = document.getElementById("mask-state");
         state.textContent = state.dataset.there;
         document.querySelector("[name=overwrite]").required = true;
-        return;
+      } else {
+        said.textContent = new DOMParser().parseFromString(await answer.text(), "text/html").body.textContent.trim();
       }
-      said.textContent = new DOMParser().parseFromString(await answer.text(), "text/html").body.textContent.trim();
     } catch {
       said.textContent = "The studio does not answer. Is it still running?";
     }
-    save.disabled = false;
+    isSaving = false;
+    enable();
   });
-  window.addEventListener("beforeunload", (event) => { if (isChanged) event.preventDefault(); });
+  window.addEventListener("beforeunload", (event) => { if (changes !== saved) event.preventDefault(); });
 })();
