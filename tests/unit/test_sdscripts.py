@@ -14,6 +14,7 @@ from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, TRAIN_DB
 from impasto.sdscripts.flags import ROWS, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
+from impasto.sdscripts.settings import build_settings
 from impasto.training.precision import NativePrecision
 
 REPOSITORY = Path(__file__).parents[2]
@@ -297,6 +298,25 @@ def test_what_flags_become(flags, place, expected):
 def test_what_cannot_be_is_explained(flags, words):
     with pytest.raises(ConfigError, match=words):
         settings(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--train_batch_size=0"], "--train_batch_size: expected 1 or more (found 0)"),
+        (["--resolution=0"], "--resolution: expected 8 or more (found 0)"),
+        (["--save_every_n_steps=0"], "--save_every_n_steps: expected 1 or more (found 0)"),
+        (["--optimizer_args", "betas=3"], "--optimizer_args: expected a list (found 3)"),
+        (["--lr_scheduler=piecewise_constant"], "--lr_scheduler_args is ''; expected value:step"),
+        (["--huber_c=0"], "--huber_c has no effect on --loss_type l2"),
+        (["--dataset_repeats=0"], "--dataset_repeats is 0 everywhere"),
+    ],
+)
+def test_faults_of_settings_are_told_in_flags(flags, told):
+    given = parse_flags(FINE_TUNE, [*NEEDED, *flags])
+    with pytest.raises(ConfigError) as caught:
+        build_settings(FINE_TUNE, given, translate.translate(FINE_TUNE, given).tree)
+    assert str(caught.value).startswith(f"fine_tune.py: {told}")
 
 
 def test_what_has_to_be_given_is_named():

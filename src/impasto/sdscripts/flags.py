@@ -270,7 +270,7 @@ _SAVING = [
 _SAMPLING = [
     *_same("int", ("sample_every_n_steps", None, "previews.every_steps"),
            ("sample_every_n_epochs", None, "previews.every_epochs")),
-    Flag("sample_at_first", to="previews.at_first", differs="previews are drawn at the end too"),
+    Flag("sample_at_first", differs="previews are drawn at the end too"),
     Flag("sample_prompts", "text", None, "previews.prompt_file"),
     Flag("sample_sampler", "text", "ddim"),
 ]  # fmt: skip

@@ -105,7 +105,7 @@ def resumed_config(
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
         tree.get("training", {}).pop(key, None)
-    config = build_settings(given, tree, source=script)
+    config = build_settings(script, given, tree)
     others = tuple(f"--{name}{end}" for name in full.keys() - given.keys() for end in (":", "="))
     own = [n for n in translation.notices if not n.startswith(("--seed was not", *others))]
     return config.model_copy(update={"output_dir": run.path}), tuple(own)
