@@ -38,7 +38,7 @@ def command_to_toml(tokens: Sequence[str]) -> str:
     translation = translate(script, flags)
     build_settings(script, flags, translation.tree)
     lines = ["# The settings of:", _comment(f"  {shlex.join(_without_keys(tokens))}"), "#"]
-    launcher = [w for w in tokens[: scripts[0]] if w.startswith("-")] if scripts else []
+    launcher = _of_launcher(tokens[: scripts[0]]) if scripts else []
     if launcher:
         lines.append(
             _comment(
@@ -53,6 +53,15 @@ def command_to_toml(tokens: Sequence[str]) -> str:
         )
     told = _told(translation.tree, settings_decided_by(script, flags))
     return "\n".join([*lines, "", *_commented(script, told, flags)]) + "\n"
+
+
+def _of_launcher(before: Sequence[str]) -> Sequence[str]:
+    """The options of `accelerate launch` and the like, among what is before the script."""
+    for number, word in enumerate(before):
+        if word in {"launch", "torchrun"} or word.endswith(".launch"):
+            return before[number + 1 :]
+    options = (number for number, word in enumerate(before) if word.startswith("-"))
+    return before[next(options, len(before)) :]
 
 
 def _without_keys(tokens: Sequence[str]) -> list[str]:
