@@ -262,11 +262,25 @@ def set_up(extras, index, *, reinstall=False):
         return
     with alone():
         if reinstall and VENV.exists():
-            say(f"Removing {VENV.name} ...")
-            shutil.rmtree(VENV)
+            remove_environment()
         have = installed(index)  # another start.py may have done it meanwhile
         if have is None or not set(extras) <= set(have):
             install(extras, index, have)
+
+
+def remove_environment():
+    """Remove the environment; its stamp first, so that what is left of it is no installation."""
+    say(f"Removing {VENV.name} ...")
+    try:
+        STAMP.unlink(missing_ok=True)
+        shutil.rmtree(VENV)
+    except OSError as error:
+        stop(
+            f"Could not remove {VENV}: {error.strerror or error}"
+            + (f" ({error.filename})" if error.filename else "")
+            + ". End the programs that run from it, or remove that folder yourself, and give "
+            "--reinstall again."
+        )
 
 
 def install(extras, index, have):
@@ -315,7 +329,14 @@ def install(extras, index, have):
 @contextlib.contextmanager
 def alone():
     """Wait until no other start.py installs here; the system ends the lock of a dead one."""
-    with LOCK.open("a+b") as file:
+    try:
+        opened = LOCK.open("a+b")
+    except OSError as error:
+        stop(
+            f"{LOCK} cannot be written: {error.strerror or error}. The packages are installed into "
+            f"{HERE}: make that folder writable, or copy it to one that is."
+        )
+    with opened as file:
         if os.name == "nt":
             import msvcrt
 
@@ -327,19 +348,28 @@ def alone():
             def lock():
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
-        is_said = False
-        while True:
-            try:
-                lock()
-                break
-            except (BlockingIOError, PermissionError):  # held; Windows says permission
-                if not is_said:
-                    say("Another start.py is installing here; waiting for it ...")
-                is_said = True
-                time.sleep(1)
-            except OSError:  # a disk without locks: go on, as before there were any
-                break
+        try:
+            wait_for(lock)
+        except KeyboardInterrupt:
+            stop("stopped while waiting for another start.py. Nothing was changed.")
         yield
+
+
+def wait_for(lock):
+    """Take a lock, and say that somebody has it if it takes long."""
+    is_said = False
+    while True:
+        try:
+            lock()
+        except (BlockingIOError, PermissionError):  # held; Windows says permission
+            if not is_said:
+                say("Another start.py is installing here; waiting for it ...")
+            is_said = True
+            time.sleep(1)
+        except OSError:  # a disk without locks: go on, as before there were any
+            return
+        else:
+            return
 
 
 def graphics_card():

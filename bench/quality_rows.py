@@ -173,7 +173,7 @@ def config_of(row: Row, setup: Setup, seed: int, out: Path, scratch: Path) -> Ru
     if row.prior_weight is not None:
         _add_prior(tree, row.prior_weight, prior_folder(scratch))
     if row.way == "sd-scripts":
-        return build_settings({}, tree, source=FINE_TUNE)
+        return build_settings(FINE_TUNE, {}, tree)
     return build_run_config(tree, source=row.name)
 
 

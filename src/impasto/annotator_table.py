@@ -1,10 +1,15 @@
-"""The taggers and captioners that are known by short names. Imports no library."""
+"""Taggers and captioners that are known by short names; kinds of tags. Imports no library."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+TAG_CATEGORIES = (
+    "general", "character", "rating", "copyright", "artist", "meta", "model", "quality", "year",
+)  # fmt: skip
+"""What kinds of tags there are."""
 
 _DEMO = Path(__file__).resolve().parent / "demo"
 DEMO_TAGGER = _DEMO / "tagger"

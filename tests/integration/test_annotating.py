@@ -84,6 +84,16 @@ def test_a_dry_run_only_prints(folder):
     assert not (folder / ".impasto" / "annotations").exists()
 
 
+def test_categories_that_no_tag_is_of(folder):
+    words = ("dataset", "tag", folder, "--model", TAGGER, "--dry-run", "--counts", "--only")
+    done = impasto(*words, "artist")
+    assert done.returncode == 0, done.stderr
+    assert "No tags were written." in done.stdout
+    done = impasto(*words, "artists")
+    assert done.returncode == 2
+    assert "'artists' is not one of" in done.stderr
+
+
 def test_the_small_tagger_knows_the_demos_pictures():
     """Of the names in the captions of 112 images it has not seen, at its usual threshold."""
     from impasto.annotate.annotation import TagAnnotator

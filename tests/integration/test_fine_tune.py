@@ -258,3 +258,19 @@ def test_models_on_the_way_are_kept_and_resuming_makes_the_same(train_config, tm
     (tmp_path / "x.safetensors").write_bytes(before)
     expected = load_file(tmp_path / "x.safetensors")
     assert all(torch.equal(kept[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    ("limit", "kept"),
+    [
+        ({"keep_epoch_models": 1}, ["000002", "step00000003", "step00000006", "step00000009"]),
+        ({"keep_step_models": 1}, ["000001", "000002", "step00000009"]),
+        ({"keep_models": 2, "keep_epoch_models": 1}, ["000002", "step00000006", "step00000009"]),
+    ],
+)
+def test_models_by_steps_and_by_epochs_have_limits_of_their_own(train_config, limit, kept):
+    saving = {"model_every_steps": 3, "model_every_epochs": 1, "format": "safetensors", **limit}
+    run = train(train_config(training={"max_steps": 10}, saving=saving))
+    names = sorted(p.name for p in (run.path / "models").iterdir())
+    assert names == [f"model-{ending}.safetensors" for ending in kept]

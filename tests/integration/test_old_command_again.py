@@ -175,7 +175,30 @@ def test_a_command_is_read_as_its_shell_reads_it(words):
     launched = ["accelerate", "launch", "--num_processes", "2", "fine_tune.py"]
     text = command_to_toml([*launched, *words, "--metadata_title=my style"])
     assert "'--metadata_title=my style'" in text
-    assert "# --num_processes belongs to the launcher" in text
+    assert "# --num_processes 2 belongs to the launcher" in text
+    module = ["python", "-m", "accelerate.commands.launch", "--mixed_precision", "bf16"]
+    assert "# --mixed_precision bf16 belongs to" in command_to_toml(
+        [*module, "fine_tune.py", *words]
+    )
+    assert "belongs to the launcher" not in command_to_toml(["python", "fine_tune.py", *words])
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        r"\\server\share\img",
+        r"C:\out\(new)\x",
+        r"C:\train\new",
+        "C:\\out\\",
+        "/home/me/it#1",
+    ],
+)
+@pytest.mark.parametrize("end", ["\\\n", "^\r\n", "`\n"])
+def test_paths_of_windows_stay_whole(path, end):
+    words = ["fine_tune.py", "--output_dir", path, "--seed=1", "--output_name=my style"]
+    quoted = f"fine_tune.py --output_dir {path} {end} --seed=1 {end} --output_name='my style'"
+    assert _tokens(quoted) == words
+    assert _tokens(quoted.replace(path, f'"{path}"')) == words
 
 
 def test_each_flag_with_a_rule_is_known():

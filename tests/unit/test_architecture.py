@@ -29,6 +29,7 @@ def loaded_modules(statement: str) -> set[str]:
         "import impasto.data.scanning.scan, impasto.data.planning.plan",
         "import impasto.data.loading.sampler, impasto.data.inspecting.health",
         "import impasto.datasets.build",
+        "import impasto.sdscripts.metadata_tools, impasto.sdscripts.annotation_tools",
         "import impasto.cli.main as m; [m.impasto.get_command(None, v) for v in m.VERBS]",
     ],
 )

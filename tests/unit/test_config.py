@@ -173,6 +173,8 @@ def test_bucket_settings_reach_the_plan(tmp_path):
         ("noise.multires_discount=0.5", "no effect without multires_iterations"),
         ("timesteps.logit_mean=1.0", "need the sampling logit_normal"),
         ("saving.keep_models=2", "keep_models has no effect"),
+        ("saving.keep_step_models=2", "keep_step_models has no effect without model_every_steps"),
+        ("saving.keep_epoch_models=2", "keep_epoch_models has no effect without model_every_epo"),
         ("training.ema_power=0.5", "no effect without ema_decay"),
         ("noise.adaptive_scale=0.5", "need offset above 0"),
     ],
@@ -180,3 +182,16 @@ def test_bucket_settings_reach_the_plan(tmp_path):
 def test_an_option_that_would_do_nothing_is_refused(override, words):
     with pytest.raises(ConfigError, match=words):
         build_run_config(MINIMAL, [override], source="t")
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("training.batch_size=0", "training.batch_size: expected 1 or more, or 'auto' (found 0)"),
+        ("dataset.resolution=0", "dataset.resolution: expected 8 or more, or a list (found 0)"),
+    ],
+)
+def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
+    with pytest.raises(ConfigError) as caught:
+        build_run_config(MINIMAL, [override], source="t")
+    assert str(caught.value) == f"t with --set: {told}."

@@ -565,6 +565,25 @@ def test_there_is_one_job_a_device_and_new_ones_are_waited_for(queue, run_queue)
     assert isinstance(errors[0], Interrupted)
 
 
+def test_the_command_that_goes_on_is_for_the_same_device(queue, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    words = ["queue", "run", "--queue", str(queue.folder), "--device", "3", "--wait"]
+    errors = []
+
+    def work():
+        try:
+            impasto.main(words, standalone_mode=False)
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    eventually(lambda: runners_of(queue.folder))
+    ask_runner_to_stop(queue.folder, "3")
+    thread.join(timeout=60)
+    assert str(errors[0]).endswith(f"queue run --queue {queue.folder} --device 3 --wait")
+
+
 def test_a_process_that_outlived_its_runner_is_waited_for(queue, run_queue):
     """And nothing else begins on the device meanwhile."""
     job, _ = add(queue, "dog"), add(queue, "cat")

@@ -14,6 +14,7 @@ from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, TRAIN_DB
 from impasto.sdscripts.flags import ROWS, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
+from impasto.sdscripts.settings import build_settings
 from impasto.training.precision import NativePrecision
 
 REPOSITORY = Path(__file__).parents[2]
@@ -126,6 +127,16 @@ def test_prompts_are_read_if_samples_are_asked_for():
     assert any(line.startswith("--sample_prompts: it has no effect") for line in found.notices)
 
 
+def test_a_sample_at_first_is_no_sample_on_the_way():
+    """There nothing is drawn later; every 200 steps is Impasto's own default."""
+    words = ["--sample_prompts=p.txt", "--sample_at_first"]
+    assert settings(*words).tree["previews"]["every_steps"] == 0
+    found = settings(*words, "--sample_every_n_steps=-1")
+    assert found.tree["previews"]["every_steps"] == 0
+    assert "--sample_every_n_steps: -1 means never." in found.notices
+    assert "every_steps" not in settings(*words, "--sample_every_n_epochs=1").tree["previews"]
+
+
 def test_a_constant_rate_has_no_warmup():
     """sd-scripts' `get_scheduler_fix` refuses it too."""
     with pytest.raises(ConfigError, match="choose constant_with_warmup, or take it out"):
@@ -133,6 +144,39 @@ def test_a_constant_rate_has_no_warmup():
     assert settings("--lr_scheduler=constant", "--lr_warmup_steps=0").tree["schedule"] == {
         "kind": "constant", "warmup_steps": 0,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["AdamWScheduleFree", "prodigyplus.ProdigyPlusScheduleFree"])
+def test_optimizers_that_average_weights_have_no_schedule(kind):
+    """sd-scripts' `get_scheduler_fix` gives them a dummy, whatever is asked for."""
+    given = {
+        "lr_scheduler": "cosine_with_restarts", "lr_warmup_steps": "10",
+        "lr_scheduler_num_cycles": "3", "lr_scheduler_args": "a=1",
+    }  # fmt: skip
+    words = [f"--{name}={value}" for name, value in given.items()]
+    found = settings(f"--optimizer_type={kind}", *words)
+    assert found.tree["schedule"] == {"kind": "constant", "warmup_steps": 0}
+    told = [line for line in found.notices if "the rate is constant" in line]
+    assert {line.partition(":")[0] for line in told} == {f"--{name}" for name in given}
+    as_it_is = settings(f"--optimizer_type={kind}", "--lr_scheduler=constant")
+    assert as_it_is.tree["schedule"] == found.tree["schedule"]
+    assert not [line for line in as_it_is.notices if "lr_scheduler" in line]
+
+
+def test_each_kind_of_models_has_a_limit_of_its_own():
+    every = ["--save_every_n_steps=2", "--save_every_n_epochs=1"]
+    for last, kept in (
+        (["--save_last_n_epochs=1"], (None, 1)),
+        (["--save_last_n_steps=4"], (3, None)),
+        (["--save_last_n_epochs=1", "--save_last_n_steps=4"], (3, 1)),
+    ):
+        config = build_run_config(settings(*every, *last).tree, source="test")
+        assert (config.saving.kept_step_models, config.saving.kept_epoch_models) == kept
+
+
+def test_models_every_0_steps_have_no_limit():
+    found = settings("--save_every_n_steps=0", "--save_last_n_steps=4")
+    assert "--save_last_n_steps: nothing is saved every n steps." in found.notices
 
 
 def test_beginnings_of_names_are_taken():
@@ -147,6 +191,7 @@ def test_a_refused_flag_is_named_before_a_file_is_read():
         parse_flags(FINE_TUNE, ["--output_config", "--config_file=nowhere.toml"])
 
 
+MIN_LR = ["--lr_scheduler=cosine_with_min_lr"]
 RULES = [
     (["--v2"], "model.family", "sd2-base"),
     (["--v2", "--v_parameterization"], "model.family", "sd2-v"),
@@ -180,6 +225,12 @@ RULES = [
         "schedule.rules",
         "1:3,0.1",
     ),
+    ([*MIN_LR, "--lr_scheduler_args", "min_lr_rate=0.1"], "schedule.min_lr_ratio", 0.1),
+    (
+        [*MIN_LR, "--learning_rate=1e-4", "--lr_scheduler_args", "min_lr=1e-5"],
+        "schedule.min_lr_ratio",
+        pytest.approx(0.1),
+    ),
     (["--output_name=mine"], "saving.name", "mine"),
     ([], "saving.name", "last"),
     ([], "saving.model_dir", "out"),
@@ -188,8 +239,8 @@ RULES = [
     (["--save_model_as=diffusers_safetensors"], "saving.format", "diffusers"),
     ([], "saving.export_dtype", "fp32"),
     (["--save_precision=fp16"], "saving.vae_dtype", "fp16"),
-    (["--save_every_n_steps=10", "--save_last_n_steps=30"], "saving.keep_models", 4),
-    (["--save_every_n_epochs=2", "--save_last_n_epochs=3"], "saving.keep_models", 3),
+    (["--save_every_n_steps=10", "--save_last_n_steps=30"], "saving.keep_step_models", 4),
+    (["--save_every_n_epochs=2", "--save_last_n_epochs=3"], "saving.keep_epoch_models", 3),
     (
         ["--max_train_epochs=10", "--save_n_epoch_ratio=5"],
         "saving.model_every_epochs",
@@ -226,11 +277,46 @@ def test_what_flags_become(flags, place, expected):
         (["--learnin_rate=1"], "The nearest is --learning_rate"),
         (["--max_train_steps=many"], "expected a number"),
         (["--mixed_precision=fp8"], "choose one of no, fp16, bf16"),
+        (["--save_n_epoch_ratio=5"], "Give --save_every_n_epochs in its place"),
+        (["--lr_scheduler_args", "min_lr"], "expected key=value"),
+        (
+            ["--lr_scheduler=polynomial", "--lr_scheduler_args", "lr_end=0"],
+            "has lr_end, which --lr_scheduler polynomial does not take here: take it out",
+        ),
+        (
+            ["--lr_scheduler=polynomial", "--lr_scheduler_args", "power=2"],
+            "does not take here: give --lr_scheduler_power",
+        ),
+        ([*MIN_LR, "--lr_scheduler_args", "lr=1"], "it takes min_lr or min_lr_rate"),
+        ([*MIN_LR, "--lr_scheduler_args", "min_lr=x"], "'min_lr=x'; expected a number"),
+        (
+            [*MIN_LR, "--lr_scheduler_min_lr_ratio=0.2", "--lr_scheduler_args", "min_lr_rate=0.1"],
+            "is given twice",
+        ),
     ],
 )
 def test_what_cannot_be_is_explained(flags, words):
     with pytest.raises(ConfigError, match=words):
         settings(*flags)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--train_batch_size=0"], "--train_batch_size: expected 1 or more (found 0)"),
+        (["--resolution=0"], "--resolution: expected 8 or more (found 0)"),
+        (["--save_every_n_steps=0"], "--save_every_n_steps: expected 1 or more (found 0)"),
+        (["--optimizer_args", "betas=3"], "--optimizer_args: expected a list (found 3)"),
+        (["--lr_scheduler=piecewise_constant"], "--lr_scheduler_args is ''; expected value:step"),
+        (["--huber_c=0"], "--huber_c has no effect on --loss_type l2"),
+        (["--dataset_repeats=0"], "--dataset_repeats is 0 everywhere"),
+    ],
+)
+def test_faults_of_settings_are_told_in_flags(flags, told):
+    given = parse_flags(FINE_TUNE, [*NEEDED, *flags])
+    with pytest.raises(ConfigError) as caught:
+        build_settings(FINE_TUNE, given, translate.translate(FINE_TUNE, given).tree)
+    assert str(caught.value).startswith(f"fine_tune.py: {told}")
 
 
 def test_what_has_to_be_given_is_named():

@@ -228,14 +228,14 @@ def test_outputs_of_captions_that_change_are_not_kept(tmp_path, changing, in_fil
     flags = parse_flags(SDXL_TRAIN, [*NEEDED, *words])
     tree = translate(SDXL_TRAIN, flags).tree
     with pytest.raises(ConfigError, match=f"--cache_text_encoder_outputs keeps .* {changing}"):
-        build_settings(flags, tree, source="test")
+        build_settings(SDXL_TRAIN, flags, tree)
     without = {name: value for name, value in flags.items() if name != words[0].lstrip("-")}
-    build_settings(without, translate(SDXL_TRAIN, without).tree, source="test")
+    build_settings(SDXL_TRAIN, without, translate(SDXL_TRAIN, without).tree)
 
 
 def built(*words):
     flags = parse_flags(SDXL_TRAIN, [*NEEDED, *words])
-    return build_settings(flags, translate(SDXL_TRAIN, flags).tree, source="test")
+    return build_settings(SDXL_TRAIN, flags, translate(SDXL_TRAIN, flags).tree)
 
 
 @pytest.mark.parametrize("in_file", [False, True])
@@ -326,7 +326,8 @@ def test_the_page_of_flags_says_where_a_rule_differs():
         (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8").splitlines()
     )
     named = ("conditioning_data_dir", "masked_loss", "fused_backward_pass",
-             "fused_optimizer_groups", "log_tracker_name")  # fmt: skip
+             "fused_optimizer_groups", "log_tracker_name", "lr_scheduler_args",
+             "sample_at_first", "save_n_epoch_ratio")  # fmt: skip
     known = flags_of(SDXL_TRAIN)
     assert {name for name, flag in known.items() if flag.differs} == set(named)
     for name in named:

@@ -116,7 +116,7 @@ def form(tmp_path):
 def test_a_file_of_a_form_is_taken(form):
     told = []
     flags = parse_flags(SDXL_TRAIN, [f"--config_file={form}"], told.append)
-    config = build_settings(flags, translate(SDXL_TRAIN, flags).tree, source="test")
+    config = build_settings(SDXL_TRAIN, flags, translate(SDXL_TRAIN, flags).tree)
     assert (config.optimizer.kind, config.optimizer.lr) == ("adamw8bit", 1e-5)
     assert config.training.weight_dtype == "bf16"
     assert not config.method.train_text_encoder
@@ -180,7 +180,7 @@ def test_a_rate_of_a_text_encoder_that_does_not_learn_is_told(tmp_path):
     file.write_text(OF_FINE_TUNE, encoding="utf-8")
     flags = parse_flags(FINE_TUNE, [f"--config_file={file}"])
     found = translate(FINE_TUNE, flags)
-    config = build_settings(flags, found.tree, source="test")
+    config = build_settings(SDXL_TRAIN, flags, found.tree)
     assert (config.method.train_text_encoder, config.method.text_encoder_lr) == (False, None)
     assert "--learning_rate_te: it has no effect, as the text encoder is not trained." in (
         found.notices

@@ -1,8 +1,11 @@
 """`sdxl_train.py --resume` with flags: what they mean follows from what the run has."""
 
+import shutil
+
 import pytest
 import tomli_w
 
+from impasto.errors import ConfigError
 from impasto.runs import RunDirectory
 from impasto.sdscripts.flag import SDXL_TRAIN
 from impasto.sdscripts.parsing import parse_flags
@@ -63,3 +66,61 @@ def test_weights_in_16_bits_go_with_the_precision_of_the_run(tmp_path):
     words = ["--mixed_precision=bf16", "--full_bf16"]
     config, _ = resumed(tmp_path, words, words[1:])
     assert (config.training.mixed_precision, config.training.weight_dtype) == ("bf16", "bf16")
+
+
+DRAWN = ["--sample_prompts=p.txt", "--sample_every_n_steps=50", "--sample_at_first"]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        (["--sample_every_n_steps=5"], ("p.txt", 5, None, True)),
+        (["--sample_every_n_epochs=2"], ("p.txt", 200, 2, True)),
+        (["--sample_prompts=new.txt"], ("new.txt", 50, None, True)),
+        (["--sample_at_first"], ("p.txt", 50, None, True)),
+    ],
+)
+def test_previews_of_a_run_may_change(tmp_path, given, expected):
+    config, notices = resumed(tmp_path, DRAWN, given)
+    drawn = config.previews
+    found = (str(drawn.prompt_file), drawn.every_steps, drawn.every_epochs, drawn.at_first)
+    assert found == expected
+    assert notices == ()
+
+
+def test_an_interval_in_steps_replaces_one_in_epochs(tmp_path):
+    started = [DRAWN[0], "--sample_every_n_epochs=1"]
+    config, _ = resumed(tmp_path, started, ["--sample_every_n_steps=5"])
+    assert (config.previews.every_steps, config.previews.every_epochs) == (5, None)
+
+
+def test_a_run_without_previews_needs_prompts_and_an_interval(tmp_path):
+    with pytest.raises(ConfigError, match="--sample_every_n_steps needs --sample_prompts"):
+        resumed(tmp_path, [], ["--sample_every_n_steps=5"])
+    shutil.rmtree(tmp_path / "r")
+    config, notices = resumed(tmp_path, [], [DRAWN[0]])
+    assert config.previews.prompt_file is None
+    assert notices[0].startswith("--sample_prompts: it has no effect without --sample_every")
+
+
+def test_the_epochs_of_a_run_are_known(tmp_path):
+    config, _ = resumed(tmp_path, ["--max_train_epochs=10"], ["--save_n_epoch_ratio=5"])
+    assert (config.saving.model_every_epochs, config.training.max_epochs) == (2, 10)
+
+
+def test_flags_of_the_rate_go_with_the_schedule_of_the_run(tmp_path):
+    least = ["--lr_scheduler=cosine_with_min_lr", "--learning_rate=1e-4"]
+    argument = ["--lr_scheduler_args", "min_lr=1e-5"]
+    config, notices = resumed(tmp_path, [*least, *argument], argument)
+    assert (config.schedule.kind, config.schedule.min_lr_ratio) == (
+        "cosine_with_min_lr", pytest.approx(0.1),
+    )  # fmt: skip
+    assert notices == ()
+
+
+@pytest.mark.parametrize("kept", [["--save_last_n_steps=4"], ["--save_last_n_epochs=2"]])
+def test_a_limit_of_one_kind_of_models_leaves_the_other(tmp_path, kept):
+    every = ["--save_every_n_steps=2", "--save_every_n_epochs=1"]
+    config, _ = resumed(tmp_path, every, kept)
+    limits = (config.saving.kept_step_models, config.saving.kept_epoch_models)
+    assert limits == ((3, None) if "steps" in kept[0] else (None, 2))

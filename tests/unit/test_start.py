@@ -333,6 +333,59 @@ def test_two_do_not_install_at_once(tmp_path):
     assert second.communicate("\n", timeout=60)[0] == "in\n"
 
 
+@POSIX
+def test_ctrl_c_while_waiting_for_another_is_one_sentence(tmp_path):
+    program = (
+        "import pathlib, runpy, signal, sys; "
+        "signal.signal(signal.SIGINT, signal.default_int_handler); "
+        f"start = runpy.run_path({str(START)!r}); "
+        f"start['alone'].__wrapped__.__globals__['LOCK'] = pathlib.Path({str(tmp_path / 'x')!r})\n"
+        "with start['alone'](): print('in', flush=True); sys.stdin.readline()"
+    )
+    pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    with subprocess.Popen([sys.executable, "-c", program], text=True, **pipes) as first:
+        assert first.stdout.readline() == "in\n"
+        second = subprocess.Popen([sys.executable, "-c", program], text=True, **pipes)
+        assert "Another start.py is installing here" in second.stdout.readline()
+        second.send_signal(signal.SIGINT)
+        errors = second.communicate(timeout=60)[1]
+        first.communicate("\n", timeout=60)
+    assert second.returncode == 1
+    assert errors.count("\n") == 1
+    assert "stopped while waiting for another start.py" in errors
+
+
+def test_a_lock_that_cannot_be_written_is_one_sentence(start, tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").touch()
+    names = start["alone"].__wrapped__.__globals__
+    monkeypatch.setitem(names, "LOCK", tmp_path / "file" / ".venv.lock")
+    with pytest.raises(SystemExit), start["alone"]():
+        pass
+    assert "cannot be written: " in capsys.readouterr().err
+
+
+def test_an_environment_that_cannot_be_removed_counts_as_none(start, tmp_path, monkeypatch, capsys):
+    """As where a program runs from it on Windows: half of it may be gone."""
+    stamp = tmp_path / ".venv" / "impasto-installed.txt"
+    stamp.parent.mkdir()
+    stamp.write_text(start["fingerprint"](None), encoding="utf-8")
+    names = start["set_up"].__globals__
+    for name, value in (("VENV", stamp.parent), ("STAMP", stamp), ("LOCK", tmp_path / "lock")):
+        monkeypatch.setitem(names, name, value)
+    assert start["installed"](None) == []
+
+    def in_use(folder):
+        raise PermissionError(13, "Permission denied", str(folder / "python.exe"))
+
+    monkeypatch.setattr(shutil, "rmtree", in_use)
+    with pytest.raises(SystemExit):
+        start["set_up"]([], None, reinstall=True)
+    assert start["installed"](None) is None
+    told = capsys.readouterr().err
+    assert told.count("\n") == 1
+    assert "python.exe). End the programs that run from it" in told
+
+
 def test_a_user_without_a_home_is_served(start, tmp_path):
     assert start["nearest_folder"](tmp_path / "nobody" / "home") == tmp_path
     assert start["nearest_folder"](Path("~nobody")).is_dir()

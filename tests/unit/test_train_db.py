@@ -118,7 +118,7 @@ def test_the_file_of_a_form_is_taken(tmp_path):
     file.write_text(FORM, encoding="utf-8")
     told = []
     flags = parse_flags(TRAIN_DB, [f"--config_file={file}"], told.append)
-    config = build_settings(flags, translate(TRAIN_DB, flags).tree, source="test")
+    config = build_settings(TRAIN_DB, flags, translate(TRAIN_DB, flags).tree)
     assert (config.method.train_text_encoder, config.method.text_encoder_until_step) == (True, 3)
     assert (config.method.text_encoder_lr, config.optimizer.kind) == (1e-6, "adamw8bit")
     assert config.dataset.entries[0].subsets[0].caption_extension == ".txt"

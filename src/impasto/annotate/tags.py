@@ -10,13 +10,13 @@ from typing import Literal
 
 import numpy as np
 
+from impasto.annotator_table import TAG_CATEGORIES
+
 Underscores = Literal["keep", "kaomoji", "long"]
 TagPosition = Literal["off", "first", "last"]
 
 GENERAL, CHARACTER, RATING, QUALITY = "general", "character", "rating", "quality"
-CATEGORIES = (
-    GENERAL, CHARACTER, RATING, "copyright", "artist", "meta", "model", QUALITY, "year",
-)  # fmt: skip
+CATEGORIES = TAG_CATEGORIES
 ONE_OF = frozenset({RATING, QUALITY})  # categories of which one tag is taken, the likeliest
 
 KAOMOJI = frozenset({

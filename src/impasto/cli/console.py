@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -102,9 +103,17 @@ class Console:
 
     def table(self, rows: Mapping[str, Any]) -> None:
         """Names and values in two columns; a long value, such as a path, is never cut or folded."""
-        width = max(map(len, rows))
+        width = max(map(len, rows), default=0)
         for name, value in rows.items():
             self.rich.print(f"[dim]{escape(f'{name:<{width}}')}[/dim]  {escape(str(value))}")
+
+    def counts(self, title: str, counts: Counter[str]) -> None:
+        """How often each tag was written, the most frequent first."""
+        if not counts:
+            self.note("No tags were written.")
+            return
+        self.heading(title)
+        self.table(dict(counts.most_common()))
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
         """Say what is trained and open the bar."""

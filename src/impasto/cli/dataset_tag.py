@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from impasto.annotator_table import TAG_CATEGORIES
 from impasto.cli.dataset_annotation import (
     annotation_options,
     uses_ray,
@@ -58,8 +59,9 @@ if TYPE_CHECKING:
 @click.option(
     "--only",
     multiple=True,
+    type=click.Choice(TAG_CATEGORIES),
     metavar="CATEGORY",
-    help="Write tags of this category alone; repeatable.",
+    help="Write tags of this category alone, one of those above, rating or quality; repeatable.",
 )
 @click.option(
     "--by-score",
@@ -150,8 +152,7 @@ def tag(
     command = ["tag", model, kind, logits, selection, spelling]
     write_annotations(source, command, tagging, spelling.joined_to, "tags", options, console)
     if options["counts"]:
-        console.heading("Tags")
-        console.table(dict(tagging.counts.most_common()))
+        console.counts("Tags", tagging.counts)
 
 
 def load_tagger(

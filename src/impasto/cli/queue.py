@@ -135,7 +135,8 @@ def run(folder: Path, number: int, wait: bool) -> None:  # noqa: FBT001
     from impasto.cli.console import Console
     from impasto.cli.queue_run import Runner
 
-    Runner(Queue(folder), device_name(number), Console()).work(wait=wait)
+    options = [*(["--device", str(number)] if number else []), *(["--wait"] if wait else [])]
+    Runner(Queue(folder), device_name(number), Console(), options=options).work(wait=wait)
 
 
 @queue.command()

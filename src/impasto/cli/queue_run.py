@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from impasto import files, locks, storage_errors
@@ -91,13 +92,19 @@ class Runner:
         device: What `CUDA_VISIBLE_DEVICES` calls the device.
         console: Is told what happens, and shows how far a run is.
         look_every_s: Seconds between two looks at what is asked and how far a run is.
+        options: Of `impasto queue run` besides the folder, for the command that goes on.
     """
 
     def __init__(
-        self, queue: Queue, device: str, console: Progress, look_every_s: float = LOOK_EVERY_S
+        self,
+        queue: Queue,
+        device: str,
+        console: Progress,
+        look_every_s: float = LOOK_EVERY_S,
+        options: Sequence[str] = (),
     ) -> None:
         self._queue, self._device, self._console = queue, device, console
-        self._look_every_s = look_every_s
+        self._look_every_s, self._options = look_every_s, options
 
     def work(self, *, wait: bool) -> None:
         """Work jobs off until none waits.
@@ -239,7 +246,7 @@ class Runner:
 
     @property
     def _again(self) -> str:
-        return command("queue", "run", "--queue", self._queue.folder)
+        return command("queue", "run", "--queue", self._queue.folder, *self._options)
 
     def _refuse(self, holder: LockHolder) -> None:
         raise RunError(

@@ -74,6 +74,8 @@ _EXAMPLES: dict[str, Any] = {
     "saving.model_every_steps": 500,
     "saving.model_every_epochs": 1,
     "saving.keep_models": 3,
+    "saving.keep_step_models": 4,
+    "saving.keep_epoch_models": 2,
     "saving.model_dir": "models",
     "saving.name": "my-style",
     "saving.publish": ["prompts"],

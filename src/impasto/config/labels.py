@@ -290,7 +290,9 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "saving.model_every_epochs": (
         "Epochs between models", "save_every_n_epochs save_n_epoch_ratio", "Save Every",
     ),
-    "saving.keep_models": ("Models kept on the way", "save_last_n_epochs save_last_n_steps"),
+    "saving.keep_models": ("Models kept on the way", ""),
+    "saving.keep_step_models": ("Models by steps kept", "save_last_n_steps"),
+    "saving.keep_epoch_models": ("Models by epochs kept", "save_last_n_epochs"),
     "saving.best_model": ("Keep the best model", ""),
     "saving.average": ("Which weights are exported", ""),
     "saving.posthoc_every_steps": ("Steps between averages", ""),

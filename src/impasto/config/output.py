@@ -51,8 +51,9 @@ class PreviewConfig(Section):
     negative_prompt: str = ""
     """What the images should not show."""
 
-    every_steps: Positive = 200
-    """Optimizer steps between previews; the base model and the end are always drawn."""
+    every_steps: Annotated[int, Field(ge=0)] = 200
+    """Optimizer steps between previews, which are drawn at the end in any case; 0 means only
+    then."""
 
     width: Side = 512
     """Width in pixels, a multiple of 8."""
@@ -125,6 +126,14 @@ class SavingConfig(Section):
     keep_models: Positive | None = None
     """How many of the newest models of each of these kinds are kept, of those that this run wrote;
     off means all."""
+
+    keep_step_models: Positive | None = None
+    """How many of the newest models of `model_every_steps` are kept; off means as `keep_models`
+    says."""
+
+    keep_epoch_models: Positive | None = None
+    """How many of the newest models of `model_every_epochs` are kept; off means as `keep_models`
+    says."""
 
     best_model: bool = True
     """Where images are held out, also export the model each time its validation loss is the lowest
@@ -200,9 +209,23 @@ class SavingConfig(Section):
     def _models_are_made(self) -> SavingConfig:
         if self.keep_models and not (self.model_every_steps or self.model_every_epochs):
             raise ValueError("keep_models has no effect without model_every_steps or _epochs")
+        for kind in ("step", "epoch"):
+            every = f"model_every_{kind}s"
+            if getattr(self, f"keep_{kind}_models") and not getattr(self, every):
+                raise ValueError(f"keep_{kind}_models has no effect without {every}")
         if self.overwrite and self.model_dir is None:
             raise ValueError("overwrite has no effect without model_dir")
         return self
+
+    @property
+    def kept_step_models(self) -> int | None:
+        """How many of the newest models of `model_every_steps` are kept; None means all."""
+        return self.keep_step_models or self.keep_models
+
+    @property
+    def kept_epoch_models(self) -> int | None:
+        """How many of the newest models of `model_every_epochs` are kept; None means all."""
+        return self.keep_epoch_models or self.keep_models
 
     @property
     def component_dtypes(self) -> dict[str, Precision]:

@@ -52,6 +52,7 @@ _EXPECTED = {
     "bool_type": _FLAG,
     "bool_parsing": _FLAG,
     "string_type": "text",
+    "tuple_type": "a list",
     "literal_error": "{expected}",
     "greater_than": "more than {gt}",
     "greater_than_equal": "{ge} or more",
@@ -59,6 +60,9 @@ _EXPECTED = {
     "less_than_equal": "{le} or less",
 }
 """What was expected, for pydantic's types of errors; the rest are told in its own words."""
+
+_OF_UNION = re.compile(r".*constrained|literal\[")
+"""What pydantic puts behind a key whose value may have several forms: the form it speaks of."""
 
 _SCANNED = ("image_dir", "metadata_file", "mask_dir")
 
@@ -196,12 +200,16 @@ def _faults_of(error: ValidationError, root: type[BaseModel]) -> list[tuple[list
     A fault that levels below have inherited is reported where it was written.
     """
     faults: dict[tuple[str, str], tuple[list[str], str]] = {}
+    places: dict[tuple[str, ...], list[dict[str, Any]]] = {}
     found = error.errors()
     for fault in found:
         if any(_is_inside(other["loc"], fault["loc"]) for other in found):
             continue  # a list is too short because an item of it is wrong
-        location = [str(item) for item in fault["loc"] if "constrained" not in str(item)]
-        text = _describe_fault(dict(fault), location, root)
+        place = tuple(str(item) for item in fault["loc"] if not _OF_UNION.match(str(item)))
+        places.setdefault(place, []).append(dict(fault))
+    for place, together in places.items():
+        location = list(place)
+        text = _describe_faults(together, location, root)
         same = (location[-1] if location else "", text.partition(":")[2] or text)
         known = faults.get(same)
         if known is None or ("general" in location and "general" not in known[0]):
@@ -222,6 +230,22 @@ def _is_inside(location: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
     return len(location) > len(other) and location[: len(other)] == other
 
 
+def _describe_faults(
+    together: Sequence[dict[str, Any]], location: list[str], root: type[BaseModel]
+) -> str:
+    """The faults of one place: what each form says that a value may have, or the first of them."""
+    if len(together) == 1 or any(fault["type"] not in _EXPECTED for fault in together):
+        return ". ".join(_describe_fault(fault, location, root) for fault in together)
+    expected = dict.fromkeys(_expectation(fault) for fault in together)
+    path = _written(_as_typed(location, root))
+    return f"{path}: expected {', or '.join(expected)} (found {together[0]['input']!r})"
+
+
+def _expectation(fault: Mapping[str, Any]) -> str:
+    limits = {name: _plainly(value) for name, value in fault.get("ctx", {}).items()}
+    return _EXPECTED[fault["type"]].format_map(limits)
+
+
 def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseModel]) -> str:
     path = _written(_as_typed(location, root))
     if fault["type"] == "union_tag_invalid":
@@ -234,15 +258,10 @@ def _describe_fault(fault: dict[str, Any], location: list[str], root: type[BaseM
     if fault["type"] == "value_error":
         reason = str(fault["ctx"]["error"])
         return f"{path}: {reason}" if path else reason
-    expected = _EXPECTED.get(fault["type"])
     message = str(fault["msg"])
-    limits = {name: _plainly(value) for name, value in fault.get("ctx", {}).items()}
-    message_text = (
-        f"{message[0].lower()}{message[1:]}"
-        if expected is None
-        else f"expected {expected.format_map(limits)}"
-    )
-    return f"{path}: {message_text} (found {fault['input']!r})"
+    known = fault["type"] in _EXPECTED
+    text = f"expected {_expectation(fault)}" if known else f"{message[0].lower()}{message[1:]}"
+    return f"{path}: {text} (found {fault['input']!r})"
 
 
 def _plainly(value: Any) -> Any:

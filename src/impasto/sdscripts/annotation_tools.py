@@ -17,6 +17,7 @@ from impasto.sdscripts.tools import (
     ToolParser,
     image_parser,
     images_of,
+    positive,
     run_tool,
     warn_ignored_flags,
 )
@@ -39,7 +40,7 @@ def make_captions() -> None:
     parser = image_parser("make_captions.py", "Caption images with BLIP.", ".caption")
     parser.add_argument("--caption_weights", default=BLIP, help="folder or Hub id of a BLIP")
     parser.add_argument("--beam_search", action="store_true", help="beams in place of drawing")
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--batch_size", type=positive, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
     parser.add_argument("--num_beams", type=int, default=1)
     parser.add_argument("--top_p", type=finite, default=0.9)
@@ -76,7 +77,7 @@ def make_captions_by_git() -> None:
     """The command `make_captions_by_git.py` of sd-scripts: writes captions beside images."""
     parser = image_parser("make_captions_by_git.py", "Caption images with GIT.", ".caption")
     parser.add_argument("--model_id", default="microsoft/git-large-textcaps")
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--batch_size", type=positive, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
     parser.add_argument("--max_length", type=int, default=50)
     parser.add_argument(
@@ -132,7 +133,7 @@ def _tag_parser() -> ToolParser:
     )
     parser.add_argument("--repo_id", default="SmilingWolf/wd-v1-4-convnext-tagger-v2")
     parser.add_argument("--model_dir", type=Path, default=Path("wd14_tagger_model"))
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--batch_size", type=positive, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
     parser.add_argument("--thresh", type=finite, default=0.35)
     for name in _THRESHOLDS:
@@ -179,8 +180,7 @@ def _tag(options: argparse.Namespace, console: Console) -> None:
         target = _one_file(options, spelling)
     _write(options, tagging, target, console)
     if options.frequency_tags:
-        console.heading("Tag frequencies")
-        console.table(dict(tagging.counts.most_common()))
+        console.counts("Tag frequencies", tagging.counts)
 
 
 def _spelling(options: argparse.Namespace) -> Spelling:

@@ -82,9 +82,9 @@ def _train(script: Script, flags: dict[str, Any], console: Console) -> None:
     # missing files are found before PyTorch is imported; the precision, which needs it, comes then
     with failing_together():
         early = translate(script, flags, has_tensorboard=_has_tensorboard())
-        check_run(build_settings(flags, early.tree, source=script))
+        check_run(build_settings(script, flags, early.tree))
     translation = translate(script, flags, **_machine())
-    config = build_settings(flags, translation.tree, source=script)
+    config = build_settings(script, flags, translation.tree)
     from impasto.cli.finish import finish
     from impasto.training import trainer
 

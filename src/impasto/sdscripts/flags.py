@@ -199,7 +199,8 @@ _OPTIMIZER = [
     ),
     Flag("optimizer_args", "list"),
     Flag("lr_scheduler", "text", "constant"),
-    Flag("lr_scheduler_args", "list"),
+    Flag("lr_scheduler_args", "list", differs="step_rules of piecewise_constant, and min_lr or "
+         "min_lr_rate of cosine_with_min_lr; others are refused"),
     Flag("lr_scheduler_type", "text", nearest=NEAREST_SCHEDULES, refusal="rates follow from the "
          "step alone here, so that runs are resumed exactly; --lr_scheduler has the usual shapes"),
     Flag("lr_warmup_steps", "text", "0"),
@@ -248,7 +249,8 @@ _SAVING = [
     Flag("save_precision", "text", choices=("float", "fp16", "bf16")),
     *_same("int", ("save_every_n_epochs", None, "saving.model_every_epochs"),
            ("save_every_n_steps", None, "saving.model_every_steps")),
-    Flag("save_n_epoch_ratio", "int"),
+    Flag("save_n_epoch_ratio", "int", differs="it needs --max_train_epochs; --save_every_n_epochs "
+         "goes with --max_train_steps too"),
     Flag("save_last_n_epochs", "int"),
     Flag("save_last_n_steps", "int"),
     *_noticed("flag", "states are always saved, every 500 steps and at the end, in the run "
@@ -268,7 +270,7 @@ _SAVING = [
 _SAMPLING = [
     *_same("int", ("sample_every_n_steps", None, "previews.every_steps"),
            ("sample_every_n_epochs", None, "previews.every_epochs")),
-    Flag("sample_at_first", to="previews.at_first"),
+    Flag("sample_at_first", differs="previews are drawn at the end too"),
     Flag("sample_prompts", "text", None, "previews.prompt_file"),
     Flag("sample_sampler", "text", "ddim"),
 ]  # fmt: skip

@@ -18,10 +18,10 @@ from impasto.cli.local_paths import WRITTEN
 def import_command(command: str, out: Path | None) -> None:
     """Print the settings that match COMMAND of sd-scripts, given in quotes.
 
-    It is one of fine_tune.py or sdxl_train.py.
+    It is one of fine_tune.py, train_db.py or sdxl_train.py.
 
-    Example: impasto import-command "accelerate launch fine_tune.py --pretrained_model_name_or_path
-    sd15.safetensors --train_data_dir images --resolution 512 --output_dir out" > run.toml
+    Example: impasto import-command --out run.toml "accelerate launch fine_tune.py --output_dir out
+    --pretrained_model_name_or_path sd15.safetensors --train_data_dir images --resolution 512"
     """
     from impasto import files, invocation
     from impasto.errors import RunError
@@ -40,7 +40,9 @@ def import_command(command: str, out: Path | None) -> None:
 
 
 def _tokens(command: str) -> list[str]:
-    """The words of a command as a shell has them: lines that go on, and paths of Windows, whole.
+    """The words of a command as a shell has them: lines that go on, and quotes.
+
+    A backslash is no escape but part of a path of Windows.
 
     Raises:
         ConfigError: A quote is not closed.
@@ -48,8 +50,9 @@ def _tokens(command: str) -> list[str]:
     from impasto.errors import ConfigError
 
     line = re.sub(r"[\\^`][ \t]*\r?\n", " ", command)  # sh, cmd and PowerShell
-    kept = re.sub(r"\\(?=[\w.-])", r"\\\\", line)  # no shell's escape, but a folder of Windows
+    words = shlex.shlex(line, posix=True)
+    words.whitespace_split, words.commenters, words.escape = True, "", ""
     try:
-        return shlex.split(kept)
+        return list(words)
     except ValueError as error:
         raise ConfigError(f"The command cannot be read: {error}. Put it in quotes.") from error

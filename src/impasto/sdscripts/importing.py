@@ -15,8 +15,7 @@ from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.parsing import split_lines
 from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, Script
-from impasto.sdscripts.flags import flags_of
-from impasto.sdscripts.origins import BY_RULE, settings_decided_by, settings_of
+from impasto.sdscripts.origins import flags_by_setting, settings_decided_by
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings
 from impasto.sdscripts.translate import translate
@@ -37,9 +36,9 @@ def command_to_toml(tokens: Sequence[str]) -> str:
     flags = parse_flags(script, given, without_effect.append)
     resumed = flags.pop("resume", None)
     translation = translate(script, flags)
-    build_settings(flags, translation.tree, source="the command")
+    build_settings(script, flags, translation.tree)
     lines = ["# The settings of:", _comment(f"  {shlex.join(_without_keys(tokens))}"), "#"]
-    launcher = [w for w in tokens[: scripts[0]] if w.startswith("-")] if scripts else []
+    launcher = _of_launcher(tokens[: scripts[0]]) if scripts else []
     if launcher:
         lines.append(
             _comment(
@@ -54,6 +53,15 @@ def command_to_toml(tokens: Sequence[str]) -> str:
         )
     told = _told(translation.tree, settings_decided_by(script, flags))
     return "\n".join([*lines, "", *_commented(script, told, flags)]) + "\n"
+
+
+def _of_launcher(before: Sequence[str]) -> Sequence[str]:
+    """The options of `accelerate launch` and the like, among what is before the script."""
+    for number, word in enumerate(before):
+        if word in {"launch", "torchrun"} or word.endswith(".launch"):
+            return before[number + 1 :]
+    options = (number for number, word in enumerate(before) if word.startswith("-"))
+    return before[next(options, len(before)) :]
 
 
 def _without_keys(tokens: Sequence[str]) -> list[str]:
@@ -115,7 +123,7 @@ def _usual(section: FieldInfo) -> dict[str, Any]:
 
 def _commented(script: Script, tree: dict[str, Any], flags: Mapping[str, Any]) -> list[str]:
     """TOML lines, each with the flag that it came from, or whose default it is."""
-    origins = _origins(script, flags)
+    origins = flags_by_setting(script, flags)
     table, lines = "", []
     for line in split_lines(tomli_w.dumps(tree).removesuffix("\n")):
         name = None
@@ -130,13 +138,3 @@ def _commented(script: Script, tree: dict[str, Any], flags: Mapping[str, Any]) -
         else:
             lines.append(f"{line}  # --{name}" + ("" if name in flags else ", by default"))
     return lines
-
-
-def _origins(script: Script, flags: Mapping[str, Any]) -> dict[str, str]:
-    """Path of a setting -> the flag that decides it; one that is given before others."""
-    known = flags_of(script)
-    ruled = [name for name in BY_RULE if name in known]
-    by_rule = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
-    by_table = {flag.to: flag.name for flag in known.values() if flag.to}
-    given = {path: name for name in flags for path in settings_of(script, name)}
-    return by_rule | by_table | given

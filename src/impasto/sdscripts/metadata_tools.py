@@ -7,19 +7,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
-from impasto.models.networks.casting import cast_network
 from impasto.parsing import read_caption_file
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
     image_parser,
     images_of,
+    positive,
     run_tool,
     warn_ignored_flags,
 )
@@ -56,7 +56,7 @@ def _merge_parser(prog: str, what: str, ending: str, *, old: bool) -> ToolParser
 
 def _merge(options: argparse.Namespace, console: Console, column: Column) -> None:
     from impasto.data.folders.beside import SidecarLookup
-    from impasto.data.folders.metadata import MetadataEntry, read_metadata, write_metadata
+    from impasto.data.folders.metadata import MetadataEntry, read_metadata
 
     _require_full_path(options)
     source = options.in_json or (options.out_json if options.out_json.is_file() else None)
@@ -73,7 +73,6 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
         entries[key] = replace(entry, **columns) if text is not None else entry
         if options.debug:
             console.note(f"{key}: {text}")
-    backup = write_metadata(options.out_json, entries.values())
     console.note(
         f"{len(records) - missing} of {counted(len(records), 'images')}: {options.out_json}."
     )
@@ -81,8 +80,7 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
         console.note(
             f"{counted(missing, 'images have')} no {options.caption_extension} beside them."
         )
-    if backup is not None:
-        console.note(f"What was there is kept as {backup}.")
+    _write(options.out_json, entries.values(), source, known, console)
 
 
 def clean_captions_and_tags() -> None:
@@ -98,7 +96,7 @@ def clean_captions_and_tags() -> None:
 
 def _clean(options: argparse.Namespace, console: Console) -> None:
     from impasto.annotate.cleaning import KohyaCleaner
-    from impasto.data.folders.metadata import read_metadata, write_metadata
+    from impasto.data.folders.metadata import read_metadata
 
     source: Path = options.in_json
     targets: list[Path] = options.out_json
@@ -108,15 +106,16 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
     if len(targets) != 1:
         raise ConfigError("clean_captions_and_tags.py takes in_json and out_json.")
     rules, cleaned, changed = KohyaCleaner(), [], 0
-    for entry in read_metadata(source).entries:
+    known = read_metadata(source).entries
+    for entry in known:
         new = replace(entry, caption=rules.caption(entry.caption), tags=rules.tags(entry.tags))
         changed += new != entry
         if options.debug and new != entry:
             console.note(f"{entry.key}\n- {entry.caption} | {entry.tags}")
             console.note(f"+ {new.caption} | {new.tags}")
         cleaned.append(new)
-    write_metadata(targets[0], cleaned)
     console.note(f"{changed} of {counted(len(cleaned), 'entries')} changed: {targets[0]}.")
+    _write(targets[0], cleaned, source, known, console)
 
 
 def prepare_buckets_latents() -> None:
@@ -130,7 +129,7 @@ def prepare_buckets_latents() -> None:
         parser.add_argument(name, type=Path)
     parser.add_argument("model_name_or_path", help="whose VAE encodes")
     parser.add_argument("--v2", action="store_true")
-    parser.add_argument("--batch_size", type=int, default=1)
+    parser.add_argument("--batch_size", type=positive, default=1)
     parser.add_argument("--max_data_loader_n_workers", type=int)
     parser.add_argument("--max_resolution", default="512,512")
     parser.add_argument("--min_bucket_reso", type=int, default=256)
@@ -151,6 +150,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     from impasto.data.caching.latent_cache import LatentCache
     from impasto.data.caching.npz_exchange import export_latents
     from impasto.datasets.build import plan_dataset, scan_all
+    from impasto.models.networks.casting import cast_network
     from impasto.models.networks.loading import load_base_model
     from impasto.models.networks.vae import moments_encoder
     from impasto.models.writing.saving import DTYPES
@@ -165,6 +165,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         alpha_mask="masks are read when training begins",
     )
     _require_full_path(options)
+    known = _entries_to_prepare(options)
     values = {
         **SDSCRIPTS_DEFAULTS,
         "enable_bucket": True,
@@ -194,10 +195,10 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
     )
     result = cache_latents(planned.images, cache, encoder, console)
     exported = export_latents(result, cache, console, endings)
-    _write_resolutions(options, result.images, console)
     console.note(
         f"{exported.written} .npz files beside their images; metadata: {options.out_json}."
     )
+    _write_resolutions(options, known, result.images, console)
     for item in (*scan.skipped, *result.skipped, *exported.refused):
         console.note(f"Passed over: {item.path}: {item.reason}")
     for line in scan.describe_unused():
@@ -220,25 +221,66 @@ def _vae_precision(asked: str, console: Console) -> str:
     return "fp32"
 
 
-def _write_resolutions(
-    options: argparse.Namespace, images: Sequence[PlannedImage], console: Console
-) -> None:
-    from impasto.data.folders.metadata import MetadataEntry, read_metadata, write_metadata
+def _entries_to_prepare(options: argparse.Namespace) -> tuple[MetadataEntry, ...]:
+    """What `in_json` says; read ahead of the encoding, which takes long.
+
+    Raises:
+        ConfigError: `out_json` is a folder.
+        DatasetError: `in_json` is missing or damaged.
+        StorageError: Nothing can be written where `out_json` is to be.
+    """
+    from impasto import files
+    from impasto.data.folders.metadata import read_metadata
 
     if not options.in_json.is_file():
         raise DatasetError(
             f"{options.in_json} is not there. Run merge_captions_to_metadata.py first."
         )
-    entries: dict[str, MetadataEntry] = {e.key: e for e in read_metadata(options.in_json).entries}
+    known = read_metadata(options.in_json).entries
+    if options.out_json.is_dir():
+        raise ConfigError(f"out_json is {options.out_json}, which is a folder; expected a file.")
+    files.require_writable(files.real_path(options.out_json).parent)
+    return known
+
+
+def _write_resolutions(
+    options: argparse.Namespace,
+    known: Sequence[MetadataEntry],
+    images: Sequence[PlannedImage],
+    console: Console,
+) -> None:
+    from impasto.data.folders.metadata import MetadataEntry
+
+    entries = {entry.key: entry for entry in known}
     new = 0
     for image in images:
         key = _key(image.record, full_path=options.full_path)
         new += key not in entries
         entry = entries.get(key, MetadataEntry(key))
         entries[key] = replace(entry, train_resolution=image.bucket, image_size=image.record.size)
-    write_metadata(options.out_json, entries.values())
+    _write(options.out_json, entries.values(), options.in_json, known, console)
     if new:
         console.note(f"{counted(new, 'images are')} not in {options.in_json}, and without words.")
+
+
+def _write(
+    target: Path,
+    entries: Iterable[MetadataEntry],
+    source: Path | None,
+    known: Sequence[MetadataEntry],
+    console: Console,
+) -> None:
+    """Write metadata, unless `source` is where it goes and says so already; a backup is named."""
+    from impasto.data.folders.metadata import write_metadata
+
+    written = tuple(entries)
+    is_same = source is not None and source.exists() and target.exists() and target.samefile(source)
+    if is_same and written == tuple(known):
+        console.note(f"{target} says all of that already; it was left as it is.")
+        return
+    backup = write_metadata(target, written)
+    if backup is not None:
+        console.note(f"What was there is kept as {backup}.")
 
 
 def _require_full_path(options: argparse.Namespace) -> None:

@@ -5,10 +5,16 @@ Flags with a place of their own say it in `flags.py`; those with a rule in `tran
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from impasto.errors import ConfigError
 from impasto.sdscripts.flag import Script
 from impasto.sdscripts.flags import flags_of
+
+_OF_SETTINGS = r"(?:'\w+'|a list)"
+"""What settings may also be, and flags with a number may not: a word such as 'auto', a list."""
 
 _MODEL_KIND = ("model.family", "model.prediction_type")
 
@@ -40,7 +46,7 @@ BY_RULE: dict[str, tuple[str, ...]] = {
         "optimizer.betas", "optimizer.eps", "optimizer.weight_decay", "optimizer.arguments",
     ),
     "lr_scheduler": ("schedule.kind",),
-    "lr_scheduler_args": ("schedule.rules",),
+    "lr_scheduler_args": ("schedule.rules", "schedule.min_lr_ratio"),
     "lr_warmup_steps": ("schedule.warmup_steps",),
     "lr_decay_steps": ("schedule.decay_steps",),
     "lr_scheduler_num_cycles": ("schedule.cycles",),
@@ -53,9 +59,10 @@ BY_RULE: dict[str, tuple[str, ...]] = {
     "use_safetensors": ("saving.format",),
     "save_precision": ("saving.export_dtype", "saving.text_encoder_dtype", "saving.vae_dtype"),
     "save_n_epoch_ratio": ("saving.model_every_epochs",),
-    "save_last_n_epochs": ("saving.keep_models",),
-    "save_last_n_steps": ("saving.keep_models",),
+    "save_last_n_epochs": ("saving.keep_epoch_models",),
+    "save_last_n_steps": ("saving.keep_step_models",),
     "metadata_title": ("saving.metadata.title",),
+    "sample_at_first": ("previews.at_first",),
     "sample_sampler": ("previews.sampler",),
     "logging_dir": ("logging.trackers",),
     "log_with": ("logging.trackers",),
@@ -77,3 +84,37 @@ def settings_of(script: Script, flag: str) -> tuple[str, ...]:
 def settings_decided_by(script: Script, flags: Iterable[str]) -> set[str]:
     """The paths of all settings that some flags decide."""
     return {path for flag in flags for path in settings_of(script, flag)}
+
+
+def flags_by_setting(script: Script, flags: Mapping[str, Any]) -> dict[str, str]:
+    """Path of a setting -> the flag that decides it; one that is given before others."""
+    known = flags_of(script)
+    ruled = [name for name in BY_RULE if name in known]
+    by_rule = {path: name for name in ruled for path in settings_of(script, name) if "." in path}
+    by_table = {flag.to: flag.name for flag in known.values() if flag.to}
+    given = {path: name for name in flags for path in settings_of(script, name)}
+    return by_rule | by_table | given
+
+
+def told_in_flags(script: Script, flags: Mapping[str, Any], error: ConfigError) -> ConfigError:
+    """An error about settings in the words of the command line that they come from.
+
+    Settings that no flag decides keep their names.
+    """
+    names = {path: f"--{name}" for path, name in flags_by_setting(script, flags).items()}
+    message = str(error)
+    for section, text in error.faults.items():
+        keys = {path.partition(".")[2]: name for path, name in names.items()
+                if path.startswith(f"{section}.")}  # fmt: skip
+        reason = text.removeprefix(f"{section}: ")
+        for key, name in keys.items():
+            word = "the kind" if key == "kind" else key
+            at = "" if "_" in word or " " in word else "^"  # elsewhere it is a word like others
+            reason = re.sub(rf"{at}(?<![\w.-]){re.escape(word)}(?!\w)", name, reason)
+        if keys:
+            message = message.replace(text, reason)
+    for path, name in names.items():
+        if "." in path:
+            message = re.sub(rf"(?<![\w.]){re.escape(path)}(?![\w\[]|\.\w)", name, message)
+    message = re.sub(rf"(--\w+: expected [^(]+), or {_OF_SETTINGS}(?= \(found)", r"\1", message)
+    return ConfigError(message, error.faults)

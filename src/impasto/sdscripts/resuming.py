@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from impasto import presence
 from impasto.config.former import with_former_values
 from impasto.config.load import build_run_config
+from impasto.config.output import PreviewConfig
 from impasto.config.renamed import with_present_names
 from impasto.config.run import RunConfig
 from impasto.config.validation import read_toml
@@ -23,8 +24,16 @@ if TYPE_CHECKING:  # imports torch
     from impasto.training.precision import NativePrecision
 
 _LENGTHS = {"max_steps", "max_epochs"}
+_OPTIMIZERS = {"optimizer_type", "use_8bit_adam", "use_lion_optimizer"}
 _DECIDING = ("mixed_precision", "max_grad_norm", "gradient_accumulation_steps")
 """Of `training`: what other flags are understood by, under the same names there."""
+
+
+_OF_PREVIEWS = {
+    "sample_prompts", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first",
+}  # fmt: skip
+_WHEN_DRAWN = ("previews.every_steps", "previews.every_epochs", "previews.at_first")
+"""What flags of previews decide together: one interval takes the place of another."""
 
 
 def find_run(resumed: str) -> RunDirectory:
@@ -71,7 +80,7 @@ def resumed_config(
         RunError: The run is one of the other command.
     """
     tree, _ = with_present_names(with_former_values(read_toml(run.config_file)))
-    build_run_config(tree, source=str(run.config_file))  # so the tree is as what follows takes it
+    asked_before = build_run_config(tree, source=str(run.config_file))  # so the tree is sound
     trained_by = scripts_of(tree["model"].get("family"))
     if trained_by and script not in trained_by:
         raise RunError(
@@ -83,17 +92,20 @@ def resumed_config(
         "pretrained_model_name_or_path": tree["model"]["path"],
         "output_dir": tree.get("saving", {}).get("model_dir", str(run.path.parent)),
         **_needed(script, tree, given),
+        **_flags_of_previews(asked_before.previews, given),
         **given,
     }
     translation = translate(script, full, without_gpu, has_tensorboard=has_tensorboard)
     for flag in given:
         _take_over(translation.tree, tree, settings_of(script, flag))
+    if given.keys() & _OF_PREVIEWS:
+        _take_over(translation.tree, tree, _WHEN_DRAWN)
     if _at(translation.tree, "method.train_text_encoder") is False:  # by rates of 0
         _take_over(translation.tree, tree, ["method.train_text_encoder", "method.text_encoder_lrs"])
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
         tree.get("training", {}).pop(key, None)
-    config = build_settings(given, tree, source=script)
+    config = build_settings(script, given, tree)
     others = tuple(f"--{name}{end}" for name in full.keys() - given.keys() for end in (":", "="))
     own = [n for n in translation.notices if not n.startswith(("--seed was not", *others))]
     return config.model_copy(update={"output_dir": run.path}), tuple(own)
@@ -113,6 +125,9 @@ def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, A
         found["train_text_encoder"] = True
     training = tree.get("training", {})
     found |= {name: training[name] for name in _DECIDING if name in training}
+    if "max_epochs" in training and "max_train_steps" not in given:
+        found["max_train_epochs"] = training["max_epochs"]
+    found |= _flags_of_rates(tree, given)
     if "dataset_config" in given:
         return found
     dataset = tree.get("dataset", {})
@@ -121,6 +136,31 @@ def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, A
     if "resolution" not in given:
         sides = dataset.get("resolution", 512)
         found["resolution"] = ",".join(map(str, sides)) if isinstance(sides, list) else str(sides)
+    return found
+
+
+def _flags_of_rates(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
+    """What flags of the learning rate are understood by: the optimizer, its rate, the schedule."""
+    optimizer, schedule = tree.get("optimizer", {}), tree.get("schedule", {})
+    found = {"learning_rate": optimizer["lr"]} if "lr" in optimizer else {}
+    if "kind" in optimizer and not given.keys() & _OPTIMIZERS:
+        found["optimizer_type"] = optimizer["kind"]
+    if "kind" in schedule:
+        is_warmed = schedule["kind"] == "constant" and schedule.get("warmup_steps")
+        found["lr_scheduler"] = "constant_with_warmup" if is_warmed else schedule["kind"]
+    return found
+
+
+def _flags_of_previews(previews: PreviewConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a run's own previews stand for; an interval that is given replaces its."""
+    if not previews.prompts and previews.prompt_file is None:
+        return {}
+    found: dict[str, Any] = {"sample_prompts": str(previews.prompt_file or "")}
+    if previews.at_first:
+        found["sample_at_first"] = True
+    if not given.keys() & {"sample_every_n_steps", "sample_every_n_epochs"}:
+        unit = "steps" if previews.every_epochs is None else "epochs"
+        found[f"sample_every_n_{unit}"] = previews.every_epochs or previews.every_steps
     return found
 
 

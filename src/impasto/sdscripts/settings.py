@@ -7,8 +7,9 @@ from typing import Any
 
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
-from impasto.errors import ModelError, OtherFamilyError
+from impasto.errors import ConfigError, ModelError, OtherFamilyError
 from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
+from impasto.sdscripts.origins import told_in_flags
 from impasto.sdscripts.sdxl_rules import require_fixed_captions, require_steps_of_buckets
 
 _OF_SD: tuple[Script, ...] = (FINE_TUNE, TRAIN_DB)
@@ -22,13 +23,17 @@ _FAMILIES: dict[str, tuple[tuple[Script, ...], str]] = {
 """`model.family` -> the commands that train it, and what people call it."""
 
 
-def build_settings(flags: Mapping[str, Any], tree: Mapping[str, Any], *, source: str) -> RunConfig:
-    """Validate the tree that flags were translated to; `source` names it in errors.
+def build_settings(script: Script, flags: Mapping[str, Any], tree: Mapping[str, Any]) -> RunConfig:
+    """Validate the tree that flags of a command were translated to.
 
     Raises:
-        ConfigError: As `build_run_config`; or a flag does not go with what is in the dataset.
+        ConfigError: As `build_run_config`, with the names of flags; or a flag does not go with what
+            is in the dataset.
     """
-    config = build_run_config(tree, source=source)
+    try:
+        config = build_run_config(tree, source=script)
+    except ConfigError as error:
+        raise told_in_flags(script, flags, error) from error
     require_fixed_captions(flags, config)
     if SDXL_TRAIN in scripts_of(config.model.family):
         require_steps_of_buckets(flags, config)

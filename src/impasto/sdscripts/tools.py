@@ -65,6 +65,14 @@ def _ending(text: str) -> str:
         raise argparse.ArgumentTypeError(str(error)) from error
 
 
+def positive(text: str) -> int:
+    """A number of things of which there is at least one, for a parser."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is below 1")
+    return number
+
+
 def images_of(folder: Path, console: Console, *, recursive: bool) -> Sequence[ImageRecord]:
     """The usable images of a folder; files that are skipped are noted.
 

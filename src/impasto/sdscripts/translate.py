@@ -5,11 +5,8 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from impasto import presence
-from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 from impasto.invocation import install_extra
 from impasto.sampler_table import OTHER_NAMES
@@ -18,21 +15,14 @@ from impasto.sdscripts.dataset_flags import set_dataset
 from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Script
 from impasto.sdscripts.flags import flags_of
 from impasto.sdscripts.optimizer_flags import set_optimizer
-from impasto.sdscripts.values import (
-    read_number,
-    read_pairs,
-    read_steps,
-)
+from impasto.sdscripts.saving_flags import set_saving
+from impasto.sdscripts.schedule_flags import set_schedule
 
 if TYPE_CHECKING:  # imports torch, which a command line is translated without
     from impasto.training.precision import NativePrecision
 
 Tree = dict[str, Any]
 
-_FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffusers",
-            "diffusers_safetensors": "diffusers"}  # fmt: skip
-_PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
-_SCHEDULES = {"constant_with_warmup": "constant"}
 _PROJECTS: Mapping[Script, str] = {TRAIN_DB: "dreambooth"}
 _OF_FOLDERS = (dreambooth_rules.set_dreambooth_folders, dreambooth_rules.set_masks)
 _RULES_OF: Mapping[Script, Sequence[Callable[[Mapping[str, Any], Tree], list[str]]]] = {
@@ -83,8 +73,8 @@ def translate(
         set_dataset,
         _length,
         set_optimizer,
-        _schedule,
-        _saving,
+        set_schedule,
+        set_saving,
         _previews,
         _timesteps,
         _compiling,
@@ -148,81 +138,6 @@ def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     return []
 
 
-def _schedule(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    asked = flags.get("lr_scheduler", "constant")
-    kind, _, rate = asked.partition(":")
-    notices = []
-    if kind == "adafactor":
-        notices.append("--lr_scheduler adafactor: the rate is constant, as --learning_rate says.")
-        kind = "constant"
-        if rate:
-            tree["optimizer"]["lr"] = read_number("lr_scheduler", asked, rate)
-    schedule = tree.setdefault("schedule", {})
-    schedule["kind"] = _SCHEDULES.get(kind, kind)
-    schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
-    if kind == "constant" and schedule["warmup_steps"]:
-        raise ConfigError(
-            "--lr_warmup_steps does not go with --lr_scheduler constant: choose "
-            "constant_with_warmup, or take it out."
-        )
-    if kind == "warmup_stable_decay":
-        schedule["decay_steps"] = read_steps("lr_decay_steps", flags)
-    users = {
-        "cycles": ("lr_scheduler_num_cycles",
-                   {"cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"}),
-        "power": ("lr_scheduler_power", {"polynomial"}),
-        "timescale": ("lr_scheduler_timescale", {"inverse_sqrt"}),
-        "min_lr_ratio": ("lr_scheduler_min_lr_ratio",
-                         {"cosine_with_min_lr", "warmup_stable_decay"}),
-    }  # fmt: skip
-    for key, (name, kinds) in users.items():
-        if flags.get(name) is not None and kind in kinds:
-            schedule[key] = flags[name]
-        elif flags.get(name) is not None:
-            notices.append(f"--{name}: it belongs to another --lr_scheduler than {kind}.")
-    if kind == "piecewise_constant":
-        schedule["rules"] = str(read_pairs("lr_scheduler_args", flags).get("step_rules", ""))
-    return notices
-
-
-def _saving(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    saving = tree.setdefault("saving", {})
-    folder = Path(flags["output_dir"])
-    name = flags.get("output_name") or "last"
-    fault = file_name_problem(name)
-    if fault is not None:
-        raise ConfigError(
-            f"--output_name is {name[:60]!r}, which {fault}. Folders go into --output_dir."
-        )
-    source = str(flags["pretrained_model_name_or_path"])
-    form = flags.get("save_model_as") or (
-        "safetensors" if flags.get("use_safetensors") else _form_of(source)
-    )
-    saving |= {"name": name, "model_dir": str(folder), "format": _FORMATS[form]}
-    precision = flags.get("save_precision")
-    saving["export_dtype"] = _PRECISIONS[precision or "float"]
-    if precision:
-        saving |= dict.fromkeys(("text_encoder_dtype", "vae_dtype"), _PRECISIONS[precision])
-    tree["output_dir"] = str(presence.free_path(folder / f"{name}-run"))
-    every_epochs, every_steps = flags.get("save_every_n_epochs"), flags.get("save_every_n_steps")
-    if flags.get("save_n_epoch_ratio") and "max_train_epochs" in flags:
-        ratio = max(1, flags["max_train_epochs"] // flags["save_n_epoch_ratio"])
-        saving["model_every_epochs"] = every_epochs = ratio
-    notices = []
-    for kind, every in (("epochs", every_epochs), ("steps", every_steps)):
-        last = flags.get(f"save_last_n_{kind}")
-        if last is None:
-            continue
-        if every is None:
-            notices.append(f"--save_last_n_{kind}: nothing is saved every n {kind}.")
-        else:
-            saving["keep_models"] = last if kind == "epochs" else last // every + 1
-    title = flags.get("metadata_title")
-    if title:
-        saving.setdefault("metadata", {})["title"] = title
-    return notices
-
-
 def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     previews = tree.setdefault("previews", {})
     previews["at_first"] = bool(flags.get("sample_at_first"))
@@ -230,17 +145,22 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
     previews["sampler"] = OTHER_NAMES.get(sampler, sampler)
     previews |= {"steps": 30, "guidance_scale": 7.5}
     intervals = ("sample_every_n_steps", "sample_every_n_epochs", "sample_at_first")
-    asked = [name for name in intervals if name in flags]
+    asked = [name for name in intervals if flags.get(name, 0) > 0]
     if asked and "sample_prompts" not in flags:
         raise ConfigError(f"--{asked[0]} needs --sample_prompts.")
-    for key in ("every_steps", "every_epochs"):
-        if previews.get(key) is not None and previews[key] <= 0:
-            del previews[key]
+    notices = []
+    for name in intervals[:-1]:
+        if flags.get(name, 1) <= 0:
+            del previews[f"every_{name.rpartition('_')[2]}"]
+            notices.append(f"--{name}: {flags[name]} means never.")
+    if "sample_prompts" in flags and not previews.keys() & {"every_steps", "every_epochs"}:
+        previews["every_steps"] = 0
     if asked or previews.pop("prompt_file", None) is None:
-        return []
+        return notices
     return [
+        *notices,
         f"--sample_prompts: it has no effect without --{', --'.join(intervals[:-1])} or "
-        f"--{intervals[-1]}."
+        f"--{intervals[-1]}.",
     ]
 
 
@@ -327,8 +247,3 @@ def _precision(
             f"small changes are not lost."
         )
     return notices
-
-
-def _form_of(source: str) -> str:
-    endings = {".ckpt": "ckpt", ".safetensors": "safetensors"}
-    return endings.get(Path(source).suffix.lower(), "diffusers")

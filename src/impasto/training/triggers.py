@@ -38,7 +38,7 @@ class Triggers:
         previews = self._config.previews
         if previews.every_epochs is not None:
             return self._ends_epochs(done, previews.every_epochs)
-        return done % previews.every_steps == 0
+        return bool(previews.every_steps) and done % previews.every_steps == 0
 
     def uses_weights(self, done: int) -> bool:
         """Whether the weights are validated, drawn with or exported."""

@@ -50,7 +50,7 @@ def fetch_to_resume(location: Path, owner: Ownership, progress: Progress) -> Sen
     What this machine wrote last stays as it is, and is sent where it was not; where somebody
     has deleted its states here, the newest comes back from the store. Else everything comes
     but older states and what training does not need: models, unless some are to be removed
-    (`saving.keep_models`), and stored averages.
+    (`saving.keep_models` and the like), and stored averages.
 
     Args:
         location: The run.
@@ -175,7 +175,8 @@ def _is_needed(key: str, newest: int, *, keeps_models: bool) -> bool:
 def _keeps_models(settings: bytes) -> bool:
     """Whether the run removes models that it has exported before."""
     try:
-        return bool(parse_toml(settings.decode("utf-8")).get("saving", {}).get("keep_models"))
+        saving = parse_toml(settings.decode("utf-8")).get("saving", {})
+        return any(saving.get(f"keep_{of}models") for of in ("", "step_", "epoch_"))
     except (ValueError, AttributeError):
         return True
 

@@ -149,18 +149,15 @@ def _states_at_once(config: RunConfig, total_steps: int) -> int:
 
 def _models_at_once(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:
     saving = config.saving
-    on_the_way = [
-        (total_steps - 1) // every
-        for every in (
-            saving.model_every_steps,
-            (saving.model_every_epochs or 0) * steps_per_epoch,
-        )
-        if every
-    ]
-    if saving.keep_models is not None:
-        on_the_way = [min(count, saving.keep_models + 1) for count in on_the_way]
+    on_the_way = 0
+    for every, kept in (
+        (saving.model_every_steps or 0, saving.kept_step_models),
+        ((saving.model_every_epochs or 0) * steps_per_epoch, saving.kept_epoch_models),
+    ):
+        count = (total_steps - 1) // every if every else 0
+        on_the_way += count if kept is None else min(count, kept + 1)
     variants = 2 if saving.average == "beside" else 1
-    return variants * (sum(on_the_way) + 2 * config.keeps_best + 1)
+    return variants * (on_the_way + 2 * config.keeps_best + 1)
 
 
 def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:

@@ -168,6 +168,8 @@ def export_intermediate(
 ) -> Path:
     """Export as `<name>-<ending><variant>`, and remove the oldest of this run's models like that.
 
+    Models by steps, whose ending begins with `step`, and by epochs are counted apart.
+
     Raises:
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
@@ -176,10 +178,10 @@ def export_intermediate(
     folder = models_folder(config)
     full_ending = f"-{ending}{variant}"
     target = _export(source, trained, models, folder, progress, full_ending)
-    if config.saving.keep_models is not None:
-        models.remove_oldest(
-            config.export_name, full_ending, model_suffix(config), folder, config.saving.keep_models
-        )
+    saving = config.saving
+    kept = saving.kept_step_models if ending.startswith("step") else saving.kept_epoch_models
+    if kept is not None:
+        models.remove_oldest(config.export_name, full_ending, model_suffix(config), folder, kept)
     return target
 
 

@@ -1,0 +1,82 @@
+"""Where models go that flags of sd-scripts ask for, in which form, and how often."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from impasto import presence
+from impasto.config.names import file_name_problem
+from impasto.errors import ConfigError
+
+_FORMATS = {"ckpt": "ckpt", "safetensors": "safetensors", "diffusers": "diffusers",
+            "diffusers_safetensors": "diffusers"}  # fmt: skip
+_PRECISIONS = {"float": "fp32", "fp16": "fp16", "bf16": "bf16"}
+
+
+def set_saving(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
+    """Put names, forms and occasions of models into the tree; returns what a person is told.
+
+    Raises:
+        ConfigError: `--output_name` is no name of a file, or epochs are asked for that are unknown.
+    """
+    saving = tree.setdefault("saving", {})
+    folder = Path(flags["output_dir"])
+    name = flags.get("output_name") or "last"
+    fault = file_name_problem(name)
+    if fault is not None:
+        raise ConfigError(
+            f"--output_name is {name[:60]!r}, which {fault}. Folders go into --output_dir."
+        )
+    source = str(flags["pretrained_model_name_or_path"])
+    form = flags.get("save_model_as") or (
+        "safetensors" if flags.get("use_safetensors") else _form_of(source)
+    )
+    saving |= {"name": name, "model_dir": str(folder), "format": _FORMATS[form]}
+    precision = flags.get("save_precision")
+    saving["export_dtype"] = _PRECISIONS[precision or "float"]
+    if precision:
+        saving |= dict.fromkeys(("text_encoder_dtype", "vae_dtype"), _PRECISIONS[precision])
+    tree["output_dir"] = str(presence.free_path(folder / f"{name}-run"))
+    title = flags.get("metadata_title")
+    if title:
+        saving.setdefault("metadata", {})["title"] = title
+    return _set_rhythms(flags, saving)
+
+
+def _set_rhythms(flags: Mapping[str, Any], saving: dict[str, Any]) -> list[str]:
+    """How often models are saved, and how many of each kind are kept: they are counted apart."""
+    ratio = flags.get("save_n_epoch_ratio") or 0
+    if ratio > 0:
+        saving["model_every_epochs"] = _epochs_of_ratio(flags, ratio)
+    notices = []
+    for kind in ("step", "epoch"):
+        last, every = flags.get(f"save_last_n_{kind}s"), saving.get(f"model_every_{kind}s")
+        if last is None:
+            continue
+        if every is None or every < 1:
+            notices.append(f"--save_last_n_{kind}s: nothing is saved every n {kind}s.")
+        else:  # steps say how far back models are kept, epochs how many
+            saving[f"keep_{kind}_models"] = last // every + 1 if kind == "step" else last
+    return notices
+
+
+def _epochs_of_ratio(flags: Mapping[str, Any], ratio: int) -> int:
+    """Epochs between models, of which there are to be so many.
+
+    Raises:
+        ConfigError: How many epochs there are follows from the number of images.
+    """
+    if "max_train_epochs" not in flags:
+        raise ConfigError(
+            "--save_n_epoch_ratio needs --max_train_epochs: how many epochs --max_train_steps "
+            "are is known only when the images have been read. Give --save_every_n_epochs in its "
+            "place."
+        )
+    return max(1, int(flags["max_train_epochs"]) // ratio)
+
+
+def _form_of(source: str) -> str:
+    endings = {".ckpt": "ckpt", ".safetensors": "safetensors"}
+    return endings.get(Path(source).suffix.lower(), "diffusers")

@@ -1,0 +1,131 @@
+"""The way of the learning rate that flags of sd-scripts ask for.
+
+What belongs to which `--lr_scheduler` is as in sd-scripts' `get_scheduler_fix`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from impasto.errors import ConfigError
+from impasto.optimizer_table import row_of
+from impasto.sdscripts.values import read_number, read_pairs, read_steps
+
+_KINDS = {"constant_with_warmup": "constant"}
+_USERS = {
+    "cycles": ("lr_scheduler_num_cycles",
+               {"cosine_with_restarts", "cosine_with_min_lr", "warmup_stable_decay"}),
+    "power": ("lr_scheduler_power", {"polynomial"}),
+    "timescale": ("lr_scheduler_timescale", {"inverse_sqrt"}),
+    "min_lr_ratio": ("lr_scheduler_min_lr_ratio", {"cosine_with_min_lr", "warmup_stable_decay"}),
+}  # fmt: skip
+"""Key of `[schedule]` -> the flag that sets it, and the schedulers that have it."""
+
+_ARGUMENTS = {
+    "piecewise_constant": ("step_rules",),
+    "cosine_with_min_lr": ("min_lr", "min_lr_rate"),
+}
+"""Scheduler -> what it takes in `--lr_scheduler_args`."""
+
+_FLAG_OF = {
+    "num_warmup_steps": "lr_warmup_steps",
+    "num_decay_steps": "lr_decay_steps",
+    "num_cycles": "lr_scheduler_num_cycles",
+    "power": "lr_scheduler_power",
+    "timescale": "lr_scheduler_timescale",
+    "min_lr_ratio": "lr_scheduler_min_lr_ratio",
+}
+"""Other arguments of the schedulers there -> the flag that is for each."""
+
+_UNUSED: dict[str, Any] = {
+    "lr_scheduler": "constant",
+    "lr_scheduler_args": [],
+    "lr_warmup_steps": 0,
+    "lr_decay_steps": 0,
+    **{name: None for name, _ in _USERS.values()},
+}
+"""Flags without a meaning for optimizers that average weights -> what changes nothing anyway."""
+
+
+def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
+    """Put the schedule into the tree; returns what a person is told. The optimizer is there.
+
+    Raises:
+        ConfigError: A flag or an argument does not go with `--lr_scheduler`, or is malformed.
+    """
+    optimizer, schedule = tree["optimizer"], tree.setdefault("schedule", {})
+    if row_of(optimizer["kind"]).averages_weights:
+        schedule |= {"kind": "constant", "warmup_steps": 0}
+        return _without_schedule(flags, optimizer["kind"])
+    asked = flags.get("lr_scheduler", "constant")
+    kind, _, rate = asked.partition(":")
+    notices = []
+    if kind == "adafactor":
+        notices.append("--lr_scheduler adafactor: the rate is constant, as --learning_rate says.")
+        kind = "constant"
+        if rate:
+            optimizer["lr"] = read_number("lr_scheduler", asked, rate)
+    schedule["kind"] = _KINDS.get(kind, kind)
+    schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
+    if kind == "constant" and schedule["warmup_steps"]:
+        raise ConfigError(
+            "--lr_warmup_steps does not go with --lr_scheduler constant: choose "
+            "constant_with_warmup, or take it out."
+        )
+    if kind == "warmup_stable_decay":
+        schedule["decay_steps"] = read_steps("lr_decay_steps", flags)
+    for key, (name, kinds) in _USERS.items():
+        if flags.get(name) is not None and kind in kinds:
+            schedule[key] = flags[name]
+        elif flags.get(name) is not None:
+            notices.append(f"--{name}: it belongs to another --lr_scheduler than {kind}.")
+    schedule |= _of_arguments(kind, read_pairs("lr_scheduler_args", flags), flags, optimizer["lr"])
+    return notices
+
+
+def _without_schedule(flags: Mapping[str, Any], optimizer: str) -> list[str]:
+    """A line for each flag that sd-scripts ignores with a schedule-free optimizer."""
+    given = [
+        name
+        for name, usual in _UNUSED.items()
+        if flags.get(name) is not None and str(flags[name]) != str(usual)
+    ]
+    return [
+        f"--{name}: it has no effect, as in sd-scripts: {optimizer} averages weights in place of a "
+        f"schedule, and the rate is constant."
+        for name in given
+    ]
+
+
+def _of_arguments(
+    kind: str, arguments: Mapping[str, Any], flags: Mapping[str, Any], lr: float
+) -> dict[str, Any]:
+    """The keys of `[schedule]` that `--lr_scheduler_args` stand for.
+
+    Raises:
+        ConfigError: The scheduler has no such argument, or it is said twice.
+    """
+    taken = _ARGUMENTS.get(kind, ())
+    for key in arguments:
+        if key not in taken:
+            others = f"it takes {' or '.join(taken)}" if taken else "take it out"
+            instead = f"give --{_FLAG_OF[key]}" if key in _FLAG_OF else others
+            raise ConfigError(
+                f"--lr_scheduler_args has {key}, which --lr_scheduler {kind} does not take here: "
+                f"{instead}."
+            )
+    if kind == "piecewise_constant":
+        return {"rules": str(arguments.get("step_rules", ""))}
+    if not arguments:
+        return {}
+    if len(arguments) > 1 or flags.get("lr_scheduler_min_lr_ratio") is not None:
+        raise ConfigError(
+            "The least learning rate is given twice: choose one of min_lr and min_lr_rate in "
+            "--lr_scheduler_args, and --lr_scheduler_min_lr_ratio."
+        )
+    ((key, value),) = arguments.items()
+    least = read_number("lr_scheduler_args", f"{key}={value}", str(value))
+    if key == "min_lr":
+        least = least / lr if lr > 0 else 0.0  # which is refused where all is validated
+    return {"min_lr_ratio": least}
