@@ -5,8 +5,9 @@ import torch
 
 from impasto.config.cases import Facts
 from impasto.data.caching.encoding import MomentsEncoder
-from impasto.data.caching.filling import cache_latents, keys_of_plan
+from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.wanted_keys import keys_of_plan
 from impasto.errors import ConfigError
 from impasto.models.networks.vae import computes_in_tf32, moments_encoder, weights_fingerprint
 from impasto.progress import SilentProgress

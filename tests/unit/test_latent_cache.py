@@ -19,6 +19,8 @@ from impasto.data.caching import device_encoding, latent_writing
 from impasto.data.caching.encoding import Encode, MomentsEncoder, to_model_range
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.engines.stages import Failure
+from impasto.data.pixels.content_hashes import HashFiles
 from impasto.data.pixels.rendering import render
 from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
@@ -116,13 +118,109 @@ def test_another_vae_or_another_size_finds_nothing(folder, tmp_path):
 
 
 def test_a_broken_picture_is_skipped_with_its_name(folder, tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "004.png")
-    content = (folder / "004.png").read_bytes()
-    (folder / "004.png").write_bytes(content[: len(content) // 2])
+    broken(folder / "004.png")
     _, cached, _ = run(folder, tmp_path)
     assert [item.path.name for item in cached.skipped] == ["004.png"]
     assert len(cached.keys) == 8
+
+
+def broken(path):
+    """Put an image there that opens and does not decode."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def masked(folder, tmp_path):
+    """Make a folder of masks for some images; returns it, and the images as its subset."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    return masks, Subset(root=folder, masks=MaskRules(folder=masks))
+
+
+def test_copies_of_a_broken_picture_are_skipped_by_name_too(folder, tmp_path):
+    broken(folder / "004.png")
+    for name in ("005.png", "006.png"):
+        shutil.copy(folder / "004.png", folder / name)
+    for _ in range(2):
+        _, cached, _ = run(folder, tmp_path)
+        assert [item.path.name for item in cached.skipped] == ["004.png", "005.png", "006.png"]
+        assert len({item.reason for item in cached.skipped}) == 1
+        assert len(cached.keys) == 6
+
+
+def test_a_copy_takes_the_place_of_a_picture_whose_mask_is_broken(folder, tmp_path):
+    masks, subset = masked(folder, tmp_path)
+    for name in ("copy.png", "last.png"):
+        shutil.copy(folder / "000.png", folder / name)
+    (masks / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
+    (masks / "copy.png").write_bytes(b"\x89PNG\r\n\x1a\n another")
+    for expected in (9, 0):
+        cache, cached, encoder = run(folder, tmp_path, subset=subset)
+        assert encoder.count == expected
+        assert [item.path.name for item in cached.skipped] == ["000.png", "copy.png"]
+        assert [image.record.path.name for image in cached.images][-1] == "last.png"
+        assert cached.keys[-1].plain in cache
+
+
+def test_a_copy_takes_the_place_of_a_picture_that_vanishes(folder, tmp_path, monkeypatch):
+    shutil.copy(folder / "004.png", folder / "copy.png")
+    cache, plan = LatentCache(tmp_path / "latents"), plan_of(folder)
+    real = cache.hashes.of
+
+    def hashed_then_gone(*arguments, **named):
+        digests = real(*arguments, **named)
+        (folder / "004.png").unlink()
+        return digests
+
+    monkeypatch.setattr(cache.hashes, "of", hashed_then_gone)
+    cached = cache_latents(plan.images, cache, CountingEncoder().encoder)
+    assert [item.path.name for item in cached.skipped] == ["004.png"]
+    assert [image.record.path.name for image in cached.images][-1] == "copy.png"
+
+
+def test_a_picture_whose_latent_goes_meanwhile_is_named(folder, tmp_path, monkeypatch):
+    run(folder, tmp_path)
+    draw_images(tmp_path / "more", 1, seed=99)
+    shutil.copy(tmp_path / "more" / "000.png", folder / "new.png")
+    cache = LatentCache(tmp_path / "latents")
+    lost = shard_files(tmp_path)[0].with_suffix(".json")
+    names = json.loads(lost.read_text(encoding="utf-8"))["keys"]
+    real = cache.write_shard
+
+    def another_removes(*arguments):
+        cache._moments.remove(lost)
+        real(*arguments)
+
+    monkeypatch.setattr(cache, "write_shard", another_removes)
+    cached = cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder)
+    assert len(cached.skipped) == len(names) == 3
+    assert {item.reason for item in cached.skipped} == {
+        "its latents went from the cache while others were made"
+    }
+    assert len(cached.keys) == 7
+
+
+def test_a_mask_that_cannot_be_read_is_not_taken_for_no_mask(folder, tmp_path, monkeypatch):
+    masks, subset = masked(folder, tmp_path)
+    Image.new("L", (64, 64), 0).save(masks / "000.png")
+    real = HashFiles._one
+
+    def unreadable(self, path):
+        if path.parent == masks:
+            return Failure("Input/output error", is_transient=True)
+        return real(self, path)
+
+    monkeypatch.setattr(HashFiles, "_one", unreadable)
+    _, cached, _ = run(folder, tmp_path, subset=subset)
+    assert [(item.path.name, item.reason) for item in cached.skipped] == [
+        ("000.png", "its mask vanished or became unreadable")
+    ]
+    monkeypatch.undo()
+    (masks / "000.png").unlink()
+    cache, cached, _ = run(folder, tmp_path, subset=subset)
+    assert cache.read_masks([cached.keys[0].mask]).min() == 255
 
 
 def test_all_broken_is_an_error(folder, tmp_path):

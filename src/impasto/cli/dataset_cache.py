@@ -221,8 +221,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
 
     require_source(model)
     from impasto.cli.console import Console
-    from impasto.data.caching.filling import keys_of_plan
     from impasto.data.caching.latent_cache import LatentCache
+    from impasto.data.caching.wanted_keys import keys_of_plan
     from impasto.datasets.build import plan_dataset, scan_all
     from impasto.models.networks.vae import encoding_fingerprint
 
