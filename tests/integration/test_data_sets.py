@@ -427,6 +427,14 @@ def test_looking_after_the_cache(tmp_path, nano_model):
     assert found.returncode == 3
     assert f"{shard}: its bytes have changed" in found.stdout.replace("\n", "")
     assert "--remove" in found.stderr
+    aside = shard.rename(tmp_path / shard.name)
+    shard.symlink_to(shard)  # as on a disk that does not answer
+    unread = impasto("dataset", "cache", "verify", folder, "--remove")
+    assert unread.returncode == 3
+    assert "1 of 3 shards" in unread.stderr
+    assert "none of these was removed" in unread.stderr.replace("\n", " ")
+    shard.unlink()
+    aside.rename(shard)
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
     again = impasto("dataset", "cache", folder, nano_model, *small)
     assert "Encoded now    2" in again.stdout

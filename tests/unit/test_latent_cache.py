@@ -429,6 +429,26 @@ def test_verifying_finds_what_a_look_at_the_header_does_not(folder, tmp_path, da
     assert again.keys == cached.keys
 
 
+@pytest.mark.parametrize("ending", [".json", ".safetensors"])
+def test_a_shard_that_the_disk_does_not_give_is_no_damaged_one(folder, tmp_path, ending):
+    _, cached, _ = run(folder, tmp_path)
+    file = shard_files(tmp_path)[1].with_suffix(ending)
+    aside = file.rename(tmp_path / file.name)
+    file.symlink_to(file)  # opening it fails with ELOOP
+    cache = LatentCache(tmp_path / "latents")
+    assert len(cache) == 6
+    faults = [fault for fault in cache.verify(remove=True) if fault]
+    assert [fault.is_unread for fault in faults] == [True]
+    assert "cannot be read (Too many levels of symbolic links)" in faults[0].reason
+    assert list(cache.prune(set(cached.keys))) == [(0, 0)] * 3
+    assert len(list(cache.prune(set()))) == 3
+    file.unlink()
+    aside.rename(file)
+    cache.refresh()
+    assert len(cache) == 3
+    assert list(LatentCache(tmp_path / "latents").verify(remove=False)) == [None]
+
+
 def test_a_flipped_bit_is_found_where_it_is_read_and_made_anew(folder, tmp_path):
     _, cached, _ = run(folder, tmp_path)
     shard = shard_files(tmp_path)[1]

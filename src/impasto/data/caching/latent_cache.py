@@ -242,11 +242,14 @@ class LatentCache:
         return sum(len(shards.indices()) for shards in (self._moments, self._masks))
 
     def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
-        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it."""
+        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+
+        One that the disk does not give is left: another time it may.
+        """
         for shards in (self._moments, self._masks):
             for index in shards.indices():
                 bad = shards.check(index)
-                if bad is not None and remove:
+                if bad is not None and remove and not bad.is_unread:
                     shards.remove(index)
                 yield bad
 

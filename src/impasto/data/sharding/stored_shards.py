@@ -116,9 +116,16 @@ class StoredShardFiles:
         return [self._said(tensors_of(index)).size, keys.size, keys.identity]
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged in the store too."""
+        """What the file with a shard's keys says; None if it is damaged in the store too.
+
+        Raises:
+            OSError: The disk does not give its copy.
+            StorageError: The store cannot be used, or the disk is full.
+        """
         copy = self._copy_of(index)
-        stored = read_index(copy)
+        stored = None
+        with contextlib.suppress(OSError):
+            stored = read_index(copy)
         if stored is None:  # there is no copy, or a damaged one, which says nothing of the shard
             self._fetch_keys([index])
             stored = read_index(copy)
