@@ -591,6 +591,19 @@ def test_a_segment_that_was_replaced_is_removed_from_the_store(place, monkeypatc
     assert len(TableFolder(folder, SCHEMA, [1]).read()) == 3
 
 
+def test_a_table_is_read_where_nothing_may_be_removed(bucket, s3, monkeypatch):
+    from impasto.data.columns import tables
+
+    folder = bucket / "numbers.table"
+    table = TableFolder(folder, SCHEMA, [1])
+    table.append(rows_of(SCHEMA, [("x", 1)]))
+    table.rewrite(table.read())
+    monkeypatch.setattr(tables, "REMOVED_AFTER_NS", -1)
+    with s3.failing(refusing("AccessDenied", 403, only="DELETE")):
+        assert len(TableFolder(folder, SCHEMA, [1]).read()) == 1
+    assert len(objects.find(folder).objects) == 2
+
+
 def test_states_of_texts_are_kept_in_a_store(place, elsewhere):
     store = TextStore(place / "texts", "encoder")
     store.write([(1, 2), (3, 4)], torch.arange(2 * 77 * 8.0).reshape(2, 77, 8))

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from impasto import locks, storage_errors, temporary_names
+from impasto import locks, storage_errors
 from impasto.data.caching.latent_keys import KeyTable
 from impasto.data.caching.latent_keys import LatentKeys as LatentKeys
 from impasto.data.pixels import images
@@ -222,9 +222,8 @@ class LatentCache:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half written."""
-        for shards in (self._moments, self._masks):
-            for folder in shards.folders():
-                temporary_names.remove_leftovers(folder)
+        self._moments.remove_leftovers()
+        self._masks.remove_leftovers()
 
     def keep_index(self) -> None:
         """Have the next start read one file instead of one per shard, where there are many keys."""

@@ -30,6 +30,7 @@ class TextStore:
         self._shards = Shards(folder, ("states",), "text store")
         self._fingerprint = f"{fingerprint}:{dtype}"
         self._dtype = dtype
+        self._is_swept = False
 
     def __contains__(self, ids: tuple[int, ...]) -> bool:
         return self.key(ids) in self._shards
@@ -76,11 +77,14 @@ class TextStore:
         return torch.from_numpy(rows[0]).float()
 
     def write(self, chunks: Sequence[Sequence[int]], states: Tensor) -> None:
-        """Add states `[chunks, 77, D]` as a shard.
+        """Add states `[chunks, 77, D]` as a shard; the first removes what killed processes left.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
+        if not self._is_swept:
+            self._shards.remove_leftovers()
+            self._is_swept = True
         keys = [self.key(ids) for ids in chunks]
         self._shards.write("text", keys, {"states": states.to(self._dtype)})
         self._shards.keep_index()

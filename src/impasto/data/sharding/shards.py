@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from impasto import locks, presence, storage_errors
+from impasto import locks, presence, storage_errors, temporary_names
 from impasto.data.sharding.mapped_shards import MappedShards
 from impasto.data.sharding.rows_apart import RowsApart
 from impasto.data.sharding.shard_faults import changed_shard, fault_of, require_format
@@ -205,9 +205,10 @@ class Shards:
         """The index files of all shards, readable or not."""
         return self._files.indices()
 
-    def folders(self) -> list[Path]:
-        """The folders of this machine that files are written in."""
-        return self._files.folders()
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half written."""
+        for folder in self._files.folders():
+            temporary_names.remove_leftovers(folder)
 
     def _name_of(self, index: Path) -> str:
         """What a shard is called: its path in the folder without an ending, with slashes."""
