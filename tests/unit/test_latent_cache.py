@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -25,8 +26,10 @@ from impasto.data.pixels.rendering import render
 from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.scanning.scan import scan_folder
+from impasto.data.sharding import shard_store
 from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
+from impasto.storage_errors import storage_error
 
 
 class CountingEncoder:
@@ -524,6 +527,53 @@ def test_pruning_keeps_what_is_wanted_and_nothing_else(folder, tmp_path):
         assert torch.equal(fresh.read([key.plain])[0], values[key])
     assert len(shard_files(tmp_path)) == 2  # one bucket is empty now
     assert [fault for fault in fresh.verify(remove=False) if fault] == []
+
+
+def keys_in(shard):
+    return json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
+
+
+def without_room(monkeypatch):
+    """Have the disk be full from now on."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shard_store, "save_file", full)
+
+
+def test_pruning_on_a_full_disk_drops_first_what_takes_no_room(folder, tmp_path, monkeypatch):
+    cache, cached, _ = run(folder, tmp_path)
+    first, second, _ = (keys_in(shard) for shard in shard_files(tmp_path))
+    wanted = {key for key in cached.keys if key.plain in first[1:] + second[1:]}
+    without_room(monkeypatch)
+    with pytest.raises(StorageError, match="disk is full"):
+        list(cache.prune(wanted))
+    assert len(shard_files(tmp_path)) == 2
+    assert len(LatentCache(tmp_path / "latents")) == 6
+
+
+def test_no_tensors_are_left_where_the_disk_is_full_at_their_keys(folder, tmp_path, monkeypatch):
+    def full(path, _):
+        raise storage_error(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(shard_store.files, "write_json", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        run(folder, tmp_path)
+    assert shard_files(tmp_path) == []
+
+
+def test_tensors_that_nobody_finds_again_go_after_an_hour(folder, tmp_path):
+    run(folder, tmp_path)
+    orphan, young, whole = shard_files(tmp_path)
+    for shard in (orphan, young):
+        shard.with_suffix(".json").unlink()
+    for shard in (orphan, whole):
+        changed = shard.stat().st_mtime - 7200
+        os.utime(shard, (changed, changed))
+    size = orphan.stat().st_size
+    assert LatentCache(tmp_path / "latents").remove_orphans() == size
+    assert shard_files(tmp_path) == [young, whole]
 
 
 def test_several_resolutions_share_a_folder(folder, tmp_path):

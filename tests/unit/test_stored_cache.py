@@ -22,7 +22,7 @@ from impasto.data.caching.text_store import TextStore
 from impasto.data.columns.keyed import KeyedTable
 from impasto.data.columns.tables import TableFolder, rows_of
 from impasto.data.records import Size
-from impasto.data.sharding import shard_fetching, shard_index
+from impasto.data.sharding import orphans, shard_fetching, shard_index
 from impasto.data.sharding.shard_fetching import ShardFetcher
 from impasto.errors import ConfigError, DatasetError, StorageError
 from impasto.remote_paths import machine_folder
@@ -450,6 +450,19 @@ def test_prune_keeps_what_is_wanted(place, elsewhere):
     assert len(left) == 6
     assert is_right(left, [keys.plain for keys in wanted])
     assert len([k for k in objects.find(place).objects if k.endswith(".json")]) == 2
+
+
+def test_tensors_that_nobody_finds_again_go_from_a_store_too(place, monkeypatch):
+    cache = filled(place)
+    indices = [place / key for key in sorted(objects.find(place).objects) if key.endswith(".json")]
+    objects.remove(indices[0])
+    tensors = indices[0].with_suffix(".safetensors")
+    size = objects.look_up(tensors).size
+    assert cache.remove_orphans() == 0
+    monkeypatch.setattr(orphans, "LEFT_AFTER_S", -60.0)
+    assert cache.remove_orphans() == size
+    assert objects.look_up(tensors) is None
+    assert len(objects.find(place).objects) == 4
 
 
 def test_prune_keeps_what_is_damaged_in_a_copy_only(place, elsewhere, tmp_path):

@@ -245,6 +245,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
         latents.alone("pruning"),
         console.stage("Pruning", latents.number_of_shards, "shards") as advance,
     ):
+        freed += latents.remove_orphans()
         for entries, size in latents.prune(wanted):
             dropped, freed = dropped + entries, freed + size
             advance(1)

@@ -252,6 +252,14 @@ class LatentCache:
                     shards.remove(index)
                 yield bad
 
+    def remove_orphans(self) -> int:
+        """Remove tensors that no process will find again, and return their bytes.
+
+        Raises:
+            StorageError: The cache is in an object store that cannot be used.
+        """
+        return self._moments.remove_orphans() + self._masks.remove_orphans()
+
     def prune(self, wanted: Collection[LatentKeys]) -> Iterator[tuple[int, int]]:
         """Drop what is not wanted; after each shard, yield (entries dropped, bytes freed).
 

@@ -6,6 +6,7 @@ removes files is here and in `stored_shards.py`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from impasto import files, storage_errors
 from impasto.data.records import CELL
 from impasto.data.sharding.shard_files import NO_FILE, StoredIndex, read_index, stamp_of_shard
 from impasto.data.sharding.shard_index import ShardRow
+from impasto.errors import StorageError
 
 _SIZE = re.compile(r"shard-(\d+)x(\d+)-")
 _TYPES = {"F16", "F32", "U8"}
@@ -142,13 +144,19 @@ class LocalShardFiles:
         """Write a shard, tensors first and keys last, each durably.
 
         Raises:
-            StorageError: The disk is full or the folder cannot be written.
+            StorageError: The disk is full or the folder cannot be written; no tensors are left
+                that nobody would find again.
         """
-        with files.replace_file(self.here / f"{name}.safetensors") as partial:
+        index = self.here / f"{name}.json"
+        with files.replace_file(tensors_of(index)) as partial:
             save_file(dict(columns), partial)
             content = files.sha256_of(partial)
-        index = self.here / f"{name}.json"
-        files.write_json(index, describe(content))
+        try:
+            files.write_json(index, describe(content))
+        except StorageError:
+            with contextlib.suppress(OSError):
+                tensors_of(index).unlink()
+            raise
         return index
 
     def remove(self, index: Path) -> None:

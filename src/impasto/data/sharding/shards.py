@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from impasto import locks, presence, storage_errors, temporary_names
+from impasto.data.sharding import orphans
 from impasto.data.sharding.mapped_shards import MappedShards
 from impasto.data.sharding.rows_apart import RowsApart
 from impasto.data.sharding.shard_faults import changed_shard, fault_of, require_format
@@ -222,45 +223,71 @@ class Shards:
         self._index.remove(name)
         self._files.remove(index)
 
+    def remove_orphans(self) -> int:
+        """Remove tensors whose keys were never written, and return their bytes.
+
+        Raises:
+            StorageError: The folder is in an object store that cannot be used.
+        """
+        if is_remote(self.folder):
+            return orphans.remove_from_store(self.folder)
+        return orphans.remove_from_disk(self._files.folders())
+
     def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
 
-        A shard of which something stays is written anew before the old one is deleted; what is not
+        Shards go first of which nothing stays, as on a full disk they have to. One of which
+        something stays is written anew before the old one is deleted; what is not
         as it was written does not stay. A shard that another process has added meanwhile stays, and
         so does one that the disk does not give.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
+        partly = []
         for index in self.indices():
-            shard = self._name_of(index)
-            try:
-                stored, before = self._files.described(index), self._files.size(index)
-            except OSError:
+            found = self._entries_of(index)
+            kept = [entry for entry in found or () if entry[0] in wanted]
+            if found is None or (found and len(kept) == len(found)):
                 yield 0, 0
-                continue
-            keys = stored.keys if stored is not None else []
-            shard_rows = zip(keys, self._index.find(keys), strict=True)
-            entries = [(key, at[1]) for key, at in shard_rows if at and at[0] == shard]
-            kept = [(key, row) for key, row in entries if key in wanted]
-            if index not in self._seen or (len(kept) == len(entries) and entries):
-                yield 0, 0
-                continue
-            rows = self._unchanged_rows(shard, [row for _, row in kept])
-            kept = [(key, row) for key, row in kept if row in rows]
-            freed = before
-            if kept:
-                label = shard.split("-")[1]
-                columns_of_rows = zip(*(rows[row] for _, row in kept), strict=True)
-                columns = [np.stack(column) for column in columns_of_rows]
-                tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
-                self._write(label, [key for key, _ in kept], tensors)
-                self.remove(index)
-                shard_row = self._index.rows_of([kept[0][0]])[0]
-                freed -= self._files.size(self._index_of(shard_row[0]))
+            elif kept:  # takes room before it gives any
+                partly.append(index)
             else:
-                self.remove(index)
-            yield len(entries) - len(kept), freed
+                yield self._drop(index, len(found))
+        for index in partly:
+            found = self._entries_of(index) or []
+            kept = [entry for entry in found if entry[0] in wanted]
+            rows = self._unchanged_rows(self._name_of(index), [row for _, row in kept])
+            kept = [(key, row) for key, row in kept if row in rows]
+            if not kept:
+                yield self._drop(index, len(found))
+                continue
+            label = self._name_of(index).split("-")[1]
+            columns_of_rows = zip(*(rows[row] for _, row in kept), strict=True)
+            columns = [np.stack(column) for column in columns_of_rows]
+            tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
+            self._write(label, [key for key, _ in kept], tensors)
+            _, freed = self._drop(index, 0)
+            shard_row = self._index.rows_of([kept[0][0]])[0]
+            yield len(found) - len(kept), freed - self._files.size(self._index_of(shard_row[0]))
+
+    def _entries_of(self, index: Path) -> list[tuple[str, int]] | None:
+        """The keys that are read from a shard, with their rows; None where it has to stay."""
+        if index not in self._seen:
+            return None
+        try:
+            stored = self._files.described(index)
+        except OSError:
+            return None
+        keys = stored.keys if stored is not None else []
+        found = zip(keys, self._index.find(keys), strict=True)
+        return [(key, at[1]) for key, at in found if at and at[0] == self._name_of(index)]
+
+    def _drop(self, index: Path, entries: int) -> tuple[int, int]:
+        """Remove a shard; returns how many entries go with it, and its bytes."""
+        size = self._files.size(index)
+        self.remove(index)
+        return entries, size
 
     def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
         """Read the rows that are as they were written, from the shard if not from its copy.
