@@ -21,11 +21,12 @@ from impasto.data.caching.encoding import Encode, MomentsEncoder, to_model_range
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.engines.stages import Failure
+from impasto.data.pixels import rendering
 from impasto.data.pixels.content_hashes import HashFiles
 from impasto.data.pixels.rendering import render
 from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.scanning.scan import scan_folder
+from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.data.sharding import shard_store
 from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
@@ -396,6 +397,24 @@ def test_what_changes_each_time_is_not_encoded_but_checked(folder, tmp_path):
     assert encoder.count == 0
     assert [item.path.name for item in cached.skipped] == ["004.png"]
     assert {key.plain for key in cached.keys} == {""}
+
+
+def test_what_changes_each_time_is_decoded_once(folder, tmp_path, monkeypatch):
+    subset = Subset(root=folder, augmentation=Augmentation(random_crop=True))
+    broken(folder / "004.png")
+    shutil.copy(folder / "005.png", folder / "copy.png")
+    scan = decode_all(scan_folder(folder), memory=tmp_path / "decoded.json")
+    assert len(scan.records) == 9
+    (folder / "003.png").touch()
+    decoded, real = [], rendering.decoded_size
+    monkeypatch.setattr(
+        rendering, "decoded_size", lambda record: (decoded.append(record.path.name), real(record))
+    )
+    for _ in range(2):
+        _, cached, _ = run(folder, tmp_path, subset=subset)
+        assert decoded == ["003.png"]
+        assert [item.path.name for item in cached.skipped] == ["004.png"]
+        assert len(cached.keys) == 9
 
 
 def shard_files(tmp_path):

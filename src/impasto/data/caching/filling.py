@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from impasto import locks
+from impasto.data.caching.changing_images import decode_changing
 from impasto.data.caching.device_encoding import DeviceEncoder, Failures, Order
 from impasto.data.caching.encoding import MomentsEncoder, said_of_remade
 from impasto.data.caching.filled_portion import FilledPortion
@@ -37,8 +38,8 @@ from impasto.data.caching.prepared import PreparedKeys
 from impasto.data.caching.unclaimed import Unclaimed
 from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.process_group import ALONE, CacheShare
-from impasto.data.engines.stages import ErrorPolicy, Failure, chunks, default_workers
-from impasto.data.pixels.rendering import Decode, Render
+from impasto.data.engines.stages import ErrorPolicy, Failure, default_workers
+from impasto.data.pixels.rendering import Render
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import FileStamp, PlannedImage, SkippedFile
 from impasto.errors import DatasetError
@@ -179,7 +180,7 @@ class _Filler:
         for image, key in zip(planned, keys, strict=True):
             if key is None:
                 failures.add(image, why_unread(image, digests))
-        _decode_the_changing(planned, self)
+        decode_changing(portion, cache.decoded, failures, self.progress, self.engine, self.share)
         orders, remade = unclaimed.encode(
             planned, keys, lacks, lambda orders: _carry_out(orders, self), begin
         )
@@ -258,27 +259,6 @@ class _Filler:
         everywhere = sum(int(found[rank]) for rank in self.share.members)
         if everywhere:
             self.progress.note(said_of_remade(everywhere, total))
-
-
-def _decode_the_changing(planned: Sequence[PlannedImage], filler: _Filler) -> None:
-    """Decode what is not encoded ahead once, so that training does not stumble over it."""
-    changing = {
-        image.record.path: image
-        for image in planned
-        if image.record.subset.augmentation is not None
-    }
-    if not changing:
-        return
-    executor, share = filler.engine.executor(Decode()), filler.share
-    records = [image.record for image in changing.values()]
-    records = records[share.part_of([1.0] * len(records))]
-    stage = share.named("Checking images")
-    with filler.progress.stage(stage, len(records), "images") as advance:
-        for outcomes in executor.run(chunks(records, 4)):
-            for record, outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    filler.failures.add(changing[record.path], outcome)
-            advance(len(outcomes))
 
 
 def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:

@@ -24,6 +24,7 @@ from impasto.data.caching.latent_keys import KeyTable
 from impasto.data.caching.latent_keys import LatentKeys as LatentKeys
 from impasto.data.pixels import images
 from impasto.data.pixels.content_hashes import HASHES_FILE, ContentHashes
+from impasto.data.pixels.decoded import DecodeCache
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.sharding.shard_files import BadShard
@@ -119,6 +120,11 @@ class LatentCache:
         self.folder = folder
         self._open()
         self.hashes = ContentHashes(folder / HASHES_FILE)
+
+    @cached_property
+    def decoded(self) -> DecodeCache:
+        """What was decoded of the images, as scans of the same derived data keep it."""
+        return DecodeCache(self.folder.parent / "decoded.json")
 
     def _open(self) -> None:
         self._moments = Shards(self.folder, ("mean", "logvar"), "latent cache")
