@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from impasto.config.load import build_run_config
 from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.text_store import TextStore
 from impasto.errors import DatasetError
 from impasto.training import micro_steps
 from impasto.training.trainer import resume, train
@@ -438,6 +439,20 @@ def test_looking_after_the_cache(tmp_path, nano_model):
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
     again = impasto("dataset", "cache", folder, nano_model, *small)
     assert "Encoded now    2" in again.stdout
+
+
+def test_verify_mends_text_encoder_outputs_too(tmp_path):
+    folder = draw_images(tmp_path / "set", 1)
+    store = TextStore(folder / ".impasto" / "texts", "encoder")
+    store.write([(1, 2)], torch.ones(1, 77, 8))
+    shard = next((folder / ".impasto" / "texts").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    found = impasto("dataset", "cache", "verify", folder)
+    assert found.returncode == 3
+    assert f"{shard}: missing, cut off" in found.stdout.replace("\n", "")
+    assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
+    assert not shard.exists()
+    assert impasto("dataset", "cache", "verify", folder).returncode == 0
 
 
 def test_merging_on_the_command_line(tmp_path):

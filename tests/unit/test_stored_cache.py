@@ -421,7 +421,8 @@ def test_a_row_that_has_changed_is_found_and_verify_removes_its_shard(place, els
     objects.upload(tmp_path / "changed", place / tensors)
     elsewhere()
     cache = LatentCache(place)
-    with pytest.raises(DatasetError, match=r"has changed since it was written\. impasto dataset"):
+    said = r"has changed since it was written\. impasto dataset cache verify SOURCE --remove"
+    with pytest.raises(DatasetError, match=said):
         cache.read(KEYS)
     bad = [shard for shard in LatentCache(place).verify(remove=True) if shard is not None]
     assert [(shard.entries, shard.reason) for shard in bad] == [

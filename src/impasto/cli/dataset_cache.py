@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,14 +191,16 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
     """Read everything that is cached for SOURCE, and list what is damaged."""
     from impasto.cli.console import Console
     from impasto.data.caching.latent_cache import LatentCache
+    from impasto.data.caching.text_store import TEXTS, TextStore
     from impasto.errors import DatasetError
 
     console = Console()
-    latents = LatentCache(dataset_config(source, options).derived_dir / "latents")
-    number, bad = latents.number_of_shards, []
+    derived = dataset_config(source, options).derived_dir
+    latents, texts = LatentCache(derived / "latents"), TextStore(derived / TEXTS, "")
+    number, bad = latents.number_of_shards + texts.number_of_shards, []
     alone = latents.alone("removing damaged shards") if remove else contextlib.nullcontext()
     with alone, console.stage("Verifying", number, "shards") as advance:
-        for fault in latents.verify(remove=remove):
+        for fault in chain(latents.verify(remove=remove), texts.verify(remove=remove)):
             bad += [fault] if fault else []
             advance(1)
     for fault in bad:

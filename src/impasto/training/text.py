@@ -12,7 +12,7 @@ from torch import nn
 
 from impasto.config.run import RunConfig
 from impasto.data.caching.text_npz import GivenTexts
-from impasto.data.caching.text_store import TextStore
+from impasto.data.caching.text_store import TEXTS, TextStore
 from impasto.data.engines.process_group import CacheShare
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
@@ -178,7 +178,7 @@ def _build_store(
         f"{hash_of(name, encoder.text_encoder)}:{_described(encoder)}"
         for name, encoder in trainable.states.by_name().items()
     )
-    folder = config.dataset.derived_dir / "texts"
+    folder = config.dataset.derived_dir / TEXTS
     return TextStore(folder, fingerprint, torch.float32 if exact else torch.float16)
 
 

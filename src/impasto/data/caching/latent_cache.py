@@ -251,12 +251,8 @@ class LatentCache:
 
         One that the disk does not give is left: another time it may.
         """
-        for shards in (self._moments, self._masks):
-            for index in shards.indices():
-                bad = shards.check(index)
-                if bad is not None and remove and not bad.is_unread:
-                    shards.remove(index)
-                yield bad
+        yield from self._moments.verify(remove=remove)
+        yield from self._masks.verify(remove=remove)
 
     def remove_orphans(self) -> int:
         """Remove tensors that no process will find again, and return their bytes.

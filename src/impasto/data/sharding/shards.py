@@ -202,6 +202,17 @@ class Shards:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
         return fault_of(index, self._files)
 
+    def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
+        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+
+        One that the disk does not give is left: another time it may.
+        """
+        for index in self.indices():
+            bad = self.check(index)
+            if bad is not None and remove and not bad.is_unread:
+                self.remove(index)
+            yield bad
+
     def indices(self) -> list[Path]:
         """The index files of all shards, readable or not."""
         return self._files.indices()
