@@ -432,6 +432,17 @@ def test_a_row_that_has_changed_is_found_and_verify_removes_its_shard(place, els
     assert tensors not in objects.find(place).objects
 
 
+@pytest.mark.parametrize("what", ["keys", "tensors"])
+def test_what_cannot_be_read_is_not_said_to_be_written(bucket, s3, elsewhere, what):
+    filled(bucket)
+    elsewhere()
+    ending = {"keys": ".json", "tensors": ".safetensors"}[what]
+    said = rf"^s3://\S*{ending} could not be read"
+    with s3.failing(cutting(ending)), pytest.raises(StorageError, match=said) as caught:
+        list(LatentCache(bucket).verify(remove=False))
+    assert "written" not in str(caught.value)
+
+
 def test_verify_names_what_is_missing(place):
     cache = filled(place)
     tensors = sorted(k for k in objects.find(place).objects if k.endswith(".safetensors"))

@@ -39,7 +39,7 @@ from impasto.remote_paths import machine_folder, shown
 from impasto.storage import objects
 from impasto.storage.copies import COUNTED, SpareRoom, fetch_to, limit_bytes, scratch
 from impasto.storage.objects import Stored
-from impasto.storage_errors import reported
+from impasto.storage_errors import read_reported, reported
 
 _INDEX = re.compile(r"([0-9a-f]{2}/)?shard-[^/]+\.json")
 _AT_ONCE = 64
@@ -102,7 +102,7 @@ class StoredShardFiles:
             for index, content in zip(portion, objects.read_all(portion), strict=True):
                 if isinstance(content, FileNotFoundError):  # it was removed a moment ago
                     continue
-                with reported(index):
+                with read_reported(index):
                     if isinstance(content, OSError):
                         raise content
                     if len(content) != self._said(index).size:
@@ -150,7 +150,7 @@ class StoredShardFiles:
             return "missing"
         with scratch(self.here) as folder:
             copy = folder / f"{tensors_of(index).name}.part"
-            with reported(index):
+            with read_reported(tensors_of(index)):
                 fetch_to(tensors_of(index), copy, stored.size)
             found = verified(copy, self._columns, entries, sha256)
             if isinstance(found, str):
