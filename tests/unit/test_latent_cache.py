@@ -703,7 +703,7 @@ def test_what_vanishes_between_plan_and_cache_is_named(folder, tmp_path):
         plan.images, LatentCache(tmp_path / "latents"), CountingEncoder().encoder
     )
     assert [(i.path.name, i.reason) for i in cached.skipped] == [
-        ("004.png", "vanished or became unreadable")
+        ("004.png", "vanished or became unreadable (No such file or directory)")
     ]
     assert len(cached.keys) == 8
 

@@ -169,10 +169,11 @@ class _Filler:
         """
         cache, encoder, failures = self.cache, self.encoder, self.failures
         planned, begin = list(portion), len(failures.items)
-        digests = self._digests(stamps_of(planned, encoder.npz_endings))
+        stamps = stamps_of(planned, encoder.npz_endings)
+        digests = self._digests(stamps)
         keys = [keys_of(image, digests, encoder.source) for image in planned]
         own = set(keys)
-        refused = self._import_npz(planned, keys, digests)
+        refused = self._import_npz(planned, keys, digests, stamps.keys() - digests.keys())
         lacks = self.share.agreed(lacks_of(planned, keys, cache))
         unclaimed = Unclaimed(cache, self.progress, failures, self.share)
         if may_postpone and unclaimed.are_all_claimed(keys, lacks):
@@ -240,6 +241,7 @@ class _Filler:
         planned: Sequence[PlannedImage],
         keys: list[LatentKeys | None],
         digests: dict[Path, str],
+        unread: set[Path],
     ) -> list[SkippedFile]:
         """Take latents of sd-scripts: the first process writes them, the others find them there."""
         if not any(image.record.subset.reads_npz for image in planned):
@@ -249,7 +251,7 @@ class _Filler:
             if self.share.number > 1:
                 self.cache.refresh()
             endings = self.encoder.npz_endings
-            return import_npz(planned, keys, digests, self.cache, self.progress, endings)
+            return import_npz(planned, keys, digests, self.cache, self.progress, endings, unread)
 
         return self.share.first_then_others(taken)
 

@@ -20,6 +20,8 @@ from impasto.data.pixels.content_hashes import stamp_of
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import FileStamp, PlannedImage, Size
 from impasto.data.sharding.shard_index import KEPT_FROM
+from impasto.member_paths import is_member
+from impasto.remote_paths import is_remote
 
 
 def stamps_of(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[Path, FileStamp]:
@@ -60,8 +62,23 @@ def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> 
 
 def why_unread(image: PlannedImage, digests: Container[Path]) -> Failure:
     """Why an image has no keys."""
-    what = "its mask " if image.record.path in digests else ""
-    return Failure(f"{what}vanished or became unreadable", is_transient=True)
+    path, what = image.record.path, ""
+    if path in digests:
+        path, what = mask_file(image.record) or path, "its mask "
+    return Failure(f"{what}vanished or became unreadable{read_fault(path)}", is_transient=True)
+
+
+def read_fault(path: Path) -> str:
+    """What the system says of a file that could not be read, in brackets; perhaps nothing."""
+    if is_remote(path) or is_member(path):
+        return ""
+    try:
+        if not path.is_fifo():
+            with path.open("rb") as file:
+                file.read(1)
+    except OSError as error:
+        return f" ({error.strerror or error})"
+    return ""
 
 
 def is_there(key: LatentKeys, cache: LatentCache) -> bool:
