@@ -1,4 +1,4 @@
-"""What a failed write says of itself: the disk is full, one file is at fault, or neither."""
+"""What a failed write or read says: the disk is full, one file is at fault, or neither."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from impasto.errors import StorageError
+from impasto.remote_paths import shown
 
 _NO_SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ONE_FILE = {errno.ENAMETOOLONG, errno.EACCES, errno.EISDIR, errno.EINVAL, errno.EPERM}
@@ -49,22 +50,34 @@ def reported(path: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def read_reported(path: Path) -> Iterator[None]:
+    """Turn a failed read of `path` into a StorageError; let everything else through."""
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"{shown(path)} could not be read: {cause_of(error)}. Check that it is there and that "
+            f"you may read it, and run the same command again."
+        ) from error
+
+
 def storage_error(path: Path, error: BaseException) -> StorageError:
     """The error of a failed write of `path`, with the operating system's reason."""
-    cause = cause_of(error)
+    cause, where = cause_of(error), shown(path)
     if is_out_of_space(error):
         return StorageError(
-            f"The disk is full: {path} could not be written ({cause}). What was there before is "
+            f"The disk is full: {where} could not be written ({cause}). What was there before is "
             f"untouched. Free some space, or choose another place, and run the same command again."
         )
     if os.name == "nt" and isinstance(error, PermissionError):
         return StorageError(
-            f"{path} could not be written: {cause}. On Windows, what another program has open "
+            f"{where} could not be written: {cause}. On Windows, what another program has open "
             f"cannot be replaced. Close what uses it (another run, a web UI that has the model "
             f"loaded, a preview), or check that it is not read-only, and run the same command "
             f"again. What was there before is untouched."
         )
     return StorageError(
-        f"{path} could not be written: {cause}. Check that the folder exists, is not read-only "
+        f"{where} could not be written: {cause}. Check that the folder exists, is not read-only "
         f"and belongs to you, or choose another place."
     )

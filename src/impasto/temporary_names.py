@@ -87,23 +87,31 @@ def _modified_at(path: Path) -> float:
 
 
 def remove_leftovers(folder: Path) -> int:
-    """Remove what a killed process left under a temporary name in `folder`; return how many.
+    """Remove what a killed process left under a temporary name in `folder`; return how many went.
 
     A temporary file has its process in its name; others, of other programs, are left alone. So is
     one of a process that runs, and one of another machine (on a network disk) that was touched
-    within a day. A folder that was about to be replaced, and was not, gets its name back.
+    within a day. A folder that was about to be replaced, and was not, gets its name back. What
+    cannot be removed, as a file of another user, stays.
     """
     leftovers = [path for path in partial_files_in(folder) if is_stale_partial(path)]
-    for leftover in leftovers:
-        match = _OWNED.fullmatch(leftover.name)
-        path = folder / match["name"] if match else leftover
+    return sum(_is_removed(leftover) for leftover in leftovers)
+
+
+def _is_removed(leftover: Path) -> bool:
+    """Remove what is left over, or give it its name back; False where that cannot be."""
+    match = _OWNED.fullmatch(leftover.name)
+    path = leftover.with_name(match["name"]) if match else leftover
+    try:
         if leftover.name.endswith(REPLACED_SUFFIX) and not os.path.lexists(path):
             leftover.replace(path)
         elif leftover.is_dir():
             shutil.rmtree(leftover, ignore_errors=True)
         else:
             leftover.unlink(missing_ok=True)
-    return len(leftovers)
+    except OSError:
+        return False
+    return not os.path.lexists(leftover)
 
 
 def partial_files_in(folder: Path) -> list[Path]:

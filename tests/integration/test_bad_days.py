@@ -173,15 +173,15 @@ def test_a_failed_beginning_beside_a_live_run_leaves_it_alone(train_config):
 
 def test_a_cache_that_is_deleted_while_training(train_config, whole):
     """Shards that are open already stay readable, so those not yet opened are what is missed."""
-    from impasto.data.sharding import shards
+    from impasto.data.sharding.mapped_shards import MappedShards
 
     class Deleting(SilentEvents):
         def stepped(self, step):
             if step == 2:
                 shutil.rmtree(config.dataset.derived_dir / "latents")
-                shards.Shards._shard = gone
+                MappedShards.columns = gone
 
-    real = shards.Shards._shard
+    real = MappedShards.columns
 
     def gone(self, name):
         self._open.clear()
@@ -192,7 +192,7 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
         with pytest.raises(DatasetError, match=r"removed or damaged.*state after \d steps is s"):
             train(config, Deleting())
     finally:
-        shards.Shards._shard = real
+        MappedShards.columns = real
     run = resume(config.output_dir)
     assert run.read_json("status.json")["phase"] == "finished"
     assert exported(run) == exported(whole)

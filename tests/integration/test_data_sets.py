@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from impasto.config.load import build_run_config
 from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.text_store import TextStore
 from impasto.errors import DatasetError
 from impasto.training import micro_steps
 from impasto.training.trainer import resume, train
@@ -427,9 +428,31 @@ def test_looking_after_the_cache(tmp_path, nano_model):
     assert found.returncode == 3
     assert f"{shard}: its bytes have changed" in found.stdout.replace("\n", "")
     assert "--remove" in found.stderr
+    aside = shard.rename(tmp_path / shard.name)
+    shard.symlink_to(shard)  # as on a disk that does not answer
+    unread = impasto("dataset", "cache", "verify", folder, "--remove")
+    assert unread.returncode == 3
+    assert "1 of 3 shards" in unread.stderr
+    assert "none of these was removed" in unread.stderr.replace("\n", " ")
+    shard.unlink()
+    aside.rename(shard)
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
     again = impasto("dataset", "cache", folder, nano_model, *small)
     assert "Encoded now    2" in again.stdout
+
+
+def test_verify_mends_text_encoder_outputs_too(tmp_path):
+    folder = draw_images(tmp_path / "set", 1)
+    store = TextStore(folder / ".impasto" / "texts", "encoder")
+    store.write([(1, 2)], torch.ones(1, 77, 8))
+    shard = next((folder / ".impasto" / "texts").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    found = impasto("dataset", "cache", "verify", folder)
+    assert found.returncode == 3
+    assert f"{shard}: missing, cut off" in found.stdout.replace("\n", "")
+    assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
+    assert not shard.exists()
+    assert impasto("dataset", "cache", "verify", folder).returncode == 0
 
 
 def test_merging_on_the_command_line(tmp_path):

@@ -5,13 +5,17 @@ import torch
 
 from impasto.config.cases import Facts
 from impasto.data.caching.encoding import MomentsEncoder
-from impasto.data.caching.filling import cache_latents, keys_of_plan
+from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.caching.wanted_keys import keys_of_plan
 from impasto.errors import ConfigError
+from impasto.models.networks.loading import load_base_model
 from impasto.models.networks.vae import computes_in_tf32, moments_encoder, weights_fingerprint
 from impasto.progress import SilentProgress
 from impasto.training.data_fingerprint import data_fingerprint
 from impasto.training.devices import set_arithmetic
+from impasto.training.methods import build_trainable
+from impasto.training.text import _build_store
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -64,6 +68,24 @@ def test_tf32_is_for_float32_on_gpus_that_have_it(capability, dtype, tf32, expec
     set_arithmetic(tf32=tf32)
     assert computes_in_tf32(GPU, dtype) == expected
     assert not computes_in_tf32(CPU, dtype)
+
+
+@pytest.mark.usefixtures("on_gpu")
+@pytest.mark.parametrize(("precision", "differs"), [("no", True), ("bf16", False)])
+def test_texts_that_are_kept_in_float32_are_named_by_tf32(
+    precision, differs, train_config, monkeypatch
+):
+    config = train_config(training={"cache_text_to_disk": True, "mixed_precision": precision})
+    trainable = build_trainable(config, load_base_model(config.model.path))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 6))
+
+    def key(device, *, tf32):
+        set_arithmetic(tf32=tf32)
+        return _build_store(config, device, trainable, lambda name, _: name).key((1, 2))
+
+    exact = key(CPU, tf32=False)
+    assert key(CPU, tf32=True) == key(GPU, tf32=False) == exact
+    assert (key(GPU, tf32=True) != exact) == differs
 
 
 def encoder(arithmetic):

@@ -66,6 +66,22 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == sorted(kept)
 
 
+def test_a_leftover_that_belongs_to_another_user_stays_and_refuses_nobody(tmp_path, monkeypatch):
+    names = [left_over(name) for name in ("a", "b", "c")]
+    for name in names:
+        (tmp_path / name).write_text("half", encoding="utf-8")
+    real = Path.unlink
+
+    def unlink(self, missing_ok=False):
+        if self.name == names[0]:
+            raise PermissionError(errno.EPERM, "Operation not permitted")
+        real(self, missing_ok=missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", unlink)
+    assert temporary_names.remove_leftovers(tmp_path) == 2
+    assert [path.name for path in tmp_path.iterdir()] == names[:1]
+
+
 @pytest.mark.parametrize("is_new_there", [False, True])
 def test_a_folder_that_was_about_to_be_replaced_comes_back(tmp_path, is_new_there):
     """A process died between its two renames, or after both."""

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -19,12 +20,17 @@ from impasto.data.caching import device_encoding, latent_writing
 from impasto.data.caching.encoding import Encode, MomentsEncoder, to_model_range
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
+from impasto.data.engines.stages import Failure
+from impasto.data.pixels import rendering
+from impasto.data.pixels.content_hashes import HashFiles
 from impasto.data.pixels.rendering import render
 from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
-from impasto.data.scanning.scan import scan_folder
+from impasto.data.scanning.scan import decode_all, scan_folder
+from impasto.data.sharding import shard_store
 from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
+from impasto.storage_errors import storage_error
 
 
 class CountingEncoder:
@@ -116,13 +122,109 @@ def test_another_vae_or_another_size_finds_nothing(folder, tmp_path):
 
 
 def test_a_broken_picture_is_skipped_with_its_name(folder, tmp_path):
-    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
-    Image.fromarray(noise).save(folder / "004.png")
-    content = (folder / "004.png").read_bytes()
-    (folder / "004.png").write_bytes(content[: len(content) // 2])
+    broken(folder / "004.png")
     _, cached, _ = run(folder, tmp_path)
     assert [item.path.name for item in cached.skipped] == ["004.png"]
     assert len(cached.keys) == 8
+
+
+def broken(path):
+    """Put an image there that opens and does not decode."""
+    noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def masked(folder, tmp_path):
+    """Make a folder of masks for some images; returns it, and the images as its subset."""
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    return masks, Subset(root=folder, masks=MaskRules(folder=masks))
+
+
+def test_copies_of_a_broken_picture_are_skipped_by_name_too(folder, tmp_path):
+    broken(folder / "004.png")
+    for name in ("005.png", "006.png"):
+        shutil.copy(folder / "004.png", folder / name)
+    for _ in range(2):
+        _, cached, _ = run(folder, tmp_path)
+        assert [item.path.name for item in cached.skipped] == ["004.png", "005.png", "006.png"]
+        assert len({item.reason for item in cached.skipped}) == 1
+        assert len(cached.keys) == 6
+
+
+def test_a_copy_takes_the_place_of_a_picture_whose_mask_is_broken(folder, tmp_path):
+    masks, subset = masked(folder, tmp_path)
+    for name in ("copy.png", "last.png"):
+        shutil.copy(folder / "000.png", folder / name)
+    (masks / "000.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
+    (masks / "copy.png").write_bytes(b"\x89PNG\r\n\x1a\n another")
+    for expected in (9, 0):
+        cache, cached, encoder = run(folder, tmp_path, subset=subset)
+        assert encoder.count == expected
+        assert [item.path.name for item in cached.skipped] == ["000.png", "copy.png"]
+        assert [image.record.path.name for image in cached.images][-1] == "last.png"
+        assert cached.keys[-1].plain in cache
+
+
+def test_a_copy_takes_the_place_of_a_picture_that_vanishes(folder, tmp_path, monkeypatch):
+    shutil.copy(folder / "004.png", folder / "copy.png")
+    cache, plan = LatentCache(tmp_path / "latents"), plan_of(folder)
+    real = cache.hashes.of
+
+    def hashed_then_gone(*arguments, **named):
+        digests = real(*arguments, **named)
+        (folder / "004.png").unlink()
+        return digests
+
+    monkeypatch.setattr(cache.hashes, "of", hashed_then_gone)
+    cached = cache_latents(plan.images, cache, CountingEncoder().encoder)
+    assert [item.path.name for item in cached.skipped] == ["004.png"]
+    assert [image.record.path.name for image in cached.images][-1] == "copy.png"
+
+
+def test_a_picture_whose_latent_goes_meanwhile_is_named(folder, tmp_path, monkeypatch):
+    run(folder, tmp_path)
+    draw_images(tmp_path / "more", 1, seed=99)
+    shutil.copy(tmp_path / "more" / "000.png", folder / "new.png")
+    cache = LatentCache(tmp_path / "latents")
+    lost = shard_files(tmp_path)[0].with_suffix(".json")
+    names = json.loads(lost.read_text(encoding="utf-8"))["keys"]
+    real = cache.write_shard
+
+    def another_removes(*arguments):
+        cache._moments.remove(lost)
+        real(*arguments)
+
+    monkeypatch.setattr(cache, "write_shard", another_removes)
+    cached = cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder)
+    assert len(cached.skipped) == len(names) == 3
+    assert {item.reason for item in cached.skipped} == {
+        "its latents went from the cache while others were made"
+    }
+    assert len(cached.keys) == 7
+
+
+def test_a_mask_that_cannot_be_read_is_not_taken_for_no_mask(folder, tmp_path, monkeypatch):
+    masks, subset = masked(folder, tmp_path)
+    Image.new("L", (64, 64), 0).save(masks / "000.png")
+    real = HashFiles._one
+
+    def unreadable(self, path):
+        if path.parent == masks:
+            return Failure("Input/output error", is_transient=True)
+        return real(self, path)
+
+    monkeypatch.setattr(HashFiles, "_one", unreadable)
+    _, cached, _ = run(folder, tmp_path, subset=subset)
+    assert [(item.path.name, item.reason) for item in cached.skipped] == [
+        ("000.png", "its mask vanished or became unreadable")
+    ]
+    monkeypatch.undo()
+    (masks / "000.png").unlink()
+    cache, cached, _ = run(folder, tmp_path, subset=subset)
+    assert cache.read_masks([cached.keys[0].mask]).min() == 255
 
 
 def test_all_broken_is_an_error(folder, tmp_path):
@@ -297,6 +399,24 @@ def test_what_changes_each_time_is_not_encoded_but_checked(folder, tmp_path):
     assert {key.plain for key in cached.keys} == {""}
 
 
+def test_what_changes_each_time_is_decoded_once(folder, tmp_path, monkeypatch):
+    subset = Subset(root=folder, augmentation=Augmentation(random_crop=True))
+    broken(folder / "004.png")
+    shutil.copy(folder / "005.png", folder / "copy.png")
+    scan = decode_all(scan_folder(folder), memory=tmp_path / "decoded.json")
+    assert len(scan.records) == 9
+    (folder / "003.png").touch()
+    decoded, real = [], rendering.decoded_size
+    monkeypatch.setattr(
+        rendering, "decoded_size", lambda record: (decoded.append(record.path.name), real(record))
+    )
+    for _ in range(2):
+        _, cached, _ = run(folder, tmp_path, subset=subset)
+        assert decoded == ["003.png"]
+        assert [item.path.name for item in cached.skipped] == ["004.png"]
+        assert len(cached.keys) == 9
+
+
 def shard_files(tmp_path):
     return sorted((tmp_path / "latents").glob("shard-*.safetensors"))
 
@@ -329,6 +449,26 @@ def test_verifying_finds_what_a_look_at_the_header_does_not(folder, tmp_path, da
     _, again, encoder = run(folder, tmp_path)
     assert encoder.count == 3
     assert again.keys == cached.keys
+
+
+@pytest.mark.parametrize("ending", [".json", ".safetensors"])
+def test_a_shard_that_the_disk_does_not_give_is_no_damaged_one(folder, tmp_path, ending):
+    _, cached, _ = run(folder, tmp_path)
+    file = shard_files(tmp_path)[1].with_suffix(ending)
+    aside = file.rename(tmp_path / file.name)
+    file.symlink_to(file)  # opening it fails with ELOOP
+    cache = LatentCache(tmp_path / "latents")
+    assert len(cache) == 6
+    faults = [fault for fault in cache.verify(remove=True) if fault]
+    assert [fault.is_unread for fault in faults] == [True]
+    assert "cannot be read (Too many levels of symbolic links)" in faults[0].reason
+    assert list(cache.prune(set(cached.keys))) == [(0, 0)] * 3
+    assert len(list(cache.prune(set()))) == 3
+    file.unlink()
+    aside.rename(file)
+    cache.refresh()
+    assert len(cache) == 3
+    assert list(LatentCache(tmp_path / "latents").verify(remove=False)) == [None]
 
 
 def test_a_flipped_bit_is_found_where_it_is_read_and_made_anew(folder, tmp_path):
@@ -406,6 +546,53 @@ def test_pruning_keeps_what_is_wanted_and_nothing_else(folder, tmp_path):
         assert torch.equal(fresh.read([key.plain])[0], values[key])
     assert len(shard_files(tmp_path)) == 2  # one bucket is empty now
     assert [fault for fault in fresh.verify(remove=False) if fault] == []
+
+
+def keys_in(shard):
+    return json.loads(shard.with_suffix(".json").read_text(encoding="utf-8"))["keys"]
+
+
+def without_room(monkeypatch):
+    """Have the disk be full from now on."""
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shard_store, "save_file", full)
+
+
+def test_pruning_on_a_full_disk_drops_first_what_takes_no_room(folder, tmp_path, monkeypatch):
+    cache, cached, _ = run(folder, tmp_path)
+    first, second, _ = (keys_in(shard) for shard in shard_files(tmp_path))
+    wanted = {key for key in cached.keys if key.plain in first[1:] + second[1:]}
+    without_room(monkeypatch)
+    with pytest.raises(StorageError, match="disk is full"):
+        list(cache.prune(wanted))
+    assert len(shard_files(tmp_path)) == 2
+    assert len(LatentCache(tmp_path / "latents")) == 6
+
+
+def test_no_tensors_are_left_where_the_disk_is_full_at_their_keys(folder, tmp_path, monkeypatch):
+    def full(path, _):
+        raise storage_error(path, OSError(errno.ENOSPC, "No space left on device"))
+
+    monkeypatch.setattr(shard_store.files, "write_json", full)
+    with pytest.raises(StorageError, match="disk is full"):
+        run(folder, tmp_path)
+    assert shard_files(tmp_path) == []
+
+
+def test_tensors_that_nobody_finds_again_go_after_an_hour(folder, tmp_path):
+    run(folder, tmp_path)
+    orphan, young, whole = shard_files(tmp_path)
+    for shard in (orphan, young):
+        shard.with_suffix(".json").unlink()
+    for shard in (orphan, whole):
+        changed = shard.stat().st_mtime - 7200
+        os.utime(shard, (changed, changed))
+    size = orphan.stat().st_size
+    assert LatentCache(tmp_path / "latents").remove_orphans() == size
+    assert shard_files(tmp_path) == [young, whole]
 
 
 def test_several_resolutions_share_a_folder(folder, tmp_path):
@@ -516,7 +703,7 @@ def test_what_vanishes_between_plan_and_cache_is_named(folder, tmp_path):
         plan.images, LatentCache(tmp_path / "latents"), CountingEncoder().encoder
     )
     assert [(i.path.name, i.reason) for i in cached.skipped] == [
-        ("004.png", "vanished or became unreadable")
+        ("004.png", "vanished or became unreadable (No such file or directory)")
     ]
     assert len(cached.keys) == 8
 

@@ -11,7 +11,7 @@ from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.latent_keys import LatentKeys
 from impasto.data.records import Size
-from impasto.data.sharding import shard_index, shard_store, shards
+from impasto.data.sharding import mapped_shards, shard_index, shard_store, shards
 from impasto.errors import DatasetError
 
 SIDE = Size(64, 64)
@@ -39,12 +39,12 @@ def is_right(cache, keys=KEYS):
 
 
 def test_only_so_many_shards_are_mapped(tmp_path, monkeypatch):
-    monkeypatch.setattr(shards, "MAPPED_SHARDS", 3)
+    monkeypatch.setattr(mapped_shards, "MAPPED_SHARDS", 3)
     filled(tmp_path)
     cache = LatentCache(tmp_path)
     for keys in (KEYS, KEYS[::-1], KEYS[5:9]):
         assert is_right(cache, keys)
-        assert len(cache._moments._open) == 3
+        assert len(cache._moments._mapped) == 3
     assert list(cache.verify(remove=False)) == [None] * 12
 
 

@@ -1,7 +1,9 @@
 """sd-scripts' latents are used only for the image that they were made of, as it was then."""
 
+import errno
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,6 +185,25 @@ def test_a_damaged_file_is_named_and_the_picture_encoded(tmp_path, damage):
     result, _ = cached(folder, tmp_path)
     assert result.encoded == 2
     assert len(result.refused) == (damage != "a folder")
+
+
+def test_a_file_that_cannot_be_read_is_named_and_the_picture_encoded(tmp_path, monkeypatch):
+    picture(tmp_path / "set" / "a.png")
+    (image,) = planned(tmp_path / "set")
+    file = write_npz(image, latents(), None)
+    real = Path.open
+
+    def opened(self, *arguments, **named):
+        if self == file:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return real(self, *arguments, **named)
+
+    monkeypatch.setattr(Path, "open", opened)
+    plan, _ = cached(tmp_path / "set", tmp_path)
+    assert plan.encoded == 1
+    assert [(item.path, item.reason) for item in plan.refused] == [
+        (file, "cannot be read (Permission denied)")
+    ]
 
 
 def test_sdxl_has_names_of_its_own_and_takes_none_of_sd(tmp_path):

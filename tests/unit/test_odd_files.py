@@ -1,18 +1,22 @@
 """One odd file never stops a folder: it is used, or skipped by name, or mentioned."""
 
+import contextlib
 import errno
 import os
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from impasto.config.load import build_dataset_config
 from impasto.data.folders import formats
 from impasto.data.folders.listing import Sidecars
 from impasto.data.pixels import images
 from impasto.data.scanning.scan import decode_all, scan_folder
+from impasto.datasets.build import scan_all
 from impasto.errors import DatasetError
 from impasto.invocation import install_extra
 
@@ -45,18 +49,25 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
+@contextlib.contextmanager
+def taking_any_name():
+    """Make files with names that are not UTF-8, where the file system takes them."""
+    try:
+        yield
+    except OSError as error:
+        assert error.errno in {errno.EILSEQ, errno.EINVAL, errno.ENOENT}  # noqa: PT017
+        pytest.skip("this file system takes UTF-8 names only")
+
+
 @pytest.mark.parametrize("name", [b"\x92\xb1.png", b"\x92\xb1"])
 def test_a_name_that_is_not_utf8_is_skipped(folder, tmp_path, name):
     odd = os.fsencode(folder) + b"/" + name
-    try:
+    with taking_any_name():
         if name.endswith(b".png"):
             with open(odd, "wb") as file:  # noqa: PTH123 - a name in bytes
                 file.write((folder / "good.png").read_bytes())
         else:
             os.mkdir(odd)  # noqa: PTH102 - a name in bytes
-    except OSError as error:
-        assert error.errno in {errno.EILSEQ, errno.EINVAL, errno.ENOENT}  # noqa: PT017
-        pytest.skip("this file system takes UTF-8 names only")
     index = tmp_path / "scan.json"
     for _ in range(2):
         scan = scan_folder(folder, index=index)
@@ -64,6 +75,17 @@ def test_a_name_that_is_not_utf8_is_skipped(folder, tmp_path, name):
         (item,) = scan.skipped
         assert "not UTF-8" in item.reason
         assert str(item.path).endswith(name.decode("utf-8", "backslashreplace"))
+
+
+@posix
+def test_a_working_directory_that_is_not_utf8_is_named(tmp_path, monkeypatch):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/w\x92")
+    with taking_any_name():
+        os.mkdir(odd)  # noqa: PTH102 - not text
+    monkeypatch.chdir(odd)
+    picture(Path("set") / "good.png")
+    with pytest.raises(DatasetError, match=r"w\\x92/set is not UTF-8"):
+        scan_all(build_dataset_config({"image_dir": "set"}, source="test"))
 
 
 @posix

@@ -15,7 +15,7 @@ from impasto.data.caching.latent_cache import LatentCache, LatentKeys
 from impasto.data.caching.latent_orders import batches_of, cost_of, ordered
 from impasto.data.caching.text_store import TextStore
 from impasto.data.engines.process_group import ALONE, CacheShare, SingleProcess, share_of
-from impasto.data.subsets import PLAIN, Augmentation, Subset
+from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.models.text.text_memory import AHEAD_BATCH, TextCache
 
 
@@ -97,6 +97,19 @@ def test_an_image_that_one_cannot_decode_is_left_out_by_all(tmp_path):
     assert sorted(names[0]) == ["003.png", "014.png"]
     assert {len(plan.images) for plan, *_ in found} == {16}
     assert {plan.encoded for plan, *_ in found} == {16}
+
+
+def test_a_copy_takes_the_place_of_an_image_that_fails_in_each(tmp_path):
+    folder = draw_images(tmp_path / "pictures", 9)
+    masks = tmp_path / "masks"
+    masks.mkdir()
+    shutil.copy(folder / "004.png", folder / "copy.png")
+    (masks / "004.png").write_bytes(b"\x89PNG\r\n\x1a\n no image")
+    subset = Subset(root=folder, masks=MaskRules(folder=masks))
+    for plan, _, cache, _ in filled(tmp_path, folder, 3, subset):
+        assert [item.path.name for item in plan.skipped] == ["004.png"]
+        assert plan.images[-1].record.path.name == "copy.png"
+        assert all(key.plain in cache and cache.has_mask(key.mask) for key in plan.keys)
 
 
 def test_images_that_change_are_looked_at_by_shares(tmp_path):

@@ -32,7 +32,7 @@ def test_bytes_of_latents_are_those_that_a_cache_has(tmp_path):
         written = sum(
             array.nbytes
             for index in cache._moments.indices()
-            for array in cache._moments._shard(index.stem)
+            for array in cache._moments._mapped.columns(index.stem)
         )
         sampled = sample_of(plan)
         assert sampled.moments * 9 == written

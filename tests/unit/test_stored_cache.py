@@ -22,7 +22,7 @@ from impasto.data.caching.text_store import TextStore
 from impasto.data.columns.keyed import KeyedTable
 from impasto.data.columns.tables import TableFolder, rows_of
 from impasto.data.records import Size
-from impasto.data.sharding import shard_fetching, shard_index
+from impasto.data.sharding import orphans, shard_fetching, shard_index
 from impasto.data.sharding.shard_fetching import ShardFetcher
 from impasto.errors import ConfigError, DatasetError, StorageError
 from impasto.remote_paths import machine_folder
@@ -421,7 +421,8 @@ def test_a_row_that_has_changed_is_found_and_verify_removes_its_shard(place, els
     objects.upload(tmp_path / "changed", place / tensors)
     elsewhere()
     cache = LatentCache(place)
-    with pytest.raises(DatasetError, match=r"has changed since it was written\. impasto dataset"):
+    said = r"has changed since it was written\. impasto dataset cache verify SOURCE --remove"
+    with pytest.raises(DatasetError, match=said):
         cache.read(KEYS)
     bad = [shard for shard in LatentCache(place).verify(remove=True) if shard is not None]
     assert [(shard.entries, shard.reason) for shard in bad] == [
@@ -429,6 +430,17 @@ def test_a_row_that_has_changed_is_found_and_verify_removes_its_shard(place, els
     ]
     assert len(LatentCache(place)) == 8
     assert tensors not in objects.find(place).objects
+
+
+@pytest.mark.parametrize("what", ["keys", "tensors"])
+def test_what_cannot_be_read_is_not_said_to_be_written(bucket, s3, elsewhere, what):
+    filled(bucket)
+    elsewhere()
+    ending = {"keys": ".json", "tensors": ".safetensors"}[what]
+    said = rf"^s3://\S*{ending} could not be read"
+    with s3.failing(cutting(ending)), pytest.raises(StorageError, match=said) as caught:
+        list(LatentCache(bucket).verify(remove=False))
+    assert "written" not in str(caught.value)
 
 
 def test_verify_names_what_is_missing(place):
@@ -450,6 +462,19 @@ def test_prune_keeps_what_is_wanted(place, elsewhere):
     assert len(left) == 6
     assert is_right(left, [keys.plain for keys in wanted])
     assert len([k for k in objects.find(place).objects if k.endswith(".json")]) == 2
+
+
+def test_tensors_that_nobody_finds_again_go_from_a_store_too(place, monkeypatch):
+    cache = filled(place)
+    indices = [place / key for key in sorted(objects.find(place).objects) if key.endswith(".json")]
+    objects.remove(indices[0])
+    tensors = indices[0].with_suffix(".safetensors")
+    size = objects.look_up(tensors).size
+    assert cache.remove_orphans() == 0
+    monkeypatch.setattr(orphans, "LEFT_AFTER_S", -60.0)
+    assert cache.remove_orphans() == size
+    assert objects.look_up(tensors) is None
+    assert len(objects.find(place).objects) == 4
 
 
 def test_prune_keeps_what_is_damaged_in_a_copy_only(place, elsewhere, tmp_path):
@@ -589,6 +614,19 @@ def test_a_segment_that_was_replaced_is_removed_from_the_store(place, monkeypatc
     table.rewrite(table.read())
     assert len(objects.find(folder).objects) == 1
     assert len(TableFolder(folder, SCHEMA, [1]).read()) == 3
+
+
+def test_a_table_is_read_where_nothing_may_be_removed(bucket, s3, monkeypatch):
+    from impasto.data.columns import tables
+
+    folder = bucket / "numbers.table"
+    table = TableFolder(folder, SCHEMA, [1])
+    table.append(rows_of(SCHEMA, [("x", 1)]))
+    table.rewrite(table.read())
+    monkeypatch.setattr(tables, "REMOVED_AFTER_NS", -1)
+    with s3.failing(refusing("AccessDenied", 403, only="DELETE")):
+        assert len(TableFolder(folder, SCHEMA, [1]).read()) == 1
+    assert len(objects.find(folder).objects) == 2
 
 
 def test_states_of_texts_are_kept_in_a_store(place, elsewhere):

@@ -21,8 +21,9 @@ from impasto.config.load import build_dataset_config
 from impasto.data.caching.encoding import MomentsEncoder
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
-from impasto.data.containers import tar_members
-from impasto.data.containers.containers import Columns, holds_containers
+from impasto.data.containers import container_listing, tar_members
+from impasto.data.containers.container_listing import list_containers
+from impasto.data.containers.containers import Columns, containers_below, holds_containers
 from impasto.data.engines.stages import Failure, LocalExecutor, chunks
 from impasto.data.folders.listing import Sidecars
 from impasto.data.folders.metadata import read_metadata
@@ -119,6 +120,25 @@ def test_a_second_scan_reads_nothing_of_tars(folder, tmp_path, monkeypatch):
     monkeypatch.undo()
     tar_of(place / "shard-000.tar", [("new.png", png())])
     assert len(scan_folder(place, index=index).records) == 13 - 5 + 1
+
+
+def test_what_is_known_of_tars_is_looked_up_at_once(folder, tmp_path, monkeypatch):
+    """Each look goes through the whole column: one for each tar grows with their square."""
+    place = pack_tars(folder, tmp_path / "tars", each=2)
+    index = tmp_path / "derived" / "scan-1.json"
+    asked, real = [], container_listing.KeyedTable.look_up
+
+    def look_up(self, keys):
+        asked.append(len(keys))
+        return real(self, keys)
+
+    monkeypatch.setattr(container_listing.KeyedTable, "look_up", look_up)
+    for _ in range(2):
+        found, _ = list_containers(
+            containers_below(place, recursive=True), (".txt", ""), Columns(), index
+        )
+        assert len(found) == 13
+    assert asked == [7, 7]
 
 
 def test_processes_started_afresh_read_them(packed):

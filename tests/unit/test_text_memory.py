@@ -1,5 +1,7 @@
 """A frozen encoder's states: encoded once per chunk, bounded in memory, the same from disk."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -11,6 +13,7 @@ from impasto.models.text.text_conditioner import ClipTextConditioner
 from impasto.models.text.text_memory import TextCache
 from impasto.models.tokenization.tokens import TextLayout, TextTokens
 from impasto.models.tokenization.vocabulary import EOS
+from impasto.owners import current_process
 from impasto.training.methods import build_trainable
 from impasto.training.overrides import Overrides
 
@@ -126,6 +129,14 @@ def test_a_damaged_shard_is_made_anew(tokens, tmp_path):
     repaired.precompute(["a"])
     assert encoder.chunks == 4
     assert states(repaired, ["a"]).shape == (1, 77, 3)
+
+
+def test_what_a_killed_process_left_in_the_store_of_texts_goes(tmp_path):
+    dead = replace(current_process(), start=1).token
+    left = tmp_path / f".shard-text-x.safetensors.{dead}.00000000.partial"
+    left.write_bytes(b"half")
+    TextStore(tmp_path, "encoder").write([(1, 2)], torch.zeros(1, 77, 8))
+    assert not left.exists()
 
 
 def test_a_learning_encoder_is_not_cached(train_config):

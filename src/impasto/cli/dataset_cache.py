@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -190,19 +191,28 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
     """Read everything that is cached for SOURCE, and list what is damaged."""
     from impasto.cli.console import Console
     from impasto.data.caching.latent_cache import LatentCache
+    from impasto.data.caching.text_store import TEXTS, TextStore
     from impasto.errors import DatasetError
 
     console = Console()
-    latents = LatentCache(dataset_config(source, options).derived_dir / "latents")
-    number, bad = latents.number_of_shards, []
+    derived = dataset_config(source, options).derived_dir
+    latents, texts = LatentCache(derived / "latents"), TextStore(derived / TEXTS, "")
+    number, bad = latents.number_of_shards + texts.number_of_shards, []
     alone = latents.alone("removing damaged shards") if remove else contextlib.nullcontext()
     with alone, console.stage("Verifying", number, "shards") as advance:
-        for fault in latents.verify(remove=remove):
+        for fault in chain(latents.verify(remove=remove), texts.verify(remove=remove)):
             bad += [fault] if fault else []
             advance(1)
     for fault in bad:
         console.note(f"  {fault.file}: {fault.reason} ({counted(fault.entries, 'entries')})")
-    console.table({"Shards": number, "Damaged": len(bad), "Cache": shown(latents.folder)})
+    unread = sum(fault.is_unread for fault in bad)
+    console.table({"Shards": number, "Damaged": len(bad) - unread, "Cache": shown(latents.folder)})
+    if unread:
+        raise DatasetError(
+            f"The disk did not give {unread} of {counted(number, 'shards')} in "
+            f"{shown(latents.folder)}, which says nothing of what is in them; none of these was "
+            f"removed. Check the disk and the rights of the files, and run this again."
+        )
     if bad and not remove:
         raise DatasetError(
             f"{len(bad)} of {counted(number, 'shards')} in {shown(latents.folder)} cannot be "
@@ -221,8 +231,8 @@ def prune(source: Path, model: str, **options: Any) -> None:
 
     require_source(model)
     from impasto.cli.console import Console
-    from impasto.data.caching.filling import keys_of_plan
     from impasto.data.caching.latent_cache import LatentCache
+    from impasto.data.caching.wanted_keys import keys_of_plan
     from impasto.datasets.build import plan_dataset, scan_all
     from impasto.models.networks.vae import encoding_fingerprint
 
@@ -238,6 +248,7 @@ def prune(source: Path, model: str, **options: Any) -> None:
         latents.alone("pruning"),
         console.stage("Pruning", latents.number_of_shards, "shards") as advance,
     ):
+        freed += latents.remove_orphans()
         for entries, size in latents.prune(wanted):
             dropped, freed = dropped + entries, freed + size
             advance(1)

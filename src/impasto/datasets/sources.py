@@ -146,12 +146,12 @@ def scan_source(source: Source, derived: Path, progress: Progress | None, engine
 
 
 def _require_names_as_text(config: SubsetConfig, *others: Path | None) -> None:
-    """Paths are written into settings and indexes, which are UTF-8."""
+    """Paths are written into settings and indexes, which are UTF-8; also those of what is above."""
     for path in (config.image_dir, config.metadata_file, config.mask_dir, *others):
-        if path is not None and not is_text(str(path)):
+        if path is not None and not is_text(str(absolute(path))):
             raise DatasetError(
-                f"The name of {printable(str(path))} is not UTF-8, as after unpacking a zip of "
-                f"another system. Rename it."
+                f"The name of {printable(str(absolute(path)))} is not UTF-8, as after unpacking a "
+                f"zip of another system. Rename it."
             )
 
 

@@ -12,12 +12,13 @@ from torch import nn
 
 from impasto.config.run import RunConfig
 from impasto.data.caching.text_npz import GivenTexts
-from impasto.data.caching.text_store import TextStore
+from impasto.data.caching.text_store import TEXTS, TextStore
 from impasto.data.engines.process_group import CacheShare
 from impasto.errors import ConfigError
 from impasto.models.family import SizeConditioning
 from impasto.models.networks.loading import BaseModel
 from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.networks.vae import computes_in_tf32
 from impasto.models.text.text_conditioner import ClipTextConditioner, require_zeroes_empty_text
 from impasto.models.text.text_memory import TextCache
 from impasto.models.text.text_states import ClipHiddenStates
@@ -135,7 +136,7 @@ def build_conditioners(
         )
     states.place(device)
     on_disk = config.training.cache_text_to_disk
-    store = _build_store(config, trainable, hash_of) if on_disk else None
+    store = _build_store(config, device, trainable, hash_of) if on_disk else None
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
@@ -170,15 +171,24 @@ def encode_captions_ahead(
 
 
 def _build_store(
-    config: RunConfig, trainable: Trainable, hash_of: Callable[[str, nn.Module], str]
+    config: RunConfig,
+    device: torch.device,
+    trainable: Trainable,
+    hash_of: Callable[[str, nn.Module], str],
 ) -> TextStore:
-    """States in the precision that the U-Net reads them with."""
+    """States in the precision that the U-Net reads them with.
+
+    Those of TF32 have names of their own where they are kept in float32: to 16 bits they are
+    rounded by more.
+    """
     exact = computed_kind(config) == "no"
     fingerprint = "+".join(
         f"{hash_of(name, encoder.text_encoder)}:{_described(encoder)}"
         for name, encoder in trainable.states.by_name().items()
     )
-    folder = config.dataset.derived_dir / "texts"
+    if exact and computes_in_tf32(device, torch.float32):
+        fingerprint += "/tf32"
+    folder = config.dataset.derived_dir / TEXTS
     return TextStore(folder, fingerprint, torch.float32 if exact else torch.float16)
 
 

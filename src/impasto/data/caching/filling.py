@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from impasto import locks
+from impasto.data.caching.changing_images import decode_changing
 from impasto.data.caching.device_encoding import DeviceEncoder, Failures, Order
-from impasto.data.caching.encoding import ARITHMETICS, MomentsEncoder, said_of_remade
+from impasto.data.caching.encoding import MomentsEncoder, said_of_remade
 from impasto.data.caching.filled_portion import FilledPortion
-from impasto.data.caching.latent_cache import CachedPlan, LatentCache, LatentKeys, latent_source
+from impasto.data.caching.latent_cache import CachedPlan, LatentCache, LatentKeys
 from impasto.data.caching.latent_keys import KeyTable
 from impasto.data.caching.latent_orders import (
     batches_of,
@@ -28,17 +29,17 @@ from impasto.data.caching.latent_orders import (
     lacks_of,
     see_all,
     stamps_of,
+    why_unread,
 )
 from impasto.data.caching.latent_writing import ShardWriter, shard_writer
-from impasto.data.caching.npz import SD_ENDINGS
 from impasto.data.caching.npz_exchange import import_npz
 from impasto.data.caching.order_encoding import encode_by_actors, stage_of
 from impasto.data.caching.prepared import PreparedKeys
 from impasto.data.caching.unclaimed import Unclaimed
 from impasto.data.engines.engine import LOCAL, Engine
 from impasto.data.engines.process_group import ALONE, CacheShare
-from impasto.data.engines.stages import ErrorPolicy, Failure, chunks, default_workers
-from impasto.data.pixels.rendering import Decode, Render
+from impasto.data.engines.stages import ErrorPolicy, Failure, default_workers
+from impasto.data.pixels.rendering import Render
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import FileStamp, PlannedImage, SkippedFile
 from impasto.errors import DatasetError
@@ -47,7 +48,7 @@ from impasto.progress import Advance, Progress, SilentProgress, none_of
 PORTION = 1 << 17
 """Images that are looked at as objects together."""
 PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
-_VANISHED = Failure("vanished or became unreadable", is_transient=True)
+_LOST = Failure("its latents went from the cache while others were made", is_transient=True)
 
 
 def cache_latents(
@@ -168,34 +169,31 @@ class _Filler:
         """
         cache, encoder, failures = self.cache, self.encoder, self.failures
         planned, begin = list(portion), len(failures.items)
-        digests = self._digests(stamps_of(planned, encoder.npz_endings))
+        stamps = stamps_of(planned, encoder.npz_endings)
+        digests = self._digests(stamps)
         keys = [keys_of(image, digests, encoder.source) for image in planned]
         own = set(keys)
-        refused = self._import_npz(planned, keys, digests)
+        refused = self._import_npz(planned, keys, digests, stamps.keys() - digests.keys())
         lacks = self.share.agreed(lacks_of(planned, keys, cache))
         unclaimed = Unclaimed(cache, self.progress, failures, self.share)
         if may_postpone and unclaimed.are_all_claimed(keys, lacks):
             return None
         for image, key in zip(planned, keys, strict=True):
             if key is None:
-                failures.add(image, _VANISHED)
-        _decode_the_changing(planned, self)
+                failures.add(image, why_unread(image, digests))
+        decode_changing(portion, cache.decoded, failures, self.progress, self.engine, self.share)
         orders, remade = unclaimed.encode(
             planned, keys, lacks, lambda orders: _carry_out(orders, self), begin
         )
         failures.join(begin, self.share)
         self._say_of_remade(len(remade), len({order.image.record.path for order in orders}))
-        made = np.flatnonzero(lacks.any(axis=1)).tolist()
-        see_all(
-            [k for n in made if (k := keys[n]) and planned[n].record.path not in failures.paths],
-            cache,
-            self.share,
-        )
-        kept = [
-            (index, image, key)
-            for index, (image, key) in enumerate(zip(planned, keys, strict=True))
-            if key is not None and image.record.path not in failures.paths and is_there(key, cache)
+        made = [
+            *((planned[n], keys[n] or LatentKeys()) for n in np.flatnonzero(lacks.any(axis=1))),
+            *((order.image, order.missing) for order in orders),
         ]
+        good = [key for image, key in made if image.record.path not in failures.paths]
+        see_all(good, cache, self.share)
+        kept = self._kept(planned, keys, begin)
         is_kept = np.zeros(len(planned), dtype=np.bool_)
         is_kept[[index for index, _, _ in kept]] = True
         identities = [
@@ -209,6 +207,23 @@ class _Filler:
             sum(order.image.record.path not in failures.paths for order in orders),
             tuple(refused),
         )
+
+    def _kept(
+        self, planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], begin: int
+    ) -> list[tuple[int, PlannedImage, LatentKeys]]:
+        """The images that can be trained on; the others are failures, each with its reason."""
+        failures = self.failures
+        for image, key in zip(planned, keys, strict=True):
+            if key is None or image.record.path in failures.paths:
+                continue
+            if not is_there(key, self.cache):
+                failures.add(image, _LOST)
+        failures.join(begin, self.share)
+        return [
+            (index, image, key)
+            for index, (image, key) in enumerate(zip(planned, keys, strict=True))
+            if key is not None and image.record.path not in failures.paths
+        ]
 
     def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
         """The hashes of files; each process reads its share of those that are not known."""
@@ -226,6 +241,7 @@ class _Filler:
         planned: Sequence[PlannedImage],
         keys: list[LatentKeys | None],
         digests: dict[Path, str],
+        unread: set[Path],
     ) -> list[SkippedFile]:
         """Take latents of sd-scripts: the first process writes them, the others find them there."""
         if not any(image.record.subset.reads_npz for image in planned):
@@ -235,7 +251,7 @@ class _Filler:
             if self.share.number > 1:
                 self.cache.refresh()
             endings = self.encoder.npz_endings
-            return import_npz(planned, keys, digests, self.cache, self.progress, endings)
+            return import_npz(planned, keys, digests, self.cache, self.progress, endings, unread)
 
         return self.share.first_then_others(taken)
 
@@ -245,47 +261,6 @@ class _Filler:
         everywhere = sum(int(found[rank]) for rank in self.share.members)
         if everywhere:
             self.progress.note(said_of_remade(everywhere, total))
-
-
-def keys_of_plan(
-    planned: Sequence[PlannedImage],
-    cache: LatentCache,
-    fingerprint: str,
-    progress: Progress,
-    endings: Sequence[str] = SD_ENDINGS,
-) -> list[LatentKeys]:
-    """What the cache would keep of these images, latents of sd-scripts included.
-
-    All that one VAE makes of them counts, on whatever device.
-    """
-    digests = cache.hashes.of(stamps_of(planned, endings), progress)
-    sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
-    named = [[keys_of(image, digests, source) for image in planned] for source in sources]
-    keys = named[0]
-    found = [key for of_source in named for key in of_source if key is not None]
-    import_npz(planned, keys, digests, cache, progress, endings)
-    return found + [key for key in keys if key is not None]
-
-
-def _decode_the_changing(planned: Sequence[PlannedImage], filler: _Filler) -> None:
-    """Decode what is not encoded ahead once, so that training does not stumble over it."""
-    changing = {
-        image.record.path: image
-        for image in planned
-        if image.record.subset.augmentation is not None
-    }
-    if not changing:
-        return
-    executor, share = filler.engine.executor(Decode()), filler.share
-    records = [image.record for image in changing.values()]
-    records = records[share.part_of([1.0] * len(records))]
-    stage = share.named("Checking images")
-    with filler.progress.stage(stage, len(records), "images") as advance:
-        for outcomes in executor.run(chunks(records, 4)):
-            for record, outcome in outcomes:
-                if isinstance(outcome, Failure):
-                    filler.failures.add(changing[record.path], outcome)
-            advance(len(outcomes))
 
 
 def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:

@@ -19,11 +19,12 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from impasto import locks, storage_errors, temporary_names
+from impasto import locks, storage_errors
 from impasto.data.caching.latent_keys import KeyTable
 from impasto.data.caching.latent_keys import LatentKeys as LatentKeys
 from impasto.data.pixels import images
 from impasto.data.pixels.content_hashes import HASHES_FILE, ContentHashes
+from impasto.data.pixels.decoded import DecodeCache
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.sharding.shard_files import BadShard
@@ -119,6 +120,11 @@ class LatentCache:
         self.folder = folder
         self._open()
         self.hashes = ContentHashes(folder / HASHES_FILE)
+
+    @cached_property
+    def decoded(self) -> DecodeCache:
+        """What was decoded of the images, as scans of the same derived data keep it."""
+        return DecodeCache(self.folder.parent / "decoded.json")
 
     def _open(self) -> None:
         self._moments = Shards(self.folder, ("mean", "logvar"), "latent cache")
@@ -222,9 +228,8 @@ class LatentCache:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed process left half written."""
-        for shards in (self._moments, self._masks):
-            for folder in shards.folders():
-                temporary_names.remove_leftovers(folder)
+        self._moments.remove_leftovers()
+        self._masks.remove_leftovers()
 
     def keep_index(self) -> None:
         """Have the next start read one file instead of one per shard, where there are many keys."""
@@ -242,13 +247,20 @@ class LatentCache:
         return sum(len(shards.indices()) for shards in (self._moments, self._masks))
 
     def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
-        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it."""
-        for shards in (self._moments, self._masks):
-            for index in shards.indices():
-                bad = shards.check(index)
-                if bad is not None and remove:
-                    shards.remove(index)
-                yield bad
+        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+
+        One that the disk does not give is left: another time it may.
+        """
+        yield from self._moments.verify(remove=remove)
+        yield from self._masks.verify(remove=remove)
+
+    def remove_orphans(self) -> int:
+        """Remove tensors that no process will find again, and return their bytes.
+
+        Raises:
+            StorageError: The cache is in an object store that cannot be used.
+        """
+        return self._moments.remove_orphans() + self._masks.remove_orphans()
 
     def prune(self, wanted: Collection[LatentKeys]) -> Iterator[tuple[int, int]]:
         """Drop what is not wanted; after each shard, yield (entries dropped, bytes freed).

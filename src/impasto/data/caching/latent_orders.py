@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from itertools import chain, groupby
 from pathlib import Path
 
@@ -14,12 +14,14 @@ from impasto.data.caching.device_encoding import Order
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys, latent_key, mask_key
 from impasto.data.caching.npz import npz_candidates
 from impasto.data.engines.process_group import CacheShare, wait_until_seen
-from impasto.data.engines.stages import chunks
+from impasto.data.engines.stages import Failure, chunks
 from impasto.data.folders.masks import mask_file
 from impasto.data.pixels.content_hashes import stamp_of
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import FileStamp, PlannedImage, Size
 from impasto.data.sharding.shard_index import KEPT_FROM
+from impasto.member_paths import is_member
+from impasto.remote_paths import is_remote
 
 
 def stamps_of(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[Path, FileStamp]:
@@ -37,7 +39,7 @@ def stamps_of(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[P
 
 
 def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
-    """What is kept of an image; None if it cannot even be read."""
+    """What is kept of an image; None if it, or its mask, cannot even be read."""
     record = image.record
     if record.path not in digests:
         return None
@@ -47,13 +49,36 @@ def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> 
     mask = ""
     if record.subset.masks is not None:
         file = mask_file(record)
-        mask = mask_key(content, image, digests.get(file, "") if file else "")
+        if file is not None and file not in digests:
+            return None  # the key of an image without a mask would keep its weights for ever
+        mask = mask_key(content, image, digests[file] if file else "")
     flips = record.subset.may_flip(record.caption_text)
     return LatentKeys(
         latent_key(content, image, fingerprint),
         latent_key(content, image, fingerprint, flip=True) if flips else "",
         mask,
     )
+
+
+def why_unread(image: PlannedImage, digests: Container[Path]) -> Failure:
+    """Why an image has no keys."""
+    path, what = image.record.path, ""
+    if path in digests:
+        path, what = mask_file(image.record) or path, "its mask "
+    return Failure(f"{what}vanished or became unreadable{read_fault(path)}", is_transient=True)
+
+
+def read_fault(path: Path) -> str:
+    """What the system says of a file that could not be read, in brackets; perhaps nothing."""
+    if is_remote(path) or is_member(path):
+        return ""
+    try:
+        if not path.is_fifo():
+            with path.open("rb") as file:
+                file.read(1)
+    except OSError as error:
+        return f" ({error.strerror or error})"
+    return ""
 
 
 def is_there(key: LatentKeys, cache: LatentCache) -> bool:
@@ -97,6 +122,31 @@ def still_lacking(
     holds = (cache.__contains__, cache.__contains__, cache.has_mask)
     flagged = _flagged(lacks, keys)
     return frozenset(bytes.fromhex(key) for _, kind, key in flagged if not holds[kind](key))
+
+
+def passed_on(
+    lacks: Lacks,
+    planned: Sequence[PlannedImage],
+    keys: Sequence[LatentKeys | None],
+    failed: Container[Path],
+) -> Lacks:
+    """What is lacking, of images that have not failed: of the next one that has the same key.
+
+    An image may fail where a copy of it does not: by its mask, or because its file is gone.
+    """
+    flags, orphans = lacks.copy(), set[str]()
+    for index, kind, key in _flagged(lacks, keys):
+        if planned[index].record.path in failed:
+            flags[index, kind] = False
+            orphans.add(key)
+    for index, key_of_image in enumerate(keys if orphans else ()):
+        if key_of_image is None or planned[index].record.path in failed:
+            continue
+        for kind, key in enumerate(_in_row(key_of_image)):
+            if key in orphans:
+                orphans.discard(key)
+                flags[index, kind] = True
+    return flags
 
 
 def flags_of(wanted: frozenset[bytes], keys: Sequence[LatentKeys | None], lacks: Lacks) -> Lacks:

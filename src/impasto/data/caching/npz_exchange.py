@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from impasto.data.caching.latent_cache import (
     LatentKeys,
     latent_key,
 )
+from impasto.data.caching.latent_orders import read_fault
 from impasto.data.caching.latent_writing import ShardWriter, shard_writer
 from impasto.data.caching.npz import (
     SD_ENDINGS,
@@ -38,16 +39,28 @@ def import_npz(
     cache: LatentCache,
     progress: Progress,
     endings: Sequence[str] = SD_ENDINGS,
+    unread: Collection[Path] = (),
 ) -> list[SkippedFile]:
-    """Put fitting latents of sd-scripts into the cache, their keys into `keys`; name the rest."""
+    """Put fitting latents of sd-scripts into the cache, their keys into `keys`; name the rest.
+
+    Args:
+        planned: The images.
+        keys: Of each; those whose latents are taken get others.
+        digests: The hashes of files.
+        cache: Where the latents are kept.
+        progress: Where to show how far it is.
+        endings: What names of files end on that belong to the model.
+        unread: Files that are there and could not be hashed.
+    """
+    missed = (f for i in (planned if unread else ()) for f in _npz_files_of(i, unread, endings))
+    refused = [SkippedFile(f, f"cannot be read{read_fault(f)}") for f in dict.fromkeys(missed)]
     able = [
         i
         for i, key in enumerate(keys)
         if key is not None and key.plain and _npz_files_of(planned[i], digests, endings)
     ]
     if not able:
-        return []
-    refused: list[SkippedFile] = []
+        return refused
     with progress.stage("Looking for sd-scripts' latents", len(planned), "images") as advance:
         owners = _owners(planned, lambda image: npz_candidates(image, endings), advance)
     with (
@@ -170,12 +183,12 @@ def why_shared(images: set[Path]) -> Failure | None:
 
 
 def _npz_files_of(
-    image: PlannedImage, digests: dict[Path, str], endings: Sequence[str]
+    image: PlannedImage, there: Container[Path], endings: Sequence[str]
 ) -> list[Path]:
     """The files that sd-scripts may have left for an image, if they are to be used."""
     if not image.record.subset.reads_npz:
         return []
-    return [file for file in dict.fromkeys(npz_candidates(image, endings)) if file in digests]
+    return [file for file in dict.fromkeys(npz_candidates(image, endings)) if file in there]
 
 
 def _from_npz(

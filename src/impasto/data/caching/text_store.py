@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from impasto.data.engines.process_group import wait_until_seen
+from impasto.data.sharding.shard_files import BadShard
 from impasto.data.sharding.shards import Shards
+
+TEXTS = "texts"
+"""The folder of derived data that text encoder outputs are in."""
 
 
 class TextStore:
@@ -30,6 +34,7 @@ class TextStore:
         self._shards = Shards(folder, ("states",), "text store")
         self._fingerprint = f"{fingerprint}:{dtype}"
         self._dtype = dtype
+        self._is_swept = False
 
     def __contains__(self, ids: tuple[int, ...]) -> bool:
         return self.key(ids) in self._shards
@@ -40,6 +45,18 @@ class TextStore:
     def refresh(self) -> None:
         """Take in what another process has added meanwhile."""
         self._shards.refresh()
+
+    @property
+    def number_of_shards(self) -> int:
+        """The number of shards, of whatever encoder."""
+        return len(self._shards.indices())
+
+    def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
+        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+
+        One that the disk does not give is left: another time it may.
+        """
+        return self._shards.verify(remove=remove)
 
     def require_seen(
         self, chunks: Sequence[tuple[int, ...]], raise_fault: Callable[[], None]
@@ -76,11 +93,14 @@ class TextStore:
         return torch.from_numpy(rows[0]).float()
 
     def write(self, chunks: Sequence[Sequence[int]], states: Tensor) -> None:
-        """Add states `[chunks, 77, D]` as a shard.
+        """Add states `[chunks, 77, D]` as a shard; the first removes what killed processes left.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
+        if not self._is_swept:
+            self._shards.remove_leftovers()
+            self._is_swept = True
         keys = [self.key(ids) for ids in chunks]
         self._shards.write("text", keys, {"states": states.to(self._dtype)})
         self._shards.keep_index()

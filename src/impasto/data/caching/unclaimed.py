@@ -20,7 +20,7 @@ from impasto.data.caching.device_encoding import Failures, Order
 from impasto.data.caching.encoding_claims import EncodingClaims, Keys, Taken
 from impasto.data.caching.folder_claims import FolderClaims
 from impasto.data.caching.latent_cache import LatentCache, LatentKeys
-from impasto.data.caching.latent_orders import Lacks, flags_of, ordered, still_lacking
+from impasto.data.caching.latent_orders import Lacks, flags_of, ordered, passed_on, still_lacking
 from impasto.data.caching.stored_claims import StoredClaims
 from impasto.data.engines.process_group import CacheShare
 from impasto.data.records import PlannedImage
@@ -77,7 +77,8 @@ class Unclaimed:
         """Encode what is lacking; all processes of the run call it.
 
         What another program has not made in the end, of what it claimed, is encoded here. So each
-        program finds the damaged images itself, and looks at each once.
+        program finds the damaged images itself, and looks at each once. What was to be made of an
+        image that fails is made of the next one that has the same key.
 
         Args:
             planned: The images.
@@ -104,10 +105,13 @@ class Unclaimed:
                 self.failures.join(begin, self.share)  # after it, all have written what they made
                 self._tell(claims, taken)
             orders += now
-            left = lacking & ~own
-            for index in np.flatnonzero(left.any(axis=1)).tolist():
-                left[index] &= planned[index].record.path not in self.failures.paths
-            if self.share.is_first and left.any():
+            failed = self.failures.paths
+            theirs, unmade = lacking & ~own, lacking.copy()
+            for index in np.flatnonzero(own.any(axis=1)).tolist():
+                unmade[index] &= ~own[index] | (planned[index].record.path in failed)
+            left = self.share.agreed(passed_on(unmade, planned, keys, failed))
+            has_more = bool((left & ~theirs).any())
+            if self.share.is_first and left.any() and not has_more:
                 self._wait(claims, taken, keys, left)
                 self.cache.take_in(*claims.told(taken))
         return orders, remade

@@ -270,7 +270,8 @@ class TableFolder:
             return
         for name, since in list(self._replaced.items()):
             if time.time_ns() - since > REMOVED_AFTER_NS:
-                with contextlib.suppress(OSError):  # Windows removes none that is mapped
+                # Windows removes none that is mapped; a store may let nobody remove
+                with contextlib.suppress(OSError, StorageError):
                     remove_segment(self.folder / name)
                     del self._replaced[name]
 

@@ -100,10 +100,16 @@ class _Tars:
         self._known = KeyedTable(file, _SCHEMA, _VERSION, None)
         self._sidecars, self._field = sidecars, columns.caption
         self._faults: dict[str, str] = {}
+        self._packed: dict[str, bytes] = {}
 
     def prepare(self, files: Sequence[Container], progress: Progress, engine: Engine) -> None:
         """Read the headers of those tars that are not known as they are."""
-        fresh = [container for container in files if self._packed(container) is None]
+        remembered = self._known.look_up([container.path for container in files])
+        for path, *stamp in files:
+            *was, packed = remembered.get(path, (-1, -1, b""))
+            if was == stamp:
+                self._packed[path] = packed
+        fresh = [container for container in files if container.path not in self._packed]
         if not fresh:
             return
         executor = engine.executor(IndexTars())
@@ -118,27 +124,22 @@ class _Tars:
         self._keep(self._known.finish, progress)
 
     def _add(self, container: Container, packed: bytes, progress: Progress) -> None:
+        self._packed[container.path] = packed
         self._keep(lambda: self._known.add(*container, packed), progress)
 
     def _keep(self, write: Callable[[], None], progress: Progress) -> None:
-        """Write; where that fails, what was found is right all the same, and in memory."""
+        """Write; where that fails, what was found is right all the same."""
         try:
             write()
         except StorageError as error:
             progress.note(f"The next scan has to read the headers of tars again: {error}")
 
-    def _packed(self, container: Container) -> bytes | None:
-        """What is remembered of a tar as it is."""
-        *was, packed = self._known.look_up([container.path]).get(container.path, (-1, -1, None))
-        return packed if tuple(was) == container[1:] else None
-
     def images(self, container: Container) -> tuple[list[FoundImage], list[Unused]]:
         """The images of a tar, and what of it is not used."""
-        packed = self._packed(container)
-        if packed is None:
-            fault = self._faults[container.path]
+        fault = self._faults.get(container.path)
+        if fault is not None:
             return [FoundImage(container.path, [], fault=fault)], []
-        index = TarIndex.unpacked(packed)
+        index = TarIndex.unpacked(self._packed[container.path])
         return images_of_tar(container, index, self._sidecars, self._field)
 
 

@@ -141,7 +141,8 @@ def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
     chosen = Containers(ending, [])
     own = [path for path in paths if path.lower().endswith(ending)]
     reason = f"not used beside {NAMES[ending]}; give it as the image_dir of a subset of its own"
-    chosen.unused += [Unused(Path(path), reason) for path in paths if path not in set(own)]
+    others = (path for path in paths if not path.lower().endswith(ending))
+    chosen.unused += [Unused(Path(path), reason) for path in others]
     if ending != TAR:
         own = _of_state(own, tree, chosen)
     for path in _of_training(own, folder, chosen):
@@ -210,16 +211,20 @@ def _stat(path: str, tree: ObjectTree | None) -> Container | FoundImage:
 def _of_state(paths: Sequence[str], tree: ObjectTree | None, chosen: Containers) -> list[str]:
     """Of each folder with a `state.json` the tables that it names, and all of other folders."""
     kept: list[str] = []
-    folders = dict.fromkeys(os.path.dirname(path) for path in paths)  # noqa: PTH120
-    for folder in folders:
-        own = [path for path in paths if os.path.dirname(path) == folder]  # noqa: PTH120
+    folders: dict[str, list[str]] = {}
+    for path in paths:
+        folders.setdefault(os.path.dirname(path), []).append(path)  # noqa: PTH120
+    for folder, own in folders.items():
         named = _named_by_state(folder, tree)
         if named is None:
             kept += own
             continue
-        kept += [path for path in own if os.path.basename(path) in named]  # noqa: PTH119
         reason = f"not among the files of the dataset that {_STATE} names"
-        chosen.unused += [Unused(Path(path), reason) for path in own if path not in set(kept)]
+        for path in own:
+            if os.path.basename(path) in named:  # noqa: PTH119
+                kept.append(path)
+            else:
+                chosen.unused.append(Unused(Path(path), reason))
         for name in sorted(named - {os.path.basename(path) for path in own}):  # noqa: PTH119
             fault = f"{_STATE} names it, and it is not there"
             chosen.faults.append(FoundImage(os.path.join(folder, name), [], fault=fault))  # noqa: PTH118
@@ -251,7 +256,7 @@ def _of_training(paths: Sequence[str], folder: Path, chosen: Containers) -> list
     reason = "of another split than train, and not used; name it to use it, as in data/test-*"
     others = [path for path, split in splits.items() if split and split not in _TRAIN]
     chosen.unused += [Unused(Path(path), reason) for path in others]
-    return [path for path in paths if path not in set(others)]
+    return [path for path, split in splits.items() if not split or split in _TRAIN]
 
 
 def _split_of(below: str) -> str:

@@ -44,8 +44,8 @@ class RowsApart:
         if changed:
             raise DatasetError(
                 f"{shown(self._folder)}/{changed[0][0]}.safetensors of the {self._what} has "
-                f"changed since it was written. impasto dataset cache verify --remove removes it; "
-                f"it is then made anew."
+                f"changed since it was written. impasto dataset cache verify SOURCE --remove "
+                f"removes it; it is then made anew."
             )
         return rows
 

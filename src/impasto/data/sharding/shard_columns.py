@@ -78,8 +78,8 @@ def columns_of(
             raise ValueError
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DatasetError(
-            f"{shown(tensors)} is damaged, or not a shard. impasto dataset cache verify --remove "
-            f"removes it; it is then made anew."
+            f"{shown(tensors)} is damaged, or not a shard. impasto dataset cache verify SOURCE "
+            f"--remove removes it; it is then made anew."
         ) from error
     return columns
 

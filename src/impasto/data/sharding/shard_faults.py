@@ -15,10 +15,13 @@ from impasto.remote_paths import shown
 def fault_of(index: Path, files: ShardFiles) -> BadShard | None:
     """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
     tensors = tensors_of(index)
-    stored = files.described(index)
-    if stored is None:
-        return BadShard(index, "its index cannot be read", 0)
-    columns = files.verified(index, len(stored.keys), stored.sha256)
+    try:
+        stored = files.described(index)
+        if stored is None:
+            return BadShard(index, "its index cannot be read", 0)
+        columns = files.verified(index, len(stored.keys), stored.sha256)
+    except OSError as error:
+        return BadShard(index, f"cannot be read ({error.strerror or error})", 0, is_unread=True)
     if isinstance(columns, str):
         return BadShard(tensors, columns, len(stored.keys))
     if not all(np.isfinite(column).all() for column in columns):

@@ -17,13 +17,25 @@ SHARD_BYTES = 128 << 20
 """A shard is about so large, so that ten million images of 512 x 512 are 5,000 of them."""
 
 
+NO_FILE = (FileNotFoundError, IsADirectoryError)
+"""Errors of reading a file that is gone, which a disk that does not answer never raises."""
+
+
 @dataclass(frozen=True)
 class BadShard:
-    """A shard that cannot be used, why, and how many entries are lost with it."""
+    """A shard that cannot be used.
+
+    Attributes:
+        file: The file that is at fault.
+        reason: Why it cannot be used.
+        entries: How many entries are lost with it.
+        is_unread: Whether the disk did not give it, which says nothing of what is in it.
+    """
 
     file: Path
     reason: str
     entries: int
+    is_unread: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,13 +72,17 @@ def digest_of(keys: Sequence[str]) -> str:
 
 
 def read_index(file: Path) -> StoredIndex | None:
-    """The index of a shard; None if it is damaged."""
+    """The index of a shard; None if it is damaged, or gone.
+
+    Raises:
+        OSError: The disk does not give it, which says nothing of what is in it.
+    """
     try:
         stored = parse_json(read_text(file))
         index = StoredIndex(
             stored["format_version"], stored["keys"], stored.get("sha256"), stored.get("crc32")
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (*NO_FILE, ValueError, KeyError, TypeError, AttributeError):
         return None
     whole = (
         type(index.version) is int

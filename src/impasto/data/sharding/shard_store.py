@@ -6,6 +6,7 @@ removes files is here and in `stored_shards.py`.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,8 +19,9 @@ from torch import Tensor
 
 from impasto import files, storage_errors
 from impasto.data.records import CELL
-from impasto.data.sharding.shard_files import StoredIndex, read_index, stamp_of_shard
+from impasto.data.sharding.shard_files import NO_FILE, StoredIndex, read_index, stamp_of_shard
 from impasto.data.sharding.shard_index import ShardRow
+from impasto.errors import StorageError
 
 _SIZE = re.compile(r"shard-(\d+)x(\d+)-")
 _TYPES = {"F16", "F32", "U8"}
@@ -51,16 +53,28 @@ class ShardFiles(Protocol):
         """The stamp of a shard."""
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged."""
+        """What the file with a shard's keys says; None if it is damaged.
+
+        Raises:
+            OSError: The disk does not give it.
+        """
 
     def is_whole(self, index: Path, entries: int) -> bool:
-        """Whether a shard's tensors seem to be all there; values are not read."""
+        """Whether a shard's tensors seem to be all there; values are not read.
+
+        Raises:
+            OSError: The disk does not give them.
+        """
 
     def size(self, index: Path) -> int:
         """Bytes of a shard's tensors; 0 where they are gone."""
 
     def verified(self, index: Path, entries: int, sha256: str | None) -> Arrays | str:
-        """The columns of a shard, read anew and compared; or what is wrong with it."""
+        """The columns of a shard, read anew and compared; or what is wrong with it.
+
+        Raises:
+            OSError: The disk does not give them.
+        """
 
     def write(self, name: str, columns: Mapping[str, Tensor], describe: Describe) -> Path:
         """Write a shard, tensors first and keys last; returns the file with the keys."""
@@ -130,13 +144,19 @@ class LocalShardFiles:
         """Write a shard, tensors first and keys last, each durably.
 
         Raises:
-            StorageError: The disk is full or the folder cannot be written.
+            StorageError: The disk is full or the folder cannot be written; no tensors are left
+                that nobody would find again.
         """
-        with files.replace_file(self.here / f"{name}.safetensors") as partial:
+        index = self.here / f"{name}.json"
+        with files.replace_file(tensors_of(index)) as partial:
             save_file(dict(columns), partial)
             content = files.sha256_of(partial)
-        index = self.here / f"{name}.json"
-        files.write_json(index, describe(content))
+        try:
+            files.write_json(index, describe(content))
+        except StorageError:
+            with contextlib.suppress(OSError):
+                tensors_of(index).unlink()
+            raise
         return index
 
     def remove(self, index: Path) -> None:
@@ -187,13 +207,18 @@ def mapped(file: Path, columns: Sequence[str]) -> Arrays:
 
 
 def fits(file: Path, columns: Sequence[str], entries: int) -> bool:
-    """Whether the header of a file of tensors fits its length, its name and its keys."""
+    """Whether the header of a file of tensors fits its length, its name and its keys.
+
+    Raises:
+        OSError: The disk does not give it, which says nothing of what is in it.
+    """
     try:
-        with safe_open(file, framework="pt") as opened:
+        # safetensors says of every file that it cannot open that it is not there
+        with file.open("rb"), safe_open(file, framework="pt") as opened:
             slices = [opened.get_slice(name) for name in columns]
             shapes = [piece.get_shape() for piece in slices]
             types = {piece.get_dtype() for piece in slices}
-    except (SafetensorError, OSError, ValueError, RecursionError):
+    except (*NO_FILE, SafetensorError, ValueError, RecursionError):
         return False
     return types <= _TYPES and have_shape(file.name, shapes, entries)
 
@@ -209,9 +234,15 @@ def have_shape(name: str, shapes: Sequence[Sequence[int]], entries: int) -> bool
 
 
 def verified(file: Path, columns: Sequence[str], entries: int, sha256: str | None) -> Arrays | str:
-    """The columns of a file of tensors after its bytes were compared; or what is wrong with it."""
+    """The columns of a file of tensors after its bytes were compared; or what is wrong with it.
+
+    Raises:
+        OSError: The disk does not give it, which says nothing of what is in it.
+    """
     if not fits(file, columns, entries):
         return "missing, cut off, or not what its index says"
-    if sha256 is not None and files.sha256_of(file) != sha256:
+    # read whole in any case: a mapped page that the disk does not give ends the process
+    content = files.sha256_of(file)
+    if sha256 is not None and content != sha256:
         return "its bytes have changed since it was written"
     return mapped(file, columns)

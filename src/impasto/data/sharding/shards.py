@@ -12,20 +12,19 @@ another process has written meanwhile, so each entry is there once and never cha
 from __future__ import annotations
 
 import re
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
-from impasto import locks, presence, storage_errors
+from impasto import locks, presence, storage_errors, temporary_names
+from impasto.data.sharding import orphans
+from impasto.data.sharding.mapped_shards import MappedShards
 from impasto.data.sharding.rows_apart import RowsApart
-from impasto.data.sharding.shard_faults import changed_shard, fault_of, lost_shard, require_format
+from impasto.data.sharding.shard_faults import changed_shard, fault_of, require_format
 from impasto.data.sharding.shard_files import BadShard, digest_of, sum_of_row
 from impasto.data.sharding.shard_index import ShardIndex, ShardRow
 from impasto.data.sharding.shard_store import Arrays, LocalShardFiles, ShardFiles, tensors_of
@@ -34,9 +33,6 @@ from impasto.errors import StorageError
 from impasto.remote_paths import is_remote
 
 FORMAT_VERSION = 1
-MAPPED_SHARDS = 4096
-"""Shards that are mapped at a time: Linux refuses a process more than 65,530 mappings, files or not
-(vm.max_map_count), and a shard takes up to two."""
 SHARDS_IN_A_FOLDER = 1000
 """Shards in one folder, at most: where there are more, they go into 256 folders below it."""
 
@@ -62,11 +58,9 @@ class Shards:
             if is_remote(folder)
             else LocalShardFiles(folder, columns)
         )
-        self._open: OrderedDict[str, tuple[np.ndarray, ...]] = OrderedDict()
-        self._opening = threading.Lock()
         self._index = ShardIndex(folder / "index.table")
+        self._mapped = MappedShards(self._files, folder, what, self._index.sum_of)
         self._apart = RowsApart(self._files, folder, what, self._index.sum_of)
-        self._compared: dict[str, np.ndarray] = {}
         self._seen: set[Path] = set()
         self._written: list[str] = []
         self.note: Callable[[str], None] = lambda _: None
@@ -139,17 +133,14 @@ class Shards:
         shard_rows = self._index.rows_of(keys)
         apart = self._read_apart(shard_rows)
         for shard, row in shard_rows:
-            if (shard, row) not in apart and not self._is_unchanged(shard, row):
+            if (shard, row) not in apart and not self._mapped.is_unchanged(shard, row):
                 self._drop_copy(shard)
                 apart |= self._read_apart([at for at in shard_rows if at[0] == shard])
         if not apart and len({shard for shard, _ in shard_rows}) == 1:
             rows = [row for _, row in shard_rows]
-            return tuple(column[rows] for column in self._shard(shard_rows[0][0]))
-        found = [apart.get(at) or self._row(*at) for at in shard_rows]
+            return tuple(column[rows] for column in self._mapped.columns(shard_rows[0][0]))
+        found = [apart.get(at) or self._mapped.row(*at) for at in shard_rows]
         return tuple(np.stack([arrays[n] for arrays in found]) for n in range(len(self._columns)))
-
-    def _row(self, shard: str, row: int) -> tuple[np.ndarray, ...]:
-        return tuple(column[row] for column in self._shard(shard))
 
     def _read_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, tuple[np.ndarray, ...]]:
         """The rows that come from an object store without their shards, each as it was written.
@@ -157,7 +148,7 @@ class Shards:
         Raises:
             DatasetError: A row is not what was written, also when it is read again.
         """
-        return self._apart.read([at for at in shard_rows if at[0] not in self._open])
+        return self._apart.read([at for at in shard_rows if at[0] not in self._mapped])
 
     def _drop_copy(self, shard: str) -> None:
         """Do without a copy that is not what was written, as by a failing disk.
@@ -167,8 +158,7 @@ class Shards:
         """
         if not self._files.drop_copy(self._index_of(shard)):
             self._give_up(shard)
-        self._open.pop(shard, None)
-        self._compared.pop(shard, None)
+        self._mapped.close(shard)
 
     def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
         """Add a shard with those of the entries that no process has written meanwhile.
@@ -194,7 +184,7 @@ class Shards:
         digest = digest_of(keys)
         inner = f"{digest[:2]}/" if len(self._seen) >= SHARDS_IN_A_FOLDER else ""
         name = f"{inner}shard-{label}-{digest}"
-        self._open.pop(name, None)  # Windows replaces no file that is mapped
+        self._mapped.close(name)
         columns = {column: tensors[column].contiguous() for column in self._columns}
         arrays = [column.numpy() for column in columns.values()]
         sums = [sum_of_row(arrays, row) for row in range(len(keys))]
@@ -204,7 +194,7 @@ class Shards:
             return {"format_version": FORMAT_VERSION, **own}
 
         index = self._files.write(name, columns, described)
-        self._compared.pop(name, None)
+        self._mapped.close(name)
         self._add_index(index)
         self._written.append(self._name_of(index))
 
@@ -212,13 +202,25 @@ class Shards:
         """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
         return fault_of(index, self._files)
 
+    def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
+        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+
+        One that the disk does not give is left: another time it may.
+        """
+        for index in self.indices():
+            bad = self.check(index)
+            if bad is not None and remove and not bad.is_unread:
+                self.remove(index)
+            yield bad
+
     def indices(self) -> list[Path]:
         """The index files of all shards, readable or not."""
         return self._files.indices()
 
-    def folders(self) -> list[Path]:
-        """The folders of this machine that files are written in."""
-        return self._files.folders()
+    def remove_leftovers(self) -> None:
+        """Remove what a killed process left half written."""
+        for folder in self._files.folders():
+            temporary_names.remove_leftovers(folder)
 
     def _name_of(self, index: Path) -> str:
         """What a shard is called: its path in the folder without an ending, with slashes."""
@@ -227,58 +229,87 @@ class Shards:
     def remove(self, index: Path) -> None:
         """Delete a shard, its index first."""
         name = self._name_of(index)
-        self._open.pop(name, None)
+        self._mapped.close(name)
         self._seen.discard(index)
-        self._compared.pop(name, None)
         self._index.remove(name)
         self._files.remove(index)
+
+    def remove_orphans(self) -> int:
+        """Remove tensors whose keys were never written, and return their bytes.
+
+        Raises:
+            StorageError: The folder is in an object store that cannot be used.
+        """
+        if is_remote(self.folder):
+            return orphans.remove_from_store(self.folder)
+        return orphans.remove_from_disk(self._files.folders())
 
     def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
 
-        A shard of which something stays is written anew before the old one is deleted; what is not
-        as it was written does not stay. A shard that another process has added meanwhile stays.
+        Shards go first of which nothing stays, as on a full disk they have to. One of which
+        something stays is written anew before the old one is deleted; what is not
+        as it was written does not stay. A shard that another process has added meanwhile stays, and
+        so does one that the disk does not give.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
+        partly = []
         for index in self.indices():
-            shard, stored = self._name_of(index), self._files.described(index)
-            keys = stored.keys if stored is not None else []
-            shard_rows = zip(keys, self._index.find(keys), strict=True)
-            entries = [(key, at[1]) for key, at in shard_rows if at and at[0] == shard]
-            kept = [(key, row) for key, row in entries if key in wanted]
-            before = self._files.size(index)
-            if index not in self._seen or (len(kept) == len(entries) and entries):
+            found = self._entries_of(index)
+            kept = [entry for entry in found or () if entry[0] in wanted]
+            if found is None or (found and len(kept) == len(found)):
                 yield 0, 0
-                continue
-            rows = self._unchanged_rows(shard, [row for _, row in kept])
-            kept = [(key, row) for key, row in kept if row in rows]
-            freed = before
-            if kept:
-                label = shard.split("-")[1]
-                columns_of_rows = zip(*(rows[row] for _, row in kept), strict=True)
-                columns = [np.stack(column) for column in columns_of_rows]
-                tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
-                self._write(label, [key for key, _ in kept], tensors)
-                self.remove(index)
-                shard_row = self._index.rows_of([kept[0][0]])[0]
-                freed -= self._files.size(self._index_of(shard_row[0]))
+            elif kept:  # takes room before it gives any
+                partly.append(index)
             else:
-                self.remove(index)
-            yield len(entries) - len(kept), freed
+                yield self._drop(index, len(found))
+        for index in partly:
+            found = self._entries_of(index) or []
+            kept = [entry for entry in found if entry[0] in wanted]
+            rows = self._unchanged_rows(self._name_of(index), [row for _, row in kept])
+            kept = [(key, row) for key, row in kept if row in rows]
+            if not kept:
+                yield self._drop(index, len(found))
+                continue
+            label = self._name_of(index).split("-")[1]
+            columns_of_rows = zip(*(rows[row] for _, row in kept), strict=True)
+            columns = [np.stack(column) for column in columns_of_rows]
+            tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
+            self._write(label, [key for key, _ in kept], tensors)
+            _, freed = self._drop(index, 0)
+            shard_row = self._index.rows_of([kept[0][0]])[0]
+            yield len(found) - len(kept), freed - self._files.size(self._index_of(shard_row[0]))
+
+    def _entries_of(self, index: Path) -> list[tuple[str, int]] | None:
+        """The keys that are read from a shard, with their rows; None where it has to stay."""
+        if index not in self._seen:
+            return None
+        try:
+            stored = self._files.described(index)
+        except OSError:
+            return None
+        keys = stored.keys if stored is not None else []
+        found = zip(keys, self._index.find(keys), strict=True)
+        return [(key, at[1]) for key, at in found if at and at[0] == self._name_of(index)]
+
+    def _drop(self, index: Path, entries: int) -> tuple[int, int]:
+        """Remove a shard; returns how many entries go with it, and its bytes."""
+        size = self._files.size(index)
+        self.remove(index)
+        return entries, size
 
     def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
         """Read the rows that are as they were written, from the shard if not from its copy.
 
         They are copied: Windows removes no file that is mapped.
         """
-        good = [row for row in rows if self._is_unchanged(shard, row)]
-        unchanged = {row: tuple(map(np.array, self._row(shard, row))) for row in good}
+        good = [row for row in rows if self._mapped.is_unchanged(shard, row)]
+        unchanged = {row: tuple(map(np.array, self._mapped.row(shard, row))) for row in good}
         changed = [(shard, row) for row in rows if row not in unchanged]
         if changed and self._files.drop_copy(self._index_of(shard)):
-            self._open.pop(shard, None)
-            self._compared.pop(shard, None)
+            self._mapped.close(shard)
             apart = self._apart.unchanged(changed)
             unchanged |= {row: arrays for (_, row), arrays in apart.items()}
         return unchanged
@@ -286,26 +317,15 @@ class Shards:
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
         stamp = self._files.stamp(index)  # before it is read: who changes it changes the stamp
-        stored = self._files.described(index)
-        if stored is None:
-            return  # without a readable index its entries are simply made again
-        require_format(stored.version, FORMAT_VERSION, self.folder, self._what)
-        if self._files.is_whole(index, len(stored.keys)):
-            self._index.add(self._name_of(index), stored.keys, stored.sums, stamp)
-
-    def _is_unchanged(self, shard: str, row: int) -> bool:
-        """Whether a row has its CRC-32; it is computed once."""
-        compared = self._compared.get(shard)
-        if compared is not None and compared[row]:
-            return True
-        wanted = self._index.sum_of(shard, row)
-        if wanted is None:  # of a version that wrote none
-            return True
-        arrays = self._shard(shard)
-        if compared is None:
-            compared = self._compared.setdefault(shard, np.zeros(len(arrays[0]), dtype=bool))
-        compared[row] = sum_of_row(arrays, row) == wanted
-        return bool(compared[row])
+        try:
+            stored = self._files.described(index)
+            if stored is None:
+                return  # without a whole index its entries are simply made again
+            require_format(stored.version, FORMAT_VERSION, self.folder, self._what)
+            if self._files.is_whole(index, len(stored.keys)):
+                self._index.add(self._name_of(index), stored.keys, stored.sums, stamp)
+        except OSError:  # the next look may find it
+            self._seen.discard(index)
 
     def _give_up(self, shard: str) -> NoReturn:
         """Remove a shard that is not what was written, and say so.
@@ -324,27 +344,3 @@ class Shards:
 
     def _index_of(self, name: str) -> Path:
         return self.folder / f"{name}.json"
-
-    def _shard(self, name: str) -> tuple[np.ndarray, ...]:
-        """The mapped tensors of a shard as arrays over the same memory."""
-        with self._opening:
-            arrays = self._open.get(name)
-            if arrays is None:
-                arrays = self._open[name] = self._map(name)
-                while len(self._open) > MAPPED_SHARDS:
-                    self._open.popitem(last=False)
-            else:
-                self._open.move_to_end(name)
-            return arrays
-
-    def _map(self, name: str) -> tuple[np.ndarray, ...]:
-        """Map a shard.
-
-        Raises:
-            DatasetError: It is gone or damaged.
-        """
-        index = self._index_of(name)
-        try:
-            return self._files.map(index)
-        except (SafetensorError, OSError) as error:
-            raise lost_shard(tensors_of(index), self._what, error) from error

@@ -39,7 +39,7 @@ from impasto.remote_paths import machine_folder, shown
 from impasto.storage import objects
 from impasto.storage.copies import COUNTED, SpareRoom, fetch_to, limit_bytes, scratch
 from impasto.storage.objects import Stored
-from impasto.storage_errors import reported
+from impasto.storage_errors import read_reported, reported
 
 _INDEX = re.compile(r"([0-9a-f]{2}/)?shard-[^/]+\.json")
 _AT_ONCE = 64
@@ -102,7 +102,7 @@ class StoredShardFiles:
             for index, content in zip(portion, objects.read_all(portion), strict=True):
                 if isinstance(content, FileNotFoundError):  # it was removed a moment ago
                     continue
-                with reported(index):
+                with read_reported(index):
                     if isinstance(content, OSError):
                         raise content
                     if len(content) != self._said(index).size:
@@ -116,9 +116,16 @@ class StoredShardFiles:
         return [self._said(tensors_of(index)).size, keys.size, keys.identity]
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged in the store too."""
+        """What the file with a shard's keys says; None if it is damaged in the store too.
+
+        Raises:
+            OSError: The disk does not give its copy.
+            StorageError: The store cannot be used, or the disk is full.
+        """
         copy = self._copy_of(index)
-        stored = read_index(copy)
+        stored = None
+        with contextlib.suppress(OSError):
+            stored = read_index(copy)
         if stored is None:  # there is no copy, or a damaged one, which says nothing of the shard
             self._fetch_keys([index])
             stored = read_index(copy)
@@ -143,7 +150,7 @@ class StoredShardFiles:
             return "missing"
         with scratch(self.here) as folder:
             copy = folder / f"{tensors_of(index).name}.part"
-            with reported(index):
+            with read_reported(tensors_of(index)):
                 fetch_to(tensors_of(index), copy, stored.size)
             found = verified(copy, self._columns, entries, sha256)
             if isinstance(found, str):

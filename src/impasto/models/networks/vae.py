@@ -103,9 +103,10 @@ def moments_encoder(
 
 
 def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether convolutions are computed from 10 bits of fraction: float32 on GPUs from 2020 on.
+    """Whether a network is computed from 10 bits of fraction: float32 on GPUs from 2020 on.
 
-    So they are unless `torch.backends.cudnn.allow_tf32` says otherwise.
+    So it is unless `torch.backends.cudnn.allow_tf32` says otherwise, which `set_arithmetic` sets
+    for convolutions and matrix products alike.
     """
     return (
         device.type == "cuda"

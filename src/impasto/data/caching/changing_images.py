@@ -1,0 +1,64 @@
+"""Looks at images that are not encoded ahead, as they change each time that they are shown."""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+
+from impasto.data.caching.device_encoding import Failures
+from impasto.data.engines.engine import Engine
+from impasto.data.engines.process_group import CacheShare
+from impasto.data.engines.stages import Failure, in_chunks
+from impasto.data.pixels.decoded import DecodeCache
+from impasto.data.pixels.rendering import Decode
+from impasto.data.planning.planned_table import PlannedTable
+from impasto.errors import StorageError
+from impasto.progress import Progress
+
+
+def decode_changing(
+    portion: PlannedTable,
+    known: DecodeCache,
+    failures: Failures,
+    progress: Progress,
+    engine: Engine,
+    share: CacheShare,
+) -> None:
+    """Decode what is not encoded ahead once, so that training does not stumble over it.
+
+    Args:
+        portion: Images, of which those are looked at; all processes of a run have the same.
+        known: What was decoded before, by whatever command.
+        failures: Are given the images that cannot be decoded.
+        progress: Where to show how far it is.
+        engine: Runs what is done.
+        share: What this process does of it.
+    """
+    changes = portion.records.per_use(lambda use: use.subset.augmentation is not None)
+    rows = np.flatnonzero(changes)
+    rows = rows[portion.records.select(rows).first_of_paths()]
+    if not len(rows):
+        return
+    reasons = known.outcomes(portion.records.select(rows))
+    for row, reason in zip(rows.tolist(), reasons, strict=True):
+        if reason:
+            failures.add(portion[row], Failure(reason))
+    waiting = rows[share.agreed(np.array([reason is None for reason in reasons], np.bool_))]
+    waiting = waiting[share.part_of([1.0] * len(waiting))]
+    if not len(waiting):
+        return
+    executor = engine.executor(Decode())
+    records = portion.records.select(waiting)
+    image_rows = iter(waiting.tolist())
+    with progress.stage(share.named("Checking images"), len(records), "images") as advance:
+        for outcomes in executor.run(in_chunks(records, 4)):
+            for record, outcome in outcomes:
+                row = next(image_rows)
+                with contextlib.suppress(StorageError):  # forgetting costs decoding them again
+                    known.add(record, outcome)
+                if isinstance(outcome, Failure):
+                    failures.add(portion[row], outcome)
+            advance(len(outcomes))
+    with contextlib.suppress(StorageError):
+        known.write()

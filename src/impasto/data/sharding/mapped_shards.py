@@ -1,0 +1,102 @@
+"""Shards that are mapped into memory; rows are compared with their CRC-32 when first read."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+
+from impasto.data.sharding.shard_faults import lost_shard
+from impasto.data.sharding.shard_files import sum_of_row
+from impasto.data.sharding.shard_store import Arrays, ShardFiles, tensors_of
+
+MAPPED_SHARDS = 4096
+"""Shards that are mapped at a time: Linux refuses a process more than 65,530 mappings, files or not
+(vm.max_map_count), and a shard takes up to two."""
+
+
+class MappedShards:
+    """The shards that a process has mapped, by name.
+
+    Args:
+        files: Where the shards are.
+        folder: Their folder.
+        what: What the folder is called in messages.
+        sum_of: The CRC-32 of a row; None of a version that wrote none.
+    """
+
+    def __init__(
+        self,
+        files: ShardFiles,
+        folder: Path,
+        what: str,
+        sum_of: Callable[[str, int], int | None],
+    ) -> None:
+        self._files, self._folder, self._what, self._sum_of = files, folder, what, sum_of
+        self._open: OrderedDict[str, Arrays] = OrderedDict()
+        self._opening = threading.Lock()
+        self._compared: dict[str, np.ndarray] = {}
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __contains__(self, shard: str) -> bool:
+        return shard in self._open
+
+    def columns(self, shard: str) -> Arrays:
+        """The mapped tensors of a shard as arrays over the same memory.
+
+        Raises:
+            DatasetError: It is gone or damaged.
+        """
+        with self._opening:
+            arrays = self._open.get(shard)
+            if arrays is None:
+                arrays = self._open[shard] = self._map(shard)
+                while len(self._open) > MAPPED_SHARDS:
+                    self._open.popitem(last=False)
+            else:
+                self._open.move_to_end(shard)
+            return arrays
+
+    def row(self, shard: str, row: int) -> Arrays:
+        """A row of all columns.
+
+        Raises:
+            DatasetError: Its shard is gone or damaged.
+        """
+        return tuple(column[row] for column in self.columns(shard))
+
+    def is_unchanged(self, shard: str, row: int) -> bool:
+        """Whether a row has its CRC-32; it is computed once.
+
+        Raises:
+            DatasetError: Its shard is gone or damaged.
+        """
+        compared = self._compared.get(shard)
+        if compared is not None and compared[row]:
+            return True
+        wanted = self._sum_of(shard, row)
+        if wanted is None:  # of a version that wrote none
+            return True
+        arrays = self.columns(shard)
+        if compared is None:
+            compared = self._compared.setdefault(shard, np.zeros(len(arrays[0]), dtype=bool))
+        compared[row] = sum_of_row(arrays, row) == wanted
+        return bool(compared[row])
+
+    def close(self, shard: str) -> None:
+        """Forget a shard; Windows replaces and removes no file that is mapped."""
+        self._open.pop(shard, None)
+        self._compared.pop(shard, None)
+
+    def _map(self, shard: str) -> Arrays:
+        index = self._folder / f"{shard}.json"
+        try:
+            return self._files.map(index)
+        except (SafetensorError, OSError) as error:
+            raise lost_shard(tensors_of(index), self._what, error) from error
