@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.errors import ConfigError, RunError
+from impasto.parsing import parse_json
 from impasto.training.devices import is_out_of_memory
 from impasto.training.optim.state import (
     optimizer_scalars,
@@ -98,7 +99,7 @@ def _resumed_walk(build: Build, device: torch.device) -> list[Tensor]:
         optimizers[1],
         others,
         {key: LazyTensor.of(tensor.cpu().clone()) for key, tensor in tensors.items()},
-        json.loads(json.dumps(optimizer_scalars(optimizers[0], names))),
+        parse_json(json.dumps(optimizer_scalars(optimizers[0], names))),
     )
     _step(optimizers[1], [again], _BEFORE, _STEPS)
     return [parameter.detach().cpu() for parameter in again]
