@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from impasto.config.cases import Facts
+from impasto.data.caching import latent_orders
 from impasto.data.caching.encoding import MomentsEncoder
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
@@ -123,11 +124,16 @@ def test_a_state_goes_with_the_data_however_latents_were_computed(planned, tmp_p
     assert data[0] == data[1]
 
 
-def test_pruning_keeps_what_either_device_made(planned, tmp_path):
+@pytest.mark.parametrize("portion", [1, 1 << 17])
+def test_pruning_keeps_what_either_device_made(planned, tmp_path, monkeypatch, portion):
+    monkeypatch.setattr(latent_orders, "PORTION", portion)
     cache = LatentCache(tmp_path / "latents")
     plans = [cache_latents(planned, cache, encoder(name), workers=0) for name in ("", "tf32")]
     kept = keys_of_plan(planned, cache, "vae", SilentProgress())
     assert {key for plan in plans for key in plan.keys} <= set(kept)
+    number = len(cache)
+    assert sum(dropped for dropped, _ in cache.prune(kept)) == 0
+    assert len(LatentCache(tmp_path / "latents")) == number == 2 * len(planned)
 
 
 def test_the_names_of_what_a_cpu_encodes_are_as_they_were(nano_model):

@@ -19,7 +19,7 @@ from process_groups import in_threads
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import progress
-from impasto.data.caching import filling, stored_claims, unclaimed
+from impasto.data.caching import latent_orders, stored_claims, unclaimed
 from impasto.data.caching.encoding_claims import Taken, packed, unpacked
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.folder_claims import (
@@ -260,7 +260,7 @@ def test_large_datasets_are_shared_portion_by_portion(
     cached_in, folder, other, on_waiting, monkeypatch
 ):
     """A program goes on with portions that no other is at, and waits at the end."""
-    monkeypatch.setattr(filling, "PORTION", 3)
+    monkeypatch.setattr(latent_orders, "PORTION", 3)
     (folder / "008.png").write_bytes((folder / "008.png").read_bytes()[:60])
     images = [image.record.path.name for image in plan_of(folder).images]
     encoder, future = other(folder)
@@ -279,7 +279,7 @@ def test_large_datasets_are_shared_portion_by_portion(
 def test_the_processes_of_a_run_postpone_together(
     cached_in, folder, other, on_waiting, monkeypatch
 ):
-    monkeypatch.setattr(filling, "PORTION", 3)
+    monkeypatch.setattr(latent_orders, "PORTION", 3)
     encoder, future = other(folder)
     on_waiting(encoder.go.set)
 

@@ -6,12 +6,13 @@ import torch
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import files
-from impasto.data.caching import latent_writing, prepared
+from impasto.data.caching import latent_orders, latent_writing, prepared
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.latent_keys import LatentKeys
 from impasto.data.records import Size
 from impasto.data.sharding import mapped_shards, shard_index, shard_store, shards
+from impasto.data.sharding.key_set import KeySet
 from impasto.errors import DatasetError
 
 SIDE = Size(64, 64)
@@ -36,6 +37,18 @@ def is_right(cache, keys=KEYS):
     return torch.equal(mean, logvar) and mean[:, 0, 0, 0].tolist() == [
         float(KEYS.index(key)) for key in keys
     ]
+
+
+def test_a_set_of_names_holds_what_was_put_into_it_and_no_other():
+    random = np.random.default_rng(0)
+    rows = random.integers(0, 3, (500, 16), dtype=np.uint8)  # many zeros, also at the ends
+    rows[0] = 0
+    wanted = {row.tobytes().hex() for row in rows[1:]}
+    others = {row.tobytes().hex() for row in random.integers(0, 3, (500, 16), dtype=np.uint8)}
+    keys = [*wanted, *others, "0" * 32, "no name", "ab", "0" * 31 + "é"]
+    assert KeySet(rows).holds(keys) == [key in wanted for key in keys]
+    assert KeySet(rows[:0]).holds(keys) == [False] * len(keys)
+    assert KeySet(rows).holds([]) == []
 
 
 def test_only_so_many_shards_are_mapped(tmp_path, monkeypatch):
@@ -261,13 +274,12 @@ def test_prepared_keys_that_another_process_removes_end_nothing(tmp_path, monkey
 def test_hashes_are_tidied_once_after_all_portions(tmp_path, monkeypatch):
     from conftest import draw_images
 
-    from impasto.data.caching import filling
     from impasto.data.columns import keyed
 
     tidied = []
     really = keyed.KeyedTable._tidy
     monkeypatch.setattr(keyed.KeyedTable, "_tidy", lambda own: tidied.append(1) or really(own))
-    monkeypatch.setattr(filling, "PORTION", 1)
+    monkeypatch.setattr(latent_orders, "PORTION", 1)
     folder = draw_images(tmp_path / "set", 18)
     cache = LatentCache(tmp_path / "latents")
     assert len(cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder).keys) == 18

@@ -7,10 +7,10 @@ import contextlib
 import numpy as np
 
 from impasto.data.caching.device_encoding import Failures
+from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.engines.engine import Engine
 from impasto.data.engines.process_group import CacheShare
 from impasto.data.engines.stages import Failure, in_chunks
-from impasto.data.pixels.decoded import DecodeCache
 from impasto.data.pixels.rendering import Decode
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.errors import StorageError
@@ -19,7 +19,7 @@ from impasto.progress import Progress
 
 def decode_changing(
     portion: PlannedTable,
-    known: DecodeCache,
+    cache: LatentCache,
     failures: Failures,
     progress: Progress,
     engine: Engine,
@@ -29,7 +29,7 @@ def decode_changing(
 
     Args:
         portion: Images, of which those are looked at; all processes of a run have the same.
-        known: What was decoded before, by whatever command.
+        cache: Knows what was decoded before, by whatever command.
         failures: Are given the images that cannot be decoded.
         progress: Where to show how far it is.
         engine: Runs what is done.
@@ -40,6 +40,7 @@ def decode_changing(
     rows = rows[portion.records.select(rows).first_of_paths()]
     if not len(rows):
         return
+    known = cache.decoded
     reasons = known.outcomes(portion.records.select(rows))
     for row, reason in zip(rows.tolist(), reasons, strict=True):
         if reason:

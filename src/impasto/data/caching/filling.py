@@ -8,7 +8,7 @@ program is about to encode is waited for (`data/caching/unclaimed.py`).
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from impasto.data.caching.latent_orders import (
     is_there,
     keys_of,
     lacks_of,
+    portions_of,
     see_all,
     stamps_of,
     why_unread,
@@ -45,8 +46,6 @@ from impasto.data.records import FileStamp, PlannedImage, SkippedFile
 from impasto.errors import DatasetError
 from impasto.progress import Advance, Progress, SilentProgress, none_of
 
-PORTION = 1 << 17
-"""Images that are looked at as objects together."""
 PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
 _LOST = Failure("its latents went from the cache while others were made", is_transient=True)
 
@@ -96,7 +95,7 @@ def cache_latents(
     if before is not None:
         return before
     filler = _Filler(cache, encoder, progress, Failures(on_error), workers, engine, share)
-    portions = filler.fill_all([table[start:end] for start, end in _portions(table)])
+    portions = filler.fill_all([table[start:end] for start, end in portions_of(table)])
     if share.is_first:
         cache.hashes.tidy()
     failures = filler.failures
@@ -122,16 +121,6 @@ def _known_plan(
 def _nothing_decoded(images: int, failures: Failures) -> DatasetError:
     reasons = "; ".join(f"{item.path.name}: {item.reason}" for item in failures.items[:3])
     return DatasetError(f"{none_of(images, 'images')} could be decoded ({reasons}).")
-
-
-def _portions(table: PlannedTable) -> Iterator[tuple[int, int]]:
-    """Where portions of images begin and end that are looked at as objects together.
-
-    Latents of sd-scripts may be of several images, so where some are read there is one portion.
-    """
-    reads = any(use.subset.reads_npz for use in table.records.uses)
-    size = max(1, len(table)) if reads else PORTION
-    return ((start, min(len(table), start + size)) for start in range(0, len(table), size))
 
 
 @dataclass(frozen=True)
@@ -181,7 +170,7 @@ class _Filler:
         for image, key in zip(planned, keys, strict=True):
             if key is None:
                 failures.add(image, why_unread(image, digests))
-        decode_changing(portion, cache.decoded, failures, self.progress, self.engine, self.share)
+        decode_changing(portion, cache, failures, self.progress, self.engine, self.share)
         orders, remade = unclaimed.encode(
             planned, keys, lacks, lambda orders: _carry_out(orders, self), begin
         )

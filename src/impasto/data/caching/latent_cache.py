@@ -27,6 +27,7 @@ from impasto.data.pixels.content_hashes import HASHES_FILE, ContentHashes
 from impasto.data.pixels.decoded import DecodeCache
 from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage, Size, SkippedFile
+from impasto.data.sharding.key_set import KeySet
 from impasto.data.sharding.shard_files import BadShard
 from impasto.data.sharding.shards import Shards
 from impasto.errors import DatasetError
@@ -268,7 +269,8 @@ class LatentCache:
         Raises:
             StorageError: The disk is full or the folder cannot be written.
         """
-        yield from self._moments.keep_only(
-            {k for keys in wanted for k in (keys.plain, keys.flipped)}
-        )
-        yield from self._masks.keep_only({keys.mask for keys in wanted})
+        columns = (wanted if isinstance(wanted, KeyTable) else KeyTable.of(list(wanted))).columns
+        none = np.zeros((0, 16), np.uint8)
+        moments = [columns.get(name, none) for name in ("plain", "flipped")]
+        yield from self._moments.keep_only(KeySet(np.concatenate(moments)))
+        yield from self._masks.keep_only(KeySet(columns.get("mask", none)))

@@ -23,6 +23,19 @@ from impasto.data.sharding.shard_index import KEPT_FROM
 from impasto.member_paths import is_member
 from impasto.remote_paths import is_remote
 
+PORTION = 1 << 17
+"""Images that are looked at as objects together."""
+
+
+def portions_of(table: PlannedTable) -> Iterator[tuple[int, int]]:
+    """Where portions of images begin and end that are looked at as objects together.
+
+    Latents of sd-scripts may be of several images, so where some are read there is one portion.
+    """
+    reads = any(use.subset.reads_npz for use in table.records.uses)
+    size = max(1, len(table)) if reads else PORTION
+    return ((start, min(len(table), start + size)) for start in range(0, len(table), size))
+
 
 def stamps_of(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[Path, FileStamp]:
     """Stamps of the images, of their masks, and of latents that sd-scripts left."""

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from impasto import locks, presence, storage_errors, temporary_names
 from impasto.data.sharding import orphans
+from impasto.data.sharding.key_set import KeySet
 from impasto.data.sharding.mapped_shards import MappedShards
 from impasto.data.sharding.rows_apart import RowsApart
 from impasto.data.sharding.shard_faults import changed_shard, fault_of, require_format
@@ -244,7 +245,7 @@ class Shards:
             return orphans.remove_from_store(self.folder)
         return orphans.remove_from_disk(self._files.folders())
 
-    def keep_only(self, wanted: Collection[str]) -> Iterator[tuple[int, int]]:
+    def keep_only(self, wanted: KeySet) -> Iterator[tuple[int, int]]:
         """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
 
         Shards go first of which nothing stays, as on a full disk they have to. One of which
@@ -258,7 +259,7 @@ class Shards:
         partly = []
         for index in self.indices():
             found = self._entries_of(index)
-            kept = [entry for entry in found or () if entry[0] in wanted]
+            kept = wanted.among(found or [])
             if found is None or (found and len(kept) == len(found)):
                 yield 0, 0
             elif kept:  # takes room before it gives any
@@ -267,7 +268,7 @@ class Shards:
                 yield self._drop(index, len(found))
         for index in partly:
             found = self._entries_of(index) or []
-            kept = [entry for entry in found if entry[0] in wanted]
+            kept = wanted.among(found)
             rows = self._unchanged_rows(self._name_of(index), [row for _, row in kept])
             kept = [(key, row) for key, row in kept if row in rows]
             if not kept:
