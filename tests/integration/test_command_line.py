@@ -159,6 +159,9 @@ def test_dataset_verbs(pictures, nano_model, tmp_path):
     squares = impasto("dataset", "plan", pictures, *geometry, "--step", 64, "--min-side", 64,
                       "--max-side", 128)  # fmt: skip
     assert "Cropped most   001.png (33 %)" in squares.stdout, squares.stderr
+    refused = impasto("dataset", "captions", pictures, "--images=-1")
+    assert refused.returncode == 2
+    assert "-1 is not in the range x>=0" in refused.stderr
     unmatched = impasto("dataset", "captions", pictures, "--match", "nowhere")
     assert (unmatched.returncode, "'nowhere'" in unmatched.stderr) == (2, True)
     options = (*geometry, "--cache-dir", tmp_path / "derived")

@@ -214,6 +214,21 @@ def test_a_base_model_that_is_kept_is_counted_once(train_config, monkeypatch):
         train(config.model_copy(update={"output_dir": config.output_dir.with_name("c")}))
 
 
+@pytest.mark.parametrize(
+    ("limit", "at_once"),
+    [
+        ({}, 4 + 2 + 1),
+        ({"keep_step_models": 1}, 2 + 2 + 1),  # one more than is kept, while it is written
+        ({"keep_epoch_models": 1}, 4 + 2 + 1),
+        ({"keep_models": 1}, 2 + 2 + 1),
+        ({"keep_models": 1, "keep_step_models": 3}, 4 + 2 + 1),
+    ],
+)
+def test_room_is_planned_for_the_models_of_each_kind(train_config, limit, at_once):
+    saving = {"model_every_steps": 2, "model_every_epochs": 1, **limit}
+    assert disk._models_at_once(train_config(saving=saving), 10, 4) == at_once
+
+
 def test_nothing_happens_to_a_mixture_when_its_base_model_does(train_config, run_values, tmp_path):
     """Replaced after it was read, and removed before the end."""
     whole = train(train_config(output_dir=str(tmp_path / "whole"), saving=MIXED))

@@ -84,6 +84,13 @@ def test_which_images_are_meant(folder, tmp_path):
     listed = tmp_path / "list.txt"
     listed.write_text("a.png\nsub/c.png\n", encoding="utf-8")
     assert changes(folder, "--add=x", "--images", listed).keys() == {"a.png", "sub/c.png"}
+    for encoding in ("utf-8-sig", "utf-16", "utf-16-be"):  # as Notepad and PowerShell write them
+        mark = "\ufeff" if encoding == "utf-16-be" else ""
+        listed.write_bytes(f"{mark}a.png\r\nsub/c.png\r\n".encode(encoding))
+        assert changes(folder, "--add=x", "--images", listed).keys() == {"a.png", "sub/c.png"}
+    listed.write_bytes(b"\xff\xfea")
+    with pytest.raises(ConfigError, match="says UTF-16 and is not"):
+        edit(folder, "--add=x", "--images", listed, "--yes")
     listed.write_bytes(b"bare.png\0")
     assert changes(folder, "--set", "new\ncaption", "--images", listed) == {
         "bare.png": "new\ncaption"

@@ -22,7 +22,7 @@ from stored_runs import (
 from impasto.errors import NotSentError, StorageError
 from impasto.progress import SilentProgress
 from impasto.runs.remote.contents import whole_states
-from impasto.runs.remote.fetching import list_run
+from impasto.runs.remote.fetching import _keeps_models, list_run
 from impasto.runs.remote.local_folders import working_folder
 from impasto.runs.remote.mirror import Mirror
 from impasto.runs.remote.record import SentRecord
@@ -294,3 +294,9 @@ def test_what_is_not_there_in_the_end_is_named_with_the_command_that_sends_it(s3
     assert "of-no-use" not in str(fault.value)
     send_again(place, SilentProgress())
     assert content(place) == files_of(folder)
+
+
+@pytest.mark.parametrize("limit", ["keep_models", "keep_step_models", "keep_epoch_models"])
+def test_models_come_with_a_run_that_removes_some_of_them(limit):
+    assert _keeps_models(f"[saving]\n{limit} = 2\n".encode())
+    assert not _keeps_models(b"[saving]\nmodel_every_steps = 2\n")

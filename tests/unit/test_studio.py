@@ -12,9 +12,12 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import webbrowser
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import httpx2
 import psutil
@@ -30,7 +33,7 @@ from test_run_status import GONE, make_run
 from impasto.cli import ports
 from impasto.cli.console import Console
 from impasto.cli.ports import listen_at
-from impasto.cli.studio import _begin_with_demo, _farewell, _is_no_cut_off_request
+from impasto.cli.studio import _begin_with_demo, _farewell, _is_no_cut_off_request, _opened
 from impasto.demo.recipe import PICTURES
 from impasto.errors import RunError
 from impasto.invocation import command
@@ -1134,3 +1137,26 @@ def test_a_task_can_be_asked_to_stop_by_a_file(tmp_path):
             assert process.communicate(timeout=120)[0] == "stopped\n"
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the system's folder is this user's own on Windows")
+def test_the_page_that_opens_itself_is_read_by_this_user_and_a_browser_alone(tmp_path, monkeypatch):
+    """A browser that is a snap reads neither /tmp nor hidden folders of the home folder."""
+    pages = []
+    monkeypatch.setattr(webbrowser, "open", lambda url: pages.append(Path(unquote(url[7:]))))
+    runs, home = tmp_path / "runs", tmp_path / "home"
+    monkeypatch.setenv("HOME", str(home))
+    home.mkdir()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / ".impasto").write_text("")
+    for folder, inside in (
+        (runs, runs / ".impasto" / "studio"),
+        (home, home),
+        (tmp_path / "taken", Path(tempfile.gettempdir())),
+    ):
+        with _opened("http://127.0.0.1:7870/?key=abc", folder):
+            page = pages[-1]
+            assert page.parent.parent == inside
+            assert page.parent.stat().st_mode & 0o077 == 0
+            assert "http://127.0.0.1:7870/?key=abc" in page.read_text(encoding="utf-8")
+        assert not page.parent.exists()

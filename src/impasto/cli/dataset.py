@@ -235,6 +235,7 @@ def _most_cropped(plan: Plan) -> list[str]:
     "shown_images",
     default=10,
     show_default=True,
+    type=click.IntRange(0),
     help="How many images to show; 0 means all.",
 )
 @click.option("--seed", default=42, show_default=True, help="The run's seed.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -18,7 +19,7 @@ from impasto.cli.dataset_options import CACHE_DIR, LOCAL_SOURCE, local_dataset_c
 from impasto.cli.local_paths import READ, WRITTEN
 from impasto.cli.ordered import OrderedCommand, in_order
 from impasto.errors import ConfigError
-from impasto.parsing import parse_json, read_text
+from impasto.parsing import parse_json, read_text, split_lines
 from impasto.progress import counted
 from impasto.remote_paths import shown
 
@@ -308,8 +309,22 @@ def _image_names(file: str | None) -> frozenset[str] | None:
         content = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
     except OSError as error:
         raise ConfigError(f"--images {file} cannot be read ({error.strerror or error}).") from error
-    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
-    names = frozenset(os.fsdecode(name) for name in lines if name.strip())
+    try:
+        names = frozenset(name for name in _lines_of(content) if name.strip())
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"--images {file} is damaged: it says UTF-16 and is not.") from error
     if not names:
         raise ConfigError(f"--images {file} lists no images.")
     return names
+
+
+def _lines_of(content: bytes) -> list[str]:
+    """Names in the encoding of file names, by lines or `find -print0`, or as Windows writes text.
+
+    Notepad and PowerShell put a mark of the encoding first.
+    """
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return split_lines(content.decode("utf-16"))
+    content = content.removeprefix(codecs.BOM_UTF8)
+    lines = content.split(b"\0") if b"\0" in content else content.splitlines()
+    return [os.fsdecode(line) for line in lines]

@@ -7,6 +7,7 @@ import contextlib
 import importlib.util
 import ipaddress
 import logging
+import os
 import socket
 import tempfile
 import webbrowser
@@ -188,7 +189,7 @@ def _serve(
             )
         config = uvicorn.Config(app, log_level="error", access_log=False)
         config.timeout_graceful_shutdown = 3
-        with _opened(access.address) if opens else contextlib.nullcontext():
+        with _opened(access.address, folders.runs[0]) if opens else contextlib.nullcontext():
             try:
                 _server(config, studio.closing).run(sockets=[listener])
             finally:
@@ -236,14 +237,33 @@ def _is_no_cut_off_request(record: logging.LogRecord) -> bool:
 
 
 @contextlib.contextmanager
-def _opened(address: str) -> Iterator[None]:
+def _opened(address: str, runs: Path) -> Iterator[None]:
     """Open an address in the browser without a word of it in the list of processes.
 
     What a program is started with can be read by every user of the machine; a file need not be.
     """
     page = f'<meta http-equiv="refresh" content="0;url={address}"><a href="{address}">Open</a>'
-    with tempfile.TemporaryDirectory(prefix="impasto-") as folder:  # of this user alone
+    with _private_folder(runs) as folder:
         file = Path(folder) / "studio.html"
         file.write_text(page, encoding="utf-8")
         webbrowser.open(file.as_uri())
         yield
+
+
+def _private_folder(runs: Path) -> tempfile.TemporaryDirectory[str]:
+    """A folder that this user alone can read, below a folder of runs, until it is left.
+
+    Browsers that are snaps, as Ubuntu's Firefox is, see neither /tmp nor what is hidden in the home
+    folder itself. Where disks have no permissions, or on Windows, it is the system's own.
+    """
+    from impasto.studio.folders import HOME
+
+    if os.name == "posix":
+        with contextlib.suppress(OSError, RuntimeError):
+            own = runs if runs == Path.home() else runs / HOME
+            own.mkdir(parents=True, exist_ok=True)
+            made = tempfile.TemporaryDirectory(prefix="studio-", dir=own)
+            if not Path(made.name).stat().st_mode & 0o077:
+                return made
+            made.cleanup()
+    return tempfile.TemporaryDirectory(prefix="impasto-")

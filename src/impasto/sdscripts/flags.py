@@ -154,7 +154,9 @@ _LOOP = [
     Flag("gradient_checkpointing", to="training.gradient_checkpointing"),
     Flag("mixed_precision", "text", "no", choices=("no", "fp16", "bf16")),
     Flag("full_fp16"),
-    Flag("full_bf16"),
+    *_only(_OF_SD, Flag("full_bf16", differs="weights have 16 bits; there it is read nowhere, and "
+                        "they have 32")),
+    *_only((SDXL_TRAIN,), Flag("full_bf16")),
     *_refused("flag", "weights that learn have 16 bits at least; --full_bf16 and an 8-bit "
               "optimizer save memory", "fp8_base"),
     Flag("torch_compile"),
