@@ -150,13 +150,13 @@ def derived_of(dataset: Path, home: Path) -> Path:
     A dataset may be a stranger's: where its folder of derived data, or what the studio keeps there,
     is a link that leads out, nothing is read or written there either.
     """
-    own = dataset / files.DERIVED_DIR
-    folders = (own, *(own / name for name in _KEPT_THERE))
-    if all(files.is_inside(folder, dataset) for folder in folders) and os.access(
+    own, real = dataset / files.DERIVED_DIR, files.real_path(dataset)
+    kept = (own, *(own / name for name in _KEPT_THERE))
+    if all(files.real_path(path).is_relative_to(real) for path in kept) and os.access(
         own if own.is_dir() else dataset, os.W_OK
     ):
         return own
-    mark = hashlib.sha256(os.fsencode(files.real_path(dataset))).hexdigest()[:16]
+    mark = hashlib.sha256(os.fsencode(real)).hexdigest()[:16]
     return home / "datasets" / mark
 
 
