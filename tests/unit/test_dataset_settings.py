@@ -7,6 +7,7 @@ import pytest
 import tomli_w
 
 from impasto.config.dataset_file import names_masks, read_dataset_file
+from impasto.config.differences import changed_settings
 from impasto.config.load import build_run_config, dump_toml, load_dataset_config
 from impasto.config.validation import REFUSED
 from impasto.data.captions import TrainingPosition
@@ -82,6 +83,38 @@ def test_bucket_sides_are_rounded_outwards_as_there(tmp_path):
     }
     part = built({"config": str(file_of(tmp_path, content))}).entries[0]
     assert (part.min_bucket_reso, part.max_bucket_reso) == (256, 1024)
+
+
+def test_what_is_set_counts_before_what_is_general():
+    """`--set dataset.resolution` puts it into `[dataset]`."""
+    subsets = [{"image_dir": "a"}]
+    dataset = {"general": {"resolution": 640, "keep_tokens": 2}, "datasets": [{"subsets": subsets}]}
+    assert built(dataset).entries[0].width_height == (640, 640)
+    run = {**RUN, "dataset": dataset}
+    config = build_run_config(run, overrides=["dataset.resolution=768"], source="run.toml")
+    (entry,) = config.dataset.entries
+    assert (entry.width_height, entry.subsets[0].keep_tokens) == ((768, 768), 2)
+    assert dataset["general"] == {"resolution": 640, "keep_tokens": 2}
+
+
+def test_masks_beside_datasets_are_not_passed_over():
+    datasets = [{"subsets": [{"image_dir": "a"}]}]
+    with pytest.raises(ConfigError, match="mask_dir and datasets contradict each other: put"):
+        built({"mask_dir": "masks", "datasets": datasets})
+
+
+def test_of_a_subset_what_is_not_as_above_counts_as_changed():
+    subsets = [{"image_dir": "a"}, {"image_dir": "b", "keep_tokens": 0, "is_reg": True}]
+    dataset = {"keep_tokens": 1, "datasets": [{"batch_size": 4, "subsets": subsets}]}
+    changed = changed_settings(build_run_config({**RUN, "dataset": dataset}, source="run.toml"))
+    assert {path: value for path, value in changed.items() if path.startswith("dataset")} == {
+        "dataset.keep_tokens": 1,
+        "dataset.datasets[0].batch_size": 4,
+        "dataset.datasets[0].subsets[0].image_dir": "a",
+        "dataset.datasets[0].subsets[1].image_dir": "b",
+        "dataset.datasets[0].subsets[1].keep_tokens": 0,
+        "dataset.datasets[0].subsets[1].is_reg": True,
+    }
 
 
 @pytest.mark.parametrize("word", ["", " "])

@@ -72,7 +72,7 @@ def test_every_goal_gives_settings_that_load(name, images, resolution, vram, cap
     assert tree == settings_for(GOALS[name], material)[0]
     config = build_run_config(tree, source="it")
     assert config.training.memory == (vram or "auto")
-    assert config.training.max_steps == steps_for(GOALS[name], images)
+    assert config.training.max_steps == steps_for(GOALS[name], material)
 
 
 EXAMPLE_IMAGES = {"style": 200, "subject": 25, "large": 6400}
@@ -90,17 +90,41 @@ def test_the_values_are_those_of_the_examples():
         assert goal.noise_offset == example["noise"]["offset"]
         assert goal.text_encoder == ("method" in example)
         assert goal.held_out == round(EXAMPLE_IMAGES[name] * example["validation"]["split"])
-    assert steps_for(GOALS["style"], 200) == 2000
-    assert steps_for(GOALS["subject"], 25) == 800
+    assert steps_for(GOALS["style"], SD1) == 2000
+    assert steps_for(GOALS["subject"], replace(SD1, images=25)) == 800
     assert settings_for(GOALS["style"], SD2_V)[0]["optimizer"]["lr"] == 3e-6
 
 
 def test_steps_follow_the_number_of_images_within_bounds():
     for goal in GOALS.values():
-        numbers = [steps_for(goal, images) for images in (1, 10, 100, 1000, 10**5, 10**7)]
+        numbers = [
+            steps_for(goal, replace(SD1, images=images))
+            for images in (1, 10, 100, 1000, 10**5, 10**7)
+        ]
         assert numbers == sorted(numbers)
         assert (numbers[0], numbers[-1]) == goal.steps
         assert all(number % 10 == 0 for number in numbers)
+
+
+@pytest.mark.parametrize(
+    ("vram", "size", "waits"), [(8, 1, 1), (11, 1, 1), (12, 2, 1), (16, 1, 4), (None, 1, 4)]
+)
+def test_sdxl_on_a_small_card_lets_no_gradients_wait(vram, size, waits):
+    """They are freed one by one there, or it does not fit; as many images are seen as elsewhere."""
+    tree, reasons = settings_for(GOALS["style"], replace(SDXL, vram=vram))
+    training = tree["training"]
+    assert (training["batch_size"], training["gradient_accumulation_steps"]) == (size, waits)
+    assert training["max_steps"] * size * waits == 2000 * 4
+    usual = settings_for(GOALS["style"], SDXL)[0]["optimizer"]["lr"]
+    assert tree["optimizer"]["lr"] == pytest.approx(usual * (size * waits / 4) ** 0.5, rel=0.02)
+    assert ("freed one by one" in reasons["training.gradient_accumulation_steps"]) == (waits == 1)
+
+
+def test_a_resolution_that_the_model_was_not_trained_at_is_told():
+    asked = settings_text(GOALS["style"], replace(SD1, resolution=640, native=512))
+    assert "resolution = 640  # as asked for; the model was trained at 512" in asked
+    usual = settings_text(GOALS["style"], replace(SD1, native=512))
+    assert "resolution = 512  # what the model was trained at" in usual
 
 
 def test_the_resolution_brings_its_buckets_and_previews():

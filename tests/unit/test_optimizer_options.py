@@ -181,6 +181,15 @@ def test_trying_out_leaves_the_random_state():
     assert torch.equal(torch.rand(1), expected)
 
 
+@pytest.mark.parametrize("name", ["betas", "eps", "weight_decay"])
+def test_an_argument_that_is_a_setting_too_is_given_once(name):
+    value = [0.5, 0.9] if name == "betas" else 0.1
+    for given in ({name: value}, {"arguments": {name: value}}):
+        OptimizerConfig.model_validate(given)
+    with pytest.raises(ValueError, match=rf"{name} and arguments\.{name} are both given"):
+        OptimizerConfig.model_validate({name: value, "arguments": {name: value}})
+
+
 @pytest.mark.parametrize("kind", ["prodigy", "dadapt_adam", "dadapt_lion", "prodigyopt.Prodigy"])
 @pytest.mark.parametrize(
     "method",

@@ -58,7 +58,7 @@ def merge(
     TARGET is .json or .jsonl. If it exists, words are added to it, what else it holds stays, and
     the old file is kept as .bak.
 
-    Example: impasto dataset merge images pictures/meta.json
+    Example: impasto dataset merge pictures pictures/meta.json
 
     Back: impasto dataset merge pictures/meta.json --to-sidecars
     """

@@ -140,10 +140,12 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
     masks, masked = masks_of(options["data"], scan.records)
     contents = open_model(options["model"], OpenOptions(), console)
     family = contents.identity.family
+    native = min(native_size(contents))
     return Material(
         model=options["model"],
         family=f"{family.name}, predicts {contents.identity.prediction.name}",
-        resolution=options["resolution"] or min(native_size(contents)),
+        resolution=options["resolution"] or native,
+        native=native,
         generation=family.generation,
         predicts_noise=contents.identity.prediction is EPSILON,
         takes_clip_skip=family.takes_any_layer,

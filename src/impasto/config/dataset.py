@@ -282,12 +282,14 @@ class DatasetConfig(DatasetKeys):
 
     @model_validator(mode="after")
     def _names_images(self) -> DatasetConfig:
-        own = [name for name in ("image_dir", "metadata_file") if getattr(self, name) is not None]
+        images = self.image_dir is not None or self.metadata_file is not None
+        named = ("image_dir", "metadata_file", "mask_dir")
+        own = [name for name in named if getattr(self, name) is not None]
         if self.datasets and own:
             raise ValueError(
                 f"{own[0]} and datasets contradict each other: put {own[0]} into a subset"
             )
-        if not self.datasets and not own:
+        if not self.datasets and not images:
             raise ValueError("give image_dir, metadata_file, datasets, train_data_dir, or config")
         if not self.datasets:
             self.require_bounds()

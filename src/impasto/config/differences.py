@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from impasto.config.dataset import SubsetConfig
 from impasto.config.field_docs import docs_of
 from impasto.config.former import with_former_values
 from impasto.config.load import build_run_config, settings_by_path
@@ -78,7 +79,10 @@ def differences(settings: Sequence[Mapping[str, Any]]) -> list[Difference]:
 
 
 def changed_settings(config: RunConfig) -> dict[str, Any]:
-    """Each setting that is not as usual, by its path, with its whole value."""
+    """Each setting that is not as usual, by its path, with its whole value.
+
+    Of a dataset and of a subset it is what is not as in the level above.
+    """
     required = {
         "output_dir": str(config.output_dir),
         "model": {"path": str(config.model.path)},
@@ -86,11 +90,24 @@ def changed_settings(config: RunConfig) -> dict[str, Any]:
         "training": {"max_steps": 1},
     }
     usual = settings_by_path(build_run_config(required, source="defaults"))
+    own = settings_by_path(config)
+
+    def usual_of(path: str) -> Any:
+        above = _LEVEL.sub("", path, count=1)
+        if above != path:
+            return own.get(above, usual_of(above))
+        field = SubsetConfig.model_fields.get(path.removeprefix("dataset."))
+        return usual.get(path, _NOTHING if field is None else field.default)
+
     return {
-        path: value
-        for path, value in settings_by_path(config).items()
-        if value is not None and (path not in usual or usual[path] != value)
+        path: value for path, value in own.items() if value is not None and usual_of(path) != value
     }
+
+
+_LEVEL = re.compile(r"(?:datasets|subsets)\[\d+\]\.(?!.*(?:datasets|subsets)\[)")
+"""The last level of a path: a dataset, or a subset of one."""
+
+_NOTHING = object()
 
 
 def about_setting(path: str) -> str:

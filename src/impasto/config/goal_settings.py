@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,6 +32,9 @@ passes."""
 SDXL_NOISE_OFFSET = 0.05
 """What SDXL itself was trained with at last (Podell et al. 2023, arXiv:2307.01952, section 2.5)."""
 
+_SDXL_TWO, _SDXL_WAITS = 12, 16
+"""GiB from which SDXL takes two images at a time, and from which gradients may wait."""
+
 _LONGEST_PROMPT = 300
 _BUCKET_SIDES = {512: (256, 1024), 768: (384, 1280)}
 """Resolution -> sides of buckets: as usual, and as in `configs/sd2-768-v.toml`."""
@@ -43,7 +47,7 @@ class Material:
     Attributes:
         model: The base model's path or id.
         family: What the model is, in words.
-        resolution: Pixels a side that it was trained at.
+        resolution: Pixels a side that are trained at.
         generation: What its learning rate goes by, as in `SD 2.x`.
         predicts_noise: Whether it predicts noise, and not velocity.
         takes_clip_skip: Whether models of its family were trained on other layers.
@@ -55,6 +59,7 @@ class Material:
         clip_skip: The layer of the text encoder that was asked for.
         mask_dir: The folder of their masks; empty where there is none.
         masked: How many images have a mask there.
+        native: Pixels a side that the model was trained at; None where they are `resolution`.
     """
 
     model: str
@@ -71,6 +76,7 @@ class Material:
     clip_skip: int | None = None
     mask_dir: str = ""
     masked: int = 0
+    native: int | None = None
 
 
 def settings_for(goal: Goal, material: Material) -> tuple[dict[str, Any], dict[str, str]]:
@@ -117,11 +123,48 @@ def settings_text(goal: Goal, material: Material) -> str:
     return "\n".join(lines) + "\n"
 
 
-def steps_for(goal: Goal, images: int) -> int:
+@dataclass(frozen=True)
+class Batches:
+    """How the images of a step are computed.
+
+    Attributes:
+        size: Images at a time.
+        accumulated: How often, ahead of a step.
+    """
+
+    size: int
+    accumulated: int
+
+    @property
+    def images(self) -> int:
+        """Images of a step."""
+        return self.size * self.accumulated
+
+
+def batches_for(goal: Goal, material: Material) -> Batches:
+    """The batches of a goal: one image after the other, where their gradients have room to wait.
+
+    Gradients of SDXL's U-Net take 4.8 GiB in 16 bits. Where each is freed as soon as it is there,
+    1024 pixels take 7.9 GiB with a batch of 1 and 8.7 with 2 (`configs/sdxl-12gb.toml`); then none
+    can wait for those of another batch.
+    """
+    if material.generation != "SDXL" or material.vram is None or material.vram >= _SDXL_WAITS:
+        return Batches(1, goal.batch)
+    return Batches(min(goal.batch, 2 if material.vram >= _SDXL_TWO else 1), 1)
+
+
+def steps_for(goal: Goal, material: Material) -> int:
     """Optimizer steps for a number of images, in tens."""
-    least, most = goal.steps
-    wanted = goal.passes * images / goal.batch
+    least, most = _bounds(goal, material)
+    wanted = goal.passes * material.images / batches_for(goal, material).images
     return int(min(max(wanted, least), most)) // 10 * 10
+
+
+def _bounds(goal: Goal, material: Material) -> tuple[int, int]:
+    """The least and the greatest number of steps: of smaller ones accordingly more."""
+    times = goal.batch // batches_for(goal, material).images
+    least, most = goal.steps
+    return least * times, most * times
 
 
 def bucket_sides(resolution: int) -> tuple[int, int, int]:
@@ -141,6 +184,10 @@ def _rate(goal: Goal, material: Material) -> tuple[float, str]:
     if material.generation not in RATES or goal is GOALS["scratch"]:
         return goal.lr, goal.lr_why
     fraction, why = RATES[material.generation]
+    images = batches_for(goal, material).images
+    if images != goal.batch:
+        fraction *= math.sqrt(images / goal.batch)
+        why = f"{why}; less by the square root, with {images} for {goal.batch} images a step"
     return float(f"{goal.lr * fraction:.2g}"), why
 
 
@@ -163,7 +210,7 @@ def _method_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str
         return {}
     fraction, layers, why = TEXT_ENCODERS[material.generation]
     rate = float(f"{_rate(goal, material)[0] * fraction:.2g}")
-    until = max(1, int(steps_for(goal, material.images) * TEXT_ENCODER_STEPS))
+    until = max(1, int(steps_for(goal, material) * TEXT_ENCODER_STEPS))
     found: dict[str, tuple[Any, str]] = {
         "method.train_text_encoder": (True, "learns the subject's name; faces need it most"),
         "method.text_encoder_lr": (rate, why),
@@ -188,7 +235,7 @@ def _data_settings(material: Material) -> dict[str, tuple[Any, str]]:
     low, high, step = bucket_sides(material.resolution)
     found: dict[str, tuple[Any, str]] = {
         "dataset.image_dir": (material.image_dir, f"{material.images:,} images"),
-        "dataset.resolution": (material.resolution, "what the model was trained at"),
+        "dataset.resolution": (material.resolution, _resolution_why(material)),
     }
     if material.resolution != 512:
         found |= {
@@ -202,20 +249,29 @@ def _data_settings(material: Material) -> dict[str, tuple[Any, str]]:
     return found
 
 
+def _resolution_why(material: Material) -> str:
+    if material.native in {None, material.resolution}:
+        return "what the model was trained at"
+    return f"as asked for; the model was trained at {material.native}"
+
+
 def _training_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
-    passes = goal.passes * material.images / goal.batch
-    least, most = goal.steps
+    batches = batches_for(goal, material)
+    passes = goal.passes * material.images / batches.images
+    least, most = _bounds(goal, material)
     bounds = "" if least <= passes <= most else f", but {least:,} to {most:,} steps"
     is_auto = material.vram is None
     return {
         "training.max_steps": (
-            steps_for(goal, material.images),
-            f"each image {goal.passes} times at {goal.batch} a step{bounds}",
+            steps_for(goal, material),
+            f"each image {goal.passes} times at {batches.images} a step{bounds}",
         ),
-        "training.batch_size": (1, ""),
+        "training.batch_size": (batches.size, ""),
         "training.gradient_accumulation_steps": (
-            goal.batch,
-            f"behaves like a batch of {goal.batch} in the memory of 1",
+            batches.accumulated,
+            f"behaves like a batch of {batches.images} in the memory of 1"
+            if batches.accumulated > 1
+            else "gradients are freed one by one, so that it fits, and cannot wait for others",
         ),
         "training.mixed_precision": ("auto", "bf16 on cards from 2020 on, else fp16"),
         "training.memory": (
@@ -264,7 +320,7 @@ def _saving_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str
 
 def _every(goal: Goal, material: Material, times: int) -> int:
     """Steps between what is to happen so many times in a run, in tens."""
-    return max(10, steps_for(goal, material.images) // times // 10 * 10)
+    return max(10, steps_for(goal, material) // times // 10 * 10)
 
 
 def prompts_of(captions: Sequence[str]) -> list[str]:

@@ -104,7 +104,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
     "dataset.caption_extension": ("Ending of captions", "caption_extension caption_extention"),
     "dataset.image_column": ("Column of images", ""),
     "dataset.caption_column": ("Column of captions", ""),
-    "dataset.class_tokens": ("Words for all images", ""),
+    "dataset.class_tokens": ("Words where there is no caption", ""),
     "dataset.shuffle_caption": ("Shuffle tags", "shuffle_caption", "Tag Shuffling"),
     "dataset.caption_separator": ("Separator of tags", "caption_separator", "Tag Delimiter"),
     "dataset.keep_tokens": ("Tags kept in front", "keep_tokens", "Keep Tag Count"),

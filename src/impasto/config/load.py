@@ -215,6 +215,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         section = section.setdefault(key, {})
         if not isinstance(section, dict):
             raise ConfigError(f"--set {override!r}: {key} is a value, not a section.")
+    general = section.get("general") if keys[:-1] == ["dataset"] else None
+    if isinstance(general, dict):  # which counts before [dataset], as in a file of sd-scripts
+        general.pop(keys[-1], None)
     if raw.strip() == "none":
         section.pop(keys[-1], None)
     else:

@@ -53,14 +53,20 @@ class OptimizerConfig(Section):
     @model_validator(mode="after")
     def _arguments_are_finite(self) -> OptimizerConfig:
         for name, value in self.arguments.items():
+            if name in _OWN and getattr(self, name) is not None:
+                raise ValueError(f"{name} and arguments.{name} are both given; take one out")
             if any(not math.isfinite(number) for number in _numbers_in(value)):
                 raise ValueError(f"arguments.{name} is {value}; expected finite numbers")
         return self
 
     def given(self) -> dict[str, Any]:
         """What is asked for beyond the optimizer's own defaults, without the rate."""
-        named = {"betas": self.betas, "eps": self.eps, "weight_decay": self.weight_decay}
+        named = {name: getattr(self, name) for name in _OWN}
         return {k: v for k, v in named.items() if v is not None} | dict(self.arguments)
+
+
+_OWN = ("betas", "eps", "weight_decay")
+"""Arguments of optimizers that are settings of their own."""
 
 
 def _numbers_in(value: Any) -> Iterator[float]:

@@ -151,7 +151,11 @@ def _build_hypernetwork(
 
 
 def new_hypernetwork(asked: HypernetworkMethod, model: BaseModel, seed: int) -> Hypernetwork:
-    """The hypernetwork as training begins: of a file, or drawn by the seed."""
+    """The hypernetwork as training begins: of a file, or drawn by the seed.
+
+    Raises:
+        ConfigError: `widths` are not those of the model.
+    """
     if asked.start_from is not None:
         return Hypernetwork.of(read_hypernetwork(asked.start_from))
     structure = Structure(
@@ -161,7 +165,14 @@ def new_hypernetwork(asked: HypernetworkMethod, model: BaseModel, seed: int) -> 
         activate_output=asked.activate_output,
         dropout=asked.dropout,
     )
-    network = Hypernetwork(asked.widths or context_widths(model.unet), structure)
+    there = context_widths(model.unet)
+    unknown = sorted(set(asked.widths or ()) - set(there))
+    if unknown:
+        raise ConfigError(
+            f"method.widths has {', '.join(map(str, unknown))}, and the contexts of this model are "
+            f"{', '.join(map(str, there))} numbers wide. Take these, or take method.widths out."
+        )
+    network = Hypernetwork(asked.widths or there, structure)
     initialize(network, asked.initialization, derive_seed(seed, "hypernetwork"))
     return network
 

@@ -15,6 +15,7 @@ from impasto.data.loading.sampler import Group
 from impasto.datasets.batching import batch_size_of
 from impasto.errors import OutOfMemoryError
 from impasto.training.optim.mixed_precision import MixedPrecision
+from impasto.training.planning.changes import with_changes
 from impasto.training.planning.levers import (
     KEPT_WITH,
     LADDER,
@@ -188,6 +189,16 @@ class MemoryFitter:
                 f"It would fit with training.batch_size = 1 and "
                 f"{'; '.join(r.text() for r in taken)}."
             )
+        waits = config.training.gradient_accumulation_steps
+        if waits > 1:
+            alone = with_changes(config, {"training": {"gradient_accumulation_steps": 1}})
+            changed, taken = self.choose_levers(alone, keep_asked=False)
+            if self.fits(changed):
+                return (
+                    f"It would fit with training.gradient_accumulation_steps = 1, which makes each "
+                    f"step one of {waits} times fewer images (take a lower optimizer.lr, and more "
+                    f"steps), and {'; '.join(r.text() for r in taken)}."
+                )
         return "Take a smaller dataset.resolution: no other setting makes it fit."
 
 
