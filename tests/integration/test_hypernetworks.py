@@ -168,6 +168,11 @@ def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, t
     assert not (tmp_path / "c").exists()
 
 
+def test_widths_that_the_model_does_not_have_are_named_as_the_setting(hypernetwork_config):
+    with pytest.raises(ConfigError, match=r"method\.widths has 17, and the contexts of this model"):
+        train(hypernetwork_config(hypernetwork={"widths": [17]}))
+
+
 def test_one_for_another_family_is_refused(hypernetwork_config, nano_sd2_model, tmp_path):
     """The nano SD 2 model has the widths of the nano SD 1 model, but for that of captions."""
     run = train(hypernetwork_config(hypernetwork={"widths": [16]}))
