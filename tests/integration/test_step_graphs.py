@@ -12,7 +12,6 @@ from safetensors.torch import load_file
 
 from impasto.config.cases import Facts
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
-from impasto.models.networks.loading import load_base_model
 from impasto.runs import RunDirectory
 from impasto.training import (
     build,
@@ -332,14 +331,13 @@ def test_what_is_not_finite_reaches_no_weight(
     with pytest.raises(NonFiniteLossError, match=rf"in step {at}\."):
         train(config)
     run = RunDirectory(config.output_dir)
+    if at == 1:  # a state would tie the run to the settings that failed
+        assert run.saved_steps() == []
+        return
     (state,) = run.states.glob("step-*")
     assert state.name == f"step-{at - 1:08d}"
     found = load_file(state / "weights.safetensors")
-    if at > 1:
-        wanted = load_file(whole.states / state.name / "weights.safetensors")
-    else:
-        unet = load_base_model(config.model.path).unet
-        wanted = {f"unet.{name}": tensor for name, tensor in unet.state_dict().items()}
+    wanted = load_file(whole.states / state.name / "weights.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 

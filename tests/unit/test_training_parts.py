@@ -354,3 +354,15 @@ def test_several_processes_count_what_one_was_stopped_with_once(is_main):
     summary = collector.read()
     assert summary.losses.tolist() == [0.5]
     assert summary.by_range == ({"loss_t0_249": 1.5} if is_main else {})
+
+
+@pytest.mark.parametrize(
+    ("norms", "mean"),
+    [([1.0, math.nan, 3.0], 2.0), ([math.inf, 4.0], 4.0), ([math.nan], None), ([], None)],
+)
+def test_steps_that_were_passed_over_do_not_spoil_the_norm_of_others(norms, mean):
+    """In fp16 each growth of the loss's scale has one."""
+    alone = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
+    collector = MetricsCollector(alone, num_timesteps=1000)
+    collector.resume(MetricsWindow([0.5], norms, [[0.0, 0.0]] * 4))
+    assert collector.read().grad_norm == mean

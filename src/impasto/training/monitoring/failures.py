@@ -69,14 +69,17 @@ class Failures:
     def not_finite(self, step: int, fault: NonFiniteError) -> NonFiniteLossError:
         """The error of a step whose loss or gradient is NaN or infinite.
 
-        The state from before it is saved where the weights are still those.
+        The state from before it is saved where the weights are still those, and of a step.
 
         Args:
             step: Steps that were applied before it.
             fault: What is known of it.
         """
-        what = f"To continue from the newest state before it: {command('resume', self.run.address)}"
-        if fault.weights_intact:
+        resume = command("resume", self.run.address)
+        what = f"To continue from the newest state before it: {resume}"
+        if fault.weights_intact and step == 0:
+            what = f"{_UNTRAINED}. Change the run's config.toml, and begin again with: {resume}"
+        elif fault.weights_intact:
             self.save(step)
             folder = self.run.states / step_name(step)
             what = f"The weights from before it are saved in {folder}"

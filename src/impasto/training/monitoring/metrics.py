@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +25,8 @@ class MetricsSummary:
 
     Attributes:
         losses: [N] the loss of each step, over all processes, on the CPU.
-        grad_norm: The mean norm of the gradient before clipping; None where it is not measured.
+        grad_norm: The mean norm of the gradient before clipping, of steps that did not overflow;
+            None where there is none, or it is not measured.
         images_per_s: Images of all processes per second of training, other work left out.
         data_wait: The share of that time that was spent waiting for data.
         memory_mib: The GPU's at its most since the start: that of tensors, or with
@@ -169,10 +170,9 @@ class MetricsCollector:
         sums = self._sums_by_range(losses.device)
         values = losses.cpu()
         seconds = time.perf_counter() - self._began - self._aside_s
-        norm = float(torch.stack(self._norms).mean()) if self._norms else None
         summary = MetricsSummary(
             values,
-            norm,
+            _mean_of_finite(self._norms),
             self._samples / seconds,
             self._waited_s / seconds,
             _memory_mib(graphs_steps=self._graphs_steps),
@@ -210,3 +210,10 @@ def _memory_mib(*, graphs_steps: bool) -> float:
         most = torch.cuda.max_memory_reserved if graphs_steps else torch.cuda.max_memory_allocated
         return most() / 2**20
     return float(psutil.Process().memory_info().rss) / 2**20
+
+
+def _mean_of_finite(norms: Sequence[Tensor]) -> float | None:
+    """The mean norm, without those of steps that were passed over; None where there is none."""
+    known = torch.stack(list(norms)).cpu() if norms else torch.empty(0)
+    finite = known[torch.isfinite(known)]
+    return float(finite.mean()) if len(finite) else None
