@@ -198,6 +198,43 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
     assert exported(run) == exported(whole)
 
 
+@pytest.mark.parametrize("average", ["instead", "beside"])
+def test_a_disk_of_models_that_goes_away_costs_no_step(train_config, whole, tmp_path, average):
+    """The model on the way, and the average beside it, cannot be written; the state can."""
+    folder = tmp_path / "models"
+
+    class Unplugging(SilentEvents):
+        def stepped(self, step):
+            if step == 3:
+                folder.rename(tmp_path / "unplugged")
+                folder.write_text("no folder any more")
+
+    folder.mkdir()
+    saving = {"model_dir": str(folder), "model_every_steps": 3, "average": average}
+    config = train_config(saving=saving, training={"ema_decay": 0.9})
+    with pytest.raises(StorageError, match=r"state after \d steps is saved. Continue with: .*res"):
+        train(config, Unplugging())
+    run = RunDirectory(config.output_dir)
+    assert max(run.saved_steps()) >= 3
+    folder.unlink()
+    assert resume(config.output_dir).exported_model() is not None
+
+
+def test_a_state_that_cannot_be_written_names_the_one_before(train_config, monkeypatch):
+    from impasto.training.saving import saver
+
+    real = saver.save_state
+
+    def failing(run, state, *, keep):
+        if state.step > 2:
+            raise StorageError("the disk is full.")
+        real(run, state, keep=keep)
+
+    monkeypatch.setattr(saver, "save_state", failing)
+    with pytest.raises(StorageError, match=r"is full. The state of step 2 is kept, and nothing"):
+        train(train_config(saving=EACH_STEP))
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])
 def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, name):
     class Full:

@@ -244,6 +244,14 @@ def test_what_is_reported_to_fail_is_said(hypernetwork_config, nano_model, chang
     assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
 
 
+def test_each_model_says_the_step_that_it_is_of(hypernetwork_config):
+    run = train(hypernetwork_config(saving={"model_every_steps": 4}))
+    (on_the_way,) = (run.path / "models").iterdir()
+    assert on_the_way.name == "model-step00000004.pt"
+    assert read_hypernetwork(on_the_way).step == 4
+    assert read_hypernetwork(run.export / "model.pt").step == 6
+
+
 def test_the_command_line(run_file, nano_model, tmp_path):
     """Train, interrupt nothing; inspect, convert to each form, and draw a sweep."""
     done = impasto(

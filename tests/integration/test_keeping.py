@@ -457,6 +457,29 @@ def test_settings_of_saving_that_would_do_nothing_are_refused(train_config):
         )
 
 
+def test_each_model_says_the_step_that_it_is_of(train_config):
+    saving = {"format": "safetensors", "model_every_steps": 2}
+    run = train(train_config(saving=saving, validation={"split": 0.4, "every_steps": 3}))
+    files = {file.stem: file for file in run.path.rglob("*.safetensors") if "model" in file.name}
+    said = {
+        name: json.loads(open_tensor_file(files[name]).metadata[SUMMARY_KEY])
+        for name in ("model-step00000002", "model-step00000004", "model-best", "model")
+    }
+    best = run.read_json("models.json")["best"]
+    (measured,) = best.values()
+    steps = {name: summary["steps"] for name, summary in said.items()}
+    assert steps == {
+        "model-step00000002": 2,
+        "model-step00000004": 4,
+        "model-best": measured["step"],
+        "model": 6,
+    }
+    whole = said["model"]["samples_seen"]
+    for name, step in steps.items():
+        assert 0 < said[name]["samples_seen"] <= whole
+        assert (said[name]["samples_seen"] < whole) == (step < 6)
+
+
 def test_a_run_from_a_checkout_that_was_never_installed_is_exported(train_config, monkeypatch):
     """As with the sources on `PYTHONPATH` alone: a run must not end without its model for that."""
 

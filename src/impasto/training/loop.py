@@ -94,7 +94,7 @@ class TrainingLoop:
             run=run,
             optimizer_update=self._optimizer_update,
             save=lambda step: self._pauses.save(step, now=True),
-            save_alone=lambda step: self._saver.save_state(step, self._pauses.best, now=True),
+            save_alone=lambda step: self._saver.save_last(step, self._pauses.best),
         )
         self._pauses = Pauses(
             session,

@@ -150,7 +150,7 @@ class Pauses:
             endings = endings if self._session.strategy.agreed(is_missing) else []
         if endings and self._session.participates:
             with self._outside_training("export", done):
-                self._saver.export_intermediate(endings)
+                self._saver.export_intermediate(done, endings)
 
     def export_model(self, done: int) -> Path | None:
         """Export the model as it is after `done` steps; None in a process that takes no part."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -67,8 +67,8 @@ class ExportSource:
         config: The settings.
         model: The base model.
         trainable: What was trained.
-        total_steps: Optimizer steps of the whole run.
-        samples_seen: Samples of all of them.
+        steps: Optimizer steps that are done.
+        samples_before: How many samples are seen after so many steps.
         images: Images that were trained on.
         base_hash: Hash of the base model's U-Net.
         merged: What trained parts are mixed with; None leaves them as they were trained.
@@ -77,8 +77,8 @@ class ExportSource:
     config: RunConfig
     model: BaseModel
     trainable: Trainable
-    total_steps: int
-    samples_seen: int
+    steps: int
+    samples_before: Callable[[int], int]
     images: int
     base_hash: str
     merged: MergedWithBase | None = None
@@ -139,7 +139,7 @@ class HypernetworkExporter:
             hypernetworks.halves_of({n.removeprefix("pairs."): t for n, t in tensors.items()}),
             module.structure,
             name=target.name.removesuffix(model_suffix(config)),
-            step=source.total_steps,
+            step=source.steps,
             initialization=asked.initialization.replace("ZeroOutput", "Normal"),
             base_name=source.model.contents.name,
             info=asked.info,
@@ -266,8 +266,8 @@ def training_summary(source: ExportSource) -> dict[str, Any]:
         "impasto_version": __version__,
         "base_model": source.model.contents.name,
         "base_model_unet_sha256": source.base_hash,
-        "steps": source.total_steps,
-        "samples_seen": source.samples_seen,
+        "steps": source.steps,
+        "samples_seen": source.samples_before(source.steps),
         "pictures": source.images,
         "trained_parts": [trained.name for trained in source.trainable.modules],
         "settings": tomli_w.dumps(redact_settings(settings, config.saving.publish)),
