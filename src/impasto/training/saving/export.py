@@ -143,11 +143,20 @@ class HypernetworkExporter:
             initialization=asked.initialization.replace("ZeroOutput", "Normal"),
             base_name=source.model.contents.name,
             info=asked.info,
-            metadata={SUMMARY_KEY: json.dumps(training_summary(source), ensure_ascii=False)},
+            metadata={
+                **{f"modelspec.{key}": text for key, text in config.saving.metadata.items()},
+                SUMMARY_KEY: json.dumps(training_summary(source), ensure_ascii=False),
+            },
         )
         lost = write_hypernetwork(
             contents.cast(DTYPES[config.export_precision]), target, dialect(config)
         )
+        if config.saving.metadata and dialect(config) != "safetensors":
+            names = ", ".join(config.saving.metadata)
+            lost += (
+                f"saving.metadata ({names}) is left out: a .pt file has no place for it. It is "
+                f"written with saving.format safetensors.",
+            )
         for sentence in lost:
             progress.note(f"{target.name}: {sentence}")
 
