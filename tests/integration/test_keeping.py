@@ -283,6 +283,27 @@ def test_a_disk_too_small_is_found_before_training(train_config, monkeypatch):
     assert not config.output_dir.exists()
 
 
+def test_models_in_a_folder_of_their_own_are_room_for_a_resumed_run(
+    train_config, tmp_path, monkeypatch
+):
+    """It needs as much as before it was stopped, and has that: what it wrote, it writes over."""
+    saving = {"model_every_steps": 1, "format": "safetensors", "model_dir": str(tmp_path / "m")}
+    plans, real = [], disk.plan_disk
+    monkeypatch.setattr(trainer, "plan_disk", lambda *args: plans.append(real(*args)) or plans[-1])
+    config = train_config(saving={**saving, "state_every_steps": 1})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(5))
+    (plan,) = plans
+    there = [*(tmp_path / "m").iterdir(), *(config.output_dir / "states").rglob("*")]
+    written = sum(file.stat().st_size for file in there if file.is_file())
+    left = plan.run_bytes + plan.models_bytes - written
+    monkeypatch.setattr(disk, "free_bytes", lambda _: left - (1 << 20))
+    with pytest.raises(StorageError, match="Nothing was begun"):
+        resume(config.output_dir)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: left)
+    assert resume(config.output_dir).exported_model() is not None
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -302,7 +323,7 @@ def test_the_disk_is_used_as_planned(train_config, monkeypatch, changes):
     plans = []
     real = trainer.require_room
     monkeypatch.setattr(
-        trainer, "require_room", lambda plan, config: (plans.append(plan), real(plan, config))
+        trainer, "require_room", lambda plan, *more: (plans.append(plan), real(plan, *more))
     )
     saving = {"state_every_steps": 2, "model_every_steps": 2, **changes.get("saving", {})}
     run = train(train_config(**{**changes, "saving": {"format": "safetensors", **saving}}))

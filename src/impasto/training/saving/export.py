@@ -28,6 +28,7 @@ from impasto.models.writing.saving import (
 )
 from impasto.progress import Progress
 from impasto.publishing import redact_settings
+from impasto.remote_paths import shown
 from impasto.runs import RunDirectory
 from impasto.training.model_files import (
     BEST,
@@ -190,7 +191,12 @@ def export_intermediate(
     saving = config.saving
     kept = saving.kept_step_models if ending.startswith("step") else saving.kept_epoch_models
     if kept is not None:
-        models.remove_oldest(config.export_name, full_ending, model_suffix(config), folder, kept)
+        suffix = model_suffix(config)
+        for old in models.remove_oldest(config.export_name, full_ending, suffix, folder, kept):
+            progress.note(
+                f"{shown(old)} could not be removed: another program may have it open. It is "
+                f"tried again after the next model."
+            )
     return target
 
 
