@@ -133,6 +133,32 @@ def test_a_report_that_is_missing_after_a_kill_is_made(whole):
     assert whole.report.is_file()
 
 
+def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config, tmp_path):
+    """Its states were moved away, and it is done again at another rate."""
+    config = train_config(
+        saving={**EACH_STEP, "format": "safetensors"},
+        validation={"split": 0.4, "every_steps": 2},
+        previews={"every_steps": 2, "prompts": ["a cat"], "at_first": False},
+    )
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(5))
+    run = RunDirectory(config.output_dir)
+    before = (run.samples / "step-00000002" / "000.png").read_bytes()
+    run.states.rename(tmp_path / "moved")
+    worse = {"best": {key: {"step": 4, "loss": 0.0} for key in run.read_json("models.json")["best"]}}
+    files.write_json(run.path / "models.json", run.read_json("models.json") | worse)
+    text = run.config_file.read_text("utf-8")
+    changed = text.replace("lr = 0.001", "lr = 1e-12")
+    assert changed != text
+    run.config_file.write_text(changed, encoding="utf-8")
+    told = Noted()
+    resume(run.path, told)
+    assert (run.path / "samples-abandoned/step-00000002/000.png").read_bytes() == before
+    assert (run.samples / "step-00000002" / "000.png").read_bytes() != before
+    assert [note for note in told.notes if "samples-abandoned" in note]
+    assert {"step": 4, "loss": 0.0} not in run.read_json("models.json")["best"].values()
+
+
 def test_a_damaged_status_is_no_hindrance(train_config, whole):
     run = crashed(train_config, 3)
     (run.path / "status.json").write_bytes(bytes(200))

@@ -312,7 +312,7 @@ class TrainingLoop:
             self._accelerator,
             self._run,
             self._events,
-            self._pauses.begin_averages,
+            self._pauses.begin,
         )
         if state is None:
             return 0

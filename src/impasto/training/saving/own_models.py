@@ -96,6 +96,12 @@ class OwnModels:
         self._best[self._key(target)] = {"step": step, "loss": loss}
         self._write()
 
+    def forget_best(self) -> None:
+        """Say that no best model is known to be of this run, which begins anew."""
+        if self._best:
+            self._best = {key: {} for key in self._best}
+            self._write()
+
     def remove_oldest(
         self, name: str, ending: str, suffix: str, folder: Path, keep: int
     ) -> list[Path]:

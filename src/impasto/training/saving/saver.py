@@ -207,6 +207,10 @@ class Saver:
 
             self._export(export, now=False)
 
+    def forget_best(self) -> None:
+        """Forget which step the best model of an earlier attempt is of."""
+        self._models.forget_best()
+
     def lacks(self, endings: Sequence[str]) -> bool:
         """Whether a model of one of these endings is not there."""
         targets = [
