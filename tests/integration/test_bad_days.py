@@ -145,8 +145,9 @@ def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config
     run = RunDirectory(config.output_dir)
     before = (run.samples / "step-00000002" / "000.png").read_bytes()
     run.states.rename(tmp_path / "moved")
-    worse = {"best": {key: {"step": 4, "loss": 0.0} for key in run.read_json("models.json")["best"]}}
-    files.write_json(run.path / "models.json", run.read_json("models.json") | worse)
+    models = run.read_json("models.json")
+    lowest = {"best": {key: {"step": 4, "loss": 0.0} for key in models["best"]}}
+    files.write_json(run.path / "models.json", models | lowest)
     text = run.config_file.read_text("utf-8")
     changed = text.replace("lr = 0.001", "lr = 1e-12")
     assert changed != text

@@ -159,6 +159,31 @@ def test_nothing_is_advised_that_would_be_refused(train_config, training, not_ad
     assert not any(not_advised in way for way in advised(config))
 
 
+@pytest.mark.parametrize(
+    ("settings", "says", "says_not"),
+    [
+        ({"training": {"batch_size": 4}}, "steps = 2 (the same training, in", "batch_size of"),
+        ({"training": {"batch_size": 5}}, "steps = 3 (smaller pieces, and about", "the same"),
+        (
+            {"training": {"batch_size": 4, "batch_by_pixels": True}},
+            "steps = 2 (smaller pieces, and about",
+            "the same",
+        ),
+        (
+            {"training": {"batch_size": 2}, "dataset": {"batch_size": 4}},
+            "a smaller batch_size of the dataset that has its own (it is 4)",
+            "training.batch_size",
+        ),
+    ],
+)
+def test_a_smaller_batch_is_advised_where_it_makes_the_largest_smaller(
+    train_config, settings, says, says_not
+):
+    told = "; ".join(advised(train_config(**settings)))
+    assert says in told
+    assert says_not not in told
+
+
 def test_a_text_encoder_with_a_rate_of_its_own_is_advised_to_rest(train_config):
     config = train_config(method={"train_text_encoder": True, "text_encoder_lr": 1e-5})
     assert "method.train_text_encoder = false" in advised(config)
