@@ -117,6 +117,14 @@ def test_rows_name_settings_that_exist():
             assert any(field in one.model_fields for one in sections), setting
 
 
+@pytest.mark.parametrize("decay", [0, 0.0, "0%"])
+def test_a_fall_at_the_end_needs_its_length(train_config, decay):
+    schedule = {"kind": "warmup_stable_decay", "warmup_steps": 2}
+    with pytest.raises(ConfigError, match="needs decay_steps"):
+        train_config(schedule={**schedule, "decay_steps": decay})
+    train_config(schedule={**schedule, "decay_steps": 4})
+
+
 def test_prodigy_is_not_offered_steps_in_the_backward_pass(train_config):
     config = begun(train_config, "prodigy", "full", memory="auto")
     words = " ".join(rung.text() for rung in rungs_taken(config, FACTS["GPU"]))
@@ -303,6 +311,27 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
             },
             Facts(),
             "is no multiple of training.ema_every 7",
+        ),
+        (
+            {"training": {"ema_decay": 0.9, "ema_every": 7}},
+            Facts(),
+            "ema_every 7 is more than the 6 steps of the run, so that training.ema_decay",
+        ),
+        (
+            {"training": {"posthoc_ema": True, "ema_every": 7, "max_steps": None}},
+            Facts(total_steps=6),
+            "ema_every 7 is more than the 6 steps of the run, so that training.posthoc_ema",
+        ),
+        (
+            {
+                "schedule": {
+                    "kind": "warmup_stable_decay",
+                    "warmup_steps": 4,
+                    "decay_steps": "50%",
+                }
+            },
+            Facts(),
+            "warmup_steps 4 and decay_steps 50% are together more than the 6 steps",
         ),
         (
             {"saving": {"posthoc_dtype": "fp32"}},
