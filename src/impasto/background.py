@@ -46,6 +46,11 @@ class BackgroundWriter:
         while self._waiting:
             self._waiting.popleft().result()
 
+    def settle(self) -> None:
+        """Wait until all is done, and drop the errors of what failed."""
+        while self._waiting:
+            self._waiting.popleft().exception()
+
     def close(self) -> None:
         """Wait until all work is done, also where it failed."""
         self._pool.shutdown(wait=True)

@@ -133,6 +133,33 @@ def test_a_report_that_is_missing_after_a_kill_is_made(whole):
     assert whole.report.is_file()
 
 
+def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config, tmp_path):
+    """Its states were moved away, and it is done again at another rate."""
+    config = train_config(
+        saving={**EACH_STEP, "format": "safetensors"},
+        validation={"split": 0.4, "every_steps": 2},
+        previews={"every_steps": 2, "prompts": ["a cat"], "at_first": False},
+    )
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(5))
+    run = RunDirectory(config.output_dir)
+    before = (run.samples / "step-00000002" / "000.png").read_bytes()
+    run.states.rename(tmp_path / "moved")
+    models = run.read_json("models.json")
+    lowest = {"best": {key: {"step": 4, "loss": 0.0} for key in models["best"]}}
+    files.write_json(run.path / "models.json", models | lowest)
+    text = run.config_file.read_text("utf-8")
+    changed = text.replace("lr = 0.001", "lr = 1e-12")
+    assert changed != text
+    run.config_file.write_text(changed, encoding="utf-8")
+    told = Noted()
+    resume(run.path, told)
+    assert (run.path / "samples-abandoned/step-00000002/000.png").read_bytes() == before
+    assert (run.samples / "step-00000002" / "000.png").read_bytes() != before
+    assert [note for note in told.notes if "samples-abandoned" in note]
+    assert {"step": 4, "loss": 0.0} not in run.read_json("models.json")["best"].values()
+
+
 def test_a_damaged_status_is_no_hindrance(train_config, whole):
     run = crashed(train_config, 3)
     (run.path / "status.json").write_bytes(bytes(200))
@@ -196,6 +223,43 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
     run = resume(config.output_dir)
     assert run.read_json("status.json")["phase"] == "finished"
     assert exported(run) == exported(whole)
+
+
+@pytest.mark.parametrize("average", ["instead", "beside"])
+def test_a_disk_of_models_that_goes_away_costs_no_step(train_config, whole, tmp_path, average):
+    """The model on the way, and the average beside it, cannot be written; the state can."""
+    folder = tmp_path / "models"
+
+    class Unplugging(SilentEvents):
+        def stepped(self, step):
+            if step == 3:
+                folder.rename(tmp_path / "unplugged")
+                folder.write_text("no folder any more")
+
+    folder.mkdir()
+    saving = {"model_dir": str(folder), "model_every_steps": 3, "average": average}
+    config = train_config(saving=saving, training={"ema_decay": 0.9})
+    with pytest.raises(StorageError, match=r"state after \d steps is saved. Continue with: .*res"):
+        train(config, Unplugging())
+    run = RunDirectory(config.output_dir)
+    assert max(run.saved_steps()) >= 3
+    folder.unlink()
+    assert resume(config.output_dir).exported_model() is not None
+
+
+def test_a_state_that_cannot_be_written_names_the_one_before(train_config, monkeypatch):
+    from impasto.training.saving import saver
+
+    real = saver.save_state
+
+    def failing(run, state, *, keep):
+        if state.step > 2:
+            raise StorageError("the disk is full.")
+        real(run, state, keep=keep)
+
+    monkeypatch.setattr(saver, "save_state", failing)
+    with pytest.raises(StorageError, match=r"is full. The state of step 2 is kept, and nothing"):
+        train(train_config(saving=EACH_STEP))
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])

@@ -9,12 +9,25 @@ from runs import StopAt, exported
 from safetensors.torch import load_file
 
 from impasto.checkpoints.hypernetworks import read_hypernetwork
+from impasto.checkpoints.reading import open_tensor_file
 from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ModelError
 from impasto.models.networks.loading import load_base_model
+from impasto.training.events import SilentEvents
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.exposure import Exposure
 from impasto.training.trainer import resume, train
+
+
+class Noted(SilentEvents):
+    """Remembers what was said."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
 
 SHARED = {
     "method": {"kind": "hypernetwork"},
@@ -247,6 +260,29 @@ def test_what_is_reported_to_fail_is_said(hypernetwork_config, nano_model, chang
     identity, usual = load_base_model(str(nano_model)).identity, Exposure(200, 1.0, 40.0, (10, 120))
     found = advice_on(config, identity, torch.device("cpu"), usual, weights=1000)
     assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
+
+
+def test_each_model_says_the_step_that_it_is_of(hypernetwork_config):
+    run = train(hypernetwork_config(saving={"model_every_steps": 4}))
+    (on_the_way,) = (run.path / "models").iterdir()
+    assert on_the_way.name == "model-step00000004.pt"
+    assert read_hypernetwork(on_the_way).step == 4
+    assert read_hypernetwork(run.export / "model.pt").step == 6
+
+
+@pytest.mark.parametrize("form", ["safetensors", "a1111"])
+def test_what_it_says_of_itself_is_written_or_told(hypernetwork_config, form):
+    metadata = {"title": "Blue", "author": "Ada", "license": "mit"}
+    told = Noted()
+    run = train(hypernetwork_config(saving={"format": form, "metadata": metadata}), told)
+    left_out = [note for note in told.notes if "saving.metadata" in note]
+    if form == "safetensors":
+        found = open_tensor_file(run.export / "model.safetensors").metadata
+        assert {key: found[f"modelspec.{key}"] for key in metadata} == metadata
+        assert left_out == []
+    else:
+        (note,) = left_out
+        assert "(title, author, license) is left out" in note
 
 
 def test_the_command_line(run_file, nano_model, tmp_path):

@@ -298,6 +298,27 @@ def test_a_disk_too_small_is_found_before_training(train_config, monkeypatch):
     assert not config.output_dir.exists()
 
 
+def test_models_in_a_folder_of_their_own_are_room_for_a_resumed_run(
+    train_config, tmp_path, monkeypatch
+):
+    """It needs as much as before it was stopped, and has that: what it wrote, it writes over."""
+    saving = {"model_every_steps": 1, "format": "safetensors", "model_dir": str(tmp_path / "m")}
+    plans, real = [], disk.plan_disk
+    monkeypatch.setattr(trainer, "plan_disk", lambda *args: plans.append(real(*args)) or plans[-1])
+    config = train_config(saving={**saving, "state_every_steps": 1})
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(5))
+    (plan,) = plans
+    there = [*(tmp_path / "m").iterdir(), *(config.output_dir / "states").rglob("*")]
+    written = sum(file.stat().st_size for file in there if file.is_file())
+    left = plan.run_bytes + plan.models_bytes - written
+    monkeypatch.setattr(disk, "free_bytes", lambda _: left - (1 << 20))
+    with pytest.raises(StorageError, match="Nothing was begun"):
+        resume(config.output_dir)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: left)
+    assert resume(config.output_dir).exported_model() is not None
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -317,7 +338,7 @@ def test_the_disk_is_used_as_planned(train_config, monkeypatch, changes):
     plans = []
     real = trainer.require_room
     monkeypatch.setattr(
-        trainer, "require_room", lambda plan, config: (plans.append(plan), real(plan, config))
+        trainer, "require_room", lambda plan, *more: (plans.append(plan), real(plan, *more))
     )
     saving = {"state_every_steps": 2, "model_every_steps": 2, **changes.get("saving", {})}
     run = train(train_config(**{**changes, "saving": {"format": "safetensors", **saving}}))
@@ -470,6 +491,29 @@ def test_settings_of_saving_that_would_do_nothing_are_refused(train_config):
         train_config(
             method={"kind": "hypernetwork"}, saving={"format": "a1111", "merge_ratio": 0.9}
         )
+
+
+def test_each_model_says_the_step_that_it_is_of(train_config):
+    saving = {"format": "safetensors", "model_every_steps": 2}
+    run = train(train_config(saving=saving, validation={"split": 0.4, "every_steps": 3}))
+    files = {file.stem: file for file in run.path.rglob("*.safetensors") if "model" in file.name}
+    said = {
+        name: json.loads(open_tensor_file(files[name]).metadata[SUMMARY_KEY])
+        for name in ("model-step00000002", "model-step00000004", "model-best", "model")
+    }
+    best = run.read_json("models.json")["best"]
+    (measured,) = best.values()
+    steps = {name: summary["steps"] for name, summary in said.items()}
+    assert steps == {
+        "model-step00000002": 2,
+        "model-step00000004": 4,
+        "model-best": measured["step"],
+        "model": 6,
+    }
+    whole = said["model"]["samples_seen"]
+    for name, step in steps.items():
+        assert 0 < said[name]["samples_seen"] <= whole
+        assert (said[name]["samples_seen"] < whole) == (step < 6)
 
 
 def test_a_run_from_a_checkout_that_was_never_installed_is_exported(train_config, monkeypatch):

@@ -11,6 +11,7 @@ from runs import StopAt
 
 from impasto.errors import ConfigError, RunError
 from impasto.runs import RunDirectory
+from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
 
@@ -80,6 +81,36 @@ def test_models_are_replaced_where_that_is_asked(train_config, tmp_path):
     assert (tmp_path / "my.safetensors").stat().st_size > 1000
     with pytest.raises(ConfigError, match="overwrite has no effect without model_dir"):
         train_config(saving={"overwrite": True})
+
+
+@pytest.mark.parametrize("form", ["safetensors", "diffusers"])
+def test_a_model_that_another_program_has_open_ends_no_run(train_config, monkeypatch, form):
+    """As on Windows: it is said once, and the model is removed as soon as that is possible."""
+    held, notes = "my-step00000001", []
+    unlink, replace = Path.unlink, Path.replace
+
+    class Noting(SilentEvents):
+        def note(self, message):
+            notes.append(message)
+
+        def stepped(self, step):
+            if step == 5:
+                monkeypatch.undo()
+
+    def refusing(real):
+        def act(path, *args, **options):
+            if path.stem == held:
+                raise PermissionError(13, "being used by another process", str(path))
+            return real(path, *args, **options)
+
+        return act
+
+    monkeypatch.setattr(Path, "unlink", refusing(unlink))
+    monkeypatch.setattr(Path, "replace", refusing(replace))
+    saving = {"name": "my", "format": form, "model_every_steps": 1, "keep_models": 1}
+    run = train(train_config(saving=saving), Noting())
+    assert len([note for note in notes if "could not be removed" in note]) == 1
+    assert [path.stem for path in (run.path / "models").iterdir()] == ["my-step00000005"]
 
 
 def test_a_name_that_was_taken_meanwhile_is_left(tmp_path):

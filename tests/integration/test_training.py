@@ -598,13 +598,16 @@ def test_without_held_out_pictures_there_is_no_best_model(train_config):
     assert not list((run.path / "models").glob("*"))
 
 
-def test_metrics_go_to_tensorboard_also_over_a_resume(train_config):
+@pytest.mark.parametrize("saved", [2, 3, 5])
+def test_metrics_go_to_tensorboard_also_over_a_resume(train_config, saved):
+    """Once each, also those of steps that are done again, from a state or from the start."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     config = train_config(
         logging={"trackers": ["tensorboard"], "every_steps": 1},
         method={"train_text_encoder": True, "text_encoder_lr": 1e-4},
-        saving={"state_every_steps": 3},
+        saving={"state_every_steps": saved},
+        validation={"split": 0.4, "every_steps": 2},
     )
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(4))
@@ -613,6 +616,8 @@ def test_metrics_go_to_tensorboard_also_over_a_resume(train_config):
     losses = {event.step: event.value for event in events.Scalars("loss")}
     expected = {r["step"]: r["loss"] for r in run.read_metrics() if "loss" in r}
     assert losses == pytest.approx(expected, rel=1e-6)
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+    assert [event.step for event in events.Scalars("validation_loss")] == [0, 2, 4, 6]
     assert {"lr", "lr_text_encoder", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= set(
         events.Tags()["scalars"]
     )

@@ -117,6 +117,14 @@ def test_rows_name_settings_that_exist():
             assert any(field in one.model_fields for one in sections), setting
 
 
+@pytest.mark.parametrize("decay", [0, 0.0, "0%"])
+def test_a_fall_at_the_end_needs_its_length(train_config, decay):
+    schedule = {"kind": "warmup_stable_decay", "warmup_steps": 2}
+    with pytest.raises(ConfigError, match="needs decay_steps"):
+        train_config(schedule={**schedule, "decay_steps": decay})
+    train_config(schedule={**schedule, "decay_steps": 4})
+
+
 def test_prodigy_is_not_offered_steps_in_the_backward_pass(train_config):
     config = begun(train_config, "prodigy", "full", memory="auto")
     words = " ".join(rung.text() for rung in rungs_taken(config, FACTS["GPU"]))
@@ -157,6 +165,31 @@ def test_arguments_of_an_optimizer_keep_it(train_config):
 def test_nothing_is_advised_that_would_be_refused(train_config, training, not_advised):
     config = train_config(training={"batch_size": 4, **training})
     assert not any(not_advised in way for way in advised(config))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says", "says_not"),
+    [
+        ({"training": {"batch_size": 4}}, "steps = 2 (the same training, in", "batch_size of"),
+        ({"training": {"batch_size": 5}}, "steps = 3 (smaller pieces, and about", "the same"),
+        (
+            {"training": {"batch_size": 4, "batch_by_pixels": True}},
+            "steps = 2 (smaller pieces, and about",
+            "the same",
+        ),
+        (
+            {"training": {"batch_size": 2}, "dataset": {"batch_size": 4}},
+            "a smaller batch_size of the dataset that has its own (it is 4)",
+            "training.batch_size",
+        ),
+    ],
+)
+def test_a_smaller_batch_is_advised_where_it_makes_the_largest_smaller(
+    train_config, settings, says, says_not
+):
+    told = "; ".join(advised(train_config(**settings)))
+    assert says in told
+    assert says_not not in told
 
 
 def test_a_text_encoder_with_a_rate_of_its_own_is_advised_to_rest(train_config):
@@ -278,6 +311,27 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
             },
             Facts(),
             "is no multiple of training.ema_every 7",
+        ),
+        (
+            {"training": {"ema_decay": 0.9, "ema_every": 7}},
+            Facts(),
+            "ema_every 7 is more than the 6 steps of the run, so that training.ema_decay",
+        ),
+        (
+            {"training": {"posthoc_ema": True, "ema_every": 7, "max_steps": None}},
+            Facts(total_steps=6),
+            "ema_every 7 is more than the 6 steps of the run, so that training.posthoc_ema",
+        ),
+        (
+            {
+                "schedule": {
+                    "kind": "warmup_stable_decay",
+                    "warmup_steps": 4,
+                    "decay_steps": "50%",
+                }
+            },
+            Facts(),
+            "warmup_steps 4 and decay_steps 50% are together more than the 6 steps",
         ),
         (
             {"saving": {"posthoc_dtype": "fp32"}},

@@ -43,6 +43,41 @@ def test_set_none_takes_a_setting_out():
     assert config.validation.image_dir is None
 
 
+OWN_IMAGES = {"image_dir": "held-out"}
+BY_SPLIT = {"dataset": {"datasets": [
+    {"validation_split": 0.1, "subsets": [{"image_dir": "a"}]}, {"subsets": [{"image_dir": "b"}]},
+], "validation_seed": 3}}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"validation": {**OWN_IMAGES, "split": 0.1}}, r"image_dir and validation\.split contrad"),
+        ({"validation": OWN_IMAGES}, ""),
+        ({"dataset": {"image_dir": "a", "validation_seed": 3}}, "validation_seed .* nothing is"),
+        ({"dataset": {"image_dir": "a", "validation_seed": 3}, "validation": {"split": 0.1}}, ""),
+        (BY_SPLIT, ""),
+        (
+            {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
+            r"dataset\.buckets has no effect",
+        ),
+        (
+            {"dataset": {"buckets": [[512, 512]], "datasets": [
+                {"enable_bucket": False, "subsets": [{"image_dir": "a"}]},
+                {"subsets": [{"image_dir": "b"}]},
+            ]}},
+            "",
+        ),
+    ],
+)  # fmt: skip
+def test_what_would_have_no_effect_on_held_out_images_and_sizes_is_refused(changes, words):
+    if not words:
+        build_run_config({**MINIMAL, **changes}, source="t")
+        return
+    with pytest.raises(ConfigError, match=words):
+        build_run_config({**MINIMAL, **changes}, source="t")
+
+
 def test_every_optional_setting_is_off_by_default():
     """TOML has no null: a setting that is off is left out, and must come back as off."""
 

@@ -1,5 +1,7 @@
 """Post-hoc averages as numbers: profiles, their products, and how they are mixed."""
 
+import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -122,3 +124,27 @@ def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeyp
         disk.require_room(plan, config)
     (tmp_path / "states" / "step-00000001").mkdir(parents=True)
     disk.require_room(plan, config)
+
+
+def test_states_are_no_room_for_models_on_another_disk(tmp_path, monkeypatch):
+    """Each disk has to hold its share, with what the run wrote on that one alone."""
+    run, models = tmp_path / "run", tmp_path / "models"
+    config = SimpleNamespace(output_dir=run, saving=SimpleNamespace(model_dir=models))
+    plan = disk.DiskPlan(state_bytes=0, states=0, model_bytes=4 << 20, models=1)
+    state, model = run / "states" / "step-00000001" / "weights.safetensors", models / "my.pt"
+    for file, size in ((state, plan.run_bytes), (model, plan.models_bytes)):
+        file.parent.mkdir(parents=True)
+        with file.open("wb") as opened:
+            opened.truncate(size)
+    real = Path.stat
+
+    def stat(path, **options):
+        facts = real(path, **options)
+        other = models == path or models in path.parents
+        return os.stat_result((*facts[:2], 1 if other else 0, *facts[3:]))
+
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    monkeypatch.setattr(Path, "stat", stat)
+    with pytest.raises(StorageError, match=r"models has 0\.00 GiB free"):
+        disk.require_room(plan, config)
+    disk.require_room(plan, config, [model])

@@ -137,6 +137,15 @@ def test_a_sample_at_first_is_no_sample_on_the_way():
     assert "every_steps" not in settings(*words, "--sample_every_n_epochs=1").tree["previews"]
 
 
+def test_a_fall_at_the_end_without_steps_is_a_level_rate_as_there():
+    found = settings("--lr_scheduler=warmup_stable_decay", "--lr_warmup_steps=10")
+    assert found.tree["schedule"] == {"kind": "constant", "warmup_steps": 10}
+    assert any("it never falls" in notice for notice in found.notices)
+    found = settings("--lr_scheduler=warmup_stable_decay", "--lr_decay_steps=0.1")
+    assert found.tree["schedule"]["kind"] == "warmup_stable_decay"
+    assert found.tree["schedule"]["decay_steps"] == 0.1
+
+
 def test_a_constant_rate_has_no_warmup():
     """sd-scripts' `get_scheduler_fix` refuses it too."""
     with pytest.raises(ConfigError, match="choose constant_with_warmup, or take it out"):

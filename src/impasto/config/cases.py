@@ -147,6 +147,20 @@ class Case:
         return asked and self.config.validation.image_dir is not None
 
     @property
+    def seeds_no_split(self) -> bool:
+        """Whether a dataset has a seed for what is held out, and no dataset has a share of it."""
+        entries = self.config.dataset.entries
+        asked = any(entry.validation_split is not None for entry in entries)
+        seeded = any(entry.validation_seed is not None for entry in entries)
+        return seeded and not asked and not self.config.validation.split
+
+    @property
+    def has_idle_buckets(self) -> bool:
+        """Whether there is a table of buckets, and every dataset that has it goes without them."""
+        tables = [entry for entry in self.config.dataset.entries if entry.buckets]
+        return bool(tables) and not any(entry.enable_bucket for entry in tables)
+
+    @property
     def holds_out(self) -> bool:
         """Whether there are images to validate on."""
         return self.config.holds_out

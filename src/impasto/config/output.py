@@ -203,7 +203,7 @@ class SavingConfig(Section):
     metadata: dict[MetadataKey, str] = Field(default_factory=dict)
     """What else the file says of itself: `title`, `author`, `description`, `license`, `tags`,
     `usage_hint`, `trigger_phrase`, `merged_from`, `thumbnail`, by the names of the
-    modelspec standard."""
+    modelspec standard. A hypernetwork has a place for them in `safetensors` alone."""
 
     @model_validator(mode="after")
     def _models_are_made(self) -> SavingConfig:

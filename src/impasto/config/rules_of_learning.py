@@ -135,6 +135,31 @@ HELD_OUT = (
         ),
     ),
     Rule(
+        ("validation.image_dir", "validation.split"),
+        lambda c: c.config.validation.image_dir is not None and c.config.validation.split > 0,
+        lambda _: (
+            "validation.image_dir and validation.split contradict each other: the first has the "
+            "images to validate on, and the second takes them from the dataset. Take one of them "
+            "out"
+        ),
+    ),
+    Rule(
+        ("dataset.validation_seed", "dataset.validation_split", "validation.split"),
+        lambda c: c.seeds_no_split,
+        lambda _: (
+            "validation_seed of a dataset chooses what is held out of it, and nothing is: give "
+            "validation.split or validation_split, or take it out"
+        ),
+    ),
+    Rule(
+        ("dataset.buckets", "dataset.enable_bucket"),
+        lambda c: c.has_idle_buckets,
+        lambda _: (
+            "dataset.buckets has no effect with enable_bucket = false, where all images have the "
+            "size of the resolution. Take one of them out"
+        ),
+    ),
+    Rule(
         ("validation.by", "validation.image_dir", "validation.split"),
         lambda c: bool(c.config.validation.by) and not c.config.holds_out,
         lambda _: (
@@ -143,7 +168,7 @@ HELD_OUT = (
         ),
     ),
 )
-"""Images that are held out in two ways, or not at all."""
+"""Images that are held out in two ways, or not at all, and sizes that none has."""
 
 
 DRAWN = (

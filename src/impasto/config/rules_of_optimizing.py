@@ -62,6 +62,15 @@ OPTIMIZER = (
         ),
     ),
     Rule(
+        ("schedule.warmup_steps", "schedule.decay_steps", "training.max_steps"),
+        lambda c: c.steps is not None and c.config.schedule.least_steps(c.steps) > c.steps,
+        lambda c: (
+            f"schedule.warmup_steps {c.config.schedule.warmup_steps} and decay_steps "
+            f"{c.config.schedule.decay_steps} are together more than the {c.steps} steps of the "
+            f"run. Make them smaller, or the run longer"
+        ),
+    ),
+    Rule(
         ("training.offload_optimizer", "optimizer.kind"),
         lambda c: c.training.offload_optimizer and c.row.is_paged,
         lambda c: (
@@ -118,11 +127,19 @@ AVERAGE = (
         ),
     ),
     Rule(
-        ("training.posthoc_ema", "training.ema_every", "training.max_steps"),
-        lambda c: c.training.posthoc_ema and c.steps is not None and c.steps < c.training.ema_every,
+        (
+            "training.ema_decay",
+            "training.posthoc_ema",
+            "training.ema_every",
+            "training.max_steps",
+        ),
+        lambda c: (
+            c.training.averages > 0 and c.steps is not None and c.steps < c.training.ema_every
+        ),
         lambda c: (
             f"training.ema_every {c.training.ema_every} is more than the {c.steps} steps of the "
-            f"run, so the averages of training.posthoc_ema would never be updated"
+            f"run, so that training.{'posthoc_ema' if c.training.posthoc_ema else 'ema_decay'} "
+            f"would never take in what was learned. Make it smaller"
         ),
     ),
     Rule(

@@ -37,8 +37,8 @@ class ScheduleConfig(Section):
     of the run below 1, or a percentage such as "5%"."""
 
     decay_steps: Steps = 0
-    """Of `warmup_stable_decay`: over how many steps the rate falls at the end; as for
-    `warmup_steps`."""
+    """Of `warmup_stable_decay`, which needs it: over how many steps the rate falls at the end; as
+    for `warmup_steps`."""
 
     cycles: Annotated[int, Field(ge=1)] = 1
     """Of `cosine_with_restarts`: how often it begins anew; of `cosine_with_min_lr` and
@@ -65,6 +65,12 @@ class ScheduleConfig(Section):
         fixed = {"constant", "inverse_sqrt", "piecewise_constant", "rates"}
         return self.kind not in fixed or not is_count(self.warmup_steps)
 
+    def least_steps(self, total: int) -> int:
+        """Of a run of `total` steps, how many its rise and its fall at the end take; 0 without."""
+        if self.kind != "warmup_stable_decay":
+            return 0
+        return counted(self.warmup_steps, total) + counted(self.decay_steps, total)
+
     @field_validator("warmup_steps", "decay_steps")
     @classmethod
     def _steps_are_readable(cls, value: Any) -> Any:
@@ -80,6 +86,11 @@ class ScheduleConfig(Section):
                     f"{name} has no effect on the kind {self.kind}; it belongs to "
                     f"{' and '.join(sorted(kinds))}"
                 )
+        if self.kind == "warmup_stable_decay" and not counted(self.decay_steps, 1_000_000):
+            raise ValueError(
+                'warmup_stable_decay needs decay_steps, such as "10%", or the rate would never '
+                "fall; a level rate is the kind constant"
+            )
         if self.kind in OPTION_USERS["rules"]:
             parse_rules(self.rules)
             if counted(self.warmup_steps, 1000):

@@ -66,6 +66,8 @@ def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
         kind = "constant"
         if rate:
             optimizer["lr"] = read_number("lr_scheduler", asked, rate)
+    if kind == "warmup_stable_decay":
+        kind = _with_decay(flags, schedule, notices)
     schedule["kind"] = _KINDS.get(kind, kind)
     schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
     if kind == "constant" and schedule["warmup_steps"]:
@@ -73,8 +75,6 @@ def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
             "--lr_warmup_steps does not go with --lr_scheduler constant: choose "
             "constant_with_warmup, or take it out."
         )
-    if kind == "warmup_stable_decay":
-        schedule["decay_steps"] = read_steps("lr_decay_steps", flags)
     for key, (name, kinds) in _USERS.items():
         if flags.get(name) is not None and kind in kinds:
             schedule[key] = flags[name]
@@ -82,6 +82,19 @@ def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
             notices.append(f"--{name}: it belongs to another --lr_scheduler than {kind}.")
     schedule |= _of_arguments(kind, read_pairs("lr_scheduler_args", flags), flags, optimizer["lr"])
     return notices
+
+
+def _with_decay(flags: Mapping[str, Any], schedule: dict[str, Any], notices: list[str]) -> str:
+    """The kind that warmup_stable_decay is, whose steps of decay go into the schedule."""
+    decay = read_steps("lr_decay_steps", flags)
+    if decay in (0, "0%"):
+        notices.append(
+            "--lr_scheduler warmup_stable_decay: without --lr_decay_steps it never falls, so it "
+            "is taken as constant_with_warmup."
+        )
+        return "constant_with_warmup"
+    schedule["decay_steps"] = decay
+    return "warmup_stable_decay"
 
 
 def _without_schedule(flags: Mapping[str, Any], optimizer: str) -> list[str]:

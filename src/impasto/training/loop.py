@@ -94,7 +94,7 @@ class TrainingLoop:
             run=run,
             optimizer_update=self._optimizer_update,
             save=lambda step: self._pauses.save(step, now=True),
-            save_alone=lambda step: self._saver.save_state(step, self._pauses.best, now=True),
+            save_alone=lambda step: self._saver.save_last(step, self._pauses.best),
         )
         self._pauses = Pauses(
             session,
@@ -312,7 +312,7 @@ class TrainingLoop:
             self._accelerator,
             self._run,
             self._events,
-            self._pauses.begin_averages,
+            self._pauses.begin,
         )
         if state is None:
             return 0

@@ -15,6 +15,7 @@ from impasto.runs.validations import validations_of
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.metrics import MetricsWindow
+from impasto.training.monitoring.previews import clear_samples
 from impasto.training.monitoring.recorder import Recorder
 from impasto.training.monitoring.validation import ValidationLoss, Validator
 from impasto.training.monitoring.validation_groups import (
@@ -150,7 +151,7 @@ class Pauses:
             endings = endings if self._session.strategy.agreed(is_missing) else []
         if endings and self._session.participates:
             with self._outside_training("export", done):
-                self._saver.export_intermediate(endings)
+                self._saver.export_intermediate(done, endings)
 
     def export_model(self, done: int) -> Path | None:
         """Export the model as it is after `done` steps; None in a process that takes no part."""
@@ -159,14 +160,19 @@ class Pauses:
         with self._outside_training("export", done):
             return self._saver.export_model()
 
-    def begin_averages(self, step: int) -> None:
-        """Store what averages are told from, before anything of the state after `step` is read.
+    def begin(self, step: int) -> None:
+        """Put away what is not of this run, before anything of the state after `step` is read.
 
-        Those of later steps are not of this run, whether or not it stores some itself.
+        Averages of later steps are not, whether or not it stores some itself; where it begins
+        anew, neither are samples nor the best model. Then what averages are told from is stored.
         """
         session = self._session
-        if session.accelerator.is_main_process and (done := clear_later(self._run, step)):
-            self._events.note(done)
+        if session.accelerator.is_main_process:
+            for done in (clear_later(self._run, step), clear_samples(self._run, step)):
+                if done:
+                    self._events.note(done)
+            if step == 0:
+                self._saver.forget_best()
         if session.posthoc and session.participates:
             self._saver.store_start(step, session.posthoc)
 

@@ -309,9 +309,9 @@ def _require_free(run: RunDirectory, config: RunConfig, session: Session) -> Non
     """Make sure that there is room for what a run writes, and that no model is in its way."""
     steps_per_epoch = session.sampler.steps_per_epoch
     plan = plan_disk(config, session.model, session.trainable, session.total_steps, steps_per_epoch)
-    require_room(plan, config)
-    endings = Triggers(config, steps_per_epoch).planned_endings(session.total_steps)
     own = OwnModels(run, overwrite=config.saving.overwrite)
+    require_room(plan, config, own.paths())
+    endings = Triggers(config, steps_per_epoch).planned_endings(session.total_steps)
     own.require_free(planned_models(config, endings))
     own.begin()
 

@@ -12,10 +12,11 @@ from accelerate import Accelerator
 
 from impasto.config.run import RunConfig
 from impasto.datasets.distributed import is_process_loss
-from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunError
+from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunError, StorageError
 from impasto.invocation import command
 from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
+from impasto.runs.status import kept_text
 from impasto.training.devices import is_out_of_memory
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.graph_recorder import NotRecordableError
@@ -121,25 +122,36 @@ class Failures:
 
     @contextlib.contextmanager
     def saving_on_error(self, step: int) -> Iterator[StepCounter]:
-        """Save the state if latents or images are lost meanwhile: the weights are good.
+        """Save the state if latents or images are lost meanwhile, or a file cannot be written.
+
+        The weights are good then. Where a model could not be written, the state may well be: it
+        is often on another disk.
 
         Args:
             step: Steps that are done at first; the value is kept up to date by the caller.
 
         Raises:
             DatasetError: With what is saved.
+            StorageError: Likewise.
         """
         done = StepCounter(step)
         try:
             yield done
-        except DatasetError as error:
+        except (DatasetError, StorageError) as error:
             saved = None
             if self.accelerator.num_processes == 1 and not self.optimizer_update.is_stepping:
                 self.optimizer.zero_grad()
-                saved = self._saved(done.step)
-            raise DatasetError(
-                f"{error} {saved or _NEWEST}. Continue with: {command('resume', self.run.address)}"
-            ) from error
+                with contextlib.suppress(StorageError):
+                    saved = self._saved(done.step)
+            then = f"{saved}. Continue with" if saved else self._kept()
+            kind = DatasetError if isinstance(error, DatasetError) else StorageError
+            raise kind(f"{error} {then}: {command('resume', self.run.address)}") from error
+
+    def _kept(self) -> str:
+        """Which state is there already, for a sentence that ends with the command to go on."""
+        if not self.accelerator.is_main_process:  # there may be no disk here with the states
+            return f"{_NEWEST}. Continue with"
+        return kept_text(max(self.run.saved_steps(), default=0))
 
     def explaining_fetches(self, steps: Iterator[T], done: StepCounter) -> Iterator[T]:
         """Yield what the steps train on, and explain errors where it is fetched.

@@ -10,14 +10,39 @@ from typing import Any
 
 import torch
 
-from impasto import files
+from impasto import files, presence
 from impasto.evaluation.preview_distance import PreviewDistance
 from impasto.progress import Advance, Progress
 from impasto.runs import RunDirectory, step_name
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, save_png
+from impasto.storage_errors import reported
 
 _NAME = "{:03d}.png"
+
+
+def clear_samples(run: RunDirectory, step: int) -> str:
+    """Keep samples of an earlier attempt out of a run that begins anew; a resumed one has its own.
+
+    Args:
+        run: The run.
+        step: What it goes on from; 0 where it has no state.
+
+    Returns:
+        What was done, in words; empty if nothing was to do.
+
+    Raises:
+        StorageError: The folder cannot be renamed.
+    """
+    if step or not run.sampled_steps():
+        return ""
+    target = presence.free_path(run.path / "samples-abandoned")
+    with reported(target):
+        run.samples.rename(target)
+    return (
+        f"The samples of an earlier attempt are kept in {target}. Delete that folder if you do "
+        f"not need it."
+    )
 
 
 @dataclass(frozen=True)

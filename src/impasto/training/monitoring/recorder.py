@@ -103,6 +103,7 @@ class Recorder:
             logging.wandb_name or Path(self._run.path).resolve().name,
             logging.wandb_project,
             settings,
+            step,
         )
         self._trackers = open_trackers(logging.trackers, tracked)
 

@@ -25,12 +25,14 @@ class TrackedRun:
         name: What it is called.
         project: What it belongs to.
         settings: What may leave the machine of its settings.
+        step: How many steps are done as it begins or goes on.
     """
 
     run: RunDirectory
     name: str
     project: str
     settings: Mapping[str, Any]
+    step: int = 0
 
 
 class Tracker(Protocol):
@@ -44,13 +46,18 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run directory."""
+    """Event files in `tensorboard/` of the run directory.
+
+    Of steps that are done again, TensorBoard shows the last time alone.
+    """
 
     def __init__(self, tracked: TrackedRun) -> None:
         require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(tracked.run.path / "tensorboard"))
+        self._writer: Any = SummaryWriter(
+            str(tracked.run.path / "tensorboard"), purge_step=tracked.step and tracked.step + 1
+        )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Keep numbers of a step."""

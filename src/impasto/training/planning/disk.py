@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -88,8 +90,13 @@ def plan_disk(
     )
 
 
-def require_room(plan: DiskPlan, config: RunConfig) -> None:
+def require_room(plan: DiskPlan, config: RunConfig, own_models: Iterable[Path] = ()) -> None:
     """Make sure that the disk holds what is planned; what a resumed run left there counts as free.
+
+    Args:
+        plan: What will be there.
+        config: The settings.
+        own_models: Files and folders of models that the run has written, wherever they are.
 
     Raises:
         StorageError: It does not; with what is needed, what is there, and which settings help.
@@ -105,10 +112,9 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
     else:
         needs[models] = plan.models_bytes
     choice = f"folder for copies ({COPIES_VARIABLE})" if is_sent else "output_dir"
+    own = _own_bytes(run, own_models)
     for folder, needed in needs.items():
-        own = (_bytes_below(run / name) for name in _own_folders(run))
-        kept = sum(file.stat().st_size for file in run.glob(BASE_FILES)) if folder == run else 0
-        free = free_bytes(folder) + sum(own) + kept
+        free = free_bytes(folder) + own[_device_of(folder)]
         if needed > free:
             raise StorageError(
                 f"The disk of {folder} has {_gib(free)} free, and this run needs up to "
@@ -118,6 +124,18 @@ def require_room(plan: DiskPlan, config: RunConfig) -> None:
                 f"Nothing was begun. Free some space, keep less (saving.keep_states, "
                 f"saving.keep_models), or choose another {choice}."
             )
+
+
+def _own_bytes(run: Path, models: Iterable[Path]) -> Counter[int]:
+    """Bytes that a run writes over, of files that are there: the disk's number -> how many."""
+    roots = [*(run / name for name in _own_folders(run)), *run.glob(BASE_FILES), *models]
+    found = {file.resolve() for root in roots for file in (root, *root.rglob("*"))}
+    own: Counter[int] = Counter()
+    for file in found:
+        if presence.is_file(file):
+            facts = file.stat()
+            own[facts.st_dev] += facts.st_size
+    return own
 
 
 def _own_folders(run: Path) -> tuple[str, ...]:
@@ -216,10 +234,6 @@ def _existing(path: Path) -> Path:
 
 def _device_of(path: Path) -> int:
     return _existing(path).stat().st_dev
-
-
-def _bytes_below(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if presence.is_file(file))
 
 
 def _gib(size: int) -> str:

@@ -100,13 +100,11 @@ def _on_other_work(config: RunConfig, doing: str) -> list[Way]:
 
 def _on_training(config: RunConfig) -> list[Way]:
     """In the order of what they save of a full fine-tuning of SD 1.x at 512 pixels."""
-    facts, before = facts_of(config, planned_processes()), settings_fingerprint(config)
-    found = []
-    for applies, changes, why in (*_ways_to_compute_less(config), *_ways_to_keep_less(config)):
-        changed = with_changes(config, changes)
-        if applies and goes_together(changed, facts):
-            is_resumable = not differences(before, settings_fingerprint(changed))
-            found.append(Way(f"{settings_text(changes)} ({why})", is_resumable))
+    found = [
+        *_applying(config, _ways_to_compute_less(config)),
+        *_smaller_own_batches(config),
+        *_applying(config, _ways_to_keep_less(config)),
+    ]
     if config.trains_text_encoder:
         found.append(Way("method.train_text_encoder = false"))
     return [*found, Way("a smaller dataset.resolution")]
@@ -116,11 +114,41 @@ _Change = tuple[bool, Changes, str]
 """Whether a change would help, the change, and why it does."""
 
 
+def _applying(config: RunConfig, changes_of: Sequence[_Change]) -> list[Way]:
+    """Those that help, and go together with the other settings."""
+    facts, before = facts_of(config, planned_processes()), settings_fingerprint(config)
+    found = []
+    for applies, changes, why in changes_of:
+        changed = with_changes(config, changes)
+        if applies and goes_together(changed, facts):
+            is_resumable = not differences(before, settings_fingerprint(changed))
+            found.append(Way(f"{settings_text(changes)} ({why})", is_resumable))
+    return found
+
+
+def _batches(config: RunConfig) -> tuple[int, int]:
+    """Images of the largest batch, and of what `training.batch_size` would be half of it."""
+    largest = max(config.batch_sizes.values())
+    half = with_changes(config, {"training": {"batch_size": max(1, largest // 2)}})
+    return largest, max(half.batch_sizes.values())
+
+
+def _smaller_own_batches(config: RunConfig) -> list[Way]:
+    """Of datasets with a batch size of their own, which that of training does not lower."""
+    largest, after = _batches(config)
+    if largest == 1 or after < largest:
+        return []
+    return [Way(f"a smaller batch_size of the dataset that has its own (it is {largest})")]
+
+
 def _ways_to_compute_less(config: RunConfig) -> list[_Change]:
     training = config.training
-    largest = max(config.batch_sizes.values())
+    largest, after = _batches(config)
     half = max(1, largest // 2)
-    accumulated = training.gradient_accumulation_steps * -(-largest // half)
+    pieces = -(-largest // half)
+    accumulated = training.gradient_accumulation_steps * pieces
+    has_own = any(entry.batch_size for entry in config.dataset.entries)
+    is_same = half * pieces == largest and not has_own and not training.batch_by_pixels
     return [
         (
             not training.gradient_checkpointing,
@@ -128,12 +156,14 @@ def _ways_to_compute_less(config: RunConfig) -> list[_Change]:
             "activations are computed again instead of kept",
         ),
         (
-            largest > 1,
+            after < largest,
             {"training": {"batch_size": half, "gradient_accumulation_steps": accumulated}},
-            "the same training, in smaller pieces",
+            "the same training, in smaller pieces"
+            if is_same
+            else "smaller pieces, and about as many images a step",
         ),
         (
-            largest > 1 and training.optimizer_in_backward != "off",
+            after < largest and training.optimizer_in_backward != "off",
             {"training": {"batch_size": half}},
             "fewer images a step",
         ),

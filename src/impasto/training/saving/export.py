@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,6 +28,7 @@ from impasto.models.writing.saving import (
 )
 from impasto.progress import Progress
 from impasto.publishing import redact_settings
+from impasto.remote_paths import shown
 from impasto.runs import RunDirectory
 from impasto.training.model_files import (
     BEST,
@@ -67,8 +68,8 @@ class ExportSource:
         config: The settings.
         model: The base model.
         trainable: What was trained.
-        total_steps: Optimizer steps of the whole run.
-        samples_seen: Samples of all of them.
+        steps: Optimizer steps that are done.
+        samples_before: How many samples are seen after so many steps.
         images: Images that were trained on.
         base_hash: Hash of the base model's U-Net.
         merged: What trained parts are mixed with; None leaves them as they were trained.
@@ -77,8 +78,8 @@ class ExportSource:
     config: RunConfig
     model: BaseModel
     trainable: Trainable
-    total_steps: int
-    samples_seen: int
+    steps: int
+    samples_before: Callable[[int], int]
     images: int
     base_hash: str
     merged: MergedWithBase | None = None
@@ -139,15 +140,24 @@ class HypernetworkExporter:
             hypernetworks.halves_of({n.removeprefix("pairs."): t for n, t in tensors.items()}),
             module.structure,
             name=target.name.removesuffix(model_suffix(config)),
-            step=source.total_steps,
+            step=source.steps,
             initialization=asked.initialization.replace("ZeroOutput", "Normal"),
             base_name=source.model.contents.name,
             info=asked.info,
-            metadata={SUMMARY_KEY: json.dumps(training_summary(source), ensure_ascii=False)},
+            metadata={
+                **{f"modelspec.{key}": text for key, text in config.saving.metadata.items()},
+                SUMMARY_KEY: json.dumps(training_summary(source), ensure_ascii=False),
+            },
         )
         lost = write_hypernetwork(
             contents.cast(DTYPES[config.export_precision]), target, dialect(config)
         )
+        if config.saving.metadata and dialect(config) != "safetensors":
+            names = ", ".join(config.saving.metadata)
+            lost += (
+                f"saving.metadata ({names}) is left out: a .pt file has no place for it. It is "
+                f"written with saving.format safetensors.",
+            )
         for sentence in lost:
             progress.note(f"{target.name}: {sentence}")
 
@@ -181,7 +191,12 @@ def export_intermediate(
     saving = config.saving
     kept = saving.kept_step_models if ending.startswith("step") else saving.kept_epoch_models
     if kept is not None:
-        models.remove_oldest(config.export_name, full_ending, model_suffix(config), folder, kept)
+        suffix = model_suffix(config)
+        for old in models.remove_oldest(config.export_name, full_ending, suffix, folder, kept):
+            progress.note(
+                f"{shown(old)} could not be removed: another program may have it open. It is "
+                f"tried again after the next model."
+            )
     return target
 
 
@@ -266,8 +281,8 @@ def training_summary(source: ExportSource) -> dict[str, Any]:
         "impasto_version": __version__,
         "base_model": source.model.contents.name,
         "base_model_unet_sha256": source.base_hash,
-        "steps": source.total_steps,
-        "samples_seen": source.samples_seen,
+        "steps": source.steps,
+        "samples_seen": source.samples_before(source.steps),
         "pictures": source.images,
         "trained_parts": [trained.name for trained in source.trainable.modules],
         "settings": tomli_w.dumps(redact_settings(settings, config.saving.publish)),

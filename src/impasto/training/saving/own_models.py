@@ -6,11 +6,12 @@ keeps there.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable
 from pathlib import Path
 
-from impasto import files
+from impasto import files, presence
 from impasto.errors import RunError
 from impasto.models.writing.targets import is_file_name, why_not_replaced
 from impasto.runs import RunDirectory
@@ -33,8 +34,13 @@ class OwnModels:
         self._written = [self._key(run.at(record)) for record in recorded.get("written", [])]
         self._best: dict[str, dict[str, float]] = dict(recorded.get("best", {}))
         self._mixed: dict[str, float] = dict(recorded.get("mixed", {}))
+        self._stuck: set[Path] = set()
         began_before_records = not recorded and bool(run.saved_steps())
         self._knows = not began_before_records
+
+    def paths(self) -> tuple[Path, ...]:
+        """The models that the run has written, some of which may be gone."""
+        return tuple(self._run.at(key) for key in self._written)
 
     def require_free(self, targets: Iterable[Path]) -> None:
         """Make sure that nothing of others is where this run is going to write.
@@ -90,8 +96,19 @@ class OwnModels:
         self._best[self._key(target)] = {"step": step, "loss": loss}
         self._write()
 
-    def remove_oldest(self, name: str, ending: str, suffix: str, folder: Path, keep: int) -> None:
+    def forget_best(self) -> None:
+        """Say that no best model is known to be of this run, which begins anew."""
+        if self._best:
+            self._best = {key: {} for key in self._best}
+            self._write()
+
+    def remove_oldest(
+        self, name: str, ending: str, suffix: str, folder: Path, keep: int
+    ) -> list[Path]:
         """Of this run's models on the way that are called alike, keep the newest.
+
+        What cannot be removed, as on Windows where another program has it open, stays in the
+        record: it is tried again the next time.
 
         Args:
             name: The model's name, before the ending.
@@ -99,6 +116,9 @@ class OwnModels:
             suffix: The suffix of the file's name; empty for folders.
             folder: Where they are.
             keep: How many stay.
+
+        Returns:
+            Those that could not be removed, each the first time alone.
         """
         numbered = re.sub(r"\d+", r"(\\d+)", re.escape(ending), count=1)
         shape = re.compile(re.escape(name) + numbered + re.escape(suffix))
@@ -108,12 +128,20 @@ class OwnModels:
             match = shape.fullmatch(path.name)
             if match and path.parent.resolve() == folder.resolve() and path.exists():
                 alike[int(match[1])] = path
+        stuck = []
         for number in sorted(alike)[:-keep]:
             old = alike[number]
-            files.remove_folder(old) if old.is_dir() else old.unlink()
+            with contextlib.suppress(OSError):
+                files.remove_folder(old) if old.is_dir() else old.unlink()
+            if presence.exists(old):
+                stuck.append(old)
+                continue
             self._written.remove(self._key(old))
             self._mixed.pop(self._key(old), None)
         self._write()
+        new = [path for path in stuck if path not in self._stuck]
+        self._stuck.update(new)
+        return new
 
     def _is_foreign(self, target: Path) -> bool:
         inside = self._run.path.resolve() in target.resolve().parents

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -117,6 +118,16 @@ class Saver:
             self._background.wait()
             self._write_state(state)
 
+    def save_last(self, done: int, best: float | None) -> None:
+        """Save the state of a run that ends by an error, also after a write that has failed.
+
+        Raises:
+            NonFiniteLossError: As for `save_state`.
+            StorageError: It could not be written.
+        """
+        self._background.settle()
+        self.save_state(done, best, now=True)
+
     def _require_finite(self, done: int) -> None:
         """Look at the weights, and their average: what is saved has to be good to go on from."""
         resumable, optimizer = self._session_state, self._source.config.optimizer
@@ -184,16 +195,21 @@ class Saver:
         self._run.require_locked()
         write_snapshot(self._run, done, tensors)
 
-    def export_intermediate(self, endings: Sequence[str]) -> None:
-        """Export the model as it is now, once for each ending of its name."""
+    def export_intermediate(self, done: int, endings: Sequence[str]) -> None:
+        """Export the model as it is after `done` steps, once for each ending of its name."""
+        source = replace(self._source, steps=done)
         for ending in endings:
 
             def export(trained: Trained, variant: str, ending: str = ending) -> Path:
                 return export_intermediate(
-                    self._source, trained, self._models, self._progress, ending, variant
+                    source, trained, self._models, self._progress, ending, variant
                 )
 
             self._export(export, now=False)
+
+    def forget_best(self) -> None:
+        """Forget which step the best model of an earlier attempt is of."""
+        self._models.forget_best()
 
     def lacks(self, endings: Sequence[str]) -> bool:
         """Whether a model of one of these endings is not there."""
@@ -205,10 +221,11 @@ class Saver:
         return not all(target.exists() for target in targets)
 
     def export_best(self, done: int, loss: float) -> None:
-        """Export the model as it is now, after `done` steps, in the place of the best before."""
+        """Export the model as it is after `done` steps, in the place of the best before."""
+        source = replace(self._source, steps=done)
         self._export(
             lambda trained, variant: export_best(
-                self._source, trained, self._models, self._progress, variant, (done, loss)
+                source, trained, self._models, self._progress, variant, (done, loss)
             ),
             now=False,
         )
