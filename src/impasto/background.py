@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-import psutil
+from impasto import ram
 
 SPARE_BYTES = 2 << 30  # of RAM, left to everything else
 
@@ -61,4 +61,4 @@ def _without_result(work: Callable[[], object]) -> None:
 
 
 def _is_free(size_bytes: int) -> bool:
-    return bool(psutil.virtual_memory().available > size_bytes + SPARE_BYTES)
+    return ram.free_bytes() > size_bytes + SPARE_BYTES

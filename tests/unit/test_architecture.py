@@ -86,6 +86,12 @@ def test_pickles_are_read_in_one_place_and_never_run():
         assert all("weights_only=True" in load for load in loads), path
 
 
+def test_ram_is_asked_for_in_one_place():
+    """psutil alone knows no limit of a container, and a run that goes by it is killed."""
+    asking = [f for f in SOURCE.rglob("*.py") if "virtual_memory" in f.read_text(encoding="utf-8")]
+    assert asking == [SOURCE / "ram.py"]
+
+
 def test_public_names():
     assert impasto.__all__ == sorted(impasto.__all__)
     for name in impasto.__all__:

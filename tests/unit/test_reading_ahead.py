@@ -2,12 +2,12 @@
 
 import os
 import threading
-from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import save_file
 
+from impasto import ram
 from impasto.checkpoints import reading_ahead, stored_bytes
 from impasto.checkpoints import tensors as tensors_module
 from impasto.checkpoints.reading import open_tensor_file
@@ -139,8 +139,7 @@ def test_whatever_goes_wrong_ahead_is_said_by_who_reads_it(file, monkeypatch):
 
 def test_nothing_is_read_ahead_without_room(file, monkeypatch):
     """What a run takes is predicted first: until then there has to be room to spare."""
-    memory = SimpleNamespace(virtual_memory=lambda: SimpleNamespace(available=1 << 30))
-    monkeypatch.setattr(reading_ahead, "psutil", memory)
+    monkeypatch.setattr(ram, "free_bytes", lambda: 1 << 30)
     tensors = open_tensor_file(file).tensors
     ahead = ReadAhead(tensors, torch.float32)
     assert ahead.tensors is tensors

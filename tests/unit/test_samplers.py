@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
 
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ConfigError
@@ -85,14 +86,61 @@ def test_a_spacing_that_needs_scipy_is_refused_without_it(monkeypatch):
         build_scheduler("euler", {**CONFIG, "use_beta_sigmas": True})
 
 
+PNDM_OF_2022 = {
+    "num_train_timesteps": 1000,
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "skip_prk_steps": True,
+}
+"""As in the first folders of Stable Diffusion 1.x: it says nothing of what DDIM asks besides."""
+EULER = dict(
+    EulerDiscreteScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    ).config
+)
+"""As a folder has it that was saved from a scheduler made in code, usual for SDXL."""
+
+
+@pytest.mark.parametrize("config", [PNDM_OF_2022, EULER, {**CONFIG, "clip_sample": True}])
 @pytest.mark.parametrize("name", SAMPLERS)
-def test_as_many_steps_as_timesteps_can_be_taken(name):
-    scheduler = build_scheduler(name, CONFIG, 1000)
-    scheduler.set_timesteps(1000)
-    latents = torch.randn(1, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    for t in (*scheduler.timesteps[:2], *scheduler.timesteps[-2:]):
+def test_latents_are_never_clipped(name, config):
+    """They are no pixels: those of Stable Diffusion reach far beyond 1."""
+    assert build_scheduler(name, config).config.clip_sample is False
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_what_a_configuration_leaves_open_is_as_in_stable_diffusion(name):
+    stated = {**PNDM_OF_2022, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}
+    built, expected = build_scheduler(name, PNDM_OF_2022), build_scheduler(name, stated)
+    for scheduler in (built, expected):
+        scheduler.set_timesteps(20)
+    assert built.timesteps.tolist() == expected.timesteps.tolist()
+    if hasattr(built, "final_alpha_cumprod"):
+        assert float(built.final_alpha_cumprod) == float(expected.final_alpha_cumprod) < 1
+
+
+def test_what_a_configuration_states_of_ddim_is_kept():
+    built = build_scheduler("ddim", {**CONFIG, "set_alpha_to_one": True, "steps_offset": 0})
+    built.set_timesteps(20)
+    assert (int(built.timesteps[-1]), float(built.final_alpha_cumprod)) == (0, 1.0)
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing", None])
+@pytest.mark.parametrize("steps", [999, 1000])
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_as_many_steps_as_timesteps_can_be_taken(name, steps, spacing):
+    config = {**CONFIG, **({"timestep_spacing": spacing} if spacing else {})}
+    scheduler = build_scheduler(name, config, steps)
+    scheduler.set_timesteps(steps)
+    latents = torch.zeros(1, 4, 1, 1)
+    for t in scheduler.timesteps:
         assert 0 <= float(t) <= 999
-    first = scheduler.timesteps[0]
-    latents = scheduler.scale_model_input(latents, first)
-    stepped = scheduler.step(torch.zeros_like(latents), first, latents).prev_sample
-    assert bool(stepped.isfinite().all())
+        scaled = scheduler.scale_model_input(latents, t)
+        latents = scheduler.step(torch.full_like(scaled, 0.1), t, latents).prev_sample
+    assert bool(latents.isfinite().all())

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, fields
 
-import psutil
 import torch
 from torch import Tensor
 
+from impasto import ram
 from impasto.checkpoints.stored_bytes import StoredBytes
 from impasto.checkpoints.tensors import LazyTensor, TensorMemory, Tensors
 
@@ -89,7 +89,7 @@ class ReadAhead:
         self._thread = threading.Thread(target=self._read, name="reading ahead", daemon=True)
         rows = _in_files(tensors, dtype)
         size = sum(math.prod(row.lazy.shape) for row in rows) * dtype.itemsize
-        if psutil.virtual_memory().available < size + SPARE_BYTES:
+        if ram.free_bytes() < size + SPARE_BYTES:
             return
         # memory is asked for here: each call of PyTorch's would wait for Python on the thread
         self._batches = [_batch_of(neighbours, dtype) for neighbours in _neighbours(rows)]

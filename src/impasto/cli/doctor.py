@@ -62,13 +62,12 @@ def _examined() -> dict[str, Any]:
     import shutil
     from pathlib import Path
 
-    import psutil
-
+    from impasto import ram
     from impasto.training.environment import describe_environment
 
     facts = describe_environment()
     free_disk = shutil.disk_usage(Path.cwd()).free / 2**30
-    free_memory = psutil.virtual_memory().available / 2**30
+    free_memory = ram.free_bytes() / 2**30
     gpus = facts["gpus"]
     return {
         "facts": facts,

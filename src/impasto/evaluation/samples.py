@@ -28,7 +28,7 @@ from impasto.sampling.drawing import cut_warning, prepare_sampler
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import rescale_advice, save_png
 
-_DRAWING = 2  # raise it when the same model, prompt and seed give another image
+_DRAWING = 3  # raise it when the same model, prompt and seed give another image
 _WEIGHTS = (".safetensors", ".sft", ".ckpt", ".pt", ".pth", ".bin", ".json")
 _LONGEST_LABEL = 50  # characters: systems have names of 255 bytes
 _DAMAGE = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)

@@ -231,10 +231,17 @@ EXTRA: dict[str, dict[str, Any]] = {
     "dpmsolver": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
 }
 """What a sampler is told besides."""
+UNSTATED = {"set_alpha_to_one": False, "steps_offset": 1}
+"""What Stable Diffusion's samplers take where a configuration, as that of PNDM or Euler, leaves it
+open: the values of diffusers' StableDiffusionPipeline and of the configurations it comes with.
+DDIMScheduler alone would take others."""
 
 
 def build_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> Any:
     """One of diffusers' schedulers with the model's noise schedule and prediction type.
+
+    Latents are never clipped to [-1, 1], whatever the configuration says: they reach beyond that
+    (diffusers' StableDiffusionPipeline does the same).
 
     Args:
         name: A sampler.
@@ -253,13 +260,26 @@ def build_scheduler(name: str, config: Mapping[str, Any], steps: int | None = No
             "The model's scheduler configuration spaces its steps by the beta distribution "
             "(use_beta_sigmas), which needs SciPy: install it beside Impasto, or set that to false."
         )
-    if steps is not None and steps >= kept.get("num_train_timesteps", 1000):
-        kept["steps_offset"] = 0
+    kept = {**UNSTATED, **kept, "clip_sample": False}
     factory = _factory(name)
+    if steps is not None:
+        kept |= _for_all_timesteps(SAMPLERS[name], steps, kept.get("num_train_timesteps", 1000))
     takes = inspect.signature(factory.__init__).parameters
     if kept.get(_RESCALED) and _RESCALED not in takes:
         kept["trained_betas"] = _rescaled_betas(kept)
     return factory.from_config({**kept, **EXTRA.get(name, {})})
+
+
+def _for_all_timesteps(scheduler: str, steps: int, timesteps: int) -> dict[str, Any]:
+    """What is set besides where a sampler takes nearly as many steps as there are timesteps.
+
+    DPMSolverMultistepScheduler spaces one step more than it takes. "leading" and "linspace" then
+    give it the same timestep twice, and it divides by their difference; "trailing" does not.
+    """
+    found: dict[str, Any] = {"steps_offset": 0} if steps >= timesteps else {}
+    if scheduler == "DPMSolverMultistepScheduler" and steps + 1 >= timesteps:
+        found["timestep_spacing"] = "trailing"
+    return found
 
 
 def _factory(name: str) -> Any:

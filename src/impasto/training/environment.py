@@ -7,8 +7,9 @@ import os
 import platform
 from typing import Any
 
-import psutil
 import torch
+
+from impasto import ram
 
 PACKAGES = (
     "impasto", "torch", "diffusers", "transformers", "accelerate", "safetensors", "numpy", "pillow",
@@ -23,7 +24,7 @@ def describe_environment() -> dict[str, Any]:
         "machine": platform.machine(),
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "memory_gib": round(ram.total_bytes() / 2**30, 1),
         "packages": {name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda,
         "gpus": [

@@ -16,9 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from impasto import files, storage_errors
+from impasto import files, ram, storage_errors
 from impasto.data.engines import ray_tokens
 from impasto.data.engines.ray_folder import ray_folder
 from impasto.data.engines.ray_inside import looking_often, printing_nothing
@@ -106,7 +104,7 @@ def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
             None,
             num_cpus=_processors(),
             include_dashboard=False,
-            object_store_memory=min(_STORE_BYTES, psutil.virtual_memory().total // 5),
+            object_store_memory=min(_STORE_BYTES, ram.total_bytes() // 5),
             _temp_dir=str(folder),
         )
     if failed is not None:

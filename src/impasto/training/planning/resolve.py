@@ -8,6 +8,7 @@ from functools import partial
 import psutil
 import torch
 
+from impasto import ram
 from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import Group
 from impasto.datasets.batching import heaviest_group
@@ -123,7 +124,7 @@ def free_memory(device: torch.device) -> int:
     """Bytes that this process may have in all: what is free, and what it has."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available) + int(psutil.Process().memory_info().rss)
+    return ram.free_bytes() + int(psutil.Process().memory_info().rss)
 
 
 def _resolve_memory(config: RunConfig, fitting: MemoryFitter, progress: Progress) -> RunConfig:
