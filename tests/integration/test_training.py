@@ -1,7 +1,9 @@
 """Training on the nano model, in this process: what it leaves, and that it resumes exactly."""
 
+import errno
 import itertools
 import json
+import os
 import shutil
 import sys
 import threading
@@ -23,6 +25,7 @@ from impasto.errors import (
     RunError,
     StorageError,
 )
+from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
@@ -621,6 +624,23 @@ def test_metrics_go_to_tensorboard_also_over_a_resume(train_config, saved):
     assert {"lr", "lr_text_encoder", "grad_norm", "images_per_s", "data_wait", "memory_mib"} <= set(
         events.Tags()["scalars"]
     )
+
+
+def test_a_disk_that_is_full_under_a_tracker_is_named_and_costs_no_step(train_config, monkeypatch):
+    from torch.utils.tensorboard import SummaryWriter
+
+    add = SummaryWriter.add_scalar
+
+    def full(writer, name, value, step):
+        if step >= 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        add(writer, name, value, step)
+
+    monkeypatch.setattr(SummaryWriter, "add_scalar", full)
+    config = train_config(logging={"trackers": ["tensorboard"], "every_steps": 1})
+    with pytest.raises(StorageError, match=r"The disk is full: .*tensorboard could not"):
+        train(config)
+    assert RunDirectory(config.output_dir).saved_steps()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -126,8 +127,8 @@ class TrainingLoop:
         try:
             self._train_from(step)
         finally:
-            self._recorder.close()
-            self._saver.close()
+            with contextlib.closing(self._saver):
+                self._recorder.close()
 
     def _train_from(self, step: int) -> None:
         session = self._session

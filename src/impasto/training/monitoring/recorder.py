@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from impasto.config.run import RunConfig
 from impasto.data.caching.encoding import said_of_remade
 from impasto.data.loading.sampler import EpochSampler
+from impasto.errors import StorageError
 from impasto.models.trainable import TrainedModule
 from impasto.publishing import redact_settings
 from impasto.remote_paths import shown
@@ -108,9 +109,12 @@ class Recorder:
         self._trackers = open_trackers(logging.trackers, tracked)
 
     def close(self) -> None:
-        """Have the trackers write what is left."""
+        """Have the trackers write what is left; the run is over, so a fault is told and no more."""
         for tracker in self._trackers:
-            tracker.close()
+            try:
+                tracker.close()
+            except StorageError as error:
+                self._events.note(f"{type(tracker).__name__} lacks its last numbers: {error}")
 
     def log(self, done: int) -> None:
         """Write a line of metrics about the steps since the last one; waits for the device."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from impasto import presence
+from impasto import presence, storage_errors
 from impasto.errors import ConfigError
 from impasto.invocation import missing_extra
 from impasto.parsing import read_text
@@ -39,10 +39,18 @@ class Tracker(Protocol):
     """Something that keeps numbers by step."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Keep numbers of a step."""
+        """Keep numbers of a step.
+
+        Raises:
+            StorageError: They could not be written.
+        """
 
     def close(self) -> None:
-        """Write what is still unwritten, and close the tracker."""
+        """Write what is still unwritten, and close the tracker.
+
+        Raises:
+            StorageError: It could not be written.
+        """
 
 
 class TensorBoard:
@@ -55,18 +63,21 @@ class TensorBoard:
         require("tensorboard", "tensorboard")
         from torch.utils.tensorboard import SummaryWriter
 
+        self._folder = tracked.run.path / "tensorboard"
         self._writer: Any = SummaryWriter(
-            str(tracked.run.path / "tensorboard"), purge_step=tracked.step and tracked.step + 1
+            str(self._folder), purge_step=tracked.step and tracked.step + 1
         )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Keep numbers of a step."""
-        for name, value in numbers.items():
-            self._writer.add_scalar(name, value, step)
+        with storage_errors.reported(self._folder):
+            for name, value in numbers.items():
+                self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Write what is still unwritten, and close the tracker."""
-        self._writer.close()
+        with storage_errors.reported(self._folder):
+            self._writer.close()
 
 
 class Wandb:
