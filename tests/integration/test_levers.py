@@ -307,8 +307,10 @@ def test_compiling_without_a_compiler_is_refused(train_config, monkeypatch):
 MIB = 1 << 20
 
 
-def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch):
-    config = train_config(training={"fit_check": True})
+@pytest.mark.parametrize("memory", [{}, {"memory": 6}, {"memory": "auto"}])
+def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch, memory):
+    """Nor where `training.memory` allows more than there is."""
+    config = train_config(training={"fit_check": True, **memory})
     monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"Take a smaller dataset\.resolution") as fault:
         train(config)

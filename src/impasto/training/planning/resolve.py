@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -72,7 +73,8 @@ def _resolved(
         config = _resolve_batch(config, fitting, most, progress)
     config = _resolve_encoding(config, fitting, progress)
     if check:
-        doubt = fitting.require_fit(config)
+        there = min(fitting.budget, free_memory(default_device()))  # whatever training.memory says
+        doubt = replace(fitting, budget=there).require_fit(config)
         if doubt is not None:
             progress.note(f"Warning: {doubt}")
     return config
