@@ -4,6 +4,7 @@ import csv
 import importlib.metadata
 import json
 import shutil
+import signal
 import threading
 from collections import Counter
 from pathlib import Path
@@ -351,6 +352,24 @@ def test_the_disk_is_used_as_planned(train_config, monkeypatch, changes):
     assert len(models) == plan.models - passing
     for model in models:
         assert tensor_bytes(model) == pytest.approx(plan.model_bytes, rel=0.01)
+
+
+def test_the_state_that_a_stop_leaves_is_planned(train_config, monkeypatch):
+    """Beside the one at the end, where no other is due on the way."""
+    plans, real = [], disk.plan_disk
+    monkeypatch.setattr(trainer, "plan_disk", lambda *args: plans.append(real(*args)) or plans[-1])
+    config = train_config(saving={"state_every_steps": 0, "keep_states": 2})
+
+    class Stopping(SilentEvents):
+        def stepped(self, step):
+            if step == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        train(config, Stopping())
+    run = resume(config.output_dir)
+    assert run.saved_steps() == [3, 6]
+    assert [plan.states for plan in plans] == [2, 2]
 
 
 def tensor_bytes(path):

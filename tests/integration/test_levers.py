@@ -12,6 +12,8 @@ from runs import exported
 from safetensors.torch import load_file
 
 from impasto.checkpoints.keymap import ComponentKind
+from impasto.data.loading.dataset import sampler_groups
+from impasto.datasets.build import survey
 from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
 from impasto.models.reading.opening import OpenOptions
 from impasto.models.writing.conversion import convert_model
@@ -307,8 +309,10 @@ def test_compiling_without_a_compiler_is_refused(train_config, monkeypatch):
 MIB = 1 << 20
 
 
-def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch):
-    config = train_config(training={"fit_check": True})
+@pytest.mark.parametrize("memory", [{}, {"memory": 6}, {"memory": "auto"}])
+def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch, memory):
+    """Nor where `training.memory` allows more than there is."""
+    config = train_config(training={"fit_check": True, **memory})
     monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
     with pytest.raises(OutOfMemoryError, match=r"Take a smaller dataset\.resolution") as fault:
         train(config)
@@ -367,6 +371,25 @@ def test_the_largest_batch_that_fits_is_found(train_config):
     seen = [0, *(record["samples_seen"] for record in records)]
     assert max(after - before for before, after in itertools.pairwise(seen)) > 1
     assert "batch_by_pixels = true" in run.config_file.read_text(encoding="utf-8")
+
+
+def test_the_largest_batch_is_that_of_datasets_without_one_of_their_own(train_config, pictures):
+    subsets = [{"image_dir": str(pictures)}]
+    both = [{"batch_size": 3, "resolution": 96, "subsets": subsets}, {"subsets": subsets}]
+    config = train_config(
+        dataset={"image_dir": None, "datasets": both},
+        training={"batch_size": "auto", "max_steps": 1},
+    )
+    notes, found = Notes(), survey(config)
+    resolved = resolve.resolve_settings(config, found, notes)
+    assert resolved.training.batch_size > 1
+    assert resolved.batch_sizes[0] == 3
+    counts = sampler_groups(found.plan.images).counts()
+    largest = max((g for g in counts if g.dataset == 1), key=lambda g: g.bucket.area)
+    (line,) = (line for line in notes.lines if line.startswith("Batches of "))
+    assert f"images of {largest.bucket}," in line
+    with pytest.raises(ConfigError, match="each dataset has a batch_size of its own"):
+        train_config(dataset={"batch_size": 3}, training={"batch_size": "auto"})
 
 
 def test_the_plan_tells_memory_by_parts_and_time(run_file):

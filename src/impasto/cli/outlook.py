@@ -103,9 +103,9 @@ def require_output_room(outlook: Outlook) -> None:
         RunError: Models of other runs would be replaced.
     """
     config = outlook.config
-    require_room(outlook.disk, config)
-    endings = Triggers(config, outlook.sampler.steps_per_epoch).planned_endings(outlook.steps)
     own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
+    require_room(outlook.disk, config, own.paths())
+    endings = Triggers(config, outlook.sampler.steps_per_epoch).planned_endings(outlook.steps)
     own.require_free(planned_models(config, endings))
 
 

@@ -6,6 +6,17 @@ from impasto.config.rule import Rule
 
 MEMORY = (
     Rule(
+        ("training.batch_size", "dataset.batch_size"),
+        lambda c: (
+            c.training.batch_size == "auto"
+            and all(entry.batch_size for entry in c.config.dataset.entries)
+        ),
+        lambda _: (
+            "training.batch_size auto has no effect where each dataset has a batch_size of its "
+            "own. Take one of them out"
+        ),
+    ),
+    Rule(
         ("training.stream_weights",),
         lambda c: c.training.stream_weights and c.facts.device == "cpu",
         lambda _: (

@@ -133,7 +133,7 @@ def _known(where: str, name: str, names: Mapping[str, str], dashes: str) -> str:
     if name in names:
         return names[name]
     if name in _FOREIGN:
-        raise ConfigError(f"{where}: {dashes}{name} is for {_FOREIGN[name]}, which SD 1 and 2 as "
+        raise ConfigError(f"{where}: {dashes}{name} is for {_FOREIGN[name]}, which models as "
                           f"trained here do not have. Take it out.")  # fmt: skip
     listed = ", ".join(f"{dashes}{known}" for known in names)
     raise ConfigError(f"{where}: {dashes}{name} is unknown; expected {listed}.")

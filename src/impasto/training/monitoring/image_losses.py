@@ -62,12 +62,14 @@ class ImageLosses:
         """
         if not self._accelerator.is_main_process or not self._file.is_file():
             return
-        table = io.StringIO(newline="")
-        writer = csv.writer(table, lineterminator="\n")
-        writer.writerow(HEADER)
-        with self._file.open(encoding="utf-8", errors="replace", newline="") as old:
+        with (
+            files.replace_file(self._file) as partial,
+            self._file.open(encoding="utf-8", errors="replace", newline="") as old,
+            partial.open("w", encoding="utf-8", newline="") as new,
+        ):
+            writer = csv.writer(new, lineterminator="\n")
+            writer.writerow(HEADER)
             writer.writerows(row for row in whole_rows(old) if row[0] <= step)
-        files.write_text(self._file, table.getvalue())
 
     def _rows(self) -> Iterator[Row]:
         if not self._pending:

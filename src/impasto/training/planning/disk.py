@@ -157,12 +157,13 @@ def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
 
 
 def _states_at_once(config: RunConfig, total_steps: int) -> int:
+    """States that are there at once, one more than planned: of a stop, a `save` or an error."""
     saving = config.saving
     every = saving.state_every_steps
     planned = 1 + ((total_steps - 1) // every if every else 0)
     if saving.state_every_minutes is not None:
         planned = saving.keep_states + 1
-    return min(planned, saving.keep_states + 1)
+    return min(planned + 1, saving.keep_states + 1)
 
 
 def _models_at_once(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:

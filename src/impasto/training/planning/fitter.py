@@ -88,7 +88,8 @@ class MemoryFitter:
             keep_asked: Whether what was set on purpose stays as it is.
         """
         taken: list[Lever] = []
-        batch = 1 if config.training.batch_size == "auto" else None
+        has_own = config.dataset.entries[self.group.dataset].batch_size is not None
+        batch = 1 if config.training.batch_size == "auto" and not has_own else None
         for rung in self.ladder:
             changed = with_rungs(config, taken)
             if self.fits(changed, batch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 
 import psutil
@@ -11,7 +13,8 @@ import torch
 from impasto import ram
 from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import Group
-from impasto.datasets.batching import heaviest_group
+from impasto.data.records import PlannedImage
+from impasto.datasets.batching import batch_size_of, heaviest_group
 from impasto.datasets.build import Survey
 from impasto.models.networks.loading import load_meta_model
 from impasto.progress import Progress, counted
@@ -58,22 +61,32 @@ def resolve_settings(
     check = check and training.fit_check
     if training.memory is None and training.batch_size != "auto" and not check:
         return config
-    group, most = heaviest_group(config, survey.plan.images)
+    images = survey.plan.images
+    group, _ = heaviest_group(config, images)
     fitting = build_memory_fitter(config, group, processes, Workload.of(config, survey), build)
     with progress.stage("Predicting memory", None, "settings"):
-        return _resolved(config, fitting, most, progress, check=check)
+        return _resolved(config, fitting, images, progress, check=check)
 
 
 def _resolved(
-    config: RunConfig, fitting: MemoryFitter, most: int, progress: Progress, *, check: bool
+    config: RunConfig,
+    fitting: MemoryFitter,
+    images: Sequence[PlannedImage],
+    progress: Progress,
+    *,
+    check: bool,
 ) -> RunConfig:
     if config.training.memory is not None:
         config = _resolve_memory(config, fitting, progress)
     if config.training.batch_size == "auto":
-        config = _resolve_batch(config, fitting, most, progress)
+        group, most = heaviest_group(config, images, batch_size=_open_batch_size)
+        config = _resolve_batch(config, replace(fitting, group=group), most, progress)
+        group, _ = heaviest_group(config, images)  # that of a dataset with a batch size of its own?
+        fitting = replace(fitting, group=group)
     config = _resolve_encoding(config, fitting, progress)
     if check:
-        doubt = fitting.require_fit(config)
+        there = min(fitting.budget, free_memory(default_device()))  # whatever training.memory says
+        doubt = replace(fitting, budget=there).require_fit(config)
         if doubt is not None:
             progress.note(f"Warning: {doubt}")
     return config
@@ -152,6 +165,12 @@ def _resolve_encoding(config: RunConfig, fitting: MemoryFitter, progress: Progre
             progress.note(f"  dataset.vae_batch_size = {number}: more at once do not fit.")
             return changed
     return config
+
+
+def _open_batch_size(config: RunConfig, group: Group) -> int:
+    """Images of a batch of a group; 0 where its dataset has a batch size of its own."""
+    has_own = config.dataset.entries[group.dataset].batch_size is not None
+    return 0 if has_own else batch_size_of(config, group)
 
 
 def _resolve_batch(

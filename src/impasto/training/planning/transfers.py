@@ -63,12 +63,23 @@ def transfers_of(
     learning = wide * sum(
         p.numel() for block in blocks if any(q.requires_grad for q in block) for p in block
     )
-    limits = training.max_grad_norm > 0 and training.optimizer_in_backward == "exact"
-    measures = limits or computed_kind(config) == "fp16"
-    passes = 3 if measures else 2
+    passes = 3 if has_second_backward(config) else 2
     state = optimizer_bytes(config, shapes_of(trainable)) if training.offload_optimizer else 0
     coming, going = passes * size + state, learning + state
     return Transfers(size, coming, going, max(coming, going) / (rate or copy_rate)(device))
+
+
+def has_second_backward(config: RunConfig) -> bool:
+    """Whether a step goes backward once for the gradient's norm and once more to change weights.
+
+    Where weights are stepped within the backward pass and the norm is needed before it: to clip,
+    or to see whether a gradient overflows fp16 (`OptimizerUpdate`).
+    """
+    training = config.training
+    if training.optimizer_in_backward == "off":
+        return False
+    limits = training.max_grad_norm > 0 and training.optimizer_in_backward == "exact"
+    return limits or computed_kind(config) == "fp16"
 
 
 def copy_rate(device: torch.device) -> float:
