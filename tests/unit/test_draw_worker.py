@@ -26,7 +26,7 @@ from impasto.sampling import worker as worker_module
 from impasto.sampling.loaded import LoadedModels
 from impasto.sampling.sampler import Sampler
 from impasto.sampling.worker import DrawingStatus, DrawWorker
-from impasto.training.devices import is_out_of_memory
+from impasto.training.devices import exhausted_memory
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def folder(tmp_path):
 @pytest.fixture
 def worker(folder):
     return DrawWorker(
-        folder, LoadedModels(torch.device("cpu")), is_out_of_memory, lambda line: None
+        folder, LoadedModels(torch.device("cpu")), exhausted_memory, lambda line: None
     )
 
 
@@ -151,19 +151,27 @@ def test_a_bad_request_is_told_and_the_worker_goes_on(worker, folder, settings, 
     assert good.status()["phase"] == "done"
 
 
-def test_out_of_memory_is_answered_with_advice(worker, folder, settings, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (torch.OutOfMemoryError(), "VRAM ran out. Draw smaller images"),
+        (MemoryError(), "RAM ran out. Draw smaller images"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RAM ran out. Draw smaller"),
+    ],
+)
+def test_out_of_memory_is_answered_with_advice(error, words, worker, folder, settings, monkeypatch):
     """And the model is let go, so that the next request begins with free memory."""
     worker.answer(folder.ask(DrawRequest(settings)))
 
     def full(*_):
-        raise torch.OutOfMemoryError
+        raise error
 
     drawing, after = (folder.ask(DrawRequest(settings)) for _ in range(2))
     with monkeypatch.context() as patched:
         patched.setattr(Sampler, "draw", full)
         worker.answer(drawing)
     assert drawing.status()["phase"] == "failed"
-    assert "Draw smaller images" in drawing.status()["message"]
+    assert drawing.status()["message"].startswith(words)
     assert not worker.models.is_loaded(settings.model)
     worker.answer(after)
     assert after.status()["phase"] == "done"
@@ -243,7 +251,7 @@ def test_it_ends_when_the_folder_asks_and_leaves_what_waits(worker, folder, sett
             answer(self, drawing)
             folder.stop_worker()
 
-    Stopping(folder, worker.models, is_out_of_memory, worker.told).serve(60)
+    Stopping(folder, worker.models, exhausted_memory, worker.told).serve(60)
     assert statuses(folder) == ["done", "waiting"]
     assert not folder.has_worker
     assert not folder.stop_file.exists()

@@ -1,5 +1,6 @@
 """What training meets at its edges: trackers, strangers' sizes, huge captions, memory, Ctrl-C."""
 
+import re
 import signal
 import sys
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ from impasto.runs import RunDirectory
 from impasto.training.monitoring.recorder import Recorder
 from impasto.training.monitoring.trackers import TrackedRun, open_trackers
 from impasto.training.optim.trial import require_steps
+from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.signals import StoppedBySignal, StopRequest
 
 
@@ -121,6 +123,46 @@ def test_an_optimizer_is_not_blamed_for_memory_that_ran_out():
         require_steps("x", build(torch.OutOfMemoryError("CUDA out of memory")), torch.device("cpu"))
     with pytest.raises(ConfigError, match="Take its arguments out"):
         require_steps("x", build(ValueError("no")), torch.device("cpu"))
+
+
+NO_RAM = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), NO_RAM])
+@pytest.mark.parametrize("has_state", [False, True])
+@pytest.mark.parametrize(
+    ("asked", "helps"),
+    [
+        ({"offload_optimizer": True}, "training.offload_optimizer = false"),
+        ({}, "dataset.decode_workers = 1"),
+    ],
+)
+def test_ram_that_runs_out_beside_a_gpu_is_called_so(error, has_state, asked, helps):
+    """Advice for VRAM moves more into RAM: it would make this worse."""
+    settings = {
+        "output_dir": "o", "model": {"path": "m"}, "dataset": {"image_dir": "p"},
+        "training": {"max_steps": 2, **asked},
+    }  # fmt: skip
+    config = build_run_config(settings, source="test")
+    gpu = torch.device("cuda")
+    said = str(out_of_memory(error, config, "training", "Saved.", gpu, has_state=has_state))
+    assert said.startswith("RAM ran out while training. Saved. What would help most")
+    assert f"{helps} (" in said
+    assert said.endswith("ending other programs.")
+    assert not re.search("= true|waits? in RAM|gradient_checkpointing", said)
+
+
+def test_vram_that_runs_out_is_called_so(monkeypatch):
+    settings = {
+        "output_dir": "o", "model": {"path": "m"}, "dataset": {"image_dir": "p"},
+        "training": {"max_steps": 2},
+    }  # fmt: skip
+    config = build_run_config(settings, source="test")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (1 << 29, 8 << 30))
+    error = RuntimeError("CUDA error: out of memory")
+    said = str(out_of_memory(error, config, "training", "Saved.", torch.device("cuda")))
+    assert said.startswith("VRAM (8.0 GiB, 0.5 free) ran out while training.")
+    assert "training.gradient_checkpointing = true" in said
 
 
 @pytest.mark.parametrize("error", [DatasetError("lost"), ImpastoError("x")])

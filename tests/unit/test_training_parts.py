@@ -1,6 +1,7 @@
 """The trainer's parts, each against its definition."""
 
 import math
+import platform
 from types import SimpleNamespace
 
 import pytest
@@ -20,7 +21,7 @@ from impasto.training.events import SilentEvents
 from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.monitoring.metrics import MetricsCollector, MetricsWindow
-from impasto.training.monitoring.vram_overflow import VramOverflowWatch
+from impasto.training.monitoring.vram_overflow import VramOverflowWatch, watch_for_overflow
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.state import (
@@ -316,21 +317,58 @@ def test_an_average_that_is_taken_in_beside_training_is_the_same(power):
 
 def test_a_full_gpu_that_becomes_slow_is_said_once():
     watch = VramOverflowWatch(total_bytes=12 << 30)
-    assert watch.look(4.0, 11 << 30) is None  # the first stretch, not full
-    assert watch.look(1.0, 11 << 30) is None  # slow for another reason
-    said = watch.look(1.0, int(11.6 * 2**30))
+    assert watch.look(4.0, 0.0, 11 << 30) is None  # the first stretch, not full
+    assert watch.look(1.0, 0.0, 11 << 30) is None  # slow for another reason
+    said = watch.look(1.0, 0.0, int(11.6 * 2**30))
     assert said is not None
     assert "11.6 of 12.0 GiB" in said
-    assert watch.look(0.1, int(11.9 * 2**30)) is None
+    assert watch.look(0.1, 0.0, int(11.9 * 2**30)) is None
 
 
 def test_a_full_gpu_that_stays_fast_is_no_fault():
     watch = VramOverflowWatch(total_bytes=12 << 30)
-    assert [watch.look(rate, int(11.9 * 2**30)) for rate in (4.0, 3.5, 2.0, 4.2)] == [None] * 4
+    rates = (4.0, 3.5, 2.0, 4.2)
+    assert [watch.look(rate, 0.0, int(11.9 * 2**30)) for rate in rates] == [None] * 4
+
+
+def test_a_full_gpu_that_waits_for_data_is_no_fault():
+    """Nor is a stretch without an image."""
+    watch, full = VramOverflowWatch(total_bytes=12 << 30), int(11.9 * 2**30)
+    assert watch.look(4.0, 0.0, full) is None
+    assert watch.look(0.4, 0.9, full) is None
+    assert watch.look(0.0, 0.0, full) is None
+    assert watch.look(0.1, 1.0, full) is None
+    assert watch.look(1.0, 0.1, full) is not None
+
+
+def test_data_that_comes_sooner_is_no_fault():
+    """A GPU computes while data is waited for: what it took then is not known."""
+    watch, full = VramOverflowWatch(total_bytes=12 << 30), int(11.9 * 2**30)
+    assert watch.look(3.5, 0.9, full) is None
+    assert watch.look(4.0, 0.0, full) is None
 
 
 def test_more_than_the_gpu_has_is_said_at_once():
-    assert VramOverflowWatch(total_bytes=8 << 30).look(2.0, 9 << 30) is not None
+    assert VramOverflowWatch(total_bytes=8 << 30).look(2.0, 0.0, 9 << 30) is not None
+
+
+@pytest.mark.parametrize(
+    ("system", "release", "watched"),
+    [
+        ("Windows", "10", True),
+        ("Linux", "5.15.167.4-microsoft-standard-WSL2", True),
+        ("Linux", "4.4.0-19041-Microsoft", True),
+        ("Linux", "6.8.0-45-generic", False),
+    ],
+)
+def test_vram_is_watched_where_it_overflows(system, release, watched, monkeypatch):
+    """Elsewhere a full GPU ends the run, and one that is slow is slow for another reason."""
+    properties = SimpleNamespace(total_memory=12 << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    monkeypatch.setattr(platform, "system", lambda: system)
+    monkeypatch.setattr(platform, "release", lambda: release)
+    assert (watch_for_overflow(torch.device("cuda")) is not None) == watched
+    assert watch_for_overflow(torch.device("cpu")) is None
 
 
 def test_only_the_first_of_several_processes_speaks():

@@ -32,10 +32,10 @@ def draw_worker(folder: Path, idle: float) -> None:
     from impasto.runs.drawings import DrawFolder
     from impasto.sampling.loaded import LoadedModels
     from impasto.sampling.worker import DrawWorker
-    from impasto.training.devices import default_device, is_out_of_memory
+    from impasto.training.devices import default_device, exhausted_memory
 
     console = Console()
     worker = DrawWorker(
-        DrawFolder(folder), LoadedModels(default_device()), is_out_of_memory, console.note
+        DrawFolder(folder), LoadedModels(default_device()), exhausted_memory, console.note
     )
     worker.serve(idle)

@@ -42,13 +42,13 @@ class DrawWorker:
     Attributes:
         folder: Where they are.
         models: What it draws with.
-        is_out_of_memory: Tells whether an error is that memory ran out.
+        exhausted_memory: Tells which memory ran out by an error, "RAM" or "VRAM"; None for others.
         told: Is given a line for each request that has ended.
     """
 
     folder: DrawFolder
     models: LoadedModels
-    is_out_of_memory: Callable[[BaseException], bool]
+    exhausted_memory: Callable[[BaseException], str | None]
     told: Callable[[str], None]
 
     def serve(self, idle_s: float) -> None:
@@ -116,9 +116,9 @@ class DrawWorker:
             status.end("cancelled", "The worker was stopped.")
             raise
         except Exception as error:  # no request may end the worker, which has others to draw
-            if self.is_out_of_memory(error):
+            if memory := self.exhausted_memory(error):
                 self.models.release()
-                status.end("failed", OUT_OF_MEMORY)
+                status.end("failed", f"{memory} ran out. {OUT_OF_MEMORY}")
             else:
                 status.end("failed", f"{type(error).__name__}: {error}")
         self.told(f"{drawing.path.name}: {status.values['phase']}.")
@@ -177,8 +177,8 @@ class DrawWorker:
 
 
 OUT_OF_MEMORY = (
-    "VRAM ran out. Draw smaller images, end what else uses the GPU (a training, another program), "
-    "or try again: the model was unloaded and is loaded anew."
+    "Draw smaller images, end what else uses it (a training, another program), or try again: the "
+    "model was unloaded and is loaded anew."
 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 from datetime import timedelta
+from typing import Literal
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -15,9 +16,13 @@ from impasto.invocation import missing_extra
 
 PROCESS_TIMEOUT = timedelta(days=14)
 
-_OUT_OF_MEMORY = (
+Memory = Literal["RAM", "VRAM"]
+
+_OUT_OF_RAM = (
     "DefaultCPUAllocator: not enough memory",
     "DefaultCPUAllocator: can't allocate memory",
+)
+_OUT_OF_VRAM = (
     "CUDA error: out of memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
@@ -157,7 +162,20 @@ def seed_torch(seed: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says so: PyTorch has a class for GPUs, and words for the processor."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)
+    """Whether an error says that RAM or VRAM ran out."""
+    return exhausted_memory(error) is not None
+
+
+def exhausted_memory(error: BaseException) -> Memory | None:
+    """Which memory ran out by an error; None where it is about something else.
+
+    PyTorch has a class for GPUs, and words for the processor.
+    """
+    if isinstance(error, torch.OutOfMemoryError):
+        return "VRAM"
+    if isinstance(error, MemoryError):
+        return "RAM"
+    text = str(error) if isinstance(error, RuntimeError) else ""
+    if any(words in text for words in _OUT_OF_RAM):
+        return "RAM"
+    return "VRAM" if any(words in text for words in _OUT_OF_VRAM) else None

@@ -65,9 +65,9 @@ def explain_memory(
             raise
         doing, device = "loading the model and encoding the images", accelerator.device
         if not has_state:
-            raise out_of_memory(config, doing, "Nothing was trained yet.", device) from error
+            raise out_of_memory(error, config, doing, "Nothing was trained yet.", device) from error
         then, resume = "The states of the run are kept.", command("resume", run.address)
-        raise out_of_memory(config, doing, then, device, resume, has_state=True) from error
+        raise out_of_memory(error, config, doing, then, device, resume, has_state=True) from error
 
 
 @contextlib.contextmanager

@@ -94,7 +94,7 @@ def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress)
             if not is_out_of_memory(error):
                 raise
             then = "Nothing was written."
-            raise out_of_memory(config, DOING, then, session.accelerator.device) from error
+            raise out_of_memory(error, config, DOING, then, session.accelerator.device) from error
 
 
 @dataclass(frozen=True)

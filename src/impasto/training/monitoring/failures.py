@@ -185,7 +185,7 @@ class Failures:
             raise self._not_recordable(doing, step, error) from error
         except (RuntimeError, MemoryError) as error:
             if is_out_of_memory(error):
-                raise self._out_of_memory(doing, step) from error
+                raise self._out_of_memory(error, doing, step) from error
             if self.accelerator.num_processes > 1 and is_process_loss(error):
                 raise RunError(
                     f"Another process of this run ended in step {step + 1}, so this one stops; "
@@ -203,7 +203,7 @@ class Failures:
             f"{command('resume', self.run.address)}"
         )
 
-    def _out_of_memory(self, doing: str, step: int) -> ImpastoError:
+    def _out_of_memory(self, error: BaseException, doing: str, step: int) -> ImpastoError:
         if self.optimizer_update.is_stepping:
             then = "The optimizer was changing the weights, so no state was saved"
         else:
@@ -215,6 +215,7 @@ class Failures:
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
                 then = self._saved(step) or _NEWEST
         return out_of_memory(
+            error,
             self.config,
             doing,
             f"{then}.",

@@ -127,7 +127,9 @@ class Recorder:
         if self.image_losses is not None:
             self.image_losses.write()
         if self._vram_overflow is not None:
-            warning = self._vram_overflow.look(summary.images_per_s, torch.cuda.memory_reserved())
+            warning = self._vram_overflow.look(
+                summary.images_per_s, summary.data_wait, torch.cuda.memory_reserved()
+            )
             if warning is not None:
                 self._events.note(warning)
         record = {

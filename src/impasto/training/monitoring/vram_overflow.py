@@ -2,10 +2,12 @@
 
 Since 2023 NVIDIA's driver for Windows does that where other systems say that memory ran out: the
 run goes on at a tenth of its speed, and people look for the fault elsewhere (kohya_ss, thread
-1285).
+1285). WSL uses that driver too; other systems never overflow.
 """
 
 from __future__ import annotations
+
+import platform
 
 import torch
 
@@ -25,15 +27,20 @@ class VramOverflowWatch:
         self._fastest: float | None = None
         self._has_told = False
 
-    def look(self, images_per_s: float, reserved_bytes: int) -> str | None:
+    def look(self, images_per_s: float, data_wait: float, reserved_bytes: int) -> str | None:
         """What to say after a stretch, once.
 
         Args:
-            images_per_s: Its speed.
+            images_per_s: Its speed; 0 where no image was trained on.
+            data_wait: The share of its time that was spent waiting for data, which no GPU slows.
             reserved_bytes: What PyTorch has taken of VRAM.
         """
-        seconds = 1 / max(images_per_s, 1e-9)
-        is_slow = self._fastest is not None and seconds > SLOWER * self._fastest
+        if images_per_s <= 0:
+            return None
+        seconds = 1 / images_per_s
+        # the GPU may compute while data is waited for: it takes no less than the rest of the time
+        at_least = (1 - data_wait) * seconds
+        is_slow = self._fastest is not None and at_least > SLOWER * self._fastest
         self._fastest = seconds if self._fastest is None else min(self._fastest, seconds)
         is_over = reserved_bytes > self._total
         if self._has_told or not (is_over or (is_slow and reserved_bytes > FULL * self._total)):
@@ -49,7 +56,12 @@ class VramOverflowWatch:
 
 
 def watch_for_overflow(device: torch.device) -> VramOverflowWatch | None:
-    """A watch over a GPU; nothing for a processor."""
-    if device.type != "cuda":
+    """A watch over a GPU where VRAM overflows; nothing for a processor or another system."""
+    if device.type != "cuda" or not _overflows(platform.system(), platform.release()):
         return None
     return VramOverflowWatch(torch.cuda.get_device_properties(device).total_memory)
+
+
+def _overflows(system: str, release: str) -> bool:
+    """Whether it is Windows, or Linux in WSL, whose kernels have Microsoft in their names."""
+    return system == "Windows" or "microsoft" in release.lower()

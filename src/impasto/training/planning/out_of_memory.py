@@ -10,7 +10,7 @@ import torch
 from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
-from impasto.training.devices import default_device
+from impasto.training.devices import default_device, exhausted_memory
 from impasto.training.fingerprint import differences, settings_fingerprint
 from impasto.training.planning.changes import Changes, settings_text, with_changes
 from impasto.training.planning.memory_facts import changes_captions, takes_8bit_adamw
@@ -34,6 +34,7 @@ class Way:
 
 
 def out_of_memory(
+    error: BaseException,
     config: RunConfig,
     doing: str,
     then: str,
@@ -45,6 +46,7 @@ def out_of_memory(
     """Build the error that explains memory running out, with advice.
 
     Args:
+        error: The error of whoever asked for memory; it tells RAM from VRAM.
         config: The settings.
         doing: What was being done, as in `"while training on ..."`.
         then: What became of the run, in a sentence.
@@ -52,12 +54,15 @@ def out_of_memory(
         resume: The command to go on with; None where there is no run to go on with.
         has_state: Whether the run goes on from a state, which most settings belong to.
     """
-    if device.type == "cuda":
+    has_gpu = device.type == "cuda"
+    if has_gpu and exhausted_memory(error) == "VRAM":
         free, total = torch.cuda.mem_get_info(device)
+        found = ways(config, doing)
         start = f"VRAM ({total / 2**30:.1f} GiB, {free / 2**30:.1f} free) ran out"
     else:
+        found = ways_beside_a_gpu(config) if has_gpu else ways(config, doing)
         start = "RAM ran out"
-    helps = _what_helps(ways(config, doing), has_state=has_state)
+    helps = _what_helps(found, has_state=has_state)
     go_on = ""
     if resume is not None:
         verb = "continue" if has_state else "begin again"
@@ -73,9 +78,10 @@ def _what_helps(found: Sequence[Way], *, has_state: bool) -> str:
     others = _listed([way for way in found if not way.is_resumable])
     if not now:
         return f"What would help most needs a new run: {others}."
+    begun_again = f" What needs a new run: {others}." if others else ""
     return (
-        f"What would help most and may be changed before it is resumed: {_listed(now)}. "
-        f"What needs a new run: {others}."
+        f"What would help most and may be changed before it is resumed: {_listed(now)}."
+        f"{begun_again}"
     )
 
 
@@ -86,6 +92,34 @@ def _listed(found: Sequence[Way]) -> str:
 def ways(config: RunConfig, doing: str) -> list[Way]:
     """Settings that take less memory, those first that help most at what was being done."""
     return [*_on_other_work(config, doing), *_on_training(config)]
+
+
+def ways_beside_a_gpu(config: RunConfig) -> list[Way]:
+    """Settings of a run on a GPU that take less RAM, those first that help most."""
+    training = config.training
+    changes: list[_Change] = [
+        (
+            training.stream_weights,
+            {"training": {"stream_weights": False}},
+            "the U-Net's weights stay in VRAM",
+        ),
+        (
+            training.offload_optimizer,
+            {"training": {"offload_optimizer": False}},
+            "the optimizer's state stays in VRAM",
+        ),
+        (
+            training.ema_on_cpu,
+            {"training": {"ema_on_cpu": False}},
+            "the average stays in VRAM",
+        ),
+        (
+            config.dataset.decode_workers not in (0, 1),
+            {"dataset": {"decode_workers": 1}},
+            "each process that decodes images takes RAM",
+        ),
+    ]
+    return [*_applying(config, changes), Way("ending other programs", is_resumable=True)]
 
 
 def _on_other_work(config: RunConfig, doing: str) -> list[Way]:
