@@ -9,6 +9,7 @@ from diffusers import EulerDiscreteScheduler
 
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ConfigError
+from impasto.models.networks.schedules import schedule_of
 from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.sampler import build_scheduler
@@ -123,6 +124,13 @@ def test_what_a_configuration_leaves_open_is_as_in_stable_diffusion(name):
     assert built.timesteps.tolist() == expected.timesteps.tolist()
     if hasattr(built, "final_alpha_cumprod"):
         assert float(built.final_alpha_cumprod) == float(expected.final_alpha_cumprod) < 1
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_noise_that_a_configuration_does_not_state_is_that_of_training(name):
+    config = {k: v for k, v in CONFIG.items() if not k.startswith("beta_")}
+    found = build_scheduler(name, config).alphas_cumprod
+    torch.testing.assert_close(found, schedule_of(config).alphas_cumprod.to(found))
 
 
 def test_what_a_configuration_states_of_ddim_is_kept():

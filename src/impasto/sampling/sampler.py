@@ -22,6 +22,7 @@ from torch import Tensor
 from impasto import files
 from impasto.data.records import CELL, CHANNELS, Geometry, Size
 from impasto.diffusion.conditioning import Conditioning
+from impasto.diffusion.schedule import BETA_END, BETA_START
 from impasto.errors import ConfigError
 from impasto.models.networks import vae as vae_module
 from impasto.models.networks.hypernetwork import HypernetworkStack
@@ -231,10 +232,17 @@ EXTRA: dict[str, dict[str, Any]] = {
     "dpmsolver": {"algorithm_type": "dpmsolver", "final_sigmas_type": "sigma_min"},
 }
 """What a sampler is told besides."""
-UNSTATED = {"set_alpha_to_one": False, "steps_offset": 1}
+UNSTATED = {
+    "beta_schedule": "scaled_linear",
+    "beta_start": BETA_START,
+    "beta_end": BETA_END,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
 """What Stable Diffusion's samplers take where a configuration, as that of PNDM or Euler, leaves it
-open: the values of diffusers' StableDiffusionPipeline and of the configurations it comes with.
-DDIMScheduler alone would take others."""
+open: the noise that models are trained with then (`schedule_of`), and the values of diffusers'
+StableDiffusionPipeline and of the configurations it comes with. diffusers' classes alone would take
+others."""
 
 
 def build_scheduler(name: str, config: Mapping[str, Any], steps: int | None = None) -> Any:
