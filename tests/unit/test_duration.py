@@ -1,10 +1,16 @@
 """How long a step takes by its plan: arithmetic, and asking for each operation."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from impasto.data.loading.dataset import sampler_groups
+from impasto.data.planning.plan import plan_images
+from impasto.data.records import FileStamp, ImageRecord, Size
+from impasto.data.subsets import Subset
+from impasto.datasets.batching import batch_size_of, build_epoch_sampler
 from impasto.training.planning import duration
 from impasto.training.planning.fake_step import LiveMemory
 
@@ -69,3 +75,30 @@ def test_an_operation_takes_more_than_none_and_all_are_counted():
     with LiveMemory() as counted:
         (weight * 2).sum().backward()
     assert counted.operations >= 4  # multiply, sum, and what they are passed back by
+
+
+@pytest.mark.parametrize("repeats", [1, 5])
+@pytest.mark.parametrize("by_pixels", [True, False])
+def test_short_batches_count_as_short(train_config, repeats, by_pixels):
+    """As the epoch's own batches have it: few images of many shapes fill none of them."""
+    sizes = [Size(128 + 64 * (n % 10), 512) for n in range(20)] + [Size(512, 512)] * 11
+    subset = Subset(repeats=repeats)
+    records = [
+        ImageRecord(Path(f"{n}.png"), size, FileStamp(1, 1), "words", subset=subset)
+        for n, size in enumerate(sizes)
+    ]
+    plan = plan_images(records, Size(512, 512))
+    config = train_config(training={"batch_size": 8, "batch_by_pixels": by_pixels})
+    sampler = build_epoch_sampler(config, plan, 1)
+    seen = [
+        sum(plan.images[s.image].crop.size.area for s in batch.samples)
+        for step in range(sampler.steps_per_epoch)
+        for batch in sampler.optimizer_step(step).micro_batches
+    ]
+    most = max(
+        batch_size_of(config, group) * group.bucket.area
+        for group in sampler_groups(plan.images).counts()
+    )
+    found = duration._mean_batch_fraction(config, plan.images)
+    assert found == pytest.approx(sum(seen) / len(seen) / most)
+    assert 0 < found <= 1

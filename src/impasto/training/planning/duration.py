@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from impasto.config.run import RunConfig
-from impasto.data.loading.dataset import sampler_groups
+from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage
 from impasto.datasets.batching import batch_size_of
 from impasto.models.trainable import TrainedModule
@@ -72,11 +72,16 @@ def seconds_per_step(
 
 
 def _mean_batch_fraction(config: RunConfig, images: Sequence[PlannedImage]) -> float:
-    """Pixels of a usual batch against those of the one with most."""
-    counts = sampler_groups(images).counts()
-    pixels = {group: batch_size_of(config, group) * group.bucket.area for group in counts}
-    total = sum(pixels[group] * count for group, count in counts.items())
-    return total / sum(counts.values()) / max(pixels.values())
+    """Pixels of a usual batch against those of the one with most: the last of a bucket is short."""
+    table = PlannedTable.of(images)
+    repeats = table.records.repeats
+    pixels, batches, most = 0, 0, 0
+    for group, members in table.groups().members():
+        size, showings = batch_size_of(config, group), int(repeats[members].sum())
+        pixels += showings * group.bucket.area
+        batches += -(-showings // size)
+        most = max(most, size * group.bucket.area)
+    return pixels / batches / most
 
 
 def training_rate(device: torch.device, dtype: torch.dtype) -> float:
