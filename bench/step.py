@@ -217,7 +217,7 @@ def _steps(
 
 def _share(config: RunConfig, session: Session, seconds: float, device: torch.device) -> float:
     """Of what matrix products in bf16 reach on this card, measured now."""
-    group, _ = heaviest_group(config, session.prepared.plan.images)
+    group = heaviest_group(config, session.prepared.plan.images)
     flops = build_memory_fitter(config, group).footprint(config).flops
     return flops / seconds / matmul_rate(device, torch.bfloat16)
 

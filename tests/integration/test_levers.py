@@ -8,11 +8,13 @@ import shutil
 import pytest
 import torch
 from conftest import impasto
+from PIL import Image
 from runs import exported
 from safetensors.torch import load_file
 
 from impasto.checkpoints.keymap import ComponentKind
 from impasto.data.loading.dataset import sampler_groups
+from impasto.datasets.batching import batch_size_of
 from impasto.datasets.build import survey
 from impasto.errors import ConfigError, MissingDependencyError, OutOfMemoryError
 from impasto.models.reading.opening import OpenOptions
@@ -348,7 +350,7 @@ def group_of(config):
     from impasto.datasets.batching import heaviest_group
     from impasto.datasets.build import survey
 
-    return heaviest_group(config, survey(config).plan.images)[0]
+    return heaviest_group(config, survey(config).plan.images)
 
 
 def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
@@ -390,6 +392,28 @@ def test_the_largest_batch_is_that_of_datasets_without_one_of_their_own(train_co
     assert f"images of {largest.bucket}," in line
     with pytest.raises(ConfigError, match="each dataset has a batch_size of its own"):
         train_config(dataset={"batch_size": 3}, training={"batch_size": "auto"})
+
+
+@pytest.mark.parametrize("with_odd_one", [True, False])
+def test_one_odd_image_does_not_choose_the_batch_of_all(train_config, tmp_path, with_odd_one):
+    """Of small images more go into a batch, and there are enough to fill it."""
+    for n in range(24):
+        Image.new("RGB", (96, 64), (n * 9, 5, 5)).save(tmp_path / f"{n}.png")
+        (tmp_path / f"{n}.txt").write_text("words", encoding="utf-8")
+    if with_odd_one:
+        Image.new("RGB", (96, 96), (1, 2, 3)).save(tmp_path / "odd.png")
+        (tmp_path / "odd.txt").write_text("words", encoding="utf-8")
+    config = train_config(
+        dataset={"image_dir": str(tmp_path), "resolution": 96, "bucket_selection": "native"},
+        training={"batch_size": "auto", "max_steps": 1},
+        validation={"split": 0.0},
+    )
+    notes, found = Notes(), survey(config)
+    resolved = resolve.resolve_settings(config, found, notes)
+    small = min(sampler_groups(found.plan.images).counts(), key=lambda g: g.bucket.area)
+    assert batch_size_of(resolved, small) >= 24
+    (line,) = (line for line in notes.lines if line.startswith("Batches of "))
+    assert "an epoch has not enough images to fill larger ones" in line
 
 
 def test_the_plan_tells_memory_by_parts_and_time(run_file):

@@ -77,7 +77,7 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     require_usable_optimizer(trainable.modules, config.optimizer)
     steps = count_steps(config, sampler)
     require_compatible(config, facts_of(config, processes, steps))
-    group, _ = heaviest_group(config, found.plan.images)
+    group = heaviest_group(config, found.plan.images)
     workload = Workload.of(config, found)
     fitting = build_memory_fitter(asked, group, processes, workload)  # training.memory is the limit
     with progress.stage("Predicting memory", None, "settings"):

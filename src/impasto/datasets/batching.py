@@ -9,6 +9,7 @@ from impasto.data.caching.latent_cache import CachedPlan
 from impasto.data.loading.dataset import sampler_groups
 from impasto.data.loading.sampler import EpochSampler, Group
 from impasto.data.planning.plan import Plan
+from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage
 
 LARGEST_VALIDATION_BATCH = 8
@@ -40,11 +41,17 @@ def heaviest_group(
     config: RunConfig,
     images: Sequence[PlannedImage],
     batch_size: Callable[[RunConfig, Group], int] = batch_size_of,
-) -> tuple[Group, int]:
-    """The group whose batches have most pixels, and how many images it has."""
+) -> Group:
+    """The group whose batches have most pixels."""
     counts = sampler_groups(images).counts()
-    heaviest = max(counts, key=lambda g: (batch_size(config, g) * g.bucket.area, g.bucket.area))
-    return heaviest, counts[heaviest]
+    return max(counts, key=lambda g: (batch_size(config, g) * g.bucket.area, g.bucket.area))
+
+
+def showings_by_group(images: Sequence[PlannedImage]) -> dict[Group, int]:
+    """How many showings of each group's images an epoch has, repeats counted."""
+    table = PlannedTable.of(images)
+    repeats = table.records.repeats
+    return {group: int(repeats[members].sum()) for group, members in table.groups().members()}
 
 
 def build_epoch_sampler(

@@ -8,9 +8,8 @@ import torch
 from torch import nn
 
 from impasto.config.run import RunConfig
-from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage
-from impasto.datasets.batching import batch_size_of
+from impasto.datasets.batching import batch_size_of, showings_by_group
 from impasto.models.trainable import TrainedModule
 from impasto.models.writing.saving import DTYPES
 from impasto.optimizer_table import row_of
@@ -73,11 +72,9 @@ def seconds_per_step(
 
 def _mean_batch_fraction(config: RunConfig, images: Sequence[PlannedImage]) -> float:
     """Pixels of a usual batch against those of the one with most: the last of a bucket is short."""
-    table = PlannedTable.of(images)
-    repeats = table.records.repeats
     pixels, batches, most = 0, 0, 0
-    for group, members in table.groups().members():
-        size, showings = batch_size_of(config, group), int(repeats[members].sum())
+    for group, showings in showings_by_group(images).items():
+        size = batch_size_of(config, group)
         pixels += showings * group.bucket.area
         batches += -(-showings // size)
         most = max(most, size * group.bucket.area)

@@ -14,7 +14,7 @@ from impasto import ram
 from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import Group
 from impasto.data.records import PlannedImage
-from impasto.datasets.batching import batch_size_of, heaviest_group
+from impasto.datasets.batching import batch_size_of, heaviest_group, showings_by_group
 from impasto.datasets.build import Survey
 from impasto.models.networks.loading import load_meta_model
 from impasto.progress import Progress, counted
@@ -62,7 +62,7 @@ def resolve_settings(
     if training.memory is None and training.batch_size != "auto" and not check:
         return config
     images = survey.plan.images
-    group, _ = heaviest_group(config, images)
+    group = heaviest_group(config, images)
     fitting = build_memory_fitter(config, group, processes, Workload.of(config, survey), build)
     with progress.stage("Predicting memory", None, "settings"):
         return _resolved(config, fitting, images, progress, check=check)
@@ -79,9 +79,10 @@ def _resolved(
     if config.training.memory is not None:
         config = _resolve_memory(config, fitting, progress)
     if config.training.batch_size == "auto":
-        group, most = heaviest_group(config, images, batch_size=_open_batch_size)
+        group = heaviest_group(config, images, batch_size=_open_batch_size)
+        most = _most_filled(config, images, group)
         config = _resolve_batch(config, replace(fitting, group=group), most, progress)
-        group, _ = heaviest_group(config, images)  # that of a dataset with a batch size of its own?
+        group = heaviest_group(config, images)  # that of a dataset with a batch size of its own?
         fitting = replace(fitting, group=group)
     config = _resolve_encoding(config, fitting, progress)
     if check:
@@ -128,7 +129,7 @@ def predict(config: RunConfig, survey: Survey) -> Footprint:
     Raises:
         ImpastoError: The model cannot be read, or the settings do not fit it.
     """
-    group, _ = heaviest_group(config, survey.plan.images)
+    group = heaviest_group(config, survey.plan.images)
     fitting = build_memory_fitter(config, group, workload=Workload.of(config, survey))
     return fitting.footprint(config)
 
@@ -173,15 +174,26 @@ def _open_batch_size(config: RunConfig, group: Group) -> int:
     return 0 if has_own else batch_size_of(config, group)
 
 
+def _most_filled(config: RunConfig, images: Sequence[PlannedImage], heaviest: Group) -> int:
+    """Images of the heaviest group with the pixels of the largest batch that any group can fill.
+
+    Of smaller images more go into a batch, so a group of many of them may fill a larger one than
+    the heaviest group, which may have a single image.
+    """
+    showings = showings_by_group(images)
+    filled = (n * g.bucket.area for g, n in showings.items() if _open_batch_size(config, g))
+    return max(1, max(filled) // heaviest.bucket.area)
+
+
 def _resolve_batch(
     config: RunConfig, fitting: MemoryFitter, most: int, progress: Progress
 ) -> RunConfig:
     batch = fitting.batch_that_fits(config, most)
-    progress.note(
-        f"Batches of {counted(batch, 'images')} of {fitting.group.bucket}, of smaller ones "
-        "more, fit into "
-        f"{gib(fitting.budget)}."
-    )
+    of = f"{counted(batch, 'images')} of {fitting.group.bucket}, of smaller ones more"
+    if batch < most:
+        progress.note(f"Batches of {of}, fit into {gib(fitting.budget)}.")
+    else:
+        progress.note(f"Batches of {of}: an epoch has not enough images to fill larger ones.")
     area = fitting.group.bucket.area
     width, height = config.dataset.entries[fitting.group.dataset].width_height
     asked = max(1, ((batch + 1) * area - 1) // (width * height))  # the most that gives `batch`

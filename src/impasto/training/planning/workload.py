@@ -63,7 +63,7 @@ def _largest(images: PlannedTable) -> Size | None:
 def _heaviest_validation(config: RunConfig, images: Sequence[PlannedImage]) -> Group | None:
     if not images:
         return None
-    group, _ = heaviest_group(config, images, batch_size=validation_batch_size)
+    group = heaviest_group(config, images, batch_size=validation_batch_size)
     return group
 
 
