@@ -1,6 +1,7 @@
 """The old command: earlier runs are kept, --resume takes flags, import-command keeps them."""
 
 import json
+import shlex
 
 import pytest
 
@@ -199,6 +200,12 @@ def test_paths_of_windows_stay_whole(path, end):
     quoted = f"fine_tune.py --output_dir {path} {end} --seed=1 {end} --output_name='my style'"
     assert _tokens(quoted) == words
     assert _tokens(quoted.replace(path, f'"{path}"')) == words
+
+
+def test_what_a_shell_escapes_is_read_as_it_is_there():
+    """As completion writes names with spaces, in a command without a path of Windows."""
+    line = r"""fine_tune.py --train_data_dir my\ images\ \(1\) --name it\'s --x "a \"b\" c" """
+    assert _tokens(line) == shlex.split(line)
 
 
 def test_each_flag_with_a_rule_is_known():

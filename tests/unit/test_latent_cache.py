@@ -28,6 +28,7 @@ from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.scanning.scan import decode_all, scan_folder
 from impasto.data.sharding import shard_store
+from impasto.data.sharding.shards import Shards
 from impasto.data.subsets import PLAIN, Augmentation, MaskRules, Subset
 from impasto.errors import DatasetError, StorageError
 from impasto.storage_errors import storage_error
@@ -570,6 +571,26 @@ def test_pruning_on_a_full_disk_drops_first_what_takes_no_room(folder, tmp_path,
         list(cache.prune(wanted))
     assert len(shard_files(tmp_path)) == 2
     assert len(LatentCache(tmp_path / "latents")) == 6
+
+
+def test_a_shard_that_the_disk_stops_to_give_while_it_is_pruned_stays(
+    folder, tmp_path, monkeypatch
+):
+    cache, cached, _ = run(folder, tmp_path)
+    first, second, _ = (keys_in(shard) for shard in shard_files(tmp_path))
+    wanted = {key for key in cached.keys if key.plain in first[1:] + second[1:]}
+    look, looked = Shards._entries_of, set()
+
+    def once(shards, index):
+        if index in looked:
+            return None
+        looked.add(index)
+        return look(shards, index)
+
+    monkeypatch.setattr(Shards, "_entries_of", once)
+    list(cache.prune(wanted))
+    assert len(shard_files(tmp_path)) == 2
+    assert set(first + second) <= {key for shard in shard_files(tmp_path) for key in keys_in(shard)}
 
 
 def test_no_tensors_are_left_where_the_disk_is_full_at_their_keys(folder, tmp_path, monkeypatch):

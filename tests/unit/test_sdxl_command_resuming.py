@@ -118,6 +118,16 @@ def test_flags_of_the_rate_go_with_the_schedule_of_the_run(tmp_path):
     assert notices == ()
 
 
+def test_a_fall_at_the_end_stays_that_of_the_run(tmp_path):
+    falls = ["--lr_scheduler=warmup_stable_decay", "--lr_decay_steps=20", "--lr_warmup_steps=5"]
+    config, notices = resumed(tmp_path, falls, ["--lr_scheduler_min_lr_ratio=0.1"])
+    schedule = config.schedule
+    assert (schedule.kind, schedule.decay_steps, schedule.min_lr_ratio) == (
+        "warmup_stable_decay", 20, 0.1,
+    )  # fmt: skip
+    assert notices == ()
+
+
 @pytest.mark.parametrize("kept", [["--save_last_n_steps=4"], ["--save_last_n_epochs=2"]])
 def test_a_limit_of_one_kind_of_models_leaves_the_other(tmp_path, kept):
     every = ["--save_every_n_steps=2", "--save_every_n_epochs=1"]

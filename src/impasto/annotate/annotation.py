@@ -231,13 +231,22 @@ class _AsyncWriter:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True)
-        if kind is None:
-            self._raise_faults(0)
-        if self._journal is None:
-            return
-        # a fault keeps none of the words from their file that were finished before it
-        with contextlib.suppress(*([] if kind is None else [ImpastoError, OSError])):
-            self._target.close(self._journal)
+        with self._closing(quietly=kind is not None):
+            if kind is None:
+                self._raise_faults(0)
+
+    @contextlib.contextmanager
+    def _closing(self, *, quietly: bool) -> Iterator[None]:
+        """Close the target: a fault keeps none of the words from their file that came before it."""
+        try:
+            yield
+        except BaseException:
+            quietly = True
+            raise
+        finally:
+            if self._journal is not None:
+                with contextlib.suppress(*([ImpastoError, OSError] if quietly else [])):
+                    self._target.close(self._journal)
 
     def keep(self, record: ImageRecord, text: str) -> None:
         """Write an image's words; without words only note that it is done."""

@@ -204,18 +204,18 @@ def verify(source: Path, remove: bool, **options: Any) -> None:  # noqa: FBT001
             bad += [fault] if fault else []
             advance(1)
     for fault in bad:
-        console.note(f"  {fault.file}: {fault.reason} ({counted(fault.entries, 'entries')})")
+        console.note(f"  {shown(fault.file)}: {fault.reason} ({counted(fault.entries, 'entries')})")
     unread = sum(fault.is_unread for fault in bad)
-    console.table({"Shards": number, "Damaged": len(bad) - unread, "Cache": shown(latents.folder)})
+    console.table({"Shards": number, "Damaged": len(bad) - unread, "Cache": shown(derived)})
     if unread:
         raise DatasetError(
             f"The disk did not give {unread} of {counted(number, 'shards')} in "
-            f"{shown(latents.folder)}, which says nothing of what is in them; none of these was "
+            f"{shown(derived)}, which says nothing of what is in them; none of these was "
             f"removed. Check the disk and the rights of the files, and run this again."
         )
     if bad and not remove:
         raise DatasetError(
-            f"{len(bad)} of {counted(number, 'shards')} in {shown(latents.folder)} cannot be "
+            f"{len(bad)} of {counted(number, 'shards')} in {shown(derived)} cannot be "
             f"read. Run this again with --remove: what they held is then encoded anew when it is "
             f"needed."
         )

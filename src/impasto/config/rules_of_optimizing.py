@@ -65,7 +65,7 @@ OPTIMIZER = (
         ("schedule.warmup_steps", "schedule.decay_steps", "training.max_steps"),
         lambda c: c.steps is not None and c.config.schedule.least_steps(c.steps) > c.steps,
         lambda c: (
-            f"schedule.warmup_steps {c.config.schedule.warmup_steps} and decay_steps "
+            f"schedule.warmup_steps {c.config.schedule.warmup_steps} and schedule.decay_steps "
             f"{c.config.schedule.decay_steps} are together more than the {c.steps} steps of the "
             f"run. Make them smaller, or the run longer"
         ),

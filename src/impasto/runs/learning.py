@@ -297,7 +297,8 @@ def _checkpoint(
         best: The record of a best model, if it is one.
     """
     own = max((name for name in names if path.name.startswith(name)), key=len, default="")
-    match = _ENDING.match(path.name, len(own)) if own else _ENDING.search(path.name)
+    match = _ENDING.match(path.name, len(own)) if own else None
+    match = match or _ENDING.search(path.name)  # it may be of a name that the run had before
     ending = match.groupdict() if match else {}
     is_average = bool(ending.get("average"))
     if best is not None or ending.get("best"):

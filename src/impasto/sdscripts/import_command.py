@@ -39,10 +39,14 @@ def import_command(command: str, out: Path | None) -> None:
         )
 
 
+_OF_WINDOWS = re.compile(r"\\[\w.\\]|[A-Za-z]:\\")
+
+
 def _tokens(command: str) -> list[str]:
     """The words of a command as a shell has them: lines that go on, and quotes.
 
-    A backslash is no escape but part of a path of Windows.
+    Where a backslash stands before a letter, or behind a drive, the command has paths of Windows:
+    then it is no escape, as it is elsewhere before spaces, quotes and brackets.
 
     Raises:
         ConfigError: A quote is not closed.
@@ -51,7 +55,9 @@ def _tokens(command: str) -> list[str]:
 
     line = re.sub(r"[\\^`][ \t]*\r?\n", " ", command)  # sh, cmd and PowerShell
     words = shlex.shlex(line, posix=True)
-    words.whitespace_split, words.commenters, words.escape = True, "", ""
+    words.whitespace_split, words.commenters = True, ""
+    if _OF_WINDOWS.search(line):
+        words.escape = ""
     try:
         return list(words)
     except ValueError as error:

@@ -40,7 +40,7 @@ def read_header(path: Path, beginning: bytes | None = None) -> tuple[Size, bool]
         beginning: Its first `objects.HEADER_BYTES`, where they have been read from a store.
 
     Raises:
-        UnreadableImageError: Not an image, damaged, or larger than `MAX_PIXELS`.
+        UnreadableImageError: Not an image, damaged, or larger than `opening.MAX_PIXELS`.
     """
     with opened(path, beginning=beginning) as image:
         width, height = image.size
@@ -70,7 +70,7 @@ def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
             least: then the difference after resizing is like that from Lanczos to bicubic.
 
     Raises:
-        UnreadableImageError: Not an image, truncated, damaged, or larger than `MAX_PIXELS`.
+        UnreadableImageError: Not an image, truncated, damaged, or larger than `opening.MAX_PIXELS`.
     """
     return read_image(path, at_least=at_least)[0]
 
@@ -103,7 +103,7 @@ def read_image(
 
 
 def read_mask(path: Path) -> Image.Image:
-    """Decode an image to upright 8-bit grey: white is 255, and so is nothing that is transparent.
+    """Decode an image to upright 8-bit grey: white is 255, and what is transparent is 0.
 
     What is painted in white on a transparent ground has black around it.
 

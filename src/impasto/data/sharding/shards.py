@@ -30,7 +30,7 @@ from impasto.data.sharding.shard_files import BadShard, digest_of, sum_of_row
 from impasto.data.sharding.shard_index import ShardIndex, ShardRow
 from impasto.data.sharding.shard_store import Arrays, LocalShardFiles, ShardFiles, tensors_of
 from impasto.data.sharding.stored_shards import StoredShardFiles
-from impasto.errors import StorageError
+from impasto.errors import DatasetError, StorageError
 from impasto.remote_paths import is_remote
 
 FORMAT_VERSION = 1
@@ -267,21 +267,24 @@ class Shards:
             else:
                 yield self._drop(index, len(found))
         for index in partly:
-            found = self._entries_of(index) or []
+            if (found := self._entries_of(index)) is None:
+                yield 0, 0
+                continue
             kept = wanted.among(found)
-            rows = self._unchanged_rows(self._name_of(index), [row for _, row in kept])
+            try:
+                rows = self._unchanged_rows(self._name_of(index), [row for _, row in kept])
+            except DatasetError:  # the disk does not give it; `verify` names it
+                yield 0, 0
+                continue
             kept = [(key, row) for key, row in kept if row in rows]
             if not kept:
                 yield self._drop(index, len(found))
                 continue
-            label = self._name_of(index).split("-")[1]
-            columns_of_rows = zip(*(rows[row] for _, row in kept), strict=True)
-            columns = [np.stack(column) for column in columns_of_rows]
+            columns = map(np.stack, zip(*(rows[row] for _, row in kept), strict=True))
             tensors = dict(zip(self._columns, map(torch.from_numpy, columns), strict=True))
-            self._write(label, [key for key, _ in kept], tensors)
-            _, freed = self._drop(index, 0)
-            shard_row = self._index.rows_of([kept[0][0]])[0]
-            yield len(found) - len(kept), freed - self._files.size(self._index_of(shard_row[0]))
+            self._write(self._name_of(index).split("-")[1], [key for key, _ in kept], tensors)
+            grown = self._files.size(self._index_of(self._written[-1]))
+            yield len(found) - len(kept), self._drop(index, 0)[1] - grown
 
     def _entries_of(self, index: Path) -> list[tuple[str, int]] | None:
         """The keys that are read from a shard, with their rows; None where it has to stay."""

@@ -63,8 +63,7 @@ def _largest(images: PlannedTable) -> Size | None:
 def _heaviest_validation(config: RunConfig, images: Sequence[PlannedImage]) -> Group | None:
     if not images:
         return None
-    group = heaviest_group(config, images, batch_size=validation_batch_size)
-    return group
+    return heaviest_group(config, images, batch_size=validation_batch_size)
 
 
 def _different_captions(images: PlannedTable) -> int:
