@@ -65,8 +65,9 @@ def shown(value: object) -> str:
 
 def page() -> str:
     parts = [HEAD, "## (top level)", "", *section_rows(RunConfig)]
-    for name, annotation in typing.get_type_hints(RunConfig, include_extras=False).items():
-        kinds = sections_of(RunConfig.model_fields[name])
+    hints = typing.get_type_hints(RunConfig, include_extras=False)
+    for name, field in RunConfig.model_fields.items():
+        annotation, kinds = hints[name], sections_of(field)
         for section in dict.fromkeys(kinds.values()):
             words = " or ".join(f'"{kind}"' for kind, own in kinds.items() if own is section)
             parts += ["", f"## [{name}] of the kind {words}", "", *section_page(section)]

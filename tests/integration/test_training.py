@@ -540,7 +540,7 @@ def test_the_thread_that_trains_draws_no_noise(train_config, monkeypatch):
     [
         ({"channels_last": True}, "training.channels_last without training.compile"),
         ({"ema_decay": 0.9, "ema_on_cpu": True}, "training.ema_every = 10"),
-        ({"ema_decay": 0.9, "ema_on_cpu": True, "ema_every": 10}, None),
+        ({"ema_decay": 0.9, "ema_on_cpu": True, "ema_every": 10, "max_steps": 20}, None),
         ({"channels_last": True, "compile": "full"}, None),
     ],
 )

@@ -331,7 +331,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
                 }
             },
             Facts(),
-            "warmup_steps 4 and decay_steps 50% are together more than the 6 steps",
+            "warmup_steps 4 and schedule.decay_steps 50% are together more than the 6 steps",
         ),
         (
             {"saving": {"posthoc_dtype": "fp32"}},

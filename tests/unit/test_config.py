@@ -7,12 +7,21 @@ import typing
 from pathlib import Path
 
 import pytest
+import tomli_w
 
+from impasto.config.compatibility import goes_together
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.field_docs import docs_of
-from impasto.config.load import build_dataset_config, build_run_config, dump_toml, load_run_config
+from impasto.config.load import (
+    build_dataset_config,
+    build_run_config,
+    dump_toml,
+    load_begun_config,
+    load_run_config,
+)
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
+from impasto.training.planning.changes import with_changes
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {
@@ -230,3 +239,30 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
     with pytest.raises(ConfigError) as caught:
         build_run_config(MINIMAL, [override], source="t")
     assert str(caught.value) == f"t with --set: {told}."
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"validation": {**OWN_IMAGES, "split": 0.1}},
+        {"dataset": {"image_dir": "a", "validation_seed": 3}},
+        {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
+        {"dataset": {"mask_dir": "m", "datasets": [{"subsets": [{"image_dir": "a"}]}]}},
+        {"schedule": {"kind": "warmup_stable_decay"}},
+        {"optimizer": {"eps": 1e-8, "arguments": {"eps": 1e-7}}},
+        {"training": {"max_steps": 5, "ema_decay": 0.9, "ema_every": 9}},
+    ],
+)
+def test_a_run_that_was_begun_with_what_had_no_effect_goes_on(changes, tmp_path):
+    """It cannot be changed any more: what it computes belongs to its state."""
+    values = {**MINIMAL, **changes}
+    with pytest.raises(ConfigError):
+        build_run_config(values, source="t")
+    file = tmp_path / "config.toml"
+    file.write_text(tomli_w.dumps(values), encoding="utf-8")
+    config = load_begun_config(file)
+    assert config.is_begun
+    changed = with_changes(config, {"training": {"gradient_checkpointing": True}})
+    assert changed.is_begun
+    assert goes_together(changed)
+    assert not build_run_config(MINIMAL, source="t").is_begun

@@ -1,5 +1,6 @@
 """The queue of runs: its order, what is true of its jobs, and no job lost or done twice."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -579,8 +580,12 @@ def test_the_command_that_goes_on_is_for_the_same_device(queue, monkeypatch):
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
     eventually(lambda: runners_of(queue.folder))
-    ask_runner_to_stop(queue.folder, "3")
-    thread.join(timeout=60)
+    for _ in range(300):  # who is only beginning forgets what was asked before
+        with contextlib.suppress(RunError):
+            ask_runner_to_stop(queue.folder, "3")
+        thread.join(timeout=0.2)
+        if not thread.is_alive():
+            break
     assert str(errors[0]).endswith(f"queue run --queue {queue.folder} --device 3 --wait")
 
 

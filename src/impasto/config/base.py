@@ -11,6 +11,17 @@ from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator
 
 from impasto.config.locations import remote_fault
 
+BEGUN = "begun"
+"""Of the context of validation: whether the settings are of a run that was begun."""
+
+
+def is_of_begun(info: ValidationInfo) -> bool:
+    """Whether settings are those of a run that was begun, perhaps by an earlier version.
+
+    What such a run was given and had no effect is refused in new runs alone: it goes on as it was.
+    """
+    return bool(info.context and info.context.get(BEGUN))
+
 
 class Section(BaseModel):
     """A section: unknown keys are errors.

@@ -33,7 +33,8 @@ RULES = (
 def conflicts(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> Iterator[str]:
     """The sentences of the rows that settings are a case of, without full stops."""
     case = Case(config, facts)
-    return (rule.sentence(case) for rule in RULES if rule.applies(case))
+    asked = (rule for rule in RULES if not (rule.of_new_runs and config.is_begun))
+    return (rule.sentence(case) for rule in asked if rule.applies(case))
 
 
 def goes_together(config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:

@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
 from impasto import files
+from impasto.config.base import is_of_begun
 from impasto.config.bucket_limits import require_around, require_steps
 from impasto.config.levels import inherit_settings
 from impasto.config.locations import Location, WrittenLocation
@@ -281,9 +282,9 @@ class DatasetConfig(DatasetKeys):
         return inherit_settings(values, DatasetKeys.model_fields, SubsetKeys.model_fields)
 
     @model_validator(mode="after")
-    def _names_images(self) -> DatasetConfig:
+    def _names_images(self, info: ValidationInfo) -> DatasetConfig:
         images = self.image_dir is not None or self.metadata_file is not None
-        named = ("image_dir", "metadata_file", "mask_dir")
+        named = ["image_dir", "metadata_file", *([] if is_of_begun(info) else ["mask_dir"])]
         own = [name for name in named if getattr(self, name) is not None]
         if self.datasets and own:
             raise ValueError(

@@ -56,7 +56,7 @@ def read_settings(text: str) -> tuple[dict[str, Any], str]:
         return {}, f"config.toml is not TOML: {error}"
     try:
         return settings_by_path(
-            build_run_config(with_former_values(tree), source="config.toml")
+            build_run_config(with_former_values(tree), source="config.toml", begun=True)
         ), ""
     except (ConfigError, ValueError, TypeError, AttributeError) as error:
         return dict(values_by_path(tree)), f"config.toml is not valid in this version: {error}"

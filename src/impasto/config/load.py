@@ -54,7 +54,7 @@ def load_begun_config(path: Path) -> RunConfig:
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    config = build_run_config(with_former_values(read_toml(path)), source=str(path))
+    config = build_run_config(with_former_values(read_toml(path)), source=str(path), begun=True)
     cache = config.dataset.cache_dir
     if cache is None:
         return config
@@ -72,9 +72,19 @@ def former_names(values: Mapping[str, Any], overrides: Sequence[str] = ()) -> li
 
 
 def build_run_config(
-    values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str
+    values: Mapping[str, Any],
+    overrides: Sequence[str] = (),
+    *,
+    source: str,
+    begun: bool = False,
 ) -> RunConfig:
     """Validate a nested mapping; `source` names it in errors.
+
+    Args:
+        values: The settings.
+        overrides: `section.key=value`, which count before them.
+        source: Where they are from.
+        begun: Whether they are those of a run that was begun; see `Rule.of_new_runs`.
 
     Raises:
         ConfigError: As for `load_run_config`.
@@ -85,7 +95,8 @@ def build_run_config(
     if isinstance(tree.get("dataset"), dict):
         tree["dataset"] = _with_file(tree["dataset"])
     require_text(tree, source)
-    return validated(RunConfig, tree, f"{source} with --set" if overrides else source)
+    source = f"{source} with --set" if overrides else source
+    return validated(RunConfig, tree, source, begun=begun)
 
 
 def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetConfig:

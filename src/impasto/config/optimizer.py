@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from impasto.config.base import Section
+from impasto.config.base import Section, is_of_begun
 
 Rate = Annotated[float, Field(gt=0, le=10)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -51,9 +51,10 @@ class OptimizerConfig(Section):
     """Further arguments by the names that the optimizer has for them, such as `{d_coef = 0.8}`."""
 
     @model_validator(mode="after")
-    def _arguments_are_finite(self) -> OptimizerConfig:
+    def _arguments_are_finite(self, info: ValidationInfo) -> OptimizerConfig:
         for name, value in self.arguments.items():
-            if name in _OWN and getattr(self, name) is not None:
+            is_twice = name in _OWN and getattr(self, name) is not None
+            if is_twice and not is_of_begun(info):
                 raise ValueError(f"{name} and arguments.{name} are both given; take one out")
             if any(not math.isfinite(number) for number in _numbers_in(value)):
                 raise ValueError(f"arguments.{name} is {value}; expected finite numbers")

@@ -142,6 +142,7 @@ HELD_OUT = (
             "images to validate on, and the second takes them from the dataset. Take one of them "
             "out"
         ),
+        of_new_runs=True,
     ),
     Rule(
         ("dataset.validation_seed", "dataset.validation_split", "validation.split"),
@@ -150,6 +151,7 @@ HELD_OUT = (
             "validation_seed of a dataset chooses what is held out of it, and nothing is: give "
             "validation.split or validation_split, or take it out"
         ),
+        of_new_runs=True,
     ),
     Rule(
         ("dataset.buckets", "dataset.enable_bucket"),
@@ -158,6 +160,7 @@ HELD_OUT = (
             "dataset.buckets has no effect with enable_bucket = false, where all images have the "
             "size of the resolution. Take one of them out"
         ),
+        of_new_runs=True,
     ),
     Rule(
         ("validation.by", "validation.image_dir", "validation.split"),

@@ -69,6 +69,7 @@ OPTIMIZER = (
             f"{c.config.schedule.decay_steps} are together more than the {c.steps} steps of the "
             f"run. Make them smaller, or the run longer"
         ),
+        of_new_runs=True,
     ),
     Rule(
         ("training.offload_optimizer", "optimizer.kind"),
@@ -141,6 +142,7 @@ AVERAGE = (
             f"run, so that training.{'posthoc_ema' if c.training.posthoc_ema else 'ema_decay'} "
             f"would never take in what was learned. Make it smaller"
         ),
+        of_new_runs=True,
     ),
     Rule(
         ("training.posthoc_ema", "training.ema_every", "saving.posthoc_every_steps"),

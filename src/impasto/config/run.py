@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
 
-from impasto.config.base import Section
+from impasto.config.base import Section, is_of_begun
 from impasto.config.compatibility import conflicts
 from impasto.config.dataset import DatasetConfig
 from impasto.config.formats import FORMATS
@@ -166,6 +166,8 @@ class RunConfig(Section):
     saving: SavingConfig = SavingConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    _is_begun: bool = PrivateAttr(default=False)
+
     @model_validator(mode="before")
     @classmethod
     def _under_present_names(cls, values: Any) -> Any:
@@ -189,11 +191,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
-    def _goes_together(self) -> RunConfig:
+    def _goes_together(self, info: ValidationInfo) -> RunConfig:
+        self._is_begun = is_of_begun(info)
         sentence = next(conflicts(self), None)
         if sentence is not None:
             raise ValueError(sentence)
         return self
+
+    @property
+    def is_begun(self) -> bool:
+        """Whether the settings are those of a run that was begun, perhaps by another version."""
+        return self._is_begun
 
     @property
     def batch_sizes(self) -> dict[int, int]:

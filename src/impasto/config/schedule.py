@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from impasto.config.base import Section
+from impasto.config.base import Section, is_of_begun
 from impasto.step_rules import Steps, counted, is_count, parse_rules
 
 OPTION_USERS = {
@@ -78,7 +78,7 @@ class ScheduleConfig(Section):
         return value
 
     @model_validator(mode="after")
-    def _options_are_used(self) -> ScheduleConfig:
+    def _options_are_used(self, info: ValidationInfo) -> ScheduleConfig:
         for name, kinds in OPTION_USERS.items():
             is_given = getattr(self, name) != type(self).model_fields[name].default
             if is_given and self.kind not in kinds:
@@ -86,7 +86,8 @@ class ScheduleConfig(Section):
                     f"{name} has no effect on the kind {self.kind}; it belongs to "
                     f"{' and '.join(sorted(kinds))}"
                 )
-        if self.kind == "warmup_stable_decay" and not counted(self.decay_steps, 1_000_000):
+        falls = self.kind != "warmup_stable_decay" or counted(self.decay_steps, 1_000_000)
+        if not falls and not is_of_begun(info):
             raise ValueError(
                 'warmup_stable_decay needs decay_steps, such as "10%", or the rate would never '
                 "fall; a level rate is the kind constant"

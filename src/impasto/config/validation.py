@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from impasto.config.base import BEGUN
 from impasto.config.kinds import sections_of
 from impasto.errors import ConfigError
 from impasto.parsing import (
@@ -69,14 +70,22 @@ _SCANNED = ("image_dir", "metadata_file", "mask_dir")
 S = TypeVar("S", bound=BaseModel)
 
 
-def validated(section: type[S], values: Mapping[str, Any], source: str) -> S:
+def validated(
+    section: type[S], values: Mapping[str, Any], source: str, *, begun: bool = False
+) -> S:
     """Validate a nested mapping; `source` names it in errors.
+
+    Args:
+        section: What it is to be.
+        values: The mapping.
+        source: Where it is from.
+        begun: Whether it is of a run that was begun; see `Rule.of_new_runs`.
 
     Raises:
         ConfigError: A key is unknown, or a value does not fit.
     """
     try:
-        return section.model_validate(values)
+        return section.model_validate(values, context={BEGUN: begun})
     except ValidationError as error:
         faults = _faults_of(error, section)
         told = ". ".join(text for _, text in faults)

@@ -80,7 +80,8 @@ def resumed_config(
         RunError: The run is one of the other command.
     """
     tree, _ = with_present_names(with_former_values(read_toml(run.config_file)))
-    asked_before = build_run_config(tree, source=str(run.config_file))  # so the tree is sound
+    # so the tree is sound
+    asked_before = build_run_config(tree, source=str(run.config_file), begun=True)
     trained_by = scripts_of(tree["model"].get("family"))
     if trained_by and script not in trained_by:
         raise RunError(
@@ -105,7 +106,7 @@ def resumed_config(
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
         tree.get("training", {}).pop(key, None)
-    config = build_settings(script, given, tree)
+    config = build_settings(script, given, tree, begun=True)
     others = tuple(f"--{name}{end}" for name in full.keys() - given.keys() for end in (":", "="))
     own = [n for n in translation.notices if not n.startswith(("--seed was not", *others))]
     return config.model_copy(update={"output_dir": run.path}), tuple(own)

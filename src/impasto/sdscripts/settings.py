@@ -23,15 +23,23 @@ _FAMILIES: dict[str, tuple[tuple[Script, ...], str]] = {
 """`model.family` -> the commands that train it, and what people call it."""
 
 
-def build_settings(script: Script, flags: Mapping[str, Any], tree: Mapping[str, Any]) -> RunConfig:
+def build_settings(
+    script: Script, flags: Mapping[str, Any], tree: Mapping[str, Any], *, begun: bool = False
+) -> RunConfig:
     """Validate the tree that flags of a command were translated to.
+
+    Args:
+        script: The command.
+        flags: Its flags.
+        tree: The settings.
+        begun: Whether they are those of a run that was begun, with what the flags change.
 
     Raises:
         ConfigError: As `build_run_config`, with the names of flags; or a flag does not go with what
             is in the dataset.
     """
     try:
-        config = build_run_config(tree, source=script)
+        config = build_run_config(tree, source=script, begun=begun)
     except ConfigError as error:
         raise told_in_flags(script, flags, error) from error
     require_fixed_captions(flags, config)

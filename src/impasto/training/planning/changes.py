@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from impasto.config.base import BEGUN
 from impasto.config.run import RunConfig
 
 Changes = Mapping[str, Mapping[str, Any]]
@@ -26,7 +27,8 @@ def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> R
     current = getattr(config, section)
     if section == "dataset":  # its keys are handed down to datasets when it is read, and only then
         return config.model_copy(update={section: current.model_copy(update=fields)})
-    changed = type(current).model_validate({**current.model_dump(), **fields})
+    values = {**current.model_dump(), **fields}
+    changed = type(current).model_validate(values, context={BEGUN: config.is_begun})
     changed.__pydantic_fields_set__ = {*current.model_fields_set, *fields}
     return config.model_copy(update={section: changed})
 
