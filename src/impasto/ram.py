@@ -23,17 +23,20 @@ class _Layout:
         folder: Of all groups, under /sys/fs/cgroup.
         limit: The file of the most that a group may take.
         used: The file of what it takes, page cache included.
-        cache: The line of memory.stat with the page cache that is freed as soon as RAM is needed.
+        cache: The lines of memory.stat with the page cache, which goes as soon as RAM is needed.
     """
 
     folder: str
     limit: str
     used: str
-    cache: str
+    cache: tuple[str, str]
 
 
-_V1 = _Layout("memory", "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-_V2 = _Layout("", "memory.max", "memory.current", "inactive_file")
+_V1 = _Layout(
+    "memory", "memory.limit_in_bytes", "memory.usage_in_bytes",
+    ("total_inactive_file", "total_active_file"),
+)  # fmt: skip
+_V2 = _Layout("", "memory.max", "memory.current", ("inactive_file", "active_file"))
 
 
 def free_bytes(root: Path = ROOT) -> int:
@@ -82,10 +85,14 @@ def _groups(root: Path) -> Iterator[tuple[_Layout, Path]]:
             yield layout, root.joinpath("sys/fs/cgroup", layout.folder, *parts[:depth])
 
 
-def _of_stat(file: Path, key: str) -> int:
-    """A line's number in memory.stat; 0 without one."""
+def _of_stat(file: Path, keys: tuple[str, ...]) -> int:
+    """The sum of some lines' numbers in memory.stat; 0 without them."""
     words = (line.split() for line in _text(file).splitlines())
-    return next((int(line[1]) for line in words if line[:1] == [key] and line[1].isdigit()), 0)
+    return sum(int(n) for key, n, *_ in filter(_is_pair, words) if key in keys)
+
+
+def _is_pair(words: list[str]) -> bool:
+    return len(words) == 2 and words[1].isdigit()
 
 
 def _number(file: Path) -> int | None:

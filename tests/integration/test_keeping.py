@@ -406,15 +406,19 @@ def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
     message = str(caught.value)
     assert "while training on 64x" in message
     assert "The state after 3 steps is saved" in message
-    now, _, later = message.partition("may be changed before it is resumed: ")[2].partition(". ")
-    later, _, resumed = later.partition(". ")
+    later, _, now = message.partition(
+        "What would help most and may be changed before it is resumed: "
+    )
+    now, _, resumed = now.partition(". ")
+    later = later.partition("is saved. ")[2].removesuffix(". ")
     assert now.startswith("training.gradient_checkpointing = true (")
     assert "batch_size" not in now
-    assert later.startswith("What needs a new run: training.batch_size = 2, ")
+    assert later.startswith("What would help in a new run: training.batch_size = 2, ")
     assert "training.gradient_accumulation_steps = 2" in later
     assert 'optimizer.kind = "adamw8bit"' in later
     assert later.count("; ") == 2
-    assert resumed.endswith(f", and continue with: {command('resume', config.output_dir)}")
+    go_on = command("resume", config.output_dir)
+    assert resumed == f"Set it in the run's config.toml, and continue with: {go_on}"
     assert caught.value.exit_code == 9
     assert exported(resume(config.output_dir)) == exported(whole)
 

@@ -14,8 +14,8 @@ def group(folder, *, v1=False, limit, used, cache=0):
     most, now = ("limit_in_bytes", "usage_in_bytes") if v1 else ("max", "current")
     (folder / f"memory.{most}").write_text(f"{limit}\n", encoding="utf-8")
     (folder / f"memory.{now}").write_text(f"{used}\n", encoding="utf-8")
-    key = "total_inactive_file" if v1 else "inactive_file"
-    text = f"anon 1\n{key} {cache}\nslab\n"
+    total, old = "total_" if v1 else "", cache // 3
+    text = f"anon 1\n{total}inactive_file {old}\n{total}active_file {cache - old}\nslab\n"
     (folder / "memory.stat").write_text(text, encoding="utf-8")
 
 

@@ -152,6 +152,8 @@ class Case:
         entries = self.config.dataset.entries
         asked = any(entry.validation_split is not None for entry in entries)
         seeded = any(entry.validation_seed is not None for entry in entries)
+        if self.config.dataset.datasets:  # as files of sd-scripts may have it, which mind it not
+            return False
         return seeded and not asked and not self.config.validation.split
 
     @property

@@ -62,26 +62,27 @@ def out_of_memory(
     else:
         found = ways_beside_a_gpu(config) if has_gpu else ways(config, doing)
         start = "RAM ran out"
-    helps = _what_helps(found, has_state=has_state)
-    go_on = ""
-    if resume is not None:
-        verb = "continue" if has_state else "begin again"
-        go_on = f" Set what helps in the run's config.toml, and {verb} with: {resume}"
-    return OutOfMemoryError(f"{start} while {doing}. {then} {helps}{go_on}")
+    helps = _what_helps(found, resume, has_state=has_state)
+    return OutOfMemoryError(f"{start} while {doing}. {then} {helps}")
 
 
-def _what_helps(found: Sequence[Way], *, has_state: bool) -> str:
-    """The advice, with what a resumed run may take apart from what needs a new one."""
+def _what_helps(found: Sequence[Way], resume: str | None, *, has_state: bool) -> str:
+    """The advice and how to go on, with what a resumed run may take apart from the rest."""
     if not has_state:
-        return f"What would help most: {_listed(found)}."
+        again = (
+            f" Set it in the run's config.toml, and begin again with: {resume}" if resume else ""
+        )
+        return f"What would help most: {_listed(found)}.{again}"
     now = [way for way in found if way.is_resumable]
     others = _listed([way for way in found if not way.is_resumable])
     if not now:
-        return f"What would help most needs a new run: {others}."
-    begun_again = f" What needs a new run: {others}." if others else ""
+        more = f" With more memory free, continue with: {resume}" if resume else ""
+        return f"What would help most needs a new run: {others}.{more}"
+    begun_again = f"What would help in a new run: {others}. " if others else ""
+    more = f" Set it in the run's config.toml, and continue with: {resume}" if resume else ""
     return (
-        f"What would help most and may be changed before it is resumed: {_listed(now)}."
-        f"{begun_again}"
+        f"{begun_again}What would help most and may be changed before it is resumed: "
+        f"{_listed(now)}.{more}"
     )
 
 
