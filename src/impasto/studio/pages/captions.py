@@ -145,9 +145,11 @@ class CaptionPages:
             raise HTTPException(410, "This preview is not kept any more. Preview the edit again.")
         if prepared.task:
             task = tasks.find(prepared.task)
-            if task is not None and tasks.state_of(task).is_alive:
+            state = None if task is None else tasks.state_of(task)
+            if state is not None and state.is_alive:
                 return prepared.task
-            raise HTTPException(410, "This edit was applied already. Preview it again.")
+            ended = "was applied already" if state is None or state.code == 0 else "did not end"
+            raise HTTPException(410, f"This edit {ended}. Preview it again.")
         here = captions_address(self.studio, dataset)
         name = tasks.start([*prepared.bound_arguments, *_WRITES], prepared.title, here)
         self.store.note_applied(prepared, name)

@@ -91,12 +91,15 @@ def _why_none(run: RunDirectory) -> str:
     """Why a run has no previews, or when it draws the first."""
     try:
         asked = parse_toml(read_text(run.config_file)).get("previews", {})
-        prompts, every = asked.get("prompts"), asked.get("every_steps")
+        prompts = asked.get("prompts") or asked.get("prompt_file")
+        every, epochs = asked.get("every_steps"), asked.get("every_epochs")
     except (OSError, ValueError, AttributeError):
         return "No previews yet."
     if not prompts:
         return "This run draws no previews, since its settings have no prompts for them."
-    often = f": after every {every} steps" if every else ""
+    if every == 0 and not epochs:
+        return "No previews yet. The run draws them at its end, or by “Preview now”."
+    often = f": after every {every} steps" if every and not epochs else ""
     return f"No previews yet. The run draws them as it goes{often}, or by “Preview now”."
 
 
