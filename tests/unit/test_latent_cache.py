@@ -169,17 +169,22 @@ def test_a_copy_takes_the_place_of_a_picture_whose_mask_is_broken(folder, tmp_pa
         assert cached.keys[-1].plain in cache
 
 
-def test_a_copy_takes_the_place_of_a_picture_that_vanishes(folder, tmp_path, monkeypatch):
-    shutil.copy(folder / "004.png", folder / "copy.png")
-    cache, plan = LatentCache(tmp_path / "latents"), plan_of(folder)
+def goes_once_hashed(file, cache, monkeypatch):
+    """A file vanishes between its hash and its decoding."""
     real = cache.hashes.of
 
     def hashed_then_gone(*arguments, **named):
         digests = real(*arguments, **named)
-        (folder / "004.png").unlink()
+        file.unlink()
         return digests
 
     monkeypatch.setattr(cache.hashes, "of", hashed_then_gone)
+
+
+def test_a_copy_takes_the_place_of_a_picture_that_vanishes(folder, tmp_path, monkeypatch):
+    shutil.copy(folder / "004.png", folder / "copy.png")
+    cache, plan = LatentCache(tmp_path / "latents"), plan_of(folder)
+    goes_once_hashed(folder / "004.png", cache, monkeypatch)
     cached = cache_latents(plan.images, cache, CountingEncoder().encoder)
     assert [item.path.name for item in cached.skipped] == ["004.png"]
     assert [image.record.path.name for image in cached.images][-1] == "copy.png"
@@ -732,14 +737,7 @@ def test_what_vanishes_between_plan_and_cache_is_named(folder, tmp_path):
 def test_what_vanishes_before_it_is_decoded_is_named(folder, tmp_path, monkeypatch):
     plan = plan_of(folder)
     cache = LatentCache(tmp_path / "latents")
-    real = cache.hashes.of
-
-    def hashed_then_gone(*arguments, **named):
-        digests = real(*arguments, **named)
-        (folder / "004.png").unlink()
-        return digests
-
-    monkeypatch.setattr(cache.hashes, "of", hashed_then_gone)
+    goes_once_hashed(folder / "004.png", cache, monkeypatch)
     cached = cache_latents(plan.images, cache, CountingEncoder().encoder)
     assert [item.path.name for item in cached.skipped] == ["004.png"]
     assert "cannot be read" in cached.skipped[0].reason

@@ -231,21 +231,14 @@ class _AsyncWriter:
         trace: TracebackType | None,
     ) -> None:
         self._pool.shutdown(wait=True)
-        with self._closing(quietly=kind is not None):
+        is_whole = False
+        try:
             if kind is None:
                 self._raise_faults(0)
-
-    @contextlib.contextmanager
-    def _closing(self, *, quietly: bool) -> Iterator[None]:
-        """Close the target: a fault keeps none of the words from their file that came before it."""
-        try:
-            yield
-        except BaseException:
-            quietly = True
-            raise
-        finally:
+                is_whole = True
+        finally:  # a fault keeps none of the words from their file that came before it
             if self._journal is not None:
-                with contextlib.suppress(*([ImpastoError, OSError] if quietly else [])):
+                with contextlib.suppress(*([] if is_whole else [ImpastoError, OSError])):
                     self._target.close(self._journal)
 
     def keep(self, record: ImageRecord, text: str) -> None:

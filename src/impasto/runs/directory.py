@@ -227,6 +227,10 @@ class RunDirectory:
         """Folder of the trained model."""
         return self.path / "export"
 
+    def abandon(self, folder: Path) -> Path:
+        """Rename a folder of an attempt that was given up; returns its new path."""
+        return folder.rename(presence.free_path(folder.with_name(f"{folder.name}-abandoned")))
+
     def exported_model(self) -> Path | None:
         """The trained model: a file or a Diffusers folder; None before the end."""
         recorded = self.status().get("model")

@@ -117,7 +117,7 @@ def _of_arguments(
     """The keys of `[schedule]` that `--lr_scheduler_args` stand for.
 
     Raises:
-        ConfigError: The scheduler has no such argument, or it is said twice.
+        ConfigError: The scheduler has no such argument, or it is given twice.
     """
     taken = _ARGUMENTS.get(kind, ())
     for key in arguments:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,24 +20,32 @@ MAPPED_SHARDS = 4096
 (vm.max_map_count), and a shard takes up to two."""
 
 
-class MappedShards:
-    """The shards that a process has mapped, by name.
+@dataclass(frozen=True)
+class ShardSource:
+    """What rows of shards are read from.
 
-    Args:
+    Attributes:
         files: Where the shards are.
         folder: Their folder.
         what: What the folder is called in messages.
         sum_of: The CRC-32 of a row; None of a version that wrote none.
     """
 
-    def __init__(
-        self,
-        files: ShardFiles,
-        folder: Path,
-        what: str,
-        sum_of: Callable[[str, int], int | None],
-    ) -> None:
-        self._files, self._folder, self._what, self._sum_of = files, folder, what, sum_of
+    files: ShardFiles
+    folder: Path
+    what: str
+    sum_of: Callable[[str, int], int | None]
+
+
+class MappedShards:
+    """The shards that a process has mapped, by name.
+
+    Args:
+        source: Where they are.
+    """
+
+    def __init__(self, source: ShardSource) -> None:
+        self._source = source
         self._open: OrderedDict[str, Arrays] = OrderedDict()
         self._opening = threading.Lock()
         self._compared: dict[str, np.ndarray] = {}
@@ -80,7 +89,7 @@ class MappedShards:
         compared = self._compared.get(shard)
         if compared is not None and compared[row]:
             return True
-        wanted = self._sum_of(shard, row)
+        wanted = self._source.sum_of(shard, row)
         if wanted is None:  # of a version that wrote none
             return True
         arrays = self.columns(shard)
@@ -95,8 +104,8 @@ class MappedShards:
         self._compared.pop(shard, None)
 
     def _map(self, shard: str) -> Arrays:
-        index = self._folder / f"{shard}.json"
+        index = self._source.folder / f"{shard}.json"
         try:
-            return self._files.map(index)
+            return self._source.files.map(index)
         except (SafetensorError, OSError) as error:
-            raise lost_shard(tensors_of(index), self._what, error) from error
+            raise lost_shard(tensors_of(index), self._source.what, error) from error

@@ -5,12 +5,12 @@ Used by `Shards`; what is in a folder of a disk is mapped instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 
+from impasto.data.sharding.mapped_shards import ShardSource
 from impasto.data.sharding.shard_files import sum_of_row
 from impasto.data.sharding.shard_index import ShardRow
-from impasto.data.sharding.shard_store import Arrays, ShardFiles
+from impasto.data.sharding.shard_store import Arrays
 from impasto.errors import DatasetError
 from impasto.remote_paths import shown
 
@@ -19,20 +19,11 @@ class RowsApart:
     """Reads rows of shards that are not copied.
 
     Args:
-        files: Where the shards are.
-        folder: Their folder, for messages.
-        what: What the folder is called in messages.
-        sum_of: The CRC-32 of a row; None of a version that wrote none.
+        source: Where they are.
     """
 
-    def __init__(
-        self,
-        files: ShardFiles,
-        folder: Path,
-        what: str,
-        sum_of: Callable[[str, int], int | None],
-    ) -> None:
-        self._files, self._folder, self._what, self._sum_of = files, folder, what, sum_of
+    def __init__(self, source: ShardSource) -> None:
+        self._source = source
 
     def read(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
         """Read single rows of shards that are not copied, each as it was written.
@@ -42,8 +33,9 @@ class RowsApart:
         """
         rows, changed = self._read_twice(shard_rows)
         if changed:
+            folder, what = shown(self._source.folder), self._source.what
             raise DatasetError(
-                f"{shown(self._folder)}/{changed[0][0]}.safetensors of the {self._what} has "
+                f"{folder}/{changed[0][0]}.safetensors of the {what} has "
                 f"changed since it was written. impasto dataset cache verify SOURCE --remove "
                 f"removes it; it is then made anew."
             )
@@ -63,12 +55,12 @@ class RowsApart:
     ) -> tuple[dict[ShardRow, Arrays], list[ShardRow]]:
         """Rows, of which those that differ are read once more; and those that differ again."""
         try:
-            rows = self._files.rows_apart(shard_rows)
+            rows = self._source.files.rows_apart(shard_rows)
             changed = self._changed(rows)
-            again = self._files.rows_apart(changed)
+            again = self._source.files.rows_apart(changed)
         except OSError as error:
             raise DatasetError(
-                f"A row of the {self._what} {shown(self._folder)} could not be read "
+                f"A row of the {self._source.what} {shown(self._source.folder)} could not be read "
                 f"({error.strerror or error}). What it held is encoded anew when it is needed."
             ) from error
         kept = {shard_row: row for shard_row, row in rows.items() if shard_row not in changed}
@@ -80,5 +72,5 @@ class RowsApart:
         ]
 
     def _is_as_written(self, shard_row: ShardRow, row: Arrays) -> bool:
-        wanted = self._sum_of(*shard_row)
+        wanted = self._source.sum_of(*shard_row)
         return wanted is None or sum_of_row([column[None] for column in row], 0) == wanted

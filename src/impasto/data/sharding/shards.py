@@ -23,7 +23,7 @@ from torch import Tensor
 from impasto import locks, presence, storage_errors, temporary_names
 from impasto.data.sharding import orphans
 from impasto.data.sharding.key_set import KeySet
-from impasto.data.sharding.mapped_shards import MappedShards
+from impasto.data.sharding.mapped_shards import MappedShards, ShardSource
 from impasto.data.sharding.rows_apart import RowsApart
 from impasto.data.sharding.shard_faults import changed_shard, fault_of, require_format
 from impasto.data.sharding.shard_files import BadShard, digest_of, sum_of_row
@@ -60,8 +60,8 @@ class Shards:
             else LocalShardFiles(folder, columns)
         )
         self._index = ShardIndex(folder / "index.table")
-        self._mapped = MappedShards(self._files, folder, what, self._index.sum_of)
-        self._apart = RowsApart(self._files, folder, what, self._index.sum_of)
+        source = ShardSource(self._files, folder, what, self._index.sum_of)
+        self._mapped, self._apart = MappedShards(source), RowsApart(source)
         self._seen: set[Path] = set()
         self._written: list[str] = []
         self.note: Callable[[str], None] = lambda _: None

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from impasto import files, presence
+from impasto import files
 from impasto.evaluation.preview_distance import PreviewDistance
 from impasto.progress import Advance, Progress
 from impasto.runs import RunDirectory, step_name
@@ -36,9 +36,8 @@ def clear_samples(run: RunDirectory, step: int) -> str:
     """
     if step or not run.sampled_steps():
         return ""
-    target = presence.free_path(run.path / "samples-abandoned")
-    with reported(target):
-        run.samples.rename(target)
+    with reported(run.samples):
+        target = run.abandon(run.samples)
     return (
         f"The samples of an earlier attempt are kept in {target}. Delete that folder if you do "
         f"not need it."

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import torch
 
-from impasto import presence
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.checkpoints.writing import write_safetensors
@@ -108,10 +107,9 @@ def clear_later(run: RunDirectory, step: int) -> str:
     later = [_file_of(run, stored) for stored in stored_steps(run) if stored > step]
     if not later:
         return ""
-    target = presence.free_path(run.path / "averages-abandoned")
     try:
         if step == 0:
-            run.averages.rename(target)
+            target = run.abandon(run.averages)
             return (
                 f"The averages of an earlier attempt are kept in {target}; impasto ema does not "
                 f"use them. Delete that folder if you do not need it."
