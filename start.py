@@ -34,6 +34,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from urllib.parse import quote, unquote
 
 HERE = Path(__file__).resolve().parent
 VENV = HERE / ".venv"
@@ -57,6 +58,7 @@ EXTRAS = {
 HEIF_ENDINGS = (".heic", ".heif", ".hif", ".heics", ".heifs")
 BACKENDS = {"cpu": "cpu", "cuda": "auto"}  # what uv calls the builds; auto goes by the driver
 BUILD = "build="
+INDEX = "index="  # what a word of the stamp begins with
 OTHERWISE = "--torch-index ADDRESS, an index that PyTorch's own page names"
 MISSING_DEPENDENCY = 7  # impasto's exit code for a package that is not there
 CHECKS = (
@@ -145,7 +147,8 @@ def take_option(option, value, options):
 
 def called_as():
     """How this program was called, to be typed again: `python3 start.py`, `py start.py`, ..."""
-    if launcher := os.environ.get("IMPASTO_LAUNCHER"):
+    launcher = os.environ.get("IMPASTO_LAUNCHER")
+    if launcher:
         return quoted(launcher)
     return f"{quoted(short_name(sys.orig_argv[0]))} {quoted(sys.argv[0])}"
 
@@ -250,9 +253,25 @@ def installed(index):
 
     Who asks for no build is content with the one that was asked for before.
     """
-    words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
-    fitting = [index, *(f"{BUILD}{name}" for name in BACKENDS)] if index is None else [index]
-    return words[1:] if words and words[0] in map(fingerprint, fitting) else None
+    mark, given, have = read_stamp()
+    fitting = [index]
+    if index is None:
+        fitting += [f"{BUILD}{name}" for name in BACKENDS] + [given]
+    return have if mark in map(fingerprint, fitting) else None
+
+
+def read_stamp():
+    """The fingerprint of what was installed, the index that was given for it, and the extras."""
+    mark, *words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else [None]
+    given = [unquote(word[len(INDEX) :]) for word in words if word.startswith(INDEX)]
+    return mark, given[0] if given else None, [w for w in words if not w.startswith(INDEX)]
+
+
+def write_stamp(index, extras):
+    """Note what is installed; where no index is asked for, the one that was given before stays."""
+    index = index or read_stamp()[1]
+    given = [f"{INDEX}{quote(index)}"] if index else []
+    STAMP.write_text(" ".join([fingerprint(index), *given, *extras]), encoding="utf-8")
 
 
 def set_up(extras, index, *, reinstall=False):
@@ -262,10 +281,20 @@ def set_up(extras, index, *, reinstall=False):
         return
     with alone():
         if reinstall and VENV.exists():
+            require_possible(index)
             remove_environment()
         have = installed(index)  # another start.py may have done it meanwhile
         if have is None or not set(extras) <= set(have):
             install(extras, index, have)
+
+
+def require_possible(index):
+    """Stop where what is asked for cannot be installed, while the environment is still there."""
+    card = graphics_card()
+    backend_of(index, card)
+    found = [(Path(folder) / name).lstat() for folder, _, names in os.walk(VENV) for name in names]
+    freed = sum(file.st_size for file in found if file.st_nlink == 1)  # others are uv's cache's too
+    require_room(build_of(index, card), freed)
 
 
 def remove_environment():
@@ -322,7 +351,7 @@ def install(extras, index, have):
         )
     target = f"{HERE}[{','.join(all_extras)}]" if all_extras else str(HERE)
     run([*installer, "-q", "-c", str(CONSTRAINTS), "-e", target], "install the packages")
-    STAMP.write_text(" ".join([fingerprint(index), *all_extras]), encoding="utf-8")
+    write_stamp(index, all_extras)
     say(f"Installed in {time.perf_counter() - began:.0f} s.")
 
 
@@ -495,10 +524,13 @@ def build_of(index, card=None):
     return "CUDA" if card and platform.system() in ("Linux", "Windows") else "CPU"
 
 
-def require_room(build):
-    """Stop if the disk has no room for the packages, and for their archives on the way."""
+def require_room(build, freed=0):
+    """Stop if the disk has no room for the packages, and for their archives on the way.
+
+    `freed` is how many bytes are free as soon as the environment is removed.
+    """
     packages, downloads = NEEDED_GIB[build]
-    free = shutil.disk_usage(HERE).free / 2**30
+    free = (shutil.disk_usage(HERE).free + freed) / 2**30
     if free < packages + downloads:
         stop(
             f"The packages with a {build} build of PyTorch need about {packages + downloads:g} GiB "

@@ -328,9 +328,11 @@ def test_the_check_can_be_left_out(train_config, monkeypatch):
     assert run.read_json("status.json")["phase"] == "finished"
 
 
-def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch):
+@pytest.mark.parametrize("memory", ["auto", 12])
+def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch, memory):
+    """For what is free, also where `training.memory` allows more, as all of a card."""
     # so that the fullest moment is a step, and not the encoding of images
-    settings = {"training": {"memory": "auto", "batch_size": 8}, "dataset": {"vae_batch_size": 1}}
+    settings = {"training": {"memory": memory, "batch_size": 8}, "dataset": {"vae_batch_size": 1}}
     roomy = train_config(**settings)
     notes = Notes()
     run = train(roomy, notes)
@@ -341,6 +343,7 @@ def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch
     notes = Notes()
     run = train(train_config(**settings), notes)
     assert any("optimizer_in_backward" in line for line in notes.lines)
+    assert any("are free: chosen" in line for line in notes.lines)
     written = run.config_file.read_text(encoding="utf-8")
     assert 'optimizer_in_backward = "last_norm"' in written
     assert "memory = " not in written
@@ -431,6 +434,14 @@ def test_the_plan_tells_memory_by_parts_and_time(run_file):
 def test_the_plan_says_what_would_make_it_fit(run_file, monkeypatch):
     shown = impasto("train", run_file(training={"memory": 6}), "--plan")
     assert "training.memory allows 6.0 GiB: the run takes about" in " ".join(shown.stdout.split())
+
+
+def test_a_plan_for_a_larger_machine_says_what_is_free_here(train_config, monkeypatch):
+    monkeypatch.setattr(resolve, "free_memory", lambda _: 1000 * MIB)
+    config, notes = train_config(training={"memory": 6}), Notes()
+    resolve.resolve_settings(config, survey(config), notes, check=False)
+    assert "On this machine 1.0 GiB are free: a run here chooses for those." in notes.lines
+    assert any(line.startswith("training.memory allows 6.0 GiB") for line in notes.lines)
 
 
 def test_batches_by_pixels_hold_more_small_pictures(train_config):

@@ -120,6 +120,22 @@ def test_sdxl_on_a_small_card_lets_no_gradients_wait(vram, size, waits):
     assert ("freed one by one" in reasons["training.gradient_accumulation_steps"]) == (waits == 1)
 
 
+@pytest.mark.parametrize(
+    ("vram", "free_gib", "half", "size", "waits"),
+    [
+        (8, None, None, 2, 1), (8, None, "bf16", 1, 4), (6, None, "fp16", 2, 1),
+        (4, None, "bf16", 2, 1), (12, None, None, 1, 4), (None, 7.6, "fp16", 2, 1),
+        (None, 7.6, "bf16", 1, 4), (None, 11.6, "fp16", 1, 4), (None, None, None, 1, 4),
+    ],
+)  # fmt: skip
+def test_sd_on_a_small_card_lets_no_gradients_wait(vram, free_gib, half, size, waits):
+    """Weights of cards without bf16 are float32; what is free on this machine's card counts too."""
+    material = replace(SD1, vram=vram, free_gib=free_gib, half=half)
+    training = settings_for(GOALS["style"], material)[0]["training"]
+    assert (training["batch_size"], training["gradient_accumulation_steps"]) == (size, waits)
+    assert training["max_steps"] * size * waits == 2000 * 4
+
+
 def test_a_resolution_that_the_model_was_not_trained_at_is_told():
     asked = settings_text(GOALS["style"], replace(SD1, resolution=640, native=512))
     assert "resolution = 640  # as asked for; the model was trained at 512" in asked
@@ -197,10 +213,11 @@ def test_previews_are_captions_from_all_over():
 
 def test_reasons_stand_in_the_file():
     text = settings_text(GOALS["style"], SD1)
-    assert "max_steps = 2000  # each image 40 times at 4 a step\n" in text
+    assert "max_steps = 2000  # each image about 42 times at 4 a step\n" in text
     assert "# A style:" in text.splitlines()[0]
     few = settings_text(GOALS["subject"], replace(SD1, images=3))
-    assert "max_steps = 300  # each image 64 times at 2 a step, but 300 to 1,600 steps" in few
+    told = "max_steps = 300  # each image about 200 times at 2 a step; 300 to 1,600 steps are usual"
+    assert told in few
 
 
 def run_new(*words):
@@ -225,8 +242,11 @@ def test_the_demos_model_and_images_get_a_file(goal, here):
     assert tree["dataset"]["resolution"] == 128
     assert tree["dataset"]["min_bucket_reso"] <= 128
     assert tree["previews"]["prompts"][0] == "a sun"
-    assert Path(tree["output_dir"]) == Path("runs") / f"pictures-{goal}"
+    assert Path(tree["output_dir"]) == Path("runs") / "it"
     build_run_config(tree, source="it")
+    run_new(*words[:-2])
+    usual = tomllib.loads((here / f"pictures-{goal}.toml").read_text(encoding="utf-8"))
+    assert Path(usual["output_dir"]) == Path("runs") / f"pictures-{goal}"
 
 
 def test_nothing_is_replaced(here):

@@ -1,5 +1,6 @@
 """start.py: one clear sentence for each way in which setting up can fail."""
 
+import ast
 import os
 import runpy
 import shutil
@@ -20,6 +21,11 @@ START = Path(__file__).parents[2] / "start.py"
 @pytest.fixture
 def start():
     return runpy.run_path(str(START), run_name="start")
+
+
+def test_python_3_6_can_read_what_refuses_it():
+    """As `python3` is on systems of 2018."""
+    ast.parse(START.read_text(encoding="utf-8"), feature_version=(3, 6))
 
 
 def test_an_old_python_is_refused_in_one_sentence():
@@ -384,6 +390,28 @@ def test_an_environment_that_cannot_be_removed_counts_as_none(start, tmp_path, m
     told = capsys.readouterr().err
     assert told.count("\n") == 1
     assert "python.exe). End the programs that run from it" in told
+
+
+@pytest.mark.parametrize(("card", "free_gib"), [(None, 99), ("an NVIDIA card", 1)])
+def test_an_environment_stays_where_none_could_take_its_place(
+    start, tmp_path, monkeypatch, capsys, card, free_gib
+):
+    """Without the driver that the build needs, or without room for it."""
+    stamp = tmp_path / ".venv" / "impasto-installed.txt"
+    stamp.parent.mkdir()
+    stamp.write_text(start["fingerprint"](None), encoding="utf-8")
+    names = start["set_up"].__globals__
+    for name, value in (("VENV", stamp.parent), ("STAMP", stamp), ("LOCK", tmp_path / "lock")):
+        monkeypatch.setitem(names, name, value)
+    monkeypatch.setitem(names, "graphics_card", lambda: card)
+    monkeypatch.setattr("platform.system", lambda: "Windows")
+    usage = shutil.disk_usage(tmp_path)._replace(free=free_gib << 30)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
+    with pytest.raises(SystemExit):
+        start["set_up"]([], "build=cuda", reinstall=True)
+    assert start["installed"](None) == []
+    told = capsys.readouterr().err
+    assert ("Free some space" if card else "finds no NVIDIA card") in told
 
 
 def test_a_user_without_a_home_is_served(start, tmp_path):

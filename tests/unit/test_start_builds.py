@@ -138,6 +138,17 @@ def test_a_build_that_was_asked_for_once_needs_no_second_asking(start, tmp_path)
     assert start["installed"](None) is None
 
 
+@pytest.mark.parametrize("index", ["a folder/of wheels", "build=cpu", None])
+def test_what_was_installed_from_an_index_is_known_without_it(start, tmp_path, index):
+    """As PyTorch for ROCm is; and an extra that comes later does not forget it."""
+    start["installed"].__globals__["STAMP"] = tmp_path / "stamp.txt"
+    start["write_stamp"](index, ["dev"])
+    assert start["installed"](index) == start["installed"](None) == ["dev"]
+    assert start["installed"]("another") is None
+    start["write_stamp"](None, ["dev", "studio"])
+    assert start["installed"](index) == start["installed"](None) == ["dev", "studio"]
+
+
 @pytest.mark.parametrize(("index", "ends"), [(None, False), ("build=cpu", True)])
 def test_without_the_index_of_the_cpu_build_the_registry_has_to_do(
     start, monkeypatch, tmp_path, capsys, index, ends

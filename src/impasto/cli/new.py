@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option(
     "--output-dir",
     type=click.Path(path_type=Path),
-    help="The run directory; default: runs/DATA-GOAL.",
+    help="The run directory; default: below runs, called as the settings file is.",
 )
 @click.option(
     "--vram",
@@ -97,11 +97,11 @@ def _write_for_goal(name: str, options: dict[str, Any], console: Any) -> Path:
     for option, value in (("--data", data), ("--model", model)):
         if value is None:
             raise click.UsageError(f"--goal needs {option}.")
-    title = f"{data.absolute().name or 'run'}-{name}"
-    target = out or Path(f"{title}.toml")
+    target = out or Path(f"{data.absolute().name or 'run'}-{name}.toml")
     _require_free(target)
     require_source(model)
-    options["output_dir"] = options["output_dir"] or Path("runs") / title
+    named = Path("runs") / target.name.removesuffix(".toml")
+    options["output_dir"] = options["output_dir"] or named
     from impasto.config.goal_settings import settings_for, settings_text
     from impasto.config.goals import GOALS
     from impasto.config.load import build_run_config
@@ -141,6 +141,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
     contents = open_model(options["model"], OpenOptions(), console)
     family = contents.identity.family
     native = min(native_size(contents))
+    free_gib, half = _gpu_here()
     return Material(
         model=options["model"],
         family=f"{family.name}, predicts {contents.identity.prediction.name}",
@@ -157,7 +158,21 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         clip_skip=options["clip_skip"],
         mask_dir=str(masks or ""),
         masked=masked,
+        free_gib=free_gib,
+        half=half,
     )
+
+
+def _gpu_here() -> tuple[float | None, str | None]:
+    """GiB that are free on the GPU of this machine, and the 16-bit type that it computes."""
+    from impasto.training.devices import default_device
+    from impasto.training.planning.resolve import free_memory
+    from impasto.training.precision import native_precision
+
+    device = default_device()
+    if device.type == "cpu":
+        return None, None
+    return free_memory(device) / 2**30, native_precision(device).kind
 
 
 def _require_free(target: Path) -> None:

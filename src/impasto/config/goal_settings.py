@@ -32,8 +32,14 @@ passes."""
 SDXL_NOISE_OFFSET = 0.05
 """What SDXL itself was trained with at last (Podell et al. 2023, arXiv:2307.01952, section 2.5)."""
 
-_SDXL_TWO, _SDXL_WAITS = 12, 16
-"""GiB from which SDXL takes two images at a time, and from which gradients may wait."""
+_SDXL_TWO = 12
+"""GiB from which SDXL takes two images at a time."""
+
+_WAITS = {"SDXL": 16, "bf16": 6, "fp16": 10}
+"""GiB from which the gradients of several batches may wait: of SDXL; of the others by the 16-bit
+type that is computed in. With 8-bit AdamW, whose state is in RAM, checkpointing and a text encoder
+that learns, SD 1 and 2 take 5.8 GiB at 512 pixels with weights in bf16, and 9.6 with fp16, whose
+weights are float32 (predicted, as `training.memory` does)."""
 
 _LONGEST_PROMPT = 300
 _BUCKET_SIDES = {512: (256, 1024), 768: (384, 1280)}
@@ -60,6 +66,8 @@ class Material:
         mask_dir: The folder of their masks; empty where there is none.
         masked: How many images have a mask there.
         native: Pixels a side that the model was trained at; None where they are `resolution`.
+        free_gib: GiB that are free on the GPU of this machine; None without one.
+        half: The 16-bit type that it computes, `bf16` or `fp16`; None where that is not known.
     """
 
     model: str
@@ -77,6 +85,8 @@ class Material:
     mask_dir: str = ""
     masked: int = 0
     native: int | None = None
+    free_gib: float | None = None
+    half: str | None = None
 
 
 def settings_for(goal: Goal, material: Material) -> tuple[dict[str, Any], dict[str, str]]:
@@ -144,13 +154,15 @@ class Batches:
 def batches_for(goal: Goal, material: Material) -> Batches:
     """The batches of a goal: one image after the other, where their gradients have room to wait.
 
-    Gradients of SDXL's U-Net take 4.8 GiB in 16 bits. Where each is freed as soon as it is there,
-    1024 pixels take 7.9 GiB with a batch of 1 and 8.7 with 2 (`configs/sdxl-12gb.toml`); then none
-    can wait for those of another batch.
+    Gradients of SDXL's U-Net take 4.8 GiB in 16 bits, those of SD 1 and 2 take 3.2 in float32.
+    Where each is freed as soon as it is there, SDXL at 1024 pixels takes 7.9 GiB with a batch of 1
+    and 8.7 with 2 (`configs/sdxl-12gb.toml`); then none can wait for those of another batch.
     """
-    if material.generation != "SDXL" or material.vram is None or material.vram >= _SDXL_WAITS:
+    is_sdxl = material.generation == "SDXL"
+    gib = material.free_gib if material.vram is None else material.vram
+    if gib is None or gib >= _WAITS["SDXL" if is_sdxl else material.half or "fp16"]:
         return Batches(1, goal.batch)
-    return Batches(min(goal.batch, 2 if material.vram >= _SDXL_TWO else 1), 1)
+    return Batches(min(goal.batch, 1 if is_sdxl and gib < _SDXL_TWO else 2), 1)
 
 
 def steps_for(goal: Goal, material: Material) -> int:
@@ -259,12 +271,14 @@ def _training_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, s
     batches = batches_for(goal, material)
     passes = goal.passes * material.images / batches.images
     least, most = _bounds(goal, material)
-    bounds = "" if least <= passes <= most else f", but {least:,} to {most:,} steps"
+    bounds = "" if least <= passes <= most else f"; {least:,} to {most:,} steps are usual"
+    steps, trained = steps_for(goal, material), material.images - held_out(goal, material)
     is_auto = material.vram is None
     return {
         "training.max_steps": (
-            steps_for(goal, material),
-            f"each image {goal.passes} times at {batches.images} a step{bounds}",
+            steps,
+            f"each image about {steps * batches.images / trained:,.0f} times at "
+            f"{batches.images} a step{bounds}",
         ),
         "training.batch_size": (batches.size, ""),
         "training.gradient_accumulation_steps": (
@@ -283,8 +297,13 @@ def _training_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, s
     }
 
 
+def held_out(goal: Goal, material: Material) -> int:
+    """Images for validation: those of the goal, at most a fifth of all."""
+    return min(goal.held_out, material.images // 5)
+
+
 def _validation_settings(goal: Goal, material: Material) -> dict[str, tuple[Any, str]]:
-    number = min(goal.held_out, material.images // 5)
+    number = held_out(goal, material)
     if not number:
         return {}
     why = f"{counted(number, 'images')}: their loss shows when the model begins to learn by heart"

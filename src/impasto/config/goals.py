@@ -29,7 +29,7 @@ class Goal:
         lr: Learning rate of a whole U-Net.
         lr_why: Where that is from.
         batch: Images per step: the batch size times the accumulation.
-        passes: How often each image is shown.
+        passes: How often each image is shown, those for validation counted among them.
         steps: The least and the greatest number of steps, whatever the number of images.
         warmup: Share of the steps, or steps, in which the rate rises.
         held_out: Images for validation; at most a fifth of all.

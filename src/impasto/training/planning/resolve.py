@@ -48,7 +48,8 @@ def resolve_settings(
         config: The settings.
         survey: What is known of the images.
         progress: Receives notes of what was chosen.
-        check: Whether to make sure that the run fits, if the settings do not say otherwise.
+        check: Whether it is to run now: then what is free is the limit, whatever `training.memory`
+            allows, and it is made sure that it fits, if the settings do not say otherwise.
         processes: How many processes share the run.
         build: Makes what learns of a base model.
 
@@ -58,14 +59,19 @@ def resolve_settings(
     """
     config = with_model_defaults(config, progress)
     training = config.training
-    check = check and training.fit_check
-    if training.memory is None and training.batch_size != "auto" and not check:
+    is_open = training.memory is not None or training.batch_size == "auto"
+    if not is_open and not (check and training.fit_check):
         return config
     images = survey.plan.images
     group = heaviest_group(config, images)
     fitting = build_memory_fitter(config, group, processes, Workload.of(config, survey), build)
+    free = free_memory(default_device())
+    if check:
+        fitting = replace(fitting, budget=min(fitting.budget, free))
+    elif free < fitting.budget:
+        progress.note(f"On this machine {gib(free)} are free: a run here chooses for those.")
     with progress.stage("Predicting memory", None, "settings"):
-        return _resolved(config, fitting, images, progress, check=check)
+        return _resolved(config, fitting, images, progress, check=check and training.fit_check)
 
 
 def _resolved(
@@ -85,11 +91,8 @@ def _resolved(
         group = heaviest_group(config, images)  # that of a dataset with a batch size of its own?
         fitting = replace(fitting, group=group)
     config = _resolve_encoding(config, fitting, progress)
-    if check:
-        there = min(fitting.budget, free_memory(default_device()))  # whatever training.memory says
-        doubt = replace(fitting, budget=there).require_fit(config)
-        if doubt is not None:
-            progress.note(f"Warning: {doubt}")
+    if check and (doubt := fitting.require_fit(config)) is not None:
+        progress.note(f"Warning: {doubt}")
     return config
 
 
@@ -145,7 +148,8 @@ def _resolve_memory(config: RunConfig, fitting: MemoryFitter, progress: Progress
     chosen, rungs = fitting.choose_levers(config, keep_asked=True)
     asked = config.training.memory
     limit = gib(fitting.budget)
-    room = f"{limit} are free" if asked == "auto" else f"training.memory allows {limit}"
+    is_allowed = isinstance(asked, int) and fitting.budget == asked << 30
+    room = f"training.memory allows {limit}" if is_allowed else f"{limit} are free"
     footprint = fitting.footprint(chosen)
     need = f"about {gib(footprint.total)}: {describe_footprint(footprint)}"
     progress.note(f"{room}: " + (f"chosen, to take {need}." if rungs else f"the run takes {need}."))
