@@ -245,13 +245,14 @@ def prune(source: Path, model: str, **options: Any) -> None:
     base, vae = _encoding_vae(config, model, console)
     endings = base.family.npz_endings
     latents = LatentCache(config.derived_dir / "latents")
+    texts = TextStore(config.derived_dir / TEXTS, "")
     wanted = keys_of_plan(planned.images, latents, encoding_fingerprint(vae), console, endings)
     dropped = freed = 0
     with (
         latents.alone("pruning"),
         console.stage("Pruning", latents.number_of_shards, "shards") as advance,
     ):
-        freed += latents.remove_orphans() + TextStore(config.derived_dir / TEXTS, "").remove_orphans()
+        freed += latents.remove_orphans() + texts.remove_orphans()
         for entries, size in latents.prune(wanted):
             dropped, freed = dropped + entries, freed + size
             advance(1)

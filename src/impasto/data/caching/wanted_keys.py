@@ -53,7 +53,7 @@ def keys_of_plan(
         digests = cache.hashes.of(stamps, progress, tidy=False)
         of_sources = [[keys_of(image, digests, source) for image in portion] for source in sources]
         of_files = [key for image in portion for key in npz_keys(image, digests, endings)]
-        found += [KeyTable.of(list(filter(None, keys))) for keys in (*of_sources, of_files)]
+        found += [*map(_table_of, of_sources), KeyTable.of(of_files)]
         lost = [image for image, key in zip(portion, of_sources[0], strict=True) if key is None]
         unread += _unread(lost, stamps, digests)
     cache.hashes.tidy()
@@ -75,6 +75,10 @@ def require_read(skipped: Iterable[SkippedFile]) -> None:
             f"{unread[0].reason}. Nothing was removed. See that their disk is there and that you "
             f"may read them, or move them out of the dataset, and run this again."
         )
+
+
+def _table_of(keys: Sequence[LatentKeys | None]) -> KeyTable:
+    return KeyTable.of([key for key in keys if key is not None])
 
 
 def _unread(
