@@ -46,6 +46,31 @@ def is_link(path: Path) -> bool:
     return stat.S_ISLNK(found.st_mode) or getattr(found, "st_reparse_tag", 0) == _JUNCTION
 
 
+def is_withheld(path: Path) -> bool:
+    """Whether a file or folder may well be there, and cannot be read now.
+
+    That is so of a network disk that does not answer, of missing rights, and of a link to a disk
+    that is away. What is gone, its folder included, is not withheld.
+    """
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError, ValueError):
+        return False
+    except OSError:
+        return True
+    try:
+        if stat.S_ISLNK(status.st_mode):
+            status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            os.scandir(path).close()
+        elif stat.S_ISREG(status.st_mode):  # a FIFO would wait for ever
+            with path.open("rb") as file:
+                file.read(1)
+    except OSError:
+        return True
+    return False
+
+
 def free_path(wanted: Path) -> Path:
     """The first of `wanted`, `wanted-2`, `wanted-3` ... that is not there; `a-2` goes on to `a-3`.
 

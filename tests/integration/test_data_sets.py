@@ -1,6 +1,7 @@
 """Datasets as people have them: projects of sd-scripts, broken folders, several at once."""
 
 import json
+import os
 import shutil
 import sys
 
@@ -439,6 +440,40 @@ def test_looking_after_the_cache(tmp_path, nano_model):
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
     again = impasto("dataset", "cache", folder, nano_model, *small)
     assert "Encoded now    2" in again.stdout
+
+
+def test_pruning_drops_nothing_while_an_image_cannot_be_read(tmp_path, nano_model):
+    """A network disk that is away for a while would otherwise cost all latents of its images."""
+    folder = draw_images(tmp_path / "set", 2)
+    away = draw_images(tmp_path / "away", 3)
+    sizes = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
+    linked = folder / "linked.png"
+    linked.symlink_to(max(away.glob("*.png")))
+    linked.with_suffix(".txt").write_text("linked\n", encoding="utf-8")
+    assert impasto("dataset", "cache", folder, nano_model, *sizes).returncode == 0
+    latents = folder / ".impasto" / "latents"
+    assert len(LatentCache(latents)) == 3
+    away.rename(tmp_path / "elsewhere")
+    pruned = impasto("dataset", "cache", "prune", folder, nano_model, *sizes)
+    assert pruned.returncode == 3, pruned.stdout
+    assert "1 file of the dataset cannot be read now" in " ".join(pruned.stderr.split())
+    assert linked.name in pruned.stderr
+    assert len(LatentCache(latents)) == 3
+
+
+def test_pruning_frees_the_room_of_text_encoder_outputs_without_keys(tmp_path, nano_model):
+    folder = draw_images(tmp_path / "set", 1)
+    texts = folder / ".impasto" / "texts"
+    TextStore(texts, "encoder").write([(1, 2)], torch.ones(1, 77, 1024))
+    whole = next(texts.glob("*.safetensors"))
+    orphan = whole.with_name("shard-text-0123456789abcdef.safetensors")
+    shutil.copy(whole, orphan)
+    os.utime(orphan, (1e9, 1e9))
+    pruned = impasto("dataset", "cache", "prune", folder, nano_model)
+    assert pruned.returncode == 0, pruned.stderr
+    assert "0 entries, 0.3 MiB" in pruned.stdout
+    assert whole.exists()
+    assert not orphan.exists()
 
 
 def test_verify_mends_text_encoder_outputs_too(tmp_path):

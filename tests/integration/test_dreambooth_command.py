@@ -9,6 +9,7 @@ from conftest import draw_images
 from safetensors.torch import load_file
 from support.warm import running
 
+from impasto.errors import RunError
 from impasto.runs import RunDirectory
 from impasto.sdscripts import drop_in
 from impasto.sdscripts.flag import TRAIN_DB
@@ -82,3 +83,19 @@ def test_a_run_goes_on_with_the_flags_that_are_given(tmp_path, words):
     after = load_file(tmp_path / "out" / "mine.safetensors")
     assert not changed(before, after, "cond_stage_model.")
     assert changed(before, after, "model.diffusion_model.")
+
+
+def test_the_stop_of_a_text_encoder_may_be_moved_while_it_lies_ahead(tmp_path, words):
+    """As by a longer run from the beginning; one that is behind cannot be made undone."""
+    moved = "--stop_text_encoder_training=5"
+    later = [word.replace("training=2", "training=4") for word in words]
+    drop_in.run(TRAIN_DB, later)
+    resumed = f"--resume={tmp_path / 'out' / 'mine-run'}"
+    drop_in.run(TRAIN_DB, [resumed, "--max_train_steps=6", moved])
+    whole = [word for word in words if not word.startswith(("--max_train", "--stop_"))]
+    folder = f"--output_dir={tmp_path / 'whole'}"
+    drop_in.run(TRAIN_DB, [*whole, folder, "--max_train_steps=6", moved])
+    one, other = (load_file(tmp_path / name / "mine.safetensors") for name in ("out", "whole"))
+    assert not changed(one, other, "")
+    with pytest.raises(RunError, match=r"text_encoder_until_step \(was 5, is 6\)"):
+        drop_in.run(TRAIN_DB, [resumed, "--max_train_steps=8", "--stop_text_encoder_training=6"])

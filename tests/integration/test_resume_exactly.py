@@ -206,6 +206,18 @@ def test_states_of_earlier_versions_are_compared_by_what_they_say():
     assert len(differences(old, {**now, "steps in all (the learning rate follows them)": "8"})) == 1
 
 
+@pytest.mark.parametrize(
+    ("was", "now", "goes_on"),
+    [("5", "9", True), ("null", "4", True), ("4", "null", True), ("3", "9", False),
+     ("9", "3", False), ("null", "3", False)],
+)  # fmt: skip
+def test_where_a_part_stops_may_change_as_long_as_it_lies_ahead(was, now, goes_on):
+    name = "method.text_encoder_until_step"
+    saved, current = ({"seed": "42", name: value} for value in (was, now))
+    assert (differences(saved, current, done=4) == []) is goes_on
+    assert differences(saved, current), "where it is not known what is done, all is compared"
+
+
 def test_a_setting_that_a_state_did_not_have_was_as_it_is_by_default():
     now = {"seed": "42", "loss.debiased": "false"}
     assert differences({"seed": "42"}, now) == []

@@ -424,13 +424,17 @@ def test_two_edits_at_once(folder):
     assert words_of(folder) == before
 
 
-def test_what_was_changed_since_the_preview_is_read_again(folder, monkeypatch):
-    """Another edit may end while this one asks; its words must not be lost."""
+def test_what_was_changed_while_it_asked_is_left_and_named(folder, monkeypatch):
+    """Another edit may end meanwhile: nobody has agreed to what would become of its words."""
+    before = words_of(folder)
 
     def meanwhile(question):
         (folder / "a.txt").write_text("bird, solo", encoding="utf-8")
         return True
 
     monkeypatch.setattr("click.confirm", meanwhile)
-    edit(folder, "--remove=solo", "--where-tag=solo")
-    assert (folder / "a.txt").read_bytes() == b"bird\n"
+    said = edit(folder, "--remove=solo", "--where-tag=solo")
+    assert "a.txt: it was changed after the preview, and is left as it is" in said
+    assert (folder / "a.txt").read_text(encoding="utf-8") == "bird, solo"
+    changed = [name for name, words in words_of(folder).items() if words != before[name]]
+    assert changed == ["a.txt", "b.txt", "sub/c.txt"]

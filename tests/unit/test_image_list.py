@@ -6,11 +6,12 @@ import shutil
 import sys
 
 import pytest
-from conftest import impasto
+from conftest import draw_images, impasto
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from impasto import files
 from impasto.data.inspecting.image_list import (
     ImageList,
     ListedImage,
@@ -90,6 +91,22 @@ def test_the_list_can_be_printed(cats):
     assert head["version"] == 1
     assert lines[0]["path"] == "a.png"
     assert impasto("dataset", "list", cats, "--json", "--out", "x").returncode == 2
+
+
+@pytest.mark.parametrize("verb", ["list", "report", "scan"])
+def test_verbs_refuse_a_dataset_whose_tables_are_links(verb, tmp_path):
+    theirs, ours = (draw_images(tmp_path / name, 2) for name in ("theirs", "ours"))
+    assert impasto("dataset", "list", theirs).returncode == 0
+    (table,) = (theirs / files.DERIVED_DIR).glob("scan*.table")
+    before = sorted(table.iterdir())
+    assert impasto("dataset", "list", ours).returncode == 0
+    (own,) = (ours / files.DERIVED_DIR).glob("scan*.table")
+    shutil.rmtree(own)
+    own.symlink_to(table, target_is_directory=True)
+    refused = impasto("dataset", verb, ours, cwd=tmp_path)
+    assert refused.returncode == 6
+    assert f"{own} is a link" in " ".join(refused.stderr.split())
+    assert sorted(table.iterdir()) == before
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="Windows and macOS refuse such names")

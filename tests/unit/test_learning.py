@@ -244,10 +244,29 @@ def test_the_newest_losses_are_read_once_while_the_file_is_as_it_was(
     write_losses(dog.image_losses_file, [(1, "a.png", 5, 1.0)])
     page = f"/runs/{studio.folders.name_of(dog)}/images"
     assert client.get(page).text == client.get(page).text
-    assert read == [losses.READ_BYTES]
+    assert read == [losses.NEWEST_BYTES]
     write_losses(dog.image_losses_file, [(1, "a.png", 5, 1.0), (1, "b.png", 5, 1.0)])
     assert "Of 2 images" in client.get(page).text
-    assert read == [losses.READ_BYTES] * 2
+    assert read == [losses.NEWEST_BYTES] * 2
+
+
+def test_show_and_report_read_the_end_of_a_long_table_as_the_studio_does(dog, monkeypatch):
+    """A run of a million steps has a table of gigabytes."""
+    from click.testing import CliRunner
+
+    from impasto.cli.show import show
+    from impasto.report import page
+    from impasto.runs import image_losses
+
+    rows = [(1, f"{name}.png", 5, 1.0) for name in "abcdefgh"]
+    write_losses(dog.image_losses_file, rows)
+    for module in (image_losses, losses, page):
+        monkeypatch.setattr(module, "NEWEST_BYTES", 40)
+    shown = json.loads(CliRunner().invoke(show, [str(dog.path), "--json"]).stdout)
+    names = [one["path"] for one in shown["images"]]
+    assert names == ["g.png", "h.png"]
+    assert [one["path"] for one in page._worst_images(dog, ("paths",))] == names
+    assert [one.image for one in losses.worst_images(dog)] == names
 
 
 def test_a_browser_keeps_thumbnails_of_the_worst_images(client, studio, dog, folder):

@@ -16,11 +16,14 @@ from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.npz import read_npz, write_npz
 from impasto.data.caching.npz_exchange import export_latents
+from impasto.data.caching.wanted_keys import keys_of_plan
 from impasto.data.engines.stages import Failure
+from impasto.data.pixels import content_hashes
 from impasto.data.planning.plan import BucketRules, plan_images
 from impasto.data.records import Size
 from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Subset
+from impasto.errors import DatasetError
 from impasto.models.families import FAMILIES, SDXL
 from impasto.progress import SilentProgress
 
@@ -245,3 +248,37 @@ def test_families_say_what_their_latents_are_called():
     assert {family.key: family.npz_endings[0] for family in FAMILIES} == {
         "sd1": "_sd", "sd2-base": "_sd", "sd2-v": "_sd", "sdxl": "_sdxl", "sdxl-v": "_sdxl",
     }  # fmt: skip
+
+
+def test_pruning_keeps_latents_of_sd_scripts_and_writes_nothing_to_know_them(tmp_path):
+    """The disk may be full: nothing is imported before there is room."""
+    folder = tmp_path / "set"
+    for name in ("a.png", "b.png"):
+        picture(folder / name)
+    write_npz(planned(folder)[0], latents(), None)
+    result, cache = cached(folder, tmp_path)
+    assert (len(cache), result.encoded) == (2, 1)
+    wanted = keys_of_plan(planned(folder), cache, "vae", SilentProgress())
+    assert sum(dropped for dropped, _ in cache.prune(wanted)) == 0
+
+    list(cache.prune([]))
+    keys_of_plan(planned(folder), cache, "vae", SilentProgress())
+    assert len(LatentCache(tmp_path / "cache")) == 0
+
+
+def test_latents_of_sd_scripts_that_cannot_be_read_end_pruning(tmp_path, monkeypatch):
+    folder = tmp_path / "set"
+    picture(folder / "a.png")
+    file = write_npz(planned(folder)[0], latents(), None)
+    _, cache = cached(folder, tmp_path)
+    read = content_hashes.files.sha256_of
+    os.utime(file, ns=(1, 1))  # so that it is read anew
+
+    def refuse(path):
+        if path == file:
+            raise OSError(errno.EIO, "Input/output error")
+        return read(path)
+
+    monkeypatch.setattr(content_hashes.files, "sha256_of", refuse)
+    with pytest.raises(DatasetError, match=r"1 file of the dataset cannot be read.*_sd\.npz"):
+        keys_of_plan(planned(folder), cache, "vae", SilentProgress())

@@ -9,6 +9,7 @@ import os
 import pytest
 from PIL import Image
 
+from impasto.data.caching.wanted_keys import require_read
 from impasto.data.folders import formats
 from impasto.data.inspecting.likeness import PerceptualHashes
 from impasto.data.pixels import opening
@@ -106,3 +107,34 @@ def test_nothing_usable_for_lack_of_rights_is_no_lasting_verdict(folder, monkeyp
         with pytest.raises(DatasetError, match="Permission denied"):
             scan(folder)
     assert len(scan(folder).records) == 2
+
+
+def test_what_could_not_be_read_is_told_from_what_is_damaged(folder, monkeypatch):
+    """Pruning ends where an image may be needed again, and goes on where one is no image."""
+    (folder / "damaged.png").write_bytes(b"no image")
+    with monkeypatch.context() as patched:
+        patched.setattr(Image, "open", failing(PASSING[0]))
+        skipped = scan_folder(folder).skipped
+    assert [(item.path.name, item.is_unread) for item in skipped] == [
+        ("a.png", True),
+        ("damaged.png", False),
+    ]
+    require_read([item for item in skipped if not item.is_unread])
+    with pytest.raises(DatasetError, match=r"1 file of the dataset .*a\.png: cannot be read"):
+        require_read(skipped)
+    require_read(scan_folder(folder).skipped)
+
+
+def test_a_folder_that_cannot_be_listed_is_no_proof_that_it_is_empty(folder, monkeypatch):
+    inner = folder / "inner"
+    inner.mkdir()
+    listed = os.scandir
+
+    def refusing(path):
+        if os.fspath(path) == os.fspath(inner):
+            raise PASSING[0]
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(DatasetError, match=r"inner: a folder that cannot be read"):
+        require_read(scan_folder(folder).skipped)

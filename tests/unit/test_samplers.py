@@ -3,9 +3,12 @@
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ConfigError
@@ -13,6 +16,7 @@ from impasto.models.networks.schedules import schedule_of
 from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.sampler import build_scheduler
+from impasto.sampling.whole_steps import set_timesteps
 
 CONFIG = {
     "num_train_timesteps": 1000,
@@ -152,3 +156,30 @@ def test_as_many_steps_as_timesteps_can_be_taken(name, steps, spacing):
         scaled = scheduler.scale_model_input(latents, t)
         latents = scheduler.step(torch.full_like(scaled, 0.1), t, latents).prev_sample
     assert bool(latents.isfinite().all())
+
+
+WHOLE = [name for name in SAMPLERS if name != "dpmsingle"]  # which spaces evenly alone
+ROUNDED_UP = [61, 103, 121, 122, 201, 995, 998]
+"""Some of the 62 numbers of steps up to 1000 that diffusers takes one timestep more for: -1."""
+
+
+@settings(max_examples=60)
+@given(steps=st.integers(1, 1000) | st.sampled_from(ROUNDED_UP), name=st.sampled_from(WHOLE))
+def test_trailing_timesteps_are_those_of_the_formula(steps, name):
+    """T - i T/n - 1 for i < n, each rounded: in whole numbers, not in floats."""
+    scheduler = build_scheduler(name, {**CONFIG, "timestep_spacing": "trailing"})
+    set_timesteps(scheduler, steps)
+    drawn = [float(t) for t in scheduler.timesteps[:: 2 if name.startswith("dpm_2") else 1]]
+    drawn = sorted(set(drawn), reverse=True)  # some take a timestep twice
+    assert len(drawn) == steps
+    after = (np.array(drawn) + 1).astype(np.int64) * steps
+    exact = 1000 * steps - 1000 * np.arange(steps)
+    assert min(drawn) >= 0
+    assert (2 * np.abs(after - exact) <= steps).all()
+
+
+def test_every_number_of_trailing_steps_is_taken_as_it_is():
+    scheduler = build_scheduler("ddim", {**CONFIG, "timestep_spacing": "trailing"})
+    for steps in range(1, 1001):
+        set_timesteps(scheduler, steps)
+        assert (len(scheduler.timesteps), int(scheduler.timesteps.min()) >= 0) == (steps, True)

@@ -137,6 +137,15 @@ def test_a_sample_at_first_is_no_sample_on_the_way():
     assert "every_steps" not in settings(*words, "--sample_every_n_epochs=1").tree["previews"]
 
 
+def test_a_warm_up_that_sd_scripts_ignores_is_told():
+    """`get_scheduler_fix` gives the scheduler nothing but its arguments."""
+    words = ["--lr_scheduler=piecewise_constant", "--lr_scheduler_args", "step_rules=1:3,0.1"]
+    found = settings(*words, "--lr_warmup_steps=10")
+    assert found.tree["schedule"] == settings(*words).tree["schedule"]
+    assert [line for line in found.notices if line.startswith("--lr_warmup_steps: it has no eff")]
+    assert not [line for line in settings(*words).notices if "warmup" in line]
+
+
 def test_a_fall_at_the_end_without_steps_is_a_level_rate_as_there():
     found = settings("--lr_scheduler=warmup_stable_decay", "--lr_warmup_steps=10")
     assert found.tree["schedule"] == {"kind": "constant", "warmup_steps": 10}

@@ -8,12 +8,15 @@ from conftest import draw_images
 from conftest import impasto as run
 from PIL import Image
 
+from impasto.config.dataset import DatasetConfig
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.planning.plan import plan_images
 from impasto.data.records import Size
 from impasto.data.scanning.scan import scan_folder
 from impasto.data.subsets import Subset
+from impasto.datasets import simulation
+from impasto.datasets.build import scan_all
 from impasto.datasets.simulation import Rates, sample_of, stages_of
 
 
@@ -62,6 +65,31 @@ def test_ten_times_the_images_take_ten_times_as_much(tmp_path):
     assert by_name["Encoding"].seconds == 10**7 / 50
     assert by_name["Start of training"].seconds == pytest.approx(180)
     assert stages_of(10, rates, sampled, None)[5].seconds is None
+
+
+def test_planning_is_timed_by_the_rules_of_the_dataset(tmp_path, monkeypatch):
+    """Those of sd-scripts, or of a table of buckets, take other times than the usual ones."""
+    folder = draw_images(tmp_path / "set", 9)
+    rules = {"bucket_selection": "kohya", "bucket_reso_steps": 32, "max_bucket_reso": 128}
+    entries = [
+        {"resolution": 96, **rules, "min_bucket_reso": 64, "subsets": [{"image_dir": str(folder)}]},
+        {"resolution": 128, "enable_bucket": False, "subsets": [{"image_dir": str(folder)}]},
+    ]
+    config = DatasetConfig.model_validate({"datasets": entries})
+    plans, real = [], simulation.plan_dataset
+
+    def plan_dataset(*arguments):
+        plans.append(real(*arguments))
+        return plans[-1]
+
+    monkeypatch.setattr(simulation, "plan_dataset", plan_dataset)
+    sample = real(config, scan_all(config).records)
+    simulation.measure_rates(config, sample)
+    (timed,) = plans
+    sides = {side for size in timed.bucket_counts for side in size.wh}
+    assert sides <= {64, 96, 128}
+    assert Size(128, 128) in timed.bucket_counts
+    assert sum(timed.bucket_counts.values()) == 200_000
 
 
 def test_the_verb_shows_every_stage_and_refuses_a_rate_of_nothing(tmp_path):

@@ -623,7 +623,7 @@ def test_the_losses_of_a_run_are_ratios_to_all_at_the_same_noise(
 
 
 def test_of_a_long_table_of_losses_the_newest_rows_count(folder, cats, monkeypatch):
-    monkeypatch.setattr(losses_module, "READ_BYTES", 60)
+    monkeypatch.setattr(losses_module, "NEWEST_BYTES", 60)
     run = run_begun_in(folder / "dog", cats.parent)
     old = "1,cats/0.png,5,9\n" * 20
     run.image_losses_file.write_text(old + "2,cats/1.png,5,1\n" * 3, encoding="utf-8")

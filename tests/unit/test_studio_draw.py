@@ -15,6 +15,7 @@ from impasto.runs.draw_reading import read_request, request_of
 from impasto.runs.draw_requests import Axis, DrawRequest, ImageSettings
 from impasto.runs.drawings import DrawFolder
 from impasto.studio import drawable as drawable_module
+from impasto.studio import models as models_module
 from impasto.studio.drawable import find_drawable
 from impasto.studio.folders import address_of
 from impasto.studio.pages.draw_form import request_from, typed_from, untouched
@@ -125,6 +126,16 @@ def test_models_on_the_way_of_a_run_can_be_chosen_also_where_it_was_stopped(
     assert read == [run.config_file], "once, however many models the run has"
     assert {choice.label for choice in found.values()} == {f"style: {name}" for name in names}
     assert len(set(found)) == 2
+
+
+def test_models_that_are_not_offered_are_no_secret(client, models, monkeypatch):
+    assert "Models may be missing" not in client.get("/draw").text
+    with monkeypatch.context() as patched:
+        patched.setattr(drawable_module, "_MOST", 3)
+        assert "there are over 3 models, and no more are offered" in client.get("/draw").text
+    with monkeypatch.context() as patched:
+        patched.setattr(models_module, "LOOKED_AT", 3)
+        assert f"folders and models are in {models}, and no more" in client.get("/draw").text
 
 
 def test_a_link_out_of_the_folders_is_no_model(studio, models, tmp_path):

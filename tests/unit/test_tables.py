@@ -47,6 +47,22 @@ def test_the_newest_rows_come_first_and_other_versions_are_none(tmp_path):
     assert content(TableFolder(None, SCHEMA, [1])) == []
 
 
+def test_what_a_stranger_has_put_in_place_of_tables_is_not_followed(tmp_path):
+    """Of another dataset's table nothing is shown, and nothing is put in the place of its rows."""
+    theirs = table_in(tmp_path / "theirs")
+    theirs.append(rows(("a", 1)))
+    (tmp_path / "link.table").symlink_to(tmp_path / "theirs", target_is_directory=True)
+    with pytest.raises(StorageError, match=r"link\.table is a link"):
+        table_in(tmp_path / "link.table")
+    (segment,) = (tmp_path / "theirs").iterdir()
+    own = tmp_path / "own.table"
+    own.mkdir()
+    (own / segment.name).symlink_to(segment)
+    if hasattr(os, "mkfifo"):
+        os.mkfifo(own / segment.name.replace("seg-0", "seg-1"))
+    assert content(table_in(own)) == []
+
+
 @pytest.fixture
 def later(monkeypatch):
     """A function after which what was replaced is old enough to be removed."""

@@ -97,6 +97,20 @@ def test_models_are_listed_with_those_of_runs(place):
     assert impasto("models", "list", "missing").returncode == 5
 
 
+def test_a_list_of_models_that_is_cut_says_so(place, monkeypatch):
+    from click.testing import CliRunner
+
+    from impasto.cli.models import list_models
+    from impasto.studio import models
+
+    assert "may be missing" not in CliRunner().invoke(list_models, ["models"]).stderr
+    monkeypatch.setattr(models, "LOOKED_AT", 1)
+    for words in ([], ["--json"]):
+        shown = CliRunner().invoke(list_models, ["models", *words])
+        assert "over 1 folders and models are in models" in shown.stderr
+        assert "may be missing" not in shown.stdout
+
+
 def test_a_model_is_deleted_after_who_needs_it_was_named(place):
     model = place / "models" / "base.safetensors"
     uses(place, "dog")

@@ -232,23 +232,27 @@ def prune(source: Path, model: str, **options: Any) -> None:
     require_source(model)
     from impasto.cli.console import Console
     from impasto.data.caching.latent_cache import LatentCache
-    from impasto.data.caching.wanted_keys import keys_of_plan
+    from impasto.data.caching.text_store import TEXTS, TextStore
+    from impasto.data.caching.wanted_keys import keys_of_plan, require_read
     from impasto.datasets.build import plan_dataset, scan_all
     from impasto.models.networks.vae import encoding_fingerprint
 
     config = dataset_config(source, options)
     console = Console()
-    planned = plan_dataset(config, scan_all(config, console).records)
+    scan = scan_all(config, console)
+    require_read(scan.skipped)
+    planned = plan_dataset(config, scan.records)
     base, vae = _encoding_vae(config, model, console)
     endings = base.family.npz_endings
     latents = LatentCache(config.derived_dir / "latents")
+    texts = TextStore(config.derived_dir / TEXTS, "")
     wanted = keys_of_plan(planned.images, latents, encoding_fingerprint(vae), console, endings)
     dropped = freed = 0
     with (
         latents.alone("pruning"),
         console.stage("Pruning", latents.number_of_shards, "shards") as advance,
     ):
-        freed += latents.remove_orphans()
+        freed += latents.remove_orphans() + texts.remove_orphans()
         for entries, size in latents.prune(wanted):
             dropped, freed = dropped + entries, freed + size
             advance(1)

@@ -117,7 +117,7 @@ def edit(source: Path, as_json: bool, **options: Any) -> None:  # noqa: FBT001
             editing.show(shown)
         asks = shown and not (options["dry_run"] or as_json)
         writes = bool(asks and click.confirm("Write them?"))
-    written = editing.write() if writes else None
+    written = editing.write(shown) if writes else None
     if as_json:
         editing.print_json(written if written is not None else shown or [])
     elif options["dry_run"]:
@@ -189,17 +189,24 @@ class _Editing:
             self.console.note("\n".join(lines))
         self.console.note(f"{len(changes):,} of {counted(self.total, 'captions')} would change.")
 
-    def write(self) -> list[CaptionChange]:
-        """Make the edit: what is there is read while no other command can change it."""
+    def write(self, agreed: Sequence[CaptionChange] | None = None) -> list[CaptionChange]:
+        """Make the edit: what is there is read while no other command can change it.
+
+        Args:
+            agreed: The changes that were agreed to, beside which nothing is written; None writes
+                all, or what the options say was previewed.
+        """
         from impasto.annotate.journal import Journal
-        from impasto.annotate.previewed import as_previewed
+        from impasto.annotate.previewed import as_previewed, marks_of, read_preview
         from impasto.progress import SilentProgress
 
         progress = SilentProgress() if self.is_silent else self.console
         with Journal(self.folders, self._command()) as journal:
             changes = self.changes(frozenset(journal.done))
-            if (file := self.options["previewed"]) is not None:
-                changes, odd = as_previewed(file, changes, self.captions, journal.done)
+            file = self.options["previewed"]
+            if agreed is not None or file is not None:
+                marks = read_preview(file) if agreed is None else marks_of(agreed)
+                changes, odd = as_previewed(marks, changes, self.captions, journal.done)
                 self.skipped += odd
             with progress.stage("Writing captions", len(changes), "files") as advance:
                 for change in changes:

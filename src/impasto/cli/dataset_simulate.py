@@ -36,7 +36,7 @@ def show_simulation(
     split = split_of_source(found, run, config, console)
     plan = plan_dataset(config, balance(split.training))
     with console.stage("Measuring this machine", None, "images"):
-        rates, sampled = measure_rates(plan), sample_of(plan)
+        rates, sampled = measure_rates(config, plan), sample_of(plan)
     console.note(f"{count:,} images like the {len(split.training):,} of {found.source}:")
     rows = [("", "time", "disk", "files", "RAM of a process")]
     rows += map(_row, stages_of(count, rates, sampled, encoded_per_s))

@@ -50,7 +50,7 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
     Without FOLDERS, those below the current folder. What runs have exported is listed too. With
     --deleted, what is in the folders .trash there.
     """
-    from impasto.studio.models import all_models
+    from impasto.studio.models import LOOKED_AT, all_models
     from impasto.studio.trash import all_deleted
 
     if deleted:
@@ -61,12 +61,19 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
             f"Nothing that was deleted is in the trash of {folder_names(folders)}.",
         )
         return
+    cut: list[Path] = []
     print_list(
-        all_models(_existing(folders)),
+        all_models(_existing(folders), cut),
         lambda model: (str(model.path), _line(model)),
         _as_json if as_json else None,
         f"No models in {folder_names(folders)}.",
     )
+    for folder in cut:
+        click.echo(
+            f"Models may be missing: over {LOOKED_AT:,} folders and models are in {folder}, and no "
+            f"more are looked at. Give folders further down.",
+            err=True,
+        )
 
 
 @models.command()

@@ -50,7 +50,7 @@ def show(run: Path, most: int, as_json: bool) -> None:  # noqa: FBT001
 
 
 def _found(run: RunDirectory, most: int) -> dict[str, Any]:
-    from impasto.runs.image_losses import read_image_losses
+    from impasto.runs.image_losses import NEWEST_BYTES, read_image_losses
     from impasto.runs.learning import kept_best, read_learning, why_no_best
     from impasto.runs.mixture import mixture_of
 
@@ -58,7 +58,7 @@ def _found(run: RunDirectory, most: int) -> dict[str, Any]:
     best = None if learning is None else kept_best(run, learning)
     is_asked = run.image_losses_file.is_file()
     mixture = mixture_of(run)
-    images = read_image_losses(run.image_losses_file) if is_asked else []
+    images = read_image_losses(run.image_losses_file, NEWEST_BYTES) if is_asked else []
     return {
         "state": run.state().sentence(run.address),
         "learning": None if learning is None else learning.sentence(),

@@ -118,8 +118,10 @@ def _folders_in(folder: Path) -> Iterator[str]:
         names = sorted(os.listdir(folder))
     except OSError as error:
         raise ConfigError(f"The folder {folder} cannot be read: {error.strerror}.") from error
+    there = set(names)
     for name in names:
-        is_of_masks = name.removesuffix(_MASKS) in {*names} - {name}  # as `dataset mask` writes
+        images = name.removesuffix(_MASKS)
+        is_of_masks = images != name and images in there  # as `dataset mask` writes
         if not (is_of_masks or name.startswith(".")) and presence.is_dir(folder / name):
             yield name
 

@@ -217,10 +217,18 @@ def caption_or_class(own: str, class_tokens: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SkippedFile:
-    """A file that will not be used, and the reason in words."""
+    """A file that will not be used, and the reason in words.
+
+    Attributes:
+        path: It.
+        reason: Why it is not used.
+        is_unread: Whether it, or its words, could not be read this time, which says nothing of
+            what is in it.
+    """
 
     path: Path
     reason: str
+    is_unread: bool = False
 
 
 @dataclass(frozen=True, slots=True)

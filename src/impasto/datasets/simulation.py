@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from impasto import files
+from impasto.config.dataset import DatasetConfig
 from impasto.data.columns.tables import TableFolder, rows_of
 from impasto.data.engines.stages import LocalExecutor, chunks, default_workers
 from impasto.data.folders.found_image import FoundImage
@@ -25,11 +26,12 @@ from impasto.data.folders.listing import Sidecars, list_folder
 from impasto.data.loading.sampler import EpochSampler
 from impasto.data.pixels.rendering import Render
 from impasto.data.planning.groups import Group, Groups
-from impasto.data.planning.plan import Plan, plan_images
+from impasto.data.planning.plan import Plan
 from impasto.data.record_table import RecordTable
 from impasto.data.records import CELL, CHANNELS, PlannedImage, Size
 from impasto.data.scanning.probing import INDEX, Probe
 from impasto.data.sharding.shard_files import SHARD_BYTES
+from impasto.datasets.build import plan_dataset
 
 SAMPLE = 128
 """Images that rates are measured with, at most."""
@@ -164,8 +166,13 @@ def stages_of(
     ]
 
 
-def measure_rates(plan: Plan) -> Rates:
-    """Measure this machine with some of the images of a plan."""
+def measure_rates(config: DatasetConfig, plan: Plan) -> Rates:
+    """Measure this machine with some of the images of a plan.
+
+    Args:
+        config: The settings that the images were planned by.
+        plan: The sample.
+    """
     images = [plan.images[n] for n in _spread(len(plan.images), SAMPLE)]
     items = [FoundImage(str(image.record.path), []) for image in images]
     workers = default_workers()
@@ -177,7 +184,7 @@ def measure_rates(plan: Plan) -> Rates:
         _hash_seconds(images),
         decoding / len(images),
         _reading_seconds() / _ROWS,
-        _planning_seconds(plan) / _ROWS,
+        _planning_seconds(config, plan) / _ROWS,
         _seconds(lambda: _sampler(_ROWS).optimizer_step(0)) / _ROWS,
     )
 
@@ -219,16 +226,15 @@ def _reading_seconds() -> float:
         return _seconds(table.read)
 
 
-def _planning_seconds(plan: Plan) -> float:
-    """Buckets of images of the sample's sizes, each a little larger or smaller."""
+def _planning_seconds(config: DatasetConfig, plan: Plan) -> float:
+    """Buckets by the settings of images of the sample's sizes, each a little larger or smaller."""
     records = plan.table.records
     rows = np.arange(_ROWS) % len(records)
     changed = np.random.default_rng(0).integers(-9, 10, _ROWS).astype(np.int32)
     own = {name: column[rows] for name, column in records.numbers.items() if name != "cut"}
     own["width"] = np.maximum(64, own["width"] + changed)
     table = RecordTable(records.texts, records.select(rows).rows, own, records.uses)
-    bucket = max(plan.bucket_counts, key=lambda size: size.area)
-    return _seconds(lambda: plan_images(table, bucket))
+    return _seconds(lambda: plan_dataset(config, table))
 
 
 def _sampler(count: int) -> EpochSampler:

@@ -22,7 +22,7 @@ from impasto.report.figures import bucket_figure, figures_of_run
 from impasto.report.previews import read_preview
 from impasto.report.run_result import result_of
 from impasto.runs import RunDirectory, step_name
-from impasto.runs.image_losses import read_image_losses
+from impasto.runs.image_losses import NEWEST_BYTES, read_image_losses
 from impasto.runs.learning import Learning, learning_in
 from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.runs.validation_groups import last_groups
@@ -30,7 +30,6 @@ from impasto.runs.validations import validations_of
 
 MAX_SAMPLE_COLUMNS = 6
 _WORST = 12  # images with the highest loss that are named
-_READ_BYTES = 64 << 20  # of the losses of images: the newest, of a run of millions of showings
 
 
 def write_report(run: RunDirectory) -> Path:
@@ -154,7 +153,7 @@ def _groups(metrics: list[dict[str, Any]], publish: tuple[str, ...]) -> dict[str
 
 def _worst_images(run: RunDirectory, publish: tuple[str, ...]) -> list[dict[str, str]]:
     """The images with the highest loss, as far as the run wrote the losses of images down."""
-    found = read_image_losses(run.image_losses_file, _READ_BYTES)
+    found = read_image_losses(run.image_losses_file, NEWEST_BYTES)
     if len(found) < 2:  # the only one is compared with itself
         return []
     return [

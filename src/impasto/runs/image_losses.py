@@ -22,6 +22,8 @@ _Key = TypeVar("_Key")
 HEADER = ("step", "image", "timestep", "loss")
 TIMESTEP_RANGE = 50
 """Timesteps that are compared with one another: a twentieth of the usual 1000."""
+NEWEST_BYTES = 32 << 20
+"""What is shown of a run is of so many bytes at the end: half a million rows, about a second's."""
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,7 @@ from impasto.models.tokenization.tokens import TextLayout
 from impasto.progress import Advance
 from impasto.sampler_table import SAMPLERS
 from impasto.sampling.prompts import Prompt
+from impasto.sampling.whole_steps import set_timesteps
 
 
 def _unheard(_: int) -> None:
@@ -132,7 +133,7 @@ class Sampler:
     def _latents(self, prompt: Prompt, stepped: Advance = _unheard) -> Tensor:
         """The latents at the end of the sampler's steps."""
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config, prompt.steps)
-        scheduler.set_timesteps(prompt.steps, device=self.unet.device)
+        set_timesteps(scheduler, prompt.steps, self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))
         conditioning = self.conditioner([prompt.plain_text, prompt.negative], [whole, whole])
         if self.zeroes_empty_text:

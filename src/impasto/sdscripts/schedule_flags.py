@@ -69,12 +69,7 @@ def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
     if kind == "warmup_stable_decay":
         kind = _with_decay(flags, schedule, notices)
     schedule["kind"] = _KINDS.get(kind, kind)
-    schedule["warmup_steps"] = read_steps("lr_warmup_steps", flags)
-    if kind == "constant" and schedule["warmup_steps"]:
-        raise ConfigError(
-            "--lr_warmup_steps does not go with --lr_scheduler constant: choose "
-            "constant_with_warmup, or take it out."
-        )
+    schedule["warmup_steps"] = _warmup(kind, flags, notices)
     for key, (name, kinds) in _USERS.items():
         if flags.get(name) is not None and kind in kinds:
             schedule[key] = flags[name]
@@ -82,6 +77,27 @@ def set_schedule(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
             notices.append(f"--{name}: it belongs to another --lr_scheduler than {kind}.")
     schedule |= _of_arguments(kind, read_pairs("lr_scheduler_args", flags), flags, optimizer["lr"])
     return notices
+
+
+def _warmup(kind: str, flags: Mapping[str, Any], notices: list[str]) -> Any:
+    """The steps of warm-up, or their share, as far as a scheduler has them in sd-scripts.
+
+    Raises:
+        ConfigError: It is the constant one, with which sd-scripts fails too.
+    """
+    steps = read_steps("lr_warmup_steps", flags)
+    if kind == "constant" and steps:
+        raise ConfigError(
+            "--lr_warmup_steps does not go with --lr_scheduler constant: choose "
+            "constant_with_warmup, or take it out."
+        )
+    if kind == "piecewise_constant" and steps:
+        notices.append(
+            "--lr_warmup_steps: it has no effect on --lr_scheduler piecewise_constant, as in "
+            "sd-scripts. To warm up, let step_rules begin with a small factor."
+        )
+        return 0
+    return steps
 
 
 def _with_decay(flags: Mapping[str, Any], schedule: dict[str, Any], notices: list[str]) -> str:

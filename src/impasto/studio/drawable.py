@@ -13,7 +13,7 @@ from impasto.runs import RunDirectory
 from impasto.runs.learning import checkpoints_of
 from impasto.runs.listing import find_runs
 from impasto.studio.folders import Folders, address_of
-from impasto.studio.models import model_files
+from impasto.studio.models import LOOKED_AT, model_files
 
 _MOST = 2000
 _OF_HYPERNETWORKS = "hypernet"  # in the name of a folder, as A1111's models/hypernetworks
@@ -40,10 +40,26 @@ class Drawable:
         models: Files and Diffusers folders, and what runs have exported: the model of the end, the
             best one, those on the way.
         hypernetworks: Files of hypernetworks, and the exported ones of runs.
+        is_full: Whether there are more than are offered.
+        cut: Folders of models with too much in them to look at all of it.
     """
 
     models: dict[str, DrawableModel] = field(default_factory=dict)
     hypernetworks: dict[str, DrawableModel] = field(default_factory=dict)
+    is_full: bool = False
+    cut: list[Path] = field(default_factory=list)
+
+    @property
+    def warning(self) -> str:
+        """A sentence about models that are not offered; empty where all of them are."""
+        if self.is_full:
+            return f"there are over {_MOST:,} models, and no more are offered"
+        if self.cut:
+            places = ", ".join(printable(str(folder)) for folder in self.cut)
+            return (
+                f"over {LOOKED_AT:,} folders and models are in {places}, and no more are looked at"
+            )
+        return ""
 
     def address_of(self, path: str) -> str:
         """The address of what was drawn with; empty where it cannot be chosen any more."""
@@ -72,10 +88,11 @@ def find_drawable(folders: Folders) -> Drawable:
             address = f"c{address_of(folders.runs, path)}"
             kind[address] = DrawableModel(path, printable(f"{run.path.name}: {path.name}"))
     for folder in folders.models:
-        for path in model_files(folder):
+        for path in model_files(folder, found.cut):
             inside = path.relative_to(folder)
             address = f"m{address_of(folders.models, path)}"
             if len(found.models) + len(found.hypernetworks) >= _MOST:
+                found.is_full = True
                 return found
             kind = found.hypernetworks if _is_hypernetwork(path, inside) else found.models
             kind.setdefault(address, DrawableModel(path, printable(str(inside))))

@@ -9,10 +9,7 @@ from pathlib import Path
 
 from impasto import files
 from impasto.runs import RunDirectory
-from impasto.runs.image_losses import ImageLoss, read_image_losses
-
-READ_BYTES = 32 << 20
-"""Of a longer file the newest rows are read: half a million of them take about a second."""
+from impasto.runs.image_losses import NEWEST_BYTES, ImageLoss, read_image_losses
 
 Losses = Mapping[str, tuple[float, int]]
 """Path below the dataset -> its loss by the usual one at the same noise, and times shown."""
@@ -51,7 +48,7 @@ def _mark_of(file: Path) -> _Mark | None:
 @functools.lru_cache(maxsize=2)
 def _newest(file: Path, _: _Mark) -> Sequence[ImageLoss]:
     """The images of a file that has not changed since."""
-    return read_image_losses(file, READ_BYTES)
+    return read_image_losses(file, NEWEST_BYTES)
 
 
 @functools.lru_cache(maxsize=4)

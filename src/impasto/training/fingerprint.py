@@ -21,7 +21,6 @@ from impasto.config.kinds import defaults_of
 from impasto.config.load import settings_by_path
 from impasto.config.method import METHODS
 from impasto.config.objective import LOSSES
-from impasto.config.renamed import present_path
 from impasto.config.run import RunConfig
 from impasto.data.caching.latent_cache import CachedPlan
 from impasto.data.records import FileStamp
@@ -29,6 +28,7 @@ from impasto.models.reading.contents import ModelContents
 from impasto.parsing import parse_json
 from impasto.training.code_identity import described
 from impasto.training.data_fingerprint import data_fingerprint
+from impasto.training.former_fingerprint import SECTIONS, as_named_now, is_of_sections
 from impasto.training.methods import build_templates
 
 _SECTIONS = {
@@ -61,9 +61,6 @@ _MEMORY_ONLY = {
 """Settings of where and when the same numbers are computed: they may change, which is told."""
 
 _SUPERFLUOUS = ("_", "transformers_version", "torch_dtype", "dtype", "architectures")
-_OLD_SECTIONS = {
-    "model", "dataset", "method", "optimizer", "schedule", "loss", "noise", "timesteps", "training",
-}  # fmt: skip
 _ABSENT = "absent"
 
 _BEST_FOLLOWS = "validation.every_steps"
@@ -71,6 +68,10 @@ _BEST_FOLLOWS = "validation.every_steps"
 
 _CAPTIONS_FOLLOW = "steps in all (token_warmup_step is a share of them)"
 """Of states that say it; earlier ones do not."""
+
+_FROM_A_STEP_ON = {"method.text_encoder_from_step", "method.text_encoder_until_step"}
+"""Settings that name the step at which something changes: only what is behind a state is compared,
+so that a run may go on with another one that lies ahead."""
 
 TEXT_FILES = "text encoder outputs in files"
 """The entry that says what is in the files which `training.text_from_npz` uses, as JSON."""
@@ -139,26 +140,25 @@ def settings_fingerprint(config: RunConfig) -> dict[str, str]:
     }
 
 
-_RENAMED = {
-    "forward passes per update": "forward passes per step",
-    "updates in all (the learning rate follows them)": (
-        "steps in all (the learning rate follows them)"
-    ),
-}
-"""What states of earlier versions call it -> its name; settings are in `config/renamed.py`."""
-
-
 _SHOWN_NAMES = {"data set": "dataset"}
 """The names that people are shown for names in states; `dataset` is a section of old ones."""
 
 
-def differences(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
+def differences(
+    saved: Mapping[str, str], current: Mapping[str, str], done: int | None = None
+) -> list[str]:
     """What differs and must not, each as a phrase with what it was and what it is.
 
     A state of an earlier version says less: what it does not say is not compared, and a setting
     that it did not have was as it is by default now, or as `FORMER_VALUES` says.
+
+    Args:
+        saved: The fingerprint of a state.
+        current: That of the run as it would go on.
+        done: The steps that are in the state; None compares what is ahead of it too.
     """
-    return [text for name, text in _differing(saved, current) if name not in _MEMORY_ONLY]
+    found = _differing(saved, current, done)
+    return [text for name, text in found if name not in _MEMORY_ONLY]
 
 
 def changes_of_rounding(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
@@ -166,24 +166,24 @@ def changes_of_rounding(saved: Mapping[str, str], current: Mapping[str, str]) ->
     return [text for name, text in _differing(saved, current) if name in _MEMORY_ONLY]
 
 
-def _differing(saved: Mapping[str, str], current: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+def _differing(
+    saved: Mapping[str, str], current: Mapping[str, str], done: int | None = None
+) -> Iterator[tuple[str, str]]:
     """All names that differ, each with a phrase."""
-    is_old = any(saved.get(name, "").startswith("{") for name in _OLD_SECTIONS)
-    before = {
-        _RENAMED.get(name, present_path(name)): value
-        for name, value in (_of_old(saved) if is_old else saved).items()
-    }
-    before = {n: value for n, value in before.items() if n in current or _is_compared(n)}
+    is_old, renamed = is_of_sections(saved), as_named_now(saved)
+    before = {n: value for n, value in renamed.items() if n in current or _is_compared(n)}
     usual = _usual_settings()
     listed = {_section_of(name) for name in before} & {_section_of(name) for name in current}
     for name in sorted(before.keys() | current.keys()):
         was, now = before.get(name), current.get(name)
         if name in {_BEST_FOLLOWS, _CAPTIONS_FOLLOW} and None in (was, now):
             continue
-        if was is None and is_old and name.partition(".")[0] not in _OLD_SECTIONS:
+        if was is None and is_old and name.partition(".")[0] not in SECTIONS:
             continue
         default = usual.get(_unnumbered(name) if _section_of(name) in listed else name, _ABSENT)
         was, now = (default if value is None else value for value in (was, now))
+        if name in _FROM_A_STEP_ON and _is_ahead(done, was, now):
+            continue
         if name == TEXT_FILES:
             for text in _changed_files(recorded_texts(before), recorded_texts(current)):
                 yield name, text
@@ -232,6 +232,11 @@ def _unnumbered(path: str) -> str:
     return re.sub(r"\[\d+\]", "", path)
 
 
+def _is_ahead(done: int | None, *steps: str) -> bool:
+    """Whether steps, as JSON where null is never, are none of those that are done."""
+    return done is not None and all(of in {"null", _ABSENT} or int(of) >= done for of in steps)
+
+
 def _is_same(one: str, other: str) -> bool:
     """Whether two texts say the same; 1 and 1.0 in lists do."""
     if one.startswith("[") and other.startswith("["):
@@ -267,33 +272,6 @@ def _usual_settings() -> dict[str, str]:
             usual.setdefault(f"{section}.{name}", json.dumps(value))
     former = {path: json.dumps(value) for path, value in FORMER_VALUES.items() if path in usual}
     return usual | former
-
-
-def _of_old(saved: Mapping[str, str]) -> dict[str, str]:
-    """A fingerprint of sections as JSON, by path."""
-    found: dict[str, str] = {}
-    for name, text in saved.items():
-        if name not in _OLD_SECTIONS:
-            found[name] = text
-            continue
-        section, _, length = text.rpartition(" over ") if " over " in text else (text, "", "")
-        found |= {
-            path: json.dumps(value)
-            for path, value in _flat(name, parse_json(section))
-            if _counts(path)
-        }
-        if length:
-            steps = length.removesuffix(" steps")
-            found["steps in all (the learning rate follows them)"] = steps
-    return found
-
-
-def _flat(path: str, value: Any) -> list[tuple[str, Any]]:
-    if isinstance(value, dict) and value:
-        return [pair for key, inner in value.items() for pair in _flat(f"{path}.{key}", inner)]
-    if isinstance(value, list) and value and all(isinstance(item, dict) for item in value):
-        return [pair for n, item in enumerate(value) for pair in _flat(f"{path}[{n}]", item)]
-    return [(path, value)]
 
 
 def _shown(value: str) -> str:

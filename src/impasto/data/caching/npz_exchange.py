@@ -191,6 +191,27 @@ def _npz_files_of(
     return [file for file in dict.fromkeys(npz_candidates(image, endings)) if file in there]
 
 
+def npz_keys(
+    image: PlannedImage, digests: dict[Path, str], endings: Sequence[str] = SD_ENDINGS
+) -> list[LatentKeys]:
+    """The keys that the latents of an image have if they are taken from files of sd-scripts.
+
+    Args:
+        image: The image; one without a hash has none.
+        digests: The hashes of files.
+        endings: What names of files end on that belong to the model.
+    """
+    if image.record.path not in digests:
+        return []
+    return [_npz_key(f, digests, image) for f in _npz_files_of(image, digests, endings)]
+
+
+def _npz_key(file: Path, digests: dict[Path, str], image: PlannedImage) -> LatentKeys:
+    content, source = digests[image.record.path], f"npz:{digests[file]}"
+    plain, flipped = (latent_key(content, image, source, flip=flip) for flip in (False, True))
+    return LatentKeys(plain, flipped)
+
+
 def _from_npz(
     file: Path,
     digests: dict[Path, str],
@@ -200,10 +221,8 @@ def _from_npz(
     writer: ShardWriter,
 ) -> LatentKeys | Failure:
     """The keys of an image whose latents come from a file; its values are in the cache then."""
-    content = digests[image.record.path]
-    source = f"npz:{digests[file]}"
-    plain = latent_key(content, image, source)
-    flipped = latent_key(content, image, source, flip=True) if own.flipped else ""
+    of_file = _npz_key(file, digests, image)
+    plain, flipped = of_file.plain, of_file.flipped if own.flipped else ""
     if plain in cache and (not flipped or flipped in cache):
         return LatentKeys(plain, flipped, own.mask)
     read = read_npz(file, image)

@@ -58,6 +58,14 @@ class TextStore:
         """
         return self._shards.verify(remove=remove)
 
+    def remove_orphans(self) -> int:
+        """Remove tensors that no process will find again, and return their bytes.
+
+        Raises:
+            StorageError: The store is in an object store that cannot be used.
+        """
+        return self._shards.remove_orphans()
+
     def require_seen(
         self, chunks: Sequence[tuple[int, ...]], raise_fault: Callable[[], None]
     ) -> None:

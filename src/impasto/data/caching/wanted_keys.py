@@ -1,18 +1,32 @@
-"""What a latent cache would keep of some images, so that the rest can be pruned."""
+"""What a latent cache would keep of some images, so that the rest can be pruned.
+
+Nothing is written to find that out, since the disk may be full. What cannot be read at the moment
+is no proof that its latents are needed no more, so it ends the pruning.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
+from impasto import presence
 from impasto.data.caching.encoding import ARITHMETICS
 from impasto.data.caching.latent_cache import LatentCache, latent_source
 from impasto.data.caching.latent_keys import KeyTable, LatentKeys, join_keys
-from impasto.data.caching.latent_orders import keys_of, portions_of, stamps_of
+from impasto.data.caching.latent_orders import (
+    keys_of,
+    portions_of,
+    read_fault,
+    stamps_of,
+    why_unread,
+)
 from impasto.data.caching.npz import SD_ENDINGS
-from impasto.data.caching.npz_exchange import import_npz
+from impasto.data.caching.npz_exchange import npz_keys
 from impasto.data.planning.planned_table import PlannedTable
-from impasto.data.records import PlannedImage
-from impasto.progress import Progress
+from impasto.data.records import PlannedImage, SkippedFile
+from impasto.errors import DatasetError
+from impasto.progress import Progress, counted
+from impasto.remote_paths import shown
 
 
 def keys_of_plan(
@@ -25,22 +39,52 @@ def keys_of_plan(
     """What the cache would keep of these images, latents of sd-scripts included.
 
     All that one VAE makes of them counts, on whatever device.
+
+    Raises:
+        DatasetError: An image, its mask or its latents of sd-scripts cannot be read.
     """
     table = PlannedTable.of(planned)
     sources = [latent_source(fingerprint, arithmetic) for arithmetic in ARITHMETICS]
-    found = []
+    found: list[KeyTable] = []
+    unread: list[SkippedFile] = []
     for start, end in portions_of(table):
         portion = list(table[start:end])
-        digests = cache.hashes.of(stamps_of(portion, endings), progress, tidy=False)
-        keys: list[LatentKeys | None] = []
-        for source in sources:
-            keys = [keys_of(image, digests, source) for image in portion]
-            found.append(_table_of(keys))
-        import_npz(portion, keys, digests, cache, progress, endings)
-        found.append(_table_of(keys))
+        stamps = stamps_of(portion, endings)
+        digests = cache.hashes.of(stamps, progress, tidy=False)
+        of_sources = [[keys_of(image, digests, source) for image in portion] for source in sources]
+        of_files = [key for image in portion for key in npz_keys(image, digests, endings)]
+        found += [*map(_table_of, of_sources), KeyTable.of(of_files)]
+        lost = [image for image, key in zip(portion, of_sources[0], strict=True) if key is None]
+        unread += _unread(lost, stamps, digests)
     cache.hashes.tidy()
+    require_read(unread)
     return join_keys(found)
+
+
+def require_read(skipped: Iterable[SkippedFile]) -> None:
+    """Make sure that nothing was skipped because it could not be read this time.
+
+    Raises:
+        DatasetError: Something was.
+    """
+    unread = [item for item in skipped if item.is_unread or presence.is_withheld(item.path)]
+    if unread:
+        raise DatasetError(
+            f"{counted(len(unread), 'files')} of the dataset cannot be read now, so what is cached "
+            f"of them may still be needed; the first is {shown(unread[0].path)}: "
+            f"{unread[0].reason}. Nothing was removed. See that their disk is there and that you "
+            f"may read them, or move them out of the dataset, and run this again."
+        )
 
 
 def _table_of(keys: Sequence[LatentKeys | None]) -> KeyTable:
     return KeyTable.of([key for key in keys if key is not None])
+
+
+def _unread(
+    lost: Iterable[PlannedImage], stamps: Iterable[Path], digests: dict[Path, str]
+) -> list[SkippedFile]:
+    """The files that have no hash, with the reasons: images, masks, latents of sd-scripts."""
+    reasons = {path: f"cannot be read{read_fault(path)}" for path in stamps if path not in digests}
+    reasons |= {image.record.path: why_unread(image, digests).reason for image in lost}
+    return [SkippedFile(path, reason, is_unread=True) for path, reason in reasons.items()]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import time
 import zlib
 from collections.abc import Collection
@@ -45,8 +46,10 @@ def segments_in(folder: Path | None) -> list[Path]:
         names = [name for name in objects.find(folder).objects if SEGMENT.fullmatch(name)]
         _remove_copies(machine_folder(folder), names)
         return sorted(folder / name for name in names)
-    with contextlib.suppress(OSError):
-        return sorted(file for file in folder.iterdir() if SEGMENT.fullmatch(file.name))
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        named = [entry for entry in entries if SEGMENT.fullmatch(entry.name)]
+        # none of ours is a link, or a FIFO, which would be waited for
+        return sorted(Path(one.path) for one in named if one.is_file(follow_symlinks=False))
     return []
 
 

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from impasto import files, temporary_names
+from impasto import files, presence, temporary_names
 from impasto.data.columns.arrow_columns import (
     FEW,
     column_of,
@@ -78,6 +78,10 @@ class TableFolder:
         schema: The columns.
         version: What rows belong to, such as a format and a folder: others are not read.
         former: The file of earlier versions that is moved over.
+
+    Raises:
+        StorageError: The folder is a link: whoever packed a dataset may have made it lead to the
+            tables of another one, which would be rewritten.
     """
 
     def __init__(
@@ -87,6 +91,11 @@ class TableFolder:
         version: Sequence[Any],
         former: Former | None = None,
     ) -> None:
+        if folder is not None and presence.is_link(folder):
+            raise StorageError(
+                f"{folder} is a link, and what is derived from images is neither read nor written "
+                f"through one of this name. Remove the link; what is needed is made again."
+            )
         self.folder, self._former = folder, former
         about = json.dumps(list(version), ensure_ascii=False).encode("utf-8", "surrogatepass")
         self.schema = schema.with_metadata({_ABOUT: about})

@@ -6,6 +6,7 @@ opened again. It is derived data: deleting it costs time and nothing else.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +58,17 @@ class Entries:
     Args:
         table: Rows of `INDEX`.
         rows: [files]: which row each file has.
+        passing: The places of files whose faults may pass, as one that the disk does not give.
     """
 
-    def __init__(self, table: pa.Table, rows: np.ndarray) -> None:
+    def __init__(
+        self, table: pa.Table, rows: np.ndarray, passing: Collection[int] = frozenset()
+    ) -> None:
         count = len(rows)
         is_slice = bool(count) and rows[-1] - rows[0] == count - 1 and (np.diff(rows) == 1).all()
         self._table = table.slice(int(rows[0]), count) if is_slice else table
         self.rows = None if is_slice else rows
+        self.passing = passing
 
     @property
     def texts(self) -> pa.Table:
@@ -119,10 +124,10 @@ class ScanIndex:
         stored = len(known) + len(fresh) - len(passing)
         try:
             if self._table.is_untidy(stored, int(kept.sum())):
-                return self._tidied(entries, rows, kept)
+                return self._tidied(entries, rows, kept, passing)
         except StorageError as error:  # what was found is right all the same, and kept
             progress.note(f"The index of the scan stays in more files than it needs: {error}")
-        return Entries(entries, rows)
+        return Entries(entries, rows, passing)
 
     def _probe(
         self, found: FoundTable, fresh: np.ndarray, progress: Progress, engine: Engine
@@ -152,14 +157,16 @@ class ScanIndex:
             _added(appender, None, progress)
         return [*tables, rows_of(INDEX, read)], passing
 
-    def _tidied(self, entries: pa.Table, rows: np.ndarray, kept: np.ndarray) -> Entries:
+    def _tidied(
+        self, entries: pa.Table, rows: np.ndarray, kept: np.ndarray, passing: Collection[int]
+    ) -> Entries:
         """The entries of all files, after one segment of them was put in the place of all others.
 
         It has them in the order of the files, so that the next scan takes them as they are mapped.
         """
         if not kept.all():
             self._table.rewrite(take_rows(entries, rows[kept]))
-            return Entries(entries, rows)
+            return Entries(entries, rows, passing)
         mapped = self._table.rewrite(take_rows(entries, rows))
         return Entries(mapped, np.arange(len(mapped)))
 
@@ -172,7 +179,7 @@ def split_usable(
     unread = np.flatnonzero(found.has("fault")).tolist()
     faults |= {index: found.item(index).fault for index in unread}
     skipped = {
-        index: SkippedFile(Path(found.paths[index].as_py()), fault)
+        index: SkippedFile(Path(found.paths[index].as_py()), fault, index in entries.passing)
         for index, fault in faults.items()
     }
     width, height = entries.column("width"), entries.column("height")
@@ -211,7 +218,7 @@ def _cuts(
         try:
             cut = read_cut(Path(item.crop), Size(int(width[index]), int(height[index])))
         except images.UnreadableImageError as error:
-            skipped[index] = SkippedFile(Path(item.path), str(error))
+            skipped[index] = SkippedFile(Path(item.path), str(error), error.is_transient)
             continue
         if cut is not None:
             cuts[index] = cut

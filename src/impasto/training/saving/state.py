@@ -165,7 +165,8 @@ def load_state(
                 f"up to {FORMAT_VERSION}). Update Impasto to resume it."
             )
         hashes = _hashes_of(folder, description)
-        _require_same(folder, dict(description["fingerprint"]), fingerprint)
+        step = _number(description["step"])
+        _require_same(folder, dict(description["fingerprint"]), fingerprint, step)
         tensors = _tensors_of(folder, hashes)
         if check_tensors:
             _require_good(tensors, hashes, progress or SilentProgress())
@@ -297,8 +298,10 @@ def _number(value: Any) -> int:
     return value
 
 
-def _require_same(folder: Path, saved: Mapping[str, str], current: Mapping[str, str]) -> None:
-    differing = differences(saved, current)
+def _require_same(
+    folder: Path, saved: Mapping[str, str], current: Mapping[str, str], done: int
+) -> None:
+    differing = differences(saved, current, done)
     if differing:
         raise RunError(
             f"{folder} cannot be resumed exactly, because this changed since: "
