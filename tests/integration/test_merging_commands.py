@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.main import impasto as commands
-from impasto.config.load import dump_toml
+from impasto.config.load import dump_toml, load_begun_config
 from impasto.errors import ConfigError, ImpastoError
 from impasto.progress import SilentProgress
 from impasto.training.along import walk
@@ -68,6 +68,31 @@ def test_a_run_is_averaged_and_walked_by_commands(run, tmp_path):
     measured = record["validation_loss_by_ratio"]
     assert [ratio for ratio, _ in measured] == [0, 1]
     assert record["ratio"] == min(measured, key=lambda pair: pair[1])[0]
+
+
+def test_what_a_run_has_learned_to_be_drawn_with_stays(train_config, fresh_accelerate, tmp_path):
+    """All of the result is the result, to the pixel, and half of the way says what was measured."""
+    run = train(
+        train_config(
+            model={"clip_skip": 2, "token_join": "kohya", "max_tokens": 150},
+            training={"max_steps": 2},
+            validation={"split": 0.3, "timesteps": 3},
+            saving={"format": "safetensors"},
+        )
+    )
+    result, base = run.exported_model(), load_begun_config(run.config_file).model.path
+    whole, along = tmp_path / "whole.safetensors", tmp_path / "along.safetensors"
+    call("merge", base, result, "--ratio", "1", "--out", whole)
+    call("merge", run.path, "--along", "0,0.25", "--out", along)
+    told = [open_tensor_file(file).metadata for file in (result, whole, along)]
+    for key in ("modelspec.encoder_layer", "modelspec.resolution", "impasto.text_layout"):
+        assert len({said[key] for said in told}) == 1, key
+    drawn = []
+    for model in (result, whole):
+        call("sample", model, "a red ball", "--steps", 2, "--out", tmp_path / model.stem)
+        (image,) = (tmp_path / model.stem).glob("*.png")
+        drawn.append(np.asarray(Image.open(image)))
+    assert np.array_equal(*drawn)
 
 
 def call(*words):

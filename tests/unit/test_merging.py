@@ -54,6 +54,65 @@ def metadata(file):
     return dict(open_tensor_file(file).metadata)
 
 
+LAYOUT = json.dumps({"max_tokens": 150, "join": "kohya", "split": "comma", "emphasis": "off"})
+TAUGHT = {
+    "modelspec.encoder_layer": "2",
+    "modelspec.resolution": "96x96",
+    "impasto.text_layout": LAYOUT,
+    "impasto.empty_text": "zeros",
+    "impasto.zero_terminal_snr": "true",
+}
+
+
+@pytest.fixture
+def taught(three, tmp_path):
+    """The second of the three, as a run with settings of its own writes it."""
+    file = tmp_path / "taught.safetensors"
+    save_file(load_file(three[1]), file, metadata(three[1]) | TAUGHT)
+    return file
+
+
+@pytest.mark.parametrize(
+    ("formula", "changes", "is_taught"),
+    [
+        (FORMULAS["weighted-sum"], {"ratio": 1.0}, True),
+        (FORMULAS["weighted-sum"], {"ratio": 0.8}, True),
+        (FORMULAS["weighted-sum"], {"ratio": 0.2}, False),
+        (FORMULAS["weighted-sum"], {"ratio": 0.2, "named": {"unet": 0.9}}, True),
+        (FORMULAS["add-difference"], {"ratio": 1.0}, False),
+        (average([1, 2, 1]), {}, True),
+        (average([2, 1, 2]), {}, False),
+    ],
+)
+def test_a_mixture_is_drawn_as_the_model_that_it_has_most_of(
+    three, taught, tmp_path, formula, changes, is_taught
+):
+    """Layer of CLIP, size, layout of prompts, empty ones, noise; and what differs is told."""
+    target = tmp_path / "m.safetensors"
+    models = [three[0], taught, three[2]][: formula.models]
+    rows = merge(target, models, formula, **changes)
+    said = metadata(target)
+    usual = metadata(three[0])
+    for key, text in TAUGHT.items():
+        assert said.get(key) == (text if is_taught else usual.get(key)), key
+    mine = "B: layer 2 of CLIP, 96x96, prompts of 150 tokens joined as by kohya, empty prompts as"
+    other = "A: layer 1 of CLIP, 128x128, prompts of 225 tokens joined as by a1111, empty prompts"
+    assert (mine if is_taught else other) in rows["Drawn as"]
+    assert f"({other if is_taught else mine}" in rows["Drawn as"]
+    assert rows["Drawn as"].startswith("B" if is_taught else "A")
+
+
+def test_of_equal_shares_the_model_that_says_how_it_is_drawn_counts(three, taught, tmp_path):
+    plain = tmp_path / "plain.safetensors"
+    unsaid = {k: v for k, v in metadata(three[0]).items() if k not in TAUGHT}
+    save_file(load_file(three[0]), plain, unsaid)
+    for number, models in enumerate(([plain, taught], [taught, plain])):
+        target = tmp_path / f"{number}.safetensors"
+        merge(target, models, FORMULAS["weighted-sum"])
+        assert metadata(target)["modelspec.encoder_layer"] == "2"
+    assert "Drawn as" not in merge(tmp_path / "like", three[:2], FORMULAS["weighted-sum"])
+
+
 @pytest.mark.parametrize(
     ("key", "expected"),
     [

@@ -107,5 +107,6 @@ def _write(console: Console, way: Way, output: Output) -> None:
         FORMULA,
         best.ratio,
         findings={"validation_loss_by_ratio": measured},
+        drawn_as=1,  # as it was measured
     )
     console.table(write_mixture(mixture, replace(way.opened, ratios=ratios), output, console))

@@ -13,6 +13,7 @@ from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.pickles import is_read_whole
 from impasto.errors import ConfigError
 from impasto.models.merging.blocks import BASE, Ratios, listed_ratios
+from impasto.models.merging.drawn_as import drawing_text, drawn_as_model, model_drawn_as
 from impasto.models.merging.lora_merging import StrongLora, open_loras, with_loras
 from impasto.models.merging.mix_record import hash_model, mixed_info
 from impasto.models.merging.mixing import Formula, letter_of, mix, require_mixable, stored_as
@@ -39,6 +40,8 @@ class Mixture:
         named: Names of blocks and networks -> their ratios.
         loras: `FILE` or `FILE:STRENGTH`, added to the mixture.
         findings: What is known of how the ratio was found, for the record in the file.
+        drawn_as: The index of the model that the mixture is drawn as, if that is known; None is
+            the one of which there is most in it.
     """
 
     models: Sequence[str]
@@ -48,6 +51,7 @@ class Mixture:
     named: Mapping[str, float] = field(default_factory=dict)
     loras: Sequence[str] = ()
     findings: Mapping[str, Any] = field(default_factory=dict)
+    drawn_as: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,13 +129,19 @@ def write_mixture(
         StorageError: The target cannot be written.
     """
     contents = mixed_contents(mixture, opened)
-    first = opened.models[0]
+    first, drawn_as = opened.models[0], mixture.drawn_as
     asked = first.identity.family.by_name(output.dtypes)
     contents = stored_as(contents, first, asked)
     record = _record(mixture, opened, progress)
-    about = mixed_info(opened.models, output.target, output.title, record)
+    if drawn_as is None:
+        drawn_as = model_drawn_as(opened.models, mixture.formula, opened.ratios)
+    contents = drawn_as_model(contents, opened.models[drawn_as])
+    about = mixed_info(opened.models, output.target, output.title, record, drawn_as)
     write_model(contents, output.target, output.form, about, progress)
-    return _summary(mixture, opened, contents, output, progress)
+    drawing = drawing_text(opened.models, drawn_as)
+    return _summary(mixture, opened, contents, output, progress) | (
+        {"Drawn as": drawing} if drawing else {}
+    )
 
 
 def require_target(

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.models.merging.drawn_as import DrawnAs
 from impasto.models.reading.contents import ModelContents
+from impasto.models.tokenization.text_metadata import LAYOUT_KEY
 from impasto.models.writing.conversion import MERGE_KEY, OF_TRAINING, converted_info, hash_file
 from impasto.models.writing.saving import About
 from impasto.progress import Progress
@@ -35,36 +37,42 @@ def mixed_info(
     target: Path,
     title: str | None,
     record: Mapping[str, Any],
+    drawn_as: int = 0,
 ) -> About:
     """The metadata of a mixed model.
 
-    Resolution and layer of the text encoder are the first model's. Other texts, such as author and
-    license, are kept where all models say the same; how the first was trained is left out, since
-    it is not true of the mixture.
+    How it is drawn is one model's. Other texts, such as author and license, are kept where all
+    models say the same; how the first was trained is left out, since it is not true of the
+    mixture.
 
     Args:
         models: What was mixed.
         target: Where the mixture is written.
         title: Its name; None is that of the file.
         record: What was mixed, for programs.
+        drawn_as: The index of the model that it is drawn as.
     """
     infos = [converted_info(model, target, title) for model in models]
     first = infos[0]
     more = {
         key: text
         for key, text in first.more.items()
-        if not key.startswith(OF_TRAINING) and all(i.more.get(key) == text for i in infos)
+        if not key.startswith(OF_TRAINING)
+        and key != LAYOUT_KEY
+        and all(i.more.get(key) == text for i in infos)
     }
+    drawn = DrawnAs.of(models[drawn_as])
     others = {
         key: text
         for key, text in first.others.items()
         if all(info.others.get(key) == text for info in infos)
     }
     names = [entry["file"] for kind in ("models", "loras") for entry in record.get(kind, [])]
+    merged = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return About(
         title=title or target.stem,
-        resolution=first.resolution,
-        encoder_layer=first.encoder_layer,
+        resolution=drawn.resolution,
+        encoder_layer=drawn.layer,
         others={**others, "merged_from": ", ".join(names)},
-        more={**more, MERGE_KEY: json.dumps(record, ensure_ascii=False, allow_nan=False)},
+        more={**more, **drawn.more, MERGE_KEY: merged},
     )

@@ -26,6 +26,9 @@ from impasto.models.writing.saving import at_least_16_bits
 Combine = Callable[[Iterator[Tensor], float], Tensor]
 """Makes one tensor of those of one name in all models, one after another, and of a ratio."""
 
+Shares = Callable[[float], Sequence[float]]
+"""How much of each model is in what a ratio makes, as far as a model is in it as a whole."""
+
 
 @dataclass(frozen=True)
 class Formula:
@@ -37,6 +40,7 @@ class Formula:
         models: How many it takes.
         ratio: The ratio where none is given.
         combine: What computes it, in float32.
+        shares: How much of each model is in the result.
     """
 
     key: str
@@ -44,6 +48,7 @@ class Formula:
     models: int
     ratio: float
     combine: Combine
+    shares: Shares
 
     @property
     def takes_ratio(self) -> bool:
@@ -80,17 +85,26 @@ def train_difference(tensors: Iterator[Tensor], ratio: float) -> Tensor:
     return a + share * change * (ratio * TRAIN_DIFFERENCE_GAIN)
 
 
+def _of_two(ratio: float) -> Sequence[float]:
+    return 1 - ratio, ratio
+
+
+def _of_first(_: float) -> Sequence[float]:
+    return 1.0, 0.0, 0.0
+
+
 FORMULAS = {
     formula.key: formula
     for formula in (
-        Formula("weighted-sum", "(1 - M) * A + M * B", 2, 0.5, weighted_sum),
-        Formula("add-difference", "A + M * (B - C)", 3, 1.0, add_difference),
+        Formula("weighted-sum", "(1 - M) * A + M * B", 2, 0.5, weighted_sum, _of_two),
+        Formula("add-difference", "A + M * (B - C)", 3, 1.0, add_difference, _of_first),
         Formula(
             "train-difference",
             "A + 1.8 M * (B - C) * |B - A| / (|B - A| + |B - C|)",
             3,
             1.0,
             train_difference,
+            _of_first,
         ),
     )
 }
@@ -127,7 +141,7 @@ def average(shares: Sequence[float]) -> Formula:
     terms = (f"{share:g} {letter}" for share, letter in zip(shares, letters, strict=True))
     equal = f"({' + '.join(letters)}) / {len(shares)}"
     text = equal if len(set(shares)) == 1 else f"({' + '.join(terms)}) / {total:g}"
-    return Formula(AVERAGE, text, len(shares), 1.0, combine)
+    return Formula(AVERAGE, text, len(shares), 1.0, combine, lambda _: shares)
 
 
 def mix(models: Sequence[ModelContents], combine: Combine, ratios: Ratios) -> ModelContents:
