@@ -235,9 +235,11 @@ def _open_component(folder: Path, component: Component, choice: WeightChoice) ->
             f".bin file{others}. Download or copy it again, or name one of those with --variant."
         )
     name, found = taken
-    notes = [f"{component.name} from {found.name}"] if name is not None else []
-    if choice.variant and name != choice.variant:
-        notes.append(f"no {choice.variant} files of the {component.name}: taken from {found.name}")
+    notes = []
+    if lacking := choice.lacking(name):
+        notes.append(f"no {lacking} files of the {component.name}: taken from {found.name}")
+    elif name is not None:
+        notes.append(f"{component.name} from {found.name}")
     if choice.weights == "plain" and component.naming.is_averaged and name != NOT_AVERAGED:
         notes.append(f"no {NOT_AVERAGED} files of the {component.name}: taken from {found.name}")
     raw, metadata = read_weights(found)
