@@ -61,7 +61,8 @@ def download(
 
     Only the parts that are used come, as safetensors where the repository has them. Without a
     network a copy is taken as it is if it can be opened, though the Hub may have a file for some
-    part that fits the choice better; opening it notes which were taken.
+    part that fits the choice better; opening it notes which were taken. A single file is the same
+    for the whole process, and a Hub that did not answer is not waited for again for a while.
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
