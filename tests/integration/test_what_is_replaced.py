@@ -5,8 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from component_files import VAE_FILE
 from conftest import impasto
 from runs_made import made_run
+from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.keymap import ComponentKind
 from impasto.datasets.build import survey
@@ -62,6 +64,22 @@ def test_the_model_of_a_run_is_not_replaced_by_one_made_of_the_run(nano_model, t
             str(nano_model), export, "safetensors", {}, OpenOptions(vae=vae), overwrite=True
         )
     assert export.read_bytes() == before
+
+
+def test_another_vae_is_written_and_not_replaced_by_the_model_that_took_it(nano_model, tmp_path):
+    other = shutil.copytree(nano_model, tmp_path / "other")
+    tensors = {name: tensor + 1 for name, tensor in load_file(other / VAE_FILE).items()}
+    save_file(tensors, other / VAE_FILE)
+    file = tmp_path / "other.safetensors"
+    convert_model(str(other), file, "safetensors", {}, OpenOptions())
+    before = file.read_bytes()
+    for vae, target in ((file, file), (other, other), (other / "vae", other)):
+        model = load_base_model(nano_model, OpenOptions(vae=str(vae)))
+        with pytest.raises(ConfigError, match=r"is the source itself|vae is in"):
+            save_model(model, target, overwrite=True)
+    assert file.read_bytes() == before
+    saved = load_file(save_model(model, tmp_path / "out") / VAE_FILE)
+    assert all(torch.equal(saved[name], tensors[name]) for name in tensors)
 
 
 def test_files_and_folders_do_not_replace_each_other(tmp_path):

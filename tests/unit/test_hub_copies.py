@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import socket
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import huggingface_hub
@@ -9,12 +11,14 @@ import pytest
 import torch
 from component_files import UNET_FILE
 from fake_hub import fake_hub
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
 from impasto.checkpoints import hub
 from impasto.checkpoints.fetching import fetch_copy
+from impasto.checkpoints.hub_answers import HubAnswers
+from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.weight_files import WeightChoice
-from impasto.errors import ModelError
+from impasto.errors import ModelError, RunError
 from impasto.models.families import folder_layouts
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.writing.conversion import convert_model
@@ -24,8 +28,8 @@ UNET = "unet/diffusion_pytorch_model"
 
 
 @pytest.fixture
-def repos(tmp_path, monkeypatch):
-    """What a Hub has, by owner/name and file name; downloads go into a cache of this test."""
+def the_hub(tmp_path, monkeypatch):
+    """A Hub of this test; downloads go into a cache of this test."""
     with fake_hub() as there:
         for name, value in {
             "ENDPOINT": there.address, "HF_HUB_CACHE": str(tmp_path / "hub"),
@@ -34,7 +38,13 @@ def repos(tmp_path, monkeypatch):
                 there.address + "/{repo_id}/resolve/{revision}/{filename}",
         }.items():  # fmt: skip
             monkeypatch.setattr(huggingface_hub.constants, name, value)
-        yield there.repos
+        yield there
+
+
+@pytest.fixture
+def repos(the_hub):
+    """What the Hub has, by owner/name and file name."""
+    return the_hub.repos
 
 
 @pytest.fixture
@@ -164,6 +174,27 @@ def test_a_variant_that_came_in_part_is_completed(repos, offline, nano_model, tm
     assert download("ada/both", variant="fp16") == copy
 
 
+def test_a_copy_in_half_precision_is_no_answer_to_who_asks_for_all_of_it(
+    repos, offline, nano_model, tmp_path
+):
+    """An earlier run with the variant left it; without a network it serves, and that is said."""
+    folder = shutil.copytree(nano_model, tmp_path / "both")
+    for main in [*folder.rglob("*.safetensors")]:
+        half = {name: tensor.half() for name, tensor in load_file(main).items()}
+        save_file(half, main.with_suffix(".fp16.safetensors"))
+    for name in ("ada/both", "ada/again"):
+        repos[name] = of_folder(folder)
+        open_model(name, OpenOptions(variant="fp16"))
+    opened = open_model("ada/both")
+    assert set(opened.dtypes().values()) == {"float32"}
+    assert opened.notes == ()
+    offline()
+    opened = open_model("ada/again")
+    assert set(opened.dtypes().values()) == {"float16"}
+    said = "no main files of the unet: taken from diffusion_pytorch_model.fp16.safetensors"
+    assert said in opened.notes
+
+
 def test_a_vae_by_itself_is_downloaded_and_used(repos, offline, nano_model, tmp_path):
     vae = shutil.copytree(nano_model / "vae", tmp_path / "vae")
     main = vae / "diffusion_pytorch_model.safetensors"
@@ -200,6 +231,86 @@ def test_one_checkpoint_is_downloaded_and_opened(repos, offline, nano_model, tmp
     found = download("ada/file")
     assert (found.name, found.read_bytes()) == (file.name, file.read_bytes())
     assert open_model("ada/file").source == "ada/file"
+
+
+def test_a_file_comes_with_the_yaml_beside_it(repos, nano_model, tmp_path, monkeypatch):
+    """Which alone says what many files of SD 2 predict; a copy without it is completed."""
+    file = tmp_path / "style.safetensors"
+    convert_model(str(nano_model), file, "safetensors", {}, OpenOptions())
+    metadata = dict(open_tensor_file(file).metadata)
+    del metadata["modelspec.prediction_type"]
+    bare = save(load_file(file), metadata)
+    said = b"model: {params: {parameterization: v}}"
+    repos["ada/file"] = {
+        None: False, "sub/style.safetensors": bare, "sub/style.yaml": said, "style.yaml": b"other",
+    }  # fmt: skip
+    copy = download("ada/file")
+    assert names_in(copy.parent.parent) == {"sub/style.safetensors", "sub/style.yaml"}
+    copy.with_suffix(".yaml").unlink()
+    monkeypatch.setattr(hub, "ANSWERS", HubAnswers())  # of another process
+    assert open_model("ada/file").identity.prediction.name == "v_prediction"
+    for folder, file in (("whole", None), ("named", "sub/style.safetensors")):
+        found = fetch_copy(
+            "ada/file", tmp_path / folder, folder_layouts(), SilentProgress(), file=file
+        )
+        assert found == tmp_path / folder / "style.safetensors"
+        assert names_in(found.parent) == {"style.safetensors", "style.yaml"}
+    (tmp_path / "mine").mkdir()  # whose file would say something else of the model
+    (tmp_path / "mine" / "style.yaml").write_text("mine", encoding="utf-8")
+    with pytest.raises(RunError, match=r"style\.yaml"):
+        fetch_copy("ada/file", tmp_path / "mine", folder_layouts(), SilentProgress())
+    assert names_in(tmp_path / "mine") == {"style.yaml"}
+
+
+def test_a_command_asks_for_a_file_once(the_hub, nano_model, tmp_path):
+    """So that it reads what it compared with its target, whatever changes on the Hub meanwhile."""
+    file = tmp_path / "style.safetensors"
+    convert_model(str(nano_model), file, "safetensors", {}, OpenOptions())
+    the_hub.repos["ada/file"] = {None: False, file.name: file.read_bytes()}
+    convert_model("ada/file", tmp_path / "out.safetensors", "safetensors", {}, OpenOptions())
+    assert [path for _, path in the_hub.asked].count("/api/models/ada/file") == 1
+
+
+@dataclass
+class Told(SilentProgress):
+    """Remembers the stages and notes."""
+
+    stages: list = field(default_factory=list)
+    notes: list = field(default_factory=list)
+
+    def stage(self, description, total, unit):
+        self.stages.append(description)
+        return super().stage(description, total, unit)
+
+    def note(self, message):
+        self.notes.append(message)
+
+
+def test_a_hub_that_does_not_answer_is_waited_for_once(the_hub, nano_model, tmp_path, monkeypatch):
+    """By a command that names two models of it and opens them several times."""
+    vae = shutil.copytree(nano_model, tmp_path / "model")
+    for name, source in (("base", nano_model), ("other", vae)):
+        file = tmp_path / f"{name}.safetensors"
+        convert_model(str(source), file, "safetensors", {}, OpenOptions())
+        the_hub.repos[f"ada/{name}"] = {None: False, file.name: file.read_bytes()}
+        download(f"ada/{name}", weights="plain")  # which no other question is about
+    with socket.create_server(("127.0.0.1", 0)) as dead:  # takes connections, and says nothing
+        address = f"http://127.0.0.1:{dead.getsockname()[1]}"
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", address)
+        monkeypatch.setattr(hub, "TIMEOUT_S", 0.1)
+        told = Told()
+        options = OpenOptions(vae="ada/other")
+        target = tmp_path / "out.safetensors"
+        convert_model("ada/base", target, "safetensors", {}, options, progress=told)
+        assert target.is_file()
+        assert [stage for stage in told.stages if "Hub" in stage] == [
+            "Asking the Hugging Face Hub for ada/base"
+        ]
+        assert told.notes == [
+            "The Hugging Face Hub cannot be reached: ada/base is the copy on this machine."
+        ]
+        with pytest.raises(ModelError, match="could not be downloaded"):
+            download("ada/nothing")
 
 
 @pytest.mark.parametrize(

@@ -431,3 +431,15 @@ def test_models_of_a_run_leave_out_copies_and_averages(train_config, tmp_path, n
     written = [f"{stem}.safetensors" for stem in (steps[0], name, epoch, steps[1])]
     (tmp_path / "models.json").write_text(json.dumps({"written": written}), encoding="utf-8")
     assert [path.stem for path in models_of_run(run)] == [steps[0], epoch, steps[1], name]
+
+
+def test_a_finished_model_beside_that_of_another_run_is_not_of_an_epoch(train_config, tmp_path):
+    """Its name was taken while the run was at work, so it got a number of its own."""
+    config = train_config(output_dir=str(tmp_path), saving={"name": "dog"})
+    (tmp_path / "config.toml").write_text(dump_toml(config), encoding="utf-8")
+    names = ["dog-2", "dog-000001", "dog-000002-2", "dog-000003"]
+    for stem in names:
+        (tmp_path / f"{stem}.safetensors").touch()
+    written = [f"{stem}.safetensors" for stem in names]
+    (tmp_path / "models.json").write_text(json.dumps({"written": written}), encoding="utf-8")
+    assert [path.stem for path in models_of_run(RunDirectory(tmp_path))] == [*names[1:], "dog-2"]

@@ -205,6 +205,27 @@ def test_a_metadata_file_that_is_not_there_is_named(place):
         read_metadata(place / "meta.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("m.json", "{}"),
+        ("m.json", "{"),
+        ("m.json", '{"a": {}, "a": {}}'),
+        ("m.json", "[]"),
+        ("m.json", '{"a": 1}'),
+        ("m.json", '{"a": {"train_resolution": [1, 2]}}'),
+        ("m.jsonl", "{"),
+        ("m.jsonl", '{"caption": "a"}'),
+    ],
+)
+def test_faults_of_a_metadata_file_name_it_by_its_url(place, tmp_path, name, text):
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    objects.upload(tmp_path / name, place / name)
+    with pytest.raises(DatasetError) as caught:
+        read_metadata(place / name)
+    assert remote_paths.shown(place / name) in str(caught.value)
+
+
 def test_a_folder_without_images_is_named(place):
     with pytest.raises(DatasetError, match="holds no images"):
         scan_folder(place / "nothing")

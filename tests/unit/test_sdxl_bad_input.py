@@ -127,14 +127,22 @@ def rewritten(file, **values):
             "is an SDXL checkpoint of EDM's velocity",
         ),
         ({"sigma_data": 0.5}, r"is Playground 2\.5"),
+        (
+            {"_class_name": "FlowMatchEulerDiscreteScheduler", "prediction_type": None},
+            r"is a model of rectified flow .*\(its scheduler is FlowMatchEulerDiscreteScheduler\)",
+        ),
+        ({"_class_name": "PeRFlowScheduler"}, "is a model of rectified flow"),
+        ({"prediction_type": "flow_prediction"}, "is a model of rectified flow"),
+        ({"use_flow_sigmas": True}, "is a model of rectified flow"),
     ],
 )
-def test_a_folder_with_the_noise_of_edm_is_named(places, tmp_path, scheduler, words):
+def test_a_folder_with_other_noise_is_named(places, tmp_path, scheduler, words):
     """Its tensors are those of SDXL: a run would begin, and learn other noise."""
     folder = shutil.copytree(places / "sdxl", tmp_path / "model")
     rewritten(folder / "scheduler" / "scheduler_config.json", **scheduler)
-    with pytest.raises(ModelError, match=words):
-        open_model(folder)
+    for said in (None, "epsilon"):  # the user's word is no help
+        with pytest.raises(ModelError, match=words):
+            open_model(folder, OpenOptions(prediction_type=said))
 
 
 @pytest.mark.parametrize(

@@ -568,14 +568,21 @@ def test_users_are_found_by_relative_paths_links_and_by_the_run(studio, shelf, b
         ),
         made_run(folder / "linked", settings={"model": {"path": str(link)}}),
         made_run(folder / "vae", settings={"model": {"path": "owner/name", "vae": str(base)}}),
+        *(
+            made_run(folder / f"drawn{number}", settings={"previews": {"hypernetworks": [given]}})
+            for number, given in enumerate(
+                [str(base), f"{base}:-1", f"{base}:+1e-1", f"{base}:nan"]
+            )
+        ),
         made_run(folder / "further", settings={"model": {"path": str(run.path)}}),
         made_run(folder / "damaged"),
         run,
     ]  # fmt: skip
-    runs[4].config_file.write_bytes(b"\xff = ")
+    runs[-2].config_file.write_bytes(b"\xff = ")
     model = find_model(studio.folders, "models", address_of([shelf], base))
     assert [(r.path.name, key) for r, key in users_of(model, runs)] == [
         ("relative", "model.path"), ("linked", "model.path"), ("vae", "model.vae"),
+        *((f"drawn{number}", "previews.hypernetworks") for number in range(3)),
     ]  # fmt: skip
     exported = find_model(
         studio.folders, "runs", address_of([folder], run.export / "m.safetensors")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from impasto import files, locks, storage_errors
@@ -30,7 +30,8 @@ def fetch_copy(
 ) -> Path:
     """Download a Diffusers model, a VAE or one file into a folder; nothing there is replaced.
 
-    What has come of an interrupted download is used the next time.
+    The `.yaml` beside a checkpoint comes with it. What has come of an interrupted download is used
+    the next time.
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
@@ -50,18 +51,21 @@ def fetch_copy(
     """
     repo_id, _, revision = hub_id.partition("@")
     with hub_faults(functools.partial(_download_fault, hub_id)):
-        listed = list_files(repo_id, revision)
+        listed = list_files(repo_id, revision, progress)
         if file is None:
             chosen = select_files(hub_id, listed, layouts, WeightChoice(variant=variant))
         elif file in listed:
-            chosen = Selection.of_file(file)
+            chosen = Selection.of_file(file, listed)
         else:
             raise ModelError(f"{hub_id} has no file {file}. {listing(hub_id, listed)}")
-        single, wanted = chosen.file, chosen.patterns
-        target = folder / (Path(single or repo_id).name)
-        files.require_absent(target)
+        target = folder / Path(chosen.file or repo_id).name
+        targets = {chosen.file or ".": target}
+        if chosen.sidecar is not None:
+            targets = {chosen.sidecar: folder / Path(chosen.sidecar).name, **targets}
+        for path in targets.values():
+            files.require_absent(path)
         files.require_writable(folder)
-        partial = folder / _partial_name(target.name, hub_id, wanted)
+        partial = folder / _partial_name(target.name, hub_id, chosen.patterns)
         with locks.FolderLock(folder, "downloading", _refuse, f"{partial.name}.lock"):
             download_snapshot(
                 hub_id,
@@ -69,9 +73,9 @@ def fetch_copy(
                 repo_id=repo_id,
                 revision=revision or None,
                 local_dir=partial,
-                allow_patterns=wanted,
+                allow_patterns=chosen.patterns,
             )
-            _give_name(partial, partial / single if single else partial, target)
+            _give_names(partial, targets)
     return target
 
 
@@ -81,17 +85,23 @@ def _partial_name(name: str, hub_id: str, wanted: Collection[str]) -> str:
     return f".{name}.{mark}.download"
 
 
-def _give_name(partial: Path, whole: Path, target: Path) -> None:
-    """Give what was downloaded its name, unless something has got that name meanwhile.
+def _give_names(partial: Path, targets: Mapping[str, Path]) -> None:
+    """Give what was downloaded its names, unless something has got one of them meanwhile.
+
+    Args:
+        partial: The folder that it was downloaded into.
+        targets: What is whole in there -> where it goes, in this order.
 
     Raises:
         RunError: Something has.
         StorageError: It cannot be moved.
     """
-    files.require_absent(target)
-    with storage_errors.reported(target):
-        shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
-        whole.rename(target)
+    for target in targets.values():
+        files.require_absent(target)
+    shutil.rmtree(partial / ".cache", ignore_errors=True)  # notes of the download
+    for name, target in targets.items():
+        with storage_errors.reported(target):
+            (partial / name).rename(target)
     shutil.rmtree(partial, ignore_errors=True)
 
 

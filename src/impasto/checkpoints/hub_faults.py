@@ -27,3 +27,14 @@ def hub_faults(sentence_of: Callable[[str], str]) -> Iterator[None]:
     except (OSError, ValueError, HTTPError, OfflineModeIsEnabled) as error:
         reason = str(error).strip().split("\n")[0][:_LONGEST_REASON]
         raise ModelError(sentence_of(f"{type(error).__name__}: {reason}")) from error
+
+
+def is_unreachable(fault: ModelError) -> bool:
+    """Whether what `hub_faults` raised is that there is no way to the Hub, or no answer in time.
+
+    An answer that refuses what is asked for, or a Hub that is not to be asked, is none of these.
+    """
+    from huggingface_hub.errors import HfHubHTTPError, HTTPError
+
+    cause = fault.__cause__
+    return isinstance(cause, HTTPError) and not isinstance(cause, HfHubHTTPError)

@@ -9,6 +9,7 @@ import glob
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from impasto.checkpoints.weight_files import (
     NOT_AVERAGED,
@@ -22,6 +23,8 @@ from impasto.invocation import command
 
 MODEL_INDEX, CONFIG = "model_index.json", "config.json"
 CHECKPOINT_ENDINGS = (".safetensors", ".ckpt")
+SIDECAR = ".yaml"
+"""The ending of what the original programs have beside a checkpoint: its configuration."""
 _LISTED = 12
 
 
@@ -32,15 +35,20 @@ class Selection:
     Attributes:
         patterns: Of the names of the files.
         file: The one file that is the model; None where their folder is.
+        sidecar: The `.yaml` beside that file, if there is one.
     """
 
     patterns: list[str]
     file: str | None = None
+    sidecar: str | None = None
 
     @classmethod
-    def of_file(cls, name: str) -> Selection:
-        """One file and nothing else."""
-        return cls([glob.escape(name)], name)
+    def of_file(cls, name: str, listed: Collection[str]) -> Selection:
+        """One file; with a checkpoint comes the `.yaml` beside it, which says what it predicts."""
+        beside = PurePosixPath(name).with_suffix(SIDECAR).as_posix()
+        has_sidecar = name.lower().endswith(CHECKPOINT_ENDINGS) and beside in listed
+        names = [beside, name] if has_sidecar else [name]
+        return cls([glob.escape(n) for n in names], name, beside if has_sidecar else None)
 
 
 def select_files(
@@ -72,7 +80,7 @@ def select_files(
             f"Diffusers models, which may hold several sets of files. Take --variant "
             f"(model.variant) out."
         )
-    return Selection.of_file(name)
+    return Selection.of_file(name, listed)
 
 
 def vae_alone(names: Collection[str], layouts: Collection[FolderLayout]) -> Stems | None:

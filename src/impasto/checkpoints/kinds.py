@@ -82,6 +82,9 @@ EDM_VELOCITY = Kind(
     "an SDXL checkpoint of EDM's velocity, which no program for Stable Diffusion trains",
     is_named=("edm_vpred.sigma_max", "edm_vpred.sigma_min"),
 )
+FLOW = Kind(
+    "a model of rectified flow (flow matching), which adds noise otherwise than Stable Diffusion"
+)
 COMPONENT_OF_SDXL = Kind(
     "part of an SDXL checkpoint",
     ("conditioner.embedders.", "model.diffusion_model.label_emb."),

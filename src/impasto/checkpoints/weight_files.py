@@ -27,6 +27,9 @@ T = TypeVar("T")
 NOT_AVERAGED = "non_ema"
 """The set of plain weights of a part whose main set is their average, as in SD 1.5's folder."""
 
+HALF = "fp16"
+"""The set of half precision, which is taken where there is no main set."""
+
 _NETWORK = re.compile("UNet|Transformer|Text|EncoderModel")
 """In the names of classes that take part in denoising, or say what to denoise to."""
 
@@ -88,8 +91,18 @@ class WeightChoice:
         """
         asked = (self.variant,) if self.variant else ()
         plain = (NOT_AVERAGED,) if self.weights == "plain" else ()
-        order = (*asked, *plain, None, "fp16")
+        order = (*asked, *plain, None, HALF)
         return next(((name, sets[name]) for name in order if name in sets), None)
+
+    def lacking(self, taken: str | None) -> str:
+        """The files that a set stands in for, since they are not there; empty where it does not.
+
+        Args:
+            taken: The name of the set that is taken.
+        """
+        if self.variant is not None:
+            return "" if taken == self.variant else self.variant
+        return "main" if taken == HALF else ""
 
 
 def networks_in(index: Mapping[str, Any]) -> set[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.errors import ConfigError
 from impasto.parsing import parse_toml, printable, read_text
 from impasto.runs import RunDirectory
 from impasto.runs.preparing import runs_prepared
 from impasto.runs.queue_jobs import Job
+from impasto.strengths import path_and_strength
 from impasto.studio.folders import Folders
 from impasto.studio.models import FoundModel
 
@@ -102,4 +103,5 @@ def _paths_in(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     drawn_with = previews.get("hypernetworks") if isinstance(previews, dict) else None
     for value in drawn_with if isinstance(drawn_with, list) else ():
         if isinstance(value, str):
-            yield "previews.hypernetworks", re.sub(r":[\d.]+$", "", value)  # without its strength
+            with contextlib.suppress(ConfigError):  # no strength, which no run begins with
+                yield "previews.hypernetworks", str(path_and_strength(value)[0])

@@ -102,9 +102,9 @@ def read_metadata(file: Path) -> Metadata:
             f"The metadata file {shown(file)} cannot be read: {error.strerror or error}."
         ) from error
     read = _read_lines if file.suffix.lower() == _JSONL else _read_object
-    entries = read(file, text)
+    entries = read(shown(file), text)
     if not entries:
-        raise DatasetError(f"The metadata file {file} names no image; {_EXPECTED}.")
+        raise DatasetError(f"The metadata file {shown(file)} names no image; {_EXPECTED}.")
     return Metadata(file, tuple(entries))
 
 
@@ -180,8 +180,8 @@ def merge_captions(
         key = (named or {}).get(record.path.absolute()) or _key_of(record, style)
         if key in taken and taken[key] != record.path:
             raise DatasetError(
-                f"{taken[key]} and {record.path} would both be called {key!r} in the metadata. "
-                f"Use keys of the style relative, which have the ending."
+                f"{shown(taken[key])} and {shown(record.path)} would both be called {key!r} in the "
+                f"metadata. Use keys of the style relative, which have the ending."
             )
         taken[key] = record.path
         entry = entries.get(key, MetadataEntry(key))
@@ -209,7 +209,7 @@ def _key_of(record: ImageRecord, style: KeyStyle) -> str:
     return os.path.splitext(name)[0] if style == "stem" else name  # noqa: PTH122
 
 
-def _read_object(file: Path, text: str) -> list[MetadataEntry]:
+def _read_object(file: str, text: str) -> list[MetadataEntry]:
     try:
         content = parse_json(text, pairs=_without_doubles, halves=True)
     except json.JSONDecodeError as error:
@@ -223,7 +223,7 @@ def _read_object(file: Path, text: str) -> list[MetadataEntry]:
     return [_entry(file, repr(key), key, value) for key, value in content.items()]
 
 
-def _read_lines(file: Path, text: str) -> list[MetadataEntry]:
+def _read_lines(file: str, text: str) -> list[MetadataEntry]:
     entries = []
     for number, line in enumerate(split_lines(text), start=1):
         if not line.strip():
@@ -257,7 +257,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return content
 
 
-def _entry(file: Path, where: str, key: str, content: Any) -> MetadataEntry:
+def _entry(file: str, where: str, key: str, content: Any) -> MetadataEntry:
     if not isinstance(content, dict):
         raise DatasetError(f"{file}, {where}: found {content!r}; {_EXPECTED}.")
     if not key or "\0" in key:
@@ -279,11 +279,11 @@ def _entry(file: Path, where: str, key: str, content: Any) -> MetadataEntry:
         raise DatasetError(
             f"{file}, {where}: train_resolution is {train}; expected multiples of 8."
         )
-    shown = _size(file, where, "image_size", others.pop("image_size", None))
-    return MetadataEntry(key, texts[0], texts[1], train, shown, tuple(others.items()))
+    stored = _size(file, where, "image_size", others.pop("image_size", None))
+    return MetadataEntry(key, texts[0], texts[1], train, stored, tuple(others.items()))
 
 
-def _size(file: Path, where: str, name: str, value: Any) -> Size | None:
+def _size(file: str, where: str, name: str, value: Any) -> Size | None:
     if value is None:
         return None
     if (

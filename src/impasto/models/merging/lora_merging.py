@@ -23,9 +23,9 @@ from impasto.models.merging.mixing import finite_values
 from impasto.models.reading.completeness import listed
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import local_file, named_by
-from impasto.models.strengths import path_and_strength
 from impasto.progress import counted
 from impasto.remote_paths import shown
+from impasto.strengths import path_and_strength
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from impasto.models.networks.making import empty_networks
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, locate, open_model
-from impasto.models.strengths import path_and_strength
 from impasto.models.writing.conversion import hash_file
 from impasto.models.writing.saving import Form, write_model
 from impasto.models.writing.targets import require_free, sources_of
 from impasto.progress import Progress, counted, size_text
+from impasto.strengths import path_and_strength
 
 
 @dataclass(frozen=True)

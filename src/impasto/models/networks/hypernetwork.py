@@ -31,7 +31,7 @@ from impasto.models import families
 from impasto.models.networks.attention import FusedAttention
 from impasto.models.networks.attention_kernels import sdpa
 from impasto.models.reading.opening import local_file, named_by
-from impasto.models.strengths import path_and_strength
+from impasto.strengths import path_and_strength
 
 _WITHOUT_SHAPE = {"multiheadattention", "threshold", "glu"}  # need arguments, or halve their input
 

@@ -33,6 +33,7 @@ class ModelContents:
         notes: What a person should know: tensors left out, which of several files was taken.
         zeroes_empty_text: Whether it says that an empty prompt is zeros instead of the encoded
             empty text.
+        vae_source: The path or id of the VAE that stands in the place of its own, if one does.
     """
 
     source: str
@@ -46,6 +47,7 @@ class ModelContents:
     metadata: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     zeroes_empty_text: bool = False
+    vae_source: str | None = None
 
     @property
     def name(self) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from impasto import presence
 from impasto.checkpoints.keymap import ComponentKind
-from impasto.checkpoints.kinds import EDM_VELOCITY, PLAYGROUND, REFINER
+from impasto.checkpoints.kinds import EDM_VELOCITY, FLOW, PLAYGROUND, REFINER, Kind
 from impasto.checkpoints.links import require_links_inside
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.scaled import apply_scales
@@ -120,23 +120,32 @@ def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFold
 
 
 def _require_plain_noise(path: Path, scheduler_config: Mapping[str, Any]) -> None:
-    """Refuse a model whose scheduler scales noise otherwise than Stable Diffusion's.
+    """Refuse a model whose scheduler says that noise is added otherwise than to Stable Diffusion's.
 
-    Such a model has the tensors of SDXL, so that nothing else tells it apart. Names: diffusers
-    `schedulers/scheduling_edm_euler.py` and `scheduling_edm_dpmsolver_multistep.py`.
+    Such a model has the tensors of SD or SDXL, so that nothing else tells it apart.
 
     Raises:
-        ModelError: It does.
+        ModelError: It says so.
     """
-    name = str(scheduler_config.get("_class_name"))
-    if not name.startswith("EDM") and scheduler_config.get("sigma_data") is None:
-        return
-    is_velocity = scheduler_config.get("prediction_type") == VELOCITY.name
-    kind = EDM_VELOCITY if is_velocity else PLAYGROUND
-    raise ModelError(
-        f"{path} is {kind.name} (its scheduler is {name}). Give a base model of "
-        f"{families.known_as()}."
-    )
+    kind = _kind_by_noise(scheduler_config)
+    if kind is not None:
+        raise ModelError(
+            f"{path} is {kind.name} (its scheduler is {scheduler_config.get('_class_name')}). Give "
+            f"a base model of {families.known_as()}."
+        )
+
+
+def _kind_by_noise(scheduler_config: Mapping[str, Any]) -> Kind | None:
+    """What a model is whose noise is added otherwise than to Stable Diffusion's, or None.
+
+    Names: diffusers `schedulers/scheduling_edm_euler.py`, `scheduling_edm_dpmsolver_multistep.py`,
+    `scheduling_flow_match_euler_discrete.py` and `scheduling_unipc_multistep.py`.
+    """
+    name, predicted = (str(scheduler_config.get(key)) for key in ("_class_name", "prediction_type"))
+    if name.startswith("EDM") or scheduler_config.get("sigma_data") is not None:
+        return EDM_VELOCITY if predicted == VELOCITY.name else PLAYGROUND
+    has_flow = "Flow" in name or predicted.startswith("flow")
+    return FLOW if has_flow or scheduler_config.get("use_flow_sigmas") else None
 
 
 def _require_average(path: Path, components: Sequence[Component]) -> None:
@@ -226,9 +235,11 @@ def _open_component(folder: Path, component: Component, choice: WeightChoice) ->
             f".bin file{others}. Download or copy it again, or name one of those with --variant."
         )
     name, found = taken
-    notes = [f"{component.name} from {found.name}"] if name is not None else []
-    if choice.variant and name != choice.variant:
-        notes.append(f"no {choice.variant} files of the {component.name}: taken from {found.name}")
+    notes = []
+    if lacking := choice.lacking(name):
+        notes.append(f"no {lacking} files of the {component.name}: taken from {found.name}")
+    elif name is not None:
+        notes.append(f"{component.name} from {found.name}")
     if choice.weights == "plain" and component.naming.is_averaged and name != NOT_AVERAGED:
         notes.append(f"no {NOT_AVERAGED} files of the {component.name}: taken from {found.name}")
     raw, metadata = read_weights(found)

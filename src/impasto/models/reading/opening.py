@@ -16,6 +16,7 @@ import yaml
 
 from impasto import presence
 from impasto.checkpoints import hub
+from impasto.checkpoints.hub_listing import SIDECAR
 from impasto.checkpoints.keymap import ComponentKind, FileLayout, layout_of
 from impasto.checkpoints.kinds import BASE_MODEL, COMPONENT_OF_SDXL, HYPERNETWORK, kind_of, lacking
 from impasto.checkpoints.ldm import ZERO_TERMINAL_SNR_MARK, LdmModel, split_ldm
@@ -109,7 +110,7 @@ def contents_of(
         ModelError: As `open_model`.
     """
     with untrusted(source):
-        contents = _open_file(file, source, options)
+        contents = _open_file(file, source, options, progress)
     return _with_asked_vae(contents, options, progress)
 
 
@@ -203,7 +204,9 @@ def _open_folder(path: Path, source: str, options: OpenOptions) -> ModelContents
     )
 
 
-def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelContents:
+def _open_file(
+    file: TensorFile, source: str, options: OpenOptions, progress: Progress | None
+) -> ModelContents:
     kind = kind_of(file, families.file_layouts())
     if kind is HYPERNETWORK:
         raise ModelError(
@@ -228,7 +231,7 @@ def _open_file(file: TensorFile, source: str, options: OpenOptions) -> ModelCont
     stated = configs_in(file.metadata, [component.name for component in layout.components], source)
     unscaled = apply_scales(file.tensors, file.metadata, source)
     ldm = split_ldm(unscaled.tensors, layout, _layers_stated(stated or {}))
-    components = _whole(ldm, layout, source, options)
+    components = _whole(ldm, layout, source, options, progress)
     identity = identify(_clues_of(file, layout, ldm, components, source, options))
     is_zero_snr = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
     return ModelContents(
@@ -253,7 +256,11 @@ def _layers_stated(configs: Configs) -> dict[str, int]:
 
 
 def _whole(
-    ldm: LdmModel, layout: FileLayout, source: str, options: OpenOptions
+    ldm: LdmModel,
+    layout: FileLayout,
+    source: str,
+    options: OpenOptions,
+    progress: Progress | None,
 ) -> dict[str, Tensors]:
     """All components of a file, with the weights and the VAE that are asked for.
 
@@ -263,7 +270,7 @@ def _whole(
     (unet,), (vae,) = layout.of_kind(ComponentKind.UNET), layout.of_kind(ComponentKind.VAE)
     components = _with_chosen_weights(ldm, unet.name, source, options.weights)
     if vae.name not in components and options.vae is not None:  # some files come without one
-        components[vae.name] = open_vae(locate(options.vae, OpenOptions())).tensors
+        components[vae.name] = open_vae(locate(options.vae, OpenOptions(), progress)).tensors
     missing = sorted({component.name for component in layout.components} - components.keys())
     if missing:
         hint = " Name one with model.vae." if missing == [vae.name] else ""
@@ -326,7 +333,7 @@ def _notes(ldm: LdmModel) -> tuple[str, ...]:
 
 def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
     """The `.yaml` of the original programs, if one lies beside the file under the same name."""
-    sidecar = path.with_suffix(".yaml")
+    sidecar = path.with_suffix(SIDECAR)
     if not presence.is_file(sidecar):
         return None
     try:

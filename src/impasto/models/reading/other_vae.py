@@ -78,6 +78,7 @@ def with_vae(contents: ModelContents, named: str, path: Path) -> ModelContents:
         components={**contents.components, own: vae.tensors},
         configs={**contents.configs, own: {"scaling_factor": scaling, **config}},
         notes=(*contents.notes, f"VAE from {named}", *vae.notes, *doubt),
+        vae_source=named,
     )
 
 

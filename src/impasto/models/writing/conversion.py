@@ -116,15 +116,17 @@ def save_model(
         progress: Shows how far the work is.
 
     Raises:
-        ConfigError: Something is at the target already, or its ending is of no form.
+        ConfigError: Something is at the target already, or what the model or its VAE was loaded
+            from is, or its ending is of no form.
         ModelError: A network has other tensors than it was loaded with; a weight is NaN or
             infinite, or becomes so in the type.
         StorageError: The target cannot be written; it is as it was.
     """
     target = Path(target)
     form = form_of(target, None)
-    source = Path(model.contents.source)
-    for found in sources_of([str(source)], OpenOptions()) if source.exists() else [source]:
+    source = Path(model.contents.source).expanduser()
+    there = [str(source)] if source.exists() else []
+    for found in (source, *sources_of(there, OpenOptions(vae=model.contents.vae_source))):
         require_free(found, target, overwrite=overwrite, by_folder=form == "diffusers")
     now = {
         component: {name: tensor.cpu() for name, tensor in network.state_dict().items()}

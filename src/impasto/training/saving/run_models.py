@@ -28,7 +28,8 @@ def models_of_run(run: RunDirectory) -> list[Path]:
     variants = re.compile(
         rf"{name}(?:{BEST}(?:{AVERAGE})?|(?:-[a-z]*\d+)?{AVERAGE}){again}{suffix}", re.ASCII
     )
-    on_the_way = re.compile(rf"{name}-(?P<word>step|)(?P<number>\d+){again}{suffix}", re.ASCII)
+    # shorter numbers are those of `again`, of a finished model too
+    on_the_way = re.compile(rf"{name}-(?P<word>step|)(?P<number>\d{{6,}}){again}{suffix}", re.ASCII)
     exported = run.exported_model()
     found: dict[Path, tuple[bool, str, int]] = {}
     for record in run.read_json(RECORD).get("written", []):
