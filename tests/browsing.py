@@ -37,13 +37,14 @@ LOOKS = {
 def served(runs, *options, fresh=False, **more):
     """The studio as a user starts it; yields the address and the process.
 
-    With `fresh`, the commands that it starts are interpreters as a user's are, and no forks.
+    With `fresh`, the commands that it starts are interpreters as a user's are, and no forks, but
+    for the one that has the libraries loaded for a plan.
     Further arguments are those of the process, such as `stderr`.
     """
     process = subprocess.Popen(
         [sys.executable, "-m", "impasto", "studio", "--runs", str(runs), *map(str, options)],
         stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        env=None if fresh else running.with_forks(), **more,
+        env=running.with_forks(only="plan-worker" if fresh else ""), **more,
     )  # fmt: skip
     try:
         for line in process.stdout:

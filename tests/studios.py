@@ -1,9 +1,11 @@
 """Studios without a port, for tests: asked by Starlette's client."""
 
 import re
+import sys
 
 import pytest
 from starlette.testclient import TestClient
+from support.warm import running
 
 from impasto.studio.app import create_app
 from impasto.studio.core import Studio
@@ -49,7 +51,9 @@ def folder(tmp_path):
 
 
 @pytest.fixture
-def studio(folder):
+def studio(folder, monkeypatch):
+    """A studio in this process; the commands that it starts are forked where they can be."""
+    monkeypatch.setattr(sys, "executable", running.stand_in() or sys.executable)
     return Studio(
         Folders([folder], [folder.parent / "data"], [folder.parent / "models"]),
         folder / ".home",

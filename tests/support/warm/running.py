@@ -33,10 +33,10 @@ NAMES_READ_WHEN_USED = {
     "PYTHONBREAKPOINT", "PYTORCH_NVML_BASED_CUDA_CHECK", "PWD", "OLDPWD", "_",
 }  # fmt: skip
 THREADS = "OMP_NUM_THREADS"
-PYTHON = "IMPASTO_WARM_PYTHON"
+PYTHON, ONLY = "IMPASTO_WARM_PYTHON", "IMPASTO_WARM_ONLY"
 STAND_IN = """#!/bin/sh
-case "$1 $2 $3" in
-    "-P -m impasto") exec '{python}' -I -S '{worker}' '{address}' "$@" ;;
+case "$IMPASTO_WARM_ONLY:$1 $2 $3 $4" in
+    ":-P -m impasto "* | "$4:-P -m impasto $4") exec '{python}' -I -S '{worker}' '{address}' "$@" ;;
     *) exec '{python}' "$@" ;;
 esac
 """
@@ -99,19 +99,31 @@ def launched(words: Sequence[object], env: Mapping[str, str]) -> list[str]:
     return ["--no-python", sys.executable, "-I", "-S", str(HERE / "worker.py"), address, *command]
 
 
-def with_forks(variables: Mapping[str, str] | None = None) -> dict[str, str]:
+def with_forks(variables: Mapping[str, str] | None = None, *, only: str = "") -> dict[str, str]:
     """Variables of a process whose own commands of Impasto are forked, as those of a studio are.
 
     The process is an interpreter as ever; what it takes for the path of its interpreter, and
     starts, is a stand-in (`worker.py`).
+
+    Args:
+        variables: What it has besides.
+        only: The one command that is forked, where the others are interpreters as a user's are.
     """
     given = dict(os.environ if variables is None else variables)
-    address = warm_parent(given)
-    if address is None:
+    found = stand_in(given)
+    if found is None:
         return given
     path = [str(HERE / "site"), *filter(None, [given.get("PYTHONPATH")])]
-    stand_in = str(Path(address).with_name("python"))
-    return {**given, PYTHON: stand_in, "PYTHONPATH": os.pathsep.join(path)}
+    return {**given, PYTHON: found, ONLY: only, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def stand_in(variables: Mapping[str, str] | None = None) -> str | None:
+    """A path that stands in for the interpreter's: commands of Impasto that it is given are forked.
+
+    None where they cannot be.
+    """
+    address = warm_parent(os.environ if variables is None else variables)
+    return None if address is None else str(Path(address).with_name("python"))
 
 
 def warm_parent(variables: Mapping[str, str]) -> str | None:
