@@ -12,6 +12,9 @@ import pytest
 from conftest import impasto
 from support.warm import running
 
+from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.reading.recorded import has_random_weights
+
 GOLDEN_LOSSES = Path(__file__).parents[1] / "golden" / "losses.json"
 
 
@@ -174,6 +177,7 @@ def test_dataset_verbs(pictures, nano_model, tmp_path):
 
 def test_init_and_doctor(tmp_path):
     made = impasto("init", "tiny", tmp_path / "model", "--dtype", "fp16")
+    assert has_random_weights(open_model(str(tmp_path / "model"), OpenOptions()))
     assert made.returncode == 0, made.stderr
     assert (tmp_path / "model" / "model_index.json").is_file()
     taken = impasto("init", "tiny", tmp_path / "model")

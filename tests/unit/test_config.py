@@ -41,6 +41,16 @@ def test_defaults_then_file_then_set():
         build_run_config(MINIMAL, ["optimizer.lrr=1"], source="t")
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [("bach_size", r"dataset\.batch_size"), ("training.lr", r"optimizer\.lr")],
+)
+def test_the_setting_of_another_section_that_was_meant_is_named(written, meant):
+    told = rf"unknown key {written} \(the nearest is {meant}; known"
+    with pytest.raises(ConfigError, match=told):
+        build_run_config(MINIMAL, [f"{written}=1"], source="t")
+
+
 def test_resolved_settings_read_back_the_same():
     config = build_run_config(MINIMAL, ["dataset.resolution=[512, 768]"], source="t")
     assert build_run_config(tomllib.loads(dump_toml(config)), source="t") == config

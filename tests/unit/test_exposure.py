@@ -107,3 +107,13 @@ def test_images_that_come_too_often_are_named(train_config):
     (line,) = advice_on(config, *where, often, FULL)
     assert "shown 320 times; 30 to 250 is usual for 50 images" in line
     assert not advice_on(config, *where, USUAL, FULL)
+
+
+def test_of_a_model_with_random_weights_nothing_is_unusual_but_its_vae(train_config):
+    """Training does not change the VAE, so that such a model never draws."""
+    where = Identity(SD1, EPSILON, "the test"), torch.device("cpu")
+    often = Exposure(50, 1.0, 320.0, usual_looks(50))
+    for vae in (None, "vae.safetensors"):
+        config = train_config(optimizer={"lr": 1e-4}, model={"vae": vae})
+        found = advice_on(config, *where, often, FULL, is_random=True)
+        assert ["Set model.vae" in line for line in found] == ([] if vae else [True])

@@ -35,4 +35,7 @@ def init(architecture: str, target: Path, seed: int, dtype: str) -> None:
     found = find_architecture(architecture)
     with console.stage(f"Drawing random weights for {architecture}", None, "models"):
         write_random_model(found, target, seed=seed, dtype=DTYPES[dtype])
-    console.note(f"Wrote {target}. Its weights are random: it draws noise until it is trained.")
+    console.note(
+        f"Wrote {target}. Its weights are random: it draws noise until it is trained. So is its "
+        f"VAE, which training does not change: set model.vae to a trained one."
+    )

@@ -36,6 +36,7 @@ from impasto.datasets.fixed_draws import planned_draws
 from impasto.errors import ImpastoError
 from impasto.member_paths import plain
 from impasto.models.networks.tokenizers import build_tokens
+from impasto.models.reading.recorded import has_random_weights
 from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
 from impasto.progress import Advance, SilentProgress, counted
@@ -152,6 +153,7 @@ def plan_of(outlook: Outlook) -> RunPlan:
                 default_device(),
                 exposure,
                 sum(module.count() for module in modules),
+                is_random=has_random_weights(outlook.model.contents),
             ),
             *_unused_masks(outlook),
         ],

@@ -283,9 +283,21 @@ def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
     if key in REFUSED:
         return f"{path} has no effect: {REFUSED[key]}"
     allowed = _allowed_keys(root, location[:-1])
-    near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(key, allowed, n=1, cutoff=0.5) or _near_elsewhere(path, root)
     nearest = f"the nearest is {near[0]}; " if near else ""
     return f"unknown key {path} ({nearest}known here: {', '.join(allowed)})"
+
+
+def _near_elsewhere(path: str, root: type[BaseModel]) -> list[str]:
+    """The setting of another section of a run that was probably meant, if there is one."""
+    from impasto.config import tree  # which imports all sections, and they this module
+    from impasto.config.run import RunConfig
+
+    if root is not RunConfig:
+        return []
+    name, settings = path.rpartition(".")[2], tree.all_settings()
+    same = [setting for setting in settings if setting.rpartition(".")[2] == name]
+    return same or list(filter(None, [tree.nearest(name, settings)]))
 
 
 def _written(location: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from impasto.data.loading.sampler import EpochSampler
 from impasto.datasets.prepare import PreparedData
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.models.networks.loading import BaseModel
+from impasto.models.reading.recorded import has_random_weights
 from impasto.models.text.text_conditioner import ClipTextConditioner, TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.models.writing.saving import MergedWithBase
@@ -131,7 +132,11 @@ class Session:
         exposure = exposure_of(records, self.sampler, self.total_steps)
         weights = sum(trained.count() for trained in self.trainable.modules)
         device = self.accelerator.device
-        for line in advice_on(self.config, self.model.identity, device, exposure, weights):
+        is_random = has_random_weights(self.model.contents)
+        identity = self.model.identity
+        for line in advice_on(
+            self.config, identity, device, exposure, weights, is_random=is_random
+        ):
             yield f"Warning: {line}"
         shown = sorted({text for prompt in self.previewer.prompts for text in prompt.texts})
         if cut := self.captions.too_long(shown):

@@ -9,6 +9,9 @@ from __future__ import annotations
 from impasto.checkpoints.modelspec import read_encoder_layer, read_resolution
 from impasto.models.reading.contents import ModelContents
 
+RANDOM_KEY = "impasto.random_weights"
+"""How a file says that its weights are those that it was made with, and were never trained."""
+
 MOST_SKIPPED = 12  # CLIP has 12 layers: a file that says more is wrong
 
 
@@ -24,6 +27,11 @@ def trained_clip_skip(contents: ModelContents) -> int | None:
     if not contents.identity.family.takes_any_layer:
         return None
     return layer
+
+
+def has_random_weights(contents: ModelContents) -> bool:
+    """Whether a model is as `impasto init` makes it, and was never trained."""
+    return contents.metadata.get(RANDOM_KEY) == "true"
 
 
 def trained_resolution(contents: ModelContents) -> tuple[int, int] | None:

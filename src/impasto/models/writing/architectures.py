@@ -17,6 +17,7 @@ from impasto.models.networks.making import make_network
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.identity import Identity
 from impasto.models.reading.pipeline_files import scheduler_config
+from impasto.models.reading.recorded import RANDOM_KEY
 from impasto.models.writing.saving import About, write_model
 
 
@@ -209,4 +210,5 @@ def write_random_model(
     torch.manual_seed(seed)
     asked = dict.fromkeys(architecture.family.names, dtype)
     contents = _contents(architecture, target.name).cast(asked)
-    write_model(contents, target, "diffusers", About(title=target.name))
+    about = About(title=target.name, more={RANDOM_KEY: "true"})
+    write_model(contents, target, "diffusers", about)

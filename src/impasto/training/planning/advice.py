@@ -27,6 +27,8 @@ def advice_on(
     device: torch.device,
     exposure: Exposure,
     weights: int,
+    *,
+    is_random: bool = False,
 ) -> list[str]:
     """Warnings, the weightiest first; nothing where all is usual.
 
@@ -36,17 +38,28 @@ def advice_on(
         device: What the run computes on.
         exposure: How many images a step has, and how often each comes.
         weights: How many numbers learn.
+        is_random: Whether the base model's weights are random: then no rate and no number of looks
+            is unusual.
 
     Raises:
         ConfigError: There is no such optimizer.
     """
     return [
-        *_on_rates(config, exposure, weights),
-        *_on_looks(config, exposure),
+        *(_on_random_weights(config) if is_random else _on_rates(config, exposure, weights)),
+        *([] if is_random else _on_looks(config, exposure)),
         *_on_model(config, identity),
         *_on_text(config),
         *_on_hypernetwork(config, identity),
         *_on_speed(config, device),
+    ]
+
+
+def _on_random_weights(config: RunConfig) -> list[str]:
+    if config.model.vae is not None:
+        return []
+    return [
+        "The model is as impasto init has made it: its VAE is random too, and training does not "
+        "change that, so it will never draw anything. Set model.vae to a trained one."
     ]
 
 
