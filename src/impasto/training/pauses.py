@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.errors import ImpastoError, StorageError
+from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.evidence import difference
 from impasto.runs.validations import validations_of
@@ -163,15 +164,18 @@ class Pauses:
         """Put away what is not of this run, before anything of the state after `step` is read.
 
         Averages of later steps are not, whether or not it stores some itself; where it begins
-        anew, neither are samples nor the best model. Then what averages are told from is stored.
+        anew, neither are samples nor models. Then what averages are told from is stored.
         """
         session = self._session
         if session.accelerator.is_main_process:
             for done in (clear_later(self._run, step), clear_samples(self._run, step)):
                 if done:
                     self._events.note(done)
-            if step == 0:
-                self._saver.forget_best()
+            if step == 0 and (models := self._saver.begin_anew()):
+                self._events.note(
+                    f"{counted(models, 'models')} of an earlier attempt stay where they are until "
+                    f"models of the same name replace them; they do not count as this one's."
+                )
         if session.posthoc and session.participates:
             self._saver.store_start(step, session.posthoc)
 

@@ -217,9 +217,13 @@ class Saver:
 
             self._export(export, now=False)
 
-    def forget_best(self) -> None:
-        """Forget which step the best model of an earlier attempt is of."""
-        self._models.forget_best()
+    def begin_anew(self) -> int:
+        """Set the models of earlier attempts apart: this one begins at its first step.
+
+        Returns:
+            How many there are.
+        """
+        return self._models.begin_anew()
 
     def lacks(self, endings: Sequence[str]) -> bool:
         """Whether a model of one of these endings is not there."""
