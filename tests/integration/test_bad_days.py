@@ -16,9 +16,16 @@ from safetensors.torch import load_file
 
 from impasto import files, locks
 from impasto.cli.main import run_and_report
-from impasto.errors import DatasetError, Interrupted, RunError, StorageError
+from impasto.errors import (
+    DatasetError,
+    Interrupted,
+    NonFiniteLossError,
+    RunError,
+    StorageError,
+)
 from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
+from impasto.training.saving import saver
 from impasto.training.signals import STOPPING, StoppedBySignal, StopRequest
 from impasto.training.trainer import resume, train
 
@@ -248,8 +255,6 @@ def test_a_disk_of_models_that_goes_away_costs_no_step(train_config, whole, tmp_
 
 
 def test_a_state_that_cannot_be_written_names_the_one_before(train_config, monkeypatch):
-    from impasto.training.saving import saver
-
     real = saver.save_state
 
     def failing(run, state, *, keep):
@@ -260,6 +265,29 @@ def test_a_state_that_cannot_be_written_names_the_one_before(train_config, monke
     monkeypatch.setattr(saver, "save_state", failing)
     with pytest.raises(StorageError, match=r"is full. The state of step 2 is kept, and nothing"):
         train(train_config(saving=EACH_STEP))
+
+
+def test_weights_that_are_found_broken_while_saving_hide_no_error(train_config, monkeypatch):
+    """What a person reads is the error that ended the run."""
+
+    class Unplugging(SilentEvents):
+        def stepped(self, step):
+            if step == 3:
+                raise StorageError("models/my.safetensors cannot be written.")
+
+    real = saver.Saver._require_finite
+
+    def found_broken(self, done):
+        if done == 3:
+            raise NonFiniteLossError("After 3 steps there are weights that are NaN.")
+        real(self, done)
+
+    monkeypatch.setattr(saver.Saver, "_require_finite", found_broken)
+    kept = r"my.safetensors cannot be written\. The state of step 2 is kept, and nothing after it"
+    with pytest.raises(StorageError, match=kept) as caught:
+        train(train_config(saving={"state_every_steps": 2}), Unplugging())
+    (note,) = caught.value.__cause__.__notes__
+    assert note.startswith("The state after 3 steps was not saved: After 3 steps there are weights")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])

@@ -464,9 +464,46 @@ def test_memory_that_runs_out_in_the_optimizer_leaves_no_half_state(train_config
     fail_at(monkeypatch, torch.optim.AdamW, "step", 3, error)
     with pytest.raises(OutOfMemoryError) as caught:
         train(config)
-    assert "no state was saved" in str(caught.value)
+    assert "no state was saved. What would help most: " in str(caught.value)
+    assert str(caught.value).endswith(f"begin again with: {command('resume', config.output_dir)}")
     assert "gradient_checkpointing" not in str(caught.value)
     assert not (config.output_dir / "states").exists()
+
+
+@pytest.mark.parametrize("resumes", [False, True])
+def test_memory_that_runs_out_in_the_optimizer_names_what_goes_with_the_state_there_is(
+    resumes, train_config, monkeypatch
+):
+    """That of step 2, which is being written just then; or one from before a resume."""
+    config = train_config(saving={"state_every_steps": 2, "keep_states": 1})
+    if resumes:
+        with pytest.raises(ZeroDivisionError):
+            train(config, StopAt(3))
+    going, real = threading.Event(), saver.save_state
+
+    def slow(run, state, **options):
+        going.wait(5)
+        return real(run, state, **options)
+
+    monkeypatch.setattr(saver, "save_state", slow)
+    fail_at(monkeypatch, torch.optim.AdamW, "step", 1 if resumes else 3, MemoryError())
+    with pytest.raises(OutOfMemoryError) as caught:
+        resume(config.output_dir) if resumes else train(config)
+    assert "no state was saved. The newest state is what it goes on from. " in str(caught.value)
+    assert "may be changed before it is resumed: " in str(caught.value)
+    assert RunDirectory(config.output_dir).saved_steps() == [2]
+
+
+def test_memory_that_runs_out_again_while_a_state_is_saved_is_one_message(
+    train_config, monkeypatch
+):
+    config = train_config()
+    monkeypatch.setattr(saver.Saver, "save_last", lambda *_: torch.empty(1 << 60))
+    fail_at(monkeypatch, micro_steps, "training_step", 3, MemoryError())
+    with pytest.raises(OutOfMemoryError) as caught:
+        train(config)
+    assert "while training on" in str(caught.value)
+    assert "No state was saved yet. What would help most: " in str(caught.value)
 
 
 @pytest.mark.parametrize(("owner", "name"), [(Uncertainty, "step"), (FrozenCheck, "findings")])

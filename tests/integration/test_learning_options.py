@@ -102,7 +102,7 @@ def test_an_image_that_counts_nothing_has_no_row(tmp_path):
     losses = ImageLosses(one, run)
     output = StepOutput(torch.tensor([0.5, 0.0]), torch.tensor([3, 4]), torch.tensor([0.5, 0.0]))
     losses.add(0, ["a.png", "lost.png"], output)
-    losses.write()
+    losses.write(1)
     rows = run.image_losses_file.read_text(encoding="utf-8").splitlines()
     assert rows == ["step,image,timestep,loss", "1,a.png,3,1.0"]
 

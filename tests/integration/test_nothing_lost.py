@@ -11,8 +11,10 @@ from runs import StopAt
 
 from impasto.errors import ConfigError, RunError
 from impasto.runs import RunDirectory
+from impasto.runs.learning import checkpoints_of
 from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
+from impasto.training.saving.run_models import models_of_run
 from impasto.training.trainer import resume, train
 
 ONE_FILE = {"format": "safetensors", "name": "my"}
@@ -62,6 +64,32 @@ def test_keep_models_counts_own_models_only(train_config, tmp_path):
     assert before.items() <= contents(folder).items()
     new = sorted(p.name for p in contents(folder).keys() - before.keys())
     assert new == ["my-step00000004.safetensors", "my-step00000005.safetensors", "my.safetensors"]
+
+
+def test_models_of_an_attempt_that_was_given_up_are_none_of_the_next(train_config, tmp_path):
+    """Its states and one of its models were moved away; those of the next are kept all the same."""
+    folder = tmp_path / "models"
+    saving = {"name": "my", "format": "safetensors", "model_dir": str(folder), "keep_models": 2}
+    config = train_config(saving={**saving, "model_every_steps": 1, "state_every_steps": 1})
+    run = RunDirectory(config.output_dir)
+    with pytest.raises(ZeroDivisionError):
+        train(config, StopAt(5))
+    *_, moved, last = sorted(folder.iterdir())
+    run.states.rename(tmp_path / "states")
+    moved.rename(tmp_path / moved.name)
+    told = StopAt(2)
+    told.note = (notes := []).append
+    with pytest.raises(ZeroDivisionError):
+        resume(run.path, told)
+    (first,) = models_of_run(run)
+    assert first.name == "my-step00000001.safetensors"
+    assert [checkpoint.path for checkpoint in checkpoints_of(run)] == [first]
+    assert sorted(folder.iterdir()) == [first, last]
+    assert "1 model of an earlier attempt" in " ".join(notes)
+    moved.write_text("of another program", encoding="utf-8")
+    own = OwnModels(run)
+    assert own.claim(moved) == moved.with_stem(f"{moved.stem}-2")
+    assert own.claim(last) == last
 
 
 @pytest.mark.parametrize("taken", ["my", "my-step00000004", "my-best"])

@@ -340,6 +340,10 @@ def test_what_is_not_finite_reaches_no_weight(
     wanted = load_file(whole.states / state.name / "weights.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+    each = [line["loss"] for line in whole.read_metrics() if line["step"] <= 8]
+    first = next(resume(config.output_dir).read_metrics())
+    assert first["step"] == len(each) == 8
+    assert first["loss"] == pytest.approx(sum(each) / 8)  # steps before the fault among them
 
 
 class AsksForNumbers:

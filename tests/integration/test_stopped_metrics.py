@@ -1,11 +1,20 @@
-"""The metrics of a run that was stopped and resumed are those of one that was not, to the bit."""
+"""Metrics of a run that was stopped or failed and was resumed are those of one that was not."""
 
 import json
 import signal
+from dataclasses import replace
 
 import pytest
 
-from impasto.errors import Interrupted
+from impasto.data.loading.dataset import TrainingData
+from impasto.errors import (
+    DatasetError,
+    Interrupted,
+    NonFiniteLossError,
+    OutOfMemoryError,
+    StorageError,
+)
+from impasto.training import micro_steps
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
@@ -27,6 +36,14 @@ class Press(SilentEvents):
             signal.raise_signal(signal.SIGINT)
 
 
+class Unplug(Press):
+    """Has a disk go away in a step."""
+
+    def stepped(self, step):
+        if step == self.step:
+            raise StorageError("models/my-step.safetensors cannot be written.")
+
+
 def lines(run):
     records = [json.loads(line) for line in run.metrics_file.read_text("utf-8").splitlines()]
     of_time = {"images_per_s", "data_wait", "memory_mib", "time"}
@@ -42,8 +59,62 @@ def test_stopping_splits_no_line(train_config, tmp_path, stops):
         with pytest.raises(Interrupted, match=f"{step} of 8 steps are done"):
             train(config, Press(step)) if step == stops[0] else resume(run, Press(step))
     done = resume(run)
-    assert [line["step"] for line in lines(done)] == [4, 8]
-    assert lines(done) == lines(whole)
-    assert (done.path / "image_losses.csv").read_text("utf-8") == (
-        whole.path / "image_losses.csv"
-    ).read_text("utf-8")
+    assert_same_numbers(done, whole)
+
+
+def assert_same_numbers(run, whole):
+    assert [line["step"] for line in lines(run)] == [4, 8]
+    assert lines(run) == lines(whole)
+    assert run.image_losses_file.read_text("utf-8") == whole.image_losses_file.read_text("utf-8")
+
+
+def fail_once(monkeypatch, owner, name, number, fault):
+    """Have what the n-th call of a function gives go through a fault."""
+    real, calls = getattr(owner, name), []
+
+    def faulty(*args, **options):
+        calls.append(name)
+        found = real(*args, **options)
+        return fault(found) if len(calls) == number else found
+
+    monkeypatch.setattr(owner, name, faulty)
+
+
+def raising(error):
+    def fault(_):
+        raise error
+
+    return fault
+
+
+def of_no_number(output):
+    return replace(output, losses=output.losses * float("nan"))
+
+
+FAULTS = {
+    "memory": (micro_steps, "training_step", raising(MemoryError()), OutOfMemoryError),
+    "batch": (TrainingData, "batch", raising(DatasetError("a.png is gone.")), DatasetError),
+    "loss": (micro_steps, "training_step", of_no_number, NonFiniteLossError),
+}
+
+
+@pytest.mark.parametrize("number", [4, 7])
+@pytest.mark.parametrize("name", FAULTS)
+def test_an_error_loses_no_number(name, number, train_config, tmp_path, monkeypatch):
+    """The state that is saved then has what no line of metrics tells of yet."""
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OPTIONS))
+    config = train_config(**OPTIONS)
+    owner, function, fault, error = FAULTS[name]
+    with monkeypatch.context() as patched:
+        fail_once(patched, owner, function, number, fault)
+        with pytest.raises(error, match="saved"):
+            train(config)
+    assert_same_numbers(resume(config.output_dir), whole)
+
+
+def test_a_disk_that_goes_away_loses_no_number(train_config, tmp_path):
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OPTIONS))
+    config = train_config(**OPTIONS)
+    with pytest.raises(StorageError, match="state after 6 steps is saved"):
+        train(config, Unplug(6))
+    assert_same_numbers(resume(config.output_dir), whole)

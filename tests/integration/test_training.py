@@ -7,6 +7,7 @@ import os
 import shutil
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ from impasto.errors import (
 )
 from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
+from impasto.training.monitoring.trackers import TrackedRun, Wandb
 from impasto.training.trainer import resume, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
@@ -653,6 +655,22 @@ def test_metrics_go_to_wandb_without_a_network(train_config, monkeypatch):
     (file,) = folder.glob("*.wandb")
     assert file.stat().st_size > 500
     assert (run.path / "wandb-id.txt").read_text() in file.name
+
+
+@pytest.mark.parametrize(("step", "identity"), [(3, "abc"), (0, None)])
+def test_a_run_that_begins_anew_is_another_one_of_wandb(step, identity, tmp_path, monkeypatch):
+    """W&B drops the numbers of steps that it has had."""
+    asked = {}
+
+    def init(**options):
+        asked.update(options)
+        return SimpleNamespace(id="def")
+
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    (tmp_path / "wandb-id.txt").write_text("abc\n", encoding="utf-8")
+    Wandb(TrackedRun(RunDirectory(tmp_path), "cats", "impasto", {}, step))
+    assert asked["id"] == identity
+    assert (tmp_path / "wandb-id.txt").read_text(encoding="utf-8") == "def"
 
 
 def test_a_missing_tracker_is_named_before_anything_is_made(train_config, monkeypatch):

@@ -47,28 +47,6 @@ def test_what_is_asked_for_in_one_go_takes_no_such_time(planned):
         assert planned(GPU, 1e9, 20_000, **settings) == pytest.approx(0.001)
 
 
-@pytest.mark.parametrize(
-    ("settings", "passes"),
-    [
-        ({"optimizer_in_backward": "exact"}, 5 / 3),
-        ({"optimizer_in_backward": "exact", "max_grad_norm": 0}, 1),
-        ({"optimizer_in_backward": "last_norm"}, 1),
-        (
-            {
-                "optimizer_in_backward": "exact",
-                "max_grad_norm": 0,
-                "mixed_precision": "fp16",
-            },
-            5 / 3,
-        ),
-        ({"mixed_precision": "fp16"}, 1),
-    ],
-)
-def test_a_second_backward_pass_takes_its_time(planned, settings, passes):
-    assert planned(GPU, 1e11, 1000, **settings) == pytest.approx(passes * 0.1)
-    assert planned(CPU, 1e11, 1000, **settings) == pytest.approx(passes * (0.1 + 0.01))
-
-
 def test_an_operation_takes_more_than_none_and_all_are_counted():
     assert 0 < duration.seconds_per_operation(CPU) < 0.01
     weight = torch.ones(3, requires_grad=True)

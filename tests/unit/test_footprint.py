@@ -27,10 +27,12 @@ from impasto.training.planning.workload import Workload
 
 SIZE = Size(128, 128)
 KINDS = {
-    "kept gradients": ({}, None, False),
-    "freed gradients": ({}, None, True),
-    "checkpointing": ({"gradient_checkpointing": True}, None, True),
-    "bf16": ({}, torch.bfloat16, False),
+    "kept gradients": ({}, None, False, False),
+    "freed gradients": ({}, None, True, False),
+    "checkpointing": ({"gradient_checkpointing": True}, None, True, False),
+    "bf16": ({}, torch.bfloat16, False, False),
+    "second backward": ({}, None, True, True),
+    "second backward, checkpointing": ({"gradient_checkpointing": True}, None, True, True),
 }
 
 
@@ -68,7 +70,7 @@ def allocated_peak(work, there_before):
 
 @pytest.mark.parametrize("name", KINDS)
 def test_a_fake_step_tells_what_a_step_allocates(name, deeper_model):
-    options, autocast, frees = KINDS[name]
+    options, autocast, frees, twice = KINDS[name]
     model = load_base_model(deeper_model)
     unet = FullFineTune(model, lr=1e-4, **options).unet
     width = unet.config["cross_attention_dim"]
@@ -82,7 +84,10 @@ def test_a_fake_step_tells_what_a_step_allocates(name, deeper_model):
         ]
         with torch.autocast("cpu", dtype=autocast, enabled=autocast is not None):
             output = unet(latents, t, encoder_hidden_states=states).sample
-        (output.float() - latents).square().mean().backward()
+        loss = (output.float() - latents).square().mean()
+        if twice:
+            loss.backward(retain_graph=True)
+        loss.backward()
         for handle in handles:
             handle.remove()
 
@@ -90,7 +95,13 @@ def test_a_fake_step_tells_what_a_step_allocates(name, deeper_model):
     unet.zero_grad()
     real = allocated_peak(step, [latents, t, states, *unet.parameters(), *unet.buffers()])
     meta_model = FullFineTune(load_meta_model(deeper_model), lr=1e-4, **options)
-    fake_step = FakeStep(meta_model.network, told(width), autocast, frees_gradients=frees)
+    fake_step = FakeStep(
+        meta_model.network,
+        told(width),
+        autocast,
+        frees_gradients=frees,
+        has_second_backward=twice,
+    )
     cost = fake_step.step(SIZE, 8)
     assert cost.peak_bytes == pytest.approx(real, rel=0.01)
     if frees:
@@ -101,20 +112,52 @@ def told(width):
     return ConditioningShape(77, width)
 
 
-def test_operations_are_those_of_the_real_network(nano_model):
+@pytest.mark.parametrize("twice", [False, True])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_operations_are_those_of_the_real_network(checkpointing, twice, nano_model):
+    """Also where a second backward pass computes activations once more."""
     from torch.utils.flop_counter import FlopCounterMode
 
-    unet = FullFineTune(load_base_model(nano_model), lr=1e-4).unet
+    options = {"lr": 1e-4, "gradient_checkpointing": checkpointing}
+    unet = FullFineTune(load_base_model(nano_model), **options).unet
     width = unet.config["cross_attention_dim"]
     counter = FlopCounterMode(display=False)
     with counter:
         latents = torch.randn(2, 4, 16, 16)
         out = unet(latents, torch.zeros(2).long(), encoder_hidden_states=torch.randn(2, 77, width))
-        out.sample.square().mean().backward()
-    meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4)
-    assert (
-        FakeStep(meta_model.network, told(width)).step(SIZE, 2).flops == counter.get_total_flops()
-    )
+        loss = out.sample.square().mean()
+        if twice:
+            loss.backward(retain_graph=True)
+        loss.backward()
+    meta_model = FullFineTune(load_meta_model(nano_model), **options)
+    fake_step = FakeStep(meta_model.network, told(width), has_second_backward=twice)
+    assert fake_step.step(SIZE, 2).flops == counter.get_total_flops()
+
+
+EXACT, LAST_NORM = ({"optimizer_in_backward": way} for way in ("exact", "last_norm"))
+RECOMPUTING, FP16 = {"gradient_checkpointing": True}, {"mixed_precision": "fp16"}
+
+
+@pytest.mark.parametrize(
+    ("training", "beside", "times"),
+    [
+        (EXACT, LAST_NORM, 5 / 3),
+        (EXACT | RECOMPUTING, LAST_NORM | RECOMPUTING, 7 / 4),
+        (EXACT | {"max_grad_norm": 0}, LAST_NORM, 1),
+        (EXACT | {"max_grad_norm": 0} | FP16, FP16, 5 / 3),
+    ],
+)
+def test_a_second_backward_pass_takes_its_time(training, beside, times, train_config, nano_model):
+    """Two of three parts more, or three of four where it computes activations once more."""
+    meter = FootprintPredictor(lambda: load_meta_model(nano_model), "cpu")
+
+    def cost(settings):
+        return meter.footprint(
+            train_config(training={"mixed_precision": "no", **settings}), SIZE, 2
+        )
+
+    assert cost(training).flops / cost(beside).flops == pytest.approx(times, rel=0.03)
+    assert cost(training).operations / cost(beside).operations == pytest.approx(times, rel=0.05)
 
 
 def test_no_size_is_shown_as_nothing():
@@ -153,10 +196,12 @@ def fitting(train_config, nano_model, device="cuda", budget=0):
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_no_rung_takes_more(device, train_config, nano_model):
+    """But for a second backward pass, which activations wait for: here more than the gradients."""
     ladder, config = fitting(train_config, nano_model, device)
     config = with_fields(config, "training", {"ema_decay": 0.9})
+    others = ("mixed_precision", "exact")
     for rung in LADDER[device]:
-        if offers(rung, config) and "mixed_precision" not in rung.text():
+        if offers(rung, config) and not any(other in rung.text() for other in others):
             changed = with_fields(config, *next(iter(rung.changes.items())))
             assert ladder.footprint(changed).total <= ladder.footprint(config).total, rung.text()
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from impasto.checkpoints.tensors import LazyTensor
+from impasto.config.output import SavingConfig
 from impasto.errors import RunError, StorageError
 from impasto.runs import RunDirectory
 from impasto.training.optim.ema import EmaWeights
@@ -114,7 +115,7 @@ def test_the_file_that_is_of_other_weights_is_named(tmp_path, odd):
 
 def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeypatch):
     """A run that goes on writes over them; one that begins anew in their directory does not."""
-    config = SimpleNamespace(output_dir=tmp_path, saving=SimpleNamespace(model_dir=None))
+    config = SimpleNamespace(output_dir=tmp_path, saving=SavingConfig())
     plan = disk.DiskPlan(state_bytes=0, states=0, model_bytes=0, models=0)
     monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
     (tmp_path / "averages").mkdir()
@@ -129,7 +130,7 @@ def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeyp
 def test_states_are_no_room_for_models_on_another_disk(tmp_path, monkeypatch):
     """Each disk has to hold its share, with what the run wrote on that one alone."""
     run, models = tmp_path / "run", tmp_path / "models"
-    config = SimpleNamespace(output_dir=run, saving=SimpleNamespace(model_dir=models))
+    config = SimpleNamespace(output_dir=run, saving=SavingConfig(model_dir=models))
     plan = disk.DiskPlan(state_bytes=0, states=0, model_bytes=4 << 20, models=1)
     state, model = run / "states" / "step-00000001" / "weights.safetensors", models / "my.pt"
     for file, size in ((state, plan.run_bytes), (model, plan.models_bytes)):
@@ -145,6 +146,35 @@ def test_states_are_no_room_for_models_on_another_disk(tmp_path, monkeypatch):
 
     monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
     monkeypatch.setattr(Path, "stat", stat)
-    with pytest.raises(StorageError, match=r"models has 0\.00 GiB free"):
+    advice = r"models has 0\.00 GiB free.*some space, or choose another saving\.model_dir\."
+    with pytest.raises(StorageError, match=advice):
         disk.require_room(plan, config)
     disk.require_room(plan, config, [model])
+
+
+@pytest.mark.parametrize(
+    ("saving", "advice"),
+    [
+        ({}, "saving.keep_states"),
+        ({"model_every_steps": 2}, "saving.keep_states, saving.keep_models"),
+        (
+            {"model_every_steps": 2, "keep_step_models": 3},
+            "saving.keep_states, saving.keep_step_models",
+        ),
+        (
+            {"model_every_steps": 2, "model_every_epochs": 1, "keep_epoch_models": 3},
+            "saving.keep_states, saving.keep_models, saving.keep_epoch_models",
+        ),
+        (
+            {"model_every_steps": 2, "model_every_epochs": 1, "keep_models": 3},
+            "saving.keep_states, saving.keep_models",
+        ),
+    ],
+)
+def test_what_fills_a_disk_is_named_by_its_setting(saving, advice, tmp_path, monkeypatch):
+    config = SimpleNamespace(output_dir=tmp_path, saving=SavingConfig(**saving))
+    plan = disk.DiskPlan(state_bytes=1 << 20, states=2, model_bytes=1 << 20, models=9)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    with pytest.raises(StorageError) as caught:
+        disk.require_room(plan, config)
+    assert f"keep less ({advice}), or choose another output_dir." in str(caught.value)

@@ -32,7 +32,7 @@ from impasto.training.optim.state import (
     restore_optimizer,
 )
 from impasto.training.saving.state import TrainingState, load_state, save_state
-from impasto.training.step import micro_batch_loss
+from impasto.training.step import StepOutput, micro_batch_loss
 
 
 def settings_of(case) -> ScheduleConfig:
@@ -404,3 +404,20 @@ def test_steps_that_were_passed_over_do_not_spoil_the_norm_of_others(norms, mean
     collector = MetricsCollector(alone, num_timesteps=1000)
     collector.resume(MetricsWindow([0.5], norms, [[0.0, 0.0]] * 4))
     assert collector.read().grad_norm == mean
+
+
+def test_steps_that_were_not_applied_are_left_out_of_what_a_state_keeps():
+    """A GPU passes over all steps from a fault on, and one that runs out of memory ends nowhere."""
+    alone = SimpleNamespace(is_main_process=True, num_processes=1, device=torch.device("cpu"))
+    collector = MetricsCollector(alone, num_timesteps=1000)
+    collector.resume(MetricsWindow([0.5], [2.0], [[0.5, 1.0], *[[0.0, 0.0]] * 3]))
+    for done, loss in ((4, 0.25), (5, math.nan), (6, 0.125)):
+        collector.add_samples(StepOutput(torch.full((1,), loss), torch.tensor([9]), torch.ones(1)))
+        norm = None if done == 4 else torch.tensor(loss)
+        collector.add(done, torch.tensor(loss), norm, 1)
+    collector.add_samples(StepOutput(torch.ones(1), torch.tensor([9]), torch.ones(1)))
+    cut = collector.window(4)
+    assert cut == MetricsWindow([0.5, 0.25], [2.0], [[0.75, 2.0], *[[0.0, 0.0]] * 3])
+    assert len(collector.window(6).losses) == 4
+    collector.restart()
+    assert collector.window(6) is None

@@ -21,7 +21,8 @@ _TYPES: dict[str, dict[str, Any]] = {
         "timings_s": {"": _NUMBER},
     },
     "models.json": {
-        "written": [_TEXT], "best": {"": {"step": _WHOLE, "loss": _NUMBER}}, "mixed": {"": _NUMBER},
+        "written": [_TEXT], "earlier": [_TEXT], "mixed": {"": _NUMBER},
+        "best": {"": {"step": _WHOLE, "loss": _NUMBER}},
     },
     "dataset.json": {
         "pictures": _WHOLE, "held_out": _WHOLE, "uncaptioned": _WHOLE, "enlarged": _WHOLE,

@@ -95,7 +95,8 @@ class TrainingLoop:
             run=run,
             optimizer_update=self._optimizer_update,
             save=lambda step: self._pauses.save(step, now=True),
-            save_alone=lambda step: self._saver.save_last(step, self._pauses.best),
+            save_alone=lambda step: self._pauses.save_alone(step),
+            newest_saved=self._saver.newest_saved,
         )
         self._pauses = Pauses(
             session,
@@ -206,7 +207,8 @@ class TrainingLoop:
         if not self._has_stepped:
             require_savable(session.optimizer)
             self._has_stepped = True
-        self._recorder.meter.add(result.loss, result.norm, optimizer_step.size)
+        done, size = optimizer_step.step + 1, optimizer_step.size
+        self._recorder.meter.add(done, result.loss, result.norm, size)
         for average in session.averages:
             average.update(optimizer_step.step)
         if self._frozen_check is not None and result.lr_factor > 0:
@@ -257,8 +259,7 @@ class TrainingLoop:
         if storing:  # ahead of the state: a run that goes on from there has them
             self._pauses.store_averages(done)
         if saving:
-            window = self._recorder.meter.window() if early else None
-            self._pauses.save(done, now=at_once, window=window)
+            self._pauses.save(done, now=at_once)
         if not last:
             self._pauses.export_intermediate(done)
         self._requests.answer(done)
@@ -284,11 +285,9 @@ class TrainingLoop:
         At a state that comes early, by a signal or the clock, the line waits for its time: the
         metrics of a run that was stopped and resumed are those of one that was not.
         """
-        if early:
-            self._recorder.keep()
-        else:
+        self._look(done)  # a line that counts steps that were not applied would be lost
+        if not early:
             self._recorder.log(done)
-        self._look(done)
         try:
             self._session.precision.require_living_scale()
         except NonFiniteLossError:

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from impasto.errors import ImpastoError
+from impasto.errors import ImpastoError, StorageError
+from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.evidence import difference
 from impasto.runs.validations import validations_of
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.failures import Failures
-from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.monitoring.previews import clear_samples
 from impasto.training.monitoring.recorder import Recorder
 from impasto.training.monitoring.validation import ValidationLoss, Validator
@@ -164,15 +164,18 @@ class Pauses:
         """Put away what is not of this run, before anything of the state after `step` is read.
 
         Averages of later steps are not, whether or not it stores some itself; where it begins
-        anew, neither are samples nor the best model. Then what averages are told from is stored.
+        anew, neither are samples nor models. Then what averages are told from is stored.
         """
         session = self._session
         if session.accelerator.is_main_process:
             for done in (clear_later(self._run, step), clear_samples(self._run, step)):
                 if done:
                     self._events.note(done)
-            if step == 0:
-                self._saver.forget_best()
+            if step == 0 and (models := self._saver.begin_anew()):
+                self._events.note(
+                    f"{counted(models, 'models')} of an earlier attempt stay where they are until "
+                    f"models of the same name replace them; they do not count as this one's."
+                )
         if session.posthoc and session.participates:
             self._saver.store_start(step, session.posthoc)
 
@@ -187,17 +190,35 @@ class Pauses:
             with self._outside_training("averages", done):
                 self._saver.store_averages(taken, session.posthoc)
 
-    def save(self, done: int, *, now: bool = False, window: MetricsWindow | None = None) -> None:
-        """Save the state; with `now`, all processes wait until it is on disk."""
+    def save(self, done: int, *, now: bool = False) -> None:
+        """Save the state after `done` steps, with what no line of metrics tells of them yet.
+
+        Args:
+            done: Steps that the weights have had.
+            now: Whether all processes wait until it is on disk.
+        """
         self._triggers.restart_clock()
         with (
             self._recorder.meter.aside("saving states"),
             self._failures.explaining_errors("saving the state", done),
         ):
+            self._recorder.keep(done)
+            window = self._recorder.meter.window(done)
             if self._session.participates:
                 self._saver.save_state(done, self.best, now=now, window=window)
             if now:
                 self._session.accelerator.wait_for_everyone()
+
+    def save_alone(self, done: int) -> None:
+        """Save the state of a run that ends by an error, in this process, without the others.
+
+        Raises:
+            NonFiniteLossError: Weights are NaN or infinite; nothing is written.
+            StorageError: It could not be written.
+        """
+        with contextlib.suppress(StorageError):  # a state without these rows is better than none
+            self._recorder.keep(done, alone=True)
+        self._saver.save_last(done, self.best, self._recorder.meter.window(done))
 
     @contextlib.contextmanager
     def _outside_training(self, activity: str, done: int) -> Iterator[None]:

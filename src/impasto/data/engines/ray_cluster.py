@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files, ram, storage_errors
+from impasto.cpus import usable_cpus
 from impasto.data.engines import ray_tokens
 from impasto.data.engines.ray_folder import ray_folder
 from impasto.data.engines.ray_inside import looking_often, printing_nothing
@@ -102,7 +103,7 @@ def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
     with _silent_stderr(), _handed_on_path():
         failed = keeper.init(
             None,
-            num_cpus=_processors(),
+            num_cpus=usable_cpus(),
             include_dashboard=False,
             object_store_memory=min(_STORE_BYTES, ram.total_bytes() // 5),
             _temp_dir=str(folder),
@@ -214,11 +215,6 @@ def _silent_stderr() -> Iterator[None]:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
-
-
-def _processors() -> int:
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return usable or 1
 
 
 def _join(keeper: _Keeper, address: str, after: contextlib.ExitStack) -> None:

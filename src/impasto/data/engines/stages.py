@@ -8,7 +8,6 @@ the others, unless the policy says `stop`.
 from __future__ import annotations
 
 import itertools
-import os
 import signal
 import sys
 import threading
@@ -20,6 +19,8 @@ from dataclasses import dataclass
 from multiprocessing.context import SpawnContext, SpawnProcess
 from types import ModuleType
 from typing import Generic, Literal, TypeVar
+
+from impasto.cpus import usable_cpus
 
 ErrorPolicy = Literal["skip", "stop"]
 
@@ -177,13 +178,12 @@ def in_chunks(items: Iterable[I], size: int) -> Iterator[Sequence[I]]:
 
 
 def default_workers(sharing: int = 1) -> int:
-    """As many workers as there are processors for this process, 8 at most.
+    """As many workers as there are CPUs for this process, 8 at most.
 
     Args:
-        sharing: How many processes with workers of their own share the processors.
+        sharing: How many processes with workers of their own share the CPUs.
     """
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, min(8, (usable or 1) // sharing))
+    return max(1, min(8, usable_cpus() // sharing))
 
 
 def _leave_interrupts_to_the_parent() -> None:

@@ -27,6 +27,8 @@ from impasto.training.planning.out_of_memory import out_of_memory
 T = TypeVar("T")
 
 _NEWEST = "The newest state is what it goes on from"
+_NONE_SAVED = "No state was saved yet"
+_ELSEWHERE = "If a state was saved, it goes on from the newest"
 _UNTRAINED = "Nothing was trained yet"
 
 
@@ -55,6 +57,8 @@ class Failures:
         optimizer_update: Knows whether a step has begun to change something and is not counted yet.
         save: Saves the state after some steps; all processes do.
         save_alone: The same, by this process, which waits for no other.
+        newest_saved: Gives the step of the newest state on disk, after what is being written; 0
+            without one.
     """
 
     config: RunConfig
@@ -66,6 +70,7 @@ class Failures:
     optimizer_update: OptimizerUpdate
     save: Callable[[int], None]
     save_alone: Callable[[int], None]
+    newest_saved: Callable[[], int]
 
     def not_finite(self, step: int, fault: NonFiniteError) -> NonFiniteLossError:
         """The error of a step whose loss or gradient is NaN or infinite.
@@ -104,11 +109,15 @@ class Failures:
             return step - fault.passed_over if fault.weights_intact else None
         return step
 
-    def _saved(self, step: int) -> str | None:
+    def _saved(self, step: int, error: BaseException) -> str | None:
         """Save the state of the steps that were applied, of so many, in this process alone.
 
+        Args:
+            step: That number.
+            error: Why; it is what a person reads, so a fault of saving becomes a note of it.
+
         Returns:
-            The beginning of the sentence that says so; None if the weights are of no step.
+            The beginning of the sentence that says so; None if no state could be saved.
             Before the first step nothing is saved: a state would hold the base model, and tie the
             run to the settings that have just failed.
         """
@@ -117,7 +126,13 @@ class Failures:
             return None
         if applied == 0:
             return _UNTRAINED
-        self.save_alone(applied)
+        try:
+            self.save_alone(applied)
+        except (NonFiniteLossError, StorageError, RuntimeError, MemoryError) as fault:
+            if isinstance(fault, RuntimeError) and not is_out_of_memory(fault):
+                raise
+            error.add_note(f"The state after {counted(applied, 'steps')} was not saved: {fault}")
+            return None
         return f"The state after {counted(applied, 'steps')} is saved"
 
     @contextlib.contextmanager
@@ -141,8 +156,7 @@ class Failures:
             saved = None
             if self.accelerator.num_processes == 1 and not self.optimizer_update.is_stepping:
                 self.optimizer.zero_grad()
-                with contextlib.suppress(StorageError):
-                    saved = self._saved(done.step)
+                saved = self._saved(done.step, error)
             then = f"{saved}. Continue with" if saved else self._kept()
             kind = DatasetError if isinstance(error, DatasetError) else StorageError
             raise kind(f"{error} {then}: {command('resume', self.run.address)}") from error
@@ -150,8 +164,20 @@ class Failures:
     def _kept(self) -> str:
         """Which state is there already, for a sentence that ends with the command to go on."""
         if not self.accelerator.is_main_process:  # there may be no disk here with the states
-            return f"{_NEWEST}. Continue with"
-        return kept_text(max(self.run.saved_steps(), default=0))
+            return f"{_ELSEWHERE}. Continue with"
+        return kept_text(self.newest_saved())
+
+    def _has_state(self, step: int) -> bool:
+        """Whether the run goes on from a state that was saved before; maybe, in other processes."""
+        if not self.accelerator.is_main_process:
+            return step > 0
+        return self.newest_saved() > 0
+
+    def _goes_on_from(self, step: int) -> str:
+        """What the run goes on from after so many steps, as a sentence without its full stop."""
+        if self._has_state(step):
+            return _NEWEST if self.accelerator.is_main_process else _ELSEWHERE
+        return _NONE_SAVED if step else _UNTRAINED
 
     def explaining_fetches(self, steps: Iterator[T], done: StepCounter) -> Iterator[T]:
         """Yield what the steps train on, and explain errors where it is fetched.
@@ -196,7 +222,7 @@ class Failures:
 
     def _not_recordable(self, doing: str, step: int, error: NotRecordableError) -> RunError:
         self.optimizer.zero_grad()
-        then = self._saved(step) or _NEWEST
+        then = self._saved(step, error) or self._goes_on_from(step)
         return RunError(
             f"While {doing}, training.cuda_graphs step could not record the step: {error}. "
             f'{then}. Set training.cuda_graphs to "off" in its config.toml, and continue with: '
@@ -204,22 +230,23 @@ class Failures:
         )
 
     def _out_of_memory(self, error: BaseException, doing: str, step: int) -> ImpastoError:
+        saved = None
         if self.optimizer_update.is_stepping:
-            then = "The optimizer was changing the weights, so no state was saved"
+            saved = "The optimizer was changing the weights, so no state was saved"
+            saved += f". {self._goes_on_from(step)}" if self._has_state(step) else ""
         else:
             self.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            then = _NEWEST if step else _UNTRAINED
             # the others are in the middle of their step: none is waited for
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
-                then = self._saved(step) or _NEWEST
+                saved = self._saved(step, error)
         return out_of_memory(
             error,
             self.config,
             doing,
-            f"{then}.",
+            f"{saved or self._goes_on_from(step)}.",
             self.accelerator.device,
             command("resume", self.run.address),
-            has_state=step > 0,
+            has_state=self._has_state(step),
         )

@@ -40,10 +40,16 @@ class ImageLosses:
         """Note what the step `step`, counted from 0, found of some images, by their paths."""
         self._pending.append((step, images, output))
 
-    def write(self) -> None:
-        """Append all that was noted; waits for the device."""
+    def write(self, done: int, *, alone: bool = False) -> None:
+        """Append what was noted of the first `done` steps; waits for the device.
+
+        Args:
+            done: How many steps count: what was noted of later ones is dropped.
+            alone: Whether this process waits for no other, and has its own images' losses alone.
+        """
+        self._pending = [noted for noted in self._pending if noted[0] < done]
         rows = list(self._rows())
-        if self._accelerator.num_processes > 1:
+        if self._accelerator.num_processes > 1 and not alone:
             rows = sorted(gather_object(rows))
         self._pending.clear()
         if not self._accelerator.is_main_process:

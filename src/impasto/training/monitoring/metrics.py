@@ -71,6 +71,23 @@ class MetricsWindow:
         return cls(losses, norms, sums)
 
 
+@dataclass(frozen=True)
+class _Step:
+    """An optimizer step, on the device.
+
+    Attributes:
+        done: How many steps are done after it.
+        loss: [] its mean loss.
+        norm: [] the gradient's norm; None where none was taken.
+        outputs: The losses of its samples, by forward passes.
+    """
+
+    done: int
+    loss: Tensor
+    norm: Tensor | None
+    outputs: Sequence[StepOutput]
+
+
 class MetricsCollector:
     """Keeps tensors where they are until they are read, so that no step waits for the device.
 
@@ -85,24 +102,22 @@ class MetricsCollector:
     ) -> None:
         self._accelerator, self._graphs_steps = accelerator, graphs_steps
         self._num_timesteps = num_timesteps
-        self._outputs: list[StepOutput] = []
-        self._losses: list[Tensor] = []
-        self._norms: list[Tensor] = []
-        self._before: Tensor | None = None
+        self._steps: list[_Step] = []
+        self._outputs: list[StepOutput] = []  # of the step that is under way
+        self._before: MetricsWindow | None = None
         self._samples = 0
         self._began = time.perf_counter()
         self._aside_s = self._waited_s = 0.0
         self.timings_s: dict[str, float] = {}
 
-    def add(self, loss: Tensor, norm: Tensor | None, samples: int) -> None:
-        """Note a step: its mean loss, the gradient's norm, and its images."""
-        self._losses.append(loss)
-        if norm is not None:
-            self._norms.append(norm)
+    def add(self, done: int, loss: Tensor, norm: Tensor | None, samples: int) -> None:
+        """Note a step, after which `done` are: its mean loss, the gradient's norm, its images."""
+        self._steps.append(_Step(done, loss, norm, self._outputs))
+        self._outputs = []
         self._samples += samples
 
     def add_samples(self, output: StepOutput) -> None:
-        """Note the samples of a forward pass."""
+        """Note the samples of a forward pass of the next step that is added."""
         self._outputs.append(StepOutput(output.losses.detach(), output.t, output.weights))
 
     def time_waiting(self, items: Iterator[T]) -> Iterator[T]:
@@ -133,46 +148,45 @@ class MetricsCollector:
 
     def restart(self) -> None:
         """Begin a new window of averages."""
-        self._losses, self._norms, self._samples, self._outputs = [], [], 0, []
+        self._steps, self._outputs, self._samples = [], [], 0
         self._before = None
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0
 
-    def window(self) -> MetricsWindow | None:
-        """What the steps since the last line of metrics amount to so far; waits for the device.
+    def window(self, done: int) -> MetricsWindow | None:
+        """What the steps since the last line of metrics amount to; waits for the device.
 
         None where there were none, or where several processes share them: those stop together, at
         a line of metrics.
+
+        Args:
+            done: How many steps count: later ones were not applied.
         """
-        if not self._losses or self._accelerator.num_processes > 1:
+        steps = [step for step in self._steps if step.done <= done]
+        if self._accelerator.num_processes > 1 or not self._has_any(steps):
             return None
-        losses = torch.stack(self._losses)
-        sums = self._sums_by_range(losses.device).tolist()
-        return MetricsWindow(losses.tolist(), [float(norm) for norm in self._norms], sums)
+        losses = self._losses(steps)
+        sums = self._sums_by_range(steps, losses.device).tolist()
+        norms = [float(norm) for norm in self._norms(steps)]
+        return MetricsWindow(losses.tolist(), norms, sums)
 
     def resume(self, window: MetricsWindow) -> None:
-        """Go on with what a stopped process had come to; its time does not count.
-
-        Of several that go on, one counts its samples, since sums are taken over all.
-        """
-        device = self._accelerator.device
-        self._losses = [torch.tensor(loss, device=device) for loss in window.losses]
-        self._norms = [torch.tensor(norm, device=device) for norm in window.norms]
-        if self._accelerator.is_main_process:
-            self._before = torch.tensor(window.sums, device=device)
+        """Go on with what a stopped process had come to; its time does not count."""
+        self._before = window
 
     def read(self) -> MetricsSummary | None:
         """Wait for the device, give what came together, and begin a new window."""
-        if not self._losses:
+        steps = self._steps
+        if not self._has_any(steps):
             return None
-        losses = torch.stack(self._losses)
+        losses = self._losses(steps)
         if self._accelerator.num_processes > 1:
             losses = self._accelerator.reduce(losses, "mean")
-        sums = self._sums_by_range(losses.device)
+        sums = self._sums_by_range(steps, losses.device)
         values = losses.cpu()
         seconds = time.perf_counter() - self._began - self._aside_s
         summary = MetricsSummary(
             values,
-            _mean_of_finite(self._norms),
+            _mean_of_finite(self._norms(steps)),
             self._samples / seconds,
             self._waited_s / seconds,
             _memory_mib(graphs_steps=self._graphs_steps),
@@ -182,14 +196,36 @@ class MetricsCollector:
         self.restart()
         return summary
 
-    def _sums_by_range(self, device: torch.device) -> Tensor:
-        """[RANGES, 2] sums of losses and their numbers, over all processes; weight 0 left out."""
+    def _has_any(self, steps: Sequence[_Step]) -> bool:
+        return bool(steps) or (self._before is not None and bool(self._before.losses))
+
+    def _losses(self, steps: Sequence[_Step]) -> Tensor:
+        """[N] the loss of each step, those before a resume first."""
+        device = self._accelerator.device
+        before = [] if self._before is None else self._before.losses
+        return torch.stack(
+            [*(torch.tensor(loss, device=device) for loss in before), *(s.loss for s in steps)]
+        )
+
+    def _norms(self, steps: Sequence[_Step]) -> list[Tensor]:
+        """The norms that were taken, those before a resume first."""
+        device = self._accelerator.device
+        before = [] if self._before is None else self._before.norms
+        taken = (step.norm for step in steps if step.norm is not None)
+        return [*(torch.tensor(norm, device=device) for norm in before), *taken]
+
+    def _sums_by_range(self, steps: Sequence[_Step], device: torch.device) -> Tensor:
+        """[RANGES, 2] sums of losses and their numbers, over all processes; weight 0 left out.
+
+        Of several that were resumed, one counts the samples before, since sums are taken over all.
+        """
         sums = torch.zeros((RANGES, 2), device=device)
-        if self._before is not None:
-            sums += self._before.to(device)
-        if self._outputs:
-            losses = torch.cat([output.losses for output in self._outputs])
-            t = torch.cat([output.t for output in self._outputs])
+        if self._before is not None and self._accelerator.is_main_process:
+            sums += torch.tensor(self._before.sums, device=device)
+        outputs = [output for step in steps for output in step.outputs]
+        if outputs:
+            losses = torch.cat([output.losses for output in outputs])
+            t = torch.cat([output.t for output in outputs])
             counted = torch.stack([losses, (losses != 0).to(losses)], dim=1)
             sums.index_add_(0, t * RANGES // self._num_timesteps, counted)
         if self._accelerator.num_processes > 1:

@@ -125,7 +125,7 @@ class Recorder:
             self._events.note(f"{shown(path)} cannot be used any more and is passed over: {reason}")
         self._note_remade()
         if self.image_losses is not None:
-            self.image_losses.write()
+            self.image_losses.write(done)
         if self._vram_overflow is not None:
             warning = self._vram_overflow.look(
                 summary.images_per_s, summary.data_wait, torch.cuda.memory_reserved()
@@ -147,10 +147,15 @@ class Recorder:
             record["grad_norm"] = summary.grad_norm
         self.write(record)
 
-    def keep(self) -> None:
-        """Write down what a state does not keep: the losses of images."""
+    def keep(self, done: int, *, alone: bool = False) -> None:
+        """Write down what a state after `done` steps does not hold: the losses of images.
+
+        Args:
+            done: How many steps count: what is known of later ones is dropped.
+            alone: Whether this process waits for no other.
+        """
         if self.image_losses is not None:
-            self.image_losses.write()
+            self.image_losses.write(done, alone=alone)
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a line of metrics with the time, and pass it on."""

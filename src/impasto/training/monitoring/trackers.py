@@ -83,6 +83,8 @@ class TensorBoard:
 class Wandb:
     """A run of Weights & Biases; a resumed run of Impasto continues it. Heeds WANDB_MODE.
 
+    One that begins at its first step is another run there, since W&B takes no step a second time.
+
     Raises:
         ConfigError: It cannot be started: nobody is logged in, there is no network.
     """
@@ -90,7 +92,8 @@ class Wandb:
     def __init__(self, tracked: TrackedRun) -> None:
         wandb = require("wandb", "wandb")
         kept = tracked.run.path / WANDB_ID
-        identity = read_text(kept, "replace").strip() if presence.is_file(kept) else None
+        goes_on = tracked.step > 0 and presence.is_file(kept)
+        identity = read_text(kept, "replace").strip() if goes_on else None
         try:
             self._run: Any = wandb.init(
                 project=tracked.project,

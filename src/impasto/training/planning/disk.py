@@ -103,27 +103,40 @@ def require_room(plan: DiskPlan, config: RunConfig, own_models: Iterable[Path] =
     """
     run = config.output_dir
     models = config.saving.model_dir or run
-    needs = {run: plan.run_bytes}
+    needs, limits = {run: plan.run_bytes}, {run: ["saving.keep_states"]}
     is_sent = is_working_folder(run)  # what is being sent to a store is kept until it is there
     if is_sent:
         needs[run] += plan.states * plan.state_bytes
+    choices = {run: f"folder for copies ({COPIES_VARIABLE})" if is_sent else "output_dir"}
     if _device_of(models) == _device_of(run):
         needs[run] += plan.models_bytes
+        limits[run] += _limits_of_models(config)
     else:
-        needs[models] = plan.models_bytes
-    choice = f"folder for copies ({COPIES_VARIABLE})" if is_sent else "output_dir"
+        needs[models], limits[models] = plan.models_bytes, _limits_of_models(config)
+        choices[models] = "saving.model_dir"
     own = _own_bytes(run, own_models)
     for folder, needed in needs.items():
         free = free_bytes(folder) + own[_device_of(folder)]
+        fewer = f"keep less ({', '.join(limits[folder])}), " if limits[folder] else ""
         if needed > free:
             raise StorageError(
                 f"The disk of {folder} has {_gib(free)} free, and this run needs up to "
                 f"{_gib(needed)}: {counted(plan.states, 'states')} of {_gib(plan.state_bytes)}, "
                 f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}"
                 f"{_averages_text(plan)}{_base_text(plan)}. "
-                f"Nothing was begun. Free some space, keep less (saving.keep_states, "
-                f"saving.keep_models), or choose another {choice}."
+                f"Nothing was begun. Free some space, {fewer}or choose another {choices[folder]}."
             )
+
+
+def _limits_of_models(config: RunConfig) -> list[str]:
+    """The settings that say how many models on the way are kept, of those that the run makes."""
+    saving = config.saving
+    kinds = {
+        "keep_step_models": saving.model_every_steps,
+        "keep_epoch_models": saving.model_every_epochs,
+    }
+    named = [name if getattr(saving, name) else "keep_models" for name, on in kinds.items() if on]
+    return [f"saving.{name}" for name in dict.fromkeys(named)]
 
 
 def _own_bytes(run: Path, models: Iterable[Path]) -> Counter[int]:

@@ -19,7 +19,7 @@ from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.rounding import build_rounding
 from impasto.training.planning.fake_step import LiveMemory
 from impasto.training.planning.memory import Footprint
-from impasto.training.planning.transfers import Transfers, has_second_backward
+from impasto.training.planning.transfers import Transfers
 from impasto.training.precision import computed_kind, least_seconds, slowdown
 
 UTILIZATION = {"cpu": 0.6, "cuda": 0.16}
@@ -28,8 +28,6 @@ on a processor, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small 
 GPU reach less: launching kernels takes longer than running them."""
 COMPILED_UTILIZATION = 0.31
 """The same of a U-Net that is compiled as a whole, on the H200."""
-SECOND_BACKWARD = 5 / 3
-"""What a step with two backward passes takes against one: each is two forward passes' work."""
 _LAYERS = 64
 SAMPLE = 4 << 20  # weights that the optimizer is timed with
 
@@ -52,14 +50,13 @@ def seconds_per_step(
         device: Where.
         transfers: Copies of streamed weights, which run beside the arithmetic.
     """
-    passes = SECOND_BACKWARD if has_second_backward(config) else 1.0
-    flops = passes * footprint.flops * _mean_batch_fraction(config, images)
+    flops = footprint.flops * _mean_batch_fraction(config, images)
     dtype = COMPUTED[computed_kind(config)]
     is_compiled = device.type == "cuda" and config.training.compile == "full"
     utilization = COMPILED_UTILIZATION if is_compiled else UTILIZATION[device.type]
     forward_backward = flops / (utilization * training_rate(device, dtype))
     if not (is_compiled or (device.type == "cuda" and config.training.cuda_graphs != "off")):
-        asking = passes * footprint.operations * seconds_per_operation(device)
+        asking = footprint.operations * seconds_per_operation(device)
         both = (forward_backward, asking)  # a GPU computes while it is asked for more
         forward_backward = max(both) if device.type == "cuda" else sum(both)
     if transfers is not None:

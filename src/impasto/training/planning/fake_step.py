@@ -38,7 +38,7 @@ class StepCost:
         gradient_bytes: The gradients in that moment.
         most_beside: The most that it holds at once beside complete gradients, in another moment.
         flops: Floating-point operations of matrix products and convolutions, a multiply-add as two,
-            those that checkpointing repeats included.
+            those included that checkpointing or a second backward pass repeats.
         operations: How many operations PyTorch is asked for, whatever their size.
     """
 
@@ -125,6 +125,7 @@ class FakeStep:
         autocast: The type that is computed in, or None for float32.
         as_on_gpu: Whether autocast is that of a GPU.
         frees_gradients: Whether each gradient is freed as soon as it is there.
+        has_second_backward: Whether a step goes backward twice, and keeps its graph for that.
         caches_casts: Whether autocast keeps copies of weights that it casts in a training step.
     """
 
@@ -133,6 +134,7 @@ class FakeStep:
     autocast: torch.dtype | None = None
     as_on_gpu: bool = False
     frees_gradients: bool = False
+    has_second_backward: bool = False
     caches_casts: bool = True
 
     def __post_init__(self) -> None:
@@ -143,7 +145,10 @@ class FakeStep:
         """The cost of a step on images of a size in pixels."""
         with self._tracked(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs, caches_casts=self.caches_casts)
-            torch.autograd.backward((output.float() - inputs.latents).square().mean())
+            loss = (output.float() - inputs.latents).square().mean()
+            if self.has_second_backward:
+                torch.autograd.backward(loss, retain_graph=True)
+            torch.autograd.backward(loss)
         return StepCost(
             live.peak, live.gradients_at_peak, live.most_beside, live.flops, live.operations
         )

@@ -44,6 +44,7 @@ from impasto.training.planning.overhead import fragmentation_bytes, workspace_by
 from impasto.training.planning.phases import Costs, OtherWork, Phase, fake_step_of, text_key
 from impasto.training.planning.ram import ram_beside_gpu
 from impasto.training.planning.standing import StandingMemory
+from impasto.training.planning.transfers import has_second_backward
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import caches_casts, computed_kind
 
@@ -240,6 +241,7 @@ class FootprintPredictor:
             config.method.model_dump_json() if config.method.kind != "full" else "",
             computed_kind(config), training.weight_dtype, training.gradient_checkpointing,
             training.checkpointed_levels, training.optimizer_in_backward != "off",
+            *(["second backward"] if has_second_backward(config) else []),
             *(["copies"] if training.weight_copies else []),
             *(["streamed"] if training.stream_weights else []),
             *([] if caches_casts(config) else ["casts go"]),

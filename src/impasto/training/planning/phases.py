@@ -38,6 +38,7 @@ from impasto.training.planning.memory_facts import (
     unloads_text_encoder,
 )
 from impasto.training.planning.meta_models import MetaModels
+from impasto.training.planning.transfers import has_second_backward
 from impasto.training.planning.workload import Workload
 from impasto.training.precision import caches_casts, computed_kind
 from impasto.training.prompts import build_prompts
@@ -266,6 +267,7 @@ def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> F
         autocast_dtype(computed_kind(config)),
         as_on_gpu=device_type == "cuda",
         frees_gradients=config.training.optimizer_in_backward != "off",
+        has_second_backward=has_second_backward(config),
         caches_casts=caches_casts(config),
     )
 

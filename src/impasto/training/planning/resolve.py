@@ -121,9 +121,9 @@ def build_memory_fitter(
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
     half = native_precision(device).kind
-    ram = free_memory(torch.device("cpu")) // (2 if os.name == "nt" else 1)  # what may be pinned
+    pinnable = free_memory(torch.device("cpu")) // (2 if os.name == "nt" else 1)
     facts = facts_of(config, processes)
-    return MemoryFitter(meter, device.type, group, budget, facts, half, ram)
+    return MemoryFitter(meter, device.type, group, budget, facts, half, pinnable)
 
 
 def predict(config: RunConfig, survey: Survey) -> Footprint:

@@ -31,7 +31,10 @@ class OwnModels:
         self._run, self._overwrite = run, overwrite
         recorded = run.read_json(RECORD)
         # paths of earlier versions are absolute
-        self._written = [self._key(run.at(record)) for record in recorded.get("written", [])]
+        self._written, self._earlier = (
+            [self._key(run.at(record)) for record in recorded.get(of, [])]
+            for of in ("written", "earlier")
+        )
         self._best: dict[str, dict[str, float]] = dict(recorded.get("best", {}))
         self._mixed: dict[str, float] = dict(recorded.get("mixed", {}))
         self._stuck: set[Path] = set()
@@ -40,7 +43,7 @@ class OwnModels:
 
     def paths(self) -> tuple[Path, ...]:
         """The models that the run has written, some of which may be gone."""
-        return tuple(self._run.at(key) for key in self._written)
+        return tuple(self._run.at(key) for key in (*self._written, *self._earlier))
 
     def require_free(self, targets: Iterable[Path]) -> None:
         """Make sure that nothing of others is where this run is going to write.
@@ -81,6 +84,7 @@ class OwnModels:
         key = self._key(claimed)
         if key not in self._written or self._mixed.get(key, 1.0) != ratio:
             self._written = [*(other for other in self._written if other != key), key]
+            self._earlier = [other for other in self._earlier if other != key]
             self._mixed = {n: r for n, r in self._mixed.items() if n != key}
             self._mixed |= {} if ratio == 1 else {key: ratio}
             self._write()
@@ -96,11 +100,29 @@ class OwnModels:
         self._best[self._key(target)] = {"step": step, "loss": loss}
         self._write()
 
-    def forget_best(self) -> None:
-        """Say that no best model is known to be of this run, which begins anew."""
-        if self._best:
-            self._best = {key: {} for key in self._best}
-            self._write()
+    def begin_anew(self) -> int:
+        """Set apart the models of an attempt that was given up: the run begins at its first step.
+
+        They are not models of what is trained now, nor counted among those that are kept. It may
+        still replace them; those that were moved away are no longer its own. Which step the best
+        one is of is forgotten.
+
+        Returns:
+            How many there are.
+        """
+        if not (self._best or self._written):
+            return len(self._earlier)
+        self._best = {key: {} for key in self._best}
+        before = dict.fromkeys((*self._earlier, *self._written))
+        self._earlier = [key for key in before if self._may_be_there(self._run.at(key))]
+        self._written = []
+        self._mixed = {key: ratio for key, ratio in self._mixed.items() if key in self._earlier}
+        self._write()
+        return len(self._earlier)
+
+    def _may_be_there(self, model: Path) -> bool:
+        """Whether a model is where it was written; maybe, while its folder cannot be reached."""
+        return self._run.has(model) or not presence.exists(model.parent)
 
     def remove_oldest(
         self, name: str, ending: str, suffix: str, folder: Path, keep: int
@@ -145,7 +167,8 @@ class OwnModels:
 
     def _is_foreign(self, target: Path) -> bool:
         inside = self._run.path.resolve() in target.resolve().parents
-        if inside or not target.exists() or self._key(target) in self._written:
+        own = (*self._written, *self._earlier)
+        if inside or not target.exists() or self._key(target) in own:
             return False
         return bool(self._fault(target)) if self._overwrite or not self._knows else True
 
@@ -154,9 +177,9 @@ class OwnModels:
         return why_not_replaced(target, by_folder=not is_file_name(target))
 
     def _write(self) -> None:
-        best = {"best": self._best} if self._best else {}
-        mixed = {"mixed": self._mixed} if self._mixed else {}
-        files.write_json(self._run.path / RECORD, {"written": self._written, **best, **mixed})
+        more = {"earlier": self._earlier, "best": self._best, "mixed": self._mixed}
+        known = {name: value for name, value in more.items() if value}
+        files.write_json(self._run.path / RECORD, {"written": self._written, **known})
 
     def _key(self, target: Path) -> str:
         return self._run.record_of(target)

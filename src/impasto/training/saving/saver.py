@@ -118,15 +118,25 @@ class Saver:
             self._background.wait()
             self._write_state(state)
 
-    def save_last(self, done: int, best: float | None) -> None:
+    def save_last(self, done: int, best: float | None, window: MetricsWindow | None) -> None:
         """Save the state of a run that ends by an error, also after a write that has failed.
+
+        Args:
+            done: As for `save_state`.
+            best: Likewise.
+            window: Likewise.
 
         Raises:
             NonFiniteLossError: As for `save_state`.
             StorageError: It could not be written.
         """
         self._background.settle()
-        self.save_state(done, best, now=True)
+        self.save_state(done, best, now=True, window=window)
+
+    def newest_saved(self) -> int:
+        """The step of the newest state on disk, after what is being written; 0 without one."""
+        self._background.settle()
+        return max(self._run.saved_steps(), default=0)
 
     def _require_finite(self, done: int) -> None:
         """Look at the weights, and their average: what is saved has to be good to go on from."""
@@ -207,9 +217,13 @@ class Saver:
 
             self._export(export, now=False)
 
-    def forget_best(self) -> None:
-        """Forget which step the best model of an earlier attempt is of."""
-        self._models.forget_best()
+    def begin_anew(self) -> int:
+        """Set the models of earlier attempts apart: this one begins at its first step.
+
+        Returns:
+            How many there are.
+        """
+        return self._models.begin_anew()
 
     def lacks(self, endings: Sequence[str]) -> bool:
         """Whether a model of one of these endings is not there."""

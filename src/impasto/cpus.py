@@ -1,0 +1,40 @@
+"""How many CPUs this process may use: those of the machine, or fewer in a container or batch job.
+
+Slurm and `taskset` say on which CPUs a process runs; Docker and Kubernetes let it run on all of
+them, and give it a share of their time by control groups.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from impasto.control_groups import ROOT, ControlGroup, control_groups
+
+
+def usable_cpus(root: Path = ROOT) -> int:
+    """CPUs that this process can keep busy, at least 1; a part of one counts as a whole.
+
+    Args:
+        root: The folder with `proc` and `sys`.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, min([there or 1, *(math.ceil(share) for share in _shares(root))]))
+
+
+def _shares(root: Path) -> Iterator[float]:
+    """The CPUs' time that each group with a limit has, in whole CPUs."""
+    for group in control_groups("cpu", root):
+        quota, period = _quota_and_period(group)
+        if quota.isdigit() and period.isdigit() and int(period):
+            yield int(quota) / int(period)
+
+
+def _quota_and_period(group: ControlGroup) -> tuple[str, str]:
+    """Microseconds of CPU time that a group has in a period of so many; none are "max" or -1."""
+    if group.is_v1:
+        return group.text("cpu.cfs_quota_us").strip(), group.text("cpu.cfs_period_us").strip()
+    quota, _, period = group.text("cpu.max").strip().partition(" ")
+    return quota, period
