@@ -228,12 +228,28 @@ def plain_name(name: str) -> str:
     return name.lower().replace("_", "").replace("-", "")
 
 
-def one_rate_only(kind: str, rates: Sequence[float]) -> str:
-    """Why different rates are refused, and what to set."""
+_SETTINGS_OF_RATES = (
+    "method.text_encoder_lr (--learning_rate_te)",
+    "method.text_encoder_lrs (--learning_rate_te1, --learning_rate_te2)",
+    "method.block_lrs (--block_lr)",
+)
+
+
+def one_rate_only(
+    kind: str, rates: Sequence[float], settings: Sequence[str] = _SETTINGS_OF_RATES
+) -> str:
+    """Why different rates are refused, and what to set.
+
+    Args:
+        kind: The name of the optimizer.
+        rates: The rates.
+        settings: The settings that they are from, where that is known.
+    """
+    *others, last = settings
+    named = f"{', '.join(others)} and {last}" if others else last
     return (
         f"optimizer.kind {kind} has one learning rate for all that it trains, so that "
         f"{', '.join(f'{rate:g}' for rate in rates)} side by side would have no effect. Take "
-        f"method.text_encoder_lr (--learning_rate_te), text_encoder_lrs (--learning_rate_te1, "
-        f"--learning_rate_te2) and block_lrs (--block_lr) out, or choose an optimizer.kind that "
-        f"has rates for each part, such as adamw or adamw_schedule_free"
+        f"{named} out, or choose an optimizer.kind that has rates for each part, such as adamw or "
+        f"adamw_schedule_free"
     )

@@ -75,9 +75,10 @@ def _lines(code):
 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_a_loop_of_ones_own_has_the_losses_of_a_run(desk, run_values, deeper_model, pictures):
+    """Under the condition that the page names."""
+    [unclipped] = re.findall(r"where `train`\s+does not clip \(`(.+?)`", GUIDE.read_text("utf-8"))
     config = impasto.load_run_config(
-        "my.toml",
-        ["optimizer.kind=sgd", "training.max_grad_norm=0", "training.max_steps=5"],
+        "my.toml", ["optimizer.kind=sgd", unclipped, "training.max_steps=5"]
     )
     expected = [r["loss"] for r in impasto.train(config).read_metrics() if "loss" in r]
 
@@ -118,6 +119,9 @@ def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
         impasto.prepare(pictures, model, token_warmup_step=0.5)
     with pytest.raises(ConfigError, match="takes one folder of images"):
         impasto.prepare(pictures, model, image_dir="other")
+    for ray in ({"executor": "ray"}, {"ray_address": "auto"}):
+        with pytest.raises(ConfigError, match=r"not with Ray\. Take executor"):
+            impasto.prepare(pictures, model, **ray)
     with pytest.raises(DatasetError):
         impasto.prepare(pictures / "nothing", model)
 

@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,8 @@ from runs_made import made_run
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.keymap import ComponentKind
+from impasto.config.load import build_run_config
+from impasto.config.validation import read_toml
 from impasto.datasets.build import survey
 from impasto.errors import ConfigError, RunError
 from impasto.models.networks.loading import load_base_model
@@ -19,8 +22,19 @@ from impasto.models.writing.conversion import convert_model, save_model
 from impasto.models.writing.targets import why_not_replaced
 from impasto.owners import current_process
 from impasto.runs import RunDirectory
+from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
+
+
+class Noted(SilentEvents):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
 
 
 def test_a_folder_with_other_files_is_not_replaced_by_a_model(nano_model, tmp_path):
@@ -155,3 +169,39 @@ def test_what_a_killed_scan_left_half_written_is_removed(train_config, tmp_path)
     (derived / f".scan-1.json.{dead}.00000000.partial").write_text("half", encoding="utf-8")
     survey(train_config())
     assert not list(derived.glob(".*.partial"))
+
+
+def test_a_run_goes_on_from_another_folder_than_its_own(tmp_path, run_values, monkeypatch):
+    """By the paths that it was begun with, and to the same bits."""
+    copied = shutil.copytree(run_values["model"]["path"], tmp_path / "base")
+    values = {**run_values, "output_dir": "runs/dog", "model": {"path": copied.name}}
+    values["dataset"] = {**values["dataset"], "image_dir": "pictures", "cache_dir": "derived"}
+    values["saving"] = {"state_every_steps": 3, "model_dir": "models"}
+    monkeypatch.chdir(tmp_path)
+    whole = train(build_run_config({**values, "output_dir": "runs/whole"}, source="test"))
+    whole = Path(whole.path).absolute()
+    train(build_run_config(values, source="test"))
+    shutil.rmtree("runs/dog/states/step-00000006")
+    monkeypatch.chdir(tmp_path / "runs")
+    told = Noted()
+    run = resume(Path("dog"), told)
+    where = f"Relative paths of the run begin in {tmp_path}, where it was started."
+    assert [note for note in told.notes if "begin in" in note] == [where]
+    assert run.status()["folder"] == str(tmp_path)
+    assert sorted(p.name for p in Path().iterdir()) == ["dog", "whole"]
+    states = [path / "states/step-00000006/weights.safetensors" for path in (whole, run.path)]
+    assert states[0].read_bytes() == states[1].read_bytes()
+
+
+def test_a_run_that_was_renamed_knows_its_models(train_config, tmp_path):
+    """The model on the way is replaced by the next one, and the finished one keeps its name."""
+    saving = {"model_every_steps": 2, "keep_models": 1, "state_every_steps": 2, "name": None}
+    run = train(train_config(output_dir=str(tmp_path / "a"), saving=saving))
+    before = {path.relative_to(run.path) for path in OwnModels(run).paths() if path.exists()}
+    shutil.rmtree(run.states / "step-00000006")
+    run.path.rename(tmp_path / "b")
+    moved = resume(tmp_path / "b")
+    after = {path.relative_to(moved.path) for path in OwnModels(moved).paths() if path.exists()}
+    assert after == before
+    assert {path.name.partition("-")[0].partition(".")[0] for path in after} == {"a"}
+    assert "name" not in read_toml(moved.config_file)["saving"]

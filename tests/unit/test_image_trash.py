@@ -20,8 +20,8 @@ def cats(folder):
     (cats / "sub").mkdir(parents=True)
     for name in ("a.png", "b.jpg", "twin.png", "twin.jpg", "sub/a.png"):
         Image.new("RGB", (64, 64), (9, 90, 30)).save(cats / name)
-    for name in ("a.txt", "a.caption", "a.png.crop.json", "a.npz", "a_0064x0064_sd.npz", "b.txt",
-                 "twin.txt", "about.txt", "sub/a.txt"):  # fmt: skip
+    for name in ("a.txt", "a.caption", "a.png.crop.json", "a.npz", "a_0064x0064_sd.npz",
+                 "a_te_outputs.npz", "b.txt", "twin.txt", "about.txt", "sub/a.txt"):  # fmt: skip
         (cats / name).write_text(name, encoding="utf-8")
     (cats.with_name("cats-masks") / "sub").mkdir(parents=True)
     for name in ("a.png", "b.png", "sub/a.png"):
@@ -78,7 +78,7 @@ def test_what_is_beside_an_image_goes_with_it_and_comes_back(client, studio, cat
     assert answer.status_code == 200
     assert before - held(cats.parent) == {
         "cats/a.png", "cats/a.txt", "cats/a.caption", "cats/a.png.crop.json", "cats/a.npz",
-        "cats/a_0064x0064_sd.npz", "cats-masks/a.png", "cats/twin.png",
+        "cats/a_0064x0064_sd.npz", "cats/a_te_outputs.npz", "cats-masks/a.png", "cats/twin.png",
     }  # fmt: skip
     assert len(scan_folder(cats).records) == 3  # what is in the trash is no image of the dataset
     assert "a.png, twin.png" in answer.text

@@ -98,3 +98,15 @@ def test_metadata_that_stays_as_it_is_is_not_written(run, meta):
     other = meta.with_name("other.json")
     assert run(metadata_tools.clean_captions_and_tags, meta, other)[0] == 0
     assert other.is_file()  # also where nothing is changed: it was asked for
+
+
+def test_images_without_a_text_file_are_named(run, tmp_path):
+    for number in range(8):
+        Image.new("RGB", (64, 64)).save(tmp_path / f"{number}.png")
+    (tmp_path / "3.caption").write_text("cat", encoding="utf-8")
+    tool, out = metadata_tools.merge_captions_to_metadata, tmp_path / "meta.json"
+    code, told = run(tool, tmp_path, out)
+    assert (code, "1 of 8 images" in told) == (0, True), told
+    named = "0.png, 1.png, 2.png, 4.png, 5.png and 2 more."
+    assert f"7 images have no .caption beside them: {named}" in told
+    assert json.loads(out.read_text(encoding="utf-8"))["3"] == {"caption": "cat"}

@@ -1,15 +1,19 @@
 """What a run keeps in its own directory is found where the directory was moved to."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+import tomli_w
 
 from impasto import files
-from impasto.config.load import dump_toml, load_begun_config
+from impasto.config.load import dump_toml, load_begun_config, read_begun
 from impasto.config.moved import cache_of_moved_run
+from impasto.config.validation import read_toml
 from impasto.datasets.build import survey
 from impasto.runs import RunDirectory
 from impasto.studio.starting import fields_of_run
+from impasto.training.fingerprint import settings_fingerprint
 
 
 @pytest.fixture
@@ -58,3 +62,65 @@ def test_a_relative_cache_is_found_from_another_folder(tmp_path, monkeypatch):
     moved.mkdir()
     monkeypatch.chdir(moved)
     assert cache_of_moved_run(Path("runs/a/derived"), Path("runs/a"), moved) == moved / "derived"
+
+
+def begin_relative(folder, values):
+    """The directory of a run that was begun in a folder, by paths relative to it."""
+    run = folder / "runs" / "dog"
+    run.mkdir(parents=True)
+    (folder / "pictures").mkdir()
+    (folder / "base").mkdir()
+    relative = {
+        **values,
+        "output_dir": "runs/dog",
+        "model": {"path": "base"},
+        "dataset": {**values["dataset"], "image_dir": "pictures", "cache_dir": "derived"},
+        "saving": {"model_dir": "models"},
+    }
+    (run / "config.toml").write_text(tomli_w.dumps(relative), encoding="utf-8")
+    files.write_json(run / "status.json", {"phase": "stopped", "folder": str(folder)})
+    return run
+
+
+def test_relative_paths_begin_where_the_run_was_begun(tmp_path, run_values, monkeypatch):
+    begun_in = tmp_path / "begun"
+    run = begin_relative(begun_in, run_values)
+    monkeypatch.chdir(run.parent)
+    config = load_begun_config(Path("dog/config.toml"))
+    assert config.model.path == str(begun_in / "base")
+    assert config.dataset.image_dir == begun_in / "pictures"
+    assert (config.dataset.cache_dir, config.saving.model_dir) == (
+        begun_in / "derived",
+        begun_in / "models",
+    )
+    assert read_begun(Path("dog/config.toml")).is_elsewhere
+    monkeypatch.chdir(begun_in)
+    there = load_begun_config(run / "config.toml")
+    assert there.dataset.image_dir == Path("pictures")
+    assert settings_fingerprint(config) == settings_fingerprint(there)
+
+
+@pytest.mark.parametrize("is_copy", [True, False])
+def test_a_run_that_was_moved_with_its_data_reads_what_moved(
+    tmp_path, run_values, monkeypatch, is_copy
+):
+    """Also where the data is still in the old place, and where something else is."""
+    before, after = tmp_path / "before", tmp_path / "after"
+    begin_relative(before, run_values)
+    (shutil.copytree if is_copy else shutil.move)(before, after)
+    before.mkdir(exist_ok=True)
+    monkeypatch.chdir(after)
+    begun = read_begun(Path("runs/dog/config.toml"))
+    assert (begun.folder, begun.is_elsewhere) == (after, False)
+    assert load_begun_config(Path("runs/dog/config.toml")).dataset.image_dir == Path("pictures")
+
+
+def test_paths_that_are_in_every_folder_tell_nothing(tmp_path, run_values, monkeypatch):
+    run = begin_relative(tmp_path / "begun", run_values)
+    values = read_toml(run / "config.toml")
+    values["dataset"]["image_dir"], values["model"]["path"] = ".", "owner/name"
+    (run / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    config = load_begun_config(run / "config.toml")
+    assert config.dataset.image_dir == tmp_path / "begun"
+    assert config.model.path == "owner/name"

@@ -374,7 +374,8 @@ def test_settings_keep_urls_and_no_credentials(tmp_path):
             assert "secret" not in str(told.value)
     with pytest.raises(ConfigError, match="no store that is known here; expected s3://"):
         build_dataset_config({"image_dir": "ftp://host/cats"}, source="test")
-    with pytest.raises(ConfigError, match="mask_dir is s3://b/m, in an object store"):
+    refused = "mask_dir is s3://b/m, in an object store.* and image_dir of the validation"
+    with pytest.raises(ConfigError, match=refused):
         build_dataset_config({"image_dir": tmp_path, "mask_dir": "s3://b/m"}, source="test")
     with pytest.raises(ConfigError, match="train_data_dir is s3://b/m, in an object store"):
         build_dataset_config({"train_data_dir": "s3://b/m"}, source="test")

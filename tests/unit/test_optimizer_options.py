@@ -192,13 +192,16 @@ def test_an_argument_that_is_a_setting_too_is_given_once(name):
 
 @pytest.mark.parametrize("kind", ["prodigy", "dadapt_adam", "dadapt_lion", "prodigyopt.Prodigy"])
 @pytest.mark.parametrize(
-    "method",
-    [{"train_text_encoder": True, "text_encoder_lr": 0.25}, {"block_lrs": {"mid_block": 0.5}}],
+    ("method", "setting"),
+    [
+        ({"train_text_encoder": True, "text_encoder_lr": 0.25}, "text_encoder_lr"),
+        ({"block_lrs": {"mid_block": 0.5}}, "block_lrs"),
+    ],
 )
-def test_settings_refuse_rates_before_anything_is_loaded(kind, method):
+def test_settings_refuse_rates_before_anything_is_loaded(kind, method, setting):
     tree = {"output_dir": "r", "model": {"path": "b"}, "dataset": {"image_dir": "p"}}
     tree |= {"training": {"max_steps": 1}, "optimizer": {"kind": kind, "lr": 1.0}, "method": method}
-    with pytest.raises(ConfigError, match=r"Take method\.text_encoder_lr"):
+    with pytest.raises(ConfigError, match=rf"Take method\.{setting} out"):
         build_run_config(tree, source="test")
     tree["method"] = {"train_text_encoder": True, "text_encoder_lr": 1.0}
     build_run_config(tree, source="test")

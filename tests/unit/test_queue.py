@@ -469,14 +469,15 @@ def run_queue(queue, monkeypatch):
     """Work the queue off on a thread; returns what was started, the thread, and its errors."""
     programs = []
 
-    def begin(*, wait=False, **named):
+    def begin(*, wait=False, console=None, **named):
         started, errors = Programs(**named), []
         programs.append(started)
         monkeypatch.setattr("impasto.cli.queue_run.start_apart", started)
 
         def work():
             try:
-                Runner(queue, "7", SilentProgress(), look_every_s=0.01).work(wait=wait)
+                shown = console or SilentProgress()
+                Runner(queue, "7", shown, look_every_s=0.01).work(wait=wait)
             except BaseException as error:
                 errors.append(error)
 
@@ -604,6 +605,48 @@ def test_a_process_that_outlived_its_runner_is_waited_for(queue, run_queue):
     thread.join(timeout=60)
     assert errors == []
     assert states(queue) == {"dog": "failed", "cat": "done"}
+
+
+TRAINS = """
+import pathlib, time
+from impasto.runs import RunDirectory
+path = pathlib.Path("runs/dog")
+path.mkdir(parents=True, exist_ok=True)
+with RunDirectory(path).held() as run:
+    run.write_status("training", step={step}, total_steps=30)
+    while not pathlib.Path("seen").exists():
+        time.sleep(0.01)
+    run.write_status("finished", step=30, total_steps=30)
+"""
+
+
+class Counted(SilentProgress):
+    """Remembers how long each stage was, and how much of it was counted; says when it began."""
+
+    def __init__(self, seen):
+        self.seen, self.stages = seen, []
+
+    @contextlib.contextmanager
+    def stage(self, description, total, unit):
+        counts = []
+        self.seen.touch()
+        yield counts.append
+        self.stages.append((description, total, sum(counts)))
+
+
+@pytest.mark.parametrize(("saved", "step", "counted"), [(None, 2, 30), (20, 23, 10)])
+def test_the_steps_of_a_job_are_those_of_this_try(queue, run_queue, tmp_path, saved, step, counted):
+    """From its beginning, or the state that it goes on from, to the last."""
+    job = add(queue, "dog")
+    if saved is not None:
+        run = make_run(job.run.path, phase="training", step=22, total_steps=30, process=GONE)
+        (run.states / step_name(saved)).mkdir(parents=True)
+        write_job(replace(job, tries=1, owns_run=True))
+    shown = Counted(tmp_path / "seen")
+    _, thread, errors = run_queue(console=shown, dog=TRAINS.format(step=step))
+    thread.join(timeout=60)
+    assert errors == []
+    assert shown.stages == [("Job 1, dog", counted, counted)]
 
 
 def test_a_folder_that_is_gone_fails_its_job_in_words(queue, run_queue, tmp_path):

@@ -313,6 +313,15 @@ def test_what_differs_is_named(change, name):
     assert not differences(after, after)
 
 
+def test_a_setting_that_changed_in_all_levels_is_named_once():
+    before, after = (
+        settings_fingerprint(config_of(subsets_of(TRAIN, REG, keep_tokens=n))) for n in (0, 2)
+    )
+    assert sum("keep_tokens" in path for path in before if before[path] != after[path]) > 2
+    found = [line for line in differences(before, after) if "keep_tokens (" in line]
+    assert found == ["dataset.datasets[0].keep_tokens (was 0, is 2)"]
+
+
 def test_a_state_from_before_these_settings_goes_on():
     """It does not say them, so they were as they are by default."""
     plain = settings_fingerprint(config_of(subsets_of(TRAIN)))

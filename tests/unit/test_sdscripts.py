@@ -318,6 +318,14 @@ def test_what_cannot_be_is_explained(flags, words):
         settings(*flags)
 
 
+def test_only_flags_that_are_given_are_to_be_taken_out():
+    words = ["--optimizer_type=prodigy", "--learning_rate=1", "--train_text_encoder"]
+    given = parse_flags(FINE_TUNE, [*NEEDED, *words, "--learning_rate_te=0.5"])
+    with pytest.raises(ConfigError) as caught:
+        build_settings(FINE_TUNE, given, translate.translate(FINE_TUNE, given).tree)
+    assert "Take --learning_rate_te out, or choose an --optimizer_type" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("flags", "told"),
     [

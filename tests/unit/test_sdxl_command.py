@@ -238,6 +238,12 @@ def built(*words):
     return build_settings(SDXL_TRAIN, flags, translate(SDXL_TRAIN, flags).tree)
 
 
+def test_each_flag_of_a_rate_is_to_be_taken_out_under_its_name():
+    rates = ["--learning_rate_te1=0.5", "--learning_rate_te2=0.2"]
+    with pytest.raises(ConfigError, match="Take --learning_rate_te1 and --learning_rate_te2 out"):
+        built("--optimizer_type=prodigy", "--learning_rate=1", "--train_text_encoder", *rates)
+
+
 @pytest.mark.parametrize("in_file", [False, True])
 def test_steps_of_buckets_are_multiples_of_32(tmp_path, in_file):
     def words(steps, has_buckets=True):

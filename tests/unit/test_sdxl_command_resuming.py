@@ -5,7 +5,9 @@ import shutil
 import pytest
 import tomli_w
 
-from impasto.errors import ConfigError
+from impasto import files
+from impasto.config.load import build_run_config, dump_toml
+from impasto.errors import ConfigError, RunError
 from impasto.runs import RunDirectory
 from impasto.sdscripts.flag import SDXL_TRAIN
 from impasto.sdscripts.parsing import parse_flags
@@ -134,3 +136,94 @@ def test_a_limit_of_one_kind_of_models_leaves_the_other(tmp_path, kept):
     config, _ = resumed(tmp_path, every, kept)
     limits = (config.saving.kept_step_models, config.saving.kept_epoch_models)
     assert limits == ((3, None) if "steps" in kept[0] else (None, 2))
+
+
+def folders_of(tmp_path, *names):
+    """Folders named `N_class`, in one folder."""
+    for name in names:
+        (tmp_path / name).mkdir(parents=True)
+    return tmp_path / names[0].partition("/")[0]
+
+
+def begun(tmp_path, started):
+    """A run with its settings as they are written, whose flags name its images."""
+    flags = parse_flags(SDXL_TRAIN, [*NEEDED, *started])
+    config = build_run_config(translate(SDXL_TRAIN, flags).tree, source="test")
+    run = RunDirectory(tmp_path / "r")
+    run.path.mkdir()
+    run.config_file.write_text(dump_toml(config), encoding="utf-8")
+    return run, config
+
+
+def again(run, given):
+    flags = parse_flags(SDXL_TRAIN, given)
+    return resumed_config(SDXL_TRAIN, run, flags, without_gpu=SLOW, has_tensorboard=False)
+
+
+BUCKETS = ["--enable_bucket", "--min_bucket_reso=512", "--keep_tokens=2", "--flip_aug"]
+
+
+@pytest.mark.parametrize(
+    ("started", "given"),
+    [
+        ([], ["--train_data_dir=pictures"]),
+        (["--in_json=meta.json"], ["--in_json=meta.json"]),
+        (["--in_json=meta.json"], ["--train_data_dir=pictures"]),
+    ],
+)
+def test_a_folder_that_is_named_again_leaves_the_rest_of_the_dataset(tmp_path, started, given):
+    run, config = begun(tmp_path, [*BUCKETS, *started])
+    found, notices = again(run, given)
+    assert found.dataset == config.dataset
+    assert notices == ()
+    assert again(run, [*given, "--keep_tokens=3"])[0].dataset.keep_tokens == 3
+
+
+def test_folders_with_classes_that_are_named_again_leave_the_rest(tmp_path):
+    trained = folders_of(tmp_path, "mine/10_sks dog", "mine/2_sks cat")
+    regular = folders_of(tmp_path, "others/1_dog")
+    named = [f"--train_data_dir={trained}", f"--reg_data_dir={regular}"]
+    run, config = begun(tmp_path, [*BUCKETS, *named])
+    assert again(run, named)[0].dataset == config.dataset
+
+
+def test_a_part_of_the_images_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    """Nothing is looked for in the current folder."""
+    trained = folders_of(tmp_path, "mine/10_sks dog")
+    regular = folders_of(tmp_path, "others/1_dog")
+    monkeypatch.chdir(trained)
+    named = [f"--train_data_dir={trained}", f"--reg_data_dir={regular}"]
+    run, _ = begun(tmp_path, named)
+    for flag in named:
+        name = flag.partition("=")[0]
+        with pytest.raises(RunError, match=f"^{name} with --resume name.*all flags that name its"):
+            again(run, [flag])
+    plain = folders_of(tmp_path, "plain/else")
+    with pytest.raises(RunError, match="other images than those of the run"):
+        again(run, [f"--train_data_dir={plain}"])
+
+
+def test_a_dataset_configuration_says_that_flags_count_with_it(tmp_path):
+    (tmp_path / "ds.toml").write_text(
+        '[[datasets]]\n[[datasets.subsets]]\nimage_dir = "pictures"\n', encoding="utf-8"
+    )
+    named = f"--dataset_config={tmp_path / 'ds.toml'}"
+    run, _ = begun(tmp_path, [named, "--keep_tokens=2"])
+    _, notices = again(run, [named, "--keep_tokens=2", "--resolution=1024"])
+    assert notices == ()
+    _, notices = again(run, [named, "--resolution=1024"])
+    assert "Give all those that the run was begun with" in notices[0]
+
+
+def test_paths_of_the_run_and_of_flags_begin_in_folders_of_their_own(tmp_path, monkeypatch):
+    begun_in = folders_of(tmp_path, "begun/pictures").absolute()
+    run, _ = begun(tmp_path, [])
+    files.write_json(run.status_file, {"folder": str(begun_in)})
+    folders_of(tmp_path, "here/more")
+    (tmp_path / "here" / "p.txt").write_text("a cat", encoding="utf-8")
+    monkeypatch.chdir(tmp_path / "here")
+    drawn = ["--sample_prompts=p.txt", "--sample_every_n_steps=5"]
+    config, _ = again(run, [*drawn, "--output_dir=out"])
+    assert config.dataset.image_dir == begun_in / "pictures"
+    assert config.previews.prompt_file == tmp_path / "here" / "p.txt"
+    assert config.saving.model_dir == tmp_path / "here" / "out"

@@ -461,6 +461,9 @@ def test_a_list_is_made_for_the_resolution_that_is_known(client, studio, cats, f
     assert asked() == ["384", None, "640", None]
     client.post(f"{page}/report", headers=FROM_HERE)
     assert sizes_of(started.pop()) == ["384", None, "640", None]
+    for pair, side in (("[768, 768]", "768"), ("[512, 768]", "627")):  # of the same area
+        run.config_file.write_text(settings.replace("384", pair), encoding="utf-8")
+        assert asked() == [side, None, "640", None]
     listed(studio, cats, [ListedImage("0.png")], options={"resolution": 1024})
     client.post(f"{page}/report", headers=FROM_HERE)
     assert sizes_of(started.pop()) == ["1024", None, None, None]  # what the badges are for

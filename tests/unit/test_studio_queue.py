@@ -83,6 +83,13 @@ def test_buttons_change_the_queue(client, queue):
     assert order(client) == ["1", "3", "2"]
     post(client, "/queue/jobs/1/down")
     assert order(client) == ["3", "1", "2"]
+    post(client, "/queue/jobs/2/first")
+    assert order(client) == ["2", "3", "1"]
+    post(client, "/queue/jobs/2/last")
+    assert order(client) == ["3", "1", "2"]
+    page = client.get("/queue").text
+    shown = [f"/queue/jobs/{job}/{to}" in page for job in (3, 2) for to in ("first", "last")]
+    assert shown == [False, True, True, False]
     post(client, "/queue/jobs/1/pause")
     assert queue.find(1).state == "paused"
     post(client, "/queue/jobs/1/continue")

@@ -194,21 +194,19 @@ class Runner:
 
     def _watch(self, worker: Worker) -> bool:
         """Show how far a run is until it ends; whether somebody wanted the job paused."""
-        asked = False
+        asked, run = False, worker.job.run
         with contextlib.ExitStack() as shown:
-            shown_steps: _Steps | None = None
+            steps = None if run is None else _Steps(run, _title(worker.job), self._console, shown)
             while worker.is_running:
-                state = None if worker.job.run is None else worker.job.run.state()
-                if state is not None and state.is_alive and state.total_steps:
-                    if shown_steps is None:
-                        stage = self._console.stage(_title(worker.job), state.total_steps, "steps")
-                        shown_steps = _Steps(shown.enter_context(stage))
-                    shown_steps.reach(state.step)
+                if steps is not None:
+                    steps.look()
                 if not asked and self._queue.read(worker.job).pausing:
                     asked = True
                     self._say(worker.job, "is paused: it stops after this step.")
                     worker.ask_to_stop()
                 self._pause()
+            if steps is not None:
+                steps.look(has_ended=True)
         return asked
 
     def _stop(self, worker: Worker) -> None:
@@ -257,15 +255,34 @@ class Runner:
 
 
 class _Steps:
-    """Tells a bar how far a run is, in steps from the beginning."""
+    """Shows how far a run is, in a bar of the steps that this try has to do.
 
-    def __init__(self, advance: Advance) -> None:
-        self._advance, self._done = advance, 0
+    Args:
+        run: The run.
+        title: What the bar is of.
+        console: Shows it.
+        shown: Takes the bar away when it closes.
+    """
 
-    def reach(self, step: int) -> None:
-        if step > self._done:
-            self._advance(step - self._done)
-            self._done = step
+    def __init__(
+        self, run: RunDirectory, title: str, console: Progress, shown: contextlib.ExitStack
+    ) -> None:
+        self._run, self._title, self._console, self._shown = run, title, console, shown
+        self._advance: Advance | None = None
+        state = run.state()
+        self._done = state.step if state.is_alive else state.saved_step
+
+    def look(self, *, has_ended: bool = False) -> None:
+        """Move the bar to the step of the run, and show it once the run says how long it is."""
+        state = self._run.state()
+        if not state.total_steps or not (has_ended or state.is_alive):
+            return
+        if self._advance is None and not has_ended:
+            stage = self._console.stage(self._title, state.total_steps - self._done, "steps")
+            self._advance = self._shown.enter_context(stage)
+        if self._advance is not None and state.step > self._done:
+            self._advance(state.step - self._done)
+            self._done = state.step
 
 
 def arguments_for(job: Job) -> list[str]:

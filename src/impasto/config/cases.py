@@ -107,6 +107,16 @@ class Case:
         return sorted(rates - {0})
 
     @property
+    def settings_of_rates(self) -> list[str]:
+        """The paths of the settings that give a part a rate of its own."""
+        method = self.method
+        if method.kind == "hypernetwork":
+            return []
+        alone = [] if method.text_encoder_lr is None else ["method.text_encoder_lr"]
+        encoders = [f"method.text_encoder_lrs.{name}" for name in method.text_encoder_lrs]
+        return [*alone, *encoders, *(["method.block_lrs"] if method.block_lrs else [])]
+
+    @property
     def goes_by_chunks(self) -> str:
         """The setting that has the optimizer go through the weights in chunks; empty if none."""
         if self.training.weight_dtype != "fp32":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tomllib
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +17,7 @@ from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.dreambooth import with_dreambooth_folders
 from impasto.config.former import with_former_values
-from impasto.config.moved import cache_of_moved_run
+from impasto.config.moved import as_seen_from, cache_of_moved_run, folder_of_paths
 from impasto.config.renamed import FormerNameWarning, present_path, with_present_names
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
@@ -46,15 +47,46 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     return config
 
 
+@dataclass(frozen=True)
+class BegunSettings:
+    """The settings of a run that was begun, before they are checked.
+
+    Attributes:
+        values: They, with relative paths as they are to be read in the current folder.
+        folder: The folder in which its relative paths begin.
+        is_elsewhere: Whether paths were made absolute, since that is not the current folder.
+    """
+
+    values: dict[str, Any]
+    folder: Path
+    is_elsewhere: bool
+
+
+def read_begun(path: Path) -> BegunSettings:
+    """Read the settings in the directory of a run, with what they name where it is.
+
+    Raises:
+        ConfigError: The file is missing or not TOML.
+    """
+    written = read_toml(path)
+    values, folder = with_former_values(written), folder_of_paths(written, path.parent)
+    if folder == Path.cwd():
+        return BegunSettings(values, folder, is_elsewhere=False)
+    found = as_seen_from(values, folder)
+    is_elsewhere = any(found[key] != values[key] for key in values if key != "output_dir")
+    return BegunSettings(found, folder, is_elsewhere)
+
+
 def load_begun_config(path: Path) -> RunConfig:
     """Read the settings in the directory of a run, to go on with it or measure as it did.
 
-    Where the run was moved, a cache in its directory is the one that was moved with it.
+    Relative paths begin in the folder where the run was begun, unless all is in the current one
+    too. Where the run was moved, a cache in its directory is the one that was moved with it.
 
     Raises:
         ConfigError: As for `load_run_config`.
     """
-    config = build_run_config(with_former_values(read_toml(path)), source=str(path), begun=True)
+    config = build_run_config(read_begun(path).values, source=str(path), begun=True)
     cache = config.dataset.cache_dir
     if cache is None:
         return config

@@ -44,6 +44,6 @@ def remote_fault(name: str, value: object) -> str:
         return ""
     return location_fault(Path(value)) or (
         f"{name} is {shown(value)}, in an object store; expected a path of this machine. In an "
-        f"object store may be output_dir, path and vae of the model, and image_dir, metadata_file "
-        f"and cache_dir of a dataset"
+        f"object store may be output_dir, path and vae of the model, image_dir, metadata_file and "
+        f"cache_dir of a dataset, and image_dir of the validation"
     )

@@ -1,11 +1,25 @@
-"""Finds the derived data of a run that was moved: what lay in its directory has gone with it."""
+"""Finds what a run's settings name, where its directory was moved or another folder is current.
+
+Relative paths of settings begin in the folder where the run was begun, which `status.json` names. A
+run that was moved together with its data is resumed in the new place of that folder.
+"""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
+from impasto import presence
+from impasto.parsing import read_object
+from impasto.publishing import is_path_key
 from impasto.remote_paths import is_remote
+
+_MADE = frozenset({"cache_dir", "model_dir", "output_dir"})
+"""Folders that a run makes itself, so that they need not be there."""
+
+_NO_NAMES = {"", ".", ".."}
 
 
 def cache_of_moved_run(cache_dir: Path, output_dir: Path, directory: Path) -> Path:
@@ -27,3 +41,70 @@ def cache_of_moved_run(cache_dir: Path, output_dir: Path, directory: Path) -> Pa
     if not cache.is_relative_to(before) or before.resolve() == directory.resolve():
         return cache_dir
     return directory / cache.relative_to(before)
+
+
+def folder_of_paths(values: Mapping[str, Any], directory: Path) -> Path:
+    """The folder in which the relative paths of a run's settings begin.
+
+    Args:
+        values: The settings, as they are in its directory.
+        directory: The run directory.
+
+    Returns:
+        The current folder where all is there that is in the folder where the run was begun, or
+        where the data of a run that was moved is; else the folder where it was begun.
+    """
+    here = Path.cwd()
+    recorded = (read_object(directory / "status.json") or {}).get("folder")
+    if not isinstance(recorded, str) or not presence.is_dir(Path(recorded)):
+        return here
+    before = Path(recorded)
+    named = {path for key, path in _relative_paths(values) if key not in _MADE}
+    there = {path for path in named if presence.exists(before / path)}
+    if there:
+        return here if all(presence.exists(here / path) for path in there) else before
+    return here if any(presence.exists(here / path) for path in named) else before
+
+
+def as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
+    """Settings with the relative paths that begin in a folder made absolute.
+
+    What is not there stays as it is, since it may be no path but a name of the Hub; but not a
+    folder that the run makes itself.
+
+    Args:
+        value: The settings as plain values, or a part of them.
+        folder: The folder.
+        key: The name of the part.
+    """
+    if isinstance(value, Mapping):
+        return {name: as_seen_from(inner, folder, name) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [as_seen_from(inner, folder, key) for inner in value]
+    if not isinstance(value, str) or not is_path_key(key) or is_remote(value):
+        return value
+    if Path(value).is_absolute():
+        return value
+    if key in _MADE or presence.exists(folder / value):
+        return str(folder / value)
+    file, colon, strength = value.rpartition(":")  # FILE:STRENGTH
+    if key == "hypernetworks" and file and presence.exists(folder / file):
+        return f"{folder / file}{colon}{strength}"
+    return value
+
+
+def _relative_paths(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Names of settings and the relative paths in them, which may be names of the Hub instead.
+
+    Paths that exist in every folder, such as `.`, tell nothing and are left out.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            yield from _relative_paths(inner, name)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from _relative_paths(inner, key)
+    elif isinstance(value, str) and is_path_key(key) and not is_remote(value):
+        path = value.rpartition(":")[0] or value if key == "hypernetworks" else value
+        if not Path(path).is_absolute() and Path(path).name not in _NO_NAMES:
+            yield key, path

@@ -14,7 +14,7 @@ OPTIMIZER = (
             "method.block_lrs",
         ),
         lambda c: len(c.rates) > 1 and c.row.finds_lr,
-        lambda c: one_rate_only(c.kind, c.rates),
+        lambda c: one_rate_only(c.kind, c.rates, c.settings_of_rates),
     ),
     Rule(
         (

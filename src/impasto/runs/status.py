@@ -32,7 +32,7 @@ State = Literal["preparing", "training", "finished", "stopped", "failed", "kille
 BEAT_S = 5.0
 """Seconds between two writings of `status.json` while a run lives."""
 
-_KEPT = ("step", "total_steps", "saved_step", "loss", "images_per_s")
+_KEPT = ("step", "total_steps", "saved_step", "loss", "images_per_s", "folder")
 
 _OF_END = ("model", "merged_loss", "updates_per_epoch")
 """What a finished run says of its model, which stays true while it is made longer."""
@@ -60,7 +60,7 @@ class StatusWriter:
         self._lock = threading.Lock()  # of what is noted: held for no time
         self._writing = threading.Lock()  # of the file: held as long as the disk takes
         self._ended = threading.Event()
-        self._content: dict[str, Any] = {}
+        self._content: dict[str, Any] = {"folder": str(Path.cwd())}
         self._earlier_end = _earlier_end(file)
         self._is_unwritten = False
         self._process = {
@@ -68,7 +68,6 @@ class StatusWriter:
             "process": current_process().token,
             "host": socket.gethostname(),
             "started_at": time.time(),
-            "folder": str(Path.cwd()),
         }
 
     def __enter__(self) -> StatusWriter:
@@ -88,7 +87,7 @@ class StatusWriter:
             return self._content.get("phase") == "finished"
 
     def write(self, phase: Phase, **details: Any) -> None:
-        """Begin a phase; of the one before, the numbers of training are kept.
+        """Begin a phase; of the one before, the numbers of training and the folder are kept.
 
         A file that cannot be written just now is written with the next beat, or at the end: no
         training ends because of what only serves looking. A full disk is met where it matters.

@@ -7,13 +7,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from impasto.errors import ConfigError, DatasetError
-from impasto.parsing import read_caption_file
+from impasto.parsing import printable, read_caption_file
 from impasto.progress import counted
 from impasto.sdscripts.tools import (
     ToolParser,
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
     from impasto.data.records import ImageRecord, PlannedImage
 
 Column = Literal["caption", "tags"]
+
+_NAMED = 5  # images without words, in a line
 
 
 def merge_captions_to_metadata() -> None:
@@ -63,22 +66,25 @@ def _merge(options: argparse.Namespace, console: Console, column: Column) -> Non
     known = read_metadata(source).entries if source is not None else ()
     entries = {entry.key: entry for entry in known}
     records = images_of(options.train_data_dir, console, recursive=options.recursive)
-    missing, beside = 0, SidecarLookup(options.caption_extension)
+    missing, beside = list[str](), SidecarLookup(options.caption_extension)
     for record in records:
         key = _key(record, full_path=options.full_path)
         text = _text_beside(record, options.caption_extension, beside)
-        missing += text is None
+        if text is None:
+            missing.append(printable(os.path.relpath(record.path, options.train_data_dir)))
         entry = entries.get(key, MetadataEntry(key))
         columns: dict[str, Any] = {column: text or ""}
         entries[key] = replace(entry, **columns) if text is not None else entry
         if options.debug:
             console.note(f"{key}: {text}")
     console.note(
-        f"{len(records) - missing} of {counted(len(records), 'images')}: {options.out_json}."
+        f"{len(records) - len(missing)} of {counted(len(records), 'images')}: {options.out_json}."
     )
     if missing:
+        more = "" if len(missing) <= _NAMED else f" and {len(missing) - _NAMED:,} more"
         console.note(
-            f"{counted(missing, 'images have')} no {options.caption_extension} beside them."
+            f"{counted(len(missing), 'images have')} no {options.caption_extension} beside them: "
+            f"{', '.join(missing[:_NAMED])}{more}."
         )
     _write(options.out_json, entries.values(), source, known, console)
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import presence
-from impasto.config.former import with_former_values
-from impasto.config.load import build_run_config
+from impasto.config.load import build_run_config, read_begun
+from impasto.config.moved import as_seen_from
 from impasto.config.output import PreviewConfig
 from impasto.config.renamed import with_present_names
 from impasto.config.run import RunConfig
-from impasto.config.validation import read_toml
 from impasto.errors import RunError
 from impasto.runs import RunDirectory, step_name
 from impasto.sdscripts.flag import TRAIN_DB, Script
@@ -23,11 +22,22 @@ from impasto.sdscripts.translate import Tree, translate
 if TYPE_CHECKING:  # imports torch
     from impasto.training.precision import NativePrecision
 
+_ABSENT = "(not given)"
+"""A folder in the place of none, where a translation has to have one."""
+
 _LENGTHS = {"max_steps", "max_epochs"}
 _OPTIMIZERS = {"optimizer_type", "use_8bit_adam", "use_lion_optimizer"}
 _DECIDING = ("mixed_precision", "max_grad_norm", "gradient_accumulation_steps")
 """Of `training`: what other flags are understood by, under the same names there."""
 
+_OF_DATA = {"dataset_config", "train_data_dir", "in_json", "reg_data_dir"}
+_IMAGES = ("image_dir", "metadata_file", "train_data_dir", "reg_data_dir")
+"""Of `dataset`: which images there are."""
+
+_OF_FILE = (
+    "--dataset_config with --resume: it counts with the flags of the dataset that are given beside "
+    "it. Give all those that the run was begun with, or none, and no --dataset_config."
+)
 
 _OF_PREVIEWS = {
     "sample_prompts", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first",
@@ -79,7 +89,8 @@ def resumed_config(
         ConfigError: As `translate`; or the run's own settings are damaged.
         RunError: The run is one of the other command.
     """
-    tree, _ = with_present_names(with_former_values(read_toml(run.config_file)))
+    begun = read_begun(run.config_file)
+    tree, _ = with_present_names(begun.values)
     # so the tree is sound
     asked_before = build_run_config(tree, source=str(run.config_file), begun=True)
     trained_by = scripts_of(tree["model"].get("family"))
@@ -97,7 +108,9 @@ def resumed_config(
         **given,
     }
     translation = translate(script, full, without_gpu, has_tensorboard=has_tensorboard)
-    for flag in given:
+    if given.keys() & _OF_DATA:
+        tree["dataset"] = _dataset(given, translation.tree["dataset"], tree["dataset"])
+    for flag in given.keys() - _OF_DATA:
         _take_over(translation.tree, tree, settings_of(script, flag))
     if given.keys() & _OF_PREVIEWS:
         _take_over(translation.tree, tree, _WHEN_DRAWN)
@@ -106,10 +119,14 @@ def resumed_config(
     asked = [key for key in ("max_steps", "max_epochs") if f"max_train_{key[4:]}" in given]
     for key in _LENGTHS - set(asked[-1:] or _LENGTHS):
         tree.get("training", {}).pop(key, None)
+    if begun.folder != Path.cwd():  # flags name paths in this one
+        tree = as_seen_from(tree, Path.cwd())
     config = build_settings(script, given, tree, begun=True)
     others = tuple(f"--{name}{end}" for name in full.keys() - given.keys() for end in (":", "="))
     own = [n for n in translation.notices if not n.startswith(("--seed was not", *others))]
-    return config.model_copy(update={"output_dir": run.path}), tuple(own)
+    if "dataset_config" in given and config.dataset != asked_before.dataset:
+        own.append(_OF_FILE)
+    return config, tuple(own)
 
 
 def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -128,16 +145,51 @@ def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, A
     found |= {name: training[name] for name in _DECIDING if name in training}
     if "max_epochs" in training and "max_train_steps" not in given:
         found["max_train_epochs"] = training["max_epochs"]
-    found |= _flags_of_rates(tree, given)
+    return found | _flags_of_rates(tree, given) | _flags_of_data(tree.get("dataset", {}), given)
+
+
+def _flags_of_data(dataset: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a run's own images and resolution stand for."""
+    found: dict[str, Any] = {}
     if "dataset_config" in given:
         return found
-    dataset = tree.get("dataset", {})
-    if "train_data_dir" not in given and "in_json" not in given:
-        found["train_data_dir"] = str(dataset.get("image_dir", "."))
+    if "train_data_dir" not in given:
+        found["train_data_dir"] = str(dataset.get("image_dir", _ABSENT))
+    if "metadata_file" in dataset:
+        found["in_json"] = str(dataset["metadata_file"])
     if "resolution" not in given:
         sides = dataset.get("resolution", 512)
         found["resolution"] = ",".join(map(str, sides)) if isinstance(sides, list) else str(sides)
     return found
+
+
+def _dataset(given: Mapping[str, Any], flagged: Tree, own: Tree) -> Tree:
+    """The dataset with the images that flags name, and in all else that of the run.
+
+    Args:
+        given: The flags that are given.
+        flagged: The dataset that they are translated to.
+        own: That of the run.
+
+    Raises:
+        RunError: They name a part of its images, or images in another way.
+    """
+    if "dataset_config" in given:
+        return flagged
+    named = {key: flagged[key] for key in _IMAGES if flagged.get(key, _ABSENT) != _ABSENT}
+    subsets = [subset for entry in own.get("datasets", ()) for subset in entry["subsets"]]
+    is_whole = (
+        bool(subsets) == ("train_data_dir" in named)
+        and any(subset.get("is_reg") for subset in subsets) == ("reg_data_dir" in named)
+        and ("image_dir" in own) == ("image_dir" in named)
+    )
+    if not is_whole:
+        flags = " and ".join(f"--{name}" for name in sorted(given.keys() & _OF_DATA))
+        raise RunError(
+            f"{flags} with --resume name other images than those of the run. Give all flags that "
+            f"name its images, or none."
+        )
+    return {k: v for k, v in own.items() if k not in (*_IMAGES, "datasets")} | named
 
 
 def _flags_of_rates(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:

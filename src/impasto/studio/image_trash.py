@@ -31,8 +31,9 @@ TRASH = ".image-trash"
 
 _ENTRY = re.compile(r"\d{8}-\d{6}-\d+", re.ASCII)
 _MASKS = (".masks-beside", ".masks-inside")  # in an entry, as `usual_mask_folders` has the folders
-_LATENTS = re.compile(r"(?=(_\d+x\d+(_\w+)?)?\.npz\Z)", re.ASCII)
-"""Where an image's name may end in one of a file of latents: sd-scripts' names, of every era."""
+_ENCODED = re.compile(r"(?=(_\d+x\d+(_\w+)?|_te_outputs)?\.npz\Z)", re.ASCII)
+"""Where an image's name may end in one of a file of its latents or of its encoded captions, by
+sd-scripts' names of every era."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ class TrashedImages:
 
 
 def put_away(dataset: Path, images: Sequence[Path], within: Sequence[Path]) -> TrashedImages:
-    """Move images into the trash of their dataset, with captions, crops, latents and masks.
+    """Move images into the trash of their dataset, with all that belongs to them.
 
-    What another image of the same name needs too stays.
+    That is captions, also encoded ones, crops, latents and masks. What another image of the same
+    name needs too stays.
 
     Args:
         dataset: The dataset.
@@ -179,12 +181,12 @@ class _FolderNames:
     Attributes:
         files: All of them.
         images: Stem -> the images that have it.
-        latents: Stem -> the files of latents that may be those of an image with it.
+        encoded: Stem -> the files that may be latents or encoded captions of an image with it.
     """
 
     files: set[str] = field(default_factory=set)
     images: dict[str, set[str]] = field(default_factory=dict)
-    latents: dict[str, list[str]] = field(default_factory=dict)
+    encoded: dict[str, list[str]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, folder: Path) -> _FolderNames:
@@ -204,8 +206,8 @@ class _FolderNames:
             stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
             if ending.lower() in EXTENSIONS:
                 found.images.setdefault(stem, set()).add(name)
-            for match in _LATENTS.finditer(name):
-                found.latents.setdefault(name[: match.start()], []).append(name)
+            for match in _ENCODED.finditer(name):
+                found.encoded.setdefault(name[: match.start()], []).append(name)
         return found
 
     def beside(self, image: str) -> list[str]:
@@ -213,7 +215,7 @@ class _FolderNames:
         stem = Path(image).stem
         found = [image + CROP]
         if self.images.get(stem, set()) <= {image}:
-            found += [stem + CAPTION, stem + TAGS, *self.latents.get(stem, ())]
+            found += [stem + CAPTION, stem + TAGS, *self.encoded.get(stem, ())]
         return [name for name in dict.fromkeys(found) if name in self.files]
 
     def forget(self, name: str) -> None:

@@ -7,6 +7,7 @@ trains at another one: images would count as too small that are not.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,17 @@ def _of_run(run: RunDirectory, dataset: Path) -> dict[str, int]:
         return {}
     if not isinstance(given, Mapping) or not _is_dataset(given, Path(folder), dataset):
         return {}
-    found = {name: given[key] for name, key in _KEYS.items() if type(given.get(key)) is int}
+    said = {**given, "resolution": _side_of(given.get("resolution"))}
+    found = {name: said[key] for name, key in _KEYS.items() if type(said.get(key)) is int}
     return found if found.get("resolution", 0) in _SIDES else {}
+
+
+def _side_of(resolution: Any) -> Any:
+    """A resolution as the side of a square, of width and height that of the same area."""
+    match resolution:
+        case [int(width), int(height)] if width in _SIDES and height in _SIDES:
+            return round(math.sqrt(width * height))
+    return resolution
 
 
 def _is_dataset(given: Mapping[str, Any], folder: Path, dataset: Path) -> bool:

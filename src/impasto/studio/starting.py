@@ -9,12 +9,11 @@ from typing import Any
 from impasto import files, presence, storage_errors
 from impasto.config.fields import fields_of
 from impasto.config.goals import GOALS
-from impasto.config.moved import cache_of_moved_run
+from impasto.config.moved import as_seen_from, cache_of_moved_run
 from impasto.config.names import file_name_problem
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, RunError
 from impasto.hub_ids import is_hub_id
-from impasto.publishing import is_path_key
 from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
 from impasto.studio.drafts import Draft
@@ -39,7 +38,7 @@ def fields_of_run(run: RunDirectory) -> dict[str, str]:
         folder = Path(str(run.status().get("folder") or "."))
     except RunError:
         folder = Path()
-    fields = fields_of(_as_seen_from(_with_cache_where_it_is(tree, folder, run.path), folder))
+    fields = fields_of(as_seen_from(_with_cache_where_it_is(tree, folder, run.path), folder))
     return {**fields, "output_dir": str(presence.free_path(run.path))}
 
 
@@ -57,21 +56,6 @@ def _with_cache_where_it_is(tree: dict[str, Any], folder: Path, where: Path) -> 
         if found == folder / cache
         else {**tree, "dataset": {**dataset, "cache_dir": str(found)}}
     )
-
-
-def _as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
-    if isinstance(value, Mapping):
-        return {name: _as_seen_from(inner, folder, name) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_as_seen_from(inner, folder, key) for inner in value]
-    if not isinstance(value, str) or not is_path_key(key):
-        return value
-    if presence.exists(folder / value):
-        return str(folder / value)
-    file, colon, strength = value.rpartition(":")  # FILE:STRENGTH
-    if key == "hypernetworks" and file and presence.exists(folder / file):
-        return f"{folder / file}{colon}{strength}"
-    return value
 
 
 def choose_file(typed: Mapping[str, str], folders: Folders) -> Path:

@@ -158,7 +158,7 @@ def differences(
         done: The steps that are in the state; None compares what is ahead of it too.
     """
     found = _differing(saved, current, done)
-    return [text for name, text in found if name not in _MEMORY_ONLY]
+    return _named_once([pair for pair in found if pair[0] not in _MEMORY_ONLY])
 
 
 def changes_of_rounding(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
@@ -190,6 +190,15 @@ def _differing(
         elif not _is_same(was, now):
             shown = _SHOWN_NAMES.get(name, name)
             yield name, f"{shown} (was {_shown(was)}, is {_shown(now)})"
+
+
+def _named_once(found: list[tuple[str, str]]) -> list[str]:
+    """The phrases, of a setting of the dataset that changed alike in all its levels the highest."""
+    changes: dict[tuple[str, str], str] = {}
+    for name, text in sorted(found, key=lambda pair: pair[0].count(".")):
+        setting = name.rpartition(".")[2] if name.startswith("dataset.") else name
+        changes.setdefault((setting, text.removeprefix(name)), text)
+    return [text for _, text in found if text in changes.values()]
 
 
 def recorded_texts(fingerprint: Mapping[str, str]) -> dict[str, str]:

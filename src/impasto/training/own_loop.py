@@ -190,6 +190,11 @@ def _settings(
                 f"impasto.prepare takes one folder of images and one batch size, and {name} says "
                 f"them again. Take it out."
             )
+    if dataset.get("executor", "local") != "local" or dataset.get("ray_address") is not None:
+        raise ConfigError(
+            "impasto.prepare encodes with the model that it is given, in this process and not with "
+            "Ray. Take executor and ray_address out."
+        )
     of_model = {name: dataset.pop(name) for name in ("max_tokens", "empty_text") if name in dataset}
     config = build_run_config(
         {

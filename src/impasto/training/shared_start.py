@@ -25,6 +25,7 @@ from impasto.runs.status import finished_step_of
 from impasto.training.devices import build_processes
 from impasto.training.preflight import require_machine
 from impasto.training.processes import planned_processes
+from impasto.training.resumed import in_directory_of
 
 _NOTHING_LEFT = ""
 
@@ -91,7 +92,7 @@ def settings_to_resume(
     config = own if group is None else settings_of_first(group, own)
     if config is None:
         return None
-    config = config.model_copy(update={"output_dir": run.path})
+    config = in_directory_of(run, config)
     require_machine(config)
     return config
 

@@ -27,7 +27,7 @@ from impasto.runs import RunDirectory
 from impasto.runs.preparing import forget_preparing, note_preparing
 from impasto.runs.remote.local_folders import location_of, working_folder
 from impasto.runs.schema import CHANGED_SETTINGS
-from impasto.runs.status import finished_step_of, kept_text
+from impasto.runs.status import kept_text
 from impasto.training.build import build_session
 from impasto.training.devices import (
     build_accelerator,
@@ -53,6 +53,7 @@ from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
+from impasto.training.resumed import note_resumed
 from impasto.training.run_storage import RunStorage, with_local_output_dir
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.state import recorded_fingerprint
@@ -190,7 +191,7 @@ def resume(
                 commands = _listening(held, run, stop, told)
                 told.open(run)
                 storage.start_sending()
-                _note_earlier_end(run, told)
+                note_resumed(run, told)
         with (
             writing_end(accelerator, run),
             explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
@@ -202,16 +203,6 @@ def resume(
             session = _prepare(run, config, accelerator, told, overrides, opened=opened)
         preparing_s = time.perf_counter() - began
         return _run(run, session, told, preparing_s, stop, commands, changed)
-
-
-def _note_earlier_end(run: RunDirectory, told: TrainingEvents) -> None:
-    """Say what becomes of the model of a run that had finished before."""
-    step = finished_step_of(run.status())
-    if step is not None:
-        told.note(
-            f"The run had finished at step {step}. Its model of then is kept until it finishes "
-            f"again."
-        )
 
 
 def _directory_at(path: Path) -> RunDirectory:

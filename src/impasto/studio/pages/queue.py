@@ -30,8 +30,10 @@ _LARGEST_NUMBER = 10**9 - 1
 _FIELDS = ("file", "text", "name")
 
 CHANGES: dict[str, tuple[Callable[[Queue, int], Any], str]] = {
+    "first": (lambda queue, job: queue.move(job, "first"), "Job {job} is the first one now."),
     "up": (lambda queue, job: queue.move(job, "up"), "Job {job} has moved up."),
     "down": (lambda queue, job: queue.move(job, "down"), "Job {job} has moved down."),
+    "last": (lambda queue, job: queue.move(job, "last"), "Job {job} is the last one now."),
     "pause": (Queue.pause, "Job {job} is paused, or will be after its current step."),
     "continue": (Queue.go_on, "Job {job} waits for its turn."),
     "retry": (Queue.retry, "Job {job} waits for its turn."),
