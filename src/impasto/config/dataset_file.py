@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +80,26 @@ def names_masks(path: Path) -> bool:
         ConfigError: The file is missing or malformed.
     """
     return any(_MASKS in level for level in _levels_of(_read(path)))
+
+
+def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
+    """Which of some keys a dataset configuration gives for all of its datasets.
+
+    A fallback for one of them counts nowhere (`read_dataset_file`).
+
+    Raises:
+        ConfigError: The file is missing or malformed.
+    """
+    content = _with_own_keys(_read(path), path)
+    general, datasets = content.get("general"), content.get("datasets")
+    above = set(general) if isinstance(general, dict) else set()
+    given = []
+    for table in datasets if isinstance(datasets, list) else ():
+        if isinstance(table, dict):
+            subsets = [set(s) for s in table.get("subsets") or () if isinstance(s, dict)]
+            of_subsets = set.intersection(*subsets) if subsets else set()
+            given.append(above | set(table) | of_subsets)
+    return [key for key in keys if given and all(key in level for level in given)]
 
 
 def _levels_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
