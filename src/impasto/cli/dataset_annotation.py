@@ -96,7 +96,7 @@ def write_annotations(
         source: A folder, or what else names images.
         command: What the command does, in plain values: an interrupted one goes on.
         annotator: What gives words.
-        join: Puts words together for `append`.
+        join: Puts words together for `append`, in each line of what is there.
         column: What metadata calls the words.
         options: Those of `annotation_options`, and the folder of derived data.
         console: Prints what is done.
@@ -252,8 +252,9 @@ def _target(
     folders: DatasetFolders,
 ) -> Target:
     """Sidecars or metadata, as the options say."""
-    from impasto.annotate.caption_targets import MetadataTarget, Sidecars
+    from impasto.annotate.caption_targets import MetadataTarget, Sidecars, to_each_line
 
+    join = to_each_line(join)
     if options["metadata"] is None:
         return Sidecars(options["ending"], options["existing"], join, folders)
     return MetadataTarget(
