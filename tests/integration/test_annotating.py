@@ -136,6 +136,22 @@ def test_tags_are_named_as_the_model_or_as_the_files_spell_them(folder):
     assert "has no tag 'nonsense'" in " ".join(done.stdout.split())
 
 
+def test_files_that_training_would_not_read_are_not_written(folder, tmp_path):
+    file = folder / "meta.json"
+    file.write_text('{"0001-butterfly.webp": {}}', encoding="utf-8")
+    data = tmp_path / "data.json"
+    subset = {"image_dir": str(folder), "caption_extension": "words"}
+    data.write_text(json.dumps({"datasets": [{"subsets": [subset]}]}), encoding="utf-8")
+    for source, option, value in ((file, "--metadata", file), (data, "--ending", ".words")):
+        done = impasto(*TAG, source)
+        assert done.returncode == 2
+        assert f"Add {option} {value}." in " ".join(done.stderr.split())
+        assert impasto(*TAG, source, option, value).returncode == 0
+    assert "butterfly" in file.read_text(encoding="utf-8")
+    assert (folder / "0001-butterfly.words").is_file()
+    assert not (folder / "0001-butterfly.txt").exists()
+
+
 def test_the_small_tagger_knows_the_demos_pictures():
     """Of the names in the captions of 112 images it has not seen, at its usual threshold."""
     from impasto.annotate.annotation import TagAnnotator
@@ -346,6 +362,17 @@ def test_metadata_words_know_what_is_there(folder, tmp_path):
     with pytest.raises(RunError):
         undo(folders)
     assert journals_in(folders.journals) == []
+
+
+def test_words_in_metadata_are_counted_and_not_cleaned_in_silence(folder):
+    file = folder / "meta.json"
+    file.write_text('{"0001-butterfly.webp": {"tags": "wings, sky, sky"}}', encoding="utf-8")
+    done = impasto("dataset", "tags", file)
+    assert "2 tags in 1 image" in done.stdout, done.stderr
+    done = impasto("dataset", "clean", file, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "its caption is not in a file of its own" in " ".join(done.stdout.split())
+    assert "0 of 0 files would change" in done.stdout
 
 
 def test_cleaning_shows_changes_before_it_writes(folder):
