@@ -253,7 +253,7 @@ def test_what_somebody_changed_since_is_left_alone(folder):
     edited = folder / "0001-butterfly.txt"
     edited.write_text("edited by hand\n", encoding="utf-8")
     done = impasto("dataset", "undo", folder)
-    assert "Left alone" in done.stdout
+    assert "Left alone: 0001-butterfly.txt: " in done.stdout
     assert edited.read_text(encoding="utf-8") == "edited by hand\n"
     assert not (folder / "0002-pool-8-ball.txt").exists()
 
@@ -373,6 +373,19 @@ def test_words_in_metadata_are_counted_and_not_cleaned_in_silence(folder):
     assert done.returncode == 0, done.stderr
     assert "its caption is not in a file of its own" in " ".join(done.stdout.split())
     assert "0 of 0 files would change" in done.stdout
+
+
+def test_metadata_is_matched_in_the_folder_of_images_alone_as_training_does(folder, tmp_path):
+    """A file of that name beside the metadata is another image."""
+    shutil.copy(folder / "0001-butterfly.webp", tmp_path / "other.webp")
+    file = tmp_path / "meta.json"
+    file.write_text('{"0001-butterfly.webp": {}, "other.webp": {}}', encoding="utf-8")
+    folders = folders_of(folder, file)
+    target = MetadataTarget(file, "tags", "missing", lambda a, b: b, lambda r: r.name, folders)
+    assert target._named == {folder / "0001-butterfly.webp": "0001-butterfly.webp"}
+    elsewhere = DatasetFolders((tmp_path / "away",), tmp_path / "j", file)
+    target = MetadataTarget(file, "tags", "missing", lambda a, b: b, lambda r: r.name, elsewhere)
+    assert target._named == {tmp_path / "other.webp": "other.webp"}
 
 
 def test_cleaning_shows_changes_before_it_writes(folder):

@@ -268,6 +268,23 @@ def test_contradictions(dataset, expected):
         built(dataset)
 
 
+@pytest.mark.parametrize("level", ["general", "datasets"])
+def test_the_key_of_masks_at_another_level_is_named_as_it_is_written(tmp_path, level):
+    content = {"datasets": [{"subsets": [{"image_dir": "a"}]}]}
+    above = content["datasets"][0] if level == "datasets" else content.setdefault("general", {})
+    above["conditioning_data_dir"] = "masks"
+    with pytest.raises(ConfigError, match=rf"{level}\S*\.conditioning_data_dir has no effect"):
+        read_dataset_file(file_of(tmp_path, content))
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.TGZ"])
+def test_a_compressed_tar_is_called_that(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\x1f\x8b\xff")
+    with pytest.raises(ConfigError, match="is a compressed tar"):
+        load_dataset_config(path, {})
+
+
 def test_a_path_stands_for_what_it_is(tmp_path):
     (tmp_path / "pictures").mkdir()
     assert load_dataset_config(tmp_path / "pictures", {}).image_dir == tmp_path / "pictures"

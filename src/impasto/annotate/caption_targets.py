@@ -231,10 +231,8 @@ class MetadataTarget:
         entries = read_metadata(self.file).entries
         self._entries = {entry.key: entry for entry in entries}
         self._named = keys_of_files(entries, self.folders.roots)
-        known = set(self._named.values())
-        left = [entry for entry in entries if entry.key not in known]
-        if left:
-            self._named = keys_of_files(left, [self.file.parent]) | self._named
+        if not self._named:
+            self._named = keys_of_files(entries, [self.file.parent])
 
     def _key(self, record: ImageRecord) -> str:
         return self._named.get(record.path.absolute()) or self.key_of(record)

@@ -107,20 +107,27 @@ def _levels_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     datasets = content.get("datasets")
     tables = [content.get("general"), *(datasets if isinstance(datasets, list) else ())]
     levels = [table for table in tables if isinstance(table, dict)]
-    for table in list(levels):
-        subsets = table.get("subsets")
-        levels += [s for s in (subsets if isinstance(subsets, list) else ()) if isinstance(s, dict)]
-    return levels
+    return [*levels, *_subsets_of(levels)]
+
+
+def _subsets_of(levels: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = [table.get("subsets") for table in levels]
+    subsets = [subset for own in found if isinstance(own, list) for subset in own]
+    return [subset for subset in subsets if isinstance(subset, dict)]
 
 
 def _with_own_keys(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content with `mask_dir` in place of sd-scripts' name, and without `cache_info`.
 
+    It is a key of subsets; elsewhere it stays, to be refused by the name that is in the file.
+
     Raises:
         ConfigError: A table has both names.
     """
-    for table in _levels_of(content):
+    levels = _levels_of(content)
+    for table in levels:
         table.pop(_ALWAYS, None)
+    for table in _subsets_of(levels):
         if _MASKS in table and "mask_dir" in table:
             raise ConfigError(
                 f"{path}: {_MASKS} and mask_dir of one table are the same setting; give one."

@@ -21,7 +21,7 @@ from impasto.config.renamed import FormerNameWarning, present_path, with_present
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
 from impasto.key_paths import values_by_path
-from impasto.member_paths import is_named
+from impasto.member_paths import COMPRESSED_TARS, is_named
 from impasto.parsing import parse_toml
 from impasto.remote_paths import is_remote
 
@@ -165,6 +165,10 @@ def load_run_of_source(path: Path) -> RunConfig | None:
     """
     if is_remote(path) or is_named(path):
         return None
+    if path.name.lower().endswith(COMPRESSED_TARS) and not presence.is_dir(path):
+        raise ConfigError(
+            f"{path} is a compressed tar, which has no places to read from; decompress it."
+        )
     if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"
     if presence.is_dir(path) or not path.suffix or is_metadata_file(path) or is_dataset_file(path):
