@@ -125,6 +125,10 @@ def is_container(name: str) -> bool:
     return name.lower().endswith(CONTAINERS) and SEGMENT.search(name) is None
 
 
+COMPRESSED_TARS = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
+"""Endings of tars without places to read members from."""
+
+
 def is_named(path: Path) -> bool:
     """Whether a path names such files themselves, by their ending or by wildcards.
 

@@ -20,6 +20,7 @@ from impasto.annotate.journal import Journal
 from impasto.annotate.notes import journals_in
 from impasto.annotate.undoing import undo
 from impasto.cli.dataset_annotation import _command_key
+from impasto.cli.dataset_caption import append_caption
 from impasto.data.folders.metadata import read_metadata
 from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
@@ -28,6 +29,7 @@ from impasto.progress import SilentProgress
 
 TAGGER = Path(__file__).parents[2] / "src" / "impasto" / "demo" / "tagger"
 CAPTIONER = TAGGER.with_name("captioner")
+TAG = ("dataset", "tag", "--model", TAGGER)
 SCRIPTS = Path(__file__).parents[2] / "finetune"
 
 
@@ -75,6 +77,25 @@ def test_tags_are_written_and_taken_back_byte_for_byte(folder):
     assert "nothing to undo" in nothing.stderr
 
 
+def test_words_are_appended_to_each_line_and_once(folder):
+    """Lines of a caption are alternatives, so each needs the new words."""
+    path = folder / "0000-sun.txt"
+    path.write_text("mine\nmine, too\n", encoding="utf-8")
+    for _ in range(2):
+        assert impasto(*TAG, folder, "--existing", "append").returncode == 0
+        first, second = path.read_text(encoding="utf-8").splitlines()
+        assert first.startswith("mine, sun")
+        assert second == f"mine, too{first[4:]}"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [("", "a cat"), ("a cat", "a cat"), ("my style, a cat", "my style, a cat"), ("a", "a, a cat")],
+)
+def test_a_caption_that_is_there_is_not_appended_again(before, after):
+    assert append_caption(before, "a cat") == after
+
+
 def test_a_dry_run_only_prints(folder):
     before = files_of(folder)
     done = impasto("dataset", "tag", folder, "--model", TAGGER, "--dry-run", "--counts")
@@ -92,6 +113,43 @@ def test_categories_that_no_tag_is_of(folder):
     done = impasto(*words, "artists")
     assert done.returncode == 2
     assert "'artists' is not one of" in done.stderr
+
+
+def test_a_rating_is_written_whatever_else_is_taken(folder):
+    words = (*TAG, folder, "--dry-run", "--only")
+    done = impasto(*words, "artist", "--rating", "last")
+    assert "0001-butterfly.webp: general\n" in done.stdout, done.stderr
+    done = impasto(*words, "rating")
+    assert done.returncode == 2
+    assert "--only rating has no effect: --rating is off" in done.stderr
+
+
+def test_tags_are_named_as_the_model_or_as_the_files_spell_them(folder):
+    done = impasto(
+        *TAG, folder, "--dry-run", "--drop", "brown_background", "--first", "pool_8_ball",
+        "--replace", "no_humans,nobody;nonsense,x",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "0002-pool-8-ball.webp: pool 8 ball, " in done.stdout
+    assert "background" not in done.stdout
+    assert "solo, nobody" in done.stdout
+    assert "has no tag 'nonsense'" in " ".join(done.stdout.split())
+
+
+def test_files_that_training_would_not_read_are_not_written(folder, tmp_path):
+    file = folder / "meta.json"
+    file.write_text('{"0001-butterfly.webp": {}}', encoding="utf-8")
+    data = tmp_path / "data.json"
+    subset = {"image_dir": str(folder), "caption_extension": "words"}
+    data.write_text(json.dumps({"datasets": [{"subsets": [subset]}]}), encoding="utf-8")
+    for source, option, value in ((file, "--metadata", file), (data, "--ending", ".words")):
+        done = impasto(*TAG, source)
+        assert done.returncode == 2
+        assert f"Add {option} {value}." in " ".join(done.stderr.split())
+        assert impasto(*TAG, source, option, value).returncode == 0
+    assert "butterfly" in file.read_text(encoding="utf-8")
+    assert (folder / "0001-butterfly.words").is_file()
+    assert not (folder / "0001-butterfly.txt").exists()
 
 
 def test_the_small_tagger_knows_the_demos_pictures():
@@ -195,7 +253,7 @@ def test_what_somebody_changed_since_is_left_alone(folder):
     edited = folder / "0001-butterfly.txt"
     edited.write_text("edited by hand\n", encoding="utf-8")
     done = impasto("dataset", "undo", folder)
-    assert "Left alone" in done.stdout
+    assert "Left alone: 0001-butterfly.txt: " in done.stdout
     assert edited.read_text(encoding="utf-8") == "edited by hand\n"
     assert not (folder / "0002-pool-8-ball.txt").exists()
 
@@ -304,6 +362,30 @@ def test_metadata_words_know_what_is_there(folder, tmp_path):
     with pytest.raises(RunError):
         undo(folders)
     assert journals_in(folders.journals) == []
+
+
+def test_words_in_metadata_are_counted_and_not_cleaned_in_silence(folder):
+    file = folder / "meta.json"
+    file.write_text('{"0001-butterfly.webp": {"tags": "wings, sky, sky"}}', encoding="utf-8")
+    done = impasto("dataset", "tags", file)
+    assert "2 tags in 1 image" in done.stdout, done.stderr
+    done = impasto("dataset", "clean", file, "--yes")
+    assert done.returncode == 0, done.stderr
+    assert "its caption is not in a file of its own" in " ".join(done.stdout.split())
+    assert "0 of 0 files would change" in done.stdout
+
+
+def test_metadata_is_matched_in_the_folder_of_images_alone_as_training_does(folder, tmp_path):
+    """A file of that name beside the metadata is another image."""
+    shutil.copy(folder / "0001-butterfly.webp", tmp_path / "other.webp")
+    file = tmp_path / "meta.json"
+    file.write_text('{"0001-butterfly.webp": {}, "other.webp": {}}', encoding="utf-8")
+    folders = folders_of(folder, file)
+    target = MetadataTarget(file, "tags", "missing", lambda a, b: b, lambda r: r.name, folders)
+    assert target._named == {folder / "0001-butterfly.webp": "0001-butterfly.webp"}
+    elsewhere = DatasetFolders((tmp_path / "away",), tmp_path / "j", file)
+    target = MetadataTarget(file, "tags", "missing", lambda a, b: b, lambda r: r.name, elsewhere)
+    assert target._named == {tmp_path / "other.webp": "other.webp"}
 
 
 def test_cleaning_shows_changes_before_it_writes(folder):

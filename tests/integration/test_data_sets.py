@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import sys
+import tomllib
 
 import numpy as np
 import pytest
@@ -440,6 +441,24 @@ def test_looking_after_the_cache(tmp_path, nano_model):
     assert impasto("dataset", "cache", "verify", folder, "--remove").returncode == 0
     again = impasto("dataset", "cache", folder, nano_model, *small)
     assert "Encoded now    2" in again.stdout
+
+
+@pytest.mark.parametrize("way", ["folder", "split"])
+def test_the_cache_of_a_run_holds_what_it_validates_on(run_file, tmp_path, nano_model, way):
+    """Images that are cropped anew each time have no latents, and held-out ones do."""
+    folder = draw_images(tmp_path / "others", 3, seed=9)
+    chosen = {"image_dir": str(folder)} if way == "folder" else {"split": 0.2}
+    run = run_file(validation={**chosen, "copies": "bytes"})
+    values = tomllib.loads(run.read_text(encoding="utf-8"))
+    values["dataset"]["random_crop"] = way == "split"
+    run.write_text(tomli_w.dumps(values), encoding="utf-8")
+    done = impasto("dataset", "cache", run, nano_model)
+    assert done.returncode == 0, done.stderr
+    expected = 13 + 3 if way == "folder" else round(13 * 0.2)
+    assert len(LatentCache(tmp_path / "derived" / "latents")) == expected
+    pruned = impasto("dataset", "cache", "prune", run, nano_model)
+    assert pruned.returncode == 0, pruned.stderr
+    assert "Dropped  0 entries" in pruned.stdout
 
 
 def test_pruning_drops_nothing_while_an_image_cannot_be_read(tmp_path, nano_model):

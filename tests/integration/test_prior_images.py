@@ -42,6 +42,10 @@ def test_what_was_stopped_is_finished_to_the_same_bits(draw, tmp_path):
     more = draw("reg", *words, "--count", "4")
     assert {name: more[name] for name in whole} == whole
     assert len([name for name in more if name.endswith(".png")]) == 4
+    (tmp_path / "reg" / "00001.txt").unlink()
+    (tmp_path / "reg" / "00002.txt").write_text("my own\n", encoding="utf-8")
+    again = draw("reg", *words, "--count", "4")
+    assert again == {**more, "00002.txt": b"my own\n"}
 
 
 def test_a_folder_of_other_settings_is_left_alone(draw, tmp_path):

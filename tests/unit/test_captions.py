@@ -1,7 +1,12 @@
 """Captions: sd-scripts' rules by recorded outputs, and our own promises of being repeatable."""
 
-import pytest
+import json
 
+import pytest
+import tomli_w
+from click.testing import CliRunner
+
+from impasto.cli.main import impasto
 from impasto.data.captions import CaptionRules, TrainingPosition, join_caption_and_tags
 
 FIELDS = {
@@ -86,3 +91,69 @@ def test_steady_words_do_not_depend_on_the_moment():
 )
 def test_caption_and_tags_are_joined(caption, tags, expected):
     assert join_caption_and_tags(caption, tags, ",") == expected
+
+
+def shown(*words):
+    done = CliRunner().invoke(impasto, ["dataset", "captions", *map(str, words)])
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def run_with(tmp_path, pictures, **changes):
+    for number, path in enumerate(sorted(pictures.glob("*.txt"))):
+        path.write_text(f"ball {number}, a, b, c, d, e", encoding="utf-8")
+    values = {
+        "output_dir": "out",
+        "model": {"path": "m"},
+        "training": {"max_steps": 1},
+        "dataset": {"image_dir": str(pictures), "shuffle_caption": True},
+        **changes,
+    }
+    path = tmp_path / "run.toml"
+    path.write_text(tomli_w.dumps(values), encoding="utf-8")
+    return path
+
+
+def test_captions_of_a_run_are_shown_with_its_own_seed(tmp_path, pictures):
+    run = run_with(tmp_path, pictures, seed=7)
+    own, same, other = (shown(run, "--json", *seed) for seed in ((), ("--seed", 7), ("--seed", 42)))
+    assert own == same != other
+
+
+def test_a_held_out_image_is_shown_with_the_words_that_validation_uses(tmp_path, pictures):
+    run = run_with(tmp_path, pictures, validation={"split": 0.2, "copies": "bytes"})
+    lines = shown(run, "--epochs", 3, "--images", 0).splitlines()
+    held_out = [line for line in lines if line.startswith("  held out: ")]
+    assert len(held_out) == round(13 * 0.2)
+    assert all(line.endswith(", a, b, c, d, e") for line in held_out)
+    images = json.loads(shown(run, "--images", 0, "--json"))["images"]
+    alone = [showings for showings in images.values() if "held_out" in showings[0]]
+    assert [len(showings) for showings in alone] == [1] * len(held_out)
+
+
+def test_the_templates_of_a_hypernetwork_are_put_around_captions(tmp_path, pictures):
+    run = run_with(
+        tmp_path,
+        pictures,
+        method={"kind": "hypernetwork", "templates": ["[filewords], art by [name]"]},
+        saving={"name": "sunny"},
+    )
+    lines = [line for line in shown(run).splitlines() if line.startswith("  epoch")]
+    assert lines
+    assert all(line.endswith(", art by sunny") for line in lines)
+
+
+def test_one_folder_in_three_datasets_is_three_times_in_the_json(tmp_path, pictures):
+    """And what it leaves out is counted."""
+    prefixes = ("x", "y", "z")
+    datasets = [
+        {"subsets": [{"image_dir": str(pictures), "caption_prefix": prefix}]} for prefix in prefixes
+    ]
+    path = tmp_path / "data.json"
+    path.write_text(json.dumps({"datasets": datasets}), encoding="utf-8")
+    value = json.loads(shown(path, "--json", "--images", 0))
+    assert (len(value["images"]), value["images_left_out"]) == (3 * 13, 0)
+    words = {one["caption"].split()[0] for own in value["images"].values() for one in own}
+    assert words == set(prefixes)
+    value = json.loads(shown(path, "--json"))
+    assert (len(value["images"]), value["images_left_out"]) == (10, 3 * 13 - 10)

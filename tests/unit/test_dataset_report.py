@@ -1,9 +1,13 @@
 """A report on a dataset replaces its own earlier one, and nothing else of the user's."""
 
 import json
+import shutil
 
 import pytest
+from click.testing import CliRunner
 
+from impasto.cli.main import impasto
+from impasto.demo.recipe import PICTURES
 from impasto.errors import ConfigError
 from impasto.report.dataset_page import ReportFiles
 
@@ -31,3 +35,21 @@ def test_the_mark_of_a_report_tells_no_path(tmp_path):
     target = ReportFiles(tmp_path / "page.html", tmp_path / "cats")
     assert "cats" not in target.mark
     assert target.mark == ReportFiles(tmp_path / "x.html", tmp_path / "dogs" / ".." / "cats").mark
+
+
+@pytest.mark.parametrize("source", ["pictures", "data.json"])
+def test_whole_paths_are_whole_where_the_source_is_relative(tmp_path, monkeypatch, source):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for name in ("a.webp", "b.webp"):
+        shutil.copy(next(PICTURES.glob("*.webp")), folder / name)
+    content = {"datasets": [{"subsets": [{"image_dir": "pictures"}]}]}
+    (tmp_path / "data.json").write_text(json.dumps(content), encoding="utf-8")
+    for options, begins in ((["--whole-paths"], f"{tmp_path}/"), ([], "pictures/")):
+        done = CliRunner().invoke(
+            impasto, ["dataset", "report", source, "--out", "r.html", *options]
+        )
+        assert done.exit_code == 0, done.output
+        ((path, *_),) = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))["equal"]
+        assert path.startswith(begins)

@@ -6,6 +6,7 @@ import re
 import pytest
 import tomli_w
 
+from impasto.cli.dataset_options import dataset_config
 from impasto.config.dataset_file import names_masks, read_dataset_file
 from impasto.config.differences import changed_settings
 from impasto.config.load import build_run_config, dump_toml, load_dataset_config
@@ -267,6 +268,23 @@ def test_contradictions(dataset, expected):
         built(dataset)
 
 
+@pytest.mark.parametrize("level", ["general", "datasets"])
+def test_the_key_of_masks_at_another_level_is_named_as_it_is_written(tmp_path, level):
+    content = {"datasets": [{"subsets": [{"image_dir": "a"}]}]}
+    above = content["datasets"][0] if level == "datasets" else content.setdefault("general", {})
+    above["conditioning_data_dir"] = "masks"
+    with pytest.raises(ConfigError, match=rf"{level}\S*\.conditioning_data_dir has no effect"):
+        read_dataset_file(file_of(tmp_path, content))
+
+
+@pytest.mark.parametrize("name", ["x.tar.gz", "x.TGZ"])
+def test_a_compressed_tar_is_called_that(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(b"\x1f\x8b\xff")
+    with pytest.raises(ConfigError, match="is a compressed tar"):
+        load_dataset_config(path, {})
+
+
 def test_a_path_stands_for_what_it_is(tmp_path):
     (tmp_path / "pictures").mkdir()
     assert load_dataset_config(tmp_path / "pictures", {}).image_dir == tmp_path / "pictures"
@@ -276,6 +294,42 @@ def test_a_path_stands_for_what_it_is(tmp_path):
     assert load_dataset_config(metadata, {}).metadata_file == metadata
     run = file_of(tmp_path, {**RUN, "dataset": {"image_dir": "z"}}, "run.toml")
     assert str(load_dataset_config(run, {}).image_dir) == "z"
+
+
+def test_a_cache_named_beside_the_settings_of_a_run_is_the_one_that_is_used(tmp_path):
+    run = file_of(tmp_path, {**RUN, "dataset": {"image_dir": "z", "cache_dir": "own"}}, "run.toml")
+    found = dataset_config(run, {"cache_dir": tmp_path / "elsewhere"})
+    assert found.derived_dir == tmp_path / "elsewhere"
+    assert str(dataset_config(run, {}).derived_dir) == "own"
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"resolution": 640}, "--resolution"),
+        ({"min_side": 128}, "--min-side"),
+        ({"no_upscale": True}, "--no-upscale"),
+        ({"flip": True}, "--flip"),
+    ],
+)
+def test_an_option_that_the_settings_of_a_run_decide_is_refused(tmp_path, options, flag):
+    run = file_of(tmp_path, {**RUN, "dataset": {"image_dir": "z"}}, "run.toml")
+    with pytest.raises(ConfigError, match=f"{flag} has no effect: .*run.toml is the settings"):
+        dataset_config(run, options)
+
+
+def test_an_option_counts_where_a_dataset_file_leaves_room_for_it(tmp_path):
+    path = file_of(tmp_path, CONTENT)
+    assert dataset_config(path, {"min_side": 128}).entries[1].min_bucket_reso == 128
+    with pytest.raises(ConfigError, match=r"--resolution has no effect: .*gives resolution itself"):
+        dataset_config(path, {"resolution": 640})
+    subsets = [{"image_dir": "a", "flip_aug": False}, {"image_dir": "b", "flip_aug": True}]
+    everywhere = file_of(tmp_path, {"datasets": [{"subsets": subsets}]}, "flips.json")
+    with pytest.raises(ConfigError, match="--flip has no effect"):
+        dataset_config(everywhere, {"flip": True})
+    somewhere = file_of(tmp_path, {"datasets": [{"subsets": [{"image_dir": "a"}, subsets[0]]}]})
+    first, second = dataset_config(somewhere, {"flip": True}).entries[0].subsets
+    assert (first.flip_aug, second.flip_aug) == (True, False)
 
 
 def test_defaults_change_no_caption():

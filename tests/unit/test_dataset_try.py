@@ -50,6 +50,17 @@ def test_each_model_says_its_words_and_nothing_is_written(folder, tmp_path):
     assert {name for name in names if not name.endswith(".webp")} <= {".impasto"}
 
 
+def test_one_model_with_two_settings_is_printed_twice(folder):
+    done = run(folder, "--tagger", TAGGER, "0.35", "--tagger", TAGGER, "1", "--sample", 1)
+    assert done.exit_code == 0, done.output
+    first, second = (
+        next(line for line in done.output.splitlines() if line.startswith(f"tagger {TAGGER} {of}"))
+        for of in ("0.35", "1 ")
+    )
+    assert "sun" in first
+    assert "sun" not in second
+
+
 def test_no_model_that_can_be_had_is_an_error(folder):
     done = run(folder, "--tagger", "nonsense", "default")
     assert isinstance(done.exception, ModelError)

@@ -320,6 +320,15 @@ def test_spelling():
     assert spelt(tags, replacements=rules) == ["1girl", "very long hair", "miku (vocaloid)"]
 
 
+def test_names_that_no_tag_has_are_told():
+    spelling = Spelling(
+        undesired=frozenset({"long hair", "lnog hair"}),
+        always_first=("miku", "very long hair"),
+        replacements={"long hair": "very long hair", "no such": "x"},
+    )
+    assert spelling.unknown(TABLE) == ["lnog hair", "long hair", "miku", "no such"]
+
+
 def test_appending_makes_no_doubles():
     spelling = Spelling()
     assert spelling.joined_to("my style,1girl", "1girl, solo") == "my style, 1girl, solo"

@@ -21,7 +21,7 @@ from impasto.errors import DatasetError
 from impasto.parsing import read_caption_file
 from impasto.storage_errors import cause_of
 
-_NOT_OWN = (
+NOT_OWN = (
     "its caption is not in a file of its own, but in metadata or in the file of the image that it "
     "is part of"
 )
@@ -125,6 +125,12 @@ def find_captions(
     return list(found.values()), list(skipped.values())
 
 
+def has_words_elsewhere(record: ImageRecord, ending: str) -> bool:
+    """Whether an image without a file of an ending has the words that would be in it."""
+    own = {TAGS: record.tags, CAPTION: record.caption}
+    return bool(own.get(ending, record.own_caption_text).strip())
+
+
 def changes_of(
     captions: Sequence[CaptionFile],
     operations: Sequence[Operation],
@@ -165,10 +171,7 @@ def changes_of(
 def _read(record: ImageRecord, file: Path, ending: str) -> tuple[str, str]:
     """The words in a file, and why they cannot be edited."""
     if not os.path.lexists(file):
-        elsewhere = {TAGS: record.tags, CAPTION: record.caption}.get(
-            ending, record.own_caption_text
-        )
-        return "", _NOT_OWN if elsewhere.strip() else ""
+        return "", NOT_OWN if has_words_elsewhere(record, ending) else ""
     try:
         if file.stat().st_size > LONGEST:
             return "", f"it has over {LONGEST >> 20} MiB, too large for a caption"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from impasto.annotate.cleaning import lines_of
 from impasto.annotate.dataset_folders import DatasetFolders
 from impasto.annotate.journal import Journal
 from impasto.annotate.undoing import UndoResult, undo
@@ -23,11 +24,30 @@ from impasto.data.records import ImageRecord
 from impasto.errors import DatasetError
 from impasto.parsing import read_caption_file
 
-__all__ = ["Join", "Journal", "MetadataTarget", "Policy", "Sidecars", "UndoResult", "undo"]
+__all__ = [
+    "Join",
+    "Journal",
+    "MetadataTarget",
+    "Policy",
+    "Sidecars",
+    "UndoResult",
+    "to_each_line",
+    "undo",
+]
 
 Policy = Literal["overwrite", "append", "missing"]
 Join = Callable[[str, str], str]
 """What was there, what is new -> what is written."""
+
+
+def to_each_line(join: Join) -> Join:
+    """A way to put words together, done for each line of what was there: lines are alternatives."""
+
+    def joined(before: str, new: str) -> str:
+        return "\n".join(join(line, new) for line in lines_of(before)) or new
+
+    return joined
+
 
 LONGEST_TEXT = 1 << 20  # bytes of a sidecar that is appended to
 
@@ -211,10 +231,8 @@ class MetadataTarget:
         entries = read_metadata(self.file).entries
         self._entries = {entry.key: entry for entry in entries}
         self._named = keys_of_files(entries, self.folders.roots)
-        known = set(self._named.values())
-        left = [entry for entry in entries if entry.key not in known]
-        if left:
-            self._named = keys_of_files(left, [self.file.parent]) | self._named
+        if not self._named:
+            self._named = keys_of_files(entries, [self.file.parent])
 
     def _key(self, record: ImageRecord) -> str:
         return self._named.get(record.path.absolute()) or self.key_of(record)

@@ -182,6 +182,17 @@ class Spelling:
         ordered = [*first, *(text for text in wanted if text not in first)]
         return [self._escaped(text) for text in ordered]
 
+    def unknown(self, table: TagTable) -> list[str]:
+        """Names that are left out, replaced or put first, and that are no tag of a model."""
+        rows = zip(table.names, table.categories, strict=True)
+        texts = {text for row in rows for text in self._texts(Tag(*row, 1.0))}
+        originals = set(map(UNDERSCORES[self.underscores], table.names))
+        unused = [
+            name for name in (*sorted(self.undesired), *self.always_first) if name not in texts
+        ]
+        unused += [name for name in self.replacements if name not in originals]
+        return list(dict.fromkeys(unused))
+
     def joined(self, texts: Sequence[str], before: str = "") -> str:
         """One line, after what is there already, without doubles."""
         bare = self.separator.strip() or self.separator

@@ -6,7 +6,6 @@ settings of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ import click
 
 from impasto.cli.dataset_cache import cache
 from impasto.cli.dataset_caption import caption
+from impasto.cli.dataset_captions import captions
 from impasto.cli.dataset_clean import clean, tags
 from impasto.cli.dataset_crop import crop
 from impasto.cli.dataset_edit import edit
@@ -41,13 +41,11 @@ from impasto.cli.dataset_try import try_models
 from impasto.cli.dataset_undo import undo
 from impasto.cli.groups import FullHelpGroup
 from impasto.cli.numbers import Finite
-from impasto.errors import ConfigError
 from impasto.member_paths import plain
 from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.data.planning.plan import Plan
-    from impasto.data.records import ImageRecord
     from impasto.data.scanning.scan import Scan
     from impasto.models.family import SizeConditioning
 
@@ -67,6 +65,7 @@ dataset.add_command(merge)
 dataset.add_command(report)
 dataset.add_command(tag)
 dataset.add_command(caption)
+dataset.add_command(captions)
 dataset.add_command(try_models)
 dataset.add_command(clean)
 dataset.add_command(tags)
@@ -214,136 +213,7 @@ def _most_cropped(plan: Plan) -> list[str]:
     """The five images of which most is cut away, with how much of each."""
     most = (-plan.table.cropped_fractions()).argsort(kind="stable")[:5]
     return [
-        f"{image.record.path.name} ({100 * image.cropped_fraction:.0f} %)"
+        f"{image.record.name} ({100 * image.cropped_fraction:.0f} %)"
         for image in (plan.images[index] for index in most.tolist())
         if image.cropped_fraction >= 0.005  # less would be shown as 0 %
     ]
-
-
-@dataset.command()
-@SOURCE
-@click.option(
-    "--epochs",
-    default=1,
-    show_default=True,
-    type=click.IntRange(1),
-    help="Epochs to show.",
-)
-@click.option(
-    "--images",
-    "--pictures",
-    "shown_images",
-    default=10,
-    show_default=True,
-    type=click.IntRange(0),
-    help="How many images to show; 0 means all.",
-)
-@click.option("--seed", default=42, show_default=True, help="The run's seed.")
-@click.option("--match", default="", help="Only images with this in their name.")
-@click.option("--image", default="", metavar="NAME", help="Only this image, below SOURCE.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON object, with tokens.")
-@click.option(
-    "--steps-per-epoch",
-    type=click.IntRange(1),
-    help="Steps per epoch, for token_warmup_step.  [default: one per image and repeat]",
-)
-@IMAGE_DIR
-@CACHE_DIR
-def captions(
-    source: Path,
-    epochs: int,
-    shown_images: int,
-    seed: int,
-    match: str,
-    image: str,
-    as_json: bool,  # noqa: FBT001
-    steps_per_epoch: int | None,
-    **options: Any,
-) -> None:
-    """Show the captions that training would see, exactly, epoch by epoch."""
-    from impasto.cli.console import Console
-    from impasto.config.load import load_run_of_source
-    from impasto.data.planning.regularisation import balance
-    from impasto.datasets.build import scan_all, split_of_source
-    from impasto.progress import SilentProgress
-
-    console = Console()
-    progress = SilentProgress() if as_json else console
-    config = dataset_config(source, options)
-    scan = scan_all(config, progress)
-    split = split_of_source(scan, load_run_of_source(source), config, progress)
-    found = balance(split.training)
-    records = [
-        record
-        for record in (*found, *split.held_out)
-        if match.lower() in record.name.lower() and image in ("", record.file_name)
-    ]
-    if not records:
-        asked = f"the name {image!r}, as --image" if image else f"{match!r} in its name, as --match"
-        raise ConfigError(f"No image has {asked} asks for.")
-    per_epoch = steps_per_epoch or sum(record.repeats for record in found)
-    if as_json:
-        _print_showings(records[: shown_images or None], epochs, seed, per_epoch)
-        return
-    for record in records[: shown_images or None]:
-        console.heading(record.name)
-        for line in _shown_captions(record, epochs, seed, per_epoch):
-            console.note(line)
-    left = len(records) - len(records[: shown_images or None])
-    if left:
-        console.note(f"\n... and {counted(left, 'more images')} (--images 0 shows all)")
-
-
-def _print_showings(
-    records: Sequence[ImageRecord], epochs: int, seed: int, steps_per_epoch: int
-) -> None:
-    """Print each showing of each image, with the tokens of its caption, begin and end left out."""
-    from impasto.cli.harmless import json_text
-    from impasto.models.networks.tokenizers import tokenizer_of
-    from impasto.models.tokenization.tokens import TextLayout, TextTokens
-    from impasto.models.tokenization.vocabulary import EOS
-
-    tokens = TextTokens(tokenizer_of({}, EOS), TextLayout())
-    found: dict[str, Any] = {}
-    for record in records:
-        showings = list(_showings(record, epochs, seed, steps_per_epoch))
-        lengths = tokens.lengths([text for *_, text in showings])
-        name = record.file_name
-        found[name if name not in found else plain(record.path.as_posix())] = [  # of another subset
-            {"epoch": epoch, "repeat": repeat, "caption": text, "tokens": length}
-            for (epoch, repeat, text), length in zip(showings, lengths, strict=True)
-        ]
-    click.echo(json_text({"images": found}))
-
-
-def _showings(
-    record: ImageRecord, epochs: int, seed: int, steps_per_epoch: int
-) -> Iterator[tuple[int, int, str]]:
-    """Epoch and repeat, both from 1 on, and the caption of each showing of an image."""
-    from impasto.data.captions import TrainingPosition
-
-    subset = record.subset
-    for epoch in range(epochs):
-        position = TrainingPosition(epoch + 1, epoch * steps_per_epoch, epochs * steps_per_epoch)
-        for repeat in range(record.repeats):
-            text = subset.captions.write(
-                record.caption_text,
-                position,
-                seed,
-                subset.dataset,
-                subset.number,
-                record.name,
-                repeat,
-            )
-            yield epoch + 1, repeat + 1, text
-
-
-def _shown_captions(
-    record: ImageRecord, epochs: int, seed: int, steps_per_epoch: int
-) -> Sequence[str]:
-    """A line for each showing."""
-    lines = []
-    for epoch, repeat, text in _showings(record, epochs, seed, steps_per_epoch):
-        again = f".{repeat}" if record.repeats > 1 else ""
-        lines.append(f"  epoch {epoch}{again}: {text or '(empty)'}")
-    return lines

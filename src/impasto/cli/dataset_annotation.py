@@ -96,7 +96,7 @@ def write_annotations(
         source: A folder, or what else names images.
         command: What the command does, in plain values: an interrupted one goes on.
         annotator: What gives words.
-        join: Puts words together for `append`.
+        join: Puts words together for `append`, in each line of what is there.
         column: What metadata calls the words.
         options: Those of `annotation_options`, and the folder of derived data.
         console: Prints what is done.
@@ -154,7 +154,33 @@ def _command_key(command: object, options: dict[str, Any]) -> str:
 def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     named = ("cache_dir", "executor", "ray_address")
     given = {name: options[name] for name in named}
-    return local_dataset_config(source, given, beside_images=options["metadata"] is None)
+    beside_images = options["metadata"] is None
+    config = local_dataset_config(source, given, beside_images=beside_images)
+    if beside_images:
+        _require_read(config, options["ending"])
+    return config
+
+
+def _require_read(config: DatasetConfig, ending: str) -> None:
+    """Make sure that training reads the files beside images that are to be written.
+
+    Raises:
+        ConfigError: The images have their words in metadata, or in files of another ending.
+    """
+    from impasto.errors import ConfigError
+
+    for subset in (subset for entry in config.entries for subset in entry.subsets):
+        file, read = subset.metadata_file, subset.caption_extension
+        if file is not None:
+            raise ConfigError(
+                f"The words of these images are in {shown(file)}: training would not read the "
+                f"{ending} files. Add --metadata {shown(file)}."
+            )
+        if read is not None and f".{read.lstrip('.')}".lower() != ending.lower():
+            raise ConfigError(
+                f"caption_extension is {read}: training would not read the {ending} files. Add "
+                f"--ending .{read.lstrip('.')}."
+            )
 
 
 def _reading(options: dict[str, Any]) -> ImageReading:
@@ -252,8 +278,9 @@ def _target(
     folders: DatasetFolders,
 ) -> Target:
     """Sidecars or metadata, as the options say."""
-    from impasto.annotate.caption_targets import MetadataTarget, Sidecars
+    from impasto.annotate.caption_targets import MetadataTarget, Sidecars, to_each_line
 
+    join = to_each_line(join)
     if options["metadata"] is None:
         return Sidecars(options["ending"], options["existing"], join, folders)
     return MetadataTarget(

@@ -29,8 +29,11 @@ from impasto.remote_paths import shown
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.dataset import DatasetConfig
+    from impasto.config.run import RunConfig
     from impasto.data.caching.latent_cache import CachedPlan
     from impasto.data.caching.npz_exchange import Exported
+    from impasto.data.engines.engine import Engine
+    from impasto.data.planning.plan import Plan
     from impasto.data.scanning.scan import Scan
     from impasto.models.networks.loading import BaseModel
 
@@ -81,7 +84,10 @@ def encode(
     export_te_npz: bool,  # noqa: FBT001
     **options: Any,
 ) -> None:
-    """Encode the images of SOURCE with MODEL's VAE ahead of training."""
+    """Encode the images of SOURCE with MODEL's VAE ahead of training.
+
+    For a run's settings, those that it validates on too.
+    """
     from impasto.checkpoints.hub import require_source
 
     require_source(model)
@@ -89,7 +95,7 @@ def encode(
     from impasto.data.caching.filling import cache_latents
     from impasto.data.caching.latent_cache import LatentCache
     from impasto.data.caching.npz_exchange import export_latents
-    from impasto.datasets.build import plan_dataset, require_usable, scan_all
+    from impasto.datasets.build import require_usable, scan_all, validation_folders
     from impasto.datasets.engines import open_engine
     from impasto.models.networks.vae import moments_encoder
     from impasto.models.networks.vae_recipe import with_recipe
@@ -102,13 +108,13 @@ def encode(
     if workers is not None:
         given["decode_workers"] = workers
     config = _config(source, options, given, writes_beside=writes_beside)
-    console = Console()
-    with open_engine(config, console) as engine:
+    console, run = Console(), _run_of(source, config)
+    with open_engine(config, console, validation_folders(run) if run else ()) as engine:
         scan = scan_all(config, console)
         require_usable(scan, config)
         if writes_beside:
             require_own_files(scan.records, _NO_NPZ)
-        planned = plan_dataset(config, scan.records)
+        planned = _plan_used(config, run, scan, console, engine)
         base, vae = _encoding_vae(config, model, console)
         text_ending = _text_ending(base) if export_te_npz else None
         latents = LatentCache(config.derived_dir / "latents")
@@ -131,6 +137,27 @@ def encode(
         texts = export_texts(result.table.records, base, text_ending, device, console)
         exports["Written as _te_outputs.npz"] = texts
     _report(console, source, scan.without(result.skipped), result, latents.folder, exports)
+
+
+def _run_of(source: Path, config: DatasetConfig) -> RunConfig | None:
+    """The run that SOURCE is the settings of, with those of the dataset as the options say."""
+    from impasto.config.load import load_run_of_source
+
+    run = load_run_of_source(source)
+    return None if run is None else run.model_copy(update={"dataset": config})
+
+
+def _plan_used(
+    config: DatasetConfig, run: RunConfig | None, scan: Scan, console: Console, engine: Engine
+) -> Plan:
+    """The plan of all images of a dataset; of a run, of those it trains and validates on."""
+    from impasto.data.record_table import join_records
+    from impasto.datasets.build import hold_out, plan_dataset
+
+    if run is None:
+        return plan_dataset(config, scan.records)
+    split = hold_out(scan, run, console, engine)
+    return plan_dataset(config, join_records([split.training, split.held_out]))
 
 
 def _config(
@@ -234,14 +261,20 @@ def prune(source: Path, model: str, **options: Any) -> None:
     from impasto.data.caching.latent_cache import LatentCache
     from impasto.data.caching.text_store import TEXTS, TextStore
     from impasto.data.caching.wanted_keys import keys_of_plan, require_read
-    from impasto.datasets.build import plan_dataset, scan_all
+    from impasto.data.record_table import join_records
+    from impasto.datasets.build import plan_dataset, scan_all, scan_of_validation
     from impasto.models.networks.vae import encoding_fingerprint
 
     config = dataset_config(source, options)
     console = Console()
     scan = scan_all(config, console)
     require_read(scan.skipped)
-    planned = plan_dataset(config, scan.records)
+    records, run = scan.records, _run_of(source, config)
+    if run is not None:
+        validation = scan_of_validation(scan, run)
+        require_read(validation.skipped)
+        records = join_records([records, validation.records])
+    planned = plan_dataset(config, records)
     base, vae = _encoding_vae(config, model, console)
     endings = base.family.npz_endings
     latents = LatentCache(config.derived_dir / "latents")

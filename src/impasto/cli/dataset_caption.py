@@ -102,5 +102,7 @@ def caption(source: Path, model: str, way: str, **options: Any) -> None:
 
 
 def append_caption(before: str, new: str) -> str:
-    """A new caption after what is there already, once."""
-    return f"{before}, {new}" if before and before != new else new
+    """A new caption after what a line has already, once."""
+    if not before or before == new:
+        return new
+    return before if before.endswith(f", {new}") else f"{before}, {new}"

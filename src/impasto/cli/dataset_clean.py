@@ -116,16 +116,28 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
 )
 @CACHE_DIR
 def tags(source: Path, ending: str, least: int, **options: Any) -> None:
-    """Count the tags of SOURCE."""
+    """Count the tags of SOURCE: those of its files, or of its metadata."""
     from impasto.annotate.cleaning import count_tags
     from impasto.cli.console import Console
     from impasto.data.folders.beside import SidecarLookup
 
     console = Console()
-    records = usable_images(local_dataset_config(source, options), console)
+    config = local_dataset_config(source, options)
+    records = usable_images(config, console)
     require_own_files(records)
+    in_metadata = {
+        (number, place)
+        for number, entry in enumerate(config.entries)
+        for place, subset in enumerate(entry.subsets)
+        if subset.metadata_file is not None
+    }
     beside = SidecarLookup(ending)
-    texts = {path: _read(path) for r in records if (path := beside.file(r.path, ending)).is_file()}
+    texts: dict[Path, str | None] = {}
+    for record in records:
+        if (record.subset.dataset, record.subset.number) in in_metadata:
+            texts[record.path] = record.tags
+        elif (path := beside.file(record.path, ending)).is_file():
+            texts[path] = _read(path)
     counts = count_tags(text for text in texts.values() if text is not None)
     rows = {name: count for name, count in counts.most_common() if count >= least}
     if rows:
@@ -147,14 +159,17 @@ def _find(
         options: The endings of the files.
         console: Is told of files that are skipped.
     """
+    from impasto.annotate.caption_files import NOT_OWN, has_words_elsewhere
     from impasto.data.folders.beside import SidecarLookup
 
     endings = (options["tags_ending"], options["captions_ending"])
     beside = SidecarLookup(*endings)
     found: tuple[dict[Path, str], dict[Path, str]] = ({}, {})
     for kind, ending in zip(found, endings, strict=True):
-        for path in dict.fromkeys(beside.file(record.path, ending) for record in records):
+        for path, record in {beside.file(r.path, ending): r for r in records}.items():
             if not os.path.lexists(path):
+                if console is not None and has_words_elsewhere(record, ending):
+                    console.note(f"Skipped: {path}: {NOT_OWN}")
                 continue
             reason, text = folders.why_not_written(path), None
             if not reason:

@@ -57,7 +57,7 @@ _KEYS = {
 
 
 def bucket_options(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options for buckets; they hold where SOURCE is a folder or says nothing."""
+    """Add the options for buckets; they hold where SOURCE does not say otherwise itself."""
     options = [
         click.option("--resolution", type=int, help="Side in pixels.  [default: 512]"),
         click.option("--min-side", type=int, help="Shortest bucket side.  [default: 256]"),
@@ -241,7 +241,8 @@ def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     """The settings of the dataset that SOURCE and the options stand for.
 
     Raises:
-        ConfigError: A file is malformed, or a value does not fit.
+        ConfigError: A file is malformed, a value does not fit, or SOURCE decides itself what an
+            option gives.
         UsageError: --image-dir is given and SOURCE is no metadata file.
     """
     from impasto.config.load import is_metadata_file, load_dataset_config
@@ -251,8 +252,27 @@ def dataset_config(source: Path, options: dict[str, Any]) -> DatasetConfig:
             f"--image-dir goes with a metadata file (.json or .jsonl); {source} is none."
         )
     given = {key: options.get(name) for name, key in _KEYS.items()}
-    found = load_dataset_config(source, {k: v for k, v in given.items() if v is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    _require_effect(source, given)
+    found = load_dataset_config(source, given)
     return with_executor(found, options.get("executor"), options.get("ray_address"))
+
+
+def _require_effect(source: Path, given: Iterable[str]) -> None:
+    from impasto.config.load import load_run_of_source, without_effect
+    from impasto.errors import ConfigError
+
+    unused = without_effect(source, given)
+    if not unused:
+        return
+    option = next(name for name, key in _KEYS.items() if key == unused[0]).replace("_", "-")
+    why = (
+        f"is the settings of a run, which say dataset.{unused[0]}. Take the option out, or change "
+        f"the settings"
+        if load_run_of_source(source) is not None
+        else f"gives {unused[0]} itself. Take one of the two out"
+    )
+    raise ConfigError(f"--{option} has no effect: {shown(source)} {why}.")
 
 
 def with_executor(

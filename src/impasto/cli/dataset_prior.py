@@ -104,7 +104,12 @@ def _draw(
     from impasto.models.networks.loading import load_base_model
     from impasto.models.reading.opening import locate
     from impasto.sampling.drawing import cut_warning, prepare_sampler
-    from impasto.sampling.prior import draw_missing, missing_images, require_same_folder
+    from impasto.sampling.prior import (
+        draw_missing,
+        missing_images,
+        require_same_folder,
+        write_missing_captions,
+    )
     from impasto.training.devices import default_device
 
     opened = open_options(options)
@@ -125,6 +130,8 @@ def _draw(
     there = plan.count - len(missing_images(folder, plan.count))
     if there:
         console.note(f"{counted(there, 'images are')} there already.")
+    if captions := write_missing_captions(plan, folder):
+        console.note(f"{counted(captions, 'captions were')} missing and are written again.")
     drawn = 0
     if there < plan.count:
         sampler = prepare_sampler(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,9 @@ from impasto.cli.dataset_options import (
     executor_options,
 )
 from impasto.cli.local_paths import WRITTEN
+
+if TYPE_CHECKING:
+    from impasto.config.dataset import DatasetConfig
 
 
 @click.command()
@@ -51,7 +54,10 @@ def report(
     if not overwrite:
         target.require_free()
     run = load_run_of_source(source)
-    health = examine_dataset(dataset_config(source, options), console, run)
+    config = dataset_config(source, options)
+    if whole_paths:
+        config = _with_whole_paths(config)
+    health = examine_dataset(config, console, run)
     write_dataset_report(health, target, console, ("paths",) if whole_paths else ())
     console.table(
         {
@@ -64,3 +70,20 @@ def report(
             "Data": target.data,
         }
     )
+
+
+def _with_whole_paths(config: DatasetConfig) -> DatasetConfig:
+    """The settings with the places of images named from the root of the file system."""
+    from impasto.remote_paths import absolute
+
+    def whole(named: Any) -> Any:
+        names = ("image_dir", "metadata_file", "mask_dir")
+        places = {name: getattr(named, name) for name in names}
+        return named.model_copy(update={n: absolute(p) for n, p in places.items() if p is not None})
+
+    datasets = tuple(
+        entry.model_copy(update={"subsets": tuple(map(whole, entry.subsets))})
+        for entry in config.datasets
+    )
+    found: DatasetConfig = whole(config).model_copy(update={"datasets": datasets})
+    return found

@@ -61,7 +61,8 @@ if TYPE_CHECKING:
     multiple=True,
     type=click.Choice(TAG_CATEGORIES),
     metavar="CATEGORY",
-    help="Write tags of this category alone, one of those above, rating or quality; repeatable.",
+    help="Write tags of this category alone; repeatable. --rating and --quality write theirs "
+    "besides.",
 )
 @click.option(
     "--by-score",
@@ -141,6 +142,11 @@ def tag(
         tagger.profile = as_logits(tagger.profile)
     balance = TAGGERS[model].balance if model in TAGGERS else None
     selection = selection_of(options, tagger.profile.thresholds, balance, model)
+    if unknown := spelling.unknown(tagger.table):
+        console.note(
+            f"{model} has no tag {', '.join(map(repr, unknown))}: --drop, --first and --replace do "
+            f"nothing with it."
+        )
     tagging: TagAnnotator | RemoteAnnotator = TagAnnotator(tagger, selection, spelling)
     if remote:
         on_gpu = tags_on_gpu(tagger, provider)
@@ -183,8 +189,10 @@ def load_tagger(
 
 
 def _spelling(options: dict[str, Any]) -> Spelling:
-    from impasto.annotate.tags import Spelling, parse_replacements
+    from impasto.annotate.tags import UNDERSCORES, Spelling, parse_replacements
     from impasto.errors import ConfigError
+
+    written = UNDERSCORES[options["underscores"]]  # names may be given as the model spells them
 
     try:
         replacements = parse_replacements(options["replace"])
@@ -192,13 +200,13 @@ def _spelling(options: dict[str, Any]) -> Spelling:
         raise ConfigError(f"--replace: {error}.") from error
     return Spelling(
         underscores=options["underscores"],
-        undesired=frozenset(options["undesired"]),
-        replacements=replacements,
+        undesired=frozenset(map(written, options["undesired"])),
+        replacements={written(old): new for old, new in replacements.items()},
         rating=options["rating"],
         quality=options["quality"],
         characters_first=options["characters_first"],
         expand_characters=options["expand_characters"],
-        always_first=options["always_first"],
+        always_first=tuple(map(written, options["always_first"])),
         escape_brackets=options["escape_brackets"],
     )
 
@@ -232,9 +240,24 @@ def selection_of(
         by_category=by_category,
         own_thresholds=asked == "model",
         mcut=options["mcut"],
-        categories=frozenset(options["only"] or CATEGORIES),
+        categories=_categories(options),
         by_score=options["by_score"],
     )
+
+
+def _categories(options: dict[str, Any]) -> frozenset[str]:
+    """Those that `--only` names, with those of which `--rating` and `--quality` write a tag."""
+    from impasto.annotate.tags import CATEGORIES, ONE_OF
+    from impasto.errors import ConfigError
+
+    only = options["only"]
+    unwritten = sorted(category for category in ONE_OF & set(only) if options[category] == "off")
+    if unwritten:
+        name = unwritten[0]
+        raise ConfigError(
+            f"--only {name} has no effect: --{name} is off. Add --{name} first or --{name} last."
+        )
+    return frozenset(only or CATEGORIES) | {name for name in ONE_OF if options[name] != "off"}
 
 
 def _probability(name: str, text: str) -> float:

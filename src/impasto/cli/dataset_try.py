@@ -115,6 +115,7 @@ def _tagging(model: str, setting: str, console: Console) -> Annotator[Any]:
     options = {
         "threshold": None if setting in ("", _DEFAULT) else setting,
         "by_category": (), "mcut": False, "only": (), "by_score": False,
+        "rating": "off", "quality": "off",
     }  # fmt: skip
     balance = TAGGERS[model].balance if model in TAGGERS else None
     selection = selection_of(options, tagger.profile.thresholds, balance, model)
@@ -154,6 +155,11 @@ def _tell(
     for record in records:
         console.heading(record.name)
         console.table(
-            {c["model"]: c["words"].get(record.file_name, "") for c in found if "words" in c}
+            {_label(c): c["words"].get(record.file_name, "") for c in found if "words" in c}
             or {"": ""}
         )
+
+
+def _label(column: dict[str, Any]) -> str:
+    """What a column is called: one model may be tried with several settings."""
+    return " ".join(filter(None, (column["kind"], column["model"], column["setting"])))

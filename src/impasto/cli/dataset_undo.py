@@ -68,11 +68,20 @@ def undo(
     undone = undoing.undo(folders, edit, force=force, keep=keep)
     console.note(f"{counted(undone.restored, 'files are')} restored.")
     for path, reason in undone.unchanged:
-        console.note(f"Left alone: {path}: {reason}")
+        console.note(f"Left alone: {_below(path, folders)}: {reason}")
     if len(undone.unchanged) > undone.blocked and not keep:
         asked = ("--force",) if edit is None else (edit, "--force")
         forced = undo_command(source, folders, *asked, cache_dir=options["cache_dir"])
         console.note(f"To restore what was changed: {forced} (--keep leaves it as it is for good)")
+
+
+def _below(path: Path, folders: DatasetFolders) -> str:
+    """A path as short as it can be read: below the folder of the dataset that it is in."""
+    from impasto.files import real_path
+
+    roots = (real_path(root) for root in folders.roots)
+    below = (str(path.relative_to(root)) for root in roots if path.is_relative_to(root))
+    return next(below, str(path))
 
 
 def _config(source: Path, options: dict[str, Any], metadata: Path | None) -> DatasetConfig:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,25 +82,52 @@ def names_masks(path: Path) -> bool:
     return any(_MASKS in level for level in _levels_of(_read(path)))
 
 
+def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
+    """Which of some keys a dataset configuration gives for all of its datasets.
+
+    A fallback for one of them counts nowhere (`read_dataset_file`).
+
+    Raises:
+        ConfigError: The file is missing or malformed.
+    """
+    content = _with_own_keys(_read(path), path)
+    general, datasets = content.get("general"), content.get("datasets")
+    above = set(general) if isinstance(general, dict) else set()
+    given = []
+    for table in datasets if isinstance(datasets, list) else ():
+        if isinstance(table, dict):
+            subsets = [set(s) for s in table.get("subsets") or () if isinstance(s, dict)]
+            of_subsets = set.intersection(*subsets) if subsets else set()
+            given.append(above | set(table) | of_subsets)
+    return [key for key in keys if given and all(key in level for level in given)]
+
+
 def _levels_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """The tables of a configuration: what holds for all, of each dataset, of each subset."""
     datasets = content.get("datasets")
     tables = [content.get("general"), *(datasets if isinstance(datasets, list) else ())]
     levels = [table for table in tables if isinstance(table, dict)]
-    for table in list(levels):
-        subsets = table.get("subsets")
-        levels += [s for s in (subsets if isinstance(subsets, list) else ()) if isinstance(s, dict)]
-    return levels
+    return [*levels, *_subsets_of(levels)]
+
+
+def _subsets_of(levels: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    found = [table.get("subsets") for table in levels]
+    subsets = [subset for own in found if isinstance(own, list) for subset in own]
+    return [subset for subset in subsets if isinstance(subset, dict)]
 
 
 def _with_own_keys(content: dict[str, Any], path: Path) -> dict[str, Any]:
     """The content with `mask_dir` in place of sd-scripts' name, and without `cache_info`.
 
+    It is a key of subsets; elsewhere it stays, to be refused by the name that is in the file.
+
     Raises:
         ConfigError: A table has both names.
     """
-    for table in _levels_of(content):
+    levels = _levels_of(content)
+    for table in levels:
         table.pop(_ALWAYS, None)
+    for table in _subsets_of(levels):
         if _MASKS in table and "mask_dir" in table:
             raise ConfigError(
                 f"{path}: {_MASKS} and mask_dir of one table are the same setting; give one."

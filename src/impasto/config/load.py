@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from impasto import presence
 from impasto.config.dataset import DatasetConfig, DatasetKeys
-from impasto.config.dataset_file import is_dataset_file, read_dataset_file
+from impasto.config.dataset_file import is_dataset_file, keys_of_all_datasets, read_dataset_file
 from impasto.config.dreambooth import with_dreambooth_folders
 from impasto.config.former import with_former_values
 from impasto.config.moved import as_seen_from, cache_of_moved_run, folder_of_paths
@@ -22,12 +22,15 @@ from impasto.config.renamed import FormerNameWarning, present_path, with_present
 from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
 from impasto.errors import ConfigError
 from impasto.key_paths import values_by_path
-from impasto.member_paths import is_named
+from impasto.member_paths import COMPRESSED_TARS, is_named
 from impasto.parsing import parse_toml
 from impasto.remote_paths import is_remote
 
 if TYPE_CHECKING:
     from impasto.config.run import RunConfig
+
+_KEPT_BY_RUNS = ("cache_dir",)
+"""Keys of `[dataset]` that may be given beside the settings of a run: they change no image."""
 
 
 def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -147,7 +150,8 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
         path: A folder, or a tar or table of images; a URL of those or of a metadata file; a
             `.toml` or `.json` dataset configuration of sd-scripts; the settings of a run; or the
             directory of a run.
-        values: Keys of `[dataset]` that hold where those do not say otherwise.
+        values: Keys of `[dataset]` that hold where those do not say otherwise. Of a run,
+            `cache_dir` is the only one that holds: the others say what it is trained on.
 
     Raises:
         ConfigError: As for `load_run_config`.
@@ -157,12 +161,30 @@ def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
         return build_dataset_config({**values, kind: path}, source="command line")
     run = load_run_of_source(path)
     if run is not None:
-        return run.dataset
+        kept = {key: values[key] for key in _KEPT_BY_RUNS if key in values}
+        checked = build_dataset_config({**kept, "image_dir": "."}, source="command line")
+        return run.dataset.model_copy(update={key: getattr(checked, key) for key in kept})
     if presence.is_dir(path) or not path.suffix or is_named(path):
         return build_dataset_config({**values, "image_dir": path}, source="command line")
     if is_metadata_file(path):
         return build_dataset_config({**values, "metadata_file": path}, source="command line")
     return build_dataset_config({**values, "config": path}, source=str(path))
+
+
+def without_effect(path: Path, keys: Iterable[str]) -> list[str]:
+    """Which of some keys of `[dataset]` a source decides itself, as `load_dataset_config` reads it.
+
+    Raises:
+        ConfigError: As for `load_run_config`.
+    """
+    asked = [key for key in keys if key not in _KEPT_BY_RUNS]
+    if not asked or is_remote(path):
+        return []
+    if load_run_of_source(path) is not None:
+        return asked
+    if presence.is_dir(path) or not path.suffix or is_named(path) or is_metadata_file(path):
+        return []
+    return keys_of_all_datasets(path, asked)
 
 
 def load_run_of_source(path: Path) -> RunConfig | None:
@@ -175,6 +197,10 @@ def load_run_of_source(path: Path) -> RunConfig | None:
     """
     if is_remote(path) or is_named(path):
         return None
+    if path.name.lower().endswith(COMPRESSED_TARS) and not presence.is_dir(path):
+        raise ConfigError(
+            f"{path} is a compressed tar, which has no places to read from; decompress it."
+        )
     if presence.is_dir(path) and presence.is_file(path / "config.toml"):
         path = path / "config.toml"
     if presence.is_dir(path) or not path.suffix or is_metadata_file(path) or is_dataset_file(path):

@@ -20,7 +20,12 @@ from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord, Size
 from impasto.data.scanning.scan import Scan, decode_all, join_scans
 from impasto.datasets.engines import open_engine
-from impasto.datasets.held_out import Split, split_records
+from impasto.datasets.held_out import (
+    Split,
+    scan_validation,
+    split_records,
+    without_augmentation,
+)
 from impasto.datasets.sources import (
     build_subset,
     columns_of,
@@ -35,6 +40,9 @@ from impasto.remote_paths import shown
 
 if TYPE_CHECKING:
     from impasto.config.run import RunConfig
+    from impasto.data.containers.containers import Columns
+    from impasto.data.folders.listing import Sidecars
+    from impasto.data.subsets import Subset
 
 
 def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
@@ -216,11 +224,30 @@ def hold_out(
     Raises:
         DatasetError: As `split_records`.
     """
-    subsets = config.dataset.entries[0].subsets
-    first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
-    like = build_subset(first, 0, 0)
-    text_sources = sidecars_of(first), columns_of(first)
+    like, text_sources = _of_first(config.dataset)
     return split_records(scan, config, like, text_sources, progress, engine)
+
+
+def scan_of_validation(scan: Scan, config: RunConfig, engine: Engine = LOCAL) -> Scan:
+    """All images that a run may validate on, used as it does: of its folder, or any of its own.
+
+    Copies are not looked for, so nothing is read or written but headers and words.
+
+    Args:
+        scan: The images of the dataset.
+        config: The settings of the run.
+        engine: Runs what is done.
+    """
+    folder = config.validation.image_dir
+    found = scan if folder is None else scan_validation(folder, *_of_first(config.dataset), engine)
+    return replace(found, records=found.records.with_subsets(without_augmentation))
+
+
+def _of_first(config: DatasetConfig) -> tuple[Subset, tuple[Sidecars, Columns]]:
+    """The first subset that is trained on, and where its words are from."""
+    subsets = config.entries[0].subsets
+    first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
+    return build_subset(first, 0, 0), (sidecars_of(first), columns_of(first))
 
 
 def split_of_source(

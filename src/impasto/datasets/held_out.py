@@ -78,9 +78,7 @@ def split_records(
     progress = progress or SilentProgress()
     folder = config.validation.image_dir
     if folder is not None:
-        subset = replace(like, root=folder_of(folder), reads_npz=False)
-        sidecars, columns = text_sources
-        own = scan_folder(folder, subset=subset, sidecars=sidecars, columns=columns, engine=engine)
+        own = scan_validation(folder, like, text_sources, engine)
         return _beside_folder(scan.records, own, config, progress, engine)
     held, alike, copies = _held_out(scan.records, config, progress, engine)
     training = scan.records.select(~held) if held.any() else scan.records
@@ -91,6 +89,22 @@ def split_records(
             f"Lower validation.split."
         )
     return Split(training, held_out, alike, copies)
+
+
+def scan_validation(
+    folder: Path, like: Subset, text_sources: tuple[Sidecars, Columns], engine: Engine = LOCAL
+) -> Scan:
+    """The images of the folder of validation, copies of those trained on among them.
+
+    Args:
+        folder: The folder.
+        like: How they are used: as those of this subset.
+        text_sources: The endings of the files with their words, and the columns of tables.
+        engine: Runs what is done.
+    """
+    subset = replace(like, root=folder_of(folder), reads_npz=False)
+    sidecars, columns = text_sources
+    return scan_folder(folder, subset=subset, sidecars=sidecars, columns=columns, engine=engine)
 
 
 def without_augmentation(subset: Subset) -> Subset:

@@ -134,6 +134,25 @@ def draw_missing(plan: PriorPlan, folder: Path, sampler: Sampler, progress: Prog
     return len(missing)
 
 
+def write_missing_captions(plan: PriorPlan, folder: Path) -> int:
+    """Write the captions that are not there, of images that are; those that are there stay.
+
+    Returns:
+        How many were written.
+
+    Raises:
+        StorageError: The disk is full.
+    """
+    written = 0
+    for number in range(plan.count):
+        image = _image(folder, number)
+        caption = image.with_suffix(CAPTION)
+        if presence.exists(image) and not presence.exists(caption):
+            files.write_text(caption, f"{plan.text_at(number)}\n")
+            written += 1
+    return written
+
+
 def _image(folder: Path, number: int) -> Path:
     return folder / f"{number:05d}.png"
 

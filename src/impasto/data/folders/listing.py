@@ -22,7 +22,7 @@ from impasto.data.folders.found_image import FoundImage as FoundImage
 from impasto.data.folders.left_out import LeftOut
 from impasto.data.folders.object_tree import Entry, ObjectTree
 from impasto.data.folders.stamping import stat_image as stat_image
-from impasto.member_paths import is_container
+from impasto.member_paths import COMPRESSED_TARS, is_container
 from impasto.parsing import is_text, printable
 from impasto.remote_paths import is_remote
 
@@ -48,7 +48,6 @@ CONTAINER_BESIDE = (
     "may hold images, not looked into beside images that are files; give it as the image_dir of a "
     "subset of its own"
 )
-_COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz", ".tar.zst")
 _PACKED = "a compressed tar, which is not looked into; decompress it to .tar, as with gunzip"
 _ODD_KEY = "its key has a part that is empty or made of dots; copy it to another"
 _REPEATS = re.compile(r"(\d+)_(.+)$")
@@ -232,7 +231,7 @@ class _Listing:
         images = set(self._images) if rest else set()
         stems = {normalized_name(os.path.splitext(name)[0] + ".x"): name for name in images}  # noqa: PTH122
         for name in rest:
-            packed = _PACKED if name.lower().endswith(_COMPRESSED) else ""
+            packed = _PACKED if name.lower().endswith(COMPRESSED_TARS) else ""
             held = CONTAINER_BESIDE if is_container(name) else packed
             reason = held or self._doubt(name, images, stems)
             if reason:
