@@ -119,6 +119,9 @@ def test_averaged_weights_are_chosen_and_never_written_again(nano_model, ldm_fil
     for name, tensor in plain.items():
         expected = tensor + 1 if name.startswith(prefix) else tensor
         assert torch.equal(found[name], expected), name
+    both = impasto("convert", file, tmp_path / "x.ckpt", "--ema", "--weights", "plain")
+    assert both.returncode == 2
+    assert "contradict" in both.stderr
     result = impasto("convert", file, tmp_path / "by-flag.ckpt", "--ema", "--dtype", "fp16")
     assert result.returncode == 0, result.stderr
     assert f"{len(averaged)} tensors" in result.stdout  # the averaged weights are named

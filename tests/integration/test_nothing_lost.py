@@ -48,6 +48,17 @@ def test_prompts_that_are_cut_are_said(nano_model, tmp_path):
     done = impasto("sample", nano_model, "cat " * 224, "cat " * 226, *small)
     assert done.returncode == 0, done.stderr
     assert "Warning: 1 prompt has over 225 tokens" in done.stdout
+    assert "the rest is ignored: 'cat cat" in done.stdout.replace("\n", " ")
+
+
+def test_the_file_says_how_text_was_read_where_that_is_not_the_usual(nano_model, tmp_path):
+    words = ("sample", nano_model, "a (cat)", "--width", 32, "--height", 32, "--steps", 1)
+    texts = []
+    for more in ((), ("--clip-skip", 2, "--emphasis", "no_norm")):
+        assert impasto(*words, *more, "--out", tmp_path / "o").returncode == 0
+        with Image.open(tmp_path / "o" / f"{len(texts):04d}-1.png") as image:
+            texts.append(image.info["parameters"])
+    assert texts[1] == f"{texts[0]}, Clip skip: 2, Emphasis: No norm"
 
 
 def test_keep_models_counts_own_models_only(train_config, tmp_path):

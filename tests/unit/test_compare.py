@@ -19,7 +19,8 @@ from impasto.config.run import RunConfig
 from impasto.errors import RunError
 from impasto.report.charts import curves_chart
 from impasto.report.compare_page import line_class, write_comparison
-from impasto.report.comparison import figures_of, matching_samples, nearest
+from impasto.report.comparison import figures_of, nearest
+from impasto.report.matching import matching_samples
 from impasto.runs import RunDirectory, step_name
 
 BASE = '[model]\npath="a"\n[dataset]\nimage_dir="d"\n[training]\nmax_steps=5\n'
@@ -116,6 +117,13 @@ def test_figures_name_the_last_and_the_best_value_with_their_steps(tmp_path):
     assert found.state == "finished"
 
 
+def test_the_speed_is_the_median_of_all_lines(tmp_path):
+    run = made_run(tmp_path / "run")
+    for step, speed in enumerate((1.0, 2.0, 4.0, 9.0), 1):
+        run.append_metrics({"step": step, "images_per_s": speed, "time": 1.0})
+    assert figures_of(run).images_per_s == 3.0
+
+
 def test_a_damaged_run_is_compared_as_far_as_it_can_be_read(tmp_path):
     run = made_run(tmp_path / "run", losses=[(1, 0.5)], phase="training")
     with run.metrics_file.open("ab") as file:
@@ -149,6 +157,28 @@ def test_samples_are_matched_by_prompt_and_seed_and_not_by_their_names(tmp_path)
         "a\nSeed: 7": (None, "001.png"),
     }
     assert matching_samples([one, two])[0].parameters == "b\nSeed: 2"
+
+
+def test_samples_of_other_settings_are_matched_and_what_differs_is_shown(tmp_path):
+    of_one = "a, b: c\nSteps: 20, Sampler: DDIM, CFG scale: 7, Seed: 1, Size: 64x64"
+    of_two = of_one.replace("\n", "\nNegative prompt: d\n").replace("DDIM", "Euler")
+    one = made_run(tmp_path / "1", samples={3: {"000.png": of_one}})
+    two = made_run(
+        tmp_path / "2", samples={3: {"000.png": of_one.replace("64x", "8x"), "001.png": of_two}}
+    )
+    row = matching_samples([one, two])[0]
+    assert (row.parameters, row.files) == (of_one, ("000.png", "001.png"))
+    assert row.differing == (
+        "Sampler: DDIM, Negative prompt: none", "Sampler: Euler, Negative prompt: d",
+    )  # fmt: skip
+
+
+def test_what_one_run_draws_twice_is_matched_in_order(tmp_path):
+    both = {f"00{n}.png": f"a\nSampler: {name}, Seed: 1" for n, name in enumerate(("x", "y"))}
+    runs = [made_run(tmp_path / name, samples={3: both}) for name in "12"]
+    rows = matching_samples(runs)
+    assert [row.files for row in rows] == [("000.png", "000.png"), ("001.png", "001.png")]
+    assert [row.differing for row in rows] == [("", "")] * 2
 
 
 @given(st.lists(st.integers(0, 100)), st.integers(0, 100))

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
+from impasto.cli.sample import _native_size
 from impasto.config.compatibility import goes_together
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.field_docs import docs_of
@@ -276,3 +277,12 @@ def test_a_run_that_was_begun_with_what_had_no_effect_goes_on(changes, tmp_path)
     assert changed.is_begun
     assert goes_together(changed)
     assert not build_run_config(MINIMAL, source="t").is_begun
+
+
+def test_a_run_that_was_begun_with_what_had_no_effect_is_drawn_with(tmp_path):
+    """Its size comes from settings that a new run could not have."""
+    values = {
+        **MINIMAL, "dataset": {"image_dir": "a", "validation_seed": 3, "resolution": 264},
+    }  # fmt: skip
+    (tmp_path / "config.toml").write_text(tomli_w.dumps(values), encoding="utf-8")
+    assert _native_size(str(tmp_path), None) == (264, 264)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from conftest import impasto
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -34,6 +35,21 @@ def contents(structure=None, **facts):
 def same(one, other):
     ours, theirs = one.tensors(), other.tensors()
     return ours.keys() == theirs.keys() and all(torch.equal(ours[n], theirs[n]) for n in ours)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--ema"], ["--unet-dtype", "fp16"], ["--vae", "x.pt"], ["--weights", "plain"],
+        ["--family", "sd1"], ["--variant", "fp16"],
+    ],
+)  # fmt: skip
+def test_options_of_models_have_no_effect_and_are_refused(tmp_path, words):
+    write_hypernetwork(contents(), tmp_path / "n.pt", "a1111")
+    refused = impasto("convert", tmp_path / "n.pt", tmp_path / "o.pt", *words)
+    assert refused.returncode == 2
+    assert f"{words[0]} has no effect on a hypernetwork" in refused.stderr
+    assert not (tmp_path / "o.pt").exists()
 
 
 @pytest.mark.parametrize("dialect", ["a1111", "portable", "novelai", "safetensors"])

@@ -41,7 +41,7 @@ from impasto.training.saving.own_models import OwnModels
 def test_a_run_without_losses_of_images_is_judged_by_a_limit(points, word, overfits):
     learning = learning_of([Validation(*point) for point in points])
     assert word in learning.sentence()
-    assert "did not record" in learning.sentence()
+    assert "by a fixed limit of 2 %: this run did not record" in learning.sentence()
     assert learning.is_overfitting is overfits
 
 

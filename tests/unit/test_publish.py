@@ -209,6 +209,13 @@ def test_the_table_of_losses_has_no_rows_without_any(tmp_path):
 # licences, names, files
 
 
+def test_a_folder_with_a_number_in_its_name_keeps_it_in_the_title(tmp_path):
+    folder = tmp_path / "model-v1.5"
+    folder.mkdir()
+    assert "# model-v1.5\n" in make_card(folder, None, RAIL).text
+    assert "# a-v1.5\n" in make_card(tmp_path / "a-v1.5.ckpt", None, RAIL).text
+
+
 def test_a_licence_is_required_and_known():
     assert set(COMMON) <= set(LICENSES)
     for license_id in LICENSES:
@@ -339,6 +346,32 @@ def test_a_card_of_ones_own_is_taken(run, hub, tmp_path):
     assert "does not begin" in refused.stderr
 
 
+def test_only_images_that_the_card_names_are_sent(run, hub, tmp_path):
+    samples = tmp_path / "samples"
+    samples.mkdir()
+    for name in ("mine 1.png", "shown.png", "strangers.png"):
+        (samples / name).write_bytes(b"x")
+    card = tmp_path / "mine.md"
+    shown = "![a](samples/mine%201.png) <img src='samples/shown.png'> ![L](curves/loss.svg)"
+    card.write_text(f"---\nlicense: mit\n---\n\n{shown}\n", encoding="utf-8")
+    words = (run.path, "ada/style", "--license", "mit", "--card", card, "--yes")
+    assert publish(hub, tmp_path, *words).returncode == 0
+    sent = {name for name in hub.repos["ada/style"] if name and "/" in name}
+    assert sent == {"samples/mine 1.png", "samples/shown.png", "curves/loss.svg"}
+
+
+def test_a_new_card_takes_the_images_of_the_former_one_away(run, hub, tmp_path):
+    samples = tmp_path / "card" / "samples"
+    samples.mkdir(parents=True)
+    for name in ("005.png", "mine.png"):
+        (samples / name).write_bytes(b"x")
+    words = (run.path, "ada/style", "--out", "card")
+    publish(hub, tmp_path, *words)
+    assert (samples / "005.png").is_file()  # no card was written here: it is somebody's
+    publish(hub, tmp_path, *words)
+    assert {path.name for path in samples.iterdir()} == {"001.png", "mine.png"}
+
+
 def test_nothing_is_written_into_what_is_published(run, hub, tmp_path):
     said = publish(hub, tmp_path, run.path, "ada/style", "--out", run.path / "card")
     assert said.returncode == 2
@@ -349,6 +382,12 @@ def test_what_inspect_writes_is_never_the_model(tmp_path):
     model = tmp_path / "m.safetensors"
     model.write_bytes(WEIGHTS)
     assert impasto("inspect", model, "--out", model).returncode == 2
+    there = tmp_path / "notes.json"
+    there.write_text("[]", encoding="utf-8")
+    refused = impasto("inspect", model, "--out", there)
+    assert refused.returncode == 5
+    assert "already there" in refused.stderr
+    assert there.read_text(encoding="utf-8") == "[]"
     assert model.read_bytes() == WEIGHTS
 
 
@@ -390,6 +429,7 @@ def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path):
         (["ada/two", "--out", "m"], {"HF_HUB_OFFLINE": "1"}, 4, "OfflineModeIsEnabled"),
         (["nonsense", "--out", "m"], {}, 2, "owner/name"),
         (["ada/two", "--file", "a.ckpt"], {}, 2, "--out"),
+        (["ada/two", "--out", "m", "--file", "a.ckpt", "--variant", "fp16"], {}, 2, "--variant"),
     ):
         said = download(hub, tmp_path, *words, **changes)
         assert (said.returncode, sentence in said.stderr) == (code, True), said.stderr

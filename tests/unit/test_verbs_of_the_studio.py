@@ -181,12 +181,18 @@ def test_a_model_of_a_run_goes_into_the_trash_beside_the_run(place):
     done = impasto("models", "delete", run.export / "dog.safetensors", "--yes")
     assert "has exported it" in plain(done)
     assert "No run in the current folder and no job of queue needs it" in plain(done)
-    assert list((place / "runs" / ".trash").glob("*/dog.safetensors"))
+    (moved,) = (place / "runs" / ".trash").glob("*/dog.safetensors")
+    assert f"models restore {moved}" in plain(done)
     assert not (run.path / ".trash").exists()
-    for path in ("models/notes.txt", "models", "models/missing.ckpt"):
+    for path, words in (
+        ("models/notes.txt", "is no model"),
+        ("models", "is no model"),
+        ("models/missing.ckpt", "is not there"),
+    ):
         refused = impasto("models", "delete", path, "--yes")
         assert refused.returncode == 4, path
-        assert "is no model" in plain(refused)
+        assert words in plain(refused)
+    assert "models list --deleted" in plain(refused)
     assert (place / "models" / "notes.txt").is_file()
 
 

@@ -38,7 +38,7 @@ def fetch_copy(
         folder: Where the model's folder or file is put, under its own name.
         layouts: The folders of the families that are known.
         progress: Is told what is downloaded.
-        variant: Which set of weights where there are several, such as `fp16`.
+        variant: Which set of weights where there are several, such as `fp16`; not with `file`.
         file: A file of the repository, instead of what it is as a whole.
 
     Returns:

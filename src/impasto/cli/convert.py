@@ -15,6 +15,11 @@ from impasto.errors import ConfigError
 from impasto.remote_paths import is_remote
 
 FORMATS_OF_HYPERNETWORKS = ("a1111", "portable", "novelai")
+_OF_MODELS = (
+    "ema", "unet_dtype", "text_encoder_dtype", "vae_dtype", "vae", "family", "prediction_type",
+    "weights", "variant",
+)  # fmt: skip
+"""Options that a hypernetwork, which is one small network, has no use for."""
 
 
 @click.command()
@@ -54,6 +59,7 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     console = Console()
     file = locate(source, OpenOptions(), console) if is_remote(source) else Path(source)
     if presence.is_file(file) and _kind_of(file) is HYPERNETWORK:
+        _require_of_hypernetworks(options)
         written = convert_hypernetwork(
             file,
             target,
@@ -67,6 +73,8 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
     if form in FORMATS_OF_HYPERNETWORKS:
         raise ConfigError(f"{source} is no hypernetwork, so --to {form} does not apply.")
     if options.pop("ema"):
+        if options["weights"] == "plain":
+            raise ConfigError("--ema and --weights plain contradict each other. Take one out.")
         options["weights"] = "ema"
     opened_as = open_options(options)
     written = convert_model(
@@ -80,6 +88,20 @@ def convert(source: str, target: Path, form: str | None, **options: Any) -> None
         progress=console,
     )
     console.table(written)
+
+
+def _require_of_hypernetworks(options: dict[str, Any]) -> None:
+    """Refuse options that would change nothing.
+
+    Raises:
+        ConfigError: One is given.
+    """
+    given = {**options, "weights": options["weights"] != "auto"}
+    for name in _OF_MODELS:
+        if given[name]:
+            raise ConfigError(
+                f"--{name.replace('_', '-')} has no effect on a hypernetwork. Take it out."
+            )
 
 
 def _kind_of(file: Path) -> Any:
@@ -118,6 +140,8 @@ def inspect(
         raise ConfigError(
             f"--out {out} is not the name of a JSON file. Give one that ends in .json."
         )
+    if out is not None:
+        files.require_absent(out)
     from impasto.cli.console import Console
     from impasto.cli.harmless import json_text
     from impasto.models.writing.inspection import inspect_model

@@ -40,6 +40,8 @@ def download(
         raise ConfigError(f"{whole!r} is no id of the Hugging Face Hub. Give owner/name.")
     if name is not None and out is None:
         raise ConfigError("--file needs --out, the folder that the file is put into.")
+    if name is not None and variant is not None:
+        raise ConfigError("--variant has no effect on --file, which names a file. Take one out.")
     from impasto.checkpoints.fetching import fetch_copy
     from impasto.checkpoints.hub import download as download_into_cache
     from impasto.checkpoints.weight_files import WeightChoice

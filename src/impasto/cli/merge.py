@@ -14,6 +14,7 @@ from impasto.cli.precision_options import asked_dtypes, precision_options
 from impasto.errors import ConfigError
 from impasto.finite import finite
 from impasto.invocation import command
+from impasto.progress import counted
 
 if TYPE_CHECKING:
     from impasto.models.merging.merging import Mixture, Output
@@ -209,9 +210,10 @@ def _of_run(models: tuple[str, ...], formula: str | None, last: int | None) -> t
     found = models_of_run(run)
     if len(found) < 2 or (last or 2) > len(found):
         raise ConfigError(
-            f"{models[0]} has {len(found)} models on the disk, and "
+            f"{models[0]} has {counted(len(found), 'models')} on the disk, and "
             f"{'at least 2 are' if last is None else f'{last} were asked for and are'} needed to "
-            f"average. A run keeps more with saving.model_every_steps; name other models one by "
+            f"average. A run writes more with saving.model_every_steps, and keeps "
+            f"as many as saving.keep_models says, if it is set; name other models one by "
             f"one: {command('merge', 'A', 'B', '--formula', AVERAGE)}"
         )
     return tuple(str(path) for path in found[-(last or len(found)) :])

@@ -10,6 +10,7 @@ import click
 from impasto.cli.groups import FullHelpGroup
 from impasto.cli.listing import existing_folders, folder_names, print_list
 from impasto.cli.local_paths import KEPT, LISTED_RUNS, MANAGED
+from impasto.invocation import command
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -105,7 +106,8 @@ def delete(model: Path, run_folders: tuple[Path, ...], queue_folder: Path, *, ye
     if not yes:
         console.note("Nothing was deleted. Add --yes to move it into the trash.")
         return
-    console.note(f"Moved to {move_to_trash(found)}. `impasto models restore` moves it back.")
+    moved = move_to_trash(found)
+    console.note(f"Moved to {moved}. To move it back: {command('models', 'restore', moved)}")
 
 
 @models.command()

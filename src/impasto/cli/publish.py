@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 import click
 
@@ -33,8 +35,8 @@ PLAN = "upload.json"
 @click.option("--private", is_flag=True, help="Nobody else may see the repository.")
 @click.option(
     "--card", metavar="FILE", type=READ,
-    help="Take this README.md as the card, with the samples and curves beside it, such as one "
-    "that --out wrote.",
+    help="Take this README.md as the card, such as one that --out wrote, with the samples and "
+    "curves beside it that it names.",
 )  # fmt: skip
 @click.option(
     "--out", metavar="DIR", type=WRITTEN,
@@ -180,22 +182,27 @@ def _card_text(file: Path | None, made: str) -> str:
 def _images_of(file: Path | None, card: str, made: Mapping[str, bytes]) -> dict[str, Content]:
     """The images that go with a card: those beside it, as `--out` has written them, or new ones.
 
-    What was looked at is what is sent, also where the run has drawn others since.
+    Of those beside a card of one's own only the ones that it names are sent. What was looked at is
+    what is sent, also where the run has drawn others since.
     """
     from impasto import files
     from impasto.report.model_card import CURVES, SAMPLES
 
     if file is None:
         return dict(made)
-    found: dict[str, Content] = {}
-    for folder in (SAMPLES, CURVES):
-        if f"{folder}/" not in card:
-            continue
-        beside = [path for path in sorted((file.parent / folder).glob("*")) if path.is_file()]
-        own = [path for path in beside if files.is_inside(path, file.parent)]
-        new = {name: content for name, content in made.items() if name.startswith(f"{folder}/")}
-        found |= {f"{folder}/{path.name}": path for path in own} or new
-    return found
+    beside = {
+        f"{folder}/{path.name}": path
+        for folder in (SAMPLES, CURVES)
+        for path in sorted((file.parent / folder).glob("*"))
+        if path.is_file() and files.is_inside(path, file.parent)
+    }
+    images: dict[str, Content] = {**made, **beside}
+    return {name: image for name, image in images.items() if _is_named(name, card)}
+
+
+def _is_named(name: str, card: str) -> bool:
+    """Whether the text of a card has the name of a file, as it is or as in an address."""
+    return any(re.search(rf"{re.escape(text)}(?!\w)", card) for text in (name, quote(name)))
 
 
 def _show(console: Console, repo_id: str, contents: dict[str, Content]) -> None:
@@ -214,11 +221,15 @@ def _write(
     plan: dict[str, Any],
     contents: dict[str, Content],
 ) -> None:
+    """Write the card, its images and the list of files; images of a former card go."""
     from impasto import files
     from impasto.checkpoints.uploading import size_of
-    from impasto.report.model_card import CARD
+    from impasto.report.model_card import CARD, OWN_IMAGES
 
     sizes = [{"name": name, "bytes": size_of(content)} for name, content in contents.items()]
+    if presence.is_file(folder / PLAN):
+        for former in OWN_IMAGES - {*images, *contents}:
+            (folder / former).unlink(missing_ok=True)
     for name, content in images.items():
         with files.replace_file(folder / name) as partial:
             partial.write_bytes(content)

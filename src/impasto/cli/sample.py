@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -137,12 +137,11 @@ def sample(
     sweep = _sweep(strengths, stack)
     added = open_loras(loras)
     base = _load(model, added, options, console)
-    native = _native_size(model, base)
     zeros = None if empty_text is None else empty_text == "zeros"
     device = default_device()
     drawer = prepare_sampler(base, stack, device, clip_skip, emphasis, zeroes_empty_text=zeros)
     stack.attach(base.unet)
-    size, named = (width or native[0], height or native[1]), tuple(lora.named for lora in added)
+    size, named = _size(width, height, model, base), tuple(lora.named for lora in added)
     first = Prompt(
         prompts[0], negative, seed, *size, steps, guidance, sampler, guidance_rescale, named
     )
@@ -152,7 +151,8 @@ def sample(
     _advise(base, single, emphasis, console)
     images = _generate_all(drawer, wanted, out, console)
     if grid:
-        _save_grid(images, len(sweep) or (count if count > 1 else 4), out, wanted[0])
+        columns = len(sweep) or (count if count > 1 else 4)
+        _save_grid(images, columns, out, wanted[0], drawer.text_settings)
     console.note(f"Wrote {counted(len(images), 'images')} to {out}.")
 
 
@@ -227,29 +227,39 @@ def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Con
     with console.stage("Drawing", len(wanted), "images") as advance:
         for index, prompt in enumerate(wanted, start=first):
             image = drawer.draw(prompt)
-            save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt)
+            save_png(image, out / f"{index:04d}-{prompt.seed}.png", prompt, drawer.text_settings)
             images.append(image)
             advance(1)
     return images
 
 
-def _save_grid(images: list[Any], columns: int, out: Path, prompt: Prompt) -> None:
+def _save_grid(
+    images: list[Any], columns: int, out: Path, prompt: Prompt, more: Mapping[str, str]
+) -> None:
     """Save all images as one, with the settings of the first, under a name that is free."""
     from impasto.sampling.sampler import make_grid, save_png
 
-    save_png(make_grid(images, min(columns, len(images))), _free_grid(out), prompt)
+    save_png(make_grid(images, min(columns, len(images))), _free_grid(out), prompt, more)
+
+
+def _size(width: int | None, height: int | None, model: str, base: BaseModel) -> tuple[int, int]:
+    """What is asked for; a side that is not is what the model was trained at."""
+    if width is not None and height is not None:
+        return width, height
+    native = _native_size(model, base)
+    return width or native[0], height or native[1]
 
 
 def _native_size(model: str, base: BaseModel) -> tuple[int, int]:
     """What the model was trained at; a run knows it even where its file says nothing."""
-    from impasto.config.load import load_run_config
+    from impasto.config.load import load_begun_config
     from impasto.models.reading.native_size import native_size
     from impasto.runs.remote.reading import settings_file_of
 
     config_file = settings_file_of(model)
     if not presence.is_file(config_file):
         return native_size(base.contents)
-    sizes = (entry.width_height for entry in load_run_config(config_file).dataset.entries)
+    sizes = (entry.width_height for entry in load_begun_config(config_file).dataset.entries)
     width, height = max(sizes)
     return max(8, width // 8 * 8), max(8, height // 8 * 8)
 

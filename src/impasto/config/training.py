@@ -151,7 +151,7 @@ class TrainingConfig(Section):
 
     ema_on_cpu: bool = False
     """Keep all averages in RAM instead of VRAM; slower, since what learns goes over PCIe each time
-    (3.4 GiB for SD 1.x in float32) and is averaged in RAM."""
+    (3.2 GiB for SD 1.x in float32) and is averaged in RAM."""
 
     ema_every: Annotated[int, Field(ge=1)] = 1
     """Update the average once every this many steps, with the decay of all of them at once: nearly

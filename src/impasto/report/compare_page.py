@@ -11,7 +11,8 @@ from markupsafe import Markup
 from impasto import files
 from impasto.publishing import redact_settings, redact_text
 from impasto.report.charts import curves_chart
-from impasto.report.comparison import RunFigures, SampleRow, matching_samples, nearest
+from impasto.report.comparison import RunFigures, nearest
+from impasto.report.matching import SampleRow, matching_samples
 from impasto.report.page import allowed_by, rendered
 from impasto.report.previews import preview_names, read_preview
 from impasto.runs import step_name
@@ -157,10 +158,13 @@ def _cells(
     runs: Sequence[RunFigures], row: SampleRow, steps: Sequence[int | None], *, with_texts: bool
 ) -> list[dict[str, Any] | None]:
     cells: list[dict[str, Any] | None] = []
-    for figures, name, step in zip(runs, row.files, steps, strict=True):
+    told = row.differing if with_texts else [""] * len(runs)
+    for figures, name, step, differing in zip(runs, row.files, steps, told, strict=True):
         preview = None
         if name is not None and step is not None:
             file = figures.run.samples / step_name(step) / name
             preview = read_preview(file, with_texts=with_texts)
-        cells.append(None if preview is None else {"url": preview.url, "step": step})
+        cells.append(
+            None if preview is None else {"url": preview.url, "step": step, "differing": differing}
+        )
     return cells

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +12,7 @@ from typing import Any
 from impasto import presence
 from impasto.errors import RunError
 from impasto.parsing import printable, read_text
-from impasto.report.previews import newest_previews, parameters_of
-from impasto.runs import RunDirectory, step_name
+from impasto.runs import RunDirectory
 
 _LARGEST = 1e30  # what is larger, or no number at all, has no place in a chart
 
@@ -141,7 +141,7 @@ def figures_of(run: RunDirectory) -> RunFigures:
     state = run.state()
     measured = [points[-1][0] for points in curves.values()]
     memory = [value for _, value in curves.get("memory_mib", ())]
-    speeds = sorted(value for _, value in curves.get("images_per_s", ()))
+    speeds = [value for _, value in curves.get("images_per_s", ())]
     return RunFigures(
         run,
         printable(run.path.resolve().name),
@@ -150,7 +150,7 @@ def figures_of(run: RunDirectory) -> RunFigures:
         state.total_steps,
         _trend(curves.get("loss", [])),
         _trend(curves.get("validation_loss", [])),
-        speeds[len(speeds) // 2] if speeds else None,
+        statistics.median(speeds) if speeds else None,
         max(memory, default=None),
         seen,
         run.exported_model(),
@@ -158,47 +158,6 @@ def figures_of(run: RunDirectory) -> RunFigures:
         tuple(faults),
         curves,
     )
-
-
-@dataclass(frozen=True)
-class SampleRow:
-    """A prompt with its seed, and the files that show it.
-
-    Attributes:
-        parameters: Prompt, seed and size, as A1111 writes them; the file's name where it has none.
-        files: The name of the file in each run, in their order; None where it has none.
-    """
-
-    parameters: str
-    files: tuple[str | None, ...]
-
-    @property
-    def prompt(self) -> str:
-        """The prompt of a sample, without the seed and the other settings it was drawn with."""
-        return self.parameters.partition("\n")[0]
-
-
-def matching_samples(runs: Sequence[RunDirectory]) -> list[SampleRow]:
-    """The previews that several runs have of the same prompt, seed and size.
-
-    Those that most runs have come first. What runs draw is told by their newest previews.
-    """
-    found: dict[str, dict[int, str]] = {}
-    for number, run in enumerate(runs):
-        for name, parameters in _newest_samples(run):
-            found.setdefault(parameters or name, {}).setdefault(number, name)
-    rows = [
-        SampleRow(parameters, tuple(names.get(number) for number in range(len(runs))))
-        for parameters, names in found.items()
-    ]
-    return sorted(rows, key=lambda row: row.files.count(None))
-
-
-def _newest_samples(run: RunDirectory) -> list[tuple[str, str]]:
-    """The names of a run's newest previews, and the parameters in them."""
-    step, names = newest_previews(run) or (0, [])
-    folder = run.samples / step_name(step)
-    return [(name, parameters_of(folder / name)) for name in names]
 
 
 def nearest(steps: Sequence[int], wanted: int) -> int | None:

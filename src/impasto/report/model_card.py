@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from impasto.checkpoints.file_names import model_name
 from impasto.errors import RunError
 from impasto.hub_ids import is_hub_id
 from impasto.parsing import parse_toml
@@ -35,6 +36,9 @@ SAMPLES, CURVES = "samples", "curves"
 _LOSS_CURVES = f"{CURVES}/loss.svg"
 _CURVES_SHOWN = f"![Training and validation loss over steps]({_LOSS_CURVES})"
 _SAMPLES = 8
+OWN_IMAGES = frozenset({_LOSS_CURVES, *(f"{SAMPLES}/{n:03d}.png" for n in range(1, _SAMPLES + 1))})
+"""The names of all images that a card from here may show."""
+
 _ROWS = 10  # of the table of losses
 _SPECIAL = re.compile(r"([\\`*_\[\]|~$])")
 _AT_START = re.compile(r"^([#+=-]|\d+[.)](?=\s))")
@@ -92,7 +96,7 @@ def make_card(model: Path, run: RunDirectory | None, license_: License) -> Model
     metadata = _metadata(settings)
     images, samples = _samples(figures, publish)
     curves = _curves(figures)
-    title = str(metadata.get("title") or model.stem)
+    title = str(metadata.get("title") or model_name(model))
     sections = [
         _front_matter(model, settings, license_),
         f"# {plain(title)}",

@@ -202,7 +202,7 @@ def _too_few(learning: Learning, change: Difference | None) -> str:
 def _by_limit(learning: Learning) -> str:
     """The verdict on runs that recorded no losses of images, by a fixed limit that it names."""
     first, best, last = learning.first, learning.best, learning.last
-    doubt = "(without a standard error, which this run did not record)"
+    doubt = "(by a fixed limit of 2 %: this run did not record a standard error)"
     if learning.is_overfitting:
         return (
             f"The validation loss was lowest, {best.loss:.4f}, after {counted(best.step, 'steps')} "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -13,9 +14,12 @@ from impasto.models.networks.tokenizers import build_tokens
 from impasto.models.text.text_conditioner import require_zeroes_empty_text
 from impasto.models.tokenization.text_metadata import prompt_layout
 from impasto.models.tokenization.tokens import Emphasis
+from impasto.parsing import printable
 from impasto.progress import counted
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
+
+_MOST_NAMED = 3  # of the prompts that are cut
 
 
 def prepare_sampler(
@@ -72,7 +76,13 @@ def with_strengths(prompt: Prompt, stack: HypernetworkStack, strength: float | N
 def cut_warning(base: BaseModel, texts: Iterable[str], emphasis: Emphasis = "mean") -> str:
     """A sentence about prompts that are longer than the model reads; empty if none is."""
     layout = replace(prompt_layout(base.contents.metadata), emphasis=emphasis)
-    cut = build_tokens(base, layout)[0].too_long(sorted(set(texts)))
+    tokens = build_tokens(base, layout)[0]
+    cut = [text for text in dict.fromkeys(texts) if tokens.too_long([text])]
     if not cut:
         return ""
-    return f"{counted(cut, 'prompts have')} over {layout.max_tokens} tokens; the rest is ignored."
+    named = ", ".join(repr(printable(textwrap.shorten(text, 40))) for text in cut[:_MOST_NAMED])
+    more = "" if len(cut) <= _MOST_NAMED else f" and {len(cut) - _MOST_NAMED} more"
+    return (
+        f"{counted(len(cut), 'prompts have')} over {layout.max_tokens} tokens; the rest is "
+        f"ignored: {named}{more}."
+    )

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from impasto.models.tokenization.tokens import Emphasis
 
 _HYPERNETWORK = re.compile(
     r"<hypernet:(?P<name>[^:<>]+)(?::(?P<strength>[-+]?(?:\d+\.?\d*|\.\d+)))?>"
@@ -66,10 +71,13 @@ class Prompt:
             for match in _HYPERNETWORK.finditer(self.text)
         }
 
-    def parameters(self) -> str:
+    def parameters(self, more: Mapping[str, str] | None = None) -> str:
         """The text that A1111 writes into PNG files and other programs read from them.
 
         A LoRA is told as A1111's prompts name one, so that it draws with the file of that name.
+
+        Args:
+            more: Other settings by their names in A1111, such as `Clip skip`.
         """
         text = " ".join((self.text, *(f"<lora:{name}:{value:g}>" for name, value in self.loras)))
         negative = f"\nNegative prompt: {self.negative}" if self.negative else ""
@@ -78,4 +86,23 @@ class Prompt:
             f"{text}{negative}\nSteps: {self.steps}, Sampler: {self.sampler}, "
             f"CFG scale: {self.guidance_scale:g}, Seed: {self.seed}, "
             f"Size: {self.width}x{self.height}{rescale}"
+            + "".join(f", {name}: {value}" for name, value in (more or {}).items())
         )
+
+
+_EMPHASIS: dict[Emphasis, str | None] = {"mean": None, "no_norm": "No norm", "off": "None"}
+"""A1111's names; None is its usual one, "Original" (`modules/sd_emphasis.py`)."""
+
+
+def text_settings(clip_skip: int | None, emphasis: Emphasis) -> dict[str, str]:
+    """How text is read, in the words of A1111's PNG files, which leave out what is usual.
+
+    Args:
+        clip_skip: CLIP's layer from the end; None means the family's own.
+        emphasis: What `(cat:1.2)` does.
+    """
+    told = {
+        "Clip skip": str(clip_skip) if clip_skip is not None and clip_skip > 1 else None,
+        "Emphasis": _EMPHASIS[emphasis],
+    }
+    return {name: value for name, value in told.items() if value is not None}

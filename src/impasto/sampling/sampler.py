@@ -38,7 +38,7 @@ from impasto.models.tokenization.text_metadata import prompt_layout
 from impasto.models.tokenization.tokens import TextLayout
 from impasto.progress import Advance
 from impasto.sampler_table import SAMPLERS
-from impasto.sampling.prompts import Prompt
+from impasto.sampling.prompts import Prompt, text_settings
 from impasto.sampling.whole_steps import set_timesteps
 
 
@@ -61,6 +61,7 @@ class Sampler:
         tiled: Whether large images are decoded in tiles, even if the VAE does not encode so.
         zeroes_empty_text: Whether an empty negative prompt is zeros instead of the encoded
             empty text; diffusers' `force_zeros_for_empty_prompt`.
+        text_settings: How it reads text, where that is not the usual, as A1111 names it.
     """
 
     unet: Any
@@ -72,6 +73,7 @@ class Sampler:
     cell: int = CELL
     tiled: bool = False
     zeroes_empty_text: bool = False
+    text_settings: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -86,7 +88,8 @@ class Sampler:
         """
         metadata = model.contents.metadata
         layer = clip_skip or trained_clip_skip(model.contents)
-        tokens = build_tokens(model, layout or prompt_layout(metadata))
+        layout = layout or prompt_layout(metadata)
+        tokens = build_tokens(model, layout)
         states = TextStates.of(model, layer)
         return cls(
             model.unet,
@@ -96,6 +99,7 @@ class Sampler:
             model.scaling_factor,
             cell=model.family.cell,
             zeroes_empty_text=model.contents.zeroes_empty_text,
+            text_settings=text_settings(layer, layout.emphasis),
         )
 
     @torch.no_grad()
@@ -316,10 +320,12 @@ def _rescaled_betas(config: Mapping[str, Any]) -> list[float]:
     return betas
 
 
-def save_png(image: Image.Image, path: Path, prompt: Prompt) -> None:
-    """Write a PNG with the prompt and settings in its `parameters` text."""
+def save_png(
+    image: Image.Image, path: Path, prompt: Prompt, more: Mapping[str, str] | None = None
+) -> None:
+    """Write a PNG with the prompt and settings in its `parameters` text; `more` as there."""
     info = PngImagePlugin.PngInfo()
-    info.add_text("parameters", prompt.parameters())
+    info.add_text("parameters", prompt.parameters(more or {}))
     with files.replace_file(path) as partial, partial.open("wb") as file:
         image.save(file, format="PNG", pnginfo=info)
 

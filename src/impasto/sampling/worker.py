@@ -162,7 +162,7 @@ class DrawWorker:
         status.begin_image(prompt.steps)
         image = sampler.draw(prompt, status.stepped)
         name = f"{number:04d}-{prompt.seed}.png"
-        save_png(image, status.drawing.path / name, prompt)
+        save_png(image, status.drawing.path / name, prompt, sampler.text_settings)
         status.finish_image(
             {
                 "file": name,

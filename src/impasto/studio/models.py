@@ -16,6 +16,7 @@ from typing import Any
 
 from impasto import files, presence
 from impasto.errors import ModelError
+from impasto.invocation import command
 from impasto.parsing import printable
 from impasto.progress import size_text
 from impasto.runs import RunDirectory
@@ -220,6 +221,9 @@ def model_at(path: Path) -> FoundModel:
     folder = path.parent if run is None else run.path.parent
     _require_whole(path, run)
     found = _found("models" if run is None else "runs", "", path, folder, run)
+    if found is None and not presence.exists(path):
+        listing = command("models", "list", "--deleted", folder)
+        raise ModelError(f"{path} is not there. {listing} lists what was deleted.")
     if found is None:
         endings = " or ".join(sorted(CHECKPOINT_ENDINGS if run is None else MODEL_ENDINGS))
         raise ModelError(

@@ -29,7 +29,7 @@ from impasto.models.text.text_conditioner import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.randomness import derive_rng
-from impasto.sampling.prompts import Prompt
+from impasto.sampling.prompts import Prompt, text_settings
 from impasto.sampling.sampler import Sampler
 from impasto.training.encoded_model import EncodedModel
 from impasto.training.methods import build_templates
@@ -216,6 +216,7 @@ def build_previewer(
         cell=model.family.cell,
         tiled=config.previews.vae_tiling,
         zeroes_empty_text=zeroes_empty_negative(config, model),
+        text_settings=text_settings(config.model.clip_skip, config.previews.emphasis),
     )
     return Previewer(sampler, material.prompts, _distance(material, prepared))
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import files
+from impasto.checkpoints.file_names import model_name
 from impasto.models.merging.drawn_as import DrawnAs
 from impasto.models.reading.contents import ModelContents
 from impasto.models.tokenization.text_metadata import LAYOUT_KEY
@@ -70,7 +71,7 @@ def mixed_info(
     names = [entry["file"] for kind in ("models", "loras") for entry in record.get(kind, [])]
     merged = json.dumps(record, ensure_ascii=False, allow_nan=False)
     return About(
-        title=title or target.stem,
+        title=title or model_name(target),
         resolution=drawn.resolution,
         encoder_layer=drawn.layer,
         others={**others, "merged_from": ", ".join(names)},

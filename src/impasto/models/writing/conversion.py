@@ -10,6 +10,7 @@ import torch
 
 from impasto import files
 from impasto.checkpoints import hypernetworks
+from impasto.checkpoints.file_names import model_name
 from impasto.checkpoints.hypernetwork_writing import write_hypernetwork
 from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.modelspec import read_encoder_layer
@@ -136,7 +137,7 @@ def save_model(
         _require_same_tensors(component, tensors, model)
     asked = {} if dtype is None else dict.fromkeys(now, dtype)
     contents = trained_contents(model, now, asked, trained_dtype=None)
-    about = converted_info(model.contents, target, title or target.stem)
+    about = converted_info(model.contents, target, title or model_name(target))
     untrue = (*OF_TRAINING, MERGE_KEY)  # of a model whose weights are others now
     more = {key: text for key, text in about.more.items() if not key.startswith(untrue)}
     layer = clip_skip or about.encoder_layer
@@ -215,7 +216,7 @@ def converted_info(contents: ModelContents, target: Path, title: str | None) -> 
     }
     kept = {key: text for key, text in said.items() if key not in anew}
     return About(
-        title=title or said.get("modelspec.title", target.stem),
+        title=title or said.get("modelspec.title", model_name(target)),
         resolution=said.get("modelspec.resolution"),
         encoder_layer=read_encoder_layer(said) or 1,
         others={

@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Sequence
 from pathlib import Path
 
+from impasto.checkpoints.file_names import FILE_ENDINGS
 from impasto.errors import ConfigError
 from impasto.models import families
 from impasto.models.reading.diffusers_folder import LDM_ONLY_FILE, METADATA_FILE
@@ -15,11 +16,6 @@ from impasto.models.writing.saving import SUFFIXES, Form
 from impasto.progress import Progress
 
 BY_ENDING: dict[str, Form] = {".safetensors": "safetensors", ".ckpt": "ckpt"}
-FILE_ENDINGS = (
-    ".pt", ".pth", ".bin", ".sft", ".gguf", ".onnx", ".pkl", ".pickle", ".h5", ".npz", ".zip",
-    ".model", ".st", ".msgpack",
-)  # fmt: skip
-"""Endings of files that hold models elsewhere: none is the name of a folder by intention."""
 
 
 def form_of(target: Path, asked: str | None) -> Form:
@@ -57,12 +53,6 @@ def require_folder_name(target: Path) -> None:
             f"{target} ends in {target.suffix}, but what is written is a Diffusers folder. Take a "
             f"name without an ending, and make a file of it with impasto convert."
         )
-
-
-def is_file_name(target: Path) -> bool:
-    """Whether a model of this name is one file; `model-v1.5` is the name of a folder."""
-    ending = target.suffix.lower()
-    return ending in BY_ENDING or ending in FILE_ENDINGS
 
 
 def sources_of(

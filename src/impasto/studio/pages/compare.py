@@ -15,7 +15,8 @@ from starlette.routing import BaseRoute, Route
 from impasto.config.differences import differences, read_settings
 from impasto.parsing import read_text
 from impasto.report.compare_page import line_class, rows_by_name, value_text
-from impasto.report.comparison import figures_of, matching_samples, nearest
+from impasto.report.comparison import figures_of, nearest
+from impasto.report.matching import matching_samples
 from impasto.report.previews import preview_names
 from impasto.runs import RunDirectory
 from impasto.studio.core import Studio
@@ -144,10 +145,12 @@ def _samples(
         {
             "parameters": row.parameters,
             "cells": [
-                {**title, "file": name, "steps": of, "step": nearest(of, newest)}
+                {**title, "file": name, "steps": of, "step": nearest(of, newest), "differing": told}
                 if name is not None and of
                 else None
-                for title, name, of in zip(titles, row.files, steps, strict=True)
+                for title, name, of, told in zip(
+                    titles, row.files, steps, row.differing, strict=True
+                )
             ],
         }
         for row in matching_samples(runs)[:_SAMPLE_ROWS]

@@ -165,6 +165,7 @@ class ModelPages:
         """Find out what a model is, in a process of its own."""
         model = await self._model_of(request)
         out = self._result_of(model)
+        await asyncio.to_thread(out.unlink, missing_ok=True)  # asked for again
         arguments: Arguments = ["inspect", model.path, "--no-hash", "--out", out]
         task = await asyncio.to_thread(
             self.studio.tasks.start, arguments, f"Inspect {model.title}", model.address

@@ -84,7 +84,7 @@ class Previewer:
         with self._eval_mode():
             images = self.sampler.generate_all(self.prompts, drawn)
         for number, (prompt, image) in enumerate(zip(self.prompts, images, strict=True)):
-            save_png(image, folder / name(number), prompt)
+            save_png(image, folder / name(number), prompt, self.sampler.text_settings)
 
     def compare(self, run: RunDirectory, step: int, progress: Progress) -> dict[str, Any]:
         """How far the previews of a step are from real images, as a line of metrics has it.

@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from impasto import files, presence
+from impasto.checkpoints.file_names import is_file_name, name_and_ending
 from impasto.errors import RunError
-from impasto.models.writing.targets import is_file_name, why_not_replaced
+from impasto.models.writing.targets import why_not_replaced
 from impasto.runs import RunDirectory
 
 RECORD = "models.json"
@@ -78,9 +79,10 @@ class OwnModels:
             ratio: The share of what was trained in it; the rest is the base model.
         """
         number, claimed = 1, target
+        name, ending = name_and_ending(target)
         while self._is_foreign(claimed):
             number += 1
-            claimed = target.with_name(f"{target.stem}-{number}{target.suffix}")
+            claimed = target.with_name(f"{name}-{number}{ending}")
         key = self._key(claimed)
         if key not in self._written or self._mixed.get(key, 1.0) != ratio:
             self._written = [*(other for other in self._written if other != key), key]
