@@ -155,8 +155,8 @@ def batches_for(goal: Goal, material: Material) -> Batches:
     """The batches of a goal: one image after the other, where their gradients have room to wait.
 
     Gradients of SDXL's U-Net take 4.8 GiB in 16 bits, those of SD 1 and 2 take 3.2 in float32.
-    Where each is freed as soon as it is there, SDXL at 1024 pixels takes 7.9 GiB with a batch of 1
-    and 8.7 with 2 (`configs/sdxl-12gb.toml`); then none can wait for those of another batch.
+    Where each is freed as soon as it is there, SDXL at 1024 pixels takes 8.0 GiB with a batch of 1
+    and 8.9 with 2 (`configs/sdxl-12gb.toml`); then none can wait for those of another batch.
     """
     is_sdxl = material.generation == "SDXL"
     gib = material.free_gib if material.vram is None else material.vram
