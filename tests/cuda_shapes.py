@@ -115,7 +115,10 @@ def step_bytes(network, case):
                 cache_enabled=case["caches_casts"],
             ):
                 output = network(latents, t, encoder_hidden_states=states).sample
-            torch.autograd.backward((output.float() - latents.float()).square().mean())
+            loss = (output.float() - latents.float()).square().mean()
+            if case["twice"]:
+                torch.autograd.backward(loss, retain_graph=True)
+            torch.autograd.backward(loss)
     finally:
         F.scaled_dot_product_attention = plain
     return live.peak, live.gradients_at_peak

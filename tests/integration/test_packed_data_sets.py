@@ -157,8 +157,10 @@ def test_metadata_of_packed_images_among_files_writes_nothing_beside_them(pictur
     assert run("dataset", "merge", tars, meta).exit_code == 0
     tagger = ("--model", DEMO / "tagger", "--existing", "overwrite")
     before = {path for path in tmp_path.rglob("*") if ".impasto" not in path.parts}
+    unread = run("dataset", "tag", meta, *tagger).exception
+    assert f"training would not read the .txt files. Add --metadata {meta}." in str(unread)
+    assert unread.exit_code == 2
     for words in (
-        ("tag", meta, *tagger),
         ("clean", meta, "--yes"),
         ("tags", meta),
         ("mask", meta, "--from", pictures / "000.png", "--only", "x.png", "--out", tmp_path / "m"),

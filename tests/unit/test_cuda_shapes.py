@@ -12,6 +12,7 @@ from impasto.data.records import Size
 from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
 from impasto.training.planning.levers import LADDER, offers, with_rungs
 from impasto.training.planning.memory import FootprintPredictor
+from impasto.training.planning.transfers import has_second_backward
 from impasto.training.precision import caches_casts
 
 PROGRAM = Path(__file__).parents[1] / "cuda_shapes.py"
@@ -64,6 +65,7 @@ def case_of(config):
             "computes": training.mixed_precision, "weights": training.weight_dtype,
             "checkpoints": training.gradient_checkpointing, "levels": training.checkpointed_levels,
             "frees": training.optimizer_in_backward != "off",
+            "twice": has_second_backward(config),
             "caches_casts": caches_casts(config),
         }
     )  # fmt: skip
