@@ -6,8 +6,8 @@ import json
 import os
 import shutil
 import sys
-import time
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
