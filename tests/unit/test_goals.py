@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from impasto.cli.new import new
 from impasto.config.goal_settings import (
-    Material,
     bucket_sides,
     prompts_of,
     settings_for,
@@ -21,6 +20,7 @@ from impasto.config.goal_settings import (
 )
 from impasto.config.goals import GOALS
 from impasto.config.load import build_run_config
+from impasto.config.material import Material
 from impasto.demo.recipe import BASE_MODEL, PICTURES
 from impasto.errors import ConfigError, DatasetError, ModelError
 from impasto.optimizer_table import USUAL_LR

@@ -370,14 +370,21 @@ def test_a_lock_that_cannot_be_written_is_one_sentence(start, tmp_path, monkeypa
     assert "cannot be written: " in capsys.readouterr().err
 
 
-def test_an_environment_that_cannot_be_removed_counts_as_none(start, tmp_path, monkeypatch, capsys):
-    """As where a program runs from it on Windows: half of it may be gone."""
+@pytest.fixture
+def environment(start, tmp_path, monkeypatch):
+    """An environment in which all is installed; returns the names of `start.py`, to change."""
     stamp = tmp_path / ".venv" / "impasto-installed.txt"
     stamp.parent.mkdir()
     stamp.write_text(start["fingerprint"](None), encoding="utf-8")
     names = start["set_up"].__globals__
     for name, value in (("VENV", stamp.parent), ("STAMP", stamp), ("LOCK", tmp_path / "lock")):
         monkeypatch.setitem(names, name, value)
+    return names
+
+
+@pytest.mark.usefixtures("environment")
+def test_an_environment_that_cannot_be_removed_counts_as_none(start, monkeypatch, capsys):
+    """As where a program runs from it on Windows: half of it may be gone."""
     assert start["installed"](None) == []
 
     def in_use(folder):
@@ -394,16 +401,10 @@ def test_an_environment_that_cannot_be_removed_counts_as_none(start, tmp_path, m
 
 @pytest.mark.parametrize(("card", "free_gib"), [(None, 99), ("an NVIDIA card", 1)])
 def test_an_environment_stays_where_none_could_take_its_place(
-    start, tmp_path, monkeypatch, capsys, card, free_gib
+    start, environment, tmp_path, monkeypatch, capsys, card, free_gib
 ):
     """Without the driver that the build needs, or without room for it."""
-    stamp = tmp_path / ".venv" / "impasto-installed.txt"
-    stamp.parent.mkdir()
-    stamp.write_text(start["fingerprint"](None), encoding="utf-8")
-    names = start["set_up"].__globals__
-    for name, value in (("VENV", stamp.parent), ("STAMP", stamp), ("LOCK", tmp_path / "lock")):
-        monkeypatch.setitem(names, name, value)
-    monkeypatch.setitem(names, "graphics_card", lambda: card)
+    monkeypatch.setitem(environment, "graphics_card", lambda: card)
     monkeypatch.setattr("platform.system", lambda: "Windows")
     usage = shutil.disk_usage(tmp_path)._replace(free=free_gib << 30)
     monkeypatch.setattr("shutil.disk_usage", lambda _: usage)

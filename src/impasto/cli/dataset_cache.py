@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.config.dataset import DatasetConfig
     from impasto.config.run import RunConfig
+    from impasto.data.caching.encoding import MomentsEncoder
     from impasto.data.caching.latent_cache import CachedPlan
     from impasto.data.caching.npz_exchange import Exported
     from impasto.data.engines.engine import Engine
@@ -97,8 +98,6 @@ def encode(
     from impasto.data.caching.npz_exchange import export_latents
     from impasto.datasets.build import require_usable, scan_all, validation_folders
     from impasto.datasets.engines import open_engine
-    from impasto.models.networks.vae import moments_encoder
-    from impasto.models.networks.vae_recipe import with_recipe
     from impasto.models.text.text_exchange import export_texts
     from impasto.training.devices import default_device
     from impasto.training.planning.encoding_memory import fitting_batch
@@ -120,11 +119,10 @@ def encode(
         latents = LatentCache(config.derived_dir / "latents")
         device, endings = default_device(), base.family.npz_endings
         at_once = batch_size or fitting_batch(vae, planned, config.vae_batch_size, device)
-        encoder = moments_encoder(vae, batch_size=at_once, device=device, npz_endings=endings)
         result = cache_latents(
             planned.images,
             latents,
-            with_recipe(encoder, vae, model, None, device),
+            _encoder_of(vae, model, endings, at_once),
             console,
             on_error=config.on_error,
             workers=config.decode_workers,
@@ -137,6 +135,19 @@ def encode(
         texts = export_texts(result.table.records, base, text_ending, device, console)
         exports["Written as _te_outputs.npz"] = texts
     _report(console, source, scan.without(result.skipped), result, latents.folder, exports)
+
+
+def _encoder_of(
+    vae: Any, model: str, npz_endings: tuple[str, ...], batch_size: int
+) -> MomentsEncoder:
+    """What encodes images with the VAE of a model, so many at once, on this machine's device."""
+    from impasto.models.networks.vae import moments_encoder
+    from impasto.models.networks.vae_recipe import with_recipe
+    from impasto.training.devices import default_device
+
+    device = default_device()
+    encoder = moments_encoder(vae, batch_size=batch_size, device=device, npz_endings=npz_endings)
+    return with_recipe(encoder, vae, model, None, device)
 
 
 def _run_of(source: Path, config: DatasetConfig) -> RunConfig | None:

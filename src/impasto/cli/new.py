@@ -11,7 +11,7 @@ from impasto import presence
 from impasto.cli.local_paths import WRITTEN
 
 if TYPE_CHECKING:
-    from impasto.config.goal_settings import Material
+    from impasto.config.material import Material
 
 
 @click.command()
@@ -122,7 +122,7 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
         DatasetError: The folder has no usable images.
         ModelError: The model is none that can be trained.
     """
-    from impasto.config.goal_settings import Material
+    from impasto.config.material import Material
     from impasto.data.folders.masks import masks_of
     from impasto.data.scanning.scan import scan_folder
     from impasto.errors import ConfigError
