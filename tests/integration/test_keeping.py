@@ -27,7 +27,7 @@ from impasto.report.model_card import License, make_card
 from impasto.report.page import write_report
 from impasto.runs import RunDirectory
 from impasto.runs.mixture import mixture_of
-from impasto.training import merged_loss, micro_steps, trainer
+from impasto.training import merged_loss, micro_steps, output_room, trainer
 from impasto.training.along import walk
 from impasto.training.events import SilentEvents
 from impasto.training.monitoring.frozen_check import FrozenCheck
@@ -337,9 +337,9 @@ def test_models_in_a_folder_of_their_own_are_room_for_a_resumed_run(
 def test_the_disk_is_used_as_planned(train_config, monkeypatch, changes):
     """What is there at the end is what was planned, less one state and the models in passing."""
     plans = []
-    real = trainer.require_room
+    real = output_room.require_room
     monkeypatch.setattr(
-        trainer, "require_room", lambda plan, *more: (plans.append(plan), real(plan, *more))
+        output_room, "require_room", lambda plan, *more: (plans.append(plan), real(plan, *more))
     )
     saving = {"state_every_steps": 2, "model_every_steps": 2, **changes.get("saving", {})}
     run = train(train_config(**{**changes, "saving": {"format": "safetensors", **saving}}))

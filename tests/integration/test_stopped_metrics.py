@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from impasto import files
 from impasto.data.loading.dataset import TrainingData
 from impasto.errors import (
     DatasetError,
@@ -117,4 +118,24 @@ def test_a_disk_that_goes_away_loses_no_number(train_config, tmp_path):
     config = train_config(**OPTIONS)
     with pytest.raises(StorageError, match="state after 6 steps is saved"):
         train(config, Unplug(6))
+    assert_same_numbers(resume(config.output_dir), whole)
+
+
+@pytest.mark.parametrize("step", [4, 8])
+@pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])
+def test_a_disk_that_is_full_at_a_line_loses_none(train_config, tmp_path, monkeypatch, name, step):
+    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OPTIONS))
+    config, real, calls = train_config(**OPTIONS), files.append_text, []
+
+    def full_once(path, text):
+        if path.name == name:
+            calls.append(path)
+        if path.name == name and len(calls) == step // 4:
+            raise StorageError(f"{path}: the disk is full.")
+        real(path, text)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files, "append_text", full_once)
+        with pytest.raises(StorageError, match=f"state after {step} steps is saved"):
+            train(config)
     assert_same_numbers(resume(config.output_dir), whole)

@@ -205,3 +205,48 @@ def test_a_run_that_was_renamed_knows_its_models(train_config, tmp_path):
     assert after == before
     assert {path.name.partition("-")[0].partition(".")[0] for path in after} == {"a"}
     assert "name" not in read_toml(moved.config_file)["saving"]
+
+
+def test_a_copy_of_a_run_writes_models_of_its_own(train_config, tmp_path):
+    """Models outside of the directory are those of the run that was copied, now and later."""
+    saving = {
+        "model_dir": str(tmp_path / "models"), "format": "safetensors", "name": None,
+        "model_every_steps": 2, "keep_models": 1,
+    }  # fmt: skip
+    run = train(train_config(output_dir=str(tmp_path / "a"), saving=saving))
+    before = {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    shutil.copytree(run.path, tmp_path / "b")
+    file = tmp_path / "b" / "config.toml"
+    for steps in (8, 10):
+        longer = file.read_text(encoding="utf-8").replace(
+            f"max_steps = {steps - 2}", f"max_steps = {steps}"
+        )
+        file.write_text(longer, encoding="utf-8")
+        told = Noted()
+        copied = resume(tmp_path / "b", told)
+        assert any("is a copy of" in note for note in told.notes) is (steps == 8)
+    after = {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    assert after.items() > before.items()
+    assert {name.partition("-")[0].partition(".")[0] for name in after.keys() - before.keys()} == {
+        "b"
+    }
+    assert copied.exported_model() == tmp_path / "models" / "b.safetensors"
+    assert len(after) == len(before) + 2  # the finished one, and the newest on the way
+
+
+@pytest.mark.parametrize(("keep", "stays"), [(None, ["a-step-9"]), (1, ["a-step-4", "a-step-9"])])
+def test_models_that_stay_of_an_attempt_are_no_free_room(tmp_path, keep, stays):
+    run = RunDirectory(tmp_path / "run")
+    run.path.mkdir()
+    own = OwnModels(run)
+    targets = [tmp_path / name for name in ("a-step-4", "a-step-9")]
+    for target in targets:
+        own.claim(target).write_bytes(b"x")
+    planned = [tmp_path / "a-step-2", tmp_path / "a-step-4"]
+    found = OwnModels(run).staying(planned, keeps_newest=bool(keep))
+    assert [path.name for path in found] == stays
+    (run.states / "step-00000004").mkdir(parents=True)
+    assert run.saved_steps()
+    assert OwnModels(run).staying(planned, keeps_newest=bool(keep)) == ()
+    own.begin_anew()
+    assert [p.name for p in OwnModels(run).staying(planned, keeps_newest=bool(keep))] == stays

@@ -21,9 +21,9 @@ from impasto.runs import RunDirectory
 from impasto.training.devices import require_precision
 from impasto.training.methods import build_trainable
 from impasto.training.model import build_open_options
-from impasto.training.model_files import planned_models
 from impasto.training.optim.optimizers import require_usable_optimizer
-from impasto.training.planning.disk import DiskPlan, plan_disk, require_room
+from impasto.training.output_room import require_output_room
+from impasto.training.planning.disk import DiskPlan, plan_disk
 from impasto.training.planning.fitter import MemoryFitter
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
@@ -31,9 +31,7 @@ from impasto.training.planning.workload import Workload
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine, unused_gpu, why_gpu_unused
 from impasto.training.processes import facts_of, planned_processes
-from impasto.training.saving.own_models import OwnModels
 from impasto.training.session_parts import load_preview_network
-from impasto.training.triggers import Triggers
 
 
 @dataclass(frozen=True)
@@ -95,18 +93,11 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     )
 
 
-def require_output_room(outlook: Outlook) -> None:
-    """Make sure that what the run will write has room, and is in nobody's way.
-
-    Raises:
-        StorageError: The disk is too small.
-        RunError: Models of other runs would be replaced.
-    """
+def require_output(outlook: Outlook) -> None:
+    """Make sure of the room for what the run will write, as `require_output_room` says."""
     config = outlook.config
-    own = OwnModels(RunDirectory(config.output_dir), overwrite=config.saving.overwrite)
-    require_room(outlook.disk, config, own.paths())
-    endings = Triggers(config, outlook.sampler.steps_per_epoch).planned_endings(outlook.steps)
-    own.require_free(planned_models(config, endings))
+    run, per_epoch = RunDirectory(config.output_dir), outlook.sampler.steps_per_epoch
+    require_output_room(run, config, outlook.disk, outlook.steps, per_epoch)
 
 
 def require_fit(asked: RunConfig, outlook: Outlook) -> str | None:

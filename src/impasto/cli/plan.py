@@ -13,7 +13,7 @@ from impasto.cli.outlook import (
     Outlook,
     look_ahead,
     require_fit,
-    require_output_room,
+    require_output,
     seconds_per_pass,
 )
 from impasto.cli.plan_text import show_advice, show_numbers
@@ -59,7 +59,7 @@ def show_plan(asked: RunConfig, console: Console) -> None:
     outlook = look_ahead(asked, console)
     plan = plan_of(outlook)
     show_numbers(plan, console)
-    require_output_room(outlook)
+    require_output(outlook)
     show_advice(plan, console)
     doubt = require_fit(asked, outlook)
     if doubt is not None:
@@ -76,7 +76,7 @@ def plan_as_json(asked: RunConfig) -> tuple[dict[str, Any], ImpastoError | None]
     outlook = look_ahead(asked, notes)
     doubt, error = None, None
     try:
-        require_output_room(outlook)
+        require_output(outlook)
         doubt = require_fit(asked, outlook)
     except ImpastoError as refusal:
         error = refusal

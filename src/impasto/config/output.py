@@ -228,6 +228,11 @@ class SavingConfig(Section):
         return self.keep_epoch_models or self.keep_models
 
     @property
+    def keeps_newest(self) -> bool:
+        """Whether models on the way are removed as newer ones come."""
+        return bool(self.kept_step_models or self.kept_epoch_models)
+
+    @property
     def component_dtypes(self) -> dict[str, Precision]:
         """Kind of network -> precision, where one is asked for by name."""
         asked = {

@@ -148,6 +148,8 @@ class TrainingLoop:
             self._recorder.meter.restart()
             if self._window is not None:
                 self._recorder.meter.resume(self._window)
+                if self._triggers.log(step):  # the line could not be written then
+                    self._recorder.log(step)
             steps_with_batches = iterate_steps(
                 session.data,
                 session.sampler,
@@ -193,6 +195,7 @@ class TrainingLoop:
     def wait_for_metrics(self) -> None:
         """Have the device end what it does, and forget what was measured of it; for benchmarks."""
         self._recorder.meter.read()
+        self._recorder.meter.restart()
 
     def step(self, optimizer_step: OptimizerStep, batches: Iterator[Batch]) -> None:
         """Do one optimizer step: all its micro-batches, clipping, the step, the average."""

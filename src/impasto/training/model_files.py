@@ -14,6 +14,7 @@ from impasto.models.families import by_kind
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.models.writing.saving import DTYPES, SUFFIXES, Form
+from impasto.runs import RunDirectory
 
 BEST, AVERAGE = "-best", "-ema"
 """What is put after a model's name."""
@@ -59,26 +60,29 @@ def models_folder(config: RunConfig) -> Path:
     return config.saving.model_dir or config.output_dir / "models"
 
 
+def export_folder(config: RunConfig) -> Path:
+    """Where the finished model goes."""
+    return config.saving.model_dir or RunDirectory(config.output_dir).export
+
+
 def intermediate_target(config: RunConfig, ending: str, variant: str) -> Path:
     """Where a model goes that is exported on the way, unless others have a file of that name."""
     return models_folder(config) / f"{config.export_name}-{ending}{variant}{model_suffix(config)}"
 
 
 def planned_models(config: RunConfig, endings: Iterable[str]) -> list[Path]:
-    """Every model file that a run is going to write outside its own directory.
+    """Every model file that a run is going to write.
 
     Args:
         config: The settings.
         endings: Of the models on the way.
     """
-    folder = config.saving.model_dir
-    if folder is None:
-        return []
     beside = config.training.ema_decay is not None and config.saving.average == "beside"
-    whole = ["", *([BEST] if config.keeps_best else []), *(f"-{e}" for e in endings)]
+    on_the_way = [*([BEST] if config.keeps_best else []), *(f"-{e}" for e in endings)]
+    folders = {"": export_folder(config), **dict.fromkeys(on_the_way, models_folder(config))}
     return [
         folder / f"{config.export_name}{ending}{variant}{model_suffix(config)}"
-        for ending in whole
+        for ending, folder in folders.items()
         for variant in ("", *([AVERAGE] if beside else []))
     ]
 

@@ -5,12 +5,28 @@
 
 from __future__ import annotations
 
-from impasto.config.load import read_begun
+from pathlib import Path
+
+from impasto import files, presence
+from impasto.config.load import dump_toml, load_begun_config, read_begun
 from impasto.config.run import RunConfig
 from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
 from impasto.runs.status import finished_step_of
 from impasto.training.events import TrainingEvents
+from impasto.training.saving.own_models import OwnModels
+
+
+def is_copy(run: RunDirectory, output_dir: Path) -> bool:
+    """Whether a run was copied: the directory that it was begun in is still there, too.
+
+    Args:
+        run: The run.
+        output_dir: Where it was begun, as its settings say.
+    """
+    if is_remote(output_dir) or not presence.is_file(RunDirectory(output_dir).config_file):
+        return False
+    return not output_dir.samefile(run.path)
 
 
 def in_directory_of(run: RunDirectory, config: RunConfig) -> RunConfig:
@@ -29,6 +45,9 @@ def in_directory_of(run: RunDirectory, config: RunConfig) -> RunConfig:
 def note_resumed(run: RunDirectory, told: TrainingEvents) -> None:
     """Say what counts of the time before a run is resumed, and note its folder in `status.json`.
 
+    A copy becomes a run of its own: its settings name its directory, and models outside of that
+    are those of the run that it is a copy of.
+
     Args:
         run: The run, whose directory this process holds.
         told: Who is told.
@@ -42,4 +61,13 @@ def note_resumed(run: RunDirectory, told: TrainingEvents) -> None:
         told.note(
             f"The run had finished at step {step}. Its model of then is kept until it finishes "
             f"again."
+        )
+    config = load_begun_config(run.config_file)
+    if is_copy(run, config.output_dir):
+        OwnModels(run).leave_those_outside()
+        here = config.model_copy(update={"output_dir": run.path})
+        files.write_text(run.config_file, dump_toml(here))
+        told.note(
+            f"This run is a copy of {config.output_dir}. Its models are called {here.export_name} "
+            f"from here on, and those of the other run stay as they are."
         )

@@ -44,18 +44,17 @@ from impasto.training.environment import describe_environment
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.loop import TrainingLoop
 from impasto.training.model_ahead import opened_ahead
-from impasto.training.model_files import planned_models
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
+from impasto.training.output_room import require_output_room
 from impasto.training.overrides import Overrides
-from impasto.training.planning.disk import plan_disk, require_room
+from impasto.training.planning.disk import plan_disk
 from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
 from impasto.training.resumed import note_resumed
 from impasto.training.run_storage import RunStorage, with_local_output_dir
-from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.state import recorded_fingerprint
 from impasto.training.session import Session
 from impasto.training.shared_start import (
@@ -65,7 +64,6 @@ from impasto.training.shared_start import (
     settings_to_resume,
 )
 from impasto.training.signals import StopRequest
-from impasto.training.triggers import Triggers
 
 
 def train(
@@ -298,13 +296,9 @@ def _prepare(
 
 def _require_free(run: RunDirectory, config: RunConfig, session: Session) -> None:
     """Make sure that there is room for what a run writes, and that no model is in its way."""
-    steps_per_epoch = session.sampler.steps_per_epoch
-    plan = plan_disk(config, session.model, session.trainable, session.total_steps, steps_per_epoch)
-    own = OwnModels(run, overwrite=config.saving.overwrite)
-    require_room(plan, config, own.paths())
-    endings = Triggers(config, steps_per_epoch).planned_endings(session.total_steps)
-    own.require_free(planned_models(config, endings))
-    own.begin()
+    steps, per_epoch = session.total_steps, session.sampler.steps_per_epoch
+    plan = plan_disk(config, session.model, session.trainable, steps, per_epoch)
+    require_output_room(run, config, plan, steps, per_epoch).begin()
 
 
 def _run(

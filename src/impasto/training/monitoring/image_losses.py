@@ -51,8 +51,8 @@ class ImageLosses:
         rows = list(self._rows())
         if self._accelerator.num_processes > 1 and not alone:
             rows = sorted(gather_object(rows))
-        self._pending.clear()
         if not self._accelerator.is_main_process:
+            self._pending.clear()
             return
         table = io.StringIO(newline="")
         writer = csv.writer(table, lineterminator="\n")
@@ -60,6 +60,7 @@ class ImageLosses:
             writer.writerow(HEADER)
         writer.writerows(rows)
         files.append_text(self._file, table.getvalue())
+        self._pending.clear()  # not where the disk was full: the state that is saved asks again
 
     def rewind(self, step: int) -> None:
         """Forget what came after `step` steps, which a resumed run does again.

@@ -174,7 +174,7 @@ class MetricsCollector:
         self._before = window
 
     def read(self) -> MetricsSummary | None:
-        """Wait for the device, give what came together, and begin a new window."""
+        """Wait for the device, and give what came together; `restart` begins a new window."""
         steps = self._steps
         if not self._has_any(steps):
             return None
@@ -193,7 +193,6 @@ class MetricsCollector:
             self._named_means(sums),
         )
         self.timings_s["training"] = self.timings_s.get("training", 0.0) + seconds
-        self.restart()
         return summary
 
     def _has_any(self, steps: Sequence[_Step]) -> bool:

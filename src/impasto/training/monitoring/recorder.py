@@ -117,7 +117,10 @@ class Recorder:
                 self._events.note(f"{type(tracker).__name__} lacks its last numbers: {error}")
 
     def log(self, done: int) -> None:
-        """Write a line of metrics about the steps since the last one; waits for the device."""
+        """Write a line of metrics about the steps since the last one; waits for the device.
+
+        What a full disk keeps from being written is in the state that is saved for that.
+        """
         summary = self.meter.read()
         if summary is None:
             return
@@ -145,7 +148,9 @@ class Recorder:
         }
         if summary.grad_norm is not None:
             record["grad_norm"] = summary.grad_norm
-        self.write(record)
+        self._append(record)
+        self.meter.restart()
+        self._pass_on(record)
 
     def keep(self, done: int, *, alone: bool = False) -> None:
         """Write down what a state after `done` steps does not hold: the losses of images.
@@ -159,9 +164,16 @@ class Recorder:
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a line of metrics with the time, and pass it on."""
+        self._append(record)
+        self._pass_on(record)
+
+    def _append(self, record: dict[str, Any]) -> None:
         if self._is_main:
             self._run.require_locked()
             self._run.append_metrics({**record, "time": round(time.time(), 3)})
+
+    def _pass_on(self, record: dict[str, Any]) -> None:
+        if self._is_main:
             self._events.measured(record)
             step, numbers = shown_numbers(record)
             for tracker in self._trackers:

@@ -90,13 +90,19 @@ def plan_disk(
     )
 
 
-def require_room(plan: DiskPlan, config: RunConfig, own_models: Iterable[Path] = ()) -> None:
+def require_room(
+    plan: DiskPlan,
+    config: RunConfig,
+    own_models: Iterable[Path] = (),
+    staying: Iterable[Path] = (),
+) -> None:
     """Make sure that the disk holds what is planned; what a resumed run left there counts as free.
 
     Args:
         plan: What will be there.
         config: The settings.
         own_models: Files and folders of models that the run has written, wherever they are.
+        staying: Those of them that it neither replaces nor removes.
 
     Raises:
         StorageError: It does not; with what is needed, what is there, and which settings help.
@@ -114,7 +120,7 @@ def require_room(plan: DiskPlan, config: RunConfig, own_models: Iterable[Path] =
     else:
         needs[models], limits[models] = plan.models_bytes, _limits_of_models(config)
         choices[models] = "saving.model_dir"
-    own = _own_bytes(run, own_models)
+    own = _own_bytes(run, own_models, staying)
     for folder, needed in needs.items():
         free = free_bytes(folder) + own[_device_of(folder)]
         fewer = f"keep less ({', '.join(limits[folder])}), " if limits[folder] else ""
@@ -139,16 +145,19 @@ def _limits_of_models(config: RunConfig) -> list[str]:
     return [f"saving.{name}" for name in dict.fromkeys(named)]
 
 
-def _own_bytes(run: Path, models: Iterable[Path]) -> Counter[int]:
+def _own_bytes(run: Path, models: Iterable[Path], staying: Iterable[Path]) -> Counter[int]:
     """Bytes that a run writes over, of files that are there: the disk's number -> how many."""
     roots = [*(run / name for name in _own_folders(run)), *run.glob(BASE_FILES), *models]
-    found = {file.resolve() for root in roots for file in (root, *root.rglob("*"))}
     own: Counter[int] = Counter()
-    for file in found:
+    for file in _all_below(roots) - _all_below(staying):
         if presence.is_file(file):
             facts = file.stat()
             own[facts.st_dev] += facts.st_size
     return own
+
+
+def _all_below(roots: Iterable[Path]) -> set[Path]:
+    return {file.resolve() for root in roots for file in (root, *root.rglob("*"))}
 
 
 def _own_folders(run: Path) -> tuple[str, ...]:

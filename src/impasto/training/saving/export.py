@@ -29,11 +29,11 @@ from impasto.models.writing.saving import (
 from impasto.progress import Progress
 from impasto.publishing import redact_settings
 from impasto.remote_paths import shown
-from impasto.runs import RunDirectory
 from impasto.training.model_files import (
     BEST,
     asked_dtypes,
     dialect,
+    export_folder,
     model_form,
     model_suffix,
     models_folder,
@@ -213,8 +213,7 @@ def export_final(
         ModelError: A trained weight does not fit the precision asked for.
         StorageError: The disk is full; what was exported before is untouched.
     """
-    config = source.config
-    folder = config.saving.model_dir or RunDirectory(config.output_dir).export
+    folder = export_folder(source.config)
     return _export(source, trained, models, folder, progress, ending)
 
 

@@ -46,6 +46,19 @@ class OwnModels:
         """The models that the run has written, some of which may be gone."""
         return tuple(self._run.at(key) for key in (*self._written, *self._earlier))
 
+    def staying(self, planned: Iterable[Path], *, keeps_newest: bool) -> tuple[Path, ...]:
+        """The models of an attempt that was given up which stay where they are.
+
+        Args:
+            planned: The models that the run is going to write, which replace those of their names.
+            keeps_newest: Whether the run removes its older models on the way: it is through with
+                those before it comes to the names of the attempt.
+        """
+        goes_on = bool(self._run.saved_steps())
+        given_up = self._earlier if goes_on else (*self._earlier, *self._written)
+        replaced = set() if keeps_newest else {self._key(target) for target in planned}
+        return tuple(self._run.at(key) for key in given_up if key not in replaced)
+
     def require_free(self, targets: Iterable[Path]) -> None:
         """Make sure that nothing of others is where this run is going to write.
 
@@ -122,6 +135,20 @@ class OwnModels:
         self._write()
         return len(self._earlier)
 
+    def leave_those_outside(self) -> None:
+        """Forget the models outside of the run's directory, which are those of another run."""
+        self._written, self._earlier = (
+            [key for key in keys if self._is_inside(self._run.at(key))]
+            for keys in (self._written, self._earlier)
+        )
+        left = {*self._written, *self._earlier}
+        self._best = {key: best for key, best in self._best.items() if key in left}
+        self._mixed = {key: ratio for key, ratio in self._mixed.items() if key in left}
+        self._write()
+
+    def _is_inside(self, model: Path) -> bool:
+        return self._run.path.resolve() in model.resolve().parents
+
     def _may_be_there(self, model: Path) -> bool:
         """Whether a model is where it was written; maybe, while its folder cannot be reached."""
         return self._run.has(model) or not presence.exists(model.parent)
@@ -168,9 +195,8 @@ class OwnModels:
         return new
 
     def _is_foreign(self, target: Path) -> bool:
-        inside = self._run.path.resolve() in target.resolve().parents
         own = (*self._written, *self._earlier)
-        if inside or not target.exists() or self._key(target) in own:
+        if self._is_inside(target) or not target.exists() or self._key(target) in own:
             return False
         return bool(self._fault(target)) if self._overwrite or not self._knows else True
 
