@@ -283,11 +283,12 @@ def test_weights_that_are_found_broken_while_saving_hide_no_error(train_config, 
         real(self, done)
 
     monkeypatch.setattr(saver.Saver, "_require_finite", found_broken)
-    kept = r"my.safetensors cannot be written\. The state of step 2 is kept, and nothing after it"
-    with pytest.raises(StorageError, match=kept) as caught:
+    said = (
+        r"my.safetensors cannot be written\. The state after 3 steps was not saved: After 3 steps "
+        r"there are weights .*\. The state of step 2 is kept, and nothing after it"
+    )
+    with pytest.raises(StorageError, match=said):
         train(train_config(saving={"state_every_steps": 2}), Unplugging())
-    (note,) = caught.value.__cause__.__notes__
-    assert note.startswith("The state after 3 steps was not saved: After 3 steps there are weights")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])

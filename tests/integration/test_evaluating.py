@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from clips import tiny_clip
 from conftest import draw_images, impasto
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from runs_made import made_run
 
 from impasto.cli.main import impasto as commands
@@ -186,6 +187,22 @@ def test_brackets_in_captions_are_drawn_as_they_are_trained(tmp_path, nano_model
     assert drawn("--emphasis", "off") == plain
     assert drawn("--emphasis", "mean") != plain
     assert "prompt_tags" in texts()
+
+
+def test_images_say_how_text_was_read_and_those_of_earlier_versions_are_kept(tmp_path, nano_model):
+    real = draw_images(tmp_path / "real", 1)
+    words = (nano_model, "--images", real, "--out", tmp_path / "out", *FEW, "--clip-skip", "2")
+    run_here(*words)
+    (file,) = (tmp_path / "out" / "samples").rglob("*.png")
+    with Image.open(file) as image:
+        own = image.text["parameters"]
+        assert own.endswith(", Clip skip: 2, Emphasis: None")
+        earlier = PngInfo()
+        earlier.add_text("parameters", own.removesuffix(", Clip skip: 2, Emphasis: None"))
+        image.save(file, pnginfo=earlier)
+    before = file.read_bytes()
+    run_here(*words)
+    assert file.read_bytes() == before
 
 
 def test_memory_that_runs_out_is_told_with_where(tmp_path, nano_model, pictures, monkeypatch):

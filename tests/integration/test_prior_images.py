@@ -38,6 +38,7 @@ def test_what_was_stopped_is_finished_to_the_same_bits(draw, tmp_path):
     with Image.open(tmp_path / "reg" / "00001.png") as image:
         assert image.size == (32, 48)
         assert "Seed: 6," in image.text["parameters"]
+        assert image.text["parameters"].endswith(", Emphasis: None")  # brackets are words
     (tmp_path / "reg" / "00001.png").unlink()  # as if it was stopped there
     more = draw("reg", *words, "--count", "4")
     assert {name: more[name] for name in whole} == whole

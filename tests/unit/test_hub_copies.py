@@ -257,9 +257,12 @@ def test_a_file_comes_with_the_yaml_beside_it(repos, nano_model, tmp_path, monke
         assert names_in(found.parent) == {"style.safetensors", "style.yaml"}
     (tmp_path / "mine").mkdir()  # whose file would say something else of the model
     (tmp_path / "mine" / "style.yaml").write_text("mine", encoding="utf-8")
-    with pytest.raises(RunError, match=r"style\.yaml"):
+    with pytest.raises(RunError, match=r"style\.yaml is already there and says something else"):
         fetch_copy("ada/file", tmp_path / "mine", folder_layouts(), SilentProgress())
     assert names_in(tmp_path / "mine") == {"style.yaml"}
+    (tmp_path / "mine" / "style.yaml").write_bytes(said)  # that of the .ckpt that came before
+    fetch_copy("ada/file", tmp_path / "mine", folder_layouts(), SilentProgress())
+    assert names_in(tmp_path / "mine") == {"style.safetensors", "style.yaml"}
 
 
 def test_a_command_asks_for_a_file_once(the_hub, nano_model, tmp_path):
@@ -269,6 +272,19 @@ def test_a_command_asks_for_a_file_once(the_hub, nano_model, tmp_path):
     the_hub.repos["ada/file"] = {None: False, file.name: file.read_bytes()}
     convert_model("ada/file", tmp_path / "out.safetensors", "safetensors", {}, OpenOptions())
     assert [path for _, path in the_hub.asked].count("/api/models/ada/file") == 1
+
+
+def test_a_command_asks_once_for_half_precision_that_is_all_there_is(the_hub, nano_model, tmp_path):
+    """A copy of it can never be all that is asked for."""
+    folder = shutil.copytree(nano_model, tmp_path / "half")
+    for main in [*folder.rglob("*.safetensors")]:
+        main.rename(main.with_suffix(".fp16.safetensors"))
+    the_hub.repos["ada/half"] = of_folder(folder)
+    copies = {download("ada/half") for _ in range(3)}
+    assert [path for _, path in the_hub.asked].count("/api/models/ada/half") == 1
+    (copy,) = copies
+    (copy / "unet" / "diffusion_pytorch_model.fp16.safetensors").unlink()
+    assert open_model("ada/half")
 
 
 @dataclass

@@ -100,6 +100,19 @@ def test_relative_paths_begin_where_the_run_was_begun(tmp_path, run_values, monk
     assert settings_fingerprint(config) == settings_fingerprint(there)
 
 
+def test_a_pattern_of_files_begins_there_too(tmp_path, run_values, monkeypatch):
+    begun_in = tmp_path / "begun"
+    run = begin_relative(begun_in, run_values)
+    (begun_in / "pictures" / "cats-1.tar").touch()
+    text = (run / "config.toml").read_text(encoding="utf-8")
+    text = text.replace('image_dir = "pictures"', 'image_dir = "pictures/cats-*.tar"')
+    (run / "config.toml").write_text(text, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    begun = read_begun(run / "config.toml")
+    pattern = str(begun_in / "pictures" / "cats-*.tar")
+    assert (begun.is_elsewhere, begun.values["dataset"]["image_dir"]) == (True, pattern)
+
+
 @pytest.mark.parametrize("is_copy", [True, False])
 def test_a_run_that_was_moved_with_its_data_reads_what_moved(
     tmp_path, run_values, monkeypatch, is_copy

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import glob
 import hashlib
 import shutil
 from collections.abc import Collection, Mapping
@@ -60,23 +61,37 @@ def fetch_copy(
             raise ModelError(f"{hub_id} has no file {file}. {listing(hub_id, listed)}")
         target = folder / Path(chosen.file or repo_id).name
         targets = {chosen.file or ".": target}
-        if chosen.sidecar is not None:
-            targets = {chosen.sidecar: folder / Path(chosen.sidecar).name, **targets}
-        for path in targets.values():
-            files.require_absent(path)
+        files.require_absent(target)
         files.require_writable(folder)
         partial = folder / _partial_name(target.name, hub_id, chosen.patterns)
+        wanted = {"repo_id": repo_id, "revision": revision or None, "local_dir": partial}
         with locks.FolderLock(folder, "downloading", _refuse, f"{partial.name}.lock"):
-            download_snapshot(
-                hub_id,
-                progress,
-                repo_id=repo_id,
-                revision=revision or None,
-                local_dir=partial,
-                allow_patterns=chosen.patterns,
-            )
+            if chosen.sidecar is not None:
+                beside = folder / Path(chosen.sidecar).name
+                pattern = [glob.escape(chosen.sidecar)]  # small, and so known before the model
+                download_snapshot(hub_id, progress, **wanted, allow_patterns=pattern)
+                if not _is_there(beside, partial, chosen.sidecar):
+                    targets = {chosen.sidecar: beside, **targets}
+            download_snapshot(hub_id, progress, **wanted, allow_patterns=chosen.patterns)
             _give_names(partial, targets)
     return target
+
+
+def _is_there(beside: Path, partial: Path, sidecar: str) -> bool:
+    """Whether the `.yaml` of a checkpoint is there already, of another one of its name.
+
+    Raises:
+        RunError: One of that name says something else.
+    """
+    if not beside.exists():
+        return False
+    if beside.is_file() and beside.read_bytes() == (partial / sidecar).read_bytes():
+        return True
+    shutil.rmtree(partial, ignore_errors=True)
+    raise RunError(
+        f"{beside} is already there and says something else than that of the model, which would be "
+        f"read by it; nothing was changed. Move it away, or choose another folder."
+    )
 
 
 def _partial_name(name: str, hub_id: str, wanted: Collection[str]) -> str:

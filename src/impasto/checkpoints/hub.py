@@ -61,8 +61,8 @@ def download(
 
     Only the parts that are used come, as safetensors where the repository has them. Without a
     network a copy is taken as it is if it can be opened, though the Hub may have a file for some
-    part that fits the choice better; opening it notes which were taken. A single file is the same
-    for the whole process, and a Hub that did not answer is not waited for again for a while.
+    part that fits the choice better; opening it notes which were taken. What came of asking is the
+    same for the whole process, and a Hub that did not answer is not waited for again for a while.
 
     Args:
         hub_id: `owner/name`, or with a revision, `owner/name@revision`.
@@ -76,7 +76,7 @@ def download(
     """
     choice, progress = choice or WeightChoice(), progress or SilentProgress()
     question = Question.about(hub_id, choice)
-    known = ANSWERS.file_of(question)
+    known = ANSWERS.path_of(question)
     if known is not None:
         return known
     name, _, revision = hub_id.partition("@")
@@ -100,13 +100,15 @@ def download(
                 f"The Hugging Face Hub cannot be reached: {hub_id} is the copy on this machine."
             )
         return found
+    from huggingface_hub.utils import filter_repo_objects
+
     chosen = select_files(hub_id, listed, layouts, choice)
     with hub_faults(sentence_of):
         folder = download_snapshot(hub_id, progress, **wanted, allow_patterns=chosen.patterns)
-    if chosen.file is None:
-        return folder
-    ANSWERS.keep(question, folder / chosen.file)
-    return folder / chosen.file
+    found = folder if chosen.file is None else folder / chosen.file
+    names = filter_repo_objects(listed, allow_patterns=chosen.patterns)
+    ANSWERS.keep(question, found, [folder / name for name in names])
+    return found
 
 
 def list_files(name: str, revision: str, progress: Progress) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,23 +39,23 @@ class Question:
 
 @dataclass
 class HubAnswers:
-    """The files that questions led to, and which Hubs gave no answer.
+    """The files and folders that questions led to, and which Hubs gave no answer.
 
-    Several parts of one command open the same model: they get the same file, whatever happens on
+    Several parts of one command open the same model: they get the same one, whatever happens on
     the Hub meanwhile.
     """
 
-    _files: dict[Question, Path] = field(default_factory=dict)
+    _found: dict[Question, tuple[Path, tuple[Path, ...]]] = field(default_factory=dict)
     _silent_until: dict[str, float] = field(default_factory=dict)
 
-    def file_of(self, question: Question) -> Path | None:
-        """The file that a question led to before, if it is still there."""
-        file = self._files.get(question)
-        return file if file is not None and file.is_file() else None
+    def path_of(self, question: Question) -> Path | None:
+        """The file or folder that a question led to before, if all of it is still there."""
+        path, files = self._found.get(question, (None, ()))
+        return path if all(map(Path.is_file, files)) else None
 
-    def keep(self, question: Question, file: Path) -> None:
-        """Remember the file that a question led to."""
-        self._files[question] = file
+    def keep(self, question: Question, path: Path, files: Iterable[Path]) -> None:
+        """Remember the file or folder that a question led to, and the files that it is of."""
+        self._found[question] = path, tuple(files)
 
     def is_silent(self, question: Question) -> bool:
         """Whether its Hub could not be reached a short while ago."""

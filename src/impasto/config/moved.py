@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import presence
+from impasto.member_paths import WILD
 from impasto.parsing import read_object
 from impasto.publishing import is_path_key
 from impasto.remote_paths import is_remote
@@ -60,10 +61,17 @@ def folder_of_paths(values: Mapping[str, Any], directory: Path) -> Path:
         return here
     before = Path(recorded)
     named = {path for key, path in _relative_paths(values) if key not in _MADE}
-    there = {path for path in named if presence.exists(before / path)}
+    there = {path for path in named if _is_there(before / path)}
     if there:
-        return here if all(presence.exists(here / path) for path in there) else before
-    return here if any(presence.exists(here / path) for path in named) else before
+        return here if all(_is_there(here / path) for path in there) else before
+    return here if any(_is_there(here / path) for path in named) else before
+
+
+def _is_there(path: Path) -> bool:
+    """Whether there is what a path names: a pattern such as `cats-*.tar` names files."""
+    if presence.exists(path):
+        return True
+    return WILD.search(path.name) is not None and any(path.parent.glob(path.name))
 
 
 def as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
@@ -85,7 +93,7 @@ def as_seen_from(value: Any, folder: Path, key: str = "") -> Any:
         return value
     if Path(value).is_absolute():
         return value
-    if key in _MADE or presence.exists(folder / value):
+    if key in _MADE or _is_there(folder / value):
         return str(folder / value)
     file, colon, strength = value.rpartition(":")  # FILE:STRENGTH
     if key == "hypernetworks" and file and presence.exists(folder / file):

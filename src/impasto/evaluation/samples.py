@@ -196,13 +196,17 @@ def _hash_of_values(values: Mapping[str, Any]) -> str:
 
 
 def _is_drawn(file: Path, prompt: Prompt) -> bool:
-    """Whether a file is a whole image of this prompt, seed and settings."""
+    """Whether a file is a whole image of this prompt, seed and settings.
+
+    How text is read stands after them, in files of this version; the folder's name says it too.
+    """
     if not presence.is_file(file):
         return False
     try:
         with Image.open(file, formats=["PNG"]) as image:
             image.load()
-            is_same = image.info.get("parameters") == prompt.parameters()
+            said, own = str(image.info.get("parameters")), prompt.parameters()
+            is_same = said == own or said.startswith(f"{own}, ")
             return is_same and image.size == (prompt.width, prompt.height)
     except _DAMAGE:
         return False
@@ -228,5 +232,5 @@ def _draw(
     with progress.stage(f"Drawing with {model.label}", len(wanted), "images") as advance:
         for prompt, file in wanted:
             image = sampler.draw(prompt)
-            save_png(image, file, prompt)
+            save_png(image, file, prompt, sampler.text_settings)
             advance(1)

@@ -129,7 +129,7 @@ def draw_missing(plan: PriorPlan, folder: Path, sampler: Sampler, progress: Prog
             image = _image(folder, number)
             files.write_text(image.with_suffix(CAPTION), f"{plan.text_at(number)}\n")
             prompt = plan.prompt_at(number)
-            save_png(sampler.draw(prompt), image, prompt)
+            save_png(sampler.draw(prompt), image, prompt, sampler.text_settings)
             advance(1)
     return len(missing)
 

@@ -173,8 +173,9 @@ class Pauses:
                     self._events.note(done)
             if step == 0 and (models := self._saver.begin_anew()):
                 self._events.note(
-                    f"{counted(models, 'models')} of an earlier attempt stay where they are until "
-                    f"models of the same name replace them; they do not count as this one's."
+                    f"{counted(models, 'models are')} left of an earlier attempt. What is there "
+                    f"stays until a model of the same name replaces it, and does not count as this "
+                    f"one's."
                 )
         if session.posthoc and session.participates:
             self._saver.store_start(step, session.posthoc)

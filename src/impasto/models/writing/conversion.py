@@ -22,6 +22,7 @@ from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.configs import CONFIGS_KEY
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, open_model
+from impasto.models.reading.recorded import RANDOM_KEY
 from impasto.models.writing.saving import About, Form, trained_contents, write_model
 from impasto.models.writing.targets import form_of, require_free, sources_of
 from impasto.progress import Progress, SilentProgress, in_mib
@@ -138,7 +139,7 @@ def save_model(
     asked = {} if dtype is None else dict.fromkeys(now, dtype)
     contents = trained_contents(model, now, asked, trained_dtype=None)
     about = converted_info(model.contents, target, title or model_name(target))
-    untrue = (*OF_TRAINING, MERGE_KEY)  # of a model whose weights are others now
+    untrue = (*OF_TRAINING, MERGE_KEY, RANDOM_KEY)  # of a model whose weights are others now
     more = {key: text for key, text in about.more.items() if not key.startswith(untrue)}
     layer = clip_skip or about.encoder_layer
     write_model(contents, target, form, replace(about, more=more, encoder_layer=layer), progress)
@@ -214,6 +215,8 @@ def converted_info(contents: ModelContents, target: Path, title: str | None) -> 
         *MADE_ANEW,
         *(f"modelspec.{component}_dtype" for component in contents.identity.family.names),
     }
+    if contents.vae_source is not None:
+        anew.add(RANDOM_KEY)  # one that was trained
     kept = {key: text for key, text in said.items() if key not in anew}
     return About(
         title=title or said.get("modelspec.title", model_name(target)),

@@ -109,31 +109,27 @@ class Failures:
             return step - fault.passed_over if fault.weights_intact else None
         return step
 
-    def _saved(self, step: int, error: BaseException) -> str | None:
+    def _saved(self, step: int) -> tuple[str | None, str]:
         """Save the state of the steps that were applied, of so many, in this process alone.
 
-        Args:
-            step: That number.
-            error: Why; it is what a person reads, so a fault of saving becomes a note of it.
-
         Returns:
-            The beginning of the sentence that says so; None if no state could be saved.
-            Before the first step nothing is saved: a state would hold the base model, and tie the
-            run to the settings that have just failed.
+            The beginning of the sentence that says so, None if no state could be saved; and the
+            sentence, with a space, that says why not. Before the first step nothing is saved: a
+            state would hold the base model, and tie the run to the settings that have just failed.
         """
         applied = self._applied(step)
         if applied is None:
-            return None
+            return None, ""
         if applied == 0:
-            return _UNTRAINED
+            return _UNTRAINED, ""
         try:
             self.save_alone(applied)
         except (NonFiniteLossError, StorageError, RuntimeError, MemoryError) as fault:
             if isinstance(fault, RuntimeError) and not is_out_of_memory(fault):
                 raise
-            error.add_note(f"The state after {counted(applied, 'steps')} was not saved: {fault}")
-            return None
-        return f"The state after {counted(applied, 'steps')} is saved"
+            reason = str(fault).removesuffix(".")
+            return None, f"The state after {counted(applied, 'steps')} was not saved: {reason}. "
+        return f"The state after {counted(applied, 'steps')} is saved", ""
 
     @contextlib.contextmanager
     def saving_on_error(self, step: int) -> Iterator[StepCounter]:
@@ -153,11 +149,11 @@ class Failures:
         try:
             yield done
         except (DatasetError, StorageError) as error:
-            saved = None
+            saved, why_not = None, ""
             if self.accelerator.num_processes == 1 and not self.optimizer_update.is_stepping:
                 self.optimizer.zero_grad()
-                saved = self._saved(done.step, error)
-            then = f"{saved}. Continue with" if saved else self._kept()
+                saved, why_not = self._saved(done.step)
+            then = f"{saved}. Continue with" if saved else why_not + self._kept()
             kind = DatasetError if isinstance(error, DatasetError) else StorageError
             raise kind(f"{error} {then}: {command('resume', self.run.address)}") from error
 
@@ -222,7 +218,8 @@ class Failures:
 
     def _not_recordable(self, doing: str, step: int, error: NotRecordableError) -> RunError:
         self.optimizer.zero_grad()
-        then = self._saved(step, error) or self._goes_on_from(step)
+        saved, why_not = self._saved(step)
+        then = saved or why_not + self._goes_on_from(step)
         return RunError(
             f"While {doing}, training.cuda_graphs step could not record the step: {error}. "
             f'{then}. Set training.cuda_graphs to "off" in its config.toml, and continue with: '
@@ -230,7 +227,7 @@ class Failures:
         )
 
     def _out_of_memory(self, error: BaseException, doing: str, step: int) -> ImpastoError:
-        saved = None
+        saved, why_not = None, ""
         if self.optimizer_update.is_stepping:
             saved = "The optimizer was changing the weights, so no state was saved"
             saved += f". {self._goes_on_from(step)}" if self._has_state(step) else ""
@@ -240,12 +237,12 @@ class Failures:
                 torch.cuda.empty_cache()
             # the others are in the middle of their step: none is waited for
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
-                saved = self._saved(step, error)
+                saved, why_not = self._saved(step)
         return out_of_memory(
             error,
             self.config,
             doing,
-            f"{saved or self._goes_on_from(step)}.",
+            f"{saved or why_not + self._goes_on_from(step)}.",
             self.accelerator.device,
             command("resume", self.run.address),
             has_state=self._has_state(step),

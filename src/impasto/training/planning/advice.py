@@ -45,6 +45,7 @@ def advice_on(
         ConfigError: There is no such optimizer.
     """
     return [
+        *([_NO_NESTEROV] if config.optimizer.kind == "sgd_nesterov8bit" else []),
         *(_on_random_weights(config) if is_random else _on_rates(config, exposure, weights)),
         *([] if is_random else _on_looks(config, exposure)),
         *_on_model(config, identity),
@@ -65,15 +66,13 @@ def _on_random_weights(config: RunConfig) -> list[str]:
 
 def _on_rates(config: RunConfig, exposure: Exposure, weights: int) -> list[str]:
     kind, rate = config.optimizer.kind, config.optimizer.lr
-    found = [_NO_NESTEROV] if kind == "sgd_nesterov8bit" else []
     (low, high), what = _usual_rates(config, exposure, weights)
     if low <= rate <= high:
-        return found
+        return []
     side = "above" if rate > high else "below"
     return [
         f"optimizer.lr {rate:g} is {side} what is usual for {kind} and {what} ({low:g} to "
         f"{high:.2g}).",
-        *found,
     ]
 
 
