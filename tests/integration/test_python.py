@@ -11,9 +11,13 @@ from component_files import UNET_FILE, VAE_FILE
 from safetensors.torch import load_file
 
 import impasto
+from impasto.data.records import Size
 from impasto.diffusion.loss import squared
 from impasto.diffusion.noise import NoiseRecipe
 from impasto.errors import ConfigError, DatasetError, ModelError, RunError
+from impasto.progress import SilentProgress
+from impasto.training.along import walk
+from impasto.training.posthoc_models import measure
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
@@ -65,6 +69,7 @@ def test_examples_of_the_guide_run(number, desk):
 def test_there_are_the_examples_that_the_page_promises():
     assert len(EXAMPLES) == 4
     weight, loop, *_ = EXAMPLES
+    weight = weight.partition("impasto.write_report")[0]
     assert _lines(weight.partition('"my.toml")')[2]) == 3
     assert _lines(loop.partition("import impasto")[2].partition("impasto.save")[0]) == 10
 
@@ -122,8 +127,36 @@ def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
     for ray in ({"executor": "ray"}, {"ray_address": "auto"}):
         with pytest.raises(ConfigError, match=r"not with Ray\. Take executor"):
             impasto.prepare(pictures, model, **ray)
-    with pytest.raises(DatasetError):
+    with pytest.raises(ConfigError, match="expected a number of images"):
+        impasto.prepare(pictures, model, batch_size="auto")
+    with pytest.raises(DatasetError, match="nothing"):
         impasto.prepare(pictures / "nothing", model)
+    assert not (pictures / "nothing").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"width": 76}, "width of a prompt is 76; expected a multiple of 8"),
+        ({"steps": 0}, "steps of a prompt is 0; expected 1 to 1000"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(nano_model, changes, said):
+    sampler = impasto.Sampler.of(impasto.load_base_model(nano_model))
+    with pytest.raises(ConfigError, match=said):
+        sampler.draw(impasto.Prompt("a cat", **{"width": 64, "height": 64, "steps": 1, **changes}))
+
+
+def test_a_run_with_parts_in_code_is_not_measured_without_them(fresh_accelerate, train_config):
+    config = train_config(validation={"split": 0.3}, training={"max_steps": 2})
+    overrides = impasto.Overrides(loss_weight=lambda t, schedule, prediction: 2.0 + 0.0 * t)
+    run = impasto.train(config, overrides=overrides)
+    said = r"was given parts in code \(loss_weight\), which its settings do not have"
+    with pytest.raises(ConfigError, match=said):
+        walk(run, [0.0, 1.0], SilentProgress())
+    (run.path / "changed-settings.json").write_text('{"paths": []}', encoding="utf-8")
+    with pytest.raises(ConfigError, match=said):  # as an earlier version left it
+        measure(run, [], SilentProgress())
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
@@ -292,3 +325,21 @@ def test_what_does_not_go_together_is_refused_before_training(desk, settings, ov
     with pytest.raises(ConfigError, match=words):
         impasto.train(config, overrides=impasto.Overrides(**overrides))
     assert not (desk / "runs/mine/states").exists()
+
+
+def test_folders_sizes_and_runs_are_named_plainly(pictures, train_config, fresh_accelerate):
+    scan = impasto.scan_folder(str(pictures))
+    asked = (64, (64, 64), Size(64, 64))
+    found = [impasto.plan_images(scan.records, size).bucket_counts for size in asked]
+    assert found[0] == found[1] == found[2]
+    run = impasto.train(train_config(training={"max_steps": 1}))
+    assert impasto.write_report(str(run.path)) == run.report
+    with pytest.raises(RunError, match="is not a run directory"):
+        impasto.write_report(pictures)
+
+
+def test_memory_is_not_found_for_an_optimizer_in_code(train_config):
+    config = train_config(training={"memory": 1})
+    overrides = impasto.Overrides(build_optimizer=lambda modules, settings, rules: None)
+    with pytest.raises(ConfigError, match=r"Overrides\.build_optimizer makes another one"):
+        impasto.train(config, overrides=overrides)

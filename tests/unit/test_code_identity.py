@@ -2,12 +2,15 @@
 
 import functools
 import inspect
+import logging
+import sys
 from collections import namedtuple
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 from impasto.diffusion.timesteps import LogitNormal
 from impasto.training.code_identity import described
@@ -63,3 +66,72 @@ def test_impasto_may_be_edited_and_others_code_may_not(monkeypatch):
     assert described(Weighed(1)) != others
     monkeypatch.setattr(LogitNormal, "__module__", "impasto.diffusion.elsewhere")
     assert described(LogitNormal(0.0, 1.0)) == own
+
+
+GAMMA = 1.0
+TABLE = {"a": torch.zeros(2)}
+
+
+def helper(loss, scale=2.0):
+    return loss * scale
+
+
+def with_constant(loss):
+    return loss * GAMMA
+
+
+def with_table(loss):
+    return [loss * TABLE[name] for name in "a"]
+
+
+def with_helper(loss):
+    return helper(loss)
+
+
+def with_default(loss, *, gamma=1.0):
+    return loss * gamma
+
+
+class Parent:
+    strength = 1.0
+
+    def __call__(self, loss):
+        return helper(loss) * GAMMA
+
+
+class Child(Parent):
+    pass
+
+
+@pytest.mark.parametrize("part", [with_constant, Child(), Weighed(with_constant)])
+def test_constants_of_the_module_count(monkeypatch, part):
+    before = described(part)
+    assert described(part) == before
+    monkeypatch.setattr(sys.modules[__name__], "GAMMA", 10.0)
+    assert described(part) != before
+
+
+def test_tensors_helpers_defaults_and_class_attributes_count(monkeypatch):
+    parts = [with_table, with_helper, with_default, Child()]
+    before = list(map(described, parts))
+    monkeypatch.setitem(TABLE, "a", torch.ones(2))
+    monkeypatch.setattr(helper, "__defaults__", (3.0,))
+    monkeypatch.setattr(with_default, "__kwdefaults__", {"gamma": 2.0})
+    monkeypatch.setattr(Parent, "strength", 2.0)
+    assert not set(before) & set(map(described, parts))
+
+
+def test_objects_of_the_module_and_code_of_packages_do_not_count(monkeypatch):
+    """A logger holds locks and addresses; of torch the version counts, not its source."""
+    before = described(with_log)
+    LOG.addHandler(logging.NullHandler())
+    monkeypatch.setattr(functional, "mse_loss", functional.l1_loss)
+    assert described(with_log) == before
+
+
+LOG = logging.getLogger(__name__)
+
+
+def with_log(output, target):
+    LOG.debug("%s", output)
+    return functional.mse_loss(output, target)

@@ -32,13 +32,15 @@ MAX_SAMPLE_COLUMNS = 6
 _WORST = 12  # images with the highest loss that are named
 
 
-def write_report(run: RunDirectory) -> Path:
+def write_report(run: RunDirectory | str | Path) -> Path:
     """Write the page for a run, also for one that is not finished, and return its path.
 
     Raises:
-        RunError: The run directory is damaged.
+        RunError: There is no run, or its directory is damaged.
         StorageError: The page could not be written.
     """
+    if not isinstance(run, RunDirectory):
+        run = RunDirectory.open(Path(run))
     try:
         content = _content(run)
     except KeyError as error:  # an entry that every run writes

@@ -31,7 +31,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
         "unused": [{"path": _TEXT, "reason": _TEXT}],
     },
-    CHANGED_SETTINGS: {"paths": [_TEXT]},
+    CHANGED_SETTINGS: {"paths": [_TEXT], "code": [_TEXT]},
     "environment.json": {
         "system": _TEXT, "machine": _TEXT, "python": _TEXT, "packages": {"": _TEXT},
         "gpus": [{"name": _TEXT}],

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from impasto.errors import ConfigError
+from impasto.sampler_table import RANGES
+
 if TYPE_CHECKING:
     from impasto.models.tokenization.tokens import Emphasis
 
@@ -88,6 +91,27 @@ class Prompt:
             f"Size: {self.width}x{self.height}{rescale}"
             + "".join(f", {name}: {value}" for name, value in (more or {}).items())
         )
+
+
+def require_drawable(prompt: Prompt, cell: int) -> None:
+    """Make sure that an image can be drawn as large as it is asked for, and so on.
+
+    Args:
+        prompt: What is asked for.
+        cell: How many pixels a side of a latent's cell is.
+
+    Raises:
+        ConfigError: A number is out of its range, or a side is no multiple of the cell.
+    """
+    for name, (least, most) in RANGES.items():
+        number = getattr(prompt, name)
+        if not least <= number <= most:
+            raise ConfigError(f"{name} of a prompt is {number}; expected {least} to {most}.")
+    for name in ("width", "height"):
+        if getattr(prompt, name) % cell:
+            raise ConfigError(
+                f"{name} of a prompt is {getattr(prompt, name)}; expected a multiple of {cell}."
+            )
 
 
 _EMPHASIS: dict[Emphasis, str | None] = {"mean": None, "no_norm": "No norm", "off": "None"}

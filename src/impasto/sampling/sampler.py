@@ -38,7 +38,7 @@ from impasto.models.tokenization.text_metadata import prompt_layout
 from impasto.models.tokenization.tokens import TextLayout
 from impasto.progress import Advance
 from impasto.sampler_table import SAMPLERS
-from impasto.sampling.prompts import Prompt, text_settings
+from impasto.sampling.prompts import Prompt, require_drawable, text_settings
 from impasto.sampling.whole_steps import set_timesteps
 
 
@@ -111,7 +111,8 @@ class Sampler:
             stepped: Is told of each step of the sampler; what it raises ends the drawing.
 
         Raises:
-            ConfigError: The prompt names a hypernetwork that is not there.
+            ConfigError: A number of the prompt is out of its range, or it names a hypernetwork that
+                is not there.
         """
         with self.hypernetworks.at(prompt.strengths):
             return self._to_images([self._latents(prompt, stepped)])[0]
@@ -125,7 +126,8 @@ class Sampler:
             drawn: Is told of each image that only has to be decoded.
 
         Raises:
-            ConfigError: A prompt names a hypernetwork that is not there.
+            ConfigError: A number of a prompt is out of its range, or one names a hypernetwork that
+                is not there.
         """
         latents = []
         for prompt in prompts:
@@ -136,6 +138,7 @@ class Sampler:
 
     def _latents(self, prompt: Prompt, stepped: Advance = _unheard) -> Tensor:
         """The latents at the end of the sampler's steps."""
+        require_drawable(prompt, self.cell)
         scheduler = build_scheduler(prompt.sampler, self.scheduler_config, prompt.steps)
         set_timesteps(scheduler, prompt.steps, self.unet.device)
         whole = Geometry.whole(Size(prompt.width, prompt.height))

@@ -30,7 +30,7 @@ from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sheet import draw_sheet
 from impasto.training.along_targets import SHEET, image_name, require_previews_free
-from impasto.training.borrowing import borrowed_session, looking
+from impasto.training.borrowing import borrowed_session, looking, require_settings_alone
 from impasto.training.model import build_open_options
 from impasto.training.prompts import build_prompts
 from impasto.training.session import Session
@@ -152,6 +152,7 @@ def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> N
         )
     if run.exported_model() is None:
         raise RunError(f"{run.address} has not exported a model yet. Finish it first.")
+    require_settings_alone(run, "Mix base model and result with --ratio, which measures nothing.")
     if draws and not build_prompts(config):
         raise ConfigError(
             f"{run.address} has no prompts to draw (previews.prompts or previews.prompt_file). "

@@ -18,11 +18,15 @@ from impasto.datasets.build import Survey
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ConfigError
 from impasto.progress import Progress
+from impasto.runs import RunDirectory
+from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.training.build import build_session
 from impasto.training.compile import plain_network
 from impasto.training.devices import build_accelerator
+from impasto.training.fingerprint import GIVEN
 from impasto.training.overrides import Overrides
 from impasto.training.planning.changes import Changes
+from impasto.training.saving.state import recorded_fingerprint
 from impasto.training.session import Session
 
 WITHOUT_AVERAGES: Changes = {
@@ -70,6 +74,31 @@ def borrowed_session(
         changes = {"output_dir": Path(scratch), "previews": previews, "saving": saving}
         elsewhere = config.model_copy(update=changes)
         yield build_session(elsewhere, accelerator, progress, overrides or Overrides(), known)
+
+
+def require_settings_alone(run: RunDirectory, instead: str) -> None:
+    """Make sure that a run is what its settings say, so that it can be measured by them.
+
+    Args:
+        run: A run that was begun.
+        instead: What a person can do otherwise, as a sentence.
+
+    Raises:
+        ConfigError: It was given parts in code that its losses depend on.
+    """
+    code = run.read_json(CHANGED_SETTINGS).get("code")
+    if code is None:  # of an earlier version
+        names = recorded_fingerprint(run)
+        code = [name.removesuffix(GIVEN) for name in names if name.endswith(GIVEN)]
+    given = [name for name in code if name not in _OF_LEARNING]
+    if given:
+        raise ConfigError(
+            f"{run.address} was given parts in code ({', '.join(given)}), which its settings do "
+            f"not have: losses would be others than those that it measured. {instead}"
+        )
+
+
+_OF_LEARNING = {"build_optimizer", "lr_schedule"}  # which no loss depends on
 
 
 def one_process_alone(doing: str) -> ConfigError:

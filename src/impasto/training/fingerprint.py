@@ -73,6 +73,9 @@ _FROM_A_STEP_ON = {"method.text_encoder_from_step", "method.text_encoder_until_s
 """Settings that name the step at which something changes: only what is behind a state is compared,
 so that a run may go on with another one that lies ahead."""
 
+GIVEN = " (given in code)"
+"""What the name of a part that is given in code ends with."""
+
 TEXT_FILES = "text encoder outputs in files"
 """The entry that says what is in the files which `training.text_from_npz` uses, as JSON."""
 
@@ -114,7 +117,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         "data set": data_fingerprint(facts.training, facts.digests),
         "forward passes per step": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
-        **{f"{name} (given in code)": described(given) for name, given in facts.code.items()},
+        **{f"{name}{GIVEN}": described(given) for name, given in facts.code.items()},
     }
     if facts.held_out is not None:
         found["validation images"] = data_fingerprint(facts.held_out, facts.digests)

@@ -29,18 +29,25 @@ class Overrides:
     same code only.
 
     Attributes:
-        timesteps: Which noise levels are trained on; None takes the settings'.
-        loss_weight: How much each of them counts; None takes the settings'.
-        error: How an output is compared with its target; None takes the settings'.
-        noise: How noise is made; None takes the settings'.
-        conditioner: Makes of what encodes captions what is called in its place, in training,
-            validation and previews; None takes that itself. What it makes is called within the
-            step, with gradients, not ahead of it.
-        trainable: Makes what learns of the settings and the base model, which has tensors without
-            values when memory is predicted; None takes what `method` asks for. Its `export` gives
-            tensors of the model's networks.
-        build_optimizer: Makes the optimizer from the parts that learn.
-        lr_schedule: The factor on the learning rate by step; None takes the settings'.
+        timesteps: Which noise levels are trained on, called with `(randomness, num_timesteps)`;
+            None takes the settings'. See `TimestepSampler`.
+        loss_weight: How much each of them counts, called with `(t, schedule, prediction)`; None
+            takes the settings'. See `LossWeight`.
+        error: How an output is compared with its target, called with `(output, target, t,
+            schedule)`; None takes the settings'. See `ErrorMeasure`.
+        noise: How noise is made, an object with the methods `noise`, `on_input` and
+            `generate_ahead`; None takes the settings'. See `Noise`.
+        conditioner: Makes of what encodes captions, which it is called with, what is called in its
+            place, in training, validation and previews; None takes that itself. What it makes is
+            called within the step, with gradients, not ahead of it.
+        trainable: Makes what learns of `(config, model)`, the settings and the base model, which
+            has tensors without values when memory is predicted; None takes what `method` asks for.
+            Its `export` gives tensors of the model's networks.
+        build_optimizer: Makes the optimizer of `(modules, settings, rules)`: the parts that learn,
+            each with its `lr`, the section `optimizer`, and how a step is done in parts. Memory is
+            predicted as for `optimizer.kind` all the same.
+        lr_schedule: The factor on the learning rate, called with `(step, total)`, the step that is
+            about to be done, from 0, and the number of all; None takes the settings'.
     """
 
     timesteps: TimestepSampler | None = None
@@ -65,8 +72,15 @@ class Overrides:
         """Make sure that what is given in code goes with the settings.
 
         Raises:
-            ConfigError: The settings ask for a hypernetwork, and something else is to learn.
+            ConfigError: The settings ask for a hypernetwork, and something else is to learn; or
+                they are to be chosen by memory, which is not known of an optimizer that is given.
         """
+        if self.build_optimizer is not build_optimizer and config.training.memory is not None:
+            raise ConfigError(
+                f"training.memory chooses settings by what {config.optimizer.kind} "
+                f"(optimizer.kind) takes, and Overrides.build_optimizer makes another one. Take one "
+                f"of them out."
+            )
         if self.trainable is not None and config.method.kind != "full":
             raise ConfigError(
                 f"method.kind is {config.method.kind}, and Overrides.trainable says what learns. "

@@ -20,6 +20,7 @@ from impasto.data.loading.step_batches import iterate_steps
 from impasto.data.records import Batch
 from impasto.datasets.batching import build_epoch_sampler
 from impasto.datasets.prepare import LATENTS, PreparedData, prepare_data
+from impasto.datasets.sources import require_sources
 from impasto.errors import ConfigError
 from impasto.models.networks.loading import BaseModel
 from impasto.models.networks.tokenizers import build_tokens
@@ -135,6 +136,7 @@ def prepare(
     """
     config = _settings(folder, model, clip_skip, dataset, resolution, batch_size, seed)
     zeroes_empty_text(config, model)  # is refused before images are encoded
+    require_sources(config.dataset)  # or the folder of the lock would stand in for the images'
     progress, device = progress or SilentProgress(), model.unet.device
     in_use = contextlib.ExitStack()
     latents = config.dataset.derived_dir / LATENTS
@@ -194,6 +196,11 @@ def _settings(
         raise ConfigError(
             "impasto.prepare encodes with the model that it is given, in this process and not with "
             "Ray. Take executor and ray_address out."
+        )
+    if not isinstance(batch_size, int):
+        raise ConfigError(
+            f"impasto.prepare(batch_size={batch_size!r}): expected a number of images. What fits "
+            f"into memory is for impasto.train to find."
         )
     of_model = {name: dataset.pop(name) for name in ("max_tokens", "empty_text") if name in dataset}
     config = build_run_config(

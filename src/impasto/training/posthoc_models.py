@@ -28,7 +28,12 @@ from impasto.models.writing.targets import require_free
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.runs.mixture import mixture_of
-from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, looking
+from impasto.training.borrowing import (
+    WITHOUT_AVERAGES,
+    borrowed_session,
+    looking,
+    require_settings_alone,
+)
 from impasto.training.optim.posthoc import LONGEST, SHORTEST, Fit, Profile, fit
 from impasto.training.optim.state import parameter_names
 from impasto.training.planning.changes import with_changes
@@ -144,6 +149,8 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
         RunError: What was stored is of other weights than the run trains.
         ImpastoError: As a run that begins.
     """
+    instead = "Name one length with --sigma-rel and --out, which measures nothing."
+    require_settings_alone(run, instead)
     config = with_changes(load_begun_config(run.config_file), WITHOUT_AVERAGES)
     with borrowed_session(config, progress, "measuring averages") as session:
         if session.validator is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -139,7 +140,7 @@ def _begun(
     steps = count_steps(config, build_epoch_sampler(config, known.plan, processes))
     require_compatible(config, facts_of(config, processes, steps, device))
     require_precision(config.training.mixed_precision)  # as it was chosen
-    _write_settings(run, config)
+    _write_settings(run, config, overrides.given())
     told.open(run)
     return config, known
 
@@ -256,13 +257,21 @@ def _use_cache(
         held.enter_context(locks.SharedLock(folder, f"training {run.path}", patience))
 
 
-def _write_settings(run: RunDirectory, config: RunConfig) -> None:
-    """The settings, and which are not as usual, for reports, which do not know the usual ones."""
+def _write_settings(run: RunDirectory, config: RunConfig, code: Iterable[str] | None) -> None:
+    """The settings, and which are not as usual, for reports, which do not know the usual ones.
+
+    Args:
+        run: Where.
+        config: The settings.
+        code: The names of what was given in code in the place of some; None where nobody knows.
+    """
     belongs = (
         config if run.location is None else config.model_copy(update={"output_dir": run.location})
     )
     files.write_text(run.config_file, dump_toml(belongs))
-    files.write_json(run.path / CHANGED_SETTINGS, {"paths": list(changed_settings(config))})
+    changed = {"paths": list(changed_settings(config))}
+    changed |= {} if code is None else {"code": list(code)}
+    files.write_json(run.path / CHANGED_SETTINGS, changed)
 
 
 def _prepare(
@@ -315,7 +324,8 @@ def _run(
         group = process_group(accelerator)
         with ending_together(group):
             if changed is not None and accelerator.is_main_process:
-                _write_settings(run, changed)
+                code = run.read_json(CHANGED_SETTINGS).get("code")
+                _write_settings(run, changed, code)
             group.gather("")  # the others go on when they are written
 
     shown = events if session.accelerator.is_main_process else SilentEvents()

@@ -71,14 +71,15 @@ class BucketRules:
 
 def plan_images(
     records: Sequence[ImageRecord],
-    resolution: Size,
+    resolution: Size | tuple[int, int] | int,
     rules: BucketRules = BucketRules(),
 ) -> Plan:
     """Assign each record to a bucket; without buckets, all to one of exactly `resolution`.
 
     Args:
         records: The images.
-        resolution: Training resolution; with buckets only its area counts.
+        resolution: Training resolution, `N` or `(width, height)`; with buckets only its area
+            counts.
         rules: Which buckets there are.
 
     Raises:
@@ -87,6 +88,10 @@ def plan_images(
     """
     if not records:
         raise DatasetError("There is no image to plan: the dataset is empty.")
+    if isinstance(resolution, int):
+        resolution = Size(resolution, resolution)
+    elif isinstance(resolution, tuple):
+        resolution = Size(*resolution)
     buckets, no_upscale = rules.buckets, rules.no_upscale
     if not rules.enable_bucket:
         buckets, no_upscale = [resolution], False

@@ -103,7 +103,7 @@ class Scan:
 
 
 def scan_folder(
-    folder: Path,
+    folder: str | Path,
     *,
     recursive: bool = True,
     index: Path | None = None,
@@ -133,6 +133,7 @@ def scan_folder(
         DatasetError: The folder is missing, or holds no usable image.
         StorageError: It is in an object store that cannot be used.
     """
+    folder = Path(folder)
     require_images(folder)
     said = f"{absolute(folder)} {' '.join(sidecars)}"
     with no_cycle_collection():
