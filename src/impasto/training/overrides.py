@@ -78,8 +78,8 @@ class Overrides:
         if self.build_optimizer is not build_optimizer and config.training.memory is not None:
             raise ConfigError(
                 f"training.memory chooses settings by what {config.optimizer.kind} "
-                f"(optimizer.kind) takes, and Overrides.build_optimizer makes another one. Take one "
-                f"of them out."
+                f"(optimizer.kind) takes, and Overrides.build_optimizer makes another one. Take "
+                f"one of them out."
             )
         if self.trainable is not None and config.method.kind != "full":
             raise ConfigError(
