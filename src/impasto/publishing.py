@@ -13,6 +13,8 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+from impasto.remote_paths import SCHEMES
+
 Publishable = Literal["paths", "prompts"]
 
 PATH_KEYS = frozenset({
@@ -33,7 +35,7 @@ _ABSOLUTE = re.compile(r"(?:(?:~[\w.-]*)?[/\\]|[A-Za-z]:[/\\])(?=.*[^/\\\s])", r
 
 _BEGIN = re.compile(
     r"(?<![\w/\\.~\0-])"
-    r"(?:(?:s3|gs|hf|memory):[/\\]+|file:/{1,3}|~[\w.-]*[/\\]+|[A-Za-z]:[/\\]+|(?:(?<!:)[/\\]{1,2}|[/\\])(?=[^\s/\\]))"
+    rf"(?:(?:{'|'.join(SCHEMES)}):[/\\]+|file:/{{1,3}}|~[\w.-]*[/\\]+|[A-Za-z]:[/\\]+|(?:(?<!:)[/\\]{{1,2}}|[/\\])(?=[^\s/\\]))"
 )
 """Where an absolute path begins in a sentence, or the URL of a place in an object store; the `://`
 of any other address is no such place."""

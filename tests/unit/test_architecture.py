@@ -4,10 +4,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import impasto
+from impasto.config.output import SamplerName
+from impasto.sampler_table import SAMPLERS
 
 SOURCE = Path(impasto.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -119,3 +122,26 @@ def test_what_architecture_names_is_there(row):
     for symbol in set(named) - set(files):
         last = symbol.rpartition(".")[2]
         assert any(re.search(rf"\b{last}\b", text) for text in texts), f"{symbol} is nowhere"
+
+
+def test_every_file_and_function_of_the_page_is_there():
+    """Files are named by the end of their path, functions of a module as `module.function`."""
+    text = (ROOT / "docs" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    files = set(re.findall(r"`([^`\s*]+\.py)`", text))
+    known = [f"/{path.relative_to(ROOT).as_posix()}" for path in ROOT.glob("*.py")]
+    for folder in ("src", "bench", "tests", "scripts"):
+        known += [f"/{p.relative_to(ROOT).as_posix()}" for p in (ROOT / folder).rglob("*.py")]
+    assert not [name for name in files if not any(path.endswith(f"/{name}") for path in known)]
+    modules = {path.stem: path.read_text(encoding="utf-8") for path in SOURCE.glob("*.py")}
+    named = re.findall(r"`(\w+)\.([a-z]\w+)`", text)
+    assert not [
+        f"{module}.{name}"
+        for module, name in named
+        if name != "py"
+        and module in modules
+        and not re.search(rf"^(?:def |class )?{name}\b", modules[module], re.MULTILINE)
+    ]
+
+
+def test_samplers_of_previews_are_all_that_there_are():
+    assert get_args(SamplerName) == tuple(SAMPLERS)
