@@ -262,7 +262,8 @@ def installed(index):
 
 def read_stamp():
     """The fingerprint of what was installed, the index that was given for it, and the extras."""
-    mark, *words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else [None]
+    words = STAMP.read_text(encoding="utf-8").split() if STAMP.is_file() else []
+    mark, words = words[0] if words else None, words[1:]
     given = [unquote(word[len(INDEX) :]) for word in words if word.startswith(INDEX)]
     return mark, given[0] if given else None, [w for w in words if not w.startswith(INDEX)]
 
@@ -271,7 +272,9 @@ def write_stamp(index, extras):
     """Note what is installed; where no index is asked for, the one that was given before stays."""
     index = index or read_stamp()[1]
     given = [f"{INDEX}{quote(index)}"] if index else []
-    STAMP.write_text(" ".join([fingerprint(index), *given, *extras]), encoding="utf-8")
+    partial = STAMP.with_name(f"{STAMP.name}.partial")
+    partial.write_text(" ".join([fingerprint(index), *given, *extras]), encoding="utf-8")
+    partial.replace(STAMP)
 
 
 def set_up(extras, index, *, reinstall=False):
@@ -285,7 +288,8 @@ def set_up(extras, index, *, reinstall=False):
             remove_environment()
         have = installed(index)  # another start.py may have done it meanwhile
         if have is None or not set(extras) <= set(have):
-            install(extras, index, have)
+            before = read_stamp()[1] if have is None else None
+            install(extras, index or before, have)  # new pins come from where the old ones did
 
 
 def require_possible(index):

@@ -207,3 +207,31 @@ def test_the_card_is_what_nvidia_smi_names(start, monkeypatch, printed, code, ca
 def test_without_a_driver_there_is_no_card(start, monkeypatch):
     monkeypatch.setattr("shutil.which", lambda _: None)
     assert start["graphics_card"]() is None
+
+
+def test_new_pins_come_from_the_index_of_the_old_ones(start, tmp_path, monkeypatch):
+    """An old driver needs the build that was asked for once, after an update too."""
+    inside, asked = start["installed"].__globals__, []
+    monkeypatch.setitem(inside, "STAMP", tmp_path / "stamp.txt")
+    monkeypatch.setitem(inside, "VENV", tmp_path / "none")
+    monkeypatch.setitem(inside, "alone", contextlib.nullcontext)
+    monkeypatch.setitem(inside, "install", lambda extras, index, have: asked.append((index, have)))
+    start["write_stamp"]("there/whl/cu118", ["dev"])
+    monkeypatch.setitem(inside, "fingerprint", lambda index: f"new pins, {index}".replace(" ", ""))
+    start["set_up"](["dev"], None)
+    start["set_up"](["dev"], "there/whl/cu130")
+    start["set_up"](["dev"], None, reinstall=True)
+    assert asked == [
+        ("there/whl/cu118", None),
+        ("there/whl/cu130", None),
+        ("there/whl/cu118", None),
+    ]
+
+
+@pytest.mark.parametrize("left", ["", " \n"])
+def test_a_stamp_that_a_full_disk_has_emptied_is_none(start, tmp_path, left):
+    (tmp_path / "stamp.txt").write_text(left, encoding="utf-8")
+    start["installed"].__globals__["STAMP"] = tmp_path / "stamp.txt"
+    assert start["installed"](None) is None
+    start["write_stamp"]("build=cpu", ["dev"])
+    assert start["installed"](None) == ["dev"]
