@@ -593,3 +593,14 @@ def test_a_subset_without_repeats_is_left_out(run_values, tmp_path):
     content["datasets"][0]["subsets"][0]["num_repeats"] = 0
     run = train(run_of(run_values, content, training={"max_steps": 1}))
     assert run.read_json("dataset.json")["pictures"] == 4 + 5
+
+
+def test_nothing_is_written_beside_images_of_validation(run_values, run_file, tmp_path, nano_model):
+    """Training reads no latents there; they are in the cache all the same."""
+    held, own = draw_images(tmp_path / "held", 2, seed=5), draw_images(tmp_path / "set", 3)
+    dataset = {**run_values["dataset"], "image_dir": str(own)}
+    file = run_file(dataset=dataset, validation={"image_dir": str(held)})
+    done = impasto("dataset", "cache", file, nano_model, "--export-npz")
+    assert done.returncode == 0, done.stderr
+    assert "Encoded now      5" in done.stdout
+    assert (len([*own.glob("*.npz")]), [*held.glob("*.npz")]) == (3, [])

@@ -44,7 +44,11 @@ def test_defaults_then_file_then_set():
 
 @pytest.mark.parametrize(
     ("written", "meant"),
-    [("bach_size", r"dataset\.batch_size"), ("training.lr", r"optimizer\.lr")],
+    [
+        ("bach_size", r"dataset\.batch_size"),
+        ("training.lr", r"optimizer\.lr"),
+        ("training.cache_dir", r"dataset\.cache_dir"),  # and not training.text_cache_mib
+    ],
 )
 def test_the_setting_of_another_section_that_was_meant_is_named(written, meant):
     told = rf"unknown key {written} \(the nearest is {meant}; known"

@@ -116,7 +116,7 @@ def find_captions(
             continue
         text, reason = "", folders.why_not_written(file)
         if not reason:
-            text, reason = _read(record, file, ending)
+            text, reason = _read(record, file, ending, beside)
         if reason:
             skipped[file] = SkippedFile(file, reason)
         else:
@@ -125,9 +125,14 @@ def find_captions(
     return list(found.values()), list(skipped.values())
 
 
-def has_words_elsewhere(record: ImageRecord, ending: str) -> bool:
-    """Whether an image without a file of an ending has the words that would be in it."""
+def has_words_elsewhere(record: ImageRecord, ending: str, beside: SidecarLookup) -> bool:
+    """Whether an image without a file of an ending has the words that would be in it.
+
+    Those that are in its `.txt` or `.caption` would not be in one of a third ending.
+    """
     own = {TAGS: record.tags, CAPTION: record.caption}
+    if ending not in own and any(beside.file(record.path, usual).is_file() for usual in own):
+        return False
     return bool(own.get(ending, record.own_caption_text).strip())
 
 
@@ -168,10 +173,10 @@ def changes_of(
     return changes
 
 
-def _read(record: ImageRecord, file: Path, ending: str) -> tuple[str, str]:
+def _read(record: ImageRecord, file: Path, ending: str, beside: SidecarLookup) -> tuple[str, str]:
     """The words in a file, and why they cannot be edited."""
     if not os.path.lexists(file):
-        return "", NOT_OWN if has_words_elsewhere(record, ending) else ""
+        return "", NOT_OWN if has_words_elsewhere(record, ending, beside) else ""
     try:
         if file.stat().st_size > LONGEST:
             return "", f"it has over {LONGEST >> 20} MiB, too large for a caption"

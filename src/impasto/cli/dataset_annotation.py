@@ -157,11 +157,11 @@ def _config(source: Path, options: dict[str, Any]) -> DatasetConfig:
     beside_images = options["metadata"] is None
     config = local_dataset_config(source, given, beside_images=beside_images)
     if beside_images:
-        _require_read(config, options["ending"])
+        _require_read(config, source, options["ending"])
     return config
 
 
-def _require_read(config: DatasetConfig, ending: str) -> None:
+def _require_read(config: DatasetConfig, source: Path, ending: str) -> None:
     """Make sure that training reads the files beside images that are to be written.
 
     Raises:
@@ -169,18 +169,27 @@ def _require_read(config: DatasetConfig, ending: str) -> None:
     """
     from impasto.errors import ConfigError
 
-    for subset in (subset for entry in config.entries for subset in entry.subsets):
+    subsets = [subset for entry in config.entries for subset in entry.subsets]
+    for subset in subsets:
         file, read = subset.metadata_file, subset.caption_extension
         if file is not None:
             raise ConfigError(
                 f"The words of these images are in {shown(file)}: training would not read the "
                 f"{ending} files. Add --metadata {shown(file)}."
             )
-        if read is not None and f".{read.lstrip('.')}".lower() != ending.lower():
+        own = None if read is None else f".{read.lstrip('.')}"
+        if own is None or own.lower() == ending.lower():
+            continue
+        if len({each.caption_extension for each in subsets}) == 1:
             raise ConfigError(
                 f"caption_extension is {read}: training would not read the {ending} files. Add "
-                f"--ending .{read.lstrip('.')}."
+                f"--ending {own}."
             )
+        raise ConfigError(
+            f"caption_extension of {shown(subset.image_dir or source)} is {read}: training would "
+            f"not read the {ending} files there, and other folders of {shown(source)} have another "
+            f"one. Give one folder after the other, each with its --ending."
+        )
 
 
 def _reading(options: dict[str, Any]) -> ImageReading:

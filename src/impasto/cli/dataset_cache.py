@@ -129,10 +129,13 @@ def encode(
             engine=engine,
         )
     exports: dict[str, Exported] = {}
+    # beside images of validation.image_dir nobody would read them
+    own = {record.path for record in scan.records}
+    beside = result.part(n for n, image in enumerate(result.images) if image.record.path in own)
     if export_npz:
-        exports["Written as .npz"] = export_latents(result, latents, console, endings)
+        exports["Written as .npz"] = export_latents(beside, latents, console, endings)
     if text_ending is not None:
-        texts = export_texts(result.table.records, base, text_ending, device, console)
+        texts = export_texts(beside.table.records, base, text_ending, device, console)
         exports["Written as _te_outputs.npz"] = texts
     _report(console, source, scan.without(result.skipped), result, latents.folder, exports)
 

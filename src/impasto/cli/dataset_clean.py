@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from impasto.cli.dataset_annotation import (
     caption_ending,
@@ -109,7 +110,7 @@ def clean(source: Path, rules: str, show: bool, **options: Any) -> None:  # noqa
     default=".txt",
     show_default=True,
     callback=caption_ending,
-    help="Ending of the files with tags.",
+    help="Ending of the files with tags; not where they are in metadata.",
 )
 @click.option(
     "--least", default=1, show_default=True, help="Only tags of at least this many images."
@@ -131,6 +132,11 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
         for place, subset in enumerate(entry.subsets)
         if subset.metadata_file is not None
     }
+    asked = click.get_current_context().get_parameter_source("ending")
+    if in_metadata and asked is not ParameterSource.DEFAULT:
+        raise click.UsageError(
+            "--ending has no effect on images whose tags are in metadata. Take it out."
+        )
     beside = SidecarLookup(ending)
     texts: dict[Path, str | None] = {}
     for record in records:
@@ -165,11 +171,12 @@ def _find(
     endings = (options["tags_ending"], options["captions_ending"])
     beside = SidecarLookup(*endings)
     found: tuple[dict[Path, str], dict[Path, str]] = ({}, {})
+    elsewhere: list[Path] = []
     for kind, ending in zip(found, endings, strict=True):
         for path, record in {beside.file(r.path, ending): r for r in records}.items():
             if not os.path.lexists(path):
-                if console is not None and has_words_elsewhere(record, ending):
-                    console.note(f"Skipped: {path}: {NOT_OWN}")
+                if has_words_elsewhere(record, ending, beside):
+                    elsewhere.append(path)
                 continue
             reason, text = folders.why_not_written(path), None
             if not reason:
@@ -179,6 +186,9 @@ def _find(
                 console.note(f"Skipped: {path}: {reason}")
             if text:
                 kind[path] = text
+    if console is not None and elsewhere:
+        more = f" (and {len(elsewhere) - 1:,} more like it)" if len(elsewhere) > 1 else ""
+        console.note(f"Skipped: {elsewhere[0]}{more}: {NOT_OWN}")
     return found
 
 

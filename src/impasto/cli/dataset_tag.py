@@ -192,16 +192,20 @@ def _spelling(options: dict[str, Any]) -> Spelling:
     from impasto.annotate.tags import UNDERSCORES, Spelling, parse_replacements
     from impasto.errors import ConfigError
 
-    written = UNDERSCORES[options["underscores"]]  # names may be given as the model spells them
-
     try:
         replacements = parse_replacements(options["replace"])
     except ValueError as error:
         raise ConfigError(f"--replace: {error}.") from error
+    spelt, own = UNDERSCORES[options["underscores"]], set(replacements.values())
+
+    def written(name: str) -> str:
+        """A name that may be given as the model spells it; what replaces one is as it is."""
+        return name if name in own else spelt(name)
+
     return Spelling(
         underscores=options["underscores"],
         undesired=frozenset(map(written, options["undesired"])),
-        replacements={written(old): new for old, new in replacements.items()},
+        replacements={spelt(old): new for old, new in replacements.items()},
         rating=options["rating"],
         quality=options["quality"],
         characters_first=options["characters_first"],

@@ -13,7 +13,6 @@ from typing import Any
 
 from impasto import locks
 from impasto.config.run import RunConfig
-from impasto.data.caching.latent_cache import CachedPlan
 from impasto.datasets.build import Survey
 from impasto.datasets.prepare import LATENTS
 from impasto.errors import ConfigError
@@ -114,8 +113,3 @@ def looking(session: Session) -> Iterator[None]:
         module.eval()
     with session.precision.autocast(), plain_network():
         yield
-
-
-def plan_of(plan: CachedPlan, indices: list[int]) -> CachedPlan:
-    """Some of the images of a plan."""
-    return CachedPlan([plan.images[i] for i in indices], [plan.keys[i] for i in indices], (), 0)

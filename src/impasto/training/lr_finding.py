@@ -24,7 +24,7 @@ from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
 from impasto.progress import Progress, counted, duration_text
-from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session, plan_of
+from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session
 from impasto.training.compile import within_limit
 from impasto.training.devices import is_out_of_memory, require_precision
 from impasto.training.lr_range import LrCurve, LrRange, is_diverged
@@ -182,7 +182,7 @@ def _sample(plan: CachedPlan, number: int) -> CachedPlan:
         if key.plain and not image.record.subset.is_reg
     ]
     number = min(number, len(usable))
-    return plan_of(plan, [usable[i * len(usable) // number] for i in range(number)])
+    return plan.part(usable[i * len(usable) // number] for i in range(number))
 
 
 def _tested(session: Session, tried: LrRange, draws: FixedDraws, progress: Progress) -> LrCurve:

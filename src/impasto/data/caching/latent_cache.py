@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -62,6 +62,11 @@ class CachedPlan:
     def table(self) -> PlannedTable:
         """The images that were encoded, as columns."""
         return PlannedTable.of(self.images)
+
+    def part(self, indices: Iterable[int]) -> CachedPlan:
+        """Some of the images."""
+        chosen = list(indices)
+        return CachedPlan([self.images[i] for i in chosen], [self.keys[i] for i in chosen], (), 0)
 
     @property
     def encoded_ahead(self) -> bool:
