@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,6 +38,9 @@ TypeOf = Callable[[torch.dtype], torch.dtype]
 
 READERS = 4
 """Threads that read a network's tensors."""
+
+READ_TOGETHER = 4 << 20
+"""Bytes of small tensors that a thread reads at once."""
 
 
 @dataclass(frozen=True)
@@ -252,20 +255,37 @@ def _read(
     Most of the time goes to memory that was never touched, which the system has to hand out.
     """
 
-    def read(named: tuple[str, LazyTensor]) -> Tensor:
-        name, lazy = named
+    def read(names: Sequence[str]) -> list[Tensor]:
+        return [read_one(name, tensors[name]) for name in names]
+
+    def read_one(name: str, lazy: LazyTensor) -> Tensor:
         values = lazy.read_as(dtype if isinstance(dtype, torch.dtype) else dtype(lazy.dtype))
         if not is_finite(values):
             raise not_finite(name, source)
         return values
 
-    pool = ThreadPoolExecutor(min(READERS, default_workers()))
+    together = list(_together(tensors))
+    pool = ThreadPoolExecutor(min(READERS, default_workers(), max(1, len(together))))
     try:
-        for lazy, values in zip(tensors.values(), pool.map(read, tensors.items()), strict=True):
-            yield values
-            advance(lazy.size_bytes)
+        for names, read_now in zip(together, pool.map(read, together), strict=True):
+            yield from read_now
+            advance(sum(tensors[name].size_bytes for name in names))
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _together(tensors: Tensors) -> Iterator[list[str]]:
+    """Names of tensors in their order, small ones together: handing one to a thread takes long."""
+    names: list[str] = []
+    size = 0
+    for name, lazy in tensors.items():
+        names.append(name)
+        size += lazy.size_bytes
+        if size >= READ_TOGETHER:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names
 
 
 def state_dicts(modules: Mapping[str, nn.Module]) -> dict[str, Tensors]:
