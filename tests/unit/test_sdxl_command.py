@@ -280,8 +280,13 @@ def test_folders_of_repeats_are_subsets(tmp_path):
     named = settings(f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--in_json=m.json")
     assert named.tree["dataset"]["image_dir"] == train
     assert "--reg_data_dir: --in_json is given, so it is not used." in named.notices
-    masked = settings(f"--train_data_dir={train}", "--masked_loss", "--conditioning_data_dir=m")
-    assert "mask_dir" not in masked.tree["dataset"]
+    masked = settings(
+        f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--masked_loss",
+        "--conditioning_data_dir=m",
+    )  # fmt: skip
+    subsets = build_run_config(masked.tree, source="test").dataset.entries[0].subsets
+    assert [subset.mask_dir for subset in subsets] == [Path("m"), None]
+    assert not [line for line in masked.notices if line.startswith("--masked_loss")]
 
 
 def masks_config(tmp_path):
