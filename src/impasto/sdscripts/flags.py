@@ -184,7 +184,9 @@ NEAREST_SCHEDULES = {
 """Classes of schedulers that people name, and the shape that is most like each."""
 
 _OPTIMIZER = [
-    Flag("optimizer_type", "text", ""),
+    Flag("optimizer_type", "text", "", differs="Adafactor takes --learning_rate as its rate in any "
+         "case; DAdaptAdam takes the place of DAdaptation and DAdaptAdamPreprint, and "
+         "pytorch-optimizer's DAdaptAdan that of DAdaptAdan and DAdaptAdanIP"),
     Flag("use_8bit_adam"),
     Flag("use_lion_optimizer"),
     *_same("float", ("learning_rate", 2e-6, "optimizer.lr")),
@@ -199,7 +201,8 @@ _OPTIMIZER = [
         Flag("fused_optimizer_groups", "int", differs="the same as --fused_backward_pass, whatever "
              "the number; with accumulation it has no effect"),
     ),
-    Flag("optimizer_args", "list"),
+    Flag("optimizer_args", "list", differs="relative_step=True and warmup_init=True of Adafactor "
+         "are refused, and so is what the optimizer here does not heed"),
     Flag("lr_scheduler", "text", "constant"),
     Flag("lr_scheduler_args", "list", differs="step_rules of piecewise_constant, and min_lr or "
          "min_lr_rate of cosine_with_min_lr; others are refused"),
