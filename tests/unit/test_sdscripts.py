@@ -12,7 +12,7 @@ from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
 from impasto.models.trainable import TrainedModule
 from impasto.sdscripts import translate
-from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, TRAIN_DB
+from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, SDXL_TRAIN, TRAIN_DB
 from impasto.sdscripts.flags import ROWS, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
@@ -119,6 +119,14 @@ def test_no_flag_is_without_effect_in_silence(script, name):
         for key in flag.to.split("."):
             value = value[key]
         assert str(value) == words[0].partition("=")[2] or value is True
+
+
+@pytest.mark.parametrize("script", [FINE_TUNE, TRAIN_DB])
+def test_a_weight_of_the_loss_that_sdxl_alone_has_is_not_set(script):
+    found = settings("--v_pred_like_loss=0.5", script=script)
+    assert found.tree == settings(script=script).tree
+    assert [line for line in found.notices if line.startswith("--v_pred_like_loss: it has no")]
+    assert settings("--v_pred_like_loss=0.5", script=SDXL_TRAIN).tree["loss"]
 
 
 def test_prompts_are_read_if_samples_are_asked_for():

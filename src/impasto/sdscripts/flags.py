@@ -229,9 +229,12 @@ _LOSS = [
            ("multires_noise_discount", 0.3, "noise.multires_discount"),
            ("ip_noise_gamma", None, "noise.input_perturbation"),
            ("min_snr_gamma", None, "loss.min_snr_gamma"),
-           ("v_pred_like_loss", None, "loss.noise_loss_like_v"),
            ("huber_c", 0.1, "loss.huber_c"), ("huber_scale", 1.0, "loss.huber_scale")),
     *_same("int", ("multires_noise_iterations", None, "noise.multires_iterations")),
+    *_only((SDXL_TRAIN,), *_same("float", ("v_pred_like_loss", None, "loss.noise_loss_like_v"))),
+    *_only(_OF_SD, *_noticed("float", "it has no effect in sd-scripts' fine_tune.py and "
+                             "train_db.py, and none here; the setting is loss.noise_loss_like_v",
+                             "v_pred_like_loss")),
     Flag("noise_offset_random_strength", to="noise.offset_random_strength"),
     Flag("ip_noise_gamma_random_strength", to="noise.input_perturbation_random_strength"),
     Flag("zero_terminal_snr", to="noise.zero_terminal_snr"),
