@@ -129,6 +129,18 @@ def test_a_weight_of_the_loss_that_sdxl_alone_has_is_not_set(script):
     assert settings("--v_pred_like_loss=0.5", script=SDXL_TRAIN).tree["loss"]
 
 
+def test_the_folder_of_logs_is_told_not_to_be_used():
+    (told,) = settings("--logging_dir=x", "--log_with=wandb").notices
+    assert told == (
+        "--logging_dir: Weights & Biases' files are in the folder wandb of the run; x is not used."
+    )
+    (told,) = settings("--logging_dir=x").notices
+    assert told == (
+        "--logging_dir: TensorBoard's files are in the folder tensorboard of the run; x is not "
+        "used."
+    )
+
+
 def test_prompts_are_read_if_samples_are_asked_for():
     """The form of kohya_ss always names a file of prompts, which may be empty."""
     found = settings("--sample_prompts=p.txt", "--sample_every_n_steps=5")

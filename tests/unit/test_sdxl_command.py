@@ -336,11 +336,13 @@ def test_the_page_of_flags_says_where_a_rule_differs():
     rows = (
         (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8").splitlines()
     )
-    named = ("conditioning_data_dir", "masked_loss", "fused_backward_pass",
-             "fused_optimizer_groups", "log_tracker_name", "lr_scheduler_args",
-             "sample_at_first", "save_n_epoch_ratio")  # fmt: skip
+    named = ("alpha_mask", "conditioning_data_dir", "full_bf16", "full_fp16",
+             "fused_backward_pass", "fused_optimizer_groups", "log_tracker_name", "logging_dir",
+             "lr_scheduler", "lr_scheduler_args", "masked_loss", "optimizer_args",
+             "optimizer_type", "resume", "sample_at_first", "save_n_epoch_ratio")  # fmt: skip
     known = flags_of(SDXL_TRAIN)
     assert {name for name, flag in known.items() if flag.differs} == set(named)
     for name in named:
-        assert f"| `--{name}` | not quite as there: {known[name].differs} |" in rows
-        assert not any((known[name].to, known[name].notice, known[name].refusal))
+        place = f"`{known[name].to}`, " if known[name].to else ""
+        assert f"| `--{name}` | {place}not quite as there: {known[name].differs} |" in rows
+        assert not any((known[name].notice, known[name].refusal))

@@ -113,9 +113,13 @@ _DATASET = [
         Flag(name, to=f"dataset.{name}")
         for name in (
             "enable_bucket", "bucket_no_upscale", "shuffle_caption", "enable_wildcard",
-            "color_aug", "flip_aug", "random_crop", "alpha_mask",
+            "color_aug", "flip_aug", "random_crop",
         )
     ),
+    *_only((TRAIN_DB,), Flag("alpha_mask", to="dataset.alpha_mask")),
+    *_only(_OF_METADATA, Flag("alpha_mask", to="dataset.alpha_mask", differs="it always weighs the "
+           "loss; there never in fine_tune.py, and in sdxl_train.py only beside --masked_loss or a "
+           "flag that weighs it too, as --min_snr_gamma")),
     Flag("face_crop_aug_range", "text"),
     *_noticed("flag", "latents are always kept, found by content and checked", "cache_latents",
               "cache_latents_to_disk", "skip_cache_check"),
@@ -144,6 +148,7 @@ _DATASET = [
     *_refused("text", "classes are not imported by name from a command line", "dataset_class"),
 ]  # fmt: skip
 
+_BY_CHANCE = "weights are rounded up or down by chance; there to the nearest"
 _LOOP = [
     *_same("int", ("max_train_steps", 1600, "training.max_steps"),
            ("max_train_epochs", None, "training.max_epochs"),
@@ -153,10 +158,11 @@ _LOOP = [
     Flag("seed", "int"),
     Flag("gradient_checkpointing", to="training.gradient_checkpointing"),
     Flag("mixed_precision", "text", "no", choices=("no", "fp16", "bf16")),
-    Flag("full_fp16"),
+    Flag("full_fp16", differs=_BY_CHANCE),
     *_only(_OF_SD, Flag("full_bf16", differs="weights have 16 bits; there it is read nowhere, and "
                         "they have 32")),
-    *_only((SDXL_TRAIN,), Flag("full_bf16")),
+    *_only((SDXL_TRAIN,), Flag("full_bf16", differs=f"{_BY_CHANCE}, but for Adafactor's with "
+                               "--fused_backward_pass")),
     *_refused("flag", "weights that learn have 16 bits at least; --full_bf16 and an 8-bit "
               "optimizer save memory", "fp8_base"),
     Flag("torch_compile"),
@@ -203,7 +209,7 @@ _OPTIMIZER = [
     ),
     Flag("optimizer_args", "list", differs="relative_step=True and warmup_init=True of Adafactor "
          "are refused, and so is what the optimizer here does not heed"),
-    Flag("lr_scheduler", "text", "constant"),
+    Flag("lr_scheduler", "text", "constant", differs="adafactor is a constant rate"),
     Flag("lr_scheduler_args", "list", differs="step_rules of piecewise_constant, and min_lr or "
          "min_lr_rate of cosine_with_min_lr; others are refused"),
     Flag("lr_scheduler_type", "text", nearest=NEAREST_SCHEDULES, refusal="rates follow from the "
@@ -265,7 +271,8 @@ _SAVING = [
               "directory", "save_state", "save_state_on_train_end"),
     *_noticed("int", "the two newest states are kept", "save_last_n_epochs_state",
               "save_last_n_steps_state"),
-    Flag("resume", "text"),
+    Flag("resume", "text", differs="the folder of a run of Impasto, which goes on exactly; states "
+         "that sd-scripts saved are refused"),
     *_refused("text", _HUB, "huggingface_repo_id", "huggingface_repo_type",
               "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"),
     *_refused("flag", _HUB, "async_upload", "save_state_to_huggingface", "resume_from_huggingface"),
@@ -285,7 +292,8 @@ _SAMPLING = [
 
 _METRICS = "metrics go to metrics.jsonl and report.html in the run directory"
 _LOGGING = [
-    Flag("logging_dir", "text"),
+    Flag("logging_dir", "text", differs="it asks for TensorBoard's files, which are in the "
+         "folder tensorboard of the run; nothing is written to the folder that it names"),
     Flag("log_with", "text", choices=("tensorboard", "wandb", "all")),
     Flag("log_tracker_name", "text", differs="the project of Weights & Biases alone; TensorBoard's "
          "files are always in the folder tensorboard of the run"),
