@@ -233,6 +233,8 @@ def test_a_refused_flag_is_named_before_a_file_is_read():
 
 
 MIN_LR = ["--lr_scheduler=cosine_with_min_lr"]
+OF_CKPT = "--pretrained_model_name_or_path=sd.ckpt"
+OF_FOLDER = "--pretrained_model_name_or_path=sd"
 RULES = [
     (["--v2"], "model.family", "sd2-base"),
     (["--v2", "--v_parameterization"], "model.family", "sd2-v"),
@@ -285,6 +287,12 @@ RULES = [
     ([], "output_dir", str(Path("out", "last-run"))),
     ([], "saving.format", "safetensors"),
     (["--save_model_as=diffusers_safetensors"], "saving.format", "diffusers"),
+    (["--save_model_as=ckpt"], "saving.format", "ckpt"),
+    (["--save_model_as=ckpt", "--use_safetensors"], "saving.format", "safetensors"),
+    ([OF_CKPT], "saving.format", "ckpt"),
+    ([OF_CKPT, "--use_safetensors"], "saving.format", "safetensors"),
+    ([OF_FOLDER, "--use_safetensors"], "saving.format", "diffusers"),
+    ([OF_FOLDER, "--save_model_as=ckpt"], "saving.format", "ckpt"),
     ([], "saving.export_dtype", "fp32"),
     (["--save_precision=fp16"], "saving.vae_dtype", "fp16"),
     (["--save_every_n_steps=10", "--save_last_n_steps=30"], "saving.keep_step_models", 4),

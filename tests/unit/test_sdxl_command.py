@@ -339,7 +339,8 @@ def test_the_page_of_flags_says_where_a_rule_differs():
     named = ("alpha_mask", "conditioning_data_dir", "full_bf16", "full_fp16",
              "fused_backward_pass", "fused_optimizer_groups", "log_tracker_name", "logging_dir",
              "lr_scheduler", "lr_scheduler_args", "masked_loss", "optimizer_args",
-             "optimizer_type", "resume", "sample_at_first", "save_n_epoch_ratio")  # fmt: skip
+             "optimizer_type", "resize_interpolation", "resume", "sample_at_first",
+             "save_model_as", "save_n_epoch_ratio")  # fmt: skip
     known = flags_of(SDXL_TRAIN)
     assert {name for name, flag in known.items() if flag.differs} == set(named)
     for name in named:

@@ -107,7 +107,6 @@ _DATASET = [
         ("secondary_separator", None, "dataset.secondary_separator"),
         ("caption_prefix", None, "dataset.caption_prefix"),
         ("caption_suffix", None, "dataset.caption_suffix"),
-        ("resize_interpolation", None, "dataset.resize_interpolation"),
     ),
     *(
         Flag(name, to=f"dataset.{name}")
@@ -120,6 +119,8 @@ _DATASET = [
     *_only(_OF_METADATA, Flag("alpha_mask", to="dataset.alpha_mask", differs="it always weighs the "
            "loss; there never in fine_tune.py, and in sdxl_train.py only beside --masked_loss or a "
            "flag that weighs it too, as --min_snr_gamma")),
+    Flag("resize_interpolation", "text", None, "dataset.resize_interpolation",
+         differs="without it Lanczos; there area for images that shrink"),
     Flag("face_crop_aug_range", "text"),
     *_noticed("flag", "latents are always kept, found by content and checked", "cache_latents",
               "cache_latents_to_disk", "skip_cache_check"),
@@ -140,8 +141,8 @@ _DATASET = [
         Flag("masked_loss", differs="masks of --conditioning_data_dir count too"),
     ),
     *_only((TRAIN_DB,), Flag("prior_loss_weight", "float", 1.0)),
-    *_noticed("int", "decoding takes as many processes as there are processors",
-              "max_data_loader_n_workers"),
+    *_noticed("int", "decoding takes a process for each processor, 8 at most, and none for a few "
+              "images; dataset.decode_workers sets how many", "max_data_loader_n_workers"),
     *_noticed("flag", "there are no workers between epochs", "persistent_data_loader_workers"),
     *_refused("flag", "`impasto dataset plan`, `captions` and `report` show the dataset",
               "debug_dataset"),
@@ -258,7 +259,9 @@ _SAVING = [
     Flag("output_dir", "text"),
     Flag("output_name", "text"),
     Flag("save_model_as", "text",
-         choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors")),
+         choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
+         differs="without it, what begins as .safetensors stays so; there it needs "
+         "--use_safetensors, or is saved as .ckpt"),
     Flag("use_safetensors"),
     Flag("save_precision", "text", choices=("float", "fp16", "bf16")),
     *_same("int", ("save_every_n_epochs", None, "saving.model_every_epochs"),
