@@ -651,6 +651,7 @@ def test_a_disk_that_is_full_under_a_tracker_is_named_and_costs_no_step(train_co
 def test_metrics_go_to_wandb_without_a_network(train_config, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setattr(sys, "argv", ["fine_tune.py", "--wandb_api_key=0123-secret"])
     run = train(train_config(logging={"trackers": ["wandb"]}, training={"max_steps": 2}))
     (folder,) = (run.path / "wandb").glob("offline-run-*")
     (file,) = folder.glob("*.wandb")
@@ -659,6 +660,7 @@ def test_metrics_go_to_wandb_without_a_network(train_config, monkeypatch):
         assert time.monotonic() < until
         time.sleep(0.05)
     assert (run.path / "wandb-id.txt").read_text() in file.name
+    assert not any(b"0123-secret" in f.read_bytes() for f in folder.rglob("*") if f.is_file())
 
 
 @pytest.mark.parametrize(("step", "identity"), [(3, "abc"), (0, None)])
@@ -670,7 +672,7 @@ def test_a_run_that_begins_anew_is_another_one_of_wandb(step, identity, tmp_path
         asked.update(options)
         return SimpleNamespace(id="def")
 
-    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
+    monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init, Settings=dict))
     (tmp_path / "wandb-id.txt").write_text("abc\n", encoding="utf-8")
     Wandb(TrackedRun(RunDirectory(tmp_path), "cats", "impasto", {}, step))
     assert asked["id"] == identity

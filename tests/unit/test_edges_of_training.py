@@ -28,7 +28,7 @@ from impasto.training.signals import StoppedBySignal, StopRequest
 @pytest.fixture
 def wandb(monkeypatch):
     """A stand-in for the wandb package, which keeps what it is started with."""
-    package = SimpleNamespace(given={}, error=None)
+    package = SimpleNamespace(given={}, error=None, Settings=dict)
 
     def init(**given):
         if package.error is not None:
@@ -41,7 +41,7 @@ def wandb(monkeypatch):
     return package
 
 
-@pytest.mark.parametrize("publish", [[], ["paths"]])
+@pytest.mark.parametrize("publish", [[], ["paths"], ["paths", "prompts"]])
 def test_trackers_are_told_what_may_be_published(wandb, tmp_path, publish):
     settings = {
         "output_dir": str(tmp_path), "model": {"path": "/home/Jane Doe/m.safetensors"},
@@ -61,7 +61,8 @@ def test_trackers_are_told_what_may_be_published(wandb, tmp_path, publish):
     assert told == redact_settings(config.model_dump(mode="json", exclude_none=True), publish)
     assert ("Jane Doe" in str(told)) is bool(publish)
     assert (wandb.given["project"], wandb.given["name"]) == ("impasto", tmp_path.name)
-    assert "at home" not in str(told)
+    assert ("at home" in str(told)) is ("prompts" in publish)
+    assert (wandb.given["settings"]["console"] == "off") is ("prompts" not in publish)
 
 
 def test_a_tracker_that_cannot_be_started_is_named(wandb, tmp_path):

@@ -6,15 +6,18 @@ from pathlib import Path
 
 import pytest
 from conftest import GOLDEN
+from torch import nn
 
 from impasto.config.load import build_run_config
 from impasto.errors import ConfigError
+from impasto.models.trainable import TrainedModule
 from impasto.sdscripts import translate
-from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, TRAIN_DB
+from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, SDXL_TRAIN, TRAIN_DB
 from impasto.sdscripts.flags import ROWS, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings
+from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.precision import NativePrecision
 
 REPOSITORY = Path(__file__).parents[2]
@@ -118,6 +121,26 @@ def test_no_flag_is_without_effect_in_silence(script, name):
         assert str(value) == words[0].partition("=")[2] or value is True
 
 
+@pytest.mark.parametrize("script", [FINE_TUNE, TRAIN_DB])
+def test_a_weight_of_the_loss_that_sdxl_alone_has_is_not_set(script):
+    found = settings("--v_pred_like_loss=0.5", script=script)
+    assert found.tree == settings(script=script).tree
+    assert [line for line in found.notices if line.startswith("--v_pred_like_loss: it has no")]
+    assert settings("--v_pred_like_loss=0.5", script=SDXL_TRAIN).tree["loss"]
+
+
+def test_the_folder_of_logs_is_told_not_to_be_used():
+    (told,) = settings("--logging_dir=x", "--log_with=wandb").notices
+    assert told == (
+        "--logging_dir: Weights & Biases' files are in the folder wandb of the run; x is not used."
+    )
+    (told,) = settings("--logging_dir=x").notices
+    assert told == (
+        "--logging_dir: TensorBoard's files are in the folder tensorboard of the run; x is not "
+        "used."
+    )
+
+
 def test_prompts_are_read_if_samples_are_asked_for():
     """The form of kohya_ss always names a file of prompts, which may be empty."""
     found = settings("--sample_prompts=p.txt", "--sample_every_n_steps=5")
@@ -210,6 +233,8 @@ def test_a_refused_flag_is_named_before_a_file_is_read():
 
 
 MIN_LR = ["--lr_scheduler=cosine_with_min_lr"]
+OF_CKPT = "--pretrained_model_name_or_path=sd.ckpt"
+OF_FOLDER = "--pretrained_model_name_or_path=sd"
 RULES = [
     (["--v2"], "model.family", "sd2-base"),
     (["--v2", "--v_parameterization"], "model.family", "sd2-v"),
@@ -235,6 +260,13 @@ RULES = [
     (["--optimizer_type=NAdam"], "optimizer.kind", "NAdam"),
     (["--optimizer_args", "betas=0.9,0.99", "amsgrad=True"], "optimizer.betas", (0.9, 0.99)),
     (["--optimizer_args", "amsgrad=True"], "optimizer.arguments", {"amsgrad": True}),
+    (["--optimizer_type=DAdaptAdaGrad"], "optimizer.eps", 1e-6),
+    (["--optimizer_type=DAdaptAdan"], "optimizer.weight_decay", 0.02),
+    (["--optimizer_type=DAdaptAdan", "--optimizer_args", "no_prox=True"], "optimizer.arguments",
+     {"weight_decouple": True}),
+    (["--optimizer_type=DAdaptLion"], "optimizer.betas", (0.9, 0.99)),
+    (["--optimizer_type=DAdaptLion"], "optimizer.arguments", {"weight_decouple": True}),
+    (["--optimizer_type=DAdaptSGD"], "optimizer.arguments", {"momentum": 0.0}),
     (["--lr_scheduler=constant_with_warmup", "--lr_warmup_steps=10"], "schedule.warmup_steps", 10),
     (["--lr_scheduler=cosine", "--lr_warmup_steps=0.1"], "schedule.warmup_steps", 0.1),
     (["--lr_scheduler=polynomial", "--lr_scheduler_power=2"], "schedule.power", 2.0),
@@ -255,6 +287,12 @@ RULES = [
     ([], "output_dir", str(Path("out", "last-run"))),
     ([], "saving.format", "safetensors"),
     (["--save_model_as=diffusers_safetensors"], "saving.format", "diffusers"),
+    (["--save_model_as=ckpt"], "saving.format", "ckpt"),
+    (["--save_model_as=ckpt", "--use_safetensors"], "saving.format", "safetensors"),
+    ([OF_CKPT], "saving.format", "ckpt"),
+    ([OF_CKPT, "--use_safetensors"], "saving.format", "safetensors"),
+    ([OF_FOLDER, "--use_safetensors"], "saving.format", "diffusers"),
+    ([OF_FOLDER, "--save_model_as=ckpt"], "saving.format", "ckpt"),
     ([], "saving.export_dtype", "fp32"),
     (["--save_precision=fp16"], "saving.vae_dtype", "fp16"),
     (["--save_every_n_steps=10", "--save_last_n_steps=30"], "saving.keep_step_models", 4),
@@ -285,10 +323,40 @@ def test_what_flags_become(flags, place, expected):
     assert tree == expected
 
 
+PRODIGY = ["d_coef=2", "d0=1e-5", "growth_rate=1.02", "safeguard_warmup=True", "weight_decay=0.01"]
+
+
+@pytest.mark.parametrize(
+    ("name", "given"), [("Prodigy", PRODIGY), ("DAdaptAdam", ["growth_rate=1.02"])]
+)
+def test_optimizers_that_find_their_rate_take_the_arguments_of_their_own_packages(name, given):
+    given = ["decouple=True", "use_bias_correction=True", *given]
+    tree = settings(
+        f"--optimizer_type={name}", "--learning_rate=1", "--optimizer_args", *given
+    ).tree
+    config = build_run_config(tree, source="test").optimizer
+    expected = {"weight_decouple", "bias_correction"} | {pair.split("=")[0] for pair in given[2:]}
+    assert config.arguments.keys() == expected - {"weight_decay"}
+    build_optimizer([TrainedModule("unet", nn.Linear(2, 2), 1.0)], config)
+
+
+@pytest.mark.parametrize(
+    "name", ["DAdaptation", "DAdaptAdamPreprint", "DAdaptAdan", "DAdaptAdanIP"]
+)
+def test_an_optimizer_in_the_place_of_another_is_told(name):
+    (told,) = [n for n in settings(f"--optimizer_type={name}").notices if "optimizer_type" in n]
+    assert told.startswith(f"--optimizer_type={name}: ")
+    assert "other rates than that of sd-scripts" in told
+
+
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--use_8bit_adam", "--optimizer_type=Lion"], "contradict each other"),
+        (
+            ["--optimizer_type=Prodigy", "--optimizer_args", "decouple=False", "weight_decay=0.1"],
+            "would have no effect here",
+        ),
         (["--resolution=big"], "expected 512 or 512,768"),
         (["--sample_every_n_steps=5"], "needs --sample_prompts"),
         (["--optimizer_args", "betas"], "expected key=value"),

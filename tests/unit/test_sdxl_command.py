@@ -280,8 +280,13 @@ def test_folders_of_repeats_are_subsets(tmp_path):
     named = settings(f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--in_json=m.json")
     assert named.tree["dataset"]["image_dir"] == train
     assert "--reg_data_dir: --in_json is given, so it is not used." in named.notices
-    masked = settings(f"--train_data_dir={train}", "--masked_loss", "--conditioning_data_dir=m")
-    assert "mask_dir" not in masked.tree["dataset"]
+    masked = settings(
+        f"--train_data_dir={train}", f"--reg_data_dir={reg}", "--masked_loss",
+        "--conditioning_data_dir=m",
+    )  # fmt: skip
+    subsets = build_run_config(masked.tree, source="test").dataset.entries[0].subsets
+    assert [subset.mask_dir for subset in subsets] == [Path("m"), None]
+    assert not [line for line in masked.notices if line.startswith("--masked_loss")]
 
 
 def masks_config(tmp_path):
@@ -331,11 +336,14 @@ def test_the_page_of_flags_says_where_a_rule_differs():
     rows = (
         (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8").splitlines()
     )
-    named = ("conditioning_data_dir", "masked_loss", "fused_backward_pass",
-             "fused_optimizer_groups", "log_tracker_name", "lr_scheduler_args",
-             "sample_at_first", "save_n_epoch_ratio")  # fmt: skip
+    named = ("alpha_mask", "conditioning_data_dir", "full_bf16", "full_fp16",
+             "fused_backward_pass", "fused_optimizer_groups", "log_tracker_name", "logging_dir",
+             "lr_scheduler", "lr_scheduler_args", "masked_loss", "optimizer_args",
+             "optimizer_type", "resize_interpolation", "resume", "sample_at_first",
+             "save_model_as", "save_n_epoch_ratio")  # fmt: skip
     known = flags_of(SDXL_TRAIN)
     assert {name for name, flag in known.items() if flag.differs} == set(named)
     for name in named:
-        assert f"| `--{name}` | not quite as there: {known[name].differs} |" in rows
-        assert not any((known[name].to, known[name].notice, known[name].refusal))
+        place = f"`{known[name].to}`, " if known[name].to else ""
+        assert f"| `--{name}` | {place}not quite as there: {known[name].differs} |" in rows
+        assert not any((known[name].notice, known[name].refusal))

@@ -166,6 +166,18 @@ def test_a_zero_is_off_where_it_is_there(name):
     assert parse_flags(SDXL_TRAIN, [*NEEDED, f"--{name}=0"]) == parse_flags(SDXL_TRAIN, NEEDED)
 
 
+def test_the_name_of_a_file_of_flags_has_its_ending_added(tmp_path):
+    """As there, also to a name with a dot; a file of another ending is read where there is one."""
+    files = {"run_v1.5.toml": 5, "flags.txt": 6, "both.txt": 7, "both.txt.toml": 8}
+    for name, steps in files.items():
+        (tmp_path / name).write_text(f"max_train_steps = {steps}", encoding="utf-8")
+    for name, steps in (("run_v1.5", 5), ("run_v1.5.toml", 5), ("flags.txt", 6), ("both.txt", 8)):
+        found = parse_flags(SDXL_TRAIN, [f"--config_file={tmp_path / name}"])
+        assert found == {"max_train_steps": steps}
+    with pytest.raises(ConfigError, match=r"run_v2\.toml"):
+        parse_flags(SDXL_TRAIN, [f"--config_file={tmp_path / 'run_v2'}"])
+
+
 def test_an_empty_text_takes_back_what_the_file_says(tmp_path):
     file = tmp_path / "flags.toml"
     file.write_text("block_lr = '1'\nresume = 'run'", encoding="utf-8")
@@ -193,7 +205,12 @@ def test_a_key_of_wandb_is_for_the_process_alone(monkeypatch, tmp_path):
     line = [*NEEDED, "--log_with=wandb", "--wandb_api_key=123abc"]
     drop_in.run(SDXL_TRAIN, line)
     assert os.environ["WANDB_API_KEY"] == "123abc"
-    for words in (line, [*line[:-1], "--wandb_api_key", "123abc"]):
-        text = command_to_toml(["sdxl_train.py", *words])
+
+
+@pytest.mark.parametrize("name", ["--wandb_api_key", "--wandb_api", "--wandb_a"])
+def test_a_key_of_wandb_is_in_no_comment(name):
+    """Beginnings of a flag are taken for it."""
+    for words in ([f"{name}=123abc"], [name, "123abc"]):
+        text = command_to_toml(["sdxl_train.py", *NEEDED, "--log_with=wandb", *words])
         assert "123abc" not in text
         assert "# --wandb_api_key: " in text

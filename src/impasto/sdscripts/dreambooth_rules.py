@@ -50,7 +50,7 @@ def set_dreambooth_folders(flags: Mapping[str, Any], tree: Tree) -> list[str]:
 
 
 def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:
-    """Masks of the loss come from a folder."""
+    """Masks of the loss come from a folder; of folders named `N_class` all but regularisation's."""
     folder, is_masked = flags.get("conditioning_data_dir"), flags.get("masked_loss")
     if not folder and not is_masked:
         return []
@@ -64,8 +64,6 @@ def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         if folder:
             found.append("--conditioning_data_dir: --dataset_config is given, so it is not used.")
         return found
-    if "train_data_dir" in tree["dataset"]:
-        return ["--masked_loss: folders named N_class have no masks but those of --alpha_mask."]
     if not folder:
         return ["--masked_loss: there are no masks but those of --alpha_mask."]
     tree["dataset"]["mask_dir"] = folder

@@ -107,15 +107,20 @@ _DATASET = [
         ("secondary_separator", None, "dataset.secondary_separator"),
         ("caption_prefix", None, "dataset.caption_prefix"),
         ("caption_suffix", None, "dataset.caption_suffix"),
-        ("resize_interpolation", None, "dataset.resize_interpolation"),
     ),
     *(
         Flag(name, to=f"dataset.{name}")
         for name in (
             "enable_bucket", "bucket_no_upscale", "shuffle_caption", "enable_wildcard",
-            "color_aug", "flip_aug", "random_crop", "alpha_mask",
+            "color_aug", "flip_aug", "random_crop",
         )
     ),
+    *_only((TRAIN_DB,), Flag("alpha_mask", to="dataset.alpha_mask")),
+    *_only(_OF_METADATA, Flag("alpha_mask", to="dataset.alpha_mask", differs="it always weighs the "
+           "loss; there never in fine_tune.py, and in sdxl_train.py only beside --masked_loss or a "
+           "flag that weighs it too, as --min_snr_gamma")),
+    Flag("resize_interpolation", "text", None, "dataset.resize_interpolation",
+         differs="without it Lanczos; there area for images that shrink"),
     Flag("face_crop_aug_range", "text"),
     *_noticed("flag", "latents are always kept, found by content and checked", "cache_latents",
               "cache_latents_to_disk", "skip_cache_check"),
@@ -136,14 +141,15 @@ _DATASET = [
         Flag("masked_loss", differs="masks of --conditioning_data_dir count too"),
     ),
     *_only((TRAIN_DB,), Flag("prior_loss_weight", "float", 1.0)),
-    *_noticed("int", "decoding takes as many processes as there are processors",
-              "max_data_loader_n_workers"),
+    *_noticed("int", "decoding takes a process for each processor, 8 at most, and none for a few "
+              "images; dataset.decode_workers sets how many", "max_data_loader_n_workers"),
     *_noticed("flag", "there are no workers between epochs", "persistent_data_loader_workers"),
     *_refused("flag", "`impasto dataset plan`, `captions` and `report` show the dataset",
               "debug_dataset"),
     *_refused("text", "classes are not imported by name from a command line", "dataset_class"),
 ]  # fmt: skip
 
+_BY_CHANCE = "weights are rounded up or down by chance; there to the nearest"
 _LOOP = [
     *_same("int", ("max_train_steps", 1600, "training.max_steps"),
            ("max_train_epochs", None, "training.max_epochs"),
@@ -153,10 +159,11 @@ _LOOP = [
     Flag("seed", "int"),
     Flag("gradient_checkpointing", to="training.gradient_checkpointing"),
     Flag("mixed_precision", "text", "no", choices=("no", "fp16", "bf16")),
-    Flag("full_fp16"),
+    Flag("full_fp16", differs=_BY_CHANCE),
     *_only(_OF_SD, Flag("full_bf16", differs="weights have 16 bits; there it is read nowhere, and "
                         "they have 32")),
-    *_only((SDXL_TRAIN,), Flag("full_bf16")),
+    *_only((SDXL_TRAIN,), Flag("full_bf16", differs=f"{_BY_CHANCE}, but for Adafactor's with "
+                               "--fused_backward_pass")),
     *_refused("flag", "weights that learn have 16 bits at least; --full_bf16 and an 8-bit "
               "optimizer save memory", "fp8_base"),
     Flag("torch_compile"),
@@ -184,7 +191,9 @@ NEAREST_SCHEDULES = {
 """Classes of schedulers that people name, and the shape that is most like each."""
 
 _OPTIMIZER = [
-    Flag("optimizer_type", "text", ""),
+    Flag("optimizer_type", "text", "", differs="Adafactor takes --learning_rate as its rate in any "
+         "case; DAdaptAdam takes the place of DAdaptation and DAdaptAdamPreprint, and "
+         "pytorch-optimizer's DAdaptAdan that of DAdaptAdan and DAdaptAdanIP"),
     Flag("use_8bit_adam"),
     Flag("use_lion_optimizer"),
     *_same("float", ("learning_rate", 2e-6, "optimizer.lr")),
@@ -199,8 +208,9 @@ _OPTIMIZER = [
         Flag("fused_optimizer_groups", "int", differs="the same as --fused_backward_pass, whatever "
              "the number; with accumulation it has no effect"),
     ),
-    Flag("optimizer_args", "list"),
-    Flag("lr_scheduler", "text", "constant"),
+    Flag("optimizer_args", "list", differs="relative_step=True and warmup_init=True of Adafactor "
+         "are refused, and so is what the optimizer here does not heed"),
+    Flag("lr_scheduler", "text", "constant", differs="adafactor is a constant rate"),
     Flag("lr_scheduler_args", "list", differs="step_rules of piecewise_constant, and min_lr or "
          "min_lr_rate of cosine_with_min_lr; others are refused"),
     Flag("lr_scheduler_type", "text", nearest=NEAREST_SCHEDULES, refusal="rates follow from the "
@@ -226,9 +236,12 @@ _LOSS = [
            ("multires_noise_discount", 0.3, "noise.multires_discount"),
            ("ip_noise_gamma", None, "noise.input_perturbation"),
            ("min_snr_gamma", None, "loss.min_snr_gamma"),
-           ("v_pred_like_loss", None, "loss.noise_loss_like_v"),
            ("huber_c", 0.1, "loss.huber_c"), ("huber_scale", 1.0, "loss.huber_scale")),
     *_same("int", ("multires_noise_iterations", None, "noise.multires_iterations")),
+    *_only((SDXL_TRAIN,), *_same("float", ("v_pred_like_loss", None, "loss.noise_loss_like_v"))),
+    *_only(_OF_SD, *_noticed("float", "it has no effect in sd-scripts' fine_tune.py and "
+                             "train_db.py, and none here; the setting is loss.noise_loss_like_v",
+                             "v_pred_like_loss")),
     Flag("noise_offset_random_strength", to="noise.offset_random_strength"),
     Flag("ip_noise_gamma_random_strength", to="noise.input_perturbation_random_strength"),
     Flag("zero_terminal_snr", to="noise.zero_terminal_snr"),
@@ -246,7 +259,9 @@ _SAVING = [
     Flag("output_dir", "text"),
     Flag("output_name", "text"),
     Flag("save_model_as", "text",
-         choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors")),
+         choices=("ckpt", "safetensors", "diffusers", "diffusers_safetensors"),
+         differs="without it, what begins as .safetensors stays so; there it needs "
+         "--use_safetensors, or is saved as .ckpt"),
     Flag("use_safetensors"),
     Flag("save_precision", "text", choices=("float", "fp16", "bf16")),
     *_same("int", ("save_every_n_epochs", None, "saving.model_every_epochs"),
@@ -259,7 +274,8 @@ _SAVING = [
               "directory", "save_state", "save_state_on_train_end"),
     *_noticed("int", "the two newest states are kept", "save_last_n_epochs_state",
               "save_last_n_steps_state"),
-    Flag("resume", "text"),
+    Flag("resume", "text", differs="the folder of a run of Impasto, which goes on exactly; states "
+         "that sd-scripts saved are refused"),
     *_refused("text", _HUB, "huggingface_repo_id", "huggingface_repo_type",
               "huggingface_path_in_repo", "huggingface_token", "huggingface_repo_visibility"),
     *_refused("flag", _HUB, "async_upload", "save_state_to_huggingface", "resume_from_huggingface"),
@@ -279,7 +295,8 @@ _SAMPLING = [
 
 _METRICS = "metrics go to metrics.jsonl and report.html in the run directory"
 _LOGGING = [
-    Flag("logging_dir", "text"),
+    Flag("logging_dir", "text", differs="it asks for TensorBoard's files, which are in the "
+         "folder tensorboard of the run; nothing is written to the folder that it names"),
     Flag("log_with", "text", choices=("tensorboard", "wandb", "all")),
     Flag("log_tracker_name", "text", differs="the project of Weights & Biases alone; TensorBoard's "
          "files are always in the folder tensorboard of the run"),

@@ -20,7 +20,8 @@ from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings
 from impasto.sdscripts.translate import translate
 
-_KEY = "--wandb_api_key"
+_KEY = "--wandb_a"
+"""How `--wandb_api_key` may begin: the beginning of a flag is taken for it."""
 
 
 def command_to_toml(tokens: Sequence[str]) -> str:
@@ -69,8 +70,9 @@ def _without_keys(tokens: Sequence[str]) -> list[str]:
     shown, is_key = list[str](), False
     for token in tokens:
         name, equals, _ = token.partition("=")
-        shown.append("..." if is_key else f"{name}=..." if equals and name == _KEY else token)
-        is_key = token == _KEY
+        names_key = name.startswith(_KEY)
+        shown.append("..." if is_key else f"{name}=..." if equals and names_key else token)
+        is_key = names_key and not equals
     return shown
 
 

@@ -20,12 +20,37 @@ _OPTIMIZERS = {
     "adamwschedulefree": "adamw_schedule_free", "sgdschedulefree": "sgd_schedule_free",
 }  # fmt: skip
 
+_OF_ADAM = {"decouple": "weight_decouple", "use_bias_correction": "bias_correction"}
+_NAMES: Mapping[str, Mapping[str, str]] = {
+    "prodigy": _OF_ADAM,
+    "dadapt_adam": _OF_ADAM,
+    "dadapt_adan": {"no_prox": "weight_decouple"},
+}
+"""What prodigyopt and dadaptation, which sd-scripts takes, call arguments of pytorch-optimizer."""
+
+_DEFAULTS: Mapping[str, Mapping[str, Any]] = {
+    "dadapt_adagrad": {"eps": 1e-6},
+    "dadapt_adan": {"weight_decay": 0.02},
+    "dadapt_lion": {"betas": (0.9, 0.99), "weight_decouple": True},
+    "dadapt_sgd": {"momentum": 0.0},
+}
+"""Defaults of dadaptation that are not those of pytorch-optimizer."""
+
+_OTHERS = {
+    "dadaptation": "DAdaptAdam, which followed on DAdaptAdamPreprint,",
+    "dadaptadampreprint": "DAdaptAdam, which followed on it,",
+    "dadaptadan": "pytorch-optimizer's DAdaptAdan, not dadaptation's,",
+    "dadaptadanip": "pytorch-optimizer's DAdaptAdan",
+}
+"""Optimizers in whose place another one is taken, which makes other numbers."""
+
 
 def set_optimizer(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
     """Put the optimizer and its arguments into the tree; returns what a person is told.
 
     Raises:
-        ConfigError: Two are asked for, or arguments are written otherwise than `key=value`.
+        ConfigError: Two are asked for, arguments are written otherwise than `key=value`, or one
+            would have no effect.
     """
     asked = [
         name
@@ -40,8 +65,14 @@ def set_optimizer(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
     optimizer["kind"] = short.get(asked[0]) if asked and asked[0] in short else _OPTIMIZERS.get(
         wanted.lower(), wanted
     )  # fmt: skip
-    arguments = read_pairs("optimizer_args", flags)
-    notices = _rates_of_adafactor(arguments) if optimizer["kind"] == "adafactor" else []
+    kind = optimizer["kind"]
+    arguments = _with_names_of_here(kind, read_pairs("optimizer_args", flags))
+    notices = _rates_of_adafactor(arguments) if kind == "adafactor" else []
+    if wanted.lower() in _OTHERS:
+        notices.append(
+            f"--optimizer_type={wanted}: {_OTHERS[wanted.lower()]} is taken; it finds other rates "
+            f"than that of sd-scripts."
+        )
     for name in ("betas", "eps", "weight_decay"):
         if name in arguments:
             optimizer[name] = arguments.pop(name)
@@ -51,6 +82,22 @@ def set_optimizer(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
             for key, value in arguments.items()
         }
     return notices
+
+
+def _with_names_of_here(kind: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by pytorch-optimizer's names, with the defaults that hold in sd-scripts.
+
+    Raises:
+        ConfigError: Prodigy is to add weight decay to the gradient, which it does not do here.
+    """
+    names = _NAMES.get(kind, {})
+    found = dict(_DEFAULTS.get(kind, {})) | {names.get(k, k): v for k, v in given.items()}
+    if kind == "prodigy" and found.get("weight_decouple") is False and found.get("weight_decay"):
+        raise ConfigError(
+            "--optimizer_args has decouple=False, with which Prodigy's weight_decay would have no "
+            "effect here. Take decouple out: the weights are then pulled as AdamW does."
+        )
+    return found
 
 
 def _rates_of_adafactor(arguments: Mapping[str, Any]) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from impasto import presence
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError
 from impasto.finite import finite
@@ -58,7 +59,7 @@ def parse_flags(
         _checked(known[name], found[name])  # before a file is read that it speaks of
     file = found.pop("config_file", "")
     if file:
-        found = {**_of_file(script, Path(file), tell), **found}
+        found = {**_of_file(script, _file_of(file), tell), **found}
     checked = {
         name: _checked(known[name], value)
         for name, value in found.items()
@@ -85,14 +86,21 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{self._script}: {message}.")
 
 
+def _file_of(name: str) -> Path:
+    """The file that `--config_file` names: `.toml` is added as there, unless there is none so."""
+    with_ending = Path(f"{name}.toml")
+    is_named_whole = name.endswith(".toml") or (
+        presence.is_file(Path(name)) and not presence.is_file(with_ending)
+    )
+    return Path(name) if is_named_whole else with_ending
+
+
 def _of_file(script: Script, file: Path, tell: Callable[[str], object]) -> dict[str, Any]:
     """The options of a TOML file, its tables flattened as sd-scripts does.
 
     What is off or empty is not given: forms write all their fields. Keys that the command does not
     know have no effect, as there, unless they are likely to be slips.
     """
-    if not file.suffix:
-        file = file.with_suffix(".toml")
     known, options = flags_of(script), dict[str, Any]()
 
     def flatten(table: Mapping[str, Any]) -> None:

@@ -30,10 +30,10 @@ def set_saving(flags: Mapping[str, Any], tree: dict[str, Any]) -> list[str]:
             f"--output_name is {name[:60]!r}, which {fault}. Folders go into --output_dir."
         )
     source = str(flags["pretrained_model_name_or_path"])
-    form = flags.get("save_model_as") or (
-        "safetensors" if flags.get("use_safetensors") else _form_of(source)
-    )
-    saving |= {"name": name, "model_dir": str(folder), "format": _FORMATS[form]}
+    form = _FORMATS[flags.get("save_model_as") or _form_of(source)]
+    if form == "ckpt" and flags.get("use_safetensors"):  # a folder has safetensors in any case
+        form = "safetensors"
+    saving |= {"name": name, "model_dir": str(folder), "format": form}
     precision = flags.get("save_precision")
     saving["export_dtype"] = _PRECISIONS[precision or "float"]
     if precision:

@@ -194,9 +194,11 @@ def _logging(
             f"report.html in the run directory.",
         ]
     tree["logging"] = {"trackers": trackers, **_of_wandb(flags, trackers, project)}
-    if "logging_dir" not in flags:
+    if not flags.get("logging_dir"):
         return told
-    return [*told, "--logging_dir: TensorBoard's files are in the folder tensorboard of the run."]
+    names = {"tensorboard": "TensorBoard's", "wandb": "Weights & Biases'"}
+    places = " and ".join(f"{names[kind]} files are in the folder {kind}" for kind in trackers)
+    return [*told, f"--logging_dir: {places} of the run; {flags['logging_dir']} is not used."]
 
 
 def _of_wandb(flags: Mapping[str, Any], trackers: Sequence[str], project: str) -> Tree:

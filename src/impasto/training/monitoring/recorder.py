@@ -105,6 +105,7 @@ class Recorder:
             logging.wandb_project,
             settings,
             step,
+            config.saving.publish,
         )
         self._trackers = open_trackers(logging.trackers, tracked)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -26,6 +26,7 @@ class TrackedRun:
         project: What it belongs to.
         settings: What may leave the machine of its settings.
         step: How many steps are done as it begins or goes on.
+        publish: What may leave the machine besides: `paths`, `prompts`.
     """
 
     run: RunDirectory
@@ -33,6 +34,7 @@ class TrackedRun:
     project: str
     settings: Mapping[str, Any]
     step: int = 0
+    publish: Collection[str] = ()
 
 
 class Tracker(Protocol):
@@ -84,6 +86,8 @@ class Wandb:
     """A run of Weights & Biases; a resumed run of Impasto continues it. Heeds WANDB_MODE.
 
     One that begins at its first step is another run there, since W&B takes no step a second time.
+    The command line never goes there, as a key may be in it, and what the terminal shows only where
+    whole paths and prompts may.
 
     Raises:
         ConfigError: It cannot be started: nobody is logged in, there is no network.
@@ -94,6 +98,7 @@ class Wandb:
         kept = tracked.run.path / WANDB_ID
         goes_on = tracked.step > 0 and presence.is_file(kept)
         identity = read_text(kept, "replace").strip() if goes_on else None
+        tells_all = {"paths", "prompts"} <= set(tracked.publish)
         try:
             self._run: Any = wandb.init(
                 project=tracked.project,
@@ -102,6 +107,10 @@ class Wandb:
                 config=dict(tracked.settings),
                 id=identity or None,
                 resume="allow",
+                settings=wandb.Settings(
+                    x_disable_meta=True,  # the command line, the program and its folder
+                    console="auto" if tells_all else "off",  # which names paths and prompts
+                ),
             )
         except Exception as error:  # its own errors, and those of the network, have no common class
             raise ConfigError(
