@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from impasto import presence, storage_errors
+from impasto import files, presence, storage_errors
 from impasto.errors import ConfigError
 from impasto.invocation import missing_extra
 from impasto.parsing import read_text
@@ -118,7 +118,7 @@ class Wandb:
                 f"`wandb login`, keep the numbers here with WANDB_MODE=offline, or take it out of "
                 f"logging.trackers."
             ) from error
-        kept.write_text(str(self._run.id), encoding="utf-8")
+        files.write_text(kept, str(self._run.id))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
         """Keep numbers of a step."""
