@@ -162,20 +162,28 @@ def test_memory_that_runs_out_again_while_a_state_is_saved_is_one_message(
     assert "No state was saved yet. What would help most: " in str(caught.value)
 
 
+UNCERTAIN = {"loss": {"uncertainty": True}, "training": {"max_steps": 2}}
+
+
+@pytest.fixture(scope="module")
+def uncertain(shared_config):
+    """A run with loss weights that are learned. Read-only by agreement."""
+    folder = str(shared_config().output_dir.with_name("uncertain"))
+    return train(shared_config(output_dir=folder, **UNCERTAIN))
+
+
 @pytest.mark.parametrize(("owner", "name"), [(Uncertainty, "step"), (FrozenCheck, "findings")])
 def test_memory_that_runs_out_after_the_optimizer_leaves_no_weights_of_another_step(
-    owner, name, train_config, tmp_path, monkeypatch
+    owner, name, train_config, uncertain, monkeypatch
 ):
     """The weights have moved by then, and the step does not count yet."""
-    changes = {"loss": {"uncertainty": True}, "training": {"max_steps": 2}}
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
-    config = train_config(**changes)
+    config = train_config(**UNCERTAIN)
     with monkeypatch.context() as patched:
         fail_at(patched, owner, name, 1, OUT)
         with pytest.raises(OutOfMemoryError, match="no state was saved"):
             train(config)
     assert not (config.output_dir / "states").exists()
-    assert exported(resume(config.output_dir)) == exported(whole)
+    assert exported(resume(config.output_dir)) == exported(uncertain)
 
 
 def test_memory_that_runs_out_elsewhere_is_explained(train_config, monkeypatch):
