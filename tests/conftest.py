@@ -17,11 +17,13 @@ import gc
 import json
 import random
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import hypothesis
 import pytest
 from PIL import Image, ImageDraw
+from short_runs import settings, short_run
 from support.warm import running
 
 pytest_plugins = ("browsing", "object_stores", "studios")
@@ -178,23 +180,7 @@ def pictures(tmp_path) -> Path:
 @pytest.fixture
 def run_values(tmp_path, nano_model, pictures):
     """Settings of a short run on the nano model, as a nested mapping to change."""
-    return {
-        "output_dir": str(tmp_path / "run"),
-        "seed": 7,
-        "model": {"path": str(nano_model)},
-        "dataset": {
-            "image_dir": str(pictures),
-            "resolution": 80,
-            "min_bucket_reso": 32,
-            "max_bucket_reso": 96,
-            "bucket_reso_steps": 32,
-            "cache_dir": str(tmp_path / "derived"),
-        },
-        "optimizer": {"lr": 1e-3},
-        "training": {"max_steps": 6, "batch_size": 4, "fit_check": False},  # takes a second
-        "logging": {"every_steps": 1},
-        "saving": {"export_dtype": "fp32", "format": "diffusers", "name": "model"},
-    }
+    return short_run(tmp_path, nano_model, pictures)
 
 
 @pytest.fixture
@@ -223,18 +209,15 @@ def impasto(*words: object, timeout: float = 300, **kwargs) -> subprocess.Comple
 @pytest.fixture
 def train_config(run_values):
     """Validated settings with changes by section."""
-    from impasto.config.load import build_run_config
+    return partial(settings, run_values)
 
-    def build(**changes):
-        values = {k: (dict(v) if isinstance(v, dict) else v) for k, v in run_values.items()}
-        for key, value in changes.items():
-            if isinstance(value, dict):
-                values[key] = {**values.get(key, {}), **value}
-            else:
-                values[key] = value
-        return build_run_config(values, source="test")
 
-    return build
+@pytest.fixture(scope="module")
+def shared_config(tmp_path_factory, nano_model):
+    """As `train_config`, for runs that tests of a file share: read-only by agreement."""
+    folder = tmp_path_factory.mktemp("shared")
+    pictures = draw_images(folder / "pictures", 13)
+    return partial(settings, short_run(folder, nano_model, pictures))
 
 
 @pytest.fixture

@@ -1,5 +1,9 @@
-"""What tests of whole runs share: a crash at a given step, and the bits of what is exported."""
+"""What tests of whole runs share: crashes at a given step, copies, and the bits of the export."""
 
+import shutil
+import time
+
+from impasto.runs import RunDirectory, step_name
 from impasto.training.events import SilentEvents
 
 
@@ -12,6 +16,45 @@ class StopAt(SilentEvents):
     def stepped(self, step):
         if step == self.step:
             raise ZeroDivisionError
+
+
+class KillAt(SilentEvents):
+    """Copies a run as a kill after a number of steps would leave it; the run itself goes on.
+
+    Args:
+        path: The run directory.
+        step: After which it is copied.
+        saved: The step of a state that is there by then.
+    """
+
+    def __init__(self, path, step, saved):
+        self.path, self.step, self.saved = path, step, saved
+        self.copy = path.with_name(f"{path.name}-killed")
+
+    def stepped(self, step):
+        if step != self.step:
+            return
+        until = time.monotonic() + 60
+        while not (self.path / "states" / step_name(self.saved)).is_dir():
+            assert time.monotonic() < until, "a thread writes it"
+            time.sleep(0.01)
+        being_written = shutil.ignore_patterns("*.partial", ".lock")
+        shutil.copytree(self.path, self.copy, ignore=being_written)
+
+    def put_back(self):
+        """Put the copy in the place of the run that went on; returns it."""
+        shutil.rmtree(self.path)
+        return RunDirectory(self.copy.rename(self.path))
+
+
+def copied(run, folder):
+    """A run and all that lies beside it, in another folder, with the paths of its settings."""
+    shutil.copytree(run.path.parent, folder, dirs_exist_ok=True)
+    copy = RunDirectory(folder / run.path.name)
+    text = copy.config_file.read_text(encoding="utf-8")
+    text = text.replace(str(run.path.parent), str(folder))
+    copy.config_file.write_text(text, encoding="utf-8")
+    return copy
 
 
 def exported(run):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import impasto
-from runs import StopAt, exported
+from runs import KillAt, StopAt, copied, exported
 from safetensors.torch import load_file
 
 from impasto import files, locks
+from impasto.cli.main import impasto as commands
 from impasto.cli.main import run_and_report
 from impasto.errors import (
     DatasetError,
@@ -48,21 +49,33 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(bytes(content))
 
 
+LENGTH = {"training": {"max_steps": 4}}
+
+
+@pytest.fixture(scope="module")
+def kept_and_killed(shared_config):
+    """A run of four steps with a state after each, and what a kill in its last one leaves."""
+    config = shared_config(saving=EACH_STEP, **LENGTH)
+    kill = KillAt(config.output_dir, step=4, saved=3)
+    whole = train(config, kill)
+    return whole, RunDirectory(kill.copy)
+
+
 @pytest.fixture
-def whole(train_config, tmp_path):
-    return train(train_config(output_dir=str(tmp_path / "whole"), saving=EACH_STEP))
+def whole(kept_and_killed):
+    """A run that nothing happened to. Read-only by agreement."""
+    return kept_and_killed[0]
 
 
-def crashed(train_config, step, **changes):
-    config = train_config(**{"saving": EACH_STEP, **changes})
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(step))
-    return RunDirectory(config.output_dir)
+@pytest.fixture
+def killed(kept_and_killed, tmp_path):
+    """The same run, killed with the state of three steps as its newest."""
+    return copied(kept_and_killed[1], tmp_path)
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
-def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(train_config, whole, name):
-    run = crashed(train_config, 4)
+def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(killed, whole, name):
+    run = killed
     *_, before, newest = run.saved_steps()
     flip_a_bit(run.states / f"step-{newest:08d}" / name)
     events = Noted()
@@ -76,18 +89,18 @@ def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(train_confi
     assert exported(run) == exported(whole)
 
 
-def test_without_a_whole_state_nothing_is_begun_or_deleted(train_config):
-    run = crashed(train_config, 3)
+def test_without_a_whole_state_nothing_is_begun_or_deleted(killed):
+    run = killed
     for step in run.saved_steps():
         flip_a_bit(run.states / f"step-{step:08d}" / "weights.safetensors")
     with pytest.raises(RunError, match="no older state that is whole") as caught:
         resume(run.path)
     assert "Delete" not in str(caught.value)
-    assert len(list(run.states.iterdir())) == 2
+    assert len(list(run.states.iterdir())) == 3
 
 
-def test_a_state_without_hashes_is_read_and_this_is_said(train_config, whole):
-    run = crashed(train_config, 3)
+def test_a_state_without_hashes_is_read_and_this_is_said(killed, whole):
+    run = killed
     for folder in run.states.iterdir():
         (folder / "hashes.json").unlink()
         file = folder / "state.json"
@@ -111,8 +124,9 @@ def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
             raise ZeroDivisionError
 
     saving = {"model_every_steps": 2, "state_every_steps": 2, "format": "safetensors"}
-    undisturbed = train(train_config(output_dir=str(tmp_path / "whole"), saving=saving))
-    config = train_config(saving=saving)
+    changes = {"saving": saving, "training": {"max_steps": 3}}
+    undisturbed = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
+    config = train_config(**changes)
     monkeypatch.setattr(Pauses, "export_intermediate", killed)
     with pytest.raises(ZeroDivisionError):
         train(config)
@@ -121,7 +135,7 @@ def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
     steps = run.saved_steps()
     resume(run.path)
     assert models_of(run) == models_of(undisturbed)
-    assert len(models_of(run)) == 2
+    assert len(models_of(run)) == 1
     assert steps == [2], "the state was there, and the model was not"
 
 
@@ -133,27 +147,37 @@ def models_of(run):
     }
 
 
-def test_a_report_that_is_missing_after_a_kill_is_made(whole):
-    result = impasto("resume", whole.path)
-    assert result.returncode == 0, result.stderr
-    assert "is finished" in result.stdout
-    assert whole.report.is_file()
+def test_a_report_that_is_missing_after_a_kill_is_made(whole, tmp_path):
+    run = copied(whole, tmp_path)
+    assert not run.report.exists()
+    assert "is finished" in resumed_by_command(run)
+    assert run.report.is_file()
+
+
+def resumed_by_command(run):
+    done = CliRunner().invoke(commands, ["resume", str(run.path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
 
 
 def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config, tmp_path):
     """Its states were moved away, and it is done again at another rate."""
     config = train_config(
         saving={**EACH_STEP, "format": "safetensors"},
-        validation={"split": 0.4, "every_steps": 2},
-        previews={"every_steps": 2, "prompts": ["a cat"], "at_first": False},
-    )
+        validation={"split": 0.4, "every_steps": 2, "timesteps": 1},
+        previews={
+            "every_steps": 2, "prompts": ["a cat"], "at_first": False,
+            "width": 32, "height": 32, "steps": 1,
+        },
+        **LENGTH,
+    )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(5))
+        train(config, StopAt(3))
     run = RunDirectory(config.output_dir)
     before = (run.samples / "step-00000002" / "000.png").read_bytes()
     run.states.rename(tmp_path / "moved")
     models = run.read_json("models.json")
-    lowest = {"best": {key: {"step": 4, "loss": 0.0} for key in models["best"]}}
+    lowest = {"best": {key: {"step": 2, "loss": 0.0} for key in models["best"]}}
     files.write_json(run.path / "models.json", models | lowest)
     text = run.config_file.read_text("utf-8")
     changed = text.replace("lr = 0.001", "lr = 1e-12")
@@ -164,15 +188,13 @@ def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config
     assert (run.path / "samples-abandoned/step-00000002/000.png").read_bytes() == before
     assert (run.samples / "step-00000002" / "000.png").read_bytes() != before
     assert [note for note in told.notes if "samples-abandoned" in note]
-    assert {"step": 4, "loss": 0.0} not in run.read_json("models.json")["best"].values()
+    assert {"step": 2, "loss": 0.0} not in run.read_json("models.json")["best"].values()
 
 
-def test_a_damaged_status_is_no_hindrance(train_config, whole):
-    run = crashed(train_config, 3)
-    (run.path / "status.json").write_bytes(bytes(200))
-    result = impasto("resume", run.path)
-    assert result.returncode == 0, result.stderr
-    assert exported(run) == exported(whole)
+def test_a_damaged_status_is_no_hindrance(killed, whole):
+    (killed.path / "status.json").write_bytes(bytes(200))
+    resumed_by_command(killed)
+    assert exported(killed) == exported(whole)
 
 
 def test_resuming_a_run_that_goes_on_is_refused(train_config):
@@ -184,24 +206,24 @@ def test_resuming_a_run_that_goes_on_is_refused(train_config):
                 beside = impasto("resume", config.output_dir)
                 self.said = beside.returncode, beside.stderr
 
-    config, events = train_config(saving=EACH_STEP), Beside()
+    config, events = train_config(saving=EACH_STEP, training={"max_steps": 3}), Beside()
     run = train(config, events)
     code, words = events.said
     assert code == 5
     assert "is being trained just now by process" in " ".join(words.split())
     assert "Traceback" not in words
-    assert run.saved_steps()[-1] == 6
+    assert run.saved_steps()[-1] == 3
     assert not (run.path / locks.LOCK_NAME).exists()
 
 
 def test_a_failed_beginning_beside_a_live_run_leaves_it_alone(train_config):
     class Beside(SilentEvents):
         def stepped(self, step):
-            if step == 2:
+            if step == 1:
                 with pytest.raises(RunError, match="being trained just now"):
                     train(train_config(model={"path": "/nowhere"}))
 
-    run = train(train_config(), Beside())
+    run = train(train_config(training={"max_steps": 2}), Beside())
     assert run.exported_model() is not None
 
 
@@ -221,7 +243,7 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
         self._open.clear()
         return real(self, name)
 
-    config = train_config()
+    config = train_config(**LENGTH)
     try:
         with pytest.raises(DatasetError, match=r"removed or damaged.*state after \d steps is s"):
             train(config, Deleting())
@@ -239,17 +261,17 @@ def test_a_disk_of_models_that_goes_away_costs_no_step(train_config, whole, tmp_
 
     class Unplugging(SilentEvents):
         def stepped(self, step):
-            if step == 3:
+            if step == 2:
                 folder.rename(tmp_path / "unplugged")
                 folder.write_text("no folder any more")
 
     folder.mkdir()
-    saving = {"model_dir": str(folder), "model_every_steps": 3, "average": average}
-    config = train_config(saving=saving, training={"ema_decay": 0.9})
+    saving = {"model_dir": str(folder), "model_every_steps": 2, "average": average}
+    config = train_config(saving=saving, training={"ema_decay": 0.9, "max_steps": 3})
     with pytest.raises(StorageError, match=r"state after \d steps is saved. Continue with: .*res"):
         train(config, Unplugging())
     run = RunDirectory(config.output_dir)
-    assert max(run.saved_steps()) >= 3
+    assert max(run.saved_steps()) >= 2
     folder.unlink()
     assert resume(config.output_dir).exported_model() is not None
 
@@ -322,7 +344,7 @@ def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, nam
         return Full(file) if is_full else file
 
     monkeypatch.setattr(Path, "open", open_)
-    config = train_config(logging={"every_steps": 1, "image_losses": True})
+    config = train_config(logging={"every_steps": 1, "image_losses": True}, **LENGTH)
     with pytest.raises(StorageError, match=rf"disk is full: .*{name}"):
         train(config)
     text = (config.output_dir / name).read_text(encoding="utf-8")
@@ -332,8 +354,6 @@ def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, nam
 
 
 def test_scanning_a_folder_that_cannot_be_written(pictures, monkeypatch):
-    from impasto.cli.main import impasto as command
-
     real = files.new_file
 
     def refuse(folder, name_of):
@@ -342,7 +362,7 @@ def test_scanning_a_folder_that_cannot_be_written(pictures, monkeypatch):
         return real(folder, name_of)
 
     monkeypatch.setattr(files, "new_file", refuse)
-    result = CliRunner().invoke(command, ["dataset", "scan", str(pictures)])
+    result = CliRunner().invoke(commands, ["dataset", "scan", str(pictures)])
     assert result.exit_code == 0, result.output
     assert "Read-only file system" in result.output
 
@@ -355,7 +375,7 @@ def test_a_signal_while_preparing_is_one_sentence(train_config, number, code):
                 signal.raise_signal(number)
             return super().stage(description, total, unit)
 
-    config = train_config()
+    config = train_config(training={"max_steps": 1})
     with pytest.raises(Interrupted, match=r"Nothing was trained yet.*same command again") as caught:
         train(config, Press())
     assert caught.value.exit_code == code
@@ -378,7 +398,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, w
                 assert self.said.wait(60), "nothing is said before the step is over"
                 signal.raise_signal(signal.SIGINT)
 
-    config, events = train_config(saving=EACH_STEP), Press()
+    config, events = train_config(saving=EACH_STEP, **LENGTH), Press()
     with pytest.raises(Interrupted, match=r"Stopped at once.*impasto resume"):
         train(config, events)
     run = RunDirectory(config.output_dir)

@@ -1,12 +1,14 @@
 """Runs with options of what is learned: that each reaches the step, and is resumed exactly."""
 
 import csv
+import functools
 from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import draw_half_masks, draw_images
-from runs import StopAt
+from runs import KillAt
+from short_runs import short_run
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.plan import plan_as_json
@@ -22,36 +24,52 @@ def weights_of(run):
     return {name: tensor.read() for name, tensor in tensors.items()}
 
 
-def same(one, other):
-    ours, theirs = weights_of(one), weights_of(other)
+def same(ours, theirs):
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-@pytest.fixture
-def settings(run_values, tmp_path, pictures):
-    """A run of six steps, with images that keep beside those that are trained on."""
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Images, those that keep beside them, and what is encoded of both."""
+    folder = tmp_path_factory.mktemp("shared")
+    draw_images(folder / "pictures", 13)
+    draw_images(folder / "kept", 6, seed=9)
+    return folder
 
-    def build(name, *, kept=False, subset=(), **changes):
-        dataset = {k: v for k, v in run_values["dataset"].items() if k != "image_dir"}
-        subsets = [{"image_dir": str(pictures), **dict(subset)}]
+
+@pytest.fixture(scope="module")
+def settings(folder, nano_model):
+    """A run of some steps, with images that keep beside those that are trained on."""
+    usual = short_run(folder, nano_model, folder / "pictures")
+    dataset = {k: v for k, v in usual["dataset"].items() if k != "image_dir"}
+
+    def build(path, *, kept=False, subset=(), steps=4, **changes):
+        subsets = [{"image_dir": str(folder / "pictures"), **dict(subset)}]
         if kept:
-            folder = tmp_path / "kept"
-            if not folder.exists():
-                draw_images(folder, 6, seed=9)
-            subsets.append({"image_dir": str(folder), "is_reg": True})
+            subsets.append({"image_dir": str(folder / "kept"), "is_reg": True})
         values = {
-            **run_values,
-            "output_dir": str(tmp_path / name),
+            **usual,
+            "output_dir": str(path),
             "dataset": {**dataset, "datasets": [{"subsets": subsets}]},
-            "saving": {
-                **run_values["saving"], "format": "safetensors", "state_every_steps": 3,
-            },
-        }  # fmt: skip
+            "saving": {**usual["saving"], "format": "safetensors", "state_every_steps": 2},
+            "training": {**usual["training"], "max_steps": steps},
+        }
         for section, fields in changes.items():
             values[section] = {**values.get(section, {}), **fields}
         return build_run_config(values, source="test")
 
     return build
+
+
+@pytest.fixture(scope="module")
+def plain(settings, folder):
+    """Runs without any of the options, by whether images keep beside. Read-only by agreement."""
+    return functools.cache(lambda kept: train(settings(folder / f"plain-{kept}", kept=kept)))
+
+
+def first_loss(config):
+    """The loss before anything is learned."""
+    return next(m["loss"] for m in train(config).read_metrics() if "loss" in m)
 
 
 OPTIONS = {
@@ -66,24 +84,23 @@ OPTIONS = {
 
 @pytest.mark.parametrize("option", list(OPTIONS))
 def test_an_option_changes_what_is_learned_and_is_resumed_exactly(
-    settings, option, fresh_accelerate
+    settings, plain, option, tmp_path, fresh_accelerate
 ):
-    changes = OPTIONS[option]
-    plain = {"kept": True} if "kept" in changes else {}
-    whole = train(settings("whole", **changes))
-    assert not same(whole, train(settings("plain", **plain)))
-    stopped = settings("stopped", **changes)
-    with pytest.raises(ZeroDivisionError):
-        train(stopped, StopAt(4))
-    assert same(whole, resume(stopped.output_dir))
+    config = settings(tmp_path / "run", **OPTIONS[option])
+    kill = KillAt(config.output_dir, step=3, saved=2)
+    learned = weights_of(train(config, kill))
+    assert not same(learned, weights_of(plain("kept" in OPTIONS[option])))
+    kill.put_back()
+    assert same(learned, weights_of(resume(config.output_dir)))
 
 
-def test_the_table_of_losses_is_without_what_images_are_for(settings, fresh_accelerate):
+def test_the_table_of_losses_is_without_what_images_are_for(settings, tmp_path, fresh_accelerate):
     """With Diff-Tuning both kinds of images keep the losses that they have at their noise."""
     logging = {"image_losses": True, "every_steps": 1}
 
     def first_rows(name, **loss):
-        run = train(settings(name, kept=True, loss=loss, logging=logging))
+        config = settings(tmp_path / name, kept=True, loss=loss, logging=logging, steps=1)
+        run = train(config)
         with run.image_losses_file.open(encoding="utf-8", newline="") as file:
             return [row for row in csv.DictReader(file) if row["step"] == "1"]
 
@@ -107,38 +124,35 @@ def test_an_image_that_counts_nothing_has_no_row(tmp_path):
     assert rows == ["step,image,timestep,loss", "1,a.png,3,1.0"]
 
 
-def test_weights_of_masks_reach_the_step(settings, pictures, tmp_path, fresh_accelerate):
+def test_weights_of_masks_reach_the_step(settings, folder, tmp_path, fresh_accelerate):
     """With a weight of 1 outside, masks weigh nothing; by area, they weigh more than plainly."""
-    masks = draw_half_masks(pictures, tmp_path / "masks")
+    masks = draw_half_masks(folder / "pictures", tmp_path / "masks")
 
-    def first_loss(name, **loss):
-        run = train(settings(name, subset={"mask_dir": str(masks)}, loss=loss))
-        return next(m["loss"] for m in run.read_metrics() if "loss" in m)
+    def masked(name, **loss):
+        subset = {"mask_dir": str(masks)}
+        return first_loss(settings(tmp_path / name, subset=subset, loss=loss, steps=1))
 
-    run = train(settings("without"))
-    without = next(m["loss"] for m in run.read_metrics() if "loss" in m)
-    plain = first_loss("plain")
+    without = first_loss(settings(tmp_path / "without", steps=1))
+    plain = masked("plain")
     assert plain < 0.8 * without
-    assert first_loss("all", outside_mask=1.0) == pytest.approx(without, rel=1e-5)
-    assert plain < first_loss("outside", outside_mask=0.5) < without
-    assert first_loss("area", mask_by_area=True) > 1.2 * plain
+    assert masked("all", outside_mask=1.0) == pytest.approx(without, rel=1e-5)
+    assert plain < masked("outside", outside_mask=0.5) < without
+    assert masked("area", mask_by_area=True) > 1.2 * plain
 
 
-def test_a_weight_of_a_subset_multiplies_its_losses(settings, fresh_accelerate):
+def test_a_weight_of_a_subset_multiplies_its_losses(settings, tmp_path, fresh_accelerate):
     """All images of a run have it, so the loss before anything is learned is multiplied by it."""
-
-    def first_loss(run):
-        return next(m["loss"] for m in run.read_metrics() if "loss" in m)
-
-    plain = train(settings("plain"))
-    tripled = train(settings("tripled", subset={"loss_weight": 3.0}))
-    assert first_loss(tripled) == pytest.approx(3 * first_loss(plain), rel=1e-5)
+    plain = first_loss(settings(tmp_path / "plain", steps=1))
+    tripled = settings(tmp_path / "tripled", subset={"loss_weight": 3.0}, steps=1)
+    assert first_loss(tripled) == pytest.approx(3 * plain, rel=1e-5)
 
 
-def test_only_what_patterns_find_learns(settings, fresh_accelerate, nano_model):
-    config = settings("some", method={"train_only": ["*.attn2.*", "conv_in.bias"]})
+def test_only_what_patterns_find_learns(settings, tmp_path, fresh_accelerate):
+    config = settings(
+        tmp_path / "some", steps=2, method={"train_only": ["*.attn2.*", "conv_in.bias"]}
+    )
     tensors = weights_of(train(config))
-    still = settings("still", optimizer={"lr": 1e-12, "weight_decay": 0.0})
+    still = settings(tmp_path / "still", steps=1, optimizer={"lr": 1e-12, "weight_decay": 0.0})
     base = weights_of(train(still))
     moved = {name for name in base if not torch.allclose(base[name], tensors[name], atol=1e-7)}
     prefix = "model.diffusion_model."
@@ -146,15 +160,17 @@ def test_only_what_patterns_find_learns(settings, fresh_accelerate, nano_model):
     assert sum(".attn2." in name for name in moved) > 10
 
 
-def test_plans_tell_what_patterns_find(settings, fresh_accelerate):
-    found, error = plan_as_json(settings("plan", method={"train_only": ["*.attn2.*"]}))
+def test_plans_tell_what_patterns_find(settings, tmp_path, fresh_accelerate):
+    found, error = plan_as_json(settings(tmp_path / "plan", method={"train_only": ["*.attn2.*"]}))
     assert error is None
     names = found["model"]["only"]["*.attn2.*"]
     assert names
     assert all(".attn2." in name for name in names)
     assert found["model"]["parts"].keys() == {"unet"}
     with pytest.raises(ConfigError, match=r"'attention\*', which no weight"):
-        plan_as_json(settings("none", method={"train_only": ["*.attn2.*", "attention*"]}))
+        plan_as_json(
+            settings(tmp_path / "none", method={"train_only": ["*.attn2.*", "attention*"]})
+        )
     frozen = {"train_only": ["mid_block.*"], "block_lrs": {"mid_block": 0.0}}
     with pytest.raises(ConfigError, match="together leave all of the U-Net"):
-        plan_as_json(settings("frozen", method=frozen))
+        plan_as_json(settings(tmp_path / "frozen", method=frozen))

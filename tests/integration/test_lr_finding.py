@@ -13,15 +13,15 @@ from impasto.training.lr_range import LrRange
 from impasto.training.stepping import Stepper
 from impasto.training.trainer import train
 
-TRIED = LrRange(1e-6, 10.0, 24)
-PROBE = Probe(images=3, timesteps=2)
+TRIED = LrRange(1e-4, 10.0, 12)
+PROBE = Probe(images=2, timesteps=2)
 
 
 def test_the_same_losses_each_time_and_no_trace(train_config, fresh_accelerate, tmp_path):
     """With an average, a text encoder that waits and previews, which play no part in it."""
     config = train_config(
-        method={"train_text_encoder": True, "text_encoder_from_step": 4},
-        training={"max_epochs": 3, "max_steps": None, "ema_decay": 0.9, "posthoc_ema": True},
+        method={"train_text_encoder": True, "text_encoder_from_step": 2},
+        training={"max_epochs": 2, "max_steps": None, "ema_decay": 0.9, "posthoc_ema": True},
         validation={"split": 0.3, "every_steps": 6},
         previews={"prompts": ["a ball"], "steps": 1, "width": 32, "height": 32},
         schedule={"kind": "cosine", "warmup_steps": 2},
@@ -47,10 +47,10 @@ def test_its_steps_are_those_of_the_run(train_config, fresh_accelerate):
         "dataset": {"random_crop": True},
         "training": {"max_steps": 10},
         "optimizer": {"lr": 1e-3},
-        "validation": {"split": 0.3, "every_steps": 10, "timesteps": 2, "standard_error": 0},
+        "validation": {"split": 0.3, "every_steps": 10, "timesteps": 1, "standard_error": 0},
     }
     config = train_config(**values)
-    curve = find_lr(config, LrRange(1e-3, 1.0000001e-3, 10), Probe(99, 2), SilentProgress())
+    curve = find_lr(config, LrRange(1e-3, 1.0000001e-3, 10), Probe(99, 1), SilentProgress())
     run = train(config)
     losses = [m["validation_loss"] for m in run.read_metrics() if "validation_loss" in m]
     assert curve.first == pytest.approx(losses[0], rel=1e-6)
@@ -60,7 +60,8 @@ def test_its_steps_are_those_of_the_run(train_config, fresh_accelerate):
 
 def test_the_command_writes_its_page_and_nothing_else(run_file, tmp_path, fresh_accelerate):
     file = run_file()
-    find = ["find-lr", str(file), "--steps", "12", "--from", "1e-6", "--to", "1e-2"]
+    find = ["find-lr", str(file), "--steps", "10", "--from", "1e-6", "--to", "1e-2"]
+    find += ["--images", "1", "--timesteps", "1"]
     before = {path.name for path in tmp_path.iterdir()}
     done = CliRunner().invoke(commands, [*find, "--out", str(tmp_path / "rates.html")])
     assert done.exit_code == 0, done.output
@@ -87,7 +88,7 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(
     """What the test then measures is what the plan said; where all is cropped, on held-out ones."""
     file = run_file(**changes)
     find = [
-        *("find-lr", str(file), "--steps", "12", "--from", "1e-6", "--to", "1e-2"),
+        *("find-lr", str(file), "--steps", "10", "--from", "1e-6", "--to", "1e-2"),
         *("--images", "3" if images else "99", "--timesteps", "2"),
     ]
     before = sorted(tmp_path.rglob("*"))
@@ -97,8 +98,8 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(
     assert planned.exit_code == 0, planned.output
     assert sorted(tmp_path.rglob("*")) == before
     told = " ".join(planned.output.split())
-    assert "1e-06 to 0.01, each 2.31 times the one before" in told
-    assert "12 at most, of batches of up to" in told
+    assert "1e-06 to 0.01, each 2.78 times the one before" in told
+    assert "10 at most, of batches of up to" in told
     assert "In all" in told
     passes = int(re.search(r"at 2 timesteps: ([0-9]+) forward passes each time", told)[1])
     assert images is None or passes == 2 * images

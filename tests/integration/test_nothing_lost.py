@@ -5,10 +5,11 @@ from importlib import resources
 from pathlib import Path
 
 import pytest
-from conftest import impasto
+from click.testing import CliRunner
 from PIL import Image
 from runs import StopAt
 
+from impasto.cli.main import impasto as commands
 from impasto.errors import ConfigError, RunError
 from impasto.runs import RunDirectory
 from impasto.runs.learning import checkpoints_of
@@ -24,11 +25,16 @@ def contents(folder):
     return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
+def impasto(*words):
+    """A command in this process."""
+    return CliRunner().invoke(commands, [str(word) for word in words])
+
+
 def test_samples_of_an_earlier_call_stay(nano_model, tmp_path):
     small = ("--width", 32, "--height", 32, "--steps", 1, "--out", tmp_path / "o", "--grid")
-    assert impasto("sample", nano_model, "a sun", "a sea", *small).returncode == 0
+    assert impasto("sample", nano_model, "a sun", "a sea", *small).exit_code == 0
     before = contents(tmp_path / "o")
-    assert impasto("sample", nano_model, "a moon", *small).returncode == 0
+    assert impasto("sample", nano_model, "a moon", *small).exit_code == 0
     after = contents(tmp_path / "o")
     assert before.items() <= after.items()
     assert {str(p) for p in after.keys() - before.keys()} == {"0002-1.png", "grid-2.png"}
@@ -36,9 +42,9 @@ def test_samples_of_an_earlier_call_stay(nano_model, tmp_path):
 
 @pytest.mark.parametrize("form", ["safetensors", "ckpt", "diffusers"])
 def test_a_run_is_drawn_at_the_size_it_was_trained_at(form, train_config, tmp_path):
-    run = train(train_config(saving={"format": form}))
+    run = train(train_config(saving={"format": form}, training={"max_steps": 1}))
     done = impasto("sample", run.path, "a", "--steps", 1, "--out", tmp_path / "o")
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     with Image.open(tmp_path / "o" / "0000-1.png") as image:
         assert image.size == (80, 80)
 
@@ -46,16 +52,16 @@ def test_a_run_is_drawn_at_the_size_it_was_trained_at(form, train_config, tmp_pa
 def test_prompts_that_are_cut_are_said(nano_model, tmp_path):
     small = ("--width", 32, "--height", 32, "--steps", 1, "--out", tmp_path / "o")
     done = impasto("sample", nano_model, "cat " * 224, "cat " * 226, *small)
-    assert done.returncode == 0, done.stderr
-    assert "Warning: 1 prompt has over 225 tokens" in done.stdout
-    assert "the rest is ignored: 'cat cat" in done.stdout.replace("\n", " ")
+    assert done.exit_code == 0, done.output
+    assert "Warning: 1 prompt has over 225 tokens" in done.output
+    assert "the rest is ignored: 'cat cat" in done.output.replace("\n", " ")
 
 
 def test_the_file_says_how_text_was_read_where_that_is_not_the_usual(nano_model, tmp_path):
     words = ("sample", nano_model, "a (cat)", "--width", 32, "--height", 32, "--steps", 1)
     texts = []
     for more in ((), ("--clip-skip", 2, "--emphasis", "no_norm")):
-        assert impasto(*words, *more, "--out", tmp_path / "o").returncode == 0
+        assert impasto(*words, *more, "--out", tmp_path / "o").exit_code == 0
         with Image.open(tmp_path / "o" / f"{len(texts):04d}-1.png") as image:
             texts.append(image.info["parameters"])
     assert texts[1] == f"{texts[0]}, Clip skip: 2, Emphasis: No norm"
@@ -68,13 +74,13 @@ def test_keep_models_counts_own_models_only(train_config, tmp_path):
         (folder / f"{name}.safetensors").write_text("earlier")
     before = contents(folder)
     saving = {**ONE_FILE, "model_dir": str(folder), "model_every_steps": 1, "keep_models": 2}
-    config = train_config(saving={**saving, "state_every_steps": 2})
+    config = train_config(saving={**saving, "state_every_steps": 2}, training={"max_steps": 5})
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(3))
     resume(config.output_dir)
     assert before.items() <= contents(folder).items()
     new = sorted(p.name for p in contents(folder).keys() - before.keys())
-    assert new == ["my-step00000004.safetensors", "my-step00000005.safetensors", "my.safetensors"]
+    assert new == ["my-step00000003.safetensors", "my-step00000004.safetensors", "my.safetensors"]
 
 
 def test_models_of_an_attempt_that_was_given_up_are_none_of_the_next(train_config, tmp_path):
@@ -84,7 +90,7 @@ def test_models_of_an_attempt_that_was_given_up_are_none_of_the_next(train_confi
     config = train_config(saving={**saving, "model_every_steps": 1, "state_every_steps": 1})
     run = RunDirectory(config.output_dir)
     with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(5))
+        train(config, StopAt(4))
     *_, moved, last = sorted(folder.iterdir())
     run.states.rename(tmp_path / "states")
     moved.rename(tmp_path / moved.name)
@@ -116,7 +122,8 @@ def test_a_run_that_would_replace_models_does_not_begin(taken, train_config, tmp
 
 def test_models_are_replaced_where_that_is_asked(train_config, tmp_path):
     (tmp_path / "my.safetensors").write_text("earlier")
-    train(train_config(saving={**ONE_FILE, "model_dir": str(tmp_path), "overwrite": True}))
+    saving = {**ONE_FILE, "model_dir": str(tmp_path), "overwrite": True}
+    train(train_config(saving=saving, training={"max_steps": 1}))
     assert (tmp_path / "my.safetensors").stat().st_size > 1000
     with pytest.raises(ConfigError, match="overwrite has no effect without model_dir"):
         train_config(saving={"overwrite": True})
@@ -133,7 +140,7 @@ def test_a_model_that_another_program_has_open_ends_no_run(train_config, monkeyp
             notes.append(message)
 
         def stepped(self, step):
-            if step == 5:
+            if step == 4:
                 monkeypatch.undo()
 
     def refusing(real):
@@ -147,9 +154,9 @@ def test_a_model_that_another_program_has_open_ends_no_run(train_config, monkeyp
     monkeypatch.setattr(Path, "unlink", refusing(unlink))
     monkeypatch.setattr(Path, "replace", refusing(replace))
     saving = {"name": "my", "format": form, "model_every_steps": 1, "keep_models": 1}
-    run = train(train_config(saving=saving), Noting())
+    run = train(train_config(saving=saving, training={"max_steps": 5}), Noting())
     assert len([note for note in notes if "could not be removed" in note]) == 1
-    assert [path.stem for path in (run.path / "models").iterdir()] == ["my-step00000005"]
+    assert [path.stem for path in (run.path / "models").iterdir()] == ["my-step00000004"]
 
 
 def test_a_name_that_was_taken_meanwhile_is_left(tmp_path):
@@ -171,7 +178,7 @@ def test_imported_settings_replace_no_file(tmp_path):
     file.write_text("mine")
     command = "fine_tune.py --pretrained_model_name_or_path=a --output_dir=o --dataset_config=d"
     done = impasto("import-command", command, "--out", file)
-    assert done.returncode == 5
+    assert done.exception.exit_code == 5
     assert file.read_text() == "mine"
 
 
@@ -187,11 +194,11 @@ def test_dry_runs_write_nothing(verb, run_file, pictures, tmp_path):
     }[verb]
     before = sorted(tmp_path.rglob("*"))
     done = impasto(*words)
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.output
     assert sorted(tmp_path.rglob("*")) == before
     expected = {
         "tag": "Would get words",
         "clean": "Nothing was written (--dry-run).",
         "plan": f"previews.prompts = {json.dumps(['a cat ' * 40, 'b'])}",
     }
-    assert expected[verb] in done.stdout
+    assert expected[verb] in done.output

@@ -5,13 +5,14 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from runs import StopAt, exported
+from runs import KillAt, StopAt, copied, exported
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.main import impasto as commands
 from impasto.cli.plan import plan_as_json
 from impasto.errors import ConfigError, ModelError, RunError
 from impasto.progress import SilentProgress
+from impasto.runs import RunDirectory
 from impasto.training import session_parts
 from impasto.training.events import SilentEvents
 from impasto.training.posthoc_models import make_averages, measure
@@ -29,23 +30,53 @@ class Told(SilentEvents):
         self.notes.append(text)
 
 
+USUAL = {
+    "method": {"train_text_encoder": True},
+    "training": {"max_steps": 12, "posthoc_ema": True},
+    "validation": {"split": 0.3, "every_steps": 12, "timesteps": 1},
+    "saving": {
+        "posthoc_every_steps": 2,
+        "posthoc_dtype": "fp32",
+        "state_every_steps": 5,
+        "keep_states": 9,
+        "format": "safetensors",
+    },
+}
+
+
 @pytest.fixture
 def averaged(train_config):
-    def build(**changes):
-        values = {
-            "method": {"train_text_encoder": True},
-            "training": {"max_steps": 12, "posthoc_ema": True},
-            "validation": {"split": 0.3, "every_steps": 12, "timesteps": 2},
-            "saving": {
-                "posthoc_every_steps": 2,
-                "posthoc_dtype": "fp32",
-                "state_every_steps": 5,
-                "format": "safetensors",
-            },
-        }
-        return train_config(**{**values, **changes})
+    return lambda **changes: train_config(**{**USUAL, **changes})
 
-    return build
+
+@pytest.fixture(scope="module")
+def whole_and_killed(shared_config):
+    """A run with averages, and what a kill after seven of its twelve steps leaves of it."""
+    config = shared_config(**USUAL)
+    kill = KillAt(config.output_dir, step=7, saved=5)
+    whole = train(config, kill)
+    return whole, RunDirectory(kill.copy)
+
+
+@pytest.fixture
+def whole(whole_and_killed):
+    """Read-only by agreement."""
+    return whole_and_killed[0]
+
+
+@pytest.fixture
+def killed(whole_and_killed, tmp_path):
+    """A run with averages of steps 2, 4 and 6, and the state of step 5."""
+    return copied(whole_and_killed[1], tmp_path)
+
+
+def changed(run, *replacements):
+    """Settings in the run's own file, each as it was and as it is."""
+    text = run.config_file.read_text(encoding="utf-8")
+    for before, after in replacements:
+        assert before in text
+        text = text.replace(before, after)
+    run.config_file.write_text(text, encoding="utf-8")
 
 
 def test_an_average_that_was_not_kept_is_made_of_those_that_were(
@@ -53,7 +84,8 @@ def test_an_average_that_was_not_kept_is_made_of_those_that_were(
 ):
     """One of another length is kept beside them here, to compare with."""
     monkeypatch.setattr(session_parts, "TRACKED", (0.05, 0.10, 0.15))
-    run = train(averaged())
+    saving = {k: v for k, v in USUAL["saving"].items() if k != "state_every_steps"}
+    run = train(averaged(validation={}, saving=saving))
     names = sorted(path.name for path in run.averages.iterdir())
     assert names == [
         "start.safetensors",
@@ -84,6 +116,8 @@ def test_rounding_is_a_part_of_how_far_weights_moved(averaged, tmp_path, fresh_a
         config = averaged(
             output_dir=str(tmp_path / dtype),
             optimizer={"lr": 1e-6},
+            training={"max_steps": 6, "posthoc_ema": True},
+            validation={},
             saving={"posthoc_every_steps": 2, "posthoc_dtype": dtype, "format": "safetensors"},
         )
         assert dtype == "fp32" or type(config.saving)().posthoc_dtype == dtype
@@ -98,56 +132,51 @@ def test_rounding_is_a_part_of_how_far_weights_moved(averaged, tmp_path, fresh_a
     assert off**0.5 < 0.02 * moved**0.5
 
 
-def test_the_start_is_that_of_the_base_model_also_where_it_was_lost(
-    averaged, tmp_path, fresh_accelerate
-):
+def test_the_start_is_that_of_the_base_model_also_where_it_was_lost(killed, fresh_accelerate):
     """A resumed run writes it before it reads its state; what is begun anew writes it again."""
-    config = averaged()
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(7))
-    file = config.output_dir / "averages" / "start.safetensors"
+    file = killed.averages / "start.safetensors"
     before = file.read_bytes()
     file.unlink()
-    run = resume(config.output_dir)
+    with pytest.raises(ZeroDivisionError):
+        resume(killed.path, StopAt(6))
     assert file.read_bytes() == before
     file.unlink()
     with pytest.raises(ModelError, match=r"start\.safetensors is not there"):
-        make_averages(run, [0.1])
+        make_averages(killed, [0.1])
 
 
-def test_averages_of_an_abandoned_attempt_are_not_mixed_in(averaged, tmp_path, fresh_accelerate):
+def test_averages_of_an_abandoned_attempt_are_not_mixed_in(killed, tmp_path, fresh_accelerate):
     """Its states were moved away, and it is done again at another rate, with other times."""
-    config = averaged()
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(7))
-    (config.output_dir / "states").rename(tmp_path / "moved")
-    file = config.output_dir / "config.toml"
-    text = file.read_text(encoding="utf-8")
-    changed = text.replace("posthoc_every_steps = 2", "posthoc_every_steps = 5")
-    assert changed != text
-    file.write_text(changed.replace("lr = 0.001", "lr = 0.0001"), encoding="utf-8")
+    killed.states.rename(tmp_path / "moved")
+    changed(
+        killed,
+        ("max_steps = 12", "max_steps = 4"),
+        ("posthoc_every_steps = 2", "posthoc_every_steps = 3"),
+        ("lr = 0.001", "lr = 0.0001"),
+    )
     told = Told()
-    run = resume(config.output_dir, told)
-    assert stored_steps(run) == [5, 10, 12]
+    run = resume(killed.path, told)
+    assert stored_steps(run) == [3, 4]
     kept = sorted(path.name for path in (run.path / "averages-abandoned").iterdir())
     assert kept == ["start.safetensors", *(f"step-{n:08d}.safetensors" for n in (2, 4, 6))]
     assert any("averages-abandoned" in note for note in told.notes)
 
 
-def test_averages_of_steps_that_were_lost_are_not_kept(averaged, fresh_accelerate):
+def test_averages_of_steps_that_were_lost_are_not_kept(killed, fresh_accelerate):
     """The state is of step 5, and from there on they are stored at other times."""
-    config = averaged()
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(7))
-    file = config.output_dir / "config.toml"
-    text = file.read_text(encoding="utf-8")
-    changed = text.replace("posthoc_every_steps = 2", "posthoc_every_steps = 5")
-    file.write_text(changed, encoding="utf-8")
-    assert stored_steps(resume(config.output_dir)) == [2, 4, 10, 12]
+    changed(
+        killed,
+        ("max_steps = 12", "max_steps = 7"),
+        ("posthoc_every_steps = 2", "posthoc_every_steps = 5"),
+    )
+    assert stored_steps(resume(killed.path)) == [2, 4, 7]
 
 
 def test_the_plan_of_the_disk_is_what_averages_take(averaged, fresh_accelerate):
-    config = averaged(saving={"posthoc_every_steps": 5, "format": "safetensors"})
+    config = averaged(
+        training={"max_steps": 5, "posthoc_ema": True},
+        saving={"posthoc_every_steps": 2, "format": "safetensors"},
+    )
     found, error = plan_as_json(config)
     assert error is None
     disk = found["disk"]
@@ -159,29 +188,22 @@ def test_the_plan_of_the_disk_is_what_averages_take(averaged, fresh_accelerate):
         assert disk["averages_bytes"] == pytest.approx(size, rel=0.4)  # names are long here
 
 
-def test_averages_are_resumed_exactly_and_change_nothing(averaged, tmp_path, fresh_accelerate):
-    run = train(averaged(output_dir=str(tmp_path / "whole")))
-    config = averaged(output_dir=str(tmp_path / "stopped"))
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(7))
-    stopped = resume(config.output_dir)
-    for file in run.averages.iterdir():
+def test_averages_are_resumed_exactly_and_change_nothing(whole, killed, averaged, fresh_accelerate):
+    stopped = resume(killed.path)
+    for file in whole.averages.iterdir():
         assert file.read_bytes() == (stopped.averages / file.name).read_bytes()
-    plain = train(
-        averaged(
-            output_dir=str(tmp_path / "plain"),
-            training={"max_steps": 12},
-            saving={"format": "safetensors"},
-        )
-    )
-    files = [open_tensor_file(r.exported_model()).tensors for r in (plain, run)]
+    training, saving = {"max_steps": 12}, {"format": "safetensors"}
+    plain = train(averaged(
+        output_dir=str(killed.path.with_name("plain")), training=training, saving=saving
+    ))  # fmt: skip
+    files = [open_tensor_file(run.exported_model()).tensors for run in (plain, whole)]
     for name, tensor in files[0].items():
         assert torch.equal(tensor.read(), files[1][name].read())
-    assert exported(run).keys() == exported(stopped).keys()
+    assert exported(whole).keys() == exported(stopped).keys()
 
 
-def test_the_command_measures_lengths_and_writes_the_best(averaged, tmp_path, fresh_accelerate):
-    run = train(averaged())
+def test_the_command_measures_lengths_and_writes_the_best(whole, tmp_path, fresh_accelerate):
+    run = whole
     target = tmp_path / "best.safetensors"
     words = ["ema", str(run.path), "--sigma-rel", "0.05,0.1,0.2", "--out", str(target)]
     done = CliRunner().invoke(commands, words)
@@ -199,13 +221,14 @@ def test_the_command_measures_lengths_and_writes_the_best(averaged, tmp_path, fr
     assert again.loss == pytest.approx(min(losses.values()), abs=1e-5)
 
 
-def test_what_cannot_be_made_is_named(averaged, train_config, tmp_path, fresh_accelerate):
-    run = train(averaged(training={"max_steps": 2, "posthoc_ema": True}))
+def test_what_cannot_be_made_is_named(killed, train_config, fresh_accelerate):
+    run = killed
     with pytest.raises(ConfigError, match=r"expected 0\.01 to 0\.28"):
         make_averages(run, [0.3])
     with pytest.raises(RunError, match="has them after 2"):
         make_averages(run, [0.1], step=1)
-    (run.averages / "step-00000002.safetensors").unlink()
+    for file in run.averages.glob("step-*"):
+        file.unlink()
     with pytest.raises(RunError, match="posthoc_ema = true"):
         make_averages(run, [0.1])
     with pytest.raises(ConfigError, match=r"no effect without training\.posthoc_ema"):
@@ -213,9 +236,9 @@ def test_what_cannot_be_made_is_named(averaged, train_config, tmp_path, fresh_ac
 
 
 def test_an_average_is_of_the_last_step_that_it_took_in(averaged, fresh_accelerate):
-    """Of 11 steps every third is taken in: what is stored at the end is of the ninth."""
-    training = {"max_steps": 11, "posthoc_ema": True, "ema_every": 3}
-    run = train(averaged(training=training, saving={"format": "safetensors"}))
-    assert stored_steps(run) == [3, 6, 9]
+    """Of 5 steps every second is taken in: what is stored at the end is of the fourth."""
+    training = {"max_steps": 5, "posthoc_ema": True, "ema_every": 2}
+    run = train(averaged(training=training, validation={}, saving={"format": "safetensors"}))
+    assert stored_steps(run) == [2, 4]
     (average,) = make_averages(run, [0.1])
-    assert average.profile.step == 9
+    assert average.profile.step == 4

@@ -4,13 +4,15 @@ import json
 import shutil
 
 import pytest
-from conftest import impasto
-from runs import StopAt, exported
+from click.testing import CliRunner
+from runs import KillAt, StopAt, copied, exported
 from safetensors.torch import load_file, save_file
 
+from impasto.cli.main import impasto as commands
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
+from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
 from impasto.training.fingerprint import differences
 from impasto.training.overrides import Overrides
@@ -25,16 +27,27 @@ class Notes(SilentEvents):
         self.told.append(message)
 
 
-def begun(train_config, tmp_path, base, **changes):
-    """A run that was cut off after 2 of 6 steps, with a base model of its own."""
-    own = tmp_path / "own-base"
-    shutil.copytree(base, own)
-    config = train_config(
-        **{"saving": {"state_every_steps": 2}, **changes, "model": {"path": str(own)}}
-    )
+SHORT = {"saving": {"state_every_steps": 2}, "training": {"max_steps": 4}}
+
+
+@pytest.fixture(scope="module")
+def cut_off(shared_config, nano_model):
+    """A run that was cut off after three of four steps. Read-only: copy it."""
+    base = shared_config().output_dir.with_name("own-base")
+    shutil.copytree(nano_model, base)
+    return begin(shared_config(model={"path": str(base)}, **SHORT))
+
+
+def begin(config, **options):
     with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(3))
-    return config.output_dir, own
+        train(config, StopAt(3), **options)
+    return RunDirectory(config.output_dir)
+
+
+@pytest.fixture
+def begun(cut_off, tmp_path):
+    """A copy of that run, with its images and its base model beside it."""
+    return copied(cut_off, tmp_path).path
 
 
 def edit_json(file, **changes):
@@ -46,9 +59,19 @@ def scale(file):
     save_file(tensors, file, {"format": "pt"})
 
 
-def test_nothing_changed(train_config, tmp_path, nano_model):
-    run, _ = begun(train_config, tmp_path, nano_model)
-    assert resume(run).saved_steps()[-1] == 6
+def test_nothing_changed(begun):
+    assert resume(begun).saved_steps() == [2, 4]
+
+
+@pytest.mark.parametrize("change", ["picture", "caption"])
+def test_a_changed_data_set_is_named(begun, change):
+    pictures = begun.with_name("pictures")
+    if change == "picture":
+        shutil.copy(pictures / "000.png", pictures / "999.png")
+    else:
+        (pictures / "000.txt").write_text("something else", encoding="utf-8")
+    with pytest.raises(RunError, match="dataset"):
+        resume(begun)
 
 
 @pytest.mark.parametrize(
@@ -75,11 +98,10 @@ def test_nothing_changed(train_config, tmp_path, nano_model):
         ),
     ],
 )
-def test_a_changed_base_model_is_named(name, change, train_config, tmp_path, nano_model):
-    run, base = begun(train_config, tmp_path, nano_model)
-    change(base)
+def test_a_changed_base_model_is_named(name, change, begun):
+    change(begun.with_name("own-base"))
     with pytest.raises(RunError) as caught:
-        resume(run)
+        resume(begun)
     assert f"{name} (was " in str(caught.value)
 
 
@@ -105,75 +127,72 @@ def changed(run, **changes):
         ("schedule", {"kind": "cosine"}, "schedule.kind"),
     ],
 )
-def test_changed_settings_are_named(section, values, named, train_config, tmp_path, nano_model):
-    run, _ = begun(train_config, tmp_path, nano_model)
-    changed(run, **{section: values})
+def test_changed_settings_are_named(section, values, named, begun):
+    changed(begun, **{section: values})
     with pytest.raises(RunError) as caught:
-        resume(run)
+        resume(begun)
     assert named in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("section", "values"),
-    [
-        ("previews", {"every_steps": 3}),
-        ("logging", {"every_steps": 2}),
-        ("saving", {"name": "other", "keep_states": 5, "export_dtype": "fp32"}),
-        ("training", {"max_steps": 8}),
-        ("dataset", {"vae_batch_size": 3}),
-    ],
-)
-def test_what_changes_no_number_may_change(section, values, train_config, tmp_path, nano_model):
-    run, _ = begun(train_config, tmp_path, nano_model)
-    changed(run, **{section: values})
-    assert resume(run).saved_steps()[-1] == values.get("max_steps", 6)
+def test_what_changes_no_number_may_change(begun):
+    changed(
+        begun,
+        previews={"every_steps": 3},
+        logging={"every_steps": 2},
+        saving={"name": "other", "keep_states": 5, "export_dtype": "fp32"},
+        training={"max_steps": 5},
+        dataset={"vae_batch_size": 3},
+    )
+    assert resume(begun).saved_steps() == [2, 4, 5]
 
 
-@pytest.mark.parametrize("name", ["gradient_checkpointing", "ema_on_cpu", "cache_text_to_disk"])
-def test_what_only_takes_less_memory_may_change_and_is_told(name, train_config, tmp_path):
+def test_what_only_takes_less_memory_may_change_and_is_told(train_config):
     """What is advised where memory runs out; on this processor, without another rounding."""
-    kept = {"saving": {"state_every_steps": 2}, "training": {"ema_decay": 0.9}}
-    whole = train(train_config(**kept, output_dir=str(tmp_path / "whole")))
-    config = train_config(**kept)
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(3))
-    changed(config.output_dir, training={name: True})
+    config = train_config(
+        saving={"state_every_steps": 2, "keep_states": 9},
+        training={"max_steps": 4, "ema_decay": 0.9},
+    )
+    kill = KillAt(config.output_dir, step=3, saved=2)
+    expected = exported(train(config, kill))
+    run = kill.put_back()
+    names = ("gradient_checkpointing", "ema_on_cpu", "cache_text_to_disk")
+    changed(run.path, training=dict.fromkeys(names, True))
     notes = Notes()
-    assert exported(resume(config.output_dir, notes)) == exported(whole)
-    (told,) = [text for text in notes.told if f"training.{name} (was false, is true)" in text]
-    assert "up to rounding" in told
+    assert exported(resume(run.path, notes)) == expected
+    for name in names:
+        (told,) = [text for text in notes.told if f"training.{name} (was false, is true)" in text]
+        assert "up to rounding" in told
 
 
-def test_a_run_that_keeps_its_best_model_is_resumed_with_the_same_validations(
-    train_config, tmp_path, nano_model
-):
+def test_a_run_that_keeps_its_best_model_is_resumed_with_the_same_validations(train_config):
     """Which steps are measured decides what is best, so `validation.every_steps` counts there."""
-    run, _ = begun(
-        train_config, tmp_path, nano_model,
-        saving={"state_every_steps": 2, "best_model": True},
-        validation={"split": 0.25, "every_steps": 2, "timesteps": 1},
-    )  # fmt: skip
-    changed(run, validation={"every_steps": 3})
+    run = begin(
+        train_config(
+            saving={"state_every_steps": 2, "best_model": True},
+            training={"max_steps": 4},
+            validation={"split": 0.25, "every_steps": 2, "timesteps": 1},
+        )
+    )
+    changed(run.path, validation={"every_steps": 3})
     with pytest.raises(RunError, match=r"validation\.every_steps \(was 2, is 3\)"):
-        resume(run)
-    changed(run, validation={"every_steps": 2})
-    assert resume(run).saved_steps()[-1] == 6
+        resume(run.path)
+    changed(run.path, validation={"every_steps": 2})
+    assert resume(run.path).saved_steps()[-1] == 4
 
 
 def constant(factor):
     return lambda step, total: factor
 
 
-def test_parts_given_in_code_are_named(train_config, tmp_path, nano_model):
-    config = train_config(saving={"state_every_steps": 2})
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(3), Overrides(lr_schedule=constant(0.5)))
+def test_parts_given_in_code_are_named(train_config):
+    config = train_config(**SHORT)
+    begin(config, overrides=Overrides(lr_schedule=constant(0.5)))
     for other in (None, Overrides(lr_schedule=constant(0.25))):
         with pytest.raises(RunError, match=r"lr_schedule \(given in code\)"):
             resume(config.output_dir, overrides=other)
     assert resume(
         config.output_dir, overrides=Overrides(lr_schedule=constant(0.5))
-    ).saved_steps() == [4, 6]
+    ).saved_steps() == [2, 4]
 
 
 def test_states_of_earlier_versions_are_compared_by_what_they_say():
@@ -226,21 +245,39 @@ def test_a_setting_that_a_state_did_not_have_was_as_it_is_by_default():
     ]
 
 
+@pytest.fixture(scope="module")
+def finished(shared_config):
+    """A run of four steps, which are an epoch. Read-only: copy it."""
+    folder = shared_config().output_dir.with_name("finished")
+    return train(shared_config(output_dir=str(folder), training={"max_steps": 4}))
+
+
+@pytest.fixture(scope="module")
+def longer(shared_config):
+    """What is exported after eight steps, which are two epochs."""
+    folder = shared_config().output_dir.with_name("longer")
+    return exported(train(shared_config(output_dir=str(folder), training={"max_steps": 8})))
+
+
 @pytest.mark.parametrize("length", ["max_steps", "max_epochs"])
-def test_a_finished_run_is_made_longer(length, train_config, tmp_path):
-    lengths = ({"max_steps": 4}, {"max_steps": 8})
-    if length == "max_epochs":
-        lengths = ({"max_steps": None, "max_epochs": 1}, {"max_steps": None, "max_epochs": 2})
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), training=lengths[1]))
-    run = train(train_config(training=lengths[0]))
-    done = run.saved_steps()[-1]
-    words = impasto("resume", run.path)
-    assert "is finished; its model is" in words.stdout
-    changed(run.path, training=lengths[1])
-    words = impasto("resume", run.path)
-    assert words.returncode == 0, words.stderr
-    assert run.saved_steps()[-1] == 2 * done
-    assert exported(run) == exported(whole)
+def test_a_finished_run_is_made_longer(length, finished, longer, train_config, tmp_path):
+    if length == "max_steps":
+        run, more = copied(finished, tmp_path), {"max_steps": 8}
+    else:
+        config = train_config(training={"max_steps": None, "max_epochs": 1})
+        run, more = train(config), {"max_steps": None, "max_epochs": 2}
+    assert run.saved_steps()[-1] == 4
+    assert "is finished; its model is" in resumed_by_command(run)
+    changed(run.path, training=more)
+    resumed_by_command(run)
+    assert run.saved_steps()[-1] == 8
+    assert exported(run) == longer
+
+
+def resumed_by_command(run):
+    done = CliRunner().invoke(commands, ["resume", str(run.path)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
 
 
 @pytest.mark.parametrize("share", [0.5, 3.0])
@@ -248,25 +285,24 @@ def test_tags_that_are_shown_by_a_share_of_the_run_hold_its_length(train_config,
     """A longer run would go back to fewer tags; a number of steps is the same in it."""
     dataset = {"token_warmup_step": share, "shuffle_caption": True}
     run = train(train_config(dataset=dataset, training={"max_steps": 4}))
-    changed(run.path, training={"max_steps": 8})
-    words = impasto("resume", run.path)
+    changed(run.path, training={"max_steps": 5})
     if share < 1:
-        assert "token_warmup_step is a share of them) (was 4, is 8)" in " ".join(
-            words.stderr.split()
-        )
+        words = r"token_warmup_step is a share of them\) \(was 4, is 5\)"
+        with pytest.raises(RunError, match=words):
+            resume(run.path)
     else:
-        assert words.returncode == 0, words.stderr
+        assert resume(run.path).saved_steps()[-1] == 5
 
 
-def test_a_finished_run_is_not_made_shorter(train_config):
-    run = train(train_config())
+def test_a_finished_run_is_not_made_shorter(finished, tmp_path):
+    run = copied(finished, tmp_path)
     changed(run.path, training={"max_steps": 3})
-    with pytest.raises(RunError, match=r"has done 6 steps, and its settings say 3 in all"):
+    with pytest.raises(RunError, match=r"has done 4 steps, and its settings say 3 in all"):
         resume(run.path)
 
 
 def test_a_finished_run_without_states_is_not_begun_anew(train_config):
-    run = train(train_config(saving={"keep_final_state": False}))
+    run = train(train_config(saving={"keep_final_state": False}, training={"max_steps": 1}))
     metrics = run.metrics_file.read_bytes()
     changed(run.path, training={"max_steps": 8})
     with pytest.raises(RunError, match=r"its states are gone"):

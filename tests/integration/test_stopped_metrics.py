@@ -20,10 +20,16 @@ from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
 OPTIONS = {
-    "logging": {"every_steps": 4, "image_losses": True},
+    "logging": {"every_steps": 3, "image_losses": True},
     "saving": {"state_every_steps": 0, "format": "safetensors"},
-    "training": {"max_steps": 8},
+    "training": {"max_steps": 6},
 }
+
+
+@pytest.fixture(scope="module")
+def whole(shared_config):
+    """A run that nothing happened to. Read-only by agreement."""
+    return train(shared_config(**OPTIONS))
 
 
 class Press(SilentEvents):
@@ -51,20 +57,17 @@ def lines(run):
     return [{k: v for k, v in record.items() if k not in of_time} for record in records]
 
 
-@pytest.mark.parametrize("stops", [(2,), (3, 6), (5, 6, 7)], ids=str)
-def test_stopping_splits_no_line(train_config, tmp_path, stops):
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OPTIONS))
-    config = train_config(**OPTIONS)
-    run = config.output_dir
-    for step in stops:
-        with pytest.raises(Interrupted, match=f"{step} of 8 steps are done"):
-            train(config, Press(step)) if step == stops[0] else resume(run, Press(step))
-    done = resume(run)
-    assert_same_numbers(done, whole)
+def test_stopping_splits_no_line(shared_config, whole, tmp_path):
+    """Twice in the steps of one line, and once in those of the next."""
+    config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
+    for step in (1, 2, 4):
+        with pytest.raises(Interrupted, match=f"{step} of 6 steps are done"):
+            train(config, Press(step)) if step == 1 else resume(config.output_dir, Press(step))
+    assert_same_numbers(resume(config.output_dir), whole)
 
 
 def assert_same_numbers(run, whole):
-    assert [line["step"] for line in lines(run)] == [4, 8]
+    assert [line["step"] for line in lines(run)] == [3, 6]
     assert lines(run) == lines(whole)
     assert run.image_losses_file.read_text("utf-8") == whole.image_losses_file.read_text("utf-8")
 
@@ -99,25 +102,23 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("number", [4, 7])
 @pytest.mark.parametrize("name", FAULTS)
-def test_an_error_loses_no_number(name, number, train_config, tmp_path, monkeypatch):
-    """The state that is saved then has what no line of metrics tells of yet."""
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OPTIONS))
-    config = train_config(**OPTIONS)
+def test_an_error_loses_no_number(name, shared_config, whole, tmp_path, monkeypatch):
+    """The state that is saved then has what no line of metrics tells of yet, of both lines."""
+    config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
     owner, function, fault, error = FAULTS[name]
-    with monkeypatch.context() as patched:
-        fail_once(patched, owner, function, number, fault)
-        with pytest.raises(error, match="saved"):
-            train(config)
+    for attempt in (train, lambda config: resume(config.output_dir)):
+        with monkeypatch.context() as patched:
+            fail_once(patched, owner, function, 3, fault)
+            with pytest.raises(error, match="saved"):
+                attempt(config)
     assert_same_numbers(resume(config.output_dir), whole)
 
 
-def test_a_disk_that_goes_away_loses_no_number(train_config, tmp_path):
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OPTIONS))
-    config = train_config(**OPTIONS)
-    with pytest.raises(StorageError, match="state after 6 steps is saved"):
-        train(config, Unplug(6))
+def test_a_disk_that_goes_away_loses_no_number(shared_config, whole, tmp_path):
+    config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
+    with pytest.raises(StorageError, match="state after 4 steps is saved"):
+        train(config, Unplug(4))
     assert_same_numbers(resume(config.output_dir), whole)
 
 

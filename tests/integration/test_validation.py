@@ -8,10 +8,11 @@ import types
 
 import pytest
 import tomli_w
-from conftest import impasto
-from runs import StopAt
+from click.testing import CliRunner
+from runs import KillAt
 
 from impasto import resume, train
+from impasto.cli.main import impasto as commands
 from impasto.config.former import FORMER_VALUES
 from impasto.config.load import load_begun_config, load_run_config
 from impasto.parsing import parse_toml
@@ -22,7 +23,8 @@ from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator
 from impasto.training.overrides import Overrides
 
-HELD_OUT = {"split": 0.3, "every_steps": 2}
+HELD_OUT = {"split": 0.3, "every_steps": 2, "timesteps": 2}
+SHORT = {"training": {"max_steps": 4}}
 MEASURED = ("validation_loss", "validation_images", "training_sample_loss", "validation_change")
 
 
@@ -32,7 +34,7 @@ def measured(run):
 
 
 def test_a_run_says_how_sure_its_validation_is(train_config):
-    run = train(train_config(validation=HELD_OUT, training={"max_steps": 4}))
+    run = train(train_config(validation=HELD_OUT, training={"max_steps": 2}))
     base, *_, last = [line for line in run.read_metrics() if "validation_loss" in line]
     values = last["validation_images"]
     assert len(values) >= 2
@@ -63,17 +65,15 @@ def test_a_run_says_how_sure_its_validation_is(train_config):
     assert "validation.copies" not in changed
 
 
-def test_the_same_is_measured_over_a_resume(train_config, tmp_path):
-    config = train_config(
-        validation=HELD_OUT, training={"max_steps": 6}, saving={"state_every_steps": 3}
-    )
-    whole = train(config.model_copy(update={"output_dir": tmp_path / "whole"}))
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(4))
-    assert measured(resume(config.output_dir)) == measured(whole)
+def test_the_same_is_measured_over_a_resume(train_config):
+    config = train_config(validation=HELD_OUT, saving={"state_every_steps": 3}, **SHORT)
+    kill = KillAt(config.output_dir, step=4, saved=3)
+    expected = measured(train(config, kill))
+    assert measured(kill.put_back()) == expected[:2]
+    assert measured(resume(config.output_dir)) == expected
 
 
-def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config, tmp_path):
+def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config):
     """Its settings and states do not name what came later: it keeps its list and its draws."""
     former = {"validation": {}, "saving": {}}
     for path, value in FORMER_VALUES.items():
@@ -81,12 +81,12 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config, tmp_path)
         former[section][name] = value
     config = train_config(
         validation={**HELD_OUT, **former["validation"]},
-        training={"max_steps": 6},
         saving={"state_every_steps": 3, **former["saving"]},
+        **SHORT,
     )
-    whole = train(config.model_copy(update={"output_dir": tmp_path / "whole"}))
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(4))
+    kill = KillAt(config.output_dir, step=4, saved=3)
+    expected = measured(train(config, kill))
+    kill.put_back()
     file = config.output_dir / "config.toml"
     tree = parse_toml(file.read_text(encoding="utf-8"))
     for section, own in former.items():
@@ -102,7 +102,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config, tmp_path)
         (state.parent / "hashes.json").unlink()
     assert load_run_config(file).validation.copies == "near"
     assert load_begun_config(file).validation.copies == "bytes"
-    assert measured(resume(config.output_dir)) == measured(whole)
+    assert measured(resume(config.output_dir)) == expected
     assert not (config.output_dir / "models").exists()  # no best model, as it kept none before
 
 
@@ -133,18 +133,17 @@ def test_processes_measure_a_share_each_and_get_the_same(train_config, number):
     assert all(bool((part == 0).any()) for part in parts)
 
 
-def test_losses_are_told_by_tag_and_folder_and_alike_after_a_crash(
-    train_config, pictures, tmp_path
-):
+def test_losses_are_told_by_tag_and_folder_and_alike_after_a_kill(train_config, pictures):
     """Their numbers of images add up to the whole, and the changes are from the base model."""
     for number, file in enumerate(sorted(pictures.glob("*.txt"))):
         file.write_text(f"a ball, {'left' if number % 2 else 'right'}", encoding="utf-8")
     changes = {
         "validation": {**HELD_OUT, "split": 0.6, "by": ["tag", "subset"], "by_images": 2},
-        "training": {"max_steps": 6},
         "saving": {"state_every_steps": 3},
     }
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
+    config = train_config(**changes, **SHORT)
+    kill = KillAt(config.output_dir, step=4, saved=3)
+    whole = train(config, kill)
     lines = {m["step"]: m for m in whole.read_metrics() if "validation_loss" in m}
     for step, line in lines.items():
         rows = {row["name"]: row for row in line["validation_by"]}
@@ -159,17 +158,15 @@ def test_losses_are_told_by_tag_and_folder_and_alike_after_a_crash(
             assert rows["a ball"]["change_se"] == pytest.approx(
                 line["validation_change_se"], rel=1e-3
             )
-    crashed = train_config(**changes)
-    with pytest.raises(ZeroDivisionError):
-        train(crashed, StopAt(5))
+    shown = CliRunner().invoke(commands, ["show", str(whole.path)])
+    assert shown.exit_code == 0, shown.output
+    assert "Loss of held-out images at step 4, by what they share" in shown.output
+    assert "tag left" in shown.output
+    kill.put_back()
     resumed = {
-        m["step"]: m for m in resume(crashed.output_dir).read_metrics() if "validation_by" in m
+        m["step"]: m for m in resume(config.output_dir).read_metrics() if "validation_by" in m
     }
-    assert resumed[6]["validation_by"] == lines[6]["validation_by"]
-    shown = impasto("show", whole.path)
-    assert shown.returncode == 0, shown.stderr
-    assert "Loss of held-out images at step 6, by what they share" in shown.stdout
-    assert "tag left" in shown.stdout
+    assert resumed[4]["validation_by"] == lines[4]["validation_by"]
 
 
 def by_name(line):

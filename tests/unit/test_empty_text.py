@@ -1,12 +1,10 @@
 """SDXL's empty captions: the encoded empty text, or zeros as diffusers has them if asked."""
 
-import json
 from dataclasses import replace
 
 import pytest
 import torch
 from conftest import draw_images
-from safetensors import safe_open
 from two_encoders import write_model
 
 import impasto
@@ -17,18 +15,14 @@ from impasto.models.families import SDXL
 from impasto.models.networks.hypernetwork import HypernetworkStack
 from impasto.models.networks.loading import load_base_model
 from impasto.models.networks.tokenizers import build_tokens
-from impasto.models.reading.opening import OpenOptions
 from impasto.models.text.text_conditioner import ClipTextConditioner
 from impasto.models.text.text_memory import TextCache
 from impasto.models.text.text_states import TextStates
 from impasto.models.tokenization.tokens import TextLayout
-from impasto.models.writing.inspection import inspect_model
-from impasto.progress import SilentProgress
 from impasto.sampling.drawing import prepare_sampler
 from impasto.training.fingerprint import differences, settings_fingerprint
 from impasto.training.methods import build_trainable
 from impasto.training.text import zeroes_empty_negative, zeroes_empty_text
-from impasto.training.trainer import train
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red ball", "", " \n"]
@@ -140,38 +134,3 @@ def test_a_loop_of_ones_own_encodes_empty_captions_unless_told(model, nano_model
         impasto.prepare(
             pictures, load_base_model(nano_model), resolution=256, batch_size=1, empty_text="zeros"
         )
-
-
-@pytest.mark.usefixtures("fresh_accelerate")
-def test_the_exported_model_says_what_it_was_trained_with(train_config, folder, tmp_path):
-    """Where the settings say nothing, the base model's own word stays."""
-    base = folder
-    for number, (choice, form, zeroes) in enumerate(
-        (
-            ("auto", "diffusers", False),
-            ("zeros", "safetensors", True),
-            ("auto", "safetensors", True),
-            ("auto", "diffusers", True),
-            ("encoded", "diffusers", False),
-        )
-    ):
-        run = train(
-            train_config(
-                output_dir=str(tmp_path / f"{number}"),
-                model={"path": str(base), "empty_text": choice},
-                dataset={"caption_dropout_rate": 0.5},
-                training={"max_steps": 1},
-                saving={"format": form},
-            )
-        )
-        base = run.exported_model()
-        if form == "diffusers":
-            index = json.loads((base / "model_index.json").read_text(encoding="utf-8"))
-            assert index["force_zeros_for_empty_prompt"] is zeroes
-        else:
-            with safe_open(base, "pt") as file:
-                assert file.metadata().get("impasto.empty_text") == ("zeros" if zeroes else None)
-        said = inspect_model(str(base), OpenOptions(), SilentProgress(), hashing=False)["Model"]
-        assert ("Empty prompt" in said) == zeroes
-        drawer = prepare_sampler(load_base_model(base), HypernetworkStack(), CPU)
-        assert drawer.zeroes_empty_text == zeroes

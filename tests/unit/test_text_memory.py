@@ -14,8 +14,6 @@ from impasto.models.text.text_memory import TextCache
 from impasto.models.tokenization.tokens import TextLayout, TextTokens
 from impasto.models.tokenization.vocabulary import EOS
 from impasto.owners import current_process
-from impasto.training.methods import build_trainable
-from impasto.training.overrides import Overrides
 
 CPU = torch.device("cpu")
 
@@ -142,53 +140,3 @@ def test_what_a_killed_process_left_in_the_store_of_texts_goes(tmp_path):
 def test_a_learning_encoder_is_not_cached(train_config):
     with pytest.raises(ConfigError, match="contradict each other"):
         train_config(training={"cache_text_to_disk": True}, method={"train_text_encoder": True})
-
-
-@pytest.mark.usefixtures("fresh_accelerate")
-def test_training_from_disk_gives_the_same_bits(train_config, tmp_path):
-    """With dropped captions, validation and previews; the second run encodes nothing."""
-    from impasto.training.trainer import train
-
-    changes = {
-        "validation": {"split": 0.25, "every_steps": 3},
-        "previews": {"prompts": ["a (red:1.2) ball"], "width": 32, "height": 32, "steps": 2},
-        "dataset": {"caption_dropout_rate": 0.5},
-        "model": {"clip_skip": 2, "max_tokens": 150},
-    }
-    memory = train(train_config(**changes, output_dir=str(tmp_path / "memory")))
-    disk = train(
-        train_config(
-            **changes,
-            output_dir=str(tmp_path / "disk"),
-            training={"cache_text_to_disk": True, "text_cache_mib": 0},
-        )
-    )
-    records = [
-        [(r["step"], r.get("loss"), r.get("validation_loss")) for r in run.read_metrics()]
-        for run in (memory, disk)
-    ]
-    assert records[0] == records[1]
-    assert len(list((tmp_path / "derived" / "texts").glob("shard-*.safetensors"))) >= 1
-
-
-def with_scaled_text_encoder(config, model):
-    with torch.no_grad():
-        for tensor in model.networks["text_encoder"].parameters():
-            tensor *= 1.5
-    return build_trainable(config, model)
-
-
-@pytest.mark.usefixtures("fresh_accelerate")
-def test_texts_of_an_encoder_that_code_changed_are_its_own(train_config, tmp_path):
-    """Not those that were put on disk for the encoder as it was loaded."""
-    from impasto.training.trainer import train
-
-    def losses(name, overrides, **training):
-        config = train_config(output_dir=str(tmp_path / name), training=training)
-        return [r["loss"] for r in train(config, overrides=overrides).read_metrics() if "loss" in r]
-
-    scaled = Overrides(trainable=with_scaled_text_encoder)
-    expected = losses("memory", scaled)
-    plain = losses("plain", Overrides(), cache_text_to_disk=True)
-    assert losses("disk", scaled, cache_text_to_disk=True) == expected
-    assert expected != plain
