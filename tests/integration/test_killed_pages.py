@@ -98,7 +98,7 @@ def test_a_start_a_tagging_task_and_an_edit_are_killed(place, run_file, victims,
     Without a moment, they are killed in the middle of the edit.
     """
     tagged, edited = copies(place, "tagged", 12), copies(place, "edited", 100)
-    with opened(place, fresh=moment is not None) as (client, server):
+    with opened(place, forked=() if moment is None else ("plan-worker",)) as (client, server):
         start_run(client, place, run_file)
         tag(client, place, tagged[0])
         edit(client, place, edited[0])

@@ -93,7 +93,7 @@ def resume_and_kill(place, run, victims, moment):
     """
     saved = run.saved_steps()[-1]
     name = address_of([place.runs], run.path)
-    with opened(place, fresh=moment is not None) as (client, server):
+    with opened(place, forked=() if moment is None else ("plan-worker",)) as (client, server):
         answer = client.post(f"/runs/{name}/resume")
         assert answer.status_code in ((303,) if victims != "server" else (303, 409))
         if moment is None:
