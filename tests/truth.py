@@ -78,7 +78,7 @@ class Place:
 @contextlib.contextmanager
 def opened(place, **more):
     """A studio in a process of its own, and a client that has opened its address."""
-    with served(place.runs, *place.options, fresh=True, **more) as (address, server):
+    with served(place.runs, *place.options, **more) as (address, server):
         client = httpx2.Client(
             base_url=re.sub(r"/\?.*", "", address), headers=FROM_HERE, timeout=60
         )
@@ -100,9 +100,9 @@ def check_every_page(client, place):
         if key.startswith("GET ") and not key.endswith(UNOPENED):
             answer = client.get(address(key, place.names))
             assert answer.status_code == case.status, f"{key}: {answer.text[-500:]}"
-    for check in (runs_are_true, tasks_are_true, jobs_are_true):
+    for check in (runs_are_true, tasks_are_true, jobs_are_true, captions_are_true):
         eventually_true(check, client, place)
-    for check in (captions_are_true, images_are_true, drafts_are_true):
+    for check in (images_are_true, drafts_are_true):
         check(client, place)
 
 

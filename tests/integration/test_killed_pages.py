@@ -1,7 +1,8 @@
 """`kill -9` while the studio starts a run, tags, edits, takes a file, changes the queue.
 
 After each kill a new studio opens every page, and what they say is true. Each victim is killed at
-one moment in the normal run of tests, at ten with `-m slow`.
+one moment in the normal run of tests; with `-m slow` also at ten, where commands are interpreters
+and no forks.
 """
 
 import contextlib
@@ -33,10 +34,12 @@ pytestmark = [
 ]
 
 
-def moments(quick):
-    """One moment for the normal run of tests, ten for the slow one, in seconds."""
-    more = [0.2 + 0.7 * number for number in range(10)]
-    return [quick, *(pytest.param(moment, marks=pytest.mark.slow) for moment in more)]
+MOMENTS = [0.2 + 0.7 * number for number in range(10)]
+"""Seconds after what is killed was asked to begin, with `-m slow`."""
+
+
+def slowly(moments):
+    return [pytest.param(moment, marks=pytest.mark.slow) for moment in moments]
 
 
 @pytest.fixture
@@ -73,88 +76,91 @@ def kill(place, server, victims):
         kill_tasks(place)
 
 
-def check_afterwards(place, victims):
-    """A new studio tells the truth, and nothing that was killed is said to work."""
-    with opened(place) as (client, _):
-        check_every_page(client, place)
-        states = [task.state().state for task in place.tasks]
-        if victims != "server":
-            assert set(states) <= ENDED, states
-
-
-def copies(place, number=12):
-    """A dataset of the demo's images; returns the folder and the bytes of its captions."""
-    folder = place.data / "demo"
+def copies(place, name, number):
+    """A dataset of the demo's images; returns the folder and the words of its captions."""
+    folder = place.data / name
     folder.mkdir()
     for image in sorted(PICTURES.glob("*.webp"))[:number]:
         shutil.copy(image, folder)
         shutil.copy(image.with_suffix(".txt"), folder)
-    return folder, {file: file.read_text("utf-8") for file in folder.glob("*.txt")}
+    return folder, captions_in(folder)
 
 
-VICTIMS = pytest.mark.parametrize("victims", ["server", "command", "both"])
+def captions_in(folder):
+    return {file: file.read_text("utf-8") for file in folder.glob("*.txt")}
 
 
-@VICTIMS
-@pytest.mark.parametrize("moment", moments(1.5))
-def test_a_first_start_is_killed(place, run_file, victims, moment):
-    """Of a run that was typed into the form."""
+@pytest.mark.parametrize("victims", ["server", "command", "both"])
+@pytest.mark.parametrize("moment", [None, *slowly(MOMENTS)])
+def test_a_start_a_tagging_task_and_an_edit_are_killed(place, run_file, victims, moment):
+    """Each caption is the old one or the whole new one, and what was edited can be undone.
+
+    Without a moment, they are killed in the middle of the edit.
+    """
+    tagged, edited = copies(place, "tagged", 12), copies(place, "edited", 100)
+    with opened(place, forked=() if moment is None else ("plan-worker",)) as (client, server):
+        start_run(client, place, run_file)
+        tag(client, place, tagged[0])
+        edit(client, place, edited[0])
+        if moment is None:
+            eventually(lambda: captions_in(edited[0]) != edited[1])
+        else:
+            time.sleep(moment)
+        kill(place, server, victims)
+    with opened(place) as (client, _):
+        check_every_page(client, place)
+        if victims == "server":
+            eventually(lambda: words_of_alive(place) == ["train"], 240)
+        assert_whole(*tagged, lambda old, new: new.startswith(f"{old.strip()}, "))
+        assert_whole(*edited, lambda old, new: new.strip() == f"{old.strip()}, in ink")
+        if victims == "server":
+            assert captions_in(edited[0]).items().isdisjoint(edited[1].items()), "it went on"
+            return
+        assert words_of_alive(place) == [], "what was killed is not said to work"
+        run = run_in(place, "new")
+        assert not run.is_there() or run.state().state in ("killed", "failed")
+        undo_all(client, place, *edited)
+
+
+def words_of_alive(place):
+    """The first word of each command that works."""
+    return [task.description()["words"][0] for task in place.tasks if task.state().is_alive]
+
+
+def start_run(client, place, run_file):
+    """Start a run that is typed into the form."""
     fields = fields_of(read_toml(run_file(training={"max_steps": 100_000})))
     fields["output_dir"] = str(place.runs / "new")
-    with opened(place) as (client, server):
-        draft = client.post("/new/blank").headers["location"]
-        answer = client.post(f"{draft}/start", data=fields)
-        assert answer.headers.get("hx-redirect") == f"{draft}/started", answer.text
-        time.sleep(moment)
-        kill(place, server, victims)
-    check_afterwards(place, victims)
-    run = run_in(place, "new")
-    if victims == "server":
-        assert place.tasks[0].state().is_alive, "ending the studio ends no training"
-    elif run.is_there():
-        assert run.state().state in ("killed", "failed")
+    draft = client.post("/new/blank").headers["location"]
+    answer = client.post(f"{draft}/start", data=fields)
+    assert answer.headers.get("hx-redirect") == f"{draft}/started", answer.text
 
 
-@VICTIMS
-@pytest.mark.parametrize("moment", moments(1.0))
-def test_a_tagging_task_is_killed(place, victims, moment):
-    """Each caption is the old one or the whole new one."""
-    folder, before = copies(place)
+def tag(client, place, folder):
     shutil.copytree(TAGGER, place.path / "models" / "tagger")
     form = {"kind-0": "tagger", "model-0": str(place.path / "models" / "tagger")}
-    with opened(place) as (client, server):
-        here = address_in(place, folder)
-        answer = client.post(f"{here}/captions/try/all", data={**form, "existing": "append"})
-        assert answer.status_code == 303, answer.text
-        time.sleep(moment)
-        kill(place, server, victims)
-    check_afterwards(place, victims)
-    assert_whole(folder, before, lambda old, new: new.startswith(f"{old.strip()}, "))
+    here = address_in(place, folder)
+    answer = client.post(f"{here}/captions/try/all", data={**form, "existing": "append"})
+    assert answer.status_code == 303, answer.text
 
 
-@VICTIMS
-@pytest.mark.parametrize("moment", moments(0.5))
-def test_an_edit_is_killed_and_can_be_undone(place, victims, moment):
-    folder, before = copies(place, 60)
+def edit(client, place, folder):
+    here = f"{address_in(place, folder)}/captions"
     form = {"which": "filter", "do": "add", "what": "in ink", "by": "", "at": "", "text": ""}
-    with opened(place) as (client, server):
-        here = f"{address_in(place, folder)}/captions"
-        preview = client.post(f"{here}/preview", data=form).text
-        token = re.search(r'name="token" value="(\w+)"', preview)[1]
-        assert client.post(f"{here}/apply", data={"token": token}).status_code == 303
-        time.sleep(moment)
-        kill(place, server, victims)
-    check_afterwards(place, victims)
-    assert_whole(folder, before, lambda old, new: new.strip() == f"{old.strip()}, in ink")
-    if victims == "server":
-        return  # it goes on
-    with opened(place) as (client, _):
-        edits = re.findall(r'name="edit" value="(\d+)".*?name="at" value="([\d.]+)"',
-                           client.get(f"{here}/edits").text, re.S)  # fmt: skip
-        for edit, at in edits:
-            assert client.post(f"{here}/undo", data={"edit": edit, "at": at}).status_code == 303
-            eventually(lambda: not place.tasks[0].state().is_alive, 120)
-    assert {file: file.read_text("utf-8") for file in folder.glob("*.txt")} == before
+    preview = client.post(f"{here}/preview", data=form).text
+    token = re.search(r'name="token" value="(\w+)"', preview)[1]
+    assert client.post(f"{here}/apply", data={"token": token}).status_code == 303
+
+
+def undo_all(client, place, folder, before):
+    """Undo all edits of a dataset; afterwards its captions are those of before."""
+    here = f"{address_in(place, folder)}/captions"
+    edits = re.findall(r'name="edit" value="(\d+)".*?name="at" value="([\d.]+)"',
+                       client.get(f"{here}/edits").text, re.S)  # fmt: skip
+    for number, at in edits:
+        assert client.post(f"{here}/undo", data={"edit": number, "at": at}).status_code == 303
+        eventually(lambda: not words_of_alive(place), 120)
+    assert captions_in(folder) == before
     assert not edits or not partial_files_in(folder)
 
 
@@ -163,7 +169,7 @@ def assert_whole(folder, before, is_new):
 
     What was just being written has a hidden name of its own, which the next command removes.
     """
-    after = {file: file.read_text("utf-8") for file in folder.glob("*.txt")}
+    after = captions_in(folder)
     assert after.keys() == before.keys()
     for file, text in after.items():
         assert text == before[file] or is_new(before[file], text), file.name
@@ -178,34 +184,64 @@ def a_large_png():
     return out.getvalue()
 
 
-SHARES = [0.6, *(pytest.param(n / 9, marks=pytest.mark.slow) for n in range(10))]
+@pytest.mark.parametrize("ninths", [6, *slowly(n for n in range(10) if n != 6)])
+def test_a_server_is_killed_while_the_queue_changes_in_the_middle_of_an_upload(place, ninths):
+    """After a part of the file, and some time later.
 
-
-@pytest.mark.parametrize("share", SHARES)
-def test_a_server_is_killed_in_the_middle_of_an_upload(place, share):
-    """Nothing half-named is left to see, and the next upload removes what there is."""
+    Nothing half-named is left to see, and the next upload removes what there is. Every job is
+    there once, in an order that is one, and can be changed again.
+    """
     folder = place.data / "cats"
     content = a_large_png()
     before = seen(folder)
+    for number in range(8):
+        place.queue.add(f'output_dir = "{number}"', f"job {number}", place.path)
+    numbers = [job.number for job in place.queue.jobs()]
     with opened(place) as (client, server):
         here = address_in(place, folder)
-        connection = half_an_upload(client, here, content, share)
+        connection = half_an_upload(client, here, content, ninths / 9)
         with contextlib.suppress(AssertionError):  # little of a file need not be on the disk yet
             eventually(lambda: left_of(folder), 3)
-        server.kill()
-        server.wait()
+        with changing(client, numbers):
+            time.sleep(0.05 * ninths)
+            server.kill()
+            server.wait()
         connection.close()
     named = seen(folder) - before
     assert named in (set(), {"new.png"})
     if named:  # all of it had arrived
         assert (folder / "new.png").read_bytes() == content
+    assert sorted(job.number for job in place.queue.jobs()) == sorted(numbers)
+    assert {job.state for job in place.queue.jobs()} <= {"waiting", "paused"}
+    last = place.queue.jobs()[-1].number
     with opened(place) as (client, _):
         check_every_page(client, place)
         answer = client.post(f"{here}/upload", files={"files": ("other.png", content)})
         assert 'class="taken"' in answer.text
         assert left_of(folder) == []
+        assert client.post(f"/queue/jobs/{last}/up").status_code == 200
+        assert place.queue.jobs()[-2].number == last
         check_every_page(client, place)
     assert (folder / "other.png").read_bytes() == content
+
+
+@contextlib.contextmanager
+def changing(client, numbers):
+    """Move, pause and continue jobs by three threads, as long as the studio answers."""
+    changes = ("down", "pause", "up", "continue")
+
+    def change(first):
+        with contextlib.suppress(httpx2.TransportError):
+            for turn in range(10_000):
+                number = numbers[(first + turn) % len(numbers)]
+                client.post(f"/queue/jobs/{number}/{changes[turn % len(changes)]}")
+
+    threads = [threading.Thread(target=change, args=(first,)) for first in (0, 3, 6)]
+    for thread in threads:
+        thread.start()
+    yield
+    for thread in threads:
+        thread.join()
 
 
 def test_ending_the_server_in_the_middle_of_an_upload_shows_no_traceback(place):
@@ -255,36 +291,3 @@ def seen(folder):
 def left_of(folder):
     """What is left of uploads that did not end."""
     return [path for path in (folder / ".impasto").rglob("*") if "new.png" in path.name]
-
-
-@pytest.mark.parametrize("moment", moments(0.3))
-def test_a_server_is_killed_while_the_queue_changes(place, moment):
-    """Every job is there once, in an order that is one, and can be changed again."""
-    for number in range(8):
-        place.queue.add(f'output_dir = "{number}"', f"job {number}", place.path)
-    numbers = [job.number for job in place.queue.jobs()]
-    changes = ("down", "pause", "up", "continue")
-    with opened(place) as (client, server):
-
-        def change(first):
-            with contextlib.suppress(httpx2.TransportError):
-                for turn in range(10_000):
-                    number = numbers[(first + turn) % len(numbers)]
-                    client.post(f"/queue/jobs/{number}/{changes[turn % len(changes)]}")
-
-        threads = [threading.Thread(target=change, args=(first,)) for first in (0, 3, 6)]
-        for thread in threads:
-            thread.start()
-        time.sleep(moment)
-        server.kill()
-        server.wait()
-        for thread in threads:
-            thread.join()
-    assert sorted(job.number for job in place.queue.jobs()) == sorted(numbers)
-    assert {job.state for job in place.queue.jobs()} <= {"waiting", "paused"}
-    last = place.queue.jobs()[-1].number
-    with opened(place) as (client, _):
-        check_every_page(client, place)
-        assert client.post(f"/queue/jobs/{last}/up").status_code == 200
-        assert place.queue.jobs()[-2].number == last
-        check_every_page(client, place)

@@ -35,12 +35,12 @@ def started(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="there is no SIGKILL on Windows")
-@pytest.mark.parametrize("every", [5, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [3, pytest.param(0, marks=pytest.mark.slow)])
 def test_what_is_killed_is_continued_and_comes_to_the_same(
     run_file, train_config, tmp_path, started, every
 ):
     """`kill -9` of runner and training, with a state or without one; then one command again."""
-    settings = {"training": {"max_steps": 90}, "saving": {"state_every_steps": every}}
+    settings = {"training": {"max_steps": 30}, "saving": {"state_every_steps": every}}
     whole = train(train_config(output_dir=str(tmp_path / "whole"), **settings))
     folder, run = tmp_path / "queue", RunDirectory(tmp_path / "run")
     Queue(folder).add(run_file(**settings).read_text(encoding="utf-8"), "dog", tmp_path)
@@ -48,7 +48,8 @@ def test_what_is_killed_is_continued_and_comes_to_the_same(
     forks = running.with_forks()
     runner = subprocess.Popen(words, stdout=subprocess.DEVNULL, env=forks)
     started.append(runner)
-    eventually(lambda: sum(1 for _ in run.read_metrics()) > 10)
+    eventually(lambda: sum(1 for _ in run.read_metrics()) > 5)
+    os.kill(run.status()["pid"], signal.SIGSTOP)  # it stays in the middle of its steps
     assert Queue(folder).find(1).state == "working"
     runner.kill()
     runner.wait()

@@ -1,5 +1,6 @@
 """`kill -9` of the studio, of the training, and of both, at many moments: pages tell the truth."""
 
+import contextlib
 import re
 import sys
 import time
@@ -23,12 +24,15 @@ pytestmark = [
 
 
 def trainers_of(run):
-    """The processes that were started to train a run."""
+    """The processes that were started to train a run, and the one that trains it."""
     found = []
     for process in psutil.process_iter(["cmdline"]):
         words = process.info["cmdline"] or []
         if "resume" in words and str(run.path) in words:
             found.append(process)
+    if run.state().is_alive:  # a fork has no words of its own
+        with contextlib.suppress(psutil.NoSuchProcess):
+            found.append(psutil.Process(run.status()["pid"]))
     return found
 
 
@@ -52,8 +56,9 @@ def kill(victims, server, run):
         server.wait()
     if victims != "server":
         for process in trainers_of(run):
-            process.kill()
-            wait_for_end(process)
+            with contextlib.suppress(psutil.NoSuchProcess):  # it has ended meanwhile
+                process.kill()
+                wait_for_end(process)
 
 
 @pytest.fixture
@@ -84,11 +89,11 @@ def run(train_config, place, settings):
 def resume_and_kill(place, run, victims, moment):
     """Resume a run by the studio, kill some of its processes, and look at every page.
 
-    `moment` is in seconds; None stands for when it trains.
+    `moment` is in seconds; None stands for when it trains, in a process that is a fork.
     """
     saved = run.saved_steps()[-1]
     name = address_of([place.runs], run.path)
-    with opened(place) as (client, server):
+    with opened(place, forked=() if moment is None else ("plan-worker",)) as (client, server):
         answer = client.post(f"/runs/{name}/resume")
         assert answer.status_code in ((303,) if victims != "server" else (303, 409))
         if moment is None:

@@ -113,7 +113,8 @@ def test_pages_have_no_serious_fault_for_anybody(train_config, tmp_path, browser
     """By axe-core, at any width without scrolling sideways, and by keyboard."""
     config = train_config(
         output_dir=str(tmp_path / "runs" / "dog"),
-        validation={"split": 0.25, "every_steps": 2},
+        training={"max_steps": 2},
+        validation={"split": 0.25, "every_steps": 1},
         previews={"prompts": ["a ball", "b"], "width": 64, "height": 64, "steps": 1},
     )
     train(config)

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from browsing import LOOKS, at, check, needs_browser, served
+from browsing import at, check, check_all_looks, needs_browser, served
 
 from impasto.demo.recipe import CAPTIONER, PICTURES, TAGGER
 from impasto.studio.folders import address_of
@@ -31,7 +31,7 @@ def faults(complaints):
     return [text for text in complaints if "/thumbnails/" not in text]
 
 
-def test_captions_are_selected_edited_previewed_and_undone(shown, page, complaints, browser):
+def test_captions_are_selected_edited_previewed_and_undone(shown, page, complaints):
     folder, options, here = shown
     words = {file: file.read_bytes() for file in sorted((folder / "data/demo").glob("*.txt"))}
     with served(folder / "runs", *options) as (address, _):
@@ -50,16 +50,7 @@ def test_captions_are_selected_edited_previewed_and_undone(shown, page, complain
         page.click("button:has-text('Preview')")
         page.wait_for_selector("#preview .changes li >> nth=3")
         assert {file: file.read_bytes() for file in words} == words
-        cookies = page.context.cookies()
-        for look in LOOKS.values():
-            context = browser.new_context(**look)
-            context.add_cookies(cookies)
-            other = context.new_page()
-            other.goto(page.url)
-            other.wait_for_selector(".captions li")
-            check(other)
-            context.close()
-        check(page)
+        check_all_looks(page)
         page.click("button:has-text('Apply to 4 captions')")
         page.wait_for_selector("#task-shown .state.done")
         changed = {file for file in words if file.read_bytes() != words[file]}

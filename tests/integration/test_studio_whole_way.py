@@ -20,6 +20,8 @@ from impasto.studio.folders import HOME
 
 pytestmark = needs_browser
 PATIENCE_MS = 240_000  # commands import PyTorch, and other tests run beside this one
+FORKED = ("plan-worker", "train", "queue", "draw-worker")
+"""Commands that import PyTorch; the others are interpreters, as a user's are."""
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
     page.set_default_timeout(PATIENCE_MS)
     names = ("data", "models", "queue")
     options = [word for name in names for word in (f"--{name}", folders / name)]
-    with served(folders / "runs", *options, fresh=True) as (address, _):
+    with served(folders / "runs", *options, forked=FORKED) as (address, _):
         page.goto(address)
         page.wait_for_selector("nav")
         page.click("nav >> text=Data")

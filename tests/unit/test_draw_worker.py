@@ -130,49 +130,54 @@ def test_a_grid_has_each_image_at_its_place_and_loads_each_model_once(
 # faults are answered
 
 
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        ("{", "cannot be read"),
-        ("[]", "no JSON object"),
-        ('{"model": "x", "steps": "many"}', "steps: Expected a whole number from 1 to 1000"),
-        ('{"model": "runwayml/stable-diffusion-v1-5"}', "is not there"),
-        ('{"model": "/etc/passwd"}', "passwd"),
-        ('{"model": "a\\u0000b"}', "model: "),
-    ],
+BAD = (
+    ("{", "cannot be read"),
+    ("[]", "no JSON object"),
+    ('{"model": "x", "steps": "many"}', "steps: Expected a whole number from 1 to 1000"),
+    ('{"model": "runwayml/stable-diffusion-v1-5"}', "is not there"),
+    ('{"model": "/etc/passwd"}', "passwd"),
+    ('{"model": "a\\u0000b"}', "model: "),
 )
-def test_a_bad_request_is_told_and_the_worker_goes_on(worker, folder, settings, content, words):
-    bad = folder.ask(DrawRequest(settings))
-    bad.request_file.write_text(content, encoding="utf-8")
+"""What requests may say, and words of the answer."""
+
+
+def test_bad_requests_are_told_and_the_worker_goes_on(worker, folder, settings):
+    bad = [folder.ask(DrawRequest(settings)) for _ in BAD]
+    for drawing, (content, _) in zip(bad, BAD, strict=True):
+        drawing.request_file.write_text(content, encoding="utf-8")
     good = folder.ask(DrawRequest(settings))
     worker.serve(0)
-    assert bad.status()["phase"] == "failed"
-    assert words in bad.status()["message"]
+    for drawing, (content, words) in zip(bad, BAD, strict=True):
+        assert drawing.status()["phase"] == "failed", content
+        assert words in drawing.status()["message"]
     assert good.status()["phase"] == "done"
 
 
-@pytest.mark.parametrize(
-    ("error", "words"),
-    [
-        (torch.OutOfMemoryError(), "VRAM ran out. Draw smaller images"),
-        (MemoryError(), "RAM ran out. Draw smaller images"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RAM ran out. Draw smaller"),
-    ],
+EXHAUSTED = (
+    (torch.OutOfMemoryError(), "VRAM ran out. Draw smaller images"),
+    (MemoryError(), "RAM ran out. Draw smaller images"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "RAM ran out. Draw smaller"),
 )
-def test_out_of_memory_is_answered_with_advice(error, words, worker, folder, settings, monkeypatch):
+
+
+def test_out_of_memory_is_answered_with_advice(worker, folder, settings, monkeypatch):
     """And the model is let go, so that the next request begins with free memory."""
-    worker.answer(folder.ask(DrawRequest(settings)))
+    for error, words in EXHAUSTED:
+        drawing = folder.ask(DrawRequest(settings))
+        loaded = []
 
-    def full(*_):
-        raise error
+        def full(*_, error=error, loaded=loaded):
+            loaded.append(worker.models.is_loaded(settings.model))
+            raise error
 
-    drawing, after = (folder.ask(DrawRequest(settings)) for _ in range(2))
-    with monkeypatch.context() as patched:
-        patched.setattr(Sampler, "draw", full)
-        worker.answer(drawing)
-    assert drawing.status()["phase"] == "failed"
-    assert drawing.status()["message"].startswith(words)
-    assert not worker.models.is_loaded(settings.model)
+        with monkeypatch.context() as patched:
+            patched.setattr(Sampler, "draw", full)
+            worker.answer(drawing)
+        assert drawing.status()["phase"] == "failed"
+        assert drawing.status()["message"].startswith(words)
+        assert loaded == [True]
+        assert not worker.models.is_loaded(settings.model)
+    after = folder.ask(DrawRequest(settings))
     worker.answer(after)
     assert after.status()["phase"] == "done"
 

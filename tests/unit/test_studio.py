@@ -518,6 +518,26 @@ def test_without_a_port_the_first_free_one_is_taken(monkeypatch):
             listen_at("127.0.0.1", None, port)
 
 
+def test_answers_are_sent_at_once():
+    """Nagle's algorithm would keep the body of each until the browser has confirmed its head."""
+
+    async def delay_of_a_connection():
+        taken = asyncio.get_running_loop().create_future()
+
+        def connected(_reader, writer):
+            connection = writer.get_extra_info("socket")
+            taken.set_result(connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+            writer.close()
+
+        with listen_at("127.0.0.1", None, 20_000) as listener:
+            async with await asyncio.start_server(connected, sock=listener):
+                _, writer = await asyncio.open_connection(*listener.getsockname())
+                writer.close()
+                return await taken
+
+    assert asyncio.run(delay_of_a_connection())
+
+
 def test_a_port_of_another_studio_is_named_so(tmp_path):
     words = [sys.executable, "-m", "impasto", "studio", "--runs", tmp_path]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, encoding="utf-8")

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 import time
 import tomllib
@@ -558,46 +557,6 @@ def test_a_plan_that_fails_says_so(client, draft, good, planned):
 
 
 SETTINGS = "output_dir = 'a'\n"
-
-
-@pytest.fixture
-def real_plans(tmp_path):
-    """Plans by real processes; those that are left are ended."""
-    plans = Plans(tmp_path)
-    yield plans
-    plans.rest()
-    for process in plans._running.values():
-        process.wait(120)
-
-
-def test_a_process_that_plans_is_ended_with_those_that_it_started(tmp_path, real_plans):
-    draft = Drafts(tmp_path).create({})
-    real_plans.ask_for(draft, SETTINGS)
-    first = real_plans._running[draft.name]
-    assert real_plans.state_of(draft).is_running
-    real_plans.forget(draft)
-    assert isinstance(first, subprocess.Popen)
-    assert first.poll() is not None
-    assert not real_plans.state_of(draft).is_running
-
-
-def test_a_process_that_is_ready_plans_and_another_gets_ready(tmp_path, real_plans):
-    draft = Drafts(tmp_path).create({})
-    real_plans.prepare()
-    ready = real_plans._ready
-    real_plans.prepare()
-    assert real_plans._ready is ready
-    real_plans.ask_for(draft, SETTINGS)
-    assert real_plans._running[draft.name] is ready
-    assert "Loading PyTorch" in real_plans.state_of(draft).stage
-    assert real_plans._ready is None  # nothing loads while a plan measures how fast the machine is
-    ready.wait(120)
-    state = real_plans.state_of(draft)
-    assert not state.is_running
-    assert set(state.result["error"]["settings"]) == {"model", "dataset", "training"}
-    ready = real_plans._ready
-    real_plans.rest()
-    assert ready.poll() is not None
 
 
 def test_a_process_that_still_loads_libraries_takes_the_newest_settings(tmp_path, planned):

@@ -138,7 +138,7 @@ for words in (["-P", "-m", "impasto", "--version"], ["-c", "import sys; print(le
 """
 
 
-@pytest.mark.parametrize("only", ["", "--version", "train"])
+@pytest.mark.parametrize("only", [(), ("train", "--version"), ("train",)])
 def test_commands_that_a_process_starts_are_forked_and_interpreters_are_not(tmp_path, only):
     """As a studio starts its own: what is asked of the warm parent here is noted."""
     env = running.with_forks(only=only)
@@ -153,7 +153,7 @@ def test_commands_that_a_process_starts_are_forked_and_interpreters_are_not(tmp_
         [sys.executable, "-c", STARTS], env=env, capture_output=True, text=True, check=False
     )
     *asked, version, modules = done.stdout.splitlines()
-    assert asked == (["asked"] if only != "train" else [])
+    assert asked == (["asked"] if only != ("train",) else [])
     assert version == f"impasto, version {__version__}"
     assert int(modules) < 200
     assert done.stderr == ""

@@ -35,8 +35,9 @@ NAMES_READ_WHEN_USED = {
 THREADS = "OMP_NUM_THREADS"
 PYTHON, ONLY = "IMPASTO_WARM_PYTHON", "IMPASTO_WARM_ONLY"
 STAND_IN = """#!/bin/sh
-case "$IMPASTO_WARM_ONLY:$1 $2 $3 $4" in
-    ":-P -m impasto "* | "$4:-P -m impasto $4") exec '{python}' -I -S '{worker}' '{address}' "$@" ;;
+case "$1 $2 $3:,$IMPASTO_WARM_ONLY," in
+    "-P -m impasto:,," | "-P -m impasto:"*",$4,"*)
+        exec '{python}' -I -S '{worker}' '{address}' "$@" ;;
     *) exec '{python}' "$@" ;;
 esac
 """
@@ -99,7 +100,9 @@ def launched(words: Sequence[object], env: Mapping[str, str]) -> list[str]:
     return ["--no-python", sys.executable, "-I", "-S", str(HERE / "worker.py"), address, *command]
 
 
-def with_forks(variables: Mapping[str, str] | None = None, *, only: str = "") -> dict[str, str]:
+def with_forks(
+    variables: Mapping[str, str] | None = None, *, only: Sequence[str] = ()
+) -> dict[str, str]:
     """Variables of a process whose own commands of Impasto are forked, as those of a studio are.
 
     The process is an interpreter as ever; what it takes for the path of its interpreter, and
@@ -107,14 +110,15 @@ def with_forks(variables: Mapping[str, str] | None = None, *, only: str = "") ->
 
     Args:
         variables: What it has besides.
-        only: The one command that is forked, where the others are interpreters as a user's are.
+        only: The commands that are forked, where the others are interpreters as a user's are; none
+            stands for all.
     """
     given = dict(os.environ if variables is None else variables)
     found = stand_in(given)
     if found is None:
         return given
     path = [str(HERE / "site"), *filter(None, [given.get("PYTHONPATH")])]
-    return {**given, PYTHON: found, ONLY: only, "PYTHONPATH": os.pathsep.join(path)}
+    return {**given, PYTHON: found, ONLY: ",".join(only), "PYTHONPATH": os.pathsep.join(path)}
 
 
 def stand_in(variables: Mapping[str, str] | None = None) -> str | None:
