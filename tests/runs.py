@@ -1,7 +1,9 @@
 """What tests of whole runs share: crashes at a given step, copies, and the bits of the export."""
 
+import json
 import shutil
 import time
+from pathlib import Path
 
 from impasto.runs import RunDirectory, step_name
 from impasto.training.events import SilentEvents
@@ -63,3 +65,28 @@ def exported(run):
         for file in run.export.rglob("*")
         if file.is_file() and file.name != "impasto.json"  # has the date and the run's name
     }
+
+
+def killed_copy(run: Path, copy: Path, *, after: int) -> Path:
+    """A copy of a finished run as if it had been killed before the state that follows a step.
+
+    What was written meanwhile is there, such as the metrics of later steps; later states, what is
+    made at the end, and the word that it has ended are not.
+    """
+    shutil.copytree(run, copy, ignore=shutil.ignore_patterns("export", "report.html"))
+    later = [p for p in (copy / "states").iterdir() if int(p.name.removeprefix("step-")) > after]
+    for state in later:
+        shutil.rmtree(state)
+    config = copy / "config.toml"
+    text = config.read_text(encoding="utf-8")
+    config.write_text(text.replace(str(run), str(copy)), encoding="utf-8")
+    file = copy / "models.json"
+    models = json.loads(file.read_text(encoding="utf-8"))
+    written = [path for path in models["written"] if not path.startswith("export/")]
+    file.write_text(json.dumps({**models, "written": written}), encoding="utf-8")
+    file = copy / "status.json"
+    status = json.loads(file.read_text(encoding="utf-8"))
+    kept = {key: value for key, value in status.items() if key not in ("model", "timings_s")}
+    content = {**kept, "phase": "training", "saved_step": after}
+    file.write_text(json.dumps(content), encoding="utf-8")
+    return copy

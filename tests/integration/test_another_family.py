@@ -9,6 +9,7 @@ import torch
 from conftest import draw_images
 from diffusers import StableDiffusionXLPipeline
 from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from runs import exported, killed_copy
 from safetensors.torch import load_file
 from two_encoders import TWO, with_row, without_row, write_model
 
@@ -158,27 +159,34 @@ def test_one_file_and_back_is_the_same(two_model, tmp_path):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_all_its_networks_learn_and_are_exported(two_config, two_model):
+def test_all_its_networks_learn_are_exported_and_resumed(two_config, two_model, tmp_path):
     run = train(
         two_config(
             method={"train_text_encoder": True},
-            training={"max_steps": 2},
+            training={"max_steps": 4},
             validation={"split": 0.25},
             previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
+            saving={"state_every_steps": 2},
         )
     )
-    exported = run.exported_model()
+    model = run.exported_model()
     for part in TWO.components:
-        before, after = load_file(two_model / part.file), load_file(exported / part.file)
+        before, after = load_file(two_model / part.file), load_file(model / part.file)
         assert before.keys() == after.keys()
         moved = any(not torch.equal(t, after[n]) for n, t in before.items())
         assert moved == (part.name != "vae"), part.name
-    first = load_file(exported / "text_encoder/model.safetensors")
+    first = load_file(model / "text_encoder/model.safetensors")
     base = load_file(two_model / "text_encoder/model.safetensors")
     for name in ("text_model.final_layer_norm.weight", "text_model.encoder.layers.2.mlp.fc1.bias"):
         assert torch.equal(first[name], base[name])  # nothing depends on these
-    (sample,) = (run.samples / "step-00000002").glob("*.png")
+    (sample,) = (run.samples / "step-00000004").glob("*.png")
     assert sample.stat().st_size > 0
+    assert_resumed_exactly(run, tmp_path)
+
+
+def assert_resumed_exactly(run, tmp_path):
+    again = resume(killed_copy(run.path, tmp_path / "killed", after=2))
+    assert exported(again) == exported(run)
 
 
 def test_it_is_planned(two_config, capsys):
@@ -190,31 +198,20 @@ def test_it_is_planned(two_config, capsys):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-@pytest.mark.parametrize("method", [{}, {"train_text_encoder": True}], ids=["U-Net", "all"])
-def test_it_is_resumed_to_the_last_bit(method, two_config, tmp_path):
-    def config(name, steps):
-        training = {"max_steps": steps, "fit_check": False}
-        saving = {"state_every_steps": 2, "export_dtype": "fp32", "format": "diffusers"}
-        return two_config(
-            method=method, output_dir=str(tmp_path / name), training=training, saving=saving
+def test_remembered_text_changes_nothing_and_a_run_of_the_unet_is_resumed(two_config, tmp_path):
+    runs = [
+        train(
+            two_config(
+                output_dir=str(tmp_path / str(on_disk)),
+                training={"max_steps": 4, "cache_text_to_disk": on_disk},
+                saving={"state_every_steps": 2},
+            )
         )
-
-    whole = train(config("whole", 4)).exported_model()
-    train(config("stopped", 2))
-    longer = config("stopped", 4)
-    resumed = resume(longer.output_dir, changed=longer).exported_model()
-    for part in TWO.components:
-        first, second = (load_file(model / part.file) for model in (whole, resumed))
-        assert all(torch.equal(tensor, second[name]) for name, tensor in first.items()), part.name
-
-
-@pytest.mark.usefixtures("fresh_accelerate")
-def test_remembered_text_changes_nothing(two_config, tmp_path):
-    records = []
-    for name, training in (("memory", {}), ("disk", {"cache_text_to_disk": True})):
-        run = train(two_config(output_dir=str(tmp_path / name), training=training))
-        records.append([r["loss"] for r in run.read_metrics()])
+        for on_disk in (False, True)
+    ]
+    records = [[r["loss"] for r in run.read_metrics()] for run in runs]
     torch.testing.assert_close(*map(torch.tensor, records), atol=1e-6, rtol=1e-6)
+    assert_resumed_exactly(runs[0], tmp_path)
 
 
 @pytest.mark.parametrize("told", ["original", "target"])

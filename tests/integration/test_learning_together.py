@@ -6,21 +6,26 @@ import shutil
 import pytest
 import tomli_w
 import torch
-from conftest import draw_half_masks, draw_images, impasto
+from conftest import draw_half_masks, draw_images
 from safetensors.torch import load_file
 from test_processes import launch
-from test_sharing import FSDP, PROGRAM
+from test_sharing import FSDP
+
+from impasto.config.load import load_run_config
+from impasto.training.trainer import train
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 LEARNING = {
     "method": {"train_only": ["*attn*", "*resnets*"], "block_lrs": {"mid_block": 0.0}},
     "noise": {"immiscible": True},
-    "training": {"max_steps": 6, "posthoc_ema": True},
+    "training": {"max_steps": 4, "posthoc_ema": True},
     "validation": {
-        "split": 0.3, "every_steps": 3, "by": ["tag", "subset"], "by_images": 2,
+        "split": 0.3, "every_steps": 2, "by": ["tag", "subset"], "by_images": 2,
         "training_images": 5, "standard_error": 0.3,
     },
     "previews": {
-        "prompts": ["a red ball", "a blue ball"], "features": "demo", "every_steps": 3,
+        "prompts": ["a red ball", "a blue ball"], "features": "demo", "every_steps": 2,
         "width": 64, "height": 64, "steps": 2,
     },
     "saving": {
@@ -87,9 +92,9 @@ def assert_measured_alike(one, other, key, *, count, rel):
 
 def made_of_weights(run):
     """Models, averages, and the last state, tensor by tensor: `file: name` -> tensor."""
-    places = ("export", "models", "averages", "states/step-00000006")
+    places = ("export", "models", "averages", "states/step-00000004")
     files = [file for place in places for file in sorted((run / place).glob("*.safetensors"))]
-    assert len(files) == 9  # two models, the start and three averages, three files of a state
+    assert len(files) == 8  # two models, the start and two averages, three files of a state
     return {
         f"{file.relative_to(run).as_posix()}: {name}": tensor
         for file in files
@@ -103,16 +108,11 @@ def assert_alike(one, other):
     assert first.keys() == second.keys()
     for name, tensor in first.items():
         assert torch.allclose(second[name], tensor, atol=1e-5, rtol=1e-3), name
-    moved = [float(t.abs().max()) for name, t in first.items() if "/step-00000006.s" in name]
+    moved = [float(t.abs().max()) for name, t in first.items() if "/step-00000004.s" in name]
     assert max(moved) > 1e-3  # averages are stored less what the run began with
-    assert_measured_alike(one, other, "loss", count=6, rel=1e-3)
+    assert_measured_alike(one, other, "loss", count=4, rel=1e-3)
     assert_measured_alike(one, other, "validation_loss", count=3, rel=1e-3)
     assert_measured_alike(one, other, "preview_features", count=3, rel=0.05)
-
-
-def train_alone(file):
-    done = impasto("train", file)
-    assert done.returncode == 0, done.stderr
 
 
 def test_two_processes_learn_what_one_does(settings, tmp_path):
@@ -121,11 +121,11 @@ def test_two_processes_learn_what_one_does(settings, tmp_path):
         "loss": {**WEIGHED, "soft_min_snr_gamma": 4.0},
         "optimizer": {"kind": "SGD", "lr": 0.1, "start_decay": 2.0},
     }
-    train_alone(settings("alone", accumulation=2, **changes))
+    train(load_run_config(settings("alone", accumulation=2, **changes)))
     done = launch(["-m", "impasto", "train", settings("together", **changes)], 2)
     assert done.returncode == 0, done.stderr
     assert_alike(tmp_path / "alone", tmp_path / "together")
-    (last,) = [m for m in measured(tmp_path / "together", "validation_by") if m["step"] == 6]
+    (last,) = [m for m in measured(tmp_path / "together", "validation_by") if m["step"] == 4]
     assert {row["by"] for row in last["validation_by"]} == {"tag", "subset"}
     assert all("change" in row for row in last["validation_by"])
 
@@ -134,17 +134,15 @@ def test_shares_learn_what_one_process_does_and_are_resumed(settings, tmp_path):
     """Weights of the loss that are learned, averages and metrics: to the bit after a resume."""
     momentum = {"kind": "SGD", "lr": 0.1, "arguments": {"momentum": 0.5}}
     changes = {"loss": {**WEIGHED, "uncertainty": True}, "optimizer": momentum}
-    train_alone(settings("alone", accumulation=2, **changes))
-    program = tmp_path / "program.py"
-    program.write_text(PROGRAM + "main(sys.argv[1:])", encoding="utf-8")
+    train(load_run_config(settings("alone", accumulation=2, **changes)))
     run = tmp_path / "shares"
-    done = launch([program, "train", settings("shares", **changes)], 2, **FSDP)
+    done = launch(["-m", "impasto", "train", settings("shares", **changes)], 2, **FSDP)
     assert done.returncode == 0, done.stderr
     assert_alike(tmp_path / "alone", run)
     keys = ("loss", "validation_loss", "preview_features")
     tensors, metrics = made_of_weights(run), [measured(run, key) for key in keys]
     kill_after_first_state(run)
-    done = launch([program, "resume", run], 2, **FSDP)
+    done = launch(["-m", "impasto", "resume", run], 2, **FSDP)
     assert done.returncode == 0, done.stderr
     again = made_of_weights(run)
     assert again.keys() == tensors.keys()
@@ -154,9 +152,8 @@ def test_shares_learn_what_one_process_does_and_are_resumed(settings, tmp_path):
 
 def kill_after_first_state(run):
     """Leave a run as one that was killed before its second state, and lost a file besides."""
-    for step in ("00000004", "00000006"):
-        shutil.rmtree(run / "states" / f"step-{step}")
-    shutil.rmtree(run / "samples" / "step-00000006")
+    shutil.rmtree(run / "states" / "step-00000004")
+    shutil.rmtree(run / "samples" / "step-00000004")
     (run / "averages" / "start.safetensors").unlink()
     status = json.loads((run / "status.json").read_text(encoding="utf-8"))
     text = json.dumps({**status, "phase": "training"})

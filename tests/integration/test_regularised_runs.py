@@ -7,11 +7,12 @@ after a break as another run.
 import csv
 import json
 import shutil
+import tomllib
 
 import pytest
 import tomli_w
 from conftest import draw_images, impasto
-from runs import StopAt, exported
+from runs import exported, killed_copy
 
 from impasto.config.load import build_run_config
 from impasto.config.validation import read_toml
@@ -93,39 +94,38 @@ def test_a_broken_off_run_goes_on_as_if_nothing_had_been(settings, tmp_path):
     values = settings(
         general={"prior_loss_weight": 0.5, "num_repeats": 2},
         training={"max_steps": 18},
-        saving={"state_every_steps": 4},
+        saving={"state_every_steps": 12},
         logging={"image_losses": True, "every_steps": 1},
     )
-    whole = train(run_of({**values, "output_dir": str(tmp_path / "whole")}))
-    with pytest.raises(ZeroDivisionError):
-        train(run_of(values), StopAt(10))
-    again = resume(values["output_dir"])
+    whole = train(run_of(values))
+    again = resume(killed_copy(whole.path, tmp_path / "again", after=12))
     assert exported(again) == exported(whole)
     assert rows_of(again) == rows_of(whole)
     assert {row["step"] for row in rows_of(whole)} == {str(n) for n in range(1, 19)}
+    assert [record["epoch"] for record in again.read_metrics()][11] == 0
+    assert [record["epoch"] for record in again.read_metrics()][17] == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "name"),
-    [
+def test_a_run_is_not_continued_with_other_ones(settings):
+    values = settings(training={"max_steps": 1})
+    run = train(run_of(values))
+    text = run.config_file.read_text(encoding="utf-8")
+    for change, name in (
         ({"prior_loss_weight": 0.5}, "prior_loss_weight (was 1.0, is 0.5)"),
         ({"is_reg": False}, "is_reg (was true, is false)"),
         ({"class_tokens": "a thing"}, "dataset (was "),
-    ],
-)
-def test_a_run_is_not_continued_with_other_ones(settings, change, name):
-    values = settings(saving={"state_every_steps": 2})
-    with pytest.raises(ZeroDivisionError):
-        train(run_of(values), StopAt(3))
-    file = run_of(values).output_dir / "config.toml"
-    tree = read_toml(file)
-    (dataset,) = tree["dataset"]["datasets"]
-    place = dataset if "prior_loss_weight" in change else dataset["subsets"][1]
-    place |= change
-    file.write_text(tomli_w.dumps(tree), encoding="utf-8")
-    with pytest.raises(RunError) as caught:
-        resume(values["output_dir"])
-    assert name in str(caught.value)
+    ):
+        longer = text.replace("max_steps = 1\n", "max_steps = 2\n")
+        tree = tomllib.loads(longer)
+        (dataset,) = tree["dataset"]["datasets"]
+        place = dataset if "prior_loss_weight" in change else dataset["subsets"][1]
+        place |= change
+        run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+        with pytest.raises(RunError) as caught:
+            resume(run.path)
+        assert name in str(caught.value)
+    run.config_file.write_text(longer, encoding="utf-8")
+    assert resume(run.path).saved_steps() == [1, 2]
 
 
 def test_damaged_images_do_not_count_and_the_plan_says_the_same(settings, pictures, tmp_path):

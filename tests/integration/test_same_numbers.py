@@ -5,8 +5,9 @@ import re
 
 import pytest
 from broken import make_broken_images
-from conftest import impasto
+from PIL import Image
 
+from impasto.cli.main import main
 from impasto.config.load import build_run_config
 from impasto.training.trainer import train
 
@@ -19,13 +20,24 @@ ROWS = {
 }  # fmt: skip
 
 
-def rows(done):
-    assert done.returncode == 0, done.stderr
-    found = re.findall(rf"^({'|'.join(ROWS)}) +(\d+)$", done.stdout, re.MULTILINE)
+def rows(output):
+    found = re.findall(rf"^({'|'.join(ROWS)}) +(\d+)$", output, re.MULTILINE)
     return {ROWS[name]: int(number) for name, number in found}
 
 
-def test_every_verb_counts_the_same(tmp_path, run_values, nano_model):
+@pytest.fixture
+def said(capsys):
+    """What a command of the command line prints that succeeds, in this process."""
+
+    def run(*words):
+        capsys.readouterr()
+        main([str(word) for word in words])
+        return capsys.readouterr().out
+
+    return run
+
+
+def test_every_verb_counts_the_same(tmp_path, run_values, nano_model, said):
     folder = tmp_path / "set"
     expected = make_broken_images(folder)
     (folder / "grey.txt").write_text("noise", encoding="utf-8")
@@ -33,7 +45,7 @@ def test_every_verb_counts_the_same(tmp_path, run_values, nano_model):
     (folder / "lost.txt").write_text("x", encoding="utf-8")
     out = tmp_path / "r.html"
     counts = [
-        rows(impasto("dataset", *words))
+        rows(said("dataset", *words))
         for words in (
             ("plan", folder, *SIDES),
             ("scan", folder),
@@ -49,23 +61,21 @@ def test_every_verb_counts_the_same(tmp_path, run_values, nano_model):
     dataset = {**run_values["dataset"], "image_dir": str(folder)}
     config = {**run_values, "dataset": dataset}
     run = train(build_run_config({**config, "training": {"max_steps": 1}}, source="test"))
-    said = run.read_json("dataset.json")
+    found = run.read_json("dataset.json")
     health = json.loads(out.with_suffix(".json").read_text(encoding="utf-8"))
-    for summary, names in ((said, ("usable", "uncaptioned")), (health["tally"], ("usable",))):
+    for summary, names in ((found, ("usable", "uncaptioned")), (health["tally"], ("usable",))):
         assert summary[names[0]] == usable
-    assert said["uncaptioned"] == counts[0]["without"]
-    assert {item["path"] for item in said["set_aside"]} == {
+    assert found["uncaptioned"] == counts[0]["without"]
+    assert {item["path"] for item in found["set_aside"]} == {
         item["path"] for item in health["set_aside"]
     }
-    assert len(said["unused"]) == counts[0]["also"] == health["tally"]["also_found"]
-    planned = impasto("train", run.config_file, "--plan", "--set", f"output_dir={tmp_path / 'x'}")
-    assert planned.returncode == 0, planned.stderr
-    assert f"{counts[0]['aside']} skipped" in planned.stdout
+    assert len(found["unused"]) == counts[0]["also"] == health["tally"]["also_found"]
+    planned = said("train", run.config_file, "--plan", "--set", f"output_dir={tmp_path / 'x'}")
+    assert f"{counts[0]['aside']} skipped" in planned
 
 
-def test_metadata_that_merge_writes_is_read_by_scan(tmp_path):
-    from PIL import Image
-
+def test_metadata_that_merge_writes_is_read_by_scan(tmp_path, monkeypatch, said, capsys):
+    monkeypatch.chdir(tmp_path)
     for name in ("a.png", "sub/b.png"):
         path = tmp_path / "set" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,18 +86,18 @@ def test_metadata_that_merge_writes_is_read_by_scan(tmp_path):
         for target in ("m.json", "m.jsonl", "set/m.json", "far/m.jsonl"):
             file = tmp_path / target
             file.unlink(missing_ok=True)
-            done = impasto("dataset", "merge", "set", file, "--keys", style, cwd=tmp_path)
-            assert done.returncode == 0, done.stderr
+            done = said("dataset", "merge", "set", file, "--keys", style)
             if target.startswith("far"):
-                assert "--image-dir" in done.stdout
-                found = impasto("dataset", "scan", file, "--image-dir", "set", cwd=tmp_path)
+                assert "--image-dir" in done
+                found = said("dataset", "scan", file, "--image-dir", "set")
             else:
-                assert "--image-dir" not in done.stdout
-                found = impasto("dataset", "scan", file, cwd=tmp_path)
+                assert "--image-dir" not in done
+                found = said("dataset", "scan", file)
             seen = rows(found)
             # names below `set` in a file above it are found by their ends, which is said
             assert seen.pop("also", 0) <= (target in ("m.json", "m.jsonl") and style != "absolute")
             assert seen == {"usable": 2, "without": 0, "aside": 0}, (style, target)
-    refused = impasto("dataset", "scan", "set", "--image-dir", "set", cwd=tmp_path)
-    assert refused.returncode == 2
-    assert "metadata file" in refused.stderr
+    with pytest.raises(SystemExit) as refused:
+        main(["dataset", "scan", "set", "--image-dir", "set"])
+    assert refused.value.code == 2
+    assert "metadata file" in capsys.readouterr().err
