@@ -1,6 +1,7 @@
 """What tests of whole runs share: crashes at a given step, copies, and the bits of the export."""
 
 import json
+import re
 import shutil
 import time
 from pathlib import Path
@@ -55,6 +56,7 @@ def copied(run, folder):
     copy = RunDirectory(folder / run.path.name)
     text = copy.config_file.read_text(encoding="utf-8")
     text = text.replace(str(run.path.parent), str(folder))
+    text = re.sub(r'^output_dir = ".*"$', f'output_dir = "{copy.path}"', text, flags=re.M)
     copy.config_file.write_text(text, encoding="utf-8")
     return copy
 
