@@ -75,6 +75,24 @@ def add_kernels():
     return library
 
 
+def architecture_of(name):
+    """One of the program's own, or `small`: the tiny one with fewer layers, of each kind some."""
+    from dataclasses import replace
+
+    from impasto.models.writing.architectures import find_architecture
+
+    if name != "small":
+        return find_architecture(name)
+    tiny = find_architecture("tiny")
+    unet, *others = tiny.configs
+    fewer = {
+        "block_out_channels": [32, 96],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["UpBlock2D", "UpBlock2D"],
+    }
+    return replace(tiny, configs=({**unet, **fewer}, *others))
+
+
 def step_bytes(network, case):
     """The most bytes that a step holds beside the weights, and the gradients in that moment."""
     import torch
@@ -128,18 +146,18 @@ def main():
     cases = json.loads(sys.stdin.read())
     ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # ahead of PyTorch, which asks only once
     from impasto.models.trainable import FullFineTune
-    from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
+    from impasto.models.writing.architectures import meta_model_of_architecture
     from impasto.models.writing.saving import DTYPES
 
     kernels = add_kernels()
     meta_model_of_architecture(
-        find_architecture("tiny")
+        architecture_of("tiny")
     )  # libraries look for a GPU when they are loaded
     believe_in_cuda()
     found = []
     for case in cases:
         trainable = FullFineTune(
-            meta_model_of_architecture(find_architecture(case["architecture"])),
+            meta_model_of_architecture(architecture_of(case["architecture"])),
             lr=1e-4,
             gradient_checkpointing=case["checkpoints"],
             checkpointed_levels=case["levels"],

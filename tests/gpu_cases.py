@@ -18,16 +18,34 @@ RECORDS = "cuda.synchronize at training/optim/graph_recorder.py:record"
 
 Settings = dict[str, dict[str, Any]]
 
+LITTLE = {"split": 0.2, "timesteps": 1, "standard_error": 0, "training_images": 1}
+"""A validation that takes little time."""
+
 CASES: dict[str, tuple[Settings, dict[str, int]]] = {
-    "fp32": ({}, {}),
-    "bf16": ({"training": {"mixed_precision": "bf16"}}, {}),
-    "fp16": ({"training": {"mixed_precision": "fp16"}}, {}),
+    "fp32": ({"saving": {"state_every_steps": 1, "keep_states": 9}}, {}),
+    "bf16, accumulation, text encoder": (
+        {
+            "training": {"mixed_precision": "bf16", "gradient_accumulation_steps": 2},
+            "method": {"train_text_encoder": True},
+        },
+        {},
+    ),
+    "fp16, average": (
+        {"training": {"mixed_precision": "fp16", "ema_decay": 0.9}, "validation": LITTLE}, {}
+    ),
     "bf16 weights": (
         {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16", "rounding": "kahan"}},
         {},
     ),
-    "copies of weights": ({"training": {"mixed_precision": "bf16", "weight_copies": True}}, {}),
-    "copies of weights, fp16": (
+    "copies of weights, held and averaged": (
+        {
+            "training": {"mixed_precision": "bf16", "weight_copies": True, "posthoc_ema": True},
+            "optimizer": {"start_decay": 10.0}, "loss": {"uncertainty": True},
+            "noise": {"immiscible": True},
+        },
+        {},
+    ),
+    "copies of weights, fp16, accumulation": (
         {
             "training": {
                 "mixed_precision": "fp16", "weight_copies": True, "gradient_accumulation_steps": 2,
@@ -35,7 +53,16 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
         },
         {},
     ),
-    "no limit": ({"training": {"max_grad_norm": 0.0}}, {}),
+    "no limit, checkpointing, average on the CPU, random crops": (
+        {
+            "training": {
+                "max_grad_norm": 0.0, "gradient_checkpointing": True, "ema_decay": 0.9,
+                "ema_on_cpu": True,
+            },
+            "dataset": {"random_crop": True},
+        },
+        {},
+    ),
     "8 bits": ({"optimizer": {"kind": "stand_ins.EightBits"}}, LOOKS_AT_LOSS_AND_NORM),
     "schedule-free": ({"optimizer": {"kind": "adamw_schedule_free"}}, LOOKS_AT_LOSS_AND_NORM),
     "prodigy": (
@@ -45,19 +72,6 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
             "copy from pageable memory at training/optim/mixed_precision.py:step": 1,
             "_local_scalar_dense at training/optim/mixed_precision.py:step": 2,
         },
-    ),
-    "accumulation": ({"training": {"gradient_accumulation_steps": 2}}, {}),
-    "checkpointing": ({"training": {"gradient_checkpointing": True}}, {}),
-    "text encoder": ({"method": {"train_text_encoder": True}}, {}),
-    "random crops": ({"dataset": {"random_crop": True}}, {}),
-    "average": ({"training": {"ema_decay": 0.9}, "validation": {"split": 0.3}}, {}),
-    "average on the CPU": ({"training": {"ema_decay": 0.9, "ema_on_cpu": True}}, {}),
-    "held and averaged": (
-        {
-            "training": {"posthoc_ema": True}, "optimizer": {"start_decay": 10.0},
-            "loss": {"uncertainty": True}, "noise": {"immiscible": True},
-        },
-        {},
     ),
     "offload": (
         {"training": {"offload_optimizer": True}},
@@ -70,7 +84,13 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
     "exact, no limit": ({"training": {"optimizer_in_backward": "exact", "max_grad_norm": 0.0}}, {}),
     "last norm": ({"training": {"optimizer_in_backward": "last_norm"}}, {}),
     "hypernetwork": ({"method": {"kind": "hypernetwork"}, "saving": {"format": None}}, {}),
-    "steps as graphs": ({"training": {"cuda_graphs": "step"}}, {RECORDS: 1}),
+    "steps as graphs": (
+        {
+            "training": {"cuda_graphs": "step"},
+            "saving": {"state_every_steps": 1, "keep_states": 9},
+        },
+        {RECORDS: 1},
+    ),
     "steps as graphs, averaged copies": (
         {
             "training": {
@@ -89,7 +109,7 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
     ),
     "watched": (
         {
-            "validation": {"split": 0.3, "every_steps": 2, "timesteps": 1},
+            "validation": {**LITTLE, "every_steps": 2},
             "previews": {"every_steps": 2, "width": 32, "height": 32, "steps": 1,
                          "prompts": ["a ball"]},
         },

@@ -8,6 +8,7 @@ import shutil
 import pytest
 import torch
 from conftest import impasto
+from flat_models import write_flat_model
 from PIL import Image
 from runs import exported
 from safetensors.torch import load_file
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 TEXT_TOO = {"method": {"train_text_encoder": True}, "model": {"clip_skip": 2}}
 CLIPPED = {"max_grad_norm": 0.01}
+SEEN = {"split": 0.25, "timesteps": 1, "standard_error": 0, "training_images": 1}
 
 
 class Notes(SilentEvents):
@@ -56,9 +58,9 @@ SAME = {
         {"training": {**CLIPPED, "mixed_precision": "fp16"}},
         {"optimizer_in_backward": "exact"},
     ),
-    "activations of the highest resolution computed again": (
+    "activations of the highest resolution computed again, a check beforehand": (
         {"training": {}},
-        {"gradient_checkpointing": True, "checkpointed_levels": 1},
+        {"gradient_checkpointing": True, "checkpointed_levels": 1, "fit_check": True},
     ),
     "all activations computed again": (
         {"training": {}, **TEXT_TOO},
@@ -75,30 +77,33 @@ SAME = {
                 "gradient_accumulation_steps": 2,
                 "gradient_checkpointing": True,
             },
-            "validation": {"split": 0.25, "every_steps": 2},
+            "validation": {**SEEN, "every_steps": 2},
             **TEXT_TOO,
         },
         {"weight_copies": True},
     ),
-    "a check beforehand": ({"training": {}}, {"fit_check": True}),
 }
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_a_lever_changes_no_bit(name, train_config, tmp_path):
     settings, lever = SAME[name]
-    plain = train(train_config(**settings))
-    changed = {**settings, "training": {**settings["training"], **lever}}
+    training = {"max_steps": 3, **settings["training"]}
+    plain = train(train_config(**{**settings, "training": training}))
+    changed = {**settings, "training": {**training, **lever}}
     found = train(train_config(output_dir=str(tmp_path / "lever"), **changed))
     assert losses(found) == losses(plain)
     assert exported(found) == exported(plain)
 
 
-def compiled_and_plain(train_config, tmp_path, kind):
+def compiled_and_plain(train_config, nano_architecture, tmp_path, kind):
     """Runs on images of one size, and what a person read of the compiled one."""
     settings = {"max_steps": 3, "batch_size": 16, "gradient_checkpointing": True}
-    seen = {"split": 0.25, "every_steps": 1}
-    alike = {"dataset": {"enable_bucket": False}, "validation": seen}
+    alike = {
+        "dataset": {"enable_bucket": False},
+        "validation": {**SEEN, "every_steps": 1},
+        "model": {"path": str(write_flat_model(nano_architecture, tmp_path / "flat"))},
+    }
     plain = train(train_config(training=settings, **alike))
     notes = Notes()
     compiled = {**settings, "compile": kind}
@@ -129,21 +134,28 @@ def with_marks(test):
 
 
 @with_marks
-def test_a_compiled_network_is_the_same_network(kind, train_config, tmp_path, monkeypatch):
+def test_a_compiled_network_is_the_same_network(
+    kind, train_config, nano_architecture, tmp_path, monkeypatch
+):
     """All but the last stage, which makes machine code: traced, cut apart, differentiated."""
     compile_ = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    found, plain, notes = compiled_and_plain(train_config, tmp_path, kind)
+    found, plain, notes = compiled_and_plain(train_config, nano_architecture, tmp_path, kind)
     assert_same_but_for_rounding(found, plain, notes)
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_copies_of_weights_are_compiled_with(train_config, tmp_path, monkeypatch):
+def test_copies_of_weights_are_compiled_with(
+    train_config, nano_architecture, tmp_path, monkeypatch
+):
     """Traced once, with the copies as they are; what stands elsewhere is not traced again."""
     compile_ = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    training = {"max_steps": 3, "mixed_precision": "bf16", "weight_copies": True}
-    alike = {"dataset": {"enable_bucket": False}}
+    training = {
+        "max_steps": 3, "batch_size": 8, "mixed_precision": "bf16", "weight_copies": True,
+    }  # fmt: skip
+    model = write_flat_model(nano_architecture, tmp_path / "flat")
+    alike = {"dataset": {"enable_bucket": False}, "model": {"path": str(model)}}
     plain = train(train_config(training=training, **alike))
     torch._dynamo.utils.counters.clear()
     compiled = {**training, "compile": "full"}
@@ -155,8 +167,10 @@ def test_copies_of_weights_are_compiled_with(train_config, tmp_path, monkeypatch
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) on the path")
 @with_marks
-def test_compiled_code_computes_the_same_to_rounding(kind, train_config, tmp_path):
-    found, plain, notes = compiled_and_plain(train_config, tmp_path, kind)
+def test_compiled_code_computes_the_same_to_rounding(
+    kind, train_config, nano_architecture, tmp_path
+):
+    found, plain, notes = compiled_and_plain(train_config, nano_architecture, tmp_path, kind)
     assert_same_but_for_rounding(found, plain, notes)
 
 
@@ -170,14 +184,14 @@ def test_what_is_not_used_waits_in_a_file(
     """
     from impasto.training import build, encoded_model, model
 
-    prompts = {"prompts": ["a red ball", "new words"], "width": 64, "height": 64, "steps": 2}
+    prompts = {"prompts": ["a red ball", "new words"], "width": 32, "height": 32, "steps": 1}
     base, dtypes = tmp_path / "base", dict.fromkeys(ComponentKind, DTYPES[stored])
     convert_model(str(nano_model), base, "diffusers", dtypes, OpenOptions())
     settings = {
         "model": {"path": str(base)},
-        "previews": {**prompts, "every_steps": 3},
-        "validation": {"split": 0.25, "every_steps": 3},
-        "training": {"cache_text_to_disk": to_disk},
+        "previews": {**prompts, "every_steps": 1},
+        "validation": {**SEEN, "every_steps": 1},
+        "training": {"cache_text_to_disk": to_disk, "max_steps": 2},
     }
     with monkeypatch.context() as patch:
         patch.setattr(encoded_model, "_waiting_components", lambda *_, **_others: [])
@@ -223,7 +237,8 @@ def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, mon
 
     fill = offload.fill
     monkeypatch.setattr(offload, "fill", watched)
-    settings = {"training": {"cache_text_to_disk": True}, "previews": {"prompts": []}}
+    training = {"cache_text_to_disk": True, "max_steps": 2}
+    settings = {"training": training, "previews": {"prompts": []}}
     first = train(train_config(**settings))
     assert sorted(given) == ["AutoencoderKL", "CLIPTextModel"]
     given.clear()
@@ -234,9 +249,9 @@ def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, mon
 
 
 def test_another_order_in_memory_computes_the_same_to_rounding(train_config, tmp_path):
-    plain = train(train_config())
-    path = str(tmp_path / "other")
-    found = train(train_config(output_dir=path, training={"channels_last": True}))
+    plain = train(train_config(training={"max_steps": 3}))
+    training = {"max_steps": 3, "channels_last": True}
+    found = train(train_config(output_dir=str(tmp_path / "other"), training=training))
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
 
 
@@ -251,7 +266,7 @@ def test_another_order_goes_with_frozen_layers_ahead_of_norms(run_file, tmp_path
     """In processes of their own: what PyTorch's group norm does there ends the process."""
     found = []
     for name, other_order in (("plain", False), ("other", True)):
-        training = {"max_steps": 3, "channels_last": other_order}
+        training = {"max_steps": 2, "channels_last": other_order}
         file = run_file(output_dir=str(tmp_path / name), method=method, training=training)
         done = impasto("train", file)
         assert done.returncode == 0, done.stderr
@@ -260,8 +275,8 @@ def test_another_order_goes_with_frozen_layers_ahead_of_norms(run_file, tmp_path
 
 
 def test_last_norm_learns_as_well_as_exact(train_config, tmp_path):
-    exact = train(train_config(training=CLIPPED))
-    fast = {**CLIPPED, "optimizer_in_backward": "last_norm"}
+    exact = train(train_config(training={**CLIPPED, "max_steps": 4}))
+    fast = {**CLIPPED, "max_steps": 4, "optimizer_in_backward": "last_norm"}
     found = train(train_config(output_dir=str(tmp_path / "fast"), training=fast))
     assert losses(found)[0] == losses(exact)[0]
     assert losses(found) == pytest.approx(losses(exact), rel=0.05)
@@ -332,12 +347,13 @@ def test_the_check_can_be_left_out(train_config, monkeypatch):
 def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch, memory):
     """For what is free, also where `training.memory` allows more, as all of a card."""
     # so that the fullest moment is a step, and not the encoding of images
-    settings = {"training": {"memory": memory, "batch_size": 8}, "dataset": {"vae_batch_size": 1}}
-    roomy = train_config(**settings)
-    notes = Notes()
-    run = train(roomy, notes)
+    settings = {
+        "training": {"memory": memory, "batch_size": 8, "max_steps": 1},
+        "dataset": {"vae_batch_size": 1},
+    }
+    roomy, notes = train_config(**settings), Notes()
+    resolve.resolve_settings(roomy, survey(roomy), notes)
     assert any("the run takes about" in line for line in notes.lines)
-    shutil.rmtree(run.path)
 
     monkeypatch.setattr(resolve, "free_memory", lambda _: RUNTIME["cpu"] + 6 * MIB)
     notes = Notes()
@@ -347,13 +363,6 @@ def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch
     written = run.config_file.read_text(encoding="utf-8")
     assert 'optimizer_in_backward = "last_norm"' in written
     assert "memory = " not in written
-
-
-def group_of(config):
-    from impasto.datasets.batching import heaviest_group
-    from impasto.datasets.build import survey
-
-    return heaviest_group(config, survey(config).plan.images)
 
 
 def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
@@ -368,7 +377,7 @@ def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
 
 
 def test_the_largest_batch_that_fits_is_found(train_config):
-    config = train_config(training={"batch_size": "auto", "max_steps": 2})
+    config = train_config(training={"batch_size": "auto", "max_steps": 1})
     notes = Notes()
     run = train(config, notes)
     assert any(line.startswith("Batches of ") for line in notes.lines)
@@ -419,9 +428,9 @@ def test_one_odd_image_does_not_choose_the_batch_of_all(train_config, tmp_path, 
     assert "an epoch has not enough images to fill larger ones" in line
 
 
-def test_the_plan_tells_memory_by_parts_and_time(run_file):
+def test_the_plan_tells_memory_by_parts_and_time_and_what_would_make_it_fit(run_file):
     # so that the fullest moment is a step, and not the encoding of images
-    settings = {"training": {"batch_size": 8}, "dataset": {"vae_batch_size": 1}}
+    settings = {"training": {"batch_size": 8, "memory": 6}, "dataset": {"vae_batch_size": 1}}
     shown = impasto("train", run_file(**settings), "--plan")
     assert shown.returncode == 0, shown.stderr
     text = " ".join(shown.stdout.split())
@@ -429,11 +438,7 @@ def test_the_plan_tells_memory_by_parts_and_time(run_file):
     for part in ("Weights", "Activations", "Optimizer", "Workspace", "In all"):
         assert part in text
     assert "a step" in text
-
-
-def test_the_plan_says_what_would_make_it_fit(run_file, monkeypatch):
-    shown = impasto("train", run_file(training={"memory": 6}), "--plan")
-    assert "training.memory allows 6.0 GiB: the run takes about" in " ".join(shown.stdout.split())
+    assert "training.memory allows 6.0 GiB: the run takes about" in text
 
 
 def test_a_plan_for_a_larger_machine_says_what_is_free_here(train_config, monkeypatch):

@@ -43,7 +43,7 @@ def test_a_plan_is_one_json_object(made):
     assert not (made / "run").exists()
 
 
-def test_masks_beside_the_images_are_set_counted_and_missed(tmp_path):
+def test_masks_beside_the_images_are_set_counted_and_missed(tmp_path, nano_model):
     """The file for a goal uses them; without its line, the plan says that they are not used."""
     data, masks = tmp_path / "cats", tmp_path / "cats-masks"
     for folder in (data, masks):
@@ -57,7 +57,7 @@ def test_masks_beside_the_images_are_set_counted_and_missed(tmp_path):
             mask = Image.new("L", image.size, 255)
         mask.save((masks / picture.name).with_suffix(".png"))
     file = tmp_path / "it.toml"
-    words = ("--data", data, "--model", BASE_MODEL, "--output-dir", tmp_path / "run")
+    words = ("--data", data, "--model", nano_model, "--output-dir", tmp_path / "run")
     assert impasto("new", "--goal", "style", *words, "--out", file).returncode == 0
     lines = file.read_text(encoding="utf-8").splitlines(keepends=True)
     found = {}
@@ -84,9 +84,9 @@ def test_wrong_settings_are_named_by_their_keys(made):
     assert "training.speed" in error["message"]
 
 
-def test_what_would_stop_the_run_comes_with_the_numbers(made):
+def test_what_would_stop_the_run_comes_with_the_numbers(made, nano_model):
     changes = ("training.memory=1", "training.batch_size=32", "dataset.resolution=1024",
-               "dataset.max_bucket_reso=2048")  # fmt: skip
+               "dataset.max_bucket_reso=2048", f"model.path={nano_model}")  # fmt: skip
     sets = [word for change in changes for word in ("--set", change)]
     done = impasto("train", made / "it.toml", "--plan", "--json", *sets)
     plan = json.loads(done.stdout)
@@ -102,7 +102,7 @@ def test_json_belongs_to_plan(made):
     assert not (made / "run").exists()
 
 
-def test_every_goal_can_be_planned(tmp_path, train_config):
+def test_every_goal_can_be_planned(tmp_path, nano_model):
     """In this process: `look ahead` is what `--plan` does."""
     from click.testing import CliRunner
 
@@ -111,7 +111,7 @@ def test_every_goal_can_be_planned(tmp_path, train_config):
 
     for goal in GOALS:
         file = tmp_path / f"{goal}.toml"
-        words = ["--goal", goal, "--data", PICTURES, "--model", BASE_MODEL, "--out", file,
+        words = ["--goal", goal, "--data", PICTURES, "--model", nano_model, "--out", file,
                  "--output-dir", tmp_path / "run"]  # fmt: skip
         assert CliRunner().invoke(new, [str(word) for word in words]).exit_code == 0
         config = load_run_config(file, [f"dataset.cache_dir={tmp_path / 'cache'}"])

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import draw_images
+from flat_models import write_flat_model
 from gpu_cases import CASES, FAULTS, fault_of
 from safetensors.torch import load_file
 
@@ -26,13 +27,14 @@ pytestmark = pytest.mark.timeout(1800)  # the first test runs all cases, on a bu
 
 
 @pytest.fixture(scope="module")
-def orders(tmp_path_factory, nano_model):
+def orders(tmp_path_factory, nano_architecture):
     """Makes an order of a name and changed settings."""
     root = tmp_path_factory.mktemp("pretended")
     pictures = draw_images(root / "pictures", 9)
+    model = write_flat_model(nano_architecture, root / "model")
     usual = {
         "seed": 7,
-        "model": {"path": str(nano_model)},
+        "model": {"path": str(model)},
         "dataset": {
             "image_dir": str(pictures), "resolution": 64, "min_bucket_reso": 32,
             "max_bucket_reso": 96, "bucket_reso_steps": 32, "cache_dir": str(root / "derived"),
@@ -63,16 +65,16 @@ def orders(tmp_path_factory, nano_model):
     return order
 
 
+WHOLE = {"": "fp32", "graphs' ": "steps as graphs"}
+"""The whole runs that others are compared with, which save a state after each step."""
+
+
 def all_orders(order):
-    often = {"saving": {"state_every_steps": 1, "keep_states": 9}}
     found = [order(name, changes) for name, (changes, _) in CASES.items()]
-    found.append(order("states", often))
-    found.append(order("memory ", {}, like="states", each_site=True, folder="memory"))
+    found.append(order("memory ", {}, like=WHOLE[""], each_site=True, folder="memory"))
     graphed = {"training": {"cuda_graphs": "step"}}
-    found.append(order("graphs' states", {**often, **graphed}))
-    found.append(
-        order("graphs' memory ", graphed, like="graphs' states", each_site=True, folder="of-graphs")
-    )
+    like = WHOLE["graphs' "]
+    found.append(order("graphs' memory ", graphed, like=like, each_site=True, folder="of-graphs"))
     for name, changes in FAULTS.items():
         found.append(order(name, {"training": changes}, fault=fault_of(name)))
     found.append(order("resumed", {}, folder="memory0", resume=True))
@@ -140,9 +142,9 @@ def test_memory_is_touched_and_freed_in_order(answers):
         assert not found["frees"], name
 
 
-@pytest.mark.parametrize("kind", ["", "graphs' "])
+@pytest.mark.parametrize("kind", WHOLE)
 def test_memory_that_runs_out_anywhere_loses_nothing(kind, answers):
-    whole = states(answers[f"{kind}states"])
+    whole = states(answers[WHOLE[kind]])
     runs = {name: found for name, found in answers.items() if name.startswith(f"{kind}memory ")}
     assert len(runs) > 8
     folder = Path(answers["resumed"]["folder"]).with_name("of-graphs" if kind else "memory")
@@ -158,7 +160,7 @@ def test_memory_that_runs_out_anywhere_loses_nothing(kind, answers):
 
 def test_a_run_that_ran_out_of_memory_is_resumed_to_the_same_weights(answers):
     assert answers["resumed"]["error"] is None
-    assert_same_weights(states(answers["resumed"])[3], states(answers["states"])[3])
+    assert_same_weights(states(answers["resumed"])[3], states(answers[WHOLE[""]])[3])
 
 
 @pytest.mark.parametrize("name", FAULTS)
@@ -179,7 +181,7 @@ def test_what_is_not_finite_reaches_no_weight(name, answers):
     assert "step-00000001" in found["error"]
     assert list(left) == [1]
     if name.startswith(("kept", "average", "exact, gradient", "steps as graphs")):
-        whole = "graphs' states" if "graphs" in name else "states"
+        whole = WHOLE["graphs' " if "graphs" in name else ""]
         assert_same_weights(left[1], states(answers[whole])[1])
 
 

@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 from graph_recording import RecordedGraphs
-from nano_sdxl import write_sdxl_file
 from PIL import Image
 from runs import StopAt, exported
 from safetensors.torch import load_file
@@ -112,30 +111,38 @@ def assert_alike(run, other):
 
 ALIKE = {
     "float32": {},
-    "bf16": {"training": {"mixed_precision": "bf16"}},
-    "copies of weights": {"training": COPIES},
-    "accumulation": {"training": {"gradient_accumulation_steps": 3}},
-    "copies of weights, accumulation": {"training": {**COPIES, "gradient_accumulation_steps": 2}},
-    "no limit": {"training": {"max_grad_norm": 0.0}},
-    "a low limit": {"training": {"max_grad_norm": 0.01}},
-    "checkpointing": {"training": {"gradient_checkpointing": True}},
-    "checkpointing, copies of weights": {"training": {**COPIES, "gradient_checkpointing": True}},
-    "a rate that rises and falls": {
-        "schedule": {"kind": "linear", "warmup_steps": 4}, "training": {"max_steps": 12},
+    "bf16, checkpointing": {
+        "training": {"mixed_precision": "bf16", "gradient_checkpointing": True},
     },
-    "two rates": {"method": {"block_lrs": {"up_blocks.1": RATE / 4}}},
-    "average": {"training": {"ema_decay": 0.9}},
+    "copies of weights": {"training": COPIES},
+    "copies of weights, accumulation, checkpointing": {
+        "training": {**COPIES, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
+    },
+    "a low limit, two rates that rise and fall": {
+        "method": {"block_lrs": {"up_blocks.1": RATE / 4}},
+        "schedule": {"kind": "linear", "warmup_steps": 4},
+        "training": {"max_steps": 12, "max_grad_norm": 0.01},
+    },
+    "no limit, amsgrad, average": {
+        "optimizer": {"lr": RATE, "arguments": {"amsgrad": True}},
+        "training": {"max_grad_norm": 0.0, "ema_decay": 0.9},
+    },
     "watched": {
         "training": {"ema_decay": 0.5},
-        "validation": {"split": 0.3, "every_steps": 3, "timesteps": 1},
+        "validation": {"split": 0.3, "every_steps": 3, "timesteps": 1, "standard_error": 0,
+                       "training_images": 1},
         "saving": {"state_every_steps": 3, "model_every_steps": 4},
         "previews": {"every_steps": 5, "width": 32, "height": 32, "steps": 1, "prompts": ["a"]},
     },
-    "min-SNR, huber": {"loss": {"kind": "huber", "min_snr_gamma": 5.0}},
-    "noise": {"noise": {"offset": 0.1, "multires_iterations": 3, "input_perturbation": 0.1,
-                        "input_perturbation_random_strength": True}},
-    "amsgrad": {"optimizer": {"lr": RATE, "arguments": {"amsgrad": True}}},
-    "images that change": {"dataset": {"random_crop": True, "flip_aug": True}},
+    "accumulation, min-SNR, huber": {
+        "loss": {"kind": "huber", "min_snr_gamma": 5.0},
+        "training": {"gradient_accumulation_steps": 3},
+    },
+    "noise, images that change": {
+        "noise": {"offset": 0.1, "multires_iterations": 3, "input_perturbation": 0.1,
+                  "input_perturbation_random_strength": True},
+        "dataset": {"random_crop": True, "flip_aug": True},
+    },
 }  # fmt: skip
 
 
@@ -261,9 +268,8 @@ def test_masks_weigh_the_loss(both, run_values, tmp_path):
     assert_alike(*both(optimizer=STEADY, training={"batch_size": 2}))
 
 
-def test_sdxl_learns_the_same(both, run_values, tmp_path, nano_architecture):
-    file = write_sdxl_file(nano_architecture, tmp_path / "sdxl.safetensors")
-    run_values["model"]["path"] = str(file)
+def test_sdxl_learns_the_same(both, run_values, nano_sdxl_model):
+    run_values["model"]["path"] = str(nano_sdxl_model)
     assert_alike(
         *both(optimizer=STEADY, training={"batch_size": 4, "gradient_checkpointing": True})
     )
@@ -305,11 +311,31 @@ def test_a_run_goes_on_with_graphs_or_without(settings, tmp_path, recorders):
         assert exported(resume(config.output_dir, SilentEvents())) == exported(whole)
 
 
-@pytest.mark.parametrize(("factor", "at"), [(float("nan"), 6), (1e38, 6), (float("nan"), 1)])
-def test_what_is_not_finite_reaches_no_weight(
-    factor, at, settings, tmp_path, recorders, monkeypatch
-):
+@pytest.fixture
+def whole(settings):
+    """A run without graphs, all of whose states are kept."""
+    saving = {"state_every_steps": 1, "keep_states": 9}
+    return train(settings(logging={"every_steps": 8}, saving=saving))
+
+
+def test_what_is_not_finite_reaches_no_weight(whole, settings, tmp_path, recorders, monkeypatch):
     """A loss that is NaN, and one whose gradient overflows; in a replay and in a plain step."""
+    for number, (factor, at) in enumerate([(float("nan"), 6), (1e38, 6), (float("nan"), 1)]):
+        config = settings(
+            output_dir=str(tmp_path / f"graphed{number}"),
+            training={"cuda_graphs": "step"},
+            logging={"every_steps": 8},
+            saving={"state_every_steps": 8},
+        )
+        with monkeypatch.context() as patch:
+            spoil_inputs(patch, factor, at)
+            with pytest.raises(NonFiniteLossError, match=rf"in step {at}\."):
+                train(config)
+        assert_as_before(RunDirectory(config.output_dir), whole, at)
+
+
+def spoil_inputs(patch, factor, at):
+    """Have the weights of one batch's losses be multiplied."""
     real, calls = micro_steps.step_inputs, [0]
 
     def spoilt(*args):
@@ -319,18 +345,11 @@ def test_what_is_not_finite_reaches_no_weight(
             inputs.weights.mul_(factor)
         return inputs
 
-    changes = {"logging": {"every_steps": 8}, "saving": {"state_every_steps": 1, "keep_states": 9}}
-    whole = train(settings(**changes))
-    monkeypatch.setattr(micro_steps, "step_inputs", spoilt)
-    config = settings(
-        output_dir=str(tmp_path / "graphed"),
-        training={"cuda_graphs": "step"},
-        logging={"every_steps": 8},
-        saving={"state_every_steps": 8},
-    )
-    with pytest.raises(NonFiniteLossError, match=rf"in step {at}\."):
-        train(config)
-    run = RunDirectory(config.output_dir)
+    patch.setattr(micro_steps, "step_inputs", spoilt)
+
+
+def assert_as_before(run, whole, at):
+    """What a run left whose step `at` was not finite, and what becomes of it."""
     if at == 1:  # a state would tie the run to the settings that failed
         assert run.saved_steps() == []
         return
@@ -341,7 +360,7 @@ def test_what_is_not_finite_reaches_no_weight(
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     each = [line["loss"] for line in whole.read_metrics() if line["step"] <= 8]
-    first = next(resume(config.output_dir).read_metrics())
+    first = next(resume(run.path).read_metrics())
     assert first["step"] == len(each) == 8
     assert first["loss"] == pytest.approx(sum(each) / 8)  # steps before the fault among them
 

@@ -3,6 +3,7 @@
 import itertools
 
 import pytest
+from conftest import draw_images
 
 from impasto.cli.console import Console
 from impasto.cli.plan import show_plan
@@ -87,12 +88,21 @@ def test_what_the_ladder_offers_goes_together_and_is_read_again(train_config, me
         assert dump_toml(again) == text
 
 
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Images that are encoded once for all that is built."""
+    folder = tmp_path_factory.mktemp("dataset")
+    images = draw_images(folder / "images", 5)
+    return {"image_dir": str(images), "cache_dir": str(folder / "cache")}
+
+
 @pytest.mark.parametrize("kind", OF_EACH_SORT)
 @pytest.mark.parametrize("method", METHODS)
 def test_what_the_ladder_chooses_is_built(
-    train_config, tmp_path, kind, method, fresh_accelerate, monkeypatch
+    train_config, run_values, dataset, tmp_path, kind, method, fresh_accelerate, monkeypatch
 ):
     """All of it on a processor; of what is for a GPU, what a processor can build too."""
+    run_values["dataset"] |= dataset
     for name in ("CPU", "GPU"):
         config = begun(train_config, kind, method)
         rungs = [

@@ -6,10 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from cuda_shapes import build_guard
+from cuda_shapes import architecture_of, build_guard
 
 from impasto.data.records import Size
-from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
+from impasto.models.writing.architectures import meta_model_of_architecture
 from impasto.training.planning.levers import LADDER, offers, with_rungs
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.transfers import has_second_backward
@@ -61,7 +61,7 @@ def case_of(config):
     training = config.training
     return json.dumps(
         {
-            "architecture": "tiny", "side": SIDE, "batch": BATCH, "text_width": 128,
+            "architecture": "small", "side": SIDE, "batch": BATCH, "text_width": 128,
             "computes": training.mixed_precision, "weights": training.weight_dtype,
             "checkpoints": training.gradient_checkpointing, "levels": training.checkpointed_levels,
             "frees": training.optimizer_in_backward != "off",
@@ -76,9 +76,7 @@ def test_a_step_takes_what_is_predicted_for_every_rung(cuda_steps, train_config)
     steps = steps_of_all_rungs(train_config)
     assert len(steps) >= 12
     measured = cuda_steps([json.loads(case) for case in steps])
-    meter = FootprintPredictor(
-        lambda: meta_model_of_architecture(find_architecture("tiny")), "cuda"
-    )
+    meter = FootprintPredictor(lambda: meta_model_of_architecture(architecture_of("small")), "cuda")
     for (case, config), (peak, gradients) in zip(steps.items(), measured, strict=True):
         trained = meter._step(config, _trainable(config), Size(SIDE, SIDE), BATCH)
         assert trained.peak_bytes == pytest.approx(peak, rel=0.01), case
@@ -88,7 +86,7 @@ def test_a_step_takes_what_is_predicted_for_every_rung(cuda_steps, train_config)
 def _trainable(config):
     from impasto.training.methods import build_trainable
 
-    return build_trainable(config, meta_model_of_architecture(find_architecture("tiny")))
+    return build_trainable(config, meta_model_of_architecture(architecture_of("small")))
 
 
 @pytest.mark.slow

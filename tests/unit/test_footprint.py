@@ -285,6 +285,26 @@ def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
     assert (asked.training.cuda_graphs, asked.optimizer.kind) == ("step", "adamw")
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_fits_at_no_size_is_told_without_a_step(device, train_config, nano_model, monkeypatch):
+    """Ladders of ten rungs took a fake step of seconds for each."""
+    ladder, config = fitting(train_config, nano_model, device)
+    for changes in ({}, {"cuda_graphs": "step"}, {"optimizer_in_backward": "exact"}):
+        changed = with_fields(config, "training", changes)
+        least = ladder.meter.least_bytes(changed)
+        assert 0 < least <= ladder.footprint(changed).total
+        enough = MemoryFitter(ladder.meter, device, ladder.group, int(1.1 * least))
+        assert enough.fits(changed) == (ladder.footprint(changed).total <= 0.95 * enough.budget)
+
+    def no_step(*_):
+        raise AssertionError("a step was looked at")
+
+    monkeypatch.setattr(FakeStep, "step", no_step)
+    monkeypatch.setattr(phases, "_FOUND", {})
+    none, _ = fitting(train_config, nano_model, device)
+    assert not none.fits(config)
+
+
 def _without(config, rungs, left_out):
     for rung in rungs:
         if rung is not left_out:

@@ -8,6 +8,7 @@ from functools import partial
 
 import pytest
 import torch
+from flat_models import write_flat_model
 
 from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
@@ -110,12 +111,13 @@ def test_encoding_on_a_gpu_has_the_vae_alone(train_config, nano_model):
 AVERAGED = {"ema_decay": 0.999}
 
 
-def test_validation_never_takes_more_than_an_update(train_config, nano_model):
+def test_validation_never_takes_more_than_an_update(train_config, nano_architecture, tmp_path):
     """For every rung: forward passes without gradients, of no more images than a batch has."""
+    model = write_flat_model(nano_architecture, tmp_path / "flat")
     for batch, averaged in itertools.product((1, 4, 16), (False, True)):
         training = {"batch_size": batch, "mixed_precision": "bf16"} | (AVERAGED if averaged else {})
         ladder, config = fitting(
-            train_config, nano_model, 0, optimizer={"kind": "adamw"}, training=training
+            train_config, model, 0, optimizer={"kind": "adamw"}, training=training
         )
         taken = []
         for rung in LADDER["cuda"]:

@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 import torch
-from nano_sdxl import write_sdxl_file
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -101,12 +100,7 @@ class LateCopies:
                         target.copy_(source)
 
 
-@pytest.fixture(scope="module")
-def sdxl_model(tmp_path_factory, nano_architecture):
-    return write_sdxl_file(nano_architecture, tmp_path_factory.mktemp("sdxl") / "nano.safetensors")
-
-
-@pytest.fixture(params=["nano_model", "nano_sd2_model", "sdxl_model"])
+@pytest.fixture(params=["nano_model", "nano_sd2_model", "nano_sdxl_model"])
 def each_model(request):
     return request.getfixturevalue(request.param)
 

@@ -29,7 +29,10 @@ class Timeline:
 
     def learn(self, clock: Clock) -> None:
         """Order what comes after everything that a clock knows of."""
-        self.clock |= clock
+        own = self.clock
+        for other, count in clock.items():
+            if count > own[other]:
+                own[other] = count
 
     def __repr__(self) -> str:
         return self.name

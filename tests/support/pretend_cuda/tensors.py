@@ -135,7 +135,7 @@ def memory_of_host(tensor: torch.Tensor) -> Memory | None:
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator on the values, and record what a GPU would do."""
     with LOCK:
-        tensors = list(_tensors_in((*args, *kwargs.values())))
+        tensors = list(_tensors_in((*args, *kwargs.values()) if kwargs else args))
         on_gpu = [x for x in tensors if isinstance(x, PretendTensor)]
         asked = kwargs.get("device")
         makes = None if asked is None else torch.device(asked).type
@@ -191,7 +191,7 @@ def _on_gpu(func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], make
     wrap = functools.partial(_wrapped, known=known, stream=stream, name=name, site=site)
     several = isinstance(values, (list, tuple))
     result = type(values)(map(wrap, values)) if several else wrap(values)
-    return return_and_correct_aliasing(func, args, kwargs, result)
+    return return_and_correct_aliasing(func, args, kwargs, result) if _aliases(func) else result
 
 
 def _wrapped(value: Any, known: dict[int, Memory], stream: Stream, name: str, site: str) -> Any:
@@ -293,6 +293,12 @@ def _written_places(func: Any) -> tuple[int, ...]:
         for i, declared in enumerate(func._schema.arguments)
         if declared.alias_info is not None and declared.alias_info.is_write
     )
+
+
+@functools.cache
+def _aliases(func: Any) -> bool:
+    """Whether a result may be one of the arguments, or a view of it."""
+    return any(declared.alias_info is not None for declared in func._schema.arguments)
 
 
 @functools.cache

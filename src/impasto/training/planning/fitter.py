@@ -65,7 +65,10 @@ class MemoryFitter:
 
     def fits(self, config: RunConfig, batch: int | None = None) -> bool:
         """Whether a run fits into the device's memory with some room left."""
-        return self.footprint(config, batch).total <= MARGIN * self.budget
+        most = MARGIN * self.budget
+        if self.meter.least_bytes(config) > most:
+            return False
+        return self.footprint(config, batch).total <= most
 
     def has_ram_for(self, rung: Lever, config: RunConfig) -> bool:
         """Whether what a rung moves into RAM fits there."""

@@ -60,6 +60,7 @@ WIDENED_AT_ONCE = 20
 """Bytes for each weight of a tensor that bitsandbytes steps on a processor: both means in float32,
 and what is computed on the way. Measured; on a GPU it has kernels that need none of it."""
 
+NOT_MEASURED = StepCost(0, 0, 0, 0, 0)
 
 _ITEMS = (
     "weights", "gradients", "optimizer", "average", "text_cache", "activations", "fragmentation",
@@ -144,6 +145,16 @@ class FootprintPredictor:
             ImpastoError: The model cannot be read, or the settings do not fit it.
         """
         return max(self.all_phases(config, bucket, batch), key=lambda found: found.total)
+
+    def least_bytes(self, config: RunConfig) -> int:
+        """What a run takes whatever its images are: told at once, since no step is looked at.
+
+        Raises:
+            ImpastoError: As `footprint`.
+        """
+        model, trainable = self._meta_models.shown(config)
+        state = self._standing.bytes_of(config, trainable, model)
+        return self._at(config, self._stepping(config, trainable), state, NOT_MEASURED).total
 
     def all_phases(self, config: RunConfig, bucket: Size, batch: int) -> list[Footprint]:
         """What a run takes in each thing that it does, training first.
