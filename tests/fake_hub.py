@@ -40,6 +40,18 @@ class FakeHub:
         return {**found, **({"HF_TOKEN": token} if token else {})}
 
 
+def take_for_the_hub(hub, cache, monkeypatch):
+    """Have this process ask a fake Hub, and download into a cache of its own."""
+    import huggingface_hub
+
+    for name, value in {
+        "ENDPOINT": hub.address, "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
+        "HUGGINGFACE_CO_URL_TEMPLATE": hub.address + "/{repo_id}/resolve/{revision}/{filename}",
+    }.items():  # fmt: skip
+        monkeypatch.setattr(huggingface_hub.constants, name, value)
+
+
 @contextmanager
 def fake_hub():
     hub = FakeHub()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from moto.server import DomainDispatcherApplication, create_backend_app
+from moto.server import create_backend_app
 from werkzeug.serving import make_server
 
 CREDENTIALS = {
@@ -24,12 +26,23 @@ Fault = Callable[[dict[str, Any], Callable[[], Answer]], Answer | None]
 """Is given the request, and what asks the server; None lets the server answer."""
 
 
+class WithoutPauses:
+    """The module asyncio for who asks a store again: its sleep takes no time."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, _: float) -> None:
+        await asyncio.sleep(0)
+
+
 class ObjectStore:
-    """The server: its requests so far, and what goes wrong with the next."""
+    """The server: its requests so far, what goes wrong with the next, and clients made for it."""
 
     def __init__(self) -> None:
-        self._inner = DomainDispatcherApplication(create_backend_app)
+        self._inner = create_backend_app("s3")
         self.requests: list[str] = []
+        self.clients: dict[tuple[int, str], Any] = {}
         self.fault: Fault | None = None
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
@@ -108,7 +121,12 @@ def put_folder(folder: Path, place: Path) -> None:
 
 def make_bucket(store: ObjectStore, name: str) -> Path:
     """A new bucket, as a place."""
+    _admin(store.url).create_bucket(Bucket=name)
+    return Path(f"s3://{name}")
+
+
+@functools.cache
+def _admin(url: str) -> Any:
     import boto3
 
-    boto3.client("s3", endpoint_url=store.url).create_bucket(Bucket=name)
-    return Path(f"s3://{name}")
+    return boto3.client("s3", endpoint_url=url)

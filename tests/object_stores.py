@@ -24,8 +24,12 @@ def store_cache(tmp_path, monkeypatch):
 
 @pytest.fixture
 def s3(s3_server, store_cache, monkeypatch):
-    """The server as the environment names it, which answers well; no request is counted yet."""
-    from object_store import CREDENTIALS
+    """The server as the environment names it, which answers well; no request is counted yet.
+
+    Its client is the same in all tests, and asks again without a pause.
+    """
+    import s3fs.core
+    from object_store import CREDENTIALS, WithoutPauses
 
     from impasto.storage import objects
 
@@ -33,7 +37,8 @@ def s3(s3_server, store_cache, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in {**CREDENTIALS, "AWS_ENDPOINT_URL": s3_server.url}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(objects, "_MADE", {})
+    monkeypatch.setattr(objects, "_MADE", s3_server.clients)
+    monkeypatch.setattr(s3fs.core, "asyncio", WithoutPauses())
     s3_server.fault = None
     s3_server.requests.clear()
     return s3_server

@@ -2,11 +2,13 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import tomli_w
 from click.testing import CliRunner
-from object_store import put_folder, refusing
+from conftest import draw_images
+from object_store import make_bucket, put_folder, refusing
 from runs import StopAt, exported
 
 from impasto.cli.main import impasto as commands
@@ -20,7 +22,10 @@ from impasto.storage import claims, objects
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
-SAVING = {"state_every_steps": 1, "keep_states": 2, "model_every_steps": 2, "keep_models": 1}
+CHANGES = {
+    "training": {"max_steps": 5},
+    "saving": {"state_every_steps": 1, "keep_states": 2, "model_every_steps": 2, "keep_models": 1},
+}
 
 
 def model_in(place):
@@ -51,13 +56,33 @@ def local(train_config, tmp_path_factory):
     """The same run on a disk, without a stop; made once, since it is the same for all tests."""
     if "local" not in _MADE:
         folder = tmp_path_factory.mktemp("local") / "run"
-        _MADE["local"] = train(train_config(output_dir=str(folder), saving=SAVING))
+        _MADE["local"] = train(train_config(output_dir=str(folder), **CHANGES))
     return _MADE["local"]
+
+
+@pytest.fixture
+def stopped(train_config, s3, tmp_path, monkeypatch):
+    """The same run in a store, stopped after step 3, with its place; this is another machine.
+
+    It was made once, and is put there again as it was.
+    """
+    url, place = "s3://stopped/run", Path("s3://stopped/run")
+    if "stopped" not in _MADE:
+        make_bucket(s3, "stopped")
+        with pytest.raises(ZeroDivisionError):
+            train(train_config(output_dir=url, **CHANGES), StopAt(3))
+        _MADE["stopped"] = {key: objects.read(place / key) for key in objects.find(place).objects}
+    for key in objects.find(place).objects:
+        objects.remove(place / key)
+    for key, content in _MADE["stopped"].items():
+        claims.write(place / key, content)
+    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
+    return url, place
 
 
 def test_a_run_in_a_store_is_that_of_a_disk_to_the_bit(train_config, bucket, local):
     place = bucket / "runs" / "there"
-    run = train(train_config(output_dir=f"s3://{bucket.name}/runs/there", saving=SAVING))
+    run = train(train_config(output_dir=f"s3://{bucket.name}/runs/there", **CHANGES))
     assert exported(run) == exported(local)
     assert model_in(place) == exported(local)
     assert run.address == f"s3://{bucket.name}/runs/there"
@@ -73,14 +98,9 @@ def test_a_run_in_a_store_is_that_of_a_disk_to_the_bit(train_config, bucket, loc
         assert b"store-cache" not in content, key
 
 
-def test_a_run_goes_on_on_another_machine_to_the_bit(
-    train_config, tmp_path, bucket, local, monkeypatch
-):
-    url, place = f"s3://{bucket.name}/run", bucket / "run"
-    with pytest.raises(ZeroDivisionError):
-        train(train_config(output_dir=url, saving=SAVING), StopAt(3))
+def test_a_run_goes_on_on_another_machine_to_the_bit(tmp_path, stopped, local):
+    url, place = stopped
     assert json.loads(objects.read(place / "status.json"))["phase"] == "failed"
-    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
     run = resume(url)
     assert run.path == working_folder(place)
     assert str(tmp_path / "another machine") in str(run.path)
@@ -93,18 +113,13 @@ def test_a_run_goes_on_on_another_machine_to_the_bit(
     assert models == {file.name for file in (local.path / "models").iterdir()}
 
 
-def test_a_damaged_state_is_passed_over_for_an_older_one_in_the_store(
-    train_config, tmp_path, bucket, local, monkeypatch
-):
-    url, place = f"s3://{bucket.name}/run", bucket / "run"
-    with pytest.raises(ZeroDivisionError):
-        train(train_config(output_dir=url, saving=SAVING), StopAt(3))
+def test_a_damaged_state_is_passed_over_for_an_older_one_in_the_store(stopped, local):
+    url, place = stopped
     newest = whole_states(list_run(place))[-1]
     weights = place / f"states/step-{newest:08d}/weights.safetensors"
     content = bytearray(objects.read(weights))
     content[-3] ^= 1
     claims.write(weights, bytes(content))
-    monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
     told = Told()
     assert exported(resume(url, told)) == exported(local)
     assert [note for note in told.notes if "is damaged" in note and "continuing" in note]
@@ -127,7 +142,7 @@ def test_a_store_that_fails_for_the_whole_run_costs_no_training(
         s3.failing(refusing("SlowDown", 503, "PUT /" + bucket.name + "/run/config.toml")),
         pytest.raises(NotSentError, match=f"send it with: .*send s3://{bucket.name}/run"),
     ):
-        train(train_config(output_dir=url, saving=SAVING))
+        train(train_config(output_dir=url, **CHANGES))
     assert list_run(place) == {}
     assert exported(RunDirectory(working_folder(place))) == exported(local)
     result = CliRunner().invoke(commands, ["send", url])
@@ -155,7 +170,7 @@ def test_a_run_that_does_not_begin_leaves_nothing_in_the_way(train_config, bucke
     with pytest.raises(Exception, match="not there"):
         train(train_config(output_dir=url, model={"path": str(tmp_path / "no model")}))
     assert list_run(bucket / "run") == {}
-    run = train(train_config(output_dir=url))
+    run = train(train_config(output_dir=url, training={"max_steps": 1}))
     assert run.exported_model() is not None
 
 
@@ -166,10 +181,10 @@ def told_by(*words):
 
 
 def test_the_main_job_with_everything_in_a_store(
-    run_values, pictures, nano_model, bucket, tmp_path, monkeypatch
+    run_values, nano_model, bucket, tmp_path, monkeypatch
 ):
     base = f"s3://{bucket.name}"
-    put_folder(pictures, bucket / "pictures")
+    put_folder(draw_images(tmp_path / "few", 5), bucket / "pictures")
     put_folder(nano_model, bucket / "models" / "nano")
     dataset = {**run_values["dataset"], "image_dir": f"{base}/pictures"}
     values = {
@@ -177,8 +192,9 @@ def test_the_main_job_with_everything_in_a_store(
         "output_dir": f"{base}/runs/style",
         "model": {"path": f"{base}/models/nano"},
         "dataset": {**dataset, "cache_dir": f"{base}/derived"},
-        "previews": {"prompts": ["a red ball"], "width": 64, "height": 64, "steps": 2},
-        "validation": {"split": 0.2},
+        "previews": {"prompts": ["a red ball"], "width": 64, "height": 64, "steps": 1},
+        "training": {**run_values["training"], "max_steps": 2},
+        "validation": {"split": 0.2, "timesteps": 1, "standard_error": 0, "training_images": 1},
         "saving": {**run_values["saving"], "format": "safetensors"},
     }
     file = tmp_path / "run.toml"
@@ -205,12 +221,12 @@ def test_the_main_job_with_everything_in_a_store(
     assert len(list(out.iterdir())) == 1
     told_by("convert", f"{base}/runs/style/export/model.safetensors", tmp_path / "m.safetensors")
     settings = objects.read(bucket / "runs/style/config.toml").decode()
-    longer = settings.replace("max_steps = 6", "max_steps = 8")
+    longer = settings.replace("max_steps = 2", "max_steps = 3")
     assert longer != settings
     objects.filesystem_of(bucket).pipe_file(
         f"{bucket.name}/runs/style/config.toml", longer.encode()
     )
     told_by("resume", f"{base}/runs/style")
-    assert json.loads(objects.read(bucket / "runs/style/status.json"))["step"] == 8
+    assert json.loads(objects.read(bucket / "runs/style/status.json"))["step"] == 3
     shutil.rmtree(tmp_path / "another machine")
-    assert "8 of 8" in told_by("show", f"{base}/runs/style")
+    assert "3 of 3" in told_by("show", f"{base}/runs/style")

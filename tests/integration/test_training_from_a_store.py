@@ -2,7 +2,7 @@
 
 import pytest
 from click.testing import CliRunner
-from object_store import put_folder, refusing
+from object_store import make_bucket, put_folder, refusing
 from runs import StopAt, exported
 
 from impasto.cli.main import impasto as commands
@@ -10,31 +10,46 @@ from impasto.errors import StorageError
 from impasto.storage import objects
 from impasto.training.trainer import resume, train
 
+LENGTH = {"max_steps": 5}  # with a second epoch
+_MADE = {}
+
 
 @pytest.fixture
-def stored(pictures, bucket):
-    """The images of the run in a bucket, and where its caches go."""
-    put_folder(pictures, bucket / "pictures")
+def stored(pictures, bucket, s3):
+    """The images of the run in a bucket for all tests, and where the caches of this one go."""
+    if "pictures" not in _MADE:
+        _MADE["pictures"] = make_bucket(s3, "pictures-of-all")
+        put_folder(pictures, _MADE["pictures"] / "pictures")
     return {
-        "image_dir": f"s3://{bucket.name}/pictures",
+        "image_dir": "s3://pictures-of-all/pictures",
         "cache_dir": f"s3://{bucket.name}/derived",
     }
 
 
-def test_a_run_learns_what_it_learns_from_a_disk(train_config, tmp_path, stored, monkeypatch):
-    local = train(train_config(output_dir=str(tmp_path / "local")))
+@pytest.fixture
+def local(train_config, tmp_path_factory):
+    """What the run exports with its images on a disk; made once, since it is the same for all."""
+    if "local" not in _MADE:
+        folder = tmp_path_factory.mktemp("local") / "run"
+        _MADE["local"] = exported(train(train_config(output_dir=str(folder), training=LENGTH)))
+    return _MADE["local"]
+
+
+def test_a_run_learns_what_it_learns_from_a_disk(
+    train_config, tmp_path, stored, local, monkeypatch
+):
     there = train(
         train_config(
             output_dir=str(tmp_path / "there"),
             dataset={**stored, "decode_workers": 2},  # spawned processes, which read for themselves
-            training={"cache_text_to_disk": True},
+            training={**LENGTH, "cache_text_to_disk": True},
         )
     )
-    assert exported(there) == exported(local)
+    assert exported(there) == local
 
     monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
-    again = train(train_config(output_dir=str(tmp_path / "again"), dataset=stored))
-    assert exported(again) == exported(there)
+    again = train(train_config(output_dir=str(tmp_path / "again"), dataset=stored, training=LENGTH))
+    assert exported(again) == local
     written = (again.path / "config.toml").read_text(encoding="utf-8")
     assert stored["image_dir"] in written
     assert stored["cache_dir"] in written
@@ -42,20 +57,24 @@ def test_a_run_learns_what_it_learns_from_a_disk(train_config, tmp_path, stored,
         assert not file.is_file() or b"of-no-use" not in file.read_bytes()
 
 
-def test_a_run_is_resumed_on_another_machine(train_config, tmp_path, stored, monkeypatch):
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), dataset=stored))
-    saving = {"state_every_steps": 1, "keep_states": 9}
-    config = train_config(output_dir=str(tmp_path / "half"), dataset=stored, saving=saving)
+def test_a_run_is_resumed_on_another_machine(train_config, tmp_path, stored, local, monkeypatch):
+    config = train_config(
+        output_dir=str(tmp_path / "half"),
+        dataset=stored,
+        training=LENGTH,
+        saving={"state_every_steps": 2},
+    )
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(3))
     monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
-    assert exported(resume(tmp_path / "half")) == exported(whole)
+    assert exported(resume(tmp_path / "half")) == local
 
 
 def test_a_store_that_fails_while_training_ends_the_run_with_a_sentence(
     train_config, tmp_path, stored, s3, monkeypatch
 ):
-    train(train_config(output_dir=str(tmp_path / "before"), dataset=stored))
+    short = {"max_steps": 1}
+    train(train_config(output_dir=str(tmp_path / "before"), dataset=stored, training=short))
     monkeypatch.setenv("IMPASTO_STORE_CACHE", str(tmp_path / "another machine"))
     with (
         s3.failing(refusing("ExpiredToken", 400, ".safetensors")),
@@ -85,7 +104,10 @@ def test_what_needs_files_of_this_machine_is_refused(stored, bucket, nano_model,
     given = [word.replace("URL", url).replace("MODEL", str(nano_model)) for word in words]
     result = CliRunner().invoke(commands, given)
     assert "is in an object store" in str(result.exception), result.output
-    assert all(key.startswith("pictures/") for key in objects.find(bucket).objects)
+    assert objects.find(bucket).objects == {}
+    images = objects.find(_MADE["pictures"]).objects
+    assert len(images) == 26, "with their captions"
+    assert all(key.startswith("pictures/") for key in images)
 
 
 @pytest.mark.parametrize("verb", ["scan", "plan", "list", "report"])

@@ -3,8 +3,6 @@
 import contextlib
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -16,6 +14,7 @@ import torch
 from conftest import draw_images
 from object_store import refusing
 from process_groups import in_threads
+from support.warm import running
 from test_latent_cache import CountingEncoder, plan_of
 
 from impasto import progress
@@ -337,48 +336,45 @@ def test_a_program_that_fails_leaves_its_images_to_others(cached_in, folder, oth
 KILLED = """
 import sys, time
 from pathlib import Path
+place, folder, encoding, *sys.path = sys.argv[1:]
 from test_latent_cache import CountingEncoder, plan_of
 from impasto.data.caching import latent_writing
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 
 latent_writing.SHARD_SECONDS = 0
-cache = LatentCache(Path(sys.argv[1]))
+cache = LatentCache(Path(place))
 
 class Dying(CountingEncoder):
     def encode(self, pixels):
         if self.count >= 4:
             while not LatentCache(cache.folder):
                 time.sleep(0.05)
-            print("encoding", flush=True)
+            Path(encoding).touch()
             time.sleep(600)
         return super().encode(pixels)
 
-cache_latents(plan_of(Path(sys.argv[2])).images, cache, Dying().encoder)
+cache_latents(plan_of(Path(folder)).images, cache, Dying().encoder)
 """
 
 
 @pytest.mark.parametrize("cached_in", ["folder", "s3"], indirect=True)
 def test_another_program_goes_on_where_one_was_killed(cached_in, folder, tmp_path, on_waiting):
-    script = tmp_path / "killed.py"
-    script.write_text(KILLED, encoding="utf-8")
+    encoding = tmp_path / "encoding"
     places = [str(Path(__file__).parent), str(Path(__file__).parents[1]), *sys.path]
-    process = subprocess.Popen(
-        [sys.executable, str(script), str(cached_in), str(folder)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
-        stdout=subprocess.PIPE,
-        text=True,
-    )
+    process = running.start("-c", KILLED, cached_in, folder, encoding, *places)
     there = []
 
     def kill():
         if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+            process.kill()
             process.wait()
             there.append(len(LatentCache(cached_in)))
 
     try:
-        assert process.stdout.readline().strip() == "encoding"
+        while not encoding.exists():
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.02)
         on_waiting(kill)
         plan, count, cache = filled(cached_in, folder)
     finally:

@@ -88,18 +88,28 @@ def hashed(place, stamps):
     return ContentHashes(place / "content-hashes.json").of(stamps)
 
 
-@pytest.mark.parametrize("programs", [2, 3])
-def test_programs_at_once_read_each_file_about_once(hashes_in, stamps, read, tmp_path, programs):
+@pytest.mark.parametrize(
+    ("hashes_in", "programs", "number"),
+    [
+        *[(kind, programs, FILES) for kind in ("folder", "memory") for programs in (2, 3)],
+        ("s3", 3, 100),
+    ],
+    indirect=["hashes_in"],
+)
+def test_programs_at_once_read_each_file_about_once(
+    hashes_in, stamps, read, tmp_path, programs, number
+):
+    stamps = dict(itertools.islice(stamps.items(), number))
     expected = hashed(tmp_path / "alone", stamps)
-    assert read.total() == FILES  # one alone reads each once
+    assert read.total() == number  # one alone reads each once
     read.clear()
     found = at_once(programs, lambda _: hashed(hashes_in, stamps))
     assert found == [expected] * programs
     assert [list(digests) for digests in found] == [list(stamps)] * programs
-    assert len(read) == FILES
-    assert read.total() < FILES * 1.6
+    assert len(read) == number
+    assert read.total() < number * 1.6
     assert hashed(hashes_in, stamps) == expected
-    assert read.total() < FILES * 1.6  # it is all remembered
+    assert read.total() < number * 1.6  # it is all remembered
 
 
 def test_what_cannot_be_read_is_found_by_each(stamps, read, tmp_path):

@@ -10,7 +10,7 @@ import huggingface_hub
 import pytest
 import torch
 from component_files import UNET_FILE
-from fake_hub import fake_hub
+from fake_hub import fake_hub, take_for_the_hub
 from safetensors.torch import load_file, save, save_file
 
 from impasto.checkpoints import hub
@@ -31,13 +31,7 @@ UNET = "unet/diffusion_pytorch_model"
 def the_hub(tmp_path, monkeypatch):
     """A Hub of this test; downloads go into a cache of this test."""
     with fake_hub() as there:
-        for name, value in {
-            "ENDPOINT": there.address, "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "HF_HUB_OFFLINE": False, "HF_HUB_DISABLE_XET": True,
-            "HUGGINGFACE_CO_URL_TEMPLATE":
-                there.address + "/{repo_id}/resolve/{revision}/{filename}",
-        }.items():  # fmt: skip
-            monkeypatch.setattr(huggingface_hub.constants, name, value)
+        take_for_the_hub(there, tmp_path / "hub", monkeypatch)
         yield there
 
 

@@ -8,8 +8,10 @@ from xml.etree import ElementTree
 
 import pytest
 import yaml
+from click.testing import CliRunner
 from conftest import impasto
-from fake_hub import TOKEN, fake_hub
+from fake_hub import TOKEN, fake_hub, take_for_the_hub
+from huggingface_hub import constants
 from hypothesis import given
 from hypothesis import strategies as st
 from runs_made import made_run
@@ -18,7 +20,8 @@ from impasto import locks
 from impasto.checkpoints import fetching
 from impasto.checkpoints.fetching import _partial_name
 from impasto.checkpoints.uploading import model_files, require_repo_id
-from impasto.errors import ConfigError, ModelError, RunError
+from impasto.cli.main import impasto as commands
+from impasto.errors import ConfigError, ImpastoError, ModelError, RunError
 from impasto.progress import SilentProgress, size_text
 from impasto.report.hub_licenses import COMMON, LICENSES, require_license
 from impasto.report.model_card import License, _front_matter, make_card, plain
@@ -407,32 +410,38 @@ def download(hub, tmp_path, *words, **changes):
     return impasto("download", *words, env=env, cwd=tmp_path)
 
 
-def test_a_file_is_downloaded_once_and_replaces_nothing(hub, tmp_path):
+def test_a_file_is_downloaded_once_and_replaces_nothing(hub, tmp_path, monkeypatch):
     hub.repos["ada/one"] = {None: False, "sub/a [1].safetensors": WEIGHTS, "README.md": b"hi"}
     done = download(hub, tmp_path, "ada/one", "--out", "models")
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["a [1].safetensors"]
     assert (tmp_path / "models" / "a [1].safetensors").read_bytes() == WEIGHTS
     assert "2 MiB" in done.stdout  # of 2.9: counted once
-    again = download(hub, tmp_path, "ada/one", "--out", "models")
-    assert again.returncode == 5
-    assert "already there" in again.stderr
+    take_for_the_hub(hub, tmp_path / "hf", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    again = CliRunner().invoke(commands, ["download", "ada/one", "--out", "models"])
+    assert again.exception.exit_code == 5
+    assert "already there" in str(again.exception)
 
 
-def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path):
+def test_what_cannot_be_downloaded_is_said_in_a_sentence(hub, tmp_path, monkeypatch):
     hub.repos["ada/two"] = {None: False, "a.ckpt": b"x", "b.ckpt": b"y"}
-    for words, changes, code, sentence in (
-        (["ada/none", "--out", "m"], {}, 4, "could not be downloaded"),
-        (["ada/two", "--out", "m"], {}, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
-        (["ada/two"], {}, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
-        (["ada/two", "--out", "m", "--file", "c"], {}, 4, "has no file c"),
-        (["ada/two", "--out", "m"], {"HF_HUB_OFFLINE": "1"}, 4, "OfflineModeIsEnabled"),
-        (["nonsense", "--out", "m"], {}, 2, "owner/name"),
-        (["ada/two", "--file", "a.ckpt"], {}, 2, "--out"),
-        (["ada/two", "--out", "m", "--file", "a.ckpt", "--variant", "fp16"], {}, 2, "--variant"),
+    take_for_the_hub(hub, tmp_path / "hf", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    for words, is_offline, code, sentence in (
+        (["ada/none", "--out", "m"], False, 4, "could not be downloaded"),
+        (["ada/two", "--out", "m"], False, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
+        (["ada/two"], False, 4, "Name one with --file; it has a.ckpt, b.ckpt"),
+        (["ada/two", "--out", "m", "--file", "c"], False, 4, "has no file c"),
+        (["ada/two", "--out", "m"], True, 4, "OfflineModeIsEnabled"),
+        (["nonsense", "--out", "m"], False, 2, "owner/name"),
+        (["ada/two", "--file", "a.ckpt"], False, 2, "--out"),
+        (["ada/two", "--out", "m", "--file", "a.ckpt", "--variant", "fp16"], False, 2, "--variant"),
     ):
-        said = download(hub, tmp_path, *words, **changes)
-        assert (said.returncode, sentence in said.stderr) == (code, True), said.stderr
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", is_offline)
+        error = CliRunner().invoke(commands, ["download", *words]).exception
+        assert isinstance(error, ImpastoError), words
+        assert (error.exit_code, sentence in str(error)) == (code, True), error
     left = [path for path in (tmp_path / "m").rglob("*") if path.is_file()]
     assert left == []
 

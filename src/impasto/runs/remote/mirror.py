@@ -90,7 +90,7 @@ class Mirror:
                 self._wait(LOOK_EVERY_S if self._fault is None else self._pause())
             for number in range(LAST_TRIES):
                 self._try(all_of_it=True)
-                if self._fault is None or self._is_stopped:
+                if self._fault is None or isinstance(self._fault, RunError) or self._is_stopped:
                     return
                 if number < LAST_TRIES - 1:
                     threading.Event().wait(self._pauses_s[0])
