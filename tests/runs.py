@@ -1,4 +1,4 @@
-"""What tests of whole runs share: crashes at a given step, copies, and the bits of the export."""
+"""What tests of whole runs share: crashes at a step, copies, the bits of the export, a short run."""
 
 import json
 import re
@@ -6,8 +6,13 @@ import shutil
 import time
 from pathlib import Path
 
+from accelerate.state import AcceleratorState
+from conftest import draw_images
+from short_runs import settings, short_run
+
 from impasto.runs import RunDirectory, step_name
 from impasto.training.events import SilentEvents
+from impasto.training.trainer import train
 
 
 class StopAt(SilentEvents):
@@ -92,3 +97,10 @@ def killed_copy(run: Path, copy: Path, *, after: int) -> Path:
     content = {**kept, "phase": "training", "saved_step": after}
     file.write_text(json.dumps(content), encoding="utf-8")
     return copy
+
+
+def run_in(folder, base, **changes):
+    """A short run of its own on thirteen images, to be shared by tests that only read it."""
+    values = short_run(folder, base, draw_images(folder / "pictures", 13))
+    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    return train(settings(values, **changes))

@@ -1,5 +1,7 @@
 """Words by models and rules from the command line, and every change taken back."""
 
+import contextlib
+import io
 import json
 import shutil
 import subprocess
@@ -9,7 +11,7 @@ from pathlib import Path
 import captioners
 import pytest
 import taggers
-from conftest import impasto
+from conftest import impasto as in_a_process
 from PIL import Image
 from support.warm import running
 
@@ -21,6 +23,7 @@ from impasto.annotate.notes import journals_in
 from impasto.annotate.undoing import undo
 from impasto.cli.dataset_annotation import _command_key
 from impasto.cli.dataset_caption import append_caption
+from impasto.cli.main import main
 from impasto.data.folders.metadata import read_metadata
 from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
@@ -31,6 +34,17 @@ TAGGER = Path(__file__).parents[2] / "src" / "impasto" / "demo" / "tagger"
 CAPTIONER = TAGGER.with_name("captioner")
 TAG = ("dataset", "tag", "--model", TAGGER)
 SCRIPTS = Path(__file__).parents[2] / "finetune"
+
+
+def impasto(*words):
+    """A command in this process, which loads the libraries of taggers once."""
+    output, errors, code = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code or 0
+    return subprocess.CompletedProcess(words, code, output.getvalue(), errors.getvalue())
 
 
 @pytest.fixture
@@ -249,10 +263,10 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
 
 
 def test_what_somebody_changed_since_is_left_alone(folder):
-    assert impasto("dataset", "tag", folder, "--model", TAGGER).returncode == 0
+    assert in_a_process("dataset", "tag", folder, "--model", TAGGER).returncode == 0
     edited = folder / "0001-butterfly.txt"
     edited.write_text("edited by hand\n", encoding="utf-8")
-    done = impasto("dataset", "undo", folder)
+    done = in_a_process("dataset", "undo", folder)
     assert "Left alone: 0001-butterfly.txt: " in done.stdout
     assert edited.read_text(encoding="utf-8") == "edited by hand\n"
     assert not (folder / "0002-pool-8-ball.txt").exists()
@@ -392,22 +406,24 @@ def test_cleaning_shows_changes_before_it_writes(folder):
     (folder / "0001-butterfly.txt").write_text("shirt, white_shirt\n", encoding="utf-8")
     (folder / "0001-butterfly.caption").write_text("arafed lady\n", encoding="utf-8")
     before = files_of(folder)
-    shown = impasto("dataset", "clean", folder, "--dry-run")
+    shown = in_a_process("dataset", "clean", folder, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert "- shirt, white_shirt\n+ white shirt" in shown.stdout
     assert files_of(folder) == before
-    asked = impasto("dataset", "clean", folder, input="n\n")
+    asked = in_a_process("dataset", "clean", folder, input="n\n")
     assert files_of(folder) == before, asked.stdout
-    assert impasto("dataset", "clean", folder, "--yes").returncode == 0
+    assert in_a_process("dataset", "clean", folder, "--yes").returncode == 0
     assert (folder / "0001-butterfly.caption").read_text() == "lady\n"
-    assert impasto("dataset", "undo", folder).returncode == 0
+    assert in_a_process("dataset", "undo", folder).returncode == 0
     assert files_of(folder) == before
-    rules = impasto("dataset", "clean", folder, "--show")
+    rules = in_a_process("dataset", "clean", folder, "--show")
     (folder.parent / "mine.toml").write_text(rules.stdout, encoding="utf-8")
-    own = impasto("dataset", "clean", folder, "--rules", folder.parent / "mine.toml", "--dry-run")
+    own = in_a_process(
+        "dataset", "clean", folder, "--rules", folder.parent / "mine.toml", "--dry-run"
+    )
     changes = [text.partition("\n")[2] for text in (own.stdout, shown.stdout)]
     assert changes[0] == changes[1]
-    counted = impasto("dataset", "tags", folder)
+    counted = in_a_process("dataset", "tags", folder)
     assert "white_shirt" in counted.stdout
 
 

@@ -1,6 +1,7 @@
 """`python -m bench quality`: what its rows are trained with, and the whole way on two of them."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is beside `src`, not in it
 
+from bench import quality_job, quality_rows
 from bench.quality import measure
 from bench.quality_job import Place, read_result
 from bench.quality_rows import (
@@ -26,6 +28,7 @@ from bench.quality_table import MEASURES, as_markdown, at_equal_content, gather
 
 from impasto.config.goals import GOALS
 from impasto.config.load import settings_by_path
+from impasto.demo import recipe
 
 SETUP = Setup(steps=2, batch=2, seeds=(1,), per_prompt=1, drawing_steps=2)
 BY_NAME = {row.name: row for row in rows(SETUP)}
@@ -81,7 +84,21 @@ def test_sd_scripts_has_its_own_defaults(tmp_path):
     assert found["training.ema_decay"] is None
 
 
-@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.fixture
+def small_images(tmp_path, monkeypatch):
+    """Eight images to learn from, small drawings, and one draw of each loss."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for image in sorted(recipe.PICTURES.glob("*.webp"))[:8]:
+        for file in (image, image.with_suffix(".txt")):
+            shutil.copy(file, pictures)
+    for module in (recipe, quality_job, quality_rows):
+        monkeypatch.setattr(module, "PICTURES", pictures)
+    monkeypatch.setattr(quality_job, "SIDE", 64)
+    monkeypatch.setattr(quality_job, "DRAWS_OF_LOSS", 1)
+
+
+@pytest.mark.usefixtures("fresh_accelerate", "small_images")
 def test_a_row_is_trained_and_measured_once_beside_the_reference(tmp_path, monkeypatch):
     monkeypatch.setattr("bench.quality.default_workers", lambda: 1)
     measure(tmp_path, SETUP, only="min-SNR 5")

@@ -47,7 +47,7 @@ def test_the_whole_job(run_file, tmp_path, deeper_model):
         validation={"split": 0.25, "copies": "bytes", "standard_error": 0},  # as ever
         previews={"prompts": ["a red ball"], "width": 32, "height": 32, "steps": 2},
     )
-    result = impasto("train", file, "--set", "training.max_steps=8", fresh=True)
+    result = impasto("train", file, "--set", "training.max_steps=8")
     assert result.returncode == 0, result.stderr
     assert "The validation loss" in result.stdout
     assert "claims are 95 % certain" in result.stdout.replace("\n", " ")
@@ -78,7 +78,7 @@ def test_the_whole_job(run_file, tmp_path, deeper_model):
     assert "is finished" in again.stdout
 
 
-KILLED_BEFORE = (2, 4, 7, 11)  # renames of each process in turn: nothing is there without one
+KILLED_BEFORE = (2, 4, 7, 11, 18, 24)  # renames of each process; nothing is there without one
 DYING_BEFORE_RENAME = """
 import os, signal, sys
 
@@ -102,8 +102,8 @@ main(sys.argv[1:])
 
 @pytest.mark.skipif(sys.platform == "win32", reason="kill -9 is a POSIX signal")
 def test_kill_9_before_any_write(run_file, tmp_path):
-    """Killed four times, while starting, caching, training or saving: the same bits in the end."""
-    changes = {"saving": {"state_every_steps": 3}, "training": {"max_steps": 40}}
+    """Killed six times, while starting, caching, training or saving: the same bits in the end."""
+    changes = {"saving": {"state_every_steps": 1}, "training": {"max_steps": 6}}
     whole = impasto("train", run_file(output_dir=str(tmp_path / "whole"), **changes))
     assert whole.returncode == 0, whole.stderr
     file = run_file(**changes, dataset={"cache_dir": str(tmp_path / "other-derived")})
@@ -128,7 +128,7 @@ def wait_for(path: Path, process) -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGTERM cannot be caught on Windows")
 def test_sigterm_saves_and_exits_cleanly(run_file, tmp_path):
     file = run_file(training={"max_steps": 100000}, logging={"every_steps": 1})
-    process = running.start("-m", "impasto", "train", file, fresh=True)
+    process = running.start("-m", "impasto", "train", file)
     wait_for(tmp_path / "run" / "metrics.jsonl", process)
     process.terminate()
     _, errors = process.communicate(timeout=120)

@@ -6,7 +6,7 @@ import time
 
 import pytest
 from conftest import impasto
-from runs import StopAt, exported
+from runs import StopAt, exported, run_in
 
 from impasto.errors import ConfigError, Interrupted
 from impasto.runs import RunDirectory
@@ -57,8 +57,14 @@ def answers(run):
     return {event["command"]: event["text"] for event in events_of(run, "command")}
 
 
-def test_a_run_tells_its_course_in_events(train_config):
-    run = train(train_config(**OFTEN))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, nano_model):
+    """A run that nobody asks anything of."""
+    return run_in(tmp_path_factory.mktemp("whole"), nano_model, **OFTEN)
+
+
+def test_a_run_tells_its_course_in_events(whole):
+    run = whole
     kinds = [event["kind"] for _, event in read_events(run.events_file)]
     assert kinds[-1] == "end"
     assert kinds.count("begin") == kinds.count("training") == 1
@@ -88,9 +94,8 @@ def test_the_status_tells_how_far_a_run_is(train_config):
     assert [event["step"] for event in events_of(run, "training")] == [0, 4]
 
 
-def test_what_is_asked_for_is_done_after_the_step(train_config, tmp_path):
+def test_what_is_asked_for_is_done_after_the_step(train_config, whole):
     """And changes nothing of what is learnt."""
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **OFTEN))
     config = train_config(**OFTEN, saving={"keep_states": 9})
     run = train(config, AskAt(config.output_dir, 3, "preview", "validate", "save"))
     done = "done after step 3"
@@ -119,9 +124,8 @@ def test_what_a_run_has_not_is_said(train_config):
     assert "no held-out images" in answers(run)["validate"]
 
 
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(train_config, tmp_path):
-    whole = train(train_config(output_dir=str(tmp_path / "whole")))
-    config = train_config()
+def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(train_config, whole):
+    config = train_config(**OFTEN)
     with pytest.raises(Interrupted, match="3 of 6 steps"):
         train(config, AskAt(config.output_dir, 3, "stop"))
     run = RunDirectory(config.output_dir)
@@ -190,7 +194,7 @@ def test_the_command_line_asks_and_hears_the_answer(run_file, tmp_path):
     pause = threading.Event()
     while RunDirectory(folder).state().state != "training":
         assert started.is_alive()
-        pause.wait(0.1)
+        pause.wait(0.02)
     saved = impasto("ask", folder, "save")
     assert saved.returncode == 0, saved.stderr
     assert "Answer: done after step" in saved.stdout

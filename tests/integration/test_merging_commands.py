@@ -8,6 +8,7 @@ import torch
 from conftest import impasto
 from loras import as_file, extracted, merge, of_a_lora, tuned
 from PIL import Image
+from runs import run_in
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -16,24 +17,30 @@ from impasto.config.load import dump_toml, load_begun_config
 from impasto.errors import ConfigError, ImpastoError
 from impasto.progress import SilentProgress
 from impasto.training.along import walk
-from impasto.training.trainer import train
 
 
-@pytest.fixture
-def run(train_config, fresh_accelerate, tmp_path):
-    """A run of four steps whose text encoder learns too, with a model after each second one."""
-    prompts = tmp_path / "prompts.txt"
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, nano_model):
+    """A run of four steps whose text encoder learns too, with a model after each second one.
+
+    Its words are read in its own way: another layer, joined as kohya does, up to 150 tokens.
+    """
+    folder = tmp_path_factory.mktemp("merging")
+    prompts = folder / "prompts.txt"
     prompts.write_text("a red ball\n", encoding="utf-8")
-    config = train_config(
+    return run_in(
+        folder,
+        nano_model,
+        model={"clip_skip": 2, "token_join": "kohya", "max_tokens": 150},
         method={"train_text_encoder": True},
         training={"max_steps": 4, "ema_decay": 0.5},
         validation={"split": 0.3, "every_steps": 4, "timesteps": 3},
         saving={"format": "safetensors", "model_every_steps": 2},
         previews={"prompt_file": str(prompts), "steps": 1, "width": 32, "height": 32},
     )
-    return train(config)
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_the_ends_of_the_way_are_what_the_run_measured(run, tmp_path):
     """Ratio 0 is the base model's validation loss, 1 the result's; the run is left as it is."""
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -51,6 +58,7 @@ def test_the_ends_of_the_way_are_what_the_run_measured(run, tmp_path):
         walk(run, [0.0, 1.0], SilentProgress(), run.path, overwrite=True)
 
 
+@pytest.mark.usefixtures("fresh_accelerate")
 def test_a_run_is_averaged_and_walked_by_commands(run, tmp_path):
     """The average has the plain model of each step once; the best on the way says what was seen."""
     soup, best = tmp_path / "soup.safetensors", tmp_path / "best.safetensors"
@@ -70,16 +78,9 @@ def test_a_run_is_averaged_and_walked_by_commands(run, tmp_path):
     assert record["ratio"] == min(measured, key=lambda pair: pair[1])[0]
 
 
-def test_what_a_run_has_learned_to_be_drawn_with_stays(train_config, fresh_accelerate, tmp_path):
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_what_a_run_has_learned_to_be_drawn_with_stays(run, tmp_path):
     """All of the result is the result, to the pixel, and half of the way says what was measured."""
-    run = train(
-        train_config(
-            model={"clip_skip": 2, "token_join": "kohya", "max_tokens": 150},
-            training={"max_steps": 2},
-            validation={"split": 0.3, "timesteps": 3},
-            saving={"format": "safetensors"},
-        )
-    )
     result, base = run.exported_model(), load_begun_config(run.config_file).model.path
     whole, along = tmp_path / "whole.safetensors", tmp_path / "along.safetensors"
     call("merge", base, result, "--ratio", "1", "--out", whole)

@@ -272,14 +272,14 @@ def test_each_part_given_in_code_is_used_and_belongs_to_the_run(desk):
             assert found == pytest.approx([3 * loss for loss in plain], rel=1e-5)
         else:
             assert abs(found[0] / plain[0] - 1) > 1e-3, name
-        longer = impasto.load_run_config(
-            config.output_dir / "config.toml", ["training.max_steps=2"]
-        )
+    config, overrides = run_of(desk, *one_step, output="runs/all"), impasto.Overrides(**given)
+    impasto.train(config, overrides=overrides)
+    longer = impasto.load_run_config(config.output_dir / "config.toml", ["training.max_steps=2"])
+    for name in given:
+        others = impasto.Overrides(**{other: given[other] for other in given if other != name})
         with pytest.raises(RunError, match=rf"{name} \(given in code\)"):
-            impasto.resume(config.output_dir, changed=longer)
-        assert (
-            len(losses(impasto.resume(config.output_dir, overrides=overrides, changed=longer))) == 2
-        )
+            impasto.resume(config.output_dir, overrides=others, changed=longer)
+    assert len(losses(impasto.resume(config.output_dir, overrides=overrides, changed=longer))) == 2
 
 
 @pytest.mark.usefixtures("fresh_accelerate")

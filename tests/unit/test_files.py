@@ -3,12 +3,12 @@
 import errno
 import os
 import stat
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from support.warm import running
 
 from impasto import files, temporary_names
 from impasto.errors import StorageError
@@ -169,9 +169,8 @@ try:
 except StorageError as error:
     print(error)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path)], capture_output=True, text=True, check=True
-    )
+    result = running.run("-c", program, tmp_path)
+    assert result.returncode == 0, result.stderr
     assert "The disk is full" in result.stdout
     assert not list(tmp_path.iterdir())
 

@@ -159,14 +159,11 @@ def test_inspect_describes_what_is_no_base_model(tmp_path):
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_hub_id_without_a_network_is_explained(tmp_path):
-    import os
-
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+def test_a_hub_id_without_a_network_is_explained():
     for name in ("nobody/nothing", "nobody/Some_Model_V5.1_noVAE@main"):
-        result = impasto("inspect", name, env=environment)
+        result = impasto("inspect", name)
         assert result.returncode == 4
         assert "Hugging Face Hub" in result.stderr
         assert "path of a local copy" in result.stderr.replace("\n", " ")
-    result = impasto("inspect", "models/gone.safetensors", env=environment)
+    result = impasto("inspect", "models/gone.safetensors")
     assert "models/gone.safetensors is not there" in result.stderr
