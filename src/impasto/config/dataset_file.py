@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys
-from impasto.config.levels import inherit_settings
+from impasto.config.levels import given_below, inherit_settings
 from impasto.config.subset_keys import SubsetKeys
 from impasto.config.validation import read_json_object, read_toml, validated
 from impasto.errors import ConfigError
@@ -90,16 +90,7 @@ def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: The file is missing or malformed.
     """
-    content = _with_own_keys(_read(path), path)
-    general, datasets = content.get("general"), content.get("datasets")
-    above = set(general) if isinstance(general, dict) else set()
-    given = []
-    for table in datasets if isinstance(datasets, list) else ():
-        if isinstance(table, dict):
-            subsets = [set(s) for s in table.get("subsets") or () if isinstance(s, dict)]
-            of_subsets = set.intersection(*subsets) if subsets else set()
-            given.append(above | set(table) | of_subsets)
-    return [key for key in keys if given and all(key in level for level in given)]
+    return given_below(_with_own_keys(_read(path), path), keys)
 
 
 def _levels_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
