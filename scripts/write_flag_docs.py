@@ -25,7 +25,8 @@ def fate(flag: Flag) -> str:
     if flag.notice:
         return f"changes nothing, and says so: {flag.notice}"
     if flag.differs:
-        return f"not quite as there: {flag.differs}"
+        setting = f"`{flag.to}`, " if flag.to else ""
+        return f"{setting}not quite as there: {flag.differs}"
     return f"`{flag.to}`" if flag.to else "as there"
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from process_groups import in_threads
 
 from impasto.cli.sample import _native_size
 from impasto.config.compatibility import goes_together
@@ -23,6 +24,7 @@ from impasto.config.load import (
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.training.planning.changes import with_changes
+from impasto.training.shared_start import settings_of_first
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {
@@ -277,6 +279,18 @@ def test_a_run_that_was_begun_with_what_had_no_effect_goes_on(changes, tmp_path)
     assert changed.is_begun
     assert goes_together(changed)
     assert not build_run_config(MINIMAL, source="t").is_begun
+
+
+def test_all_processes_of_a_run_that_was_begun_go_on_with_what_had_no_effect():
+    values = {**MINIMAL, "validation": {**OWN_IMAGES, "split": 0.1}}
+    config = build_run_config(values, source="t", begun=True)
+
+    def settings_of(group):
+        return settings_of_first(group, config if group.rank == 0 else None, begun=True)
+
+    first, second = in_threads(2, settings_of)
+    assert first == second
+    assert second.is_begun
 
 
 def test_a_run_that_was_begun_with_what_had_no_effect_is_drawn_with(tmp_path):

@@ -31,6 +31,7 @@ class Facts:
         precision: What `training.mixed_precision = "auto"` stands for.
         total_steps: How many optimizer steps `training.max_epochs` come to.
         predicts_velocity: Whether the base model's U-Net predicts velocity, and not noise.
+        takes_clip_skip: Whether the base model's text may be read at another layer than its own.
     """
 
     device: str | None = None
@@ -39,6 +40,7 @@ class Facts:
     precision: Precision | None = None
     total_steps: int | None = None
     predicts_velocity: bool | None = None
+    takes_clip_skip: bool | None = None
 
 
 SETTINGS_ALONE = Facts()

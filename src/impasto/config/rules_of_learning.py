@@ -80,6 +80,15 @@ LOSS = (
 
 TEXT = (
     Rule(
+        ("model.clip_skip",),
+        lambda c: c.config.model.clip_skip is not None and c.facts.takes_clip_skip is False,
+        lambda _: (
+            "model.clip_skip is not for SDXL, both of whose text encoders are read at the last "
+            "layer but one by every program. Take it out"
+        ),
+        of_new_runs=True,
+    ),
+    Rule(
         ("method.text_encoder_from_step", "training.max_steps", "training.max_epochs"),
         lambda c: c.never_learns,
         lambda c: (

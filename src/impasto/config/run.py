@@ -58,9 +58,10 @@ class ModelConfig(Section):
     fp16."""
 
     clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
-    """Take the text encoder's n-th layer from the end, followed by its final layer norm. 2 is the
-    penultimate layer that NovelAI trained with; off means the last layer. SD 2.x uses the
-    penultimate layer of its own encoder without this setting."""
+    """Take the text encoder's n-th layer from the end, followed by its final layer norm: 1 is the
+    last, 2 the penultimate that NovelAI trained with. Off means the one that the model's file
+    records, or else the family's own: the last, which of SD 2.x is OpenCLIP's penultimate. SDXL has
+    one of its own, and refuses this."""
 
     size_conditioning: Literal["original", "target"] = "original"
     """What SDXL is told of an image's size. `original`: its own size before resizing, and what its
