@@ -194,6 +194,7 @@ def test_the_settings_page_is_current():
     [
         ({"buckets": [[500, 512]]}, "multiples of 8"),
         ({"buckets": [[512, 512]], "bucket_no_upscale": True}, "contradict"),
+        ({"bucket_table": "metadata", "buckets": [[512, 512]]}, "both say which buckets"),
         ({"bucket_table": "novelai", "bucket_no_upscale": True}, "19 buckets alone"),
         ({"bucket_selection": "nearest"}, "native"),
     ],
@@ -260,6 +261,7 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
         {"validation": {**OWN_IMAGES, "split": 0.1}},
         {"dataset": {"image_dir": "a", "validation_seed": 3}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
+        {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "bucket_table": "metadata"}},
         {"dataset": {"mask_dir": "m", "datasets": [{"subsets": [{"image_dir": "a"}]}]}},
         {"schedule": {"kind": "warmup_stable_decay"}},
         {"optimizer": {"eps": 1e-8, "arguments": {"eps": 1e-7}}},
@@ -275,6 +277,8 @@ def test_a_run_that_was_begun_with_what_had_no_effect_goes_on(changes, tmp_path)
     file.write_text(tomli_w.dumps(values), encoding="utf-8")
     config = load_begun_config(file)
     assert config.is_begun
+    dumped = tomllib.loads(dump_toml(config))
+    assert build_run_config(dumped, source="t", begun=True) == config
     changed = with_changes(config, {"training": {"gradient_checkpointing": True}})
     assert changed.is_begun
     assert goes_together(changed)

@@ -22,12 +22,18 @@ SDSCRIPTS_DEFAULTS: dict[str, Any] = {
 }
 """What sd-scripts does where its file says nothing, as far as it is not our default too."""
 
+_TABLE = "bucket_table"
+_DEFAULTS = {key: value for key, value in SDSCRIPTS_DEFAULTS.items() if key != _TABLE}
+"""Those that hold whatever else a dataset has; a table of its own takes the place of one."""
+
 _LEVELS = ("general", "datasets")
 _MASKS = "conditioning_data_dir"
 _ALWAYS = "cache_info"  # sizes and captions are remembered whatever it says
 
 
-def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_dataset_file(
+    path: Path, fallbacks: Mapping[str, Any] | None = None, *, begun: bool = False
+) -> dict[str, Any]:
     """Read a dataset configuration as the content of our `[dataset]`.
 
     Precedence is sd-scripts': subset, dataset, general, `fallbacks` (there the command line), its
@@ -38,6 +44,7 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
     Args:
         path: A `.toml` or `.json` file.
         fallbacks: Keys of a dataset for where the file says nothing.
+        begun: Whether it is for a run that was begun; see `Rule.of_new_runs`.
 
     Raises:
         ConfigError: The file is missing or malformed, a key is unknown or has no effect here, or a
@@ -61,15 +68,17 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
         rounded = round_bucket_sides(general)
         content["general"] = {k: rounded.get(k, value) for k, value in general.items()}
     values = inherit_settings(
-        {**SDSCRIPTS_DEFAULTS, **(fallbacks or {}), **content},
+        {**_DEFAULTS, **(fallbacks or {}), **content},
         DatasetKeys.model_fields,
         SubsetKeys.model_fields,
     )
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
-            _round_sides(dataset)
+            dataset.update(round_bucket_sides(dataset))
+            has_own = bool(dataset.get("buckets")) and not begun
+            dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])
     values.update(round_bucket_sides(values))
-    validated(DatasetConfig, values, str(path))
+    validated(DatasetConfig, values, str(path), begun=begun)
     return {"datasets": values["datasets"]}
 
 
@@ -142,10 +151,6 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml(path)
     return read_json_object(path, halves=halves)
-
-
-def _round_sides(dataset: dict[str, Any]) -> None:
-    dataset.update(round_bucket_sides(dataset))
 
 
 def round_bucket_sides(values: Mapping[str, Any]) -> dict[str, int]:

@@ -135,7 +135,7 @@ def build_run_config(
     if isinstance(tree.get("dataset"), dict):
         content = with_dreambooth_folders(tree["dataset"])
         require_not_given_below(content, asked)
-        tree["dataset"] = _with_file(content)
+        tree["dataset"] = _with_file(content, begun=begun)
     require_text(tree, source)
     source = f"{source} with --set" if overrides else source
     config = validated(RunConfig, tree, source, begun=begun)
@@ -247,11 +247,11 @@ def settings_by_path(config: BaseModel) -> dict[str, Any]:
     return dict(values_by_path(config.model_dump(mode="json")))
 
 
-def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
+def _with_file(values: Mapping[str, Any], *, begun: bool = False) -> dict[str, Any]:
     """Put what a dataset configuration stands for in the place of its name."""
     content = dict(values)
     file = content.pop("config", None)
     if file is None:
         return content
     fallbacks = {k: content.pop(k) for k in list(content) if k in DatasetKeys.model_fields}
-    return content | read_dataset_file(Path(file), fallbacks)
+    return content | read_dataset_file(Path(file), fallbacks, begun=begun)
