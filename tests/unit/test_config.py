@@ -83,6 +83,14 @@ BY_SPLIT = {"dataset": {"datasets": [
             {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
             r"dataset\.buckets has no effect",
         ),
+        *(
+            ({"dataset": {"image_dir": "a", "enable_bucket": False, **other}}, words)
+            for other, words in (
+                ({"bucket_no_upscale": True}, r"dataset\.bucket_no_upscale has no effect"),
+                ({"bucket_table": "novelai"}, r"dataset\.bucket_table has no effect"),
+                ({"bucket_table": "metadata"}, ""),
+            )
+        ),
         (
             {"dataset": {"buckets": [[512, 512]], "datasets": [
                 {"enable_bucket": False, "subsets": [{"image_dir": "a"}]},
@@ -262,6 +270,7 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
         {"dataset": {"image_dir": "a", "validation_seed": 3}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "bucket_table": "metadata"}},
+        {"dataset": {"image_dir": "a", "bucket_no_upscale": True, "enable_bucket": False}},
         {"dataset": {"mask_dir": "m", "datasets": [{"subsets": [{"image_dir": "a"}]}]}},
         {"schedule": {"kind": "warmup_stable_decay"}},
         {"optimizer": {"eps": 1e-8, "arguments": {"eps": 1e-7}}},

@@ -77,6 +77,19 @@ def test_what_a_file_leaves_out_is_as_in_sd_scripts_and_the_run_comes_before_tha
     assert (inline.enable_bucket, inline.bucket_selection) == (True, "native")
 
 
+def test_small_images_of_a_file_without_buckets_are_enlarged_as_there(tmp_path):
+    """`bucket_no_upscale` has no effect there without `enable_bucket`, and refuses no file here."""
+    content = {
+        "general": {"bucket_no_upscale": True},
+        "datasets": [
+            {"subsets": [{"image_dir": "a"}]},
+            {"enable_bucket": True, "subsets": [{"image_dir": "b"}]},
+        ],
+    }
+    entries = built({"config": str(file_of(tmp_path, content))}).entries
+    assert [entry.bucket_no_upscale for entry in entries] == [False, True]
+
+
 def test_bucket_sides_are_rounded_outwards_as_there(tmp_path):
     content = {
         "general": {"enable_bucket": True, "min_bucket_reso": 300, "max_bucket_reso": 1000},

@@ -339,7 +339,7 @@ def test_buckets_of_metadata_are_for_a_whole_dataset_or_not_at_all(folder, tmp_p
         (
             {"enable_bucket": False, "bucket_no_upscale": True},
             [(64, 128)],
-            "enable_bucket = false and bucket_no_upscale have no effect",
+            "enable_bucket = false has no effect",
         ),
         ({}, [(64, 128)], ""),
         ({"buckets": [[128, 128]]}, [(128, 128)], ""),

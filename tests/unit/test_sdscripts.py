@@ -42,6 +42,7 @@ COMPANIONS = {
     "learning_rate_te2": ["--train_text_encoder"],
     "conditioning_data_dir": ["--masked_loss"],
     "masked_loss": ["--conditioning_data_dir=masks"],
+    "bucket_no_upscale": ["--enable_bucket"],
     "use_safetensors": ["--pretrained_model_name_or_path=sd.ckpt"],
     "save_last_n_epochs": ["--save_every_n_epochs=1"],
     "save_last_n_steps": ["--save_every_n_steps=1"],
@@ -125,6 +126,14 @@ def test_prompts_are_read_if_samples_are_asked_for():
     found = settings("--sample_prompts=empty.txt")
     assert "prompt_file" not in found.tree["previews"]
     assert any(line.startswith("--sample_prompts: it has no effect") for line in found.notices)
+
+
+def test_never_enlarging_without_buckets_is_told():
+    """It has no effect there either, and forms give it always."""
+    found = settings("--bucket_no_upscale")
+    assert "bucket_no_upscale" not in found.tree["dataset"]
+    assert [line for line in found.notices if line.startswith("--bucket_no_upscale: it has no eff")]
+    assert settings("--bucket_no_upscale", "--enable_bucket").tree["dataset"]["bucket_no_upscale"]
 
 
 def test_a_sample_at_first_is_no_sample_on_the_way():

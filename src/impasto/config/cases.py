@@ -169,10 +169,16 @@ class Case:
         return seeded and not asked and not self.config.validation.split
 
     @property
-    def has_idle_buckets(self) -> bool:
-        """Whether there is a table of buckets, and every dataset that has it goes without them."""
-        tables = [entry for entry in self.config.dataset.entries if entry.buckets]
-        return bool(tables) and not any(entry.enable_bucket for entry in tables)
+    def idle_bucket_setting(self) -> str:
+        """A setting of buckets that only datasets without buckets have; empty if there is none."""
+        entries = self.config.dataset.entries
+        given = {
+            "buckets": [entry for entry in entries if entry.buckets],
+            "bucket_no_upscale": [entry for entry in entries if entry.bucket_no_upscale],
+            "bucket_table": [entry for entry in entries if entry.bucket_table == "novelai"],
+        }
+        idle = (key for key, own in given.items() if own and not any(e.enable_bucket for e in own))
+        return next(idle, "")
 
     @property
     def holds_out(self) -> bool:

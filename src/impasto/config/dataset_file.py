@@ -37,7 +37,8 @@ def read_dataset_file(
     """Read a dataset configuration as the content of our `[dataset]`.
 
     Precedence is sd-scripts': subset, dataset, general, `fallbacks` (there the command line), its
-    defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there.
+    defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there, and
+    `bucket_no_upscale` of a dataset without buckets has no effect, as there.
     `conditioning_data_dir` of a subset is its `mask_dir`: masks of the loss, as for
     `sdxl_train.py --masked_loss` (docs/masked_loss_README.md there).
 
@@ -75,8 +76,7 @@ def read_dataset_file(
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
             dataset.update(round_bucket_sides(dataset))
-            has_own = bool(dataset.get("buckets")) and not begun
-            dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])
+            _settle_buckets(dataset, begun=begun)
     values.update(round_bucket_sides(values))
     validated(DatasetConfig, values, str(path), begun=begun)
     return {"datasets": values["datasets"]}
@@ -151,6 +151,14 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     if path.suffix.lower() != ".json":
         return read_toml(path)
     return read_json_object(path, halves=halves)
+
+
+def _settle_buckets(dataset: dict[str, Any], *, begun: bool) -> None:
+    """Say which table a dataset goes by, and leave out what has no effect on it."""
+    has_own = bool(dataset.get("buckets")) and not begun
+    dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])
+    if dataset["enable_bucket"] is False and not begun:
+        dataset.pop("bucket_no_upscale", None)
 
 
 def round_bucket_sides(values: Mapping[str, Any]) -> dict[str, int]:

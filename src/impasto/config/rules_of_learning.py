@@ -163,11 +163,16 @@ HELD_OUT = (
         of_new_runs=True,
     ),
     Rule(
-        ("dataset.buckets", "dataset.enable_bucket"),
-        lambda c: c.has_idle_buckets,
-        lambda _: (
-            "dataset.buckets has no effect with enable_bucket = false, where all images have the "
-            "size of the resolution. Take one of them out"
+        (
+            "dataset.buckets",
+            "dataset.bucket_no_upscale",
+            "dataset.bucket_table",
+            "dataset.enable_bucket",
+        ),
+        lambda c: bool(c.idle_bucket_setting),
+        lambda c: (
+            f"dataset.{c.idle_bucket_setting} has no effect with enable_bucket = false, where all "
+            f"images have the size of the resolution. Take one of them out"
         ),
         of_new_runs=True,
     ),
