@@ -273,6 +273,13 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
         {"dataset": {"image_dir": "a", "bucket_no_upscale": True, "enable_bucket": False}},
         {"dataset": {"mask_dir": "m", "datasets": [{"subsets": [{"image_dir": "a"}]}]}},
         {"schedule": {"kind": "warmup_stable_decay"}},
+        {
+            "method": {
+                "kind": "hypernetwork",
+                "start_from": "x.pt",
+                "initialization": "XavierNormal",
+            }
+        },
         {"optimizer": {"eps": 1e-8, "arguments": {"eps": 1e-7}}},
         {"training": {"max_steps": 5, "ema_decay": 0.9, "ema_every": 9}},
     ],
