@@ -206,7 +206,7 @@ def test_one_for_another_family_is_refused(hypernetwork_config, nano_sd2_model, 
         train(
             hypernetwork_config(
                 output_dir=str(tmp_path / "b"),
-                previews={"hypernetworks": [str(tmp_path / "sd2.pt")]},
+                previews={"hypernetworks": [str(tmp_path / "sd2.pt")], "prompts": ["a cat"]},
             )
         )
 

@@ -98,6 +98,26 @@ BY_SPLIT = {"dataset": {"datasets": [
             ]}},
             "",
         ),
+        *(
+            ({"validation": given}, rf"validation\.{name} has no effect")
+            for given, name in (
+                ({"every_steps": 50}, "every_steps"),
+                ({"standard_error": 0.0}, "standard_error"),
+                ({"copies": "bytes"}, "copies"),
+            )
+        ),
+        ({"validation": {"every_steps": 50, "standard_error": 0.0, "split": 0.1}}, ""),
+        *(
+            ({"previews": given}, rf"previews\.{name} has no effect without previews")
+            for given, name in (
+                ({"every_epochs": 1}, "every_epochs"),
+                ({"hypernetworks": ["a.pt"]}, "hypernetworks"),
+                ({"sampler": "euler"}, "sampler"),
+            )
+        ),
+        ({"previews": {"every_epochs": 1, "sampler": "euler", "prompts": ["a cat"]}}, ""),
+        ({"previews": {"sampler": "euler", "prompt_file": "p.txt"}}, ""),
+        ({"previews": {"sampler": "ddim"}}, ""),
     ],
 )  # fmt: skip
 def test_what_would_have_no_effect_on_held_out_images_and_sizes_is_refused(changes, words):
@@ -270,6 +290,8 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
         {"dataset": {"image_dir": "a", "validation_seed": 3}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "bucket_table": "metadata"}},
+        {"validation": {"copies": "bytes", "standard_error": 0.0, "every_steps": 5}},
+        {"previews": {"sampler": "euler"}},
         {"dataset": {"image_dir": "a", "bucket_no_upscale": True, "enable_bucket": False}},
         {"dataset": {"mask_dir": "m", "datasets": [{"subsets": [{"image_dir": "a"}]}]}},
         {"schedule": {"kind": "warmup_stable_decay"}},

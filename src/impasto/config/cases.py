@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from impasto.optimizer_table import OptimizerRow, row_of
 
 if TYPE_CHECKING:
+    from impasto.config.base import Section
     from impasto.config.method import MethodConfig
     from impasto.config.run import RunConfig
     from impasto.config.training import TrainingConfig
 
 Precision = Literal["no", "fp16", "bf16"]
-
 
 _ENDS_OF_UNET = {"conv_in", "time_embedding", "conv_norm_out", "conv_out"}
 """What a person names only who gives rates to all blocks, as `--block_lr` does."""
@@ -181,6 +182,25 @@ class Case:
         return next(idle, "")
 
     @property
+    def idle_validation_setting(self) -> str:
+        """A setting of validation that is given where no images are held out; empty if none is."""
+        names = ("every_steps", "standard_error", "copies")
+        validation = self.config.validation
+        return "" if self.config.holds_out else next(_not_as_usual(validation, names), "")
+
+    @property
+    def draws_previews(self) -> bool:
+        """Whether there are prompts that are drawn while training."""
+        previews = self.config.previews
+        return bool(previews.prompts) or previews.prompt_file is not None
+
+    @property
+    def idle_preview_setting(self) -> str:
+        """A setting of previews that is given where none are drawn; empty if none is."""
+        names = ("every_epochs", "hypernetworks", "sampler")
+        return "" if self.draws_previews else next(_not_as_usual(self.config.previews, names), "")
+
+    @property
     def holds_out(self) -> bool:
         """Whether there are images to validate on."""
         return self.config.holds_out
@@ -219,3 +239,9 @@ class Case:
             "ema_every": training.ema_every > 1 and shared,
         }
         return " and ".join(f"training.{name}" for name, is_given in given.items() if is_given)
+
+
+def _not_as_usual(section: Section, names: Sequence[str]) -> Iterator[str]:
+    """Those of some settings of a section that are not at their defaults."""
+    fields = type(section).model_fields
+    return (name for name in names if getattr(section, name) != fields[name].default)
