@@ -262,7 +262,9 @@ def test_bucket_settings_reach_the_plan(tmp_path):
         ("saving.keep_step_models=2", "keep_step_models has no effect without model_every_steps"),
         ("saving.keep_epoch_models=2", "keep_epoch_models has no effect without model_every_epo"),
         ("training.ema_power=0.5", "no effect without ema_decay"),
-        ("noise.adaptive_scale=0.5", "need offset above 0"),
+        ("noise.adaptive_scale=0.5", r"adaptive_scale needs noise\.offset above 0"),
+        ("noise.offset_random_strength=true", r"noise: offset_random_strength needs noise\.offset"),
+        ("saving.posthoc_dtype='fp32'", r"saving\.posthoc_dtype has no effect without training"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(override, words):

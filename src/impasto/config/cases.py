@@ -229,6 +229,11 @@ class Case:
         return ends or self.text_encoder_begins > 0
 
     @property
+    def posthoc_setting(self) -> str:
+        """A setting of snapshots for post-hoc averages that is given; empty if none is."""
+        return next(_not_as_usual(self.config.saving, ("posthoc_every_steps", "posthoc_dtype")), "")
+
+    @property
     def ema_settings(self) -> str:
         """Settings of the running average that are given and have no other use, in words."""
         training = self.training

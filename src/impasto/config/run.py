@@ -44,10 +44,12 @@ class ModelConfig(Section):
     URL of one in an object store."""
 
     family: FamilyKey | None = None
-    """What the model is, where its files do not tell; off means to detect it."""
+    """What the model is, where its files do not tell; one that its tensors contradict is refused.
+    Off means to detect it."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """What its U-Net predicts, where its files do not tell; off means to detect it."""
+    """What its U-Net predicts, where its files do not tell or are wrong: it counts before them, and
+    a warning says so. Off means to detect it."""
 
     weights: Literal["auto", "plain", "ema"] = "auto"
     """Which weights of a file that also has averaged ones: `plain`, which train better, `ema`,
