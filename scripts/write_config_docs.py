@@ -5,6 +5,7 @@ python scripts/write_config_docs.py [--check]
 
 import sys
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 
 from pydantic import BaseModel
@@ -13,8 +14,14 @@ from impasto.config.dataset import DatasetConfig, SubsetConfig
 from impasto.config.field_docs import docs_of
 from impasto.config.kinds import sections_of
 from impasto.config.run import RunConfig
-from impasto.config.subset_keys import SubsetKeys
-from impasto.config.tree import default_of, default_text, is_section, own_first
+from impasto.config.tree import (
+    default_of,
+    default_text,
+    is_section,
+    own_first,
+    subset_settings,
+)
+from impasto.config.value_types import type_of
 
 TARGET = Path(__file__).parents[1] / "docs" / "config.md"
 HEAD = """# Settings
@@ -27,29 +34,29 @@ All settings of `impasto train`, from the docstrings in `src/impasto/config/`. W
 
 LEVELS = """
 Several datasets are given as in sd-scripts. `[[dataset.datasets]]` takes any of the keys above
-from `batch_size` on, and `[[dataset.datasets.subsets]]` takes `image_dir`, `metadata_file`,
-`mask_dir`, `is_reg`, and {subset_keys}. What a level does not give is taken from the one above.
-`config` names a file with `[general]` and `[[datasets]]` instead.
+from `batch_size` on, and `[[dataset.datasets.subsets]]` takes {subset_keys}.
+What a level does not give is taken from the one above. `config` names a file with `[general]` and
+`[[datasets]]` instead. Of subsets alone are:
 
-`is_reg` is off by default. {is_reg}
 """
 
 
 def levels() -> str:
     """How the keys of the dataset may be given for parts of it."""
-    meaning = docs_of(SubsetConfig, "is_reg")
-    keys = ", ".join(f"`{name}`" for name in SubsetKeys.model_fields)
-    return LEVELS.format(subset_keys=keys, is_reg=meaning)
+    keys = ", ".join(f"`{name}`" for name in own_first(SubsetConfig))
+    own = [setting.name for setting in subset_settings().values()]
+    return LEVELS.format(subset_keys=keys) + "\n".join(section_rows(SubsetConfig, own))
 
 
-def section_rows(section: type[BaseModel]) -> list[str]:
-    rows = ["| key | default | meaning |", "|---|---|---|"]
-    for name in own_first(section):
+def section_rows(section: type[BaseModel], names: Sequence[str] | None = None) -> list[str]:
+    rows = ["| key | value | default | meaning |", "|---|---|---|---|"]
+    for name in own_first(section) if names is None else names:
         field = section.model_fields[name]
         if not is_section(field.annotation) and not sections_of(field):
             default = "**required**" if field.is_required() else shown(default_of(field))
             meaning = docs_of(section, name).replace("|", "\\|")
-            rows.append(f"| `{name}` | {default} | {meaning} |")
+            value = type_of(field).text.replace("|", "\\|")
+            rows.append(f"| `{name}` | {value} | {default} | {meaning} |")
     return rows
 
 

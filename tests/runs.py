@@ -1,4 +1,4 @@
-"""What tests of whole runs share: crashes at a step, copies, the bits of the export, a short run."""
+"""What tests of whole runs share: crashes, copies, the bits of an export, a short run."""
 
 import json
 import re

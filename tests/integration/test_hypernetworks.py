@@ -141,7 +141,8 @@ def test_it_carries_a_style(tmp_path):
 
 
 def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
-    first = train(hypernetwork_config(output_dir=str(tmp_path / "first")))
+    begun = {"initialization": "XavierNormal"}
+    first = train(hypernetwork_config(output_dir=str(tmp_path / "first"), hypernetwork=begun))
     file = first.exported_model()
     second = train(
         hypernetwork_config(
@@ -152,6 +153,7 @@ def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
     )
     after = read_hypernetwork(second.exported_model())
     assert (after.form, after.info) == ("safetensors", "second")
+    assert after.initialization == "XavierNormal"
     for name, tensor in read_hypernetwork(file).tensors().items():
         torch.testing.assert_close(tensor, after.tensors()[name], atol=1e-6, rtol=0)
 
@@ -209,7 +211,7 @@ def test_one_for_another_family_is_refused(hypernetwork_config, nano_sd2_model, 
         train(
             hypernetwork_config(
                 output_dir=str(tmp_path / "b"),
-                previews={"hypernetworks": [str(tmp_path / "sd2.pt")]},
+                previews={"hypernetworks": [str(tmp_path / "sd2.pt")], "prompts": ["a cat"]},
             )
         )
 

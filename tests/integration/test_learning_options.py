@@ -174,3 +174,8 @@ def test_plans_tell_what_patterns_find(settings, tmp_path, fresh_accelerate):
     frozen = {"train_only": ["mid_block.*"], "block_lrs": {"mid_block": 0.0}}
     with pytest.raises(ConfigError, match="together leave all of the U-Net"):
         plan_as_json(settings(tmp_path / "frozen", method=frozen))
+    idle = {"train_only": ["mid_block.*"], "block_lrs": {"up_blocks.0": 1e-6}}
+    with pytest.raises(
+        ConfigError, match=r"up_blocks\.0, of which method\.train_only lets nothing"
+    ):
+        plan_as_json(settings(tmp_path / "idle", method=idle))

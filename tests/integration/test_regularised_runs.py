@@ -253,7 +253,7 @@ def test_a_run_on_folders(folder_run, folders, tmp_path):
 def test_bad_settings_end_with_one_sentence(folder_run):
     for change, expected in {
         "dataset.prior_loss_weight=-1": "prior_loss_weight",
-        "dataset.class_tokens=''": "class_tokens is empty",
+        "dataset.class_tokens='a cat'": "dataset.class_tokens has no effect",
     }.items():
         done = impasto("train", folder_run, "--plan", "--set", change)
         assert done.returncode == 2, done.stdout

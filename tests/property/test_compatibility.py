@@ -294,6 +294,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
             Facts(predicts_velocity=False),
             "is for velocity models",
         ),
+        ({"model": {"clip_skip": 2}}, Facts(takes_clip_skip=False), "not for SDXL"),
         (
             {"loss": {"noise_loss_like_v": 0.5}},
             Facts(predicts_velocity=True),

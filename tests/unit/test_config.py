@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import tomli_w
+from process_groups import in_threads
 
 from impasto.cli.sample import _native_size
 from impasto.config.compatibility import goes_together
@@ -23,6 +24,7 @@ from impasto.config.load import (
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.training.planning.changes import with_changes
+from impasto.training.shared_start import settings_of_first
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {
@@ -85,6 +87,14 @@ BY_SPLIT = {"dataset": {"datasets": [
             {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
             r"dataset\.buckets has no effect",
         ),
+        *(
+            ({"dataset": {"image_dir": "a", "enable_bucket": False, **other}}, words)
+            for other, words in (
+                ({"bucket_no_upscale": True}, r"dataset\.bucket_no_upscale has no effect"),
+                ({"bucket_table": "novelai"}, r"dataset\.bucket_table has no effect"),
+                ({"bucket_table": "metadata"}, ""),
+            )
+        ),
         (
             {"dataset": {"buckets": [[512, 512]], "datasets": [
                 {"enable_bucket": False, "subsets": [{"image_dir": "a"}]},
@@ -92,6 +102,26 @@ BY_SPLIT = {"dataset": {"datasets": [
             ]}},
             "",
         ),
+        *(
+            ({"validation": given}, rf"validation\.{name} has no effect")
+            for given, name in (
+                ({"every_steps": 50}, "every_steps"),
+                ({"standard_error": 0.0}, "standard_error"),
+                ({"copies": "bytes"}, "copies"),
+            )
+        ),
+        ({"validation": {"every_steps": 50, "standard_error": 0.0, "split": 0.1}}, ""),
+        *(
+            ({"previews": given}, rf"previews\.{name} has no effect without previews")
+            for given, name in (
+                ({"every_epochs": 1}, "every_epochs"),
+                ({"hypernetworks": ["a.pt"]}, "hypernetworks"),
+                ({"sampler": "euler"}, "sampler"),
+            )
+        ),
+        ({"previews": {"every_epochs": 1, "sampler": "euler", "prompts": ["a cat"]}}, ""),
+        ({"previews": {"sampler": "euler", "prompt_file": "p.txt"}}, ""),
+        ({"previews": {"sampler": "ddim"}}, ""),
     ],
 )  # fmt: skip
 def test_what_would_have_no_effect_on_held_out_images_and_sizes_is_refused(changes, words):
@@ -196,6 +226,7 @@ def test_the_settings_page_is_current():
     [
         ({"buckets": [[500, 512]]}, "multiples of 8"),
         ({"buckets": [[512, 512]], "bucket_no_upscale": True}, "contradict"),
+        ({"bucket_table": "metadata", "buckets": [[512, 512]]}, "both say which buckets"),
         ({"bucket_table": "novelai", "bucket_no_upscale": True}, "19 buckets alone"),
         ({"bucket_selection": "nearest"}, "native"),
     ],
@@ -235,7 +266,9 @@ def test_bucket_settings_reach_the_plan(tmp_path):
         ("saving.keep_step_models=2", "keep_step_models has no effect without model_every_steps"),
         ("saving.keep_epoch_models=2", "keep_epoch_models has no effect without model_every_epo"),
         ("training.ema_power=0.5", "no effect without ema_decay"),
-        ("noise.adaptive_scale=0.5", "need offset above 0"),
+        ("noise.adaptive_scale=0.5", r"adaptive_scale needs noise\.offset above 0"),
+        ("noise.offset_random_strength=true", r"noise: offset_random_strength needs noise\.offset"),
+        ("saving.posthoc_dtype='fp32'", r"saving\.posthoc_dtype has no effect without training"),
     ],
 )
 def test_an_option_that_would_do_nothing_is_refused(override, words):
@@ -262,8 +295,19 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
         {"validation": {**OWN_IMAGES, "split": 0.1}},
         {"dataset": {"image_dir": "a", "validation_seed": 3}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
+        {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "bucket_table": "metadata"}},
+        {"validation": {"copies": "bytes", "standard_error": 0.0, "every_steps": 5}},
+        {"previews": {"sampler": "euler"}},
+        {"dataset": {"image_dir": "a", "bucket_no_upscale": True, "enable_bucket": False}},
         {"dataset": {"mask_dir": "m", "datasets": [{"subsets": [{"image_dir": "a"}]}]}},
         {"schedule": {"kind": "warmup_stable_decay"}},
+        {
+            "method": {
+                "kind": "hypernetwork",
+                "start_from": "x.pt",
+                "initialization": "XavierNormal",
+            }
+        },
         {"optimizer": {"eps": 1e-8, "arguments": {"eps": 1e-7}}},
         {"training": {"max_steps": 5, "ema_decay": 0.9, "ema_every": 9}},
     ],
@@ -277,10 +321,24 @@ def test_a_run_that_was_begun_with_what_had_no_effect_goes_on(changes, tmp_path)
     file.write_text(tomli_w.dumps(values), encoding="utf-8")
     config = load_begun_config(file)
     assert config.is_begun
+    dumped = tomllib.loads(dump_toml(config))
+    assert build_run_config(dumped, source="t", begun=True) == config
     changed = with_changes(config, {"training": {"gradient_checkpointing": True}})
     assert changed.is_begun
     assert goes_together(changed)
     assert not build_run_config(MINIMAL, source="t").is_begun
+
+
+def test_all_processes_of_a_run_that_was_begun_go_on_with_what_had_no_effect():
+    values = {**MINIMAL, "validation": {**OWN_IMAGES, "split": 0.1}}
+    config = build_run_config(values, source="t", begun=True)
+
+    def settings_of(group):
+        return settings_of_first(group, config if group.rank == 0 else None, begun=True)
+
+    first, second = in_threads(2, settings_of)
+    assert first == second
+    assert second.is_begun
 
 
 def test_a_run_that_was_begun_with_what_had_no_effect_is_drawn_with(tmp_path):

@@ -77,6 +77,19 @@ def test_what_a_file_leaves_out_is_as_in_sd_scripts_and_the_run_comes_before_tha
     assert (inline.enable_bucket, inline.bucket_selection) == (True, "native")
 
 
+def test_small_images_of_a_file_without_buckets_are_enlarged_as_there(tmp_path):
+    """`bucket_no_upscale` has no effect there without `enable_bucket`, and refuses no file here."""
+    content = {
+        "general": {"bucket_no_upscale": True},
+        "datasets": [
+            {"subsets": [{"image_dir": "a"}]},
+            {"enable_bucket": True, "subsets": [{"image_dir": "b"}]},
+        ],
+    }
+    entries = built({"config": str(file_of(tmp_path, content))}).entries
+    assert [entry.bucket_no_upscale for entry in entries] == [False, True]
+
+
 def test_bucket_sides_are_rounded_outwards_as_there(tmp_path):
     content = {
         "general": {"enable_bucket": True, "min_bucket_reso": 300, "max_bucket_reso": 1000},
@@ -96,6 +109,64 @@ def test_what_is_set_counts_before_what_is_general():
     (entry,) = config.dataset.entries
     assert (entry.width_height, entry.subsets[0].keep_tokens) == ((768, 768), 2)
     assert dataset["general"] == {"resolution": 640, "keep_tokens": 2}
+
+
+EVERYWHERE = {
+    "general": {"shuffle_caption": True},
+    "datasets": [
+        {
+            "resolution": 512,
+            "batch_size": 2,
+            "subsets": [{"image_dir": "a", "num_repeats": 3}, {"image_dir": "b", "num_repeats": 1}],
+        }
+    ],
+}
+
+
+@pytest.mark.parametrize("way", ["file", "inline"])
+@pytest.mark.parametrize(
+    "override",
+    ["dataset.resolution=768", "dataset.num_repeats=2", "training.batch_size=4"],
+)
+def test_what_is_set_above_a_level_that_says_otherwise_everywhere_is_refused(
+    tmp_path, way, override
+):
+    """Or a run is trained as before, and nobody is told."""
+    path = str(file_of(tmp_path, EVERYWHERE))
+    run = {**RUN, "dataset": {"config": path} if way == "file" else EVERYWHERE}
+    setting, giver = override.partition("=")[0], "data.toml" if way == "file" else "each dataset"
+    told = rf"--set {setting} has no effect: .*{giver if setting[0] == 'd' else 'each dataset'}"
+    with pytest.raises(ConfigError, match=told):
+        build_run_config(run, overrides=[override], source="run.toml")
+    kept = build_run_config(run, overrides=["dataset.min_bucket_reso=128"], source="run.toml")
+    assert kept.dataset.entries[0].min_bucket_reso == 128
+
+
+def test_what_is_set_counts_before_the_general_part_of_settings_but_not_of_a_file(tmp_path):
+    run = {**RUN, "dataset": {"config": str(file_of(tmp_path, EVERYWHERE))}}
+    with pytest.raises(ConfigError, match=r"shuffle_caption has no effect: .*data\.toml gives"):
+        build_run_config(run, overrides=["dataset.shuffle_caption=false"], source="run.toml")
+    run = {**RUN, "dataset": EVERYWHERE}
+    config = build_run_config(run, overrides=["dataset.shuffle_caption=false"], source="run.toml")
+    assert not config.dataset.entries[0].subsets[0].shuffle_caption
+
+
+def test_a_batch_size_that_the_only_dataset_decides_is_refused():
+    run = {**RUN, "dataset": {"image_dir": "a", "batch_size": 2, "validation_split": 0.1}}
+    for override in ("training.batch_size=4", "validation.split=0.2"):
+        with pytest.raises(ConfigError, match=r"has no effect: \[dataset\] has"):
+            build_run_config(run, overrides=[override], source="run.toml")
+    free = [*["dataset.batch_size=none", "training.batch_size=4"], "validation.split=none"]
+    assert build_run_config(run, overrides=free, source="run.toml").batch_sizes == {0: 4}
+
+
+def test_repeats_that_names_of_folders_decide_are_not_set(tmp_path):
+    (tmp_path / "10_cat").mkdir()
+    run = {**RUN, "dataset": {"train_data_dir": str(tmp_path)}}
+    with pytest.raises(ConfigError, match=r"--set dataset\.num_repeats has no effect"):
+        build_run_config(run, overrides=["dataset.num_repeats=2"], source="run.toml")
+    config = build_run_config(run, overrides=["dataset.recursive=true"], source="run.toml")
+    assert config.dataset.entries[0].subsets[0].recursive
 
 
 def test_masks_beside_datasets_are_not_passed_over():

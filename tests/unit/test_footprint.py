@@ -358,7 +358,7 @@ def test_a_meta_model_is_made_for_a_fake_step_and_shared_with_others(
     workload = Workload(encoded=SIZE, validation=Group(0, SIZE))
     meter = FootprintPredictor(meta_model, "cuda", workload=workload)
     previews = {"prompts": ["a ball"], "width": 128, "height": 128}
-    settings = {"previews": previews, "validation": {"every_steps": 2}}
+    settings = {"previews": previews, "validation": {"split": 0.3, "every_steps": 2}}
     plain = meter.footprint(train_config(**settings), SIZE, 2)
     assert len(meta_models) == 1 + 3  # to look at; for the step, validation and previews
     assert meter.footprint(train_config(**settings), SIZE, 2) == plain

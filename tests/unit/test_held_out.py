@@ -14,7 +14,12 @@ from PIL import Image, ImageDraw
 from impasto import files
 from impasto.cli.evaluate_images import find_images
 from impasto.config.differences import read_settings
-from impasto.config.load import build_run_config, dump_toml, load_run_of_source
+from impasto.config.load import (
+    build_dataset_config,
+    build_run_config,
+    dump_toml,
+    load_run_of_source,
+)
 from impasto.data.captions import CaptionRules, TrainingPosition
 from impasto.data.pixels.content_hashes import ContentHashes
 from impasto.data.records import Size
@@ -325,6 +330,39 @@ def test_buckets_of_metadata_are_for_a_whole_dataset_or_not_at_all(folder, tmp_p
     assert {*found.plan.bucket_counts} == {*held_out.bucket_counts} == {wanted}
     said = [line for line in notes.lines if "have no train_resolution" in line]
     assert len(said) == (lacks == 1)
+
+
+@pytest.mark.parametrize(
+    ("buckets", "wanted", "told"),
+    [
+        ({"bucket_no_upscale": True}, [(64, 128)], "bucket_no_upscale has no effect"),
+        (
+            {"enable_bucket": False, "bucket_no_upscale": True},
+            [(64, 128)],
+            "enable_bucket = false has no effect",
+        ),
+        ({}, [(64, 128)], ""),
+        ({"buckets": [[128, 128]]}, [(128, 128)], ""),
+    ],
+)
+def test_what_buckets_of_metadata_override_is_told_and_a_table_of_ones_own_comes_first(
+    folder, tmp_path, buckets, wanted, told
+):
+    names = [f"{i:02}.png" for i in range(20)]
+    entries = {name: {"caption": name, "train_resolution": [64, 128]} for name in names}
+    (tmp_path / "meta.json").write_text(json.dumps(entries), encoding="utf-8")
+    subset = {"metadata_file": str(tmp_path / "meta.json"), "image_dir": str(folder)}
+    sides = {"resolution": 64, "min_bucket_reso": 64, "max_bucket_reso": 128}
+    general = {"enable_bucket": True, **sides, **buckets}
+    file = tmp_path / "data.json"
+    file.write_text(json.dumps({"general": general, "datasets": [{"subsets": [subset]}]}))
+    notes = Notes()
+    config = build_dataset_config({"config": str(file)}, source="test")
+    plan = plan_dataset(config, scan_dataset(config, notes).records)
+    assert {*plan.bucket_counts} == {Size(*size) for size in wanted}
+    said = [line for line in notes.lines if "no effect" in line]
+    assert len(said) == bool(told)
+    assert all(told in line for line in said)
 
 
 def test_of_very_many_images_equal_files_alone_are_found(scenes, tmp_path, monkeypatch):

@@ -303,6 +303,7 @@ def test_strengths_and_names(tmp_path):
         ({"dropout": [0, 0.1]}, "has 2 shares for 3 layers"),
         ({"dropout": [0.1, 0.1, 0]}, "0 at the first and the last"),
         ({"start_from": "x.pt", "activation": "relu"}, "no effect with start_from"),
+        ({"start_from": "x.pt", "initialization": "XavierNormal"}, "initialization has no effect"),
     ],
 )
 def test_settings_that_do_not_fit(values, words):

@@ -45,6 +45,7 @@ COMPANIONS = {
     "learning_rate_te2": ["--train_text_encoder"],
     "conditioning_data_dir": ["--masked_loss"],
     "masked_loss": ["--conditioning_data_dir=masks"],
+    "bucket_no_upscale": ["--enable_bucket"],
     "use_safetensors": ["--pretrained_model_name_or_path=sd.ckpt"],
     "save_last_n_epochs": ["--save_every_n_epochs=1"],
     "save_last_n_steps": ["--save_every_n_steps=1"],
@@ -53,6 +54,7 @@ COMPANIONS = {
     "sample_every_n_steps": ["--sample_prompts=p.txt"],
     "sample_every_n_epochs": ["--sample_prompts=p.txt"],
     "sample_at_first": ["--sample_prompts=p.txt"],
+    "sample_sampler": ["--sample_prompts=p.txt", "--sample_every_n_steps=5"],
     "full_fp16": ["--mixed_precision=fp16"],
     "full_bf16": ["--mixed_precision=bf16"],
     "lr_scheduler_num_cycles": ["--lr_scheduler=cosine_with_restarts"],
@@ -148,6 +150,21 @@ def test_prompts_are_read_if_samples_are_asked_for():
     found = settings("--sample_prompts=empty.txt")
     assert "prompt_file" not in found.tree["previews"]
     assert any(line.startswith("--sample_prompts: it has no effect") for line in found.notices)
+
+
+def test_a_sampler_of_previews_that_are_not_drawn_is_told():
+    """The form of kohya_ss always names one."""
+    found = settings("--sample_sampler=euler_a")
+    assert "sampler" not in found.tree["previews"]
+    assert [line for line in found.notices if line.startswith("--sample_sampler: it has no effect")]
+
+
+def test_never_enlarging_without_buckets_is_told():
+    """It has no effect there either, and forms give it always."""
+    found = settings("--bucket_no_upscale")
+    assert "bucket_no_upscale" not in found.tree["dataset"]
+    assert [line for line in found.notices if line.startswith("--bucket_no_upscale: it has no eff")]
+    assert settings("--bucket_no_upscale", "--enable_bucket").tree["dataset"]["bucket_no_upscale"]
 
 
 def test_a_sample_at_first_is_no_sample_on_the_way():
@@ -302,7 +319,11 @@ RULES = [
         "saving.model_every_epochs",
         2,
     ),
-    (["--sample_sampler=k_euler_a"], "previews.sampler", "euler_a"),
+    (
+        ["--sample_sampler=k_euler_a", "--sample_prompts=p.txt", "--sample_every_n_steps=5"],
+        "previews.sampler",
+        "euler_a",
+    ),
     (["--min_timestep=500", "--max_timestep=500"], "timesteps", {"first": 500, "last": 501}),
     (["--mixed_precision=fp16"], "training.mixed_precision", "fp16"),
     (["--torch_compile"], "training.compile", "full"),

@@ -11,11 +11,12 @@ from two_encoders import write_model
 from impasto.checkpoints.kinds import BASE_MODEL, kind_of
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
+from impasto.config.compatibility import goes_together
 from impasto.config.load import build_run_config
 from impasto.errors import ModelError
-from impasto.models.families import RELATIVES, SDXL, SDXL_V, file_layouts
+from impasto.models.families import FAMILIES, RELATIVES, SDXL, SDXL_V, file_layouts
 from impasto.models.reading.configs import configs_from
-from impasto.models.reading.identity import Clues, identify
+from impasto.models.reading.identity import Clues, Identity, identify
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.writing.architectures import ARCHITECTURES, meta_model_of_architecture
 from impasto.models.writing.conversion import convert_model
@@ -23,6 +24,7 @@ from impasto.models.writing.inspection import inspect_model
 from impasto.progress import SilentProgress
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.exposure import Exposure
+from impasto.training.processes import facts_of
 
 ENCODERS = (("text_encoder", "CLIP"), ("text_encoder_2", "OpenCLIP"))
 USUAL = Exposure(200, 1.0, 40.0, (10, 120))
@@ -82,6 +84,43 @@ def test_a_word_against_what_the_model_says_is_warned_of():
         found = advice_on(config, identity, torch.device("cpu"), USUAL, weights=1000)
         assert sum("it forgets what it knows" in line for line in found) == warnings
         assert ("a tensor v_pred" in identity.contradicted_by) == bool(warnings)
+
+
+@pytest.mark.parametrize(
+    ("family_key", "layer", "is_warned"),
+    [("sd1", 2, False), ("sd2-v", 2, True), ("sd2-v", 1, False), ("sdxl", 1, True)],
+)
+def test_another_layer_of_the_text_is_warned_of(family_key, layer, is_warned):
+    values = {
+        "output_dir": "run", "model": {"path": "m", "clip_skip": layer},
+        "dataset": {"image_dir": "."}, "training": {"max_steps": 1},
+    }  # fmt: skip
+    config = build_run_config(values, source="test", begun=True)
+    family = next(family for family in FAMILIES if family.key == family_key)
+    identity = Identity(family, family.prediction, "")
+    found = advice_on(config, identity, torch.device("cpu"), USUAL, weights=1000)
+    own = family.text_encoders[0].text.layer
+    told = f"clip_skip is {layer}, but {family.generation} was trained at layer {own} from the end"
+    assert any(told in line for line in found) == is_warned
+
+
+def test_a_new_run_has_no_clip_skip_on_sdxl_and_one_that_was_begun_goes_on():
+    values = {
+        "output_dir": "run", "model": {"path": "m", "clip_skip": 1},
+        "dataset": {"image_dir": "."}, "training": {"max_steps": 1},
+    }  # fmt: skip
+    known = {
+        family.key: facts_of(
+            build_run_config(values, source="test"),
+            processes=1,
+            identity=Identity(family, family.prediction, ""),
+        )
+        for family in FAMILIES
+    }
+    refused = {"sdxl", "sdxl-v"}
+    for key, facts in known.items():
+        assert goes_together(build_run_config(values, source="test", begun=True), facts)
+        assert goes_together(build_run_config(values, source="test"), facts) == (key not in refused)
 
 
 @pytest.mark.parametrize(

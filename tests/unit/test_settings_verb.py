@@ -106,6 +106,18 @@ def test_the_example_of_a_setting_is_a_value_that_it_takes(path, tmp_path, monke
     assert not [at for at in found if at == path or at.startswith(f"{path}.")], found
 
 
+@pytest.mark.parametrize("written", ["{}", "dataset.{}", "dataset.datasets.subsets.{}"])
+def test_settings_of_subsets_alone_are_found(written):
+    output = said(written.format("loss_weight"))
+    for words in ("dataset.datasets.subsets.loss_weight", "[[dataset.datasets.subsets]]\nloss_we"):
+        assert words in output
+    assert "--set" not in output  # there are several
+    told = json.loads(said(written.format("is_reg"), "--json"))
+    assert told["example"] == {
+        "toml": "[[dataset.datasets.subsets]]\nis_reg = true", "set": None,
+    }  # fmt: skip
+
+
 def test_types_are_told_in_words():
     words = {path: setting.type.text for path, setting in all_settings().items()}
     assert words["dataset.resolution"] == (

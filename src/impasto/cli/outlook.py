@@ -69,8 +69,7 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     require_compatible(config, facts_of(config, processes))
     sampler = build_epoch_sampler(config, found.plan, processes)
     model = load_meta_model(config.model.path, build_open_options(config), progress)
-    prediction = model.identity.prediction
-    require_compatible(config, facts_of(config, processes, prediction=prediction))
+    require_compatible(config, facts_of(config, processes, identity=model.identity))
     trainable = build_trainable(config, model)
     require_usable_optimizer(trainable.modules, config.optimizer)
     steps = count_steps(config, sampler)

@@ -95,7 +95,7 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
     if present != key and present in all_settings() and not silent:
         console.note(f"{key} is called {present} now.\n")
     sections = {section.name or TOP: section for section in all_sections()}
-    found = sections.get(present) or all_settings().get(present)
+    found = sections.get(present) or all_settings().get(present) or _of_subsets(present)
     if found is not None:
         return found
     near = nearest(present, [*all_settings(), *sections])
@@ -105,6 +105,14 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
         f"{', '.join(name for name in sections if name != TOP)}; impasto settings SECTION lists "
         f"the settings of one."
     )
+
+
+def _of_subsets(path: str) -> Setting | None:
+    """The setting of subsets alone that a path or its name stands for."""
+    from impasto.config.tree import SUBSETS, subset_settings
+
+    section, _, name = path.rpartition(".")
+    return subset_settings().get(name) if section in ("", "dataset", SUBSETS) else None
 
 
 def _show_section(section: SettingSection, console: Console) -> None:
@@ -140,19 +148,27 @@ def _show_setting(setting: Setting, console: Console) -> None:
             **({"Former name": former} if former else {}),
         }
     )
-    console.note(f"\n{_toml_example(setting)}\n\n{_set_example(setting)}")
+    examples = filter(None, (_toml_example(setting), _set_example(setting)))
+    console.note("\n" + "\n\n".join(examples))
 
 
 def _toml_example(setting: Setting) -> str:
-    head = f"[{setting.section}]\n" if setting.section else ""
+    from impasto.config.tree import SUBSETS
+
+    table = f"[[{SUBSETS}]]" if setting.section == SUBSETS else f"[{setting.section}]"
+    head = f"{table}\n" if setting.section else ""
     return f"{head}{setting.name} = {_example_value(setting)}"
 
 
-def _set_example(setting: Setting) -> str:
+def _set_example(setting: Setting) -> str | None:
+    """How it is set on the command line; None of a subset, of which there are several."""
     from impasto.config.examples import example_of
     from impasto.config.fields import written
+    from impasto.config.tree import SUBSETS
     from impasto.invocation import quoted
 
+    if setting.section == SUBSETS:
+        return None
     value = example_of(setting)
     text = written(value) if isinstance(value, str) else _example_value(setting)
     return f"--set {quoted(f'{setting.path}={text}')}"

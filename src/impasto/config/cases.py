@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from impasto.optimizer_table import OptimizerRow, row_of
 
 if TYPE_CHECKING:
+    from impasto.config.base import Section
     from impasto.config.method import MethodConfig
     from impasto.config.run import RunConfig
     from impasto.config.training import TrainingConfig
 
 Precision = Literal["no", "fp16", "bf16"]
-
 
 _ENDS_OF_UNET = {"conv_in", "time_embedding", "conv_norm_out", "conv_out"}
 """What a person names only who gives rates to all blocks, as `--block_lr` does."""
@@ -31,6 +32,7 @@ class Facts:
         precision: What `training.mixed_precision = "auto"` stands for.
         total_steps: How many optimizer steps `training.max_epochs` come to.
         predicts_velocity: Whether the base model's U-Net predicts velocity, and not noise.
+        takes_clip_skip: Whether the base model's text may be read at another layer than its own.
     """
 
     device: str | None = None
@@ -39,6 +41,7 @@ class Facts:
     precision: Precision | None = None
     total_steps: int | None = None
     predicts_velocity: bool | None = None
+    takes_clip_skip: bool | None = None
 
 
 SETTINGS_ALONE = Facts()
@@ -167,10 +170,35 @@ class Case:
         return seeded and not asked and not self.config.validation.split
 
     @property
-    def has_idle_buckets(self) -> bool:
-        """Whether there is a table of buckets, and every dataset that has it goes without them."""
-        tables = [entry for entry in self.config.dataset.entries if entry.buckets]
-        return bool(tables) and not any(entry.enable_bucket for entry in tables)
+    def idle_bucket_setting(self) -> str:
+        """A setting of buckets that only datasets without buckets have; empty if there is none."""
+        entries = self.config.dataset.entries
+        given = {
+            "buckets": [entry for entry in entries if entry.buckets],
+            "bucket_no_upscale": [entry for entry in entries if entry.bucket_no_upscale],
+            "bucket_table": [entry for entry in entries if entry.bucket_table == "novelai"],
+        }
+        idle = (key for key, own in given.items() if own and not any(e.enable_bucket for e in own))
+        return next(idle, "")
+
+    @property
+    def idle_validation_setting(self) -> str:
+        """A setting of validation that is given where no images are held out; empty if none is."""
+        names = ("every_steps", "standard_error", "copies")
+        validation = self.config.validation
+        return "" if self.config.holds_out else next(_not_as_usual(validation, names), "")
+
+    @property
+    def draws_previews(self) -> bool:
+        """Whether there are prompts that are drawn while training."""
+        previews = self.config.previews
+        return bool(previews.prompts) or previews.prompt_file is not None
+
+    @property
+    def idle_preview_setting(self) -> str:
+        """A setting of previews that is given where none are drawn; empty if none is."""
+        names = ("every_epochs", "hypernetworks", "sampler")
+        return "" if self.draws_previews else next(_not_as_usual(self.config.previews, names), "")
 
     @property
     def holds_out(self) -> bool:
@@ -201,6 +229,11 @@ class Case:
         return ends or self.text_encoder_begins > 0
 
     @property
+    def posthoc_setting(self) -> str:
+        """A setting of snapshots for post-hoc averages that is given; empty if none is."""
+        return next(_not_as_usual(self.config.saving, ("posthoc_every_steps", "posthoc_dtype")), "")
+
+    @property
     def ema_settings(self) -> str:
         """Settings of the running average that are given and have no other use, in words."""
         training = self.training
@@ -211,3 +244,9 @@ class Case:
             "ema_every": training.ema_every > 1 and shared,
         }
         return " and ".join(f"training.{name}" for name, is_given in given.items() if is_given)
+
+
+def _not_as_usual(section: Section, names: Sequence[str]) -> Iterator[str]:
+    """Those of some settings of a section that are not at their defaults."""
+    fields = type(section).model_fields
+    return (name for name in names if getattr(section, name) != fields[name].default)

@@ -84,13 +84,13 @@ class DatasetKeys(SubsetKeys):
         return self.resolution
 
     @model_validator(mode="after")
-    def _sides_fit(self) -> DatasetKeys:
+    def _sides_fit(self, info: ValidationInfo) -> DatasetKeys:
         step = self.bucket_reso_steps
         if step % 8:
             raise ValueError(f"bucket_reso_steps is {step}; expected a multiple of 8")
         if self.enable_bucket:
             require_steps(self.min_bucket_reso, self.max_bucket_reso, step)
-        self._require_one_table()
+        self._require_one_table(begun=is_of_begun(info))
         if not self.enable_bucket and any(side % 8 for side in self.width_height):
             raise ValueError(
                 f"resolution is {self.resolution}; without buckets both sides must be multiples "
@@ -109,7 +109,7 @@ class DatasetKeys(SubsetKeys):
         if self.enable_bucket and not self.buckets and self.bucket_table != "novelai":
             require_around(self.min_bucket_reso, self.max_bucket_reso, self.width_height)
 
-    def _require_one_table(self) -> None:
+    def _require_one_table(self, *, begun: bool) -> None:
         odd = [size for size in self.buckets if any(side % 8 for side in size)]
         if odd:
             raise ValueError(f"buckets has {list(odd[0])}; expected multiples of 8")
@@ -117,6 +117,11 @@ class DatasetKeys(SubsetKeys):
             raise ValueError(
                 "buckets and bucket_no_upscale contradict each other: the second makes buckets of "
                 "its own. Take one of them out"
+            )
+        if self.buckets and self.bucket_table == "metadata" and not begun:
+            raise ValueError(
+                "buckets and bucket_table metadata contradict each other: both say which buckets "
+                "there are. Take buckets out, or set bucket_table to resolution"
             )
         if self.bucket_table == "novelai" and (self.buckets or self.bucket_no_upscale):
             raise ValueError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto.config.dataset import DatasetConfig, DatasetKeys
-from impasto.config.levels import inherit_settings
+from impasto.config.levels import given_below, inherit_settings
 from impasto.config.subset_keys import SubsetKeys
 from impasto.config.validation import read_json_object, read_toml, validated
 from impasto.errors import ConfigError
@@ -22,22 +22,30 @@ SDSCRIPTS_DEFAULTS: dict[str, Any] = {
 }
 """What sd-scripts does where its file says nothing, as far as it is not our default too."""
 
+_TABLE = "bucket_table"
+_DEFAULTS = {key: value for key, value in SDSCRIPTS_DEFAULTS.items() if key != _TABLE}
+"""Those that hold whatever else a dataset has; a table of its own takes the place of one."""
+
 _LEVELS = ("general", "datasets")
 _MASKS = "conditioning_data_dir"
 _ALWAYS = "cache_info"  # sizes and captions are remembered whatever it says
 
 
-def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def read_dataset_file(
+    path: Path, fallbacks: Mapping[str, Any] | None = None, *, begun: bool = False
+) -> dict[str, Any]:
     """Read a dataset configuration as the content of our `[dataset]`.
 
     Precedence is sd-scripts': subset, dataset, general, `fallbacks` (there the command line), its
-    defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there.
+    defaults. Sides of buckets that are no multiple of the step are rounded outwards, as there, and
+    `bucket_no_upscale` of a dataset without buckets has no effect, as there.
     `conditioning_data_dir` of a subset is its `mask_dir`: masks of the loss, as for
     `sdxl_train.py --masked_loss` (docs/masked_loss_README.md there).
 
     Args:
         path: A `.toml` or `.json` file.
         fallbacks: Keys of a dataset for where the file says nothing.
+        begun: Whether it is for a run that was begun; see `Rule.of_new_runs`.
 
     Raises:
         ConfigError: The file is missing or malformed, a key is unknown or has no effect here, or a
@@ -61,15 +69,16 @@ def read_dataset_file(path: Path, fallbacks: Mapping[str, Any] | None = None) ->
         rounded = round_bucket_sides(general)
         content["general"] = {k: rounded.get(k, value) for k, value in general.items()}
     values = inherit_settings(
-        {**SDSCRIPTS_DEFAULTS, **(fallbacks or {}), **content},
+        {**_DEFAULTS, **(fallbacks or {}), **content},
         DatasetKeys.model_fields,
         SubsetKeys.model_fields,
     )
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
-            _round_sides(dataset)
+            dataset.update(round_bucket_sides(dataset))
+            _settle_buckets(dataset, begun=begun)
     values.update(round_bucket_sides(values))
-    validated(DatasetConfig, values, str(path))
+    validated(DatasetConfig, values, str(path), begun=begun)
     return {"datasets": values["datasets"]}
 
 
@@ -90,16 +99,7 @@ def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
     Raises:
         ConfigError: The file is missing or malformed.
     """
-    content = _with_own_keys(_read(path), path)
-    general, datasets = content.get("general"), content.get("datasets")
-    above = set(general) if isinstance(general, dict) else set()
-    given = []
-    for table in datasets if isinstance(datasets, list) else ():
-        if isinstance(table, dict):
-            subsets = [set(s) for s in table.get("subsets") or () if isinstance(s, dict)]
-            of_subsets = set.intersection(*subsets) if subsets else set()
-            given.append(above | set(table) | of_subsets)
-    return [key for key in keys if given and all(key in level for level in given)]
+    return given_below(_with_own_keys(_read(path), path), keys)
 
 
 def _levels_of(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -153,8 +153,12 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     return read_json_object(path, halves=halves)
 
 
-def _round_sides(dataset: dict[str, Any]) -> None:
-    dataset.update(round_bucket_sides(dataset))
+def _settle_buckets(dataset: dict[str, Any], *, begun: bool) -> None:
+    """Say which table a dataset goes by, and leave out what has no effect on it."""
+    has_own = bool(dataset.get("buckets")) and not begun
+    dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])
+    if dataset["enable_bucket"] is False and not begun:
+        dataset.pop("bucket_no_upscale", None)
 
 
 def round_bucket_sides(values: Mapping[str, Any]) -> dict[str, int]:

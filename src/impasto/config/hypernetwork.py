@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 
-from impasto.config.base import Section
+from impasto.config.base import Section, is_of_begun
 
 DEFAULT_LR = 1e-5  # A1111's, `modules/ui.py`
 
@@ -61,7 +61,7 @@ class HypernetworkMethod(Section):
     """Free text for the file (A1111's `optional_info`)."""
 
     @model_validator(mode="after")
-    def _structure_fits(self) -> HypernetworkMethod:
+    def _structure_fits(self, info: ValidationInfo) -> HypernetworkMethod:
         if len(self.layers) < 2 or self.layers[0] != 1 or self.layers[-1] != 1:
             raise ValueError(f"layers {list(self.layers)} must begin and end with 1")
         if self.dropout and len(self.dropout) != len(self.layers):
@@ -73,6 +73,8 @@ class HypernetworkMethod(Section):
             raise ValueError("dropout must be 0 at the first and the last layer")
         if self.start_from is not None:
             fixed = {"widths", "layers", "activation", "activate_output", "layer_norm", "dropout"}
+            if not is_of_begun(info):
+                fixed.add("initialization")
             defaults = type(self).model_fields
             changed = [n for n in sorted(fixed) if getattr(self, n) != defaults[n].default]
             if changed:

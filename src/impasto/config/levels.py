@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 
@@ -25,6 +25,24 @@ def inherit_settings(
         above = {k: v for k, v in result.items() if k in shared}
         result["datasets"] = [_with_subsets(above, dataset, of_subsets) for dataset in datasets]
     return result
+
+
+def given_below(values: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
+    """Which of some keys all datasets have, so that a value from above counts for none.
+
+    Args:
+        values: The content of `[dataset]`, or of a dataset configuration.
+        keys: The keys that are asked about.
+    """
+    general, datasets = values.get("general"), values.get("datasets")
+    above = set(general) if isinstance(general, Mapping) else set()
+    given = []
+    for table in datasets if isinstance(datasets, (list, tuple)) else ():
+        if isinstance(table, Mapping):
+            subsets = [set(s) for s in table.get("subsets") or () if isinstance(s, Mapping)]
+            of_subsets = set.intersection(*subsets) if subsets else set()
+            given.append(above | set(table) | of_subsets)
+    return [key for key in keys if given and all(key in level for level in given)]
 
 
 def _with_subsets(above: Mapping[str, Any], dataset: Any, of_subsets: Container[str]) -> Any:

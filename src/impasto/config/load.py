@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +18,16 @@ from impasto.config.dreambooth import with_dreambooth_folders
 from impasto.config.former import with_former_values
 from impasto.config.moved import as_seen_from, cache_of_moved_run, folder_of_paths
 from impasto.config.renamed import FormerNameWarning, present_path, with_present_names
-from impasto.config.validation import read_toml, require_text, require_unescaped_paths, validated
+from impasto.config.set_values import (
+    overridden,
+    require_not_given_below,
+    require_not_given_by_datasets,
+    set_values,
+)
+from impasto.config.validation import read_toml, require_text, validated
 from impasto.errors import ConfigError
 from impasto.key_paths import values_by_path
 from impasto.member_paths import COMPRESSED_TARS, is_named
-from impasto.parsing import parse_toml
 from impasto.remote_paths import is_remote
 
 if TYPE_CHECKING:
@@ -126,12 +130,17 @@ def build_run_config(
     """
     from impasto.config.run import RunConfig  # all sections, of which a folder's scan needs one
 
-    tree = _overridden(values, overrides, source)
+    tree = overridden(values, overrides, source)
+    asked = set_values(tree, overrides)
     if isinstance(tree.get("dataset"), dict):
-        tree["dataset"] = _with_file(tree["dataset"])
+        content = with_dreambooth_folders(tree["dataset"])
+        require_not_given_below(content, asked)
+        tree["dataset"] = _with_file(content, begun=begun)
     require_text(tree, source)
     source = f"{source} with --set" if overrides else source
-    return validated(RunConfig, tree, source, begun=begun)
+    config = validated(RunConfig, tree, source, begun=begun)
+    require_not_given_by_datasets(config, asked)
+    return config
 
 
 def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetConfig:
@@ -140,7 +149,7 @@ def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetCo
     Raises:
         ConfigError: A key is unknown, or a value does not fit.
     """
-    return validated(DatasetConfig, _with_file(values), source)
+    return validated(DatasetConfig, _with_file(with_dreambooth_folders(values)), source)
 
 
 def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
@@ -238,64 +247,11 @@ def settings_by_path(config: BaseModel) -> dict[str, Any]:
     return dict(values_by_path(config.model_dump(mode="json")))
 
 
-def _with_file(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Put what files and folders stand for in the place of their names.
-
-    Those are a dataset configuration, and folders of folders named `N_class`.
-    """
-    content = with_dreambooth_folders(values)
+def _with_file(values: Mapping[str, Any], *, begun: bool = False) -> dict[str, Any]:
+    """Put what a dataset configuration stands for in the place of its name."""
+    content = dict(values)
     file = content.pop("config", None)
     if file is None:
         return content
     fallbacks = {k: content.pop(k) for k in list(content) if k in DatasetKeys.model_fields}
-    return content | read_dataset_file(Path(file), fallbacks)
-
-
-def _overridden(values: Mapping[str, Any], overrides: Sequence[str], source: str) -> dict[str, Any]:
-    """The tree with overrides in it; both under present names, so that they meet."""
-    try:
-        tree, _ = with_present_names(_copied(values))
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}.") from error
-    for override in overrides:
-        path, equals, value = override.partition("=")
-        _apply(tree, f"{present_path(path.strip())}{equals}{value}")
-    return tree
-
-
-def _copied(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: _copied(v) if isinstance(v, Mapping) else v for k, v in values.items()}
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    """Set one value; it is read as TOML, or as a plain string where that is not TOML.
-
-    `none` takes a setting out, so that its default holds; for optional ones that is "off".
-    """
-    path, equals, raw = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise ConfigError(
-            f"--set {override!r} is not of the form section.key=value, as in "
-            f"--set optimizer.lr=1e-5"
-        )
-    section = tree
-    for key in keys[:-1]:
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            raise ConfigError(f"--set {override!r}: {key} is a value, not a section.")
-    general = section.get("general") if keys[:-1] == ["dataset"] else None
-    if isinstance(general, dict):  # which counts before [dataset], as in a file of sd-scripts
-        general.pop(keys[-1], None)
-    if raw.strip() == "none":
-        section.pop(keys[-1], None)
-    else:
-        section[keys[-1]] = _read_value(raw.strip())
-        require_unescaped_paths({keys[-1]: section[keys[-1]]}, f"--set {override}")
-
-
-def _read_value(raw: str) -> Any:
-    try:
-        return parse_toml(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        return raw
+    return content | read_dataset_file(Path(file), fallbacks, begun=begun)

@@ -27,8 +27,8 @@ class LossWeights(Section):
     uncertainty: bool = False
     """Learn while training how much each noise level counts: each by the inverse of its usual loss,
     so that all come to weigh the same (arXiv:2312.02696). It takes the place of all other weights
-    by noise level, and begins as the loss of a velocity model. What is learned is kept in states,
-    and is no part of the model."""
+    by noise level but `diff_tuning`, and begins as the loss of a velocity model. What is learned is
+    kept in states, and is no part of the model."""
 
     diff_tuning: Annotated[float, Field(gt=0)] | None = None
     """Train mostly on high noise, and keep what the model knows at low noise, which serves all
@@ -170,8 +170,9 @@ class NoiseConfig(Section):
 
     @model_validator(mode="after")
     def _has_an_offset(self) -> NoiseConfig:
-        if self.offset == 0 and (self.adaptive_scale or self.offset_random_strength):
-            raise ValueError("adaptive_scale and offset_random_strength need offset above 0")
+        added = [n for n in ("adaptive_scale", "offset_random_strength") if getattr(self, n)]
+        if self.offset == 0 and added:
+            raise ValueError(f"{added[0]} needs noise.offset above 0")
         if self.input_perturbation == 0 and self.input_perturbation_random_strength:
             raise ValueError("input_perturbation_random_strength needs input_perturbation above 0")
         discount = type(self).model_fields["multires_discount"].default

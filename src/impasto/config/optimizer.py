@@ -26,7 +26,8 @@ class OptimizerConfig(Section):
 
     lr: Rate = 5e-6
     """Learning rate at the top of the schedule; 1e-6 to 1e-5 is usual for a whole U-Net, a third of
-    that for Lion, 1 for Prodigy and D-Adaptation, which find it themselves."""
+    that for Lion, 1 for Prodigy and D-Adaptation, which find it themselves. Of a hypernetwork it is
+    1e-5 where it is not given."""
 
     betas: tuple[Beta, ...] | None = None
     """Decay rates of the running means of the gradient and of its square; off means the optimizer's

@@ -80,6 +80,15 @@ LOSS = (
 
 TEXT = (
     Rule(
+        ("model.clip_skip",),
+        lambda c: c.config.model.clip_skip is not None and c.facts.takes_clip_skip is False,
+        lambda _: (
+            "model.clip_skip is not for SDXL, both of whose text encoders are read at the last "
+            "layer but one by every program. Take it out"
+        ),
+        of_new_runs=True,
+    ),
+    Rule(
         ("method.text_encoder_from_step", "training.max_steps", "training.max_epochs"),
         lambda c: c.never_learns,
         lambda c: (
@@ -154,11 +163,16 @@ HELD_OUT = (
         of_new_runs=True,
     ),
     Rule(
-        ("dataset.buckets", "dataset.enable_bucket"),
-        lambda c: c.has_idle_buckets,
-        lambda _: (
-            "dataset.buckets has no effect with enable_bucket = false, where all images have the "
-            "size of the resolution. Take one of them out"
+        (
+            "dataset.buckets",
+            "dataset.bucket_no_upscale",
+            "dataset.bucket_table",
+            "dataset.enable_bucket",
+        ),
+        lambda c: bool(c.idle_bucket_setting),
+        lambda c: (
+            f"dataset.{c.idle_bucket_setting} has no effect with enable_bucket = false, where all "
+            f"images have the size of the resolution. Take one of them out"
         ),
         of_new_runs=True,
     ),
@@ -170,6 +184,20 @@ HELD_OUT = (
             "validation.image_dir, or take it out"
         ),
     ),
+    Rule(
+        (
+            "validation.every_steps",
+            "validation.standard_error",
+            "validation.copies",
+            "validation.split",
+        ),
+        lambda c: bool(c.idle_validation_setting),
+        lambda c: (
+            f"validation.{c.idle_validation_setting} has no effect where no images are held out: "
+            f"give validation.split or validation.image_dir, or take it out"
+        ),
+        of_new_runs=True,
+    ),
 )
 """Images that are held out in two ways, or not at all, and sizes that none has."""
 
@@ -177,15 +205,25 @@ HELD_OUT = (
 DRAWN = (
     Rule(
         ("previews.features", "previews.prompts", "previews.prompt_file"),
-        lambda c: (
-            c.config.previews.features is not None
-            and not c.config.previews.prompts
-            and c.config.previews.prompt_file is None
-        ),
+        lambda c: c.config.previews.features is not None and not c.draws_previews,
         lambda _: (
             "previews.features has no effect without previews: give previews.prompts or "
             "previews.prompt_file, or take it out"
         ),
+    ),
+    Rule(
+        (
+            "previews.every_epochs",
+            "previews.hypernetworks",
+            "previews.sampler",
+            "previews.prompts",
+        ),
+        lambda c: bool(c.idle_preview_setting),
+        lambda c: (
+            f"previews.{c.idle_preview_setting} has no effect without previews: give "
+            f"previews.prompts or previews.prompt_file, or take it out"
+        ),
+        of_new_runs=True,
     ),
 )
 """What is done with previews."""

@@ -110,14 +110,8 @@ AVERAGE = (
     ),
     Rule(
         ("training.posthoc_ema", "saving.posthoc_every_steps", "saving.posthoc_dtype"),
-        lambda c: (
-            not c.training.posthoc_ema
-            and (
-                c.config.saving.posthoc_every_steps is not None
-                or c.config.saving.posthoc_dtype != "fp16"
-            )
-        ),
-        lambda _: "saving.posthoc_... has no effect without training.posthoc_ema",
+        lambda c: bool(c.posthoc_setting) and not c.training.posthoc_ema,
+        lambda c: f"saving.{c.posthoc_setting} has no effect without training.posthoc_ema",
     ),
     Rule(
         ("training.posthoc_ema", "method.kind"),

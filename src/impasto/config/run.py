@@ -44,10 +44,12 @@ class ModelConfig(Section):
     URL of one in an object store."""
 
     family: FamilyKey | None = None
-    """What the model is, where its files do not tell; off means to detect it."""
+    """What the model is, where its files do not tell; one that its tensors contradict is refused.
+    Off means to detect it."""
 
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
-    """What its U-Net predicts, where its files do not tell; off means to detect it."""
+    """What its U-Net predicts, where its files do not tell or are wrong: it counts before them, and
+    a warning says so. Off means to detect it."""
 
     weights: Literal["auto", "plain", "ema"] = "auto"
     """Which weights of a file that also has averaged ones: `plain`, which train better, `ema`,
@@ -58,9 +60,10 @@ class ModelConfig(Section):
     fp16."""
 
     clip_skip: Annotated[int, Field(ge=1, le=12)] | None = None
-    """Take the text encoder's n-th layer from the end, followed by its final layer norm. 2 is the
-    penultimate layer that NovelAI trained with; off means the last layer. SD 2.x uses the
-    penultimate layer of its own encoder without this setting."""
+    """Take the text encoder's n-th layer from the end, followed by its final layer norm: 1 is the
+    last, 2 the penultimate that NovelAI trained with. Off means the one that the model's file
+    records, or else the family's own: the last, which of SD 2.x is OpenCLIP's penultimate. SDXL has
+    one of its own, and refuses this."""
 
     size_conditioning: Literal["original", "target"] = "original"
     """What SDXL is told of an image's size. `original`: its own size before resizing, and what its

@@ -33,11 +33,12 @@ class SubsetKeys(Section):
     """How often each image comes in an epoch; 0 leaves the subset out."""
 
     recursive: bool = True
-    """Also take images from sub-folders."""
+    """Also take images from sub-folders; not of a subset with `metadata_file`, which names its
+    images."""
 
     caption_extension: Ending | None = None
     """The ending of the files with the words, in any letter case; off means `.caption` for prose
-    and `.txt` for tags, joined where both exist."""
+    and `.txt` for tags, joined where both exist. A `metadata_file` has the words itself."""
 
     image_column: ColumnName | None = None
     """The column of Parquet and Arrow tables with the images: bytes, Hugging Face's pairs of bytes

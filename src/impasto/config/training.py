@@ -126,12 +126,14 @@ class TrainingConfig(Section):
 
     text_cache_mib: Annotated[int, Field(ge=0)] = 256
     """Memory for remembered outputs of a text encoder that is not trained, in MiB on the U-Net's
-    device; 75 tokens take 0.23 (SD 1.x) to 0.31 (SD 2.x)."""
+    device; on a GPU twice that, as the steps and what is measured and drawn between them have one
+    each. 75 tokens take 0.23 (SD 1.x), 0.30 (SD 2.x) or 0.61 (SDXL)."""
 
     cache_text_to_disk: bool = False
     """Encode all captions before training, keep them beside the latents, and take the text encoder
-    off the device: saves 0.5 to 1.3 GiB there. Where captions change as they are shown, it stays on
-    the device and encodes them when they are met."""
+    off the device, which saves 0.2 (SD 1.x) to 1.5 GiB (SDXL) there where it is stored in 16 bits,
+    and twice that in float32. Where captions change as they are shown, it stays on the device and
+    encodes them when they are met."""
 
     text_from_npz: bool = False
     """Use what sd-scripts' `--cache_text_encoder_outputs_to_disk` left beside the images for SDXL

@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from impasto.config.dataset import DatasetConfig, SubsetConfig
 from impasto.config.field_docs import docs_of
 from impasto.config.kinds import sections_of
 from impasto.config.renamed import SETTINGS
@@ -22,6 +23,9 @@ from impasto.config.value_types import ValueType, section_in, type_of
 
 TOP = "(top level)"
 """What the settings that are in no section are listed under."""
+
+SUBSETS = "dataset.datasets.subsets"
+"""Where a subset of a dataset is, in paths of settings."""
 
 _LONGEST_SENTENCE = 240
 
@@ -97,6 +101,16 @@ def all_sections() -> tuple[SettingSection, ...]:
 def all_settings() -> dict[str, Setting]:
     """Every setting by its path."""
     return {setting.path: setting for section in all_sections() for setting in section.settings}
+
+
+@functools.cache
+def subset_settings() -> dict[str, Setting]:
+    """Every setting that subsets of a dataset alone have, by its name."""
+    own = [key for key in own_first(SubsetConfig) if key not in DatasetConfig.model_fields]
+    fields = SubsetConfig.model_fields
+    return {
+        key: _setting(f"{SUBSETS}.{key}", fields[key], docs_of(SubsetConfig, key)) for key in own
+    }
 
 
 def is_table(name: str) -> bool:

@@ -94,7 +94,10 @@ def _with_agreed_buckets(
     for number, entry in enumerate(config.entries):
         rows = np.flatnonzero(records.subset_numbers == number)
         missing = int((wanted[rows, 0] == 0).sum())
-        if entry.bucket_table != "metadata" or missing in {0, len(rows)}:
+        if entry.bucket_table != "metadata" or missing == len(rows):
+            continue
+        if not missing:
+            _tell_overridden(entry, len(rows), progress)
             continue
         wanted = wanted.copy()
         wanted[rows] = 0
@@ -108,6 +111,21 @@ def _with_agreed_buckets(
     return RecordTable(
         records.texts, records.rows, numbers, records.uses, distinct=records.is_distinct
     )
+
+
+def _tell_overridden(entry: DatasetEntry, images: int, progress: Progress | None) -> None:
+    """Note what buckets that metadata names make of settings; sd-scripts passes over them too."""
+    asked = {
+        "enable_bucket = false": not entry.enable_bucket,
+        "bucket_no_upscale": entry.bucket_no_upscale,
+    }
+    ignored = [name for name, is_given in asked.items() if is_given]
+    if ignored and progress is not None:
+        progress.note(
+            f"The metadata of {counted(images, 'images')} names a bucket for each (bucket_table = "
+            f'"metadata"), so {" and ".join(ignored)} {"have" if len(ignored) > 1 else "has"} no '
+            f"effect."
+        )
 
 
 def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:

@@ -218,6 +218,11 @@ class Family:
         """Whether the U-Net takes a pooled text besides."""
         return any(component.text.pooled for component in self.text_encoders)
 
+    @property
+    def takes_clip_skip(self) -> bool:
+        """Whether a run may choose the layer that its text is read at; one of two encoders not."""
+        return len(self.text_encoders) == 1
+
     def heads(self, channels: list[int]) -> int | list[int]:
         """For `attention_head_dim`, which in these models counts heads: 8, or one per 64."""
         return self.head_count or [width // 64 for width in channels]

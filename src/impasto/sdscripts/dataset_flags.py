@@ -39,6 +39,7 @@ def set_dataset(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         raise ConfigError("--resolution is missing; it has to be given, as 512 or 512,768.")
     for key, value in SDSCRIPTS_DEFAULTS.items():
         dataset.setdefault(key, value)
+    told += _without_idle_buckets(dataset)
     dataset |= round_bucket_sides(dataset)
     if "train_data_dir" in flags:
         dataset["image_dir"] = flags["train_data_dir"]
@@ -63,6 +64,13 @@ def _take_config(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
         )
     ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
     return [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
+
+
+def _without_idle_buckets(dataset: Tree) -> list[str]:
+    """Take out what has no effect on images of one size."""
+    if dataset["enable_bucket"] or not dataset.pop("bucket_no_upscale", False):
+        return []
+    return ["--bucket_no_upscale: it has no effect without --enable_bucket, as there."]
 
 
 def _weigh_regularisation(flags: Mapping[str, Any], dataset: Tree) -> list[str]:

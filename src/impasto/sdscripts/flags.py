@@ -43,7 +43,9 @@ _ATTENTION = "PyTorch's own attention is used, which is as fast and as lean"
 _MODEL = [
     *_same("text", ("pretrained_model_name_or_path", None, "model.path"),
            ("vae", None, "model.vae")),
-    *_only(_OF_SD, Flag("clip_skip", "int", to="model.clip_skip"), Flag("v2")),
+    *_only(_OF_SD, Flag("clip_skip", "int", to="model.clip_skip", differs="without it, the layer "
+           "that the base model's file records is taken, if it does; there it is the last"),
+           Flag("v2")),
     *_only(
         (SDXL_TRAIN,),
         Flag("clip_skip", "int", notice="it has no effect in sd-scripts' sdxl_train.py, and none "

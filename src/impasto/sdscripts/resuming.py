@@ -155,6 +155,8 @@ def _flags_of_data(dataset: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
         return found
     if "train_data_dir" not in given:
         found["train_data_dir"] = str(dataset.get("image_dir", _ABSENT))
+    if dataset.get("enable_bucket", True):
+        found["enable_bucket"] = True
     if "metadata_file" in dataset:
         found["in_json"] = str(dataset["metadata_file"])
     if "resolution" not in given:

@@ -155,13 +155,17 @@ def _previews(flags: Mapping[str, Any], tree: Tree) -> list[str]:
             notices.append(f"--{name}: {flags[name]} means never.")
     if "sample_prompts" in flags and not previews.keys() & {"every_steps", "every_epochs"}:
         previews["every_steps"] = 0
-    if asked or previews.pop("prompt_file", None) is None:
+    if asked:
         return notices
-    return [
-        *notices,
-        f"--sample_prompts: it has no effect without --{', --'.join(intervals[:-1])} or "
-        f"--{intervals[-1]}.",
-    ]
+    previews.pop("sampler")
+    if "sample_sampler" in flags:
+        notices.append("--sample_sampler: it has no effect where no previews are drawn.")
+    if previews.pop("prompt_file", None) is not None:
+        notices.append(
+            f"--sample_prompts: it has no effect without --{', --'.join(intervals[:-1])} or "
+            f"--{intervals[-1]}."
+        )
+    return notices
 
 
 def _logging(

@@ -168,8 +168,8 @@ def _loaded(
         for encoder in model.text_encoders.values():
             if is_waiting(encoder):
                 keep_stored_types(encoder)
-    prediction, processes = model.identity.prediction, accelerator.num_processes
-    known_facts = facts_of(config, processes, device=accelerator.device, prediction=prediction)
+    device, processes = accelerator.device, accelerator.num_processes
+    known_facts = facts_of(config, processes, device=device, identity=model.identity)
     require_compatible(config, known_facts)
     return with_zero_terminal_snr(model) if config.noise.zero_terminal_snr else model
 

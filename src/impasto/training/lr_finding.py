@@ -126,7 +126,7 @@ def settings_of_test(config: RunConfig, tried: LrRange, progress: Progress) -> R
     _require_rate(config)
     changes: dict[str, dict[str, object]] = {
         "training": {"max_steps": tried.steps, "max_epochs": None},
-        "previews": {"prompts": (), "prompt_file": None, "hypernetworks": (), "features": None},
+        "previews": {name: f.default for name, f in type(config.previews).model_fields.items()},
         "schedule": {name: f.default for name, f in type(config.schedule).model_fields.items()},
     }  # fmt: skip
     method = config.method

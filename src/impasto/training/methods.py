@@ -51,6 +51,8 @@ def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
 def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trainable:
     _require_blocks(method.block_lrs, model)
     _require_found(method.train_only, model)
+    if not config.is_begun:
+        _require_trained(method, model)
     trainable = FullFineTune(
         model,
         lr=config.optimizer.lr,
@@ -118,6 +120,18 @@ def _require_blocks(block_lrs: Mapping[str, float], model: BaseModel) -> None:
             raise ConfigError(
                 f"method.block_lrs has a rate for {block}, and the U-Net of {model.contents.name} "
                 f"has no such block, or other names stand for all of it. Take it out."
+            )
+
+
+def _require_trained(method: FullMethod, model: BaseModel) -> None:
+    """A rate of a block of which `train_only` lets nothing learn would have no effect."""
+    rates, only = method.block_lrs, method.train_only
+    found = {name for pattern in only for name in found_by(model.unet, pattern)}
+    for block, rate in rates.items():
+        if only and rate and not any(block_of(name, rates) == block for name in found):
+            raise ConfigError(
+                f"method.block_lrs has a rate for {block}, of which method.train_only lets nothing "
+                f"learn. Take it out, or add a pattern for it."
             )
 
 

@@ -9,7 +9,8 @@ from accelerate import Accelerator
 
 from impasto.config.cases import Facts
 from impasto.config.run import RunConfig
-from impasto.diffusion.prediction import VELOCITY, Prediction
+from impasto.diffusion.prediction import VELOCITY
+from impasto.models.reading.identity import Identity
 from impasto.training.devices import default_device, is_configured_for
 from impasto.training.parallel.accelerate_config import configured_sharding, reshard_after_forward
 from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStrategy
@@ -21,7 +22,7 @@ def facts_of(
     processes: int,
     total_steps: int | None = None,
     device: torch.device | None = None,
-    prediction: Prediction | None = None,
+    identity: Identity | None = None,
 ) -> Facts:
     """What is known of a run on this machine beside its settings.
 
@@ -30,7 +31,7 @@ def facts_of(
         processes: How many processes share the run.
         total_steps: Its optimizer steps, if they have been counted.
         device: Where it computes; the first GPU or else the CPU, unless another is given.
-        prediction: What its base model predicts, if that was opened.
+        identity: What its base model is, if that was opened.
     """
     return Facts(
         device=(device or default_device()).type,
@@ -38,7 +39,8 @@ def facts_of(
         sharding=configured_sharding(),
         precision=computed_kind(config),
         total_steps=total_steps,
-        predicts_velocity=None if prediction is None else prediction is VELOCITY,
+        predicts_velocity=None if identity is None else identity.prediction is VELOCITY,
+        takes_clip_skip=None if identity is None else identity.family.takes_clip_skip,
     )
 
 

@@ -45,12 +45,15 @@ def failing_together() -> Iterator[ProcessGroup | None]:
         yield group
 
 
-def settings_of_first(group: ProcessGroup, own: RunConfig | None) -> RunConfig | None:
+def settings_of_first(
+    group: ProcessGroup, own: RunConfig | None, *, begun: bool = False
+) -> RunConfig | None:
     """The settings as the first process has resolved them; None where it has nothing left to do.
 
     Args:
         group: All processes, each of which calls it.
         own: The settings of this process; only those of the first one count.
+        begun: Whether they are of a run that was begun; see `Rule.of_new_runs`.
     """
     if group.size == 1:
         return own
@@ -60,7 +63,7 @@ def settings_of_first(group: ProcessGroup, own: RunConfig | None) -> RunConfig |
     if text == _NOTHING_LEFT:
         return None
     values = with_former_values(parse_toml(text))
-    return build_run_config(values, source="the settings of the first process")
+    return build_run_config(values, source="the settings of the first process", begun=begun)
 
 
 def first_settings_here(group: ProcessGroup, own: RunConfig, location: Path | None) -> RunConfig:
@@ -91,7 +94,7 @@ def settings_to_resume(
         require_machine(own)
         if is_copy(run, own.output_dir):
             own = own.model_copy(update={"output_dir": run.path})
-    config = own if group is None else settings_of_first(group, own)
+    config = own if group is None else settings_of_first(group, own, begun=True)
     if config is None:
         return None
     config = in_directory_of(run, config)

@@ -102,12 +102,16 @@ class Hypernetwork(nn.Module):
     Args:
         widths: Of the contexts that are changed.
         structure: How each network is built.
+
+    Attributes:
+        structure: How each network is built.
+        initialization: What its weights began as, by A1111's names; `initialize` changes it.
     """
 
     def __init__(self, widths: Sequence[int], structure: Structure) -> None:
         super().__init__()
         require_activation(structure.activation)
-        self.structure = structure
+        self.structure, self.initialization = structure, "Normal"
         self.pairs = nn.ModuleDict(
             {
                 str(width): nn.ModuleDict({h: ContextNetwork(width, structure) for h in HALVES})
@@ -134,6 +138,7 @@ class Hypernetwork(nn.Module):
     def of(cls, contents: HypernetworkContents) -> Hypernetwork:
         """The networks of a file, in float32."""
         network = cls(contents.widths, contents.structure)
+        network.initialization = contents.initialization
         network.load_state_dict(
             {f"pairs.{name}": tensor.float() for name, tensor in contents.tensors().items()}
         )
@@ -171,6 +176,7 @@ def initialize(network: Hypernetwork, name: str, seed: int) -> None:
         raise ConfigError(
             f"There is no initialization {name!r}; choose one of {', '.join(INITIALIZATIONS)}."
         )
+    network.initialization = name.replace("ZeroOutput", "Normal")  # which A1111 has no name for
     gain: Any = "leaky_relu" if network.structure.activation == "leakyrelu" else "relu"
     generator = torch.Generator().manual_seed(seed)
     fill: dict[str, Callable[[Tensor], Any]] = {

@@ -27,7 +27,8 @@ class ClipHiddenStates(nn.Module):
         reading: How its family uses it.
         clip_skip: Another layer than its family's, counted from the end. 2 is NovelAI's choice
             (NovelAI Improvements on Stable Diffusion, 2022): hidden_states[-2] + final layer norm.
-            SD 2's encoder has one layer less than OpenCLIP's, so its last is the penultimate.
+            SD 2's encoder has one layer less than OpenCLIP's, so its last is the penultimate; it is
+            counted from that, as in sd-scripts. Runs of SDXL have none.
     """
 
     def __init__(

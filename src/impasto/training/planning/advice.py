@@ -112,10 +112,11 @@ def _on_looks(config: RunConfig, exposure: Exposure) -> list[str]:
 def _on_model(config: RunConfig, identity: Identity) -> list[str]:
     found = []
     family = identity.family
-    if config.model.clip_skip is not None and not family.takes_any_layer:
+    layer, own = config.model.clip_skip, family.text_encoders[0].text.layer
+    if layer not in (None, own) and not family.takes_any_layer:
         found.append(
-            f"model.clip_skip is set for {family.generation}, of which the penultimate layer of "
-            f"the text encoder is taken already."
+            f"model.clip_skip is {layer}, but {family.generation} was trained at layer {own} from "
+            f"the end of its text encoder: words mean something else at another one."
         )
     if identity.contradicted_by:
         found.append(

@@ -141,7 +141,7 @@ class HypernetworkExporter:
             module.structure,
             name=target.name.removesuffix(model_suffix(config)),
             step=source.steps,
-            initialization=asked.initialization.replace("ZeroOutput", "Normal"),
+            initialization=module.initialization,
             base_name=source.model.contents.name,
             info=asked.info,
             metadata={
