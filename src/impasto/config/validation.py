@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
+from impasto.config import elsewhere
 from impasto.config.base import BEGUN
 from impasto.config.kinds import sections_of
 from impasto.errors import ConfigError
@@ -284,34 +285,12 @@ def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
         return f"{path} has no effect: {REFUSED[key]}"
     allowed = _allowed_keys(root, location[:-1])
     near = (
-        _same_elsewhere(path, root)
+        elsewhere.of_that_name(path, root)
         or difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
-        or _near_elsewhere(path, root)
+        or elsewhere.nearest(path, root)
     )
     nearest = f"the nearest is {near[0]}; " if near else ""
     return f"unknown key {path} ({nearest}known here: {', '.join(allowed)})"
-
-
-def _same_elsewhere(path: str, root: type[BaseModel]) -> list[str]:
-    """The settings of a run that are called so in another section."""
-    name = path.rpartition(".")[2]
-    return [setting for setting in _settings(root) if setting.rpartition(".")[2] == name]
-
-
-def _near_elsewhere(path: str, root: type[BaseModel]) -> list[str]:
-    """The setting of another section of a run that was probably meant, if there is one."""
-    from impasto.config import tree  # which imports all sections, and they this module
-
-    name, settings = path.rpartition(".")[2], _settings(root)
-    return list(filter(None, [tree.nearest(name, settings)])) if settings else []
-
-
-def _settings(root: type[BaseModel]) -> Sequence[str]:
-    """All settings of a run; none of anything else."""
-    from impasto.config import tree
-    from impasto.config.run import RunConfig
-
-    return list(tree.all_settings()) if root is RunConfig else []
 
 
 def _written(location: Sequence[str]) -> str:

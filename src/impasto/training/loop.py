@@ -145,11 +145,7 @@ class TrainingLoop:
             self._stop.after_step(self._stop_message()),
             self._failures.saving_on_error(step) as done,
         ):
-            self._recorder.meter.restart()
-            if self._window is not None:
-                self._recorder.meter.resume(self._window)
-                if self._triggers.log(step):  # the line could not be written then
-                    self._recorder.log(step)
+            self._recorder.begin(step, self._window, is_due=self._triggers.log(step))
             steps_with_batches = iterate_steps(
                 session.data,
                 session.sampler,

@@ -21,7 +21,7 @@ from impasto.remote_paths import shown
 from impasto.runs import RunDirectory
 from impasto.training.events import TrainingEvents
 from impasto.training.monitoring.image_losses import ImageLosses
-from impasto.training.monitoring.metrics import MetricsCollector
+from impasto.training.monitoring.metrics import MetricsCollector, MetricsWindow
 from impasto.training.monitoring.trackers import (
     TrackedRun,
     Tracker,
@@ -116,6 +116,20 @@ class Recorder:
                 tracker.close()
             except StorageError as error:
                 self._events.note(f"{type(tracker).__name__} lacks its last numbers: {error}")
+
+    def begin(self, done: int, window: MetricsWindow | None, *, is_due: bool) -> None:
+        """Begin to measure after `done` steps.
+
+        Args:
+            done: That number.
+            window: What steps before came to that no line tells of.
+            is_due: Whether a line of metrics is due then: it could not be written, with a window.
+        """
+        self.meter.restart()
+        if window is not None:
+            self.meter.resume(window)
+            if is_due:
+                self.log(done)
 
     def log(self, done: int) -> None:
         """Write a line of metrics about the steps since the last one; waits for the device.
