@@ -69,9 +69,11 @@ CHECKS = (
 )
 FAST_TESTS = ("tests/unit", "tests/parity", "tests/property")
 LONG_TESTS = (
-    # of those, the files that compute fake steps for every rung of the memory ladder: minutes
-    "tests/unit/test_cuda_shapes.py", "tests/unit/test_footprint.py",
-    "tests/unit/test_memory_moments.py", "tests/unit/test_native_precision.py",
+    # of those, files that compile, or compute fake steps of full-size models or of every rung of
+    # the memory ladder
+    "tests/unit/test_compiling.py", "tests/unit/test_cuda_shapes.py", "tests/unit/test_float8.py",
+    "tests/unit/test_footprint.py", "tests/unit/test_memory_moments.py",
+    "tests/unit/test_native_precision.py", "tests/unit/test_weight_copies.py",
 )  # fmt: skip
 NETWORK_WORDS = (
     "NewConnectionError", "ConnectionError", "Temporary failure in name resolution", "timed out",

@@ -4,6 +4,7 @@ The restatements below read a `.pt` with torch.load and know nothing of Impasto'
 by the keys of the file alone, as A1111's and ComfyUI's programs do.
 """
 
+import functools
 import itertools
 
 import pytest
@@ -297,6 +298,11 @@ def test_initializations_are_a1111s(name, activation):
     )
 
 
+@functools.cache
+def full_size_unet(base):
+    return meta_model_of_architecture(find_architecture(base)).unet
+
+
 @pytest.mark.parametrize(
     ("base", "widths", "said"),
     [
@@ -310,7 +316,7 @@ def test_initializations_are_a1111s(name, activation):
 )
 def test_a_full_size_one_is_taken_by_its_own_family_alone(base, widths, said):
     """640 and 1280 are widths of all families; that of the words tells them apart."""
-    unet = meta_model_of_architecture(find_architecture(base)).unet
+    unet = full_size_unet(base)
     if said is None:
         require_matching_widths("ink", widths, unet)
         return
