@@ -69,11 +69,13 @@ CHECKS = (
 )
 FAST_TESTS = ("tests/unit", "tests/parity", "tests/property")
 LONG_TESTS = (
-    # of those, files that compile, or compute fake steps of full-size models or of every rung of
-    # the memory ladder
+    # of those, files that compile, run several programs at once or on stores, or compute fake steps
+    # of full-size models or of every rung of the memory ladder
     "tests/unit/test_compiling.py", "tests/unit/test_cuda_shapes.py", "tests/unit/test_float8.py",
-    "tests/unit/test_footprint.py", "tests/unit/test_memory_moments.py",
-    "tests/unit/test_native_precision.py", "tests/unit/test_weight_copies.py",
+    "tests/unit/test_encoding_claims.py", "tests/unit/test_footprint.py",
+    "tests/unit/test_hashed_together.py", "tests/unit/test_memory_moments.py",
+    "tests/unit/test_native_precision.py", "tests/unit/test_stored_cache.py",
+    "tests/unit/test_weight_copies.py",
 )  # fmt: skip
 NETWORK_WORDS = (
     "NewConnectionError", "ConnectionError", "Temporary failure in name resolution", "timed out",
