@@ -55,6 +55,22 @@ class KillAt(SilentEvents):
         return RunDirectory(self.copy.rename(self.path))
 
 
+def trained_and_killed(config, step, saved):
+    """A run to its end, and what a kill after a step leaves of it; see `KillAt`."""
+    kill = KillAt(config.output_dir, step, saved)
+    return train(config, kill), RunDirectory(kill.copy)
+
+
+FOUR = {"training": {"max_steps": 4}}
+
+
+def run_of_four(shared_config):
+    """A run of four steps that nothing happened to, with all states."""
+    saving = {"state_every_steps": 1, "keep_states": 9}
+    folder = str(shared_config().output_dir.with_name("whole"))
+    return train(shared_config(output_dir=folder, saving=saving, **FOUR))
+
+
 def copied(run, folder):
     """A run and all that lies beside it, in another folder, with the paths of its settings."""
     shutil.copytree(run.path.parent, folder, dirs_exist_ok=True)

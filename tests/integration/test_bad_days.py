@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import impasto
-from runs import KillAt, StopAt, copied, exported
+from runs import FOUR, StopAt, copied, exported, trained_and_killed
 from safetensors.torch import load_file
 
 from impasto import files, locks
@@ -49,16 +49,10 @@ def flip_a_bit(file: Path) -> None:
     file.write_bytes(bytes(content))
 
 
-LENGTH = {"training": {"max_steps": 4}}
-
-
 @pytest.fixture(scope="module")
 def kept_and_killed(shared_config):
     """A run of four steps with a state after each, and what a kill in its last one leaves."""
-    config = shared_config(saving=EACH_STEP, **LENGTH)
-    kill = KillAt(config.output_dir, step=4, saved=3)
-    whole = train(config, kill)
-    return whole, RunDirectory(kill.copy)
+    return trained_and_killed(shared_config(saving=EACH_STEP, **FOUR), step=4, saved=3)
 
 
 @pytest.fixture
@@ -169,7 +163,7 @@ def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config
             "every_steps": 2, "prompts": ["a cat"], "at_first": False,
             "width": 32, "height": 32, "steps": 1,
         },
-        **LENGTH,
+        **FOUR,
     )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(3))
@@ -243,7 +237,7 @@ def test_a_cache_that_is_deleted_while_training(train_config, whole):
         self._open.clear()
         return real(self, name)
 
-    config = train_config(**LENGTH)
+    config = train_config(**FOUR)
     try:
         with pytest.raises(DatasetError, match=r"removed or damaged.*state after \d steps is s"):
             train(config, Deleting())
@@ -344,7 +338,7 @@ def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, nam
         return Full(file) if is_full else file
 
     monkeypatch.setattr(Path, "open", open_)
-    config = train_config(logging={"every_steps": 1, "image_losses": True}, **LENGTH)
+    config = train_config(logging={"every_steps": 1, "image_losses": True}, **FOUR)
     with pytest.raises(StorageError, match=rf"disk is full: .*{name}"):
         train(config)
     text = (config.output_dir / name).read_text(encoding="utf-8")
@@ -398,7 +392,7 @@ def test_ctrl_c_is_acknowledged_at_once_and_the_second_stops_now(train_config, w
                 assert self.said.wait(60), "nothing is said before the step is over"
                 signal.raise_signal(signal.SIGINT)
 
-    config, events = train_config(saving=EACH_STEP, **LENGTH), Press()
+    config, events = train_config(saving=EACH_STEP, **FOUR), Press()
     with pytest.raises(Interrupted, match=r"Stopped at once.*impasto resume"):
         train(config, events)
     run = RunDirectory(config.output_dir)

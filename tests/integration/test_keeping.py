@@ -10,7 +10,7 @@ from collections import Counter
 import pytest
 import torch
 from component_files import UNET_FILE
-from runs import StopAt, exported
+from runs import FOUR, StopAt, exported, run_of_four
 from safetensors.torch import load_file
 
 from impasto import __version__, background
@@ -24,16 +24,11 @@ from impasto.training.saving import saver
 from impasto.training.saving.export import SUMMARY_KEY
 from impasto.training.trainer import resume, train
 
-FOUR = {"training": {"max_steps": 4}}
-
 
 @pytest.fixture(scope="module")
 def whole(shared_config):
-    """A run of four steps that nothing happened to, with all states. Read-only by agreement."""
-    folder = str(shared_config().output_dir.with_name("whole"))
-    return train(
-        shared_config(output_dir=folder, saving={"state_every_steps": 1, "keep_states": 9}, **FOUR)
-    )
+    """Read-only by agreement."""
+    return run_of_four(shared_config)
 
 
 def test_training_goes_on_while_a_state_is_written(train_config, whole, monkeypatch):

@@ -4,7 +4,7 @@ import threading
 
 import pytest
 import torch
-from runs import StopAt, exported
+from runs import FOUR, StopAt, exported, run_of_four
 
 from impasto.data.loading.dataset import TrainingData
 from impasto.diffusion.uncertainty import Uncertainty
@@ -16,16 +16,11 @@ from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.saving import saver
 from impasto.training.trainer import resume, train
 
-FOUR = {"training": {"max_steps": 4}}
-
 
 @pytest.fixture(scope="module")
 def whole(shared_config):
-    """A run of four steps that nothing happened to, with all states. Read-only by agreement."""
-    folder = str(shared_config().output_dir.with_name("whole"))
-    return train(
-        shared_config(output_dir=folder, saving={"state_every_steps": 1, "keep_states": 9}, **FOUR)
-    )
+    """Read-only by agreement."""
+    return run_of_four(shared_config)
 
 
 OUT = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")

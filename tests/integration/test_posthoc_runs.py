@@ -5,14 +5,13 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from runs import KillAt, StopAt, copied, exported
+from runs import StopAt, copied, exported, trained_and_killed
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.main import impasto as commands
 from impasto.cli.plan import plan_as_json
 from impasto.errors import ConfigError, ModelError, RunError
 from impasto.progress import SilentProgress
-from impasto.runs import RunDirectory
 from impasto.training import session_parts
 from impasto.training.events import SilentEvents
 from impasto.training.posthoc_models import make_averages, measure
@@ -52,10 +51,7 @@ def averaged(train_config):
 @pytest.fixture(scope="module")
 def whole_and_killed(shared_config):
     """A run with averages, and what a kill after seven of its twelve steps leaves of it."""
-    config = shared_config(**USUAL)
-    kill = KillAt(config.output_dir, step=7, saved=5)
-    whole = train(config, kill)
-    return whole, RunDirectory(kill.copy)
+    return trained_and_killed(shared_config(**USUAL), step=7, saved=5)
 
 
 @pytest.fixture

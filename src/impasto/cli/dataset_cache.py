@@ -129,15 +129,19 @@ def encode(
             engine=engine,
         )
     exports: dict[str, Exported] = {}
-    # beside images of validation.image_dir nobody would read them
-    own = {record.path for record in scan.records}
-    beside = result.part(n for n, image in enumerate(result.images) if image.record.path in own)
+    beside = _of_dataset(result, scan)
     if export_npz:
         exports["Written as .npz"] = export_latents(beside, latents, console, endings)
     if text_ending is not None:
         texts = export_texts(beside.table.records, base, text_ending, device, console)
         exports["Written as _te_outputs.npz"] = texts
     _report(console, source, scan.without(result.skipped), result, latents.folder, exports)
+
+
+def _of_dataset(result: CachedPlan, scan: Scan) -> CachedPlan:
+    """What was encoded of the dataset's own images: beside those of validation nobody reads any."""
+    own = {record.path for record in scan.records}
+    return result.part(n for n, image in enumerate(result.images) if image.record.path in own)
 
 
 def _encoder_of(
