@@ -104,8 +104,7 @@ def encode(
 
     writes_beside = export_npz or export_te_npz
     given: dict[str, Any] = {"on_error": "stop"} if strict else {}
-    if workers is not None:
-        given["decode_workers"] = workers
+    given |= {} if workers is None else {"decode_workers": workers}
     config = _config(source, options, given, writes_beside=writes_beside)
     console, run = Console(), _run_of(source, config)
     with open_engine(config, console, validation_folders(run) if run else ()) as engine:
