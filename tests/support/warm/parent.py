@@ -29,6 +29,7 @@ import sys
 import threading
 import types
 import warnings
+import weakref
 from pathlib import Path
 from typing import NoReturn
 
@@ -74,6 +75,8 @@ def import_all() -> None:
         templates = importlib.import_module("impasto.report.page").templates()
         for name in templates.list_templates(["j2"]):
             templates.get_template(name)
+    for finalizer in tuple(weakref.finalize._registry):
+        finalizer.atexit = False  # PyTorch's libraries of operators, which end with the process
 
 
 class Command:

@@ -13,7 +13,7 @@ from impasto.errors import ConfigError
 from impasto.models.families import SD1, SD2_BASE, SDXL
 from impasto.models.family import Family
 from impasto.models.networks.loading import BaseModel, meta_model_of, state_dicts
-from impasto.models.networks.making import make_network
+from impasto.models.networks.making import make_network, without_values
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.identity import Identity
 from impasto.models.reading.pipeline_files import scheduler_config
@@ -175,7 +175,7 @@ def meta_model_of_architecture(
         stored: The type that its file would hold.
     """
     types = dict.fromkeys(architecture.family.names, stored)
-    with torch.device("meta"):
+    with without_values():
         return meta_model_of(_contents(architecture, "an architecture").cast(types))
 
 
