@@ -202,6 +202,11 @@ def _settings(
             f"impasto.prepare(batch_size={batch_size!r}): expected a number of images. What fits "
             f"into memory is for impasto.train to find."
         )
+    if clip_skip is not None and not model.family.takes_clip_skip:
+        raise ConfigError(
+            f"impasto.prepare(clip_skip={clip_skip}) is not for {model.family.name}, whose text "
+            f"encoders are read at layers of their own. Take it out."
+        )
     of_model = {name: dataset.pop(name) for name in ("max_tokens", "empty_text") if name in dataset}
     config = build_run_config(
         {
