@@ -311,6 +311,17 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
             "infinite where nothing is left",
         ),
         (
+            {
+                "optimizer": {
+                    "kind": "prodigy",
+                    "weight_decay": 0.01,
+                    "arguments": {"weight_decouple": False},
+                }
+            },
+            Facts(),
+            "weight_decay had no effect",
+        ),
+        (
             {"optimizer": {"start_decay": 1.0}},
             Facts(sharding="FSDP", processes=2),
             "a model that is sharded by FSDP",

@@ -98,6 +98,12 @@ class Case:
         return self.kind == "adamw" and bool(self.config.optimizer.arguments.get("fused", True))
 
     @property
+    def adds_decay_to_gradients(self) -> bool:
+        """Whether weights are to decay by way of their gradients."""
+        given = self.config.optimizer.given()
+        return given.get("weight_decouple") is False and bool(given.get("weight_decay"))
+
+    @property
     def rates(self) -> list[float]:
         """The different learning rates of what is trained, in order."""
         method, lr = self.method, self.config.optimizer.lr

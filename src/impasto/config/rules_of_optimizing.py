@@ -72,6 +72,16 @@ OPTIMIZER = (
         of_new_runs=True,
     ),
     Rule(
+        ("optimizer.arguments", "optimizer.kind", "optimizer.weight_decay"),
+        lambda c: c.kind.lower().endswith("prodigy") and c.adds_decay_to_gradients,
+        lambda c: (
+            f"optimizer.arguments weight_decouple = false: {c.kind} would add the decay to the "
+            f"gradient after all that it reads of it, so that weight_decay had no effect. Take it "
+            f"out: the weights are then pulled as AdamW does"
+        ),
+        of_new_runs=True,
+    ),
+    Rule(
         ("training.offload_optimizer", "optimizer.kind"),
         lambda c: c.training.offload_optimizer and c.row.is_paged,
         lambda c: (
