@@ -58,6 +58,22 @@ def test_the_setting_of_another_section_that_was_meant_is_named(written, meant):
         build_run_config(MINIMAL, [f"{written}=1"], source="t")
 
 
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("training.steps", "max_steps"),
+        ("validation.steps", "every_steps"),
+        ("schedule.steps", "decay_steps"),
+        ("saving.steps", "state_every_steps"),
+        ("logging.steps", "every_steps"),
+        ("method.lr", r"optimizer\.lr"),  # and not text_encoder_lr
+    ],
+)
+def test_a_longer_name_in_the_same_section_comes_before_that_name_in_another(written, meant):
+    with pytest.raises(ConfigError, match=rf"key {written} \(the nearest is {meant}; known"):
+        build_run_config(MINIMAL, [f"{written}=1"], source="t")
+
+
 def test_resolved_settings_read_back_the_same():
     config = build_run_config(MINIMAL, ["dataset.resolution=[512, 768]"], source="t")
     assert build_run_config(tomllib.loads(dump_toml(config)), source="t") == config
