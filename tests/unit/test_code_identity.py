@@ -150,7 +150,7 @@ def with_history(loss):
 
 
 class Noting:
-    seen = []  # of all of them
+    seen = []  # noqa: RUF012 - of all of them
 
     def __call__(self, loss):
         self.seen.append(loss)
