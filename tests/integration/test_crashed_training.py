@@ -25,8 +25,7 @@ ADAFACTOR = {
 }
 
 VARIANTS = {
-    "losses, noise, average in memory, cosine, dropout, accumulation, "
-    "text encoder for a while, 8-bit, checkpointing, channels last": {
+    "losses, noise, average in memory, cosine, text encoder for a while, 8-bit, channels last": {
         "training": {
             "ema_decay": 0.9,
             "ema_power": 0.75,
