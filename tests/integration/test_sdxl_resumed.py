@@ -23,6 +23,7 @@ REGULARISED = (
     "one encoder learns, velocity to pure noise, fp16 weights, several chunks, regularisation"
 )
 
+
 def augmented(pictures, balls):
     """Subsets with repeats of their own, one of them for regularisation."""
     subsets = [
