@@ -363,16 +363,19 @@ def test_scanning_a_folder_that_cannot_be_written(pictures, monkeypatch):
 
 def test_a_signal_while_preparing_is_one_sentence(train_config):
     class Press(SilentEvents):
+        def __init__(self, number):
+            self.number = number
+
         def stage(self, description, total, unit):
             if description.startswith("Encoding"):
-                signal.raise_signal(number)
+                signal.raise_signal(self.number)
             return super().stage(description, total, unit)
 
     config = train_config(training={"max_steps": 1})
     said = r"Nothing was trained yet.*same command again"
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
         with pytest.raises(Interrupted, match=said) as caught:
-            train(config, Press())
+            train(config, Press(number))
         assert caught.value.exit_code == code
         assert not config.output_dir.exists()
     assert train(config).exported_model() is not None

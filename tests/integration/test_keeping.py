@@ -24,7 +24,6 @@ from impasto.training.saving import saver
 from impasto.training.saving.export import SUMMARY_KEY
 from impasto.training.trainer import resume, train
 
-
 SEEN = {"timesteps": 1, "standard_error": 0, "training_images": 1}
 
 
