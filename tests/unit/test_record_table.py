@@ -39,7 +39,7 @@ RECORDS = st.lists(
         class_tokens=st.sampled_from(["", "a dog"]),
         extra_repeats=st.integers(0, 4),
     ),
-    max_size=12,
+    max_size=6,
 )
 
 
@@ -54,7 +54,7 @@ ROOTS = st.sampled_from([Path(), Path("set"), Path("/abs"), Path("/"), Path("set
 
 
 @settings(deadline=None)
-@given(RECORDS, st.lists(st.tuples(NAMES, ROOTS), min_size=12, max_size=12), st.booleans())
+@given(RECORDS, st.lists(st.tuples(NAMES, ROOTS), min_size=6, max_size=6), st.booleans())
 def test_names_and_captions_are_those_of_the_records(records, places, as_given):
     """Also of paths as a scan hands them over, which are not written as `Path` writes them."""
     records = [
