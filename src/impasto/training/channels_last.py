@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from impasto.training.optim.chunked import ChunkedOptimizer
+
 
 def use_channels_last(unet: nn.Module, device: torch.device) -> None:
     """Keep a U-Net's convolutions in channels-last order.
@@ -39,6 +41,9 @@ def keep_order(optimizer: torch.optim.Optimizer) -> None:
     Args:
         optimizer: It; those of other libraries keep to the order by themselves.
     """
+    if isinstance(optimizer, ChunkedOptimizer):
+        for inner in optimizer.inner:
+            keep_order(inner)
     if not type(optimizer).__module__.startswith("bitsandbytes."):
         return
     update: Callable[..., None] = optimizer.update_step  # type: ignore[attr-defined]
