@@ -26,7 +26,6 @@ from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
 
-
 THREE_STEPS = {"training": {"max_steps": 3}}
 
 
