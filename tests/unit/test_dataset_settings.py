@@ -169,6 +169,22 @@ def test_repeats_that_names_of_folders_decide_are_not_set(tmp_path):
     assert config.dataset.entries[0].subsets[0].recursive
 
 
+def test_masks_that_are_set_go_to_the_folders_with_classes(tmp_path):
+    (tmp_path / "10_cat").mkdir()
+    run = {**RUN, "dataset": {"train_data_dir": str(tmp_path)}}
+    config = build_run_config(run, overrides=["dataset.mask_dir=masks"], source="run.toml")
+    assert config.dataset.entries[0].subsets[0].mask_dir.name == "masks"
+
+
+@pytest.mark.parametrize("overrides", [[], ["dataset.resolution=768"]])
+@pytest.mark.parametrize("way", ["file", "inline"])
+def test_subsets_that_are_no_list_are_told(tmp_path, way, overrides):
+    odd = {"datasets": [{"subsets": 5}]}
+    dataset = {"config": str(file_of(tmp_path, odd))} if way == "file" else odd
+    with pytest.raises(ConfigError, match=r"datasets\[0\]\.subsets: expected a list"):
+        build_run_config({**RUN, "dataset": dataset}, overrides=overrides, source="run.toml")
+
+
 def test_masks_beside_datasets_are_not_passed_over():
     datasets = [{"subsets": [{"image_dir": "a"}]}]
     with pytest.raises(ConfigError, match="mask_dir and datasets contradict each other: put"):

@@ -74,3 +74,19 @@ def test_an_ending_beside_metadata_is_refused(tmp_path):
     assert run("dataset", "tags", meta)[0] == 0
     code, said = run("dataset", "tags", meta, "--ending", ".wd")
     assert (code, "--ending has no effect" in said) == (2, True)
+
+
+def test_an_ending_counts_where_a_part_of_the_tags_is_in_files(tmp_path):
+    named, others = draw_images(tmp_path / "a", 1), draw_images(tmp_path / "b", 1)
+    (named / "meta.json").write_text('{"000.png": {"tags": "wings"}}', encoding="utf-8")
+    (others / "000.wd").write_text("sky, wings", encoding="utf-8")
+    file = tmp_path / "d.toml"
+    file.write_text(
+        f"[[datasets]]\n[[datasets.subsets]]\nimage_dir = '{named}'\n"
+        f"metadata_file = '{named / 'meta.json'}'\n"
+        f"[[datasets.subsets]]\nimage_dir = '{others}'\ncaption_extension = '.wd'\n",
+        encoding="utf-8",
+    )
+    code, said = run("dataset", "tags", file, "--ending", ".wd")
+    assert code == 0, said
+    assert said.endswith("wings 2 sky 1 2 tags in 2 images.")

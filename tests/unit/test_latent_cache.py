@@ -63,6 +63,13 @@ def run(folder, tmp_path, encoder=None, subset=PLAIN):
     return cache, cache_latents(plan_of(folder, subset).images, cache, encoder.encoder), encoder
 
 
+def test_images_of_some_records_keep_their_keys(folder, tmp_path):
+    _, cached, _ = run(folder, tmp_path)
+    among = cached.among(cached.table.records.select(np.array([5, 2, 2])))
+    assert among.images == [cached.images[n] for n in (2, 5)]
+    assert among.keys == [cached.keys[n] for n in (2, 5)]
+
+
 def test_moments_read_back_as_encoded(folder, tmp_path):
     cache, cached, encoder = run(folder, tmp_path)
     for image, key in zip(cached.images, cached.keys, strict=True):

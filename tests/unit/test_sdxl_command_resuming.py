@@ -1,12 +1,13 @@
 """`sdxl_train.py --resume` with flags: what they mean follows from what the run has."""
 
 import shutil
+import tomllib
 
 import pytest
 import tomli_w
 
 from impasto import files
-from impasto.config.load import build_run_config, dump_toml
+from impasto.config.load import build_run_config, dump_toml, load_begun_config
 from impasto.errors import ConfigError, RunError
 from impasto.runs import RunDirectory
 from impasto.sdscripts.flag import SDXL_TRAIN
@@ -227,3 +228,32 @@ def test_paths_of_the_run_and_of_flags_begin_in_folders_of_their_own(tmp_path, m
     assert config.dataset.image_dir == begun_in / "pictures"
     assert config.previews.prompt_file == tmp_path / "here" / "p.txt"
     assert config.saving.model_dir == tmp_path / "here" / "out"
+
+
+IDLE = "enable_bucket = false\nbucket_no_upscale = true\n"
+OWN = "enable_bucket = true\nbuckets = [[1024, 1024]]\n"
+
+
+@pytest.mark.parametrize("formerly", [False, True])
+@pytest.mark.parametrize("kept", [IDLE, OWN])
+def test_a_dataset_configuration_means_what_it_meant_when_the_run_began(tmp_path, kept, formerly):
+    """Earlier versions kept settings of buckets without effect, and put metadata before buckets."""
+    (tmp_path / "ds.toml").write_text(
+        f'[[datasets]]\nresolution = 1024\n{kept}[[datasets.subsets]]\nimage_dir = "pictures"\n',
+        encoding="utf-8",
+    )
+    named = f"--dataset_config={tmp_path / 'ds.toml'}"
+    run, config = begun(tmp_path, [named])
+    (entry,) = config.dataset.datasets
+    assert (entry.bucket_no_upscale, entry.bucket_table == "metadata") == (False, kept == IDLE)
+    if formerly:
+        tree = tomllib.loads(run.config_file.read_text(encoding="utf-8"))
+        tree["dataset"]["datasets"][0] |= {
+            "bucket_no_upscale": kept == IDLE,
+            "bucket_table": "metadata",
+        }
+        run.config_file.write_text(tomli_w.dumps(tree), encoding="utf-8")
+        config = load_begun_config(run.config_file)
+    found, notices = again(run, [named])
+    assert found.dataset.datasets == config.dataset.datasets
+    assert notices == ()

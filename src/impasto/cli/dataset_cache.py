@@ -128,7 +128,7 @@ def encode(
             engine=engine,
         )
     exports: dict[str, Exported] = {}
-    beside = _of_dataset(result, scan)
+    beside = _of_dataset(result, scan, run) if writes_beside else result
     if export_npz:
         exports["Written as .npz"] = export_latents(beside, latents, console, endings)
     if text_ending is not None:
@@ -137,10 +137,10 @@ def encode(
     _report(console, source, scan.without(result.skipped), result, latents.folder, exports)
 
 
-def _of_dataset(result: CachedPlan, scan: Scan) -> CachedPlan:
+def _of_dataset(result: CachedPlan, scan: Scan, run: RunConfig | None) -> CachedPlan:
     """What was encoded of the dataset's own images: beside those of validation nobody reads any."""
-    own = {record.path for record in scan.records}
-    return result.part(n for n, image in enumerate(result.images) if image.record.path in own)
+    has_others = run is not None and run.validation.image_dir is not None
+    return result.among(scan.records) if has_others else result
 
 
 def _encoder_of(

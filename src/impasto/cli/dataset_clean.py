@@ -132,15 +132,16 @@ def tags(source: Path, ending: str, least: int, **options: Any) -> None:
         for place, subset in enumerate(entry.subsets)
         if subset.metadata_file is not None
     }
+    has_tags_there = [(r.subset.dataset, r.subset.number) in in_metadata for r in records]
     asked = click.get_current_context().get_parameter_source("ending")
-    if in_metadata and asked is not ParameterSource.DEFAULT:
+    if in_metadata and all(has_tags_there) and asked is not ParameterSource.DEFAULT:
         raise click.UsageError(
             "--ending has no effect on images whose tags are in metadata. Take it out."
         )
     beside = SidecarLookup(ending)
     texts: dict[Path, str | None] = {}
-    for record in records:
-        if (record.subset.dataset, record.subset.number) in in_metadata:
+    for record, is_there in zip(records, has_tags_there, strict=True):
+        if is_there:
             texts[record.path] = record.tags
         elif (path := beside.file(record.path, ending)).is_file():
             texts[path] = _read(path)

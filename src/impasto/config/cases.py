@@ -188,23 +188,21 @@ class Case:
         return next(idle, "")
 
     @property
-    def idle_validation_setting(self) -> str:
-        """A setting of validation that is given where no images are held out; empty if none is."""
-        names = ("every_steps", "standard_error", "copies")
-        validation = self.config.validation
-        return "" if self.config.holds_out else next(_not_as_usual(validation, names), "")
-
-    @property
     def draws_previews(self) -> bool:
         """Whether there are prompts that are drawn while training."""
         previews = self.config.previews
         return bool(previews.prompts) or previews.prompt_file is not None
 
     @property
-    def idle_preview_setting(self) -> str:
-        """A setting of previews that is given where none are drawn; empty if none is."""
-        names = ("every_epochs", "hypernetworks", "sampler")
-        return "" if self.draws_previews else next(_not_as_usual(self.config.previews, names), "")
+    def idle_settings(self) -> dict[str, list[str]]:
+        """What is given of how often and how to validate and to draw, by section, where none is."""
+        names = {
+            "validation": [] if self.holds_out else ["every_steps", "standard_error", "copies"],
+            "previews": [] if self.draws_previews else ["every_epochs", "hypernetworks", "sampler"],
+        }
+        sections = {"validation": self.config.validation, "previews": self.config.previews}
+        found = {name: [*_not_as_usual(sections[name], own)] for name, own in names.items()}
+        return {name: own for name, own in found.items() if own}
 
     @property
     def holds_out(self) -> bool:

@@ -32,7 +32,7 @@ _ALWAYS = "cache_info"  # sizes and captions are remembered whatever it says
 
 
 def read_dataset_file(
-    path: Path, fallbacks: Mapping[str, Any] | None = None, *, begun: bool = False
+    path: Path, fallbacks: Mapping[str, Any] | None = None, *, formerly: bool = False
 ) -> dict[str, Any]:
     """Read a dataset configuration as the content of our `[dataset]`.
 
@@ -45,7 +45,8 @@ def read_dataset_file(
     Args:
         path: A `.toml` or `.json` file.
         fallbacks: Keys of a dataset for where the file says nothing.
-        begun: Whether it is for a run that was begun; see `Rule.of_new_runs`.
+        formerly: Whether to keep what earlier versions kept: settings of buckets without effect,
+            and the table of the metadata beside `buckets`. For a run that was begun so.
 
     Raises:
         ConfigError: The file is missing or malformed, a key is unknown or has no effect here, or a
@@ -76,9 +77,9 @@ def read_dataset_file(
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
             dataset.update(round_bucket_sides(dataset))
-            _settle_buckets(dataset, begun=begun)
+            _settle_buckets(dataset, formerly=formerly)
     values.update(round_bucket_sides(values))
-    validated(DatasetConfig, values, str(path), begun=begun)
+    validated(DatasetConfig, values, str(path), begun=formerly)
     return {"datasets": values["datasets"]}
 
 
@@ -153,11 +154,11 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     return read_json_object(path, halves=halves)
 
 
-def _settle_buckets(dataset: dict[str, Any], *, begun: bool) -> None:
+def _settle_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:
     """Say which table a dataset goes by, and leave out what has no effect on it."""
-    has_own = bool(dataset.get("buckets")) and not begun
+    has_own = bool(dataset.get("buckets")) and not formerly
     dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])
-    if dataset["enable_bucket"] is False and not begun:
+    if dataset["enable_bucket"] is False and not formerly:
         dataset.pop("bucket_no_upscale", None)
 
 

@@ -39,7 +39,9 @@ def given_below(values: Mapping[str, Any], keys: Iterable[str]) -> list[str]:
     given = []
     for table in datasets if isinstance(datasets, (list, tuple)) else ():
         if isinstance(table, Mapping):
-            subsets = [set(s) for s in table.get("subsets") or () if isinstance(s, Mapping)]
+            own = table.get("subsets")
+            listed = own if isinstance(own, (list, tuple)) else ()
+            subsets = [set(subset) for subset in listed if isinstance(subset, Mapping)]
             of_subsets = set.intersection(*subsets) if subsets else set()
             given.append(above | set(table) | of_subsets)
     return [key for key in keys if given and all(key in level for level in given)]

@@ -135,7 +135,7 @@ def build_run_config(
     if isinstance(tree.get("dataset"), dict):
         content = with_dreambooth_folders(tree["dataset"])
         require_not_given_below(content, asked)
-        tree["dataset"] = _with_file(content, begun=begun)
+        tree["dataset"] = with_dataset_file(content)
     require_text(tree, source)
     source = f"{source} with --set" if overrides else source
     config = validated(RunConfig, tree, source, begun=begun)
@@ -149,7 +149,7 @@ def build_dataset_config(values: Mapping[str, Any], *, source: str) -> DatasetCo
     Raises:
         ConfigError: A key is unknown, or a value does not fit.
     """
-    return validated(DatasetConfig, _with_file(with_dreambooth_folders(values)), source)
+    return validated(DatasetConfig, with_dataset_file(with_dreambooth_folders(values)), source)
 
 
 def load_dataset_config(path: Path, values: Mapping[str, Any]) -> DatasetConfig:
@@ -247,11 +247,19 @@ def settings_by_path(config: BaseModel) -> dict[str, Any]:
     return dict(values_by_path(config.model_dump(mode="json")))
 
 
-def _with_file(values: Mapping[str, Any], *, begun: bool = False) -> dict[str, Any]:
-    """Put what a dataset configuration stands for in the place of its name."""
+def with_dataset_file(values: Mapping[str, Any], *, formerly: bool = False) -> dict[str, Any]:
+    """The content of `[dataset]` with what `config` stands for in the place of its name.
+
+    Args:
+        values: The content of `[dataset]`.
+        formerly: As for `read_dataset_file`.
+
+    Raises:
+        ConfigError: As `read_dataset_file`.
+    """
     content = dict(values)
     file = content.pop("config", None)
     if file is None:
         return content
     fallbacks = {k: content.pop(k) for k in list(content) if k in DatasetKeys.model_fields}
-    return content | read_dataset_file(Path(file), fallbacks, begun=begun)
+    return content | read_dataset_file(Path(file), fallbacks, formerly=formerly)

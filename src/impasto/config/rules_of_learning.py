@@ -184,20 +184,6 @@ HELD_OUT = (
             "validation.image_dir, or take it out"
         ),
     ),
-    Rule(
-        (
-            "validation.every_steps",
-            "validation.standard_error",
-            "validation.copies",
-            "validation.split",
-        ),
-        lambda c: bool(c.idle_validation_setting),
-        lambda c: (
-            f"validation.{c.idle_validation_setting} has no effect where no images are held out: "
-            f"give validation.split or validation.image_dir, or take it out"
-        ),
-        of_new_runs=True,
-    ),
 )
 """Images that are held out in two ways, or not at all, and sizes that none has."""
 
@@ -210,20 +196,6 @@ DRAWN = (
             "previews.features has no effect without previews: give previews.prompts or "
             "previews.prompt_file, or take it out"
         ),
-    ),
-    Rule(
-        (
-            "previews.every_epochs",
-            "previews.hypernetworks",
-            "previews.sampler",
-            "previews.prompts",
-        ),
-        lambda c: bool(c.idle_preview_setting),
-        lambda c: (
-            f"previews.{c.idle_preview_setting} has no effect without previews: give "
-            f"previews.prompts or previews.prompt_file, or take it out"
-        ),
-        of_new_runs=True,
     ),
 )
 """What is done with previews."""

@@ -58,7 +58,8 @@ def require_not_given_below(dataset: Mapping[str, Any], paths: Sequence[str]) ->
     Raises:
         ConfigError: One of them would have no effect.
     """
-    keys = [path.removeprefix("dataset.") for path in paths if path.startswith("dataset.")]
+    asked = [path.removeprefix("dataset.") for path in paths if path.startswith("dataset.")]
+    keys = [key for key in asked if key in dataset]  # others were handed down to folders
     file = dataset.get("config") if keys else None
     if file is None:
         unused, giver = given_below(dataset, keys), "each dataset, or each of its subsets,"

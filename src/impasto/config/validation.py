@@ -284,8 +284,10 @@ def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
     if key in REFUSED:
         return f"{path} has no effect: {REFUSED[key]}"
     allowed = _allowed_keys(root, location[:-1])
+    longer = [own for own in allowed if own.endswith(f"_{key}")]
     near = (
-        elsewhere.of_that_name(path, root)
+        difflib.get_close_matches(key, longer, n=1, cutoff=0.4)
+        or elsewhere.of_that_name(path, root)
         or difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
         or elsewhere.nearest(path, root)
     )

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from impasto import presence
-from impasto.config.load import build_run_config, read_begun
+from impasto.config.dataset import DatasetConfig
+from impasto.config.load import build_run_config, read_begun, with_dataset_file
 from impasto.config.moved import as_seen_from
 from impasto.config.output import PreviewConfig
 from impasto.config.renamed import with_present_names
@@ -121,6 +122,9 @@ def resumed_config(
         tree.get("training", {}).pop(key, None)
     if begun.folder != Path.cwd():  # flags name paths in this one
         tree = as_seen_from(tree, Path.cwd())
+    tree["dataset"] = with_dataset_file(
+        tree["dataset"], formerly=_keeps_idle_buckets(asked_before.dataset)
+    )
     config = build_settings(script, given, tree, begun=True)
     others = tuple(f"--{name}{end}" for name in full.keys() - given.keys() for end in (":", "="))
     own = [n for n in translation.notices if not n.startswith(("--seed was not", *others))]
@@ -192,6 +196,15 @@ def _dataset(given: Mapping[str, Any], flagged: Tree, own: Tree) -> Tree:
             f"name its images, or none."
         )
     return {k: v for k, v in own.items() if k not in (*_IMAGES, "datasets")} | named
+
+
+def _keeps_idle_buckets(dataset: DatasetConfig) -> bool:
+    """Whether a run has settings of buckets that only earlier versions took from a file."""
+    return any(
+        (entry.buckets and entry.bucket_table == "metadata")
+        or (entry.bucket_no_upscale and not entry.enable_bucket)
+        for entry in dataset.entries
+    )
 
 
 def _flags_of_rates(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:

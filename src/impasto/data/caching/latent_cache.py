@@ -26,6 +26,7 @@ from impasto.data.pixels import images
 from impasto.data.pixels.content_hashes import HASHES_FILE, ContentHashes
 from impasto.data.pixels.decoded import DecodeCache
 from impasto.data.planning.planned_table import PlannedTable
+from impasto.data.record_table import RecordTable
 from impasto.data.records import PlannedImage, Size, SkippedFile
 from impasto.data.sharding.key_set import KeySet
 from impasto.data.sharding.shard_files import BadShard
@@ -67,6 +68,12 @@ class CachedPlan:
         """Some of the images."""
         chosen = list(indices)
         return CachedPlan([self.images[i] for i in chosen], [self.keys[i] for i in chosen], (), 0)
+
+    def among(self, records: RecordTable) -> CachedPlan:
+        """The images whose paths are those of some records."""
+        paths = {path for chunk in records.text_chunks("path") for path in chunk}
+        is_among = self.table.records.matches("path", paths.__contains__)
+        return self.part(np.flatnonzero(is_among).tolist())
 
     @property
     def encoded_ahead(self) -> bool:

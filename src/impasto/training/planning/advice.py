@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from impasto.config.cases import SETTINGS_ALONE, Case
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
 from impasto.models.reading.identity import Identity
@@ -19,6 +20,10 @@ _NO_NESTEROV = (
     "optimizer.kind sgd_nesterov8bit: bitsandbytes' SGD has ordinary momentum only, here as in "
     "sd-scripts."
 )
+_SWITCHED_OFF = {
+    "validation": "no images are held out; validation.split or validation.image_dir holds some out",
+    "previews": "no previews are drawn; previews.prompts or previews.prompt_file has some drawn",
+}
 
 
 def advice_on(
@@ -48,6 +53,7 @@ def advice_on(
         *([_NO_NESTEROV] if config.optimizer.kind == "sgd_nesterov8bit" else []),
         *(_on_random_weights(config) if is_random else _on_rates(config, exposure, weights)),
         *([] if is_random else _on_looks(config, exposure)),
+        *_on_what_is_off(config),
         *_on_model(config, identity),
         *_on_text(config),
         *_on_hypernetwork(config, identity),
@@ -106,6 +112,16 @@ def _on_looks(config: RunConfig, exposure: Exposure) -> list[str]:
         f"Each image is shown {exposure.looks:,.0f} times; {low} to {high} is usual for "
         f"{counted(exposure.images, 'images')}. Shown more often they are learnt by heart: the "
         f"validation loss tells when."
+    ]
+
+
+def _on_what_is_off(config: RunConfig) -> list[str]:
+    """Settings of validation and previews that are off; a run that was begun keeps what it has."""
+    idle = {} if config.is_begun else Case(config, SETTINGS_ALONE).idle_settings
+    return [
+        f"{' and '.join(f'{section}.{name}' for name in names)} {'have' if names[1:] else 'has'} "
+        f"no effect: {_SWITCHED_OFF[section]}."
+        for section, names in idle.items()
     ]
 
 
