@@ -23,7 +23,7 @@ from impasto.training.trainer import resume, train
 OPTIONS = {
     "logging": {"every_steps": 3, "image_losses": True},
     "saving": {"state_every_steps": 0, "format": "safetensors"},
-    "training": {"max_steps": 6},
+    "training": {"max_steps": 7},
 }
 
 
@@ -62,13 +62,13 @@ def test_stopping_splits_no_line(shared_config, whole, tmp_path):
     """Twice in the steps of one line, and once in those of the next."""
     config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
     for step in (1, 2, 4):
-        with pytest.raises(Interrupted, match=f"{step} of 6 steps are done"):
+        with pytest.raises(Interrupted, match=f"{step} of 7 steps are done"):
             train(config, Press(step)) if step == 1 else resume(config.output_dir, Press(step))
     assert_same_numbers(resume(config.output_dir), whole)
 
 
 def assert_same_numbers(run, whole):
-    assert [line["step"] for line in lines(run)] == [3, 6]
+    assert [line["step"] for line in lines(run)] == [3, 6, 7]
     assert lines(run) == lines(whole)
     assert run.image_losses_file.read_text("utf-8") == whole.image_losses_file.read_text("utf-8")
 
@@ -150,7 +150,7 @@ def test_a_disk_that_is_full_or_goes_away_loses_no_number(
     with pytest.raises(StorageError, match="state after 4 steps is saved"):
         resume(config.output_dir, Unplug(4))
     with monkeypatch.context() as patched:
-        full_at(patched, names[1], 1)
-        with pytest.raises(StorageError, match="state after 6 steps is saved"):
+        full_at(patched, names[1], 2)
+        with pytest.raises(StorageError, match="state after 7 steps is saved"):
             resume(config.output_dir)
     assert_same_numbers(resume(config.output_dir), whole)
