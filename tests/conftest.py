@@ -183,6 +183,18 @@ def run_values(tmp_path, nano_model, pictures):
     return short_run(tmp_path, nano_model, pictures)
 
 
+@pytest.fixture(scope="session")
+def encoded_before(tmp_path_factory) -> Path:
+    """A folder where what was encoded of images and captions stays from test to test."""
+    return tmp_path_factory.mktemp("encoded")
+
+
+@pytest.fixture
+def encoded_once(run_values, encoded_before) -> None:
+    """Has the runs of a test find what those of others have encoded of the same images."""
+    run_values["dataset"]["cache_dir"] = str(encoded_before)
+
+
 @pytest.fixture
 def run_file(tmp_path, run_values):
     """Write `run_values` as a TOML file, with changes by section."""

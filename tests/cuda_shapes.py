@@ -6,6 +6,7 @@ PyTorch believe in a device: reads cases as JSON from standard input, prints byt
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -18,21 +19,28 @@ SOURCE = Path(__file__).with_name("cuda_guard.cpp")
 
 
 def build_guard(folder):
-    """Compile the guard; None where that is not possible here, with the reason."""
+    """Compile the guard into a folder where it may be already.
+
+    None where that is not possible here, with the reason.
+    """
     import torch
 
+    name = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    target = folder / f"cuda_guard-{name}.so"
+    if target.is_file():
+        return target, ""
     compiler = shutil.which("g++")
     if compiler is None or os.name != "posix":
         return None, "no g++ to build a device guard with"
     home = Path(torch.__file__).parent
-    target = folder / "cuda_guard.so"
+    partial = target.with_suffix(f".{os.getpid()}")
     includes = [f"-I{home / 'include'}", f"-I{home / 'include/torch/csrc/api/include'}"]
     links = [f"-L{home / 'lib'}", "-lc10", "-ltorch_cpu", f"-Wl,-rpath,{home / 'lib'}"]
     command = [compiler, "-std=c++20", "-O0", "-fPIC", "-shared", *includes, str(SOURCE)]
     done = subprocess.run(
-        [*command, "-o", str(target), *links], capture_output=True, text=True, check=False
+        [*command, "-o", str(partial), *links], capture_output=True, text=True, check=False
     )
-    return (target, "") if done.returncode == 0 else (None, done.stderr[-500:])
+    return (partial.rename(target), "") if done.returncode == 0 else (None, done.stderr[-500:])
 
 
 def believe_in_cuda():

@@ -15,12 +15,16 @@ from impasto.models.writing.architectures import Architecture, write_random_mode
 from impasto.models.writing.conversion import convert_model
 
 
-def write_sdxl_file(nano: Architecture, file: Path, family: Family = SDXL) -> Path:
-    """One file with random weights, with all 23 blocks that `--block_lr` names."""
+def deep_architecture(nano: Architecture, family: Family = SDXL) -> Architecture:
+    """One with all 23 blocks that `--block_lr` names."""
     small = architecture(nano, family)
     unet, *others = small.configs
-    deep = replace(small, configs=({**unet, "layers_per_block": 2}, *others))
+    return replace(small, configs=({**unet, "layers_per_block": 2}, *others))
+
+
+def write_sdxl_file(nano: Architecture, file: Path, family: Family = SDXL) -> Path:
+    """One file of it with random weights."""
     folder = file.with_suffix("")
-    write_random_model(deep, folder, seed=0, dtype=torch.float32)
+    write_random_model(deep_architecture(nano, family), folder, seed=0, dtype=torch.float32)
     convert_model(str(folder), file, "safetensors", {}, OpenOptions())
     return file

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import impasto
-from runs import FOUR, StopAt, copied, exported, trained_and_killed
+from runs import FOUR, KillAt, StopAt, copied, exported, trained_and_killed
 from safetensors.torch import load_file
 
 from impasto import files, locks
@@ -67,19 +67,20 @@ def killed(kept_and_killed, tmp_path):
     return copied(kept_and_killed[1], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors"])
-def test_a_damaged_newest_state_is_named_and_the_one_before_is_taken(killed, whole, name):
+def test_damaged_newest_states_are_named_and_the_one_before_is_taken(killed, whole):
     run = killed
-    *_, before, newest = run.saved_steps()
-    flip_a_bit(run.states / f"step-{newest:08d}" / name)
+    damaged = {3: "weights.safetensors", 2: "optimizer.safetensors"}
+    for step, name in damaged.items():
+        flip_a_bit(run.states / f"step-{step:08d}" / name)
     events = Noted()
     resume(run.path, events)
-    (said,) = [note for note in events.notes if "damaged" in note]
-    assert name in said
-    assert f"step-{newest:08d}-damaged" in said
-    assert f"the state before, step-{before:08d}" in said
-    assert (run.states / f"step-{newest:08d}-damaged" / name).is_file(), "nothing is deleted"
-    assert newest in run.saved_steps(), "the same step is saved again"
+    said = [note for note in events.notes if "damaged" in note]
+    for (step, name), note in zip(damaged.items(), said, strict=True):
+        assert name in note
+        assert f"step-{step:08d}-damaged" in note
+        assert f"the state before, step-{step - 1:08d}" in note
+        assert (run.states / f"step-{step:08d}-damaged" / name).is_file(), "nothing is deleted"
+    assert run.saved_steps() == [1, 2, 3, 4], "the same steps are saved again"
     assert exported(run) == exported(whole)
 
 
@@ -108,29 +109,28 @@ def test_a_state_without_hashes_is_read_and_this_is_said(killed, whole):
 
 
 def test_a_model_that_was_due_with_the_newest_state_appears_after_a_resume(
-    train_config, tmp_path, monkeypatch
+    train_config, monkeypatch
 ):
     """As if the process had been killed between the state of step 2 and the model of step 2."""
     from impasto.training.pauses import Pauses
 
-    def killed(loop, done, **_):
-        if done == 2:
-            raise ZeroDivisionError
-
     saving = {"model_every_steps": 2, "state_every_steps": 2, "format": "safetensors"}
-    changes = {"saving": saving, "training": {"max_steps": 3}}
-    undisturbed = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
-    config = train_config(**changes)
+    config = train_config(saving=saving, training={"max_steps": 3})
+    kill, real = KillAt(config.output_dir, step=2, saved=2), Pauses.export_intermediate
+
+    def killed(loop, done, **options):
+        kill.stepped(done)
+        real(loop, done, **options)
+
     monkeypatch.setattr(Pauses, "export_intermediate", killed)
-    with pytest.raises(ZeroDivisionError):
-        train(config)
+    undisturbed = models_of(train(config))
     monkeypatch.undo()
-    run = RunDirectory(config.output_dir)
-    steps = run.saved_steps()
+    run = kill.put_back()
+    assert run.saved_steps() == [2], "the state was there"
+    assert not (run.path / "models").exists(), "and the model was not"
     resume(run.path)
-    assert models_of(run) == models_of(undisturbed)
-    assert len(models_of(run)) == 1
-    assert steps == [2], "the state was there, and the model was not"
+    assert models_of(run) == undisturbed
+    assert len(undisturbed) == 1
 
 
 def models_of(run):
@@ -158,12 +158,15 @@ def test_an_abandoned_attempt_leaves_its_samples_and_best_model_out(train_config
     """Its states were moved away, and it is done again at another rate."""
     config = train_config(
         saving={**EACH_STEP, "format": "safetensors"},
-        validation={"split": 0.4, "every_steps": 2, "timesteps": 1},
+        validation={
+            "split": 0.4, "every_steps": 2, "timesteps": 1, "standard_error": 0,
+            "training_images": 1,
+        },
         previews={
             "every_steps": 2, "prompts": ["a cat"], "at_first": False,
             "width": 32, "height": 32, "steps": 1,
         },
-        **FOUR,
+        training={"max_steps": 3},
     )  # fmt: skip
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(3))
@@ -191,11 +194,14 @@ def test_a_damaged_status_is_no_hindrance(killed, whole):
     assert exported(killed) == exported(whole)
 
 
-def test_resuming_a_run_that_goes_on_is_refused(train_config):
+def test_a_run_that_goes_on_is_neither_resumed_nor_begun(train_config):
     class Beside(SilentEvents):
         said = None
 
         def stepped(self, step):
+            if step == 1:
+                with pytest.raises(RunError, match="being trained just now"):
+                    train(train_config(model={"path": "/nowhere"}))
             if step == 2:
                 beside = impasto("resume", config.output_dir)
                 self.said = beside.returncode, beside.stderr
@@ -207,18 +213,8 @@ def test_resuming_a_run_that_goes_on_is_refused(train_config):
     assert "is being trained just now by process" in " ".join(words.split())
     assert "Traceback" not in words
     assert run.saved_steps()[-1] == 3
-    assert not (run.path / locks.LOCK_NAME).exists()
-
-
-def test_a_failed_beginning_beside_a_live_run_leaves_it_alone(train_config):
-    class Beside(SilentEvents):
-        def stepped(self, step):
-            if step == 1:
-                with pytest.raises(RunError, match="being trained just now"):
-                    train(train_config(model={"path": "/nowhere"}))
-
-    run = train(train_config(training={"max_steps": 2}), Beside())
     assert run.exported_model() is not None
+    assert not (run.path / locks.LOCK_NAME).exists()
 
 
 def test_a_cache_that_is_deleted_while_training(train_config, whole):
@@ -307,8 +303,7 @@ def test_weights_that_are_found_broken_while_saving_hide_no_error(train_config, 
         train(train_config(saving={"state_every_steps": 2}), Unplugging())
 
 
-@pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])
-def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, name):
+def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch):
     class Full:
         """A file of which the disk takes ten bytes more."""
 
@@ -334,16 +329,21 @@ def test_a_disk_that_is_full_at_a_line_of_numbers(train_config, monkeypatch, nam
 
     def open_(path, mode="r", *args, **options):
         file = real(path, mode, *args, **options)
-        is_full = path.name == name and mode == "ab" and path.is_file() and path.stat().st_size
+        is_full = path.name == named[-1] and mode == "ab" and path.is_file() and path.stat().st_size
         return Full(file) if is_full else file
 
-    monkeypatch.setattr(Path, "open", open_)
-    config = train_config(logging={"every_steps": 1, "image_losses": True}, **FOUR)
-    with pytest.raises(StorageError, match=rf"disk is full: .*{name}"):
-        train(config)
-    text = (config.output_dir / name).read_text(encoding="utf-8")
-    assert text.endswith("\n"), "no half line stays"
-    monkeypatch.undo()
+    config, named = train_config(logging={"every_steps": 1, "image_losses": True}, **FOUR), []
+    for name, begin in (
+        ("metrics.jsonl", lambda: train(config)),
+        ("image_losses.csv", lambda: resume(config.output_dir)),
+    ):
+        named.append(name)
+        monkeypatch.setattr(Path, "open", open_)
+        with pytest.raises(StorageError, match=rf"disk is full: .*{name}"):
+            begin()
+        monkeypatch.undo()
+        text = (config.output_dir / name).read_text(encoding="utf-8")
+        assert text.endswith("\n"), "no half line stays"
     assert resume(config.output_dir).exported_model() is not None
 
 
@@ -361,19 +361,23 @@ def test_scanning_a_folder_that_cannot_be_written(pictures, monkeypatch):
     assert "Read-only file system" in result.output
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_while_preparing_is_one_sentence(train_config, number, code):
+def test_a_signal_while_preparing_is_one_sentence(train_config):
     class Press(SilentEvents):
+        def __init__(self, number):
+            self.number = number
+
         def stage(self, description, total, unit):
             if description.startswith("Encoding"):
-                signal.raise_signal(number)
+                signal.raise_signal(self.number)
             return super().stage(description, total, unit)
 
     config = train_config(training={"max_steps": 1})
-    with pytest.raises(Interrupted, match=r"Nothing was trained yet.*same command again") as caught:
-        train(config, Press())
-    assert caught.value.exit_code == code
-    assert not config.output_dir.exists()
+    said = r"Nothing was trained yet.*same command again"
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        with pytest.raises(Interrupted, match=said) as caught:
+            train(config, Press(number))
+        assert caught.value.exit_code == code
+        assert not config.output_dir.exists()
     assert train(config).exported_model() is not None
 
 

@@ -9,9 +9,10 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import impasto
+from conftest import draw_images, impasto
 from support.warm import running
 
+from impasto.cli.main import main
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.reading.recorded import has_random_weights
 
@@ -24,6 +25,18 @@ def export_hash(run: Path) -> str:
     for file in sorted(p for p in exported if p.name != "impasto.json"):  # has the date
         digest.update(file.relative_to(run).as_posix().encode() + file.read_bytes())
     return digest.hexdigest()
+
+
+def call(*words: object) -> None:
+    """Run the command line in this process, for speed."""
+    main([str(word) for word in words])
+
+
+def refused(*words: object) -> int:
+    """Run what is refused; the exit code that the shell would see."""
+    with pytest.raises(SystemExit) as caught:
+        call(*words)
+    return int(caught.value.code)
 
 
 class Links(HTMLParser):
@@ -40,7 +53,7 @@ class Links(HTMLParser):
         self.images += tag == "img"
 
 
-def test_the_whole_job(run_file, tmp_path, deeper_model):
+def test_the_whole_job(run_file, tmp_path, deeper_model, capsys):
     """Train, look at the report, draw with the result; losses equal the recorded ones."""
     file = run_file(
         model={"path": str(deeper_model)},
@@ -65,17 +78,16 @@ def test_the_whole_job(run_file, tmp_path, deeper_model):
     assert links.images == 2
     assert "base model" in page
 
-    drawn = impasto(
+    call(
         "sample", run, "a red ball", "x", "--width", 32, "--height", 32, "--steps", 2,
         "--out", tmp_path / "samples", "--grid", "--count", 2,
     )  # fmt: skip
-    assert drawn.returncode == 0, drawn.stderr
     names = sorted(p.name for p in (tmp_path / "samples").iterdir())
     assert names == ["0000-1.png", "0001-2.png", "0002-3.png", "0003-4.png", "grid.png"]
 
-    again = impasto("resume", run)
-    assert again.returncode == 0
-    assert "is finished" in again.stdout
+    capsys.readouterr()
+    call("resume", run)
+    assert "is finished" in capsys.readouterr().out
 
 
 KILLED_BEFORE = (2, 4, 7, 11, 18, 24)  # renames of each process; nothing is there without one
@@ -148,7 +160,7 @@ def test_plan_says_what_would_happen_and_does_nothing(run_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_dataset_verbs(pictures, nano_model, tmp_path):
+def test_dataset_verbs(pictures, nano_model, tmp_path, capsys):
     (pictures / "broken.png").write_bytes(b"")
     scanned = impasto("dataset", "scan", pictures, "--json", "--decode")
     assert scanned.returncode == 0, scanned.stderr
@@ -156,32 +168,30 @@ def test_dataset_verbs(pictures, nano_model, tmp_path):
     assert listed["pictures"] == 13
     assert listed["set_aside"][0]["reason"] == "the file is empty"
     geometry = ("--resolution", 80, "--min-side", 32, "--max-side", 96, "--step", 32)
-    planned = impasto("dataset", "plan", pictures, *geometry)
-    assert "64x96" in planned.stdout, planned.stderr
-    assert "Cropped most" not in planned.stdout, "nothing is cropped: 0 % five times says little"
-    squares = impasto("dataset", "plan", pictures, *geometry, "--step", 64, "--min-side", 64,
-                      "--max-side", 128)  # fmt: skip
-    assert "Cropped most   001.png (33 %)" in squares.stdout, squares.stderr
-    refused = impasto("dataset", "captions", pictures, "--images=-1")
-    assert refused.returncode == 2
-    assert "-1 is not in the range x>=0" in refused.stderr
-    unmatched = impasto("dataset", "captions", pictures, "--match", "nowhere")
-    assert (unmatched.returncode, "'nowhere'" in unmatched.stderr) == (2, True)
+    call("dataset", "plan", pictures, *geometry)
+    planned = capsys.readouterr().out
+    assert "64x96" in planned
+    assert "Cropped most" not in planned, "nothing is cropped: 0 % five times says little"
+    call("dataset", "plan", pictures, *geometry, "--step", 64, "--min-side", 64,
+         "--max-side", 128)  # fmt: skip
+    assert "Cropped most   001.png (33 %)" in capsys.readouterr().out
+    assert refused("dataset", "captions", pictures, "--images=-1") == 2
+    assert "-1 is not in the range x>=0" in capsys.readouterr().err
+    assert refused("dataset", "captions", pictures, "--match", "nowhere") == 2
+    assert "'nowhere'" in capsys.readouterr().err
     options = (*geometry, "--cache-dir", tmp_path / "derived")
-    first = impasto("dataset", "cache", pictures, nano_model, *options)
-    assert first.returncode == 0, first.stderr
-    assert "13" in next(line for line in first.stdout.splitlines() if "Encoded now" in line)
-    second = impasto("dataset", "cache", pictures, nano_model, *options)
-    assert "0" in next(line for line in second.stdout.splitlines() if "Encoded now" in line)
+    for encoded in ("13", "0"):
+        call("dataset", "cache", pictures, nano_model, *options)
+        lines = capsys.readouterr().out.splitlines()
+        assert encoded in next(line for line in lines if "Encoded now" in line)
 
 
-def test_init_and_doctor(tmp_path):
-    made = impasto("init", "tiny", tmp_path / "model", "--dtype", "fp16")
+def test_init_and_doctor(tmp_path, capsys):
+    call("init", "tiny", tmp_path / "model", "--dtype", "fp16")
     assert has_random_weights(open_model(str(tmp_path / "model"), OpenOptions()))
-    assert made.returncode == 0, made.stderr
     assert (tmp_path / "model" / "model_index.json").is_file()
-    taken = impasto("init", "tiny", tmp_path / "model")
-    assert (taken.returncode, "already there" in taken.stderr) == (5, True)
+    assert refused("init", "tiny", tmp_path / "model") == 5
+    assert "already there" in capsys.readouterr().err
     advice = impasto("doctor")
     assert advice.returncode == 0, advice.stderr
     assert "Python" in advice.stdout
@@ -209,16 +219,11 @@ WRONG = {
 
 @pytest.mark.parametrize("case", WRONG)
 def test_wrong_input_is_one_paragraph_and_an_exit_code(run_file, tmp_path, case, capsys):
-    """Run in this process, for speed; the exit code is what the shell would see."""
-    from impasto.cli.main import main
-
     words, code, message = WRONG[case]
     arguments = [word.format(file=run_file()) for word in words]
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(SystemExit) as caught:
-        main(arguments)
+    assert refused(*arguments) == code
     captured = capsys.readouterr()
-    assert caught.value.code == code
     assert message in captured.err.replace("\n", " ")
     assert "Traceback" not in captured.err
     new = [p for p in sorted(tmp_path.rglob("*")) if p not in before]
@@ -227,25 +232,16 @@ def test_wrong_input_is_one_paragraph_and_an_exit_code(run_file, tmp_path, case,
 
 @pytest.mark.parametrize("kind", ["empty", "without words"])
 def test_unusable_folders(run_file, tmp_path, kind, capsys):
-    from conftest import draw_images
-
-    from impasto.cli.main import main
-
     folder = tmp_path / "other"
     folder.mkdir()
     if kind == "without words":
         draw_images(folder, 3, captions=False)
-    with pytest.raises(SystemExit) as caught:
-        main(["train", str(run_file(dataset={"image_dir": str(folder)})), "--plan"])
-    assert caught.value.code == 3
+    assert refused("train", run_file(dataset={"image_dir": str(folder)}), "--plan") == 3
     expected = {"empty": "holds no images", "without words": "None of the 3 images"}
     assert expected[kind] in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_a_plan_refuses_a_loss_for_the_other_kind_of_model(run_file, capsys):
-    from impasto.cli.main import main
-
-    with pytest.raises(SystemExit) as caught:
-        main(["train", str(run_file(loss={"v_loss_as_noise_loss": True})), "--plan"])
-    assert caught.value.code == 2, "training would not begin"
+    file = run_file(loss={"v_loss_as_noise_loss": True})
+    assert refused("train", file, "--plan") == 2, "training would not begin"
     assert "is for velocity models" in capsys.readouterr().err.replace("\n", " ")

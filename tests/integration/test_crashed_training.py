@@ -7,7 +7,7 @@ import signal
 
 import pytest
 import torch
-from runs import KillAt, StopAt, copied, exported
+from runs import FOUR, KillAt, StopAt, copied, exported, trained_and_killed
 from safetensors.torch import load_file
 
 from impasto.errors import ImpastoError, Interrupted, StorageError
@@ -17,9 +17,23 @@ from impasto.training.trainer import resume, train
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
+SEEN = {"split": 0.25, "timesteps": 1, "standard_error": 0, "training_images": 1}
+
+ADAFACTOR = {
+    "kind": "adafactor",
+    "arguments": {"scale_parameter": False, "relative_step": False, "warmup_init": False},
+}
+
 VARIANTS = {
-    "losses and noise, average in memory, cosine, dropout": {
-        "training": {"ema_decay": 0.9, "ema_power": 0.75, "ema_on_cpu": True},
+    "losses, noise, average in memory, cosine, text encoder for a while, 8-bit, channels last": {
+        "training": {
+            "ema_decay": 0.9,
+            "ema_power": 0.75,
+            "ema_on_cpu": True,
+            "gradient_accumulation_steps": 2,
+            "gradient_checkpointing": True,
+            "channels_last": True,
+        },
         "loss": {"kind": "huber", "min_snr_gamma": 5.0},
         "noise": {
             "offset": 0.1,
@@ -30,58 +44,47 @@ VARIANTS = {
         "timesteps": {"sampling": "stratified", "first": 100},
         "schedule": {"kind": "cosine", "warmup_steps": 2},
         "dataset": {"caption_dropout_rate": 0.5, "num_repeats": 2},
-    },
-    "text encoder for a while, accumulation, checkpointing, channels last": {
-        "training": {
-            "gradient_accumulation_steps": 2,
-            "gradient_checkpointing": True,
-            "channels_last": True,
-        },
+        "optimizer": {"kind": "adamw8bit"},
         "method": {
             "train_text_encoder": True,
             "text_encoder_lr": 1e-4,
             "text_encoder_layers": 1,
             "text_encoder_from_step": 1,
-            "text_encoder_until_step": 4,
+            "text_encoder_until_step": 3,
         },
     },
-    "fp16, 8-bit, batches by pixels": {
+    "fp16, schedule-free, batches by pixels": {
         "training": {"mixed_precision": "fp16", "batch_by_pixels": True, "batch_size": 2},
-        "optimizer": {"kind": "adamw8bit"},
+        "optimizer": {"kind": "adamw_schedule_free"},
+        "validation": {**SEEN, "every_steps": 1},
     },
     "bf16, prodigy": {
         "training": {"mixed_precision": "bf16"},
         "optimizer": {"kind": "prodigy", "lr": 1.0},
     },
-    "bf16 weights, average": {
-        "training": {"mixed_precision": "bf16", "weight_dtype": "bf16", "ema_decay": 0.9},
-        "method": {"train_text_encoder": True, "text_encoder_from_step": 2},
-    },
-    "bf16 weights and what they lost": {
+    "bf16 weights and what they lost, 8-bit, average": {
         "training": {
             "mixed_precision": "bf16",
             "weight_dtype": "bf16",
             "rounding": "kahan",
             "gradient_accumulation_steps": 2,
+            "ema_decay": 0.9,
         },
+        "method": {"train_text_encoder": True, "text_encoder_from_step": 2},
         "optimizer": {"kind": "adamw8bit"},
     },
-    "fp16 weights": {"training": {"mixed_precision": "fp16", "weight_dtype": "fp16"}},
     "steps in the backward pass, text encoder": {
         "training": {"optimizer_in_backward": "last_norm", "max_grad_norm": 0.01},
         "method": {"train_text_encoder": True},
         "model": {"clip_skip": 2},
     },
-    "16-bit steps in the backward pass": {
+    "16-bit steps of Adafactor in the backward pass": {
+        "optimizer": ADAFACTOR,
         "training": {
             "mixed_precision": "fp16",
             "weight_dtype": "fp16",
             "optimizer_in_backward": "exact",
         },
-    },
-    "schedule-free": {
-        "optimizer": {"kind": "adamw_schedule_free"},
-        "validation": {"split": 0.25, "every_steps": 1, "timesteps": 1},
     },
 }
 
@@ -101,50 +104,53 @@ def last_state(run):
 
 
 @pytest.fixture(scope="module")
-def whole(shared_config):
-    """A run that nothing happened to. Read-only by agreement."""
-    return train(shared_config(output_dir=shared_config().output_dir.with_name("whole")))
+def whole_and_killed(shared_config):
+    """A run that nothing happened to, and what a kill after two steps leaves of it."""
+    folder = shared_config().output_dir.with_name("whole")
+    saving = {"state_every_steps": 1, "keep_states": 9}
+    config = shared_config(output_dir=str(folder), saving=saving, **FOUR)
+    return trained_and_killed(config, step=2, saved=1)
+
+
+@pytest.fixture
+def whole(whole_and_killed):
+    """Read-only by agreement."""
+    return whole_and_killed[0]
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_killed_run_continues_bit_for_bit(train_config, variant):
-    """The state of step 3 of 5; a kill after 4 loses one, which is done again."""
+    """The state of step 2 of 4; a kill after 3 loses one, which is done again."""
     changes = {k: dict(v) for k, v in VARIANTS[variant].items()}
-    changes["training"] = {**changes.get("training", {}), "max_steps": 5}
-    config = train_config(**changes, saving={"state_every_steps": 3})
-    kill = KillAt(config.output_dir, step=4, saved=3)
+    changes["training"] = {**changes.get("training", {}), "max_steps": 4}
+    config = train_config(**changes, saving={"state_every_steps": 2, "keep_states": 9})
+    kill = KillAt(config.output_dir, step=3, saved=2)
     whole = train(config, kill)
     bits, state, losses = exported(whole), last_state(whole), losses_of(whole)
     killed = kill.put_back()
-    assert (killed.saved_steps(), killed.export.exists()) == ([3], False)
+    assert (killed.saved_steps(), killed.export.exists()) == ([2], False)
     run = resume(config.output_dir)
     assert exported(run) == bits
     assert last_state(run) == state
     assert losses_of(run) == losses
 
 
-def test_three_resumes_in_a_row(train_config, tmp_path):
-    """Crashes after 3 and twice after 5 of six steps; numbers of steps go on from the beginning."""
-    changes = {
-        "training": {"ema_decay": 0.9},
-        "saving": {"state_every_steps": 2},
-        "schedule": {"kind": "cosine", "warmup_steps": 2},
-    }
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
-    config = train_config(**changes)
+def test_two_resumes_in_a_row(whole_and_killed, tmp_path):
+    """Killed after 2 and crashed after 3 of four steps; their numbers go on from the beginning."""
+    whole, killed = whole_and_killed
+    copy = copied(killed, tmp_path)
+    assert copy.saved_steps() == [1]
     with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(3))
-    for _ in range(2):  # step 5 is lost twice
-        with pytest.raises(ZeroDivisionError):
-            resume(config.output_dir, StopAt(5))
-    run = resume(config.output_dir)
+        resume(copy.path, StopAt(3))
+    assert copy.saved_steps() == [1, 2]
+    run = resume(copy.path)
     assert exported(run) == exported(whole)
     assert losses_of(run) == losses_of(whole)
-    assert [step for step, *_ in losses_of(run)] == list(range(1, 7))
+    assert [step for step, *_ in losses_of(run)] == [1, 2, 3, 4]
 
 
 def test_a_crash_before_the_first_state_starts_over(shared_config, whole, tmp_path):
-    config = shared_config(output_dir=str(tmp_path / "run"))
+    config = shared_config(output_dir=str(tmp_path / "run"), **FOUR)
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(1))
     assert exported(resume(config.output_dir)) == exported(whole)
@@ -173,7 +179,7 @@ def test_a_full_disk_while_saving_keeps_the_older_state(train_config, monkeypatc
 
     monkeypatch.setattr(state, "write_safetensors", save)
     config = train_config(
-        training={"max_steps": 4}, saving={"state_every_steps": 1, "keep_states": 5}
+        training={"max_steps": 3}, saving={"state_every_steps": 1, "keep_states": 5}
     )
     with pytest.raises(StorageError, match="disk is full"):
         train(config)
@@ -189,7 +195,7 @@ def test_ctrl_c_saves_and_says_how_to_go_on(shared_config, whole, tmp_path):
             if step == 3:
                 signal.raise_signal(signal.SIGINT)
 
-    config = shared_config(output_dir=str(tmp_path / "run"))
+    config = shared_config(output_dir=str(tmp_path / "run"), **FOUR)
     with pytest.raises(Interrupted, match="impasto resume") as caught:
         train(config, Press())
     assert caught.value.exit_code == 130

@@ -5,8 +5,9 @@ import re
 import signal
 
 import pytest
-from conftest import impasto
+from click.testing import CliRunner
 
+from impasto.cli.main import impasto as commands
 from impasto.errors import Interrupted
 from impasto.report.page import write_report
 from impasto.runs import RunDirectory
@@ -40,7 +41,8 @@ def told_everywhere(run):
     """The sentence of a run, after it was seen in `impasto show` and in the report."""
     sentence = run.state().sentence(run.address)
     plain = re.sub(r"\s+", " ", sentence)
-    assert plain in re.sub(r"\s+", " ", impasto("show", run.path).stdout)
+    shown = CliRunner().invoke(commands, ["show", str(run.path)])
+    assert plain in re.sub(r"\s+", " ", shown.output)
     write_report(run)
     report = re.sub(r"\s+", " ", html.unescape(run.report.read_text(encoding="utf-8")))
     assert plain.partition("impasto")[0].replace(str(run.path), "")[:80] in report
@@ -54,26 +56,26 @@ def lengthened(run, steps):
 
 
 def test_a_run_that_was_made_longer_and_stopped_says_that_it_had_finished(train_config):
-    run = train(train_config(training={"max_steps": 3}))
+    run = train(train_config(training={"max_steps": 1}))
     model = run.exported_model()
-    lengthened(run, 9)
+    lengthened(run, 3)
     with pytest.raises(Interrupted, match="Stopped at once"):
         resume(run.path, PressWhilePreparing())
     sentence = told_everywhere(run)
     assert sentence.startswith(
-        "This run is finished: 3 of 3 steps. It was resumed later, which was stopped before a step."
+        "This run is finished: 1 of 1 step. It was resumed later, which was stopped before a step."
     )
-    assert "The state of step 3 is kept, and nothing after it. Continue with: " in sentence
+    assert "The state of step 1 is kept, and nothing after it. Continue with: " in sentence
     assert run.exported_model() == model
-    events = Press(after=5)
-    with pytest.raises(Interrupted, match="5 of 9 steps are done"):
+    events = Press(after=2)
+    with pytest.raises(Interrupted, match="2 of 3 steps are done"):
         resume(run.path, events)
-    assert any("The run had finished at step 3. Its model of then" in n for n in events.notes)
+    assert any("The run had finished at step 1. Its model of then" in n for n in events.notes)
     sentence = told_everywhere(run)
-    assert sentence.startswith("This run was stopped. It had finished at step 3 and was resumed")
+    assert sentence.startswith("This run was stopped. It had finished at step 1 and was resumed")
     assert run.exported_model() == model
     resume(run.path)
-    assert told_everywhere(run) == "This run is finished: 9 of 9 steps."
+    assert told_everywhere(run) == "This run is finished: 3 of 3 steps."
 
 
 def test_a_run_that_was_stopped_before_its_first_state_has_one_hint(train_config):

@@ -53,22 +53,21 @@ def measure(model, name):
     return next(row for row in model["measures"] if row["measure"] == name)
 
 
-def test_two_models_draw_the_same_prompts_with_the_same_seeds(
-    tmp_path, nano_model, other_model, pictures
-):
+def test_two_models_draw_the_same_prompts_with_the_same_seeds(tmp_path, nano_model, other_model):
     """The whole command in a process of its own; then again, with nothing drawn twice."""
     out = tmp_path / "out"
+    pictures = draw_images(tmp_path / "pictures", 10)
     training = draw_images(tmp_path / "training", 12, seed=5)
     words = ("evaluate", nano_model, other_model, "--images", pictures, "--training", training,
              "--count", "2", *SMALL, "--bootstrap", "50", "--out", out)  # fmt: skip
     first = impasto(*words)
     assert first.returncode == 0, first.stderr
     for said in ("Drawing with nano", "Kernel distance to the real images (lower is better)",
-                 "13 prompts are few", "evaluation.html"):  # fmt: skip
+                 "10 prompts are few", "evaluation.html"):  # fmt: skip
         assert said in first.stdout
     values = values_in(out)
     assert [model["name"] for model in values["models"]] == ["nano", "other"]
-    assert (values["prompts"], values["images_per_prompt"]) == (13, 2)
+    assert (values["prompts"], values["images_per_prompt"]) == (10, 2)
     assert (values["features"][0]["width"], values["features"][0]["frechet_draws"]) == (448, 50)
     assert values["drawing"]["emphasis"] == "off"
     for model in values["models"]:
@@ -83,9 +82,9 @@ def test_two_models_draw_the_same_prompts_with_the_same_seeds(
         [re.search(r"-(\d+)\.png$", sample["file"])[1] for sample in pair["samples"][:2]]
         for pair in values["pairs"]
     ]
-    assert seeds == [[str(1 + n), str(14 + n)] for n in range(13)]
+    assert seeds == [[str(1 + n), str(11 + n)] for n in range(10)]
     folders = sorted((out / "samples").iterdir())
-    assert [len(list(folder.iterdir())) for folder in folders] == [26, 26]
+    assert [len(list(folder.iterdir())) for folder in folders] == [20, 20]
     assert_whole_page(out, values)
 
     before = {file: file.stat().st_mtime_ns for file in (out / "samples").rglob("*.png")}
@@ -94,7 +93,7 @@ def test_two_models_draw_the_same_prompts_with_the_same_seeds(
     gone.unlink()
     damaged.write_bytes(damaged.read_bytes()[:-40])
     again = run_here(*words[1:])
-    assert "nano: 24 images are there." in again
+    assert "nano: 18 images are there." in again
     assert "Drawing with other" not in again
     assert gone.read_bytes() == content
     after = {file: file.stat().st_mtime_ns for file in (out / "samples").rglob("*.png")}
@@ -122,7 +121,7 @@ def test_a_model_that_has_changed_or_draws_otherwise_is_drawn_anew(
     first = values_in(tmp_path / "out")
     folders = {sample["file"].split("/")[1] for p in first["pairs"] for sample in p["samples"]}
     drawn = set((tmp_path / "out").rglob("*.png"))
-    run_here(*words, "--steps", "3")
+    run_here(*words, "--steps", "2")
     assert values_in(tmp_path / "out")["models"][0]["measures"] != first["models"][0]["measures"]
     assert drawn < set((tmp_path / "out").rglob("*.png"))  # what was there is there
     shutil.rmtree(model)
@@ -235,7 +234,7 @@ def test_a_run_brings_its_base_model_and_its_images(tmp_path, nano_model, other_
     )
     shutil.copytree(other_model, run.export / "style")
     out = tmp_path / "out"
-    printed = run_here(run.path, "--out", out, "--json", "--steps", "2", "--bootstrap", "50")
+    printed = run_here(run.path, "--out", out, "--json", "--steps", "1", "--bootstrap", "50")
     values = json.loads(printed)
     assert values == values_in(out)
     assert [model["name"] for model in values["models"]] == ["nano", "style"]
@@ -244,7 +243,7 @@ def test_a_run_brings_its_base_model_and_its_images(tmp_path, nano_model, other_
     assert {row["name"] for row in values["references"]} == {"the real images", "other real images"}
     assert [pair["image"] for pair in values["pairs"]] == [f"{n:03d}.png" for n in range(5)]
     assert not (tmp_path / "derived").exists()  # the dataset is looked at, and left as it was
-    run_here(run.path, "--without-base", "--out", out, "--steps", "2", "--bootstrap", "50", "--vae",
+    run_here(run.path, "--without-base", "--out", out, "--steps", "1", "--bootstrap", "50", "--vae",
              other_model / "vae")  # fmt: skip
     [model] = values_in(out)["models"]
     assert model["name"] == "style"
@@ -280,11 +279,11 @@ def test_prompts_of_a_file_need_no_captions(tmp_path, nano_model, nano_sd2_model
     prompts.write_text("a red ball --w 64 --h 64 --d 7\na blue ball\n", encoding="utf-8")
     out = tmp_path / "out"
     run_here(nano_model, nano_sd2_model, "--images", bare, "--prompts", prompts, "--out", out,
-             "--steps", "2", "--height", "72", "--bootstrap", "50")  # fmt: skip
+             "--steps", "1", "--height", "72", "--bootstrap", "50")  # fmt: skip
     values = values_in(out)
     assert [pair["prompt"] for pair in values["pairs"]] == ["a red ball", "a blue ball"]
     run_here(nano_model, "--images", bare, "--prompts", prompts, "--out", out, "--limit", "1",
-             "--steps", "2", "--bootstrap", "50")  # fmt: skip
+             "--steps", "1", "--bootstrap", "50")  # fmt: skip
     assert [pair["prompt"] for pair in values_in(out)["pairs"]] == ["a red ball"]
     assert all(pair["image"] is None for pair in values["pairs"])
     names = {row["measure"] for row in values["models"][0]["measures"]}
@@ -297,7 +296,7 @@ def test_prompts_of_a_file_need_no_captions(tmp_path, nano_model, nano_sd2_model
 
 def test_a_network_that_reads_measures_prompts_and_a_tagger_their_tags(tmp_path, nano_model):
     """Words of strangers stand in the page as words."""
-    real = draw_images(tmp_path / "real", 6)
+    real = draw_images(tmp_path / "real", 4)
     (real / "000.txt").write_text("a banana <script>, \x1b[2J", encoding="utf-8")
     clip = tiny_clip(tmp_path / "tiny-clip", nano_model / "tokenizer")
     out = tmp_path / "out"

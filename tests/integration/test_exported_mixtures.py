@@ -21,6 +21,7 @@ from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
 from impasto.training.trainer import resume, train
 
+HELD_OUT = {"split": 0.4, "every_steps": 3, "standard_error": 0, "training_images": 1}
 MIXED = {"merge_ratio": 0.75, "export_dtype": "fp32"}
 
 
@@ -58,7 +59,7 @@ def test_a_mixture_is_measured_and_said_to_be_one(train_config, run_values):
     run = train(
         train_config(
             saving=MIXED,
-            validation={"split": 0.4, "every_steps": 3, "timesteps": 2},
+            validation={**HELD_OUT, "timesteps": 2},
             training={"ema_decay": 0.5, "max_steps": 3},
         )
     )
@@ -82,7 +83,7 @@ def test_a_run_is_finished_before_its_mixture_is_measured(train_config, monkeypa
         raise KeyboardInterrupt
 
     held_out = {
-        "validation": {"split": 0.4, "every_steps": 3, "timesteps": 1},
+        "validation": {**HELD_OUT, "timesteps": 1},
         "training": {"max_steps": 1},
     }
     monkeypatch.setattr(merged_loss, "_mix", stopped)
@@ -126,7 +127,9 @@ def test_a_base_model_that_is_kept_is_counted_once(train_config, monkeypatch):
     monkeypatch.setattr(
         trainer, "plan_disk", lambda *args: planned.append(real(*args)) or planned[-1]
     )
-    train(config)
+    monkeypatch.setattr(disk, "free_bytes", lambda _: 0)
+    with pytest.raises(StorageError):
+        train(config)
     plan = planned[0]
     assert plan.base_bytes > 0
     needed = plan.run_bytes + plan.models_bytes

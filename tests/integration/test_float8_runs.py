@@ -4,19 +4,19 @@ import functools
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from flat_models import write_flat_model
-from runs import StopAt, exported
+from runs import exported, killed_copy
 from safetensors.torch import load_file
 
 from impasto.errors import ConfigError, RunError
-from impasto.runs import RunDirectory
 from impasto.training import float8
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
 pytest.importorskip("torchao", reason="torchao, of the extra float8, is not installed")
 pytestmark = [
-    pytest.mark.usefixtures("fresh_accelerate", "emulated"),
+    pytest.mark.usefixtures("fresh_accelerate", "emulated", "encoded_once"),
     pytest.mark.filterwarnings("ignore"),  # PyTorch's compiler warns about itself
 ]
 
@@ -38,8 +38,7 @@ def emulate(monkeypatch):
     monkeypatch.setattr(float8, "torchao_product", product)
 
 
-@pytest.fixture
-def emulated(monkeypatch):
+def emulated_everywhere(monkeypatch):
     """Float8 on any device and for any size of layers; what is compiled runs as it is written."""
     emulate(monkeypatch)
     monkeypatch.setattr(float8, "SMALL_OUTPUT", 0)
@@ -47,22 +46,46 @@ def emulated(monkeypatch):
 
 
 @pytest.fixture
-def config(train_config, nano_architecture, tmp_path):
-    """Settings of a run on images of one size; the model has layers of 16 and more numbers."""
-    model = write_flat_model(nano_architecture, tmp_path / "flat")
+def emulated(monkeypatch):
+    emulated_everywhere(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def on_one_size(tmp_path_factory, nano_architecture):
+    """Images of one size; the model has layers of 16 and more numbers."""
+    model = write_flat_model(nano_architecture, tmp_path_factory.mktemp("models") / "flat")
+    return {"model": {"path": str(model)}, "dataset": {"enable_bucket": False}}
+
+
+@pytest.fixture
+def config(train_config, on_one_size, tmp_path):
+    """Settings of a run in a folder of its own."""
 
     def build(name, training, **changes):
-        return train_config(
-            output_dir=str(tmp_path / name),
-            **{
-                "model": {"path": str(model)},
-                "dataset": {"enable_bucket": False},
-                "training": training,
-                **changes,
-            },
-        )
+        folder = str(tmp_path / name)
+        return train_config(output_dir=folder, training=training, **{**on_one_size, **changes})
 
     return build
+
+
+WATCHED = {
+    "validation": {"split": 0.25, "every_steps": 4, "standard_error": 0},
+    "saving": {"state_every_steps": 2, "export_dtype": "fp32", "format": "diffusers"},
+}
+
+
+@pytest.fixture(scope="module")
+def both(shared_config, on_one_size):
+    """A run without float8 and one with it. Read-only by agreement."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    folder, runs = shared_config().output_dir, []
+    with pytest.MonkeyPatch.context() as patch:
+        emulated_everywhere(patch)
+        for name, training in (("plain", USUAL), ("float8", FLOAT8)):
+            own = str(folder.with_name(name))
+            config = shared_config(output_dir=own, training=training, **on_one_size, **WATCHED)
+            runs.append(train(config))
+    return runs
 
 
 def losses(run, key="loss"):
@@ -73,10 +96,8 @@ def weights(run, step=4):
     return load_file(run.states / f"step-{step:08d}" / "weights.safetensors")
 
 
-def test_losses_are_near_those_of_bf16_and_files_have_the_same_tensors(config):
-    seen = {"validation": {"split": 0.25, "every_steps": 4, "standard_error": 0}}
-    plain = train(config("plain", USUAL, **seen))
-    found = train(config("float8", FLOAT8, **seen))
+def test_losses_are_near_those_of_bf16_and_files_have_the_same_tensors(both):
+    plain, found = both
     assert losses(found) == pytest.approx(losses(plain), rel=APART)
     assert losses(found) != losses(plain)
     kept, wanted = weights(found), weights(plain)
@@ -86,49 +107,40 @@ def test_losses_are_near_those_of_bf16_and_files_have_the_same_tensors(config):
     assert exported(found).keys() == exported(plain).keys()
 
 
-def test_validation_is_computed_without_float8(config):
+def test_validation_is_computed_without_float8(both, config):
     """The learning rate is too small to change a weight, and so what is measured stays."""
-    seen = {
-        "validation": {"split": 0.25, "every_steps": 1, "standard_error": 0},
-        "optimizer": {"lr": 1e-30},
-    }
-    short = {"max_steps": 1}
-    plain = train(config("plain", {**USUAL, **short}, **seen))
-    found = train(config("float8", {**FLOAT8, **short}, **seen))
-    assert losses(found, "validation_loss") == losses(plain, "validation_loss")
-    assert losses(found) != losses(plain)
+    plain, _ = both
+    still = {**WATCHED, "validation": {**WATCHED["validation"], "every_steps": 1}}
+    found = train(config("still", {**FLOAT8, "max_steps": 1}, optimizer={"lr": 1e-30}, **still))
+    base = losses(plain, "validation_loss")[0]
+    assert losses(found, "validation_loss") == [base, base]
+    assert losses(found)[0] != losses(plain)[0]
 
 
-def test_a_resumed_run_ends_in_the_same_bits(config):
-    saving = {"saving": {"state_every_steps": 2, "export_dtype": "fp32", "format": "diffusers"}}
-    whole = train(config("whole", FLOAT8, **saving))
-    ended = config("ended", FLOAT8, **saving)
-    with pytest.raises(ZeroDivisionError):
-        train(ended, StopAt(3))
-    assert RunDirectory(ended.output_dir).saved_steps() == [2]
-    again = resume(ended.output_dir, SilentEvents())
-    assert exported(again) == exported(whole)
+def test_a_resumed_run_ends_in_the_same_bits(both, tmp_path):
+    _, whole = both
+    ended = killed_copy(whole.path, tmp_path / "ended", after=2)
+    assert exported(resume(ended, SilentEvents())) == exported(whole)
 
 
-def test_a_state_without_float8_is_not_resumed_with_it(config):
-    saving = {"saving": {"state_every_steps": 2}}
-    plain = config("run", USUAL, **saving)
-    with pytest.raises(ZeroDivisionError):
-        train(plain, StopAt(3))
+def test_a_state_without_float8_is_not_resumed_with_it(both, config, tmp_path):
+    plain, _ = both
+    ended = killed_copy(plain.path, tmp_path / "run", after=2)
     with pytest.raises(RunError, match=r"training\.float8 \(was false, is true\)"):
-        resume(plain.output_dir, SilentEvents(), changed=config("run", FLOAT8, **saving))
+        resume(ended, SilentEvents(), changed=config("run", FLOAT8, **WATCHED))
 
 
 @pytest.mark.parametrize(
     "others",
     [
-        {"gradient_checkpointing": True, "optimizer_in_backward": "exact"},
-        {"weight_dtype": "bf16", "rounding": "nearest"},
-        {"gradient_accumulation_steps": 2, "ema_decay": 0.9},
-        {"channels_last": True},
+        {
+            "gradient_checkpointing": True, "optimizer_in_backward": "exact",
+            "weight_dtype": "bf16", "rounding": "nearest",
+        },
+        {"gradient_accumulation_steps": 2, "ema_decay": 0.9, "channels_last": True},
     ],
     ids=lambda others: ", ".join(others),
-)
+)  # fmt: skip
 def test_it_goes_with_other_levers(others, config):
     short = {"max_steps": 2, **others}
     plain = train(config("plain", {**USUAL, **short}))
@@ -137,16 +149,20 @@ def test_it_goes_with_other_levers(others, config):
     assert losses(found) != losses(plain)
 
 
-def test_copies_of_weights_give_the_same_bits(config):
+def test_copies_of_weights_give_the_same_bits(both, config):
     """Layers in float8 are left out: they round the weights themselves, not copies of them."""
-    without = train(config("without", FLOAT8))
-    copied = train(config("copied", {**FLOAT8, "weight_copies": True}))
+    _, without = both
+    copied = train(config("copied", {**FLOAT8, "weight_copies": True}, **WATCHED))
     assert losses(copied) == losses(without)
     assert exported(copied) == exported(without)
 
 
 def test_compiled_layers_compute_the_same(config, monkeypatch):
-    """All but the last stage, which makes machine code: traced, cut apart, differentiated."""
+    """All but the last stage, which makes machine code: traced, cut apart, differentiated.
+
+    Of each block one layer is in float8, the first of its feed-forward part.
+    """
+    monkeypatch.setattr(float8, "SMALL_OUTPUT", 16)
     training = {**FLOAT8, "max_steps": 2, "batch_size": 16, "weight_copies": True}
     plain = train(config("plain", training))
     monkeypatch.setattr(torch.nn.Module, "compile", COMPILE)

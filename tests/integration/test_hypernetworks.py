@@ -1,15 +1,20 @@
 """Training a hypernetwork, drawing with it, and its files on the command line."""
 
+import shutil
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from conftest import impasto
+from demo_images import every_fourth
 from PIL import Image
-from runs import StopAt, exported
+from runs import exported, trained_and_killed
 from safetensors.torch import load_file
 
 from impasto.checkpoints.hypernetworks import read_hypernetwork
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.cli.main import impasto as commands
 from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ModelError
 from impasto.models.networks.loading import load_base_model
@@ -35,20 +40,38 @@ SHARED = {
 }
 
 
+def of_a_hypernetwork(build, **changes):
+    merged = {**SHARED, **changes}
+    for key, value in SHARED.items():
+        merged[key] = {**value, **changes.get(key, {})}
+    return build(**merged)
+
+
 @pytest.fixture
 def hypernetwork_config(train_config):
-    def build(**changes):
-        merged = {**SHARED, **changes}
-        for key, value in SHARED.items():
-            merged[key] = {**value, **changes.get(key, {})}
-        return train_config(**merged)
+    return partial(of_a_hypernetwork, train_config)
 
-    return build
+
+METADATA = {"title": "Blue", "author": "Ada", "license": "mit"}
+
+
+@pytest.fixture(scope="module")
+def trained(shared_config):
+    """A run of two steps with a model after the first, and what was said. To be read alone."""
+    told = Noted()
+    saving = {"model_every_steps": 1, "metadata": METADATA}
+    config = of_a_hypernetwork(shared_config, saving=saving, training={"max_steps": 2})
+    return train(config, told), told.notes
 
 
 VARIANTS = {
-    "deep, with dropout, average, accumulation and templates": {
-        "training": {"ema_decay": 0.9, "gradient_accumulation_steps": 2},
+    "deep, bf16 weights, with dropout, average, accumulation and templates": {
+        "training": {
+            "ema_decay": 0.9,
+            "gradient_accumulation_steps": 2,
+            "mixed_precision": "bf16",
+            "weight_dtype": "bf16",
+        },
         "hypernetwork": {
             "templates": ["a [filewords] by [name]", "[filewords]"],
             "layers": [1, 2, 2, 1],
@@ -58,32 +81,27 @@ VARIANTS = {
             "initialization": "KaimingNormal",
         },
     },
-    "bf16, checkpointing, 8-bit": {
+    "SDXL, bf16, checkpointing, 8-bit": {
         "training": {"mixed_precision": "bf16", "gradient_checkpointing": True},
         "optimizer": {"kind": "adamw8bit"},
     },
-    "weights in bf16": {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
 }
 
 
-@pytest.mark.parametrize("variant", [*VARIANTS, "plain, SDXL"])
-def test_a_crashed_run_continues_bit_for_bit(
-    hypernetwork_config, tmp_path, nano_model, variant, request
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_killed_run_continues_bit_for_bit(
+    hypernetwork_config, nano_model, nano_sdxl_model, variant
 ):
-    changes = {**VARIANTS.get(variant, {}), "saving": {"state_every_steps": 2}}
-    changes["training"] = {"max_steps": 4, **changes.get("training", {})}
-    if variant == "plain, SDXL":
-        nano_model = request.getfixturevalue("nano_sdxl_model")
-        changes["model"] = {"path": str(nano_model)}
-    whole = train(hypernetwork_config(output_dir=str(tmp_path / "whole"), **changes))
-    crashed = hypernetwork_config(**changes)
-    with pytest.raises(ZeroDivisionError):
-        train(crashed, StopAt(3))
-    run = resume(crashed.output_dir)
+    base = nano_sdxl_model if variant.startswith("SDXL") else nano_model
+    changes = {**VARIANTS[variant], "saving": {"state_every_steps": 2}}
+    changes["training"] = {"max_steps": 4, **changes["training"]}
+    config = hypernetwork_config(model={"path": str(base)}, **changes)
+    whole, run = trained_and_killed(config, step=3, saved=2)
+    resume(run.path)
     assert exported(run).keys() == exported(whole).keys() == {"model.pt"}
     ours, theirs = (read_hypernetwork(r.exported_model()) for r in (run, whole))
     assert ours.structure == theirs.structure
-    assert (ours.step, ours.name, ours.base_name) == (4, "model", nano_model.name)
+    assert (ours.step, ours.name, ours.base_name) == (4, "model", base.name)
     for name, tensor in ours.tensors().items():
         assert torch.equal(tensor, theirs.tensors()[name])
     losses = [[r["loss"] for r in x.read_metrics() if "loss" in r] for x in (run, whole)]
@@ -97,39 +115,44 @@ def test_it_learns_beside_either_family(hypernetwork_config, request, model):
     run = train(
         hypernetwork_config(
             model={"path": str(folder)},
-            training={"max_steps": 20},
+            training={"max_steps": 10},
             optimizer={"lr": 1e-2},
             validation={
                 "split": 0.25,
-                "every_steps": 20,
+                "every_steps": 10,
                 "standard_error": 0,
                 "training_images": 0,
             },
-            logging={"every_steps": 10},
-            saving={"state_every_steps": 0, "model_every_steps": 10},
+            logging={"every_steps": 5},
+            saving={"state_every_steps": 0, "model_every_steps": 5},
         )
     )
     losses = [r["validation_loss"] for r in run.read_metrics() if "validation_loss" in r]
     assert losses[-1] < losses[0]
-    state = load_file(run.states / "step-00000020" / "weights.safetensors")
+    state = load_file(run.states / "step-00000010" / "weights.safetensors")
     assert all(name.startswith("hypernetwork.pairs.") for name in state)
     models = {p.name for p in (run.path / "models").iterdir()}
-    assert models == {"model-step00000010.pt", "model-best.pt"}
+    assert models == {"model-step00000005.pt", "model-best.pt"}
     names = {n for r in run.read_metrics() if "loss" in r for n in r if n.startswith("lr")}
     assert names == {"lr"}
 
 
 def test_it_carries_a_style(tmp_path):
-    """On the demo's images and base model the held-out loss falls far."""
+    """On images and the base model of the demo the held-out loss falls far."""
     config = demo_config(
         tmp_path / "run",
         [
             "method.kind=hypernetwork",
-            "optimizer.lr=2e-3",
-            "training.max_steps=20",
+            f"dataset.image_dir={every_fourth(tmp_path / 'images')}",
+            "optimizer.lr=4e-3",
+            "schedule.warmup_steps=1",
+            "training.batch_size=4",
+            "training.max_steps=10",
             "training.ema_decay=none",
+            "training.fit_check=false",
+            "validation.timesteps=2",
             "previews.prompts=[]",
-            "validation.every_steps=20",
+            "validation.every_steps=10",
             "validation.standard_error=0",
             "validation.training_images=0",
         ],
@@ -141,11 +164,14 @@ def test_it_carries_a_style(tmp_path):
 
 
 def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
-    begun = {"initialization": "XavierNormal"}
-    first = train(hypernetwork_config(output_dir=str(tmp_path / "first"), hypernetwork=begun))
+    begun, once = {"initialization": "XavierNormal"}, {"max_steps": 1}
+    first = train(
+        hypernetwork_config(output_dir=str(tmp_path / "first"), hypernetwork=begun, training=once)
+    )
     file = first.exported_model()
     second = train(
         hypernetwork_config(
+            training=once,
             hypernetwork={"start_from": str(file), "info": "second"},
             optimizer={"lr": 1e-9},
             saving={"format": "safetensors"},
@@ -158,12 +184,12 @@ def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
         torch.testing.assert_close(tensor, after.tensors()[name], atol=1e-6, rtol=0)
 
 
-def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, tmp_path):
+def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, trained, tmp_path):
     """At 0 the image is the base model's to the pixel, before and after training."""
-    other = train(hypernetwork_config(output_dir=str(tmp_path / "other"), saving={"name": "other"}))
+    other = shutil.copy(trained[0].exported_model(), tmp_path / "other.pt")
     previews = {
         "prompts": ["a cat", "a cat <hypernet:model:0>", "a cat <hypernet:other:0.9>"],
-        "hypernetworks": [f"{other.exported_model()}:0"],
+        "hypernetworks": [f"{other}:0"],
         "width": 32,
         "height": 32,
         "steps": 2,
@@ -193,10 +219,9 @@ def test_widths_that_the_model_does_not_have_are_named_as_the_setting(hypernetwo
         train(hypernetwork_config(hypernetwork={"widths": [17]}))
 
 
-def test_one_for_another_family_is_refused(hypernetwork_config, nano_sd2_model, tmp_path):
-    """The nano SD 2 model has the widths of the nano SD 1 model, but for that of captions."""
-    run = train(hypernetwork_config(hypernetwork={"widths": [16]}))
-    tensors = torch.load(run.exported_model(), weights_only=True)
+def test_one_for_another_family_is_refused(hypernetwork_config, trained, tmp_path):
+    """It has the widths of this model, and that of SD 2's captions."""
+    tensors = torch.load(trained[0].exported_model(), weights_only=True)
     tensors[1024] = tuple(
         {
             "linear.0.weight": torch.zeros(2048, 1024),
@@ -269,69 +294,66 @@ def test_what_is_reported_to_fail_is_said(hypernetwork_config, nano_model, chang
     assert [word in line for word, line in zip(words, found, strict=True)] == [True] * len(words)
 
 
-def test_each_model_says_the_step_that_it_is_of(hypernetwork_config):
-    run = train(hypernetwork_config(saving={"model_every_steps": 4}))
+def test_each_model_says_the_step_that_it_is_of(trained):
+    run, _ = trained
     (on_the_way,) = (run.path / "models").iterdir()
-    assert on_the_way.name == "model-step00000004.pt"
-    assert read_hypernetwork(on_the_way).step == 4
-    assert read_hypernetwork(run.export / "model.pt").step == 6
+    assert on_the_way.name == "model-step00000001.pt"
+    assert read_hypernetwork(on_the_way).step == 1
+    assert read_hypernetwork(run.export / "model.pt").step == 2
 
 
-@pytest.mark.parametrize("form", ["safetensors", "a1111"])
-def test_what_it_says_of_itself_is_written_or_told(hypernetwork_config, form):
-    metadata = {"title": "Blue", "author": "Ada", "license": "mit"}
-    told = Noted()
-    run = train(hypernetwork_config(saving={"format": form, "metadata": metadata}), told)
-    left_out = [note for note in told.notes if "saving.metadata" in note]
-    if form == "safetensors":
-        found = open_tensor_file(run.export / "model.safetensors").metadata
-        assert {key: found[f"modelspec.{key}"] for key in metadata} == metadata
-        assert left_out == []
-    else:
-        (note,) = left_out
-        assert "(title, author, license) is left out" in note
+def test_what_it_says_of_itself_is_written_or_told(hypernetwork_config, trained):
+    of_models = [note for note in trained[1] if "saving.metadata" in note]
+    assert [note.partition(":")[0] for note in of_models] == ["model-step00000001.pt", "model.pt"]
+    assert all("(title, author, license) is left out" in note for note in of_models)
+    told, saving = Noted(), {"format": "safetensors", "metadata": METADATA}
+    run = train(hypernetwork_config(saving=saving, training={"max_steps": 1}), told)
+    found = open_tensor_file(run.export / "model.safetensors").metadata
+    assert {key: found[f"modelspec.{key}"] for key in METADATA} == METADATA
+    assert [note for note in told.notes if "saving.metadata" in note] == []
 
 
-def test_the_command_line(run_file, nano_model, tmp_path):
+def test_the_command_line(run_file, nano_model, tmp_path, capsys):
     """Train, interrupt nothing; inspect, convert to each form, and draw a sweep."""
     done = impasto(
         "train",
         run_file(**SHARED | {"saving": {"name": "style"}}),
         *("--set", "saving.format=none", "--set", "saving.export_dtype=none"),
+        *("--set", "training.max_steps=1"),
     )
     assert done.returncode == 0, done.stderr
     assert "Trains  hypernetwork" in done.stdout
     file = tmp_path / "run" / "export" / "style.pt"
-    told = impasto("inspect", file)
-    assert "A1111 .pt" in told.stdout
-    assert "1, 2, 1" in told.stdout
+    call("inspect", file)
+    told = capsys.readouterr().out
+    assert "A1111 .pt" in told
+    assert "1, 2, 1" in told
     for form, ending in (("portable", "pt"), ("novelai", "pt"), ("safetensors", "safetensors")):
         target = tmp_path / f"{form}.{ending}"
-        converted = impasto("convert", file, target, "--to", form)
-        assert converted.returncode == 0, converted.stderr
+        call("convert", file, target, "--to", form)
         assert read_hypernetwork(target).widths == read_hypernetwork(file).widths
-    refused = impasto("convert", file, tmp_path / "x.ckpt", "--to", "ckpt")
-    assert refused.returncode == 2
-    assert "is a hypernetwork, which cannot be written as ckpt" in refused.stderr
-    drawn = impasto(
+    with pytest.raises(ConfigError, match="is a hypernetwork, which cannot be written as ckpt"):
+        call("convert", file, tmp_path / "x.ckpt", "--to", "ckpt")
+    call(
         *("sample", nano_model, "a cat", "a dog", "--hypernetwork", f"{file}:0.5", "--grid"),
         *("--strengths", "0,0.5,1", "--width", "64", "--height", "64", "--steps", "2"),
         *("--out", tmp_path / "sweep"),
     )
-    assert drawn.returncode == 0, drawn.stderr
     with Image.open(tmp_path / "sweep" / "grid.png") as grid:
         assert grid.size == (3 * 68 - 4, 2 * 68 - 4)
         assert "<hypernet:style:0>" in grid.info["parameters"]
-    plain = impasto(
+    call(
         *("sample", nano_model, "a cat", "--width", "64", "--height", "64", "--steps", "2"),
         *("--out", tmp_path / "plain"),
     )
-    assert plain.returncode == 0, plain.stderr
     pictures = [
         np.asarray(Image.open(path))
         for path in (tmp_path / "plain" / "0000-1.png", tmp_path / "sweep" / "0000-1.png")
     ]
     assert np.array_equal(*pictures)
-    wrong = impasto("sample", nano_model, "a cat <hypernet:nobody:1>", "--out", tmp_path / "y")
-    assert wrong.returncode == 2
-    assert "'nobody', which is not there" in wrong.stderr
+    with pytest.raises(ConfigError, match="'nobody', which is not there"):
+        call("sample", nano_model, "a cat <hypernet:nobody:1>", "--out", tmp_path / "y")
+
+
+def call(*words):
+    commands.main(args=[str(word) for word in words], standalone_mode=False)

@@ -1,7 +1,7 @@
 """Runs with options of what is learned: that each reaches the step, and is resumed exactly."""
 
 import csv
-import functools
+import itertools
 from types import SimpleNamespace
 
 import pytest
@@ -43,7 +43,7 @@ def settings(folder, nano_model):
     usual = short_run(folder, nano_model, folder / "pictures")
     dataset = {k: v for k, v in usual["dataset"].items() if k != "image_dir"}
 
-    def build(path, *, kept=False, subset=(), steps=4, **changes):
+    def build(path, *, kept=False, subset=(), steps=3, **changes):
         subsets = [{"image_dir": str(folder / "pictures"), **dict(subset)}]
         if kept:
             subsets.append({"image_dir": str(folder / "kept"), "is_reg": True})
@@ -61,37 +61,41 @@ def settings(folder, nano_model):
     return build
 
 
-@pytest.fixture(scope="module")
-def plain(settings, folder):
-    """Runs without any of the options, by whether images keep beside. Read-only by agreement."""
-    return functools.cache(lambda kept: train(settings(folder / f"plain-{kept}", kept=kept)))
-
-
 def first_loss(config):
     """The loss before anything is learned."""
     return next(m["loss"] for m in train(config).read_metrics() if "loss" in m)
 
 
 OPTIONS = {
-    "soft min-SNR": {"loss": {"soft_min_snr_gamma": 4.0}},
-    "Diff-Tuning": {"loss": {"diff_tuning": 1.0}, "kept": True},
-    "immiscible": {"noise": {"immiscible": True}},
-    "uncertainty": {"loss": {"uncertainty": True}},
-    "patterns": {"method": {"train_only": ["*.attn2.*", "conv_in.bias"]}},
-    "subset": {"subset": {"loss_weight": 0.5}, "kept": True},
+    "patterns, immiscible, uncertainty": [
+        {"method": {"train_only": ["*.attn2.*", "conv_in.bias"]}},
+        {"noise": {"immiscible": True}},
+        {"loss": {"uncertainty": True}},
+    ],
+    "subset, soft min-SNR, Diff-Tuning": [
+        {"subset": {"loss_weight": 0.5}, "kept": True},
+        {"loss": {"soft_min_snr_gamma": 4.0}},
+        {"loss": {"soft_min_snr_gamma": 4.0, "diff_tuning": 1.0}},
+    ],
 }
 
 
-@pytest.mark.parametrize("option", list(OPTIONS))
-def test_an_option_changes_what_is_learned_and_is_resumed_exactly(
-    settings, plain, option, tmp_path, fresh_accelerate
+@pytest.mark.parametrize("options", list(OPTIONS))
+def test_each_option_changes_what_is_learned_and_all_are_resumed_exactly(
+    settings, options, tmp_path, fresh_accelerate
 ):
-    config = settings(tmp_path / "run", **OPTIONS[option])
-    kill = KillAt(config.output_dir, step=3, saved=2)
-    learned = weights_of(train(config, kill))
-    assert not same(learned, weights_of(plain("kept" in OPTIONS[option])))
+    """One is added to the others each time; a run with all of them is killed and goes on."""
+    added = OPTIONS[options]
+    so_far = {"kept": True} if "kept" in added[0] else {}
+    found = [weights_of(train(settings(tmp_path / "plain", **so_far)))]
+    for number, option in enumerate(added):
+        so_far |= option
+        config = settings(tmp_path / f"run{number}", **so_far)
+        kill = KillAt(config.output_dir, step=3, saved=2)
+        found.append(weights_of(train(config, kill)))
+    assert not any(same(one, other) for one, other in itertools.pairwise(found))
     kill.put_back()
-    assert same(learned, weights_of(resume(config.output_dir)))
+    assert same(found[-1], weights_of(resume(config.output_dir)))
 
 
 def test_the_table_of_losses_is_without_what_images_are_for(settings, tmp_path, fresh_accelerate):
@@ -100,8 +104,7 @@ def test_the_table_of_losses_is_without_what_images_are_for(settings, tmp_path, 
 
     def first_rows(name, **loss):
         config = settings(tmp_path / name, kept=True, loss=loss, logging=logging, steps=1)
-        run = train(config)
-        with run.image_losses_file.open(encoding="utf-8", newline="") as file:
+        with train(config).image_losses_file.open(encoding="utf-8", newline="") as file:
             return [row for row in csv.DictReader(file) if row["step"] == "1"]
 
     plain, tuned = first_rows("plain"), first_rows("tuned", diff_tuning=1.0)
@@ -124,8 +127,11 @@ def test_an_image_that_counts_nothing_has_no_row(tmp_path):
     assert rows == ["step,image,timestep,loss", "1,a.png,3,1.0"]
 
 
-def test_weights_of_masks_reach_the_step(settings, folder, tmp_path, fresh_accelerate):
-    """With a weight of 1 outside, masks weigh nothing; by area, they weigh more than plainly."""
+def test_weights_of_masks_and_subsets_reach_the_step(settings, folder, tmp_path, fresh_accelerate):
+    """The losses before anything is learned, which the weight of their only subset multiplies.
+
+    With a weight of 1 outside, masks weigh nothing; by area, they weigh more than plainly.
+    """
     masks = draw_half_masks(folder / "pictures", tmp_path / "masks")
 
     def masked(name, **loss):
@@ -133,18 +139,13 @@ def test_weights_of_masks_reach_the_step(settings, folder, tmp_path, fresh_accel
         return first_loss(settings(tmp_path / name, subset=subset, loss=loss, steps=1))
 
     without = first_loss(settings(tmp_path / "without", steps=1))
+    tripled = settings(tmp_path / "tripled", subset={"loss_weight": 3.0}, steps=1)
+    assert first_loss(tripled) == pytest.approx(3 * without, rel=1e-5)
+    assert masked("all", outside_mask=1.0) == pytest.approx(without, rel=1e-5)
     plain = masked("plain")
     assert plain < 0.8 * without
-    assert masked("all", outside_mask=1.0) == pytest.approx(without, rel=1e-5)
     assert plain < masked("outside", outside_mask=0.5) < without
     assert masked("area", mask_by_area=True) > 1.2 * plain
-
-
-def test_a_weight_of_a_subset_multiplies_its_losses(settings, tmp_path, fresh_accelerate):
-    """All images of a run have it, so the loss before anything is learned is multiplied by it."""
-    plain = first_loss(settings(tmp_path / "plain", steps=1))
-    tripled = settings(tmp_path / "tripled", subset={"loss_weight": 3.0}, steps=1)
-    assert first_loss(tripled) == pytest.approx(3 * plain, rel=1e-5)
 
 
 def test_only_what_patterns_find_learns(settings, tmp_path, fresh_accelerate):

@@ -7,6 +7,7 @@ import shutil
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from conftest import impasto
 from flat_models import write_flat_model
 from PIL import Image
@@ -27,7 +28,7 @@ from impasto.training.planning import resolve
 from impasto.training.planning.overhead import RUNTIME
 from impasto.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "encoded_once")
 
 TEXT_TOO = {"method": {"train_text_encoder": True}, "model": {"clip_skip": 2}}
 CLIPPED = {"max_grad_norm": 0.01}
@@ -49,30 +50,19 @@ def losses(run):
 
 
 SAME = {
-    "gradients freed at once": ({"training": CLIPPED}, {"optimizer_in_backward": "exact"}),
-    "gradients freed at once, 8-bit states": (
+    "gradients freed at once, 8-bit states, all computed again, a text encoder that learns": (
         {"training": CLIPPED, "optimizer": {"kind": "adamw8bit"}, **TEXT_TOO},
-        {"optimizer_in_backward": "exact"},
+        {"optimizer_in_backward": "exact", "gradient_checkpointing": True},
     ),
-    "gradients freed at once, scaled losses": (
+    "gradients freed at once, scaled losses, the highest resolution computed again": (
         {"training": {**CLIPPED, "mixed_precision": "fp16"}},
-        {"optimizer_in_backward": "exact"},
-    ),
-    "activations of the highest resolution computed again, a check beforehand": (
-        {"training": {}},
-        {"gradient_checkpointing": True, "checkpointed_levels": 1, "fit_check": True},
-    ),
-    "all activations computed again": (
-        {"training": {}, **TEXT_TOO},
-        {"gradient_checkpointing": True},
-    ),
-    "copies of weights made once": (
-        {"training": {**CLIPPED, "mixed_precision": "bf16"}},
-        {"weight_copies": True},
+        {"optimizer_in_backward": "exact", "gradient_checkpointing": True,
+         "checkpointed_levels": 1},
     ),
     "copies of weights made once, accumulation, checkpointing, a text encoder that learns": (
         {
             "training": {
+                **CLIPPED,
                 "mixed_precision": "bf16",
                 "gradient_accumulation_steps": 2,
                 "gradient_checkpointing": True,
@@ -82,13 +72,13 @@ SAME = {
         },
         {"weight_copies": True},
     ),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SAME)
 def test_a_lever_changes_no_bit(name, train_config, tmp_path):
     settings, lever = SAME[name]
-    training = {"max_steps": 3, **settings["training"]}
+    training = {"max_steps": 2, **settings["training"]}
     plain = train(train_config(**{**settings, "training": training}))
     changed = {**settings, "training": {**training, **lever}}
     found = train(train_config(output_dir=str(tmp_path / "lever"), **changed))
@@ -96,22 +86,41 @@ def test_a_lever_changes_no_bit(name, train_config, tmp_path):
     assert exported(found) == exported(plain)
 
 
-def compiled_and_plain(train_config, nano_architecture, tmp_path, kind):
-    """Runs on images of one size, and what a person read of the compiled one."""
-    settings = {"max_steps": 3, "batch_size": 16, "gradient_checkpointing": True}
-    alike = {
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory, nano_architecture):
+    """A model of one level. Read-only by agreement."""
+    return write_flat_model(nano_architecture, tmp_path_factory.mktemp("models") / "flat")
+
+
+@pytest.fixture
+def of_one_level(run_values, flat):
+    """Steps of fewer operations, since each is foretold by one on tensors without values."""
+    run_values["model"]["path"] = str(flat)
+
+
+fewer_operations = pytest.mark.usefixtures("of_one_level")
+
+
+TO_COMPILE = {"max_steps": 3, "batch_size": 16, "gradient_checkpointing": True}
+
+
+def alike(flat):
+    """Settings of runs on images of one size, in one batch."""
+    return {
         "dataset": {"enable_bucket": False},
         "validation": {**SEEN, "every_steps": 1},
-        "model": {"path": str(write_flat_model(nano_architecture, tmp_path / "flat"))},
+        "model": {"path": str(flat)},
     }
-    plain = train(train_config(training=settings, **alike))
+
+
+def compiled(train_config, flat, folder, **training):
+    """A run that compiles, and what a person read of it."""
+    config = train_config(output_dir=folder, training={**TO_COMPILE, **training}, **alike(flat))
     notes = Notes()
-    compiled = {**settings, "compile": kind}
-    path = str(tmp_path / "compiled")
-    return train(train_config(output_dir=path, training=compiled, **alike), notes), plain, notes
+    return train(config, notes), notes
 
 
-def assert_same_but_for_rounding(found, plain, notes):
+def assert_same_but_for_rounding(found, notes, plain):
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
     assert sum("Compiling for" in line for line in notes.lines) == 1
     assert found.read_json("status.json")["timings_s"]["compiling"] > 0
@@ -123,58 +132,43 @@ def assert_same_but_for_rounding(found, plain, notes):
     assert moved < 6e-3  # AdamW moves a weight whose gradient is near 0 by lr either way
 
 
-COMPILER = [
-    pytest.mark.filterwarnings("ignore"),  # PyTorch's compiler warns about itself
-    pytest.mark.parametrize("kind", ["blocks", "full"]),
-]
+COPIES = {"mixed_precision": "bf16", "weight_copies": True}
 
 
-def with_marks(test):
-    return functools.reduce(lambda wrapped, mark: mark(wrapped), COMPILER, test)
-
-
-@with_marks
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns about itself
+@pytest.mark.parametrize(
+    ("kind", "others"),
+    [("blocks", {}), ("full", COPIES)],
+    ids=["blocks", "full, copies of weights"],
+)
 def test_a_compiled_network_is_the_same_network(
-    kind, train_config, nano_architecture, tmp_path, monkeypatch
+    kind, others, train_config, flat, tmp_path, monkeypatch
 ):
-    """All but the last stage, which makes machine code: traced, cut apart, differentiated."""
+    """All but the last stage, which makes machine code: traced, cut apart, differentiated.
+
+    The whole is traced once, with the copies as they are: they do not stand elsewhere in a step.
+    """
     compile_ = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
     monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    found, plain, notes = compiled_and_plain(train_config, nano_architecture, tmp_path, kind)
-    assert_same_but_for_rounding(found, plain, notes)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_copies_of_weights_are_compiled_with(
-    train_config, nano_architecture, tmp_path, monkeypatch
-):
-    """Traced once, with the copies as they are; what stands elsewhere is not traced again."""
-    compile_ = functools.partialmethod(torch.nn.Module.compile, backend="aot_eager")
-    monkeypatch.setattr(torch.nn.Module, "compile", compile_)
-    training = {
-        "max_steps": 3, "batch_size": 8, "mixed_precision": "bf16", "weight_copies": True,
-    }  # fmt: skip
-    model = write_flat_model(nano_architecture, tmp_path / "flat")
-    alike = {"dataset": {"enable_bucket": False}, "model": {"path": str(model)}}
-    plain = train(train_config(training=training, **alike))
+    plain = train(train_config(training={**TO_COMPILE, **others}, **alike(flat)))
     torch._dynamo.utils.counters.clear()
-    compiled = {**training, "compile": "full"}
-    found = train(train_config(output_dir=str(tmp_path / "compiled"), training=compiled, **alike))
-    assert losses(found) == pytest.approx(losses(plain), rel=0.01)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # a short batch, too
+    found = compiled(train_config, flat, str(tmp_path / "compiled"), compile=kind, **others)
+    assert_same_but_for_rounding(*found, plain)
+    if kind == "full":
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's compiler warns about itself
+@pytest.mark.parametrize("kind", ["blocks", "full"])
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler (g++) on the path")
-@with_marks
-def test_compiled_code_computes_the_same_to_rounding(
-    kind, train_config, nano_architecture, tmp_path
-):
-    found, plain, notes = compiled_and_plain(train_config, nano_architecture, tmp_path, kind)
-    assert_same_but_for_rounding(found, plain, notes)
+def test_compiled_code_computes_the_same_to_rounding(kind, train_config, flat, tmp_path):
+    plain = train(train_config(training=TO_COMPILE, **alike(flat)))
+    found = compiled(train_config, flat, str(tmp_path / "compiled"), compile=kind)
+    assert_same_but_for_rounding(*found, plain)
 
 
-@pytest.mark.parametrize(("to_disk", "stored"), [(False, "fp32"), (True, "fp32"), (True, "fp16")])
+@pytest.mark.parametrize(("to_disk", "stored"), [(False, "fp32"), (True, "fp16")])
 def test_what_is_not_used_waits_in_a_file(
     to_disk, stored, train_config, nano_model, tmp_path, monkeypatch
 ):
@@ -191,7 +185,7 @@ def test_what_is_not_used_waits_in_a_file(
         "model": {"path": str(base)},
         "previews": {**prompts, "every_steps": 1},
         "validation": {**SEEN, "every_steps": 1},
-        "training": {"cache_text_to_disk": to_disk, "max_steps": 2},
+        "training": {"cache_text_to_disk": to_disk, "max_steps": 1},
     }
     with monkeypatch.context() as patch:
         patch.setattr(encoded_model, "_waiting_components", lambda *_, **_others: [])
@@ -225,8 +219,12 @@ def test_what_is_not_used_waits_in_a_file(
         assert other.read_bytes() == drawn.read_bytes()
 
 
+@fewer_operations
 def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, monkeypatch):
-    """A second run with the same images: neither the VAE nor the text encoder has values."""
+    """A second run with the same images: neither the VAE nor the text encoder has values.
+
+    Nor does the check beforehand give them any, or change what is learned.
+    """
     from impasto.models.networks import offload
 
     given = []
@@ -237,22 +235,40 @@ def test_what_the_caches_cover_is_never_given_values(train_config, tmp_path, mon
 
     fill = offload.fill
     monkeypatch.setattr(offload, "fill", watched)
-    training = {"cache_text_to_disk": True, "max_steps": 2}
-    settings = {"training": training, "previews": {"prompts": []}}
+    training = {"cache_text_to_disk": True, "max_steps": 1}
+    derived = {"cache_dir": str(tmp_path / "derived")}
+    settings = {"training": training, "previews": {"prompts": []}, "dataset": derived}
     first = train(train_config(**settings))
     assert sorted(given) == ["AutoencoderKL", "CLIPTextModel"]
     given.clear()
+    training["fit_check"] = True
     second = train(train_config(output_dir=str(tmp_path / "second"), **settings))
     assert not given
     assert losses(second) == losses(first)
     assert exported(second) == exported(first)
 
 
-def test_another_order_in_memory_computes_the_same_to_rounding(train_config, tmp_path):
-    plain = train(train_config(training={"max_steps": 3}))
-    training = {"max_steps": 3, "channels_last": True}
-    found = train(train_config(output_dir=str(tmp_path / "other"), training=training))
+@pytest.fixture(scope="module")
+def plain(shared_config):
+    """Three steps without any lever. Read-only by agreement."""
+    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    return train(shared_config(training={**CLIPPED, "max_steps": 3}))
+
+
+def with_lever(train_config, **training):
+    return train(train_config(training={**CLIPPED, "max_steps": 3, **training}))
+
+
+def test_another_order_in_memory_computes_the_same_to_rounding(train_config, plain):
+    found = with_lever(train_config, channels_last=True)
     assert losses(found) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def test_last_norm_learns_as_well_as_exact(train_config, plain):
+    found = with_lever(train_config, optimizer_in_backward="last_norm")
+    assert losses(found)[0] == losses(plain)[0]
+    assert losses(found) == pytest.approx(losses(plain), rel=0.05)
+    assert losses(found) != losses(plain)
 
 
 FROZEN_AHEAD = {
@@ -262,25 +278,16 @@ FROZEN_AHEAD = {
 
 
 @pytest.mark.parametrize("method", FROZEN_AHEAD.values(), ids=FROZEN_AHEAD)
-def test_another_order_goes_with_frozen_layers_ahead_of_norms(run_file, tmp_path, method):
-    """In processes of their own: what PyTorch's group norm does there ends the process."""
-    found = []
-    for name, other_order in (("plain", False), ("other", True)):
-        training = {"max_steps": 2, "channels_last": other_order}
-        file = run_file(output_dir=str(tmp_path / name), method=method, training=training)
-        done = impasto("train", file)
-        assert done.returncode == 0, done.stderr
-        found.append(losses(RunDirectory.open(tmp_path / name)))
-    assert found[1] == pytest.approx(found[0], rel=1e-5)
-
-
-def test_last_norm_learns_as_well_as_exact(train_config, tmp_path):
-    exact = train(train_config(training={**CLIPPED, "max_steps": 4}))
-    fast = {**CLIPPED, "max_steps": 4, "optimizer_in_backward": "last_norm"}
-    found = train(train_config(output_dir=str(tmp_path / "fast"), training=fast))
-    assert losses(found)[0] == losses(exact)[0]
-    assert losses(found) == pytest.approx(losses(exact), rel=0.05)
-    assert losses(found) != losses(exact)
+def test_another_order_goes_with_frozen_layers_ahead_of_norms(
+    run_file, train_config, tmp_path, method
+):
+    """In a process of its own: what PyTorch's group norm does there ends the process."""
+    other = tmp_path / "other"
+    training = {"max_steps": 2, "channels_last": True}
+    done = impasto("train", run_file(output_dir=str(other), method=method, training=training))
+    assert done.returncode == 0, done.stderr
+    plain = train(train_config(method=method, training={"max_steps": 2}))
+    assert losses(RunDirectory.open(other)) == pytest.approx(losses(plain), rel=1e-5)
 
 
 REFUSED = {
@@ -326,6 +333,7 @@ def test_compiling_without_a_compiler_is_refused(train_config, monkeypatch):
 MIB = 1 << 20
 
 
+@fewer_operations
 @pytest.mark.parametrize("memory", [{}, {"memory": 6}, {"memory": "auto"}])
 def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch, memory):
     """Nor where `training.memory` allows more than there is."""
@@ -343,28 +351,36 @@ def test_the_check_can_be_left_out(train_config, monkeypatch):
     assert run.read_json("status.json")["phase"] == "finished"
 
 
-@pytest.mark.parametrize("memory", ["auto", 12])
-def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch, memory):
+@fewer_operations
+def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch):
     """For what is free, also where `training.memory` allows more, as all of a card."""
-    # so that the fullest moment is a step, and not the encoding of images
-    settings = {
-        "training": {"memory": memory, "batch_size": 8, "max_steps": 1},
-        "dataset": {"vae_batch_size": 1},
-    }
-    roomy, notes = train_config(**settings), Notes()
-    resolve.resolve_settings(roomy, survey(roomy), notes)
-    assert any("the run takes about" in line for line in notes.lines)
+
+    def settings(memory):
+        # so that the fullest moment is a step, and not the encoding of images
+        training = {"memory": memory, "batch_size": 8, "max_steps": 1}
+        return train_config(training=training, dataset={"vae_batch_size": 1})
+
+    for memory in ("auto", 12):
+        roomy, notes = settings(memory), Notes()
+        resolve.resolve_settings(roomy, survey(roomy), notes)
+        assert any("the run takes about" in line for line in notes.lines)
 
     monkeypatch.setattr(resolve, "free_memory", lambda _: RUNTIME["cpu"] + 6 * MIB)
     notes = Notes()
-    run = train(train_config(**settings), notes)
+    run = train(settings("auto"), notes)
     assert any("optimizer_in_backward" in line for line in notes.lines)
     assert any("are free: chosen" in line for line in notes.lines)
     written = run.config_file.read_text(encoding="utf-8")
     assert 'optimizer_in_backward = "last_norm"' in written
     assert "memory = " not in written
+    allowed, notes = settings(12), Notes()
+    chosen = resolve.resolve_settings(allowed, survey(allowed), notes)
+    assert any("are free: chosen" in line for line in notes.lines)
+    assert chosen.training.optimizer_in_backward == "last_norm"
+    assert chosen.training.memory is None
 
 
+@fewer_operations
 def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
     monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
     notes = Notes()
@@ -376,6 +392,7 @@ def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
     assert any(line.strip().startswith("That is more") for line in notes.lines)
 
 
+@fewer_operations
 def test_the_largest_batch_that_fits_is_found(train_config):
     config = train_config(training={"batch_size": "auto", "max_steps": 1})
     notes = Notes()
@@ -387,6 +404,7 @@ def test_the_largest_batch_that_fits_is_found(train_config):
     assert "batch_by_pixels = true" in run.config_file.read_text(encoding="utf-8")
 
 
+@fewer_operations
 def test_the_largest_batch_is_that_of_datasets_without_one_of_their_own(train_config, pictures):
     subsets = [{"image_dir": str(pictures)}]
     both = [{"batch_size": 3, "resolution": 96, "subsets": subsets}, {"subsets": subsets}]
@@ -406,6 +424,7 @@ def test_the_largest_batch_is_that_of_datasets_without_one_of_their_own(train_co
         train_config(dataset={"batch_size": 3}, training={"batch_size": "auto"})
 
 
+@fewer_operations
 @pytest.mark.parametrize("with_odd_one", [True, False])
 def test_one_odd_image_does_not_choose_the_batch_of_all(train_config, tmp_path, with_odd_one):
     """Of small images more go into a batch, and there are enough to fill it."""
@@ -428,6 +447,7 @@ def test_one_odd_image_does_not_choose_the_batch_of_all(train_config, tmp_path, 
     assert "an epoch has not enough images to fill larger ones" in line
 
 
+@fewer_operations
 def test_the_plan_tells_memory_by_parts_and_time_and_what_would_make_it_fit(run_file):
     # so that the fullest moment is a step, and not the encoding of images
     settings = {"training": {"batch_size": 8, "memory": 6}, "dataset": {"vae_batch_size": 1}}
@@ -441,6 +461,7 @@ def test_the_plan_tells_memory_by_parts_and_time_and_what_would_make_it_fit(run_
     assert "training.memory allows 6.0 GiB: the run takes about" in text
 
 
+@fewer_operations
 def test_a_plan_for_a_larger_machine_says_what_is_free_here(train_config, monkeypatch):
     monkeypatch.setattr(resolve, "free_memory", lambda _: 1000 * MIB)
     config, notes = train_config(training={"memory": 6}), Notes()

@@ -151,14 +151,19 @@ def test_an_export_between_base_and_result_is_what_merging_the_two_gives(nano_mo
         assert torch.equal(tensor, base[name]) is (name != moved)
 
 
+@pytest.fixture(scope="module")
+def drawer(nano_model):
+    """Draws with the nano model, which it leaves as it is."""
+    return Sampler.of(load_base_model(nano_model))
+
+
 @pytest.mark.parametrize(("sampler", "scale"), [("ddim", 5.0), ("euler", 1.0), ("dpmpp_2m", 3.0)])
-def test_samples_equal_diffusers_pipeline(nano_model, sampler, scale):
+def test_samples_equal_diffusers_pipeline(nano_model, drawer, sampler, scale):
     """Our loop against diffusers' own, from the same initial noise."""
     import diffusers
 
-    model = load_base_model(nano_model)
     prompt = Prompt("a red ball", "blue", 3, 64, 32, 5, scale, sampler)
-    ours = np.asarray(Sampler.of(model).draw(prompt)).astype(int)
+    ours = np.asarray(drawer.draw(prompt)).astype(int)
 
     pipeline = StableDiffusionPipeline.from_pretrained(nano_model)
     pipeline.scheduler = getattr(diffusers, SAMPLERS[sampler]).from_config(
@@ -174,8 +179,7 @@ def test_samples_equal_diffusers_pipeline(nano_model, sampler, scale):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_sampler_repeats_itself_and_leaves_torchs_randomness_alone(nano_model, sampler):
-    drawer = Sampler.of(load_base_model(nano_model))
+def test_every_sampler_repeats_itself_and_leaves_torchs_randomness_alone(drawer, sampler):
     torch.manual_seed(1)
     before = torch.get_rng_state()
     first, second = (
@@ -186,9 +190,9 @@ def test_every_sampler_repeats_itself_and_leaves_torchs_randomness_alone(nano_mo
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_unknown_samplers_are_named(nano_model):
+def test_unknown_samplers_are_named(drawer):
     with pytest.raises(ConfigError, match="no sampler 'magic'"):
-        Sampler.of(load_base_model(nano_model)).draw(Prompt("x", sampler="magic"))
+        drawer.draw(Prompt("x", sampler="magic"))
 
 
 def test_settings_are_in_the_file(tmp_path):

@@ -5,6 +5,8 @@ which it asks for: images are read by Pillow, encoded by diffusers' VAE, noised 
 and the captions go through transformers' tokenizer and encoder.
 """
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,7 @@ def plain_losses(config, model, prediction_type, words_of=words_of, weight_of=la
     optimizer = torch.optim.AdamW(unet.parameters(), lr=config.optimizer.lr)
     plan = survey(config).plan
     sampler = build_epoch_sampler(config, plan, num_processes=1)
+    moments_of = functools.cache(functools.partial(moments, vae))
     losses = []
     for step in range(STEPS):
         optimizer_step = sampler.optimizer_step(step)
@@ -58,7 +61,7 @@ def plain_losses(config, model, prediction_type, words_of=words_of, weight_of=la
             randomness = PerSampleRandomness(
                 config.seed, step, batch.positions, optimizer_step.size
             )
-            means, logvars = zip(*(moments(vae, r.path) for r in records), strict=True)
+            means, logvars = zip(*(moments_of(r.path) for r in records), strict=True)
             spread = torch.exp(0.5 * torch.stack(logvars))
             sample = randomness.normal(tuple(means[0].shape), "posterior")
             latents = (torch.stack(means) + spread * sample) * vae.config.scaling_factor

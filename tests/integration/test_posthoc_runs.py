@@ -8,11 +8,11 @@ from click.testing import CliRunner
 from runs import StopAt, copied, exported, trained_and_killed
 
 from impasto.checkpoints.reading import open_tensor_file
+from impasto.cli import plan
 from impasto.cli.main import impasto as commands
-from impasto.cli.plan import plan_as_json
 from impasto.errors import ConfigError, ModelError, RunError
 from impasto.progress import SilentProgress
-from impasto.training import session_parts
+from impasto.training import session_parts, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.posthoc_models import make_averages, measure
 from impasto.training.saving.averages import stored_steps
@@ -31,8 +31,10 @@ class Told(SilentEvents):
 
 USUAL = {
     "method": {"train_text_encoder": True},
-    "training": {"max_steps": 12, "posthoc_ema": True},
-    "validation": {"split": 0.3, "every_steps": 12, "timesteps": 1},
+    "training": {"max_steps": 10, "posthoc_ema": True},
+    "validation": {
+        "split": 0.3, "every_steps": 10, "timesteps": 1, "standard_error": 0, "training_images": 1,
+    },
     "saving": {
         "posthoc_every_steps": 2,
         "posthoc_dtype": "fp32",
@@ -40,7 +42,9 @@ USUAL = {
         "keep_states": 9,
         "format": "safetensors",
     },
-}
+}  # fmt: skip
+ONE_MORE = (0.05, 0.10, 0.15)
+"""The lengths that a run keeps, and one beside them, to compare with."""
 
 
 @pytest.fixture
@@ -50,8 +54,10 @@ def averaged(train_config):
 
 @pytest.fixture(scope="module")
 def whole_and_killed(shared_config):
-    """A run with averages, and what a kill after seven of its twelve steps leaves of it."""
-    return trained_and_killed(shared_config(**USUAL), step=7, saved=5)
+    """A run with averages, and what a kill after seven of its ten steps leaves of it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session_parts, "TRACKED", ONE_MORE)
+        return trained_and_killed(shared_config(**USUAL), step=7, saved=5)
 
 
 @pytest.fixture
@@ -75,17 +81,12 @@ def changed(run, *replacements):
     run.config_file.write_text(text, encoding="utf-8")
 
 
-def test_an_average_that_was_not_kept_is_made_of_those_that_were(
-    averaged, monkeypatch, fresh_accelerate
-):
-    """One of another length is kept beside them here, to compare with."""
-    monkeypatch.setattr(session_parts, "TRACKED", (0.05, 0.10, 0.15))
-    saving = {k: v for k, v in USUAL["saving"].items() if k != "state_every_steps"}
-    run = train(averaged(validation={}, saving=saving))
+def test_an_average_that_was_not_kept_is_made_of_those_that_were(whole):
+    run = whole
     names = sorted(path.name for path in run.averages.iterdir())
     assert names == [
         "start.safetensors",
-        *(f"step-{step:08d}.safetensors" for step in range(2, 13, 2)),
+        *(f"step-{step:08d}.safetensors" for step in range(2, 11, 2)),
     ]
     start = open_tensor_file(run.averages / names[0]).tensors
     kept = open_tensor_file(run.averages / names[-1]).tensors
@@ -112,9 +113,14 @@ def test_rounding_is_a_part_of_how_far_weights_moved(averaged, tmp_path, fresh_a
         config = averaged(
             output_dir=str(tmp_path / dtype),
             optimizer={"lr": 1e-6},
-            training={"max_steps": 6, "posthoc_ema": True},
+            training={"max_steps": 4, "posthoc_ema": True},
             validation={},
-            saving={"posthoc_every_steps": 2, "posthoc_dtype": dtype, "format": "safetensors"},
+            saving={
+                "posthoc_every_steps": 2,
+                "posthoc_dtype": dtype,
+                "format": "safetensors",
+                "keep_final_state": False,
+            },
         )
         assert dtype == "fp32" or type(config.saving)().posthoc_dtype == dtype
         run = train(config)
@@ -146,7 +152,7 @@ def test_averages_of_an_abandoned_attempt_are_not_mixed_in(killed, tmp_path, fre
     killed.states.rename(tmp_path / "moved")
     changed(
         killed,
-        ("max_steps = 12", "max_steps = 4"),
+        ("max_steps = 10", "max_steps = 4"),
         ("posthoc_every_steps = 2", "posthoc_every_steps = 3"),
         ("lr = 0.001", "lr = 0.0001"),
     )
@@ -162,33 +168,36 @@ def test_averages_of_steps_that_were_lost_are_not_kept(killed, fresh_accelerate)
     """The state is of step 5, and from there on they are stored at other times."""
     changed(
         killed,
-        ("max_steps = 12", "max_steps = 7"),
+        ("max_steps = 10", "max_steps = 7"),
         ("posthoc_every_steps = 2", "posthoc_every_steps = 5"),
     )
     assert stored_steps(resume(killed.path)) == [2, 4, 7]
 
 
-def test_the_plan_of_the_disk_is_what_averages_take(averaged, fresh_accelerate):
+def test_the_plan_of_the_disk_is_what_averages_take(averaged, monkeypatch, fresh_accelerate):
     config = averaged(
         training={"max_steps": 5, "posthoc_ema": True},
         saving={"posthoc_every_steps": 2, "format": "safetensors"},
     )
-    found, error = plan_as_json(config)
-    assert error is None
-    disk = found["disk"]
+    plans, real = [], trainer.plan_disk
+    monkeypatch.setattr(trainer, "plan_disk", lambda *args: plans.append(real(*args)) or plans[-1])
     run = train(config)
+    disk = plan._disk_of(config, *plans)
     sizes = {file.name: file.stat().st_size for file in run.averages.iterdir()}
-    assert disk["averages"] == len(sizes) - 1 == 3
-    assert disk["start_bytes"] == pytest.approx(sizes.pop("start.safetensors"), rel=0.2)
+    assert disk.averages == len(sizes) - 1 == 3
+    assert disk.start_bytes == pytest.approx(sizes.pop("start.safetensors"), rel=0.2)
     for size in sizes.values():
-        assert disk["averages_bytes"] == pytest.approx(size, rel=0.4)  # names are long here
+        assert disk.averages_bytes == pytest.approx(size, rel=0.4)  # names are long here
 
 
-def test_averages_are_resumed_exactly_and_change_nothing(whole, killed, averaged, fresh_accelerate):
+def test_averages_are_resumed_exactly_and_change_nothing(
+    whole, killed, averaged, monkeypatch, fresh_accelerate
+):
+    monkeypatch.setattr(session_parts, "TRACKED", ONE_MORE)
     stopped = resume(killed.path)
     for file in whole.averages.iterdir():
         assert file.read_bytes() == (stopped.averages / file.name).read_bytes()
-    training, saving = {"max_steps": 12}, {"format": "safetensors"}
+    training, saving = {"max_steps": 10}, {"format": "safetensors"}
     plain = train(averaged(
         output_dir=str(killed.path.with_name("plain")), training=training, saving=saving
     ))  # fmt: skip
@@ -207,7 +216,7 @@ def test_the_command_measures_lengths_and_writes_the_best(whole, tmp_path, fresh
     record = json.loads(open_tensor_file(target).metadata["impasto.average"])
     losses = dict(record["validation_loss_by_sigma_rel"])
     assert record["sigma_rel"] == min(losses, key=losses.get)
-    assert record["step"] == 12
+    assert record["step"] == 10
     (average,) = make_averages(run, [record["sigma_rel"]])
     written = open_tensor_file(target).tensors
     name = "model.diffusion_model.input_blocks.0.0.weight"

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from pathlib import Path
+from subprocess import CompletedProcess
 from xml.etree import ElementTree
 
 import pytest
@@ -21,6 +22,7 @@ from impasto.checkpoints import fetching
 from impasto.checkpoints.fetching import _partial_name
 from impasto.checkpoints.uploading import model_files, require_repo_id
 from impasto.cli.main import impasto as commands
+from impasto.cli.main import main
 from impasto.errors import ConfigError, ImpastoError, ModelError, RunError
 from impasto.progress import SilentProgress, size_text
 from impasto.report.hub_licenses import COMMON, LICENSES, require_license
@@ -65,6 +67,25 @@ def publish(hub, tmp_path, *words, token=TOKEN):
     return impasto(
         "publish", *words, env={**clean, **hub.environment(tmp_path / "hf", token)}, cwd=tmp_path
     )
+
+
+@pytest.fixture
+def published(hub, tmp_path, monkeypatch, capsys):
+    """Publish in this process, as far as nothing is sent; gives what the shell would see."""
+    take_for_the_hub(hub, tmp_path / "hf", monkeypatch)
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+    monkeypatch.chdir(tmp_path)
+
+    def call(*words, token=TOKEN):
+        monkeypatch.setenv("HF_TOKEN", token)
+        code = 0
+        try:
+            main(["publish", *map(str, words)])
+        except SystemExit as end:
+            code = end.code
+        return CompletedProcess(words, code, *capsys.readouterr())
+
+    return call
 
 
 def front_matter(card):
@@ -308,43 +329,44 @@ def test_a_model_is_published_and_an_interrupted_upload_repeated(run, hub, tmp_p
     assert len(hub.received) == len(set(hub.received)) == 2  # nothing was sent twice
 
 
-def test_what_is_to_be_private_is_not_sent_where_everybody_sees_it(run, hub, tmp_path):
+def test_what_is_to_be_private_is_not_sent_where_everybody_sees_it(run, hub, published):
     hub.repos["ada/style"] = {None: False}
-    said = publish(hub, tmp_path, run.path, "ada/style", "--private", "--yes")
+    said = published(run.path, "ada/style", "--private", "--yes")
     assert said.returncode == 2
     assert "everybody can see it" in said.stderr
     assert hub.received == []
 
 
-def test_without_a_token_it_says_how_to_get_one(run, hub, tmp_path):
-    said = publish(hub, tmp_path, run.path, "ada/style", "--yes", token="")
+def test_without_a_token_it_says_how_to_get_one(run, hub, published):
+    said = published(run.path, "ada/style", "--yes", token="")
     assert said.returncode == 2
     assert "hf auth login" in said.stderr
     assert "HF_TOKEN" in said.stderr
     assert hub.asked == []
 
 
-def test_a_token_that_is_refused_is_said_and_not_shown(run, hub, tmp_path):
-    said = publish(hub, tmp_path, run.path, "ada/style", "--yes", token="hf_wrong")
+def test_a_token_that_is_refused_is_said_and_not_shown(run, published):
+    said = published(run.path, "ada/style", "--yes", token="hf_wrong")
     assert said.returncode == 6
     assert "the right to write" in said.stderr
     assert "hf_wrong" not in said.stdout + said.stderr
 
 
-def test_a_card_of_ones_own_is_taken(run, hub, tmp_path):
+def test_a_card_of_ones_own_is_taken(run, hub, tmp_path, published):
     card = tmp_path / "mine.md"
     card.write_text("---\nlicense: mit\n---\n\nMine.\n", encoding="utf-8")
     words = (run.path, "ada/style", "--license", "mit", "--card", card)
-    assert "Mine." in publish(hub, tmp_path, *words).stdout
+    assert "Mine." in published(*words).stdout
     (tmp_path / "curves").mkdir()
     (tmp_path / "curves" / "loss.svg").write_text("<svg/>", encoding="utf-8")
     card.write_text("---\nlicense: mit\n---\n\n![L](curves/loss.svg)\n", encoding="utf-8")
-    assert publish(hub, tmp_path, *words, "--yes").returncode == 0
+    said = publish(hub, tmp_path, *words, "--yes")
+    assert said.returncode == 0, said.stderr
     repo = hub.repos["ada/style"]
     assert repo["curves/loss.svg"] == b"<svg/>"  # the one beside the card
     assert "samples/001.png" not in repo  # which this card does not show
     card.write_text("Mine.", encoding="utf-8")
-    refused = publish(hub, tmp_path, *words)
+    refused = published(*words)
     assert refused.returncode == 2
     assert "does not begin" in refused.stderr
 
@@ -358,25 +380,26 @@ def test_only_images_that_the_card_names_are_sent(run, hub, tmp_path):
     shown = "![a](samples/mine%201.png) <img src='samples/shown.png'> ![L](curves/loss.svg)"
     card.write_text(f"---\nlicense: mit\n---\n\n{shown}\n", encoding="utf-8")
     words = (run.path, "ada/style", "--license", "mit", "--card", card, "--yes")
-    assert publish(hub, tmp_path, *words).returncode == 0
+    said = publish(hub, tmp_path, *words)
+    assert said.returncode == 0, said.stderr
     sent = {name for name in hub.repos["ada/style"] if name and "/" in name}
     assert sent == {"samples/mine 1.png", "samples/shown.png", "curves/loss.svg"}
 
 
-def test_a_new_card_takes_the_images_of_the_former_one_away(run, hub, tmp_path):
+def test_a_new_card_takes_the_images_of_the_former_one_away(run, tmp_path, published):
     samples = tmp_path / "card" / "samples"
     samples.mkdir(parents=True)
     for name in ("005.png", "mine.png"):
         (samples / name).write_bytes(b"x")
     words = (run.path, "ada/style", "--out", "card")
-    publish(hub, tmp_path, *words)
+    published(*words)
     assert (samples / "005.png").is_file()  # no card was written here: it is somebody's
-    publish(hub, tmp_path, *words)
+    published(*words)
     assert {path.name for path in samples.iterdir()} == {"001.png", "mine.png"}
 
 
-def test_nothing_is_written_into_what_is_published(run, hub, tmp_path):
-    said = publish(hub, tmp_path, run.path, "ada/style", "--out", run.path / "card")
+def test_nothing_is_written_into_what_is_published(run, published):
+    said = published(run.path, "ada/style", "--out", run.path / "card")
     assert said.returncode == 2
     assert not (run.path / "card").exists()
 
@@ -394,9 +417,9 @@ def test_what_inspect_writes_is_never_the_model(tmp_path):
     assert model.read_bytes() == WEIGHTS
 
 
-def test_a_run_without_a_model_is_refused(tmp_path, hub):
+def test_a_run_without_a_model_is_refused(tmp_path, published):
     run = made_run(tmp_path / "run", phase="stopped")
-    said = publish(hub, tmp_path, run.path, "ada/style", "--license", "mit")
+    said = published(run.path, "ada/style", "--license", "mit")
     assert said.returncode == 5
     assert "no trained model yet" in said.stderr
 
@@ -404,21 +427,15 @@ def test_a_run_without_a_model_is_refused(tmp_path, hub):
 # downloads
 
 
-def download(hub, tmp_path, *words, **changes):
-    clean = {k: v for k, v in os.environ.items() if k not in ("HF_TOKEN", "HF_HUB_OFFLINE")}
-    env = {**clean, **hub.environment(tmp_path / "hf"), **changes}
-    return impasto("download", *words, env=env, cwd=tmp_path)
-
-
 def test_a_file_is_downloaded_once_and_replaces_nothing(hub, tmp_path, monkeypatch):
     hub.repos["ada/one"] = {None: False, "sub/a [1].safetensors": WEIGHTS, "README.md": b"hi"}
-    done = download(hub, tmp_path, "ada/one", "--out", "models")
-    assert done.returncode == 0, done.stderr
+    take_for_the_hub(hub, tmp_path / "hf", monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(commands, ["download", "ada/one", "--out", "models"])
+    assert done.exit_code == 0, done.exception
     assert [path.name for path in (tmp_path / "models").iterdir()] == ["a [1].safetensors"]
     assert (tmp_path / "models" / "a [1].safetensors").read_bytes() == WEIGHTS
     assert "2 MiB" in done.stdout  # of 2.9: counted once
-    take_for_the_hub(hub, tmp_path / "hf", monkeypatch)
-    monkeypatch.chdir(tmp_path)
     again = CliRunner().invoke(commands, ["download", "ada/one", "--out", "models"])
     assert again.exception.exit_code == 5
     assert "already there" in str(again.exception)

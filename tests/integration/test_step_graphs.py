@@ -4,9 +4,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import draw_half_masks
 from graph_recording import RecordedGraphs
 from PIL import Image
-from runs import StopAt, exported
+from runs import exported, killed_copy
 from safetensors.torch import load_file
 
 from impasto.config.cases import Facts
@@ -30,6 +31,9 @@ from impasto.training.trainer import resume, train
 
 RATE = 2.0**-10  # in float32 what it is as a plain number, as are quarters of it
 COPIES = {"mixed_precision": "bf16", "weight_copies": True}
+ONE_SIZE = {"enable_bucket": False}
+
+pytestmark = pytest.mark.usefixtures("encoded_once")
 
 
 @pytest.fixture
@@ -110,38 +114,36 @@ def assert_alike(run, other):
 
 
 ALIKE = {
-    "float32": {},
-    "bf16, checkpointing": {
-        "training": {"mixed_precision": "bf16", "gradient_checkpointing": True},
-    },
-    "copies of weights": {"training": COPIES},
-    "copies of weights, accumulation, checkpointing": {
-        "training": {**COPIES, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
-    },
-    "a low limit, two rates that rise and fall": {
-        "method": {"block_lrs": {"up_blocks.1": RATE / 4}},
-        "schedule": {"kind": "linear", "warmup_steps": 4},
-        "training": {"max_steps": 12, "max_grad_norm": 0.01},
-    },
-    "no limit, amsgrad, average": {
+    "watched, no limit, amsgrad, average": {
         "optimizer": {"lr": RATE, "arguments": {"amsgrad": True}},
-        "training": {"max_grad_norm": 0.0, "ema_decay": 0.9},
-    },
-    "watched": {
-        "training": {"ema_decay": 0.5},
+        "training": {"ema_decay": 0.5, "max_grad_norm": 0.0},
         "validation": {"split": 0.3, "every_steps": 3, "timesteps": 1, "standard_error": 0,
                        "training_images": 1},
         "saving": {"state_every_steps": 3, "model_every_steps": 4},
         "previews": {"every_steps": 5, "width": 32, "height": 32, "steps": 1, "prompts": ["a"]},
     },
-    "accumulation, min-SNR, huber": {
+    "bf16, checkpointing, accumulation, min-SNR, huber": {
         "loss": {"kind": "huber", "min_snr_gamma": 5.0},
-        "training": {"gradient_accumulation_steps": 3},
+        "training": {
+            "mixed_precision": "bf16", "gradient_checkpointing": True,
+            "gradient_accumulation_steps": 3, "max_steps": 5,
+        },
+        "dataset": ONE_SIZE,
     },
-    "noise, images that change": {
+    "copies of weights, accumulation, checkpointing": {
+        "training": {
+            **COPIES, "gradient_accumulation_steps": 2, "gradient_checkpointing": True,
+            "max_steps": 5,
+        },
+        "dataset": ONE_SIZE,
+    },
+    "a low limit, two rates that rise and fall, noise, images that change": {
+        "method": {"block_lrs": {"up_blocks.1": RATE / 4}},
+        "schedule": {"kind": "linear", "warmup_steps": 4},
+        "training": {"max_steps": 8, "max_grad_norm": 0.01},
         "noise": {"offset": 0.1, "multires_iterations": 3, "input_perturbation": 0.1,
                   "input_perturbation_random_strength": True},
-        "dataset": {"random_crop": True, "flip_aug": True},
+        "dataset": {**ONE_SIZE, "random_crop": True, "flip_aug": True},
     },
 }  # fmt: skip
 
@@ -155,15 +157,18 @@ def test_a_step_as_graphs_gives_the_same_bits(name, both):
 
 def test_a_hypernetwork_learns_the_same(both):
     changes = {"method": {"kind": "hypernetwork"}, "saving": {"format": "a1111"}}
+    changes |= {"dataset": ONE_SIZE, "training": {"max_steps": 5}}
     plain, graphed = both(**changes)
     assert numbers(graphed) == numbers(plain)
 
 
-def test_short_batches_are_filled_up(both, recorders):
+def test_short_batches_are_filled_up_and_masks_weigh(both, recorders, pictures, tmp_path):
     """13 images in 3 buckets, 4 at a time: one graph a bucket; filling up changes no result."""
+    masks = draw_half_masks(pictures, tmp_path / "masks")
     plain, graphed = both(
         optimizer=STEADY,
         training={"batch_size": 4, "max_steps": 12},
+        dataset={"mask_dir": str(masks)},
         logging={"image_losses": True},
     )
     assert recorders[0].recorded == 3 + 1
@@ -254,84 +259,70 @@ class WithCuda:
         return getattr(torch, name)
 
 
-def test_masks_weigh_the_loss(both, run_values, tmp_path):
-    folder, masks = tmp_path / "set", tmp_path / "masks"
-    for path in (folder, masks):
-        path.mkdir()
-    for number in range(5):
-        (folder / f"{number}.txt").write_text("a ball", encoding="utf-8")
-        Image.new("RGB", (64, 64), (number * 40, 90, 90)).save(folder / f"{number}.png")
-        mask = Image.new("L", (64, 64), 255)
-        mask.paste(0, (0, 0, 16 * number, 64))
-        mask.save(masks / f"{number}.png")
-    run_values["dataset"] |= {"image_dir": str(folder), "mask_dir": str(masks)}
-    assert_alike(*both(optimizer=STEADY, training={"batch_size": 2}))
-
-
 def test_sdxl_learns_the_same(both, run_values, nano_sdxl_model):
     run_values["model"]["path"] = str(nano_sdxl_model)
-    assert_alike(
-        *both(optimizer=STEADY, training={"batch_size": 4, "gradient_checkpointing": True})
-    )
+    training = {"batch_size": 4, "gradient_checkpointing": True, "max_steps": 5}
+    assert_alike(*both(optimizer=STEADY, training=training, dataset=ONE_SIZE))
 
 
-def test_a_resumed_run_gives_the_same_bits(settings, tmp_path, recorders):
+def test_a_resumed_run_gives_the_same_bits_with_graphs_or_without(settings, tmp_path, recorders):
+    """A state does not tell whether its run had them."""
     changes = {
-        "training": {"cuda_graphs": "step", "batch_size": 4, **COPIES, "ema_decay": 0.9},
-        "schedule": {"kind": "cosine"},
+        "dataset": ONE_SIZE,
+        "schedule": {"kind": "linear", "warmup_steps": 4},
         "saving": {"state_every_steps": 3},
     }
-    whole = train(settings(**changes))
-    config = settings(output_dir=str(tmp_path / "ended"), **changes)
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(4))
-    again = resume(config.output_dir, SilentEvents())
-    assert numbers(again) == numbers(whole)
-    assert exported(again) == exported(whole)
-    assert all(recorder.replayed for recorder in recorders)
-
-
-def test_a_run_goes_on_with_graphs_or_without(settings, tmp_path, recorders):
-    """A state does not tell which it was."""
-    changes = {"saving": {"state_every_steps": 3, "keep_states": 9}}
-    whole = train(settings(**changes))
-    for number, graphs in enumerate((("step", "off"), ("off", "step"))):
-        config = settings(
-            output_dir=str(tmp_path / f"ended{number}"),
-            training={"cuda_graphs": graphs[0]},
-            **changes,
-        )
-        with pytest.raises(ZeroDivisionError):
-            train(config, StopAt(4))
-        file = config.output_dir / "config.toml"
+    runs = {}
+    for graphs in ("off", "step"):
+        training = {"cuda_graphs": graphs, **COPIES, "ema_decay": 0.9, "max_steps": 8}
+        config = settings(output_dir=str(tmp_path / graphs), training=training, **changes)
+        runs[graphs] = train(config)
+    whole = runs["off"]
+    assert numbers(runs["step"]) == numbers(whole)
+    assert exported(runs["step"]) == exported(whole)
+    for before, after in (("step", "step"), ("step", "off"), ("off", "step")):
+        again = killed_copy(runs[before].path, tmp_path / f"{before}-{after}", after=3)
+        file = again / "config.toml"
         text = file.read_text("utf-8")
-        changed = text.replace(f'cuda_graphs = "{graphs[0]}"', f'cuda_graphs = "{graphs[1]}"')
-        assert changed != text
-        file.write_text(changed, encoding="utf-8")
-        assert exported(resume(config.output_dir, SilentEvents())) == exported(whole)
+        assert f'cuda_graphs = "{before}"' in text
+        text = text.replace(f'cuda_graphs = "{before}"', f'cuda_graphs = "{after}"')
+        file.write_text(text, encoding="utf-8")
+        resumed = resume(again, SilentEvents())
+        assert numbers(resumed) == numbers(whole)
+        assert exported(resumed) == exported(whole)
+    assert [recorder.replayed > 2 for recorder in recorders] == [True] * 3
 
 
 @pytest.fixture
 def whole(settings):
     """A run without graphs, all of whose states are kept."""
     saving = {"state_every_steps": 1, "keep_states": 9}
-    return train(settings(logging={"every_steps": 8}, saving=saving))
+    training = {"max_steps": 5}
+    return train(
+        settings(logging={"every_steps": 5}, saving=saving, training=training, dataset=ONE_SIZE)
+    )
 
 
 def test_what_is_not_finite_reaches_no_weight(whole, settings, tmp_path, recorders, monkeypatch):
     """A loss that is NaN, and one whose gradient overflows; in a replay and in a plain step."""
-    for number, (factor, at) in enumerate([(float("nan"), 6), (1e38, 6), (float("nan"), 1)]):
+    for number, (factor, at) in enumerate([(float("nan"), 5), (1e38, 5), (float("nan"), 1)]):
         config = settings(
             output_dir=str(tmp_path / f"graphed{number}"),
-            training={"cuda_graphs": "step"},
-            logging={"every_steps": 8},
-            saving={"state_every_steps": 8},
+            training={"cuda_graphs": "step", "max_steps": 5},
+            dataset=ONE_SIZE,
+            logging={"every_steps": 5},
+            saving={"state_every_steps": 5},
         )
         with monkeypatch.context() as patch:
             spoil_inputs(patch, factor, at)
             with pytest.raises(NonFiniteLossError, match=rf"in step {at}\."):
                 train(config)
+        assert recorders[number].replayed > 2 * (at > 1)
         assert_as_before(RunDirectory(config.output_dir), whole, at)
+    each = [line["loss"] for line in whole.read_metrics()]
+    first = next(resume(tmp_path / "graphed0").read_metrics())
+    assert first["step"] == len(each) == 5
+    assert first["loss"] == pytest.approx(sum(each) / 5)  # steps before the fault among them
 
 
 def spoil_inputs(patch, factor, at):
@@ -349,7 +340,7 @@ def spoil_inputs(patch, factor, at):
 
 
 def assert_as_before(run, whole, at):
-    """What a run left whose step `at` was not finite, and what becomes of it."""
+    """What a run left whose step `at` was not finite."""
     if at == 1:  # a state would tie the run to the settings that failed
         assert run.saved_steps() == []
         return
@@ -359,10 +350,6 @@ def assert_as_before(run, whole, at):
     wanted = load_file(whole.states / state.name / "weights.safetensors")
     assert found.keys() == wanted.keys()
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
-    each = [line["loss"] for line in whole.read_metrics() if line["step"] <= 8]
-    first = next(resume(run.path).read_metrics())
-    assert first["step"] == len(each) == 8
-    assert first["loss"] == pytest.approx(sum(each) / 8)  # steps before the fault among them
 
 
 class AsksForNumbers:
@@ -405,8 +392,9 @@ def test_more_shapes_than_graphs_are_told_and_trained_on(
     settings, tmp_path, recorders, monkeypatch
 ):
     monkeypatch.setattr(step_graphs, "MOST_GRAPHS", 1)
-    plain, notes = train(settings()), Notes()
-    config = settings(output_dir=str(tmp_path / "graphed"), training={"cuda_graphs": "step"})
+    plain, notes = train(settings(training={"max_steps": 7})), Notes()
+    training = {"max_steps": 7, "cuda_graphs": "step"}
+    config = settings(output_dir=str(tmp_path / "graphed"), training=training)
     graphed = train(config, notes)
     assert recorders[0].recorded == 1 + 1
     assert sum("more than 1 shapes" in note for note in notes.told) == 1

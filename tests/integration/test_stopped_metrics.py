@@ -15,6 +15,7 @@ from impasto.errors import (
     OutOfMemoryError,
     StorageError,
 )
+from impasto.runs import step_name
 from impasto.training import micro_steps
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
@@ -22,7 +23,7 @@ from impasto.training.trainer import resume, train
 OPTIONS = {
     "logging": {"every_steps": 3, "image_losses": True},
     "saving": {"state_every_steps": 0, "format": "safetensors"},
-    "training": {"max_steps": 6},
+    "training": {"max_steps": 7},
 }
 
 
@@ -61,13 +62,13 @@ def test_stopping_splits_no_line(shared_config, whole, tmp_path):
     """Twice in the steps of one line, and once in those of the next."""
     config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
     for step in (1, 2, 4):
-        with pytest.raises(Interrupted, match=f"{step} of 6 steps are done"):
+        with pytest.raises(Interrupted, match=f"{step} of 7 steps are done"):
             train(config, Press(step)) if step == 1 else resume(config.output_dir, Press(step))
     assert_same_numbers(resume(config.output_dir), whole)
 
 
 def assert_same_numbers(run, whole):
-    assert [line["step"] for line in lines(run)] == [3, 6]
+    assert [line["step"] for line in lines(run)] == [3, 6, 7]
     assert lines(run) == lines(whole)
     assert run.image_losses_file.read_text("utf-8") == whole.image_losses_file.read_text("utf-8")
 
@@ -102,43 +103,54 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("name", FAULTS)
-def test_an_error_loses_no_number(name, shared_config, whole, tmp_path, monkeypatch):
-    """The state that is saved then has what no line of metrics tells of yet, of both lines."""
+@pytest.mark.parametrize("order", [("memory", "batch", "loss"), ("loss", "memory", "batch")])
+def test_an_error_loses_no_number(order, shared_config, whole, tmp_path, monkeypatch):
+    """The state that is saved then has what no line of metrics tells of yet, of both lines.
+
+    One after the other: with one step of the first line done, and with one and two of the second.
+    """
     config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
-    owner, function, fault, error = FAULTS[name]
-    for attempt in (train, lambda config: resume(config.output_dir)):
+    for name, number, done in zip(order, (2, 4, 2), (1, 4, 5), strict=True):
+        owner, function, fault, error = FAULTS[name]
         with monkeypatch.context() as patched:
-            fail_once(patched, owner, function, 3, fault)
+            fail_once(patched, owner, function, number, fault)
             with pytest.raises(error, match="saved"):
-                attempt(config)
+                train(config) if done == 1 else resume(config.output_dir)
+        assert (tmp_path / "run" / "states" / step_name(done)).is_dir()
     assert_same_numbers(resume(config.output_dir), whole)
 
 
-def test_a_disk_that_goes_away_loses_no_number(shared_config, whole, tmp_path):
-    config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
-    with pytest.raises(StorageError, match="state after 4 steps is saved"):
-        train(config, Unplug(4))
-    assert_same_numbers(resume(config.output_dir), whole)
-
-
-@pytest.mark.parametrize("step", [3, 6])
-@pytest.mark.parametrize("name", ["metrics.jsonl", "image_losses.csv"])
-def test_a_disk_that_is_full_at_a_line_loses_none(
-    shared_config, whole, tmp_path, monkeypatch, name, step
-):
-    config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
+def full_at(monkeypatch, name, number):
+    """Have the disk be full when a file gets its n-th lines."""
     real, calls = files.append_text, []
 
-    def full_once(path, text):
+    def full(path, text):
         if path.name == name:
             calls.append(path)
-        if path.name == name and len(calls) == step // 3:
+        if path.name == name and len(calls) == number:
             raise StorageError(f"{path}: the disk is full.")
         real(path, text)
 
+    monkeypatch.setattr(files, "append_text", full)
+
+
+FULL = "metrics.jsonl", "image_losses.csv"
+
+
+@pytest.mark.parametrize("names", [FULL, FULL[::-1]], ids=["metrics first", "images first"])
+def test_a_disk_that_is_full_or_goes_away_loses_no_number(
+    shared_config, whole, tmp_path, monkeypatch, names
+):
+    """Full at the first line of one file and at the last of the other; gone in between."""
+    config = shared_config(output_dir=str(tmp_path / "run"), **OPTIONS)
     with monkeypatch.context() as patched:
-        patched.setattr(files, "append_text", full_once)
-        with pytest.raises(StorageError, match=f"state after {step} steps is saved"):
+        full_at(patched, names[0], 1)
+        with pytest.raises(StorageError, match="state after 3 steps is saved"):
             train(config)
+    with pytest.raises(StorageError, match="state after 4 steps is saved"):
+        resume(config.output_dir, Unplug(4))
+    with monkeypatch.context() as patched:
+        full_at(patched, names[1], 2)
+        with pytest.raises(StorageError, match="state after 7 steps is saved"):
+            resume(config.output_dir)
     assert_same_numbers(resume(config.output_dir), whole)

@@ -22,7 +22,7 @@ from impasto.errors import (
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import train
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "encoded_once")
 
 
 def test_a_run_leaves_what_it_promises(train_config, nano_model):

@@ -130,7 +130,7 @@ def arguments(unet, batch, generator):
 
 def trained(path, copies, *, way="exact", dtype=torch.float32, kind="adamw", block_lrs=None,
             precision="no", spoilt=None):  # fmt: skip
-    """Weights and states after three steps; with a look at the model after each."""
+    """Weights and states after two steps; with a look at the model after each."""
     trainable = fine_tune(path, dtype, block_lrs)
     unet, parts = trainable.unet, trainable.modules
     blocks = recomputed_blocks(unet)
@@ -149,7 +149,7 @@ def trained(path, copies, *, way="exact", dtype=torch.float32, kind="adamw", blo
     update = build_update(UpdateInputs(optimizer, parameters, computing, 0.5, way, stream))
     generator = torch.Generator().manual_seed(3)
     shown = []
-    for step in range(3):
+    for step in range(2):
         optimizer.begin(step)
         given, named = arguments(unet, 2, generator)
         cast = lambda x: x.to(dtype) if x.is_floating_point() else x  # noqa: E731
@@ -188,20 +188,22 @@ def assert_same(found, wanted):
 def test_every_family_learns_the_same_to_the_last_bit(each_model):
     plain = trained(each_model, None)
     assert_same(trained(each_model, LateCopies()), plain)
-    assert_same(trained(each_model, PlainCopies()), plain)
+    if each_model.name == "nano":
+        assert_same(trained(each_model, PlainCopies()), plain)
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"way": "last_norm"},
+        {
+            "way": "last_norm", "precision": "bf16",
+            "block_lrs": {"down_blocks.0": 0.0, "up_blocks.0": 2e-3},
+        },
         {"dtype": torch.bfloat16, "kind": "adafactor", "precision": "bf16"},
-        {"precision": "bf16"},
         {"precision": "fp16"},
-        {"block_lrs": {"down_blocks.0": 0.0, "up_blocks.0": 2e-3}},
     ],
-    ids=["last norm", "bf16 weights", "bf16", "fp16", "frozen blocks"],
-)
+    ids=["last norm, bf16, frozen blocks", "bf16 weights", "fp16"],
+)  # fmt: skip
 def test_ways_of_training_do_too(changes, nano_model):
     assert_same(trained(nano_model, LateCopies(), **changes), trained(nano_model, None, **changes))
 

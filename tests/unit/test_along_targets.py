@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from loras import as_file, tuned
-from nano_sdxl import write_sdxl_file
 from safetensors.torch import load_file
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -107,14 +106,10 @@ def test_a_loss_that_is_no_number_is_not_the_least(nano_model):
 
 
 @pytest.mark.parametrize("family", ["sd2", "sdxl"])
-def test_two_models_of_other_families_are_mixed(
-    family, nano_sd2_model, nano_architecture, tmp_path
-):
+def test_two_models_of_other_families_are_mixed(family, nano_sd2_model, nano_sdxl_model, tmp_path):
     """0.7 A + 0.3 B in float64, in every tensor of a network; what none uses is A's."""
-    if family == "sd2":
-        first = as_file(nano_sd2_model, tmp_path / "a.safetensors")
-    else:
-        first = write_sdxl_file(nano_architecture, tmp_path / "a.safetensors")
+    folder = {"sd2": nano_sd2_model, "sdxl": nano_sdxl_model}[family]
+    first = as_file(folder, tmp_path / "a.safetensors")
     second, made = tuned(first, tmp_path / "b.safetensors"), tmp_path / "m.safetensors"
     mixture = Mixture([str(first), str(second)], FORMULAS["weighted-sum"], 0.3)
     merge_models(mixture, Output(made, "safetensors"), OpenOptions(vae=str(first)))

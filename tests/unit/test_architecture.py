@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from support.warm import running
 
 import impasto
 from impasto.config.output import SamplerName
@@ -16,46 +17,47 @@ SOURCE = Path(impasto.__file__).parent
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def loaded_modules(statement: str) -> set[str]:
-    program = f"import sys\n{statement}\nprint(' '.join(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=True
-    )
-    return set(result.stdout.split())
-
-
-@pytest.mark.parametrize(
-    "statement",
-    [
-        "import impasto",
-        "import impasto.config.load",
-        "import impasto.data.scanning.scan, impasto.data.planning.plan",
-        "import impasto.data.loading.sampler, impasto.data.inspecting.health",
-        "import impasto.datasets.build",
-        "import impasto.sdscripts.metadata_tools, impasto.sdscripts.annotation_tools",
-        "import impasto.cli.main as m; [m.impasto.get_command(None, v) for v in m.VERBS]",
-    ],
+LIGHT = (
+    "import impasto",
+    "import impasto.config.load",
+    "import impasto.data.scanning.scan, impasto.data.planning.plan",
+    "import impasto.data.loading.sampler, impasto.data.inspecting.health",
+    "import impasto.datasets.build",
+    "import impasto.sdscripts.metadata_tools, impasto.sdscripts.annotation_tools",
+    "import impasto.cli.main as m; [m.impasto.get_command(None, v) for v in m.VERBS]",
 )
-def test_light_parts_import_no_torch(statement):
-    assert not loaded_modules(statement) & {"torch", "diffusers", "transformers", "jinja2"}
+HELP = (
+    "from click.testing import CliRunner; from impasto.cli.main import impasto; "
+    "assert CliRunner().invoke(impasto, ['--help']).exit_code == 0"
+)
+
+
+def loaded_after(*statements: str, fresh: bool) -> list[set[str]]:
+    """The modules that one process has loaded after each of some statements."""
+    shown = "print(' '.join(sys.modules))"
+    program = "\n".join(["import sys", *(line for each in statements for line in (each, shown))])
+    result = running.run("-c", program, fresh=fresh)
+    assert result.returncode == 0, result.stderr
+    return [set(line.split()) for line in result.stdout.splitlines()]
+
+
+def test_help_and_light_parts_import_no_torch():
+    """Help imports almost nothing."""
+    help_, *others = loaded_after(HELP, *LIGHT, fresh=True)
+    assert not help_ & {"torch", "pydantic", "numpy", "PIL", "rich"}
+    heavy = {"torch", "diffusers", "transformers", "jinja2"}
+    assert [part for part, found in zip(LIGHT, others, strict=True) if found & heavy] == []
 
 
 def test_commands_import_networks_without_what_quantizes_them():
     """And without PyTorch's compiler, which that imports: a second of each start."""
-    found = loaded_modules(
+    statement = (
         "from impasto.cli.imports import leave_out_quantizers; leave_out_quantizers()\n"
         "from impasto.cli.plan_worker import load_libraries; load_libraries()"
     )
+    (found,) = loaded_after(statement, fresh=False)  # a fork of what has imported in this way
     assert "diffusers.models.unets.unet_2d_condition" in found
     assert not found & {"bitsandbytes", "torch._inductor.compile_fx"}
-
-
-def test_help_imports_almost_nothing():
-    statement = (
-        "from click.testing import CliRunner; from impasto.cli.main import impasto; "
-        "assert CliRunner().invoke(impasto, ['--help']).exit_code == 0"
-    )
-    assert not loaded_modules(statement) & {"torch", "pydantic", "numpy", "PIL", "rich"}
 
 
 def test_layers_hold():

@@ -6,6 +6,7 @@ import logging
 import sys
 from collections import namedtuple
 from pathlib import Path, PureWindowsPath
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from impasto.diffusion.timesteps import LogitNormal
-from impasto.training.code_identity import described
+from impasto.training.code_identity import described, is_same_code
 
 
 class Weighed:
@@ -135,3 +136,68 @@ LOG = logging.getLogger(__name__)
 def with_log(output, target):
     LOG.debug("%s", output)
     return functional.mse_loss(output, target)
+
+
+history = [1.0]
+calls = 0
+
+
+def with_history(loss):
+    global calls
+    calls += 1
+    history.append(loss)
+    return loss * len(history)
+
+
+class Noting:
+    seen = []  # noqa: RUF012 - of all of them
+
+    def __call__(self, loss):
+        self.seen.append(loss)
+        return loss
+
+
+def test_what_the_code_changes_as_it_runs_does_not_count():
+    parts = [with_history, Noting()]
+    before = list(map(described, parts))
+    for part in parts:
+        part(1.0)
+    assert list(map(described, parts)) == before
+
+
+def test_descriptions_of_earlier_versions_are_compared_by_what_they_say(monkeypatch):
+    """They know the source and what is held, and not what the code refers to."""
+    now = described(with_constant)
+    former = now.rpartition(" ")[0]
+    monkeypatch.setattr(sys.modules[__name__], "GAMMA", 10.0)
+    changed = described(with_constant)
+    assert is_same_code(former, changed)
+    assert not is_same_code(now, changed)
+    assert not is_same_code(former, described(with_helper))
+
+
+def test_the_first_hash_is_that_of_earlier_versions():
+    """Recorded by the version before constants counted."""
+    assert described(functools.partial(max, 1)).startswith("functools.partial fe85fdaa6d7c1b67 ")
+
+
+@pytest.mark.parametrize(
+    ("file", "module", "is_installed"),
+    [
+        ("site-packages/torchlike/nn/modules.py", "torchlike.nn.modules", True),
+        ("dist-packages/torchlike/__init__.py", "torchlike", True),
+        ("target/torchlike/nn/__init__.py", "torchlike.nn", True),
+        ("project/torchlike/nn/__init__.py", "torchlike.nn", False),
+        ("project/loss.py", "loss", False),
+    ],
+)
+def test_what_is_installed_is_not_the_users_code(tmp_path, monkeypatch, file, module, is_installed):
+    """By pip for one user, into a folder of its own, or by the system."""
+    (tmp_path / "target" / "torchlike-2.0.dist-info").mkdir(parents=True)
+    stand_in = ModuleType(module)
+    stand_in.__file__ = str(tmp_path / file)
+    monkeypatch.setitem(sys.modules, module, stand_in)
+    part = type("Loss", (), {"__module__": module, "scale": 1.0})()
+    before = described(part)
+    type(part).scale = 2.0
+    assert (described(part) == before) == is_installed

@@ -9,13 +9,13 @@ import json
 import os
 import shlex
 import stat
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from support.warm import running
 
 from impasto.annotate import editing
 from impasto.annotate.dataset_folders import DatasetFolders
@@ -341,7 +341,7 @@ def test_an_edit_that_is_killed_half_way(folder, ends):
     """It is not idempotent: what was written before the kill must not be edited twice."""
     before = words_of(folder)
     words = ["edit", folder, "--regex", "solo", "solosolo", "--yes"]
-    killed = subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], check=False)
+    killed = running.run("-c", KILLED, *words)
     assert killed.returncode == 9
     half = words_of(folder)
     assert sum(half[name] != before[name] for name in before) == 2
@@ -375,7 +375,7 @@ def test_a_full_disk_half_way_costs_nothing(folder, monkeypatch):
 
 def test_a_preview_shows_what_an_edit_that_was_broken_off_would_still_do(folder):
     words = ["edit", folder, "--regex", "solo", "solosolo", "--yes"]
-    subprocess.run([sys.executable, "-c", KILLED, *map(str, words)], check=False)
+    assert running.run("-c", KILLED, *words).returncode == 9
     left = changes(folder, *words[2:-1])
     assert len(left) == 1
     assert json.loads(edit(folder, *words[2:], "--json"))["changed"] == 1

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from conftest import draw_images
 from process_groups import in_threads
 from ray_stages import Recipe, encoder_of
+from support.warm import running
 
 from impasto import files
 from impasto.cli.dataset_options import with_executor
@@ -89,20 +90,14 @@ def test_the_usual_engine_is_this_machine(tmp_path):
 def test_nothing_of_ray_is_imported_unless_it_is_asked_for(tmp_path):
     program = (
         "import sys\n"
-        "from pathlib import Path\n"
-        "from PIL import Image\n"
-        f"folder = Path({str(tmp_path)!r})\n"
-        "Image.new('RGB', (64, 64)).save(folder / 'a.png')\n"
         "from impasto.cli.main import main\n"
-        f"sys.argv = ['impasto', 'dataset', 'scan', {str(tmp_path)!r}]\n"
-        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "try:\n    main(['dataset', 'scan', sys.argv[1]])\n"
+        "except SystemExit as end:\n    assert not end.code\n"
         "import impasto.data.caching.filling\n"
         "import impasto.data.engines.ray_engine, impasto.data.engines.ray_cluster\n"
         "print([name for name in sys.modules if name.split('.')[0] == 'ray'])\n"
     )
-    found = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=120
-    )
+    found = running.run("-c", program, draw_images(tmp_path / "set", 1))
     assert found.stdout.splitlines()[-1] == "[]", found.stderr
 
 

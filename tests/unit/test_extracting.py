@@ -4,6 +4,8 @@ import json
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from impasto.errors import ConfigError, ModelError
 from impasto.models import families
 from impasto.models.merging.extraction import ExtractionRules, extract
 from impasto.models.merging.low_rank import RankRule, decompose
-from impasto.models.networks.loading import load_base_model
+from impasto.models.networks.loading import load_meta_model
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.writing.architectures import write_random_model
 from impasto.models.writing.conversion import convert_model
@@ -58,24 +60,40 @@ def test_a_matrix_of_a_low_rank_is_found_whole():
     assert decompose(matrix, RankRule()).down.isfinite().all()
 
 
-@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
-def test_at_full_rank_the_model_comes_back(
-    family, nano_architecture, nano_model, nano_sd2_model, tmp_path
-):
-    if family == "sdxl":
-        source = write_sdxl_file(nano_architecture, tmp_path / "source.safetensors")
+class Whole(NamedTuple):
+    """A model, another one of it, and all the difference of its layers as a LoRA."""
+
+    family: str
+    source: Path
+    model: Path
+    lora: Path
+    rows: dict[str, str]
+
+
+@pytest.fixture(scope="module", params=["sd1", "sd2", "sdxl"])
+def whole(request, nano_architecture, nano_model, nano_sd2_model, tmp_path_factory):
+    """Of each family; read-only by agreement."""
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "sdxl":
+        source = write_sdxl_file(nano_architecture, folder / "source.safetensors")
     else:
-        folder = {"sd1": nano_model, "sd2": nano_sd2_model}[family]
-        source = as_file(folder, tmp_path / "source.safetensors")
-    model = tuned(source, tmp_path / "tuned.safetensors", of=of_a_lora)
-    rows, _ = extracted(source, model, tmp_path / "l.safetensors")
-    assert rows["Error"].startswith("0.00%")
-    assert "In all" not in rows
-    merge(source, [tmp_path / "l.safetensors"], tmp_path / "back.safetensors")
-    again, wanted = load_base_model(tmp_path / "back.safetensors"), load_base_model(model)
-    for part, network in wanted.networks.items():
-        assert distance(network.state_dict(), again.networks[part].state_dict()) < 1e-6, part
-    names = set(load_file(tmp_path / "l.safetensors"))
+        base = {"sd1": nano_model, "sd2": nano_sd2_model}[request.param]
+        source = as_file(base, folder / "source.safetensors")
+    model = tuned(source, folder / "tuned.safetensors", of=of_a_lora)
+    rows, _ = extracted(source, model, folder / "l.safetensors")
+    return Whole(request.param, source, model, folder / "l.safetensors", rows)
+
+
+def test_at_full_rank_the_model_comes_back(whole, tmp_path):
+    family = whole.family
+    assert whole.rows["Error"].startswith("0.00%")
+    assert "In all" not in whole.rows
+    merge(whole.source, [whole.lora], tmp_path / "back.safetensors")
+    again, wanted = (open_model(file) for file in (tmp_path / "back.safetensors", whole.model))
+    for part, tensors in wanted.components.items():
+        own = {name: tensor.read() for name, tensor in again.components[part].items()}
+        assert distance({name: t.read() for name, t in tensors.items()}, own) < 1e-6, part
+    names = set(load_file(whole.lora))
     starts = {name.split("_")[1] for name in names}
     assert starts == {"sdxl": {"unet", "te1", "te2"}}.get(family, {"unet", "te"})
     if family == "sdxl":
@@ -148,13 +166,20 @@ def test_what_differs_by_rounding_alone_is_unchanged(base, tmp_path):
     assert not extraction.outside
 
 
-@pytest.mark.parametrize("order", [1, -1])
-def test_float16_and_bfloat16_of_one_model_are_the_same(base, tmp_path, order):
-    """Neither is a rounding of the other: both are of float32, each by half an ulp of its own."""
-    halves = [tmp_path / f"{word}.safetensors" for word in ("fp16", "bf16")]
-    for file, dtype in zip(halves, (torch.float16, torch.bfloat16), strict=True):
+@pytest.fixture(scope="module")
+def halves(base, tmp_path_factory):
+    """The model in float16 and in bfloat16."""
+    folder = tmp_path_factory.mktemp("halves")
+    files = [folder / f"{word}.safetensors" for word in ("fp16", "bf16")]
+    for file, dtype in zip(files, (torch.float16, torch.bfloat16), strict=True):
         dtypes = dict.fromkeys(families.BY_SETTING.values(), dtype)
         convert_model(str(base), file, "safetensors", dtypes, OpenOptions())
+    return files
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_float16_and_bfloat16_of_one_model_are_the_same(halves, tmp_path, order):
+    """Neither is a rounding of the other: both are of float32, each by half an ulp of its own."""
     first, second = halves[::order]
     with pytest.raises(ModelError, match="are the same in all"):
         extract(open_model(first), open_model(second), FULL)
@@ -191,18 +216,11 @@ def test_nan_in_a_model_leaves_no_file(base, tmp_path):
     assert not (tmp_path / "l.safetensors").exists()
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
-def test_diffusers_finds_the_layer_of_every_key(family, nano_model, nano_architecture, tmp_path):
+def test_diffusers_finds_the_layer_of_every_key(whole):
     """Its own conversion of sd-scripts' names, of which each has to be a module of the network."""
-    if family == "sdxl":
-        base = write_sdxl_file(nano_architecture, tmp_path / "base.safetensors")
-    else:
-        base = as_file(nano_model, tmp_path / "base.safetensors")
-    model = tuned(base, tmp_path / "tuned.safetensors", of=of_a_lora)
-    extracted(base, model, tmp_path / "l.safetensors")
-    tensors, networks = load_file(tmp_path / "l.safetensors"), load_base_model(base).networks
+    tensors, networks = load_file(whole.lora), load_meta_model(whole.source).networks
     layers = len(tensors) // 3
-    if family == "sdxl":
+    if whole.family == "sdxl":
         tensors = utils._maybe_map_sgm_blocks_to_diffusers(tensors, networks["unet"].config)
     theirs, alphas = utils._convert_non_diffusers_lora_to_diffusers(dict(tensors))
     modules = {

@@ -13,7 +13,11 @@ from impasto.config.compatibility import require_compatible
 from impasto.data.records import Size
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.models.networks.loading import load_base_model
-from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
+from impasto.models.writing.architectures import (
+    Architecture,
+    find_architecture,
+    meta_model_of_architecture,
+)
 from impasto.training import float8
 from impasto.training.float8_linear import torchao_product
 from impasto.training.methods import build_trainable
@@ -266,9 +270,17 @@ def test_sharded_models_and_devices_without_bf16_refuse_it(train_config):
             require_compatible(config, Facts(processes=2, sharding=sharding))
 
 
-def footprint(config):
-    meta_model = partial(meta_model_of_architecture, find_architecture("sd1"))
-    return FootprintPredictor(meta_model, "cuda").all_phases(config, Size(512, 512), 8)[0]
+def one_block():
+    """SD 1.5 with its widest level alone: few operations, and layers that are large enough."""
+    sd1 = find_architecture("sd1")
+    unet, vae, text_encoder = sd1.configs
+    fewer = {
+        "block_out_channels": [1280],
+        "down_block_types": ["CrossAttnDownBlock2D"],
+        "up_block_types": ["UpBlock2D"],
+        "layers_per_block": 1,
+    }
+    return Architecture(sd1.family, ({**unet, **fewer}, vae, text_encoder))
 
 
 def test_its_memory_is_predicted(train_config):
@@ -276,10 +288,14 @@ def test_its_memory_is_predicted(train_config):
 
     The images are so many that memory is fullest as the backward pass begins.
     """
+    meter = FootprintPredictor(partial(meta_model_of_architecture, one_block()), "cuda")
     bf16 = {**FLOAT8, "float8": False}
-    plain, found = (footprint(train_config(training=t)) for t in (bf16, FLOAT8))
-    unet = meta_model_of_architecture(find_architecture("sd1")).unet
+    plain, found = (
+        meter.all_phases(train_config(training=t), Size(512, 512), 8)[0] for t in (bf16, FLOAT8)
+    )
+    unet = meta_model_of_architecture(one_block()).unet
     copies = 2 * sum(layer.weight.numel() for layer in float8.float8_layers(unet).values())
+    assert copies > 0
     assert found.flops == plain.flops
     assert found.weights == plain.weights
     in_moment = plain.activations + plain.gradients - found.activations - found.gradients

@@ -6,8 +6,10 @@ from functools import partial
 
 import pytest
 import torch
+from flat_models import bare_architecture, flat_architecture
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 
 from impasto.config.cases import Facts
 from impasto.data.loading.sampler import Group
@@ -16,6 +18,7 @@ from impasto.errors import OutOfMemoryError
 from impasto.models.networks.loading import load_base_model, load_meta_model
 from impasto.models.text.conditioning import ConditioningShape
 from impasto.models.trainable import FullFineTune
+from impasto.models.writing.architectures import meta_model_of_architecture
 from impasto.training.parallel.shards import Sharding
 from impasto.training.planning import phases
 from impasto.training.planning.changes import with_fields
@@ -28,7 +31,6 @@ from impasto.training.planning.workload import Workload
 SIZE = Size(128, 128)
 KINDS = {
     "kept gradients": ({}, None, False, False),
-    "freed gradients": ({}, None, True, False),
     "checkpointing": ({"gradient_checkpointing": True}, None, True, False),
     "bf16": ({}, torch.bfloat16, False, False),
     "second backward": ({}, None, True, True),
@@ -40,11 +42,13 @@ class TensorBytes(TorchDispatchMode):
     """The most bytes of tensors that operations gave and that were there together.
 
     What a kernel takes for itself while it works depends on the processor and is not counted.
+    Which of the tensors are gone is looked at only where they would make a new peak together.
     """
 
     def __init__(self, there_before):
         super().__init__()
-        self.peak, self._seen = 0, {}
+        self.peak = self._at_most = 0
+        self._seen = {}
         self._before = {tensor.untyped_storage().data_ptr() for tensor in there_before}
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
@@ -52,11 +56,15 @@ class TensorBytes(TorchDispatchMode):
         for tensor in tree_leaves(output):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                if storage.data_ptr() not in self._before:
-                    self._seen[storage.data_ptr()] = (weakref.ref(storage), storage.nbytes())
-        there = {p: (ref, size) for p, (ref, size) in self._seen.items() if ref() is not None}
-        self._seen = there
-        self.peak = max(self.peak, sum(size for _, size in there.values()))
+                address = storage.data_ptr()
+                if address not in self._before:
+                    _, former = self._seen.get(address, (None, 0))
+                    self._seen[address] = (weakref.ref(storage), storage.nbytes())
+                    self._at_most += storage.nbytes() - former
+        if self._at_most > self.peak:
+            self._seen = {p: seen for p, seen in self._seen.items() if seen[0]() is not None}
+            self._at_most = sum(size for _, size in self._seen.values())
+            self.peak = max(self.peak, self._at_most)
         return output
 
 
@@ -69,10 +77,11 @@ def allocated_peak(work, there_before):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_a_fake_step_tells_what_a_step_allocates(name, deeper_model):
+def test_a_fake_step_tells_what_a_step_allocates_and_computes(name, nano_model, deeper_model):
+    """Its bytes and operations, also where a second backward pass computes activations again."""
     options, autocast, frees, twice = KINDS[name]
-    model = load_base_model(deeper_model)
-    unet = FullFineTune(model, lr=1e-4, **options).unet
+    folder = nano_model if autocast is None else deeper_model
+    unet = FullFineTune(load_base_model(folder), lr=1e-4, **options).unet
     width = unet.config["cross_attention_dim"]
     latents, t, states = torch.randn(8, 4, 16, 16), torch.zeros(8).long(), torch.randn(8, 77, width)
 
@@ -91,10 +100,12 @@ def test_a_fake_step_tells_what_a_step_allocates(name, deeper_model):
         for handle in handles:
             handle.remove()
 
-    step()  # first calls of kernels
+    operations = FlopCounterMode(display=False)
+    with operations:  # and first calls of kernels
+        step()
     unet.zero_grad()
     real = allocated_peak(step, [latents, t, states, *unet.parameters(), *unet.buffers()])
-    meta_model = FullFineTune(load_meta_model(deeper_model), lr=1e-4, **options)
+    meta_model = FullFineTune(load_meta_model(folder), lr=1e-4, **options)
     fake_step = FakeStep(
         meta_model.network,
         told(width),
@@ -104,6 +115,7 @@ def test_a_fake_step_tells_what_a_step_allocates(name, deeper_model):
     )
     cost = fake_step.step(SIZE, 8)
     assert cost.peak_bytes == pytest.approx(real, rel=0.01)
+    assert cost.flops == operations.get_total_flops()
     if frees:
         assert cost.gradient_bytes == 0
 
@@ -112,26 +124,16 @@ def told(width):
     return ConditioningShape(77, width)
 
 
-@pytest.mark.parametrize("twice", [False, True])
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_operations_are_those_of_the_real_network(checkpointing, twice, nano_model):
-    """Also where a second backward pass computes activations once more."""
-    from torch.utils.flop_counter import FlopCounterMode
+@pytest.fixture
+def bare_model(nano_architecture):
+    """Makes meta models of few operations, for choices by what a step takes."""
+    return partial(meta_model_of_architecture, bare_architecture(nano_architecture))
 
-    options = {"lr": 1e-4, "gradient_checkpointing": checkpointing}
-    unet = FullFineTune(load_base_model(nano_model), **options).unet
-    width = unet.config["cross_attention_dim"]
-    counter = FlopCounterMode(display=False)
-    with counter:
-        latents = torch.randn(2, 4, 16, 16)
-        out = unet(latents, torch.zeros(2).long(), encoder_hidden_states=torch.randn(2, 77, width))
-        loss = out.sample.square().mean()
-        if twice:
-            loss.backward(retain_graph=True)
-        loss.backward()
-    meta_model = FullFineTune(load_meta_model(nano_model), **options)
-    fake_step = FakeStep(meta_model.network, told(width), has_second_backward=twice)
-    assert fake_step.step(SIZE, 2).flops == counter.get_total_flops()
+
+@pytest.fixture
+def flat_model(nano_architecture):
+    """Makes meta models with attention and a middle."""
+    return partial(meta_model_of_architecture, flat_architecture(nano_architecture))
 
 
 EXACT, LAST_NORM = ({"optimizer_in_backward": way} for way in ("exact", "last_norm"))
@@ -147,9 +149,9 @@ RECOMPUTING, FP16 = {"gradient_checkpointing": True}, {"mixed_precision": "fp16"
         (EXACT | {"max_grad_norm": 0} | FP16, FP16, 5 / 3),
     ],
 )
-def test_a_second_backward_pass_takes_its_time(training, beside, times, train_config, nano_model):
+def test_a_second_backward_pass_takes_its_time(training, beside, times, train_config, bare_model):
     """Two of three parts more, or three of four where it computes activations once more."""
-    meter = FootprintPredictor(lambda: load_meta_model(nano_model), "cpu")
+    meter = FootprintPredictor(bare_model, "cpu")
 
     def cost(settings):
         return meter.footprint(
@@ -166,16 +168,14 @@ def test_no_size_is_shown_as_nothing():
     ]  # fmt: skip
 
 
-def test_decoding_takes_memory_by_its_area(nano_model):
-    small, large = (
-        decoding_peak(load_meta_model(nano_model).vae, Size(side, side), 1) for side in (128, 256)
-    )
+def test_decoding_takes_memory_by_its_area(bare_model):
+    small, large = (decoding_peak(bare_model().vae, Size(side, side), 1) for side in (128, 256))
     assert large == pytest.approx(4 * small, rel=0.1)
 
 
-def test_as_on_a_gpu_norms_are_float32(nano_model):
+def test_as_on_a_gpu_norms_are_float32(bare_model):
     def peak(*, as_on_gpu):
-        meta_model = FullFineTune(load_meta_model(nano_model), lr=1e-4)
+        meta_model = FullFineTune(bare_model(), lr=1e-4)
         width = meta_model.network.config["cross_attention_dim"]
         return FakeStep(
             meta_model.network,
@@ -188,16 +188,16 @@ def test_as_on_a_gpu_norms_are_float32(nano_model):
     assert peak(as_on_gpu=True).peak_bytes > 1.1 * peak(as_on_gpu=False).peak_bytes
 
 
-def fitting(train_config, nano_model, device="cuda", budget=0):
+def fitting(train_config, meta_model, device="cuda", budget=0):
     config = train_config()
-    meter = FootprintPredictor(lambda: load_meta_model(nano_model), device)
+    meter = FootprintPredictor(meta_model, device)
     return MemoryFitter(meter, device, Group(0, SIZE), budget), config
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_no_rung_takes_more(device, train_config, nano_model):
+def test_no_rung_takes_more(device, train_config, bare_model):
     """But for a second backward pass, which activations wait for: here more than the gradients."""
-    ladder, config = fitting(train_config, nano_model, device)
+    ladder, config = fitting(train_config, bare_model, device)
     config = with_fields(config, "training", {"ema_decay": 0.9})
     others = ("mixed_precision", "exact")
     for rung in LADDER[device]:
@@ -206,8 +206,8 @@ def test_no_rung_takes_more(device, train_config, nano_model):
             assert ladder.footprint(changed).total <= ladder.footprint(config).total, rung.text()
 
 
-def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, nano_model):
-    ladder, config = fitting(train_config, nano_model)
+def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, bare_model):
+    ladder, config = fitting(train_config, bare_model)
     found = ladder.footprint(config)
     whole = found.total - found.workspace
     taken = []
@@ -222,8 +222,8 @@ def test_fewer_rungs_are_taken_where_more_memory_is_there(train_config, nano_mod
     assert taken == sorted(taken)
 
 
-def test_what_is_kept_in_ram_has_to_fit_there(train_config, nano_model):
-    ladder, config = fitting(train_config, nano_model)
+def test_what_is_kept_in_ram_has_to_fit_there(train_config, bare_model):
+    ladder, config = fitting(train_config, bare_model)
     levers = {
         "gradient_checkpointing": True, "optimizer_in_backward": "exact", "stream_weights": True,
         "offload_optimizer": True, "ema_decay": 0.9, "ema_on_cpu": True,
@@ -235,7 +235,7 @@ def test_what_is_kept_in_ram_has_to_fit_there(train_config, nano_model):
     assert 2 * weights <= kept["optimizer state"] <= 4 * weights  # rounded up to powers of two
     assert kept["streamed weights"] < weights
     assert ladder.meter.ram(config) == {}
-    assert FootprintPredictor(lambda: load_meta_model(nano_model), "cpu").ram(streamed) == {}
+    assert FootprintPredictor(bare_model, "cpu").ram(streamed) == {}
     large = 1 << 40
     total = sum(kept.values())
     small = MemoryFitter(ladder.meter, "cuda", ladder.group, large, ram=total // 2)
@@ -248,8 +248,8 @@ def test_what_is_kept_in_ram_has_to_fit_there(train_config, nano_model):
     assert roomy.require_fit(streamed) is None
 
 
-def test_rungs_that_move_what_no_ram_is_free_for_are_not_taken(train_config, nano_model):
-    ladder, config = fitting(train_config, nano_model)
+def test_rungs_that_move_what_no_ram_is_free_for_are_not_taken(train_config, bare_model):
+    ladder, config = fitting(train_config, bare_model)
     nothing = MemoryFitter(ladder.meter, "cuda", ladder.group, 0, ram=0)
     everything = MemoryFitter(ladder.meter, "cuda", ladder.group, 0, ram=1 << 40)
     words = [
@@ -263,10 +263,10 @@ def test_rungs_that_move_what_no_ram_is_free_for_are_not_taken(train_config, nan
 
 
 def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
-    train_config, nano_model
+    train_config, bare_model
 ):
     """By themselves where that is enough; before 8-bit states and the like, which need it."""
-    ladder, _ = fitting(train_config, nano_model)
+    ladder, _ = fitting(train_config, bare_model)
     config = train_config(
         training={"cuda_graphs": "step", "mixed_precision": "bf16", "cache_text_to_disk": True},
         optimizer={"kind": "adamw"},
@@ -286,9 +286,9 @@ def test_graphs_of_steps_are_given_up_for_memory_and_for_what_they_exclude(
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_fits_at_no_size_is_told_without_a_step(device, train_config, nano_model, monkeypatch):
+def test_what_fits_at_no_size_is_told_without_a_step(device, train_config, bare_model, monkeypatch):
     """Ladders of ten rungs took a fake step of seconds for each."""
-    ladder, config = fitting(train_config, nano_model, device)
+    ladder, config = fitting(train_config, bare_model, device)
     for changes in ({}, {"cuda_graphs": "step"}, {"optimizer_in_backward": "exact"}):
         changed = with_fields(config, "training", changes)
         least = ladder.meter.least_bytes(changed)
@@ -301,7 +301,7 @@ def test_what_fits_at_no_size_is_told_without_a_step(device, train_config, nano_
 
     monkeypatch.setattr(FakeStep, "step", no_step)
     monkeypatch.setattr(phases, "_FOUND", {})
-    none, _ = fitting(train_config, nano_model, device)
+    none, _ = fitting(train_config, bare_model, device)
     assert not none.fits(config)
 
 
@@ -313,16 +313,16 @@ def _without(config, rungs, left_out):
     return config
 
 
-def test_several_processes_keep_their_gradients(train_config, nano_model):
-    one, config = fitting(train_config, nano_model)
+def test_several_processes_keep_their_gradients(train_config, bare_model):
+    one, config = fitting(train_config, bare_model)
     several = MemoryFitter(one.meter, "cuda", one.group, 0, Facts(processes=2))
     for ladder, steps_alone in ((one, True), (several, False)):
         chosen, _ = ladder.choose_levers(config, keep_asked=False)
         assert (chosen.training.optimizer_in_backward != "off") == steps_alone
 
 
-def test_the_largest_batch_is_the_largest(train_config, nano_model):
-    ladder, config = fitting(train_config, nano_model, "cpu")
+def test_the_largest_batch_is_the_largest(train_config, bare_model):
+    ladder, config = fitting(train_config, bare_model, "cpu")
     for wanted in (1, 3, 7):
         budget = int(ladder.footprint(config, wanted).total / 0.95) + 4096
         one = MemoryFitter(ladder.meter, "cpu", ladder.group, budget)
@@ -330,22 +330,30 @@ def test_the_largest_batch_is_the_largest(train_config, nano_model):
     assert one.batch_that_fits(config, most=5) == 5
 
 
-def test_fake_steps_are_remembered(train_config, nano_model, tmp_path):
+def test_fake_steps_are_remembered(train_config, bare_model, tmp_path, monkeypatch):
     config, record = train_config(), tmp_path / "footprints.json"
     meta_models = []
 
     def meta_model():
         meta_models.append(1)
-        return load_meta_model(nano_model)
+        return bare_model()
 
-    first = FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2)
-    assert FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
+    def footprint():
+        monkeypatch.setattr(phases, "_FOUND", {})  # as in another process
+        meta_models.clear()
+        return FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2)
+
+    first = footprint()
+    assert len(meta_models) == 2  # to look at, and for the step
+    assert footprint() == first
+    assert len(meta_models) == 1
     record.write_text("{", encoding="utf-8")  # as good as none
-    assert FootprintPredictor(meta_model, "cpu", record).footprint(config, SIZE, 2) == first
+    assert footprint() == first
+    assert len(meta_models) == 2
 
 
 def test_a_meta_model_is_made_for_a_fake_step_and_shared_with_others(
-    train_config, nano_model, monkeypatch
+    train_config, bare_model, monkeypatch
 ):
     """Making one of full size takes a second: ladders of ten rungs made fifty."""
     monkeypatch.setattr(phases, "_FOUND", {})  # what other tests of this process have found
@@ -353,7 +361,7 @@ def test_a_meta_model_is_made_for_a_fake_step_and_shared_with_others(
 
     def meta_model():
         meta_models.append(1)
-        return load_meta_model(nano_model)
+        return bare_model()
 
     workload = Workload(encoded=SIZE, validation=Group(0, SIZE))
     meter = FootprintPredictor(meta_model, "cuda", workload=workload)
@@ -370,10 +378,10 @@ def test_a_meta_model_is_made_for_a_fake_step_and_shared_with_others(
     assert len(meta_models) == 1 + 4
 
 
-def test_a_learning_text_encoder_and_previews_count(train_config, nano_model):
-    meter = FootprintPredictor(lambda: load_meta_model(nano_model), "cpu")
-    plain = meter.footprint(train_config(), SIZE, 4)
-    text = meter.footprint(train_config(method={"train_text_encoder": True}), SIZE, 4)
+def test_a_learning_text_encoder_and_previews_count(train_config, bare_model):
+    meter = FootprintPredictor(bare_model, "cpu")
+    plain, *_ = meter.all_phases(train_config(), SIZE, 4)
+    text, *_ = meter.all_phases(train_config(method={"train_text_encoder": True}), SIZE, 4)
     assert text.optimizer > plain.optimizer
     assert text.activations > plain.activations
     drawing = {"prompts": ["x"], "width": 1024, "height": 1024}
@@ -381,13 +389,12 @@ def test_a_learning_text_encoder_and_previews_count(train_config, nano_model):
     assert shown.moment == "drawing previews of 1024x1024"
 
 
-def test_shares_of_a_model_take_less(train_config, nano_model):
+def test_shares_of_a_model_take_less(train_config, flat_model):
     """Of what learns each process has its part; ZeRO keeps a copy of what it steps beside."""
     config = train_config(training={"ema_decay": 0.9}, optimizer={"kind": "adamw"})
 
     def of(shares):
-        meta_model = partial(load_meta_model, nano_model)
-        return FootprintPredictor(meta_model, "cpu", shares=shares).footprint(config, SIZE, 2)
+        return FootprintPredictor(flat_model, "cpu", shares=shares).footprint(config, SIZE, 2)
 
     whole, fsdp, zero = (
         of(Sharding()),
@@ -417,8 +424,8 @@ def test_what_needs_whole_weights_is_not_offered_where_the_model_is_sharded(trai
     assert offered("gradient_checkpointing") == [True, True, True]
 
 
-def test_frozen_blocks_take_what_they_are_read_in(train_config, nano_model):
-    meter = FootprintPredictor(lambda: load_meta_model(nano_model), "cpu")
+def test_frozen_blocks_take_what_they_are_read_in(train_config, flat_model):
+    meter = FootprintPredictor(flat_model, "cpu")
     half = {"training": {"weight_dtype": "bf16", "mixed_precision": "bf16"}}
     whole = meter.footprint(train_config(**half), SIZE, 2)
     frozen = meter.footprint(train_config(**half, method={"block_lrs": {"mid_block": 0}}), SIZE, 2)

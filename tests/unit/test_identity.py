@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from conftest import impasto
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
 from impasto.cli.convert import convert
+from impasto.cli.main import main
 from impasto.config.run import ModelConfig
 from impasto.diffusion.prediction import PREDICTIONS
 from impasto.errors import ModelError
@@ -111,7 +111,7 @@ def test_settings_options_and_forms_know_the_tables():
     assert set(fields["prediction_type"].annotation.__args__[0].__args__) == PREDICTIONS.keys()
 
 
-def test_a_file_without_texts_needs_a_word_or_its_yaml(nano_sd2_model, ldm_file, tmp_path):
+def test_a_file_without_texts_needs_a_word_or_its_yaml(nano_sd2_model, ldm_file, tmp_path, capsys):
     """SD 2 with its metadata taken away: an error, then a sidecar, then the user's word."""
     from impasto.models.reading.configs import CONFIGS_KEY
 
@@ -121,9 +121,8 @@ def test_a_file_without_texts_needs_a_word_or_its_yaml(nano_sd2_model, ldm_file,
     save_file(load_file(file), bare, {CONFIGS_KEY: metadata[CONFIGS_KEY]})
     with pytest.raises(ModelError, match=r"epsilon.*v_prediction"):
         open_model(bare)
-    inspected = impasto("inspect", bare)
-    assert inspected.returncode == 0
-    assert "Cannot be used" in inspected.stdout
+    main(["inspect", str(bare)])
+    assert "Cannot be used" in capsys.readouterr().out
     sidecar = bare.with_suffix(".yaml")
     for text, expected in (("v", "v_prediction"), ("eps", "epsilon")):
         sidecar.write_text(f"model:\n  params:\n    parameterization: {text}\n", encoding="utf-8")
@@ -146,24 +145,31 @@ def test_a_small_model_without_its_configuration_is_not_guessed(nano_model, ldm_
         open_model(bare)
 
 
-def test_inspect_describes_what_is_no_base_model(tmp_path):
+def refused(capsys, *words):
+    """The exit code of what is refused, and why."""
+    with pytest.raises(SystemExit) as caught:
+        main([str(word) for word in words])
+    return caught.value.code, capsys.readouterr().err
+
+
+def test_inspect_describes_what_is_no_base_model(tmp_path, capsys):
     file = tmp_path / "lora.safetensors"
     save_file({"lora_unet_x.lora_down.weight": torch.ones(1)}, file, {"ss_network_dim": "8"})
-    result = impasto("inspect", file)
-    assert result.returncode == 0, result.stderr
-    assert "LoRA" in result.stdout
-    assert "ss_network_dim" in result.stdout
-    refused = impasto("convert", file, tmp_path / "out.safetensors")
-    assert refused.returncode == 4
-    assert "LoRA" in refused.stderr
+    main(["inspect", str(file)])
+    said = capsys.readouterr().out
+    assert "LoRA" in said
+    assert "ss_network_dim" in said
+    code, reason = refused(capsys, "convert", file, tmp_path / "out.safetensors")
+    assert code == 4
+    assert "LoRA" in reason
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_hub_id_without_a_network_is_explained():
+def test_a_hub_id_without_a_network_is_explained(capsys):
     for name in ("nobody/nothing", "nobody/Some_Model_V5.1_noVAE@main"):
-        result = impasto("inspect", name)
-        assert result.returncode == 4
-        assert "Hugging Face Hub" in result.stderr
-        assert "path of a local copy" in result.stderr.replace("\n", " ")
-    result = impasto("inspect", "models/gone.safetensors")
-    assert "models/gone.safetensors is not there" in result.stderr
+        code, reason = refused(capsys, "inspect", name)
+        assert code == 4
+        assert "Hugging Face Hub" in reason
+        assert "path of a local copy" in reason.replace("\n", " ")
+    _, reason = refused(capsys, "inspect", "models/gone.safetensors")
+    assert "models/gone.safetensors is not there" in reason

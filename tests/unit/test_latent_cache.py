@@ -5,8 +5,6 @@ import errno
 import json
 import os
 import shutil
-import subprocess
-import sys
 import threading
 from pathlib import Path
 
@@ -15,6 +13,7 @@ import pytest
 import torch
 from conftest import draw_images
 from PIL import Image
+from support.warm import running
 
 from impasto.data.caching import device_encoding, latent_writing
 from impasto.data.caching.encoding import Encode, MomentsEncoder, to_model_range
@@ -662,7 +661,7 @@ class Dying(tests.CountingEncoder):
 cache = latent_cache.LatentCache(Path({str(tmp_path / "latents")!r}))
 cache_latents(tests.plan_of(Path({str(folder)!r})).images, cache, Dying(batch_size=2).encoder)
 """
-    done = subprocess.run([sys.executable, "-c", program], check=False, capture_output=True)
+    done = running.run("-c", program)
     assert done.returncode == -9, done.stderr
     _, cached, encoder = run(folder, tmp_path)
     assert len(cached.keys) == 30

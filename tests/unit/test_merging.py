@@ -1,24 +1,30 @@
 """Mixing models: formulas against their arithmetic, per block, in every form, and bad input."""
 
 import json
+import shutil
 import weakref
 from dataclasses import replace
 
 import pytest
 import torch
-from nano_sdxl import write_sdxl_file
+from nano_sdxl import deep_architecture
 from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.config.load import dump_toml
 from impasto.errors import ConfigError, ModelError
-from impasto.models.families import SDXL_V, by_kind
+from impasto.models.families import by_kind
 from impasto.models.merging.blocks import Ratios, block_order, known_names
-from impasto.models.merging.merging import Mixture, Output, merge_models, require_models
+from impasto.models.merging.merging import (
+    Mixture,
+    Output,
+    merge_models,
+    open_mixture,
+    require_models,
+)
 from impasto.models.merging.mixing import FORMULAS, average, letter_of, mix
-from impasto.models.networks.loading import load_base_model
 from impasto.models.reading.opening import OpenOptions, open_model
-from impasto.models.writing.architectures import write_random_model
+from impasto.models.writing.architectures import meta_model_of_architecture, write_random_model
 from impasto.models.writing.conversion import convert_model
 from impasto.models.writing.saving import About, write_model
 from impasto.models.writing.targets import form_of
@@ -33,7 +39,21 @@ UNET, CLIP, VAE = "model.diffusion_model.", "cond_stage_model.", "first_stage_mo
 def three(nano_architecture, tmp_path_factory):
     """Three models as files, in float32."""
     folder = tmp_path_factory.mktemp("three")
-    return [write(nano_architecture, folder / name, seed) for seed, name in enumerate("abc")]
+    first = write(nano_architecture, folder / "a", 0)
+    files, generator = [first], torch.Generator().manual_seed(1)
+    for name in "bc":
+        tensors = {
+            n: t + 0.1 * torch.randn(t.shape, generator=generator)
+            for n, t in load_file(first).items()
+        }
+        files.append(folder / f"{name}.safetensors")
+        save_file(tensors, files[-1], metadata(first))
+    return files
+
+
+def values(tensors, names):
+    """All values of some tensors in one row, in float64."""
+    return torch.cat([tensors[name].double().flatten() for name in names])
 
 
 def write(architecture, folder, seed):
@@ -130,20 +150,15 @@ def test_formulas_in_float64(three, tmp_path, key, expected):
     a, b, c = map(load_file, three)
     made = load_file(tmp_path / "m.safetensors")
     assert made.keys() == a.keys()
-    for name, tensor in made.items():
-        wide = [x[name].double() for x in (a, b, c)]
-        wanted = torch.where(wide[1] == wide[2], wide[0], expected(*wide))
-        if key == "weighted-sum":
-            wanted = expected(*wide)
-        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
+    wanted = expected(*(values(tensors, made) for tensors in (a, b, c)))
+    torch.testing.assert_close(values(made, made), wanted, rtol=2e-6, atol=1e-7)
 
 
 def test_an_average_counts_shares(three, tmp_path):
     merge(tmp_path / "m.safetensors", three, average([1.0, 1.0, 2.0]))
-    a, b, c = map(load_file, three)
-    for name, tensor in load_file(tmp_path / "m.safetensors").items():
-        wanted = (a[name].double() + b[name].double() + 2 * c[name].double()) / 4
-        torch.testing.assert_close(tensor.double(), wanted, rtol=2e-6, atol=1e-7)
+    made = load_file(tmp_path / "m.safetensors")
+    a, b, c = (values(load_file(file), made) for file in three)
+    torch.testing.assert_close(values(made, made), (a + b + 2 * c) / 4, rtol=2e-6, atol=1e-7)
 
 
 def test_few_tensors_are_in_memory_whatever_the_number_of_models(three, tmp_path):
@@ -215,32 +230,26 @@ def test_a_list_of_all_blocks_begins_with_the_base(three, tmp_path):
     ):  # fmt: skip
         names = [name for name in a if name.startswith(start)]
         assert names, start
-        for name in names:
-            wanted = (1 - ratio) * a[name].double() + ratio * b[name].double()
-            torch.testing.assert_close(made[name].read().double(), wanted, rtol=2e-6, atol=1e-7)
+        wanted = (1 - ratio) * values(a, names) + ratio * values(b, names)
+        found = values({name: made[name].read() for name in names}, names)
+        torch.testing.assert_close(found, wanted, rtol=2e-6, atol=1e-7)
+    assert "ratio" not in json.loads(metadata(tmp_path / "m.ckpt")["impasto.merge"])
     with pytest.raises(ConfigError, match=rf"has 2 numbers; .* has {len(order)} blocks"):
         merge(tmp_path / "n", three[:2], FORMULAS["weighted-sum"], listed=[0.0, 1.0])
     with pytest.raises(ConfigError, match="--ratio has no effect: the"):
         merge(
             tmp_path / "n", three[:2], FORMULAS["weighted-sum"], listed=numbers, ratio=0.3
         )  # no tensor would have it
-    merge(tmp_path / "n.safetensors", three[:2], FORMULAS["weighted-sum"], listed=numbers)
-    assert "ratio" not in json.loads(metadata(tmp_path / "n.safetensors")["impasto.merge"])
 
 
 def test_several_files_that_are_read_as_a_whole_are_warned_of(three, tmp_path):
-    old = []
-    for number, model in enumerate(three[:2]):
-        old.append(tmp_path / f"{number}.ckpt")
-        convert_model(str(model), old[-1], "ckpt", {}, OpenOptions())
-    told = Notes()
-    mixture = Mixture([str(file) for file in old], FORMULAS["weighted-sum"])
-    merge_models(mixture, Output(tmp_path / "m.safetensors", "safetensors"), OpenOptions(), told)
+    old, told = str(tmp_path / "old.ckpt"), Notes()
+    convert_model(str(three[0]), tmp_path / "old.ckpt", "ckpt", {}, OpenOptions())
+    open_mixture(Mixture([old, old], FORMULAS["weighted-sum"]), OpenOptions(), told)
     assert any("2 files are of PyTorch's form before 1.6" in note for note in told.notes)
     told.notes.clear()
-    mixture = Mixture([str(old[0]), str(three[1])], FORMULAS["weighted-sum"])
-    merge_models(mixture, Output(tmp_path / "o.safetensors", "safetensors"), OpenOptions(), told)
-    assert not any("PyTorch 1.6" in note for note in told.notes)
+    open_mixture(Mixture([old, str(three[1])], FORMULAS["weighted-sum"]), OpenOptions(), told)
+    assert not any("PyTorch's form before 1.6" in note for note in told.notes)
 
 
 class Notes(SilentProgress):
@@ -253,27 +262,27 @@ class Notes(SilentProgress):
         self.notes.append(message)
 
 
-def test_sd1_and_sdxl_have_the_blocks_that_a1111_lists(nano_architecture, tmp_path):
-    file = write_sdxl_file(nano_architecture, tmp_path / "xl.safetensors")
+def test_sdxl_has_the_blocks_that_a1111_lists(nano_architecture):
+    model = meta_model_of_architecture(deep_architecture(nano_architecture))
     numbers = [f"IN{n:02}" for n in range(9)], [f"OUT{n:02}" for n in range(9)]
-    assert block_order(open_model(file)) == [*numbers[0], "M00", *numbers[1]]
+    assert block_order(model.contents) == [*numbers[0], "M00", *numbers[1]]
 
 
-def test_every_family_and_form_in_and_out(nano_architecture, nano_sd2_model, three, tmp_path):
+def test_every_family_and_form_in_and_out(nano_sdxl_model, nano_sd2_model, three, tmp_path):
     """At ratio 0 what comes out is the first model, at 1 the second, through every form."""
-    folder = three[1].with_suffix("")
-    merge(tmp_path / "mixed", [three[0], folder], FORMULAS["weighted-sum"], ratio=1.0)
-    made, wanted = load_base_model(tmp_path / "mixed"), load_base_model(folder)
-    for part, network in wanted.networks.items():
-        own = made.networks[part].state_dict()
-        assert all(torch.equal(own[n], t) for n, t in network.state_dict().items()), part
-    xl = write_sdxl_file(nano_architecture, tmp_path / "xl.safetensors")
-    for source, name in ((nano_sd2_model, "two.ckpt"), (xl, "xl-0.safetensors")):
-        merge(tmp_path / name, [source, source], FORMULAS["weighted-sum"], ratio=0.0)
-        again = load_base_model(tmp_path / name)
-        for part, network in load_base_model(source).networks.items():
-            own = again.networks[part].state_dict()
-            assert all(torch.equal(own[n], t) for n, t in network.state_dict().items()), part
+    folder = three[0].with_suffix("")
+    for models, name, ratio in (
+        ([three[1], folder], "mixed", 1.0),
+        ([nano_sd2_model] * 2, "two.ckpt", 0.0),
+        ([nano_sdxl_model] * 2, "xl.safetensors", 0.0),
+    ):
+        merge(tmp_path / name, models, FORMULAS["weighted-sum"], ratio=ratio)
+        made, wanted = open_model(tmp_path / name), open_model(models[1])
+        assert made.identity.family is wanted.identity.family
+        for part, tensors in wanted.components.items():
+            own = made.components[part]
+            assert own.keys() >= tensors.keys(), part
+            assert all(torch.equal(own[n].read(), t.read()) for n, t in tensors.items()), part
 
 
 def test_what_is_written_has_the_first_models_precision(three, tmp_path):
@@ -366,14 +375,18 @@ def test_models_of_other_tensors_are_refused(three, tmp_path, nano_architecture,
 
 
 def test_other_families_and_predictions_are_refused(
-    three, tmp_path, nano_sd2_model, nano_architecture
+    three, tmp_path, nano_sd2_model, nano_sdxl_model
 ):
     with pytest.raises(ModelError, match=r"is SD 1\.x and .* is SD 2\.x"):
         merge(tmp_path / "m", [three[0], nano_sd2_model], FORMULAS["weighted-sum"])
-    epsilon = write_sdxl_file(nano_architecture, tmp_path / "e.safetensors")
-    velocity = write_sdxl_file(nano_architecture, tmp_path / "v.safetensors", SDXL_V)
+    velocity = shutil.copytree(nano_sdxl_model, tmp_path / "v")
+    scheduler = velocity / "scheduler" / "scheduler_config.json"
+    config = json.loads(scheduler.read_text(encoding="utf-8"))
+    scheduler.write_text(
+        json.dumps({**config, "prediction_type": "v_prediction"}), encoding="utf-8"
+    )
     with pytest.raises(ModelError, match="would predict neither"):
-        merge(tmp_path / "m", [epsilon, velocity], FORMULAS["weighted-sum"])
+        merge(tmp_path / "m", [nano_sdxl_model, velocity], FORMULAS["weighted-sum"])
     assert not (tmp_path / "m").exists()
 
 

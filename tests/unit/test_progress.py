@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 from rich.console import Console as RichConsole
 
@@ -156,14 +157,18 @@ def wait_for(words: str, output: io.StringIO) -> None:
     raise AssertionError(output.getvalue())
 
 
-def test_json_is_not_mixed_with_progress(nano_model):
+def test_json_is_not_mixed_with_progress(tmp_path):
     """Standard output of a verb that prints JSON is JSON, whatever is imported meanwhile."""
     import json
 
+    from safetensors.numpy import save_file
+
+    file = tmp_path / "lora.safetensors"
+    save_file({"lora_unet_x.alpha": np.ones((), np.float32)}, file)
     program = (
         "from impasto.cli import stages; stages.FIRST_LINE_AFTER_S = 0.0\n"
         "from impasto.cli.main import main\n"
-        f"main(['inspect', {str(nano_model)!r}, '--json', '--no-hash'])\n"
+        f"main(['inspect', {str(file)!r}, '--json', '--no-hash'])\n"
         "import logging; logging.getLogger('torch.utils._pytree').warning('noise')"
     )
     result = subprocess.run(

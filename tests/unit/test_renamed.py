@@ -6,11 +6,11 @@ import warnings
 
 import pytest
 import tomli_w
-from conftest import impasto
 
+from impasto.cli.main import impasto
 from impasto.config.load import build_run_config, dump_toml, load_run_config
 from impasto.config.renamed import FormerNameWarning
-from impasto.errors import ConfigError
+from impasto.errors import ConfigError, ImpastoError
 from impasto.training.fingerprint import differences, settings_fingerprint
 
 WITH_ALL_KINDS = {
@@ -65,12 +65,15 @@ def test_what_would_have_no_effect_is_refused_by_its_name(run_values, changes, w
         build(run_values, **changes)
 
 
-def test_a_former_name_is_read_with_a_note(run_file):
+def test_a_former_name_is_read_with_a_note(run_file, capsys):
     file = run_file(training={"weights": "bf16", "mixed_precision": "bf16"})
     with pytest.warns(FormerNameWarning, match="weights is called training.weight_dtype now"):
         assert load_run_config(file).training.weight_dtype == "bf16"
-    shown = impasto("train", file, "--plan", "--set", "model.path=nothing")
-    assert f"{file}: training.weights is called training.weight_dtype now" in shown.stdout
+    words = ["train", str(file), "--plan", "--set", "model.path=nothing"]
+    with pytest.raises(ImpastoError):
+        impasto.main(args=words, standalone_mode=False)
+    shown = capsys.readouterr().out
+    assert f"{file}: training.weights is called training.weight_dtype now" in shown
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         load_run_config(run_file())

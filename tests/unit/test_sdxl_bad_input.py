@@ -18,7 +18,7 @@ from impasto.checkpoints.tensors import LazyTensor
 from impasto.data.caching.text_store import TextStore
 from impasto.errors import ModelError
 from impasto.models.families import SDXL, SDXL_V, file_layouts
-from impasto.models.networks.loading import load_base_model
+from impasto.models.networks.loading import load_base_model, load_meta_model
 from impasto.models.reading import known_vaes
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.writing.architectures import write_random_model
@@ -184,14 +184,17 @@ def test_a_vae_whose_configuration_has_no_scaling_factor_is_doubted_not_refused(
     written.write_text(json.dumps(config), encoding="utf-8")
     doubt = "says which models this VAE is for"
     for vae in (folder, folder / "vae", folder / "vae" / "diffusion_pytorch_model.safetensors"):
-        model = load_base_model(places / "sdxl", OpenOptions(vae=str(vae)))
-        assert any(doubt in note for note in model.contents.notes)
-        assert model.scaling_factor == SDXL.scaling_factor
-        assert model.contents.configs["vae"]["scaling_factor"] == SDXL.scaling_factor
-        plain = load_base_model(places / "sd1", OpenOptions(vae=str(vae)))
-        assert plain.scaling_factor == 0.18215
-    model = load_base_model(folder, OpenOptions(vae=str(places / "sdxl")))
-    assert model.scaling_factor == SDXL.scaling_factor
+        contents = open_model(places / "sdxl", OpenOptions(vae=str(vae)))
+        assert any(doubt in note for note in contents.notes)
+        assert contents.configs["vae"]["scaling_factor"] == SDXL.scaling_factor
+        plain = open_model(places / "sd1", OpenOptions(vae=str(vae)))
+        assert plain.configs["vae"]["scaling_factor"] == 0.18215
+    for source, vae, factor in (
+        (places / "sdxl", folder, SDXL.scaling_factor),
+        (places / "sd1", folder, 0.18215),
+        (folder, places / "sdxl", SDXL.scaling_factor),
+    ):
+        assert load_meta_model(source, OpenOptions(vae=str(vae))).scaling_factor == factor
     for value in (None, "0.13025", True, 0, -1.0):
         written.write_text(json.dumps({**config, "scaling_factor": value}), encoding="utf-8")
         for source, options in (
@@ -199,7 +202,7 @@ def test_a_vae_whose_configuration_has_no_scaling_factor_is_doubted_not_refused(
             (places / "sdxl", OpenOptions(vae=str(folder))),
         ):
             with pytest.raises(ModelError, match=r"its scaling_factor is .*expected a number"):
-                load_base_model(source, options)
+                load_meta_model(source, options)
 
 
 def test_the_u_net_of_a_diffusers_folder_is_named(places):
@@ -256,13 +259,19 @@ def test_a_file_that_contradicts_itself_asks_for_a_word(changed):
         assert found.identity.prediction.name == word
 
 
+@pytest.fixture(scope="module")
+def plain(places):
+    """The networks of the file as it is."""
+    return load_base_model(places / "sdxl.safetensors").networks
+
+
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.float16, torch.float32])
-def test_position_ids_make_no_difference(changed, places, tmp_path, dtype):
+def test_position_ids_make_no_difference(changed, places, plain, tmp_path, dtype):
     """The published file has 2,515 tensors, those of sd-scripts 2,514: without position ids."""
     positions = torch.arange(77)[None].to(dtype)
     file = changed(lambda _: True, {POSITIONS: positions})
-    plain, with_ids = load_base_model(places / "sdxl.safetensors"), load_base_model(file)
-    for name, network in plain.networks.items():
+    with_ids = load_base_model(file)
+    for name, network in plain.items():
         other = with_ids.networks[name].state_dict()
         assert all(torch.equal(tensor, other[key]) for key, tensor in network.state_dict().items())
     again = tmp_path / "again.safetensors"

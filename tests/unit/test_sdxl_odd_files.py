@@ -106,6 +106,16 @@ def plain(tmp_path_factory, nano_architecture):
         return file, load_file(file), opened.metadata()
 
 
+@pytest.fixture(scope="module")
+def parts(plain):
+    """The tensors of its networks, read once."""
+    contents = open_model(plain[0])
+    return {
+        part: {name: tensor.read() for name, tensor in tensors.items()}
+        for part, tensors in contents.components.items()
+    }
+
+
 @pytest.fixture
 def odd(plain, tmp_path):
     """Writes the file with other tensors."""
@@ -122,17 +132,16 @@ def odd(plain, tmp_path):
 def assert_same_parts(found, expected, change=lambda tensor: tensor):
     assert found.keys() == expected.keys()
     for name, tensor in expected.items():
-        assert torch.equal(found[name].read(), change(tensor.read())), name
+        assert torch.equal(found[name].read(), change(tensor)), name
 
 
 @pytest.mark.parametrize("form", READ)
-def test_it_is_the_plain_file(odd, plain, tmp_path, form):
+def test_it_is_the_plain_file(odd, plain, parts, tmp_path, form):
     """By the networks that are opened, and by the file that is written of them."""
     file, target = odd(READ[form]), tmp_path / "again.safetensors"
-    expected = open_model(plain[0])
     convert_model(str(file), target, "safetensors", {}, OpenOptions())
     again = open_model(target)
-    for part, tensors in expected.components.items():
+    for part, tensors in parts.items():
         assert_same_parts(again.components[part], tensors)
     written = load_file(target)
     assert set(plain[1]) <= set(written) <= {*plain[1], IDS, f"{SECOND}attn_mask"}
@@ -141,13 +150,10 @@ def test_it_is_the_plain_file(odd, plain, tmp_path, form):
         assert written[IDS].tolist() == ids().tolist()
 
 
-def test_averaged_weights_are_read_when_asked_for(odd, plain):
-    expected = open_model(plain[0])
+def test_averaged_weights_are_read_when_asked_for(odd, parts):
     found = open_model(odd(averaged), OpenOptions(weights="ema"))
-    assert_same_parts(
-        found.components["unet"], expected.components["unet"], lambda tensor: tensor + 1
-    )
-    assert_same_parts(found.components["text_encoder_2"], expected.components["text_encoder_2"])
+    assert_same_parts(found.components["unet"], parts["unet"], lambda tensor: tensor + 1)
+    assert_same_parts(found.components["text_encoder_2"], parts["text_encoder_2"])
 
 
 @pytest.mark.parametrize("form", REFUSED)
@@ -158,12 +164,17 @@ def test_what_no_program_reads_is_refused_by_name(odd, form):
     assert "belongs to" not in str(told.value)
 
 
+@pytest.fixture(scope="module")
+def full_size(golden):
+    """The 2,514 recorded names and shapes, and where each tensor comes to."""
+    tensors = {n: Shape.of(tuple(row["shape"])) for n, row in golden("sdxl_map.json").items()}
+    return tensors, split_ldm(tensors, SDXL.layout).components
+
+
 @pytest.mark.parametrize("form", [*READ, *REFUSED])
-def test_it_is_told_so_at_full_size(golden, form):
-    """By the 2,514 recorded names and shapes: each tensor comes to the same place as ever."""
-    rows = golden("sdxl_map.json")
-    shapes = {name: tuple(row["shape"]) for name, row in rows.items()}
-    tensors = {name: Shape.of(shape) for name, shape in shapes.items()}
+def test_it_is_told_so_at_full_size(full_size, form):
+    """Each tensor comes to the same place as ever."""
+    tensors, expected = full_size
     changed = {
         name: tensor if isinstance(tensor, LazyTensor) else LazyTensor.of(tensor)
         for name, tensor in {**READ, **REFUSED}[form](tensors).items()
@@ -174,8 +185,8 @@ def test_it_is_told_so_at_full_size(golden, form):
         return
     layout = layout_of(changed, file_layouts())
     assert layout == SDXL.layout
-    expected, found = split_ldm(tensors, layout), split_ldm(changed, layout)
-    for part, own in expected.components.items():
+    found = split_ldm(changed, layout)
+    for part, own in expected.items():
         assert {n: found.components[part][n].shape for n in own} == {
             n: t.shape for n, t in own.items()
         }

@@ -5,9 +5,9 @@ import re
 import numpy as np
 import pytest
 from conftest import draw_images
-from conftest import impasto as run
 from PIL import Image
 
+from impasto.cli.main import main
 from impasto.config.dataset import DatasetConfig
 from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
@@ -92,16 +92,19 @@ def test_planning_is_timed_by_the_rules_of_the_dataset(tmp_path, monkeypatch):
     assert sum(timed.bucket_counts.values()) == 200_000
 
 
-def test_the_verb_shows_every_stage_and_refuses_a_rate_of_nothing(tmp_path):
+def test_the_verb_shows_every_stage_and_refuses_a_rate_of_nothing(tmp_path, capsys):
     folder = draw_images(tmp_path / "set", 9)
-    shown = run("dataset", "plan", folder, "--simulate", 10**8, "--encode-rate", 100)
-    assert "100,000,000 images like the 9 of" in shown.stdout
+    words = ["dataset", "plan", str(folder), "--encode-rate", "100"]
+    main([*words, "--simulate", str(10**8)])
+    shown = capsys.readouterr().out
+    assert "100,000,000 images like the 9 of" in shown
     for stage in ("First scan", "Decoding", "Start of training"):
-        assert re.search(rf"^{stage} +[\d.,]+ \w+ ", shown.stdout, re.M), stage
-    assert re.search(r"^Encoding +11\.6 days +[\d.,]+ TiB", shown.stdout, re.M)
-    refused = run("dataset", "plan", folder, "--encode-rate", 5)
-    assert refused.returncode == 2
-    assert "--encode-rate goes with --simulate" in refused.stderr
+        assert re.search(rf"^{stage} +[\d.,]+ \w+ ", shown, re.M), stage
+    assert re.search(r"^Encoding +11\.6 days +[\d.,]+ TiB", shown, re.M)
+    with pytest.raises(SystemExit) as refused:
+        main(words)
+    assert refused.value.code == 2
+    assert "--encode-rate goes with --simulate" in capsys.readouterr().err
 
 
 def test_of_a_run_what_is_held_out_is_not_simulated(tmp_path, monkeypatch):

@@ -328,17 +328,17 @@ def test_the_plan_knows_the_buckets_of_all_datasets(train_config):
     assert Workload.of(config, found).buckets == len(wanted) > 1
 
 
-def test_the_plan_counts_what_graphs_keep(train_config, deeper_model):
+def test_the_plan_counts_what_graphs_keep(train_config, nano_model):
     """All gradients, and the activations of a step, in everything that is done beside one."""
     found = {}
     for graphs in ("off", "step"):
         config = train_config(
-            model={"path": str(deeper_model)},
+            model={"path": str(nano_model)},
             training={"cuda_graphs": graphs, "mixed_precision": "bf16"},
             previews={"prompts": ["a ball"], "width": 32, "height": 32},
         )
         predictor = FootprintPredictor(
-            lambda: load_meta_model(str(deeper_model)),
+            lambda: load_meta_model(str(nano_model)),
             "cuda",
             workload=Workload(Size(64, 64), buckets=9),
         )

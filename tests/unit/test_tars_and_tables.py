@@ -3,8 +3,6 @@
 import contextlib
 import io
 import shutil
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from conftest import draw_images
 from object_store import put_folder
 from packing import PACKED, pack_arrow, pack_parquet, pack_tars, png, reasons, tar_of, words_of
 from PIL import Image
+from support.warm import running
 
 from impasto import files
 from impasto.config.load import build_dataset_config
@@ -141,10 +140,14 @@ def test_what_is_known_of_tars_is_looked_up_at_once(folder, tmp_path, monkeypatc
     assert asked == [7, 7]
 
 
-def test_processes_started_afresh_read_them(packed):
-    records = list(scan_folder(packed).records)
+def test_processes_started_afresh_read_them(folder, tmp_path):
+    records = [
+        record
+        for kind, pack in PACKED.items()
+        for record in scan_folder(pack(folder, tmp_path / kind)).records
+    ]
     executor = LocalExecutor(Decode(), workers=2, processes=True)
-    found = [size for batch in executor.run(chunks(records, 4)) for _, size in batch]
+    found = [size for batch in executor.run(chunks(records, 10)) for _, size in batch]
     assert found == [record.size for record in records]
 
 
@@ -295,15 +298,9 @@ def test_mutated_tables_and_tars_give_images_or_reasons(packed, tmp_path):
                 for at in rng.integers(0, len(content), 6):
                     content[at] = rng.integers(0, 256)
                 end = rng.integers(1, len(content)) if rng.random() < 0.3 else len(content)
+                file.unlink()  # a file that is written over waits for the disk
                 file.write_bytes(content[:end])
-    ran = subprocess.run(  # a damaged file may end the process that reads it
-        [sys.executable, "-c", _SCANS, str(tmp_path / "all")],
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        check=False,
-        timeout=600,
-    )
+    ran = running.run("-c", _SCANS, tmp_path / "all")  # a damaged file may end its reader
     assert ran.returncode == 0, ran.stderr
     outcomes = ran.stdout.splitlines()
     assert len(outcomes) == 40

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path, PurePath
 from typing import Any, Literal
 
@@ -74,7 +75,7 @@ class Learning:
         """The first validation: that of the base model."""
         return self.validations[0]
 
-    @property
+    @cached_property
     def best(self) -> Validation:
         """The one with the lowest loss, the earliest of equals."""
         return min(self.validations, key=lambda one: one.loss)
@@ -84,12 +85,12 @@ class Learning:
         """The validation of the latest step."""
         return self.validations[-1]
 
-    @property
+    @cached_property
     def chance(self) -> float:
         """The chance of error that one comparison may have."""
         return chance_of_each(3 * (len(self.validations) + (self.to_come or 0) - 1))
 
-    @property
+    @cached_property
     def is_known(self) -> bool:
         """Whether losses of images were recorded, so that something can be claimed."""
         return (

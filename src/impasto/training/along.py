@@ -22,7 +22,7 @@ from impasto.errors import ConfigError, RunError
 from impasto.models.merging.blocks import Ratios
 from impasto.models.merging.merging import Opened
 from impasto.models.merging.mixing import FORMULAS, mix, require_mixable
-from impasto.models.networks.making import empty_networks
+from impasto.models.networks.making import needed_tensors
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, locate, open_model
@@ -164,7 +164,7 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
     """The base model as the run opened it, and the model that it exported."""
     options, result = build_open_options(config), str(run.exported_model())
     ends = (open_model(config.model.path, options, progress), open_model(result, OpenOptions()))
-    models = [require_complete(model, empty_networks(model)) for model in ends]
+    models = [require_complete(model, needed_tensors(model)) for model in ends]
     require_mixable(models)
     share = config.saving.merge_ratio
     if share != 1:

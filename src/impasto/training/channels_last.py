@@ -8,8 +8,13 @@ way down is.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+
+from impasto.training.optim.chunked import ChunkedOptimizer
 
 
 def use_channels_last(unet: nn.Module, device: torch.device) -> None:
@@ -25,6 +30,31 @@ def use_channels_last(unet: nn.Module, device: torch.device) -> None:
     for module in unet.modules():
         if isinstance(module, nn.GroupNorm) and _learns(module):
             module.register_forward_pre_hook(_in_usual_order)
+
+
+def keep_order(optimizer: torch.optim.Optimizer) -> None:
+    """Have a step leave weights in their order in memory, and in their place.
+
+    bitsandbytes makes each contiguous for its kernels, and would leave it so: from the second step
+    on the network would compute in the usual order.
+
+    Args:
+        optimizer: It; those of other libraries keep to the order by themselves.
+    """
+    if isinstance(optimizer, ChunkedOptimizer):
+        for inner in optimizer.inner:
+            keep_order(inner)
+    if not type(optimizer).__module__.startswith("bitsandbytes."):
+        return
+    update: Callable[..., None] = optimizer.update_step  # type: ignore[attr-defined]
+
+    def update_in_place(group: dict[str, Any], parameter: Tensor, *numbers: int) -> None:
+        weight = parameter.data
+        update(group, parameter, *numbers)
+        if parameter.data_ptr() != weight.data_ptr():
+            parameter.data = weight.copy_(parameter.data)
+
+    optimizer.update_step = update_in_place  # type: ignore[attr-defined]
 
 
 def _learns(module: nn.Module) -> bool:

@@ -24,35 +24,51 @@ DEPTH = 4
 
 
 def described(value: Any) -> str:
-    """A part's name, and a hash of its source and of what it holds; the same in each process.
+    """A part's name and two hashes, the same in each process.
 
-    Of a part of Impasto's own the source does not count: its versions say what changes a run.
+    The first is of its source and of what it holds, which is all that states of earlier versions
+    have; the second also of what the user's code refers to. Of a part of Impasto's own the source
+    does not count: its versions say what changes a run.
     """
-    text = json.dumps(_content(value, 0), sort_keys=True)
-    return f"{_name_of(value)} {hashlib.sha256(text.encode()).hexdigest()[:16]}"
+    texts = (json.dumps(_content(value, 0, whole=whole), sort_keys=True) for whole in (False, True))
+    hashes = (hashlib.sha256(text.encode()).hexdigest()[:16] for text in texts)
+    return " ".join([_name_of(value), *hashes])
 
 
-def _content(held: Any, depth: int) -> Any:
-    """Names, numbers, texts and source; no addresses, which differ from process to process."""
+def is_same_code(was: str, now: str) -> bool:
+    """Whether two parts are the same by all that both of their descriptions say."""
+    words = was.split(), now.split()
+    return all(one == other for one, other in zip(*words, strict=False))
+
+
+def _content(held: Any, depth: int, *, whole: bool) -> Any:
+    """Names, numbers, texts and source; no addresses, which differ from process to process.
+
+    Args:
+        held: A part, or something in it.
+        depth: How far within.
+        whole: Whether what code refers to is in it.
+    """
+    content = functools.partial(_content, depth=depth + 1, whole=whole)
     if held is None or isinstance(held, (bool, int, float, str)):
         return held
     values = _values_of(held)
     if values is not None:
         return values
-    if depth > DEPTH or inspect.isbuiltin(held):
+    if depth > DEPTH or inspect.isbuiltin(held) or (inspect.isclass(held) and not whole):
         return _name_of(held)
     if inspect.isclass(held):
-        return [_name_of(held), _content(_around(held), depth + 1)]
+        return [_name_of(held), content(_around(held))]
     if isinstance(held, Mapping):
-        return {str(key): _content(value, depth + 1) for key, value in held.items()}
+        return {str(key): content(value) for key, value in held.items()}
     if isinstance(held, (list, tuple)):
-        return [_content(value, depth + 1) for value in held]
+        return [content(value) for value in held]
     if isinstance(held, np.ndarray):  # of objects
-        return [list(held.shape), _content(held.ravel().tolist(), depth + 1)]
+        return [list(held.shape), content(held.ravel().tolist())]
     if isinstance(held, (set, frozenset)):
-        return sorted(json.dumps(_content(value, depth + 1), sort_keys=True) for value in held)
-    inside, around = _content(_held_by(held), depth + 1), _content(_around(held), depth + 1)
-    return [_name_of(held), _source_of(held), inside, around]
+        return sorted(json.dumps(content(value), sort_keys=True) for value in held)
+    around = [content(_around(held))] if whole else []
+    return [_name_of(held), _source_of(held), content(_held_by(held)), *around]
 
 
 def _values_of(held: Any) -> Any:
@@ -88,8 +104,9 @@ def _around(value: Any) -> dict[str, Any]:
     """What the user's code refers to, of a function, or of the classes that an object is made of.
 
     That is constants, functions and classes of its module, defaults of arguments, and what classes
-    hold. Other objects of a module, such as a logger, are left out: what is in them differs from
-    process to process.
+    hold. What code may change as it runs is left out: other objects of a module, such as a logger,
+    names that it assigns, and lists and the like whose names are not those of constants, in
+    capitals.
     """
     if inspect.isfunction(value):
         return _around_function(value) if _is_of_user(value) else {}
@@ -109,7 +126,7 @@ def _around_class(kind: type) -> dict[str, Any]:
             if inspect.isfunction(value):
                 around = _around_function(value)
                 found |= {f"{name}.{key}: {inner}": held for inner, held in around.items()}
-            elif not key.startswith("__") and _is_constant(value):
+            elif not key.startswith("__") and _is_constant(key, value):
                 found[f"{name}.{key}"] = value
     return found
 
@@ -121,7 +138,7 @@ def _around_function(function: FunctionType) -> dict[str, Any]:
         for name in _names_in(function.__code__)
         if name in function.__globals__
     }
-    constants = {name: value for name, value in named.items() if _is_constant(value)}
+    constants = {name: value for name, value in named.items() if _is_constant(name, value)}
     code = {name: value for name, value in named.items() if _is_code_of_user(value)}
     return {key: v for key, v in defaults.items() if v} | constants | code
 
@@ -131,20 +148,30 @@ def _is_code_of_user(value: Any) -> bool:
 
 
 def _names_in(code: CodeType) -> set[str]:
-    """The global names that code loads, also in functions within it."""
-    found = {i.argval for i in dis.get_instructions(code) if i.opname == "LOAD_GLOBAL"}
-    inner = (_names_in(constant) for constant in code.co_consts if inspect.iscode(constant))
+    """The global names that code reads and never assigns, also in functions within it."""
+    return _globals_in(code, "LOAD_GLOBAL") - _globals_in(code, "STORE_GLOBAL")
+
+
+def _globals_in(code: CodeType, operation: str) -> set[str]:
+    found = {i.argval for i in dis.get_instructions(code) if i.opname == operation}
+    inner = (_globals_in(part, operation) for part in code.co_consts if inspect.iscode(part))
     return found.union(*inner)
 
 
-def _is_constant(value: Any) -> bool:
-    """Whether a value is made of numbers, texts, bytes, paths, tensors and arrays alone."""
+def _is_constant(name: str, value: Any) -> bool:
+    """Whether a value is a number or the like, or made of some and called as a constant is."""
+    if isinstance(value, (tuple, frozenset)):
+        return all(_is_constant(name, inner) for inner in value)
+    simple = (bool, int, float, complex, str, bytes, PurePath, np.generic)
+    if value is None or isinstance(value, simple):
+        return True
+    if not name.isupper():
+        return False
     if isinstance(value, Mapping):
-        return all(_is_constant(inner) for inner in value.values())
-    if isinstance(value, (list, tuple, set, frozenset)):
-        return all(_is_constant(inner) for inner in value)
-    simple = (bool, int, float, complex, str, bytes, PurePath, Tensor, np.ndarray, np.generic)
-    return value is None or isinstance(value, simple)
+        return all(_is_constant(name, inner) for inner in value.values())
+    if isinstance(value, (list, set)):
+        return all(_is_constant(name, inner) for inner in value)
+    return isinstance(value, (Tensor, np.ndarray))
 
 
 def _is_of_user(value: Any) -> bool:
@@ -155,15 +182,19 @@ def _is_of_user(value: Any) -> bool:
         return False
     if file is None:  # typed at a prompt
         return str(value.__module__) == "__main__"
-    return not any(Path(file).resolve().is_relative_to(folder) for folder in _of_packages())
+    level = value.__module__.count(".") + (Path(file).stem == "__init__")
+    folders = Path(file).resolve().parents
+    return not _is_of_packages(folders[min(level, len(folders) - 1)])
 
 
 @functools.cache
-def _of_packages() -> tuple[Path, ...]:
-    """The folders of Python's own modules and of what is installed."""
+def _is_of_packages(folder: Path) -> bool:
+    """Whether a folder that modules are imported from is Python's own or has what is installed."""
     paths = sysconfig.get_paths()
-    kinds = ("stdlib", "platstdlib", "purelib", "platlib")
-    return tuple(Path(paths[kind]).resolve() for kind in kinds)
+    own = (Path(paths[kind]).resolve() for kind in ("stdlib", "platstdlib"))
+    is_named_so = not {"site-packages", "dist-packages"}.isdisjoint(folder.parts)
+    is_of_python = any(folder.is_relative_to(path) for path in own)
+    return is_named_so or is_of_python or any(folder.glob("*.dist-info"))
 
 
 def _name_of(value: Any) -> str:

@@ -26,7 +26,7 @@ from impasto.data.caching.latent_cache import CachedPlan
 from impasto.data.records import FileStamp
 from impasto.models.reading.contents import ModelContents
 from impasto.parsing import parse_json
-from impasto.training.code_identity import described
+from impasto.training.code_identity import described, is_same_code
 from impasto.training.data_fingerprint import data_fingerprint
 from impasto.training.former_fingerprint import SECTIONS, as_named_now, is_of_sections
 from impasto.training.methods import build_templates
@@ -190,7 +190,7 @@ def _differing(
         if name == TEXT_FILES:
             for text in _changed_files(recorded_texts(before), recorded_texts(current)):
                 yield name, text
-        elif not _is_same(was, now):
+        elif not (is_same_code if name.endswith(GIVEN) else _is_same)(was, now):
             shown = _SHOWN_NAMES.get(name, name)
             yield name, f"{shown} (was {_shown(was)}, is {_shown(now)})"
 

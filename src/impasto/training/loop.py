@@ -145,7 +145,8 @@ class TrainingLoop:
             self._stop.after_step(self._stop_message()),
             self._failures.saving_on_error(step) as done,
         ):
-            self._recorder.begin(step, self._window, is_due=self._triggers.log(step))
+            is_due = self._triggers.line(step, session.total_steps)
+            self._recorder.begin(step, self._window, is_due=is_due)
             steps_with_batches = iterate_steps(
                 session.data,
                 session.sampler,
@@ -246,9 +247,8 @@ class TrainingLoop:
         at_once = last or stopping is not None or "save" in asked  # who asked may pull the plug
         saving = at_once or triggers.state(done, self._accelerator)
         storing = last or triggers.averages(done, total)
-        early = saving and not (last or triggers.saves_state_by_steps(done) or triggers.log(done))
         if saving or triggers.log(done):
-            self._log(done, early=early)
+            self._log(done, early=not triggers.line(done, total))
         elif asked or storing or triggers.uses_weights(done):
             self._look(done)
         if last or triggers.validation(done) or "validate" in asked:

@@ -18,31 +18,55 @@ from impasto.training.saving.own_models import OwnModels
 
 
 def is_copy(run: RunDirectory, output_dir: Path) -> bool:
-    """Whether a run was copied: the directory that it was begun in is still there, too.
+    """Whether a run was copied: it is also where it was begun, as their first event says.
 
     Args:
         run: The run.
         output_dir: Where it was begun, as its settings say.
     """
-    if is_remote(output_dir) or not presence.is_file(RunDirectory(output_dir).config_file):
+    there = RunDirectory(output_dir)
+    if is_remote(output_dir) or not presence.is_file(there.config_file):
         return False
-    return not output_dir.samefile(run.path)
+    if output_dir.samefile(run.path):
+        return False
+    first = _first_event(run)
+    return bool(first) and first == _first_event(there)
+
+
+def _first_event(run: RunDirectory) -> bytes:
+    """What was told first in a run, with its time; empty where nothing was or it cannot be read."""
+    try:
+        with run.events_file.open("rb") as file:
+            return file.readline(_LONGEST_EVENT)
+    except OSError:
+        return b""
+
+
+_LONGEST_EVENT = 1 << 16
 
 
 def in_directory_of(run: RunDirectory, config: RunConfig) -> RunConfig:
     """The settings of a run in the directory where it is, with the model names that it began with.
 
     Models are called after the directory where `saving.name` is off, and a run whose directory was
-    renamed has to find its own again, to replace and to remove them.
+    renamed has to find its own again, to replace and to remove them. A copy whose models are not in
+    its directory has none of those yet, so that they are called after the copy.
     """
     moved = config.model_copy(update={"output_dir": run.path})
     if is_remote(config.output_dir) or moved.export_name == config.export_name:
+        return moved
+    if config.saving.model_dir is not None and is_copy(run, config.output_dir):
         return moved
     saving = config.saving.model_copy(update={"name": config.export_name})
     return moved.model_copy(update={"saving": saving})
 
 
-def note_resumed(run: RunDirectory, told: TrainingEvents) -> None:
+def made_own(run: RunDirectory, config: RunConfig) -> RunConfig:
+    """Settings of a run that goes on; those of a copy name its own directory from here on."""
+    return in_directory_of(run, config) if is_copy(run, config.output_dir) else config
+
+
+def note_resumed(run: RunDirectory, told: TrainingEvents, changed: RunConfig | None) -> None:
     """Say what counts of the time before a run is resumed, and note its folder in `status.json`.
 
     A copy becomes a run of its own: its settings name its directory, and models outside of that
@@ -51,6 +75,7 @@ def note_resumed(run: RunDirectory, told: TrainingEvents) -> None:
     Args:
         run: The run, whose directory this process holds.
         told: Who is told.
+        changed: Settings that will count in the place of its own.
     """
     begun = read_begun(run.config_file)
     run.note_status(folder=str(begun.folder))
@@ -65,9 +90,9 @@ def note_resumed(run: RunDirectory, told: TrainingEvents) -> None:
     config = load_begun_config(run.config_file)
     if is_copy(run, config.output_dir):
         OwnModels(run).leave_those_outside()
-        here = config.model_copy(update={"output_dir": run.path})
-        files.write_text(run.config_file, dump_toml(here))
+        files.write_text(run.config_file, dump_toml(made_own(run, config)))
+        name = made_own(run, changed or config).export_name
         told.note(
-            f"This run is a copy of {config.output_dir}. Its models are called {here.export_name} "
-            f"from here on, and those of the other run stay as they are."
+            f"This run is a copy of {config.output_dir}. Its models are called {name} from here "
+            f"on, and those of the other run stay as they are."
         )

@@ -25,7 +25,7 @@ from impasto.runs.status import finished_step_of
 from impasto.training.devices import build_processes
 from impasto.training.preflight import require_machine
 from impasto.training.processes import planned_processes
-from impasto.training.resumed import in_directory_of, is_copy
+from impasto.training.resumed import in_directory_of, made_own
 
 _NOTHING_LEFT = ""
 
@@ -92,8 +92,7 @@ def settings_to_resume(
     if group is None or group.rank == 0:
         own = changed or _resumable_config(run)
         require_machine(own)
-        if is_copy(run, own.output_dir):
-            own = own.model_copy(update={"output_dir": run.path})
+        own = made_own(run, own)
     config = own if group is None else settings_of_first(group, own, begun=True)
     if config is None:
         return None

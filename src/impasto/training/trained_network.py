@@ -14,7 +14,7 @@ from impasto.models.networks.attention import use_kernel
 from impasto.models.networks.attention_kernels import build_kernel
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
-from impasto.training.channels_last import use_channels_last
+from impasto.training.channels_last import keep_order, use_channels_last
 from impasto.training.compile import compile_unet
 from impasto.training.float8 import use_float8
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
@@ -96,6 +96,8 @@ def build_learning(
     trainable.modules = strategy.place(trainable.modules)
     optimizer = overrides.build_optimizer(trainable.modules, config.optimizer, rules)
     _require_chunks(optimizer, rules)
+    if config.training.channels_last:
+        keep_order(optimizer)
     if config.optimizer.start_decay:
         StartPull(optimizer, config.optimizer.start_decay)  # lives in a hook of its steps
     module_by_group = module_names(optimizer, trainable.modules)

@@ -54,7 +54,7 @@ from impasto.training.planning.resolve import resolve_settings
 from impasto.training.precision import resolve_precision
 from impasto.training.preflight import require_machine
 from impasto.training.processes import facts_of
-from impasto.training.resumed import note_resumed
+from impasto.training.resumed import made_own, note_resumed
 from impasto.training.run_storage import RunStorage, with_local_output_dir
 from impasto.training.saving.state import recorded_fingerprint
 from impasto.training.session import Session
@@ -190,7 +190,7 @@ def resume(
                 commands = _listening(held, run, stop, told)
                 told.open(run)
                 storage.start_sending()
-                note_resumed(run, told)
+                note_resumed(run, told, changed)
         with (
             writing_end(accelerator, run),
             explain_exits(accelerator, lambda: _what_is_kept(run, accelerator)),
@@ -325,7 +325,7 @@ def _run(
         with ending_together(group):
             if changed is not None and accelerator.is_main_process:
                 code = run.read_json(CHANGED_SETTINGS).get("code")
-                _write_settings(run, changed, code)
+                _write_settings(run, made_own(run, changed), code)
             group.gather("")  # the others go on when they are written
 
     shown = events if session.accelerator.is_main_process else SilentEvents()

@@ -29,6 +29,10 @@ class Triggers:
         """Whether a line of metrics is due after `done` steps."""
         return done % self._config.logging.every_steps == 0
 
+    def line(self, done: int, total: int) -> bool:
+        """Whether a line of metrics is written, whatever a signal or the clock asks for."""
+        return done == total or self.log(done) or self.saves_state_by_steps(done)
+
     def validation(self, done: int) -> bool:
         """Whether validation is due after this step."""
         return done % self._config.validation.every_steps == 0

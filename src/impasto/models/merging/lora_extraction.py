@@ -9,7 +9,7 @@ from impasto.models.merging.extraction import Extraction, ExtractionRules, extra
 from impasto.models.merging.lora_writing import Sources, write_lora
 from impasto.models.merging.mix_record import hash_model
 from impasto.models.merging.mixing import require_mixable
-from impasto.models.networks.making import empty_networks
+from impasto.models.networks.making import needed_tensors
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.models.writing.conversion import hash_file
@@ -45,7 +45,7 @@ def extract_file(
     for path in sources_of((base, model), options, progress):
         require_free(path, target, overwrite=overwrite)
     opened = [open_model(source, options, progress) for source in (base, model)]
-    first, second = (require_complete(contents, empty_networks(contents)) for contents in opened)
+    first, second = (require_complete(contents, needed_tensors(contents)) for contents in opened)
     require_mixable([first, second])
     extraction = extract(first, second, rules, progress)
     hashes = (hash_model(paths[0], progress), hash_model(paths[1], progress))

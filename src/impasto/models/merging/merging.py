@@ -17,7 +17,7 @@ from impasto.models.merging.drawn_as import drawing_text, drawn_as_model, model_
 from impasto.models.merging.lora_merging import StrongLora, open_loras, with_loras
 from impasto.models.merging.mix_record import hash_model, mixed_info
 from impasto.models.merging.mixing import Formula, letter_of, mix, require_mixable, stored_as
-from impasto.models.networks.making import empty_networks
+from impasto.models.networks.making import needed_tensors
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, locate, open_model
@@ -193,7 +193,7 @@ def open_mixture(
     """
     loras = open_loras(mixture.loras)
     opened = [open_model(source, options, progress) for source in mixture.models]
-    models = [require_complete(model, empty_networks(model)) for model in opened]
+    models = [require_complete(model, needed_tensors(model)) for model in opened]
     paths = [locate(source, options, progress) for source in mixture.models]
     require_mixable(models)
     listed = listed_ratios(mixture.listed, models[0]) if mixture.listed else {}

@@ -135,7 +135,7 @@ def load_base_model(
     else:
         contents = open_model(source, options, progress)
     networks = empty_networks(contents)
-    contents = require_complete(contents, networks)
+    contents = require_complete(contents, {n: m.state_dict() for n, m in networks.items()})
     contents = contents if changed is None else changed(contents)
     for note in contents.notes:
         progress.note(f"{contents.name}: {note}.")
@@ -200,7 +200,7 @@ def meta_model_of(contents: ModelContents) -> BaseModel:
         ModelError: Tensors are missing or of no use.
     """
     modules = empty_networks(contents)
-    contents = require_complete(contents, modules)
+    contents = require_complete(contents, {n: m.state_dict() for n, m in modules.items()})
     for module in modules.values():
         module.requires_grad_(requires_grad=False).eval()
     return _assembled(contents, modules)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from impasto.errors import ModelError
@@ -44,9 +46,49 @@ def empty_network(component: Component, config: Mapping[str, Any], source: str) 
         ModelError: The configuration makes none.
     """
     require_modest(config, source)
+    with _unfit_told(source), without_values():
+        return make_network(component, config)
+
+
+def needed_tensors(contents: ModelContents) -> dict[str, Mapping[str, Tensor]]:
+    """The tensors that the networks of a model need, without values, by component.
+
+    Raises:
+        ModelError: A configuration makes no network.
+    """
+    return {
+        component.name: tensors_needed_by(
+            component, contents.configs[component.name], f"{contents.source} ({component.name})"
+        )
+        for component in contents.identity.family.components
+    }
+
+
+def tensors_needed_by(
+    component: Component, config: Mapping[str, Any], source: str
+) -> Mapping[str, Tensor]:
+    """The tensors that a network needs, without values; not to be changed.
+
+    The network is made once for each configuration: models that are mixed are all alike.
+
+    Raises:
+        ModelError: The configuration makes none.
+    """
+    require_modest(config, source)
+    with _unfit_told(source):
+        return _tensors_needed(component.library, component.class_name, json.dumps(config))
+
+
+@functools.lru_cache(maxsize=16)
+def _tensors_needed(library: Library, class_name: str, config: str) -> Mapping[str, Tensor]:
+    with without_values():
+        return dict(_network(library, class_name, json.loads(config)).state_dict())
+
+
+@contextmanager
+def _unfit_told(source: str) -> Iterator[None]:
     try:
-        with without_values():
-            return make_network(component, config)
+        yield
     except UNFIT as error:
         raise ModelError(
             f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
@@ -78,8 +120,12 @@ class _WithoutFirstWeights(TorchFunctionMode):
 
 def make_network(component: Component, config: Mapping[str, Any]) -> nn.Module:
     """A network by its configuration, with PyTorch's own first weights."""
-    kind = getattr(importlib.import_module(component.library), component.class_name)
-    return MAKERS[component.library](kind, config)
+    return _network(component.library, component.class_name, config)
+
+
+def _network(library: Library, class_name: str, config: Mapping[str, Any]) -> nn.Module:
+    kind = getattr(importlib.import_module(library), class_name)
+    return MAKERS[library](kind, config)
 
 
 def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> nn.Module:

@@ -107,7 +107,8 @@ def load_vae(source: str, options: OpenOptions) -> Any:
     named = f"{source} ({component.name})"
     network = empty_network(component, contents.configs[component.name], named)
     alone = replace(contents, components={component.name: contents.components[component.name]})
-    tensors = require_complete(alone, {component.name: network}).components[component.name]
+    needed = {component.name: network.state_dict()}
+    tensors = require_complete(alone, needed).components[component.name]
     fill(network, tensors, named, lambda _: None, torch.float32)
     materialise_buffers(network)
     return network.requires_grad_(requires_grad=False).eval()

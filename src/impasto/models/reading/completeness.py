@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from impasto.checkpoints.tensors import LazyTensor, Tensors
 from impasto.errors import ModelError
@@ -58,12 +58,15 @@ def compare(expected: Mapping[str, Tensor], tensors: Tensors) -> Fit:
     )
 
 
-def require_complete(contents: ModelContents, networks: Mapping[str, nn.Module]) -> ModelContents:
+def require_complete(
+    contents: ModelContents, needed: Mapping[str, Mapping[str, Tensor]]
+) -> ModelContents:
     """Check that no tensor is missing; leave out tensors of no use, and name them in the notes.
 
     Args:
         contents: A model as opened.
-        networks: Part -> the network that its configuration makes; values are not looked at.
+        needed: Part -> the tensors of the network that its configuration makes, whose values
+            are not looked at.
 
     Raises:
         ModelError: A tensor is missing, or of another shape or type, in any part.
@@ -71,7 +74,7 @@ def require_complete(contents: ModelContents, networks: Mapping[str, nn.Module])
     components: dict[str, Tensors] = {}
     notes = list(contents.notes)
     for component, tensors in contents.components.items():
-        expected = dict(networks[component].state_dict())
+        expected = needed[component]
         fit = compare(expected, {named_as_in(expected, n): t for n, t in tensors.items()})
         if fit.gaps:
             raise ModelError(

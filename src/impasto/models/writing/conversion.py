@@ -17,7 +17,7 @@ from impasto.checkpoints.modelspec import read_encoder_layer
 from impasto.checkpoints.scaled import QUANTIZATION_KEY
 from impasto.errors import ConfigError, ModelError
 from impasto.models.networks.loading import BaseModel
-from impasto.models.networks.making import empty_networks
+from impasto.models.networks.making import needed_tensors
 from impasto.models.reading.completeness import require_complete
 from impasto.models.reading.configs import CONFIGS_KEY
 from impasto.models.reading.contents import ModelContents
@@ -76,7 +76,7 @@ def convert_model(
         require_free(found, target, overwrite=overwrite, by_folder=by_folder)
     contents = open_model(source, options, progress)
     asked = contents.identity.family.by_name(dtypes)
-    contents = require_complete(contents, empty_networks(contents)).cast(asked)
+    contents = require_complete(contents, needed_tensors(contents)).cast(asked)
     write_model(contents, target, form, converted_info(contents, target, title), progress)
     summary = {
         "Wrote": str(target),

@@ -17,7 +17,7 @@ from impasto.checkpoints.writing import is_finite
 from impasto.errors import ModelError
 from impasto.models import families
 from impasto.models.family import Component
-from impasto.models.networks.making import empty_network
+from impasto.models.networks.making import tensors_needed_by
 from impasto.models.reading.completeness import compare, listed
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import OpenOptions, contents_of, locate, named_by, open_model
@@ -140,7 +140,7 @@ def _model_sections(contents: ModelContents) -> dict[str, Section]:
 
 def _component_section(component: Component, contents: ModelContents) -> str:
     tensors, config = contents.components[component.name], contents.configs[component.name]
-    expected = dict(empty_network(component, config, contents.source).state_dict())
+    expected = tensors_needed_by(component, config, contents.source)
     named = {n.removeprefix("text_model."): t for n, t in expected.items()}
     fit = compare(named, tensors)
     remarks = fit.gaps or ["complete"]

@@ -1,0 +1,105 @@
+"""A copy of a run goes on as a run of its own; a renamed one stays what it is."""
+
+import shutil
+
+import pytest
+
+from impasto.config.load import load_begun_config
+from impasto.config.validation import read_toml
+from impasto.training.events import SilentEvents
+from impasto.training.saving.own_models import OwnModels
+from impasto.training.trainer import resume, train
+
+SAVING = {"format": "safetensors", "name": None, "model_every_steps": 1, "keep_models": 1}
+
+
+class Noted(SilentEvents):
+    """Keeps what a run says."""
+
+    def __init__(self):
+        self.notes = []
+
+    def note(self, message):
+        self.notes.append(message)
+
+    def of_copies(self):
+        return [note for note in self.notes if "is a copy of" in note]
+
+
+@pytest.fixture
+def begun(train_config, tmp_path):
+    """A run of two steps; `saving` says where its models are."""
+
+    def begin(folder, **saving):
+        return train(
+            train_config(
+                output_dir=str(tmp_path / folder),
+                saving={**SAVING, **saving},
+                training={"max_steps": 2},
+            )
+        )
+
+    return begin
+
+
+def longer(run, steps, **saving):
+    """The run's own settings with more steps, as `--resume` with other flags changes them."""
+    config = load_begun_config(run / "config.toml")
+    return config.model_copy(
+        update={
+            "training": config.training.model_copy(update={"max_steps": steps}),
+            "saving": config.saving.model_copy(update=saving),
+        }
+    )
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_models_in_a_copys_own_directory_keep_their_names(begun, tmp_path):
+    """Or those of the former name would stay beside the new ones for good."""
+    run = begun("a")
+    copy = shutil.copytree(run.path, tmp_path / "b")
+    told = Noted()
+    resumed = resume(copy, told, changed=longer(copy, 4))
+    assert told.of_copies() == [
+        f"This run is a copy of {run.path}. Its models are called a from here on, and those of the "
+        f"other run stay as they are."
+    ]
+    assert (names(copy / "export"), names(copy / "models")) == (
+        ["a.safetensors"], ["a-step00000003.safetensors"]
+    )  # fmt: skip
+    assert names(run.path / "models") == ["a-step00000001.safetensors"]
+    assert {path.parent.parent for path in OwnModels(resumed).paths()} == {copy}
+
+
+def test_a_copy_that_goes_on_with_other_settings_stays_its_own(begun, tmp_path):
+    models = tmp_path / "models"
+    run = begun("a", model_dir=str(models))
+    copy = shutil.copytree(run.path, tmp_path / "b")
+    for steps in (4, 6):
+        told = Noted()
+        resume(copy, told, changed=longer(copy, steps, name="c"))
+        assert ["called c from here on" in note for note in told.of_copies()] == [True] * (
+            steps == 4
+        )
+        assert read_toml(copy / "config.toml")["output_dir"] == str(copy)
+    assert names(models) == [
+        "a-step00000001.safetensors", "a.safetensors", "c-step00000005.safetensors",
+        "c.safetensors",
+    ]  # fmt: skip
+
+
+def test_a_renamed_run_is_no_copy_of_the_one_in_its_old_place(begun, tmp_path):
+    models = str(tmp_path / "models")
+    run = begun("a", model_dir=models, name="first")
+    old = run.path.rename(tmp_path / "old")
+    begun("a", model_dir=models, name="second")
+    told = Noted()
+    resume(old, told, changed=longer(old, 4))
+    assert told.of_copies() == []
+    assert names(tmp_path / "models") == [
+        "first-step00000003.safetensors", "first.safetensors", "second-step00000001.safetensors",
+        "second.safetensors",
+    ]  # fmt: skip
