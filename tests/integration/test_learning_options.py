@@ -180,3 +180,5 @@ def test_plans_tell_what_patterns_find(settings, tmp_path, fresh_accelerate):
         ConfigError, match=r"up_blocks\.0, of which method\.train_only lets nothing"
     ):
         plan_as_json(settings(tmp_path / "idle", method=idle))
+    table = {"train_only": ["*.attn2.*"], "block_lrs": {"conv_in": 1e-6, "mid_block": 1e-6}}
+    assert plan_as_json(settings(tmp_path / "table", method=table))[1] is None

@@ -303,8 +303,6 @@ def test_a_value_of_several_forms_is_told_in_one_sentence(override, told):
         {"dataset": {"image_dir": "a", "validation_seed": 3}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "enable_bucket": False}},
         {"dataset": {"image_dir": "a", "buckets": [[512, 512]], "bucket_table": "metadata"}},
-        {"validation": {"copies": "bytes", "standard_error": 0.0, "every_steps": 5}},
-        {"previews": {"sampler": "euler"}},
         {"dataset": {"image_dir": "a", "bucket_no_upscale": True, "enable_bucket": False}},
         {"dataset": {"mask_dir": "m", "datasets": [{"subsets": [{"image_dir": "a"}]}]}},
         {"schedule": {"kind": "warmup_stable_decay"}},

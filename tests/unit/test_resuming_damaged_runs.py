@@ -1,4 +1,4 @@
-"""`--resume` with flags, on a run whose config.toml is damaged: its fault is named."""
+"""`--resume` with flags, on a run with a damaged config.toml or one of an earlier version."""
 
 import pytest
 
@@ -10,12 +10,15 @@ from impasto.sdscripts.resuming import resumed_config
 WHOLE = 'output_dir = "r"\nmodel.path = "m"\ndataset.image_dir = "p"\ntraining.max_steps = 2\n'
 
 
-def resumed(tmp_path, text):
+def resumed_with(tmp_path, text, flags):
     run = RunDirectory(tmp_path / "r")
     run.path.mkdir()
     run.config_file.write_text(text, encoding="utf-8")
-    flags = {"max_train_steps": 5}
-    return resumed_config(FINE_TUNE, run, flags, without_gpu=None, has_tensorboard=False)[0]
+    return resumed_config(FINE_TUNE, run, flags, without_gpu=None, has_tensorboard=False)
+
+
+def resumed(tmp_path, text):
+    return resumed_with(tmp_path, text, {"max_train_steps": 5})[0]
 
 
 @pytest.mark.parametrize(
@@ -42,3 +45,13 @@ def test_the_settings_file_and_its_fault_are_named(tmp_path, found, damaged):
 
 def test_what_is_whole_goes_on(tmp_path):
     assert resumed(tmp_path, WHOLE).training.max_steps == 5
+
+
+@pytest.mark.parametrize(("began", "told"), [(0.1, "this one was begun with"), (None, "it has no")])
+def test_a_flag_that_is_passed_over_now_is_told_as_the_run_has_it(tmp_path, began, told):
+    """Earlier versions took it for a setting, which a run of theirs keeps."""
+    text = WHOLE if began is None else f"{WHOLE}loss.noise_loss_like_v = {began}\n"
+    config, notices = resumed_with(tmp_path, text, {"v_pred_like_loss": 0.1})
+    assert config.loss.noise_loss_like_v == began
+    (notice,) = notices
+    assert told in notice

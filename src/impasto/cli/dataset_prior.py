@@ -9,7 +9,7 @@ import click
 
 from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
-from impasto.cli.sampling_options import sampling_options
+from impasto.cli.sampling_options import require_sampler_and_sides, sampling_options
 from impasto.errors import ConfigError
 from impasto.progress import counted
 
@@ -61,11 +61,10 @@ def prior(model: str, folder: Path, **options: Any) -> None:
     impasto dataset prior base.safetensors reg/style --captions-of images
     """  # noqa: D301 - the backspace tells click to keep the lines
     from impasto.checkpoints.hub import require_source
-    from impasto.cli.sample import require_drawable
 
     if bool(options["words"]) == (options["source"] is not None):
         raise ConfigError('Say what is drawn: either --words "a frog" or --captions-of SOURCE.')
-    require_drawable(options["sampler"], options["width"], options["height"])
+    require_sampler_and_sides(options["sampler"], options["width"], options["height"])
     if options["seed"] + options["count"] > LARGEST_SEED:
         raise ConfigError(f"--seed {options['seed']} leaves no seeds for {options['count']} images")
     require_source(model)

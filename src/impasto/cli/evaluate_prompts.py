@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from impasto.cli.evaluate_images import spread
 from impasto.cli.evaluate_options import CAPTIONS
-from impasto.errors import ConfigError, DatasetError
+from impasto.cli.sampling_options import require_sampler_and_sides
+from impasto.errors import DatasetError
 
 if TYPE_CHECKING:
     from impasto.evaluation.question import RealImages
@@ -62,7 +63,7 @@ class Prompts:
             ConfigError: The file is missing or malformed, or a number is out of range.
             DatasetError: No image has a caption.
         """
-        _require_drawable(options)
+        require_sampler_and_sides(options["sampler"], options["width"], options["height"])
         usual_emphasis: Emphasis = of_captions if options["prompts"] is None else "mean"
         emphasis: Emphasis = options["emphasis"] or usual_emphasis
         asked = options["width"], options["height"]
@@ -144,21 +145,3 @@ def _captions(images: RealImages) -> list[tuple[str, int]]:
             f"the same name beside each image, or give --prompts, a file of prompts."
         )
     return captioned
-
-
-def _require_drawable(options: dict[str, Any]) -> None:
-    """Refuse what no model draws with.
-
-    Raises:
-        ConfigError: There is no such sampler, or a side is no multiple of 8.
-    """
-    from impasto.sampler_table import SAMPLERS
-
-    if options["sampler"] not in SAMPLERS:
-        raise ConfigError(
-            f"There is no sampler {options['sampler']!r}; choose one of {', '.join(SAMPLERS)}."
-        )
-    for name in ("width", "height"):
-        side = options[name]
-        if side is not None and side % 8:
-            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")

@@ -14,9 +14,8 @@ import click
 from impasto import presence
 from impasto.cli.local_paths import WRITTEN
 from impasto.cli.model_options import model_options, open_options
-from impasto.cli.sampling_options import sampling_options
+from impasto.cli.sampling_options import require_sampler_and_sides, sampling_options
 from impasto.progress import counted
-from impasto.sampler_table import SAMPLERS
 
 if TYPE_CHECKING:
     from impasto.cli.console import Console
@@ -124,7 +123,7 @@ def sample(
     from impasto.checkpoints.hub import require_source
     from impasto.cli.console import Console
 
-    require_drawable(sampler, width, height)
+    require_sampler_and_sides(sampler, width, height)
     require_source(model)
     from impasto.models.merging.lora_merging import open_loras
     from impasto.models.networks.hypernetwork import load_hypernetworks
@@ -201,21 +200,6 @@ def _advise(base: BaseModel, prompts: list[Prompt], emphasis: Emphasis, console:
     advice = rescale_advice(base.scheduler_config, prompts, "--guidance-rescale 0.7")
     if advice:
         console.note(advice)
-
-
-def require_drawable(sampler: str, width: int | None, height: int | None) -> None:
-    """Refuse what no model draws with, before one is opened.
-
-    Raises:
-        ConfigError: There is no such sampler, or a side is no multiple of 8.
-    """
-    from impasto.errors import ConfigError
-
-    if sampler not in SAMPLERS:
-        raise ConfigError(f"There is no sampler {sampler!r}; choose one of {', '.join(SAMPLERS)}.")
-    for name, side in (("width", width), ("height", height)):
-        if side is not None and side % 8:
-            raise ConfigError(f"--{name} is {side}; expected a multiple of 8.")
 
 
 def _generate_all(drawer: Sampler, wanted: list[Prompt], out: Path, console: Console) -> list[Any]:

@@ -10,6 +10,9 @@ import click
 from impasto.cli.numbers import Finite
 from impasto.sampler_table import SAMPLERS
 
+_CELL = 8
+"""Pixels of a side of a latent's cell in every Stable Diffusion: no model is opened yet."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -36,3 +39,15 @@ def sampling_options(command: F) -> F:
     for option in reversed(options):
         command = option(command)
     return command
+
+
+def require_sampler_and_sides(sampler: str, width: int | None, height: int | None) -> None:
+    """Refuse what no model draws with, before one is opened.
+
+    Raises:
+        ConfigError: There is no such sampler, or a side is no multiple of 8.
+    """
+    from impasto.sampling.prompts import require_sampler, require_sides
+
+    require_sampler(sampler)
+    require_sides({"--width": width, "--height": height}, _CELL)

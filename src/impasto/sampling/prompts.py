@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from impasto.errors import ConfigError
-from impasto.sampler_table import RANGES
+from impasto.sampler_table import RANGES, SAMPLERS
 
 if TYPE_CHECKING:
     from impasto.models.tokenization.tokens import Emphasis
@@ -107,11 +107,32 @@ def require_drawable(prompt: Prompt, cell: int) -> None:
         number = getattr(prompt, name)
         if not least <= number <= most:
             raise ConfigError(f"{name} of a prompt is {number}; expected {least} to {most}.")
-    for name in ("width", "height"):
-        if getattr(prompt, name) % cell:
-            raise ConfigError(
-                f"{name} of a prompt is {getattr(prompt, name)}; expected a multiple of {cell}."
-            )
+    require_sides({"width of a prompt": prompt.width, "height of a prompt": prompt.height}, cell)
+
+
+def require_sides(sides: Mapping[str, int | None], cell: int) -> None:
+    """Make sure that an image has no part of a latent's cell.
+
+    Args:
+        sides: What each is called -> its pixels; None where the model decides it.
+        cell: How many pixels a side of a latent's cell is.
+
+    Raises:
+        ConfigError: A side is no multiple of the cell.
+    """
+    for name, side in sides.items():
+        if side is not None and side % cell:
+            raise ConfigError(f"{name} is {side}; expected a multiple of {cell}.")
+
+
+def require_sampler(name: str) -> None:
+    """Make sure that there is a sampler of a name.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    if name not in SAMPLERS:
+        raise ConfigError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
 
 
 _EMPHASIS: dict[Emphasis, str | None] = {"mean": None, "no_norm": "No norm", "off": "None"}

@@ -38,7 +38,7 @@ from impasto.models.tokenization.text_metadata import prompt_layout
 from impasto.models.tokenization.tokens import TextLayout
 from impasto.progress import Advance
 from impasto.sampler_table import SAMPLERS
-from impasto.sampling.prompts import Prompt, require_drawable, text_settings
+from impasto.sampling.prompts import Prompt, require_drawable, require_sampler, text_settings
 from impasto.sampling.whole_steps import set_timesteps
 
 
@@ -268,8 +268,7 @@ def build_scheduler(name: str, config: Mapping[str, Any], steps: int | None = No
     Raises:
         ConfigError: No sampler has that name, or the configuration needs what is not installed.
     """
-    if name not in SAMPLERS:
-        raise ConfigError(f"There is no sampler {name!r}; choose one of {', '.join(SAMPLERS)}.")
+    require_sampler(name)
     kept = {k: v for k, v in config.items() if not k.startswith("_") and k != "skip_prk_steps"}
     if kept.get("use_beta_sigmas") and find_spec("scipy") is None:
         raise ConfigError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +39,9 @@ _OF_FILE = (
     "--dataset_config with --resume: it counts with the flags of the dataset that are given beside "
     "it. Give all those that the run was begun with, or none, and no --dataset_config."
 )
+
+_FORMERLY = {"v_pred_like_loss": "loss.noise_loss_like_v"}
+"""Flags that some commands pass over in new runs -> what earlier versions took them for."""
 
 _OF_PREVIEWS = {
     "sample_prompts", "sample_every_n_steps", "sample_every_n_epochs", "sample_at_first",
@@ -126,11 +129,30 @@ def resumed_config(
         tree["dataset"], formerly=_keeps_idle_buckets(asked_before.dataset)
     )
     config = build_settings(script, given, tree, begun=True)
-    others = tuple(f"--{name}{end}" for name in full.keys() - given.keys() for end in (":", "="))
-    own = [n for n in translation.notices if not n.startswith(("--seed was not", *others))]
+    kept = _kept_as_before(script, given, tree)
+    untold = {*(full.keys() - given.keys()), *kept}
+    own = [*_without(translation.notices, untold), *kept.values()]
     if "dataset_config" in given and config.dataset != asked_before.dataset:
         own.append(_OF_FILE)
     return config, tuple(own)
+
+
+def _without(notices: Sequence[str], flags: Collection[str]) -> list[str]:
+    """Notices that are about none of some flags, nor about the seed, which the run has."""
+    others = tuple(f"--{name}{end}" for name in flags for end in (":", "="))
+    return [notice for notice in notices if not notice.startswith(("--seed was not", *others))]
+
+
+def _kept_as_before(script: Script, given: Mapping[str, Any], tree: Tree) -> dict[str, str]:
+    """Flags that the run was begun with when they had an effect, and a notice about each."""
+    passed_over = [flag for flag in _FORMERLY if flag in given and not settings_of(script, flag)]
+    values = {flag: _at(tree, _FORMERLY[flag]) for flag in passed_over}
+    return {
+        flag: f"--{flag}: new runs pass it over, as sd-scripts does; this one was begun with "
+        f"{_FORMERLY[flag]} = {value:g}, and keeps it."
+        for flag, value in values.items()
+        if value is not None
+    }
 
 
 def _needed(script: Script, tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:

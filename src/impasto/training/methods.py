@@ -124,15 +124,18 @@ def _require_blocks(block_lrs: Mapping[str, float], model: BaseModel) -> None:
 
 
 def _require_trained(method: FullMethod, model: BaseModel) -> None:
-    """A rate of a block of which `train_only` lets nothing learn would have no effect."""
+    """Rates of blocks of which `train_only` lets nothing learn would have no effect.
+
+    Beside others they may stand: a table of all blocks has some of those.
+    """
     rates, only = method.block_lrs, method.train_only
+    given = [block for block, rate in rates.items() if rate]
     found = {name for pattern in only for name in found_by(model.unet, pattern)}
-    for block, rate in rates.items():
-        if only and rate and not any(block_of(name, rates) == block for name in found):
-            raise ConfigError(
-                f"method.block_lrs has a rate for {block}, of which method.train_only lets nothing "
-                f"learn. Take it out, or add a pattern for it."
-            )
+    if only and given and not any(block_of(name, rates) in given for name in found):
+        raise ConfigError(
+            f"method.block_lrs has a rate for {', '.join(given)}, of which method.train_only lets "
+            f"nothing learn. Take it out, or add a pattern for it."
+        )
 
 
 def _require_found(patterns: Sequence[str], model: BaseModel) -> None:
