@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -68,20 +69,24 @@ class Break:
 
 
 @dataclass(frozen=True)
-class Look:
-    """Prepares nothing of an image."""
+class NotingThreads:
+    """Makes what a recipe makes, which notes with how many threads PyTorch computes then."""
 
-    def __call__(self, batch):
-        return [path.name for path in batch]
+    recipe: Callable
+    file: Path
 
+    def __call__(self):
+        speaker = self.recipe()
+        annotate = speaker.annotate
 
-class SayThreads:
-    """Gives an image as words how many threads PyTorch computes with."""
+        def noting(prepared, records):
+            import torch
 
-    def annotate(self, prepared, records):
-        import torch
+            self.file.write_text(str(torch.get_num_threads()), encoding="utf-8")
+            return annotate(prepared, records)
 
-        return [str(torch.get_num_threads()) for _ in prepared]
+        speaker.annotate = noting
+        return speaker
 
 
 def encode(pixels):

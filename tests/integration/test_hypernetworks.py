@@ -41,10 +41,8 @@ SHARED = {
 
 
 def of_a_hypernetwork(build, **changes):
-    merged = {**SHARED, **changes}
-    for key, value in SHARED.items():
-        merged[key] = {**value, **changes.get(key, {})}
-    return build(**merged)
+    merged = {key: {**value, **changes.get(key, {})} for key, value in SHARED.items()}
+    return build(**{**changes, **merged})
 
 
 @pytest.fixture
@@ -112,17 +110,13 @@ def test_a_killed_run_continues_bit_for_bit(
 def test_it_learns_beside_either_family(hypernetwork_config, request, model):
     """The nano models draw noise, so there is little to learn."""
     folder = request.getfixturevalue(model)
+    validation = {"split": 0.25, "every_steps": 10, "standard_error": 0, "training_images": 0}
     run = train(
         hypernetwork_config(
             model={"path": str(folder)},
             training={"max_steps": 10},
             optimizer={"lr": 1e-2},
-            validation={
-                "split": 0.25,
-                "every_steps": 10,
-                "standard_error": 0,
-                "training_images": 0,
-            },
+            validation=validation,
             logging={"every_steps": 5},
             saving={"state_every_steps": 0, "model_every_steps": 5},
         )
@@ -165,9 +159,8 @@ def test_it_carries_a_style(tmp_path):
 
 def test_training_goes_on_from_a_file(hypernetwork_config, tmp_path):
     begun, once = {"initialization": "XavierNormal"}, {"max_steps": 1}
-    first = train(
-        hypernetwork_config(output_dir=str(tmp_path / "first"), hypernetwork=begun, training=once)
-    )
+    folder = str(tmp_path / "first")
+    first = train(hypernetwork_config(output_dir=folder, hypernetwork=begun, training=once))
     file = first.exported_model()
     second = train(
         hypernetwork_config(
@@ -304,8 +297,8 @@ def test_each_model_says_the_step_that_it_is_of(trained):
 
 def test_what_it_says_of_itself_is_written_or_told(hypernetwork_config, trained):
     of_models = [note for note in trained[1] if "saving.metadata" in note]
-    assert [note.partition(":")[0] for note in of_models] == ["model-step00000001.pt", "model.pt"]
-    assert all("(title, author, license) is left out" in note for note in of_models)
+    for name, note in zip(("model-step00000001.pt", "model.pt"), of_models, strict=True):
+        assert note.startswith(f"{name}: saving.metadata (title, author, license) is left out")
     told, saving = Noted(), {"format": "safetensors", "metadata": METADATA}
     run = train(hypernetwork_config(saving=saving, training={"max_steps": 1}), told)
     found = open_tensor_file(run.export / "model.safetensors").metadata
@@ -334,18 +327,15 @@ def test_the_command_line(run_file, nano_model, tmp_path, capsys):
         assert read_hypernetwork(target).widths == read_hypernetwork(file).widths
     with pytest.raises(ConfigError, match="is a hypernetwork, which cannot be written as ckpt"):
         call("convert", file, tmp_path / "x.ckpt", "--to", "ckpt")
+    size = ("--width", "64", "--height", "64", "--steps", "2")
     call(
         *("sample", nano_model, "a cat", "a dog", "--hypernetwork", f"{file}:0.5", "--grid"),
-        *("--strengths", "0,0.5,1", "--width", "64", "--height", "64", "--steps", "2"),
-        *("--out", tmp_path / "sweep"),
+        *("--strengths", "0,0.5,1", *size, "--out", tmp_path / "sweep"),
     )
     with Image.open(tmp_path / "sweep" / "grid.png") as grid:
         assert grid.size == (3 * 68 - 4, 2 * 68 - 4)
         assert "<hypernet:style:0>" in grid.info["parameters"]
-    call(
-        *("sample", nano_model, "a cat", "--width", "64", "--height", "64", "--steps", "2"),
-        *("--out", tmp_path / "plain"),
-    )
+    call("sample", nano_model, "a cat", *size, "--out", tmp_path / "plain")
     pictures = [
         np.asarray(Image.open(path))
         for path in (tmp_path / "plain" / "0000-1.png", tmp_path / "sweep" / "0000-1.png")

@@ -8,7 +8,7 @@ import torch
 from conftest import draw_images
 from object_store import put_folder
 from packing import PACKED
-from ray_stages import Break, Halve, Look, Recipe, SayThreads, Square, encoder_of
+from ray_stages import Break, Halve, NotingThreads, Recipe, Square, encoder_of
 
 from impasto.annotate.annotation import ImageReading, TagAnnotator, annotate
 from impasto.annotate.caption_targets import Sidecars
@@ -155,18 +155,6 @@ def test_lost_results_are_an_error(ray_here):
         context.max_errored_blocks = before
 
 
-def test_a_model_in_a_worker_takes_the_threads_of_this_process(ray_here, tmp_path):
-    records = scan_folder(draw_images(tmp_path / "pictures", 1)).records
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(3)
-        remote = RemoteAnnotator(Look(), SayThreads, uses_gpu=False)
-        ((_, said),) = next(ray_here.actors.run(remote.stage, [records]))
-    finally:
-        torch.set_num_threads(before)
-    assert said.text == "3"
-
-
 @pytest.mark.slow
 def test_images_and_latents_in_a_store_are_prepared_alike(bucket, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -226,7 +214,16 @@ def words_for(folder: Path, annotator, engine=LOCAL) -> list[tuple[str, str]]:
     return [*said, *((item.path.name, item.reason) for item in done.skipped)]
 
 
-def test_taggers_say_the_same(ray_here, tmp_path):
+@pytest.fixture
+def three_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_taggers_say_the_same_with_the_threads_of_this_process(ray_here, tmp_path):
     folder = tmp_path / "pictures"
     folder.mkdir()
     for path in sorted(PICTURES.glob("*.webp"))[:4]:
@@ -238,10 +235,12 @@ def test_taggers_say_the_same(ray_here, tmp_path):
     selection, spelling = Selection(0.5), Spelling()
     local = TagAnnotator(OnnxTagger(tagger), selection, spelling)
     recipe = TaggerRecipe(str(tagger), None, None, False, "cpu", selection, spelling)
-    remote = RemoteAnnotator(local.prepare, recipe, uses_gpu=False)
+    noting = NotingThreads(recipe, tmp_path / "threads")
+    remote = RemoteAnnotator(local.prepare, noting, uses_gpu=False)
     expected = words_for(folder, local)
     assert words_for(folder, remote, ray_here) == expected
     assert remote.counts == local.counts
+    assert noting.file.read_text(encoding="utf-8") == "3"
     assert len(expected) == 5
     assert remote.counts
     with pytest.raises(ConfigError, match="in this process"):

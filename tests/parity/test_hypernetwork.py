@@ -29,7 +29,8 @@ from impasto.models.networks.hypernetwork import (
     require_matching_widths,
 )
 from impasto.models.networks.loading import load_base_model
-from impasto.models.writing.architectures import find_architecture, meta_model_of_architecture
+from impasto.models.networks.making import empty_network
+from impasto.models.writing.architectures import find_architecture
 
 WIDTH = 12
 STRUCTURES = [(1, 2, 1), (1, 1.5, 1.5, 1), (1, 2, 4, 2, 1)]
@@ -313,7 +314,9 @@ def test_initializations_are_a1111s(name, activation):
 
 @functools.cache
 def full_size_unet(base):
-    return meta_model_of_architecture(find_architecture(base)).unet
+    architecture = find_architecture(base)
+    component = architecture.family.unet
+    return empty_network(component, architecture.by_name[component.name], base)
 
 
 @pytest.mark.parametrize(
