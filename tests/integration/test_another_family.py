@@ -184,10 +184,6 @@ def test_all_its_networks_learn_are_exported_and_resumed(two_config, two_model, 
         assert torch.equal(first[name], base[name])  # nothing depends on these
     (sample,) = (run.samples / "step-00000003").glob("*.png")
     assert sample.stat().st_size > 0
-    assert_resumed_exactly(run, tmp_path)
-
-
-def assert_resumed_exactly(run, tmp_path):
     again = resume(killed_copy(run.path, tmp_path / "killed", after=2))
     assert exported(again) == exported(run)
 
@@ -201,20 +197,18 @@ def test_it_is_planned(two_config, capsys):
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_remembered_text_changes_nothing_and_a_run_of_the_unet_is_resumed(two_config, tmp_path):
+def test_remembered_text_changes_nothing(two_config, tmp_path):
     runs = [
         train(
             two_config(
                 output_dir=str(tmp_path / str(on_disk)),
-                training={"max_steps": 3, "cache_text_to_disk": on_disk},
-                saving={"state_every_steps": 2, "keep_states": 9},
+                training={"max_steps": 2, "cache_text_to_disk": on_disk},
             )
         )
         for on_disk in (False, True)
     ]
     records = [[r["loss"] for r in run.read_metrics()] for run in runs]
     torch.testing.assert_close(*map(torch.tensor, records), atol=1e-6, rtol=1e-6)
-    assert_resumed_exactly(runs[0], tmp_path)
 
 
 def test_sizes_reach_the_network(train_config, two_model, tmp_path):

@@ -56,7 +56,7 @@ VARIANTS = {
     "fp16, schedule-free, batches by pixels": {
         "training": {"mixed_precision": "fp16", "batch_by_pixels": True, "batch_size": 2},
         "optimizer": {"kind": "adamw_schedule_free"},
-        "validation": {**SEEN, "every_steps": 1},
+        "validation": {**SEEN, "every_steps": 2},
     },
     "bf16, prodigy": {
         "training": {"mixed_precision": "bf16"},

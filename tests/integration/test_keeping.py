@@ -17,7 +17,7 @@ from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, Interrupted, StorageError
 from impasto.runs import RunDirectory
-from impasto.training import output_room, trainer
+from impasto.training import environment, output_room, trainer
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
 from impasto.training.saving import saver
@@ -295,6 +295,7 @@ def test_a_run_from_a_checkout_that_was_never_installed_is_exported(train_config
         raise importlib.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(importlib.metadata, "version", lacking)
+    monkeypatch.setattr(environment, "_version", environment._version.__wrapped__)
     run = train(train_config(training={"max_steps": 1}, saving={"format": "safetensors"}))
     (model,) = run.path.rglob("model.safetensors")
     summary = json.loads(open_tensor_file(model).metadata[SUMMARY_KEY])

@@ -113,10 +113,10 @@ def test_rounding_is_a_part_of_how_far_weights_moved(averaged, tmp_path, fresh_a
         config = averaged(
             output_dir=str(tmp_path / dtype),
             optimizer={"lr": 1e-6},
-            training={"max_steps": 4, "posthoc_ema": True},
+            training={"max_steps": 2, "posthoc_ema": True},
             validation={},
             saving={
-                "posthoc_every_steps": 2,
+                "posthoc_every_steps": 1,
                 "posthoc_dtype": dtype,
                 "format": "safetensors",
                 "keep_final_state": False,
@@ -176,7 +176,8 @@ def test_averages_of_steps_that_were_lost_are_not_kept(killed, fresh_accelerate)
 
 def test_the_plan_of_the_disk_is_what_averages_take(averaged, monkeypatch, fresh_accelerate):
     config = averaged(
-        training={"max_steps": 5, "posthoc_ema": True},
+        training={"max_steps": 3, "posthoc_ema": True},
+        validation={},
         saving={"posthoc_every_steps": 2, "format": "safetensors"},
     )
     plans, real = [], trainer.plan_disk
@@ -184,7 +185,7 @@ def test_the_plan_of_the_disk_is_what_averages_take(averaged, monkeypatch, fresh
     run = train(config)
     disk = plan._disk_of(config, *plans)
     sizes = {file.name: file.stat().st_size for file in run.averages.iterdir()}
-    assert disk.averages == len(sizes) - 1 == 3
+    assert disk.averages == len(sizes) - 1 == 2
     assert disk.start_bytes == pytest.approx(sizes.pop("start.safetensors"), rel=0.2)
     for size in sizes.values():
         assert disk.averages_bytes == pytest.approx(size, rel=0.4)  # names are long here
@@ -241,9 +242,9 @@ def test_what_cannot_be_made_is_named(killed, train_config, fresh_accelerate):
 
 
 def test_an_average_is_of_the_last_step_that_it_took_in(averaged, fresh_accelerate):
-    """Of 5 steps every second is taken in: what is stored at the end is of the fourth."""
-    training = {"max_steps": 5, "posthoc_ema": True, "ema_every": 2}
+    """Of 3 steps every second is taken in: what is stored at the end is of the second."""
+    training = {"max_steps": 3, "posthoc_ema": True, "ema_every": 2}
     run = train(averaged(training=training, validation={}, saving={"format": "safetensors"}))
-    assert stored_steps(run) == [2, 4]
+    assert stored_steps(run) == [2]
     (average,) = make_averages(run, [0.1])
-    assert average.profile.step == 4
+    assert average.profile.step == 2

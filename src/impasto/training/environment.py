@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import os
 import platform
@@ -38,7 +39,9 @@ def describe_environment() -> dict[str, Any]:
     }
 
 
+@functools.cache
 def _version(name: str) -> str:
+    """As it is installed; the file that says it is long."""
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
