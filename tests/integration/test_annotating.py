@@ -263,7 +263,7 @@ def test_a_run_goes_on_where_it_was_stopped(folder):
 
 
 def test_what_somebody_changed_since_is_left_alone(folder):
-    assert in_a_process("dataset", "tag", folder, "--model", TAGGER).returncode == 0
+    assert impasto("dataset", "tag", folder, "--model", TAGGER).returncode == 0
     edited = folder / "0001-butterfly.txt"
     edited.write_text("edited by hand\n", encoding="utf-8")
     done = in_a_process("dataset", "undo", folder)
@@ -406,24 +406,22 @@ def test_cleaning_shows_changes_before_it_writes(folder):
     (folder / "0001-butterfly.txt").write_text("shirt, white_shirt\n", encoding="utf-8")
     (folder / "0001-butterfly.caption").write_text("arafed lady\n", encoding="utf-8")
     before = files_of(folder)
-    shown = in_a_process("dataset", "clean", folder, "--dry-run")
+    shown = impasto("dataset", "clean", folder, "--dry-run")
     assert shown.returncode == 0, shown.stderr
     assert "- shirt, white_shirt\n+ white shirt" in shown.stdout
     assert files_of(folder) == before
     asked = in_a_process("dataset", "clean", folder, input="n\n")
     assert files_of(folder) == before, asked.stdout
-    assert in_a_process("dataset", "clean", folder, "--yes").returncode == 0
+    assert impasto("dataset", "clean", folder, "--yes").returncode == 0
     assert (folder / "0001-butterfly.caption").read_text() == "lady\n"
-    assert in_a_process("dataset", "undo", folder).returncode == 0
+    assert impasto("dataset", "undo", folder).returncode == 0
     assert files_of(folder) == before
     rules = in_a_process("dataset", "clean", folder, "--show")
     (folder.parent / "mine.toml").write_text(rules.stdout, encoding="utf-8")
-    own = in_a_process(
-        "dataset", "clean", folder, "--rules", folder.parent / "mine.toml", "--dry-run"
-    )
+    own = impasto("dataset", "clean", folder, "--rules", folder.parent / "mine.toml", "--dry-run")
     changes = [text.partition("\n")[2] for text in (own.stdout, shown.stdout)]
     assert changes[0] == changes[1]
-    counted = in_a_process("dataset", "tags", folder)
+    counted = impasto("dataset", "tags", folder)
     assert "white_shirt" in counted.stdout
 
 

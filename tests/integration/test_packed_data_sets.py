@@ -1,6 +1,7 @@
 """The real command line on images inside tars and tables."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,29 +23,35 @@ def planned(place):
     return json.loads(result.stdout)
 
 
-@pytest.mark.parametrize("kind", sorted(PACKED))
-def test_a_plan_is_that_of_files(kind, pictures, tmp_path):
-    place = PACKED[kind](pictures, tmp_path / kind)
-    inside, outside = planned(place), planned(pictures)
-    assert inside["buckets"] == outside["buckets"]
-    assert inside["mean_cropped_fraction"] == outside["mean_cropped_fraction"]
-    paths = [image["path"] for image in inside["images"]]
-    assert len(set(paths)) == len(paths) == 13
-    assert not any("@" in path for path in paths)
+def test_plans_are_those_of_files(pictures, tmp_path):
+    outside = planned(pictures)
+    for kind, pack in PACKED.items():
+        inside = planned(pack(pictures, tmp_path / kind))
+        assert inside["buckets"] == outside["buckets"]
+        assert inside["mean_cropped_fraction"] == outside["mean_cropped_fraction"]
+        paths = [image["path"] for image in inside["images"]]
+        assert len(set(paths)) == len(paths) == 13
+        assert not any("@" in path for path in paths)
 
 
-@pytest.mark.parametrize("pack", [pack_tars, pack_parquet])
-def test_training_reads_them_and_encodes_nothing_twice(pack, pictures, run_file, tmp_path):
-    place = pack(pictures, tmp_path / "packed")
+def test_training_reads_them_and_encodes_nothing_twice(pictures, run_file, tmp_path):
+    """Of tars and tables in one folder, and then of the same images as files."""
+    for kind, pack, numbers in (("tars", pack_tars, "00?"), ("tables", pack_parquet, "01?")):
+        (tmp_path / "parts" / kind).mkdir(parents=True)
+        for file in pictures.glob(f"{numbers}.*"):
+            shutil.copy(file, tmp_path / "parts" / kind)
+        pack(tmp_path / "parts" / kind, tmp_path / "packed")
     derived = str(tmp_path / "derived")
-    dataset = {"image_dir": str(place), "cache_dir": derived}
-    settings = run_file(dataset=dataset, output_dir=str(tmp_path / "packed-run"))
+    dataset = {"image_dir": str(tmp_path / "packed"), "recursive": True, "cache_dir": derived}
+    short = {"max_steps": 1}
+    settings = run_file(dataset=dataset, output_dir=str(tmp_path / "run-1"), training=short)
     result = impasto("train", settings)
     assert result.returncode == 0, result.stderr
     shards = sorted((tmp_path / "derived" / "latents").rglob("*.safetensors"))
     assert sum(len(load_file(shard)["mean"]) for shard in shards) == 13
-    settings = run_file(dataset={"cache_dir": derived}, output_dir=str(tmp_path / "run-2"))
-    result = impasto("train", settings)  # of the same images as files
+    dataset = {"cache_dir": derived}
+    settings = run_file(dataset=dataset, output_dir=str(tmp_path / "run-2"), training=short)
+    result = impasto("train", settings)
     assert result.returncode == 0, result.stderr
     assert sorted((tmp_path / "derived" / "latents").rglob("*.safetensors")) == shards
 

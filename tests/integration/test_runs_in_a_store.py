@@ -23,7 +23,7 @@ from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 
 CHANGES = {
-    "training": {"max_steps": 5},
+    "training": {"max_steps": 4},
     "saving": {"state_every_steps": 1, "keep_states": 2, "model_every_steps": 2, "keep_models": 1},
 }
 

@@ -41,7 +41,7 @@ def test_a_run_learns_what_it_learns_from_a_disk(
     there = train(
         train_config(
             output_dir=str(tmp_path / "there"),
-            dataset={**stored, "decode_workers": 2},  # spawned processes, which read for themselves
+            dataset={**stored, "decode_workers": 1},  # a spawned process, which reads for itself
             training={**LENGTH, "cache_text_to_disk": True},
         )
     )

@@ -87,7 +87,8 @@ def on_waiting(monkeypatch):
 
     for claims in (FolderClaims, StoredClaims):
         monkeypatch.setattr(claims, "living", watched(claims.living))
-        monkeypatch.setattr(claims, "looks_every_s", 0.02)
+    monkeypatch.setattr(FolderClaims, "looks_every_s", 0.02)
+    monkeypatch.setattr(StoredClaims, "looks_every_s", 0.1)  # each look is some requests
     return calls.append
 
 

@@ -1,5 +1,6 @@
 """Programs that hash the same files at once: each file is read about once, by one of them."""
 
+import hashlib
 import itertools
 import os
 import subprocess
@@ -88,21 +89,23 @@ def hashed(place, stamps):
     return ContentHashes(place / "content-hashes.json").of(stamps)
 
 
+def test_one_program_alone_reads_each_file_once(stamps, read, tmp_path):
+    assert hashed(tmp_path / "latents", stamps) == digests_of(stamps)
+    assert read.total() == FILES
+
+
+def digests_of(paths):
+    return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in paths}
+
+
 @pytest.mark.parametrize(
     ("hashes_in", "programs", "number"),
-    [
-        *[(kind, programs, FILES) for kind in ("folder", "memory") for programs in (2, 3)],
-        ("s3", 3, 100),
-    ],
+    [("folder", 2, FILES), ("folder", 3, FILES), ("memory", 3, FILES), ("s3", 3, 60)],
     indirect=["hashes_in"],
 )
-def test_programs_at_once_read_each_file_about_once(
-    hashes_in, stamps, read, tmp_path, programs, number
-):
+def test_programs_at_once_read_each_file_about_once(hashes_in, stamps, read, programs, number):
     stamps = dict(itertools.islice(stamps.items(), number))
-    expected = hashed(tmp_path / "alone", stamps)
-    assert read.total() == number  # one alone reads each once
-    read.clear()
+    expected = digests_of(stamps)
     found = at_once(programs, lambda _: hashed(hashes_in, stamps))
     assert found == [expected] * programs
     assert [list(digests) for digests in found] == [list(stamps)] * programs

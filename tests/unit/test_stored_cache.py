@@ -553,9 +553,9 @@ def test_keys_of_former_plans_stay_on_this_machine_and_go(tmp_path, place, monke
 
     monkeypatch.setattr(prepared, "KEPT_FROM", 2)
     monkeypatch.setattr(prepared.tables, "REMOVED_AFTER_NS", -1)
-    images = plan_of(draw_images(tmp_path / "pictures", 8)).images
+    images = plan_of(draw_images(tmp_path / "pictures", 6)).images
     encoder = CountingEncoder().encoder
-    for count in range(2, 9):
+    for count in range(2, 7):
         cache_latents(images[:count], LatentCache(place), encoder)
     assert not any(key.startswith("prepared") for key in objects.find(place).objects)
     tables = list(machine_folder(place / "prepared").glob("*.table"))
@@ -563,7 +563,7 @@ def test_keys_of_former_plans_stay_on_this_machine_and_go(tmp_path, place, monke
     again = LatentCache(place)
     with monkeypatch.context() as patch:
         patch.setattr(again.hashes, "of", lambda *_, **__: pytest.fail("hashes were asked for"))
-        assert len(cache_latents(images, again, encoder).keys) == 8
+        assert len(cache_latents(images, again, encoder).keys) == 6
 
 
 def test_tables_are_shared_by_machines(place, elsewhere):
