@@ -1,11 +1,10 @@
 """Previews that are compared with real images: in the metrics, on the page, and after a crash."""
 
 import json
-import shutil
 
 import numpy as np
 import pytest
-from runs import StopAt, exported
+from runs import exported, killed_copy
 
 from impasto.annotator_table import DEMO_TAGGER
 from impasto.demo.recipe import TAGGER
@@ -22,6 +21,11 @@ PREVIEWS = {
     "prompts": ["a red ball", "a green ball", "a blue ball", "no caption of these"],
     "features": "demo", "every_steps": 2, "steps": 1, "width": 32, "height": 32,
 }  # fmt: skip
+
+
+BRIEF = {"validation": {"split": 0.3, "every_steps": 6}, "training": {"max_steps": 2}}
+
+pytestmark = pytest.mark.usefixtures("encoded_once")
 
 
 def compared(run):
@@ -54,10 +58,11 @@ def test_previews_are_compared_as_evaluate_does_and_alike_after_a_crash(
 ):
     """With the training images, as none are held out; and the model learns what it would."""
     assert TAGGER == DEMO_TAGGER
-    changes = {"previews": PREVIEWS, "saving": {"state_every_steps": 2}}
-    whole = train(train_config(output_dir=str(tmp_path / "whole"), **changes))
+    changes = {"saving": {"state_every_steps": 2}, "training": {"max_steps": 4}}
+    folder = str(tmp_path / "whole")
+    whole = train(train_config(output_dir=folder, previews=PREVIEWS, **changes))
     lines = compared(whole)
-    assert sorted(lines) == [0, 2, 4, 6]
+    assert sorted(lines) == [0, 2, 4]
     real = [
         CaptionedImage(file, file.with_suffix(".txt").read_text(encoding="utf-8"))
         for file in sorted(pictures.glob("*.png"))
@@ -70,12 +75,14 @@ def test_previews_are_compared_as_evaluate_does_and_alike_after_a_crash(
         assert "preview_kernel_distance_se" not in line  # four prompts are too few
     assert len({line["preview_kernel_distance"] for line in lines.values()}) > 1
 
-    crashed = train_config(**changes)
-    with pytest.raises(ZeroDivisionError):
-        train(crashed, StopAt(5))
-    drawn = whole.samples / "step-00000006"  # as if before the crash, and measured after it
-    shutil.copytree(drawn, crashed.output_dir / "samples" / drawn.name)
-    run = resume(crashed.output_dir)
+    # what was drawn in step 4 is there, as if before the crash, and is measured after it
+    crashed = killed_copy(whole.path, tmp_path / "crashed", after=2)
+    metrics = crashed / "metrics.jsonl"
+    kept = [
+        line for line in metrics.read_text("utf-8").splitlines() if json.loads(line)["step"] < 4
+    ]
+    metrics.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    run = resume(crashed)
     assert {s: numbers(m) for s, m in compared(run).items()} == {
         s: numbers(m) for s, m in lines.items()
     }
@@ -83,7 +90,8 @@ def test_previews_are_compared_as_evaluate_does_and_alike_after_a_crash(
         train_config(
             output_dir=str(tmp_path / "plain"),
             previews={**PREVIEWS, "features": None},
-            saving={"state_every_steps": 2, "name": whole.exported_model().stem},
+            training={"max_steps": 4},
+            saving={"name": whole.exported_model().stem},
         )
     )
     assert not compared(plain)
@@ -103,24 +111,24 @@ def test_a_comparison_that_fails_ends_no_run(train_config, monkeypatch):
         raise DatasetError("none of the real images can be read")
 
     monkeypatch.setattr(PreviewDistance, "_looks_of_real", fails)
-    run = train(train_config(previews=PREVIEWS, validation={"split": 0.3, "every_steps": 6}))
+    run = train(train_config(previews=PREVIEWS, **BRIEF))
     assert run.status()["phase"] == "finished"
     assert not compared(run)
     told = (run.path / "events.jsonl").read_text(encoding="utf-8").splitlines()
     words = [json.loads(line).get("text", "") for line in told]
-    assert sum("previews of step 4 were not compared: none of the real" in w for w in words) == 1
+    assert sum("previews of step 2 were not compared: none of the real" in w for w in words) == 1
 
 
 def test_held_out_images_are_what_previews_are_compared_with(train_config, capsys):
     from impasto.cli.console import Console
 
-    config = train_config(previews=PREVIEWS, validation={"split": 0.3, "every_steps": 6})
+    config = train_config(previews=PREVIEWS, **BRIEF)
     run = train(config, Console())
     held_out = json.loads((run.path / "dataset.json").read_text(encoding="utf-8"))["held_out"]
-    line = compared(run)[6]
+    line = compared(run)[2]
     assert line["preview_real"] == f"{held_out} held out"
     said = " ".join(capsys.readouterr().out.split())
-    assert f"Previews at step 6: kernel distance {line['preview_kernel_distance']:.4g}" in said
+    assert f"Previews at step 2: kernel distance {line['preview_kernel_distance']:.4g}" in said
     assert f"({held_out} held out images)" in said
     assert np.isfinite(line["preview_kernel_distance"])
 

@@ -39,7 +39,8 @@ def test_losses_are_those_of_images_that_were_cut(train_config, pictures, tmp_pa
 
     def run(name, folder):
         dataset = {"image_dir": str(folder), "flip_aug": True}
-        return losses(train_config(output_dir=str(tmp_path / name), dataset=dataset))
+        output, training = str(tmp_path / name), {"max_steps": 4}
+        return losses(train_config(output_dir=output, dataset=dataset, training=training))
 
     found = {"whole": run("whole", pictures)}
     for name, box in (("first", first), ("second", second)):

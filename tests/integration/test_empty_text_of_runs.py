@@ -23,7 +23,6 @@ def test_the_exported_model_says_what_it_was_trained_with(train_config, nano_sdx
         (
             ("auto", "diffusers", False),
             ("zeros", "safetensors", True),
-            ("auto", "safetensors", True),
             ("auto", "diffusers", True),
             ("encoded", "diffusers", False),
         )

@@ -16,6 +16,8 @@ from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.saving import saver
 from impasto.training.trainer import resume, train
 
+pytestmark = pytest.mark.usefixtures("encoded_once")
+
 
 @pytest.fixture(scope="module")
 def whole(shared_config):

@@ -25,17 +25,29 @@ from impasto.training.trainer import train
 pytestmark = pytest.mark.usefixtures("fresh_accelerate", "encoded_once")
 
 
-def test_a_run_leaves_what_it_promises(train_config, nano_model):
+class Notes(SilentEvents):
+    def __init__(self):
+        self.told = []
+
+    def note(self, message):
+        self.told.append(message)
+
+
+def test_a_run_leaves_what_it_promises(train_config, nano_model, pictures):
+    """And it counts captions that are cut."""
+    (pictures / "001.txt").write_text("ball " * 80, encoding="utf-8")
+    notes = Notes()
     config = train_config(
         training={"max_steps": 4},
         validation={"split": 0.25, "every_steps": 2, "timesteps": 1},
-        previews={"prompts": ["a red ball", "x"], "width": 64, "height": 32, "steps": 1},
+        previews={"prompts": ["a red ball", "ball " * 80], "width": 64, "height": 32, "steps": 1},
     )
-    run = train(config)
+    run = train(config, notes)
+    assert any("1 prompt of previews has over 75 tokens" in line for line in notes.told)
     status = run.read_json("status.json")
     assert (status["phase"], status["step"]) == ("finished", 4)
     dataset = run.read_json("dataset.json")
-    assert (dataset["pictures"], dataset["held_out"]) == (10, 3)
+    assert (dataset["pictures"], dataset["held_out"], dataset["too_long"]) == (10, 3, 1)
     assert sum(dataset["buckets"].values()) == 10
     assert run.saved_steps() == [4]
     assert run.sampled_steps() == [0, 4]
@@ -53,20 +65,6 @@ def test_a_run_leaves_what_it_promises(train_config, nano_model):
         for file in (nano_model / part).glob("*.safetensors"):
             exported_file = run.exported_model() / part / file.name
             assert exported_file.read_bytes() == file.read_bytes()
-
-
-def test_captions_that_are_cut_are_counted(train_config, pictures):
-    (pictures / "000.txt").write_text("ball " * 80, encoding="utf-8")
-    previews = {"prompts": ["ball " * 80, "a ball"], "width": 64, "height": 32, "steps": 1}
-    notes = []
-
-    class Notes(SilentEvents):
-        def note(self, message):
-            notes.append(message)
-
-    run = train(train_config(training={"max_steps": 1}, previews=previews), Notes())
-    assert run.read_json("dataset.json")["too_long"] == 1
-    assert any("1 prompt of previews has over 75 tokens" in line for line in notes)
 
 
 def test_the_same_settings_give_the_same_bits(train_config, tmp_path):
@@ -108,14 +106,6 @@ def test_what_moves_and_what_does_not(train_config, nano_model):
         else:
             assert all("encoder.layers.2." in name for name in frozen)
             assert not any("encoder.layers.2." in name for name in moved)
-
-
-def test_checkpointing_changes_memory_not_numbers(train_config, tmp_path):
-    plain = train(train_config(output_dir=str(tmp_path / "plain"), training={"max_steps": 2}))
-    saving = train(train_config(training={"gradient_checkpointing": True, "max_steps": 2}))
-    first, second = (load_file(run.exported_model() / UNET_FILE) for run in (plain, saving))
-    for name in first:
-        torch.testing.assert_close(first[name], second[name], atol=1e-6, rtol=1e-5)
 
 
 def test_broken_weights_are_refused_before_anything_is_made(train_config, nano_model, tmp_path):
@@ -160,10 +150,10 @@ def test_an_unwritable_directory_is_explained(train_config, tmp_path):
 
 
 def test_training_lowers_the_loss(train_config):
-    """Sixteen steps on thirteen images: the held-out loss falls by a clear margin."""
+    """Eight steps on thirteen images: the held-out loss falls by a clear margin."""
     run = train(
         train_config(
-            training={"max_steps": 16},
+            training={"max_steps": 8},
             optimizer={"lr": 1e-2},
             validation={"split": 0.25, "timesteps": 4},
             logging={"every_steps": 8},
@@ -261,10 +251,9 @@ def test_blocks_move_by_their_own_rates(train_config, nano_model):
             training={"max_steps": 1},
         )
     )
-    base = load_file(nano_model / UNET_FILE)
+    base, learned = load_file(nano_model / UNET_FILE), weights_of(run, 1)
     moved = {
-        name: float((weights_of(run, 1)[f"unet.{name}"] - tensor).abs().max())
-        for name, tensor in base.items()
+        name: float((learned[f"unet.{name}"] - tensor).abs().max()) for name, tensor in base.items()
     }
     assert max(v for n, v in moved.items() if n.startswith("mid_block.")) < 1e-7
     assert max(v for n, v in moved.items() if n.startswith("down_blocks.0.")) > 0.05
@@ -328,8 +317,4 @@ def test_states_are_saved_by_the_clock(train_config):
         )
     )
     assert run.saved_steps() == [1, 2, 3]
-
-
-def test_without_held_out_pictures_there_is_no_best_model(train_config):
-    run = train(train_config(training={"max_steps": 1}))
-    assert not list((run.path / "models").glob("*"))
+    assert not list((run.path / "models").glob("*"))  # without held-out images none is the best

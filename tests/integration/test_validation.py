@@ -9,7 +9,9 @@ import types
 import pytest
 import tomli_w
 from click.testing import CliRunner
-from runs import KillAt
+from conftest import draw_images
+from runs import KillAt, trained_and_killed
+from short_runs import settings, short_run
 
 from impasto import resume, train
 from impasto.cli.main import impasto as commands
@@ -33,8 +35,24 @@ def measured(run):
     return [{name: line.get(name) for name in ("step", *MEASURED)} for line in lines]
 
 
-def test_a_run_says_how_sure_its_validation_is(train_config):
-    run = train(train_config(validation=HELD_OUT, training={"max_steps": 2}))
+@pytest.fixture(scope="module")
+def run_and_killed(tmp_path_factory, nano_model):
+    """A run that measures its losses by tag and folder, and what a kill left of it."""
+    folder = tmp_path_factory.mktemp("shared")
+    pictures = draw_images(folder / "pictures", 13)
+    for number, file in enumerate(sorted(pictures.glob("*.txt"))):
+        file.write_text(f"a ball, {'left' if number % 2 else 'right'}", encoding="utf-8")
+    config = settings(
+        short_run(folder, nano_model, pictures),
+        validation={**HELD_OUT, "split": 0.6, "by": ["tag", "subset"], "by_images": 2},
+        saving={"state_every_steps": 3},
+        **SHORT,
+    )
+    return trained_and_killed(config, step=4, saved=3)
+
+
+def test_a_run_says_how_sure_its_validation_is(run_and_killed):
+    run, _ = run_and_killed
     base, *_, last = [line for line in run.read_metrics() if "validation_loss" in line]
     values = last["validation_images"]
     assert len(values) >= 2
@@ -63,14 +81,6 @@ def test_a_run_says_how_sure_its_validation_is(train_config):
     changed = run.read_json("changed-settings.json")["paths"]
     assert "validation.split" in changed
     assert "validation.copies" not in changed
-
-
-def test_the_same_is_measured_over_a_resume(train_config):
-    config = train_config(validation=HELD_OUT, saving={"state_every_steps": 3}, **SHORT)
-    kill = KillAt(config.output_dir, step=4, saved=3)
-    expected = measured(train(config, kill))
-    assert measured(kill.put_back()) == expected[:2]
-    assert measured(resume(config.output_dir)) == expected
 
 
 def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config):
@@ -106,8 +116,7 @@ def test_a_run_of_an_earlier_version_goes_on_as_it_began(train_config):
     assert not (config.output_dir / "models").exists()  # no best model, as it kept none before
 
 
-@pytest.mark.parametrize("number", [2, 3])
-def test_processes_measure_a_share_each_and_get_the_same(train_config, number):
+def test_processes_measure_a_share_each_and_get_the_same(train_config):
     config = train_config(validation=HELD_OUT, training={"batch_size": 1})
     session = build_session(config, build_accelerator(), SilentProgress(), Overrides())
     draws = session.validator.held_out
@@ -118,32 +127,23 @@ def test_processes_measure_a_share_each_and_get_the_same(train_config, number):
             session.trainable.unet, session.eval_conditioner, session.recipe, accelerator
         )
 
-    passes = []
+    whole = found(None)
+    for number in (2, 3):
+        passes, parts = [], []
+        for rank in range(number):
+            alone = types.SimpleNamespace(
+                process_index=rank, num_processes=number, reduce=lambda sums, _: sums
+            )
+            passes.append(len(list(draws._shares(alone))))
+            parts.append(found(alone))
+        assert len(set(passes)) == 1  # as many forward passes in each, as a sharded model needs
+        assert (sum(parts) == whole).all()
+        assert all(bool((part == 0).any()) for part in parts)
 
-    def shares(rank):
-        alone = types.SimpleNamespace(
-            process_index=rank, num_processes=number, reduce=lambda sums, _: sums
-        )
-        passes.append(len(list(draws._shares(alone))))
-        return found(alone)
 
-    parts = [shares(rank) for rank in range(number)]
-    assert len(set(passes)) == 1  # as many forward passes in each, as a sharded model needs
-    assert (sum(parts) == found(None)).all()
-    assert all(bool((part == 0).any()) for part in parts)
-
-
-def test_losses_are_told_by_tag_and_folder_and_alike_after_a_kill(train_config, pictures):
+def test_losses_are_told_by_tag_and_folder_and_alike_after_a_kill(run_and_killed):
     """Their numbers of images add up to the whole, and the changes are from the base model."""
-    for number, file in enumerate(sorted(pictures.glob("*.txt"))):
-        file.write_text(f"a ball, {'left' if number % 2 else 'right'}", encoding="utf-8")
-    changes = {
-        "validation": {**HELD_OUT, "split": 0.6, "by": ["tag", "subset"], "by_images": 2},
-        "saving": {"state_every_steps": 3},
-    }
-    config = train_config(**changes, **SHORT)
-    kill = KillAt(config.output_dir, step=4, saved=3)
-    whole = train(config, kill)
+    whole, killed = run_and_killed
     lines = {m["step"]: m for m in whole.read_metrics() if "validation_loss" in m}
     for step, line in lines.items():
         rows = {row["name"]: row for row in line["validation_by"]}
@@ -162,10 +162,11 @@ def test_losses_are_told_by_tag_and_folder_and_alike_after_a_kill(train_config, 
     assert shown.exit_code == 0, shown.output
     assert "Loss of held-out images at step 4, by what they share" in shown.output
     assert "tag left" in shown.output
-    kill.put_back()
-    resumed = {
-        m["step"]: m for m in resume(config.output_dir).read_metrics() if "validation_by" in m
-    }
+    expected = measured(whole)
+    assert measured(killed) == expected[:2]
+    again = resume(killed.path)
+    assert measured(again) == expected
+    resumed = {m["step"]: m for m in again.read_metrics() if "validation_by" in m}
     assert resumed[4]["validation_by"] == lines[4]["validation_by"]
 
 
