@@ -9,7 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # `bench` is beside `src`, not in it
 
-from bench import quality_job, quality_rows
+from bench import quality_job, quality_rows, quality_table
 from bench.quality import measure
 from bench.quality_job import Place, read_result
 from bench.quality_rows import (
@@ -86,14 +86,17 @@ def test_sd_scripts_has_its_own_defaults(tmp_path):
 
 @pytest.fixture
 def small_images(tmp_path, monkeypatch):
-    """Eight images to learn from, small drawings, and one draw of each loss."""
-    pictures = tmp_path / "pictures"
-    pictures.mkdir()
-    for image in sorted(recipe.PICTURES.glob("*.webp"))[:8]:
-        for file in (image, image.with_suffix(".txt")):
-            shutil.copy(file, pictures)
-    for module in (recipe, quality_job, quality_rows):
-        monkeypatch.setattr(module, "PICTURES", pictures)
+    """Eight images to learn from, four held out, small drawings, and one draw of each loss."""
+    of_name = {"PICTURES": (8, quality_job, quality_rows), "HELD_OUT": (4, quality_job)}
+    for name, (number, *modules) in of_name.items():
+        folder = tmp_path / name.lower()
+        folder.mkdir()
+        for image in sorted(getattr(recipe, name).glob("*.webp"))[:number]:
+            for file in (image, image.with_suffix(".txt")):
+                shutil.copy(file, folder)
+        for module in (recipe, *modules):
+            monkeypatch.setattr(module, name, folder)
+    monkeypatch.setattr(quality_table, "SHOWN", (0, 3))
     monkeypatch.setattr(quality_job, "SIDE", 64)
     monkeypatch.setattr(quality_job, "DRAWS_OF_LOSS", 1)
 

@@ -20,19 +20,24 @@ from impasto.training.trainer import resume, train
 
 OFTEN = {
     "validation": {"split": 0.25, "every_steps": 100},
-    "previews": {"prompts": ["a ball"], "width": 64, "height": 64, "steps": 1},
+    "previews": {"prompts": ["a ball"], "width": 32, "height": 32, "steps": 1},
 }
 
 
 class AskAt(SilentEvents):
-    """Puts commands into the run's directory after a step, and waits until they are heard."""
+    """Puts commands into the run's directory after steps, and waits until they are heard.
 
-    def __init__(self, folder, step, *names):
-        self.folder, self.step, self.names = folder, step, names
+    Args:
+        folder: The run's directory.
+        names: The commands by step.
+    """
+
+    def __init__(self, folder, names):
+        self.folder, self.names = folder, names
 
     def stepped(self, step):
-        if step == self.step:
-            sent = [send_command(self.folder / "commands", name) for name in self.names]
+        if step in self.names:
+            sent = [send_command(self.folder / "commands", name) for name in self.names[step]]
             until = time.monotonic() + 60
             while any(command.file.exists() for command in sent):
                 assert time.monotonic() < until, "nobody hears"
@@ -83,73 +88,59 @@ def test_a_run_tells_its_course_in_events(whole):
 
 
 def test_the_status_tells_how_far_a_run_is(train_config):
+    """And what was asked of it while nothing was running is not done."""
     config = train_config(saving={"state_every_steps": 2})
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(5))
     status = RunDirectory(config.output_dir).status()
     assert (status["phase"], status["total_steps"]) == ("failed", 6)
     assert status["message"] == "ZeroDivisionError"
-    run = resume(config.output_dir)
-    assert run.state().state == "finished"
-    assert [event["step"] for event in events_of(run, "training")] == [0, 4]
-
-
-def test_what_is_asked_for_is_done_after_the_step(train_config, whole):
-    """And changes nothing of what is learnt."""
-    config = train_config(**OFTEN, saving={"keep_states": 9})
-    run = train(config, AskAt(config.output_dir, 3, "preview", "validate", "save"))
-    done = "done after step 3"
-    assert answers(run) == {"preview": done, "validate": done, "save": done}
-    assert run.sampled_steps() == [0, 3, 6]
-    assert run.saved_steps() == [3, 6]
-    assert [m["step"] for m in run.read_metrics() if "validation_loss" in m] == [0, 3, 6]
-    assert exported(run) == exported(whole)
-    assert waiting_commands(run.commands) == []
-
-
-def test_prompts_of_a_file_are_drawn_when_asked(train_config, tmp_path):
-    file = tmp_path / "prompts.txt"
-    file.write_text("a red ball\n", encoding="utf-8")
-    previews = {"prompt_file": str(file), "steps": 1, "width": 32, "height": 32}
-    config = train_config(previews={**previews, "every_steps": 1000})
-    run = train(config, AskAt(config.output_dir, 2, "preview"))
-    assert answers(run) == {"preview": "done after step 2"}
-    assert 2 in run.sampled_steps()
-
-
-def test_what_a_run_has_not_is_said(train_config):
-    config = train_config()
-    run = train(config, AskAt(config.output_dir, 2, "preview", "validate"))
-    assert "no prompts" in answers(run)["preview"]
-    assert "no held-out images" in answers(run)["validate"]
-
-
-def test_a_run_that_is_asked_to_stop_saves_and_goes_on_exactly(train_config, whole):
-    config = train_config(**OFTEN)
-    with pytest.raises(Interrupted, match="3 of 6 steps"):
-        train(config, AskAt(config.output_dir, 3, "stop"))
-    run = RunDirectory(config.output_dir)
-    assert run.saved_steps() == [3]
-    assert run.state().state == "stopped"
-    assert answers(run) == {"stop": "stopping"}
-    assert exported(resume(config.output_dir)) == exported(whole)
-
-
-def test_a_run_that_is_asked_to_stop_now_saves_nothing(train_config):
-    config = train_config()
-    with pytest.raises(Interrupted, match="No state was saved yet"):
-        train(config, AskAt(config.output_dir, 3, "stop-now"))
-    assert RunDirectory(config.output_dir).saved_steps() == []
-
-
-def test_commands_of_before_are_not_done(train_config):
-    config = train_config(saving={"state_every_steps": 2})
-    with pytest.raises(ZeroDivisionError):
-        train(config, StopAt(3))
     send_command(config.output_dir / "commands", "stop")
     run = resume(config.output_dir)
     assert run.state().state == "finished"
     assert answers(run) == {}
+    assert [event["step"] for event in events_of(run, "training")] == [0, 4]
+
+
+def test_what_is_asked_for_is_done_after_the_step(train_config, whole):
+    """And changes nothing of what is learnt, stopping included, which saves."""
+    config = train_config(**OFTEN, saving={"keep_states": 9})
+    asked = {2: ("preview", "validate", "save"), 4: ("stop",)}
+    with pytest.raises(Interrupted, match="4 of 6 steps"):
+        train(config, AskAt(config.output_dir, asked))
+    run = RunDirectory(config.output_dir)
+    assert run.saved_steps() == [2, 4]
+    assert run.state().state == "stopped"
+    done = "done after step 2"
+    assert answers(run) == {"preview": done, "validate": done, "save": done, "stop": "stopping"}
+    assert run.sampled_steps() == [0, 2]
+    assert [m["step"] for m in run.read_metrics() if "validation_loss" in m] == [0, 2]
+    assert waiting_commands(run.commands) == []
+    assert exported(resume(config.output_dir)) == exported(whole)
+    assert run.sampled_steps() == [0, 2, 6]
+
+
+def test_prompts_of_a_file_are_drawn_when_asked(train_config, tmp_path):
+    """Where no images are held out, that is said."""
+    file = tmp_path / "prompts.txt"
+    file.write_text("a red ball\n", encoding="utf-8")
+    previews = {"prompt_file": str(file), "steps": 1, "width": 32, "height": 32}
+    config = train_config(previews={**previews, "every_steps": 1000}, training={"max_steps": 3})
+    run = train(config, AskAt(config.output_dir, {2: ("preview", "validate")}))
+    assert answers(run)["preview"] == "done after step 2"
+    assert "no held-out images" in answers(run)["validate"]
+    assert 2 in run.sampled_steps()
+
+
+def test_a_run_that_is_asked_to_stop_now_saves_nothing(train_config):
+    """Asked before for previews that it has not, it says so."""
+    config = train_config()
+    asked = {2: ("preview",), 3: ("stop-now",)}
+    with pytest.raises(Interrupted, match="No state was saved yet"):
+        train(config, AskAt(config.output_dir, asked))
+    run = RunDirectory(config.output_dir)
+    assert "no prompts" in answers(run)["preview"]
+    assert run.saved_steps() == []
 
 
 def test_a_run_that_does_not_begin_leaves_nothing(train_config):

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import draw_images
-from flat_models import write_flat_model
+from flat_models import write_bare_model
 from gpu_cases import CASES, FAULTS, fault_of
 from safetensors.torch import load_file
 
@@ -31,7 +31,7 @@ def orders(tmp_path_factory, nano_architecture):
     """Makes an order of a name and changed settings."""
     root = tmp_path_factory.mktemp("pretended")
     pictures = draw_images(root / "pictures", 9)
-    model = write_flat_model(nano_architecture, root / "model")
+    model = write_bare_model(nano_architecture, root / "model")
     usual = {
         "seed": 7,
         "model": {"path": str(model)},
@@ -42,7 +42,7 @@ def orders(tmp_path_factory, nano_architecture):
         "optimizer": {"lr": 1e-3},
         "training": {"max_steps": 3, "batch_size": 2, "fit_check": False},
         "logging": {"every_steps": 3},
-        "saving": {"model_dir": None},
+        "saving": {"model_dir": None, "export_dtype": "fp32"},
     }  # fmt: skip
 
     def order(name, changes, **more):
@@ -138,8 +138,8 @@ def test_a_run_mixes_no_devices_and_waits_only_where_it_says(name, answers):
 
 def test_memory_is_touched_and_freed_in_order(answers):
     for name, found in answers.items():
-        assert not found["races"], name
-        assert not found["frees"], name
+        assert not found.get("races"), name  # of all places of a run with its last one
+        assert not found.get("frees"), name
 
 
 @pytest.mark.parametrize("kind", WHOLE)

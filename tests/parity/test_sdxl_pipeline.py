@@ -21,7 +21,7 @@ from impasto.sampler_table import SAMPLERS
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler, rescale_advice, rescaled
 
-PROMPT = Prompt("a red ball", "grey", 3, 64, 96, 4, 5.0, "ddim")
+PROMPT = Prompt("a red ball", "grey", 3, 64, 96, 2, 5.0, "ddim")
 KINDS = {"epsilon": (SDXL, {}), "velocity": (SDXL_V, ZERO_TERMINAL_SNR)}
 CLOSE = {"atol": 5e-5, "rtol": 1e-5}
 """Latents are of the order of 10, and the two samples of a batch come in another order there."""

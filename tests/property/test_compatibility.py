@@ -1,9 +1,9 @@
-"""What goes together: the table is asked by all, and what the ladder chooses can be built."""
+"""What goes together: the table is asked by all, by the ladder of settings too."""
 
 import itertools
 
 import pytest
-from conftest import draw_images
+from ladders import FACTS, METHODS, begun, rungs_taken
 
 from impasto.cli.console import Console
 from impasto.cli.plan import show_plan
@@ -16,14 +16,10 @@ from impasto.errors import ConfigError, ImpastoError, ModelError
 from impasto.optimizer_table import OPTIMIZERS, row_of
 from impasto.parsing import parse_toml
 from impasto.training import precision
-from impasto.training.build import build_session
-from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
-from impasto.training.overrides import Overrides
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.levers import (
     EIGHT_BITS,
-    LADDER,
     WEIGHTS_BF16,
     offers,
     touches_asked,
@@ -33,41 +29,9 @@ from impasto.training.planning.out_of_memory import ways
 from impasto.training.precision import resolve_precision
 from impasto.training.trainer import train
 
-METHODS = {
-    "full": {},
-    "full with the text encoder": {"method": {"train_text_encoder": True}},
-    "hypernetwork": {
-        "method": {"kind": "hypernetwork"},
-        "saving": {"format": "a1111", "export_dtype": "fp32"},
-    },
-}
-FACTS = {
-    "CPU": Facts("cpu", 1, ""),
-    "GPU": Facts("cuda", 1, ""),
-    "two GPUs": Facts("cuda", 2, ""),
-    "FSDP": Facts("cuda", 2, "FSDP"),
-    "DeepSpeed": Facts("cuda", 2, "DeepSpeed"),
-}
-OF_EACH_SORT = ("adamw", "paged_adamw8bit", "lion", "adafactor", "prodigy", "adamw_schedule_free")
-
 
 def advised(config):
     return [way.text for way in ways(config, "training")]
-
-
-def rungs_taken(config, facts):
-    """Every rung that is offered, one after the other, as where no memory is enough."""
-    taken = []
-    for rung in LADDER[facts.device]:
-        if offers(rung, with_rungs(config, taken), facts):
-            taken = [*(other for other in taken if not rung.replaces(other)), rung]
-    return taken
-
-
-def begun(train_config, kind, method, **training):
-    lr = 1.0 if OPTIMIZERS[kind].finds_lr else 1e-3
-    sections = {**METHODS[method], "optimizer": {"kind": kind, "lr": lr}}
-    return train_config(**sections, training=training)
 
 
 @pytest.mark.parametrize("facts", FACTS.values(), ids=FACTS)
@@ -86,36 +50,6 @@ def test_what_the_ladder_offers_goes_together_and_is_read_again(train_config, me
         text = dump_toml(chosen)
         again = build_run_config(parse_toml(text), source="test")
         assert dump_toml(again) == text
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    """Images that are encoded once for all that is built."""
-    folder = tmp_path_factory.mktemp("dataset")
-    images = draw_images(folder / "images", 5)
-    return {"image_dir": str(images), "cache_dir": str(folder / "cache")}
-
-
-@pytest.mark.parametrize("kind", OF_EACH_SORT)
-@pytest.mark.parametrize("method", METHODS)
-def test_what_the_ladder_chooses_is_built(
-    train_config, run_values, dataset, tmp_path, kind, method, fresh_accelerate, monkeypatch
-):
-    """All of it on a processor; of what is for a GPU, what a processor can build too."""
-    run_values["dataset"] |= dataset
-    for name in ("CPU", "GPU"):
-        config = begun(train_config, kind, method)
-        rungs = [
-            rung
-            for rung in rungs_taken(config, FACTS[name])
-            if not any(word in rung.text() for word in ("offload_optimizer", "stream_w", "fp16"))
-        ]
-        chosen = with_rungs(config, rungs)
-        run = tmp_path / f"run-{name}"
-        run.mkdir()
-        chosen = chosen.model_copy(update={"output_dir": run})
-        session = build_session(chosen, build_accelerator(), SilentEvents(), Overrides())
-        assert session.total_steps == 6
 
 
 def test_rows_name_settings_that_exist():

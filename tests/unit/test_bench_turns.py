@@ -32,7 +32,7 @@ from bench.turns import Turns
 turns, file = Turns(Path(sys.argv[1])), Path(sys.argv[2])
 with turns.joined(), turns.alone():
     before = file.stat().st_size
-    time.sleep(1)
+    time.sleep(0.2)
     print(before, file.stat().st_size)
 """
 

@@ -1,18 +1,21 @@
 """The precision that a device is fast in: found out, chosen, said, and not offered where slow."""
 
 import threading
+from functools import partial
 
 import pytest
 import torch
-from conftest import impasto
+from flat_models import bare_architecture
 
+from impasto.cli.console import Console
 from impasto.cli.heartbeat import SlowStepNotifier
+from impasto.cli.plan import show_plan
 from impasto.config.load import build_run_config
 from impasto.config.validation import read_toml
 from impasto.data.loading.sampler import Group
 from impasto.data.records import Size
 from impasto.errors import ConfigError
-from impasto.models.networks.loading import load_meta_model
+from impasto.models.writing.architectures import meta_model_of_architecture
 from impasto.progress import SilentProgress
 from impasto.training import precision as module
 from impasto.training.planning.fitter import MemoryFitter
@@ -26,6 +29,7 @@ from impasto.training.precision import (
     resolve_precision,
     slowdown,
 )
+from impasto.training.trainer import train
 
 CPU = torch.device("cpu")
 FAST = NativePrecision("bf16", "this CPU has bf16")
@@ -128,9 +132,10 @@ def test_weights_in_16_bits_are_computed_in_their_type(on, train_config):
 @pytest.mark.parametrize("half", ["bf16", "fp16", "no"])
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_the_ladder_offers_no_type_that_the_device_is_slow_in(
-    device, half, train_config, nano_model
+    device, half, train_config, nano_architecture
 ):
-    meter = FootprintPredictor(lambda: load_meta_model(nano_model), device)
+    meta_model = partial(meta_model_of_architecture, bare_architecture(nano_architecture))
+    meter = FootprintPredictor(meta_model, device)
     fitting = MemoryFitter(meter, device, Group(0, Size(128, 128)), 0, half=half)
     chosen, _ = fitting.choose_levers(train_config(), keep_asked=False)
     assert chosen.training.mixed_precision in ("no", half)
@@ -139,16 +144,13 @@ def test_the_ladder_offers_no_type_that_the_device_is_slow_in(
         assert {rung.half for rung in LADDER["cuda"]} > {half}
 
 
-def test_a_run_keeps_what_auto_became(run_file, tmp_path):
-    file = run_file(training={"mixed_precision": "auto"}, logging={"every_steps": 1})
-    planned = impasto("train", file, "--plan")
-    assert planned.returncode == 0, planned.stderr
-    done = impasto("train", file)
-    assert done.returncode == 0, done.stderr
+def test_a_run_keeps_what_auto_became(train_config, capsys, fresh_accelerate):
+    config = train_config(training={"mixed_precision": "auto", "max_steps": 1})
     native = native_precision(CPU)
-    for result in (planned, done):
-        assert native.reason in " ".join(result.stdout.split())
-    kept = build_run_config(read_toml(tmp_path / "run" / "config.toml"), source="kept")
+    for work in (show_plan, train):
+        work(config, Console())
+        assert native.reason in " ".join(capsys.readouterr().out.split())
+    kept = build_run_config(read_toml(config.output_dir / "config.toml"), source="kept")
     assert kept.training.mixed_precision == native.kind
 
 

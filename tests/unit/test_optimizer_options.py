@@ -1,6 +1,7 @@
 """Each option of each optimizer has an effect, or is refused with the reason."""
 
 import inspect
+from functools import cache
 
 import pytest
 import torch
@@ -62,6 +63,12 @@ def walk(kind, given, *, decay, steps=30):
     return torch.cat([p.detach().flatten() for p in module.parameters()])
 
 
+@cache
+def usual_walk(kind, *, decay):
+    """That of no option, which each of them is compared with."""
+    return walk(kind, {}, decay=decay)
+
+
 def other_values(name, default):
     if name == "betas":
         return [[b * 0.8 for b in default]]
@@ -93,7 +100,7 @@ def test_each_option_has_an_effect_or_is_refused(kind, name, default):
     refusals = []
     for decay in (False, True) if name != "weight_decay" else (False,):
         try:
-            usual = walk(kind, {}, decay=decay)
+            usual = usual_walk(kind, decay=decay)
         except ConfigError as error:  # no weight decay
             refusals.append(str(error))
             continue

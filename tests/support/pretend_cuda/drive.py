@@ -27,7 +27,7 @@ from device import install
 from gpu_cases import broken_inputs, broken_step
 
 from impasto.config.load import build_run_config
-from impasto.errors import ImpastoError
+from impasto.errors import ImpastoError, OutOfMemoryError
 from impasto.models.networks import tokenizers
 from impasto.training import loop, micro_steps, trainer
 from impasto.training.events import SilentEvents
@@ -79,12 +79,45 @@ def remembered(build: Any) -> Any:
 def run_out_of_memory_everywhere(
     order: dict[str, Any], whole: dict[str, Any]
 ) -> dict[str, dict[str, Any]]:
-    """A run like another one, once for each place where its second step takes memory."""
+    """Runs like another one: memory runs out in each place where its second step takes some.
+
+    The first place has a run of its own, which may be resumed, and so has each place of an update
+    that becomes a graph, whose recording is another one after a failure. In the next run the same
+    step fails in all others, one after the other, each of which leaves its states in a folder of
+    its own; where the optimizer was changing the weights, another run goes on with the rest.
+    """
+    of_graph = "/optim/" if "cuda_graphs" in order["settings"]["training"] else "no place"
+    numbered = list(enumerate(sorted(whole["allocations"][1])))
+    alone = [place for place in numbered if place[0] == 0 or of_graph in place[1]]
+    others = [place for place in numbered if place not in alone]
     answers = {}
-    for number, site in enumerate(sorted(whole["allocations"][1])):
-        name = f"{order['name']}{number}"
-        settings = {**order["settings"], "output_dir": f"{order['settings']['output_dir']}{number}"}
-        answers[name] = {"site": site, **run({**order, "settings": settings, "fail_at": site})}
+    base = order["settings"]["output_dir"]
+    for places in (*([place] for place in alone), others):
+        while places:
+            settings = {**order["settings"], "output_dir": f"{base}-at-{places[0][0]}"}
+            answers |= run_out_of_memory({**order, "settings": settings}, places, base)
+    return answers
+
+
+def run_out_of_memory(
+    order: dict[str, Any], places: list[tuple[int, str]], base: str
+) -> dict[str, dict[str, Any]]:
+    """A run that fails in as many places as it can, which are taken from the list."""
+    answers: dict[str, dict[str, Any]] = {}
+
+    def failed(answer: dict[str, Any]) -> None:
+        number, site = places.pop(0)
+        answers[f"{order['name']}{number}"] = {"site": site, **answer}
+        run = Path(order["settings"]["output_dir"])
+        if answer.keys() == {"error"}:
+            states = Path(f"{base}{number}") / "states"
+            states.mkdir(parents=True)
+            for state in (run / "states").glob("step-*"):
+                state.rename(states / state.name)
+        else:
+            run.rename(f"{base}{number}")
+
+    failed(run({**order, "places": places, "failed": failed}))
     return answers
 
 
@@ -95,7 +128,10 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     began = time.process_time()
     events = Watched()
     original = loop.TrainingLoop.step, micro_steps.training_step, micro_steps.step_inputs
-    loop.TrainingLoop.step = watched_update(events, original[0], order.get("fail_at"))
+    real = original[0]
+    if "places" in order:
+        real = failing_update(real, order["places"], order["failed"])
+    loop.TrainingLoop.step = watched_update(events, real)
     if order["settings"]["training"].get("cuda_graphs") == "step":
         micro_steps.step_inputs = broken_inputs(order.get("fault"), original[2])
     else:
@@ -108,10 +144,11 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
         else:
             trainer.train(config, events)
     except ImpastoError as found:
-        error = f"{type(found).__name__}: {found}"
+        error = told(found)
     except Exception:  # told to the test, which fails
         error = traceback.format_exc()
     finally:
+        FINDINGS.fail_at = None
         loop.TrainingLoop.step, micro_steps.training_step, micro_steps.step_inputs = original
     return {
         "error": error,
@@ -125,16 +162,47 @@ def run(order: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def watched_update(events: Watched, real: Any, fail_at: str | None) -> Any:
+def watched_update(events: Watched, real: Any) -> Any:
     def update(self: Any, update: Any, batches: Any) -> None:
         waits, allocations = FINDINGS.waits.copy(), FINDINGS.allocations.copy()
-        FINDINGS.fail_at = fail_at if update.step == 1 else None
         real(self, update, batches)
-        FINDINGS.fail_at = None
         events.waits[update.step] = dict(FINDINGS.waits - waits)
         events.allocations[update.step] = dict(FINDINGS.allocations - allocations)
 
     return update
+
+
+def failing_update(real: Any, places: list[tuple[int, str]], failed: Any) -> Any:
+    """The second update fails in the first of the places, and is begun anew to fail in the next.
+
+    The last of them ends the run, and so does one after which weights are not what they were.
+    """
+
+    def update(self: Any, update: Any, batches: Any) -> None:
+        if update.step != 1:
+            real(self, update, batches)
+            return
+        given = list(batches)
+        while True:
+            _, FINDINGS.fail_at = places[0]
+            if len(places) == 1:
+                real(self, update, iter(given))
+                return
+            try:
+                with self._failures.explaining_errors("training", update.step):
+                    real(self, update, iter(given))
+            except OutOfMemoryError as error:
+                if self._optimizer_update.is_stepping:
+                    raise
+                failed({"error": told(error)})
+            else:
+                raise AssertionError(f"no memory was taken at {places[0]}")
+
+    return update
+
+
+def told(error: ImpastoError) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 if __name__ == "__main__":

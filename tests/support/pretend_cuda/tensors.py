@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import weakref
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -135,13 +136,34 @@ def memory_of_host(tensor: torch.Tensor) -> Memory | None:
 def dispatched(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Run an operator on the values, and record what a GPU would do."""
     with LOCK:
-        tensors = list(_tensors_in((*args, *kwargs.values()) if kwargs else args))
-        on_gpu = [x for x in tensors if isinstance(x, PretendTensor)]
+        gpu_side, others = _tensors_by_side((*args, *kwargs.values()) if kwargs else args)
         asked = kwargs.get("device")
         makes = None if asked is None else torch.device(asked).type
-        if on_gpu or makes == "cuda":
-            return _on_gpu(func, args, kwargs, tensors, makes)
-        return _on_host(func, args, kwargs, tensors)
+        if gpu_side or makes == "cuda":
+            host_side = [x for x in others if x.device.type == "cpu"]
+            return _on_gpu(func, args, kwargs, gpu_side, host_side, makes)
+        if not PINNED and not kwargs.get("pin_memory"):
+            return func(*args, **kwargs)
+        return _on_host(func, args, kwargs, others)
+
+
+def _tensors_by_side(arguments: Any) -> tuple[list[PretendTensor], list[torch.Tensor]]:
+    """Tensors of the GPU, and others, among an operator's arguments and in its lists of tensors."""
+    gpu_side: list[PretendTensor] = []
+    others: list[torch.Tensor] = []
+    for argument in arguments:
+        kind = type(argument)
+        if kind is PretendTensor:
+            gpu_side.append(argument)
+        elif kind is list or kind is tuple:
+            for x in argument:
+                if isinstance(x, PretendTensor):
+                    gpu_side.append(x)
+                elif isinstance(x, torch.Tensor):
+                    others.append(x)
+        elif isinstance(argument, torch.Tensor):
+            others.append(argument)
+    return gpu_side, others
 
 
 def _on_host(func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> Any:
@@ -152,9 +174,10 @@ def _on_host(func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor]) -> 
 
 
 def _touch_pinned(func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
-    if _is_view(func) or not PINNED:
+    operator = operator_of(func)
+    if operator.is_view or not PINNED:
         return
-    written = _written(func, args)
+    written = _written(operator, args)
     for tensor in tensors:
         memory = memory_of_host(tensor)
         if memory is not None:
@@ -163,17 +186,23 @@ def _touch_pinned(func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
             memory.touch(host(), writes=writes, what=func._schema.name)
 
 
-def _on_gpu(func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], makes: Any) -> Any:
-    name, stream = func._schema.name, current_stream()
-    host_side = [x for x in tensors if not isinstance(x, PretendTensor) and x.device.type == "cpu"]
-    gpu_side = [x for x in tensors if isinstance(x, PretendTensor)]
+def _on_gpu(
+    func: Any,
+    args: Any,
+    kwargs: Any,
+    gpu_side: list[PretendTensor],
+    host_side: list[torch.Tensor],
+    makes: Any,
+) -> Any:
+    operator, stream = operator_of(func), current_stream()
+    name = operator.name
     to_host = makes == "cpu"
     _require_one_device(name, gpu_side, host_side)
-    site = _site_of(func, args)
+    written = _written(operator, args)
+    site = "" if operator.is_view or written else _site_of()
     stream.learn(host().clock)
     stream.advance()
-    written = _written(func, args)
-    if not _is_view(func):
+    if not operator.is_view:
         changed = {id(tensor) for tensor in written}
         for tensor in gpu_side:
             tensor.memory.touch(stream, writes=id(tensor) in changed, what=name)
@@ -191,7 +220,7 @@ def _on_gpu(func: Any, args: Any, kwargs: Any, tensors: list[torch.Tensor], make
     wrap = functools.partial(_wrapped, known=known, stream=stream, name=name, site=site)
     several = isinstance(values, (list, tuple))
     result = type(values)(map(wrap, values)) if several else wrap(values)
-    return return_and_correct_aliasing(func, args, kwargs, result) if _aliases(func) else result
+    return return_and_correct_aliasing(func, args, kwargs, result) if operator.aliases else result
 
 
 def _wrapped(value: Any, known: dict[int, Memory], stream: Stream, name: str, site: str) -> Any:
@@ -216,13 +245,8 @@ def _require_one_device(name: str, gpu_side: list[Any], host_side: list[torch.Te
         )
 
 
-def _site_of(func: Any, args: Any) -> str:
-    """Where memory is allocated; runs out of it where that is asked for.
-
-    An operator that writes in place takes none.
-    """
-    if _is_view(func) or _written(func, args):
-        return ""
+def _site_of() -> str:
+    """Where memory is allocated; runs out of it where that is asked for."""
     site = project_line()
     FINDINGS.allocations[site] += 1
     if FINDINGS.fail_at == site:
@@ -280,27 +304,42 @@ def _on_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
     return changed
 
 
-def _written(func: Any, args: Any) -> list[torch.Tensor]:
+@dataclass(frozen=True)
+class Operator:
+    """What is to be known of an operator.
+
+    Attributes:
+        name: Without its overload.
+        is_view: Whether it touches no memory.
+        aliases: Whether a result may be one of the arguments, or a view of it.
+        written_places: The arguments that it changes; one that changes some takes no memory.
+    """
+
+    name: str
+    is_view: bool
+    aliases: bool
+    written_places: tuple[int, ...]
+
+
+_KNOWN: dict[int, Operator] = {}
+
+
+def operator_of(func: Any) -> Operator:
+    """By its address: PyTorch keeps all that there are, and hashes one in Python."""
+    known = _KNOWN.get(id(func))
+    if known is None:
+        schema = func._schema
+        declared = [argument.alias_info for argument in schema.arguments]
+        known = _KNOWN[id(func)] = Operator(
+            schema.name,
+            bool(getattr(func, "is_view", False)) or schema.name in VIEWS,
+            any(info is not None for info in declared),
+            tuple(i for i, info in enumerate(declared) if info is not None and info.is_write),
+        )
+    return known
+
+
+def _written(operator: Operator, args: Any) -> list[torch.Tensor]:
     """The tensors that an operator changes."""
-    places = _written_places(func)
+    places = operator.written_places
     return list(_tensors_in(args[i] for i in places if i < len(args))) if places else []
-
-
-@functools.cache
-def _written_places(func: Any) -> tuple[int, ...]:
-    return tuple(
-        i
-        for i, declared in enumerate(func._schema.arguments)
-        if declared.alias_info is not None and declared.alias_info.is_write
-    )
-
-
-@functools.cache
-def _aliases(func: Any) -> bool:
-    """Whether a result may be one of the arguments, or a view of it."""
-    return any(declared.alias_info is not None for declared in func._schema.arguments)
-
-
-@functools.cache
-def _is_view(func: Any) -> bool:
-    return bool(getattr(func, "is_view", False)) or func._schema.name in VIEWS
