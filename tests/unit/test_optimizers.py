@@ -14,6 +14,7 @@ from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError, RunError
 from impasto.models.trainable import TrainedModule
+from impasto.training.channels_last import keep_order
 from impasto.training.optim import optimizers
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.optimizers import (
@@ -98,6 +99,26 @@ def test_eight_bit_states_are_eight_bits(kind):
     do_step(own, optimizer, 0)
     large = own.module[2].weight
     assert optimizer.state[large]["state1"].dtype == torch.uint8
+
+
+@pytest.mark.parametrize("kind", ["adamw8bit", "lion8bit"])
+def test_eight_bit_steps_leave_weights_in_their_order_and_place(kind):
+    """bitsandbytes makes them contiguous, and steps as it would those that are."""
+    stepped = []
+    for order in (torch.contiguous_format, torch.channels_last):
+        torch.manual_seed(0)
+        layer = nn.Conv2d(16, 32, 3).to(memory_format=order)
+        optimizer = build_optimizer([TrainedModule("unet", layer, 1e-3)], config_of(kind))
+        keep_order(optimizer)
+        place = layer.weight.data_ptr()
+        for _ in range(2):
+            optimizer.zero_grad()
+            layer(torch.ones(1, 16, 4, 4)).square().sum().backward()
+            optimizer.step()
+        assert layer.weight.is_contiguous(memory_format=order)
+        assert layer.weight.data_ptr() == place
+        stepped.append(layer.weight.detach().clone())
+    torch.testing.assert_close(*stepped, atol=2e-4, rtol=0)
 
 
 @pytest.mark.parametrize("kind", ["adamw_schedule_free", "sgd_schedule_free"])
