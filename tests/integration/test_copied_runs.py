@@ -6,6 +6,7 @@ import pytest
 
 from impasto.config.load import load_begun_config
 from impasto.config.validation import read_toml
+from impasto.errors import RunError
 from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
@@ -103,3 +104,13 @@ def test_a_renamed_run_is_no_copy_of_the_one_in_its_old_place(begun, tmp_path):
         "first-step00000003.safetensors", "first.safetensors", "second-step00000001.safetensors",
         "second.safetensors",
     ]  # fmt: skip
+
+
+def test_a_copy_does_not_replace_the_models_of_the_other_run(begun, tmp_path):
+    """Their name is the run's own setting, so that both have it."""
+    run = begun("a", model_dir=str(tmp_path / "models"), name="first")
+    before = (tmp_path / "models" / "first.safetensors").read_bytes()
+    copy = shutil.copytree(run.path, tmp_path / "b")
+    with pytest.raises(RunError, match=r"first\.safetensors.* and this run did not write it"):
+        resume(copy, changed=longer(copy, 4))
+    assert (tmp_path / "models" / "first.safetensors").read_bytes() == before
