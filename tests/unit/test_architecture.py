@@ -41,6 +41,11 @@ def loaded_after(*statements: str, fresh: bool) -> list[set[str]]:
     return [set(line.split()) for line in result.stdout.splitlines()]
 
 
+def loaded_modules(statement: str) -> set[str]:
+    """The modules that an interpreter has loaded after a statement."""
+    return loaded_after(statement, fresh=True)[0]
+
+
 def test_help_and_light_parts_import_no_torch():
     """Help imports almost nothing."""
     help_, *others = loaded_after(HELP, *LIGHT, fresh=True)

@@ -546,7 +546,7 @@ def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
     assert "Written as _te_outputs.npz" in written.output
     losses = {}
     for name in ("encoded", "given", "bent"):
-        training = {"max_steps": 2, "text_from_npz": name != "encoded"}
+        training = {"max_steps": 1, "text_from_npz": name != "encoded"}
         if name == "bent":
             for file in folder.glob("*_te_outputs.npz"):
                 with np.load(file) as arrays:
@@ -565,7 +565,7 @@ def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
     longer = config.model_copy(
         update={
             "output_dir": tmp_path / "given",
-            "training": config.training.model_copy(update={"max_steps": 3}),
+            "training": config.training.model_copy(update={"max_steps": 2}),
         }
     )
     with pytest.raises(
