@@ -101,14 +101,21 @@ def test_eight_bit_states_are_eight_bits(kind):
     assert optimizer.state[large]["state1"].dtype == torch.uint8
 
 
-@pytest.mark.parametrize("kind", ["adamw8bit", "lion8bit"])
-def test_eight_bit_steps_leave_weights_in_their_order_and_place(kind):
+@pytest.mark.parametrize(
+    ("kind", "rules"),
+    [
+        ("adamw8bit", ChunkRules()),
+        ("lion8bit", ChunkRules()),
+        ("adamw8bit", ChunkRules(each_alone=True)),
+    ],
+)
+def test_eight_bit_steps_leave_weights_in_their_order_and_place(kind, rules):
     """bitsandbytes makes them contiguous, and steps as it would those that are."""
     stepped = []
     for order in (torch.contiguous_format, torch.channels_last):
         torch.manual_seed(0)
         layer = nn.Conv2d(16, 32, 3).to(memory_format=order)
-        optimizer = build_optimizer([TrainedModule("unet", layer, 1e-3)], config_of(kind))
+        optimizer = build_optimizer([TrainedModule("unet", layer, 1e-3)], config_of(kind), rules)
         keep_order(optimizer)
         place = layer.weight.data_ptr()
         for _ in range(2):
