@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from impasto.training.optim.chunked import ChunkedOptimizer
-
 
 def use_channels_last(unet: nn.Module, device: torch.device) -> None:
     """Keep a U-Net's convolutions in channels-last order.
@@ -39,11 +37,9 @@ def keep_order(optimizer: torch.optim.Optimizer) -> None:
     on the network would compute in the usual order.
 
     Args:
-        optimizer: It; those of other libraries keep to the order by themselves.
+        optimizer: It; those of other libraries keep to the order by themselves, and so does one that
+            steps chunk by chunk.
     """
-    if isinstance(optimizer, ChunkedOptimizer):
-        for inner in optimizer.inner:
-            keep_order(inner)
     if not type(optimizer).__module__.startswith("bitsandbytes."):
         return
     update: Callable[..., None] = optimizer.update_step  # type: ignore[attr-defined]

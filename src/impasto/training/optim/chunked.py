@@ -86,11 +86,6 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         self.param_groups = [g for optimizer in self._inner for g in optimizer.param_groups]
         self._chunk_of = {p: inner for inner in self._inner for p in _members(inner)}
 
-    @property
-    def inner(self) -> list[torch.optim.Optimizer]:
-        """The optimizers of the chunks."""
-        return self._inner
-
     def clip(self, limit: float, scale: float = 1.0) -> Tensor:
         """Have the next step bring the gradient's norm down to `limit`, and return the norm.
 
