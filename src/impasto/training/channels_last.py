@@ -37,8 +37,8 @@ def keep_order(optimizer: torch.optim.Optimizer) -> None:
     on the network would compute in the usual order.
 
     Args:
-        optimizer: It; those of other libraries keep to the order by themselves, and so does one that
-            steps chunk by chunk.
+        optimizer: It; those of other libraries keep to the order by themselves, as one does that
+            goes chunk by chunk.
     """
     if not type(optimizer).__module__.startswith("bitsandbytes."):
         return
