@@ -81,7 +81,7 @@ def both(run_values, pictures, tmp_path):
             "method": {"train_text_encoder": True},
             "logging": {"every_steps": 1, "image_losses": True},
             "optimizer": {"kind": "SGD", "lr": 0.1},  # weights as far apart as gradients are
-            "validation": {"split": 0.3, "every_steps": 2, "standard_error": 0.3},
+            "validation": {"split": 0.2, "every_steps": 2, "standard_error": 0.3},
         }
         values["model"] = {**run_values["model"], "clip_skip": 2}
         training = {"max_steps": 4, "gradient_accumulation_steps": accumulation}
@@ -116,7 +116,7 @@ def test_processes_equal_accumulation(both, tmp_path, nano_model):
         assert one == other
         assert second_loss == pytest.approx(first_loss, rel=1e-3, abs=1e-5)
     shown = Counter(step for (step, _, _), _ in rows[1])
-    assert min(shown.values()) <= 8 < max(shown.values())
+    assert min(shown.values()) <= 4 < max(shown.values())  # a batch for one process alone
     first = [(image, loss) for (step, image, _), loss in rows[1] if step == "1"]
     weighted = [loss * (0.2 if "balls" in image else 1.0) for image, loss in first]
     assert 0 < sum("balls" in image for image, _ in first) < len(first)
