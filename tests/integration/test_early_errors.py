@@ -1,15 +1,34 @@
 """What can be found wrong at once is said before PyTorch is imported, which takes seconds."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+import tomli_w
+from conftest import draw_images
+from short_runs import short_run
 
 PROGRAM = """
-import sys
-sys.modules["torch"] = sys.modules["diffusers"] = None  # an import of either would fail
+import contextlib, importlib.util, io, json, sys, traceback
+for name in ("torch", "diffusers", "wandb"):
+    sys.modules[name] = None  # an import would fail
+find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *a: None if name == "wandb" else find(name, *a)
 from impasto.cli.main import main
-main(sys.argv[1:])
+
+ends = []
+for words in json.load(sys.stdin):
+    said, code = io.StringIO(), 0
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+        try:
+            main(words)
+        except SystemExit as end:
+            code = end.code
+        except BaseException:
+            traceback.print_exc()
+    ends.append([code, said.getvalue()])
+print(json.dumps(ends))
 """
 
 CASES = {
@@ -32,27 +51,31 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_mistakes_are_named_before_heavy_imports(run_file, tmp_path, case):
-    words, code, message = CASES[case]
-    taken = tmp_path / "taken"
+@pytest.fixture(scope="module")
+def ends(tmp_path_factory, nano_model):
+    """Exit code and errors of each case, of one interpreter that runs them all; what was there."""
+    folder = tmp_path_factory.mktemp("early")
+    values = short_run(folder, nano_model, draw_images(folder / "pictures", 2))
+    file, taken = folder / "run.toml", folder / "taken"
+    file.write_text(tomli_w.dumps(values), encoding="utf-8")
     taken.mkdir()
     (taken / "my file.txt").write_text("mine")
-    program = PROGRAM
-    if case == "no tracker":
-        program = program.replace("main(sys", 'sys.modules["wandb"] = None\nmain(sys')
-        program = program.replace("import sys\n", "import importlib.util, sys\n", 1)
-        program = program.replace(
-            "main(sys.argv",
-            "find = importlib.util.find_spec\n"
-            "importlib.util.find_spec = lambda n, *a: None if n == 'wandb' else find(n, *a)\n"
-            "main(sys.argv",
-        )
-    arguments = [word.format(file=run_file(), taken=taken) for word in words]
-    result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
-    )
-    assert result.returncode == code, result.stderr
-    assert message in result.stderr.replace("\n", " ")
-    assert "Traceback" not in result.stderr
+    words = [
+        [word.format(file=file, taken=taken) for word in words] for words, *_ in CASES.values()
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM], input=json.dumps(words), capture_output=True, text=True,
+        check=False, cwd=folder,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
     assert [path.name for path in taken.iterdir()] == ["my file.txt"]
+    return dict(zip(CASES, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_mistakes_are_named_before_heavy_imports(ends, case):
+    _, expected, message = CASES[case]
+    code, errors = ends[case]
+    assert code == expected, errors
+    assert message in errors.replace("\n", " ")
+    assert "Traceback" not in errors

@@ -5,15 +5,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import impasto
+from click.testing import CliRunner
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 from support.warm import running
 
-from impasto.errors import ConfigError
+from impasto.cli.main import impasto as commands
+from impasto.errors import ConfigError, RunError
 from impasto.sampling.prompt_files import read_prompt_file
 from impasto.sampling.prompts import Prompt
+from impasto.sdscripts import drop_in
+from impasto.sdscripts.flag import FINE_TUNE
 from impasto.training.trainer import resume, train
 
 SCRIPT = Path(__file__).parents[2] / "fine_tune.py"
@@ -45,35 +48,30 @@ batch_size = 4
     return ldm_file(nano_model)
 
 
-def launched(*words, launcher=()):
-    if not launcher:
-        return running.run(SCRIPT, *words)
-    return running.run(*launcher, SCRIPT, *words)
-
-
 def test_the_literal_command_of_the_guide(tmp_path, project):
     """With the launcher, 8-bit Adam, xformers and fp16, which have to be told of on a processor."""
     accelerate = ("-m", "accelerate.commands.launch", "--num_cpu_threads_per_process", "1")
-    done = launched(
+    done = running.run(
+        *accelerate,
+        SCRIPT,
         f"--pretrained_model_name_or_path={project}",
         f"--output_dir={tmp_path / 'out'}",
         "--output_name=mine",
         f"--dataset_config={tmp_path / 'dataset.toml'}",
         "--save_model_as=safetensors",
         "--learning_rate=5e-6",
-        "--max_train_steps=6",
+        "--max_train_steps=3",
         "--use_8bit_adam",
         "--xformers",
         "--gradient_checkpointing",
         "--mixed_precision=fp16",
-        "--save_every_n_steps=2",
-        "--save_last_n_steps=2",
-        launcher=accelerate,
+        "--save_every_n_steps=1",
+        "--save_last_n_steps=1",
     )
     assert done.returncode == 0, done.stderr
     out = tmp_path / "out"
     assert sorted(p.name for p in out.iterdir()) == [
-        "mine-run", "mine-step00000002.safetensors", "mine-step00000004.safetensors",
+        "mine-run", "mine-step00000001.safetensors", "mine-step00000002.safetensors",
         "mine.safetensors",
     ]  # fmt: skip
     assert "--xformers: " in done.stdout
@@ -92,7 +90,8 @@ def test_the_literal_command_of_the_guide(tmp_path, project):
     assert status["model"] == "../mine.safetensors"  # from the run directory, to be moved together
 
 
-def test_the_command_can_be_repeated_and_resumed(tmp_path, project):
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_the_command_can_be_repeated_and_resumed(tmp_path, project, capsys):
     words = [
         f"--pretrained_model_name_or_path={project}",
         f"--output_dir={tmp_path / 'out'}",
@@ -102,18 +101,17 @@ def test_the_command_can_be_repeated_and_resumed(tmp_path, project):
         "--save_model_as=diffusers",
         "--seed=3",
     ]
-    assert launched(*words).returncode == 0
+    drop_in.run(FINE_TUNE, words)
     out = tmp_path / "out"
     assert {p.name for p in out.iterdir()} == {"last-000001", "last", "last-run"}
-    again = launched(*words, f"--resume={out / 'last-run'}")
-    assert again.returncode == 0, again.stderr
-    assert "Continuing" in again.stdout
-    foreign = launched(*words, f"--resume={tmp_path}")
-    assert foreign.returncode == 5
-    assert "is no run of Impasto" in " ".join(foreign.stderr.split())
+    capsys.readouterr()
+    drop_in.run(FINE_TUNE, [*words, f"--resume={out / 'last-run'}"])
+    assert "Continuing" in capsys.readouterr().out
+    with pytest.raises(RunError, match="is no run of Impasto"):
+        drop_in.run(FINE_TUNE, [*words, f"--resume={tmp_path}"])
 
 
-def test_faults_of_the_command_are_one_sentence(project, tmp_path):
+def test_faults_of_the_command_are_one_sentence(project, tmp_path, capsys):
     words = [f"--pretrained_model_name_or_path={project}", f"--output_dir={tmp_path / 'o'}"]
     for extra, expected in (
         (["--learnin_rate=1"], "no flag --learnin_rate. The nearest is --learning_rate"),
@@ -121,10 +119,12 @@ def test_faults_of_the_command_are_one_sentence(project, tmp_path):
         ([], "Give --dataset_config, or --train_data_dir"),
         ([f"--dataset_config={tmp_path / 'none.toml'}"], "none.toml is not there"),
     ):
-        done = launched(*words, *extra)
-        assert done.returncode == 2
-        assert expected in " ".join(done.stderr.split())
-        assert "Traceback" not in done.stderr
+        with pytest.raises(SystemExit) as end:
+            drop_in.main(FINE_TUNE, [*words, *extra])
+        said = capsys.readouterr().err
+        assert end.value.code == 2
+        assert expected in " ".join(said.split())
+        assert "Traceback" not in said
     assert not (tmp_path / "o").exists()
 
 
@@ -134,11 +134,11 @@ def test_an_old_command_is_imported_and_planned(tmp_path, project):
         f"--output_dir={(tmp_path / 'out').as_posix()} --seed=1 "
         f"--dataset_config={(tmp_path / 'dataset.toml').as_posix()} --max_train_steps=3"
     )
-    file = tmp_path / "run.toml"
-    done = impasto("import-command", command, "--out", file)
-    assert done.returncode == 0, done.stderr
-    planned = impasto("train", file, "--plan")
-    assert planned.returncode == 0, planned.stderr
+    file = str(tmp_path / "run.toml")
+    done = CliRunner().invoke(commands, ["import-command", command, "--out", file])
+    assert done.exit_code == 0, done.output
+    planned = CliRunner().invoke(commands, ["train", file, "--plan"])
+    assert planned.exit_code == 0, planned.output
     assert "3 in all" in planned.stdout
 
 

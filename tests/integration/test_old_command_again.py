@@ -4,10 +4,13 @@ import json
 import shlex
 
 import pytest
+from conftest import draw_images
+from runs import copied
 
 from impasto.config.load import build_run_config
 from impasto.config.validation import read_toml
 from impasto.errors import ConfigError, RunError
+from impasto.runs import RunDirectory
 from impasto.sdscripts import drop_in as program
 from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS
 from impasto.sdscripts.flags import flags_of
@@ -22,16 +25,21 @@ from impasto.training.trainer import resume
 SLOW = NativePrecision("no", "this CPU has no bf16")
 
 
-@pytest.fixture
-def words(tmp_path, pictures, nano_model):
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    """Images. Read-only by agreement."""
+    return draw_images(tmp_path_factory.mktemp("project"), 13)
+
+
+def words_for(project, model, out):
     """A command that trains two steps."""
     return [
-        f"--pretrained_model_name_or_path={nano_model}",
-        f"--train_data_dir={pictures}",
+        f"--pretrained_model_name_or_path={model}",
+        f"--train_data_dir={project}",
         "--resolution=64",
         "--min_bucket_reso=64",
         "--max_bucket_reso=64",
-        f"--output_dir={tmp_path / 'out'}",
+        f"--output_dir={out}",
         "--output_name=mine",
         "--save_model_as=safetensors",
         "--learning_rate=1e-3",
@@ -41,11 +49,34 @@ def words(tmp_path, pictures, nano_model):
     ]
 
 
+@pytest.fixture
+def words(project, nano_model, tmp_path):
+    return words_for(project, nano_model, tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def trained_once(project, nano_model, tmp_path_factory):
+    """What `words` makes. Read-only by agreement."""
+    out = tmp_path_factory.mktemp("trained") / "out"
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(program, "_machine", slow_machine)
+        program.run(FINE_TUNE, words_for(project, nano_model, out))
+    return out
+
+
+@pytest.fixture
+def trained(trained_once, tmp_path):
+    """A run of `words` in a folder of this test."""
+    return copied(RunDirectory(trained_once / "mine-run"), tmp_path / "out").path
+
+
+def slow_machine():
+    return {"without_gpu": SLOW, "has_tensorboard": False}
+
+
 @pytest.fixture(autouse=True)
 def _on_any_machine(monkeypatch):
-    monkeypatch.setattr(
-        program, "_machine", lambda: {"without_gpu": SLOW, "has_tensorboard": False}
-    )
+    monkeypatch.setattr(program, "_machine", slow_machine)
 
 
 def with_flags(words, *changes):
@@ -53,64 +84,56 @@ def with_flags(words, *changes):
     return [w for w in words if w.partition("=")[0] not in names] + list(changes)
 
 
-def test_a_repeated_command_replaces_no_model(words, tmp_path):
-    program.run(FINE_TUNE, words)
+def test_a_repeated_command_replaces_no_model(words, trained, tmp_path):
     model = tmp_path / "out" / "mine.safetensors"
     before = model.read_bytes()
     with pytest.raises(RunError, match=r"mine\.safetensors is already there"):
         program.run(FINE_TUNE, with_flags(words, "--learning_rate=1e-4"))
     assert model.read_bytes() == before
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["mine-run", "mine.safetensors"]
+    assert trained.name == "mine-run"
 
 
-def test_resume_takes_more_steps_and_another_name(words, tmp_path, capsys):
+def test_resume_takes_more_steps_and_another_name(words, trained, tmp_path, capsys):
     out = tmp_path / "out"
-    program.run(FINE_TUNE, with_flags(words, "--output_name=whole", "--max_train_steps=5"))
-    program.run(FINE_TUNE, words)
+    program.run(FINE_TUNE, with_flags(words, "--output_name=whole", "--max_train_steps=4"))
     first = (out / "mine.safetensors").read_bytes()
-    again = with_flags(words, "--max_train_steps=5", "--output_name=longer")
-    program.run(FINE_TUNE, [*again, f"--resume={out / 'mine-run'}"])
+    again = with_flags(words, "--max_train_steps=4", "--output_name=longer")
+    program.run(FINE_TUNE, [*again, f"--resume={trained}"])
     assert "with the flags that are given" in capsys.readouterr().out
     assert (out / "mine.safetensors").read_bytes() == first
-    assert json.loads((out / "mine-run" / "status.json").read_text())["step"] == 5
-    states = [out / f"{name}-run/states/step-00000005/weights.safetensors" for name in
+    assert json.loads((trained / "status.json").read_text())["step"] == 4
+    states = [out / f"{name}-run/states/step-00000004/weights.safetensors" for name in
               ("whole", "mine")]  # fmt: skip
     assert states[0].read_bytes() == states[1].read_bytes()
     assert (out / "longer.safetensors").is_file()
-    kept = read_toml(out / "mine-run" / "config.toml")
-    assert (kept["training"]["max_steps"], kept["saving"]["name"]) == (5, "longer")
+    kept = read_toml(trained / "config.toml")
+    assert (kept["training"]["max_steps"], kept["saving"]["name"]) == (4, "longer")
 
 
-def test_resume_takes_few_flags(words, tmp_path):
-    program.run(FINE_TUNE, words)
-    run = tmp_path / "out" / "mine-run"
-    program.run(FINE_TUNE, [f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=3"])
-    assert json.loads((run / "status.json").read_text())["step"] == 3
+def test_resume_takes_few_flags(trained):
+    state = trained / "states" / "step-00000002"
+    program.run(FINE_TUNE, [f"--resume={state}", "--max_train_steps=3"])
+    assert json.loads((trained / "status.json").read_text())["step"] == 3
     with pytest.raises(RunError, match="is not the newest state"):
-        program.run(
-            FINE_TUNE, [f"--resume={run / 'states' / 'step-00000002'}", "--max_train_steps=4"]
-        )
+        program.run(FINE_TUNE, [f"--resume={state}", "--max_train_steps=4"])
 
 
-def test_resume_refuses_what_changes_numbers_and_leaves_the_run(words, tmp_path):
-    program.run(FINE_TUNE, words)
-    run = tmp_path / "out" / "mine-run"
-    before = (run / "config.toml").read_bytes()
+def test_resume_refuses_what_changes_numbers_and_leaves_the_run(words, trained):
+    before = (trained / "config.toml").read_bytes()
     changed = with_flags(words, "--max_train_steps=4", "--learning_rate=1e-4")
     with pytest.raises(RunError, match=r"optimizer\.lr \(was 0\.001, is 0\.0001\)"):
-        program.run(FINE_TUNE, [*changed, f"--resume={run}"])
-    assert (run / "config.toml").read_bytes() == before
+        program.run(FINE_TUNE, [*changed, f"--resume={trained}"])
+    assert (trained / "config.toml").read_bytes() == before
 
 
-def test_a_resume_that_would_be_shorter_leaves_the_run(words, tmp_path):
+def test_a_resume_that_would_be_shorter_leaves_the_run(words, trained):
     """Refused once the state is restored, so later than what changes numbers."""
-    program.run(FINE_TUNE, words)
-    run = tmp_path / "out" / "mine-run"
-    before = (run / "config.toml").read_bytes()
+    before = (trained / "config.toml").read_bytes()
     with pytest.raises(RunError, match="can be made longer, not shorter"):
-        program.run(FINE_TUNE, with_flags(words, "--max_train_steps=1", f"--resume={run}"))
-    assert (run / "config.toml").read_bytes() == before
-    assert resume(run).saved_steps() == [2]
+        program.run(FINE_TUNE, with_flags(words, "--max_train_steps=1", f"--resume={trained}"))
+    assert (trained / "config.toml").read_bytes() == before
+    assert resume(trained).saved_steps() == [2]
 
 
 def test_flags_that_the_old_program_takes_without_effect_are_taken(words):

@@ -1,18 +1,22 @@
 """Models shared out over processes (FSDP, DeepSpeed): they learn what whole ones do."""
 
+import itertools
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from component_files import UNET_FILE
 from conftest import impasto
 from PIL import Image
 from runs import killed_copy
 from safetensors.torch import load_file
-from test_processes import WHOLE, launch, recorded_losses, train_on
+from test_learning_together import WEIGHED, assert_alike, made_of_weights, measured, settings_in
+from test_processes import WHOLE, launch, recorded_losses
 
-from impasto.runs import RunDirectory
+from impasto.config.load import load_run_config
 from impasto.training.trainer import resume, train
 
 FSDP = {**WHOLE, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
@@ -24,40 +28,46 @@ ZERO_1, ZERO_2 = (
 WAYS = {"FSDP": FSDP, "ZeRO 2": ZERO_2}
 BRIEFLY = {"FSDP that keeps blocks together": KEEPING, "ZeRO 1": ZERO_1}
 PROGRAM = """
-import importlib.util, os, sys
-if "ACCELERATE_USE_DEEPSPEED" in os.environ and importlib.util.find_spec("deepspeed"):
+import json, os, sys
+
+def import_deepspeed():
+    import torch
+
+    compiling = torch.compile
+    torch.compile = lambda function: function  # would import all of the compiler
+    import deepspeed.runtime.zero.muon.original_muon
+    torch.compile = compiling
     import deepspeed.comm.torch  # as an attribute it is PyTorch, which that package imports
-    backend = sys.modules["deepspeed.comm.torch"]
-    backend.build_shm_op = lambda: None  # would compile a kernel for processors
+    sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # would compile a kernel
+
+if "ACCELERATE_USE_DEEPSPEED" in os.environ:
+    import_deepspeed()
 from impasto.cli.main import main
+
+for words in json.loads(sys.argv[1]):
+    main(words)
 """
-FILES = (UNET_FILE, "text_encoder/model.safetensors")
 
 CLOSE = {"atol": 1e-6, "rtol": 1e-4}
 LEARNING = {
-    "method": {"train_text_encoder": True},
+    "method": {"train_text_encoder": True, "train_only": ["*attn*", "*resnets*"]},
     "model": {"clip_skip": 2},
-    "validation": {"split": 0.2, "every_steps": 2, "timesteps": 2},
-    "previews": {
-        "prompts": ["a red ball"], "every_steps": 3, "at_first": True, "width": 64,
-        "height": 64, "steps": 2,
-    },
-    "saving": {
-        "model_every_steps": 3, "best_model": True, "state_every_steps": 2, "keep_states": 9,
-        "average": "beside",
-    },
+    "loss": {**WEIGHED, "uncertainty": True},
+    "saving": {"average": "beside", "model_every_steps": 3},
     "optimizer": {"kind": "adamw", "lr": 0.01, "eps": 0.01},  # smooth where gradients are small
-}  # fmt: skip
+}
+TRAINING = {"ema_decay": 0.9, "batch_size": 2, "max_grad_norm": 0.05}
 
 
 @pytest.fixture
 def shared_out(tmp_path):
-    """Run the command line in processes that share the model."""
+    """Run commands, one after the other, in processes that share the model."""
     file = tmp_path / "program.py"
-    file.write_text(PROGRAM + "main(sys.argv[1:])", encoding="utf-8")
+    file.write_text(PROGRAM, encoding="utf-8")
 
-    def run(*words, way, processes=2, fresh=False):
-        done = launch([file, *words], processes, fresh=fresh, **way)
+    def run(*commands, way, processes=2):
+        words = json.dumps([[str(word) for word in command] for command in commands])
+        done = launch([file, words], processes, **way)
         assert done.returncode == 0, done.stderr
         return done.stderr + done.stdout
 
@@ -71,70 +81,76 @@ def assert_same_tensors(one, other, **tolerance):
         torch.testing.assert_close(tensor, second[name], **tolerance)
 
 
-def validation_losses(run) -> list[float]:
-    lines = (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    records = map(json.loads, lines)
-    return [record["validation_loss"] for record in records if "validation_loss" in record]
-
-
 def pictures_of(run) -> np.ndarray:
     files = sorted((run / "samples").rglob("*.png"))
-    assert [file.parent.name for file in files] == [f"step-{n:08d}" for n in (0, 3, 5)]
+    assert [file.parent.name for file in files] == [f"step-{n:08d}" for n in (0, 0, 2, 2, 4, 4)]
     return np.stack([np.asarray(Image.open(file)) for file in files]).astype(int)
+
+
+@pytest.fixture(scope="module")
+def writing(tmp_path_factory, nano_model):
+    """Writes settings of runs on the same images."""
+    return settings_in(tmp_path_factory.mktemp("learning"), nano_model)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, writing):
+    """The run of one process with the whole model. Read-only by agreement."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    AcceleratorState._reset_state(reset_partial_state=True)  # of whoever came before
+    train(load_run_config(writing(run, accumulation=4, training=TRAINING, **LEARNING)))
+    return run
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
 @pytest.mark.parametrize("way", WAYS)
 def test_shares_learn_what_a_whole_model_does_and_are_resumed(
-    train_config, run_file, tmp_path, shared_out, way
+    whole, writing, tmp_path, shared_out, way
 ):
-    """With the text encoder, a limit, an average, and all that is looked at and left on the way."""
-    training = {
-        "max_steps": 5, "max_grad_norm": 0.05, "ema_decay": 0.9, "batch_size": 2,
-        "gradient_accumulation_steps": 2, "gradient_checkpointing": way == "FSDP",
-    }  # fmt: skip
-    whole, shares = tmp_path / "whole", tmp_path / "shares"
-    alone = {**training, "gradient_accumulation_steps": 4}
-    train(train_config(output_dir=str(whole), training=alone, **LEARNING))
-    file = run_file(output_dir=str(shares), training=training, **LEARNING)
-    told = shared_out("train", file, way=WAYS[way], fresh=way == "FSDP")
+    """With all that learns and is looked at and left on the way; a resume is the same to the bit.
+
+    One process with the whole model goes on with a state of shares, and shares with that of one.
+    The second process of FSDP is an interpreter of its own.
+    """
+    shares = tmp_path / "shares"
+    training = {**TRAINING, "gradient_checkpointing": way == "FSDP"}
+    file = writing(shares, accumulation=2, training=training, **LEARNING)
+    fresh = {"IMPASTO_WARM_FRESH": "1"} if way == "FSDP" else {}
+    told = shared_out(("train", file), way={**WAYS[way], **fresh})
     assert "of 2 processes holds its share" in told
     assert_learned_alike(whole, shares)
     again = killed_copy(shares, tmp_path / "again", after=2)
-    shared_out("resume", again, way=WAYS[way])
-    for file in ("weights", "optimizer", "ema"):
-        name = f"states/step-00000005/{file}.safetensors"
-        assert_same_tensors(shares / name, again / name, atol=0, rtol=0)
-    assert validation_losses(again) == validation_losses(shares)
-    goes_on_alone_and_in_shares(again, lambda: shared_out("resume", again, way=WAYS[way]))
-    change(whole, max_steps=(5, 8))
-    resume(whole)
-    assert len(recorded_losses(whole)) == 8
-    assert recorded_losses(again) == pytest.approx(recorded_losses(whole), rel=1e-3)
+    shutil.rmtree(again / "samples" / "step-00000004")
+    (again / "averages" / "start.safetensors").unlink()
+    mixed = killed_copy(shares, tmp_path / "mixed", after=2)
+    change(mixed, max_steps=(4, 3), gradient_accumulation_steps=(2, 4))
+    resume(mixed)
+    change(mixed, max_steps=(3, 4), gradient_accumulation_steps=(4, 2))
+    shared_out(("resume", again), ("resume", mixed), way=WAYS[way])
+    assert_resumed_to_the_bit(shares, again)
+    for name in ("weights", "optimizer", "ema"):
+        file = f"states/step-00000004/{name}.safetensors"
+        assert_same_tensors(whole / file, mixed / file, **CLOSE)
+    assert recorded_losses(mixed) == pytest.approx(recorded_losses(whole), rel=1e-4)
 
 
 def assert_learned_alike(whole, shares):
     """Two runs of `LEARNING` come to the same."""
-    for model in ("export/model", "export/model-ema", "models/model-step00000003"):
-        for file in FILES:
-            assert_same_tensors(whole / model / file, shares / model / file, **CLOSE)
-    assert (shares / "models" / "model-best").is_dir()
-    for file in ("weights", "optimizer", "ema"):
-        name = f"states/step-00000005/{file}.safetensors"
-        assert_same_tensors(whole / name, shares / name, **CLOSE)
-    assert recorded_losses(shares) == pytest.approx(recorded_losses(whole), rel=1e-4)
-    assert len(validation_losses(whole)) == 4
-    assert validation_losses(shares) == pytest.approx(validation_losses(whole), rel=1e-4)
+    # two of each of the ends, the best and step 3, the start and two averages, three of a state
+    assert_alike(whole, shares, files=12, **CLOSE)
+    for run in (whole, shares):
+        names = {name.partition(": ")[0] for name in made_of_weights(run)}
+        assert {"export/model-ema.safetensors", "models/model-best.safetensors"} <= names
     assert np.abs(pictures_of(shares) - pictures_of(whole)).max() <= 2
 
 
-def goes_on_alone_and_in_shares(run, in_shares):
-    """One process with the whole model goes on to step 6, and shares from there to step 8."""
-    change(run, max_steps=(5, 6), gradient_accumulation_steps=(2, 4))
-    resume(run)
-    change(run, max_steps=(6, 8), gradient_accumulation_steps=(4, 2))
-    in_shares()
-    assert RunDirectory(run).saved_steps()[-2:] == [6, 8]
+def assert_resumed_to_the_bit(run, again):
+    """All that is made of weights and measured."""
+    first, second = made_of_weights(run), made_of_weights(again)
+    assert first.keys() == second.keys()
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    for key in ("loss", "validation_loss", "preview_features"):
+        assert measured(again, key) == measured(run, key) != []
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
@@ -145,7 +161,7 @@ def test_three_processes_share_unevenly(train_config, run_file, tmp_path, shared
     train(train_config(output_dir=str(tmp_path / "whole"), training=alone, optimizer=sgd))
     for name, way in BRIEFLY.items():
         file = run_file(output_dir=str(tmp_path / name), training={"max_steps": 2}, optimizer=sgd)
-        shared_out("train", file, way=way, processes=3)
+        shared_out(("train", file), way=way, processes=3)
         unet = f"export/model/{UNET_FILE}"
         assert_same_tensors(tmp_path / "whole" / unet, tmp_path / name / unet, **CLOSE)
 
@@ -159,19 +175,45 @@ def change(run, **settings):
     (run / "config.toml").write_text(text, encoding="utf-8")
 
 
+OVERFLOWING = """
+import itertools, os, sys, torch
+from impasto.cli.main import main
+
+calls, unscale = itertools.count(), torch.amp.GradScaler.unscale_
+
+def overflowing(self, optimizer):
+    if next(calls) < 1 + int(os.environ["RANK"]):
+        optimizer.param_groups[0]["params"][0].grad.fill_(torch.inf)
+    unscale(self, optimizer)
+
+torch.amp.GradScaler.unscale_ = overflowing
+main(["train", sys.argv[1]])
+"""
+
+
 @pytest.mark.usefixtures("fresh_accelerate")
-def test_float16_overflows_are_found_together(train_config, run_file, tmp_path):
-    """The first steps overflow in one share or another; all processes pass over them."""
-    training = {"mixed_precision": "fp16", "max_steps": 6}
+def test_float16_overflows_are_found_together(run_file, tmp_path, monkeypatch):
+    """The first step overflows in both shares, the second in one: both processes pass over them."""
+    training = {"mixed_precision": "fp16", "max_steps": 4}
     runs = tmp_path / "whole", tmp_path / "shares"
     alone = {**training, "gradient_accumulation_steps": 2}
-    train(train_config(output_dir=str(runs[0]), training=alone))
-    train_on(run_file(output_dir=str(runs[1]), training=training), 2, **FSDP)
-    scales = []
+    calls, unscale = itertools.count(), torch.amp.GradScaler.unscale_
+
+    def overflowing(self, optimizer):
+        if next(calls) < 2:
+            optimizer.param_groups[0]["params"][0].grad.fill_(torch.inf)
+        unscale(self, optimizer)
+
+    monkeypatch.setattr(torch.amp.GradScaler, "unscale_", overflowing)
+    train(load_run_config(run_file(output_dir=str(runs[0]), training=alone)))
+    program = tmp_path / "overflowing.py"
+    program.write_text(OVERFLOWING, encoding="utf-8")
+    done = launch([program, run_file(output_dir=str(runs[1]), training=training)], 2, **FSDP)
+    assert done.returncode == 0, done.stderr
     for run in runs:
         (state,) = (run / "states").iterdir()
-        scales.append(json.loads((state / "state.json").read_text(encoding="utf-8"))["scaler"])
-    assert scales[0] == scales[1]
+        content = json.loads((state / "state.json").read_text(encoding="utf-8"))
+        assert content["scaler"] == {"scale": 2.0**14, "growth_tracker": 2}
     assert recorded_losses(runs[1]) == pytest.approx(recorded_losses(runs[0]), rel=1e-2)
 
 

@@ -1,7 +1,8 @@
 """What `torch.distributed.run --no-python` starts for each process: a stand-in of a forked one.
 
 It passes its words, streams and variables on to the warm parent, hands on signals, and ends as
-the forked process ended. Started with `-I -S`, so that it takes no time.
+the forked process ended. Started with `-I -S`, so that it takes no time. The process whose number
+is `IMPASTO_WARM_FRESH` becomes an interpreter that begins from nothing.
 """
 
 import json
@@ -16,6 +17,8 @@ ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 def main():
     address, words = sys.argv[1], sys.argv[2:]
+    if os.environ.get("RANK", "") == os.environ.get("IMPASTO_WARM_FRESH"):
+        os.execv(sys.executable, [sys.executable, *words])
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
     for number in ENDING:

@@ -184,4 +184,5 @@ class AllRanksGradScaler(torch.amp.GradScaler):
         """Bring the gradients of the shares to their true size, and agree on overflows."""
         super().unscale_(optimizer)
         for found in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
-            torch.distributed.all_reduce(found)
+            # no sum: a fused optimizer passes over a step at 1 alone
+            torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)
