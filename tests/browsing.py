@@ -1,11 +1,11 @@
 """The studio in a real browser, for tests; they are skipped where there is no Chromium."""
 
+import asyncio
+import json
 import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from support.warm import running
 
 from impasto.runs.queue import Queue
 from impasto.runs.queue_devices import runners_of
+from impasto.studio.folders import HOME
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 AXE = Path(__file__).parent / "support" / "axe.min.js"
@@ -34,29 +35,52 @@ LOOKS = {
 """What a page is to be usable in: the arguments of a browser's context."""
 
 
+STUDIO = """
+from functools import partial
+from impasto.cli.main import main
+from impasto.studio import core
+core.Studio = partial(core.Studio, look_every_s=0.1)
+main()
+"""
+"""The studio, which looks at a run that is shown ten times as often."""
+
+MACHINE = {
+    "facts": {"gpus": [], "memory_gib": 8}, "free_memory_gib": 4, "free_disk_gib": 9, "advice": [],
+}  # fmt: skip
+"""What a studio remembers of the machine, which it would look at for a second otherwise."""
+
+
 @contextmanager
-def served(runs, *options, forked=(), **more):
-    """The studio as a user starts it; yields the address and the process.
+def served(runs, *options, forked=(), errors=None):
+    """The studio, in a process of its own; yields the address and the process.
 
     Of the commands that it starts, those that are named in `forked` are forks, and the others
     interpreters, as a user's are; without names all are forks.
-    Further arguments are those of the process, such as `stderr`.
+
+    Args:
+        runs: The folder of runs.
+        options: Others of the command line.
+        errors: The descriptor that it writes errors to.
     """
-    process = subprocess.Popen(
-        [sys.executable, "-m", "impasto", "studio", "--runs", str(runs), *map(str, options)],
-        stdout=subprocess.PIPE, text=True, encoding="utf-8",
-        env=running.with_forks(only=forked), **more,
+    machine = runs / HOME / "machine.json"
+    machine.parent.mkdir(parents=True, exist_ok=True)
+    machine.write_text(json.dumps(MACHINE), encoding="utf-8")
+    read, written = os.pipe()
+    process = running.start(
+        "-c", STUDIO, "studio", "--runs", runs, *options,
+        env=running.forking(only=forked), output=written, errors=errors,
     )  # fmt: skip
+    os.close(written)
     try:
-        for line in process.stdout:
-            if line.startswith("http://"):
-                yield line.strip(), process
-                return
+        with open(read, encoding="utf-8") as output:  # noqa: PTH123
+            for line in output:
+                if line.startswith("http://"):
+                    yield line.strip(), process
+                    return
         raise AssertionError("the studio ended")
     finally:
         process.kill()
-        process.wait()
-        process.stdout.close()
+        process.communicate()
 
 
 def at(address, path):
@@ -73,13 +97,46 @@ def end_queue(folder):
         os.kill(pid, signal.SIGKILL)
 
 
-@pytest.fixture(scope="module")  # longer, and its event loop would be in the way of others
-def browser():
+@pytest.fixture(scope="session")
+def chromium():
+    """One Chromium for all, and the event loop that speaks with it.
+
+    The loop is said to run only while tests of a browser do: it would be in the way of others.
+    """
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as programs:
         started = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield started
+        loop = asyncio.get_running_loop()
+        asyncio._set_running_loop(None)
+        yield started, loop
+        asyncio._set_running_loop(loop)
         started.close()
+
+
+@pytest.fixture(scope="module")
+def browser(chromium):
+    started, loop = chromium
+    asyncio._set_running_loop(loop)
+    yield started
+    asyncio._set_running_loop(None)
+
+
+POLL_OFTEN = "{ const every = setInterval; setInterval = (work, ms) => every(work, ms / 10); }"
+"""Has pages ask ten times as often for what they show anew every second or two."""
+
+
+@contextmanager
+def opened_page(browser, complaints=None):
+    """A page in a browser that knows nothing yet; what goes wrong on it is noted."""
+    context = browser.new_context()
+    context.add_init_script(POLL_OFTEN)
+    page = context.new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    noted = [] if complaints is None else complaints
+    page.on("response", lambda answer: noted.append(answer.url) if answer.status >= 400 else None)
+    page.on("pageerror", lambda error: noted.append(str(error)))
+    yield page
+    context.close()
 
 
 @pytest.fixture
@@ -89,13 +146,8 @@ def complaints():
 
 @pytest.fixture
 def page(browser, complaints):
-    context = browser.new_context()
-    opened = context.new_page()
-    opened.set_default_timeout(PATIENCE_MS)
-    opened.on("response", lambda r: complaints.append(r.url) if r.status >= 400 else None)
-    opened.on("pageerror", lambda error: complaints.append(str(error)))
-    yield opened
-    context.close()
+    with opened_page(browser, complaints) as opened:
+        yield opened
 
 
 def wait_for_lines(page, selector=".curve canvas"):
@@ -126,35 +178,44 @@ def tab_to(page, selector, most=40):
     raise AssertionError(f"{selector} is not reached by keyboard")
 
 
+FAULTS = """async which => {
+    const options = { resultTypes: ["violations"], preload: false };
+    const found = await axe.run(document, which ? { ...options, runOnly: which } : options);
+    const faults = found.violations.map(v => [v.id, v.impact, v.nodes.map(node => node.html)]);
+    const root = document.documentElement;
+    return root.scrollWidth <= innerWidth ? faults : [...faults, ["too wide",
+        ...[...document.querySelectorAll("body *")]
+        .filter(e => e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth)
+        .map(e => e.outerHTML.slice(0, 160)).slice(-6)]];
+}"""
+"""What axe-core has against a page, and what is beyond its right edge if it scrolls there."""
+
+
 def check_all_looks(page):
-    """Check a page in light, in dark and at 400 pixels; it is light and wide again afterwards."""
+    """Check a page in light, in dark and at 400 pixels; it is light and wide again afterwards.
+
+    In dark it differs by its colours alone, and so by what axe-core says of colours.
+    """
     wide = page.viewport_size
-    for look in LOOKS.values():
-        page.emulate_media(color_scheme=look.get("color_scheme", "light"))
-        page.set_viewport_size(look.get("viewport", wide))
-        check(page)
-    page.set_viewport_size(wide)
+    check(page)
+    page.emulate_media(**LOOKS["dark"])
+    check(page, ["color-contrast", "link-in-text-block"])
     page.emulate_media(color_scheme="light")
+    page.set_viewport_size(LOOKS["narrow"]["viewport"])
+    check(page)
+    page.set_viewport_size(wide)
 
 
-TOO_WIDE = """() => document.documentElement.scrollWidth <= innerWidth ? [] :
-    ["too wide", ...[...document.querySelectorAll("body *")]
-    .filter(e => e.getBoundingClientRect().right > innerWidth || e.scrollWidth > e.clientWidth)
-    .map(e => e.outerHTML.slice(0, 160)).slice(-6)]"""
-"""What reaches beyond the right edge of a page that scrolls sideways."""
-
-
-def check(page):
-    """No serious fault by axe-core, and no scrolling sideways."""
+def check(page, which=None):
+    """No fault by axe-core, by all rules or some, and no scrolling sideways."""
     if not page.evaluate("'axe' in window"):  # it takes longer to send than to run
+        page.context.add_init_script(path=AXE)  # into the pages that come after this one
         page.evaluate(AXE.read_text(encoding="utf-8"))
-    found = page.evaluate("axe.run().then(found => found.violations)")
-    faults = [(v["id"], v["impact"], [n["html"] for n in v["nodes"]]) for v in found]
-    assert faults == []
     until = time.monotonic() + 10
-    while (found := page.evaluate(TOO_WIDE)) and time.monotonic() < until:
+    while found := page.evaluate(FAULTS, which):
+        assert [fault[0] for fault in found] == ["too wide"], found
+        assert time.monotonic() < until, found
         page.wait_for_timeout(50)  # charts take the size of a page a moment after it
-    assert found == []
 
 
 def drop_files(page, selector, paths):

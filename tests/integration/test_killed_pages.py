@@ -249,7 +249,7 @@ def test_ending_the_server_in_the_middle_of_an_upload_shows_no_traceback(place):
     folder = place.data / "cats"
     before = seen(folder)
     with open(place.path / "said.txt", "w+b") as said:  # noqa: PTH123
-        with opened(place, stderr=said) as (client, server):
+        with opened(place, errors=said.fileno()) as (client, server):
             connection = half_an_upload(client, address_in(place, folder), a_large_png(), 0.5)
             eventually(lambda: left_of(folder))
             server.send_signal(signal.SIGINT)

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import sys
 import time
 
@@ -66,22 +67,28 @@ def place(tmp_path):
     return Place.make(tmp_path)
 
 
-@pytest.fixture
-def settings():
-    """Settings of a run whose states are saved every ten steps."""
-    return {
-        "training": {"max_steps": 500, "ema_decay": 0.9},
-        "saving": {"state_every_steps": 10, "keep_states": 2},
-    }
+SETTINGS = {
+    "training": {"max_steps": 500, "ema_decay": 0.9},
+    "saving": {"state_every_steps": 10, "keep_states": 2},
+}
 
 
-@pytest.fixture
-def run(train_config, place, settings):
-    """A run that has crashed after twelve steps, among the runs of the studio."""
-    config = train_config(output_dir=str(place.runs / "resumed"), **settings)
+@pytest.fixture(scope="module")
+def crashed(shared_config):
+    """A run that has crashed after twelve steps: read-only by agreement."""
+    config = shared_config(**SETTINGS)
     with pytest.raises(ZeroDivisionError):
         train(config, StopAt(12))
-    found = RunDirectory(config.output_dir)
+    return RunDirectory(config.output_dir)
+
+
+@pytest.fixture
+def run(crashed, place):
+    """A copy of it among the runs of the studio."""
+    found = RunDirectory(place.runs / "resumed")
+    shutil.copytree(crashed.path, found.path)
+    text = found.config_file.read_text(encoding="utf-8")
+    found.config_file.write_text(text.replace(str(crashed.path), str(found.path)), encoding="utf-8")
     yield found
     kill("trainer", None, found)
 
@@ -121,9 +128,9 @@ def test_every_page_tells_the_truth_of_a_resumed_run_that_was_killed(place, run,
 
 @pytest.mark.slow
 @VICTIMS
-def test_whatever_is_killed_nothing_is_lost(place, run, train_config, settings, victims):
+def test_whatever_is_killed_nothing_is_lost(place, run, shared_config, victims):
     """At ten moments; afterwards the run ends with the bits of one that nobody disturbed."""
-    whole = train(train_config(output_dir=str(place.path / "whole"), **settings))
+    whole = train(shared_config(output_dir=str(place.path / "whole"), **SETTINGS))
     name = address_of([place.runs], run.path)
     for moment in MOMENTS:
         resume_and_kill(place, run, victims, moment)

@@ -3,12 +3,14 @@
 import json
 
 import pytest
-from browsing import at, check_all_looks, needs_browser, served
+import tomli_w
+from browsing import at, check_all_looks, needs_browser, opened_page, served
 from runs_made import made_run
 from studio_world import ROUTES, a_task, address, make_world
 
 from impasto.locks import FolderLock
 from impasto.owners import ProcessIdentity, current_process
+from impasto.runs.queue import Queue
 from impasto.studio.drafts import Drafts
 from impasto.studio.folders import HOME, Folders, address_of
 from impasto.studio.models import find_model
@@ -36,6 +38,15 @@ NO_PAGES = {
 """Parts of pages, files and streams, and what leads elsewhere: no pages of their own."""
 
 PAGES = [key for key in ROUTES if key.startswith("GET ") and key not in NO_PAGES]
+WANTED = {
+    "GET /runs/{run}": ".curve canvas",
+    "GET /data/{dataset}/images/{image}": "main:has(#stage.loaded) #bucket:has-text('Bucket')",
+    "GET /queue": "#job-3 .state.paused",
+    "GET /models": "text=a_model_with_a_very_long_name",
+}
+"""What is waited for on pages that scripts fill, and what tries the width of some."""
+
+LONG_NAME = "a_model_with_a_very_long_name_that_has_no_place_to_break.safetensors"
 
 
 @pytest.fixture
@@ -73,11 +84,18 @@ def world(place):
         place / "runs" / "killed", losses=[(1, 0.5)], phase="training", step=3, process=GONE
     )
     refused = failed_upload(home, model)
+    (place / "models" / LONG_NAME).write_bytes(b"x")
+    for title in ('it\'s "odd" ' + "long " * 30, "cow"):
+        settings = tomli_w.dumps({"output_dir": str(place / "runs" / "x" / title)})
+        Queue(place / "queue").add(settings, title, place, paused=title == "cow")
     with FolderLock(run, "training", lambda holder: None):
         yield {
             **names, "busy": busy, "waiting": waiting.name, "starting": starting.name,
             "running": address_of(folders.runs, run), "killed": address_of(folders.runs, dead.path),
             "model": model.address, "refused": refused,
+            "long": find_model(
+                folders, "models", address_of(folders.models, place / "models" / LONG_NAME)
+            ).address,
         }  # fmt: skip
 
 
@@ -134,6 +152,12 @@ def states(world):
         "one caption": (f"{data}/captions?image={world['image']}", "#text"),
         "captions that an edit waits for": (f"{data}/captions?task={world['busy']}", ".working"),
         "what models said": (f"{data}/captions/try?tried={world['tried']}", ".tried tbody tr"),
+        "runs that are compared": (
+            f"/compare?runs={world['run']}&runs={world['killed']}",
+            "#numbers table",
+        ),
+        "a model of a long name": (world["long"], "h1"),
+        "deleting it": (f"{world['long']}/delete", "input[name=sure]"),
         "a filter without images": (f"{data}?words=zebra", "text=No image is like that"),
         "what an address names is gone": ("/tasks/x", "text=Not possible"),
     }
@@ -153,16 +177,23 @@ def look(page, address, path, wanted="h1"):
 def test_no_page_has_a_serious_fault_for_anybody(place, world, browser):
     """In light, in dark and at 400 pixels, with all that can be opened open."""
     options = ("--data", place / "data", "--models", place / "models", "--queue", place / "queue")
-    with served(place / "runs", *options) as (printed, _):
-        page = browser.new_context().new_page()
+    with served(place / "runs", *options) as (printed, _), opened_page(browser) as page:
         page.goto(printed)
         page.wait_for_selector("nav")
         for key in PAGES:
-            look(page, printed, address(key, world))
+            look(page, printed, address(key, world), WANTED.get(key, "h1"))
         for path, wanted in states(world).values():
             look(page, printed, path, wanted)
+        refuse_a_job(page, printed)
         refuse_uploads(page, printed, world, place)
-        page.context.close()
+
+
+def refuse_a_job(page, printed):
+    page.goto(at(printed, "queue"))
+    page.fill("#text", "x =")
+    page.click("button:has-text('Add to the queue')")
+    page.wait_for_selector(".fault")
+    check_all_looks(page)
 
 
 def refuse_uploads(page, printed, world, place):

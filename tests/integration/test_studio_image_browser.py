@@ -4,7 +4,7 @@ import base64
 import os
 
 import pytest
-from browsing import at, check_all_looks, needs_browser, served, tab_to
+from browsing import at, needs_browser, served, tab_to
 from PIL import Image
 
 from impasto.data.pixels.cuts import cut_beside
@@ -137,13 +137,3 @@ def test_what_is_painted_or_undone_after_a_save_is_not_called_saved(
         with Image.open(file) as mask:
             assert (mask.getpixel((40, 100)), mask.getpixel((320, 100))) == (0, 255)
     assert complaints == []
-
-
-def test_the_page_has_no_serious_fault_for_anybody(cats, tmp_path, browser):
-    with served(tmp_path / "runs", "--data", tmp_path / "data") as (address, _):
-        context = browser.new_context()
-        page = context.new_page()
-        opened(page, address, "b.png")
-        page.click("summary")
-        check_all_looks(page)
-        context.close()

@@ -1,7 +1,6 @@
 """What `start.py studio` opens, as a newcomer meets it: no path is typed."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 import time
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from browsing import ask_for_a_drawing, compare_all, draw, end_queue, needs_browser
+from support.warm import running
 
 from impasto.runs import RunDirectory
 from impasto.runs.drawings import DrawFolder
@@ -18,6 +18,9 @@ from impasto.studio.tasks import Tasks
 
 pytestmark = needs_browser
 ROOT = Path(__file__).parents[2]
+FORKED = ("doctor", "plan-worker")
+"""Commands that import PyTorch for what stands beside; the others are a user's interpreters."""
+
 PATIENCE_MS = 600_000  # the demo is trained, on a machine that does other things
 
 
@@ -42,7 +45,7 @@ def started(folder):
     process = subprocess.Popen(
         [sys.executable, "-m", "impasto", *words_of_start("studio")],
         cwd=folder,
-        env={**os.environ, "BROWSER": f"{sys.executable} {note} %s"},
+        env={**running.with_forks(only=FORKED), "BROWSER": f"{sys.executable} {note} %s"},
         stdout=subprocess.DEVNULL,
     )
     try:

@@ -368,20 +368,20 @@ def test_reasons_of_one_kind_are_one():
     assert reason_kind("damaged or truncated (no 5)") == "damaged or truncated"
 
 
-def test_a_page_of_50000_images_has_a_hundred(client, studio, data, started):
+def test_a_page_of_5000_images_has_a_hundred(client, studio, data, started):
     (data / "many").mkdir()
     png(data / "many" / "00000.png")
     images = [
         ListedImage(f"{n:05}.png", caption=f"tag {n}", captioned=n % 2 == 0, bucket="512x512")
-        for n in range(50_000)
+        for n in range(5000)
     ]
     listed(studio, data / "many", images)
-    page = client.get(f"{address(studio, data / 'many')}?page=300&caption=none").text
+    page = client.get(f"{address(studio, data / 'many')}?page=30&caption=none").text
     assert page.count('class="card"') == PER_PAGE == 100
-    assert "25,000 images of 50,000" in page
-    assert "Page 250 of 250" in page  # the last one, where a page is asked for that is not there
-    assert "49999.png" in page
-    assert "49998.png" not in page
+    assert "2,500 images of 5,000" in page
+    assert "Page 25 of 25" in page  # the last one, where a page is asked for that is not there
+    assert "04999.png" in page
+    assert "04998.png" not in page
     second = client.get(f"{address(studio, data / 'many')}?page=2").text
     assert "00199.png" in second
     assert "00200.png" not in second

@@ -1,22 +1,35 @@
 """What the studio can, a verb can: what a run has learnt, models with who needs them, tasks."""
 
+import contextlib
+import io
 import json
 import os
 import re
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from conftest import impasto
 from runs_made import made_run
+from support.warm import running
 from test_learning import make_models, write_losses
 from test_run_status import GONE
 
+from impasto.cli import main
 from impasto.owners import current_process
 from impasto.runs.queue import Queue
 from impasto.studio.folders import HOME
 from impasto.studio.tasks import TASKS, Tasks
+
+
+def impasto(*words):
+    """What the command line says to some words, in this process."""
+    output, errors = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
+        command = [str(word) for word in words]
+        code = main._run(lambda: main.impasto.main(command, standalone_mode=False))
+    return subprocess.CompletedProcess(command, code, output.getvalue(), errors.getvalue())
 
 
 def lines(done):
@@ -207,12 +220,13 @@ def task(place, name, words, **about):
     return folder
 
 
-def test_tasks_are_listed_as_they_stand(tmp_path):
+def test_tasks_are_listed_as_they_stand(tmp_path, monkeypatch):
     assert "has started no tasks" in plain(impasto("tasks", "list", "--runs", tmp_path))
     refused = impasto("tasks", "list", "--runs", tmp_path / "missing")
     assert refused.returncode == 5
     assert "is not a folder. Give the folder of runs of the studio: --runs." in plain(refused)
-    here = plain(impasto("tasks", "list", cwd=tmp_path))
+    monkeypatch.chdir(tmp_path)
+    here = plain(impasto("tasks", "list"))
     assert here == "The studio has started no tasks for the runs in the current folder."
     old = task(tmp_path, "20260101-000000-abcdef", ["dataset", "tag"], process=GONE)
     alive = current_process().token
@@ -231,14 +245,15 @@ def test_tasks_are_listed_as_they_stand(tmp_path):
     assert f"{new.name} working · Tag 12 images · Tagging: 3 of 12 images" in said
 
 
-def test_a_task_is_stopped_by_its_name(tmp_path):
+def test_a_task_is_stopped_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", running.stand_in() or sys.executable)
     known = Tasks(tmp_path / HOME / TASKS)
     name = known.start(["draw-worker", tmp_path / "drawings", "--idle", "60"], "Draw")
     process = known._started[name]
     try:
         until = time.monotonic() + 60
         while known.state_of(known.find(name)).state != "working" and time.monotonic() < until:
-            time.sleep(0.1)
+            time.sleep(0.01)
         done = impasto("tasks", "stop", name, "--runs", tmp_path)
         assert done.returncode == 0, done.stderr
         assert "Asked to stop: Draw" in plain(done)

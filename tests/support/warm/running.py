@@ -36,7 +36,7 @@ THREADS = "OMP_NUM_THREADS"
 PYTHON, ONLY = "IMPASTO_WARM_PYTHON", "IMPASTO_WARM_ONLY"
 STAND_IN = """#!/bin/sh
 case "$1 $2 $3:,$IMPASTO_WARM_ONLY," in
-    "-P -m impasto:,," | "-P -m impasto:"*",$4,"*)
+    "-P -m impasto:,," | "-P -m impasto:"*",$4,"* | "-P -m impasto.studio.thumbnail_worker:"*)
         exec '{python}' -I -S '{worker}' '{address}' "$@" ;;
     *) exec '{python}' "$@" ;;
 esac
@@ -74,8 +74,13 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: str | Path | None = None,
     fresh: bool = False,
+    output: int | None = None,
+    errors: int | None = None,
 ) -> Forked | subprocess.Popen[str]:
-    """Start `python words...`; what it writes is had by `communicate`, when it has ended."""
+    """Start `python words...`; what it writes is had by `communicate`, when it has ended.
+
+    But for what is to go to a descriptor of `output` or `errors`.
+    """
     variables = dict(os.environ if env is None else env)
     address = None if fresh else warm_parent(variables)
     command = [*map(str, words)]
@@ -83,11 +88,12 @@ def start(
         given.write(input.encode())
         given.seek(0)
         if address is not None:
-            return Forked(address, command, variables, str(cwd or Path.cwd()), given.fileno())
+            folder = str(cwd or Path.cwd())
+            return Forked(address, command, variables, folder, given.fileno(), output, errors)
         return subprocess.Popen(
-            [sys.executable, *command], stdin=given, stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE, text=True, encoding="utf-8", errors="replace", env=variables,
-            cwd=cwd,
+            [sys.executable, *command], stdin=given, cwd=cwd, env=variables, text=True,
+            stdout=subprocess.PIPE if output is None else output, encoding="utf-8",
+            stderr=subprocess.PIPE if errors is None else errors, errors="replace",
         )  # fmt: skip
 
 
@@ -113,12 +119,20 @@ def with_forks(
         only: The commands that are forked, where the others are interpreters as a user's are; none
             stands for all.
     """
-    given = dict(os.environ if variables is None else variables)
-    found = stand_in(given)
-    if found is None:
+    given = forking(variables, only=only)
+    if PYTHON not in given:
         return given
     path = [str(HERE / "site"), *filter(None, [given.get("PYTHONPATH")])]
-    return {**given, PYTHON: found, ONLY: ",".join(only), "PYTHONPATH": os.pathsep.join(path)}
+    return {**given, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def forking(
+    variables: Mapping[str, str] | None = None, *, only: Sequence[str] = ()
+) -> dict[str, str]:
+    """The same as `with_forks` for a process that is a fork itself."""
+    given = dict(os.environ if variables is None else variables)
+    found = stand_in(given)
+    return given if found is None else {**given, PYTHON: found, ONLY: ",".join(only)}
 
 
 def stand_in(variables: Mapping[str, str] | None = None) -> str | None:
@@ -219,13 +233,20 @@ class Forked:
         variables: Mapping[str, str],
         folder: str,
         given: int,
+        output: int | None = None,
+        errors: int | None = None,
     ) -> None:
         self.args = [sys.executable, *words]
         self.returncode: int | None = None
         self._output, self._errors = (tempfile.TemporaryFile() for _ in range(2))  # noqa: SIM115
+        own = (self._output.fileno(), self._errors.fileno())
         self._connection = socket.socket(socket.AF_UNIX)
         self._connection.connect(address)
-        streams = [given, self._output.fileno(), self._errors.fileno()]
+        streams = [
+            given,
+            own[0] if output is None else output,
+            own[1] if errors is None else errors,
+        ]
         request(self._connection, words, variables, folder, streams)
         self.pid = self._number()
 
