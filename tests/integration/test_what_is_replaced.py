@@ -122,20 +122,6 @@ def test_overwriting_in_a_run_spares_folders_with_other_files(tmp_path):
     assert own.claim(target) == target.with_name("my-style-v1.5-2")
 
 
-@pytest.mark.parametrize("section", ["path", "vae"])
-def test_a_run_does_not_overwrite_what_it_reads(train_config, tmp_path, nano_model, section):
-    models = tmp_path / "models"
-    own = shutil.copytree(nano_model, models / "style")
-    config = train_config(
-        model={section: str(own)},
-        saving={"model_dir": str(models), "name": "style", "overwrite": True},
-    )
-    with pytest.raises(RunError, match=r"style is what the run itself reads"):
-        train(config)
-    assert load_file(own / VAE_FILE).keys() == load_file(nano_model / VAE_FILE).keys()
-    assert not config.output_dir.exists()
-
-
 def test_a_run_that_was_moved_with_its_models_goes_on(train_config, tmp_path, nano_model):
     before = tmp_path / "before"
     config = train_config(

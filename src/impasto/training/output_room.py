@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from pathlib import Path
-
 from impasto.config.run import RunConfig
-from impasto.errors import RunError
 from impasto.runs import RunDirectory
 from impasto.training.model_files import planned_models
 from impasto.training.planning.disk import DiskPlan, require_room
@@ -31,7 +27,7 @@ def require_output_room(
 
     Raises:
         StorageError: The disk is too small.
-        RunError: Models of other runs would be replaced, or what the run itself reads.
+        RunError: Models of other runs would be replaced.
     """
     own = OwnModels(run, overwrite=config.saving.overwrite)
     endings = Triggers(config, steps_per_epoch).planned_endings(total_steps)
@@ -39,17 +35,4 @@ def require_output_room(
     staying = own.staying(planned, keeps_newest=config.saving.keeps_newest)
     require_room(plan, config, own.paths(), staying)
     own.require_free(planned)
-    _require_unread(config, planned)
     return own
-
-
-def _require_unread(config: RunConfig, targets: Iterable[Path]) -> None:
-    """Make sure that no model takes the place of those that the run reads."""
-    read = [Path(path).expanduser() for path in (config.model.path, config.model.vae) if path]
-    present = [path.resolve() for path in read if path.exists()]
-    for target in targets:
-        if any(path.is_relative_to(target.resolve()) for path in present):
-            raise RunError(
-                f"{target} is what the run itself reads, and is not replaced. Nothing was begun. "
-                f"Choose another saving.name (--output_name) or saving.model_dir (--output_dir)."
-            )
