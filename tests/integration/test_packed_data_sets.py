@@ -34,26 +34,30 @@ def test_plans_are_those_of_files(pictures, tmp_path):
         assert not any("@" in path for path in paths)
 
 
-def test_training_reads_them_and_encodes_nothing_twice(pictures, run_file, tmp_path):
-    """Of tars and tables in one folder, and then of the same images as files."""
+def test_training_reads_them_and_encodes_nothing_twice(pictures, run_values, run_file, tmp_path):
+    """Of tars and tables, and then of the same images as files."""
+    subsets = []
     for kind, pack, numbers in (("tars", pack_tars, "00?"), ("tables", pack_parquet, "01?")):
         (tmp_path / "parts" / kind).mkdir(parents=True)
         for file in pictures.glob(f"{numbers}.*"):
             shutil.copy(file, tmp_path / "parts" / kind)
-        pack(tmp_path / "parts" / kind, tmp_path / "packed")
-    derived = str(tmp_path / "derived")
-    dataset = {"image_dir": str(tmp_path / "packed"), "recursive": True, "cache_dir": derived}
-    short = {"max_steps": 1}
-    settings = run_file(dataset=dataset, output_dir=str(tmp_path / "run-1"), training=short)
-    result = impasto("train", settings)
-    assert result.returncode == 0, result.stderr
-    shards = sorted((tmp_path / "derived" / "latents").rglob("*.safetensors"))
-    assert sum(len(load_file(shard)["mean"]) for shard in shards) == 13
-    dataset = {"cache_dir": derived}
-    settings = run_file(dataset=dataset, output_dir=str(tmp_path / "run-2"), training=short)
-    result = impasto("train", settings)
-    assert result.returncode == 0, result.stderr
-    assert sorted((tmp_path / "derived" / "latents").rglob("*.safetensors")) == shards
+        packed = pack(tmp_path / "parts" / kind, tmp_path / kind)
+        subsets.append({"image_dir": str(packed), "recursive": True})
+    derived = tmp_path / "derived"
+    as_files = {**run_values["dataset"], "cache_dir": str(derived)}
+    packed = {key: value for key, value in as_files.items() if key != "image_dir"}
+    found = []
+    for name, dataset in (
+        ("packed", {**packed, "datasets": [{"subsets": subsets}]}),
+        ("files", as_files),
+    ):
+        run_values["dataset"] = dataset
+        out = str(tmp_path / f"run-{name}")
+        result = impasto("train", run_file(output_dir=out, training={"max_steps": 1}))
+        assert result.returncode == 0, result.stderr
+        found.append(sorted((derived / "latents").rglob("*.safetensors")))
+    assert sum(len(load_file(shard)["mean"]) for shard in found[0]) == 13
+    assert found[1] == found[0]
 
 
 def test_a_bad_day_is_said_in_one_sentence(pictures, tmp_path):

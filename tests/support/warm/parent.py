@@ -20,6 +20,7 @@ import logging
 import os
 import pkgutil
 import random
+import resource
 import runpy
 import selectors
 import signal
@@ -91,6 +92,7 @@ class Command:
         self.words: list[str] = request["words"]
         self.folder: str = request["folder"]
         self.variables: dict[str, str] = request["variables"]
+        self.largest_file = request.get("largest_file")
         self.streams = streams
 
     def take_place(self) -> None:
@@ -100,6 +102,8 @@ class Command:
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
+        if self.largest_file is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, tuple(self.largest_file))
         os.chdir(self.folder)
         os.environ.clear()
         os.environ.update(self.variables)

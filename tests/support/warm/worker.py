@@ -7,6 +7,7 @@ is `IMPASTO_WARM_FRESH` becomes an interpreter that begins from nothing.
 
 import json
 import os
+import resource
 import signal
 import socket
 import struct
@@ -25,6 +26,7 @@ def main():
         signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     request = {"words": words, "variables": dict(os.environ), "folder": os.getcwd()}  # noqa: PTH109
+    request["largest_file"] = resource.getrlimit(resource.RLIMIT_FSIZE)
     data = json.dumps(request).encode()
     socket.send_fds(connection, [struct.pack("!I", len(data))], [0, 1, 2])
     connection.sendall(data)

@@ -17,6 +17,7 @@ from impasto.errors import ModelError
 from impasto.models.family import Component, Library
 from impasto.models.reading.configs import require_modest
 from impasto.models.reading.contents import ModelContents
+from impasto.parsing import parse_json
 
 UNFIT = (
     TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError,
@@ -82,7 +83,7 @@ def tensors_needed_by(
 @functools.lru_cache(maxsize=16)
 def _tensors_needed(library: Library, class_name: str, config: str) -> Mapping[str, Tensor]:
     with without_values():
-        return dict(_network(library, class_name, json.loads(config)).state_dict())
+        return dict(_network(library, class_name, parse_json(config)).state_dict())
 
 
 @contextmanager
