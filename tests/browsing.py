@@ -35,6 +35,9 @@ LOOKS = {
 """What a page is to be usable in: the arguments of a browser's context."""
 
 
+PLAIN_DRAWING = "--disable-gpu", "--disable-software-rasterizer"
+"""Has Chromium draw pages without a GPU that is computed: no page needs one."""
+
 STUDIO = """
 from functools import partial
 from impasto.cli.main import main
@@ -105,7 +108,9 @@ def chromium():
     """
     playwright = pytest.importorskip("playwright.sync_api")
     with playwright.sync_playwright() as programs:
-        started = programs.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = programs.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", *PLAIN_DRAWING]
+        )
         loop = asyncio.get_running_loop()
         asyncio._set_running_loop(None)
         yield started, loop

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -103,9 +104,11 @@ def test_wrong_options_end_with_one_sentence(start, words, sentence, capsys):
     ids=["all", "fast", "some"],
 )
 def test_tests_are_all_or_fast_or_as_said(start, monkeypatch, words, checked, given):
-    inside, called = start["run_tests"].__globals__, []
+    inside, called, compiled = start["run_tests"].__globals__, [], []
     monkeypatch.setitem(inside, "call", lambda command, env, _: called.append((command, env)) or 0)
+    monkeypatch.setitem(inside, "start_compiling", lambda _: Compiling(compiled))
     assert start["run_tests"](words, {"IMPASTO_LAUNCHER": "./start.sh"}) == 0
+    assert compiled == ["wait"] * checked
     names = [Path(command[0]).stem for command, _ in called]
     assert names == [*(check[0] for check in start["CHECKS"] if checked), "pytest"]
     command, environment = called[-1]
@@ -115,6 +118,21 @@ def test_tests_are_all_or_fast_or_as_said(start, monkeypatch, words, checked, gi
     ignored = [Path(word.partition("=")[2]) for word in command if word.startswith("--ignore=")]
     assert bool(ignored) == ("--fast" in words)
     assert all((START.parent / file).is_file() for file in ignored)
+
+
+class Compiling:
+    """A process that compiles the tests, and what is asked of it."""
+
+    def __init__(self, asked):
+        self.wait, self.kill = (partial(asked.append, name) for name in ("wait", "kill"))
+
+
+def test_a_check_that_fails_ends_all(start, monkeypatch):
+    inside, compiled = start["run_tests"].__globals__, []
+    monkeypatch.setitem(inside, "call", lambda command, *_: 3 if "mypy" in command[0] else 0)
+    monkeypatch.setitem(inside, "start_compiling", lambda _: Compiling(compiled))
+    assert start["run_tests"]([], {}) == 3
+    assert compiled == ["kill"]
 
 
 def test_a_verb_gets_the_extra_that_it_needs(start, tmp_path):
