@@ -581,7 +581,7 @@ def run_tests(words, environment):
 def start_compiling(environment):
     """Begin to compile the tests, which the checks leave a core for.
 
-    Each of pytest's processes would do it, for ten seconds. What goes wrong then, pytest says later.
+    Each of pytest's processes would do it, for ten seconds. What goes wrong is for pytest to say.
     """
     words = [str(program("pytest")), "--collect-only", "-qq"]
     return subprocess.Popen(

@@ -6,6 +6,7 @@ And one of barely any, for what chooses between settings by the memory that a st
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 import torch
 
 from impasto.models.writing.architectures import Architecture, write_random_model
@@ -25,6 +26,15 @@ def write_flat_model(nano: Architecture, folder: Path) -> Path:
     """Write it as a Diffusers folder, which is read-only by agreement; returns the folder."""
     write_random_model(flat_architecture(nano), folder, seed=0, dtype=torch.float32)
     return folder
+
+
+@pytest.fixture(scope="session")
+def one_level_model(tmp_path_factory, nano_architecture):
+    """For modules that take it for their `nano_model`, as where layers are not what they are about.
+
+    A run of it takes a fourth less, and each of several processes exchanges half as many tensors.
+    """
+    return write_flat_model(nano_architecture, tmp_path_factory.mktemp("models") / "nano")
 
 
 def bare_architecture(nano: Architecture, *, attends: bool = False) -> Architecture:

@@ -12,6 +12,7 @@ import captioners
 import pytest
 import taggers
 from conftest import impasto as in_a_process
+from flat_models import one_level_model
 from PIL import Image
 from support.warm import running
 
@@ -29,6 +30,8 @@ from impasto.data.scanning.scan import scan_folder
 from impasto.demo.recipe import HELD_OUT, PICTURES
 from impasto.errors import DatasetError, RunError
 from impasto.progress import SilentProgress
+
+nano_model = one_level_model
 
 TAGGER = Path(__file__).parents[2] / "src" / "impasto" / "demo" / "tagger"
 CAPTIONER = TAGGER.with_name("captioner")

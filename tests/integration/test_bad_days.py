@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import impasto
+from flat_models import one_level_model
 from runs import FOUR, KillAt, StopAt, copied, exported, trained_and_killed
 from safetensors.torch import load_file
 
@@ -29,6 +30,8 @@ from impasto.training.events import SilentEvents
 from impasto.training.saving import saver
 from impasto.training.signals import STOPPING, StoppedBySignal, StopRequest
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 EACH_STEP = {"state_every_steps": 1, "keep_states": 9}
 

@@ -6,6 +6,7 @@ import time
 
 import pytest
 from conftest import impasto
+from flat_models import one_level_model
 from runs import StopAt, exported, run_in
 
 from impasto.errors import ConfigError, Interrupted
@@ -17,6 +18,8 @@ from impasto.training.monitoring import command_listener
 from impasto.training.requests import Requests
 from impasto.training.signals import StopRequest
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 OFTEN = {
     "validation": {"split": 0.25, "every_steps": 100},

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from flat_models import one_level_model
 from runs import exported, killed_copy
 
 from impasto.annotator_table import DEMO_TAGGER
@@ -16,6 +17,8 @@ from impasto.evaluation.preview_distance import PreviewDistance
 from impasto.progress import SilentProgress
 from impasto.report.page import write_report
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 PREVIEWS = {
     "prompts": ["a red ball", "a green ball", "a blue ball", "no caption of these"],

@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+from flat_models import one_level_model
 
 from impasto.config.load import load_begun_config
 from impasto.config.validation import read_toml
@@ -10,6 +11,8 @@ from impasto.errors import RunError
 from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 SAVING = {"format": "safetensors", "name": None, "model_every_steps": 1, "keep_models": 1}
 

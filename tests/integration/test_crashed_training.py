@@ -7,6 +7,7 @@ import signal
 
 import pytest
 import torch
+from flat_models import one_level_model
 from runs import FOUR, KillAt, StopAt, copied, exported, trained_and_killed
 from safetensors.torch import load_file
 
@@ -14,6 +15,8 @@ from impasto.errors import ImpastoError, Interrupted, StorageError
 from impasto.runs import step_name
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

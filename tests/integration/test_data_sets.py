@@ -12,6 +12,7 @@ import tomli_w
 import torch
 from broken import USABLE, make_broken_images
 from conftest import draw_images, impasto
+from flat_models import one_level_model
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -22,6 +23,8 @@ from impasto.datasets.build import survey
 from impasto.errors import DatasetError
 from impasto.training import micro_steps
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import draw_images
+from flat_models import one_level_model
 from runs import copied
 from safetensors.torch import load_file
 from support.warm import running
@@ -13,6 +14,8 @@ from impasto.errors import RunError
 from impasto.runs import RunDirectory
 from impasto.sdscripts import drop_in
 from impasto.sdscripts.flag import TRAIN_DB
+
+nano_model = one_level_model
 
 SCRIPT = Path(__file__).parents[2] / "train_db.py"
 

@@ -9,6 +9,7 @@ import torch
 from click.testing import CliRunner
 from clips import tiny_clip
 from conftest import draw_images, impasto
+from flat_models import one_level_model
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from runs_made import made_run
@@ -25,6 +26,8 @@ from impasto.errors import (
 )
 from impasto.locks import FolderLock
 from impasto.models.writing.architectures import write_random_model
+
+nano_model = one_level_model
 
 SMALL = ("--width", "32", "--height", "32", "--steps", "1", "--guidance", "1")
 FEW = (*SMALL, "--bootstrap", "50", "--limit", "4")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from component_files import TEXT_ENCODER_FILE, UNET_FILE
+from flat_models import one_level_model
 from runs import exported
 from safetensors.torch import load_file
 
@@ -20,6 +21,8 @@ from impasto.training.along import walk
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 HELD_OUT = {"split": 0.4, "every_steps": 3, "standard_error": 0, "training_images": 1}
 MIXED = {"merge_ratio": 0.75, "export_dtype": "fp32"}

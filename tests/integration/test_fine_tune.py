@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from flat_models import one_level_model
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -18,6 +19,8 @@ from impasto.sampling.prompts import Prompt
 from impasto.sdscripts import drop_in
 from impasto.sdscripts.flag import FINE_TUNE
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 SCRIPT = Path(__file__).parents[2] / "fine_tune.py"
 

@@ -10,6 +10,7 @@ from collections import Counter
 import pytest
 import torch
 from component_files import UNET_FILE
+from flat_models import one_level_model
 from runs import FOUR, StopAt, exported, run_of_four
 from safetensors.torch import load_file
 
@@ -23,6 +24,8 @@ from impasto.training.planning import disk
 from impasto.training.saving import saver
 from impasto.training.saving.export import SUMMARY_KEY
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 SEEN = {"timesteps": 1, "standard_error": 0, "training_images": 1}
 

@@ -8,12 +8,15 @@ import time
 
 import pytest
 from browsing import end_queue
+from flat_models import one_level_model
 from runs import exported
 from support.warm import running
 
 from impasto.runs import RunDirectory
 from impasto.runs.queue import Queue
 from impasto.training.trainer import train
+
+nano_model = one_level_model
 
 
 def eventually(holds, seconds=120.0):

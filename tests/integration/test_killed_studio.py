@@ -8,12 +8,15 @@ import time
 
 import psutil
 import pytest
+from flat_models import one_level_model
 from runs import StopAt, exported
 from truth import Place, check_every_page, opened
 
 from impasto.runs import RunDirectory
 from impasto.studio.folders import address_of
 from impasto.training.trainer import train
+
+nano_model = one_level_model
 
 MOMENTS = tuple(0.4 + 0.8 * number for number in range(10))
 """Seconds after a run was asked to go on: it starts, loads, encodes, trains, saves."""

@@ -6,12 +6,15 @@ import pytest
 import tomli_w
 import torch
 from conftest import draw_half_masks, draw_images
+from flat_models import one_level_model
 from safetensors.torch import load_file
 from short_runs import short_run
 from test_processes import launch
 
 from impasto.config.load import load_run_config
 from impasto.training.trainer import train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

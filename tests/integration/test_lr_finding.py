@@ -4,6 +4,7 @@ import re
 
 import pytest
 from click.testing import CliRunner
+from flat_models import one_level_model
 
 from impasto.cli.main import impasto as commands
 from impasto.errors import ConfigError
@@ -12,6 +13,8 @@ from impasto.training.lr_finding import Probe, find_lr
 from impasto.training.lr_range import LrRange
 from impasto.training.stepping import Stepper
 from impasto.training.trainer import train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("encoded_once")
 

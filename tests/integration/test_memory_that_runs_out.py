@@ -4,6 +4,7 @@ import threading
 
 import pytest
 import torch
+from flat_models import one_level_model
 from runs import FOUR, StopAt, exported, run_of_four
 
 from impasto.data.loading.dataset import TrainingData
@@ -15,6 +16,8 @@ from impasto.training import micro_steps, trainer
 from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.saving import saver
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("encoded_once")
 

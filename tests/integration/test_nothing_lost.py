@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from flat_models import one_level_model
 from PIL import Image
 from runs import StopAt
 
@@ -17,6 +18,8 @@ from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.saving.run_models import models_of_run
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 ONE_FILE = {"format": "safetensors", "name": "my"}
 

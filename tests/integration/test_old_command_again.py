@@ -5,6 +5,7 @@ import shlex
 
 import pytest
 from conftest import draw_images
+from flat_models import one_level_model
 from runs import copied
 
 from impasto.config.load import build_run_config
@@ -21,6 +22,8 @@ from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
 from impasto.training.precision import NativePrecision
 from impasto.training.trainer import resume
+
+nano_model = one_level_model
 
 SLOW = NativePrecision("no", "this CPU has no bf16")
 

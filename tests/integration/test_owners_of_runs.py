@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from flat_models import one_level_model
 from object_store import refusing
 from stored_runs import (
     ELSEWHERE,
@@ -38,6 +39,8 @@ from impasto.runs.remote.run_in_store import (
 from impasto.runs.remote.sending import Sender
 from impasto.storage import claims, objects
 from impasto.studio.new_form import examine
+
+nano_model = one_level_model
 
 
 @pytest.fixture

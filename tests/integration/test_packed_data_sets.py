@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from conftest import draw_images, impasto
+from flat_models import one_level_model
 from packing import PACKED, pack_parquet, pack_tars
 from PIL import Image
 from safetensors.torch import load_file
 
 from impasto.cli.main import impasto as commands
+
+nano_model = one_level_model
 
 DEMO = Path(__file__).parents[2] / "src" / "impasto" / "demo"
 BUCKETS = ("--resolution", 80, "--min-side", 32, "--max-side", 96, "--step", 32)

@@ -7,7 +7,7 @@ import tomllib
 import pytest
 from click.testing import CliRunner
 from conftest import impasto
-from flat_models import write_bare_model
+from flat_models import one_level_model, write_bare_model
 from PIL import Image
 
 from impasto.cli.new import new
@@ -15,6 +15,8 @@ from impasto.cli.plan import plan_as_json
 from impasto.config.goals import GOALS
 from impasto.config.load import load_run_config
 from impasto.demo.recipe import PICTURES
+
+nano_model = one_level_model
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from flat_models import one_level_model
 from runs import StopAt, copied, exported, trained_and_killed
 
 from impasto.checkpoints.reading import open_tensor_file
@@ -17,6 +18,8 @@ from impasto.training.events import SilentEvents
 from impasto.training.posthoc_models import make_averages, measure
 from impasto.training.saving.averages import stored_steps
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 
 class Told(SilentEvents):

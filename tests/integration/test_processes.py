@@ -14,6 +14,7 @@ import tomli_w
 import torch
 from component_files import UNET_FILE
 from conftest import draw_images
+from flat_models import one_level_model
 from safetensors.torch import load_file
 from support.warm import running
 
@@ -21,6 +22,8 @@ from impasto.config.load import load_run_config
 from impasto.errors import RunError
 from impasto.storage import claims, objects
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 WHOLE = {"ACCELERATE_USE_CPU": "true"}
 

@@ -8,7 +8,7 @@ import pytest
 import tomli_w
 import torch
 from component_files import UNET_FILE, VAE_FILE
-from flat_models import write_flat_model
+from flat_models import one_level_model, write_flat_model
 from safetensors.torch import load_file
 
 import impasto
@@ -19,6 +19,8 @@ from impasto.errors import ConfigError, DatasetError, ModelError, RunError
 from impasto.progress import SilentProgress
 from impasto.training.along import walk
 from impasto.training.posthoc_models import measure
+
+nano_model = one_level_model
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
 EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)

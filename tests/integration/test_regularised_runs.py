@@ -13,6 +13,7 @@ import pytest
 import tomli_w
 from click.testing import CliRunner
 from conftest import draw_images, impasto
+from flat_models import one_level_model
 from runs import exported, killed_copy
 
 from impasto.cli.main import impasto as commands
@@ -21,6 +22,8 @@ from impasto.config.validation import read_toml
 from impasto.datasets.build import survey
 from impasto.errors import ConfigError, RunError
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

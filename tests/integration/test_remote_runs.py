@@ -7,6 +7,7 @@ import shutil
 import threading
 
 import pytest
+from flat_models import one_level_model
 from object_store import cutting, refusing
 from stored_runs import (
     STATE,
@@ -29,6 +30,8 @@ from impasto.runs.remote.record import SentRecord
 from impasto.runs.remote.run_in_store import RunInStore, send_again
 from impasto.runs.remote.sending import Sender
 from impasto.storage import objects
+
+nano_model = one_level_model
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 from click.testing import CliRunner
+from flat_models import one_level_model
 from runs import KillAt, StopAt, copied, exported
 from safetensors.torch import load_file, save_file
 
@@ -18,6 +19,8 @@ from impasto.training.events import SilentEvents
 from impasto.training.fingerprint import differences
 from impasto.training.overrides import Overrides
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 
 class Notes(SilentEvents):

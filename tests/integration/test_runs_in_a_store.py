@@ -8,6 +8,7 @@ import pytest
 import tomli_w
 from click.testing import CliRunner
 from conftest import draw_images
+from flat_models import one_level_model
 from object_store import make_bucket, put_folder, refusing
 from runs import StopAt, exported
 
@@ -21,6 +22,8 @@ from impasto.runs.remote.local_folders import working_folder
 from impasto.storage import claims, objects
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 CHANGES = {
     "training": {"max_steps": 4},

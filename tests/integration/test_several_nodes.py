@@ -8,6 +8,7 @@ import pytest
 import tomli_w
 import torch
 from component_files import UNET_FILE
+from flat_models import one_level_model
 from object_store import put_folder
 from safetensors.torch import load_file
 from support.warm import running
@@ -16,6 +17,8 @@ from test_processes import WHOLE, free_port, image_losses, recorded_losses
 from impasto.errors import DatasetError
 from impasto.storage import objects
 from impasto.training.trainer import train
+
+nano_model = one_level_model
 
 
 class Machines:

@@ -4,11 +4,14 @@ import json
 import signal
 
 import torch
+from flat_models import one_level_model
 from PIL import Image
 from test_processes import launch, launch_without_launcher, recorded_losses
 
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.errors import DatasetError, RunError
+
+nano_model = one_level_model
 
 WRITING = """
 import json, os, pathlib, sys

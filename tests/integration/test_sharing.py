@@ -10,6 +10,7 @@ import torch
 from accelerate.state import AcceleratorState
 from component_files import UNET_FILE
 from conftest import impasto
+from flat_models import one_level_model
 from PIL import Image
 from runs import killed_copy
 from safetensors.torch import load_file
@@ -18,6 +19,8 @@ from test_processes import WHOLE, launch, recorded_losses
 
 from impasto.config.load import load_run_config
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 FSDP = {**WHOLE, "ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}
 KEEPING = {**WHOLE, "ACCELERATE_USE_FSDP": "true", "FSDP_SHARDING_STRATEGY": "SHARD_GRAD_OP"}

@@ -5,6 +5,7 @@ import signal
 from dataclasses import replace
 
 import pytest
+from flat_models import one_level_model
 
 from impasto import files
 from impasto.data.loading.dataset import TrainingData
@@ -19,6 +20,8 @@ from impasto.runs import step_name
 from impasto.training import micro_steps
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 OPTIONS = {
     "logging": {"every_steps": 3, "image_losses": True},

@@ -2,10 +2,13 @@
 
 import pytest
 import torch
+from flat_models import one_level_model
 
 from impasto.training.methods import build_trainable
 from impasto.training.overrides import Overrides
 from impasto.training.trainer import train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

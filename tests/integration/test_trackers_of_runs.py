@@ -7,12 +7,15 @@ import time
 from types import SimpleNamespace
 
 import pytest
+from flat_models import one_level_model
 from runs import StopAt
 
 from impasto.errors import MissingDependencyError, StorageError
 from impasto.runs import RunDirectory
 from impasto.training.monitoring.trackers import TrackedRun, Wandb
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 

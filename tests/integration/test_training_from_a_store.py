@@ -2,6 +2,7 @@
 
 import pytest
 from click.testing import CliRunner
+from flat_models import one_level_model
 from object_store import make_bucket, put_folder, refusing
 from runs import StopAt, exported
 
@@ -9,6 +10,8 @@ from impasto.cli.main import impasto as commands
 from impasto.errors import StorageError
 from impasto.storage import objects
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 LENGTH = {"max_steps": 5}  # with a second epoch
 _MADE = {}

@@ -10,6 +10,7 @@ import pytest
 import tomli_w
 from click.testing import CliRunner
 from conftest import draw_images
+from flat_models import one_level_model
 from runs import KillAt, trained_and_killed
 from short_runs import settings, short_run
 
@@ -24,6 +25,8 @@ from impasto.runs.learning import kept_best, read_learning
 from impasto.training.build import build_session
 from impasto.training.devices import build_accelerator
 from impasto.training.overrides import Overrides
+
+nano_model = one_level_model
 
 HELD_OUT = {"split": 0.3, "every_steps": 2, "timesteps": 2}
 SHORT = {"training": {"max_steps": 4}}

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
+from flat_models import one_level_model
 from object_store import put_folder
 from runs import StopAt
 from safetensors.torch import load_file
@@ -16,6 +17,8 @@ from impasto.runs.remote.local_folders import working_folder
 from impasto.runs.remote.reading import is_of_pages_and_models, open_run
 from impasto.storage import objects
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 SAVING = {
     "format": "safetensors",

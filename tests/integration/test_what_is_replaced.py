@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from component_files import VAE_FILE
+from flat_models import one_level_model
 from runs_made import made_run
 from safetensors.torch import load_file, save_file
 
@@ -25,6 +26,8 @@ from impasto.runs import RunDirectory
 from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
+
+nano_model = one_level_model
 
 THREE_STEPS = {"training": {"max_steps": 3}}
 
