@@ -45,8 +45,12 @@
       if (!old || !part) continue;
       if (id === "filters" && old.querySelector("[open]")) continue; // somebody is about to choose
       if (id === "reading" && readings > READINGS) continue;
+      const focused = old.contains(document.activeElement) ? document.activeElement : null;
       old.replaceChildren(...part.childNodes);
       window.htmx.process(old);
+      if (focused) { // somebody who goes by keyboard stays where they are
+        [...old.querySelectorAll(focused.tagName)].find(e => e.outerHTML === focused.outerHTML)?.focus();
+      }
     }
     for (const field of document.querySelectorAll(".read [type=number]")) { // those that nobody has filled in
       if (!field.value) field.value = now.querySelector(`.read [name=${field.name}]`).value;
