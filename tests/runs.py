@@ -33,17 +33,19 @@ class KillAt(SilentEvents):
         path: The run directory.
         step: After which it is copied.
         saved: The step of a state that is there by then.
+        besides: What else a thread has written by then, below the directory.
     """
 
-    def __init__(self, path, step, saved):
-        self.path, self.step, self.saved = path, step, saved
+    def __init__(self, path, step, saved, besides=()):
+        self.path, self.step = path, step
+        self.written = [path / "states" / step_name(saved), *(path / name for name in besides)]
         self.copy = path.with_name(f"{path.name}-killed")
 
     def stepped(self, step):
         if step != self.step:
             return
         until = time.monotonic() + 60
-        while not (self.path / "states" / step_name(self.saved)).is_dir():
+        while not all(path.exists() for path in self.written):
             assert time.monotonic() < until, "a thread writes it"
             time.sleep(0.01)
         being_written = shutil.ignore_patterns("*.partial", ".lock")
@@ -55,9 +57,9 @@ class KillAt(SilentEvents):
         return RunDirectory(self.copy.rename(self.path))
 
 
-def trained_and_killed(config, step, saved):
+def trained_and_killed(config, step, saved, besides=()):
     """A run to its end, and what a kill after a step leaves of it; see `KillAt`."""
-    kill = KillAt(config.output_dir, step, saved)
+    kill = KillAt(config.output_dir, step, saved, besides)
     return train(config, kill), RunDirectory(kill.copy)
 
 

@@ -60,7 +60,8 @@ def whole_and_killed(shared_config):
     """A run with averages, and what a kill after seven of its ten steps leaves of it."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session_parts, "TRACKED", ONE_MORE)
-        return trained_and_killed(shared_config(**USUAL), step=7, saved=5)
+        newest = "averages/step-00000006.safetensors"
+        return trained_and_killed(shared_config(**USUAL), step=7, saved=5, besides=[newest])
 
 
 @pytest.fixture
