@@ -4,11 +4,11 @@ import shutil
 
 import pytest
 from flat_models import one_level_model
+from test_what_is_replaced import Noted
 
 from impasto.config.load import load_begun_config
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
-from impasto.training.events import SilentEvents
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.trainer import resume, train
 
@@ -17,17 +17,8 @@ nano_model = one_level_model
 SAVING = {"format": "safetensors", "name": None, "model_every_steps": 1, "keep_models": 1}
 
 
-class Noted(SilentEvents):
-    """Keeps what a run says."""
-
-    def __init__(self):
-        self.notes = []
-
-    def note(self, message):
-        self.notes.append(message)
-
-    def of_copies(self):
-        return [note for note in self.notes if "is a copy of" in note]
+def of_copies(told):
+    return [note for note in told.notes if "is a copy of" in note]
 
 
 @pytest.fixture
@@ -67,7 +58,7 @@ def test_models_in_a_copys_own_directory_keep_their_names(begun, tmp_path):
     copy = shutil.copytree(run.path, tmp_path / "b")
     told = Noted()
     resumed = resume(copy, told, changed=longer(copy, 4))
-    assert told.of_copies() == [
+    assert of_copies(told) == [
         f"This run is a copy of {run.path}. Its models are called a from here on, and those of the "
         f"other run stay as they are."
     ]
@@ -85,7 +76,7 @@ def test_a_copy_that_goes_on_with_other_settings_stays_its_own(begun, tmp_path):
     for steps in (4, 6):
         told = Noted()
         resume(copy, told, changed=longer(copy, steps, name="c"))
-        assert ["called c from here on" in note for note in told.of_copies()] == [True] * (
+        assert ["called c from here on" in note for note in of_copies(told)] == [True] * (
             steps == 4
         )
         assert read_toml(copy / "config.toml")["output_dir"] == str(copy)
@@ -102,7 +93,7 @@ def test_a_renamed_run_is_no_copy_of_the_one_in_its_old_place(begun, tmp_path):
     begun("a", model_dir=models, name="second")
     told = Noted()
     resume(old, told, changed=longer(old, 4))
-    assert told.of_copies() == []
+    assert of_copies(told) == []
     assert names(tmp_path / "models") == [
         "first-step00000003.safetensors", "first.safetensors", "second-step00000001.safetensors",
         "second.safetensors",

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from impasto.training.optim.chunked import put_back
+
 
 def use_channels_last(unet: nn.Module, device: torch.device) -> None:
     """Keep a U-Net's convolutions in channels-last order.
@@ -45,10 +47,9 @@ def keep_order(optimizer: torch.optim.Optimizer) -> None:
     update: Callable[..., None] = optimizer.update_step  # type: ignore[attr-defined]
 
     def update_in_place(group: dict[str, Any], parameter: Tensor, *numbers: int) -> None:
-        weight = parameter.data
+        storage = parameter.data
         update(group, parameter, *numbers)
-        if parameter.data_ptr() != weight.data_ptr():
-            parameter.data = weight.copy_(parameter.data)
+        put_back(parameter, storage)
 
     optimizer.update_step = update_in_place  # type: ignore[attr-defined]
 

@@ -177,8 +177,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         storages = [p.data for p in learning]
         optimizer.step()
         for p, storage in zip(learning, storages, strict=True):
-            if p.data_ptr() != storage.data_ptr():  # bitsandbytes makes contiguous what is not
-                p.data = storage.copy_(p.data)
+            put_back(p, storage)
 
     def _step_narrow(
         self, optimizer: torch.optim.Optimizer, learning: list[Tensor], rounding: Rounding
@@ -200,6 +199,15 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         if scale is not None:
             grad = grad / scale
         return grad if self._factor is None else grad * self._factor
+
+
+def put_back(parameter: Tensor, storage: Tensor) -> None:
+    """Have a weight that was stepped lie where it lay, in its order in memory.
+
+    bitsandbytes makes contiguous what is not, and leaves it so.
+    """
+    if parameter.data_ptr() != storage.data_ptr():
+        parameter.data = storage.copy_(parameter.data)
 
 
 def norm_of(grad: Tensor) -> Tensor:
