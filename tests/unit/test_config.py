@@ -11,6 +11,7 @@ import tomli_w
 from process_groups import in_threads
 
 from impasto.cli.sample import _native_size
+from impasto.config import elsewhere, tree
 from impasto.config.compatibility import goes_together
 from impasto.config.dataset_file import is_dataset_file, read_dataset_file
 from impasto.config.field_docs import docs_of
@@ -50,6 +51,9 @@ def test_defaults_then_file_then_set():
         ("bach_size", r"dataset\.batch_size"),
         ("training.lr", r"optimizer\.lr"),
         ("training.cache_dir", r"dataset\.cache_dir"),  # and not training.text_cache_mib
+        ("training.learning_rate", r"optimizer\.lr"),
+        ("dataset.path", r"dataset\.image_dir"),  # and not model.path
+        ("dataset.seed", "seed"),  # and not validation_seed
     ],
 )
 def test_the_setting_of_another_section_that_was_meant_is_named(written, meant):
@@ -72,6 +76,14 @@ def test_the_setting_of_another_section_that_was_meant_is_named(written, meant):
 def test_a_longer_name_in_the_same_section_comes_before_that_name_in_another(written, meant):
     with pytest.raises(ConfigError, match=rf"key {written} \(the nearest is {meant}; known"):
         build_run_config(MINIMAL, [f"{written}=1"], source="t")
+
+
+def test_what_others_call_a_setting_leads_to_one_that_is_there():
+    known = tree.all_settings()
+    assert {*elsewhere.MEANT.values(), *elsewhere.OF_OTHER_TRAINERS.values()} <= set(known)
+    named = {path.rpartition(".")[2] for path in known}
+    assert named.isdisjoint(elsewhere.OF_OTHER_TRAINERS)
+    assert set(known).isdisjoint(elsewhere.MEANT)
 
 
 def test_resolved_settings_read_back_the_same():

@@ -82,6 +82,7 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
     Raises:
         ConfigError: There is none; with the nearest.
     """
+    from impasto.config import elsewhere
     from impasto.config.renamed import present_path
     from impasto.config.tree import (
         TOP,
@@ -98,7 +99,7 @@ def _find(key: str, console: Console, *, silent: bool) -> Any:
     found = sections.get(present) or all_settings().get(present) or _of_subsets(present)
     if found is not None:
         return found
-    near = nearest(present, [*all_settings(), *sections])
+    near = elsewhere.meant(present) or nearest(present, [*all_settings(), *sections])
     hint = f" Did you mean {near}?" if near else ""
     raise ConfigError(
         f"There is no setting {key!r}.{hint} There are the sections "

@@ -6,6 +6,51 @@ from collections.abc import Sequence
 
 from pydantic import BaseModel
 
+OF_OTHER_TRAINERS = {
+    "learning_rate": "optimizer.lr",
+    "optimizer_type": "optimizer.kind",
+    "lr_scheduler": "schedule.kind",
+    "lr_warmup_steps": "schedule.warmup_steps",
+    "max_train_steps": "training.max_steps",
+    "max_train_epochs": "training.max_epochs",
+    "train_batch_size": "training.batch_size",
+    "pretrained_model_name_or_path": "model.path",
+    "save_every_n_steps": "saving.model_every_steps",
+    "save_every_n_epochs": "saving.model_every_epochs",
+    "output_name": "saving.name",
+}
+"""What sd-scripts and diffusers call a setting that has another name here, in any section."""
+
+MEANT = {
+    "dataset.path": "dataset.image_dir",
+    "dataset.dir": "dataset.image_dir",
+    "dataset.folder": "dataset.image_dir",
+    "dataset.seed": "seed",
+    "model.name": "model.path",
+    "optimizer.type": "optimizer.kind",
+    "optimizer.name": "optimizer.kind",
+    "saving.path": "output_dir",
+    "saving.dir": "output_dir",
+    "saving.output": "output_dir",
+    "schedule.type": "schedule.kind",
+    "loss.type": "loss.kind",
+    "output": "output_dir",
+    "out": "output_dir",
+    "path": "model.path",
+}
+"""Keys that say too little to be found by their letters, and what somebody means by them."""
+
+
+def by_meaning(path: str, root: type[BaseModel]) -> list[str]:
+    """The setting of a run that a key is another word for, if it is one."""
+    found = meant(path) if _settings(root) else None
+    return [found] if found else []
+
+
+def meant(path: str) -> str | None:
+    """The setting that other trainers, or people, call by the name of a path."""
+    return MEANT.get(path) or OF_OTHER_TRAINERS.get(path.rpartition(".")[2])
+
 
 def of_that_name(path: str, root: type[BaseModel]) -> list[str]:
     """The settings of a run that are called as the key of a path, in other sections.

@@ -286,7 +286,8 @@ def _unknown_key(path: str, location: list[str], root: type[BaseModel]) -> str:
     allowed = _allowed_keys(root, location[:-1])
     longer = [own for own in allowed if own.endswith(f"_{key}")]
     near = (
-        difflib.get_close_matches(key, longer, n=1, cutoff=0.4)
+        elsewhere.by_meaning(path, root)
+        or difflib.get_close_matches(key, longer, n=1, cutoff=0.4)
         or elsewhere.of_that_name(path, root)
         or difflib.get_close_matches(key, allowed, n=1, cutoff=0.5)
         or elsewhere.nearest(path, root)

@@ -87,5 +87,5 @@ def _weigh_regularisation(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
 def _has_regularisation(config: str | None) -> bool:
     if config is None or not presence.is_file(Path(config)):
         return False
-    entries = read_dataset_file(Path(config))["datasets"]
+    entries = read_dataset_file(Path(config), formerly=True)["datasets"]
     return any(subset.get("is_reg") for entry in entries for subset in entry["subsets"])

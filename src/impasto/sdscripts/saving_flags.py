@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from impasto import presence
+from impasto.checkpoints.hub import FILE_ENDINGS
 from impasto.config.names import file_name_problem
 from impasto.errors import ConfigError
 
@@ -78,5 +79,8 @@ def _epochs_of_ratio(flags: Mapping[str, Any], ratio: int) -> int:
 
 
 def _form_of(source: str) -> str:
-    endings = {".ckpt": "ckpt", ".safetensors": "safetensors"}
-    return endings.get(Path(source).suffix.lower(), "diffusers")
+    """The form that a model is saved in when none is asked for: a file stays one."""
+    ending = Path(source).suffix.lower()
+    if ending in (".safetensors", ".sft"):
+        return "safetensors"
+    return "ckpt" if ending in FILE_ENDINGS else "diffusers"
