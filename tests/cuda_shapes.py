@@ -153,6 +153,9 @@ def step_bytes(network, case):
 def main():
     cases = json.loads(sys.stdin.read())
     ctypes.CDLL(sys.argv[1], mode=ctypes.RTLD_GLOBAL)  # ahead of PyTorch, which asks only once
+    from impasto.cli.imports import leave_out_quantizers
+
+    leave_out_quantizers()
     from impasto.models.trainable import FullFineTune
     from impasto.models.writing.architectures import meta_model_of_architecture
     from impasto.models.writing.saving import DTYPES

@@ -90,7 +90,7 @@ def assert_measured_alike(one, other, key, *, count, rel):
     assert len(first) == len(second) == count
     for ours, theirs in zip(values_in(first), values_in(second), strict=True):
         is_number = isinstance(ours, float)
-        assert theirs == (pytest.approx(ours, rel=rel, abs=1e-4) if is_number else ours)
+        assert theirs == (pytest.approx(ours, rel=rel, abs=1e-5) if is_number else ours)
 
 
 def made_of_weights(run):
@@ -113,8 +113,8 @@ def assert_alike(one, other, *, files, atol=1e-5, rtol=1e-3):
         assert torch.allclose(second[name], tensor, atol=atol, rtol=rtol), name
     moved = [float(t.abs().max()) for name, t in first.items() if "/step-00000004.s" in name]
     assert max(moved) > 1e-3  # averages are stored less what the run began with
-    assert_measured_alike(one, other, "loss", count=4, rel=1e-3)
-    assert_measured_alike(one, other, "validation_loss", count=3, rel=1e-3)
+    assert_measured_alike(one, other, "loss", count=4, rel=1e-4)
+    assert_measured_alike(one, other, "validation_loss", count=3, rel=1e-4)
     assert_measured_alike(one, other, "preview_features", count=3, rel=0.05)
 
 

@@ -62,7 +62,7 @@ def test_commands_import_networks_without_what_quantizes_them():
     )
     (found,) = loaded_after(statement, fresh=False)  # a fork of what has imported in this way
     assert "diffusers.models.unets.unet_2d_condition" in found
-    assert not found & {"bitsandbytes", "torch._inductor.compile_fx"}
+    assert not found & {"bitsandbytes", "torchao", "torch._inductor.compile_fx"}
 
 
 def test_layers_hold():

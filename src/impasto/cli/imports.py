@@ -36,7 +36,14 @@ COLLECTED_FROM = 50_000
 """New objects from which Python looks for garbage while it imports; usually from 700 on."""
 
 
-_INSTALLED = "diffusers.utils.import_utils"  # in which diffusers notes what is installed
+_QUANTIZERS = ("bitsandbytes", "torchao", "gguf")
+_NOTED: dict[str, dict[str, object]] = {
+    "diffusers.utils.import_utils": {f"_{name}_available": False for name in _QUANTIZERS},
+    "transformers.utils.import_utils": {
+        f"is_{name}_available": lambda *_, **__: False for name in _QUANTIZERS
+    },
+}
+"""Module in which a library notes what is installed -> what of that is to say that it is not."""
 
 
 def show_slow_imports() -> None:
@@ -46,37 +53,38 @@ def show_slow_imports() -> None:
 
 
 def leave_out_quantizers() -> None:
-    """Have diffusers import its networks without bitsandbytes, in this process, which is a command.
+    """Have networks imported without what quantizes some, in this process, which is a command.
 
-    It would be for networks that bitsandbytes quantizes, of which there are none here, and with it
-    comes all of PyTorch's compiler: a fifth of what they import. Optimizers of bitsandbytes import
-    it when they are asked for. Python code that uses Impasto has diffusers as it is.
+    diffusers and transformers would import bitsandbytes and torchao for networks that these have
+    quantized, of which there are none here, and with them all of PyTorch's compiler: a third of
+    what is imported; and torchao warns of libraries that it does not find. Optimizers and layers
+    that need one of them import it when they are asked for. Python code that uses Impasto has
+    diffusers as it is.
     """
     if not any(isinstance(finder, _WithoutQuantizers) for finder in sys.meta_path):
         sys.meta_path.insert(0, _WithoutQuantizers())
 
 
 class _WithoutQuantizers(importlib.abc.MetaPathFinder):
-    """Has the module in which diffusers notes what is installed note no bitsandbytes."""
+    """Has the modules in which libraries note what is installed note no quantizers."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        """The specification of that module; None leaves others to their finders."""
-        if fullname != _INSTALLED:
+        """The specification of such a module; None leaves others to their finders."""
+        if fullname not in _NOTED:
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            _wrap(spec.loader, _noting_no_bitsandbytes())
+            _wrap(spec.loader, _noting_no_quantizers(fullname))
         return spec
 
 
 @contextlib.contextmanager
-def _noting_no_bitsandbytes() -> Iterator[None]:
+def _noting_no_quantizers(module: str) -> Iterator[None]:
     yield
-    noted = vars(sys.modules[_INSTALLED])
-    if "_bitsandbytes_available" in noted:
-        noted["_bitsandbytes_available"] = False
+    noted = vars(sys.modules[module])
+    noted |= {name: value for name, value in _NOTED[module].items() if name in noted}
 
 
 class _Finder(importlib.abc.MetaPathFinder):
