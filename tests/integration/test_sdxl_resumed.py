@@ -19,6 +19,7 @@ from impasto.training.trainer import resume, train
 
 FILES = (UNET_FILE, "text_encoder/model.safetensors", "text_encoder_2/model.safetensors")
 BOTH = {"train_text_encoder": True}
+BF16 = {"mixed_precision": "bf16", "weight_dtype": "bf16"}
 REGULARISED = (
     "one encoder learns, velocity to pure noise, fp16 weights, several chunks, regularisation"
 )
@@ -46,7 +47,7 @@ VARIANTS = {
             "text_encoder_from_step": 1,
             "text_encoder_until_step": 3,
         },
-        "training": {"mixed_precision": "bf16", "weight_dtype": "bf16", "ema_decay": 0.9},
+        "training": {**BF16, "ema_decay": 0.9},
         "saving": {"average": "beside"},
     },
     REGULARISED: {
@@ -65,7 +66,23 @@ VARIANTS = {
         },
         "logging": {"image_losses": True},
     },
-}
+    "Adafactor in the backward pass by the norm before, bf16 with stochastic rounding": {
+        "method": BOTH,
+        "optimizer": {
+            "kind": "adafactor",
+            "arguments": {"scale_parameter": False, "relative_step": False, "warmup_init": False},
+        },
+        "training": {
+            **BF16, "optimizer_in_backward": "last_norm", "max_grad_norm": 0.01,
+            "gradient_checkpointing": True,
+        },
+    },
+    "8-bit, what rounding took is remembered, accumulation": {
+        "method": BOTH,
+        "optimizer": {"kind": "adamw8bit"},
+        "training": {**BF16, "rounding": "kahan", "gradient_accumulation_steps": 2},
+    },
+}  # fmt: skip
 
 COMPARED = ("step", "samples_seen", "loss", "grad_norm", "lr")
 
