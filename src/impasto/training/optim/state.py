@@ -107,8 +107,10 @@ def optimizer_scalars(
     }
     starts = [names[group["params"][0]] for group in optimizer.param_groups]
     return {
-        "parameters": per_parameter, "groups": group_scalars(optimizer), "group_starts": starts,
-    }  # fmt: skip
+        "parameters": dict(sorted(per_parameter.items())),  # resumed runs meet others first
+        "groups": group_scalars(optimizer),
+        "group_starts": starts,
+    }
 
 
 def group_scalars(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
