@@ -9,7 +9,9 @@ import pytest
 import torch
 from component_files import UNET_FILE
 from diffusers import StableDiffusionPipeline
+from PIL import Image
 from runs import exported
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from impasto.errors import (
@@ -186,6 +188,32 @@ def test_a_zero_terminal_snr_is_trained_with_and_told_to_samplers(train_config, 
     assert model.schedule.alphas_cumprod[-1] == 0
     assert model.scheduler_config["rescale_betas_zero_snr"] is True
     assert model.identity.prediction.name == "v_prediction"
+
+
+def test_a_model_that_predicts_noise_is_drawn_with_as_before(train_config, deeper_model):
+    """A sampler that begins in noise alone gets nothing of such a model but black images."""
+    from impasto.models.networks.loading import load_base_model
+
+    run = train(
+        train_config(
+            model={"path": str(deeper_model)},
+            noise={"zero_terminal_snr": True},
+            saving={"format": "safetensors"},
+            training={"max_steps": 1},
+            previews={"prompts": ["a ball"], "width": 32, "height": 32, "steps": 2},
+        )
+    )
+    for file in run.path.rglob("samples/*/*.png"):
+        with Image.open(file) as image:
+            assert any(low < high for low, high in image.getextrema())
+    of_sd_scripts = run.path / "of-sd-scripts.safetensors"
+    with safe_open(run.exported_model(), "pt") as opened:
+        said = {**opened.metadata(), "ss_zero_terminal_snr": "True"}
+    save_file(load_file(run.exported_model()), of_sd_scripts, said)
+    for file in (run.exported_model(), of_sd_scripts):
+        model = load_base_model(str(file))
+        assert "rescale_betas_zero_snr" not in model.scheduler_config
+        assert model.schedule.alphas_cumprod[-1] > 0
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,8 @@ class NoiseConfig(Section):
 
     zero_terminal_snr: bool = False
     """Rescale the schedule so that its last step is noise alone, for very dark and bright images;
-    for velocity models. Samplers have to know: previews and Diffusers folders do."""
+    for velocity models. Samplers have to know: previews and Diffusers folders do. A model that
+    predicts noise is trained so, and drawn with as before."""
 
     @model_validator(mode="after")
     def _has_an_offset(self) -> NoiseConfig:

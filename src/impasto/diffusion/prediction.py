@@ -20,9 +20,12 @@ class Prediction(Protocol):
 
     Attributes:
         name: diffusers' word for it, as `prediction_type` in scheduler configs.
+        begins_in_noise: Whether an output says something of the image where the input is noise
+            alone, so that samplers can begin there (zero terminal SNR).
     """
 
     name: str
+    begins_in_noise: bool
 
     def target(
         self, x_0: Latents, noise: Latents, t: Timesteps, schedule: NoiseSchedule
@@ -45,6 +48,7 @@ class Epsilon:
     """The network predicts the noise; Ho et al. 2020 (arXiv:2006.11239), eq. 11 and 12."""
 
     name = "epsilon"
+    begins_in_noise = False
 
     def target(
         self,
@@ -75,6 +79,7 @@ class Velocity:
     """The network predicts v; Salimans and Ho 2022 (arXiv:2202.00512), section 4 and appendix D."""
 
     name = "v_prediction"
+    begins_in_noise = True
 
     def target(
         self, x_0: Latents, noise: Latents, t: Timesteps, schedule: NoiseSchedule

@@ -25,6 +25,7 @@ from impasto.config.run import RunConfig
 from impasto.data.caching.latent_cache import CachedPlan
 from impasto.data.records import FileStamp
 from impasto.models.reading.contents import ModelContents
+from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.parsing import parse_json
 from impasto.training.code_identity import described, is_same_code
 from impasto.training.data_fingerprint import data_fingerprint
@@ -113,7 +114,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     found = {
         "base model": facts.hashes[unet],
         **{f"{name} of the base model": h for name, h in facts.hashes.items() if name != unet},
-        **_model_facts(facts.contents),
+        **_model_facts(facts.contents, _trained_with(config, facts.contents)),
         "data set": data_fingerprint(facts.training, facts.digests),
         "forward passes per step": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
@@ -292,12 +293,18 @@ def _shown(value: str) -> str:
     return value if len(value) <= 60 else f"{value[:60]}..."
 
 
-def _model_facts(contents: ModelContents) -> dict[str, str]:
+def _trained_with(config: RunConfig, contents: ModelContents) -> dict[str, Any]:
+    """The scheduler's configuration of the schedule that a model is trained with."""
+    changes = ZERO_TERMINAL_SNR if config.noise.zero_terminal_snr else {}
+    return {**contents.scheduler_config, **changes}
+
+
+def _model_facts(contents: ModelContents, scheduler: Mapping[str, Any]) -> dict[str, str]:
     """Configurations and vocabulary of the base model, by name."""
     named = {
         f"{component} configuration": dict(config) for component, config in contents.configs.items()
     }
-    named["scheduler configuration"] = dict(contents.scheduler_config)
+    named["scheduler configuration"] = dict(scheduler)
     facts = {
         f"{name}: {key}": json.dumps(value, sort_keys=True)
         for name, config in named.items()

@@ -17,10 +17,18 @@ MOST_TIMESTEPS = 100_000
 
 
 def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
-    """A model with a schedule that ends in noise alone, for training and samplers."""
+    """A model with a schedule that ends in noise alone, for training and samplers.
+
+    A model that predicts noise is trained so, as sd-scripts does, and is drawn with as before:
+    where there is noise alone, the noise says nothing of the image, and a sampler that begins there
+    divides by zero.
+    """
     config = {**model.scheduler_config, **ZERO_TERMINAL_SNR}
     contents = replace(model.contents, scheduler_config=config)
-    return replace(model, contents=contents, schedule=schedule_of(config, contents.source))
+    schedule = schedule_of(config, contents.source)
+    if not model.identity.prediction.begins_in_noise:
+        return replace(model, schedule=schedule)
+    return replace(model, contents=contents, schedule=schedule)
 
 
 def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSchedule:

@@ -233,7 +233,8 @@ def _open_file(
     ldm = split_ldm(unscaled.tensors, layout, _layers_stated(stated or {}))
     components = _whole(ldm, layout, source, options, progress)
     identity = identify(_clues_of(file, layout, ldm, components, source, options))
-    is_zero_snr = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
+    is_said = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
+    is_zero_snr = is_said and identity.prediction.begins_in_noise  # others are drawn with as before
     return ModelContents(
         source=source,
         form=f"LDM file ({file.form})",

@@ -8,7 +8,6 @@ import torch
 
 from impasto.config.cases import SETTINGS_ALONE, Case
 from impasto.config.run import RunConfig
-from impasto.diffusion.prediction import VELOCITY
 from impasto.models.reading.identity import Identity
 from impasto.optimizer_table import USUAL_LR
 from impasto.progress import counted
@@ -141,10 +140,11 @@ def _on_model(config: RunConfig, identity: Identity) -> list[str]:
             f"knows: set model.prediction_type or model.family (--v_parameterization of "
             f"sd-scripts) to what it is."
         )
-    if config.noise.zero_terminal_snr and identity.prediction is not VELOCITY:
+    if config.noise.zero_terminal_snr and not identity.prediction.begins_in_noise:
         found.append(
             "noise.zero_terminal_snr is for models that predict velocity; this one predicts noise "
-            "and learns nothing from the last step."
+            "and learns nothing from the last step. Previews and the model that is saved have the "
+            "schedule as it was."
         )
     return found
 
