@@ -61,6 +61,23 @@ def test_one_model_with_two_settings_is_printed_twice(folder):
     assert "sun" not in second
 
 
+def test_images_of_one_name_in_two_folders_have_words_of_their_own(folder, tmp_path):
+    out, listed = tmp_path / "out.json", tmp_path / "sets.toml"
+    others = tmp_path / "others"
+    others.mkdir()
+    one, other = sorted(folder.iterdir())[:2]
+    shutil.copy(other, others / one.name)
+    subsets = "\n".join(
+        f"[[datasets.subsets]]\nimage_dir = {json.dumps(str(f))}" for f in (folder, others)
+    )
+    listed.write_text(f"[[datasets]]\nresolution = 64\n{subsets}\n", encoding="utf-8")
+    done = run(listed, "--tagger", TAGGER, "0.35", "--sample", 99, "--out", out)
+    assert done.exit_code == 0, done.output
+    (said,) = json.loads(out.read_text(encoding="utf-8"))["models"]
+    words = said["words"]
+    assert words[str(others / one.name)] == words[other.name] != words[str(one)]
+
+
 def test_no_model_that_can_be_had_is_an_error(folder):
     done = run(folder, "--tagger", "nonsense", "default")
     assert isinstance(done.exception, ModelError)

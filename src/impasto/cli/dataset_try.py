@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import unicodedata
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,20 +62,20 @@ def try_models(source: Path, sample: int, out: Path | None, **options: Any) -> N
     if not models:
         raise click.UsageError("Name models: --tagger MODEL THRESHOLD or --captioner MODEL PROMPT.")
     config = dataset_config(source, {"cache_dir": options["cache_dir"]})
-    records = spread(usable_images(config, console), sample)
+    names = names_of(spread(usable_images(config, console), sample))
     found: list[dict[str, Any]] = []
     for kind, (model, setting) in models:
         column: dict[str, Any] = {"kind": kind, "model": model, "setting": setting}
         try:
-            column["words"] = _captions(kind, model, setting, records, console)
+            column["words"] = _captions(kind, model, setting, names, console)
         except ImpastoError as error:
             column["error"] = str(error)
             console.note(f"{model}: {error}")
         found.append(column)
         if out is not None:
-            shown = [record.file_name for record in records]
+            shown = [*names]
             files.write_json(out, {"images": shown, "models": found}, durable=False)
-    _tell(records, found, console)
+    _tell(names, found, console)
     if all("error" in column for column in found):
         raise ModelError("None of the models could be tried, for the reasons above.")
 
@@ -86,19 +88,26 @@ def spread(records: Sequence[ImageRecord], number: int) -> list[ImageRecord]:
     return [each[n * len(each) // number] for n in range(number)]
 
 
+def names_of(records: Sequence[ImageRecord]) -> dict[str, ImageRecord]:
+    """Images by what they are called: below their folder, or in whole where several are so."""
+    often = Counter(record.file_name for record in records)
+    return {r.file_name if often[r.file_name] == 1 else str(r.path): r for r in records}
+
+
 def _captions(
-    kind: str, model: str, setting: str, records: Sequence[ImageRecord], console: Console
+    kind: str, model: str, setting: str, names: Mapping[str, ImageRecord], console: Console
 ) -> dict[str, str]:
     """What a model says of images, by their names; unreadable images are left out."""
     from impasto.annotate.annotation import captions_of
 
     annotator = _ANNOTATORS[kind](model, setting, console)
     found: dict[str, str] = {}
-    with console.stage(f"Trying {model}", len(records), "images") as advance:
-        for begin in range(0, len(records), _AT_ONCE):
-            batch = records[begin : begin + _AT_ONCE]
-            texts = captions_of(annotator, batch)
-            found |= {r.file_name: texts[r.path] for r in batch if r.path in texts}
+    named = [*names.items()]
+    with console.stage(f"Trying {model}", len(names), "images") as advance:
+        for begin in range(0, len(named), _AT_ONCE):
+            batch = named[begin : begin + _AT_ONCE]
+            texts = captions_of(annotator, [record for _, record in batch])
+            found |= {name: texts[r.path] for name, r in batch if r.path in texts}
             advance(len(batch))
     del annotator
     _free()
@@ -149,14 +158,11 @@ def _free() -> None:
         torch.cuda.empty_cache()
 
 
-def _tell(
-    records: Sequence[ImageRecord], found: Sequence[dict[str, Any]], console: Console
-) -> None:
-    for record in records:
-        console.heading(record.name)
+def _tell(names: Iterable[str], found: Sequence[dict[str, Any]], console: Console) -> None:
+    for name in names:
+        console.heading(unicodedata.normalize("NFC", name))
         console.table(
-            {_label(c): c["words"].get(record.file_name, "") for c in found if "words" in c}
-            or {"": ""}
+            {_label(c): c["words"].get(name, "") for c in found if "words" in c} or {"": ""}
         )
 
 
