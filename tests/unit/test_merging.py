@@ -85,11 +85,13 @@ TAUGHT = {
 
 
 @pytest.fixture
-def taught(three, tmp_path):
-    """The second of the three, as a run with settings of its own writes it."""
-    file = tmp_path / "taught.safetensors"
-    save_file(load_file(three[1]), file, metadata(three[1]) | TAUGHT)
-    return file
+def of_velocity(three, tmp_path):
+    """The three as models that predict velocity, the second as a run of its own writes it."""
+    velocity = {"modelspec.prediction_type": "v"}
+    files = [tmp_path / f"{name}.safetensors" for name in ("first", "taught", "third")]
+    for source, file, more in zip(three, files, ({}, TAUGHT, {}), strict=True):
+        save_file(load_file(source), file, metadata(source) | velocity | more)
+    return files
 
 
 @pytest.mark.parametrize(
@@ -105,14 +107,13 @@ def taught(three, tmp_path):
     ],
 )
 def test_a_mixture_is_drawn_as_the_model_that_it_has_most_of(
-    three, taught, tmp_path, formula, changes, is_taught
+    of_velocity, tmp_path, formula, changes, is_taught
 ):
     """Layer of CLIP, size, layout of prompts, empty ones, noise; and what differs is told."""
     target = tmp_path / "m.safetensors"
-    models = [three[0], taught, three[2]][: formula.models]
-    rows = merge(target, models, formula, **changes)
+    rows = merge(target, of_velocity[: formula.models], formula, **changes)
     said = metadata(target)
-    usual = metadata(three[0])
+    usual = metadata(of_velocity[0])
     for key, text in TAUGHT.items():
         assert said.get(key) == (text if is_taught else usual.get(key)), key
     mine = "B: layer 2 of CLIP, 96x96, prompts of 150 tokens joined as by kohya, empty prompts as"
@@ -122,15 +123,16 @@ def test_a_mixture_is_drawn_as_the_model_that_it_has_most_of(
     assert rows["Drawn as"].startswith("B" if is_taught else "A")
 
 
-def test_of_equal_shares_the_model_that_says_how_it_is_drawn_counts(three, taught, tmp_path):
+def test_of_equal_shares_the_model_that_says_how_it_is_drawn_counts(of_velocity, tmp_path):
+    usual, taught, third = of_velocity
     plain = tmp_path / "plain.safetensors"
-    unsaid = {k: v for k, v in metadata(three[0]).items() if k not in TAUGHT}
-    save_file(load_file(three[0]), plain, unsaid)
+    unsaid = {k: v for k, v in metadata(usual).items() if k not in TAUGHT}
+    save_file(load_file(usual), plain, unsaid)
     for number, models in enumerate(([plain, taught], [taught, plain])):
         target = tmp_path / f"{number}.safetensors"
         merge(target, models, FORMULAS["weighted-sum"])
         assert metadata(target)["modelspec.encoder_layer"] == "2"
-    assert "Drawn as" not in merge(tmp_path / "like", three[:2], FORMULAS["weighted-sum"])
+    assert "Drawn as" not in merge(tmp_path / "like", [usual, third], FORMULAS["weighted-sum"])
 
 
 @pytest.mark.parametrize(
