@@ -48,7 +48,7 @@ from bench import (  # noqa: E402
     tagging,
     training,
 )
-from impasto.training.environment import describe_environment  # noqa: E402
+from impasto.training.lifecycle.environment import describe_environment  # noqa: E402
 
 Measure = Callable[[Path], dict[str, str]]
 PARTS: dict[str, Measure] = {

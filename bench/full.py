@@ -69,10 +69,10 @@ def _loops(name: str, scratch: Path) -> dict[str, list[float]]:
         tune_allocation()
     from bench.training import Comparison
     from impasto.config.load import build_run_config
-    from impasto.training.build import build_session
+    from impasto.training.assembly.build import build_session
+    from impasto.training.builders.overrides import Overrides
     from impasto.training.devices import build_accelerator
     from impasto.training.events import SilentEvents
-    from impasto.training.overrides import Overrides
 
     changes, loops = LOOPS[name]
     values = changed(settings(scratch, "fp16"), changes)

@@ -17,13 +17,13 @@ from impasto.demo.recipe import demo_config
 from impasto.models.trainable import TrainedModule
 from impasto.runs import RunDirectory
 from impasto.sampling.prompts import Prompt
-from impasto.training.build import build_session
+from impasto.training.assembly.build import build_session
+from impasto.training.builders.overrides import Overrides
 from impasto.training.devices import build_accelerator, default_device
 from impasto.training.events import SilentEvents
 from impasto.training.optim.chunked import AT_ONCE, ChunkRules
 from impasto.training.optim.optimizers import build_optimizer
 from impasto.training.optim.rounding import build_rounding
-from impasto.training.overrides import Overrides
 from impasto.training.saving.saver import Saver
 
 WEIGHTS = 32 << 20  # numbers that the optimizers are timed on

@@ -36,9 +36,9 @@ from impasto.runs import RunDirectory
 from impasto.sampling.drawing import prepare_sampler
 from impasto.sampling.prior import PriorPlan, draw_missing, require_same_folder
 from impasto.sampling.prompts import Prompt
-from impasto.training.borrowing import borrowed_session, looking
+from impasto.training.analysis.borrowing import borrowed_session, looking
+from impasto.training.analysis.posthoc_models import make_averages, measure, write_average
 from impasto.training.devices import default_device, release_cached_memory
-from impasto.training.posthoc_models import make_averages, measure, write_average
 from impasto.training.trainer import train
 
 SIDE, GUIDANCE = 128, 2.0

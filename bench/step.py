@@ -42,15 +42,15 @@ from impasto.data.loading.step_batches import iterate_steps
 from impasto.datasets.batching import heaviest_group
 from impasto.errors import ImpastoError
 from impasto.runs import RunDirectory
-from impasto.training.build import build_session
+from impasto.training.assembly.build import build_session
+from impasto.training.builders.overrides import Overrides
 from impasto.training.devices import build_accelerator, default_device
 from impasto.training.events import SilentEvents
 from impasto.training.loop import TrainingLoop
-from impasto.training.overrides import Overrides
 from impasto.training.planning.duration import matmul_rate
 from impasto.training.planning.resolve import build_memory_fitter
-from impasto.training.prefetch import build_prefetcher
 from impasto.training.session import Session
+from impasto.training.steps.prefetch import build_prefetcher
 
 Alone = Callable[[], contextlib.AbstractContextManager[None]]
 """What a row is timed in."""

@@ -84,8 +84,8 @@ def main() -> None:
     from impasto.demo.recipe import demo_config
     from impasto.runs.events import EventLog
     from impasto.runs.status import StatusWriter
+    from impasto.training.lifecycle.requests import Requests
     from impasto.training.monitoring import command_listener
-    from impasto.training.requests import Requests
     from impasto.training.trainer import train
 
     shares = Shares()

@@ -24,11 +24,11 @@ from diffusers.optimization import get_scheduler
 from impasto.data.loading.step_batches import iterate_steps
 from impasto.demo.recipe import demo_config
 from impasto.runs import RunDirectory
-from impasto.training.build import build_session
+from impasto.training.assembly.build import build_session
+from impasto.training.builders.overrides import Overrides
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
 from impasto.training.loop import TrainingLoop
-from impasto.training.overrides import Overrides
 from impasto.training.session import Session
 
 

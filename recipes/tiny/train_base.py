@@ -34,9 +34,9 @@ from impasto.models.families import SD1
 from impasto.models.networks.loading import load_base_model
 from impasto.models.trainable import TrainedModule
 from impasto.models.writing.architectures import ARCHITECTURES, write_random_model
+from impasto.training.builders.overrides import Overrides
 from impasto.training.events import SilentEvents
 from impasto.training.optim.rounding import Rounding
-from impasto.training.overrides import Overrides
 from impasto.training.trainer import resume, train
 
 WARMUP_STEPS, LEVEL_SHARE, LAST_FACTOR = 60, 0.35, 0.02

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from impasto.runs import RunDirectory
     from impasto.sampling.prompts import Prompt
     from impasto.sampling.sampler import Sampler
+    from impasto.training.builders.methods import build_trainable
+    from impasto.training.builders.overrides import Overrides
     from impasto.training.events import SilentEvents, TrainingEvents
-    from impasto.training.methods import build_trainable
-    from impasto.training.overrides import Overrides
     from impasto.training.own_loop import Batches, prepare
     from impasto.training.step import StepRecipe, training_step
     from impasto.training.trainer import resume, train
@@ -38,7 +38,7 @@ _HOMES = {
     "Console": "impasto.cli.console",
     "FullFineTune": "impasto.models.trainable",
     "ImpastoError": "impasto.errors",
-    "Overrides": "impasto.training.overrides",
+    "Overrides": "impasto.training.builders.overrides",
     "Prompt": "impasto.sampling.prompts",
     "RunConfig": "impasto.config.run",
     "RunDirectory": "impasto.runs",
@@ -48,7 +48,7 @@ _HOMES = {
     "Trainable": "impasto.models.trainable",
     "TrainedModule": "impasto.models.trainable",
     "TrainingEvents": "impasto.training.events",
-    "build_trainable": "impasto.training.methods",
+    "build_trainable": "impasto.training.builders.methods",
     "load_base_model": "impasto.models.networks.loading",
     "load_run_config": "impasto.config.load",
     "plan_images": "impasto.data.planning.plan",

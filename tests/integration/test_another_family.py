@@ -39,7 +39,7 @@ from impasto.models.writing.inspection import inspect_model
 from impasto.progress import SilentProgress
 from impasto.sampling.prompts import Prompt
 from impasto.sampling.sampler import Sampler
-from impasto.training.methods import build_trainable
+from impasto.training.builders.methods import build_trainable
 from impasto.training.trainer import resume, train
 
 pytestmark = pytest.mark.usefixtures("row")

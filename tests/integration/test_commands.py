@@ -14,8 +14,8 @@ from impasto.runs import RunDirectory
 from impasto.runs.commands import send_command, waiting_commands
 from impasto.runs.events import read_events
 from impasto.training.events import SilentEvents
+from impasto.training.lifecycle.requests import Requests
 from impasto.training.monitoring import command_listener
-from impasto.training.requests import Requests
 from impasto.training.signals import StopRequest
 from impasto.training.trainer import resume, train
 

@@ -21,7 +21,7 @@ from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.text_store import TextStore
 from impasto.datasets.build import survey
 from impasto.errors import DatasetError
-from impasto.training import micro_steps
+from impasto.training.steps import micro_steps
 from impasto.training.trainer import resume, train
 
 nano_model = one_level_model

@@ -16,8 +16,9 @@ from impasto.progress import SilentProgress
 from impasto.report.model_card import License, make_card
 from impasto.report.page import write_report
 from impasto.runs.mixture import mixture_of
-from impasto.training import merged_loss, trainer
-from impasto.training.along import walk
+from impasto.training import trainer
+from impasto.training.analysis import merged_loss
+from impasto.training.analysis.along import walk
 from impasto.training.events import SilentEvents
 from impasto.training.planning import disk
 from impasto.training.trainer import resume, train

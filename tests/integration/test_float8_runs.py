@@ -10,7 +10,7 @@ from runs import exported, killed_copy
 from safetensors.torch import load_file
 
 from impasto.errors import ConfigError, RunError
-from impasto.training import float8
+from impasto.training.compute import float8
 from impasto.training.events import SilentEvents
 from impasto.training.trainer import resume, train
 

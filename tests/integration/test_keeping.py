@@ -18,8 +18,9 @@ from impasto import __version__, background
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.errors import ConfigError, Interrupted, StorageError
 from impasto.runs import RunDirectory
-from impasto.training import environment, output_room, trainer
+from impasto.training import trainer
 from impasto.training.events import SilentEvents
+from impasto.training.lifecycle import environment, output_room
 from impasto.training.planning import disk
 from impasto.training.saving import saver
 from impasto.training.saving.export import SUMMARY_KEY

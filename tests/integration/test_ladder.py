@@ -5,10 +5,10 @@ from conftest import draw_images
 from flat_models import write_flat_model
 from ladders import FACTS, METHODS, begun, rungs_taken
 
-from impasto.training.build import build_session
+from impasto.training.assembly.build import build_session
+from impasto.training.builders.overrides import Overrides
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents
-from impasto.training.overrides import Overrides
 from impasto.training.planning.levers import with_rungs
 
 OF_EACH_SORT = ("adamw", "paged_adamw8bit", "lion", "adafactor", "prodigy", "adamw_schedule_free")

@@ -176,7 +176,8 @@ def test_what_is_not_used_waits_in_a_file(
 
     They wait there in the type that they are stored in, and need the model's files no more.
     """
-    from impasto.training import build, encoded_model, model
+    from impasto.training.assembly import build, encoded_model
+    from impasto.training.builders import model
 
     prompts = {"prompts": ["a red ball", "new words"], "width": 32, "height": 32, "steps": 1}
     base, dtypes = tmp_path / "base", dict.fromkeys(ComponentKind, DTYPES[stored])

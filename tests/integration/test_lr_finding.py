@@ -9,9 +9,9 @@ from flat_models import one_level_model
 from impasto.cli.main import impasto as commands
 from impasto.errors import ConfigError
 from impasto.progress import SilentProgress
-from impasto.training.lr_finding import Probe, find_lr
-from impasto.training.lr_range import LrRange
-from impasto.training.stepping import Stepper
+from impasto.training.analysis.lr_finding import Probe, find_lr
+from impasto.training.analysis.lr_range import LrRange
+from impasto.training.steps.stepping import Stepper
 from impasto.training.trainer import train
 
 nano_model = one_level_model

@@ -12,9 +12,10 @@ from impasto.diffusion.uncertainty import Uncertainty
 from impasto.errors import OutOfMemoryError
 from impasto.invocation import command
 from impasto.runs import RunDirectory
-from impasto.training import micro_steps, trainer
+from impasto.training import trainer
 from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.saving import saver
+from impasto.training.steps import micro_steps
 from impasto.training.trainer import resume, train
 
 nano_model = one_level_model

@@ -17,7 +17,7 @@ from impasto.cli.main import impasto as commands
 from impasto.config.load import dump_toml, load_begun_config
 from impasto.errors import ConfigError, ImpastoError
 from impasto.progress import SilentProgress
-from impasto.training.along import walk
+from impasto.training.analysis.along import walk
 
 
 @pytest.fixture(scope="module")

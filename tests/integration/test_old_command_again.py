@@ -20,7 +20,7 @@ from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.origins import BY_RULE
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.translate import translate
-from impasto.training.precision import NativePrecision
+from impasto.training.compute.precision import NativePrecision
 from impasto.training.trainer import resume
 
 nano_model = one_level_model

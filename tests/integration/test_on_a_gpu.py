@@ -21,12 +21,14 @@ from impasto.datasets.build import survey
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
-from impasto.training import float8, loop, micro_steps
+from impasto.training import loop
+from impasto.training.builders.overrides import Overrides
+from impasto.training.compute import float8
+from impasto.training.compute.float8_linear import Float8Linear, torchao_product
 from impasto.training.events import SilentEvents
-from impasto.training.float8_linear import Float8Linear, torchao_product
 from impasto.training.optim.graph_recorder import CudaGraphRecorder
-from impasto.training.overrides import Overrides
 from impasto.training.planning.resolve import predict
+from impasto.training.steps import micro_steps
 from impasto.training.trainer import resume, train
 
 pytestmark = [
@@ -65,6 +67,19 @@ def settings_of(name):
     if "saving" in settings:
         settings["saving"] = {"format": "a1111"}
     return settings, waits
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_xformers_attends_as_pytorch_does(train_config, tmp_path, precision):
+    """Up to the order of sums; `pip install xformers` beside the same PyTorch."""
+    pytest.importorskip("xformers.ops", reason="xformers is not installed here")
+    found = {}
+    for kernel in ("sdpa", "xformers"):
+        training = {"attention": kernel, "mixed_precision": precision}
+        run = train(train_config(output_dir=str(tmp_path / kernel), training=training))
+        found[kernel] = losses(run)
+    close = {"no": 1e-4, "bf16": 1e-2}[precision]
+    assert found["xformers"] == pytest.approx(found["sdpa"], rel=close)
 
 
 class Waits:

@@ -13,9 +13,10 @@ from impasto.cli import plan
 from impasto.cli.main import impasto as commands
 from impasto.errors import ConfigError, ModelError, RunError
 from impasto.progress import SilentProgress
-from impasto.training import session_parts, trainer
+from impasto.training import trainer
+from impasto.training.analysis.posthoc_models import make_averages, measure
+from impasto.training.assembly import session_parts
 from impasto.training.events import SilentEvents
-from impasto.training.posthoc_models import make_averages, measure
 from impasto.training.saving.averages import stored_steps
 from impasto.training.trainer import resume, train
 

@@ -261,7 +261,7 @@ main()
 UNMEASURED = """
 import sys
 from impasto.cli.main import main
-from impasto.training import merged_loss
+from impasto.training.analysis import merged_loss
 
 def failing(*_):
     raise MemoryError

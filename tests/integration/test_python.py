@@ -17,8 +17,8 @@ from impasto.diffusion.loss import squared
 from impasto.diffusion.noise import NoiseRecipe
 from impasto.errors import ConfigError, DatasetError, ModelError, RunError
 from impasto.progress import SilentProgress
-from impasto.training.along import walk
-from impasto.training.posthoc_models import measure
+from impasto.training.analysis.along import walk
+from impasto.training.analysis.posthoc_models import measure
 
 nano_model = one_level_model
 

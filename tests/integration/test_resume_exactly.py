@@ -15,9 +15,9 @@ from impasto.config.load import build_run_config, dump_toml
 from impasto.config.validation import read_toml
 from impasto.errors import RunError
 from impasto.runs import RunDirectory
+from impasto.training.builders.overrides import Overrides
 from impasto.training.events import SilentEvents
-from impasto.training.fingerprint import differences
-from impasto.training.overrides import Overrides
+from impasto.training.fingerprints.fingerprint import differences
 from impasto.training.trainer import resume, train
 
 nano_model = one_level_model

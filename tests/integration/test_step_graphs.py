@@ -13,20 +13,15 @@ from safetensors.torch import load_file
 from impasto.config.cases import Facts
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.runs import RunDirectory
-from impasto.training import (
-    build,
-    encoded_model,
-    micro_steps,
-    step_graphs,
-    trained_network,
-    trainer,
-)
+from impasto.training import trainer
+from impasto.training.assembly import build, encoded_model, trained_network
+from impasto.training.builders.overrides import Overrides
 from impasto.training.events import SilentEvents
 from impasto.training.monitoring import metrics
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.graphed_update import GraphedUpdate
 from impasto.training.optim.updates import UpdateAfterBackward, UpdateInBackward
-from impasto.training.overrides import Overrides
+from impasto.training.steps import micro_steps, step_graphs
 from impasto.training.trainer import resume, train
 
 RATE = 2.0**-10  # in float32 what it is as a plain number, as are quarters of it

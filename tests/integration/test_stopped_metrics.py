@@ -17,8 +17,8 @@ from impasto.errors import (
     StorageError,
 )
 from impasto.runs import step_name
-from impasto.training import micro_steps
 from impasto.training.events import SilentEvents
+from impasto.training.steps import micro_steps
 from impasto.training.trainer import resume, train
 
 nano_model = one_level_model

@@ -4,8 +4,8 @@ import pytest
 import torch
 from flat_models import one_level_model
 
-from impasto.training.methods import build_trainable
-from impasto.training.overrides import Overrides
+from impasto.training.builders.methods import build_trainable
+from impasto.training.builders.overrides import Overrides
 from impasto.training.trainer import train
 
 nano_model = one_level_model

@@ -22,9 +22,9 @@ from impasto.parsing import parse_toml
 from impasto.progress import SilentProgress
 from impasto.runs.evidence import difference, standard_error
 from impasto.runs.learning import kept_best, read_learning
-from impasto.training.build import build_session
+from impasto.training.assembly.build import build_session
+from impasto.training.builders.overrides import Overrides
 from impasto.training.devices import build_accelerator
-from impasto.training.overrides import Overrides
 
 nano_model = one_level_model
 

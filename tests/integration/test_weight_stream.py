@@ -15,7 +15,7 @@ from impasto.errors import ConfigError
 from impasto.models.networks.loading import load_base_model, load_meta_model
 from impasto.models.trainable import FullFineTune, recomputed_blocks
 from impasto.progress import SilentProgress
-from impasto.training.methods import build_trainable
+from impasto.training.builders.methods import build_trainable
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.copies import PlainCopies
 from impasto.training.optim.ema import AsyncEmaUpdater, EmaWeights

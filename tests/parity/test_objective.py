@@ -19,7 +19,7 @@ from impasto.diffusion.weighting import (
     product,
     v_loss_as_noise_loss,
 )
-from impasto.training.objective import build_error, build_loss_weight
+from impasto.training.builders.objective import build_error, build_loss_weight
 
 SCHEDULE = NoiseSchedule.scaled_linear()
 PREDICTIONS = {"eps": EPSILON, "v": VELOCITY}

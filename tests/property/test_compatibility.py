@@ -15,7 +15,8 @@ from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, ImpastoError, ModelError
 from impasto.optimizer_table import OPTIMIZERS, row_of
 from impasto.parsing import parse_toml
-from impasto.training import precision
+from impasto.training.compute import precision
+from impasto.training.compute.precision import resolve_precision
 from impasto.training.events import SilentEvents
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.levers import (
@@ -26,7 +27,6 @@ from impasto.training.planning.levers import (
     with_rungs,
 )
 from impasto.training.planning.out_of_memory import ways
-from impasto.training.precision import resolve_precision
 from impasto.training.trainer import train
 
 

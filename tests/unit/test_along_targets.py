@@ -18,8 +18,8 @@ from impasto.models.merging.mixing import FORMULAS
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.progress import SilentProgress
 from impasto.runs import RunDirectory
-from impasto.training.along import Point, Way
-from impasto.training.along_targets import require_previews_free, require_targets
+from impasto.training.analysis.along import Point, Way
+from impasto.training.analysis.along_targets import require_previews_free, require_targets
 
 
 @pytest.fixture

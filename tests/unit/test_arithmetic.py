@@ -1,5 +1,8 @@
 """How GPUs are told to compute, latents that are named by it, and where CUDA graphs are wrong."""
 
+import sys
+import types
+
 import pytest
 import torch
 
@@ -10,13 +13,14 @@ from impasto.data.caching.filling import cache_latents
 from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.caching.wanted_keys import keys_of_plan
 from impasto.errors import ConfigError
+from impasto.models.networks import attention_kernels
 from impasto.models.networks.loading import load_base_model
 from impasto.models.networks.vae import computes_in_tf32, moments_encoder, weights_fingerprint
 from impasto.progress import SilentProgress
-from impasto.training.data_fingerprint import data_fingerprint
+from impasto.training.builders.methods import build_trainable
+from impasto.training.builders.text import _build_store
 from impasto.training.devices import set_arithmetic
-from impasto.training.methods import build_trainable
-from impasto.training.text import _build_store
+from impasto.training.fingerprints.data_fingerprint import data_fingerprint
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:0")
 
@@ -165,9 +169,29 @@ def test_deterministic_is_refused_with_a_kernel_that_is_not(train_config):
         train_config(training={"deterministic": True, "attention": "xformers"})
 
 
+def test_xformers_is_handed_its_own_order_of_axes(monkeypatch):
+    """xformers takes `[B, N, heads, d]` and a bias `[B, heads, N, N]`, by its documentation."""
+
+    def efficient(query, key, value, attn_bias=None):
+        weights = torch.einsum("bmhd,bnhd->bhmn", query, key) / query.shape[-1] ** 0.5
+        weights = weights if attn_bias is None else weights + attn_bias
+        return torch.einsum("bhmn,bnhd->bmhd", weights.softmax(-1), value)
+
+    ops = types.SimpleNamespace(memory_efficient_attention=efficient)
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    kernel = attention_kernels.build_kernel("xformers", GPU)
+    query, key, value = torch.randn(3, 2, 4, 6, 8).unbind()
+    for mask in (None, torch.randn(2, 4, 6, 6)):
+        expected = attention_kernels.sdpa(query, key, value, mask)
+        torch.testing.assert_close(kernel(query, key, value, mask), expected)
+
+
 def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
     """PyTorch has to be told that the outputs of the step before are not needed any more."""
-    from impasto.training import build, encoded_model, stepping, trained_network, trainer
+    from impasto.training import trainer
+    from impasto.training.assembly import build, encoded_model, trained_network
+    from impasto.training.steps import stepping
 
     marks = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))

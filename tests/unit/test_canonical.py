@@ -30,7 +30,7 @@ from impasto.data.caching.latent_cache import LatentKeys, latent_key, mask_key
 from impasto.data.caching.text_store import TextStore
 from impasto.randomness import derive_seed
 from impasto.datasets.batching import build_epoch_sampler
-from impasto.training.fingerprint import settings_fingerprint
+from impasto.training.fingerprints.fingerprint import settings_fingerprint
 from impasto.datasets.build import survey
 
 folder, cache = sys.argv[1:]

@@ -10,7 +10,7 @@ from impasto.cli import card_check
 from impasto.cli.card_check import attention, check_gpu, compared, precisions
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.progress import SilentProgress
-from impasto.training.precision import NativePrecision
+from impasto.training.compute.precision import NativePrecision
 
 CPU = torch.device("cpu")
 SMALL = (1, 2, 64, 40)

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from impasto.diffusion.timesteps import LogitNormal
-from impasto.training.code_identity import described, is_same_code
+from impasto.training.fingerprints.code_identity import described, is_same_code
 
 
 class Weighed:

@@ -6,7 +6,7 @@ from diffusers import UNet2DConditionModel
 from torch import nn
 
 from impasto.errors import RunError
-from impasto.training import compile as compiling
+from impasto.training.compute import compile as compiling
 
 # dynamo looks at the gradients of what it traces (torch 2.13)
 pytestmark = pytest.mark.filterwarnings(

@@ -24,8 +24,8 @@ from impasto.config.load import (
 )
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
+from impasto.training.lifecycle.shared_start import settings_of_first
 from impasto.training.planning.changes import with_changes
-from impasto.training.shared_start import settings_of_first
 
 REPOSITORY = Path(__file__).parents[2]
 MINIMAL = {

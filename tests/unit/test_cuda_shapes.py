@@ -10,10 +10,10 @@ from cuda_shapes import architecture_of, build_guard
 
 from impasto.data.records import Size
 from impasto.models.writing.architectures import meta_model_of_architecture
+from impasto.training.compute.precision import caches_casts
 from impasto.training.planning.levers import LADDER, offers, with_rungs
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.transfers import has_second_backward
-from impasto.training.precision import caches_casts
 
 PROGRAM = Path(__file__).parents[1] / "cuda_shapes.py"
 SIDE, BATCH = 128, 4

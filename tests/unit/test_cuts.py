@@ -20,7 +20,7 @@ from impasto.data.records import Box, Size
 from impasto.data.scanning.scan import join_scans, scan_folder
 from impasto.data.subsets import Augmentation, Subset
 from impasto.errors import DatasetError
-from impasto.training.data_fingerprint import data_fingerprint
+from impasto.training.fingerprints.data_fingerprint import data_fingerprint
 
 
 @pytest.fixture

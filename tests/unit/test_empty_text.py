@@ -20,9 +20,9 @@ from impasto.models.text.text_memory import TextCache
 from impasto.models.text.text_states import TextStates
 from impasto.models.tokenization.tokens import TextLayout
 from impasto.sampling.drawing import prepare_sampler
-from impasto.training.fingerprint import differences, settings_fingerprint
-from impasto.training.methods import build_trainable
-from impasto.training.text import zeroes_empty_negative, zeroes_empty_text
+from impasto.training.builders.methods import build_trainable
+from impasto.training.builders.text import zeroes_empty_negative, zeroes_empty_text
+from impasto.training.fingerprints.fingerprint import differences, settings_fingerprint
 
 CPU = torch.device("cpu")
 CAPTIONS = ["a red ball", "", " \n"]

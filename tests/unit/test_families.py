@@ -37,8 +37,8 @@ ALLOWED = [  # names of settings, and of what is not of a model
     'publishing.py: "output_dir", "path", "prompt_file", "start_from", "template_file", "vae",',
     'studio/model_users.py: for section, key in (("model", "path"), ("model", "vae"), '
     '("method", "start_from")):',
-    'training/fingerprint.py: "model": {"path", "vae", "variant", "weights", "family", '
-    '"prediction_type"},',
+    'training/fingerprints/fingerprint.py: "model": {"path", "vae", "variant", "weights", '
+    '"family", "prediction_type"},',
 ]
 
 

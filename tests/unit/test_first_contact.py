@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from impasto.errors import ConfigError, MissingDependencyError
-from impasto.training import preflight
+from impasto.training.lifecycle import preflight
 
 CARD = "NVIDIA GeForce RTX 3060"
 CUDA = torch.device("cuda")

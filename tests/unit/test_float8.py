@@ -18,12 +18,12 @@ from impasto.models.writing.architectures import (
     find_architecture,
     meta_model_of_architecture,
 )
-from impasto.training import float8
-from impasto.training.float8_linear import torchao_product
-from impasto.training.methods import build_trainable
-from impasto.training.param_dtypes import copied_numel
+from impasto.training.builders.methods import build_trainable
+from impasto.training.compute import float8
+from impasto.training.compute.float8_linear import torchao_product
+from impasto.training.compute.param_dtypes import copied_numel
+from impasto.training.lifecycle.preflight import require_machine
 from impasto.training.planning.memory import FootprintPredictor
-from impasto.training.preflight import require_machine
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 BF16 = torch.bfloat16

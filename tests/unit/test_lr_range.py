@@ -6,7 +6,7 @@ import pytest
 
 from impasto.errors import ConfigError
 from impasto.report.lr_page import lr_chart, write_lr_page
-from impasto.training.lr_range import LrCurve, LrRange, Suggestion, suggest
+from impasto.training.analysis.lr_range import LrCurve, LrRange, Suggestion, suggest
 
 TRIED = LrRange(1e-8, 1e-2, 121)
 RATES = [TRIED.rate_at(step) for step in range(121)]

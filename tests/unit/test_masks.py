@@ -14,7 +14,7 @@ from impasto.data.records import Size
 from impasto.data.scanning.scan import join_scans, scan_folder
 from impasto.data.subsets import MaskRules, Subset
 from impasto.progress import SilentProgress
-from impasto.training.data_fingerprint import data_fingerprint
+from impasto.training.fingerprints.data_fingerprint import data_fingerprint
 
 
 def drawn(path, color=128):

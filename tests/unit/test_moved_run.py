@@ -13,7 +13,7 @@ from impasto.config.validation import read_toml
 from impasto.datasets.build import survey
 from impasto.runs import RunDirectory
 from impasto.studio.starting import fields_of_run
-from impasto.training.fingerprint import settings_fingerprint
+from impasto.training.fingerprints.fingerprint import settings_fingerprint
 
 
 @pytest.fixture

@@ -17,11 +17,8 @@ from impasto.data.records import Size
 from impasto.errors import ConfigError
 from impasto.models.writing.architectures import meta_model_of_architecture
 from impasto.progress import SilentProgress
-from impasto.training import precision as module
-from impasto.training.planning.fitter import MemoryFitter
-from impasto.training.planning.levers import LADDER
-from impasto.training.planning.memory import FootprintPredictor
-from impasto.training.precision import (
+from impasto.training.compute import precision as module
+from impasto.training.compute.precision import (
     NativePrecision,
     computed_kind,
     least_seconds,
@@ -29,6 +26,9 @@ from impasto.training.precision import (
     resolve_precision,
     slowdown,
 )
+from impasto.training.planning.fitter import MemoryFitter
+from impasto.training.planning.levers import LADDER
+from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.trainer import train
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from impasto.data.planning.groups import Group
 from impasto.data.records import Size
 from impasto.diffusion.assignment import assigned, least_assignment
 from impasto.errors import ConfigError
-from impasto.training.fingerprint import _passes
+from impasto.training.fingerprints.fingerprint import _passes
 
 
 @pytest.mark.parametrize("kind", ["normal", "ties", "negative"])

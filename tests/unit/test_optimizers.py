@@ -14,7 +14,7 @@ from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError, RunError
 from impasto.models.trainable import TrainedModule
-from impasto.training.channels_last import keep_order
+from impasto.training.compute.channels_last import keep_order
 from impasto.training.optim import optimizers
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.optimizers import (

@@ -11,8 +11,8 @@ from impasto.diffusion.prediction import PREDICTIONS
 from impasto.diffusion.randomness import PerSampleRandomness
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.models.text.conditioning import unet_conditioning
-from impasto.training.prefetch import Prefetcher, build_prefetcher
 from impasto.training.step import StepRecipe, training_step
+from impasto.training.steps.prefetch import Prefetcher, build_prefetcher
 
 CPU = torch.device("cpu")
 

@@ -13,7 +13,7 @@ from impasto.errors import ConfigError
 from impasto.models.families import FAMILIES, SDXL
 from impasto.models.trainable import TrainedModule, block_of, freeze_blocks
 from impasto.models.writing.architectures import meta_model_of_architecture
-from impasto.training.methods import build_trainable
+from impasto.training.builders.methods import build_trainable
 
 BASE = {
     "output_dir": "run",

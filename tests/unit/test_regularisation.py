@@ -24,7 +24,7 @@ from impasto.datasets.build import scan_all, survey
 from impasto.errors import ConfigError, DatasetError
 from impasto.parsing import parse_toml
 from impasto.progress import SilentProgress
-from impasto.training.fingerprint import differences, settings_fingerprint
+from impasto.training.fingerprints.fingerprint import differences, settings_fingerprint
 
 RUN = {"output_dir": "out", "model": {"path": "m"}, "training": {"max_steps": 1}}
 

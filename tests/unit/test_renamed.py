@@ -11,7 +11,7 @@ from impasto.cli.main import impasto
 from impasto.config.load import build_run_config, dump_toml, load_run_config
 from impasto.config.renamed import FormerNameWarning
 from impasto.errors import ConfigError, ImpastoError
-from impasto.training.fingerprint import differences, settings_fingerprint
+from impasto.training.fingerprints.fingerprint import differences, settings_fingerprint
 
 WITH_ALL_KINDS = {
     "loss": {"kind": "l2", "huber_schedule": "snr", "huber_c": 0.1, "huber_scale": 1.0},

@@ -17,8 +17,8 @@ from impasto.sdscripts.flags import ROWS, flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.settings import build_settings
+from impasto.training.compute.precision import NativePrecision
 from impasto.training.optim.optimizers import build_optimizer
-from impasto.training.precision import NativePrecision
 
 REPOSITORY = Path(__file__).parents[2]
 NEEDED = ["--pretrained_model_name_or_path=sd.safetensors", "--output_dir=out",

@@ -22,9 +22,9 @@ from impasto.models.writing.architectures import ARCHITECTURES, meta_model_of_ar
 from impasto.models.writing.conversion import convert_model
 from impasto.models.writing.inspection import inspect_model
 from impasto.progress import SilentProgress
+from impasto.training.builders.processes import facts_of
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.exposure import Exposure
-from impasto.training.processes import facts_of
 
 ENCODERS = (("text_encoder", "CLIP"), ("text_encoder_2", "OpenCLIP"))
 USUAL = Exposure(200, 1.0, 40.0, (10, 120))

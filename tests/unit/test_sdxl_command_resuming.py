@@ -14,7 +14,7 @@ from impasto.sdscripts.flag import SDXL_TRAIN
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.resuming import resumed_config
 from impasto.sdscripts.translate import translate
-from impasto.training.precision import NativePrecision
+from impasto.training.compute.precision import NativePrecision
 
 NEEDED = ["--pretrained_model_name_or_path=xl.safetensors", "--output_dir=out",
           "--train_data_dir=pictures", "--resolution=1024", "--seed=1"]  # fmt: skip

@@ -13,7 +13,7 @@ from impasto.diffusion.conditioning import Conditioning
 from impasto.errors import ConfigError
 from impasto.models.networks.loading import load_meta_model
 from impasto.progress import SilentProgress
-from impasto.training.fingerprint import differences
+from impasto.training.fingerprints.fingerprint import differences
 from impasto.training.optim.graph_recorder import MOST_GRAPHS, NotRecordableError, as_told
 from impasto.training.optim.graphed_update import GraphedUpdate, require_capturable
 from impasto.training.optim.mixed_precision import Precision
@@ -24,7 +24,7 @@ from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.planning.overhead import GRAPH, workspace_bytes
 from impasto.training.planning.workload import Workload
 from impasto.training.step import StepInputs
-from impasto.training.step_graphs import StepGraphs, save_no_random_states
+from impasto.training.steps.step_graphs import StepGraphs, save_no_random_states
 
 ON_GPU = Facts("cuda", 1, "", "bf16")
 

@@ -27,9 +27,9 @@ from impasto.models.text.text_memory import TextCache
 from impasto.models.text.text_states import TextStates
 from impasto.models.tokenization.tokens import TextLayout
 from impasto.progress import SilentProgress
-from impasto.training.fingerprint import TEXT_FILES, differences, recorded_texts
-from impasto.training.given_text import find_given_texts
-from impasto.training.methods import build_trainable
+from impasto.training.builders.given_text import find_given_texts
+from impasto.training.builders.methods import build_trainable
+from impasto.training.fingerprints.fingerprint import TEXT_FILES, differences, recorded_texts
 from impasto.training.trainer import resume, train
 
 CPU = torch.device("cpu")

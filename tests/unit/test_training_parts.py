@@ -17,8 +17,8 @@ from impasto.models.trainable import TrainedModule
 from impasto.runs import RunDirectory
 from impasto.step_rules import counted
 from impasto.training import trainer
+from impasto.training.builders.lr_schedule import build_lr_schedule
 from impasto.training.events import SilentEvents
-from impasto.training.lr_schedule import build_lr_schedule
 from impasto.training.monitoring.frozen_check import FrozenCheck
 from impasto.training.monitoring.metrics import MetricsCollector, MetricsWindow
 from impasto.training.monitoring.vram_overflow import VramOverflowWatch, watch_for_overflow

@@ -13,10 +13,10 @@ from impasto.config.compatibility import require_compatible
 from impasto.data.loading.sampler import Group
 from impasto.errors import ConfigError
 from impasto.models.networks.loading import load_meta_model
-from impasto.training import precision as native_precision
-from impasto.training.methods import build_trainable
+from impasto.training.builders.methods import build_trainable
+from impasto.training.compute import precision as native_precision
+from impasto.training.compute.param_dtypes import build_weight_copies, copied_numel
 from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
-from impasto.training.param_dtypes import build_weight_copies, copied_numel
 from impasto.training.planning.fitter import MARGIN, MemoryFitter
 from impasto.training.planning.memory import FootprintPredictor
 from impasto.training.trainer import train

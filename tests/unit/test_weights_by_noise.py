@@ -11,7 +11,7 @@ from impasto.diffusion.prediction import EPSILON, VELOCITY
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.weighting import min_snr, retention, soft_min_snr
 from impasto.errors import ConfigError
-from impasto.training.objective import build_loss_weight
+from impasto.training.builders.objective import build_loss_weight
 
 SCHEDULE = NoiseSchedule(torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, 0))
 T = torch.arange(1000)

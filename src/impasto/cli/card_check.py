@@ -26,14 +26,14 @@ from impasto.demo.recipe import demo_config
 from impasto.errors import ConfigError, ImpastoError, MissingDependencyError
 from impasto.progress import Progress, SilentProgress
 from impasto.runs import RunDirectory
+from impasto.training.compute.float8 import has_float8
+from impasto.training.compute.precision import native_precision
 from impasto.training.devices import set_arithmetic
 from impasto.training.events import SilentEvents
-from impasto.training.float8 import has_float8
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.planning.duration import float8_rate, matmul_rate
 from impasto.training.planning.fitter import gib
 from impasto.training.planning.resolve import predict
-from impasto.training.precision import native_precision
 from impasto.training.trainer import resume, train
 
 ATTENTION_SHAPE = (1, 8, 4096, 40)

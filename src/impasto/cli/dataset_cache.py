@@ -338,8 +338,8 @@ def _encoding_vae(config: Any, model: str, console: Any) -> tuple[BaseModel, Any
     from impasto.models.networks.loading import load_base_model
     from impasto.models.networks.vae import tile
     from impasto.models.writing.saving import DTYPES
+    from impasto.training.compute.precision import warn_if_slow
     from impasto.training.devices import set_arithmetic
-    from impasto.training.precision import warn_if_slow
 
     set_arithmetic(tf32=True)  # as training.tf32 is, unless a run says otherwise
     precision = config.vae_precision

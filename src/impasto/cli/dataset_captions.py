@@ -146,7 +146,9 @@ def _templates_of(run: RunConfig | None) -> CaptionTemplates | None:
     """The lines that a run puts around captions."""
     if run is None or run.hypernetwork is None:
         return None
-    from impasto.training.methods import build_templates  # torch, which other runs do without here
+    from impasto.training.builders.methods import (
+        build_templates,  # torch, which other runs do without here
+    )
 
     return build_templates(run)
 

@@ -63,7 +63,7 @@ def _examined() -> dict[str, Any]:
     from pathlib import Path
 
     from impasto import ram
-    from impasto.training.environment import describe_environment
+    from impasto.training.lifecycle.environment import describe_environment
 
     facts = describe_environment()
     free_disk = shutil.disk_usage(Path.cwd()).free / 2**30
@@ -91,7 +91,7 @@ def _check_gpu() -> None:
     from impasto.cli.card_check import check_gpu
     from impasto.cli.console import Console
     from impasto.training.devices import default_device
-    from impasto.training.preflight import require_kernels
+    from impasto.training.lifecycle.preflight import require_kernels
 
     device = default_device()
     if device.type != "cuda":
@@ -114,7 +114,7 @@ def _check_gpu() -> None:
 
 def _gpu_advice(gpus: list[dict[str, float]], cuda: str | None) -> list[str]:
     """What to do about a card that PyTorch does not use."""
-    from impasto.training.preflight import unused_gpu, why_gpu_unused
+    from impasto.training.lifecycle.preflight import unused_gpu, why_gpu_unused
 
     card = unused_gpu()
     if card is not None:

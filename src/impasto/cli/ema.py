@@ -15,7 +15,7 @@ from impasto.errors import ConfigError, RunError
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.models.merging.merging import Output
-    from impasto.training.posthoc_models import Measured
+    from impasto.training.analysis.posthoc_models import Measured
 
 USUAL = "0.03,0.05,0.075,0.1,0.15,0.2,0.25"
 
@@ -57,7 +57,7 @@ def ema(run: Path, lengths: str, step: int | None, target: Path | None, **option
         raise ConfigError("Say where the average goes: --out FILE. Or give several lengths.")
     from impasto.cli.console import Console
     from impasto.runs.remote.reading import is_not_of_states, open_run
-    from impasto.training.posthoc_models import (
+    from impasto.training.analysis.posthoc_models import (
         make_averages,
         measure,
         require_output,

@@ -73,7 +73,7 @@ def find_lr(
     from impasto.cli.console import Console
     from impasto.cli.early import check_run
     from impasto.cli.train import load_settings
-    from impasto.training.lr_range import LrRange, suggest
+    from impasto.training.analysis.lr_range import LrRange, suggest
 
     tried = LrRange(low, high, steps)
     if page is not None:
@@ -85,7 +85,7 @@ def find_lr(
     for note in notes:
         console.note(note)
     check_run(settings, is_new=False)
-    from impasto.training.lr_finding import Probe, find_lr
+    from impasto.training.analysis.lr_finding import Probe, find_lr
 
     if plan_only:
         from impasto.cli.find_lr_plan import show_lr_plan

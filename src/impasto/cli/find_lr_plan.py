@@ -11,10 +11,10 @@ from impasto.cli.plan_text import show_memory
 from impasto.cli.plan_value import RunPlan
 from impasto.config.run import RunConfig
 from impasto.progress import counted, duration_text
-from impasto.training.borrowing import one_process_alone
-from impasto.training.lr_finding import DOING, Probe, measured_images, settings_of_test
-from impasto.training.lr_range import LrRange
-from impasto.training.processes import planned_processes
+from impasto.training.analysis.borrowing import one_process_alone
+from impasto.training.analysis.lr_finding import DOING, Probe, measured_images, settings_of_test
+from impasto.training.analysis.lr_range import LrRange
+from impasto.training.builders.processes import planned_processes
 
 
 def show_lr_plan(

@@ -12,7 +12,7 @@ from impasto.invocation import command
 if TYPE_CHECKING:
     from impasto.cli.console import Console
     from impasto.models.merging.merging import Output
-    from impasto.training.along import Way
+    from impasto.training.analysis.along import Way
 
 WITHOUT_EFFECT = {
     "formula": "--formula", "ratio": "--ratio", "named": "--block", "listed": "--blocks",
@@ -57,8 +57,8 @@ def merge_along(models: tuple[str, ...], output: Output | None, options: dict[st
 
     console, overwrite = Console(), options["overwrite"]
     run = open_run(Path(models[0]), console, is_of_publishing)
-    from impasto.training.along import walk
-    from impasto.training.along_targets import require_targets
+    from impasto.training.analysis.along import walk
+    from impasto.training.analysis.along_targets import require_targets
 
     require_targets(run, output, options["previews"], console, overwrite=overwrite)
     way = walk(run, ratios, console, options["previews"], overwrite=overwrite)
@@ -97,7 +97,7 @@ def _write(console: Console, way: Way, output: Output) -> None:
     from dataclasses import replace
 
     from impasto.models.merging.merging import Mixture, write_mixture
-    from impasto.training.along import FORMULA
+    from impasto.training.analysis.along import FORMULA
 
     best = way.best
     ratios = replace(way.opened.ratios, default=best.ratio)

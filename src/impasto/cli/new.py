@@ -165,9 +165,9 @@ def _look_at(options: dict[str, Any], console: Any) -> Material:
 
 def _gpu_here() -> tuple[float | None, str | None]:
     """GiB that are free on the GPU of this machine, and the 16-bit type that it computes."""
+    from impasto.training.compute.precision import native_precision
     from impasto.training.devices import default_device
     from impasto.training.planning.resolve import free_memory
-    from impasto.training.precision import native_precision
 
     device = default_device()
     if device.type == "cpu":

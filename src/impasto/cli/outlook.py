@@ -18,20 +18,20 @@ from impasto.models.networks.loading import BaseModel, load_meta_model
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
+from impasto.training.assembly.session_parts import load_preview_network
+from impasto.training.builders.methods import build_trainable
+from impasto.training.builders.model import build_open_options
+from impasto.training.builders.processes import facts_of, planned_processes
+from impasto.training.compute.precision import resolve_precision
 from impasto.training.devices import require_precision
-from impasto.training.methods import build_trainable
-from impasto.training.model import build_open_options
+from impasto.training.lifecycle.output_room import require_output_room
+from impasto.training.lifecycle.preflight import require_machine, unused_gpu, why_gpu_unused
 from impasto.training.optim.optimizers import require_usable_optimizer
-from impasto.training.output_room import require_output_room
 from impasto.training.planning.disk import DiskPlan, plan_disk
 from impasto.training.planning.fitter import MemoryFitter
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
 from impasto.training.planning.workload import Workload
-from impasto.training.precision import resolve_precision
-from impasto.training.preflight import require_machine, unused_gpu, why_gpu_unused
-from impasto.training.processes import facts_of, planned_processes
-from impasto.training.session_parts import load_preview_network
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,13 @@ from impasto.models.trainable import Trainable, found_by
 from impasto.parsing import printable
 from impasto.progress import Advance, SilentProgress, counted
 from impasto.runs.events import EventLog
+from impasto.training.builders.text import build_layout
 from impasto.training.devices import default_device
 from impasto.training.planning.advice import advice_on
 from impasto.training.planning.disk import DiskPlan, free_bytes
 from impasto.training.planning.duration import seconds_per_step
 from impasto.training.planning.exposure import exposure_of
 from impasto.training.planning.transfers import Transfers, transfers_of
-from impasto.training.text import build_layout
 
 
 def show_plan(asked: RunConfig, console: Console) -> None:

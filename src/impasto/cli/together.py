@@ -20,7 +20,7 @@ def failing_together() -> Iterator[ProcessGroup | None]:
     if "LOCAL_RANK" not in os.environ:
         yield None
         return
-    from impasto.training import shared_start
+    from impasto.training.lifecycle import shared_start
 
     with shared_start.failing_together() as group:
         yield group

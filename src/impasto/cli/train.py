@@ -69,7 +69,7 @@ def train(
     if plan_only:
         from impasto import files
         from impasto.cli.plan import show_plan
-        from impasto.training.run_storage import with_local_output_dir
+        from impasto.training.lifecycle.run_storage import with_local_output_dir
 
         with files.dry_run():
             show_plan(with_local_output_dir(settings), console)
@@ -104,7 +104,7 @@ def print_plan(file: Path, overrides: tuple[str, ...]) -> None:
         check_run(settings, is_new=False)
         from impasto import files
         from impasto.cli.plan import plan_as_json
-        from impasto.training.run_storage import with_local_output_dir
+        from impasto.training.lifecycle.run_storage import with_local_output_dir
 
         with files.dry_run():
             plan, error = plan_as_json(with_local_output_dir(settings))
@@ -157,7 +157,7 @@ def resume(run: Path) -> None:
 
 def _tell_nothing_is_left(group: ProcessGroup | None) -> None:
     if group is not None:
-        from impasto.training.shared_start import tell_nothing_is_left
+        from impasto.training.lifecycle.shared_start import tell_nothing_is_left
 
         tell_nothing_is_left(group)
 

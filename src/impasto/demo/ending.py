@@ -18,7 +18,7 @@ from impasto.models.reading.opening import OpenOptions
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sampler import Sampler, save_png
-from impasto.training.prompts import build_prompts
+from impasto.training.builders.prompts import build_prompts
 
 RATIO = 0.8
 """The share of the result in the mixture; the rest is the base model."""

@@ -24,7 +24,7 @@ from impasto.report.svg import (
     text_width,
     tick_labels,
 )
-from impasto.training.lr_range import LrCurve, Suggestion
+from impasto.training.analysis.lr_range import LrCurve, Suggestion
 
 _HEIGHT, _TOP, _BOTTOM, _RIGHT = 330, 34, 48, WIDTH - 30
 _SUGGESTED = "suggested"

@@ -119,7 +119,7 @@ def _machine() -> dict[str, Any]:
     """The facts of this machine that the translation depends on."""
     import torch
 
-    from impasto.training.precision import native_precision
+    from impasto.training.compute.precision import native_precision
 
     return {
         "without_gpu": None if torch.cuda.is_available() else native_precision(),

@@ -213,8 +213,8 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
 
 def _vae_precision(asked: str, console: Console) -> str:
     """What the VAE encodes in: what was asked for, or float32 where the CPU is slow in that."""
+    from impasto.training.compute.precision import native_precision
     from impasto.training.devices import default_device
-    from impasto.training.precision import native_precision
 
     if asked == "no":
         return "fp32"

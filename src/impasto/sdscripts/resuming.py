@@ -21,7 +21,7 @@ from impasto.sdscripts.settings import build_settings, scripts_of
 from impasto.sdscripts.translate import Tree, translate
 
 if TYPE_CHECKING:  # imports torch
-    from impasto.training.precision import NativePrecision
+    from impasto.training.compute.precision import NativePrecision
 
 _ABSENT = "(not given)"
 """A folder in the place of none, where a translation has to have one."""

@@ -19,7 +19,7 @@ from impasto.sdscripts.saving_flags import set_saving
 from impasto.sdscripts.schedule_flags import set_schedule
 
 if TYPE_CHECKING:  # imports torch, which a command line is translated without
-    from impasto.training.precision import NativePrecision
+    from impasto.training.compute.precision import NativePrecision
 
 Tree = dict[str, Any]
 

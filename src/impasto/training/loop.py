@@ -16,9 +16,9 @@ from impasto.member_paths import plain
 from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.commands import CommandName
-from impasto.training.compile_timer import CompileTimer
+from impasto.training.analysis.merged_loss import measure_merged
 from impasto.training.events import TrainingEvents
-from impasto.training.merged_loss import measure_merged
+from impasto.training.lifecycle.requests import Requests
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.failures import Failures
 from impasto.training.monitoring.frozen_check import FrozenCheck
@@ -27,14 +27,14 @@ from impasto.training.monitoring.recorder import Recorder
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.optim.state import require_savable
 from impasto.training.pauses import Pauses
-from impasto.training.prefetch import build_prefetcher
-from impasto.training.requests import Requests
 from impasto.training.saving.restore import restore_newest
 from impasto.training.saving.saver import Saver
 from impasto.training.session import Session
 from impasto.training.signals import STOPPING, StopRequest
 from impasto.training.step import StepOutput
-from impasto.training.stepping import Stepper
+from impasto.training.steps.compile_timer import CompileTimer
+from impasto.training.steps.prefetch import build_prefetcher
+from impasto.training.steps.stepping import Stepper
 from impasto.training.triggers import Triggers
 
 

@@ -30,15 +30,15 @@ from impasto.models.text.text_conditioner import ClipTextConditioner
 from impasto.models.text.text_memory import TextCache
 from impasto.models.text.text_states import TextStates
 from impasto.progress import Progress, SilentProgress
-from impasto.training.devices import PROCESS_TIMEOUT, release_cached_memory
-from impasto.training.model import build_encoding_vae
-from impasto.training.prefetch import Prefetch, build_prefetcher
-from impasto.training.text import (
+from impasto.training.builders.model import build_encoding_vae
+from impasto.training.builders.text import (
     ENCODED_AT_ONCE,
     build_layout,
     build_sizes,
     zeroes_empty_text,
 )
+from impasto.training.devices import PROCESS_TIMEOUT, release_cached_memory
+from impasto.training.steps.prefetch import Prefetch, build_prefetcher
 
 _GIVEN_OTHERWISE = (
     "image_dir", "batch_size", "config", "general", "datasets", "train_data_dir", "reg_data_dir",

@@ -22,7 +22,7 @@ from impasto.models.trainable import Trainable
 from impasto.models.writing.saving import MergedWithBase
 from impasto.progress import counted
 from impasto.sampling.sampler import rescale_advice
-from impasto.training.compile import plain_network
+from impasto.training.compute.compile import plain_network
 from impasto.training.devices import release_cached_memory
 from impasto.training.monitoring.previews import Previewer
 from impasto.training.monitoring.recorder import RecorderInputs

@@ -29,41 +29,41 @@ from impasto.runs.preparing import forget_preparing, note_preparing
 from impasto.runs.remote.local_folders import location_of, working_folder
 from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.runs.status import kept_text
-from impasto.training.build import build_session
+from impasto.training.assembly.build import build_session
+from impasto.training.assembly.model_ahead import opened_ahead
+from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.processes import facts_of
+from impasto.training.compute.precision import resolve_precision
 from impasto.training.devices import (
     build_accelerator,
     require_precision,
 )
-from impasto.training.early_ends import (
+from impasto.training.events import SilentEvents, TrainingEvents
+from impasto.training.lifecycle.early_ends import (
     explain_exits,
     explain_memory,
     remove_waiting,
     removing_waiting,
     writing_end,
 )
-from impasto.training.environment import describe_environment
-from impasto.training.events import SilentEvents, TrainingEvents
-from impasto.training.loop import TrainingLoop
-from impasto.training.model_ahead import opened_ahead
-from impasto.training.monitoring.command_listener import CommandListener
-from impasto.training.monitoring.journal import RecordedEvents
-from impasto.training.output_room import require_output_room
-from impasto.training.overrides import Overrides
-from impasto.training.planning.disk import plan_disk
-from impasto.training.planning.resolve import resolve_settings
-from impasto.training.precision import resolve_precision
-from impasto.training.preflight import require_machine
-from impasto.training.processes import facts_of
-from impasto.training.resumed import made_own, note_resumed
-from impasto.training.run_storage import RunStorage, with_local_output_dir
-from impasto.training.saving.state import recorded_fingerprint
-from impasto.training.session import Session
-from impasto.training.shared_start import (
+from impasto.training.lifecycle.environment import describe_environment
+from impasto.training.lifecycle.output_room import require_output_room
+from impasto.training.lifecycle.preflight import require_machine
+from impasto.training.lifecycle.resumed import made_own, note_resumed
+from impasto.training.lifecycle.run_storage import RunStorage, with_local_output_dir
+from impasto.training.lifecycle.shared_start import (
     failing_together,
     fingerprint_of_first,
     first_settings_here,
     settings_to_resume,
 )
+from impasto.training.loop import TrainingLoop
+from impasto.training.monitoring.command_listener import CommandListener
+from impasto.training.monitoring.journal import RecordedEvents
+from impasto.training.planning.disk import plan_disk
+from impasto.training.planning.resolve import resolve_settings
+from impasto.training.saving.state import recorded_fingerprint
+from impasto.training.session import Session
 from impasto.training.signals import StopRequest
 
 

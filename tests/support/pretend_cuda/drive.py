@@ -32,8 +32,9 @@ from gpu_cases import broken_inputs, broken_step
 from impasto.config.load import build_run_config
 from impasto.errors import ImpastoError, OutOfMemoryError
 from impasto.models.networks import tokenizers
-from impasto.training import loop, micro_steps, trainer
+from impasto.training import loop, trainer
 from impasto.training.events import SilentEvents
+from impasto.training.steps import micro_steps
 
 for name in ("AutoencoderKL", "UNet2DConditionModel", "DDIMScheduler", "EulerDiscreteScheduler"):
     getattr(diffusers, name)  # lazily imported

@@ -21,8 +21,8 @@ from impasto.progress import counted
 from impasto.remote_paths import COPIES_VARIABLE
 from impasto.runs import RunDirectory
 from impasto.runs.remote.local_folders import is_working_folder
-from impasto.training.model import BASE_FILES, learning_networks
-from impasto.training.model_files import model_bytes
+from impasto.training.builders.model import BASE_FILES, learning_networks
+from impasto.training.builders.model_files import model_bytes
 from impasto.training.optim.posthoc import TRACKED
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
 from impasto.training.triggers import Triggers

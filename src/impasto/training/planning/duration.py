@@ -13,6 +13,7 @@ from impasto.datasets.batching import batch_size_of, showings_by_group
 from impasto.models.trainable import TrainedModule
 from impasto.models.writing.saving import DTYPES
 from impasto.optimizer_table import row_of
+from impasto.training.compute.precision import computed_kind, least_seconds, slowdown
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import build_optimizer
@@ -20,7 +21,6 @@ from impasto.training.optim.rounding import build_rounding
 from impasto.training.planning.fake_step import LiveMemory
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.transfers import Transfers
-from impasto.training.precision import computed_kind, least_seconds, slowdown
 
 UTILIZATION = {"cpu": 0.6, "cuda": 0.16}
 """Of the speed of large matrix products, what a U-Net's step reaches: measured by `python -m bench`

@@ -21,14 +21,15 @@ from impasto.models.networks.casting import cast_network
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable, blocks_of
 from impasto.models.writing.saving import DTYPES
-from impasto.training.code_identity import described
-from impasto.training.float8 import convert_layers
-from impasto.training.methods import BuildTrainable, build_trainable
+from impasto.training.builders.methods import BuildTrainable, build_trainable
+from impasto.training.compute.float8 import convert_layers
+from impasto.training.compute.param_dtypes import copied_layers
+from impasto.training.compute.precision import caches_casts, computed_kind
+from impasto.training.fingerprints.code_identity import described
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
 from impasto.training.parallel.shards import WHOLE, Sharding
-from impasto.training.param_dtypes import copied_layers
 from impasto.training.planning.fake_float8 import fake_product
 from impasto.training.planning.fake_step import StepCost
 from impasto.training.planning.memory_facts import (
@@ -46,7 +47,6 @@ from impasto.training.planning.ram import ram_beside_gpu
 from impasto.training.planning.standing import StandingMemory
 from impasto.training.planning.transfers import has_second_backward
 from impasto.training.planning.workload import Workload
-from impasto.training.precision import caches_casts, computed_kind
 
 BYTES_PER_ROUNDED_WEIGHT = 16
 """Bytes for each weight of 16 bits that is stepped just now: itself and its gradient in 32 bits,

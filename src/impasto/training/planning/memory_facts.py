@@ -17,9 +17,9 @@ from impasto.models.networks.vae import TILE
 from impasto.models.networks.widening import kept_type
 from impasto.models.trainable import Trainable
 from impasto.optimizer_table import row_of
-from impasto.training.methods import build_templates
+from impasto.training.builders.methods import build_templates
+from impasto.training.builders.prompts import build_prompts
 from impasto.training.optim.optimizers import find_row
-from impasto.training.prompts import build_prompts
 
 
 def encodes_while_training(config: RunConfig) -> bool:

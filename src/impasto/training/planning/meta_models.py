@@ -12,8 +12,8 @@ from typing import Any
 from impasto.config.run import RunConfig
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
-from impasto.training.methods import BuildTrainable, build_trainable
-from impasto.training.precision import computed_kind
+from impasto.training.builders.methods import BuildTrainable, build_trainable
+from impasto.training.compute.precision import computed_kind
 
 
 class MetaModels:

@@ -12,7 +12,7 @@ from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.opening import open_model
 from impasto.models.reading.recorded import trained_clip_skip, trained_resolution
 from impasto.progress import Progress
-from impasto.training.model import build_open_options
+from impasto.training.builders.model import build_open_options
 
 FAR_APART = 1.25
 """Ratio of sides from which another resolution is worth a word: 512 against 640."""

@@ -10,12 +10,12 @@ import torch
 from impasto.config.compatibility import goes_together
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
+from impasto.training.builders.processes import facts_of, planned_processes
+from impasto.training.compute.precision import native_precision
 from impasto.training.devices import default_device, exhausted_memory
-from impasto.training.fingerprint import differences, settings_fingerprint
+from impasto.training.fingerprints.fingerprint import differences, settings_fingerprint
 from impasto.training.planning.changes import Changes, settings_text, with_changes
 from impasto.training.planning.memory_facts import changes_captions, takes_8bit_adamw
-from impasto.training.precision import native_precision
-from impasto.training.processes import facts_of, planned_processes
 
 ADVICE = 3
 

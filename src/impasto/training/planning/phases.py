@@ -27,6 +27,8 @@ from impasto.models.trainable import Trainable
 from impasto.models.writing.saving import DTYPES
 from impasto.parsing import parse_json
 from impasto.sampling.prompts import Prompt
+from impasto.training.builders.prompts import build_prompts
+from impasto.training.compute.precision import caches_casts, computed_kind
 from impasto.training.optim.ema import WIDENED_AT_ONCE
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.planning.fake_step import FakeStep, decoding_peak, encoding_peak
@@ -40,8 +42,6 @@ from impasto.training.planning.memory_facts import (
 from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.transfers import has_second_backward
 from impasto.training.planning.workload import Workload
-from impasto.training.precision import caches_casts, computed_kind
-from impasto.training.prompts import build_prompts
 
 
 @dataclass(frozen=True)

@@ -18,17 +18,17 @@ from impasto.datasets.batching import batch_size_of, heaviest_group, showings_by
 from impasto.datasets.build import Survey
 from impasto.models.networks.loading import load_meta_model
 from impasto.progress import Progress, counted
+from impasto.training.builders.methods import BuildTrainable, build_trainable
+from impasto.training.builders.model import build_open_options
+from impasto.training.builders.processes import facts_of
+from impasto.training.compute.precision import native_precision
 from impasto.training.devices import default_device
-from impasto.training.methods import BuildTrainable, build_trainable
-from impasto.training.model import build_open_options
 from impasto.training.parallel.accelerate_config import read_sharding
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fitter import MemoryFitter, describe_footprint, gib
 from impasto.training.planning.memory import Footprint, FootprintPredictor
 from impasto.training.planning.model_defaults import with_model_defaults
 from impasto.training.planning.workload import Workload
-from impasto.training.precision import native_precision
-from impasto.training.processes import facts_of
 
 RECORD = "footprints.json"
 

@@ -9,9 +9,10 @@ from impasto.config.run import RunConfig
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable, recomputed_blocks
 from impasto.models.writing.saving import DTYPES
+from impasto.training.builders.prompts import build_prompts
+from impasto.training.compute.param_dtypes import copied_numel
 from impasto.training.optim.streaming import BUFFERS
 from impasto.training.parallel.shards import Sharding
-from impasto.training.param_dtypes import copied_numel
 from impasto.training.planning.memory_facts import (
     changes_captions,
     encodes_while_training,
@@ -23,7 +24,6 @@ from impasto.training.planning.memory_facts import (
     unloads_text_encoder,
 )
 from impasto.training.planning.workload import Workload
-from impasto.training.prompts import build_prompts
 
 
 class StandingMemory:

@@ -10,10 +10,10 @@ import torch
 from impasto.config.run import RunConfig
 from impasto.models.trainable import Trainable, recomputed_blocks
 from impasto.models.writing.saving import DTYPES
+from impasto.training.compute.precision import computed_kind, least_seconds
 from impasto.training.optim.copies import build_copies
 from impasto.training.optim.pinned_memory import pinned_bytes
 from impasto.training.planning.memory_facts import optimizer_bytes, shapes_of
-from impasto.training.precision import computed_kind, least_seconds
 
 _SAMPLE = 64 << 20  # bytes that a copy is timed with
 

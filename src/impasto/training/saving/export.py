@@ -29,7 +29,7 @@ from impasto.models.writing.saving import (
 from impasto.progress import Progress
 from impasto.publishing import redact_settings
 from impasto.remote_paths import shown
-from impasto.training.model_files import (
+from impasto.training.builders.model_files import (
     BEST,
     asked_dtypes,
     dialect,
@@ -38,8 +38,8 @@ from impasto.training.model_files import (
     model_suffix,
     models_folder,
 )
+from impasto.training.builders.text import build_layout, zeroes_empty_negative
 from impasto.training.saving.own_models import OwnModels
-from impasto.training.text import build_layout, zeroes_empty_negative
 from impasto.version import __version__
 
 SUMMARY_KEY = "impasto.training"

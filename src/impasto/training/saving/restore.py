@@ -12,7 +12,7 @@ from impasto.errors import RunError, StorageError
 from impasto.progress import Progress
 from impasto.runs import RunDirectory, step_name
 from impasto.storage_errors import cause_of
-from impasto.training.fingerprint import changes_of_rounding
+from impasto.training.fingerprints.fingerprint import changes_of_rounding
 from impasto.training.saving.session_state import SessionState
 from impasto.training.saving.state import DamagedStateError, TrainingState, load_state
 from impasto.training.saving.state_copies import state_here

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from impasto.config.load import load_begun_config
 from impasto.runs import RunDirectory
-from impasto.training.model_files import AVERAGE, BEST
+from impasto.training.builders.model_files import AVERAGE, BEST
 from impasto.training.saving.own_models import RECORD
 
 

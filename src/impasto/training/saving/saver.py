@@ -20,7 +20,7 @@ from impasto.invocation import command
 from impasto.models.writing.saving import DTYPES
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory, step_name
-from impasto.training.model_files import AVERAGE, intermediate_target
+from impasto.training.builders.model_files import AVERAGE, intermediate_target
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.finite_updates import are_finite

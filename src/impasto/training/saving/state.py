@@ -26,7 +26,7 @@ from impasto.errors import ModelError, RunError
 from impasto.parsing import parse_json, read_text
 from impasto.progress import Progress, SilentProgress, in_mib
 from impasto.runs import RunDirectory, step_name
-from impasto.training.fingerprint import differences
+from impasto.training.fingerprints.fingerprint import differences
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.finite_updates import are_finite
 

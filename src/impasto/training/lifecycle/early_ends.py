@@ -12,8 +12,8 @@ from impasto.datasets.distributed import is_process_loss
 from impasto.errors import ImpastoError, Interrupted, RunError
 from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
+from impasto.training.builders.model import WAITING
 from impasto.training.devices import is_out_of_memory
-from impasto.training.model import WAITING
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.signals import interrupted
 

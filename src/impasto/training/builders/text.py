@@ -27,7 +27,7 @@ from impasto.models.tokenization.tokens import TextLayout
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.sampling.prompts import Prompt
-from impasto.training.precision import computed_kind
+from impasto.training.compute.precision import computed_kind
 
 ENCODED_AT_ONCE = {"cuda": 16}
 """The most chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a

@@ -12,14 +12,14 @@ from impasto.checkpoints.keymap import ComponentKind
 from impasto.config.run import RunConfig
 from impasto.models.trainable import Trainable, TrainedModule, recomputed_blocks
 from impasto.models.writing.saving import DTYPES
-from impasto.training.float8 import float8_layers
+from impasto.training.compute.float8 import float8_layers
+from impasto.training.compute.precision import computed_kind
 from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.mixed_precision import autocast_dtype
 from impasto.training.optim.offload import OffloadedStates
 from impasto.training.optim.rounding import Rounding, build_rounding
 from impasto.training.optim.streaming import WeightStream
 from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
-from impasto.training.precision import computed_kind
 
 
 def build_dtypes(config: RunConfig) -> dict[ComponentKind, torch.dtype]:

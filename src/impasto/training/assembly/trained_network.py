@@ -14,16 +14,16 @@ from impasto.models.networks.attention import use_kernel
 from impasto.models.networks.attention_kernels import build_kernel
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
-from impasto.training.channels_last import keep_order, use_channels_last
-from impasto.training.compile import compile_unet
-from impasto.training.float8 import use_float8
+from impasto.training.builders.overrides import Overrides
+from impasto.training.compute.channels_last import keep_order, use_channels_last
+from impasto.training.compute.compile import compile_unet
+from impasto.training.compute.float8 import use_float8
+from impasto.training.compute.param_dtypes import build_chunk_rules, build_weight_stream
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
 from impasto.training.optim.start_pull import StartPull
 from impasto.training.optim.state import module_names
 from impasto.training.optim.streaming import WeightStream
-from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
-from impasto.training.param_dtypes import build_chunk_rules, build_weight_stream
 
 
 def build_network(

@@ -30,16 +30,16 @@ from impasto.models.networks.vae import moments_encoder, tensors_fingerprint, we
 from impasto.models.networks.vae_recipe import with_recipe
 from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.progress import Progress
-from impasto.training.devices import release_cached_memory
-from impasto.training.model import (
+from impasto.training.builders.model import (
     build_encoding_vae,
     build_keepers,
     build_open_options,
     with_offloaded,
 )
-from impasto.training.param_dtypes import build_dtypes
+from impasto.training.builders.processes import facts_of
+from impasto.training.compute.param_dtypes import build_dtypes
+from impasto.training.devices import release_cached_memory
 from impasto.training.planning.memory_facts import unloads_text_encoder
-from impasto.training.processes import facts_of
 
 
 def hash_now(_: str, network: nn.Module) -> str:

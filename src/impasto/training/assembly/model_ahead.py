@@ -11,8 +11,8 @@ from accelerate import Accelerator
 from impasto.checkpoints.keymap import ComponentKind
 from impasto.config.run import RunConfig
 from impasto.models.reading.opening_ahead import OpenedAhead, open_ahead
-from impasto.training.model import build_open_options
-from impasto.training.param_dtypes import build_dtypes
+from impasto.training.builders.model import build_open_options
+from impasto.training.compute.param_dtypes import build_dtypes
 
 
 @contextmanager

@@ -28,7 +28,7 @@ from impasto.models.writing.targets import require_free
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.runs.mixture import mixture_of
-from impasto.training.borrowing import (
+from impasto.training.analysis.borrowing import (
     WITHOUT_AVERAGES,
     borrowed_session,
     looking,

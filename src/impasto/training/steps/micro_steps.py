@@ -9,12 +9,12 @@ from torch import Tensor
 
 from impasto.data.loading.sampler import MicroBatch, OptimizerStep
 from impasto.data.records import Batch, Size
+from impasto.training.compute.param_dtypes import build_weight_copies
 from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs
 from impasto.training.optim.weight_copies import WeightCopies
-from impasto.training.param_dtypes import build_weight_copies
 from impasto.training.session import Session
 from impasto.training.step import StepOutput, micro_batch_loss, step_inputs, training_step
-from impasto.training.step_graphs import StepGraphs, build_step_graphs
+from impasto.training.steps.step_graphs import StepGraphs, build_step_graphs
 
 
 class MicroSteps(Protocol):

@@ -19,11 +19,11 @@ from impasto.errors import ConfigError
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.runs.schema import CHANGED_SETTINGS
-from impasto.training.build import build_session
-from impasto.training.compile import plain_network
+from impasto.training.assembly.build import build_session
+from impasto.training.builders.overrides import Overrides
+from impasto.training.compute.compile import plain_network
 from impasto.training.devices import build_accelerator
-from impasto.training.fingerprint import GIVEN
-from impasto.training.overrides import Overrides
+from impasto.training.fingerprints.fingerprint import GIVEN
 from impasto.training.planning.changes import Changes
 from impasto.training.saving.state import recorded_fingerprint
 from impasto.training.session import Session

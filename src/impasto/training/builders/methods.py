@@ -22,11 +22,11 @@ from impasto.models.trainable import (
     found_by,
 )
 from impasto.randomness import derive_seed
-from impasto.training.given_text import ending_of_texts
-from impasto.training.model_files import dialect
+from impasto.training.builders.given_text import ending_of_texts
+from impasto.training.builders.model_files import dialect
+from impasto.training.builders.text import build_sizes, zeroes_empty_text
+from impasto.training.compute.precision import computed_kind
 from impasto.training.optim.mixed_precision import autocast_dtype
-from impasto.training.precision import computed_kind
-from impasto.training.text import build_sizes, zeroes_empty_text
 
 BuildTrainable = Callable[[RunConfig, BaseModel], Trainable]
 """Makes what learns of the settings and a base model."""

@@ -24,27 +24,13 @@ from impasto.models.text.text_conditioner import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
-from impasto.training.devices import release_cached_memory, set_arithmetic
-from impasto.training.encoded_model import (
+from impasto.training.assembly.encoded_model import (
     EncodedModel,
     hash_now,
     hashing_ends_first,
     load_and_encode,
 )
-from impasto.training.fingerprint import Facts, recorded_texts, run_fingerprint
-from impasto.training.given_text import find_given_texts
-from impasto.training.lr_schedule import build_lr_schedule
-from impasto.training.methods import build_templates
-from impasto.training.model import keep_base, with_offloaded
-from impasto.training.optim.lr_schedules import LrSchedule
-from impasto.training.optim.mixed_precision import Precision
-from impasto.training.overrides import Overrides
-from impasto.training.parallel.strategy import ParallelStrategy
-from impasto.training.planning.memory_facts import unloads_text_encoder
-from impasto.training.precision import caches_casts, computed_kind
-from impasto.training.processes import build_strategy, facts_of
-from impasto.training.session import Session
-from impasto.training.session_parts import (
+from impasto.training.assembly.session_parts import (
     PreviewMaterial,
     build_data,
     build_ema,
@@ -53,8 +39,22 @@ from impasto.training.session_parts import (
     build_recipe,
     build_validator,
 )
-from impasto.training.text import Conditioners, build_conditioners, encode_captions_ahead
-from impasto.training.trained_network import build_learning, build_network
+from impasto.training.assembly.trained_network import build_learning, build_network
+from impasto.training.builders.given_text import find_given_texts
+from impasto.training.builders.lr_schedule import build_lr_schedule
+from impasto.training.builders.methods import build_templates
+from impasto.training.builders.model import keep_base, with_offloaded
+from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.processes import build_strategy, facts_of
+from impasto.training.builders.text import Conditioners, build_conditioners, encode_captions_ahead
+from impasto.training.compute.precision import caches_casts, computed_kind
+from impasto.training.devices import release_cached_memory, set_arithmetic
+from impasto.training.fingerprints.fingerprint import Facts, recorded_texts, run_fingerprint
+from impasto.training.optim.lr_schedules import LrSchedule
+from impasto.training.optim.mixed_precision import Precision
+from impasto.training.parallel.strategy import ParallelStrategy
+from impasto.training.planning.memory_facts import unloads_text_encoder
+from impasto.training.session import Session
 
 
 def build_session(

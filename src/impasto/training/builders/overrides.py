@@ -13,7 +13,7 @@ from impasto.diffusion.timesteps import TimestepSampler
 from impasto.diffusion.weighting import LossWeight
 from impasto.errors import ConfigError
 from impasto.models.text.text_conditioner import TextConditioner
-from impasto.training.methods import BuildTrainable, build_trainable
+from impasto.training.builders.methods import BuildTrainable, build_trainable
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.optimizers import BuildOptimizer, build_optimizer
 

@@ -19,10 +19,10 @@ from impasto.config.run import RunConfig
 from impasto.errors import ConfigError, MissingDependencyError
 from impasto.invocation import cuda_build, install_packages
 from impasto.models.networks.loading import load_meta_model
-from impasto.training.compile import require_compiler
+from impasto.training.builders.model import build_open_options
+from impasto.training.compute.compile import require_compiler
+from impasto.training.compute.float8 import require_float8
 from impasto.training.devices import default_device, require_precision
-from impasto.training.float8 import require_float8
-from impasto.training.model import build_open_options
 from impasto.training.monitoring.trackers import require_trackers
 
 FULL_SIZE = 200_000_000

@@ -42,7 +42,7 @@ from impasto.models.text.text_conditioner import ClipTextConditioner
 from impasto.models.text.text_exchange import shape_in_files
 from impasto.models.text.text_states import TextStates
 from impasto.progress import Progress, counted
-from impasto.training.text import build_layout
+from impasto.training.builders.text import build_layout
 
 COMPARED = 8
 """Files that are compared with what the text encoders give, spread over all subsets."""

@@ -22,10 +22,10 @@ from impasto.errors import RunError
 from impasto.parsing import parse_json, parse_toml
 from impasto.runs import RunDirectory
 from impasto.runs.status import finished_step_of
+from impasto.training.builders.processes import planned_processes
 from impasto.training.devices import build_processes
-from impasto.training.preflight import require_machine
-from impasto.training.processes import planned_processes
-from impasto.training.resumed import in_directory_of, made_own
+from impasto.training.lifecycle.preflight import require_machine
+from impasto.training.lifecycle.resumed import in_directory_of, made_own
 
 _NOTHING_LEFT = ""
 

@@ -27,10 +27,10 @@ from impasto.data.records import FileStamp
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.parsing import parse_json
-from impasto.training.code_identity import described, is_same_code
-from impasto.training.data_fingerprint import data_fingerprint
-from impasto.training.former_fingerprint import SECTIONS, as_named_now, is_of_sections
-from impasto.training.methods import build_templates
+from impasto.training.builders.methods import build_templates
+from impasto.training.fingerprints.code_identity import described, is_same_code
+from impasto.training.fingerprints.data_fingerprint import data_fingerprint
+from impasto.training.fingerprints.former_fingerprint import SECTIONS, as_named_now, is_of_sections
 
 _SECTIONS = {
     "seed", "model", "dataset", "method", "optimizer", "schedule", "loss", "noise",

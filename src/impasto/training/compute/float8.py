@@ -16,7 +16,7 @@ from torch import nn
 
 from impasto.errors import ConfigError
 from impasto.invocation import missing_extra
-from impasto.training.float8_linear import ALIGNMENT, Float8Linear, Product, torchao_product
+from impasto.training.compute.float8_linear import ALIGNMENT, Float8Linear, Product, torchao_product
 
 CAPABILITY = (8, 9)
 """The oldest cards with float8 products: Ada (RTX 40xx, L4); then Hopper and Blackwell."""

@@ -18,11 +18,11 @@ from impasto.data.records import Batch
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.randomness import derive_seed
 from impasto.training.devices import seed_torch
-from impasto.training.micro_steps import build_micro_steps
 from impasto.training.optim.chunked import ChunkedOptimizer
 from impasto.training.optim.state import LrSetter, parameter_names
 from impasto.training.session import Session
 from impasto.training.step import StepOutput
+from impasto.training.steps.micro_steps import build_micro_steps
 
 OnOutput = Callable[[MicroBatch, StepOutput], None]
 """Is told of the losses of each micro-batch, which are on the device."""

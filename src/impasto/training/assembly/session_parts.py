@@ -31,26 +31,26 @@ from impasto.progress import Progress
 from impasto.randomness import derive_rng
 from impasto.sampling.prompts import Prompt, text_settings
 from impasto.sampling.sampler import Sampler
-from impasto.training.encoded_model import EncodedModel
-from impasto.training.methods import build_templates
-from impasto.training.monitoring.fixed_draws import FixedDraws
-from impasto.training.monitoring.previews import Previewer
-from impasto.training.monitoring.validation import Validator
-from impasto.training.monitoring.validation_groups import group_images
-from impasto.training.objective import (
+from impasto.training.assembly.encoded_model import EncodedModel
+from impasto.training.builders.methods import build_templates
+from impasto.training.builders.objective import (
     build_error,
     build_loss_weight,
     build_masking,
     build_noise,
     build_timesteps,
 )
+from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.prompts import build_prompts
+from impasto.training.builders.text import zeroes_empty_negative
+from impasto.training.monitoring.fixed_draws import FixedDraws
+from impasto.training.monitoring.previews import Previewer
+from impasto.training.monitoring.validation import Validator
+from impasto.training.monitoring.validation_groups import group_images
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.posthoc import TRACKED, power_decay
-from impasto.training.overrides import Overrides
 from impasto.training.parallel.strategy import ParallelStrategy
-from impasto.training.prompts import build_prompts
 from impasto.training.step import StepRecipe
-from impasto.training.text import zeroes_empty_negative
 
 
 def build_data(

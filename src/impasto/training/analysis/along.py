@@ -29,10 +29,10 @@ from impasto.models.reading.opening import OpenOptions, locate, open_model
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.sampling.sheet import draw_sheet
-from impasto.training.along_targets import SHEET, image_name, require_previews_free
-from impasto.training.borrowing import borrowed_session, looking, require_settings_alone
-from impasto.training.model import build_open_options
-from impasto.training.prompts import build_prompts
+from impasto.training.analysis.along_targets import SHEET, image_name, require_previews_free
+from impasto.training.analysis.borrowing import borrowed_session, looking, require_settings_alone
+from impasto.training.builders.model import build_open_options
+from impasto.training.builders.prompts import build_prompts
 from impasto.training.session import Session
 
 FORMULA = FORMULAS["weighted-sum"]

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 
 from impasto.data.loading.sampler import OptimizerStep
 from impasto.data.records import Size
-from impasto.training.compile import Compile, within_limit
-from impasto.training.micro_steps import MicroSteps
+from impasto.training.compute.compile import Compile, within_limit
 from impasto.training.monitoring.metrics import MetricsCollector
+from impasto.training.steps.micro_steps import MicroSteps
 
 
 class CompileTimer:

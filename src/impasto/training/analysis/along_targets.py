@@ -14,7 +14,7 @@ from impasto.models.merging.merging import Output, require_output_free
 from impasto.progress import Progress
 from impasto.publishing import is_path_key
 from impasto.runs import RunDirectory
-from impasto.training.model import build_open_options
+from impasto.training.builders.model import build_open_options
 
 SHEET = "sheet.png"
 _IMAGE = re.compile(r"\d{2,}-\d{3,}\.png", re.ASCII)

@@ -24,22 +24,22 @@ from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
 from impasto.progress import Progress, counted, duration_text
-from impasto.training.borrowing import WITHOUT_AVERAGES, borrowed_session
-from impasto.training.compile import within_limit
+from impasto.training.analysis.borrowing import WITHOUT_AVERAGES, borrowed_session
+from impasto.training.analysis.lr_range import LrCurve, LrRange, is_diverged
+from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.processes import facts_of, planned_processes
+from impasto.training.compute.compile import within_limit
+from impasto.training.compute.precision import resolve_precision
 from impasto.training.devices import is_out_of_memory, require_precision
-from impasto.training.lr_range import LrCurve, LrRange, is_diverged
+from impasto.training.lifecycle.preflight import require_machine
 from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.optim.finite_updates import NonFiniteError
-from impasto.training.overrides import Overrides
 from impasto.training.planning.changes import with_changes
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.planning.resolve import resolve_settings
-from impasto.training.precision import resolve_precision
-from impasto.training.prefetch import build_prefetcher
-from impasto.training.preflight import require_machine
-from impasto.training.processes import facts_of, planned_processes
 from impasto.training.session import Session
-from impasto.training.stepping import Stepper
+from impasto.training.steps.prefetch import build_prefetcher
+from impasto.training.steps.stepping import Stepper
 
 DOING = "looking for a learning rate"
 _NOTHING_ENCODED = (

@@ -11,10 +11,10 @@ from impasto.config.cases import Facts
 from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
 from impasto.models.reading.identity import Identity
+from impasto.training.compute.precision import computed_kind
 from impasto.training.devices import default_device, is_configured_for
 from impasto.training.parallel.accelerate_config import configured_sharding, reshard_after_forward
 from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStrategy
-from impasto.training.precision import computed_kind
 
 
 def facts_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from impasto.config.run import RunConfig
 from impasto.runs import RunDirectory
-from impasto.training.model_files import planned_models
+from impasto.training.builders.model_files import planned_models
 from impasto.training.planning.disk import DiskPlan, require_room
 from impasto.training.saving.own_models import OwnModels
 from impasto.training.triggers import Triggers

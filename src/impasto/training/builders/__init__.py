@@ -1,0 +1,1 @@
+"""Single components from the settings: base model, method, text, objective, schedule, processes."""

@@ -1,0 +1,1 @@
+"""Steps of a session: prefetched batches, forward and backward, CUDA graphs, updates."""
