@@ -246,5 +246,5 @@ def test_settings_make_what_they_say():
     config = HuberLoss(kind="huber", huber_schedule="constant", huber_c=0.05, min_snr_gamma=5)
     assert build_error(config) == Huber(Threshold("constant", 0.05, 1.0))
     t = torch.tensor([10, 900])
-    found = build_loss_weight(config)(t, SCHEDULE, EPSILON)
+    found = build_loss_weight(config, SCHEDULE)(t, SCHEDULE, EPSILON)
     torch.testing.assert_close(found, min_snr(5.0)(t, SCHEDULE, EPSILON))

@@ -128,6 +128,8 @@ TRAINED = "--train_text_encoder"
 CASES = [
     (["--v_parameterization"], "model.family", "sdxl-v"),
     (["--v_parameterization", "--zero_terminal_snr"], "noise.zero_terminal_snr", True),
+    (["--v_parameterization", "--zero_terminal_snr", "--min_snr_gamma=5"],
+     "loss.snr_schedule", "original"),
     ([TRAINED], "method", {"train_text_encoder": True}),
     ([TRAINED, "--learning_rate_te1=1e-6"], "method.text_encoder_lrs", {"text_encoder": 1e-6}),
     ([TRAINED, "--learning_rate_te1=0", "--learning_rate_te2=0"],

@@ -104,6 +104,22 @@ class Case:
         return given.get("weight_decouple") is False and bool(given.get("weight_decay"))
 
     @property
+    def weighs_by_inverse_snr(self) -> bool:
+        """Whether noise that nothing is left in would count infinitely in the loss of noise."""
+        loss = self.config.loss
+        of_original = loss.snr_schedule == "original"
+        by_inverse = loss.debiased or loss.noise_loss_like_v is not None
+        return loss.uncertainty or (by_inverse and not of_original)
+
+    @property
+    def weighs_by_rescaled_snr(self) -> bool:
+        """Whether the loss is weighed by noise level, and the noise levels are rescaled."""
+        loss = self.config.loss
+        given = (loss.min_snr_gamma, loss.soft_min_snr_gamma, loss.noise_loss_like_v)
+        weighs = loss.debiased or loss.v_loss_as_noise_loss or any(g is not None for g in given)
+        return weighs and self.config.noise.zero_terminal_snr
+
+    @property
     def rates(self) -> list[float]:
         """The different learning rates of what is trained, in order."""
         method, lr = self.method, self.config.optimizer.lr

@@ -183,6 +183,7 @@ _TABLE: dict[str, tuple[str, ...]] = {
         "Velocity loss as noise loss", "scale_v_pred_loss_like_noise_pred",
     ),
     "loss.noise_loss_like_v": ("Noise loss like velocity loss", "v_pred_like_loss"),
+    "loss.snr_schedule": ("Schedule of the weights", ""),
     "loss.outside_mask": ("Loss outside the mask", "", "Unmasked Weight"),
     "loss.mask_by_area": ("Masks by area", "", "Normalize Masked Area Loss"),
     "loss.huber_schedule": ("Schedule of the threshold", "huber_schedule"),

@@ -48,6 +48,11 @@ class LossWeights(Section):
     """Add this share of a velocity loss to that of a noise model: sd-scripts'
     `v_pred_like_loss`."""
 
+    snr_schedule: Literal["trained", "original"] = "trained"
+    """Which signal-to-noise ratios the weights above go by where `noise.zero_terminal_snr` rescales
+    the schedule: `trained`, those of the rescaled one, by which its last steps count next to
+    nothing in the loss of a velocity model, or `original`, those before, as in sd-scripts."""
+
     outside_mask: Annotated[float, Field(ge=0, le=1)] = 0.0
     """The least weight of a place where images have masks, from 0 to 1: black, and whatever is
     darker than this, counts this much. 0 means as the mask says; 0.1 keeps some of the

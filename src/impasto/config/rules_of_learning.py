@@ -32,15 +32,19 @@ LOSS = (
         lambda c: (
             c.config.noise.zero_terminal_snr
             and c.facts.predicts_velocity is False
-            and (
-                c.config.loss.debiased
-                or c.config.loss.noise_loss_like_v is not None
-                or c.config.loss.uncertainty
-            )
+            and c.weighs_by_inverse_snr
         ),
         lambda _: (
             "noise.zero_terminal_snr makes the weights of loss.debiased, loss.noise_loss_like_v "
             "and loss.uncertainty infinite where nothing is left of the image. Take one of them out"
+        ),
+    ),
+    Rule(
+        ("loss.snr_schedule", "noise.zero_terminal_snr", "loss.min_snr_gamma"),
+        lambda c: c.config.loss.snr_schedule == "original" and not c.weighs_by_rescaled_snr,
+        lambda _: (
+            "loss.snr_schedule original has no effect without noise.zero_terminal_snr and a weight "
+            "by noise level, such as loss.min_snr_gamma. Take it out"
         ),
     ),
     Rule(

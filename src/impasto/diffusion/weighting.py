@@ -1,8 +1,8 @@
 """How much each timestep counts in the loss, by its signal-to-noise ratio.
 
 Each is a function of the timestep, the schedule (the rescaled one, if it is) and what the U-Net
-predicts. Several are multiplied. The names are sd-scripts' options
-(kohya-ss/sd-scripts, `library/custom_train_functions.py`).
+predicts; `by_schedule` has it go by another. Several are multiplied. The names are sd-scripts'
+options (kohya-ss/sd-scripts, `library/custom_train_functions.py`).
 """
 
 from __future__ import annotations
@@ -151,6 +151,19 @@ def product(weights: Sequence[LossWeight]) -> LossWeight:
         return total
 
     return weight
+
+
+def by_schedule(weight: LossWeight, own: NoiseSchedule) -> LossWeight:
+    """A weight that goes by a schedule of its own, whichever is trained with."""
+
+    def by_that(
+        t: Int[Tensor, "b"],
+        schedule: NoiseSchedule,  # noqa: ARG001
+        prediction: Prediction,
+    ) -> Float[Tensor, "b"]:
+        return weight(t, own, prediction)
+
+    return by_that
 
 
 def _at_no_signal(snr: Tensor, prediction: Prediction) -> Tensor:

@@ -77,6 +77,7 @@ def translate(
         set_saving,
         _previews,
         _timesteps,
+        _weights_by_noise,
         _compiling,
         *_RULES_OF[script],
         _text_encoder,
@@ -123,6 +124,22 @@ def _text_encoder(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         return []
     del method["text_encoder_lr"]
     return ["--learning_rate_te: it has no effect, as the text encoder is not trained."]
+
+
+def _weights_by_noise(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    """Weights by noise level are sd-scripts', of the schedule before it is rescaled.
+
+    There `prepare_scheduler_for_custom_training` notes the ratios of all timesteps first
+    (kohya-ss/sd-scripts, `library/custom_train_functions.py`; the training scripts call it).
+    """
+    del flags
+    loss = tree.get("loss", {})
+    if tree.get("noise", {}).get("zero_terminal_snr") and any(map(loss.get, _BY_NOISE)):
+        loss["snr_schedule"] = "original"
+    return []
+
+
+_BY_NOISE = ("min_snr_gamma", "v_loss_as_noise_loss", "noise_loss_like_v", "debiased")
 
 
 def _length(flags: Mapping[str, Any], tree: Tree) -> list[str]:

@@ -31,6 +31,12 @@ def with_zero_terminal_snr(model: BaseModel) -> BaseModel:
     return replace(model, contents=contents, schedule=schedule)
 
 
+def original_schedule(model: BaseModel) -> NoiseSchedule:
+    """The noise schedule that a model had before it was rescaled to end in noise alone."""
+    config = {**model.scheduler_config, **dict.fromkeys(ZERO_TERMINAL_SNR, None)}
+    return schedule_of(config, model.contents.source)
+
+
 def schedule_of(config: Mapping[str, Any], source: str = "the model") -> NoiseSchedule:
     """The noise schedule that a scheduler's configuration describes.
 

@@ -25,6 +25,7 @@ from impasto.evaluation.networks import Network, TaggerNetwork, load_network
 from impasto.evaluation.preview_distance import PreviewDistance, chosen_real
 from impasto.models.networks.hypernetwork import HypernetworkStack, load_hypernetworks
 from impasto.models.networks.loading import BaseModel
+from impasto.models.networks.schedules import original_schedule
 from impasto.models.text.text_conditioner import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
@@ -90,7 +91,8 @@ def build_recipe(
 def _loss_weight(config: RunConfig, schedule: NoiseSchedule, model: BaseModel) -> LossWeight:
     if config.loss.uncertainty:
         return Uncertainty(schedule, model.identity.prediction)
-    return build_loss_weight(config.loss)
+    device = schedule.alphas_cumprod.device
+    return build_loss_weight(config.loss, original_schedule(model).to(device))
 
 
 def build_validator(

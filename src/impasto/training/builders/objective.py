@@ -15,6 +15,7 @@ from impasto.diffusion.loss import (
     squared,
 )
 from impasto.diffusion.noise import NoiseRecipe
+from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.timesteps import (
     LogitNormal,
     Stratified,
@@ -24,6 +25,7 @@ from impasto.diffusion.timesteps import (
 )
 from impasto.diffusion.weighting import (
     LossWeight,
+    by_schedule,
     debiased,
     min_snr,
     noise_loss_like_v,
@@ -52,8 +54,13 @@ def build_masking(config: LossConfig) -> Masking:
     return Masking(config.outside_mask, config.mask_by_area)
 
 
-def build_loss_weight(config: LossConfig) -> LossWeight:
-    """How much each timestep counts: all that is asked for, multiplied."""
+def build_loss_weight(config: LossConfig, original: NoiseSchedule) -> LossWeight:
+    """How much each timestep counts: all that is asked for, multiplied.
+
+    Args:
+        config: The settings.
+        original: The noise schedule before it was rescaled for training, if it was.
+    """
     weights: list[LossWeight] = []
     if config.min_snr_gamma is not None:
         weights.append(min_snr(config.min_snr_gamma))
@@ -65,7 +72,8 @@ def build_loss_weight(config: LossConfig) -> LossWeight:
         weights.append(noise_loss_like_v(config.noise_loss_like_v))
     if config.debiased:
         weights.append(debiased)
-    return product(weights)
+    weight = product(weights)
+    return by_schedule(weight, original) if config.snr_schedule == "original" else weight
 
 
 def build_noise(config: NoiseConfig) -> NoiseRecipe:
