@@ -69,8 +69,8 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
         {"optimizer": {"kind": "prodigy", "lr": 1.0}},
         {
             **LOOKS_AT_LOSS_AND_NORM,  # and what pytorch-optimizer's own step waits for
-            "copy from pageable memory at training/optim/mixed_precision.py:step": 1,
-            "_local_scalar_dense at training/optim/mixed_precision.py:step": 2,
+            "copy from pageable memory at training/optim/corrected.py:step_with_rate": 1,
+            "_local_scalar_dense at training/optim/corrected.py:step_with_rate": 2,
         },
     ),
     "offload": (

@@ -16,6 +16,12 @@ ELEMENTWISE = (
 Those with 8-bit states share a scale among neighbours; Adafactor, Muon and the like look at rows
 and columns; Prodigy, D-Adaptation and schedule-free ones at all weights together."""
 
+COUPLED = frozenset({"adagc", "adai", "adams", "avagrad", "gravity", "kron", "lorarite", "magma"})
+"""Classes of pytorch-optimizer, as `plain_name` has them, whose step of a weight depends on others.
+
+Adai and AdamS divide by a mean over all weights, AvaGrad by their number, AdaGC by the norm of all
+gradients; LoRARite steps them in pairs; Gravity, Kron and Magma draw random numbers in turn."""
+
 USUAL_LR = (1e-7, 5e-5)
 FLOAT32 = 4  # bytes
 _LION_LR = (3e-8, 2e-5)
@@ -33,6 +39,7 @@ class OptimizerRow:
         finds_lr: Whether it finds the learning rate itself, from a factor of about 1, and has one
             rate for all that it trains: its step follows from the rate of the first group alone.
         averages_weights: Whether it keeps an average of the weights itself (schedule-free).
+        is_coupled: Whether the step of a weight depends on the others that are stepped with it.
         is_elementwise: Whether it changes each number by its own gradients alone.
         has_8bit_states: Whether its states are quantized to 8 bits.
         is_paged: Whether its states are in RAM and come to the GPU for their step.
@@ -49,6 +56,7 @@ class OptimizerRow:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     finds_lr: bool = False
     averages_weights: bool = False
+    is_coupled: bool = False
     is_elementwise: bool = False
     has_8bit_states: bool = False
     is_paged: bool = False
@@ -212,6 +220,7 @@ def row_of(kind: str) -> OptimizerRow:
         name,
         finds_lr=finds_lr,
         averages_weights="schedulefree" in plain,
+        is_coupled=plain in COUPLED,
         is_elementwise=plain in {plain_name(each) for each in ELEMENTWISE},
         has_8bit_states=plain.endswith("8bit"),
         is_paged=plain.startswith("paged"),
@@ -226,6 +235,19 @@ def row_of(kind: str) -> OptimizerRow:
 def plain_name(name: str) -> str:
     """A name as it is compared: in small letters, without dashes."""
     return name.lower().replace("_", "").replace("-", "")
+
+
+def not_by_chunks(kind: str, setting: str) -> str:
+    """Why an optimizer is refused where it would go through the weights in chunks.
+
+    Args:
+        kind: The name of the optimizer.
+        setting: What has it do so.
+    """
+    return (
+        f"optimizer.kind {kind} looks at all weights together and does not go with {setting}. Take "
+        f"that setting out, or take another optimizer.kind"
+    )
 
 
 _SETTINGS_OF_RATES = (

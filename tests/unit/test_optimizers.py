@@ -1,5 +1,7 @@
 """Optimizers by name: each moves the weights, resumes bit for bit, and checks its arguments."""
 
+import contextlib
+import dataclasses
 import functools
 import importlib
 import json
@@ -14,6 +16,7 @@ from impasto.checkpoints.writing import write_safetensors
 from impasto.config.optimizer import OptimizerConfig
 from impasto.errors import ConfigError, MissingDependencyError, RunError
 from impasto.models.trainable import TrainedModule
+from impasto.optimizer_table import COUPLED
 from impasto.training.compute.channels_last import keep_order
 from impasto.training.optim import optimizers
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
@@ -22,6 +25,7 @@ from impasto.training.optim.optimizers import (
     build_optimizer,
     evaluation_weights,
     find_row,
+    require_weights_alone,
 )
 from impasto.training.optim.state import (
     optimizer_scalars,
@@ -30,6 +34,7 @@ from impasto.training.optim.state import (
     require_savable,
     restore_optimizer,
 )
+from impasto.training.optim.trial import steps_weights_alone
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Paged optimizers are not supported on CPU"),
@@ -44,6 +49,79 @@ def part(**options) -> TrainedModule:
         nn.Conv2d(4, 40, 3, padding=1), nn.Flatten(1), nn.Linear(640, 128), nn.Linear(128, 2)
     )
     return TrainedModule("unet", module, 1e-2, **options)
+
+
+def test_those_of_the_collection_that_look_at_all_weights_are_known():
+    """A new version of it may bring others, or have one that steps weights otherwise."""
+    found = set()
+    for name, class_name in optimizers._collection_names().items():
+        row = find_row(class_name)
+        if row.looks_at_all_together:
+            continue
+        build = functools.partial(optimizers._load(row), lr=1e-2)
+        with contextlib.suppress(Exception):  # those that want a closure, or a whole model
+            found |= set() if steps_weights_alone(build, torch.device("cpu")) else {name}
+    assert found == COUPLED
+
+
+@pytest.mark.parametrize(
+    "changes", [{"optimizer_in_backward": "exact"}, {"offload_optimizer": True}]
+)
+def test_weights_are_not_stepped_in_chunks_by_an_optimizer_that_looks_at_all(train_config, changes):
+    with pytest.raises(ConfigError, match="Adai looks at all weights together and does not go"):
+        train_config(optimizer={"kind": "Adai"}, training=changes)
+
+
+def test_a_class_of_ones_own_that_looks_at_all_weights_is_found_out():
+    config = OptimizerConfig(kind=f"{__name__}.LooksAtAll")
+    with pytest.raises(ConfigError, match=r"LooksAtAll looks at all weights together"):
+        require_weights_alone(config, "training.offload_optimizer")
+    require_weights_alone(config, "")
+    require_weights_alone(OptimizerConfig(kind="torch.optim.Adam"), "training.offload_optimizer")
+
+
+class LooksAtAll(torch.optim.SGD):
+    """SGD by the sign of the sum of all gradients."""
+
+    def step(self, closure=None):
+        members = [p for group in self.param_groups for p in group["params"]]
+        sign = sum(p.grad.sum() for p in members).sign()
+        for parameter in members:
+            parameter.grad.mul_(sign)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize("kind", ["radam_schedule_free", "pytorch_optimizer.ScheduleFreeRAdam"])
+@pytest.mark.parametrize("silent", [True, False])
+def test_the_first_steps_of_radam_without_a_schedule_have_its_rate(kind, silent):
+    """They are SGD's, by the authors' code, or none; the library took them at a rate of 1."""
+    config = OptimizerConfig(kind=kind, lr=1e-3, arguments={"silent_sgd_phase": silent})
+    trained = part()
+    trained = dataclasses.replace(trained, lr=config.lr)
+    optimizer = build_optimizer([trained], config)
+    before = [p.detach().clone() for p in trained.module.parameters()]
+    trained.module(torch.ones(5, 4, 4, 4)).square().mean().backward()
+    gradients = [p.grad.clone() for p in trained.module.parameters()]
+    optimizer.step()
+    optimizer.eval()
+    for was, now, gradient in zip(before, trained.module.parameters(), gradients, strict=True):
+        expected = was if silent else was - config.lr * gradient
+        torch.testing.assert_close(now.detach(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", [kind for kind, row in OPTIMIZERS.items() if row.finds_lr])
+def test_a_step_without_a_rate_leaves_no_trace_in_what_finds_its_rate(kind):
+    """As in prodigyopt and dadaptation, which the old commands name."""
+    found = []
+    for rates in ((0.0, 0.5, 1.0, 1.0), (0.5, 1.0, 1.0)):
+        trained = dataclasses.replace(part(), lr=1.0)
+        optimizer = build_optimizer([trained], config_of(kind))
+        for seed, rate in zip(range(4 - len(rates), 4), rates, strict=True):
+            optimizer.param_groups[0]["lr"] = rate
+            do_step(trained, optimizer, seed)
+            assert bool(optimizer.state) == (rate > 0)
+        found.append([p.detach() for p in trained.module.parameters()])
+    assert all(map(torch.equal, *found))
 
 
 def do_step(part, optimizer, seed):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from impasto.config.cases import SETTINGS_ALONE, Case
 from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import EpochSampler
@@ -26,7 +27,7 @@ from impasto.training.compute.precision import resolve_precision
 from impasto.training.devices import require_precision
 from impasto.training.lifecycle.output_room import require_output_room
 from impasto.training.lifecycle.preflight import require_machine, unused_gpu, why_gpu_unused
-from impasto.training.optim.optimizers import require_usable_optimizer
+from impasto.training.optim.optimizers import require_usable_optimizer, require_weights_alone
 from impasto.training.planning.disk import DiskPlan, plan_disk
 from impasto.training.planning.fitter import MemoryFitter
 from impasto.training.planning.memory import Footprint
@@ -72,6 +73,8 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     require_compatible(config, facts_of(config, processes, identity=model.identity))
     trainable = build_trainable(config, model)
     require_usable_optimizer(trainable.modules, config.optimizer)
+    if not config.is_begun:
+        require_weights_alone(config.optimizer, Case(config, SETTINGS_ALONE).goes_by_chunks)
     steps = count_steps(config, sampler)
     require_compatible(config, facts_of(config, processes, steps))
     group = heaviest_group(config, found.plan.images)

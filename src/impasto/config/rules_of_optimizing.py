@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from impasto.config.rule import Rule
-from impasto.optimizer_table import one_rate_only
+from impasto.optimizer_table import not_by_chunks, one_rate_only
 
 OPTIMIZER = (
     Rule(
@@ -24,10 +24,18 @@ OPTIMIZER = (
             "training.offload_optimizer",
         ),
         lambda c: bool(c.goes_by_chunks) and c.row.looks_at_all_together,
-        lambda c: (
-            f"optimizer.kind {c.kind} looks at all weights together and does not go with "
-            f"{c.goes_by_chunks}. Take that setting out, or take another optimizer.kind"
+        lambda c: not_by_chunks(c.kind, c.goes_by_chunks),
+    ),
+    Rule(
+        (
+            "optimizer.kind",
+            "training.weight_dtype",
+            "training.optimizer_in_backward",
+            "training.offload_optimizer",
         ),
+        lambda c: bool(c.goes_by_chunks) and c.row.is_coupled,
+        lambda c: not_by_chunks(c.kind, c.goes_by_chunks),
+        of_new_runs=True,
     ),
     Rule(
         ("optimizer.kind", "training.ema_decay", "training.posthoc_ema"),

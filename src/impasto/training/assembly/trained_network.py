@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from impasto.config.cases import SETTINGS_ALONE, Case
 from impasto.config.run import RunConfig
 from impasto.errors import ConfigError
 from impasto.models.networks.attention import use_kernel
@@ -20,6 +21,7 @@ from impasto.training.compute.compile import compile_unet
 from impasto.training.compute.float8 import use_float8
 from impasto.training.compute.param_dtypes import build_chunk_rules, build_weight_stream
 from impasto.training.optim.chunked import ChunkedOptimizer, ChunkRules
+from impasto.training.optim.optimizers import build_optimizer, require_weights_alone
 from impasto.training.optim.start_pull import StartPull
 from impasto.training.optim.state import module_names
 from impasto.training.optim.streaming import WeightStream
@@ -90,6 +92,8 @@ def build_learning(
     Raises:
         ConfigError: An optimizer that was given in code does not keep to the settings.
     """
+    if not config.is_begun and overrides.build_optimizer is build_optimizer:
+        require_weights_alone(config.optimizer, Case(config, SETTINGS_ALONE).goes_by_chunks)
     rules = build_chunk_rules(config, trainable.modules, accelerator)
     stream = build_weight_stream(config, trainable, accelerator.device)
     unet = strategy.wrap(trainable.network) if stream is None else stream.place()

@@ -22,13 +22,20 @@ from impasto.optimizer_table import (
     OPTIMIZERS,
     TORCH,
     OptimizerRow,
+    not_by_chunks,
     one_rate_only,
     plain_name,
     row_of,
 )
 from impasto.training.optim.arguments import require_known_arguments
 from impasto.training.optim.chunked import AT_ONCE, ChunkedOptimizer, ChunkRules
-from impasto.training.optim.trial import Build, obeys_rates, require_steps
+from impasto.training.optim.corrected import corrected, skip_steps_without_rate
+from impasto.training.optim.trial import (
+    Build,
+    obeys_rates,
+    require_steps,
+    steps_weights_alone,
+)
 
 
 class OptimizerSettings(Protocol):
@@ -78,11 +85,14 @@ def build_optimizer(
         for lr, parameters in trained.by_rate()
     ]
     try:
-        if rules.need is None:
-            return build(groups)
-        return ChunkedOptimizer(groups, build, rules)
+        if rules.need is not None:
+            return ChunkedOptimizer(groups, build, rules)
+        optimizer = build(groups)
     except (TypeError, ValueError) as error:
         raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
+    if row.finds_lr:
+        skip_steps_without_rate(optimizer)
+    return optimizer
 
 
 def require_usable_optimizer(modules: Sequence[TrainedModule], config: OptimizerSettings) -> None:
@@ -110,6 +120,25 @@ def require_usable_optimizer(modules: Sequence[TrainedModule], config: Optimizer
     is_known = kind in OPTIMIZERS
     if len(rates) > 1 and (row.finds_lr or (not is_known and not obeys_rates(build, device))):
         raise ConfigError(f"{one_rate_only(kind, sorted(rates))}.")
+
+
+def require_weights_alone(config: OptimizerSettings, setting: str | None) -> None:
+    """Make sure that an optimizer that goes by chunks steps each weight by itself.
+
+    Those of the table and of the collection are known (`OptimizerRow`); others are tried out.
+
+    Args:
+        config: The settings.
+        setting: What has it go by chunks; None or empty where nothing does.
+
+    Raises:
+        ConfigError: It does not.
+    """
+    if not setting or config.kind in OPTIMIZERS:
+        return
+    row = find_row(config.kind)
+    if not steps_weights_alone(_builder(row, config), torch.device("cpu")):
+        raise ConfigError(f"{not_by_chunks(config.kind, setting)}.")
 
 
 def _builder(row: OptimizerRow, config: OptimizerSettings) -> Build:
@@ -190,7 +219,7 @@ def _load(row: OptimizerRow) -> Any:
     package = row.module.partition(".")[0]
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels not used here
     try:
-        return getattr(importlib.import_module(row.module), row.name)
+        return corrected(getattr(importlib.import_module(row.module), row.name))
     except ImportError as error:
         raise MissingDependencyError(
             f"The optimizer {row.name} is in the package {package.replace('_', '-')}, which is not "

@@ -70,6 +70,25 @@ def obeys_rates(build: Build, device: torch.device) -> bool:
     return not torch.equal(alike[-1], apart[-1])
 
 
+def steps_weights_alone(build: Build, device: torch.device) -> bool:
+    """Whether weights move the same with an optimizer of each as with one of all."""
+    with _quietly():
+        together = _parameters(_SHAPES, device)
+        apart = _parameters(_SHAPES, device)
+        one = build([{"params": together, "lr": 1e-2}])
+        each = [build([{"params": [parameter], "lr": 1e-2}]) for parameter in apart]
+        for step in range(_STEPS):
+            for parameters, optimizers in ((together, [one]), (apart, each)):
+                torch.manual_seed(1 + step)
+                for number, parameter in enumerate(parameters):  # of different sizes, as in a model
+                    gradient = torch.randn(parameter.shape) * 10**number
+                    parameter.grad = gradient.to(device)
+                for optimizer in optimizers:
+                    torch.manual_seed(step)
+                    optimizer.step()
+    return all(map(torch.equal, together, apart))
+
+
 def _walk(build: Build, rates: Sequence[float], device: torch.device) -> list[Tensor]:
     """Where parameters of these rates are after some steps, always with the same gradients.
 
