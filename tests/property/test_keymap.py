@@ -2,14 +2,18 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from two_encoders import TWO
 
 from impasto.checkpoints.key_rows import UNetLayout, VaeLayout
 from impasto.checkpoints.keymap import ComponentMap, ema_name, layout_of
 from impasto.checkpoints.ldm import merge_ldm, split_ldm
 from impasto.checkpoints.tensors import LazyTensor
-from impasto.models.families import SD1, SD2_BASE, SDXL, file_layouts
+from impasto.models.families import FAMILIES, SD1, SD2_BASE, SDXL, file_layouts
+
+EVERY = (*FAMILIES, TWO)
+"""All families of the table, and one that is a row alone."""
 
 
 def lazy(shape) -> LazyTensor:
@@ -54,9 +58,11 @@ def unet_layouts(draw):
 RESNET = ("norm1.weight", "conv1.bias", "time_emb_proj.weight", "conv_shortcut.weight")
 
 
-def unet_names(layout: UNetLayout) -> set[str]:
-    """diffusers' names of a U-Net of this layout, a few of each module."""
+def unet_names(layout: UNetLayout, family) -> set[str]:
+    """diffusers' names of a family's U-Net of this layout, a few of each module."""
     names = {"conv_in.weight", "conv_out.bias", "time_embedding.linear_1.weight"}
+    if family.takes_pooled:
+        names |= {"add_embedding.linear_1.weight", "add_embedding.linear_2.bias"}
     names |= {f"mid_block.resnets.{n}.{name}" for n in (0, 1) for name in RESNET}
     levels = len(layout.attention)
     for half, layers in (("down", layout.layers), ("up", layout.layers + 1)):
@@ -72,9 +78,10 @@ def unet_names(layout: UNetLayout) -> set[str]:
     return names
 
 
-@given(unet_layouts())
-def test_any_unet_goes_there_and_back(layout):
-    names, naming = unet_names(layout), SD1.unet.naming
+@pytest.mark.parametrize("family", EVERY, ids=lambda family: family.key)
+@given(layout=unet_layouts())
+def test_any_unet_goes_there_and_back(family, layout):
+    names, naming = unet_names(layout, family), family.unet.naming
     there = naming.map_of_ours(names)
     ldm = {name: there.to_ldm(name) for name in names}
     assert len(set(ldm.values())) == len(names)
@@ -84,19 +91,26 @@ def test_any_unet_goes_there_and_back(layout):
     assert found == layout
     back = naming.map_of_file(ldm.values())
     assert all(back.to_diffusers(ldm[name]) == (name,) for name in names)
+    assert any("label_emb" in name for name in inner) == family.takes_pooled
 
 
-@given(st.integers(1, 5), st.integers(1, 4))
-def test_any_vae_goes_there_and_back(levels, layers):
-    names = {
+def vae_names(levels: int, layers: int) -> set[str]:
+    """diffusers' names of a VAE of so many levels and layers, a few of each module."""
+    return {
         f"{half}_blocks.{level}.resnets.{n}.{name}"
         for half, count in (("encoder.down", layers), ("decoder.up", layers + 1))
         for level in range(levels)
         for n in range(count)
         for name in ("norm1.weight", "conv_shortcut.bias")
     } | {"encoder.mid_block.attentions.0.to_q.weight", "decoder.conv_norm_out.bias"}
+
+
+@pytest.mark.parametrize("family", EVERY, ids=lambda family: family.key)
+@given(levels=st.integers(1, 5), layers=st.integers(1, 4))
+def test_any_vae_goes_there_and_back(family, levels, layers):
+    names = vae_names(levels, layers)
     assert VaeLayout.of_diffusers(names) == VaeLayout(levels, layers)
-    require_both_ways(SD1.vae.naming.map_of_ours(names), names)
+    require_both_ways(family.vae.naming.map_of_ours(names), names)
 
 
 def require_both_ways(table: ComponentMap, names: set[str]) -> None:
@@ -105,13 +119,65 @@ def require_both_ways(table: ComponentMap, names: set[str]) -> None:
     assert all(table.to_diffusers(ldm[name]) == (name,) for name in names)
 
 
-@given(st.integers(1, 40))
-def test_any_text_encoder_goes_there_and_back(layers):
-    names = {f"encoder.layers.{n}.{x}" for n in range(layers) for x in (
+def text_names(encoder, layers: int) -> set[str]:
+    """transformers' names of a text encoder of so many layers, a few of each module."""
+    of_layers = {f"encoder.layers.{n}.{x}" for n in range(layers) for x in (
         "layer_norm1.weight", "mlp.fc2.bias", "self_attn.out_proj.weight"
-    )} | {"final_layer_norm.bias", "embeddings.position_embedding.weight"}  # fmt: skip
-    for family in (SD1, SD2_BASE):
-        require_both_ways(family.text_encoders[0].naming.map_of_ours(names), names)
+    )}  # fmt: skip
+    whole = {f"final_layer_norm.{x}" for x in ("weight", "bias")}
+    whole |= {"embeddings.position_embedding.weight"}
+    return of_layers | whole | ({"text_projection.weight"} if encoder.text.pooled else set())
+
+
+ENCODERS = [
+    pytest.param(encoder, id=f"{family.key} {encoder.name}")
+    for family in EVERY
+    for encoder in family.text_encoders
+]
+
+
+@pytest.mark.parametrize("encoder", ENCODERS)
+@given(layers=st.integers(1, 40))
+def test_any_text_encoder_goes_there_and_back(encoder, layers):
+    names = text_names(encoder, layers)
+    require_both_ways(encoder.naming.map_of_ours(names), names)
+
+
+SQUARE = ("_proj.weight", ".to_q.weight")
+
+
+def tensors_of(names: set[str]) -> dict[str, LazyTensor]:
+    """Tensors that all differ; those that files fuse, turn or convolve are matrices."""
+    shapes = {name: (3, 3) if name.endswith(SQUARE) else (2,) for name in sorted(names)}
+    shapes |= {name: (3, 2) for name in shapes if name == "text_projection.weight"}
+    return {
+        name: LazyTensor.of(torch.full(shape, float(number)).tril() + number)
+        if len(shape) > 1
+        else LazyTensor.of(torch.full(shape, float(number)))
+        for number, (name, shape) in enumerate(shapes.items())
+    }
+
+
+@pytest.mark.parametrize("family", EVERY, ids=lambda family: family.key)
+@settings(max_examples=20)
+@given(unet=unet_layouts(), levels=st.integers(1, 3), layers=st.integers(1, 4))
+def test_any_model_goes_into_one_file_and_back(family, unet, levels, layers):
+    """All networks beside each other: none takes another's tensors, and values come back."""
+    queries = {f"encoder.layers.{n}.self_attn.{letter}_proj.{x}"
+               for n in range(layers) for letter in "qkv" for x in ("weight", "bias")}  # fmt: skip
+    components = {
+        family.unet.name: tensors_of(unet_names(unet, family)),
+        family.vae.name: tensors_of(vae_names(levels, layers)),
+        **{e.name: tensors_of(text_names(e, layers) | queries) for e in family.text_encoders},
+    }
+    one_file = merge_ldm(components, {}, family.layout)
+    counts = {encoder.name: layers for encoder in family.text_encoders}
+    found = split_ldm(one_file, family.layout, counts)
+    assert found.components.keys() == components.keys()
+    for name, tensors in components.items():
+        assert found.components[name].keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert torch.equal(found.components[name][key].read(), tensor.read()), key
 
 
 def test_fused_attention_is_taken_apart_in_order():
