@@ -10,6 +10,8 @@ import torch
 import impasto
 from impasto.checkpoints.keymap import ComponentKind
 from impasto.checkpoints.tensors import LazyTensor
+from impasto.config.cases import Facts
+from impasto.config.compatibility import conflicts
 from impasto.errors import ModelError
 from impasto.family_keys import FAMILY_KEYS
 from impasto.models.families import BY_SETTING, FAMILIES, SD1, SD2_BASE, SD2_V
@@ -111,3 +113,9 @@ def test_a_network_that_takes_more_than_text_is_none_of_them():
     clues = Clues("tiny", unet, (("text_encoder", "OpenCLIP"),), scheduler_config={})
     with pytest.raises(ModelError, match=r"tiny is not a model .*a pooled text and sizes"):
         identify(clues)
+
+
+def test_a_layer_of_clip_is_refused_by_the_name_of_the_family(train_config):
+    facts = Facts(family="Two encoders", takes_clip_skip=False)
+    (sentence,) = conflicts(train_config(model={"clip_skip": 2}), facts)
+    assert sentence.startswith("model.clip_skip is not for Two encoders, whose text encoders")

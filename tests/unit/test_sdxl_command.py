@@ -8,14 +8,14 @@ import pytest
 from conftest import GOLDEN
 
 from impasto.config.load import build_run_config
-from impasto.errors import ConfigError
+from impasto.errors import ConfigError, OtherFamilyError
 from impasto.models.families import FAMILIES
 from impasto.sdscripts.flag import FINE_TUNE, SCRIPTS, SDXL_TRAIN, TRAIN_DB
 from impasto.sdscripts.flags import flags_of
 from impasto.sdscripts.importing import command_to_toml
 from impasto.sdscripts.parsing import parse_flags
 from impasto.sdscripts.sdxl_rules import BLOCKS
-from impasto.sdscripts.settings import build_settings, scripts_of
+from impasto.sdscripts.settings import build_settings, in_terms_of, scripts_of
 from impasto.sdscripts.translate import translate
 
 NEEDED = ["--pretrained_model_name_or_path=xl.safetensors", "--output_dir=out",
@@ -202,7 +202,9 @@ def test_each_family_has_its_command():
     sdxl = {key for key, scripts in trained.items() if scripts == (SDXL_TRAIN,)}
     assert sdxl == {family.key for family in FAMILIES if family.generation == "SDXL"}
     assert set(trained.values()) == {(FINE_TUNE, TRAIN_DB), (SDXL_TRAIN,)}
-    assert scripts_of(None) == ()
+    assert scripts_of(None) == scripts_of("two") == ()
+    other = OtherFamilyError("", "model", ("two",))
+    assert "no command of sd-scripts here trains" in str(in_terms_of("sdxl_train.py", other))
 
 
 def test_flags_of_sdxl_alone_are_named_as_such():

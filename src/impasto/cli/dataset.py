@@ -120,14 +120,18 @@ def _as_json(scan: Scan) -> dict[str, Any]:
 
 
 def _sizes_told(source: Path) -> SizeConditioning:
-    """The size conditioning of SDXL: by the run's settings where SOURCE is of a run."""
+    """The size conditioning of a run's settings where SOURCE is of a run.
+
+    Its family's, if `model.family` says it and it has one, or that of the first family that does.
+    """
     from impasto.config.load import load_run_of_source
-    from impasto.models.families import SDXL
+    from impasto.models.families import FAMILIES
 
     run = load_run_of_source(source)
-    assert SDXL.sizes is not None  # noqa: S101 - by the table of families
+    asked = None if run is None else run.model.family
+    sizes = {family.key: family.sizes for family in FAMILIES if family.sizes is not None}
     is_target = run is not None and run.model.size_conditioning == "target"
-    return replace(SDXL.sizes, as_drawn=is_target)
+    return replace(sizes.get(asked or "", next(iter(sizes.values()))), as_drawn=is_target)
 
 
 @dataset.command()

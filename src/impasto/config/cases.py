@@ -32,6 +32,7 @@ class Facts:
         precision: What `training.mixed_precision = "auto"` stands for.
         total_steps: How many optimizer steps `training.max_epochs` come to.
         predicts_velocity: Whether the base model's U-Net predicts velocity, and not noise.
+        family: What the base model's family is called; empty if it is not known.
         takes_clip_skip: Whether the base model's text may be read at another layer than its own.
     """
 
@@ -41,6 +42,7 @@ class Facts:
     precision: Precision | None = None
     total_steps: int | None = None
     predicts_velocity: bool | None = None
+    family: str = ""
     takes_clip_skip: bool | None = None
 
 

@@ -86,9 +86,9 @@ TEXT = (
     Rule(
         ("model.clip_skip",),
         lambda c: c.config.model.clip_skip is not None and c.facts.takes_clip_skip is False,
-        lambda _: (
-            "model.clip_skip is not for SDXL, both of whose text encoders are read at the last "
-            "layer but one by every program. Take it out"
+        lambda c: (
+            f"model.clip_skip is not for {c.facts.family or 'this model'}, whose text encoders "
+            f"every program reads at layers of their own. Take it out"
         ),
         of_new_runs=True,
     ),

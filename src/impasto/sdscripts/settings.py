@@ -50,12 +50,18 @@ def build_settings(
 
 def scripts_of(family: str | None) -> tuple[Script, ...]:
     """The commands that train a family, the usual one first; none where it is not known."""
-    return () if family is None else _FAMILIES[family][0]
+    return _FAMILIES[family][0] if family in _FAMILIES else ()
 
 
 def in_terms_of(script: Script, error: OtherFamilyError) -> ModelError:
     """What a person does about a model of another family than the flags say."""
-    others, name = _FAMILIES[error.families[0]]
+    key = error.families[0]
+    others, name = _FAMILIES.get(key, ((), key))
+    if not others:
+        return ModelError(
+            f"{error.source} is a model of {name}, which no command of sd-scripts here trains. "
+            f"Train it with impasto train."
+        )
     if script not in others:
         return ModelError(
             f"{error.source} is a model of {name}, which {script} does not train. Run "

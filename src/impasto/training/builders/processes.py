@@ -40,6 +40,7 @@ def facts_of(
         precision=computed_kind(config),
         total_steps=total_steps,
         predicts_velocity=None if identity is None else identity.prediction is VELOCITY,
+        family="" if identity is None else identity.family.name,
         takes_clip_skip=None if identity is None else identity.family.takes_clip_skip,
     )
 
