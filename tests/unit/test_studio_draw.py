@@ -134,7 +134,7 @@ def test_models_that_are_not_offered_are_no_secret(client, models, monkeypatch):
         patched.setattr(drawable_module, "_MOST", 3)
         assert "there are over 3 models, and no more are offered" in client.get("/draw").text
     with monkeypatch.context() as patched:
-        patched.setattr(models_module, "LOOKED_AT", 3)
+        patched.setattr(models_module, "MOST_SCANNED", 3)
         assert f"folders and models are in {models}, and no more" in client.get("/draw").text
 
 

@@ -130,12 +130,12 @@ class Saver:
             NonFiniteLossError: As for `save_state`.
             StorageError: It could not be written.
         """
-        self._background.settle()
+        self._background.wait_quietly()
         self.save_state(done, best, now=True, window=window)
 
     def newest_saved(self) -> int:
         """The step of the newest state on disk, after what is being written; 0 without one."""
-        self._background.settle()
+        self._background.wait_quietly()
         return max(self._run.saved_steps(), default=0)
 
     def _require_finite(self, done: int) -> None:

@@ -120,7 +120,7 @@ def _write_into(folder: Path, state: TrainingState) -> None:
         if tensors or name != "ema":
             of_file = hashes[f"{name}.safetensors"] = {}
             file = folder / f"{name}.safetensors"
-            write_safetensors(file, tensors, {}, finite_only=False, hashes=of_file)
+            write_safetensors(file, tensors, {}, unchecked=tensors.keys(), hashes=of_file)
     description = {
         "format_version": FORMAT_VERSION,
         "step": state.step,
