@@ -35,6 +35,12 @@ def described(value: Any) -> str:
     return " ".join([_name_of(value), *hashes])
 
 
+def names_shown(was: str, now: str) -> str:
+    """What differs between two descriptions that are not of the same code, for people."""
+    one, other = (description.partition(" ")[0] for description in (was, now))
+    return f"was {one}, is {'another version of it' if one == other else other}"
+
+
 def is_same_code(was: str, now: str) -> bool:
     """Whether two parts are the same by all that both of their descriptions say."""
     words = was.split(), now.split()
