@@ -139,7 +139,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
 
 def code_fingerprint(code: Mapping[str, Any]) -> dict[str, str]:
     """What is given in code, by name: what a run has to be given again to be resumed."""
-    return {f"{name}{GIVEN}": described(given) for name, given in code.items()}
+    return {f"{n}{GIVEN}": described(part, learns=n == "trainable") for n, part in code.items()}
 
 
 def settings_fingerprint(config: RunConfig) -> dict[str, str]:
