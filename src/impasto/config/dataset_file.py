@@ -77,7 +77,7 @@ def read_dataset_file(
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
             dataset.update(round_bucket_sides(dataset))
-            _settle_buckets(dataset, formerly=formerly)
+            _resolve_buckets(dataset, formerly=formerly)
     values.update(round_bucket_sides(values))
     validated(DatasetConfig, values, str(path), begun=formerly)
     return {"datasets": values["datasets"]}
@@ -154,7 +154,7 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     return read_json_object(path, halves=halves)
 
 
-def _settle_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:
+def _resolve_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:
     """Say which table a dataset goes by, and leave out what has no effect on it."""
     has_own = bool(dataset.get("buckets")) and not formerly
     dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])

@@ -63,7 +63,7 @@ def group_copies(
     groups = group_byte_copies(records, hashes, progress, engine)
     if not near:
         return groups
-    if not _are_looked_at(records):
+    if not _are_hashed(records):
         progress.note(
             f"Copies are found among equal files alone: of over {LOOKED_AT:,} images the looks are "
             f"not compared."
@@ -77,10 +77,10 @@ def count_copies(groups: np.ndarray, records: RecordTable, *, near: bool) -> Cop
     """Count the files that `group_copies` found copies of."""
     _, counts = np.unique(groups[records.first_of_paths()], return_counts=True)
     several = counts[counts > 1]
-    return Copies(int(several.sum()), len(several), near and _are_looked_at(records))
+    return Copies(int(several.sum()), len(several), near and _are_hashed(records))
 
 
-def _are_looked_at(records: RecordTable) -> bool:
+def _are_hashed(records: RecordTable) -> bool:
     """Whether there are few enough files, each of which may be several images of a dataset."""
     return len(records) <= LOOKED_AT or int(records.first_of_paths().sum()) <= LOOKED_AT
 
