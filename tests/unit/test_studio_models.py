@@ -267,7 +267,8 @@ def test_a_form_becomes_a_command_that_overwrites_nothing(client, studio, shelf,
 @pytest.mark.parametrize(
     "form",
     [
-        {"name": ""}, {"name": "../x"}, {"name": "a/b"}, {"name": "con"}, {"name": "x" * 300}, {"name": ".hidden"},
+        {"name": ""}, {"name": "../x"}, {"name": "a/b"}, {"name": "con"}, {"name": "x" * 300},
+        {"name": ".hidden"},
         {"name": "a\nb"}, {"name": "x", "to": "exe"}, {"name": "x", "dtype": "int8"},
         {"name": "x", "folder": "9"}, {"name": "x", "folder": "-1"}, {"name": "x", "title": "\x1b"},
     ],
