@@ -92,6 +92,29 @@ def names_masks(path: Path) -> bool:
     return any(_MASKS in level for level in _levels_of(_read(path)))
 
 
+def repeated_sources(path: Path) -> list[str]:
+    """The image folders and metadata files that several subsets of one dataset name.
+
+    sd-scripts leaves out all subsets of one name but the first
+    (`DreamBoothDataset` and `FineTuningDataset` in `library/train_util.py`).
+
+    Raises:
+        ConfigError: The file is missing or malformed.
+    """
+    datasets = _read(path).get("datasets")
+    repeated = list[str]()
+    for dataset in datasets if isinstance(datasets, list) else ():
+        subsets = _subsets_of([dataset] if isinstance(dataset, dict) else [])
+        names = [
+            str(subset.get("metadata_file") or subset.get("image_dir"))
+            for subset in subsets
+            if (subset.get("metadata_file") or subset.get("image_dir"))
+            and subset.get("num_repeats") != 0
+        ]
+        repeated += [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return list(dict.fromkeys(repeated))
+
+
 def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
     """Which of some keys a dataset configuration gives for all of its datasets.
 
