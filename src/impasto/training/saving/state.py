@@ -303,8 +303,9 @@ def _require_same(
 ) -> None:
     differing = differences(saved, current, done)
     if differing:
+        has_exported = RunDirectory(folder.parents[1]).exported_model() is not None
         raise RunError(
             f"{folder} cannot be resumed exactly, because this changed since: "
-            f"{'; '.join(differing)}. Put it back as it was, or start a new run from the exported "
-            f"model."
+            f"{'; '.join(differing)}. Put it back as it was, or start a new run"
+            f"{' from the exported model' if has_exported else ''}."
         )
