@@ -191,6 +191,29 @@ REFUSED = {
     "an optimizer": {"optimizer": {"kind": "soap"}},
     "a hypernetwork": {"previews": {"hypernetworks": ["missing.pt"], "prompts": ["a"]}},
     "a block": {"method": {"block_lrs": {"up_blocks.3": 1e-4}}},
+    "a file of previews, and graphs": {
+        "previews": {"hypernetworks": ["missing.pt"], "prompts": ["a"]},
+        "training": {"cuda_graphs": "step"},
+    },
+    "the prediction, and a block": {
+        "loss": {"v_loss_as_noise_loss": True},
+        "training": {"fit_check": True},
+        "method": {"block_lrs": {"up_blocks.3": 1e-4}},
+    },
+    "the prediction, and a file of templates": {
+        "loss": {"v_loss_as_noise_loss": True},
+        "training": {"fit_check": True},
+        "method": {"kind": "hypernetwork", "template_file": "missing.txt"},
+    },
+    "a block, and an average over more steps than there are": {
+        "method": {"block_lrs": {"up_blocks.3": 1e-4}},
+        "training": {"max_steps": None, "max_epochs": 1, "ema_decay": 0.9, "ema_every": 99},
+    },
+    "a block, with the memory unchecked, and a file of previews": {
+        "method": {"block_lrs": {"up_blocks.3": 1e-4}},
+        "training": {"fit_check": False},
+        "previews": {"features": "missing", "prompts": ["a"]},
+    },
 }
 
 
@@ -228,7 +251,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
             Facts(predicts_velocity=False),
             "is for velocity models",
         ),
-        ({"model": {"clip_skip": 2}}, Facts(takes_clip_skip=False), "not for SDXL"),
+        ({"model": {"clip_skip": 2}}, Facts(takes_clip_skip=False, family="SDXL"), "not for SDXL"),
         (
             {"loss": {"noise_loss_like_v": 0.5}},
             Facts(predicts_velocity=True),
