@@ -1,6 +1,7 @@
 """What goes together: the table is asked by all, by the ladder of settings too."""
 
 import itertools
+import re
 
 import pytest
 from ladders import FACTS, METHODS, begun, rungs_taken
@@ -136,9 +137,23 @@ def test_a_smaller_batch_is_advised_where_it_makes_the_largest_smaller(
     assert says_not not in told
 
 
-def test_a_text_encoder_with_a_rate_of_its_own_is_advised_to_rest(train_config):
-    config = train_config(method={"train_text_encoder": True, "text_encoder_lr": 1e-5})
-    assert "method.train_text_encoder = false" in advised(config)
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"text_encoder_lr": 1e-5},
+        {"text_encoder_lrs": {"text_encoder": 1e-5}},
+        {"text_encoder_layers": 1, "text_encoder_from_step": 1, "text_encoder_until_step": 3},
+    ],
+)
+def test_a_text_encoder_is_advised_to_rest_without_its_own_settings(train_config, own):
+    """What is advised, done to the word, is a run that is not refused."""
+    config = train_config(method={"train_text_encoder": True, **own})
+    (way,) = [way for way in advised(config) if "train_text_encoder" in way]
+    assert way.startswith("method.train_text_encoder = false")
+    named = {setting for setting in own if re.search(rf"method\.{setting}\b", way)}
+    left = {name: value for name, value in own.items() if name not in named}
+    train_config(method={"train_text_encoder": False, **left})
 
 
 @pytest.mark.parametrize("kind", ["prodigy", "adamw_schedule_free"])
