@@ -13,7 +13,7 @@ from impasto.config.compatibility import RULES, conflicts, goes_together
 from impasto.config.kinds import sections_of
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
-from impasto.errors import ConfigError, ImpastoError, ModelError
+from impasto.errors import ConfigError, ImpastoError, ModelError, RunError
 from impasto.optimizer_table import OPTIMIZERS, row_of
 from impasto.parsing import parse_toml
 from impasto.training.compute import precision
@@ -240,6 +240,27 @@ def test_the_plan_refuses_what_training_refuses(train_config, changes, fresh_acc
             attempt(train_config(**changes), *([Console()] if attempt is show_plan else []))
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_plan_names_a_taken_directory_after_its_numbers(
+    train_config, capsys, fresh_accelerate, is_file
+):
+    """With training's words; a directory with a run in it is planned as that run."""
+    config = train_config()
+    taken = config.output_dir if is_file else config.output_dir / "somebody's.txt"
+    taken.parent.mkdir(exist_ok=True)
+    taken.write_text("")
+    said = []
+    for attempt in (lambda: show_plan(config, Console()), lambda: train(config)):
+        with pytest.raises(RunError, match="already there and not empty") as caught:
+            attempt()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "Memory" in capsys.readouterr().out
+    if not is_file:
+        (config.output_dir / "config.toml").write_text("")
+        show_plan(config, Console())
 
 
 def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):

@@ -16,6 +16,7 @@ from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
+from impasto.runs.remote.local_folders import is_working_folder
 from impasto.training.assembly.session_parts import load_preview_network
 from impasto.training.builders.processes import planned_processes
 from impasto.training.lifecycle.output_room import require_output_room
@@ -78,9 +79,18 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
 
 
 def require_output(outlook: Outlook) -> None:
-    """Make sure of the room for what the run will write, as `require_output_room` says."""
+    """Make sure of the place and the room for what the run will write.
+
+    A directory with a run in it is planned as that run.
+
+    Raises:
+        RunError: The directory holds something else, or models of other runs would be replaced.
+        StorageError: The disk is too small.
+    """
     config = outlook.config
     run, per_epoch = RunDirectory(config.output_dir), outlook.sampler.steps_per_epoch
+    if not is_working_folder(run.path) and not run.config_file.is_file():
+        RunDirectory.require_free(config.output_dir)
     require_output_room(run, config, outlook.disk, outlook.steps, per_epoch)
 
 
