@@ -137,6 +137,15 @@ def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
             impasto.prepare(pictures, model, **ray)
     with pytest.raises(ConfigError, match="expected a number of images"):
         impasto.prepare(pictures, model, batch_size="auto")
+    with pytest.raises(ConfigError, match=r"clip_skip: expected 1 or more \(found 0\)"):
+        impasto.prepare(pictures, model, clip_skip=0)
+    with pytest.raises(ConfigError, match=r'prepare\(""\): expected a folder'):
+        impasto.prepare("", model)
+    with pytest.raises(ConfigError, match="expected a number of images"):
+        impasto.prepare(pictures, model, batch_size=True)
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match="expected the number of a batch, 0 or more"):
+            later.step = wrong
     with pytest.raises(DatasetError, match="nothing"):
         impasto.prepare(pictures / "nothing", model)
     assert not (pictures / "nothing").exists()
@@ -354,3 +363,79 @@ def test_memory_is_not_found_for_an_optimizer_in_code(train_config):
     overrides = impasto.Overrides(build_optimizer=lambda modules, settings, rules: None)
     with pytest.raises(ConfigError, match=r"Overrides\.build_optimizer makes another one"):
         impasto.train(config, overrides=overrides)
+
+
+def sgd(modules, settings, rules):
+    return torch.optim.SGD([{"params": list(m.parameters().values())} for m in modules], lr=1e-3)
+
+
+def sgd_with_decay(modules, settings, rules):
+    made = sgd(modules, settings, rules)
+    made.param_groups[0]["weight_decay"] = settings.weight_decay
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "shown"),
+    [
+        ("timesteps", "timesteps.last=200", "200"),
+        ("loss_weight", "loss.min_snr_gamma=5", "5.0"),
+        ("loss_weight", "loss.soft_min_snr_gamma=4", "4.0"),
+        ("loss_weight", "loss.uncertainty=true", "true"),
+        ("loss_weight", "loss.debiased=true", "true"),
+        ("error", "loss.kind=huber", "huber"),
+        ("error", "loss.kind=l1", "l1"),
+        ("noise", "noise.offset=0.5", "0.5"),
+        ("noise", "noise.immiscible=true", "true"),
+        ("lr_schedule", "schedule.warmup_steps=2", "2"),
+        ("lr_schedule", "schedule.kind=cosine", "cosine"),
+    ],
+)
+def test_a_setting_that_a_part_in_code_replaces_is_refused(desk, part, setting, shown):
+    path = re.escape(setting.partition("=")[0])
+    given = Twice() if part == "noise" else tripled
+    said = rf"{path} is {shown}, which has no effect beside Overrides\.{part}\. Take one"
+    with pytest.raises(ConfigError, match=said):
+        impasto.train(run_of(desk, setting), overrides=impasto.Overrides(**{part: given}))
+    assert not (desk / "runs/mine").exists()
+    others = {"loss_weight", "error", "lr_schedule", "timesteps"} - {part}
+    beside = impasto.Overrides(**dict.fromkeys(others, tripled))
+    beside.require_fitting(run_of(desk, setting))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_settings_of_an_optimizer_in_code_are_those_that_it_reads(desk):
+    config = run_of(desk, "optimizer.weight_decay=300", "training.max_steps=1")
+    said = (
+        r"optimizer\.weight_decay is 300.0, which has no effect beside Overrides\.build_optimizer"
+    )
+    with pytest.raises(ConfigError, match=said):
+        impasto.train(config, overrides=impasto.Overrides(build_optimizer=sgd))
+    assert not (desk / "runs/mine").exists()
+    overrides = impasto.Overrides(build_optimizer=sgd_with_decay)
+    assert len(losses(impasto.train(config, overrides=overrides))) == 1
+
+
+class Notes(impasto.SilentEvents):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_that_was_begun_with_idle_settings_goes_on_with_a_note(desk, monkeypatch):
+    """Earlier versions accepted them."""
+    overrides = impasto.Overrides(error=tripled, build_optimizer=sgd)
+    settings = ("loss.kind=l1", "optimizer.eps=0.5", "training.max_steps=1")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(impasto.Overrides, "require_fitting", lambda *_: None)
+        earlier.setattr("impasto.training.builders.overrides.unread_settings", lambda *_: [])
+        run = impasto.train(run_of(desk, *settings), overrides=overrides)
+    longer = (run.path / "config.toml").read_text("utf-8").replace("max_steps = 1", "max_steps = 2")
+    (run.path / "config.toml").write_text(longer, encoding="utf-8")
+    events = Notes()
+    assert len(losses(impasto.resume(run.path, events, overrides))) == 2
+    for path, part in (("loss.kind is l1", "error"), ("optimizer.eps is 0.5", "build_optimizer")):
+        assert f"{path}, which has no effect beside Overrides.{part}." in events.notes

@@ -41,6 +41,7 @@ from impasto.training.assembly.session_parts import (
 )
 from impasto.training.assembly.trained_network import build_learning, build_network
 from impasto.training.builders.given_text import find_given_texts
+from impasto.training.builders.idle_settings import idle_settings
 from impasto.training.builders.lr_schedule import build_lr_schedule
 from impasto.training.builders.methods import build_templates
 from impasto.training.builders.model import keep_base, with_offloaded
@@ -87,6 +88,8 @@ def build_session(
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
     previews = PreviewMaterial.of(config, progress, is_main=accelerator.is_main_process)
     build_templates(config)
+    for clause in idle_settings(config, overrides.given()):  # a new run was refused by now
+        progress.note(f"{clause}.")
     encoded = build.encoded(known, opened)
     with hashing_ends_first(encoded.hashes):
         return _session(build, encoded, previews, recorded or {})
@@ -109,7 +112,9 @@ def _session(
     text = build.text(encoded, trainable, previews.prompts, recorded)
     model, conditioners = text.model, text.conditioners
     tell = overrides.conditioner or _as_it_is
-    learning = build_learning(config, accelerator, build.strategy, overrides, trainable)
+    learning = build_learning(
+        config, accelerator, build.strategy, overrides, trainable, build.progress.note
+    )
     sampler, steps = build.epochs(prepared)
     return Session(
         config=config,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,8 +87,17 @@ def build_learning(
     strategy: ParallelStrategy,
     overrides: Overrides,
     trainable: Trainable,
+    note: Callable[[str], None],
 ) -> Learning:
     """Bring what learns to where it computes, and build its optimizer.
+
+    Args:
+        config: The settings.
+        accelerator: Where it computes.
+        strategy: How processes hold what learns.
+        overrides: What is given in code.
+        trainable: What learns.
+        note: Is told of settings without effect in a run that was begun with them.
 
     Raises:
         ConfigError: An optimizer that was given in code does not keep to the settings.
@@ -98,7 +108,7 @@ def build_learning(
     stream = build_weight_stream(config, trainable, accelerator.device)
     unet = strategy.wrap(trainable.network) if stream is None else stream.place()
     trainable.modules = strategy.place(trainable.modules)
-    optimizer = overrides.build_optimizer(trainable.modules, config.optimizer, rules)
+    optimizer = overrides.optimizer(trainable.modules, config, rules, note)
     _require_chunks(optimizer, rules)
     if config.training.channels_last:
         keep_order(optimizer)

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any
 
+import torch
+
 from impasto.config.run import RunConfig
 from impasto.diffusion.loss import ErrorMeasure
 from impasto.diffusion.noise import Noise
@@ -13,7 +15,14 @@ from impasto.diffusion.timesteps import TimestepSampler
 from impasto.diffusion.weighting import LossWeight
 from impasto.errors import ConfigError
 from impasto.models.text.text_conditioner import TextConditioner
+from impasto.models.trainable import TrainedModule
+from impasto.training.builders.idle_settings import (
+    idle_settings,
+    noting_reads,
+    unread_settings,
+)
 from impasto.training.builders.methods import BuildTrainable, build_trainable
+from impasto.training.optim.chunked import ChunkRules
 from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.optimizers import BuildOptimizer, build_optimizer
 
@@ -73,7 +82,8 @@ class Overrides:
 
         Raises:
             ConfigError: The settings ask for a hypernetwork, and something else is to learn; or
-                they are to be chosen by memory, which is not known of an optimizer that is given.
+                they are to be chosen by memory, which is not known of an optimizer that is given;
+                or one is given that has no effect beside a part that replaces it.
         """
         if self.build_optimizer is not build_optimizer and config.training.memory is not None:
             raise ConfigError(
@@ -86,3 +96,35 @@ class Overrides:
                 f"method.kind is {config.method.kind}, and Overrides.trainable says what learns. "
                 f"Give one of them."
             )
+        idle = idle_settings(config, self.given())
+        if idle:
+            raise ConfigError(f"{idle[0]}. Take one of them out.")
+
+    def optimizer(
+        self,
+        modules: tuple[TrainedModule, ...],
+        config: RunConfig,
+        rules: ChunkRules,
+        note: Callable[[str], None],
+    ) -> torch.optim.Optimizer:
+        """Build the optimizer.
+
+        Args:
+            modules: What learns.
+            config: The settings.
+            rules: How a step is done in parts.
+            note: Is told of settings without effect in a run that was begun with them.
+
+        Raises:
+            ConfigError: A setting is given that the function in code does not look at.
+        """
+        if self.build_optimizer is build_optimizer:
+            return build_optimizer(modules, config.optimizer, rules)
+        read: set[str] = set()
+        made = self.build_optimizer(modules, noting_reads(config.optimizer, read), rules)
+        idle = unread_settings(config.optimizer, read)
+        if idle and not config.is_begun:
+            raise ConfigError(f"{idle[0]}, which does not read it. Take it out, or read it there.")
+        for clause in idle:
+            note(f"{clause}.")
+        return made
