@@ -1,5 +1,6 @@
 """What `import impasto` offers: the list, the examples of the guide, and parts given in code."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -15,6 +16,8 @@ import impasto
 from impasto.data.records import Size
 from impasto.diffusion.loss import squared
 from impasto.diffusion.noise import NoiseRecipe
+from impasto.diffusion.timesteps import Uniform
+from impasto.diffusion.weighting import unweighted
 from impasto.errors import ConfigError, DatasetError, ModelError, RunError
 from impasto.progress import SilentProgress
 from impasto.training.analysis.along import walk
@@ -393,14 +396,16 @@ def sgd_with_decay(modules, settings, rules):
 )
 def test_a_setting_that_a_part_in_code_replaces_is_refused(desk, part, setting, shown):
     path = re.escape(setting.partition("=")[0])
-    given = Twice() if part == "noise" else tripled
+    parts = {
+        "timesteps": Uniform(), "loss_weight": unweighted, "error": tripled, "noise": Twice(),
+        "lr_schedule": lambda step, total: 1.0,
+    }  # fmt: skip
     said = rf"{path} is {shown}, which has no effect beside Overrides\.{part}\. Take one"
     with pytest.raises(ConfigError, match=said):
-        impasto.train(run_of(desk, setting), overrides=impasto.Overrides(**{part: given}))
+        impasto.train(run_of(desk, setting), overrides=impasto.Overrides(**{part: parts[part]}))
     assert not (desk / "runs/mine").exists()
-    others = {"loss_weight", "error", "lr_schedule", "timesteps"} - {part}
-    beside = impasto.Overrides(**dict.fromkeys(others, tripled))
-    beside.require_fitting(run_of(desk, setting))
+    del parts[part]
+    impasto.Overrides(**parts).require_fitting(run_of(desk, setting))
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
@@ -439,3 +444,98 @@ def test_a_run_that_was_begun_with_idle_settings_goes_on_with_a_note(desk, monke
     assert len(losses(impasto.resume(run.path, events, overrides))) == 2
     for path, part in (("loss.kind is l1", "error"), ("optimizer.eps is 0.5", "build_optimizer")):
         assert f"{path}, which has no effect beside Overrides.{part}." in events.notes
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "said"),
+    [
+        ("loss_weight", 0.5, r"a function called with \(t, schedule, prediction\), found 0\.5"),
+        ("error", lambda a, b: a, r"with \(output, target, t, schedule\), and .* takes \(a, b\)"),
+        (
+            "noise",
+            torch.randn_like,
+            "the methods noise, on_input, generate_ahead; this .* no noise",
+        ),
+        ("build_optimizer", None, r"called with \(modules, settings, rules\), found None"),
+    ],
+)
+def test_what_cannot_be_called_is_no_part(part, given, said):
+    with pytest.raises((TypeError, ConfigError), match=said):
+        impasto.Overrides(**{part: given})
+
+
+class FlatNoise(Twice):
+    def on_input(self, noise, randomness):
+        return noise[0]
+
+
+def frozen(config, model):
+    trainable = impasto.build_trainable(config, model)
+    trainable.unet.requires_grad_(requires_grad=False)
+    return trainable
+
+
+def lbfgs(modules, settings, rules):
+    return torch.optim.LBFGS(list(modules[0].parameters().values()))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    ("part", "given", "said"),
+    [
+        (
+            "loss_weight",
+            lambda t, *_: torch.ones(len(t), 1),
+            r"\[4, 1\] on cpu; expected numbers of",
+        ),
+        ("loss_weight", lambda t, *_: None, "returned None; expected numbers of the shape of t"),
+        ("error", lambda output, *_: output.mean(dim=(1, 2, 3)), r"\[4\] on cpu; .* each place"),
+        (
+            "error",
+            lambda output, *_: output.mean(),
+            r"shape \[\] on cpu; .* shape of output, \[4, 4",
+        ),
+        (
+            "noise",
+            FlatNoise(),
+            r"Overrides\.noise\.on_input returned .* shape of the latents, \[4, 4",
+        ),
+        ("timesteps", lambda r, n: n * r.uniform("t"), r"torch.float64 .* one integer for each"),
+        (
+            "timesteps",
+            lambda r, n: torch.full((4,), n),
+            "from 0 to 999; these go from 1000 to 1000",
+        ),
+        ("timesteps", lambda r, n: torch.full((4,), -1), "from 0 to 999; these go from -1 to -1"),
+        (
+            "lr_schedule",
+            lambda step, total: None,
+            r"None for \(0, 3\), which is step 1 of 3; expected",
+        ),
+        (
+            "lr_schedule",
+            lambda step, total: [1.0, math.nan][step],
+            r"nan for \(1, 3\), .* a finite",
+        ),
+        ("conditioner", lambda conditioner: None, "returned None; expected what is called with"),
+        ("build_optimizer", lambda *_: None, "None, a NoneType; expected a torch.optim.Optimizer"),
+        ("build_optimizer", lbfgs, "returned LBFGS, which computes the loss several times"),
+        ("trainable", lambda config, model: model, "a BaseModel; expected a Trainable"),
+        ("trainable", frozen, "of which nothing learns: no parameter"),
+    ],
+)
+def test_what_a_part_returns_is_checked_and_named(desk, part, given, said):
+    overrides = impasto.Overrides(**{part: given})
+    with pytest.raises(ConfigError, match=said) as raised:
+        impasto.train(run_of(desk), overrides=overrides)
+    assert str(raised.value).startswith(f"Overrides.{part}")
+
+
+def test_a_loop_of_ones_own_is_told_of_a_wrong_shape(nano_model, pictures):
+    """It would be broadcast: [B, 1] times [B] are [B, B] losses."""
+    model = impasto.load_base_model(nano_model)
+    batches = impasto.prepare(pictures, model, resolution=64, min_bucket_reso=64, batch_size=4)
+    recipe = impasto.StepRecipe.of(model, loss_weight=lambda t, *_: torch.ones(len(t), 1))
+    said = r"^StepRecipe\.of\(loss_weight\) returned a torch.float32 tensor of shape \[4, 1\]"
+    with pytest.raises(ConfigError, match=said):
+        impasto.training_step(model.unet, batches.conditioner, next(iter(batches)), recipe)

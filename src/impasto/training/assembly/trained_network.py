@@ -16,7 +16,7 @@ from impasto.models.networks.attention import use_kernel
 from impasto.models.networks.attention_kernels import build_kernel
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
-from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.overrides import Overrides, require_trainable
 from impasto.training.compute.channels_last import keep_order, use_channels_last
 from impasto.training.compute.compile import compile_unet
 from impasto.training.compute.float8 import use_float8
@@ -48,6 +48,8 @@ def build_network(
     if training.attention != "sdpa":
         use_kernel(model.unet, build_kernel(training.attention, device))
     trainable = overrides.build_trainable()(config, model)
+    if overrides.trainable is not None:
+        require_trainable(trainable)
     _require_exportable(config, trainable, model)
     if training.channels_last:
         use_channels_last(trainable.unet, device)
