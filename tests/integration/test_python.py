@@ -235,7 +235,7 @@ def test_a_saved_model_has_what_did_not_learn_bit_for_bit(nano_model, tmp_path):
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed == {"conv_in.weight"}
     assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
-    with pytest.raises(ConfigError, match="already there"):
+    with pytest.raises(ConfigError, match=r"already there.* or overwrite=True"):
         impasto.save_model(model, out)
     half = impasto.save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
     assert {t.dtype for t in load_file(half).values() if t.is_floating_point()} == {torch.float16}
@@ -539,3 +539,31 @@ def test_a_loop_of_ones_own_is_told_of_a_wrong_shape(nano_model, pictures):
     said = r"^StepRecipe\.of\(loss_weight\) returned a torch.float32 tensor of shape \[4, 1\]"
     with pytest.raises(ConfigError, match=said):
         impasto.training_step(model.unet, batches.conditioner, next(iter(batches)), recipe)
+
+
+class StepsAlone:
+    def stepped(self, step):
+        pass
+
+
+def test_arguments_of_another_kind_are_named(desk, nano_model):
+    config = run_of(desk)
+    train, resume, prepare, load = (
+        impasto.train, impasto.resume, impasto.prepare, impasto.load_run_config
+    )  # fmt: skip
+    calls = [
+        (train, ("my.toml",), r"train\(config\): expected settings, .*found 'my\.toml'"),
+        (train, (config, impasto.Overrides()), r"train\(events\): expected who is told"),
+        (train, (config, StepsAlone()), "of the type StepsAlone, which has no method"),
+        (train, (config, None, {"error": tripled}), r"expected impasto\.Overrides"),
+        (resume, (config,), r"resume\(path\): expected the path of a run directory"),
+        (resume, ("runs", None, None, "my.toml"), r"resume\(changed\): expected settings"),
+        (prepare, ("pictures", "base"), r"prepare\(model\): expected a model, as"),
+        (prepare, (None, "base"), r"prepare\(folder\): expected the path of a folder"),
+        (load, ("my.toml", "seed=3"), r"a list of strings, .*'seed=3'"),
+        (load, ({},), r"load_run_config\(path\): expected the path of a TOML file"),
+    ]
+    for call, arguments, said in calls:
+        with pytest.raises(TypeError, match=said):
+            call(*arguments)
+    assert not (desk / "runs").exists()

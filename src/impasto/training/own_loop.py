@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from impasto import locks
+from impasto.argument_types import require_kind
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.data.caching.encoding import MomentsEncoder
@@ -148,7 +149,11 @@ def prepare(
         ConfigError: A setting is unknown, or its value does not fit.
         DatasetError: There is nothing to train on.
         StorageError: Latents cannot be written.
+        TypeError: The folder or the model is of another kind.
     """
+    require_kind("prepare(folder)", folder, (str, Path), "the path of a folder of images")
+    loaded = 'a model, as impasto.load_base_model("base") loads it'
+    require_kind("prepare(model)", model, BaseModel, loaded)
     config = _settings(folder, model, clip_skip, dataset, resolution, batch_size, seed)
     zeroes_empty_text(config, model)  # is refused before images are encoded
     require_sources(config.dataset)  # or the folder of the lock would stand in for the images'

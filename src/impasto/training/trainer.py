@@ -34,11 +34,12 @@ from impasto.training.assembly.model_ahead import opened_ahead
 from impasto.training.builders.overrides import Overrides
 from impasto.training.builders.processes import facts_of
 from impasto.training.compute.precision import resolve_precision
-from impasto.training.devices import (
-    build_accelerator,
-    require_precision,
-)
+from impasto.training.devices import build_accelerator, require_precision
 from impasto.training.events import SilentEvents, TrainingEvents
+from impasto.training.lifecycle.arguments import (
+    require_arguments_of_resume,
+    require_arguments_of_train,
+)
 from impasto.training.lifecycle.early_ends import (
     explain_exits,
     explain_memory,
@@ -76,7 +77,9 @@ def train(
 
     Raises:
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
+        TypeError: An argument is of another kind.
     """
+    require_arguments_of_train(config, events, overrides)
     overrides = overrides or Overrides()
     overrides.require_fitting(config)
     require_machine(config)
@@ -163,7 +166,9 @@ def resume(
     Raises:
         ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
             or another process is training it.
+        TypeError: An argument is of another kind.
     """
+    require_arguments_of_resume(path, events, overrides, changed)
     run = _directory_at(Path(path))
     location, config = run.location, None
     if location is None:
