@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from click.testing import CliRunner
 from component_files import UNET_FILE, VAE_FILE
 from flat_models import one_level_model, write_flat_model
 from safetensors.torch import load_file
 
 import impasto
+from impasto.cli.main import impasto as commands
 from impasto.data.records import Size
 from impasto.diffusion.loss import squared
 from impasto.diffusion.noise import NoiseRecipe
@@ -26,7 +28,8 @@ from impasto.training.analysis.posthoc_models import measure
 nano_model = one_level_model
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+PAGE = GUIDE.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 def test_the_list_of_public_names():
@@ -75,6 +78,27 @@ def test_examples_of_the_guide_run(number, desk):
         moved = before.unet.conv_in.weight - after.unet.conv_in.weight
         assert moved.abs().max() > 0
         assert Path("ball.png").stat().st_size > 0
+    if "less_where_noisy" in text:
+        require_resumed_as_the_page_says()
+
+
+def require_resumed_as_the_page_says():
+    """Finished at first; refused when there is more to train, in the words that are shown."""
+    told, shown = re.search(r"Here the run above(.*?)```\n\$ impasto (.*?)\n```", PAGE, re.S).groups()
+    command, _, error = shown.partition("\n")
+    finished = CliRunner().invoke(commands, command.split())
+    assert "is finished; its model is" in finished.output
+    [longer] = re.findall(r"`max_steps = \d+`", told)
+    settings = Path("runs/mine/config.toml")
+    text = settings.read_text(encoding="utf-8").replace("max_steps = 3", longer.strip("`"))
+    settings.write_text(text, encoding="utf-8")
+    refused = CliRunner().invoke(commands, command.split())
+    assert refused.exit_code != 0
+    plain = " ".join(str(refused.exception).split())
+    expected = " ".join(error.split()).removeprefix("... Error: ").replace("00000020", "00000003")
+    begins = expected.partition("(was")[0]
+    assert "cannot be resumed exactly" in begins
+    assert plain.startswith(begins)
 
 
 def test_there_are_the_examples_that_the_page_promises():
