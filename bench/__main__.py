@@ -51,7 +51,7 @@ from bench import (  # noqa: E402
 from impasto.training.lifecycle.environment import describe_environment  # noqa: E402
 
 Measure = Callable[[Path], dict[str, str]]
-PARTS: dict[str, Measure] = {
+MEASURES: dict[str, Measure] = {
     "data": data.measure,
     "pictures": pictures.measure,
     "convert": convert.measure,
@@ -79,7 +79,7 @@ PEERS = ("sd-scripts", "diffusers")
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    names = [*PARTS, *LARGE, "peers"]
+    names = [*MEASURES, *LARGE, "peers"]
     parser.add_argument("parts", nargs="*", metavar="|".join(names))
     parser.add_argument("--scratch", type=Path, help="keep models and images in this folder")
     parser.add_argument(
@@ -112,11 +112,11 @@ def main() -> None:
         "--peer-optimizer", choices=peers.SD_SCRIPTS_OPTIMIZERS, default="adamw", help="for `peers`"
     )
     options = parser.parse_args()
-    chosen = options.parts or list(PARTS)
+    chosen = options.parts or list(MEASURES)
     if unknown := set(chosen) - set(names):
         parser.error(f"unknown parts: {', '.join(sorted(unknown))}")
     measures = {
-        **PARTS,
+        **MEASURES,
         **LARGE,
         "first-step": partial(first_step.measure, against=options.against),
         "step": partial(

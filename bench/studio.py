@@ -67,11 +67,11 @@ def measure(folder: Path, minutes: float = WATCHED_S / 60) -> dict[str, str]:
         )
         found["the same again"] = against_empty(least(visitor, f"{run}/curves?exact=1"), empty)
         found |= first_drawn(address, pages[1:], LINES)
-        found |= watched(server.pid, visitor, pages[:3], runs[0], minutes)
+        found |= monitored(server.pid, visitor, pages[:3], runs[0], minutes)
     return found
 
 
-def watched(
+def monitored(
     server: int, visitor: Visitor, pages: list[str], run: RunDirectory, minutes: float
 ) -> dict[str, str]:
     """Memory and CPU of the server while three pages are open and one of the runs goes on."""

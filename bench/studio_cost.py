@@ -1,4 +1,4 @@
-"""What a run that is watched in the studio loses by it: steps with it and without it, in turn."""
+"""What a run that is monitored in the studio loses by it: steps with it and without it, in turn."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dic
 
     The studio is suspended for the steps without it, so that its start is in none of them.
     """
-    alone, watched, shares = [], [], []
+    alone, monitored, shares = [], [], []
     with trained(folder / "runs" / "demo") as (run, trainer), open_pages(run.path.parent) as server:
         for number in range(2 * rounds):
             if number % 4 in (0, 3):  # neither way is always the first of a round
@@ -63,14 +63,14 @@ def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dic
                 time.sleep(CAUGHT_UP_S)
             else:
                 cpu, began = cpu_of(server), time.monotonic()
-                watched.append(steps_of(run, trainer, phase_s))
+                monitored.append(steps_of(run, trainer, phase_s))
                 shares.append((cpu_of(server) - cpu) / (time.monotonic() - began))
     return {
         "a watched step against one alone, seconds": ratio(
-            [phase.step_s for phase in watched], [phase.step_s for phase in alone]
+            [phase.step_s for phase in monitored], [phase.step_s for phase in alone]
         ),
         "a watched step against one alone, CPU seconds of the trainer": ratio(
-            [phase.cpu_s for phase in watched], [phase.cpu_s for phase in alone]
+            [phase.cpu_s for phase in monitored], [phase.cpu_s for phase in alone]
         ),
         "share of one core that the studio takes meanwhile": (
             f"{100 * statistics.median(shares):.1f} %"
@@ -80,13 +80,13 @@ def measure(folder: Path, rounds: int = ROUNDS, phase_s: float = PHASE_S) -> dic
     }
 
 
-def ratio(watched: list[float], alone: list[float]) -> str:
+def ratio(monitored: list[float], alone: list[float]) -> str:
     """The median of the rounds' own ratios, with its 95 % interval, and seconds of a step alone.
 
     The interval is that of order statistics (Conover, Practical Nonparametric Statistics, 3.2): it
     supposes nothing of the spread, which on a shared machine has long tails.
     """
-    ratios = sorted(w / a for w, a in zip(watched, alone, strict=True))
+    ratios = sorted(w / a for w, a in zip(monitored, alone, strict=True))
     reach = 0.98 * math.sqrt(len(ratios))  # 1.96 standard deviations of a binomial count, p = 1/2
     low = ratios[max(0, math.floor(len(ratios) / 2 - reach) - 1)]
     high = ratios[min(len(ratios) - 1, math.ceil(len(ratios) / 2 + reach))]

@@ -54,11 +54,11 @@ def main() -> None:
     group = Group(0, size)
     workload = Workload(encoded=size, validation=group, captions=1000, held_out_captions=50)
     stored = torch.float16  # as nearly all files are
-    outline = partial(meta_model_of_architecture, find_architecture(family), stored)
+    meta_model = partial(meta_model_of_architecture, find_architecture(family), stored)
     with tempfile.TemporaryDirectory() as name:
         config = settings(Path(name), int(pixels))
         record = Path(os.environ["RECORD"]) if "RECORD" in os.environ else None
-        meter = FootprintPredictor(outline, "cuda", record, workload=workload)
+        meter = FootprintPredictor(meta_model, "cuda", record, workload=workload)
         for card in GPU_MEMORY_GIB:
             fitting = MemoryFitter(meter, "cuda", group, card << 30, half=half)
             chosen, rungs = fitting.choose_levers(config, keep_asked=True)

@@ -107,7 +107,7 @@ CASES: dict[str, tuple[Settings, dict[str, int]]] = {
         },
         {RECORDS: 1},
     ),
-    "watched": (
+    "monitored": (
         {
             "validation": {**LITTLE, "every_steps": 2},
             "previews": {"every_steps": 2, "width": 32, "height": 32, "steps": 1,

@@ -18,12 +18,12 @@ from impasto.training.trainer import train
 class StopAt(SilentEvents):
     """Raises after a number of steps, as a crash would, without a word to the trainer."""
 
-    def __init__(self, step):
-        self.step = step
+    def __init__(self, step, kind=ZeroDivisionError):
+        self.step, self.kind = step, kind
 
     def stepped(self, step):
         if step == self.step:
-            raise ZeroDivisionError
+            raise self.kind
 
 
 class KillAt(SilentEvents):

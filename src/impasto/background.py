@@ -46,7 +46,7 @@ class BackgroundWriter:
         while self._waiting:
             self._waiting.popleft().result()
 
-    def settle(self) -> None:
+    def wait_quietly(self) -> None:
         """Wait until all is done, and drop the errors of what failed."""
         while self._waiting:
             self._waiting.popleft().exception()

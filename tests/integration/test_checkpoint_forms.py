@@ -17,7 +17,7 @@ from impasto.models.networks.loading import load_base_model
 from impasto.models.reading.opening import OpenOptions, open_model
 from impasto.models.writing.conversion import convert_model, form_of
 
-PARTS = ("unet", "vae", "text_encoder")
+COMPONENTS = ("unet", "vae", "text_encoder")
 CLIP = "cond_stage_model.transformer."
 
 
@@ -50,10 +50,12 @@ def call(*words):
 
 
 def weights(model):
-    networks = getattr(model, "networks", None) or {part: getattr(model, part) for part in PARTS}
+    networks = getattr(model, "networks", None) or {
+        part: getattr(model, part) for part in COMPONENTS
+    }
     return {
         f"{part}.{name}": tensor
-        for part in PARTS
+        for part in COMPONENTS
         for name, tensor in networks[part].state_dict().items()
     }
 
@@ -167,7 +169,7 @@ def as_nested_ckpt(folder, target, tmp_path):
 
 def as_half_file(folder, target, tmp_path):
     file = target.with_suffix(".safetensors")
-    convert(folder, file, dict.fromkeys(PARTS, torch.float16))
+    convert(folder, file, dict.fromkeys(COMPONENTS, torch.float16))
     return file
 
 
@@ -226,7 +228,7 @@ def half_model(tmp_path_factory, nano_architecture):
 
     folder = tmp_path_factory.mktemp("half")
     write_random_model(nano_architecture, folder / "half", seed=0, dtype=torch.float16)
-    convert(folder / "half", folder / "float", dict.fromkeys(PARTS, torch.float32))
+    convert(folder / "half", folder / "float", dict.fromkeys(COMPONENTS, torch.float32))
     return folder / "float"
 
 

@@ -100,6 +100,24 @@ def test_a_renamed_run_is_no_copy_of_the_one_in_its_old_place(begun, tmp_path):
     ]  # fmt: skip
 
 
+def test_a_copy_of_a_renamed_run_is_known_as_one(begun, tmp_path):
+    """Once that has gone on, its settings name the folder where it is."""
+    run = begun("a", model_dir=str(tmp_path / "models"))
+    renamed = run.path.rename(tmp_path / "renamed")
+    told = Noted()
+    resume(renamed, told, changed=longer(renamed, 3))
+    assert of_copies(told) == []
+    before = {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    copy = shutil.copytree(renamed, tmp_path / "b")
+    with pytest.raises(RunError, match=r"a\.safetensors.* and this run did not write it"):
+        resume(copy, told, changed=longer(copy, 4))
+    [note] = of_copies(told)
+    assert note.startswith(f"This run is a copy of {renamed}. Its models are called a from here on")
+    resume(copy, changed=longer(copy, 4, name="b"))
+    after = {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()}
+    assert after.items() > before.items()
+
+
 def test_a_copy_does_not_replace_the_models_of_the_other_run(begun, tmp_path):
     """Their name is the run's own setting, so that both have it."""
     run = begun("a", model_dir=str(tmp_path / "models"), name="first")

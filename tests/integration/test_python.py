@@ -84,7 +84,9 @@ def test_examples_of_the_guide_run(number, desk):
 
 def require_resumed_as_the_page_says():
     """Finished at first; refused when there is more to train, in the words that are shown."""
-    told, shown = re.search(r"Here the run above(.*?)```\n\$ impasto (.*?)\n```", PAGE, re.S).groups()
+    told, shown = re.search(
+        r"Here the run above(.*?)```\n\$ impasto (.*?)\n```", PAGE, re.S
+    ).groups()
     command, _, error = shown.partition("\n")
     finished = CliRunner().invoke(commands, command.split())
     assert "is finished; its model is" in finished.output

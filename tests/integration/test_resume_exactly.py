@@ -13,7 +13,8 @@ from safetensors.torch import load_file, save_file
 from impasto.cli.main import impasto as commands
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.validation import read_toml
-from impasto.errors import RunError
+from impasto.diffusion.loss import squared
+from impasto.errors import Interrupted, RunError
 from impasto.runs import RunDirectory
 from impasto.training.builders.overrides import Overrides
 from impasto.training.events import SilentEvents
@@ -197,6 +198,70 @@ def test_parts_given_in_code_are_named(train_config):
     assert resume(
         config.output_dir, overrides=Overrides(lr_schedule=constant(0.5))
     ).saved_steps() == [2, 4]
+
+
+def nothing_counts(t, schedule, prediction):
+    return 0.0 * t
+
+
+def all_counts(t, schedule, prediction):
+    return 1.0 + 0.0 * t
+
+
+def misspelt(t, schedule, prediction):
+    return t.floaty()
+
+
+def test_a_run_with_code_that_ended_before_its_first_state_needs_the_same_code(train_config):
+    """No command can give it that code, so every hint says how it is resumed in Python."""
+    config = train_config(**SHORT)
+    path, given = config.output_dir, Overrides(loss_weight=nothing_counts)
+    in_python = f"impasto.resume({str(path)!r}, overrides=...) in Python, with the same parts"
+    with pytest.raises(Interrupted) as stopped:
+        train(config, StopAt(1, KeyboardInterrupt), overrides=given)
+    assert f"Begin again from the start with: {in_python}" in str(stopped.value)
+    run = RunDirectory(path)
+    before = sorted(path.iterdir()), run.status_file.read_bytes()
+    for other, said in (
+        ({}, "nothing_counts, is absent"),
+        ({"loss_weight": all_counts}, r"nothing_counts, is [\w.]+\.all_counts"),
+        (
+            {"loss_weight": nothing_counts, "error": squared},
+            r"error \(given in code\) \(was absent",
+        ),
+    ):
+        with pytest.raises(RunError, match=f"cannot be resumed exactly, because .*{said}"):
+            resume(path, overrides=Overrides(**other))
+    assert (sorted(path.iterdir()), run.status_file.read_bytes()) == before
+    file = path / "changed-settings.json"
+    identities = json.loads(file.read_text()).pop("code_identities")
+    assert list(identities) == ["loss_weight"]
+    earlier = {"paths": [], "code": ["loss_weight"]}
+    file.write_text(json.dumps(earlier))  # as earlier versions wrote it: the names alone
+    for other in ({}, {"error": squared}):
+        with pytest.raises(RunError, match=r"loss_weight \(given in code\) \(was given, is absent"):
+            resume(path, overrides=Overrides(**other))
+    run.write_status("training", process="gone")
+    assert f"{in_python} in code as before (loss_weight)" in run.state().sentence(path)
+    file.write_text(json.dumps(earlier | {"code_identities": identities}))
+    assert all(record["loss"] == 0 for record in resume(path, overrides=given).read_metrics())
+
+
+def test_what_to_do_about_a_mistake_in_code_is_said_when_it_is_mended(train_config):
+    config = train_config(**SHORT)
+    with pytest.raises(AttributeError, match="floaty"):
+        train(config, overrides=Overrides(loss_weight=misspelt))
+    with pytest.raises(RunError) as refused:
+        train(config, overrides=Overrides(loss_weight=all_counts))
+    assert "ended before its first state was saved: deleting it loses no training" in str(
+        refused.value
+    )
+    assert f"continue it with: impasto.resume({str(config.output_dir)!r}" in str(refused.value)
+    shutil.rmtree(config.output_dir)
+    train(config, overrides=Overrides(loss_weight=all_counts))
+    with pytest.raises(RunError) as refused:
+        train(config)
+    assert "loses no training" not in str(refused.value)
 
 
 def test_states_of_earlier_versions_are_compared_by_what_they_say():

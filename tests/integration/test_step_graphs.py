@@ -109,7 +109,7 @@ def assert_alike(run, other):
 
 
 ALIKE = {
-    "watched, no limit, amsgrad, average": {
+    "monitored, no limit, amsgrad, average": {
         "optimizer": {"lr": RATE, "arguments": {"amsgrad": True}},
         "training": {"ema_decay": 0.5, "max_grad_norm": 0.0},
         "validation": {"split": 0.3, "every_steps": 3, "timesteps": 1, "standard_error": 0,

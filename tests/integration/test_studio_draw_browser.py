@@ -32,7 +32,7 @@ def fill(page):
     page.fill("#prompt", "a red ball")
     for name, value in (("width", "64"), ("height", "64"), ("steps", "2"), ("seed", "7")):
         page.fill(f"#{name}", value)
-    page.uncheck("#random_seed")
+    assert not page.is_checked("#random_seed"), "who types a seed wants that one"
     page.select_option("#model", label="nano")
 
 
@@ -56,6 +56,8 @@ def test_images_are_drawn_by_clicks_and_the_worker_ends(folders, drawings, page,
         page.fill("#y_values", "1, 7")
         page.click("button.main")
         page.wait_for_selector(".drawing-card .state.done")
+        again = page.locator("a:has-text('Use these settings again')").first
+        assert again.get_attribute("href").endswith("&seed=same")
         assert page.locator(".grid-sheet img").count() == 4
         assert page.locator(".grid-sheet thead th").all_inner_texts() == ["nano", "other"]
         assert page.locator(".grid-sheet tbody th").all_inner_texts() == [

@@ -217,7 +217,8 @@ def test_a_run_that_was_renamed_knows_its_models(train_config, tmp_path):
     after = {path.relative_to(moved.path) for path in OwnModels(moved).paths() if path.exists()}
     assert after == before
     assert {path.name.partition("-")[0].partition(".")[0] for path in after} == {"a"}
-    assert "name" not in read_toml(moved.config_file)["saving"]
+    settings = read_toml(moved.config_file)
+    assert (settings["output_dir"], settings["saving"]["name"]) == (str(moved.path), "a")
 
 
 def test_a_copy_of_a_run_writes_models_of_its_own(train_config, tmp_path):

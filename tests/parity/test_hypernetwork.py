@@ -18,7 +18,7 @@ from impasto.checkpoints.hypernetworks import (
     Structure,
     read_hypernetwork,
 )
-from impasto.errors import ModelError
+from impasto.errors import ConfigError, ModelError
 from impasto.models.networks.hypernetwork import (
     ACTIVATIONS,
     INITIALIZATIONS,
@@ -43,9 +43,6 @@ NAMES = {
 FORMULAS = {
     "linear": lambda x: x,
     **{ours: getattr(functional, name) for ours, name in NAMES.items()},
-    "softmax": lambda x: functional.softmax(x, -1),
-    "softmin": lambda x: functional.softmin(x, -1),
-    "logsoftmax": lambda x: functional.log_softmax(x, -1),
 }
 
 
@@ -124,7 +121,8 @@ def test_every_activation_of_a1111_is_there_and_every_formula_is_checked():
         and issubclass(kind, nn.Module)
         and kind.__module__ == nn.modules.activation.__name__
     }
-    without_sense = {"multiheadattention", "threshold", "glu", "softmax2d"}
+    over_images = {"softmax", "softmin", "logsoftmax"}
+    without_sense = {"multiheadattention", "threshold", "glu", "softmax2d", *over_images}
     assert named - without_sense <= set(ACTIVATIONS)
     assert {"linear", "swish"} <= set(ACTIVATIONS)
     assert set(ACTIVATIONS) - set(FORMULAS) == {"prelu", "rrelu"}  # learns; is drawn
@@ -163,6 +161,27 @@ def test_it_is_a1111s_formula(tmp_path, activation):
                 expected = a1111(content, half, x, strength)
                 torch.testing.assert_close(ours[half], expected, rtol=1e-5, atol=1e-6)
                 assert torch.equal(ours[half], loaded[half])
+
+
+def test_an_activation_that_learns_goes_there_and_back(tmp_path):
+    """As A1111's Sequential of linear layers and PReLU counts them."""
+    made, x = network(Structure((1, 2, 1), "prelu", activate_output=True)), inputs()
+    write_hypernetwork(contents_of(made), tmp_path / "n.pt", "a1111")
+    content = torch.load(tmp_path / "n.pt", weights_only=True)
+    again = Hypernetwork.of(read_hypernetwork(tmp_path / "n.pt")).eval()
+    wide = nn.Linear(WIDTH, 2 * WIDTH), nn.PReLU(), nn.Linear(2 * WIDTH, WIDTH), nn.PReLU()
+    for half in (0, 1):
+        theirs = nn.Sequential(*wide)
+        named = {n.removeprefix("linear."): t for n, t in content[WIDTH][half].items()}
+        theirs.load_state_dict(named)
+        torch.testing.assert_close(made(x, x)[half], x + theirs(x))
+        assert torch.equal(again(x, x)[half], made(x, x)[half])
+
+
+@pytest.mark.parametrize("name", ["softmax", "softmin", "logsoftmax"])
+def test_what_a1111_computes_over_the_images_of_a_batch_is_refused(name):
+    with pytest.raises(ConfigError, match="over the images that are drawn together"):
+        Hypernetwork((WIDTH,), Structure(activation=name))
 
 
 @pytest.mark.parametrize("activation", COMFYUI_ACTIVATIONS)

@@ -273,7 +273,7 @@ def test_the_metadata_standard():
     assert texts["modelspec.unet_dtype"] == "float16"
     assert texts["modelspec.date"].endswith("+00:00")
     assert all(isinstance(value, str) for value in texts.values())
-    assert read_prediction_type(texts) == "v_prediction"
+    assert read_prediction_type(texts) == ("modelspec.prediction_type", "v_prediction")
     assert read_encoder_layer(texts) == 2
     assert read_prediction_type({}) is None
     assert read_encoder_layer({"modelspec.encoder_layer": "x"}) is None

@@ -5,6 +5,7 @@ import inspect
 import logging
 import sys
 from collections import namedtuple
+from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from types import ModuleType
 
@@ -168,17 +169,24 @@ def test_what_the_code_changes_as_it_runs_does_not_count():
 def test_descriptions_of_earlier_versions_are_compared_by_what_they_say(monkeypatch):
     """They know the source and what is held, and not what the code refers to."""
     now = described(with_constant)
-    former = now.rpartition(" ")[0]
+    former, middle = (" ".join(now.split()[:words]) for words in (2, 3))
+    assert is_same_code(middle, now)
     monkeypatch.setattr(sys.modules[__name__], "GAMMA", 10.0)
     changed = described(with_constant)
     assert is_same_code(former, changed)
+    assert not is_same_code(middle, changed)
     assert not is_same_code(now, changed)
     assert not is_same_code(former, described(with_helper))
+    name, first, second, third = now.split()
+    assert is_same_code(f"{name} other other {third}", now)  # which were not always the same
+    assert not is_same_code(f"{name} {first} {second} other", now)
 
 
 def test_the_first_hash_is_that_of_earlier_versions():
-    """Recorded by the version before constants counted."""
-    assert described(functools.partial(max, 1)).startswith("functools.partial fe85fdaa6d7c1b67 ")
+    """Recorded by the version before constants counted; the second by the one after it."""
+    assert described(functools.partial(max, 1)).startswith(
+        "functools.partial fe85fdaa6d7c1b67 a2b73231aae7bc85 "
+    )
 
 
 @pytest.mark.parametrize(
@@ -201,3 +209,263 @@ def test_what_is_installed_is_not_the_users_code(tmp_path, monkeypatch, file, mo
     before = described(part)
     type(part).scale = 2.0
     assert (described(part) == before) == is_installed
+
+
+def h0(loss, scale=1.0):
+    return loss * scale
+
+
+def h1(loss):
+    return h0(loss)
+
+
+def h2(loss):
+    return h1(loss)
+
+
+def h3(loss):
+    return h2(loss)
+
+
+def h4(loss):
+    return h3(loss)
+
+
+def ring(loss):
+    return ring(h4(loss)) if loss > 1 else loss
+
+
+@functools.lru_cache
+def remembered(loss):
+    return h0(loss)
+
+
+halved = functools.partial(h0, scale=0.5)
+RINGS = {"a": [h4, halved]}
+
+
+@dataclass(frozen=True)
+class Strength:
+    value: float
+    measure: object = h0
+
+
+@dataclass
+class Bare:
+    values: tuple = (Strength(1.0),)
+
+
+class Slotted:
+    __slots__ = ("held",)
+
+    def __init__(self, held):
+        self.held = held
+
+
+class Critic(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout(0.5))
+        self._gain = 2.0
+
+    def forward(self, loss):
+        return h0(loss)
+
+
+STRENGTH, OWN, CRITIC = Strength(1.0), Weighed(1.0), Critic()
+
+
+class Wrapped:
+    @staticmethod
+    def static(loss):
+        return h0(loss)
+
+    @classmethod
+    def of_class(cls, loss):
+        return h0(loss)
+
+    @property
+    def own(self):
+        return h0(1.0)
+
+    @functools.cached_property
+    def cached(self):
+        return h0(1.0)
+
+
+def within(*names):
+    """A class with some of the ways of `Wrapped` alone."""
+    return type("Some", (), {"__module__": __name__, **{n: vars(Wrapped)[n] for n in names}})()
+
+
+def enclosed(scale):
+    class Scaled:
+        def __call__(self, loss):
+            return loss * scale
+
+    return Scaled()
+
+
+def with_remembered(loss):
+    return remembered(loss)
+
+
+def with_partial(loss):
+    return halved(loss)
+
+
+def with_rings(loss):
+    return [ring(loss) for ring in RINGS["a"]]
+
+
+def with_strength(loss):
+    return loss * STRENGTH.value
+
+
+def with_own(loss):
+    return OWN(loss)
+
+
+def with_critic(loss):
+    return CRITIC(loss)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        h4, ring, with_remembered, with_partial, with_rings, with_strength, with_critic,
+        Critic(), within("static"), within("of_class"), within("own"), within("cached"),
+        {h4, h2}, {"a": {h4}}, Weighed(Weighed(h4)).__call__,
+    ],
+)  # fmt: skip
+def test_functions_are_followed_to_the_end_through_whatever_holds_them(monkeypatch, part):
+    before = described(part)
+    assert described(part) == before
+    monkeypatch.setattr(h0, "__defaults__", (3.0,))
+    assert described(part) != before
+
+
+def replaced(name, value):
+    return lambda patch: patch.setattr(sys.modules[__name__], name, value)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        (with_rings, lambda patch: patch.setitem(RINGS, "a", [h0, halved])),
+        (with_partial, replaced("halved", functools.partial(h0, scale=0.25))),
+        (with_strength, replaced("STRENGTH", Strength(2.0))),
+        (with_own, replaced("OWN", Weighed(2.0))),
+        (with_critic, lambda patch: patch.setattr(CRITIC.layer[0].bias, "data", torch.ones(2))),
+        (with_critic, lambda patch: patch.setattr(CRITIC.layer[1], "p", 0.25)),
+        (with_critic, lambda patch: patch.setattr(CRITIC, "_gain", 3.0)),
+        (Bare, lambda patch: patch.setattr(Bare.__init__, "__defaults__", ((Strength(2.0),),))),
+    ],
+)
+def test_constants_count_whatever_they_are_made_of(monkeypatch, part, change):
+    before = described(part)
+    assert described(part) == before
+    change(monkeypatch)
+    assert described(part) != before
+
+
+def test_values_that_are_learned_are_those_of_states():
+    """A network that is made at random as a script begins, and learns, goes on from a state."""
+    critics = [Critic(), Critic()]
+    one, other = (described(Weighed(critic), learns=True) for critic in critics)
+    assert is_same_code(one, other)
+    assert not is_same_code(*map(described, map(Weighed, critics)))
+    for critic in critics:
+        critic.layer[0].bias.requires_grad_(requires_grad=False)
+    one, other = (described(Weighed(critic), learns=True) for critic in critics)
+    assert not is_same_code(one, other)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (enclosed(1.0), enclosed(2.0)),
+        (Slotted(1.0), Slotted(2.0)),
+        (Weighed(torch.float16), Weighed(torch.float32)),
+        (Weighed({1: 2}), Weighed({"1": 2})),
+        ({enclosed(1.0), enclosed(3.0)}, {enclosed(2.0), enclosed(3.0)}),
+    ],
+)
+def test_parts_are_told_apart_by_what_they_hold(one, other):
+    assert described(one) != described(other)
+
+
+def test_the_order_in_which_a_set_is_gone_through_does_not_count():
+    """It goes by addresses, which are others in each process."""
+    held = [enclosed(float(scale)) for scale in range(20)]
+    one, other = (Weighed({Kept(part) for part in order}) for order in (held, held[::-1]))
+    assert is_same_code(described(one), described(other))
+
+
+class Kept:
+    """Found in a set at an address that is another one each time."""
+
+    def __init__(self, part):
+        self.part = part.__call__
+
+
+@pytest.fixture
+def settings_module(tmp_path, monkeypatch):
+    """The user's own modules `cfg` and `cfg.more`, with settings in them."""
+    made = ModuleType("cfg"), ModuleType("cfg.more")
+    for module in made:
+        module.__file__ = str(tmp_path / "cfg" / "__init__.py")
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    made[0].more = made[1]
+    made[0].scale, made[0].other, made[0].calls, made[1].gamma = 1.0, 1.0, 0, 1.0
+    monkeypatch.setattr(sys.modules[__name__], "cfg", made[0], raising=False)
+    return made[0]
+
+
+def with_module(loss):
+    cfg.calls += 1  # noqa: F821 - the fixture sets it
+    cfg.last = loss  # noqa: F821
+    return loss * cfg.scale * cfg.more.gamma  # noqa: F821
+
+
+def with_module_around(cfg):
+    def weight(loss):
+        return loss * cfg.scale * cfg.more.gamma
+
+    return weight
+
+
+@pytest.mark.parametrize("is_around", [False, True])
+def test_what_is_read_of_the_users_other_modules_counts(settings_module, monkeypatch, is_around):
+    part = with_module_around(settings_module) if is_around else with_module
+    before = described(part)
+    with_module(1.0)
+    monkeypatch.setattr(settings_module, "other", 2.0)
+    assert is_same_code(before, described(part))
+    for module, name in ((settings_module, "scale"), (settings_module.more, "gamma")):
+        with monkeypatch.context() as patch:
+            patch.setattr(module, name, 2.0)
+            assert not is_same_code(before, described(part))
+
+
+@pytest.mark.parametrize("module", [torch, np, logging])
+def test_a_module_around_a_function_is_known_by_its_name(module, monkeypatch):
+    """Torch failed when it was looked through, and numpy has another order in each process."""
+
+    def weight(loss):
+        return module.ones_like(loss)
+
+    before = described(weight)
+    assert "failed" not in before
+    monkeypatch.setattr(module, "__doc__", "of another version")
+    assert is_same_code(before, described(weight))
+    assert not is_same_code(described(Weighed(module)), described(Weighed(sys)))
+
+
+def test_a_name_that_was_not_assigned_around_a_function_is_passed_over():
+    def weight(loss):
+        return missing(loss)
+
+    if weight is None:
+        missing = h0
+    assert described(weight) == described(weight)

@@ -245,11 +245,11 @@ def test_what_is_left_is_encoded_meanwhile(cached_in, folder, other, tmp_path, o
     encoder, future = other(copied(folder, tmp_path / "some", range(5)))
     there = []
 
-    def let_go():
+    def release():
         there.append(len(LatentCache(cached_in)))
         encoder.go.set()
 
-    on_waiting(let_go)
+    on_waiting(release)
     plan, count, _ = filled(cached_in, folder)
     assert there[0] == 4  # before it waits for the other five
     assert (len(plan.keys), plan.encoded, count) == (9, 4, 4)

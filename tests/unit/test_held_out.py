@@ -300,7 +300,7 @@ def test_plain_surfaces_do_not_look_the_same(folder, tmp_path):
 
 
 def test_an_image_of_several_datasets_counts_once(scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr("impasto.datasets.copies.LOOKED_AT", 20)
+    monkeypatch.setattr("impasto.datasets.copies.MOST_COMPARED", 20)
     subsets = [{"image_dir": str(scenes)}]
     entries = [{"resolution": side, "subsets": subsets} for side in (256, 320)]
     values = {"image_dir": None, "datasets": entries}
@@ -366,7 +366,7 @@ def test_what_buckets_of_metadata_override_is_told_and_a_table_of_ones_own_comes
 
 
 def test_of_very_many_images_equal_files_alone_are_found(scenes, tmp_path, monkeypatch):
-    monkeypatch.setattr("impasto.datasets.copies.LOOKED_AT", 19)
+    monkeypatch.setattr("impasto.datasets.copies.MOST_COMPARED", 19)
     notes = Notes()
     found = survey(config_of(scenes, tmp_path, validation={"split": 0.25}), notes).split
     assert found.copies.groups == 0

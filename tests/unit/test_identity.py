@@ -1,5 +1,7 @@
 """What a model is, and what says so: each witness, their order, and where none knows."""
 
+import dataclasses
+
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -46,6 +48,14 @@ def telling(deviation):
         (clues(1, 768, metadata={"modelspec.prediction_type": "v"}), "sd1", "v_prediction", "file"),
         (clues(metadata={"modelspec.prediction_type": "v"}), "sd2-v", "v_prediction", "modelspec"),
         (clues(metadata={"modelspec.prediction_type": "epsilon"}), "sd2-base", "epsilon", "file"),
+        (clues(metadata={"modelspec.predict_key": "v"}), "sd2-v", "v_prediction", "predict_key"),
+        (clues(metadata={"modelspec.prediction_type": "v-zsnr"}), "sd2-v", "v_prediction", "file"),
+        (
+            clues(metadata={"modelspec.architecture": "stable-diffusion-v2-512"}),
+            "sd2-base",
+            "epsilon",
+            "architecture",
+        ),
         (clues(counters={"global_step": 875000}), "sd2-base", "epsilon", "global_step 875000"),
         (clues(counters={"global_step": 110000}), "sd2-v", "v_prediction", "global_step 110000"),
         (clues(more=telling(0.2)), "sd2-v", "v_prediction", "guessed: spread"),
@@ -66,6 +76,14 @@ def test_each_witness(found, family, prediction, because):
     identity = identify(found)
     assert (identity.family.key, identity.prediction.name) == (family, prediction)
     assert because in identity.evidence
+
+
+def test_a_word_on_the_prediction_that_nobody_knows_is_no_silence():
+    found = clues(1, 768, metadata={"modelspec.prediction_type": "flow"})
+    with pytest.raises(ModelError, match="is 'flow', which says nothing that Impasto knows"):
+        identify(found)
+    said = dataclasses.replace(found, prediction_name="epsilon")
+    assert identify(said).prediction.name == "epsilon"
 
 
 @pytest.mark.parametrize(

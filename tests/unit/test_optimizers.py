@@ -244,6 +244,7 @@ def test_arguments_reach_the_optimizer():
     ("changes", "words"),
     [
         ({"kind": "adamv"}, "is no optimizer. The nearest names are adam"),
+        ({"kind": "AdEMAMix8bit"}, "names are bitsandbytes.optim.AdEMAMix8bit;"),
         ({"arguments": {"beta": 1}}, "does not take beta (the nearest is betas; it takes amsgrad"),
         ({"arguments": {"amsgrad": 3}}, "amsgrad is 3; expected something like False"),
         ({"kind": "adamw8bit", "arguments": {"min_8bit_size": "x"}}, "like 4096"),

@@ -17,7 +17,7 @@ from impasto.checkpoints.pickle_writing import PICKLABLE
 from impasto.checkpoints.pickles import is_read_whole
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.checkpoints.tensors import LazyTensor
-from impasto.checkpoints.writing import write_ckpt
+from impasto.checkpoints.writing import write_ckpt, write_safetensors
 from impasto.errors import ModelError
 from impasto.models.networks.hypernetwork import Hypernetwork
 
@@ -47,6 +47,29 @@ def test_a_checkpoint_names_only_what_passes(tmp_path, dtype):
     tensors = {"a": LazyTensor.of(torch.ones(3, dtype=dtype))}
     write_ckpt(tmp_path / "m.ckpt", tensors, {"format": "pt"})
     assert set(names_in(tmp_path / "m.ckpt")) <= ALLOWED
+
+
+@pytest.mark.parametrize("dtype", PICKLABLE, ids=str)
+def test_marks_without_elements_stand_beside_tensors_of_another_type(tmp_path, dtype):
+    """As `v_pred` and `ztsnr` of an SDXL do, which have the address of a neighbour when mapped."""
+    marks = {name: LazyTensor.of(torch.empty(0)) for name in ("v_pred", "ztsnr")}
+    tensors = {"a": LazyTensor.of(torch.ones(3, dtype=dtype)), **marks, "z": marks["ztsnr"]}
+    write_ckpt(tmp_path / "m.ckpt", tensors, {"format": "pt"})
+    assert set(names_in(tmp_path / "m.ckpt")) <= ALLOWED
+    found = open_tensor_file(tmp_path / "m.ckpt").tensors
+    assert {n: t.read().tolist() for n, t in found.items()} == {
+        n: t.read().tolist() for n, t in tensors.items()
+    }
+
+
+@pytest.mark.parametrize("write", [write_ckpt, write_safetensors])
+def test_what_no_network_uses_may_be_infinite_and_weights_may_not(tmp_path, write):
+    """LDM's buffers of a schedule that ends in noise alone; OpenCLIP's mask of what comes later."""
+    tensors = {name: LazyTensor.of(torch.tensor([1.0, -torch.inf])) for name in ("mask", "weight")}
+    with pytest.raises(ModelError, match="weight has values that are NaN, infinite"):
+        write(tmp_path / "m", tensors, {}, unchecked={"mask"})
+    write(tmp_path / "m", tensors, {}, unchecked=tensors.keys())
+    assert open_tensor_file(tmp_path / "m").tensors["mask"].read().isinf().any()
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.bool, torch.int8, torch.int16])

@@ -340,9 +340,11 @@ def test_the_page_of_flags_says_where_a_rule_differs():
     rows = (
         (Path(__file__).parents[2] / "docs" / "flags.md").read_text(encoding="utf-8").splitlines()
     )
-    named = ("alpha_mask", "conditioning_data_dir", "full_bf16", "full_fp16",
-             "fused_backward_pass", "fused_optimizer_groups", "log_tracker_name", "logging_dir",
-             "lr_scheduler", "lr_scheduler_args", "masked_loss", "optimizer_args",
+    named = ("alpha_mask", "caption_extension", "caption_extention", "conditioning_data_dir",
+             "full_bf16", "full_fp16", "fused_backward_pass", "fused_optimizer_groups",
+             "log_tracker_name", "logging_dir", "lr_decay_steps", "lr_scheduler",
+             "lr_scheduler_args", "lr_scheduler_timescale", "lr_warmup_steps", "masked_loss",
+             "multires_noise_iterations", "optimizer_args",
              "optimizer_type", "resize_interpolation", "resume", "sample_at_first",
              "save_model_as", "save_n_epoch_ratio")  # fmt: skip
     known = flags_of(SDXL_TRAIN)

@@ -161,6 +161,17 @@ def again(run, given):
     return resumed_config(SDXL_TRAIN, run, flags, without_gpu=SLOW, has_tensorboard=False)
 
 
+def test_a_fall_of_1_point_0_steps_that_a_run_has_stays(tmp_path):
+    """A flag may not be 1.0; earlier versions took it for one step."""
+    run, _ = begun(tmp_path, ["--lr_scheduler=warmup_stable_decay", "--lr_decay_steps=20"])
+    text = run.config_file.read_text(encoding="utf-8")
+    assert "decay_steps = 20\n" in text
+    formerly = text.replace("decay_steps = 20\n", "decay_steps = 1.0\n")
+    run.config_file.write_text(formerly, encoding="utf-8")
+    config, _ = again(run, ["--lr_scheduler_min_lr_ratio=0.1"])
+    assert (config.schedule.decay_steps, config.schedule.min_lr_ratio) == (1, 0.1)
+
+
 BUCKETS = ["--enable_bucket", "--min_bucket_reso=512", "--keep_tokens=2", "--flip_aug"]
 
 

@@ -135,6 +135,7 @@ def test_pages_of_other_sites_neither_read_nor_ask(client, studio, dog):
     assert client.post(asked, headers={"sec-fetch-site": "none"}).status_code == 403
     assert client.post(asked).status_code == 403
     assert client.post(asked, headers={"origin": "http://evil.example"}).status_code == 403
+    assert client.post(asked, headers={"origin": "http://[::1"}).status_code == 403
     assert studio.run_processes.words == []
     answer = client.post(asked, headers={"origin": HOME}, follow_redirects=False)
     assert answer.status_code == 303

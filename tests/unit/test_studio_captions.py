@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sys
+from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -233,6 +234,7 @@ def test_one_caption_is_set(client, here, data, tasks):
         assert json.load(file) == [{"do": "set", "text": f"{EVIL}\nö"}]
     with open(words["--images"], "rb") as file:  # noqa: PTH123
         assert file.read() == b"a.png\0"
+    assert Path(words["--previewed"]).is_file(), "what is changed until the task reads is left"
     assert send(client, f"{here}/set", **{**form, "image": "0.eA"}).status_code == 404
 
 
@@ -267,6 +269,7 @@ def test_a_caption_that_changed_after_its_page_was_opened_is_kept(client, here, 
         answer = send(client, f"{here}/set", **form, mark=given)
         assert answer.status_code == 409
         assert "somebody&#39;s, &lt;b&gt;meanwhile" in answer.text
+        assert "What you typed is: mine" in answer.text
     assert tasks.words == []
     assert (
         send(client, f"{here}/set", **form, mark=mark_shown(client, here, data)).status_code == 303

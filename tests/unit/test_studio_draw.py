@@ -134,7 +134,7 @@ def test_models_that_are_not_offered_are_no_secret(client, models, monkeypatch):
         patched.setattr(drawable_module, "_MOST", 3)
         assert "there are over 3 models, and no more are offered" in client.get("/draw").text
     with monkeypatch.context() as patched:
-        patched.setattr(models_module, "LOOKED_AT", 3)
+        patched.setattr(models_module, "MOST_SCANNED", 3)
         assert f"folders and models are in {models}, and no more" in client.get("/draw").text
 
 
@@ -332,6 +332,20 @@ def test_two_models_side_by_side_are_shown_as_they_were_asked_for(studio, models
     request, faults = request_from(typed, drawable)
     assert faults == {}
     assert typed_from(request, drawable) == typed | {"seed": str(request.settings.seed)}
+
+
+def test_the_settings_of_a_drawing_come_with_the_seed_that_it_had(
+    client, models, drawings, started
+):
+    answer = post(client, model=address(models, "one.safetensors"), random_seed="on")
+    (drawing,) = drawings.all()
+    seed = drawing.request().settings.seed
+    box = 'id="random_seed" name="random_seed"'
+    after = client.get(answer.headers["location"]).text
+    again = client.get(f"/draw?again={drawing.path.name}&seed=same").text
+    assert f"{box} checked" in after
+    assert f"{box} checked" not in again
+    assert f'value="{seed}"' in again
 
 
 def test_a_model_is_chosen_by_the_address(client, models):

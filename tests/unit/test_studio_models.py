@@ -149,7 +149,7 @@ def test_a_long_list_is_cut_short_and_says_so(client, studio, shelf, monkeypatch
 
 
 def test_files_that_are_no_models_hide_none(client, studio, shelf, monkeypatch):
-    monkeypatch.setattr(models, "LOOKED_AT", 20)
+    monkeypatch.setattr(models, "MOST_SCANNED", 20)
     (shelf / "images").mkdir()
     for number in range(50):
         (shelf / "images" / f"{number}.png").write_bytes(b"x")
@@ -268,6 +268,7 @@ def test_a_form_becomes_a_command_that_overwrites_nothing(client, studio, shelf,
     "form",
     [
         {"name": ""}, {"name": "../x"}, {"name": "a/b"}, {"name": "con"}, {"name": "x" * 300},
+        {"name": ".hidden"},
         {"name": "a\nb"}, {"name": "x", "to": "exe"}, {"name": "x", "dtype": "int8"},
         {"name": "x", "folder": "9"}, {"name": "x", "folder": "-1"}, {"name": "x", "title": "\x1b"},
     ],

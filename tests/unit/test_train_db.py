@@ -100,6 +100,20 @@ def test_folders_of_the_class_are_weighed(tmp_path):
     assert "--prior_loss_weight: it has no effect without regularisation images." in alone.notices
 
 
+def test_txt_files_that_are_read_without_being_asked_for_are_told(tmp_path):
+    (tmp_path / "train/10_sks frog").mkdir(parents=True)
+    folder = f"--train_data_dir={tmp_path / 'train'}"
+
+    def told(*words):
+        return [n for n in settings(folder, *words).notices if "caption_extension" in n]
+
+    assert not told()
+    (tmp_path / "train/10_sks frog/a.TXT").write_text("a frog", encoding="utf-8")
+    assert ["--caption_extension was not given: words are read from" in n for n in told()] == [True]
+    assert not told("--caption_extension=.txt")
+    assert not told("--caption_extention=.caption")
+
+
 def test_the_weight_goes_with_a_dataset_configuration(tmp_path):
     file = tmp_path / "data.toml"
     file.write_text(
@@ -111,6 +125,25 @@ def test_the_weight_goes_with_a_dataset_configuration(tmp_path):
     found = settings("--prior_loss_weight=0.5", needed=needed)
     (dataset,) = build_run_config(found.tree, source="test").dataset.entries
     assert dataset.prior_loss_weight == 0.5
+
+
+def test_subsets_that_repeat_a_folder_are_told(tmp_path):
+    """There all but the first of a dataset are left out; those of two datasets are not."""
+    file = tmp_path / "data.toml"
+    subset = "[[datasets.subsets]]\nimage_dir = '{}'\nnum_repeats = {}\n"
+    needed = [*NEEDED[:2], f"--dataset_config={file}", "--seed=1"]
+    for subsets, is_told in (
+        ((("cats", 2), ("cats", 5)), True),
+        ((("cats", 2), ("dogs", 5)), False),
+        ((("cats", 0), ("cats", 5)), False),
+    ):
+        lines = [subset.format(*given) for given in subsets]
+        text = "[[datasets]]\nresolution = 512\n" + "".join(lines)
+        for content, expected in ((text, is_told), ("[[datasets]]\n".join(["", *lines]), False)):
+            file.write_text("[general]\nresolution = 512\n" + content, encoding="utf-8")
+            found = settings(needed=needed)
+            told = [n for n in found.notices if "several subsets of one dataset name cats" in n]
+            assert bool(told) == expected
 
 
 def test_the_file_of_a_form_is_taken(tmp_path):

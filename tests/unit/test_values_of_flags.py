@@ -7,7 +7,7 @@ from impasto.errors import ConfigError
 from impasto.parsing import parse_toml
 from impasto.sdscripts.flag import FINE_TUNE
 from impasto.sdscripts.translate import translate
-from impasto.sdscripts.values import read_pairs, read_resolution
+from impasto.sdscripts.values import read_pairs, read_resolution, read_steps
 
 
 def pairs(*words):
@@ -58,3 +58,16 @@ def test_a_resolution_is_one_or_two_numbers(text):
     with pytest.raises(ConfigError, match="--max_resolution is "):
         read_resolution(text, "max_resolution")
     assert read_resolution("512, 768") == [512, 768]
+
+
+@pytest.mark.parametrize("value", ["1.0", 1.0, "1e0"])
+def test_one_with_a_point_is_no_number_of_steps(value):
+    """In a file of sd-scripts it is the whole run."""
+    with pytest.raises(ConfigError, match="Write 1 for one step, or 100% for the whole run"):
+        read_steps("lr_warmup_steps", {"lr_warmup_steps": value})
+
+
+def test_steps_are_a_number_or_a_share():
+    for value, expected in (("1", 1), ("100%", "100%"), ("0.5", 0.5), ("100.0", 100), (None, 0)):
+        given = {} if value is None else {"lr_warmup_steps": value}
+        assert read_steps("lr_warmup_steps", given) == expected

@@ -117,7 +117,7 @@ def test_a_list_of_models_that_is_cut_says_so(place, monkeypatch):
     from impasto.studio import models
 
     assert "may be missing" not in CliRunner().invoke(list_models, ["models"]).stderr
-    monkeypatch.setattr(models, "LOOKED_AT", 1)
+    monkeypatch.setattr(models, "MOST_SCANNED", 1)
     for words in ([], ["--json"]):
         shown = CliRunner().invoke(list_models, ["models", *words])
         assert "over 1 folders and models are in models" in shown.stderr

@@ -106,6 +106,8 @@ class Structure:
             elif kind == "layer_norm":
                 found[f"linear.{index}.weight"] = (widths[number + 1],)
                 found[f"linear.{index}.bias"] = (widths[number + 1],)
+            elif kind == "activation" and self.activation == "prelu":  # the one that learns
+                found[f"linear.{index}.weight"] = (1,)
         return found
 
 

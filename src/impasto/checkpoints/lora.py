@@ -137,7 +137,7 @@ def read_lora(path: Path, layouts: tuple[FileLayout, ...]) -> LoraFile:
 def _layers_of(file: TensorFile) -> dict[str, LoraLayer]:
     found: dict[str, dict[str, LazyTensor]] = {}
     for name, tensor in file.tensors.items():
-        layer, role = _taken_apart(name, file.path)
+        layer, role = _split_name(name, file.path)
         roles = found.setdefault(layer, {})
         if role in roles:
             raise ModelError(
@@ -149,7 +149,7 @@ def _layers_of(file: TensorFile) -> dict[str, LoraLayer]:
     return {layer: _whole(layer, roles, alphas, file.path) for layer, roles in found.items()}
 
 
-def _taken_apart(name: str, path: Path) -> tuple[str, str]:
+def _split_name(name: str, path: Path) -> tuple[str, str]:
     """A tensor's layer and what it is there.
 
     Raises:

@@ -14,6 +14,10 @@ from dataclasses import dataclass, field
 from impasto.checkpoints.writing import HASH_KEY
 
 PREDICTION_TYPE = "modelspec.prediction_type"
+PREDICTION_KEYS = (PREDICTION_TYPE, "modelspec.predict_key")
+"""The standard's key, and that which ComfyUI's checkpoint saving writes."""
+
+ARCHITECTURE = "modelspec.architecture"
 ENCODER_LAYER = "modelspec.encoder_layer"
 RESOLUTION = "modelspec.resolution"
 ZERO_TERMINAL_SNR_KEY = "impasto.zero_terminal_snr"
@@ -32,6 +36,14 @@ IMPLEMENTATION = {
     "diffusers": "diffusers",
 }
 PREDICTION_NAMES = {"epsilon": "epsilon", "v_prediction": "v"}
+_ALSO = {
+    "eps": "epsilon",
+    **dict.fromkeys(("v-prediction", "v_pred", "v-pred", "vpred", "v-zsnr"), "v_prediction"),
+}
+"""What programs write besides -> diffusers' word."""
+
+_KNOWN = {**{spec: name for name, spec in PREDICTION_NAMES.items()},
+          **{name: name for name in PREDICTION_NAMES}, **_ALSO}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -85,10 +97,18 @@ class ModelSpec:
         return {f"modelspec.{key}": text for key, text in texts.items()} | {HASH_KEY: ""}
 
 
-def read_prediction_type(metadata: Mapping[str, str]) -> str | None:
-    """What a file's metadata says, in diffusers' word, or None where it says nothing known."""
-    said = metadata.get(PREDICTION_TYPE)
-    return next((name for name, spec in PREDICTION_NAMES.items() if said in (name, spec)), None)
+def read_prediction_type(metadata: Mapping[str, str]) -> tuple[str, str | None] | None:
+    """What a file's metadata says that its network predicts.
+
+    Returns:
+        The key that says it, with diffusers' word, or None where the text is not known; None if no
+        key says anything.
+    """
+    for key in PREDICTION_KEYS:
+        said = metadata.get(key, "").strip().lower()
+        if said:
+            return key, _KNOWN.get(said)
+    return None
 
 
 def says_zero_terminal_snr(metadata: Mapping[str, str]) -> bool:

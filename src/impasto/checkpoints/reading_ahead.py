@@ -50,7 +50,7 @@ class _AheadTensor(LazyTensor):
     batch: _Batch | None = None
 
     def read_as(self, dtype: torch.dtype) -> Tensor:
-        """As any tensor; what was read ahead is given to the first who asks."""
+        """Read the tensor; the first caller gets the copy that was prefetched."""
         memory = self._read_ahead()
         if memory is None or memory.values.dtype != dtype:
             return super().read_as(dtype)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -53,7 +53,7 @@ def write_safetensors(
     metadata: Mapping[str, str],
     advance: Advance | None = None,
     *,
-    finite_only: bool = True,
+    unchecked: Collection[str] = (),
     hashes: dict[str, str] | None = None,
     hashed: bool = True,
     durable: bool = True,
@@ -67,7 +67,9 @@ def write_safetensors(
         tensors: Read one by one, in the order of the file.
         metadata: Texts for the header.
         advance: Called with the number of bytes written.
-        finite_only: Whether values that are not finite are refused.
+        unchecked: Names of tensors that may have values which are not finite: those of states, and
+            what no network uses. An attention mask is infinite by definition, and so are ratios of
+            a schedule that ends in noise alone.
         hashes: Is filled with `tensor_hash` of each tensor by name; then the hash of all bytes is
             not made, and what is returned is empty, so that each byte is still hashed once.
         hashed: Whether that hash is made at all; else what is returned is empty.
@@ -79,12 +81,13 @@ def write_safetensors(
     """
     with files.replace_file(path, durable=durable) as partial:
         told = advance or (lambda _: None)
+        checked = tensors.keys() - set(unchecked)
         if hashes is None and hashed:
-            return _write_into(partial, tensors, metadata, told, finite_only=finite_only)
+            return _write_into(partial, tensors, metadata, told, checked)
         hasher = hash_none if hashes is None else HashEach(hashes)
         with partial.open("wb") as file:
             file.write(header_of(tensors, metadata))
-            _write_values(file, tensors, told, hasher, finite_only=finite_only)
+            _write_values(file, tensors, told, hasher, checked)
         return ""
 
 
@@ -96,7 +99,12 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def write_ckpt(
-    path: Path, tensors: Tensors, metadata: Mapping[str, str], advance: Advance | None = None
+    path: Path,
+    tensors: Tensors,
+    metadata: Mapping[str, str],
+    advance: Advance | None = None,
+    *,
+    unchecked: Collection[str] = (),
 ) -> str:
     """Write a `.ckpt` durably: `state_dict` and the metadata, by torch.save.
 
@@ -111,12 +119,11 @@ def write_ckpt(
     with files.replace_file(path) as partial:
         mapped = temporary_names.partial_name(path)
         try:
-            digest = _write_into(mapped, tensors, {}, advance or (lambda _: None))
+            checked = tensors.keys() - set(unchecked)
+            digest = _write_into(mapped, tensors, {}, advance or (lambda _: None), checked)
             texts = {**metadata, HASH_KEY: f"0x{digest}"} if HASH_KEY in metadata else metadata
             with partial.open("wb") as file:
-                save_pickle(
-                    {"state_dict": load_file(mapped), METADATA_ENTRY: _as_text(texts)}, file
-                )
+                save_pickle({"state_dict": _mapped(mapped), METADATA_ENTRY: _as_text(texts)}, file)
         except BaseException as error:
             # The frames that failed keep the file mapped, and Windows removes no file that is.
             traceback.clear_frames(error.__traceback__)
@@ -124,6 +131,17 @@ def write_ckpt(
         finally:
             mapped.unlink(missing_ok=True)
     return digest
+
+
+def _mapped(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file, mapped; those without elements anew.
+
+    Such a one begins where its neighbour does, and torch.save refuses two types at one address.
+    """
+    return {
+        name: tensor if tensor.numel() else torch.empty(tensor.shape, dtype=tensor.dtype)
+        for name, tensor in load_file(path).items()
+    }
 
 
 def in_file_order(tensors: Tensors) -> list[str]:
@@ -158,15 +176,14 @@ def _write_into(
     tensors: Tensors,
     metadata: Mapping[str, str],
     advance: Advance,
-    *,
-    finite_only: bool = True,
+    checked: Collection[str],
 ) -> str:
     hashed = HASH_KEY in metadata
     texts = {**metadata, HASH_KEY: _NO_HASH} if hashed else metadata
     with partial.open("wb") as file:
         file.write(header_of(tensors, texts))
         whole = HashAll()
-        _write_values(file, tensors, advance, whole, finite_only=finite_only)
+        _write_values(file, tensors, advance, whole, checked)
         digest = whole.digest.hexdigest()
         if hashed:  # of the same length, so the header keeps its size
             file.seek(0)
@@ -179,8 +196,7 @@ def _write_values(
     tensors: Tensors,
     advance: Advance,
     hasher: Callable[[Piece], None],
-    *,
-    finite_only: bool,
+    checked: Collection[str],
 ) -> None:
     """Write the tensors: while some are hashed and written, the next is read and checked."""
     with HashedAndWritten(file, hasher, advance) as behind:
@@ -188,7 +204,7 @@ def _write_values(
             tensor = tensors[name]
             for begin, end in tensor.ranges():
                 behind.make_room((end - begin) * tensor.dtype.itemsize)
-                values = _checked(name, tensor, begin, end, finite_only=finite_only)
+                values = _checked(name, tensor, begin, end, finite_only=name in checked)
                 behind.add(Piece(name, tensor, bytes_of(values), begin, end))
 
 

@@ -212,7 +212,7 @@ def _question(
     options: dict[str, Any],
     console: Console,
 ) -> tuple[Question, tuple[str, ...]]:
-    """What is drawn and what it is compared with, and what could not be found out of it."""
+    """Build the question to evaluate, with notes on what could not be found."""
     from impasto.cli.evaluate_images import find_images
     from impasto.cli.evaluate_prompts import Prompts
     from impasto.cli.evaluate_sources import emphasis_of_captions, first_previews, run_config

@@ -51,7 +51,7 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
     Without FOLDERS, those below the current folder. What runs have exported is listed too. With
     --deleted, what is in the folders .trash there.
     """
-    from impasto.studio.models import LOOKED_AT, all_models
+    from impasto.studio.models import MOST_SCANNED, all_models
     from impasto.studio.trash import all_deleted
 
     if deleted:
@@ -71,8 +71,8 @@ def list_models(folders: tuple[Path, ...], *, as_json: bool, deleted: bool) -> N
     )
     for folder in cut:
         click.echo(
-            f"Models may be missing: over {LOOKED_AT:,} folders and models are in {folder}, and no "
-            f"more are looked at. Give folders further down.",
+            f"Models may be missing: over {MOST_SCANNED:,} folders and models are in {folder}, and "
+            f"no more are looked at. Give folders further down.",
             err=True,
         )
 

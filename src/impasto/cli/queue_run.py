@@ -85,7 +85,7 @@ class Worker:
 
 
 class Runner:
-    """Works on a device.
+    """Runs the jobs of a queue on one device.
 
     Args:
         queue: The queue.

@@ -77,7 +77,7 @@ def read_dataset_file(
     for dataset in values["datasets"]:
         if isinstance(dataset, dict):
             dataset.update(round_bucket_sides(dataset))
-            _settle_buckets(dataset, formerly=formerly)
+            _resolve_buckets(dataset, formerly=formerly)
     values.update(round_bucket_sides(values))
     validated(DatasetConfig, values, str(path), begun=formerly)
     return {"datasets": values["datasets"]}
@@ -90,6 +90,29 @@ def names_masks(path: Path) -> bool:
         ConfigError: The file is missing or malformed.
     """
     return any(_MASKS in level for level in _levels_of(_read(path)))
+
+
+def repeated_sources(path: Path) -> list[str]:
+    """The image folders and metadata files that several subsets of one dataset name.
+
+    sd-scripts leaves out all subsets of one name but the first
+    (`DreamBoothDataset` and `FineTuningDataset` in `library/train_util.py`).
+
+    Raises:
+        ConfigError: The file is missing or malformed.
+    """
+    datasets = _read(path).get("datasets")
+    repeated = list[str]()
+    for dataset in datasets if isinstance(datasets, list) else ():
+        subsets = _subsets_of([dataset] if isinstance(dataset, dict) else [])
+        names = [
+            str(subset.get("metadata_file") or subset.get("image_dir"))
+            for subset in subsets
+            if (subset.get("metadata_file") or subset.get("image_dir"))
+            and subset.get("num_repeats") != 0
+        ]
+        repeated += [name for name in dict.fromkeys(names) if names.count(name) > 1]
+    return list(dict.fromkeys(repeated))
 
 
 def keys_of_all_datasets(path: Path, keys: Iterable[str]) -> list[str]:
@@ -154,7 +177,7 @@ def _read(path: Path, *, halves: bool = False) -> dict[str, Any]:
     return read_json_object(path, halves=halves)
 
 
-def _settle_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:
+def _resolve_buckets(dataset: dict[str, Any], *, formerly: bool) -> None:
     """Say which table a dataset goes by, and leave out what has no effect on it."""
     has_own = bool(dataset.get("buckets")) and not formerly
     dataset.setdefault(_TABLE, "resolution" if has_own else SDSCRIPTS_DEFAULTS[_TABLE])

@@ -72,6 +72,20 @@ def holds_dreambooth_folders(folder: Path) -> bool:
     return presence.is_dir(folder) and any(_NAME.fullmatch(name) for name in _folders_in(folder))
 
 
+def holds_files_of_ending(folder: Path, ending: str) -> bool:
+    """Whether a file of some ending lies in a folder `N_class` of a folder.
+
+    Folders that cannot be read hold none: whoever reads their images says what is wrong.
+    """
+    try:
+        inside = [name for name in _folders_in(folder) if _NAME.fullmatch(name)]
+        return any(
+            name.lower().endswith(ending) for sub in inside for name in os.listdir(folder / sub)
+        )
+    except (ConfigError, OSError):
+        return False
+
+
 def dreambooth_subsets(
     train_data_dir: str | Path, reg_data_dir: str | Path | None = None
 ) -> list[dict[str, Any]]:

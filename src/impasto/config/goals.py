@@ -87,7 +87,7 @@ GOALS: dict[str, Goal] = {
         held_out=4,
         text_encoder=True,
         more={
-            "loss.min_snr_gamma": (5, "settles sooner (arXiv:2303.09556)"),
+            "loss.min_snr_gamma": (5, "converges sooner (arXiv:2303.09556)"),
             "saving.keep_models": (4, "the best is often not the last"),
         },
     ),

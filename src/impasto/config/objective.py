@@ -16,7 +16,7 @@ class LossWeights(Section):
     """How much each noise level counts, whatever the kind of loss."""
 
     min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
-    """Weigh low noise less, so that training settles sooner (min-SNR); 5 is usual. Off means that
+    """Weigh low noise less, so that training converges sooner (min-SNR); 5 is usual. Off means that
     all noise levels count the same."""
 
     soft_min_snr_gamma: Annotated[float, Field(gt=0)] | None = None
@@ -161,7 +161,7 @@ class NoiseConfig(Section):
     immiscible: bool = False
     """Assign the noises of a batch to its images so that the distances between images and their
     noises are smallest in total (immiscible diffusion, arXiv:2406.12303): images meet noises that
-    are nearer to them, and training settles sooner, the more so the larger `batch_size`."""
+    are nearer to them, and training converges sooner, the more so the larger `batch_size`."""
 
     input_perturbation: NotNegative = 0.0
     """Strength of noise on the input that is not in the target; 0.1 is usual, 0 means none."""

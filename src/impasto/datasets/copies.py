@@ -15,7 +15,7 @@ from impasto.data.record_table import RecordTable
 from impasto.data.records import ImageRecord
 from impasto.progress import Progress, counted
 
-LOOKED_AT = 10_000
+MOST_COMPARED = 10_000
 """Images of a dataset up to which looks are compared: each is decoded for it, once for all."""
 
 _AT_ONCE = 1 << 18  # images whose hashes are looked up together
@@ -56,17 +56,17 @@ def group_copies(
         records: The images.
         derived: Where what is found of files is remembered.
         progress: Where to show how far it is.
-        near: Whether to compare looks, in datasets of up to `LOOKED_AT` images.
+        near: Whether to compare looks, in datasets of up to `MOST_COMPARED` images.
         engine: Runs what is done.
     """
     hashes = ContentHashes.kept_in(derived)
     groups = group_byte_copies(records, hashes, progress, engine)
     if not near:
         return groups
-    if not _are_looked_at(records):
+    if not _are_compared(records):
         progress.note(
-            f"Copies are found among equal files alone: of over {LOOKED_AT:,} images the looks are "
-            f"not compared."
+            f"Copies are found among equal files alone: of over {MOST_COMPARED:,} images the looks "
+            f"are not compared."
         )
         return groups
     different = records.select(np.unique(groups))
@@ -77,12 +77,12 @@ def count_copies(groups: np.ndarray, records: RecordTable, *, near: bool) -> Cop
     """Count the files that `group_copies` found copies of."""
     _, counts = np.unique(groups[records.first_of_paths()], return_counts=True)
     several = counts[counts > 1]
-    return Copies(int(several.sum()), len(several), near and _are_looked_at(records))
+    return Copies(int(several.sum()), len(several), near and _are_compared(records))
 
 
-def _are_looked_at(records: RecordTable) -> bool:
+def _are_compared(records: RecordTable) -> bool:
     """Whether there are few enough files, each of which may be several images of a dataset."""
-    return len(records) <= LOOKED_AT or int(records.first_of_paths().sum()) <= LOOKED_AT
+    return len(records) <= MOST_COMPARED or int(records.first_of_paths().sum()) <= MOST_COMPARED
 
 
 def describe(copies: Copies, images: int) -> str:

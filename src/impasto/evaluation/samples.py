@@ -148,7 +148,7 @@ def draw_samples(
 ) -> list[Path]:
     """The files of a model's samples, one for each prompt; drawn as far as they are not there.
 
-    The model is loaded only if something is to be drawn, and let go afterwards.
+    The model is loaded only if something is to be drawn, and released afterwards.
 
     Raises:
         ConfigError: A sampler cannot be used with the model.

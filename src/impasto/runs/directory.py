@@ -12,11 +12,11 @@ from typing import Any
 
 from impasto import files, locks, presence, temporary_names
 from impasto.errors import RunError
-from impasto.invocation import command
 from impasto.lock_file import LockHolder
 from impasto.parsing import parse_json, read_text
 from impasto.remote_paths import shown
 from impasto.runs.commands import discard_commands
+from impasto.runs.given_code import how_to_resume
 from impasto.runs.metrics_file import append_metrics, read_metrics, truncate_metrics
 from impasto.runs.schema import CHANGED_SETTINGS, fault_in
 from impasto.runs.status import Phase, RunState, StatusWriter, state_of
@@ -138,7 +138,7 @@ class RunDirectory:
         raise RunError(
             f"{self.path} is being trained just now by {holder.description}. Nothing was changed. "
             f"Wait until it has ended, or stop it with Ctrl-C where it runs; then the run can be "
-            f"continued with: {command('resume', self.path)}"
+            f"continued with: {how_to_resume(self.path, self.path)}"
         )
 
     @classmethod
@@ -292,7 +292,7 @@ class RunDirectory:
     def _state_now(self) -> RunState:
         """What is true by the holder of the directory, and what was written after it was looked."""
         holder, saved = self.elsewhere or locks.lock_holder(self.path), self.saved_steps()
-        return state_of(self.status(), holder, saved[-1] if saved else 0)
+        return state_of(self.status(), holder, saved[-1] if saved else 0, self.path)
 
     def write_status(self, phase: Phase, **details: Any) -> None:
         """Begin a phase of the run: `status.json` says so at once, if it can be written."""

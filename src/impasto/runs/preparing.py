@@ -1,6 +1,6 @@
 """What runs that are just being begun will need, before their settings are in `config.toml`.
 
-`impasto train` looks at all images before it settles the last settings and writes them down, which
+`impasto train` looks at all images before it resolves the last settings and writes them down, which
 may take an hour. Until then nobody else knew which models the run needs. So the settings are noted
 under a temporary name, which neither makes a run of the directory nor, after a kill, keeps the same
 command from being run again.

@@ -8,6 +8,12 @@ from typing import Any
 CHANGED_SETTINGS = "changed-settings.json"
 """The file of a run directory that says which settings are not as usual, by their paths."""
 
+CODE, CODE_IDENTITIES = "code", "code_identities"
+"""Its entries of what was given in code: the names, and what each is compared by on resuming.
+
+Earlier versions wrote the names alone, and before that neither.
+"""
+
 _LARGEST = 2**53
 _TEXT, _NUMBER, _WHOLE = (str,), (int, float), (int,)
 _TYPES: dict[str, dict[str, Any]] = {
@@ -31,7 +37,7 @@ _TYPES: dict[str, dict[str, Any]] = {
         "buckets": {"": _WHOLE}, "set_aside": [{"path": _TEXT, "reason": _TEXT}],
         "unused": [{"path": _TEXT, "reason": _TEXT}],
     },
-    CHANGED_SETTINGS: {"paths": [_TEXT], "code": [_TEXT]},
+    CHANGED_SETTINGS: {"paths": [_TEXT], CODE: [_TEXT], CODE_IDENTITIES: {"": _TEXT}},
     "environment.json": {
         "system": _TEXT, "machine": _TEXT, "python": _TEXT, "packages": {"": _TEXT},
         "gpus": [{"name": _TEXT}],

@@ -19,11 +19,11 @@ from typing import Any, Literal
 
 from impasto import files
 from impasto.errors import StorageError
-from impasto.invocation import command
 from impasto.lock_file import LockHolder
 from impasto.owners import current_process
 from impasto.parsing import printable, read_object
 from impasto.progress import counted, duration_text
+from impasto.runs.given_code import how_to_resume
 
 Phase = Literal["preparing", "training", "finished", "stopped", "failed"]
 State = Literal["preparing", "training", "finished", "stopped", "failed", "killed", "unknown"]
@@ -143,6 +143,8 @@ class RunState:
         saved_step: The step of its newest training state; 0 if it has none.
         resumption: How a resumption ended that did no further step, `stopped`, `failed` or
             `killed`: the run is what it was before, `finished`. None where there was none.
+        folder: Its directory on this machine, which says what it was given in code; None where
+            that is not known.
     """
 
     state: State
@@ -150,6 +152,7 @@ class RunState:
     holder: LockHolder | None
     saved_step: int
     resumption: State | None = None
+    folder: Path | None = None
 
     @property
     def is_alive(self) -> bool:
@@ -202,7 +205,7 @@ class RunState:
             start += f": {about}{self.step} of {counted(self.total_steps, 'steps')}"
         said = [f"{start}.", self._resumption_text(), message]
         if "killed" in (self.state, self.resumption):
-            said.append(f"{kept_text(self.saved_step)}: {command('resume', path)}")
+            said.append(f"{kept_text(self.saved_step)}: {how_to_resume(self.folder, path)}")
         return " ".join(filter(None, said))
 
     def _resumption_text(self) -> str:
@@ -243,17 +246,22 @@ _RESUMPTIONS: dict[State, str] = {
 }
 
 
-def state_of(status: Mapping[str, Any], holder: LockHolder | None, saved_step: int) -> RunState:
+def state_of(
+    status: Mapping[str, Any],
+    holder: LockHolder | None,
+    saved_step: int,
+    folder: Path | None = None,
+) -> RunState:
     """Put together what a run says of itself and whether its process lives."""
     phase = _OLD_PHASES.get(str(status.get("phase")), status.get("phase"))
     state: State = phase if phase in _SENTENCES else "unknown"
     if holder is None and phase in _GOING:
         state = "killed"
     if holder is None and state in _RESUMPTIONS and _is_as_it_finished(status):
-        return RunState("finished", status, None, saved_step, state)
+        return RunState("finished", status, None, saved_step, state, folder)
     if holder is not None and "process" in status and not _is_by(holder, status):
         state = "preparing"  # it was resumed just now, and has not said so yet
-    return RunState(state, status, holder, saved_step)
+    return RunState(state, status, holder, saved_step, folder=folder)
 
 
 def _is_as_it_finished(status: Mapping[str, Any]) -> bool:

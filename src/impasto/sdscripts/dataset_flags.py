@@ -11,6 +11,7 @@ from impasto.config.dataset_file import (
     SDSCRIPTS_DEFAULTS,
     names_masks,
     read_dataset_file,
+    repeated_sources,
     round_bucket_sides,
 )
 from impasto.errors import ConfigError
@@ -63,7 +64,12 @@ def _take_config(flags: Mapping[str, Any], dataset: Tree) -> list[str]:
             f"it out."
         )
     ignored = [name for name in ("train_data_dir", "in_json") if name in flags]
-    return [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
+    told = [f"--{name}: --dataset_config is given, so it is not used." for name in ignored]
+    return told + [
+        f"--dataset_config: several subsets of one dataset name {source}, and all of them are "
+        f"trained on; sd-scripts leaves out all but the first."
+        for source in (repeated_sources(Path(config)) if is_there else ())
+    ]
 
 
 def _without_idle_buckets(dataset: Tree) -> list[str]:

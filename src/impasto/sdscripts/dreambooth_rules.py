@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from impasto.config.dreambooth import holds_dreambooth_folders
+from impasto.config.dreambooth import holds_dreambooth_folders, holds_files_of_ending
 from impasto.errors import ConfigError
 
 Tree = dict[str, Any]
@@ -47,6 +47,21 @@ def set_dreambooth_folders(flags: Mapping[str, Any], tree: Tree) -> list[str]:
         if regularisation:
             dataset["reg_data_dir"] = regularisation
     return []
+
+
+def tell_of_tag_files(flags: Mapping[str, Any], tree: Tree) -> list[str]:
+    """Without `--caption_extension` words are in `.caption` alone there, and in `.txt` too here."""
+    if tree["dataset"].get("caption_extension") is not None:
+        return []
+    if "train_data_dir" not in tree["dataset"]:  # there only folders named `N_class` have images
+        return []
+    folders = [flags[name] for name in ("train_data_dir", "reg_data_dir") if flags.get(name)]
+    if not any(holds_files_of_ending(Path(folder), ".txt") for folder in folders):
+        return []
+    return [
+        "--caption_extension was not given: words are read from .caption and .txt files; "
+        "sd-scripts reads .caption alone. To leave .txt out, give --caption_extension=.caption."
+    ]
 
 
 def set_masks(flags: Mapping[str, Any], tree: Tree) -> list[str]:

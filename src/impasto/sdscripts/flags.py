@@ -17,6 +17,7 @@ from types import MappingProxyType
 from typing import Any
 
 from impasto.sdscripts.flag import FINE_TUNE, SDXL_TRAIN, TRAIN_DB, Flag, Kind, Script
+from impasto.sdscripts.schedule_flags import NEAREST_SCHEDULES
 
 _OF_SD: tuple[Script, ...] = (FINE_TUNE, TRAIN_DB)
 _OF_DREAMBOOTH: tuple[Script, ...] = (TRAIN_DB, SDXL_TRAIN)
@@ -135,8 +136,11 @@ _DATASET = [
     ),
     *_only(
         _OF_DREAMBOOTH,
-        *_same("text", ("caption_extension", None, "dataset.caption_extension"),
-               ("caption_extention", None, "dataset.caption_extension")),
+        *(
+            Flag(name, "text", to="dataset.caption_extension", differs="without it .txt is read as "
+                 "well as .caption, and a line says so; there .caption alone")
+            for name in ("caption_extension", "caption_extention")
+        ),
         Flag("reg_data_dir", "text"),
         Flag("conditioning_data_dir", "text", differs="masks beside --train_data_dir; there it is "
              "read nowhere, and subsets of a dataset configuration alone have masks"),
@@ -176,22 +180,8 @@ _LOOP = [
               "output_config"),
 ]  # fmt: skip
 
-NEAREST_SCHEDULES = {
-    "CosineAnnealingLR": "--lr_scheduler cosine",
-    "CosineAnnealingWarmRestarts": "--lr_scheduler cosine_with_restarts",
-    "OneCycleLR": "--lr_scheduler cosine with --lr_warmup_steps",
-    "LinearLR": "--lr_scheduler linear",
-    "PolynomialLR": "--lr_scheduler polynomial",
-    "ConstantLR": "--lr_scheduler piecewise_constant",
-    "StepLR": "--lr_scheduler piecewise_constant",
-    "MultiStepLR": "--lr_scheduler piecewise_constant",
-    "ExponentialLR": "--lr_scheduler piecewise_constant",
-    "LambdaLR": "--lr_scheduler piecewise_constant",
-    "RexLR": "--lr_scheduler rex",
-    "CosineAnnealingWarmupRestarts": "--lr_scheduler cosine_with_restarts",
-}
-"""Classes of schedulers that people name, and the shape that is most like each."""
-
+_OF_PROCESSES = ("a whole number is steps of the optimizer on any number of processes; there it is "
+                 "divided by how many there are")  # fmt: skip
 _OPTIMIZER = [
     Flag("optimizer_type", "text", "", differs="Adafactor takes --learning_rate as its rate in any "
          "case; DAdaptAdam takes the place of DAdaptation and DAdaptAdamPreprint, and "
@@ -214,14 +204,15 @@ _OPTIMIZER = [
          "are refused, and so is what the optimizer here does not heed"),
     Flag("lr_scheduler", "text", "constant", differs="adafactor is a constant rate"),
     Flag("lr_scheduler_args", "list", differs="step_rules of piecewise_constant, and min_lr or "
-         "min_lr_rate of cosine_with_min_lr; others are refused"),
+         "min_lr_rate of cosine_with_min_lr; others are refused. Steps of step_rules are those of "
+         "the optimizer on any number of processes"),
     Flag("lr_scheduler_type", "text", nearest=NEAREST_SCHEDULES, refusal="rates follow from the "
          "step alone here, so that runs are resumed exactly; --lr_scheduler has the usual shapes"),
-    Flag("lr_warmup_steps", "text", "0"),
-    Flag("lr_decay_steps", "text", "0"),
+    Flag("lr_warmup_steps", "text", "0", differs=_OF_PROCESSES),
+    Flag("lr_decay_steps", "text", "0", differs=_OF_PROCESSES),
     Flag("lr_scheduler_num_cycles", "int", 1),
     Flag("lr_scheduler_power", "float", 1.0),
-    Flag("lr_scheduler_timescale", "int"),
+    Flag("lr_scheduler_timescale", "int", differs=_OF_PROCESSES),
     Flag("lr_scheduler_min_lr_ratio", "float"),
     *_only(
         _OF_SD,
@@ -239,7 +230,8 @@ _LOSS = [
            ("ip_noise_gamma", None, "noise.input_perturbation"),
            ("min_snr_gamma", None, "loss.min_snr_gamma"),
            ("huber_c", 0.1, "loss.huber_c"), ("huber_scale", 1.0, "loss.huber_scale")),
-    *_same("int", ("multires_noise_iterations", None, "noise.multires_iterations")),
+    Flag("multires_noise_iterations", "int", to="noise.multires_iterations", differs="the noise of "
+         "each image is scaled to a standard deviation of 1; there that of the whole batch"),
     *_only((SDXL_TRAIN,), *_same("float", ("v_pred_like_loss", None, "loss.noise_loss_like_v"))),
     *_only(_OF_SD, *_noticed("float", "it has no effect in sd-scripts' fine_tune.py and "
                              "train_db.py, and none here; the setting is loss.noise_loss_like_v",

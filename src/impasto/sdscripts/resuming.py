@@ -239,7 +239,8 @@ def _flags_of_rates(tree: Tree, given: Mapping[str, Any]) -> dict[str, Any]:
         is_warmed = schedule["kind"] == "constant" and schedule.get("warmup_steps")
         found["lr_scheduler"] = "constant_with_warmup" if is_warmed else schedule["kind"]
     if "decay_steps" in schedule and "lr_scheduler" not in given:
-        found["lr_decay_steps"] = schedule["decay_steps"]
+        decay = schedule["decay_steps"]
+        found["lr_decay_steps"] = 1 if decay == 1 else decay  # 1.0, which a flag may not be
     return found
 
 

@@ -12,6 +12,22 @@ from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
 from impasto.sdscripts.values import read_number, read_pairs, read_steps
 
+NEAREST_SCHEDULES = {
+    "CosineAnnealingLR": "--lr_scheduler cosine",
+    "CosineAnnealingWarmRestarts": "--lr_scheduler cosine_with_restarts",
+    "OneCycleLR": "--lr_scheduler cosine with --lr_warmup_steps",
+    "LinearLR": "--lr_scheduler linear",
+    "PolynomialLR": "--lr_scheduler polynomial",
+    "ConstantLR": "--lr_scheduler piecewise_constant",
+    "StepLR": "--lr_scheduler piecewise_constant",
+    "MultiStepLR": "--lr_scheduler piecewise_constant",
+    "ExponentialLR": "--lr_scheduler piecewise_constant",
+    "LambdaLR": "--lr_scheduler piecewise_constant",
+    "RexLR": "--lr_scheduler rex",
+    "CosineAnnealingWarmupRestarts": "--lr_scheduler cosine_with_restarts",
+}
+"""Classes of schedulers that people name, and the shape that is most like each."""
+
 _KINDS = {"constant_with_warmup": "constant"}
 _USERS = {
     "cycles": ("lr_scheduler_num_cycles",

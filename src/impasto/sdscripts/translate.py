@@ -24,7 +24,11 @@ if TYPE_CHECKING:  # imports torch, which a command line is translated without
 Tree = dict[str, Any]
 
 _PROJECTS: Mapping[Script, str] = {TRAIN_DB: "dreambooth"}
-_OF_FOLDERS = (dreambooth_rules.set_dreambooth_folders, dreambooth_rules.set_masks)
+_OF_FOLDERS = (
+    dreambooth_rules.set_dreambooth_folders,
+    dreambooth_rules.tell_of_tag_files,
+    dreambooth_rules.set_masks,
+)
 _RULES_OF: Mapping[Script, Sequence[Callable[[Mapping[str, Any], Tree], list[str]]]] = {
     FINE_TUNE: (),
     TRAIN_DB: (*_OF_FOLDERS, dreambooth_rules.set_text_encoder_length),

@@ -70,9 +70,15 @@ def read_steps(name: str, flags: Mapping[str, Any]) -> Any:
     if text.endswith("%"):
         return text
     try:
-        return int(text) if text.isdecimal() else finite(text)
+        steps = int(text) if text.isdecimal() else finite(text)
     except ValueError as error:
         raise ConfigError(f"--{name} is {text!r}; expected 500, 0.05 or 5%.") from error
+    if steps == 1 and isinstance(steps, float):
+        raise ConfigError(
+            f"--{name} is {text}, which could be one step or the whole run, as it is in a file of "
+            f"sd-scripts. Write 1 for one step, or 100% for the whole run."
+        )
+    return steps
 
 
 def read_pairs(name: str, flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ class Draft:
         return self._read("about.json")
 
     def note(self, **details: Any) -> None:
-        """Note something about it.
+        """Record a note on this draft.
 
         Raises:
             StorageError: The folder cannot be written.

@@ -13,7 +13,7 @@ from impasto.runs import RunDirectory
 from impasto.runs.learning import checkpoints_of
 from impasto.runs.listing import find_runs
 from impasto.studio.folders import Folders, address_of
-from impasto.studio.models import LOOKED_AT, model_files
+from impasto.studio.models import MOST_SCANNED, model_files
 
 _MOST = 2000
 _OF_HYPERNETWORKS = "hypernet"  # in the name of a folder, as A1111's models/hypernetworks
@@ -56,9 +56,8 @@ class Drawable:
             return f"there are over {_MOST:,} models, and no more are offered"
         if self.cut:
             places = ", ".join(printable(str(folder)) for folder in self.cut)
-            return (
-                f"over {LOOKED_AT:,} folders and models are in {places}, and no more are looked at"
-            )
+            most = f"{MOST_SCANNED:,}"
+            return f"over {most} folders and models are in {places}, and no more are looked at"
         return ""
 
     def address_of(self, path: str) -> str:

@@ -12,7 +12,7 @@ from impasto.runs.drawings import ENDED, DrawFolder, Drawing
 from impasto.studio.tasks import Tasks
 
 VERB = "draw-worker"
-_LOOKED_AT = 20  # of the newest ones: a worker that is starting is among them
+_NEWEST = 20  # of the newest ones: a worker that is starting is among them
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class DrawingDesk:
     def is_starting(self) -> bool:
         """Whether a worker was started that has not taken the folder yet."""
         ended = self.folder.worker_token()
-        for task in itertools.islice(self.tasks.newest(VERB), _LOOKED_AT):
+        for task in itertools.islice(self.tasks.newest(VERB), _NEWEST):
             process = task.process()
             is_another = process is None or process.token != ended
             if self.tasks.state_of(task).is_alive and is_another:

@@ -187,7 +187,10 @@ def _is_from_here(request: Request, access: Access) -> bool:
     if site is not None:
         return site == "same-origin"
     origin = request.headers.get("origin")  # browsers of before 2023
-    return origin is not None and access.knows_host(urlsplit(origin).netloc)
+    try:
+        return origin is not None and access.knows_host(urlsplit(origin).netloc)
+    except ValueError:  # an address that is none, as with one bracket
+        return False
 
 
 def _strange() -> Response:

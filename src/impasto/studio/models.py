@@ -29,7 +29,7 @@ CHECKPOINT_ENDINGS = frozenset({".safetensors", ".ckpt"})
 MODEL_ENDINGS = CHECKPOINT_ENDINGS | {".pt"}  # hypernetworks
 """The endings of files that may be models, in lower case."""
 
-LOOKED_AT = 50_000
+MOST_SCANNED = 50_000
 """Folders and files that may be models which are looked at in a given folder, so that a whole disk
 takes no minute."""
 
@@ -112,9 +112,9 @@ def walk_models(folder: Path, cut: list[Path] | None = None) -> Iterator[tuple[P
 
     Args:
         folder: The folder.
-        cut: Gets the folder where there is too much in it to look at all of it: `LOOKED_AT`.
+        cut: Gets the folder where there is too much in it to look at all of it: `MOST_SCANNED`.
     """
-    left = LOOKED_AT
+    left = MOST_SCANNED
     waiting = [(folder, True, 0)]
     while waiting and left > 0:
         path, is_folder, level = waiting.pop()

@@ -231,7 +231,7 @@ def _deleted_in(folder: Path, given: Sequence[Path]) -> Iterator[DeletedModel]:
 
 
 def _kept_in(folder: Path) -> list[Path]:
-    """What was deleted here; of a `.trash` that another program keeps, nothing."""
+    """The deleted models in this folder; empty if another program owns `.trash`."""
     trash = folder / TRASH
     if presence.is_link(trash) or not presence.is_dir(trash):
         return []

@@ -240,7 +240,7 @@ class _ReceivedFile:
         return "" if self._size else "the file is empty"
 
     def remove(self) -> None:
-        """Remove it, unless it has its name."""
+        """Delete the temporary file unless it already has its final name."""
         with contextlib.suppress(OSError):
             self._file.close()
         with contextlib.suppress(OSError):

@@ -11,11 +11,11 @@ from impasto.data.loading.sampler import MicroBatch, OptimizerStep
 from impasto.data.loading.step_batches import iterate_steps
 from impasto.data.records import Batch
 from impasto.errors import Interrupted, NonFiniteLossError, RunError
-from impasto.invocation import command
 from impasto.member_paths import plain
 from impasto.progress import counted
 from impasto.runs import RunDirectory
 from impasto.runs.commands import CommandName
+from impasto.runs.given_code import how_to_resume
 from impasto.training.analysis.merged_loss import measure_merged
 from impasto.training.events import TrainingEvents
 from impasto.training.lifecycle.requests import Requests
@@ -266,7 +266,7 @@ class TrainingLoop:
             raise Interrupted(
                 f"{done} of {counted(total, 'steps are')} done, and the state is saved. "
                 "Continue with: "
-                f"{command('resume', self._run.address)}",
+                f"{how_to_resume(self._run.path, self._run.address)}",
                 stopping,
             )
 

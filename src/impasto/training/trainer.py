@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,8 +11,6 @@ from accelerate import Accelerator
 
 from impasto import files, locks, temporary_names
 from impasto.config.compatibility import require_compatible
-from impasto.config.differences import changed_settings
-from impasto.config.load import dump_toml
 from impasto.config.run import RunConfig
 from impasto.datasets.batching import build_epoch_sampler, count_steps
 from impasto.datasets.build import Survey, survey
@@ -21,13 +18,12 @@ from impasto.datasets.distributed import ending_together, process_group
 from impasto.datasets.prepare import LATENTS
 from impasto.datasets.sources import require_sources
 from impasto.errors import ImpastoError
-from impasto.invocation import command
 from impasto.models.reading.opening_ahead import OpenedAhead
 from impasto.remote_paths import is_remote
 from impasto.runs import RunDirectory
+from impasto.runs.given_code import how_to_resume
 from impasto.runs.preparing import forget_preparing, note_preparing
 from impasto.runs.remote.local_folders import location_of, working_folder
-from impasto.runs.schema import CHANGED_SETTINGS
 from impasto.runs.status import kept_text
 from impasto.training.assembly.build import build_session
 from impasto.training.assembly.model_ahead import opened_ahead
@@ -50,13 +46,18 @@ from impasto.training.lifecycle.early_ends import (
 from impasto.training.lifecycle.environment import describe_environment
 from impasto.training.lifecycle.output_room import require_output_room
 from impasto.training.lifecycle.preflight import require_machine
-from impasto.training.lifecycle.resumed import made_own, note_resumed
+from impasto.training.lifecycle.resumed import note_resumed
 from impasto.training.lifecycle.run_storage import RunStorage, with_local_output_dir
 from impasto.training.lifecycle.shared_start import (
     failing_together,
     fingerprint_of_first,
     first_settings_here,
     settings_to_resume,
+)
+from impasto.training.lifecycle.written_settings import (
+    replace_settings,
+    require_same_code,
+    write_settings,
 )
 from impasto.training.loop import TrainingLoop
 from impasto.training.monitoring.command_listener import CommandListener
@@ -143,7 +144,7 @@ def _begun(
     steps = count_steps(config, build_epoch_sampler(config, known.plan, processes))
     require_compatible(config, facts_of(config, processes, steps, device))
     require_precision(config.training.mixed_precision)  # as it was chosen
-    _write_settings(run, config, overrides.given())
+    write_settings(run, config, overrides.given())
     told.open(run)
     return config, known
 
@@ -192,6 +193,7 @@ def resume(
                 return run
             if accelerator.is_main_process:
                 run = storage.attach(held.enter_context(run.held()))
+                require_same_code(run, (overrides or Overrides()).given())
                 commands = _listening(held, run, stop, told)
                 told.open(run)
                 storage.start_sending()
@@ -227,12 +229,13 @@ _NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same co
 
 def _what_is_kept(run: RunDirectory, accelerator: Accelerator) -> str:
     """What of a run is kept that was stopped at once, and the command to go on with it."""
+    resume = how_to_resume(run.path, run.address)
     if not accelerator.is_main_process:  # there may be no disk here with the states
-        return f"The states of the run are kept. Continue with: {command('resume', run.address)}"
+        return f"The states of the run are kept. Continue with: {resume}"
     if run.live_status is not None and run.live_status.is_finished:
         return "The run is finished, and its model is exported."
     saved = run.saved_steps()
-    return f"{kept_text(saved[-1] if saved else 0)}: {command('resume', run.address)}"
+    return f"{kept_text(saved[-1] if saved else 0)}: {resume}"
 
 
 def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
@@ -260,23 +263,6 @@ def _use_cache(
         folder = config.dataset.derived_dir / LATENTS
         patience = locks.LockWaiter(events.note, f"reading {folder}")
         held.enter_context(locks.SharedLock(folder, f"training {run.path}", patience))
-
-
-def _write_settings(run: RunDirectory, config: RunConfig, code: Iterable[str] | None) -> None:
-    """The settings, and which are not as usual, for reports, which do not know the usual ones.
-
-    Args:
-        run: Where.
-        config: The settings.
-        code: The names of what was given in code in the place of some; None where nobody knows.
-    """
-    belongs = (
-        config if run.location is None else config.model_copy(update={"output_dir": run.location})
-    )
-    files.write_text(run.config_file, dump_toml(belongs))
-    changed = {"paths": list(changed_settings(config))}
-    changed |= {} if code is None else {"code": list(code)}
-    files.write_json(run.path / CHANGED_SETTINGS, changed)
 
 
 def _prepare(
@@ -329,8 +315,7 @@ def _run(
         group = process_group(accelerator)
         with ending_together(group):
             if changed is not None and accelerator.is_main_process:
-                code = run.read_json(CHANGED_SETTINGS).get("code")
-                _write_settings(run, made_own(run, changed), code)
+                replace_settings(run, changed)
             group.gather("")  # the others go on when they are written
 
     shown = events if session.accelerator.is_main_process else SilentEvents()

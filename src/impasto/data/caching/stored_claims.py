@@ -79,7 +79,7 @@ class StoredClaims:
     def taken(
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
     ) -> Iterator[Taken]:
-        """Claim by the next number, which is marked as ended with the context."""
+        """Take the next claim number; the claim is marked as ended when the context exits."""
         del on_busy  # nobody waits for a number
         own = _OwnClaim(self._folder, lacking())
         try:

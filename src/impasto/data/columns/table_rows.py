@@ -36,7 +36,7 @@ _HELD = 256 << 20  # bytes
 _LARGEST = 1 << 30  # bytes of a row group, or of a record batch in a store
 _OPEN_FILES = 8
 _AHEAD = 1 << 16
-_ROWS_LOOKED_AT = 16  # at once, for the first that has bytes
+_ROWS_PROBED = 16  # at once, for the first that has bytes
 
 
 class OpenTable(Protocol):
@@ -96,7 +96,7 @@ class ParquetTable:
     def holds_bytes(self, column: str, field: str) -> bool:
         """Whether one of the pairs in a column has bytes; no more is read than up to the first."""
         file = self._opened(buffer_size=_AHEAD)
-        batches = file.iter_batches(_ROWS_LOOKED_AT, columns=[f"{column}.{field}"])
+        batches = file.iter_batches(_ROWS_PROBED, columns=[f"{column}.{field}"])
         values = (batch.column(column).field(field) for batch in batches)
         return any(part.null_count < len(part) for part in values)
 

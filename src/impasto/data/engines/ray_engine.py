@@ -306,7 +306,7 @@ def _quiet(ray: Any) -> Iterator[None]:
 
 
 def _repeated(running: _Running) -> int:
-    """How many batches were begun again, as far as the notebook is still there to say."""
+    """How many batches were retried, if the attempt log still exists."""
     errors = running.ray.exceptions
     with contextlib.suppress(errors.RayError, errors.GetTimeoutError):
         return int(running.ray.get(running.notebook.repeated.remote(), timeout=_ASK_SECONDS))

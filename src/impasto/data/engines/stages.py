@@ -138,7 +138,7 @@ class _FreshProcess(SpawnProcess):
     """
 
     def start(self) -> None:
-        """Start it, with nothing in the place of the main module meanwhile."""
+        """Start the worker process with the main module hidden, so it is not imported again."""
         with _MAIN_LOCK:
             main = sys.modules["__main__"]
             sys.modules["__main__"] = ModuleType("__main__")

@@ -142,7 +142,7 @@ def extract(
 ) -> Extraction:
     """Make a LoRA of what a model has that its base has not.
 
-    Layers are read, decomposed and let go one after another: beside the LoRA, memory for a few
+    Layers are read, decomposed and released one after another: beside the LoRA, memory for a few
     layers is needed.
 
     Args:

@@ -34,6 +34,10 @@ from impasto.models.reading.opening import local_file, named_by
 from impasto.strengths import path_and_strength
 
 _WITHOUT_SHAPE = {"multiheadattention", "threshold", "glu"}  # need arguments, or halve their input
+_OVER_BATCHES = {"softmax", "softmin", "logsoftmax"}
+"""Where A1111 makes one of these, PyTorch implies the first of three dimensions, which is that of
+images and prompts: what is drawn together changes the result, so that no file of it can be right
+elsewhere."""
 
 
 def _activations() -> dict[str, Callable[[], nn.Module]]:
@@ -44,10 +48,8 @@ def _activations() -> dict[str, Callable[[], nn.Module]]:
         if inspect.isclass(kind)
         and issubclass(kind, nn.Module)
         and kind.__module__ == torch_activations.__name__
-        and name.lower() not in _WITHOUT_SHAPE
+        and name.lower() not in {*_WITHOUT_SHAPE, *_OVER_BATCHES, "softmax2d"}
     }
-    for name in ("softmax", "softmin", "logsoftmax"):  # over the last dimension, as implied there
-        found[name] = _over_last(found[name])
     return {
         "linear": nn.Identity,
         "relu": nn.ReLU,
@@ -56,15 +58,8 @@ def _activations() -> dict[str, Callable[[], nn.Module]]:
         "swish": nn.Hardswish,
         "tanh": nn.Tanh,
         "sigmoid": nn.Sigmoid,
-        **{name: kind for name, kind in found.items() if name != "softmax2d"},
+        **found,
     }
-
-
-def _over_last(kind: Any) -> Callable[[], nn.Module]:
-    def build() -> nn.Module:
-        return kind(dim=-1)  # type: ignore[no-any-return]
-
-    return build
 
 
 ACTIVATIONS = _activations()
@@ -155,6 +150,12 @@ def require_activation(name: str) -> None:
     Raises:
         ConfigError: There is none; with the nearest ones.
     """
+    if name in _OVER_BATCHES:
+        raise ConfigError(
+            f"The activation {name!r} is not offered: A1111 computes it over the images that are "
+            f"drawn together, so that a file with it draws otherwise with each other image. Take "
+            f"another, such as relu."
+        )
     if name not in ACTIVATIONS:
         near = difflib.get_close_matches(name, ACTIVATIONS, n=3, cutoff=0.4)
         raise ConfigError(

@@ -43,7 +43,9 @@ def keep_in_file(tensors: Tensors, file: Path, advance: Advance | None = None) -
     Raises:
         StorageError: The file cannot be written.
     """
-    write_safetensors(file, tensors, {}, advance, finite_only=False, hashed=False, durable=False)
+    write_safetensors(
+        file, tensors, {}, advance, unchecked=tensors.keys(), hashed=False, durable=False
+    )
     return open_tensor_file(file).tensors
 
 

@@ -15,12 +15,13 @@ from typing import Any
 
 from impasto.checkpoints.kinds import INPUT_CHANNELS
 from impasto.checkpoints.ldm import VELOCITY_MARK
-from impasto.checkpoints.modelspec import PREDICTION_TYPE, read_prediction_type
+from impasto.checkpoints.modelspec import ARCHITECTURE, read_prediction_type
 from impasto.checkpoints.tensors import Tensors
 from impasto.diffusion.prediction import EPSILON, PREDICTIONS, VELOCITY, Prediction
 from impasto.errors import ModelError, OtherFamilyError
 from impasto.models import families
 from impasto.models.family import CONDITIONED_BY, ENTRIES, Family, Marks
+from impasto.parsing import printable
 
 PARAMETERIZATIONS: dict[str, Prediction] = {"eps": EPSILON, "v": VELOCITY}
 GLOBAL_STEPS: dict[int, Prediction] = {875000: EPSILON, 110000: VELOCITY}
@@ -126,10 +127,10 @@ def _require_consistent(clues: Clues, generation: tuple[Family, ...]) -> None:
     Raises:
         ModelError: They do not: one of the two is of another model that went into it.
     """
-    said, marked = _the_metadata(clues, generation), _the_mark(clues, generation)
-    if said is None or marked is None or said[0] is marked[0]:
+    if clues.prediction_name is not None or clues.family_key is not None:
         return
-    if clues.prediction_name is None and clues.family_key is None:
+    said, marked = _the_metadata(clues, generation), _the_mark(clues, generation)
+    if said is not None and marked is not None and said[0] is not marked[0]:
         raise ModelError(
             f"{clues.source} contradicts itself: {said[1]} says {said[0].name}, but it has "
             f"{marked[1]} ({marked[0].name}). Draw with both, and set model.prediction_type "
@@ -246,7 +247,23 @@ def _the_scheduler(clues: Clues, _: tuple[Family, ...]) -> Testimony:
 
 def _the_metadata(clues: Clues, _: tuple[Family, ...]) -> Testimony:
     stated = read_prediction_type(clues.metadata)
-    return None if stated is None else (PREDICTIONS[stated], f"{PREDICTION_TYPE} in the file")
+    if stated is None:
+        return None
+    key, name = stated
+    if name is None:
+        raise ModelError(
+            f"{clues.source}: {key} in the file is {printable(clues.metadata[key])!r}, which says "
+            f"nothing that Impasto knows; expected epsilon or v. Set model.prediction_type "
+            f"(--prediction-type on a command line)."
+        )
+    return PREDICTIONS[name], f"{key} in the file"
+
+
+def _the_architecture(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
+    """The architecture of the metadata, where one row alone has it, as SD 2's do."""
+    said = clues.metadata.get(ARCHITECTURE)
+    rows = [row for row in generation if row.architecture == said]
+    return (rows[0].prediction, f"{ARCHITECTURE} in the file") if len(rows) == 1 else None
 
 
 def _the_mark(clues: Clues, _: tuple[Family, ...]) -> Testimony:
@@ -308,6 +325,7 @@ WITNESSES: tuple[Callable[[Clues, tuple[Family, ...]], Testimony], ...] = (
     _the_scheduler,
     _the_metadata,
     _the_mark,
+    _the_architecture,
     _the_sidecar,
     _the_only_row,
     _no_mark,

@@ -40,6 +40,7 @@ from impasto.parsing import read_text
 from impasto.progress import Progress, counted
 from impasto.remote_paths import is_remote, shown
 from impasto.runs import RunDirectory
+from impasto.runs.given_code import how_to_resume
 from impasto.runs.remote.fetching import fetch_model
 
 Weights = Literal["auto", "plain", "ema"]
@@ -168,7 +169,7 @@ def _exported_by(run: RunDirectory) -> Path:
     if exported is None:
         raise ModelError(
             f"{run.address} is a run that has not exported a model yet. Finish it with: "
-            f"{command('resume', run.address)}"
+            f"{how_to_resume(run.path, run.address)}"
         )
     return exported
 

@@ -149,7 +149,8 @@ def _save_ldm(
     contents: ModelContents, target: Path, form: Form, about: About, advance: Advance
 ) -> None:
     write = {"safetensors": write_safetensors, "ckpt": write_ckpt}[form]
-    write(target, contents.ldm_tensors(), _metadata(contents, about, "ldm"), advance)
+    texts = _metadata(contents, about, "ldm")
+    write(target, contents.ldm_tensors(), texts, advance, unchecked=contents.ldm_only.keys())
 
 
 def _save_diffusers(
@@ -167,7 +168,8 @@ def _save_diffusers(
             }
             write_safetensors(partial / component.file, tensors, {"format": "pt"}, advance)
         if contents.ldm_only:
-            write_safetensors(partial / LDM_ONLY_FILE, contents.ldm_only, {}, advance)
+            kept = contents.ldm_only
+            write_safetensors(partial / LDM_ONLY_FILE, kept, {}, advance, unchecked=kept.keys())
         _write_small_files(contents, partial, about)
 
 

@@ -156,7 +156,11 @@ class CaptionPages:
         return name
 
     async def set_one(self, request: Request) -> Response:
-        """Write the caption of one image, as a task."""
+        """Write the caption of one image, as a task.
+
+        What the caption is when it is compared is noted first, as by a preview, so that the task
+        leaves it alone where somebody has changed it since, in another tab too.
+        """
         dataset = await dataset_in(self.studio, request)
         form = await read_form(request, _MOST_FIELDS, _MOST_BYTES)
         address = str(form.get("image", ""))
@@ -164,21 +168,22 @@ class CaptionPages:
         if image is None:
             raise HTTPException(404, "This image is not there.")
         name, ending = image.relative_to(dataset).as_posix(), _ending(form) or ENDINGS[0]
+        text = str(form.get("text", "")).replace("\r\n", "\n")
+        prepared = await asyncio.to_thread(
+            self.store.prepare, dataset, [{"do": "set", "text": text}], [], ending, [name]
+        )
+        await _answer([*prepared.bound_arguments, "--json", "--shown=1"])
         now = await asyncio.to_thread(read_caption, dataset, image, ending)
         if now is not None and now.mark != form.get("mark"):
             raise HTTPException(
                 409,
                 f"The caption of {image.name} was changed after this page was opened, and is now: "
-                f"{shortened(now.text) or '(empty)'} Nothing was written. Open it again.",
+                f"{shortened(now.text) or '(empty)'} Nothing was written. Open it again. What you "
+                f"typed is: {text or '(empty)'}",
             )
-        prepared = await asyncio.to_thread(
-            self.store.prepare, dataset,
-            [{"do": "set", "text": str(form.get("text", "")).replace("\r\n", "\n")}],
-            [], ending, [name],
-        )  # fmt: skip
         title = f"Set the caption of {image.name}"
         return await self._started(
-            dataset, [*prepared.arguments, *_WRITES], title, form, {"image": address}
+            dataset, [*prepared.bound_arguments, *_WRITES], title, form, {"image": address}
         )
 
     async def undo(self, request: Request) -> Response:

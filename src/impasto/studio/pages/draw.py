@@ -69,7 +69,8 @@ class DrawPages:
     async def form(self, request: Request) -> Response:
         """The form, what is being drawn, and what was drawn.
 
-        `again` names a drawing whose settings are shown, `model` a model that is chosen.
+        `again` names a drawing whose settings are shown, `model` a model that is chosen; with
+        `seed=same` the seed is that of the drawing, also if it was a random one.
         """
 
         def read() -> dict[str, Any]:
@@ -77,6 +78,8 @@ class DrawPages:
             again = self.desk.folder.find(request.query_params.get("again", ""))
             model = request.query_params.get("model", "")
             typed = drawn_with(model, drawable) if again is None else _typed_of(again, drawable)
+            if request.query_params.get("seed") == "same":
+                typed = {**typed, "random_seed": False}
             before = request.query_params.get("before", "")
             return self._content(drawable, typed, {}, again=again, before=before)
 

@@ -83,7 +83,7 @@ def _progress(status: Mapping[str, Any], done: int) -> dict[str, float] | None:
 
 
 def _labels(request: DrawRequest | None, name: str) -> list[str]:
-    """What is written at the columns or rows; one that is empty where nothing varies."""
+    """The labels of columns or rows: a single empty one if nothing varies."""
     if request is None:
         return []
     axis = getattr(request, name)

@@ -116,7 +116,11 @@ def _badges(image: ListedImage, facts: CardFacts) -> list[tuple[str, str]]:
     rows: list[tuple[Any, str, str]] = [
         (bucket, "bucket", f"bucket {bucket}"),
         (bucket and not image.captioned, "bad", "no caption"),
-        (image.enlarged, "warn", f"enlarged ×{image.enlarged:.2g} at {facts.resolution} pixels"),
+        (
+            image.enlarged,
+            "warn",
+            f"enlarged ×{_times(image.enlarged)} at {facts.resolution} pixels",
+        ),
         (percent >= 0.5, "", f"{percent:.0f} % cropped away"),
         (image.copies, "warn", "copy"),
         (image.near, "warn", "near copy"),
@@ -124,3 +128,8 @@ def _badges(image: ListedImage, facts: CardFacts) -> list[tuple[str, str]]:
         (times, "", f"{ratio:.2f} × the usual loss, shown {times}×"),
     ]
     return [(kind, text) for holds, kind, text in rows if holds]
+
+
+def _times(factor: float) -> str:
+    """How often, with a digit after the point where that says something."""
+    return f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}"

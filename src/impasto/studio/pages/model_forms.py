@@ -52,6 +52,8 @@ def convert_arguments(model: FoundModel, form: FormData, folders: Sequence[Path]
     name = _text(form, "name")
     ending = _ENDINGS[chosen["to"] or "safetensors"]
     fault = file_name_problem(name) if name else "is missing"
+    if name.startswith("."):
+        fault = "begins with a dot, and such files are hidden"
     if fault:
         raise HTTPException(400, f"The name {fault}. Give one such as my-model, without a folder.")
     target = _folder(form, folders) / (name if name.endswith(ending) else f"{name}{ending}")

@@ -22,7 +22,7 @@ from impasto.studio.drawable import find_drawable
 from impasto.studio.folders import address_of
 from impasto.studio.forms import read_form, texts_of
 from impasto.studio.model_users import losers_of, user_view, users_of, working_with
-from impasto.studio.models import LOOKED_AT, FoundModel, all_models, find_model
+from impasto.studio.models import MOST_SCANNED, FoundModel, all_models, find_model
 from impasto.studio.pages.model_forms import (
     CONVERT_CHOICES,
     Arguments,
@@ -112,7 +112,7 @@ class ModelPages:
                 "models": [model.view() for model in models[:MOST]],
                 "number": len(models),
                 "cut": [printable(str(folder)) for folder in cut],
-                "looked_at": LOOKED_AT,
+                "scanned": MOST_SCANNED,
                 "folders": [printable(str(folder)) for folder in folders.models],
                 "deleted": [model.view() for model in deleted],
                 "removed": removed,

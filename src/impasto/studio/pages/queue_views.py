@@ -17,7 +17,7 @@ from impasto.runs.queue_jobs import Job
 from impasto.studio.core import Studio
 from impasto.studio.pages.tasks import task_view
 
-_LOOKED_AT = 10
+_NEWEST = 10
 """The newest tasks that work on queues, among which those of this queue are looked for."""
 
 _LATEST = 2**33
@@ -136,7 +136,7 @@ def _failure(studio: Studio) -> dict[str, Any] | None:
 def _tasks(studio: Studio) -> list[tuple[Any, list[Any]]]:
     """The newest tasks that work on this queue, with their words."""
     found = []
-    for task in itertools.islice(studio.tasks.newest("queue", "run"), _LOOKED_AT):
+    for task in itertools.islice(studio.tasks.newest("queue", "run"), _NEWEST):
         arguments = list(task.description().get("words", ()))
         if str(studio.queue) in arguments:
             found.append((task, arguments))

@@ -1,5 +1,9 @@
 // What all pages share: where no answer comes at all, the page says so until one comes.
 "use strict";
+document.addEventListener("input", event => { // who types a seed wants that one
+  const random = event.target.id === "seed" && document.getElementById("random_seed");
+  if (random) random.checked = false;
+});
 (() => {
   const WORDS = "The studio does not answer. Is it still running? Runs and tasks go on without it. Where it was started anew, open the address that it printed.";
   const place = document.getElementById("asked");

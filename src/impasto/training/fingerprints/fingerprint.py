@@ -28,7 +28,7 @@ from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR
 from impasto.parsing import parse_json
 from impasto.training.builders.methods import build_templates
-from impasto.training.fingerprints.code_identity import described, is_same_code
+from impasto.training.fingerprints.code_identity import described, is_same_code, names_shown
 from impasto.training.fingerprints.data_fingerprint import data_fingerprint
 from impasto.training.fingerprints.former_fingerprint import SECTIONS, as_named_now, is_of_sections
 
@@ -118,7 +118,7 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
         "data set": data_fingerprint(facts.training, facts.digests),
         "forward passes per step": _passes(config, facts.num_processes),
         **settings_fingerprint(config),
-        **{f"{name}{GIVEN}": described(given) for name, given in facts.code.items()},
+        **code_fingerprint(facts.code),
     }
     if facts.held_out is not None:
         found["validation images"] = data_fingerprint(facts.held_out, facts.digests)
@@ -135,6 +135,11 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
     if any(0 < subset.token_warmup_step < 1 for subset in subsets):
         found[_CAPTIONS_FOLLOW] = str(facts.total_steps)
     return found
+
+
+def code_fingerprint(code: Mapping[str, Any]) -> dict[str, str]:
+    """What is given in code, by name: what a run has to be given again to be resumed."""
+    return {f"{n}{GIVEN}": described(part, learns=n == "trainable") for n, part in code.items()}
 
 
 def settings_fingerprint(config: RunConfig) -> dict[str, str]:
@@ -192,8 +197,8 @@ def _differing(
             for text in _changed_files(recorded_texts(before), recorded_texts(current)):
                 yield name, text
         elif not (is_same_code if name.endswith(GIVEN) else _is_same)(was, now):
-            shown = _SHOWN_NAMES.get(name, name)
-            yield name, f"{shown} (was {_shown(was)}, is {_shown(now)})"
+            shown = names_shown if name.endswith(GIVEN) else _values_shown
+            yield name, f"{_SHOWN_NAMES.get(name, name)} ({shown(was, now)})"
 
 
 def _named_once(found: list[tuple[str, str]]) -> list[str]:
@@ -285,6 +290,10 @@ def _usual_settings() -> dict[str, str]:
             usual.setdefault(f"{section}.{name}", json.dumps(value))
     former = {path: json.dumps(value) for path, value in FORMER_VALUES.items() if path in usual}
     return usual | former
+
+
+def _values_shown(was: str, now: str) -> str:
+    return f"was {_shown(was)}, is {_shown(now)}"
 
 
 def _shown(value: str) -> str:

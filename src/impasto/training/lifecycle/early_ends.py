@@ -10,8 +10,8 @@ from accelerate import Accelerator
 from impasto.config.run import RunConfig
 from impasto.datasets.distributed import is_process_loss
 from impasto.errors import ImpastoError, Interrupted, RunError
-from impasto.invocation import command
 from impasto.runs import Phase, RunDirectory
+from impasto.runs.given_code import how_to_resume
 from impasto.training.builders.model import WAITING
 from impasto.training.devices import is_out_of_memory
 from impasto.training.planning.out_of_memory import out_of_memory
@@ -66,7 +66,7 @@ def explain_memory(
         doing, device = "loading the model and encoding the images", accelerator.device
         if not has_state:
             raise out_of_memory(error, config, doing, "Nothing was trained yet.", device) from error
-        then, resume = "The states of the run are kept.", command("resume", run.address)
+        then, resume = "The states of the run are kept.", how_to_resume(run.path, run.address)
         raise out_of_memory(error, config, doing, then, device, resume, has_state=True) from error
 
 

@@ -62,15 +62,28 @@ def in_directory_of(run: RunDirectory, config: RunConfig) -> RunConfig:
 
 
 def made_own(run: RunDirectory, config: RunConfig) -> RunConfig:
-    """Settings of a run that goes on; those of a copy name its own directory from here on."""
-    return in_directory_of(run, config) if is_copy(run, config.output_dir) else config
+    """Settings of a run that goes on; those of a copy name its own directory from here on.
+
+    So do those of a run that was renamed, or a copy that is made of it later would not find it.
+    """
+    if is_copy(run, config.output_dir) or _is_renamed(run, config.output_dir):
+        here = {"output_dir": run.path.absolute()}  # paths in settings begin where it was started
+        return in_directory_of(run, config).model_copy(update=here)
+    return config
+
+
+def _is_renamed(run: RunDirectory, output_dir: Path) -> bool:
+    """Whether a run is no longer where its settings say, or another run is there now."""
+    if is_remote(output_dir):
+        return False
+    return not (presence.is_dir(output_dir) and output_dir.samefile(run.path))
 
 
 def note_resumed(run: RunDirectory, told: TrainingEvents, changed: RunConfig | None) -> None:
     """Say what counts of the time before a run is resumed, and note its folder in `status.json`.
 
     A copy becomes a run of its own: its settings name its directory, and models outside of that
-    are those of the run that it is a copy of.
+    are those of the run that it is a copy of. The settings of a renamed run name its new directory.
 
     Args:
         run: The run, whose directory this process holds.
@@ -96,3 +109,5 @@ def note_resumed(run: RunDirectory, told: TrainingEvents, changed: RunConfig | N
             f"This run is a copy of {config.output_dir}. Its models are called {name} from here "
             f"on, and those of the other run stay as they are."
         )
+    elif _is_renamed(run, config.output_dir):
+        files.write_text(run.config_file, dump_toml(made_own(run, config)))

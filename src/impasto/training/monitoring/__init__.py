@@ -1,1 +1,1 @@
-"""What is watched and written down while a run trains: metrics, validation, previews, failures."""
+"""What is measured and recorded while a run trains: metrics, validation, previews, failures."""

@@ -13,9 +13,9 @@ from accelerate import Accelerator
 from impasto.config.run import RunConfig
 from impasto.datasets.distributed import is_process_loss
 from impasto.errors import DatasetError, ImpastoError, NonFiniteLossError, RunError, StorageError
-from impasto.invocation import command
 from impasto.progress import counted
 from impasto.runs import RunDirectory, step_name
+from impasto.runs.given_code import how_to_resume
 from impasto.runs.status import kept_text
 from impasto.training.devices import is_out_of_memory
 from impasto.training.optim.finite_updates import NonFiniteError
@@ -81,7 +81,7 @@ class Failures:
             step: Steps that were applied before it.
             fault: What is known of it.
         """
-        resume = command("resume", self.run.address)
+        resume = how_to_resume(self.run.path, self.run.address)
         what = f"To continue from the newest state before it: {resume}"
         if fault.weights_intact and step == 0:
             what = f"{_UNTRAINED}. Change the run's config.toml, and begin again with: {resume}"
@@ -155,7 +155,8 @@ class Failures:
                 saved, why_not = self._saved(done.step)
             then = f"{saved}. Continue with" if saved else why_not + self._kept()
             kind = DatasetError if isinstance(error, DatasetError) else StorageError
-            raise kind(f"{error} {then}: {command('resume', self.run.address)}") from error
+            resume = how_to_resume(self.run.path, self.run.address)
+            raise kind(f"{error} {then}: {resume}") from error
 
     def _kept(self) -> str:
         """Which state is there already, for a sentence that ends with the command to go on."""
@@ -212,7 +213,7 @@ class Failures:
                 raise RunError(
                     f"Another process of this run ended in step {step + 1}, so this one stops; "
                     f"its own message says why. Continue from the newest state with the same "
-                    f"launcher: {command('resume', self.run.address)}"
+                    f"launcher: {how_to_resume(self.run.path, self.run.address)}"
                 ) from error
             raise
 
@@ -223,7 +224,7 @@ class Failures:
         return RunError(
             f"While {doing}, training.cuda_graphs step could not record the step: {error}. "
             f'{then}. Set training.cuda_graphs to "off" in its config.toml, and continue with: '
-            f"{command('resume', self.run.address)}"
+            f"{how_to_resume(self.run.path, self.run.address)}"
         )
 
     def _out_of_memory(self, error: BaseException, doing: str, step: int) -> ImpastoError:
@@ -244,6 +245,6 @@ class Failures:
             doing,
             f"{saved or why_not + self._goes_on_from(step)}.",
             self.accelerator.device,
-            command("resume", self.run.address),
+            how_to_resume(self.run.path, self.run.address),
             has_state=self._has_state(step),
         )

@@ -164,11 +164,25 @@ def find_row(kind: str) -> OptimizerRow:
         return row_of(f"{COLLECTION}.{collection[wanted]}")
     known = sorted({*OPTIMIZERS, *collection})
     near = difflib.get_close_matches(kind.lower(), known, n=3, cutoff=0.4)
+    near = _of_bitsandbytes(wanted) or near
     raise ConfigError(
         f"optimizer.kind is {kind!r}, which is no optimizer. The nearest names are "
         f"{', '.join(near) or 'none'}; known are {', '.join(OPTIMIZERS)}, those of torch.optim and "
         f"of the pytorch-optimizer package, and any class by its module, as in torch.optim.Adam."
     )
+
+
+def _of_bitsandbytes(wanted: str) -> list[str]:
+    """The class of bitsandbytes that a plain name is meant for, if it is installed and has one."""
+    try:
+        module = importlib.import_module("bitsandbytes.optim")
+    except ImportError:
+        return []
+    return [
+        f"{module.__name__}.{name}"
+        for name, candidate in vars(module).items()
+        if plain_name(name) == wanted and inspect.isclass(candidate)
+    ]
 
 
 def _row_of_class(path: str) -> OptimizerRow:

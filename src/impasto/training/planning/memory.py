@@ -132,7 +132,8 @@ class FootprintPredictor:
         self._shares, self._workload = shares, workload or Workload()
         self._meta_models, self._on_gpu = MetaModels(meta_model, build), device_type == "cuda"
         self._device_type = device_type
-        self._costs = Costs(record, "" if build is build_trainable else described(build))
+        by = "" if build is build_trainable else described(build, learns=True)
+        self._costs = Costs(record, by)
         self._other = OtherWork(self._meta_models, device_type, self._workload, self._costs)
         self._standing = StandingMemory(
             device_type, shares, self._workload, is_usual=self._meta_models.is_usual

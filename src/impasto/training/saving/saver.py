@@ -16,10 +16,10 @@ from impasto.background import BackgroundWriter
 from impasto.checkpoints.tensors import LazyTensor, Tensors, total_bytes
 from impasto.checkpoints.writing import in_file_order
 from impasto.errors import NonFiniteLossError
-from impasto.invocation import command
 from impasto.models.writing.saving import DTYPES
 from impasto.progress import Progress, counted
 from impasto.runs import RunDirectory, step_name
+from impasto.runs.given_code import how_to_resume
 from impasto.training.builders.model_files import AVERAGE, intermediate_target
 from impasto.training.monitoring.metrics import MetricsWindow
 from impasto.training.optim.ema import EmaWeights
@@ -130,12 +130,12 @@ class Saver:
             NonFiniteLossError: As for `save_state`.
             StorageError: It could not be written.
         """
-        self._background.settle()
+        self._background.wait_quietly()
         self.save_state(done, best, now=True, window=window)
 
     def newest_saved(self) -> int:
         """The step of the newest state on disk, after what is being written; 0 without one."""
-        self._background.settle()
+        self._background.wait_quietly()
         return max(self._run.saved_steps(), default=0)
 
     def _require_finite(self, done: int) -> None:
@@ -152,7 +152,7 @@ class Saver:
                 f"though every loss and gradient was finite: optimizer.kind "
                 f"{optimizer.kind} made them so. No state was written. Lower "
                 f"optimizer.lr (it is {optimizer.lr:g}). To continue from the "
-                f"newest state before: {command('resume', self._run.address)}"
+                f"newest state before: {how_to_resume(self._run.path, self._run.address)}"
             )
 
     def store_start(self, step: int, averages: Mapping[float, EmaWeights]) -> None:

@@ -120,7 +120,7 @@ def _write_into(folder: Path, state: TrainingState) -> None:
         if tensors or name != "ema":
             of_file = hashes[f"{name}.safetensors"] = {}
             file = folder / f"{name}.safetensors"
-            write_safetensors(file, tensors, {}, finite_only=False, hashes=of_file)
+            write_safetensors(file, tensors, {}, unchecked=tensors.keys(), hashes=of_file)
     description = {
         "format_version": FORMAT_VERSION,
         "step": state.step,
@@ -303,8 +303,9 @@ def _require_same(
 ) -> None:
     differing = differences(saved, current, done)
     if differing:
+        has_exported = RunDirectory(folder.parents[1]).exported_model() is not None
         raise RunError(
             f"{folder} cannot be resumed exactly, because this changed since: "
-            f"{'; '.join(differing)}. Put it back as it was, or start a new run from the exported "
-            f"model."
+            f"{'; '.join(differing)}. Put it back as it was, or start a new run"
+            f"{' from the exported model' if has_exported else ''}."
         )

@@ -103,7 +103,7 @@ def _send(folder: Path, sizes: dict[str, int], copy: Path | None, accelerator: A
                 except StorageError as error:
                     fault = str(error)
             for start in range(0, size, PIECE_BYTES):
-                piece = _sent(source, min(PIECE_BYTES, size - start), accelerator)
+                piece = _broadcast(source, min(PIECE_BYTES, size - start), accelerator)
                 if copy is not None and target is not None and not fault:
                     try:
                         with reported(copy / name):
@@ -113,7 +113,7 @@ def _send(folder: Path, sizes: dict[str, int], copy: Path | None, accelerator: A
     return fault
 
 
-def _sent(source: BinaryIO | None, size: int, accelerator: Accelerator) -> bytes:
+def _broadcast(source: BinaryIO | None, size: int, accelerator: Accelerator) -> bytes:
     """The next bytes of a file that the first process has open, on all processes."""
     piece = torch.empty(size, dtype=torch.uint8)
     if source is not None:
