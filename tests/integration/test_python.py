@@ -1,5 +1,6 @@
 """What `import impasto` offers: the list, the examples of the guide, and parts given in code."""
 
+import math
 import re
 import shutil
 from pathlib import Path
@@ -7,14 +8,18 @@ from pathlib import Path
 import pytest
 import tomli_w
 import torch
+from click.testing import CliRunner
 from component_files import UNET_FILE, VAE_FILE
 from flat_models import one_level_model, write_flat_model
 from safetensors.torch import load_file
 
 import impasto
+from impasto.cli.main import impasto as commands
 from impasto.data.records import Size
 from impasto.diffusion.loss import squared
 from impasto.diffusion.noise import NoiseRecipe
+from impasto.diffusion.timesteps import Uniform
+from impasto.diffusion.weighting import unweighted
 from impasto.errors import ConfigError, DatasetError, ModelError, RunError
 from impasto.progress import SilentProgress
 from impasto.training.analysis.along import walk
@@ -23,7 +28,8 @@ from impasto.training.analysis.posthoc_models import measure
 nano_model = one_level_model
 
 GUIDE = Path(__file__).parents[2] / "docs" / "guide" / "python.md"
-EXAMPLES = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.S)
+PAGE = GUIDE.read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", PAGE, re.S)
 
 
 def test_the_list_of_public_names():
@@ -72,6 +78,29 @@ def test_examples_of_the_guide_run(number, desk):
         moved = before.unet.conv_in.weight - after.unet.conv_in.weight
         assert moved.abs().max() > 0
         assert Path("ball.png").stat().st_size > 0
+    if "less_where_noisy" in text:
+        require_resumed_as_the_page_says()
+
+
+def require_resumed_as_the_page_says():
+    """Finished at first; refused when there is more to train, in the words that are shown."""
+    told, shown = re.search(
+        r"Here the run above(.*?)```\n\$ impasto (.*?)\n```", PAGE, re.S
+    ).groups()
+    command, _, error = shown.partition("\n")
+    finished = CliRunner().invoke(commands, command.split())
+    assert "is finished; its model is" in finished.output
+    [longer] = re.findall(r"`max_steps = \d+`", told)
+    settings = Path("runs/mine/config.toml")
+    text = settings.read_text(encoding="utf-8").replace("max_steps = 3", longer.strip("`"))
+    settings.write_text(text, encoding="utf-8")
+    refused = CliRunner().invoke(commands, command.split())
+    assert refused.exit_code != 0
+    plain = " ".join(str(refused.exception).split())
+    expected = " ".join(error.split()).removeprefix("... Error: ").replace("00000020", "00000003")
+    begins = expected.partition("(was")[0]
+    assert "cannot be resumed exactly" in begins
+    assert plain.startswith(begins)
 
 
 def test_there_are_the_examples_that_the_page_promises():
@@ -137,6 +166,15 @@ def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
             impasto.prepare(pictures, model, **ray)
     with pytest.raises(ConfigError, match="expected a number of images"):
         impasto.prepare(pictures, model, batch_size="auto")
+    with pytest.raises(ConfigError, match=r"clip_skip: expected 1 or more \(found 0\)"):
+        impasto.prepare(pictures, model, clip_skip=0)
+    with pytest.raises(ConfigError, match=r'prepare\(""\): expected a folder'):
+        impasto.prepare("", model)
+    with pytest.raises(ConfigError, match="expected a number of images"):
+        impasto.prepare(pictures, model, batch_size=True)
+    for wrong in (-1, 1.5, True):
+        with pytest.raises(ConfigError, match="expected the number of a batch, 0 or more"):
+            later.step = wrong
     with pytest.raises(DatasetError, match="nothing"):
         impasto.prepare(pictures / "nothing", model)
     assert not (pictures / "nothing").exists()
@@ -223,7 +261,7 @@ def test_a_saved_model_has_what_did_not_learn_bit_for_bit(nano_model, tmp_path):
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed == {"conv_in.weight"}
     assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
-    with pytest.raises(ConfigError, match="already there"):
+    with pytest.raises(ConfigError, match=r"already there.* or overwrite=True"):
         impasto.save_model(model, out)
     half = impasto.save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
     assert {t.dtype for t in load_file(half).values() if t.is_floating_point()} == {torch.float16}
@@ -354,3 +392,204 @@ def test_memory_is_not_found_for_an_optimizer_in_code(train_config):
     overrides = impasto.Overrides(build_optimizer=lambda modules, settings, rules: None)
     with pytest.raises(ConfigError, match=r"Overrides\.build_optimizer makes another one"):
         impasto.train(config, overrides=overrides)
+
+
+def sgd(modules, settings, rules):
+    return torch.optim.SGD([{"params": list(m.parameters().values())} for m in modules], lr=1e-3)
+
+
+def sgd_with_decay(modules, settings, rules):
+    made = sgd(modules, settings, rules)
+    made.param_groups[0]["weight_decay"] = settings.weight_decay
+    return made
+
+
+@pytest.mark.parametrize(
+    ("part", "setting", "shown"),
+    [
+        ("timesteps", "timesteps.last=200", "200"),
+        ("loss_weight", "loss.min_snr_gamma=5", "5.0"),
+        ("loss_weight", "loss.soft_min_snr_gamma=4", "4.0"),
+        ("loss_weight", "loss.uncertainty=true", "true"),
+        ("loss_weight", "loss.debiased=true", "true"),
+        ("error", "loss.kind=huber", "huber"),
+        ("error", "loss.kind=l1", "l1"),
+        ("noise", "noise.offset=0.5", "0.5"),
+        ("noise", "noise.immiscible=true", "true"),
+        ("lr_schedule", "schedule.warmup_steps=2", "2"),
+        ("lr_schedule", "schedule.kind=cosine", "cosine"),
+    ],
+)
+def test_a_setting_that_a_part_in_code_replaces_is_refused(desk, part, setting, shown):
+    path = re.escape(setting.partition("=")[0])
+    parts = {
+        "timesteps": Uniform(), "loss_weight": unweighted, "error": tripled, "noise": Twice(),
+        "lr_schedule": lambda step, total: 1.0,
+    }  # fmt: skip
+    said = rf"{path} is {shown}, which has no effect beside Overrides\.{part}\. Take one"
+    with pytest.raises(ConfigError, match=said):
+        impasto.train(run_of(desk, setting), overrides=impasto.Overrides(**{part: parts[part]}))
+    assert not (desk / "runs/mine").exists()
+    del parts[part]
+    impasto.Overrides(**parts).require_fitting(run_of(desk, setting))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_settings_of_an_optimizer_in_code_are_those_that_it_reads(desk):
+    config = run_of(desk, "optimizer.weight_decay=300", "training.max_steps=1")
+    said = (
+        r"optimizer\.weight_decay is 300.0, which has no effect beside Overrides\.build_optimizer"
+    )
+    with pytest.raises(ConfigError, match=said):
+        impasto.train(config, overrides=impasto.Overrides(build_optimizer=sgd))
+    assert not (desk / "runs/mine").exists()
+    overrides = impasto.Overrides(build_optimizer=sgd_with_decay)
+    assert len(losses(impasto.train(config, overrides=overrides))) == 1
+
+
+class Notes(impasto.SilentEvents):
+    def __init__(self):
+        self.notes = []
+
+    def note(self, text):
+        self.notes.append(text)
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_run_that_was_begun_with_idle_settings_goes_on_with_a_note(desk, monkeypatch):
+    """Earlier versions accepted them."""
+    overrides = impasto.Overrides(error=tripled, build_optimizer=sgd)
+    settings = ("loss.kind=l1", "optimizer.eps=0.5", "training.max_steps=1")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(impasto.Overrides, "require_fitting", lambda *_: None)
+        earlier.setattr("impasto.training.builders.overrides.unread_settings", lambda *_: [])
+        run = impasto.train(run_of(desk, *settings), overrides=overrides)
+    longer = (run.path / "config.toml").read_text("utf-8").replace("max_steps = 1", "max_steps = 2")
+    (run.path / "config.toml").write_text(longer, encoding="utf-8")
+    events = Notes()
+    assert len(losses(impasto.resume(run.path, events, overrides))) == 2
+    for path, part in (("loss.kind is l1", "error"), ("optimizer.eps is 0.5", "build_optimizer")):
+        assert f"{path}, which has no effect beside Overrides.{part}." in events.notes
+
+
+@pytest.mark.parametrize(
+    ("part", "given", "said"),
+    [
+        ("loss_weight", 0.5, r"a function called with \(t, schedule, prediction\), found 0\.5"),
+        ("error", lambda a, b: a, r"with \(output, target, t, schedule\), and .* takes \(a, b\)"),
+        (
+            "noise",
+            torch.randn_like,
+            "the methods noise, on_input, generate_ahead; this .* no noise",
+        ),
+        ("build_optimizer", None, r"called with \(modules, settings, rules\), found None"),
+    ],
+)
+def test_what_cannot_be_called_is_no_part(part, given, said):
+    with pytest.raises((TypeError, ConfigError), match=said):
+        impasto.Overrides(**{part: given})
+
+
+class FlatNoise(Twice):
+    def on_input(self, noise, randomness):
+        return noise[0]
+
+
+def frozen(config, model):
+    trainable = impasto.build_trainable(config, model)
+    trainable.unet.requires_grad_(requires_grad=False)
+    return trainable
+
+
+def lbfgs(modules, settings, rules):
+    return torch.optim.LBFGS(list(modules[0].parameters().values()))
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize(
+    ("part", "given", "said"),
+    [
+        (
+            "loss_weight",
+            lambda t, *_: torch.ones(len(t), 1),
+            r"\[4, 1\] on cpu; expected numbers of",
+        ),
+        ("loss_weight", lambda t, *_: None, "returned None; expected numbers of the shape of t"),
+        ("error", lambda output, *_: output.mean(dim=(1, 2, 3)), r"\[4\] on cpu; .* each place"),
+        (
+            "error",
+            lambda output, *_: output.mean(),
+            r"shape \[\] on cpu; .* shape of output, \[4, 4",
+        ),
+        (
+            "noise",
+            FlatNoise(),
+            r"Overrides\.noise\.on_input returned .* shape of the latents, \[4, 4",
+        ),
+        ("timesteps", lambda r, n: n * r.uniform("t"), r"torch.float64 .* one integer for each"),
+        (
+            "timesteps",
+            lambda r, n: torch.full((4,), n),
+            "from 0 to 999; these go from 1000 to 1000",
+        ),
+        ("timesteps", lambda r, n: torch.full((4,), -1), "from 0 to 999; these go from -1 to -1"),
+        (
+            "lr_schedule",
+            lambda step, total: None,
+            r"None for \(0, 3\), which is step 1 of 3; expected",
+        ),
+        (
+            "lr_schedule",
+            lambda step, total: [1.0, math.nan][step],
+            r"nan for \(1, 3\), .* a finite",
+        ),
+        ("conditioner", lambda conditioner: None, "returned None; expected what is called with"),
+        ("build_optimizer", lambda *_: None, "None, a NoneType; expected a torch.optim.Optimizer"),
+        ("build_optimizer", lbfgs, "returned LBFGS, which computes the loss several times"),
+        ("trainable", lambda config, model: model, "a BaseModel; expected a Trainable"),
+        ("trainable", frozen, "of which nothing learns: no parameter"),
+    ],
+)
+def test_what_a_part_returns_is_checked_and_named(desk, part, given, said):
+    overrides = impasto.Overrides(**{part: given})
+    with pytest.raises(ConfigError, match=said) as raised:
+        impasto.train(run_of(desk), overrides=overrides)
+    assert str(raised.value).startswith(f"Overrides.{part}")
+
+
+def test_a_loop_of_ones_own_is_told_of_a_wrong_shape(nano_model, pictures):
+    """It would be broadcast: [B, 1] times [B] are [B, B] losses."""
+    model = impasto.load_base_model(nano_model)
+    batches = impasto.prepare(pictures, model, resolution=64, min_bucket_reso=64, batch_size=4)
+    recipe = impasto.StepRecipe.of(model, loss_weight=lambda t, *_: torch.ones(len(t), 1))
+    said = r"^StepRecipe\.of\(loss_weight\) returned a torch.float32 tensor of shape \[4, 1\]"
+    with pytest.raises(ConfigError, match=said):
+        impasto.training_step(model.unet, batches.conditioner, next(iter(batches)), recipe)
+
+
+class StepsAlone:
+    def stepped(self, step):
+        pass
+
+
+def test_arguments_of_another_kind_are_named(desk, nano_model):
+    config = run_of(desk)
+    train, resume, prepare, load = (
+        impasto.train, impasto.resume, impasto.prepare, impasto.load_run_config
+    )  # fmt: skip
+    calls = [
+        (train, ("my.toml",), r"train\(config\): expected settings, .*found 'my\.toml'"),
+        (train, (config, impasto.Overrides()), r"train\(events\): expected who is told"),
+        (train, (config, StepsAlone()), "of the type StepsAlone, which has no method"),
+        (train, (config, None, {"error": tripled}), r"expected impasto\.Overrides"),
+        (resume, (config,), r"resume\(path\): expected the path of a run directory"),
+        (resume, ("runs", None, None, "my.toml"), r"resume\(changed\): expected settings"),
+        (prepare, ("pictures", "base"), r"prepare\(model\): expected a model, as"),
+        (prepare, (None, "base"), r"prepare\(folder\): expected the path of a folder"),
+        (load, ("my.toml", "seed=3"), r"a list of strings, .*'seed=3'"),
+        (load, ({},), r"load_run_config\(path\): expected the path of a TOML file"),
+    ]
+    for call, arguments, said in calls:
+        with pytest.raises(TypeError, match=said):
+            call(*arguments)
+    assert not (desk / "runs").exists()

@@ -1,11 +1,14 @@
 """Networks without values are those with values in all else."""
 
+import logging
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from impasto.models.families import SD1
-from impasto.models.networks.making import empty_network, make_network, without_values
+from impasto.models.networks.making import MAKERS, empty_network, make_network, without_values
 
 
 def layout(network):
@@ -26,3 +29,18 @@ def test_first_weights_are_drawn_again_afterwards():
         assert nn.Linear(2, 3).weight.is_meta
     assert torch.isfinite(nn.Linear(2, 3).weight).all()
     assert nn.Linear(64, 64).weight.std() > 0.01
+
+
+def test_networks_are_imported_without_remarks_on_packages_that_they_do_not_use(
+    tmp_path, monkeypatch, caplog
+):
+    """For Python callers too; what these loggers tell afterwards is theirs."""
+    loud = "import logging\nlogging.getLogger('torchao.kernel').warning('no library')\n"
+    (tmp_path / "loud_library.py").write_text(f"{loud}class Network: ...\n", encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(MAKERS, "loud_library", lambda kind, config: kind())
+    component = replace(SD1.unet, library="loud_library", class_name="Network")
+    assert type(make_network(component, {})).__name__ == "Network"
+    assert "no library" not in caplog.text
+    logging.getLogger("torchao.kernel").warning("later")
+    assert "later" in caplog.text

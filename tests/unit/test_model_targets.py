@@ -23,7 +23,8 @@ def test_the_ending_says_the_form(name, form):
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("o.pt", ".pt, which"), ("o.PTH", ".PTH, which"), ("o.bin", "Let it end"),
+        ("o.pt", "end in .safetensors or .ckpt, or"),
+        ("o.PT", ".PT, which"), ("o.PTH", ".PTH, which"), ("o.bin", "Let it end"),
         ("o.safetensor", "end in .safetensors"), ("o.cpkt", "end in .ckpt"), ("o.gguf", ".gguf"),
         ("o.onnx", ".onnx"), ("o.whatever", "or in nothing"),
     ],

@@ -12,6 +12,7 @@ import tomli_w
 from pydantic import BaseModel
 
 from impasto import presence
+from impasto.argument_types import require_kind
 from impasto.config.dataset import DatasetConfig, DatasetKeys
 from impasto.config.dataset_file import is_dataset_file, keys_of_all_datasets, read_dataset_file
 from impasto.config.dreambooth import with_dreambooth_folders
@@ -46,7 +47,13 @@ def load_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
     Raises:
         ConfigError: The file is missing or not TOML, a key is unknown, a value does not fit.
+        TypeError: `path` is no path, or `overrides` is one string and not a list of them.
     """
+    require_kind("load_run_config(path)", path, (str, Path), "the path of a TOML file")
+    expected = 'a list of strings, such as ["training.max_steps=3"]'
+    require_kind("load_run_config(overrides)", overrides, (list, tuple), expected)
+    for override in overrides:
+        require_kind("load_run_config(overrides)", override, str, expected)
     values = read_toml(Path(path))
     config = build_run_config(values, overrides, source=str(path))
     for note in former_names(values, overrides):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from accelerate import PartialState
 
 from impasto import locks
+from impasto.argument_types import require_kind
 from impasto.config.load import build_run_config
 from impasto.config.run import RunConfig
 from impasto.data.caching.encoding import MomentsEncoder
@@ -63,8 +64,6 @@ class Batches:
         prepared: The images, and where their latents are.
         conditioner: Encodes captions with the model's text encoders, which do not learn, and
             remembers what they made.
-        step: The number of the next batch, counted from 0 over all epochs; set it to go on from
-            there.
     """
 
     def __init__(
@@ -76,11 +75,28 @@ class Batches:
         prefetch: Prefetch,
         in_use: contextlib.ExitStack,
     ) -> None:
-        self.prepared, self.conditioner, self.step = prepared, conditioner, 0
+        self.prepared, self.conditioner, self._step = prepared, conditioner, 0
         self._data, self._prefetch, self._rank = data, prefetch, PartialState().process_index
         processes = PartialState().num_processes
         self._sampler = build_epoch_sampler(config, prepared.training, processes)
         weakref.finalize(self, in_use.close)
+
+    @property
+    def step(self) -> int:
+        """The number of the next batch, counted from 0 over all epochs; set it to go on from there.
+
+        Raises:
+            ConfigError: It is set to less than 0, or to what is no whole number.
+        """
+        return self._step
+
+    @step.setter
+    def step(self, step: int) -> None:
+        if not isinstance(step, int) or isinstance(step, bool) or step < 0:
+            raise ConfigError(
+                f"Batches.step = {step!r}: expected the number of a batch, 0 or more."
+            )
+        self._step = step
 
     def __len__(self) -> int:
         """Batches of an epoch, for each process."""
@@ -133,7 +149,11 @@ def prepare(
         ConfigError: A setting is unknown, or its value does not fit.
         DatasetError: There is nothing to train on.
         StorageError: Latents cannot be written.
+        TypeError: The folder or the model is of another kind.
     """
+    require_kind("prepare(folder)", folder, (str, Path), "the path of a folder of images")
+    loaded = 'a model, as impasto.load_base_model("base") loads it'
+    require_kind("prepare(model)", model, BaseModel, loaded)
     config = _settings(folder, model, clip_skip, dataset, resolution, batch_size, seed)
     zeroes_empty_text(config, model)  # is refused before images are encoded
     require_sources(config.dataset)  # or the folder of the lock would stand in for the images'
@@ -186,22 +206,7 @@ def _settings(
     seed: int,
 ) -> RunConfig:
     """The settings of a run, as far as batches depend on them."""
-    for name in _GIVEN_OTHERWISE:
-        if name in dataset:
-            raise ConfigError(
-                f"impasto.prepare takes one folder of images and one batch size, and {name} says "
-                f"them again. Take it out."
-            )
-    if dataset.get("executor", "local") != "local" or dataset.get("ray_address") is not None:
-        raise ConfigError(
-            "impasto.prepare encodes with the model that it is given, in this process and not with "
-            "Ray. Take executor and ray_address out."
-        )
-    if not isinstance(batch_size, int):
-        raise ConfigError(
-            f"impasto.prepare(batch_size={batch_size!r}): expected a number of images. What fits "
-            f"into memory is for impasto.train to find."
-        )
+    _require_own(folder, batch_size, dataset)
     if clip_skip is not None and not model.family.takes_clip_skip:
         raise ConfigError(
             f"impasto.prepare(clip_skip={clip_skip}) is not for {model.family.name}, whose text "
@@ -214,7 +219,9 @@ def _settings(
             "seed": seed,
             "model": {
                 "path": model.contents.source,
-                "clip_skip": clip_skip or trained_clip_skip(model.contents),
+                "clip_skip": (
+                    trained_clip_skip(model.contents) if clip_skip is None else clip_skip
+                ),
                 **of_model,
             },
             "dataset": {"image_dir": str(folder), "resolution": resolution, **dataset},
@@ -230,6 +237,35 @@ def _settings(
                     f"prepare does not know how long yours is. Give it as a number of steps."
                 )
     return config
+
+
+def _require_own(folder: str | Path, batch_size: object, dataset: Mapping[str, Any]) -> None:
+    """Make sure that a folder and a batch size are given, once each.
+
+    Raises:
+        ConfigError: One is missing, or is given in another way.
+    """
+    for name in _GIVEN_OTHERWISE:
+        if name in dataset:
+            raise ConfigError(
+                f"impasto.prepare takes one folder of images and one batch size, and {name} says "
+                f"them again. Take it out."
+            )
+    if dataset.get("executor", "local") != "local" or dataset.get("ray_address") is not None:
+        raise ConfigError(
+            "impasto.prepare encodes with the model that it is given, in this process and not with "
+            "Ray. Take executor and ray_address out."
+        )
+    if not str(folder):
+        raise ConfigError(
+            'impasto.prepare(""): expected a folder of images, such as "pictures"; the folder that '
+            'a script runs in is ".".'
+        )
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool):
+        raise ConfigError(
+            f"impasto.prepare(batch_size={batch_size!r}): expected a number of images. What fits "
+            f"into memory is for impasto.train to find."
+        )
 
 
 def _build_conditioner(

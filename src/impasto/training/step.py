@@ -12,6 +12,7 @@ from torch import Tensor
 
 from impasto.data.records import Batch
 from impasto.diffusion.conditioning import Conditioning
+from impasto.diffusion.first_call import with_checks
 from impasto.diffusion.loss import PLAIN_MASKING, ErrorMeasure, Masking, per_sample, squared
 from impasto.diffusion.noise import PLAIN_NOISE, Latents, Noise
 from impasto.diffusion.prediction import Prediction
@@ -53,10 +54,12 @@ class StepRecipe:
 
         Args:
             model: Has the schedule and the kind of prediction.
-            **options: Other attributes, by name, such as `loss_weight=`.
+            **options: Other attributes, by name, such as `loss_weight=`. What functions return is
+                checked in their first call.
         """
         schedule = model.schedule.to(model.unet.device)
-        return cls(schedule, model.identity.prediction, **options)
+        checked = with_checks(options, "StepRecipe.of({})")
+        return cls(schedule, model.identity.prediction, **checked)
 
 
 @dataclass(frozen=True)

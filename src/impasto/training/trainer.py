@@ -26,10 +26,12 @@ from impasto.runs.status import kept_text
 from impasto.training.assembly.build import build_session
 from impasto.training.assembly.model_ahead import opened_ahead
 from impasto.training.builders.overrides import Overrides
-from impasto.training.devices import (
-    build_accelerator,
-)
+from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents, TrainingEvents
+from impasto.training.lifecycle.arguments import (
+    require_arguments_of_resume,
+    require_arguments_of_train,
+)
 from impasto.training.lifecycle.early_ends import (
     explain_exits,
     explain_memory,
@@ -72,7 +74,9 @@ def train(
 
     Raises:
         ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
+        TypeError: An argument is of another kind.
     """
+    require_arguments_of_train(config, events, overrides)
     overrides = overrides or Overrides()
     overrides.require_fitting(config)
     require_machine(config)
@@ -152,7 +156,9 @@ def resume(
     Raises:
         ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
             or another process is training it.
+        TypeError: An argument is of another kind.
     """
+    require_arguments_of_resume(path, events, overrides, changed)
     run = _directory_at(Path(path))
     location, config = run.location, None
     if location is None:

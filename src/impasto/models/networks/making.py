@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import json
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -125,8 +126,33 @@ def make_network(component: Component, config: Mapping[str, Any]) -> nn.Module:
 
 
 def _network(library: Library, class_name: str, config: Mapping[str, Any]) -> nn.Module:
-    kind = getattr(importlib.import_module(library), class_name)
+    with _without_remarks_of_imports():
+        kind = getattr(importlib.import_module(library), class_name)
     return MAKERS[library](kind, config)
+
+
+_REMARKING = (
+    "bitsandbytes", "torchao", "torch.utils._pytree",
+    "diffusers.quantizers.torchao.torchao_quantizer",
+)  # fmt: skip
+"""Loggers of packages that diffusers imports for quantized networks, of which there are none here.
+
+They warn of libraries that are not there, which nothing here would use.
+"""
+
+
+@contextmanager
+def _without_remarks_of_imports() -> Iterator[None]:
+    """Have these loggers tell errors alone meanwhile; what is imported is what anyone imports."""
+    loggers = [logging.getLogger(name) for name in _REMARKING]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(max(logger.level, logging.ERROR))
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _of_diffusers(kind: Any, config: Mapping[str, Any]) -> nn.Module:

@@ -129,7 +129,10 @@ def save_model(
     source = Path(model.contents.source).expanduser()
     there = [str(source)] if source.exists() else []
     for found in (source, *sources_of(there, OpenOptions(vae=model.contents.vae_source))):
-        require_free(found, target, overwrite=overwrite, by_folder=form == "diffusers")
+        require_free(
+            found, target, overwrite=overwrite, by_folder=form == "diffusers",
+            replacing="overwrite=True",
+        )  # fmt: skip
     now = {
         component: {name: tensor.cpu() for name, tensor in network.state_dict().items()}
         for component, network in model.networks.items()

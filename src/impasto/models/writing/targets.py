@@ -17,6 +17,9 @@ from impasto.progress import Progress
 
 BY_ENDING: dict[str, Form] = {".safetensors": "safetensors", ".ckpt": "ckpt"}
 
+_OF_PICKLES = frozenset({".pt", ".pth", ".bin"})
+"""Endings of files that PyTorch writes: near `.ckpt` in letters, and no misspelling of it."""
+
 
 def form_of(target: Path, asked: str | None) -> Form:
     """What to write, as asked or by the target's ending, in upper or lower case.
@@ -34,7 +37,8 @@ def form_of(target: Path, asked: str | None) -> Form:
         raise ConfigError(f"{target} ends in {target.suffix}, but --to says {form}. Change one.")
     if by_ending is None and _is_of_a_file(ending, was_asked=asked is not None):
         near = difflib.get_close_matches(ending, BY_ENDING, 1, 0.7)
-        meant = near[0] if near else " or ".join(BY_ENDING)
+        is_misspelt = near and ending not in _OF_PICKLES
+        meant = near[0] if is_misspelt else " or ".join(BY_ENDING)
         raise ConfigError(
             f"{target} ends in {target.suffix}, which is not a form of model that Impasto writes. "
             f"Let it end in {meant}, or in nothing for a Diffusers folder."
@@ -71,8 +75,22 @@ def sources_of(
     return [*named, *found, vae, locate(str(vae), options, progress)]
 
 
-def require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool = False) -> None:
+def require_free(
+    source: Path,
+    target: Path,
+    *,
+    overwrite: bool,
+    by_folder: bool = False,
+    replacing: str = "--overwrite",
+) -> None:
     """Make sure that a target may be written, and that it is not what is read.
+
+    Args:
+        source: What is read.
+        target: What is to be written.
+        overwrite: Whether a model at the target is replaced.
+        by_folder: Whether a folder is to be written.
+        replacing: How the caller asks for that, for the error.
 
     Raises:
         ConfigError: It is the source, holds it, or is there and not to be replaced.
@@ -81,7 +99,7 @@ def require_free(source: Path, target: Path, *, overwrite: bool, by_folder: bool
         raise ConfigError(f"{target} is the source itself; nothing was changed. Take another name.")
     if target.exists() and not overwrite:
         raise ConfigError(
-            f"{target} is already there; nothing was changed. Take another name, or --overwrite."
+            f"{target} is already there; nothing was changed. Take another name, or {replacing}."
         )
     if source.exists() and target.exists() and source.resolve().is_relative_to(target.resolve()):
         raise ConfigError(f"{source} is in {target}; nothing was changed. Take another name.")

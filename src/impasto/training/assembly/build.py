@@ -20,7 +20,6 @@ from impasto.datasets.build import Survey
 from impasto.datasets.prepare import PreparedData
 from impasto.models.networks.loading import BaseModel
 from impasto.models.reading.opening_ahead import OpenedAhead
-from impasto.models.text.text_conditioner import TextConditioner
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress, SilentProgress
 from impasto.sampling.prompts import Prompt
@@ -41,10 +40,11 @@ from impasto.training.assembly.session_parts import (
 )
 from impasto.training.assembly.trained_network import build_learning, build_network
 from impasto.training.builders.given_text import find_given_texts
+from impasto.training.builders.idle_settings import idle_settings
 from impasto.training.builders.lr_schedule import build_lr_schedule
 from impasto.training.builders.methods import build_templates
 from impasto.training.builders.model import keep_base, with_offloaded
-from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.overrides import CheckedLrSchedule, Overrides
 from impasto.training.builders.processes import build_strategy, facts_of
 from impasto.training.builders.text import Conditioners, build_conditioners, encode_captions_ahead
 from impasto.training.compute.precision import caches_casts, computed_kind
@@ -87,6 +87,8 @@ def build_session(
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
     previews = PreviewMaterial.of(config, progress, is_main=accelerator.is_main_process)
     build_templates(config)
+    for clause in idle_settings(config, overrides.given()):  # a new run was refused by now
+        progress.note(f"{clause}.")
     encoded = build.encoded(known, opened)
     with hashing_ends_first(encoded.hashes):
         return _session(build, encoded, previews, recorded or {})
@@ -108,8 +110,9 @@ def _session(
     trainable = build.network(encoded)
     text = build.text(encoded, trainable, previews.prompts, recorded)
     model, conditioners = text.model, text.conditioners
-    tell = overrides.conditioner or _as_it_is
-    learning = build_learning(config, accelerator, build.strategy, overrides, trainable)
+    learning = build_learning(
+        config, accelerator, build.strategy, overrides, trainable, build.progress.note
+    )
     sampler, steps = build.epochs(prepared)
     return Session(
         config=config,
@@ -118,8 +121,8 @@ def _session(
         model=model,
         trainable=trainable,
         unet=learning.unet,
-        conditioner=tell(conditioners.training),
-        eval_conditioner=tell(conditioners.watching),
+        conditioner=overrides.tell(conditioners.training),
+        eval_conditioner=overrides.tell(conditioners.watching),
         captions=conditioners.training,
         encodes_ahead=conditioners.training.is_frozen and overrides.conditioner is None,
         recipe=build_recipe(config, model, accelerator.device, overrides),
@@ -131,7 +134,7 @@ def _session(
         sampler=sampler,
         validator=build_validator(config, prepared, model),
         previewer=build_previewer(
-            config, previews, model, trainable, tell(conditioners.prompts), prepared
+            config, previews, model, trainable, overrides.tell(conditioners.prompts), prepared
         ),
         ema=build_ema(config, trainable, build.strategy),
         posthoc=build_posthoc(config, trainable, build.strategy),
@@ -241,7 +244,9 @@ class _Builder:
         """What the learning rates are multiplied by in each step."""
         config = self.config
         given = self.overrides.lr_schedule
-        return given or build_lr_schedule(config.schedule, config.optimizer.lr)
+        if given is not None:
+            return CheckedLrSchedule(given)
+        return build_lr_schedule(config.schedule, config.optimizer.lr)
 
     def precision(self) -> Precision:
         """The number formats of the run."""
@@ -287,7 +292,3 @@ def _without_text_encoders(
             model = with_offloaded(model, component.name, config, accelerator)
     release_cached_memory(accelerator.device)
     return model
-
-
-def _as_it_is(conditioner: TextConditioner) -> TextConditioner:
-    return conditioner

@@ -17,6 +17,7 @@ from impasto.data.loading.dataset import TrainingData
 from impasto.datasets.batching import validation_batch_size
 from impasto.datasets.fixed_draws import planned_draws
 from impasto.datasets.prepare import PreparedData
+from impasto.diffusion.first_call import with_checks
 from impasto.diffusion.schedule import NoiseSchedule
 from impasto.diffusion.uncertainty import Uncertainty
 from impasto.diffusion.weighting import LossWeight
@@ -76,13 +77,14 @@ def build_recipe(
 ) -> StepRecipe:
     """The functions and numbers of a training step, by the settings or as given in code."""
     schedule = model.schedule.to(device)
+    given = with_checks(overrides.given(), "Overrides.{}")
     return StepRecipe(
         schedule,
         model.identity.prediction,
-        overrides.timesteps or build_timesteps(config.timesteps),
-        overrides.loss_weight or _loss_weight(config, schedule, model),
-        overrides.noise or build_noise(config.noise),
-        overrides.error or build_error(config.loss),
+        given.get("timesteps") or build_timesteps(config.timesteps),
+        given.get("loss_weight") or _loss_weight(config, schedule, model),
+        given.get("noise") or build_noise(config.noise),
+        given.get("error") or build_error(config.loss),
         config.loss.diff_tuning,
         build_masking(config.loss),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,7 @@ from impasto.models.networks.attention import use_kernel
 from impasto.models.networks.attention_kernels import build_kernel
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
-from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.overrides import Overrides, require_trainable
 from impasto.training.compute.channels_last import keep_order, use_channels_last
 from impasto.training.compute.compile import compile_unet
 from impasto.training.compute.float8 import use_float8
@@ -47,6 +48,8 @@ def build_network(
     if training.attention != "sdpa":
         use_kernel(model.unet, build_kernel(training.attention, device))
     trainable = overrides.build_trainable()(config, model)
+    if overrides.trainable is not None:
+        require_trainable(trainable)
     _require_exportable(config, trainable, model)
     if training.channels_last:
         use_channels_last(trainable.unet, device)
@@ -86,8 +89,17 @@ def build_learning(
     strategy: ParallelStrategy,
     overrides: Overrides,
     trainable: Trainable,
+    note: Callable[[str], None],
 ) -> Learning:
     """Bring what learns to where it computes, and build its optimizer.
+
+    Args:
+        config: The settings.
+        accelerator: Where it computes.
+        strategy: How processes hold what learns.
+        overrides: What is given in code.
+        trainable: What learns.
+        note: Is told of settings without effect in a run that was begun with them.
 
     Raises:
         ConfigError: An optimizer that was given in code does not keep to the settings.
@@ -98,7 +110,7 @@ def build_learning(
     stream = build_weight_stream(config, trainable, accelerator.device)
     unet = strategy.wrap(trainable.network) if stream is None else stream.place()
     trainable.modules = strategy.place(trainable.modules)
-    optimizer = overrides.build_optimizer(trainable.modules, config.optimizer, rules)
+    optimizer = overrides.optimizer(trainable.modules, config, rules, note)
     _require_chunks(optimizer, rules)
     if config.training.channels_last:
         keep_order(optimizer)

@@ -13,6 +13,7 @@ from impasto.config.run import RunConfig
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.training.builders.methods import BuildTrainable, build_trainable
+from impasto.training.builders.overrides import require_trainable
 from impasto.training.compute.precision import computed_kind
 from impasto.training.fingerprints.code_identity import described
 
@@ -53,16 +54,22 @@ class MetaModels:
         key = f"{computed_kind(config)} {sections}"
         if key not in self._shown:
             model = self._make()
-            self._shown[key] = model, self._build(config, model)
+            self._shown[key] = model, self._built(config, model)
         return self._shown[key]
 
     def trainable(self, config: RunConfig) -> Trainable:
         """What learns, to be used up."""
         if self._with_unet:
-            return self._build(config, self._with_unet.pop())
+            return self._built(config, self._with_unet.pop())
         model = self._make()
         self._with_vae.append(model)
-        return self._build(config, model)
+        return self._built(config, model)
+
+    def _built(self, config: RunConfig, model: BaseModel) -> Trainable:
+        made = self._build(config, model)
+        if not self.is_usual:
+            require_trainable(made)
+        return made
 
     def vae(self) -> Any:
         """A VAE, to be used up."""

@@ -1,0 +1,44 @@
+"""What kinds of arguments `impasto.train` and `impasto.resume` take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import NoneType
+
+from impasto.argument_types import require_kind, require_methods
+from impasto.config.run import RunConfig
+from impasto.training.builders.overrides import Overrides
+from impasto.training.events import SilentEvents
+
+_SETTINGS = 'settings, as impasto.load_run_config("my.toml") reads them'
+_WHOM = "who is told, such as impasto.Console() or a class derived from impasto.SilentEvents"
+
+
+def require_arguments_of_train(config: object, events: object, overrides: object) -> None:
+    """Make sure that each argument is in its place.
+
+    Raises:
+        TypeError: One is of another kind.
+    """
+    require_kind("train(config)", config, RunConfig, _SETTINGS)
+    _require_common("train", events, overrides)
+
+
+def require_arguments_of_resume(
+    path: object, events: object, overrides: object, changed: object
+) -> None:
+    """Make sure that each argument is in its place.
+
+    Raises:
+        TypeError: One is of another kind.
+    """
+    require_kind("resume(path)", path, (str, Path), "the path of a run directory")
+    require_kind("resume(changed)", changed, (RunConfig, NoneType), _SETTINGS)
+    _require_common("resume", events, overrides)
+
+
+def _require_common(call: str, events: object, overrides: object) -> None:
+    if events is not None:
+        require_methods(f"{call}(events)", events, SilentEvents, _WHOM)
+    kinds, given = (Overrides, NoneType), "impasto.Overrides(...)"
+    require_kind(f"{call}(overrides)", overrides, kinds, given)
