@@ -7,9 +7,11 @@ import pytest
 from impasto.config.cases import Facts
 from impasto.config.compatibility import require_compatible
 from impasto.errors import ConfigError
+from impasto.training.builders.processes import require_strategy
 from impasto.training.devices import build_accelerator
 from impasto.training.parallel.accelerate_config import reshard_after_forward
 from impasto.training.parallel.deepspeed import deepspeed_config
+from impasto.training.trainer import train
 
 FSDP = Facts("cuda", 2, "FSDP")
 DEEPSPEED = Facts("cuda", 2, "DeepSpeed")
@@ -82,13 +84,12 @@ def test_accelerates_settings_of_fsdp(monkeypatch, variables, expected):
         reshard_after_forward()
 
 
-def accelerator_with(**asked):
-    plugin = SimpleNamespace(deepspeed_config=asked)
-    return SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=plugin))
+def plugin_with(**asked):
+    return SimpleNamespace(deepspeed_config=asked)
 
 
 def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
-    asked = accelerator_with(
+    asked = plugin_with(
         zero_optimization={
             "stage": 1, "offload_optimizer": {"device": "none"}, "reduce_bucket_size": 1000,
             "stage3_gather_16bit_weights_on_model_save": "auto",
@@ -118,13 +119,39 @@ def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
 )
 def test_settings_of_deepspeed_that_are_not_offered(train_config, asked, said):
     with pytest.raises(ConfigError, match=said):
-        deepspeed_config(accelerator_with(**asked), max_grad_norm=1.0, accumulation=1)
+        deepspeed_config(plugin_with(**asked), max_grad_norm=1.0, accumulation=1)
 
 
 def test_the_processor_and_deepspeed_do_not_go_together(train_config):
-    alone = SimpleNamespace(state=SimpleNamespace(deepspeed_plugin=None))
     with pytest.raises(ConfigError, match="use_cpu"):
-        deepspeed_config(alone, max_grad_norm=1.0, accumulation=1)
+        deepspeed_config(None, max_grad_norm=1.0, accumulation=1)
+
+
+@pytest.mark.parametrize(
+    ("variables", "processes", "said"),
+    [
+        ({"USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, 2, "fsdp_offload_params keeps"),
+        ({"USE_FSDP": "true", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, 2, "activation_checkp"),
+        ({"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "3"}, 2, "zero_stage is 3"),
+        ({"USE_DEEPSPEED": "true", "USE_CPU": "true"}, 2, "for the processor"),
+        ({"USE_MEGATRON_LM": "true"}, 1, "Megatron-LM"),
+    ],
+)
+def test_what_processes_would_refuse_is_refused_before_any_begins(
+    train_config, monkeypatch, variables, processes, said
+):
+    """As by `train --plan`, with the same words."""
+    for name, value in variables.items():
+        prefix = "" if name.startswith("FSDP") else "ACCELERATE_"
+        monkeypatch.setenv(f"{prefix}{name}", value)
+    with pytest.raises(ConfigError, match=said):
+        require_strategy(train_config(), processes)
+
+
+def test_deepspeed_without_a_launcher_is_refused_with_a_sentence(train_config, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(ConfigError, match="and there is one"):
+        train(train_config())
 
 
 def test_megatron_is_refused(monkeypatch):

@@ -18,7 +18,7 @@ from impasto.progress import Progress
 from impasto.runs import RunDirectory
 from impasto.runs.remote.local_folders import is_working_folder
 from impasto.training.assembly.session_parts import load_preview_network
-from impasto.training.builders.processes import planned_processes
+from impasto.training.builders.processes import planned_processes, require_strategy
 from impasto.training.lifecycle.output_room import require_output_room
 from impasto.training.lifecycle.preflight import require_machine, unused_gpu, why_gpu_unused
 from impasto.training.planning.disk import DiskPlan, plan_disk
@@ -55,6 +55,7 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
         progress.note(f"Warning: {card} is not used: {why_gpu_unused()}")
     require_machine(asked)
     processes = planned_processes()
+    require_strategy(asked, processes)
     run = resolve_run(asked, progress, processes, is_plan=True)
     config = run.config
     load_preview_network(config, progress)

@@ -45,23 +45,12 @@ def build_processes() -> PartialState:
         MissingDependencyError: It is configured for DeepSpeed, which is not installed or does not
             run here.
     """
-    if is_configured_for("MEGATRON_LM"):
-        raise ConfigError(
-            "accelerate is configured for Megatron-LM, which is for language models. Run "
-            "`accelerate config` and choose FSDP, DeepSpeed, or none of them."
-        )
+    require_parallelism()
     on_gpu, zero = torch.cuda.is_available(), is_configured_for("DEEPSPEED")
-    if zero and importlib.util.find_spec("deepspeed") is None:
-        raise missing_extra(
-            "deepspeed",
-            "accelerate is configured for DeepSpeed, which is not installed.",
-            "Or run `accelerate config` and choose FSDP, which shards a model too and comes "
-            "with PyTorch.",
-        )
     # accelerate takes DeepSpeed for GPUs only, unless it is told how processes talk to each other
     backend = "gloo" if zero and not on_gpu else None
     try:
-        return PartialState(cpu=_on_cpu(), backend=backend, timeout=PROCESS_TIMEOUT)
+        return PartialState(cpu=is_on_cpu(), backend=backend, timeout=PROCESS_TIMEOUT)
     except RuntimeError as error:
         if not zero or on_gpu or not any(w in str(error) for w in ("Ninja", "building extension")):
             raise
@@ -69,6 +58,27 @@ def build_processes() -> PartialState:
             f"DeepSpeed builds a kernel of its own for processors, and could not ({error}). "
             f"Install g++ and ninja, or run `accelerate config` and choose FSDP."
         ) from error
+
+
+def require_parallelism() -> None:
+    """Make sure that accelerate is configured for what is offered here and installed.
+
+    Raises:
+        ConfigError: It is configured for Megatron-LM.
+        MissingDependencyError: It is configured for DeepSpeed, which is not installed.
+    """
+    if is_configured_for("MEGATRON_LM"):
+        raise ConfigError(
+            "accelerate is configured for Megatron-LM, which is for language models. Run "
+            "`accelerate config` and choose FSDP, DeepSpeed, or none of them."
+        )
+    if is_configured_for("DEEPSPEED") and importlib.util.find_spec("deepspeed") is None:
+        raise missing_extra(
+            "deepspeed",
+            "accelerate is configured for DeepSpeed, which is not installed.",
+            "Or run `accelerate config` and choose FSDP, which shards a model too and comes "
+            "with PyTorch.",
+        )
 
 
 def build_accelerator() -> Accelerator:
@@ -80,10 +90,10 @@ def build_accelerator() -> Accelerator:
     """
     build_processes()
     buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
-    return Accelerator(cpu=_on_cpu(), mixed_precision="no", kwargs_handlers=[buckets])
+    return Accelerator(cpu=is_on_cpu(), mixed_precision="no", kwargs_handlers=[buckets])
 
 
-def _on_cpu() -> bool:
+def is_on_cpu() -> bool:
     """Whether accelerate is told to use no GPU."""
     asked = parse_flag_from_env("ACCELERATE_USE_CPU")
     return bool(asked) or not (torch.cuda.is_available() or is_configured_for("DEEPSPEED"))

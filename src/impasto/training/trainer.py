@@ -10,6 +10,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from impasto import files, locks, temporary_names
+from impasto.config.cases import Facts
+from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.datasets.build import Survey
 from impasto.datasets.distributed import ending_together, process_group
@@ -26,6 +28,7 @@ from impasto.runs.status import kept_text
 from impasto.training.assembly.build import build_session
 from impasto.training.assembly.model_ahead import opened_ahead
 from impasto.training.builders.overrides import Overrides
+from impasto.training.builders.processes import planned_processes
 from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.lifecycle.arguments import (
@@ -58,6 +61,7 @@ from impasto.training.lifecycle.written_settings import (
 from impasto.training.loop import TrainingLoop
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
+from impasto.training.parallel.accelerate_config import configured_sharding
 from impasto.training.planning.disk import plan_disk
 from impasto.training.planning.resolved_run import resolve_run
 from impasto.training.saving.state import recorded_fingerprint
@@ -83,6 +87,8 @@ def train(
     location = config.output_dir if is_remote(config.output_dir) else None
     config = with_local_output_dir(config)
     began = time.perf_counter()
+    if planned_processes() == 1:  # accelerate waits for others where it shards a model
+        require_compatible(config, Facts(processes=1, sharding=configured_sharding()))
     accelerator = build_accelerator()
     group = process_group(accelerator)
     told = RecordedEvents(_spoken_by(accelerator, events))

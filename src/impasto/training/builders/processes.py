@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,7 +13,12 @@ from impasto.config.run import RunConfig
 from impasto.diffusion.prediction import VELOCITY
 from impasto.models.reading.identity import Identity
 from impasto.training.compute.precision import computed_kind
-from impasto.training.devices import default_device, is_configured_for
+from impasto.training.devices import (
+    default_device,
+    is_configured_for,
+    is_on_cpu,
+    require_parallelism,
+)
 from impasto.training.parallel.accelerate_config import configured_sharding, reshard_after_forward
 from impasto.training.parallel.strategy import DataParallelStrategy, ParallelStrategy
 
@@ -54,6 +60,35 @@ def planned_processes() -> int:
     return int(number) if "LOCAL_RANK" in os.environ and number.isdigit() else 1
 
 
+def require_strategy(config: RunConfig, processes: int) -> None:
+    """Make sure that processes can hold a model as accelerate is configured, before any begins.
+
+    Raises:
+        ConfigError: As `build_strategy`, or accelerate is configured for what is not offered.
+        MissingDependencyError: It is configured for DeepSpeed, which is not installed.
+    """
+    require_parallelism()
+    if processes == 1:
+        return
+    if is_configured_for("FSDP"):
+        reshard_after_forward()
+    elif is_configured_for("DEEPSPEED"):
+        from accelerate.utils import DeepSpeedPlugin
+
+        _deepspeed_settings(config, None if is_on_cpu() else DeepSpeedPlugin())
+
+
+def _deepspeed_settings(config: RunConfig, plugin: Any) -> dict[str, Any]:
+    from impasto.training.parallel.deepspeed import deepspeed_config
+
+    training = config.training
+    return deepspeed_config(
+        plugin,
+        max_grad_norm=training.max_grad_norm,
+        accumulation=training.gradient_accumulation_steps,
+    )
+
+
 def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrategy:
     """How the processes of this run hold what they train.
 
@@ -67,13 +102,8 @@ def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrat
 
         return FsdpStrategy(accelerator, reshard_after_forward=reshard_after_forward())
     if is_configured_for("DEEPSPEED"):
-        from impasto.training.parallel.deepspeed import DeepSpeedStrategy, deepspeed_config
+        from impasto.training.parallel.deepspeed import DeepSpeedStrategy
 
-        training = config.training
-        settings = deepspeed_config(
-            accelerator,
-            max_grad_norm=training.max_grad_norm,
-            accumulation=training.gradient_accumulation_steps,
-        )
+        settings = _deepspeed_settings(config, accelerator.state.deepspeed_plugin)
         return DeepSpeedStrategy(accelerator, settings)
     return DataParallelStrategy(accelerator)

@@ -45,20 +45,17 @@ _ELSEWHERE = {
 }
 
 
-def deepspeed_config(
-    accelerator: Accelerator, *, max_grad_norm: float, accumulation: int
-) -> dict[str, Any]:
+def deepspeed_config(plugin: Any, *, max_grad_norm: float, accumulation: int) -> dict[str, Any]:
     """DeepSpeed's configuration: what accelerate was told of sharding, the rest from the run's.
 
     Args:
-        accelerator: Has what accelerate was told.
+        plugin: What accelerate was told, its `DeepSpeedPlugin`; None where it has none.
         max_grad_norm: The norm that gradients are clipped to; 0 clips nothing.
         accumulation: Micro-batches of a step.
 
     Raises:
         ConfigError: It asks for something that is not offered, or that the run's settings say.
     """
-    plugin: Any = accelerator.state.deepspeed_plugin
     if plugin is None:
         raise ConfigError(
             "accelerate is configured for DeepSpeed and for the processor (use_cpu), which it does "
