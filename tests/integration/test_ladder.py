@@ -1,10 +1,15 @@
 """What the ladder of settings chooses for little memory can be built."""
 
+import itertools
+
 import pytest
 from conftest import draw_images
 from flat_models import write_flat_model
 from ladders import FACTS, METHODS, begun, rungs_taken
 
+from impasto.config.compatibility import goes_together
+from impasto.config.load import dump_toml
+from impasto.optimizer_table import OPTIMIZERS
 from impasto.training.assembly.build import build_session
 from impasto.training.builders.overrides import Overrides
 from impasto.training.devices import build_accelerator
@@ -25,23 +30,39 @@ def sources(tmp_path_factory, nano_architecture):
     }
 
 
-@pytest.mark.parametrize("kind", OF_EACH_SORT)
-@pytest.mark.parametrize("method", METHODS)
+def built_here(rung):
+    """Whether a processor can build what a rung sets."""
+    return not any(word in rung.text() for word in ("offload_optimizer", "stream_w", "fp16"))
+
+
+def chosen_settings(config):
+    """What the ladder comes to for each device and strategy, without what is for GPUs alone."""
+    starts = [facts for facts in FACTS.values() if goes_together(config, facts)]
+    chosen = [
+        with_rungs(config, [rung for rung in rungs_taken(config, facts) if built_here(rung)])
+        for facts in starts
+    ]
+    return list({dump_toml(one): one for one in chosen}.values())
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [
+        (kind, method)
+        for kind, method in itertools.product(OPTIMIZERS, METHODS)
+        if method == "full" or kind in OF_EACH_SORT
+    ],
+)
 def test_what_the_ladder_chooses_is_built(
     train_config, run_values, sources, tmp_path, kind, method, fresh_accelerate
 ):
-    """All of it on a processor; of what is for a GPU, what a processor can build too."""
+    """By one process, all that differs of what is chosen for a CPU, a GPU, several, or shards."""
     for section, values in sources.items():
         run_values[section] |= values
-    for name in ("CPU", "GPU"):
-        config = begun(train_config, kind, method)
-        rungs = [
-            rung
-            for rung in rungs_taken(config, FACTS[name])
-            if not any(word in rung.text() for word in ("offload_optimizer", "stream_w", "fp16"))
-        ]
-        chosen = with_rungs(config, rungs)
-        run = tmp_path / f"run-{name}"
+    found = chosen_settings(begun(train_config, kind, method))
+    assert found
+    for number, chosen in enumerate(found):
+        run = tmp_path / f"run-{number}"
         run.mkdir()
         chosen = chosen.model_copy(update={"output_dir": run})
         session = build_session(chosen, build_accelerator(), SilentEvents(), Overrides())

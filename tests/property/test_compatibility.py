@@ -1,6 +1,7 @@
 """What goes together: the table is asked by all, by the ladder of settings too."""
 
 import itertools
+import re
 
 import pytest
 from ladders import FACTS, METHODS, begun, rungs_taken
@@ -12,7 +13,7 @@ from impasto.config.compatibility import RULES, conflicts, goes_together
 from impasto.config.kinds import sections_of
 from impasto.config.load import build_run_config, dump_toml
 from impasto.config.run import RunConfig
-from impasto.errors import ConfigError, ImpastoError, ModelError
+from impasto.errors import ConfigError, ImpastoError, ModelError, RunError
 from impasto.optimizer_table import OPTIMIZERS, row_of
 from impasto.parsing import parse_toml
 from impasto.training.compute import precision
@@ -136,9 +137,23 @@ def test_a_smaller_batch_is_advised_where_it_makes_the_largest_smaller(
     assert says_not not in told
 
 
-def test_a_text_encoder_with_a_rate_of_its_own_is_advised_to_rest(train_config):
-    config = train_config(method={"train_text_encoder": True, "text_encoder_lr": 1e-5})
-    assert "method.train_text_encoder = false" in advised(config)
+@pytest.mark.parametrize(
+    "own",
+    [
+        {},
+        {"text_encoder_lr": 1e-5},
+        {"text_encoder_lrs": {"text_encoder": 1e-5}},
+        {"text_encoder_layers": 1, "text_encoder_from_step": 1, "text_encoder_until_step": 3},
+    ],
+)
+def test_a_text_encoder_is_advised_to_rest_without_its_own_settings(train_config, own):
+    """What is advised, done to the word, is a run that is not refused."""
+    config = train_config(method={"train_text_encoder": True, **own})
+    (way,) = [way for way in advised(config) if "train_text_encoder" in way]
+    assert way.startswith("method.train_text_encoder = false")
+    named = {setting for setting in own if re.search(rf"method\.{setting}\b", way)}
+    left = {name: value for name, value in own.items() if name not in named}
+    train_config(method={"train_text_encoder": False, **left})
 
 
 @pytest.mark.parametrize("kind", ["prodigy", "adamw_schedule_free"])
@@ -191,6 +206,29 @@ REFUSED = {
     "an optimizer": {"optimizer": {"kind": "soap"}},
     "a hypernetwork": {"previews": {"hypernetworks": ["missing.pt"], "prompts": ["a"]}},
     "a block": {"method": {"block_lrs": {"up_blocks.3": 1e-4}}},
+    "a file of previews, and graphs": {
+        "previews": {"hypernetworks": ["missing.pt"], "prompts": ["a"]},
+        "training": {"cuda_graphs": "step"},
+    },
+    "the prediction, and a block": {
+        "loss": {"v_loss_as_noise_loss": True},
+        "training": {"fit_check": True},
+        "method": {"block_lrs": {"up_blocks.3": 1e-4}},
+    },
+    "the prediction, and a file of templates": {
+        "loss": {"v_loss_as_noise_loss": True},
+        "training": {"fit_check": True},
+        "method": {"kind": "hypernetwork", "template_file": "missing.txt"},
+    },
+    "a block, and an average over more steps than there are": {
+        "method": {"block_lrs": {"up_blocks.3": 1e-4}},
+        "training": {"max_steps": None, "max_epochs": 1, "ema_decay": 0.9, "ema_every": 99},
+    },
+    "a block, with the memory unchecked, and a file of previews": {
+        "method": {"block_lrs": {"up_blocks.3": 1e-4}},
+        "training": {"fit_check": False},
+        "previews": {"features": "missing", "prompts": ["a"]},
+    },
 }
 
 
@@ -202,6 +240,27 @@ def test_the_plan_refuses_what_training_refuses(train_config, changes, fresh_acc
             attempt(train_config(**changes), *([Console()] if attempt is show_plan else []))
         said.append(str(caught.value))
     assert said[0] == said[1]
+
+
+@pytest.mark.parametrize("is_file", [False, True])
+def test_a_plan_names_a_taken_directory_after_its_numbers(
+    train_config, capsys, fresh_accelerate, is_file
+):
+    """With training's words; a directory with a run in it is planned as that run."""
+    config = train_config()
+    taken = config.output_dir if is_file else config.output_dir / "somebody's.txt"
+    taken.parent.mkdir(exist_ok=True)
+    taken.write_text("")
+    said = []
+    for attempt in (lambda: show_plan(config, Console()), lambda: train(config)):
+        with pytest.raises(RunError, match="already there and not empty") as caught:
+            attempt()
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+    assert "Memory" in capsys.readouterr().out
+    if not is_file:
+        (config.output_dir / "config.toml").write_text("")
+        show_plan(config, Console())
 
 
 def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
@@ -228,7 +287,7 @@ def test_what_auto_stands_for_outlives_other_changes(train_config, monkeypatch):
             Facts(predicts_velocity=False),
             "is for velocity models",
         ),
-        ({"model": {"clip_skip": 2}}, Facts(takes_clip_skip=False), "not for SDXL"),
+        ({"model": {"clip_skip": 2}}, Facts(takes_clip_skip=False, family="SDXL"), "not for SDXL"),
         (
             {"loss": {"noise_loss_like_v": 0.5}},
             Facts(predicts_velocity=True),

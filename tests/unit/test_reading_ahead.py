@@ -212,7 +212,7 @@ def test_a_run_that_is_refused_leaves_no_thread(run_values, monkeypatch):
     def refuse(*_args, **_kwargs):
         raise ModelError("refused")
 
-    monkeypatch.setattr(trainer, "resolve_settings", refuse)
+    monkeypatch.setattr(trainer, "resolve_run", refuse)
     config = RunConfig.model_validate(run_values)
     with pytest.raises(ModelError, match="refused"):
         trainer.train(config)

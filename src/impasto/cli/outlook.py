@@ -8,30 +8,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from impasto.config.cases import SETTINGS_ALONE, Case
-from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.data.loading.sampler import EpochSampler
-from impasto.datasets.batching import build_epoch_sampler, count_steps, heaviest_group
-from impasto.datasets.build import Survey, survey
-from impasto.models.networks.hypernetwork import load_hypernetworks
-from impasto.models.networks.loading import BaseModel, load_meta_model
+from impasto.datasets.batching import heaviest_group
+from impasto.datasets.build import Survey
+from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable
 from impasto.progress import Progress
 from impasto.runs import RunDirectory
+from impasto.runs.remote.local_folders import is_working_folder
 from impasto.training.assembly.session_parts import load_preview_network
-from impasto.training.builders.methods import build_trainable
-from impasto.training.builders.model import build_open_options
-from impasto.training.builders.processes import facts_of, planned_processes
-from impasto.training.compute.precision import resolve_precision
-from impasto.training.devices import require_precision
+from impasto.training.builders.processes import planned_processes
 from impasto.training.lifecycle.output_room import require_output_room
 from impasto.training.lifecycle.preflight import require_machine, unused_gpu, why_gpu_unused
-from impasto.training.optim.optimizers import require_usable_optimizer, require_weights_alone
 from impasto.training.planning.disk import DiskPlan, plan_disk
 from impasto.training.planning.fitter import MemoryFitter
 from impasto.training.planning.memory import Footprint
-from impasto.training.planning.resolve import build_memory_fitter, resolve_settings
+from impasto.training.planning.resolve import build_memory_fitter
+from impasto.training.planning.resolved_run import resolve_run
 from impasto.training.planning.workload import Workload
 
 
@@ -60,45 +54,43 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     if card is not None:
         progress.note(f"Warning: {card} is not used: {why_gpu_unused()}")
     require_machine(asked)
-    asked, processes = resolve_precision(asked, progress), planned_processes()
-    require_precision(asked.training.mixed_precision)
-    load_hypernetworks(asked.previews.hypernetworks)
-    load_preview_network(asked, progress)
-    require_compatible(asked, facts_of(asked, processes))
-    found = survey(asked, progress, decode=True)
-    config = resolve_settings(asked, found, progress, check=False, processes=processes)
-    require_compatible(config, facts_of(config, processes))
-    sampler = build_epoch_sampler(config, found.plan, processes)
-    model = load_meta_model(config.model.path, build_open_options(config), progress)
-    require_compatible(config, facts_of(config, processes, identity=model.identity))
-    trainable = build_trainable(config, model)
-    require_usable_optimizer(trainable.modules, config.optimizer)
-    if not config.is_begun:
-        require_weights_alone(config.optimizer, Case(config, SETTINGS_ALONE).goes_by_chunks)
-    steps = count_steps(config, sampler)
-    require_compatible(config, facts_of(config, processes, steps))
-    group = heaviest_group(config, found.plan.images)
-    workload = Workload.of(config, found)
-    fitting = build_memory_fitter(asked, group, processes, workload)  # training.memory is the limit
+    processes = planned_processes()
+    run = resolve_run(asked, progress, processes, is_plan=True)
+    config = run.config
+    load_preview_network(config, progress)
+    model, trainable = run.models.shown(config)
+    group = heaviest_group(config, run.survey.plan.images)
+    workload = Workload.of(config, run.survey)
+    # training.memory as it is asked for is the limit
+    fitting = build_memory_fitter(asked, group, processes, workload, run.models)
     with progress.stage("Predicting memory", None, "settings"):
         footprint = fitting.footprint(config)
     return Outlook(
         config,
-        found,
+        run.survey,
         model,
         trainable,
-        sampler,
-        steps,
-        plan_disk(config, model, trainable, steps, sampler.steps_per_epoch),
+        run.sampler,
+        run.steps,
+        plan_disk(config, model, trainable, run.steps, run.sampler.steps_per_epoch),
         fitting,
         footprint,
     )
 
 
 def require_output(outlook: Outlook) -> None:
-    """Make sure of the room for what the run will write, as `require_output_room` says."""
+    """Make sure of the place and the room for what the run will write.
+
+    A directory with a run in it is planned as that run.
+
+    Raises:
+        RunError: The directory holds something else, or models of other runs would be replaced.
+        StorageError: The disk is too small.
+    """
     config = outlook.config
     run, per_epoch = RunDirectory(config.output_dir), outlook.sampler.steps_per_epoch
+    if not is_working_folder(run.path) and not run.config_file.is_file():
+        RunDirectory.require_free(config.output_dir)
     require_output_room(run, config, outlook.disk, outlook.steps, per_epoch)
 
 

@@ -16,6 +16,15 @@ Positive = Annotated[int, Field(ge=1)]
 RateOrFrozen = Annotated[float, Field(ge=0, le=10)]
 EncoderName = Literal["text_encoder", "text_encoder_2"]
 
+TEXT_ENCODER_SETTINGS = (
+    "text_encoder_lr",
+    "text_encoder_lrs",
+    "text_encoder_layers",
+    "text_encoder_from_step",
+    "text_encoder_until_step",
+)
+"""What has an effect only where text encoders are trained."""
+
 _BLOCK = re.compile(
     r"(conv_in|time_embedding|add_embedding|conv_norm_out|conv_out"
     r"|(mid_block|(down|up)_blocks\.[0-3])(\.(resnets|attentions|downsamplers|upsamplers)\.\d+)?)"
@@ -77,8 +86,7 @@ class FullMethod(Section):
 
     @model_validator(mode="after")
     def _text_encoder_is_trained(self) -> FullMethod:
-        names = ("lr", "lrs", "layers", "from_step", "until_step")
-        given = [n for n in (f"text_encoder_{name}" for name in names) if getattr(self, n)]
+        given = [name for name in TEXT_ENCODER_SETTINGS if getattr(self, name)]
         if given and not self.train_text_encoder:
             raise ValueError(f"{given[0]} has no effect without train_text_encoder")
         own = self.text_encoder_lrs

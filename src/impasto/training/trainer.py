@@ -10,10 +10,8 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from impasto import files, locks, temporary_names
-from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
-from impasto.datasets.batching import build_epoch_sampler, count_steps
-from impasto.datasets.build import Survey, survey
+from impasto.datasets.build import Survey
 from impasto.datasets.distributed import ending_together, process_group
 from impasto.datasets.prepare import LATENTS
 from impasto.datasets.sources import require_sources
@@ -28,9 +26,7 @@ from impasto.runs.status import kept_text
 from impasto.training.assembly.build import build_session
 from impasto.training.assembly.model_ahead import opened_ahead
 from impasto.training.builders.overrides import Overrides
-from impasto.training.builders.processes import facts_of
-from impasto.training.compute.precision import resolve_precision
-from impasto.training.devices import build_accelerator, require_precision
+from impasto.training.devices import build_accelerator
 from impasto.training.events import SilentEvents, TrainingEvents
 from impasto.training.lifecycle.arguments import (
     require_arguments_of_resume,
@@ -63,7 +59,7 @@ from impasto.training.loop import TrainingLoop
 from impasto.training.monitoring.command_listener import CommandListener
 from impasto.training.monitoring.journal import RecordedEvents
 from impasto.training.planning.disk import plan_disk
-from impasto.training.planning.resolve import resolve_settings
+from impasto.training.planning.resolved_run import resolve_run
 from impasto.training.saving.state import recorded_fingerprint
 from impasto.training.session import Session
 from impasto.training.signals import StopRequest
@@ -135,18 +131,11 @@ def _begun(
         ImpastoError: The settings do not fit together, the machine, or the images.
     """
     note_preparing(run.path, config.model_dump(mode="json"))
-    config = resolve_precision(config, told)
     processes, device = accelerator.num_processes, accelerator.device
-    require_compatible(config, facts_of(config, processes, device=device))
-    known = survey(config, told)
-    build = overrides.build_trainable()
-    config = resolve_settings(config, known, told, processes=processes, build=build)
-    steps = count_steps(config, build_epoch_sampler(config, known.plan, processes))
-    require_compatible(config, facts_of(config, processes, steps, device))
-    require_precision(config.training.mixed_precision)  # as it was chosen
-    write_settings(run, config, overrides.given())
+    resolved = resolve_run(config, told, processes, device=device, overrides=overrides)
+    write_settings(run, resolved.config, overrides.given())
     told.open(run)
-    return config, known
+    return resolved.config, resolved.survey
 
 
 def resume(

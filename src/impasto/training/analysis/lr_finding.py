@@ -14,12 +14,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 
-from impasto.config.compatibility import require_compatible
 from impasto.config.run import RunConfig
 from impasto.data.caching.latent_cache import CachedPlan
 from impasto.data.loading.step_batches import iterate_steps
 from impasto.datasets.batching import validation_batch_size
-from impasto.datasets.build import Survey, survey
+from impasto.datasets.build import Survey
 from impasto.datasets.fixed_draws import NoiseDraws
 from impasto.errors import ConfigError
 from impasto.optimizer_table import row_of
@@ -27,16 +26,15 @@ from impasto.progress import Progress, counted, duration_text
 from impasto.training.analysis.borrowing import WITHOUT_AVERAGES, borrowed_session
 from impasto.training.analysis.lr_range import LrCurve, LrRange, is_diverged
 from impasto.training.builders.overrides import Overrides
-from impasto.training.builders.processes import facts_of, planned_processes
+from impasto.training.builders.processes import planned_processes
 from impasto.training.compute.compile import within_limit
-from impasto.training.compute.precision import resolve_precision
-from impasto.training.devices import is_out_of_memory, require_precision
+from impasto.training.devices import is_out_of_memory
 from impasto.training.lifecycle.preflight import require_machine
 from impasto.training.monitoring.fixed_draws import FixedDraws
 from impasto.training.optim.finite_updates import NonFiniteError
 from impasto.training.planning.changes import with_changes
 from impasto.training.planning.out_of_memory import out_of_memory
-from impasto.training.planning.resolve import resolve_settings
+from impasto.training.planning.resolved_run import resolve_run
 from impasto.training.session import Session
 from impasto.training.steps.prefetch import build_prefetcher
 from impasto.training.steps.stepping import Stepper
@@ -81,11 +79,8 @@ def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress)
     """
     config = settings_of_test(config, tried, progress)
     require_machine(config)
-    config = resolve_precision(config, progress)
-    require_compatible(config, facts_of(config, planned_processes()))
-    known = survey(config, progress)
-    config = resolve_settings(config, known, progress)
-    require_precision(config.training.mixed_precision)
+    resolved = resolve_run(config, progress, planned_processes())
+    config, known = resolved.config, resolved.survey
     overrides = Overrides(lr_schedule=_Rising(tried, config.optimizer.lr))
     with borrowed_session(config, progress, DOING, overrides, known) as session:
         try:

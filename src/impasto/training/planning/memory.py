@@ -21,11 +21,9 @@ from impasto.models.networks.casting import cast_network
 from impasto.models.networks.loading import BaseModel
 from impasto.models.trainable import Trainable, blocks_of
 from impasto.models.writing.saving import DTYPES
-from impasto.training.builders.methods import BuildTrainable, build_trainable
 from impasto.training.compute.float8 import convert_layers
 from impasto.training.compute.param_dtypes import copied_layers
 from impasto.training.compute.precision import caches_casts, computed_kind
-from impasto.training.fingerprints.code_identity import described
 from impasto.training.optim.chunked import CHUNK
 from impasto.training.optim.mixed_precision import COMPUTED
 from impasto.training.optim.optimizers import find_row
@@ -112,28 +110,26 @@ class FootprintPredictor:
     """Measures footprints of settings that may still change.
 
     Args:
-        meta_model: Makes the base model without values.
+        models: The base model without values, or what makes it.
         device_type: `cpu` or `cuda`.
         record: A file that fake steps are remembered in; None remembers them here only.
         shares: How much of the model a process has.
         workload: What is done beside training.
-        build: Makes what learns of a base model.
     """
 
     def __init__(
         self,
-        meta_model: Callable[[], BaseModel],
+        models: MetaModels | Callable[[], BaseModel],
         device_type: str,
         record: Path | None = None,
         shares: Sharding = WHOLE,
         workload: Workload | None = None,
-        build: BuildTrainable = build_trainable,
     ) -> None:
         self._shares, self._workload = shares, workload or Workload()
-        self._meta_models, self._on_gpu = MetaModels(meta_model, build), device_type == "cuda"
+        self._meta_models = models if isinstance(models, MetaModels) else MetaModels(models)
+        self._on_gpu = device_type == "cuda"
         self._device_type = device_type
-        by = "" if build is build_trainable else described(build, learns=True)
-        self._costs = Costs(record, by)
+        self._costs = Costs(record, self._meta_models.code)
         self._other = OtherWork(self._meta_models, device_type, self._workload, self._costs)
         self._standing = StandingMemory(
             device_type, shares, self._workload, is_usual=self._meta_models.is_usual

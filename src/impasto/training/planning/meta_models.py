@@ -15,6 +15,7 @@ from impasto.models.trainable import Trainable
 from impasto.training.builders.methods import BuildTrainable, build_trainable
 from impasto.training.builders.overrides import require_trainable
 from impasto.training.compute.precision import computed_kind
+from impasto.training.fingerprints.code_identity import described
 
 
 class MetaModels:
@@ -37,6 +38,11 @@ class MetaModels:
     def is_usual(self) -> bool:
         """Whether no code has a look at the networks, so that frozen ones may wait or be narrow."""
         return self._build is build_trainable
+
+    @property
+    def code(self) -> str:
+        """What identifies the code that makes what learns; empty for that of the settings."""
+        return "" if self.is_usual else described(self._build, learns=True)
 
     def shown(self, config: RunConfig) -> tuple[BaseModel, Trainable]:
         """A model and what learns of it: numbers, shapes and types to look at, and nothing else.

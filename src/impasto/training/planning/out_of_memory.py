@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from impasto.config.compatibility import goes_together
+from impasto.config.method import TEXT_ENCODER_SETTINGS, FullMethod
 from impasto.config.run import RunConfig
 from impasto.errors import OutOfMemoryError
 from impasto.training.builders.processes import facts_of, planned_processes
@@ -140,9 +141,26 @@ def _on_training(config: RunConfig) -> list[Way]:
         *_smaller_own_batches(config),
         *_applying(config, _ways_to_keep_less(config)),
     ]
-    if config.trains_text_encoder:
-        found.append(Way("method.train_text_encoder = false"))
-    return [*found, Way("a smaller dataset.resolution")]
+    return [*found, *_resting_text_encoder(config), Way("a smaller dataset.resolution")]
+
+
+def _resting_text_encoder(config: RunConfig) -> list[Way]:
+    """No training of the text encoder, and so without the settings that are for it alone."""
+    method = config.method
+    if method.kind != "full" or not method.train_text_encoder:
+        return []
+    usual = {name: FullMethod.model_fields[name] for name in TEXT_ENCODER_SETTINGS}
+    without = {
+        name: field.get_default(call_default_factory=True)
+        for name, field in usual.items()
+        if getattr(method, name)
+    }
+    changed = with_changes(config, {"method": {"train_text_encoder": False, **without}})
+    if not goes_together(changed, facts_of(config, planned_processes())):
+        return []
+    names = " and ".join(f"method.{name}" for name in without)
+    text = "method.train_text_encoder = false"
+    return [Way(f"{text} (and take {names} out)" if names else text)]
 
 
 _Change = tuple[bool, Changes, str]

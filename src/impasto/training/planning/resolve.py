@@ -18,7 +18,6 @@ from impasto.datasets.batching import batch_size_of, heaviest_group, showings_by
 from impasto.datasets.build import Survey
 from impasto.models.networks.loading import load_meta_model
 from impasto.progress import Progress, counted
-from impasto.training.builders.methods import BuildTrainable, build_trainable
 from impasto.training.builders.model import build_open_options
 from impasto.training.builders.processes import facts_of
 from impasto.training.compute.precision import native_precision
@@ -27,7 +26,7 @@ from impasto.training.parallel.accelerate_config import read_sharding
 from impasto.training.planning.changes import with_fields
 from impasto.training.planning.fitter import MemoryFitter, describe_footprint, gib
 from impasto.training.planning.memory import Footprint, FootprintPredictor
-from impasto.training.planning.model_defaults import with_model_defaults
+from impasto.training.planning.meta_models import MetaModels
 from impasto.training.planning.workload import Workload
 
 RECORD = "footprints.json"
@@ -40,31 +39,30 @@ def resolve_settings(
     *,
     check: bool = True,
     processes: int = 1,
-    build: BuildTrainable = build_trainable,
+    models: MetaModels | None = None,
 ) -> RunConfig:
-    """The settings as the run will have them: with what the model records, and what `auto` means.
+    """The settings as the run will have them: what `auto` means.
 
     Args:
-        config: The settings.
+        config: The settings, with what the model records.
         survey: What is known of the images.
         progress: Receives notes of what was chosen.
         check: Whether it is to run now: then what is free is the limit, whatever `training.memory`
             allows, and it is made sure that it fits, if the settings do not say otherwise.
         processes: How many processes share the run.
-        build: Makes what learns of a base model.
+        models: The base model without values; None makes it.
 
     Raises:
         OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
         ImpastoError: The model cannot be read.
     """
-    config = with_model_defaults(config, progress)
     training = config.training
     is_open = training.memory is not None or training.batch_size == "auto"
     if not is_open and not (check and training.fit_check):
         return config
     images = survey.plan.images
     group = heaviest_group(config, images)
-    fitting = build_memory_fitter(config, group, processes, Workload.of(config, survey), build)
+    fitting = build_memory_fitter(config, group, processes, Workload.of(config, survey), models)
     free = free_memory(default_device())
     if check:
         fitting = replace(fitting, budget=min(fitting.budget, free))
@@ -101,7 +99,7 @@ def build_memory_fitter(
     group: Group,
     processes: int = 1,
     workload: Workload | None = None,
-    build: BuildTrainable = build_trainable,
+    models: MetaModels | None = None,
 ) -> MemoryFitter:
     """What finds out whether a run fits, on the device that it will have.
 
@@ -110,13 +108,15 @@ def build_memory_fitter(
         group: The images whose batches have most pixels.
         processes: How many processes share the run.
         workload: What is done beside training; None counts training alone.
-        build: Makes what learns of a base model.
+        models: The base model without values; None makes it.
     """
     device = default_device()
-    meta_model = partial(load_meta_model, config.model.path, build_open_options(config))
+    made = models or MetaModels(
+        partial(load_meta_model, config.model.path, build_open_options(config))
+    )
     shares = read_sharding(processes)
     meter = FootprintPredictor(
-        meta_model, device.type, config.dataset.machine_dir / RECORD, shares, workload, build
+        made, device.type, config.dataset.machine_dir / RECORD, shares, workload
     )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)
