@@ -1,6 +1,6 @@
 """How the C library and PyTorch take and give back RAM, set before they do.
 
-A training step on a processor takes and frees gigabytes. In pages of 4 KiB that is a million page
+A training step on a CPU takes and frees gigabytes. In pages of 4 KiB that is a million page
 faults per step; and glibc keeps what is freed, in pieces, since it raises its threshold for mapped
 blocks to 32 MiB by itself (mallopt(3), M_MMAP_THRESHOLD). Measured by `python -m bench step`.
 """

@@ -295,7 +295,7 @@ def test_a_picture_that_vanishes_while_training_costs_only_itself(run_values, tm
     notes = [line for line in events.notes if " cannot be used any more" in line]
     lost = {line.partition(" cannot be used any more")[0] for line in notes}
     assert 0 < len(lost) == len(notes) <= 6
-    assert all("and is passed over: " in line for line in notes)
+    assert all("and is skipped: " in line for line in notes)
 
 
 def trained_weights(run):

@@ -316,7 +316,7 @@ def test_what_is_not_finite_reaches_no_weight(name, train_config, monkeypatch):
             micro_steps, "step_inputs", broken_inputs(fault_of(name), micro_steps.step_inputs)
         )
     config = train_config(training=FAULTS[name], logging={"every_steps": 3})
-    if name == "fp16, gradient":  # the scale's doing, and passed over
+    if name == "fp16, gradient":  # the scale's doing, and skipped
         run = train(config)
     else:
         with pytest.raises(NonFiniteLossError, match=r"in step 2\."):

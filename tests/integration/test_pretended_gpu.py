@@ -169,7 +169,7 @@ def test_what_is_not_finite_reaches_no_weight(name, answers):
     found = answers[name]
     left = states(found)
     assert all(torch.isfinite(t).all() for weights in left.values() for t in weights.values())
-    if name == "fp16, gradient":  # the scale's doing, and passed over
+    if name == "fp16, gradient":  # the scale's doing, and skipped
         assert found["error"] is None
         return
     assert found["error"].startswith("NonFiniteLossError")

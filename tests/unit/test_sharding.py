@@ -133,7 +133,7 @@ def test_the_processor_and_deepspeed_do_not_go_together(train_config):
         ({"USE_FSDP": "true", "FSDP_OFFLOAD_PARAMS": "true"}, 2, "fsdp_offload_params keeps"),
         ({"USE_FSDP": "true", "FSDP_ACTIVATION_CHECKPOINTING": "true"}, 2, "activation_checkp"),
         ({"USE_DEEPSPEED": "true", "DEEPSPEED_ZERO_STAGE": "3"}, 2, "zero_stage is 3"),
-        ({"USE_DEEPSPEED": "true", "USE_CPU": "true"}, 2, "for the processor"),
+        ({"USE_DEEPSPEED": "true", "USE_CPU": "true"}, 2, "for the CPU"),
         ({"USE_MEGATRON_LM": "true"}, 1, "Megatron-LM"),
     ],
 )

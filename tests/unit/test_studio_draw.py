@@ -467,5 +467,5 @@ def test_a_run_in_training_is_told_before_drawing(client, studio, folder):
         studio.home.mkdir(exist_ok=True)
         files.write_json(studio.home / "machine.json", found)
         page = client.get("/draw").text
-        assert "Drawing takes processor time and RAM from it." in page
+        assert "Drawing takes CPU time and RAM from it." in page
         assert "VRAM" not in page.partition('id="training"')[2].partition("</p>")[0]

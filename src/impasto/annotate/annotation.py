@@ -141,7 +141,7 @@ class ImageReading:
 
     Attributes:
         batch_size: Images that go through the model together.
-        workers: Threads that decode; None takes as many as there are processors.
+        workers: Threads that decode; None takes as many as there are CPUs.
         on_error: What becomes of an image that cannot be read.
     """
 

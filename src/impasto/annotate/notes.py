@@ -105,7 +105,7 @@ def _sum_of(line: Mapping[str, Any]) -> str:
 def read_notes(file: Path) -> Notes:
     """A journal's content, of this version or an earlier one; what is damaged is counted.
 
-    A last line that was cut off by a crash is passed over: its change did not begin.
+    A last line that was cut off by a crash is skipped: its change did not begin.
 
     Raises:
         RunError: The file cannot be read.

@@ -90,7 +90,7 @@ def _texts(message: memoryview, wanted: int) -> list[str]:
 
 
 def _fields(message: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """The numbers and contents of a message's fields of bytes; others are passed over.
+    """The numbers and contents of a message's fields of bytes; others are skipped.
 
     Raises:
         ValueError: It is no message: it ends within a field, or has one of no known kind.

@@ -256,7 +256,7 @@ def _open_session(model: str | bytes, file: Path, provider: str | None) -> Any:
     with contextlib.suppress(AttributeError):
         onnxruntime.set_default_logger_severity(3)
     options = onnxruntime.SessionOptions()
-    # threads that spin while they wait would take the processors from those that decode
+    # threads that spin while they wait would take the CPUs from those that decode
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if isinstance(model, bytes):  # of weights in files beside it, the bytes have only the names
         options.add_session_config_entry(_FOLDER_OF_WEIGHTS, str(file.parent))

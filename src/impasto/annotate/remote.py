@@ -60,7 +60,7 @@ class AnnotateStage:
     Attributes:
         recipe: Makes what gives words.
         uses_gpu: Whether it computes on a GPU.
-        threads: Threads that the CPU computes with; Ray has a process without processors of its
+        threads: Threads that the CPU computes with; Ray has a process without CPUs of its
             own take one.
         prepare: Prepares images for it.
     """

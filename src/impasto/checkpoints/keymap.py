@@ -101,7 +101,7 @@ class Naming:
         return name if self.former is None else self.former.sub(self.prefix, name)
 
     def map_of_file(self, names: ParameterNames) -> ComponentMap:
-        """The map for the names of a file, of which others than this network's are passed over."""
+        """The map for the names of a file, of which others than this network's are skipped."""
         own = {n.removeprefix(self.prefix) for n in names if n.startswith(self.prefix)}
         return ComponentMap(self, self.rows_of_file(own))
 

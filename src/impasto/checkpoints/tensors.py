@@ -24,14 +24,14 @@ SAFETENSORS_TYPES = {
 TYPE_NAMES = {dtype: name for name, dtype in SAFETENSORS_TYPES.items()}
 
 _PIECE = 1 << 20
-"""Bytes that are read at a time where a tensor can be read in part: they stay in a processor's
+"""Bytes that are read at a time where a tensor can be read in part: they stay in a CPU's
 cache until they are converted, hashed and written. Much less than `allocation.MAPPED_FROM`, also
 twice as wide: each larger piece is new memory, which the system takes longer to hand out than all
 the rest takes."""
 
 _AT_ONCE = 1 << 15
 """Elements that are computed with at a time: of more, PyTorch wakes threads of its own (GRAIN_SIZE
-in ATen/TensorIterator.h), which then wait for work on processors that others need."""
+in ATen/TensorIterator.h), which then wait for work on CPUs that others need."""
 
 
 class TensorChangedError(Exception):

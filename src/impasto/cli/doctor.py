@@ -40,7 +40,7 @@ def doctor(*, gpu: bool, as_json: bool) -> None:
     console.table(
         {
             "Python": f"{facts['python']} ({sys.executable})",
-            "System": f"{facts['system']}, {facts['machine']}, {facts['cpu_count']} processors",
+            "System": f"{facts['system']}, {facts['machine']}, {facts['cpu_count']} CPUs",
             "Memory": f"{facts['memory_gib']} GiB, {found['free_memory_gib']:.1f} GiB free",
             "Disk here": f"{found['free_disk_gib']:.1f} GiB free",
             "GPU": "; ".join(

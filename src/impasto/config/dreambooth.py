@@ -3,7 +3,7 @@
 `10_sks dog` is a subset whose images come ten times in an epoch and are called `sks dog` where they
 have no caption file; folders in it are not looked into, unless `recursive` says so:
 kohya-ss/sd-scripts, `library/config_util.py`, generate_dreambooth_subsets_config_by_subdirs. There
-a folder of another name is passed over; here it is refused, since its images would be missing.
+a folder of another name is skipped; here it is refused, since its images would be missing.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def dreambooth_subsets(
 ) -> list[dict[str, Any]]:
     """The subsets that the folders in two folders stand for, in the order of their names.
 
-    Hidden folders are passed over, and those with 0 repeats.
+    Hidden folders are skipped, and those with 0 repeats.
 
     Args:
         train_data_dir: Has the folders of images that are trained on.

@@ -49,7 +49,7 @@ def fields_of(tree: Mapping[str, Any]) -> dict[str, str]:
 def tree_of(fields: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, str]]:
     """The tree that fields give, and what cannot be read, by path.
 
-    Names that are no setting's are passed over.
+    Names that are no setting's are skipped.
     """
     tree: dict[str, Any] = {}
     faults: dict[str, str] = {}

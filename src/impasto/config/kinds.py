@@ -17,7 +17,7 @@ Kinds = Mapping[str, type[Section]]
 def of_its_kind(kinds: Kinds, usual: str, sentence: Callable[[str, str], str]) -> BeforeValidator:
     """Reads a section by its kind, also from files that have the settings of every kind.
 
-    What belongs to another kind is passed over where it is as usual, as in the settings that a run
+    What belongs to another kind is skipped where it is as usual, as in the settings that a run
     of an earlier version wrote, and refused otherwise: it would have no effect.
 
     Args:

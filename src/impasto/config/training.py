@@ -42,7 +42,7 @@ class TrainingConfig(Section):
 
     mixed_precision: Literal["no", "fp16", "bf16", "auto"] = "no"
     """`bf16` computes in bfloat16: faster on GPUs from 2020 on. `fp16` does in float16, for older
-    ones; steps whose gradient overflows are passed over. `auto` chooses by the device: `bf16`
+    ones; steps whose gradient overflows are skipped. `auto` chooses by the device: `bf16`
     where it has instructions for it, else `fp16` on a GPU and `no` on a CPU; the run keeps what was
     chosen."""
 
@@ -70,7 +70,7 @@ class TrainingConfig(Section):
     compile: Literal["off", "blocks", "full"] = "off"
     """Compile the U-Net with torch.compile for each size of images when it first comes: its
     `blocks` one by one, or `full`, which takes minutes and saves more. What is compiled is kept for
-    later runs. Needs Triton on a GPU, a C++ compiler on a processor."""
+    later runs. Needs Triton on a GPU, a C++ compiler on a CPU."""
 
     float8: bool = False
     """Multiply in float8 in the U-Net's large linear layers while training, by torchao (extra

@@ -73,7 +73,7 @@ class Rates:
         listing: Finding a file and looking at its time of change.
         probing: Reading its header and words.
         hashing: Reading it whole.
-        decoding: Decoding, resizing and cropping it, on all processors.
+        decoding: Decoding, resizing and cropping it, on all CPUs.
         reading: Reading its row of an index.
         planning: Its bucket.
         dealing: Its place in an epoch.

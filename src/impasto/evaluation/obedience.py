@@ -16,7 +16,7 @@ class PromptTags:
 
     A prompt is split at commas, as tags are. A part that is a tag is that tag; in any other part
     the longest runs of words that are tags are looked for, as in `a tomato and a frog`. Tags of one
-    letter are passed over, and ratings and qualities.
+    letter are skipped, and ratings and qualities.
 
     Args:
         table: The tags that the tagger knows.

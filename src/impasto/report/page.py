@@ -114,7 +114,7 @@ def redacted_config(config: str, publish: tuple[str, ...]) -> str:
 
 
 def _without_folders(item: Mapping[str, Any], publish: tuple[str, ...]) -> dict[str, Any]:
-    """A file that was passed over, by its name and that of its folder."""
+    """A file that was skipped, by its name and that of its folder."""
     path, reason = str(item.get("path", "")), str(item.get("reason", ""))
     short = path if "paths" in publish else short_path(path)
     return {**item, "path": short, "reason": redact_text(reason, publish)}
@@ -250,7 +250,7 @@ def _environment_rows(environment: Mapping[str, Any]) -> list[tuple[str, str]]:
     gpus = ", ".join(gpu.get("name", "?") for gpu in environment["gpus"]) or "none"
     rows = [
         ("system", f"{environment['system']}, {environment['machine']}"),
-        ("processors", f"{environment['cpu_count']}, {environment['torch_threads']} threads used"),
+        ("CPUs", f"{environment['cpu_count']}, {environment['torch_threads']} threads used"),
         ("memory", f"{environment['memory_gib']} GiB"),
         ("GPU", gpus),
         ("python", environment["python"]),

@@ -74,7 +74,7 @@ def send_command(folder: Path, name: CommandName) -> Command:
 
 
 def waiting_commands(folder: Path) -> list[Command]:
-    """The commands that nobody has taken, oldest first; what is none is passed over."""
+    """The commands that nobody has taken, oldest first; what is none is skipped."""
     try:
         names = sorted(name for name in os.listdir(folder) if name.endswith(".json"))
     except OSError:

@@ -65,7 +65,7 @@ class RunSummary:
 def find_runs(folders: Iterable[Path], depth: int = DEPTH) -> list[RunDirectory]:
     """The run directories among some folders and below them, each once, by path.
 
-    What cannot be looked into is passed over, and so are links: runs are found where they are.
+    What cannot be looked into is skipped, and so are links: runs are found where they are.
     """
     found = {path for folder in folders for path, is_run in walk_runs(folder, depth) if is_run}
     return [RunDirectory(path) for path in sorted(found)]

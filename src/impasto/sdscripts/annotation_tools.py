@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from impasto.data.records import ImageRecord
 
 BLIP = "Salesforce/blip-image-captioning-large"
-_WORKERS = "decoding takes as many threads as there are processors"
+_WORKERS = "decoding takes as many threads as there are CPUs"
 
 
 def make_captions() -> None:
@@ -273,9 +273,7 @@ def _write(
             show=show if options.debug else None,
             reading=ImageReading(batch_size=options.batch_size),
         )
-    console.note(
-        f"{counted(done.written, 'images have')} words now, {len(done.skipped)} passed over."
-    )
+    console.note(f"{counted(done.written, 'images have')} words now, {len(done.skipped)} skipped.")
     if isinstance(target, MetadataTarget) and target.kept is not None:
         console.note(f"What was there is kept as {target.kept}.")
     if done.written:

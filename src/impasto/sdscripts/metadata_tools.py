@@ -107,7 +107,7 @@ def _clean(options: argparse.Namespace, console: Console) -> None:
     source: Path = options.in_json
     targets: list[Path] = options.out_json
     if len(targets) == 2:  # the form of old: train_data_dir in_json out_json
-        console.note("The folder of images is not needed any more; it is passed over.")
+        console.note("The folder of images is not needed any more; it is skipped.")
         source, targets = targets[0], targets[1:]
     if len(targets) != 1:
         raise ConfigError("clean_captions_and_tags.py takes in_json and out_json.")
@@ -166,7 +166,7 @@ def _prepare(options: argparse.Namespace, console: Console) -> None:
         options,
         console,
         v2="the VAE is the same",
-        max_data_loader_n_workers="decoding takes as many processes as there are processors",
+        max_data_loader_n_workers="decoding takes as many processes as there are CPUs",
         skip_existing="what is encoded already is always taken as it is",
         alpha_mask="masks are read when training begins",
     )

@@ -75,7 +75,7 @@ def examine(fields: Mapping[str, str], run_folders: list[Path]) -> Examined:
     """What is typed, as settings, and what is wrong with it.
 
     A relative run directory is one below the first folder of runs. Settings that the chosen kind of
-    their section does not have are passed over: their fields are hidden.
+    their section does not have are skipped: their fields are hidden.
     """
     tree, faults = tree_of(of_chosen_kinds(fields))
     output_dir = tree.get("output_dir")

@@ -30,7 +30,7 @@ _OUT_OF_VRAM = (
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the processor."""
+    """The first GPU, or the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
@@ -55,7 +55,7 @@ def build_processes() -> PartialState:
         if not zero or on_gpu or not any(w in str(error) for w in ("Ninja", "building extension")):
             raise
         raise MissingDependencyError(
-            f"DeepSpeed builds a kernel of its own for processors, and could not ({error}). "
+            f"DeepSpeed builds a kernel of its own for CPUs, and could not ({error}). "
             f"Install g++ and ninja, or run `accelerate config` and choose FSDP."
         ) from error
 
@@ -124,7 +124,7 @@ def require_precision(mixed_precision: str) -> None:
 
 
 def set_arithmetic(*, tf32: bool, deterministic: bool = False) -> None:
-    """How GPUs compute, before anything is computed; processors are exact and steady as they are.
+    """How GPUs compute, before anything is computed; CPUs are exact and steady as they are.
 
     Args:
         tf32: Whether float32 matrix products and convolutions round what they multiply to TF32.
@@ -161,7 +161,7 @@ def release_cached_memory(device: torch.device) -> None:
 
 
 def seed_torch(seed: int) -> None:
-    """Seed what a model's own dropout draws from, on the processor and the current GPU.
+    """Seed what a model's own dropout draws from, on the CPU and the current GPU.
 
     Unlike `torch.manual_seed` it leaves devices alone that are not in use, which costs it a stack
     trace at every call.
@@ -179,7 +179,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def exhausted_memory(error: BaseException) -> Memory | None:
     """Which memory ran out by an error; None where it is about something else.
 
-    PyTorch has a class for GPUs, and words for the processor.
+    PyTorch has a class for GPUs, and words for the CPU.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return "VRAM"

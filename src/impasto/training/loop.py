@@ -227,7 +227,7 @@ class TrainingLoop:
     def _check_frozen_modules(self, frozen_check: FrozenCheck, step: int) -> None:
         """Once: say if a part that should learn has not moved, or one that should not has."""
         if self._session.precision.scales:
-            return  # the first steps may be passed over until the scale is found
+            return  # the first steps may be skipped until the scale is found
         learning = [
             trained.name
             for trained in self._session.trainable.modules

@@ -73,7 +73,7 @@ def cache_latents(
         encoder: Makes them.
         progress: Where to show how far it is.
         on_error: Whether an image that cannot be used is skipped, or ends it all.
-        workers: Processes that decode; None means as many as there are processors, and threads
+        workers: Processes that decode; None means as many as there are CPUs, and threads
             for a few images.
         engine: Runs what is done.
         share: What this process does of it; all processes of a run call this with the same images,

@@ -91,7 +91,7 @@ class RayEngine:
         stage: Stage[I, O],
         *,
         workers: int | None = None,
-        usual: int | None = None,  # noqa: ARG002 - Ray gives work to all processors
+        usual: int | None = None,  # noqa: ARG002 - Ray gives work to all CPUs
         processes: bool = False,  # noqa: ARG002 - its workers are processes
     ) -> Executor[I, O]:
         """Run a stage in tasks of Ray; `workers` bounds how many there are at once."""
@@ -318,7 +318,7 @@ def _said_of_machines(ray: Any) -> str:
     has = ray.cluster_resources()
     gpus = int(has.get("GPU", 0))
     also = f" and {counted(gpus, 'GPUs')}" if gpus else ""
-    processors = counted(int(has.get("CPU", 0)), "processors")
+    processors = counted(int(has.get("CPU", 0)), "CPUs")
     return f"Ray runs on {counted(machines, 'machines')} with {processors}{also}."
 
 

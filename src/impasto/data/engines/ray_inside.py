@@ -30,7 +30,7 @@ def looking_often() -> Iterator[None]:
     """Have Ray Data give workers their next tasks soon.
 
     It looks for tasks that ended every 0.1 s, and gives a worker the next one at the second look
-    after that; and it learns after a second how many processors there are, until when one works.
+    after that; and it learns after a second how many CPUs there are, until when one works.
     """
     with (
         _having(_LOOP, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", LOOKS_EVERY_S),

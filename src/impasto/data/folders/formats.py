@@ -1,7 +1,7 @@
 """Which files are images, by their endings: those that are read, and those that are only named.
 
 A folder may hold images that no reader is there for. They are named with what to do about them,
-never passed over in silence.
+never skipped in silence.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _float_scale(values: np.ndarray) -> float:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert by the embedded ICC profile; a profile that cannot be used is passed over."""
+    """Convert by the embedded ICC profile; a profile that cannot be used is skipped."""
     if not profile or image.mode not in {"RGB", "RGBA", "CMYK", "L"}:
         return image
     try:

@@ -115,7 +115,7 @@ def scan_folder(
 ) -> Scan:
     """List a folder's images in order of their paths, with the words beside them.
 
-    Hidden files and folders and AppleDouble files (`._x`) are passed over, and folders of masks and
+    Hidden files and folders and AppleDouble files (`._x`) are skipped, and folders of masks and
     runs of Impasto below the folder.
 
     Args:

@@ -3,7 +3,7 @@
 A VAE is needed for images whose latents are not cached, for previews and for the export; text
 encoders whose captions are encoded, for the export alone. So they begin without values: their
 tensors are kept as the model's file has them (`load_base_model`), and `on_device` and `wake` make a
-network of them when one is asked for. On a processor "off the device" is out of the memory, so they
+network of them when one is asked for. On a CPU "off the device" is out of the memory, so they
 wait in files there.
 """
 

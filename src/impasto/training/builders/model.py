@@ -114,7 +114,7 @@ def _waiting_file(component: str, config: RunConfig, accelerator: Accelerator) -
 def with_offloaded(
     model: BaseModel, component: str, config: RunConfig, accelerator: Accelerator
 ) -> BaseModel:
-    """The model with a part that is not needed now waiting as before, or in a file on a processor.
+    """The model with a part that is not needed now waiting as before, or in a file on a CPU.
 
     Where there is a GPU, a part that never waited stays in RAM.
     """

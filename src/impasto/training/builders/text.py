@@ -31,7 +31,7 @@ from impasto.training.compute.precision import computed_kind
 
 ENCODED_AT_ONCE = {"cuda": 16}
 """The most chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a
-processor more than one gain nothing."""
+CPU more than one gain nothing."""
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,6 @@ def require_compiler(device: torch.device) -> None:
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     if not any(name and shutil.which(name) for name in names):
         raise MissingDependencyError(
-            "training.compile needs a C++ compiler on a processor, and there is none on the path "
+            "training.compile needs a C++ compiler on a CPU, and there is none on the path "
             '(g++, clang++ or cl). Install one, or set training.compile to "off".'
         )

@@ -1,6 +1,6 @@
 """Which precision a device computes fast, and what `training.mixed_precision = "auto"` stands for.
 
-A processor without matrix instructions for bfloat16 computes it 30 to 100 times slower than
+A CPU without matrix instructions for bfloat16 computes it 30 to 100 times slower than
 float32: its kernels convert number by number. A GPU from before 2020 emulates bfloat16.
 """
 
@@ -23,7 +23,7 @@ from impasto.training.optim.mixed_precision import COMPUTED, MixedPrecision, pre
 
 CPU_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
 """Instructions that multiply bfloat16, by the names of `torch.cpu.get_capabilities`; oneDNN uses
-them. On other processors it converts every number (measured on an AMD EPYC with AVX2)."""
+them. On other CPUs it converts every number (measured on an AMD EPYC with AVX2)."""
 SLOW = 1.5  # times as long as in float32: what is warned of
 PATIENCE_S = 0.3  # for measuring one precision
 

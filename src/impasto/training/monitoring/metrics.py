@@ -248,7 +248,7 @@ def _memory_mib(*, graphs_steps: bool) -> float:
 
 
 def _mean_of_finite(norms: Sequence[Tensor]) -> float | None:
-    """The mean norm, without those of steps that were passed over; None where there is none."""
+    """The mean norm, without those of steps that were skipped; None where there is none."""
     known = torch.stack(list(norms)).cpu() if norms else torch.empty(0)
     finite = known[torch.isfinite(known)]
     return float(finite.mean()) if len(finite) else None

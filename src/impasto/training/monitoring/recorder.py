@@ -140,7 +140,7 @@ class Recorder:
         if summary is None:
             return
         for path, reason in self._newly_lost():
-            self._events.note(f"{shown(path)} cannot be used any more and is passed over: {reason}")
+            self._events.note(f"{shown(path)} cannot be used any more and is skipped: {reason}")
         self._note_remade()
         if self.image_losses is not None:
             self.image_losses.write(done)

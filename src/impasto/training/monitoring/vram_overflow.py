@@ -56,7 +56,7 @@ class VramOverflowWatch:
 
 
 def watch_for_overflow(device: torch.device) -> VramOverflowWatch | None:
-    """A watch over a GPU where VRAM overflows; nothing for a processor or another system."""
+    """A watch over a GPU where VRAM overflows; nothing for a CPU or another system."""
     if device.type != "cuda" or not _overflows(platform.system(), platform.release()):
         return None
     return VramOverflowWatch(torch.cuda.get_device_properties(device).total_memory)

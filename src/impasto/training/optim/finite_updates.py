@@ -1,6 +1,6 @@
 """Whether every step so far was finite: kept on the GPU, so that no step waits for it.
 
-From the first step on whose loss or gradient is NaN or infinite, all are passed over, so that the
+From the first step on whose loss or gradient is NaN or infinite, all are skipped, so that the
 weights stay as they were before it until somebody looks.
 """
 

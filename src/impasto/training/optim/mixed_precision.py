@@ -64,7 +64,7 @@ class Precision:
 
     @property
     def scales(self) -> bool:
-        """Whether losses are scaled, and steps whose gradient overflows are passed over."""
+        """Whether losses are scaled, and steps whose gradient overflows are skipped."""
         return self._scaler is not None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
@@ -113,7 +113,7 @@ class Precision:
 
         Args:
             optimizer: Has the gradients.
-            at_fault: [] above 0 where the step is passed over for another reason than the scale,
+            at_fault: [] above 0 where the step is skipped for another reason than the scale,
                 which stays as it is then; looked at on the device.
         """
         if self._scaler is None:
@@ -134,7 +134,7 @@ class Precision:
         return [tensor for tensor in found if tensor is not None]
 
     def stepped(self, *, overflown: bool) -> None:
-        """Adjust the scale after a step that was applied, or passed over, elsewhere."""
+        """Adjust the scale after a step that was applied, or skipped, elsewhere."""
         scaler = self._scaler
         if scaler is None:
             return

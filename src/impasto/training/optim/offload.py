@@ -23,7 +23,7 @@ class OffloadedStates:
     """Keeps the large tensors of an optimizer's state in RAM.
 
     Copies run beside the arithmetic, on a separate stream, from and to pinned memory. On a
-    processor both places are the same, and copies are made all the same.
+    CPU both places are the same, and copies are made all the same.
 
     Args:
         device: Where the weights are.

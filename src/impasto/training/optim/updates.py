@@ -120,7 +120,7 @@ class UpdateAfterBackward:
         return norm
 
     def require_applied(self) -> None:
-        """Check that no step was passed over; only a fused optimizer on a GPU passes over any."""
+        """Check that no step was skipped; only a fused optimizer on a GPU passes over any."""
         if self._finite_tracker is not None:
             self._finite_tracker.require_applied()
 
@@ -198,13 +198,13 @@ class UpdateInBackward:
             kept = norm
             if (
                 self._finite_tracker is not None and LAST_NORM in group
-            ):  # not that of what is passed over
+            ):  # not that of what is skipped
                 kept = torch.where(self._finite_tracker.found_inf > 0, group[LAST_NORM], norm)
             group[LAST_NORM] = kept
         return norm
 
     def require_applied(self) -> None:
-        """Check that no step was passed over; only a fused optimizer on a GPU passes over any."""
+        """Check that no step was skipped; only a fused optimizer on a GPU passes over any."""
         if self._finite_tracker is not None:
             self._finite_tracker.require_applied()
 

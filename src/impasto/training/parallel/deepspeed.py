@@ -58,8 +58,8 @@ def deepspeed_config(plugin: Any, *, max_grad_norm: float, accumulation: int) ->
     """
     if plugin is None:
         raise ConfigError(
-            "accelerate is configured for DeepSpeed and for the processor (use_cpu), which it does "
-            "not start together. Run `accelerate config` and choose FSDP, or not the processor."
+            "accelerate is configured for DeepSpeed and for the CPU (use_cpu), which it does "
+            "not start together. Run `accelerate config` and choose FSDP, or not the CPU."
         )
     asked = dict(plugin.deepspeed_config)
     for section, ours in _ELSEWHERE.items():

@@ -24,7 +24,7 @@ from impasto.training.planning.transfers import Transfers
 
 UTILIZATION = {"cpu": 0.6, "cuda": 0.16}
 """Of the speed of large matrix products, what a U-Net's step reaches: measured by `python -m bench`
-on a processor, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches on a fast
+on a CPU, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches on a fast
 GPU reach less: launching kernels takes longer than running them."""
 COMPILED_UTILIZATION = 0.31
 """The same of a U-Net that is compiled as a whole, on the H200."""

@@ -106,7 +106,7 @@ COMPUTE_BF16 = Lever(
 )
 COMPUTE_FP16 = Lever(
     {"training": {"mixed_precision": "fp16"}},
-    "activations take half, and steps are faster; steps whose gradient overflows are passed over",
+    "activations take half, and steps are faster; steps whose gradient overflows are skipped",
     lambda c: c.training.mixed_precision == "no",
 )
 HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
@@ -162,7 +162,7 @@ LADDER = {
         TWO_LEVELS, ALL_LEVELS, EIGHT_BITS, WEIGHTS_BF16,
     ),
 }  # fmt: skip
-"""Best first, by the device: 8-bit states cost little on a GPU and half the speed on a processor,
+"""Best first, by the device: 8-bit states cost little on a GPU and half the speed on a CPU,
 where gradients that are freed at once cost nothing."""
 
 

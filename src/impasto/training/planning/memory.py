@@ -55,7 +55,7 @@ BYTES_PER_FACTORED_UPDATE = 8
 what becomes of them, in float32 (transformers' `Adafactor.step`)."""
 
 WIDENED_AT_ONCE = 20
-"""Bytes for each weight of a tensor that bitsandbytes steps on a processor: both means in float32,
+"""Bytes for each weight of a tensor that bitsandbytes steps on a CPU: both means in float32,
 and what is computed on the way. Measured; on a GPU it has kernels that need none of it."""
 
 NOT_MEASURED = StepCost(0, 0, 0, 0, 0)
@@ -171,7 +171,7 @@ class FootprintPredictor:
         return [self._at(config, phase, state, cost) for phase in phases]
 
     def ram(self, config: RunConfig) -> dict[str, int]:
-        """Bytes that a run keeps in RAM beside a GPU, by what takes them; nothing on a processor.
+        """Bytes that a run keeps in RAM beside a GPU, by what takes them; nothing on a CPU.
 
         Raises:
             ImpastoError: As `footprint`.

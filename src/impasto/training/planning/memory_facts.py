@@ -94,7 +94,7 @@ def bytes_of(module: torch.nn.Module) -> int:
 def text_encoder_bytes(config: RunConfig, model: BaseModel, device_type: str) -> int:
     """Bytes of frozen text encoders on the device: beside a GPU in the types they are stored in.
 
-    On a processor they are in float32.
+    On a CPU they are in float32.
     """
     total = 0
     for name, network in model.text_encoders.items():

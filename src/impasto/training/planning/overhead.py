@@ -13,7 +13,7 @@ from impasto.training.optim.graph_recorder import MOST_GRAPHS
 
 RUNTIME = {"cpu": 570 << 20, "cuda": 850 << 20}
 """Bytes of Python, PyTorch and its libraries; on a GPU of CUDA's context and cuDNN's workspaces
-(that number is an estimate). Measured on a processor with torch 2.13, diffusers, bitsandbytes."""
+(that number is an estimate). Measured on a CPU with torch 2.13, diffusers, bitsandbytes."""
 
 _WORKSPACE = 4096 * 2 * 1024 + 16 * 8 * 1024
 _WORKSPACE_HOPPER = 4096 * 8 * 1024

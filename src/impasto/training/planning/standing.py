@@ -58,7 +58,7 @@ class StandingMemory:
         }
 
     def _on_device(self, *, away: bool) -> bool:
-        """On a processor, what is kept away from a GPU is in the same memory."""
+        """On a CPU, what is kept away from a GPU is in the same memory."""
         return not (away and self._on_gpu)
 
     def _weights(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> int:

@@ -31,7 +31,7 @@ class _PendingBatch:
 
 
 def build_prefetcher(device: torch.device, conditioner: TextConditioner | None = None) -> Prefetch:
-    """What takes batches to a device; a processor has them already.
+    """What takes batches to a device; a CPU has them already.
 
     Args:
         device: Where they are trained on.

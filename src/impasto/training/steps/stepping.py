@@ -90,7 +90,7 @@ class Stepper:
             average.wait_for_copies()  # as late as that: they are made beside the step
         self._seed_update(optimizer_step)
         norm = self.update.apply(self._mean_over_processes(total))
-        self.update.is_stepping = True  # what follows belongs to the step, also of one passed over
+        self.update.is_stepping = True  # what follows belongs to the step, also of one skipped
         if session.uncertainty is not None:
             self._learn_weights(session.uncertainty)
         return StepResult(total, norm, lr_factor)
