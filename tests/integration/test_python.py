@@ -251,6 +251,16 @@ def test_a_network_that_something_is_attached_to_is_not_saved(nano_model, tmp_pa
     assert not (tmp_path / "out.safetensors").exists()
 
 
+def test_there_is_no_layer_0(nano_model, tmp_path):
+    """1 is the last; 0 was taken for what the file says."""
+    model = impasto.load_base_model(nano_model)
+    with pytest.raises(ConfigError, match="give a number from 1 to 3"):
+        impasto.Sampler.of(model, clip_skip=0)
+    with pytest.raises(ConfigError, match="clip_skip is 0"):
+        impasto.save_model(model, tmp_path / "m.safetensors", clip_skip=0)
+    assert not list(tmp_path.glob("m*"))
+
+
 def test_a_saved_model_has_what_did_not_learn_bit_for_bit(nano_model, tmp_path):
     model = impasto.load_base_model(nano_model)
     with torch.no_grad():

@@ -87,7 +87,7 @@ class Sampler:
             layout: How prompts are read; None means what the file says, or as A1111 does.
         """
         metadata = model.contents.metadata
-        layer = clip_skip or trained_clip_skip(model.contents)
+        layer = trained_clip_skip(model.contents) if clip_skip is None else clip_skip
         layout = layout or prompt_layout(metadata)
         tokens = build_tokens(model, layout)
         states = TextStates.of(model, layer)

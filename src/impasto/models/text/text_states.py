@@ -36,9 +36,9 @@ class ClipHiddenStates(nn.Module):
     ) -> None:
         super().__init__()
         self.text_encoder, self.reading = text_encoder, reading
-        self.layer = clip_skip or reading.layer
+        self.layer = reading.layer if clip_skip is None else clip_skip
         layers = len(self._inner.encoder.layers)
-        if self.layer > layers:
+        if not 1 <= self.layer <= layers:
             raise ConfigError(
                 f"model.clip_skip is {self.layer}, but this text encoder has {layers} layers; "
                 f"give a number from 1 to {layers}."

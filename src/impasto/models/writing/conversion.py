@@ -119,7 +119,7 @@ def save_model(
 
     Raises:
         ConfigError: Something is at the target already, or what the model or its VAE was loaded
-            from is, or its ending is of no form.
+            from is, its ending is of no form, or there is no such layer.
         ModelError: A network has other tensors than it was loaded with; a weight is NaN or
             infinite, or becomes so in the type.
         StorageError: The target cannot be written; it is as it was.
@@ -144,6 +144,8 @@ def save_model(
     about = converted_info(model.contents, target, title or model_name(target))
     untrue = (*OF_TRAINING, MERGE_KEY, RANDOM_KEY)  # of a model whose weights are others now
     more = {key: text for key, text in about.more.items() if not key.startswith(untrue)}
+    if clip_skip is not None and clip_skip < 1:
+        raise ConfigError(f"clip_skip is {clip_skip}; expected 1, the last layer, or more.")
     layer = clip_skip or about.encoder_layer
     write_model(contents, target, form, replace(about, more=more, encoder_layer=layer), progress)
     return target
