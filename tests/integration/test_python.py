@@ -254,7 +254,7 @@ def test_a_network_that_something_is_attached_to_is_not_saved(nano_model, tmp_pa
 def test_there_is_no_layer_0(nano_model, tmp_path):
     """1 is the last; 0 was taken for what the file says."""
     model = impasto.load_base_model(nano_model)
-    with pytest.raises(ConfigError, match="give a number from 1 to 3"):
+    with pytest.raises(ConfigError, match="clip_skip is 0, but this text encoder has"):
         impasto.Sampler.of(model, clip_skip=0)
     with pytest.raises(ConfigError, match="clip_skip is 0"):
         impasto.save_model(model, tmp_path / "m.safetensors", clip_skip=0)
