@@ -13,7 +13,6 @@ from safetensors.torch import load_file
 from impasto.config.cases import Facts
 from impasto.errors import NonFiniteLossError, OutOfMemoryError, RunError
 from impasto.runs import RunDirectory
-from impasto.training import trainer
 from impasto.training.assembly import build, encoded_model, trained_network
 from impasto.training.builders.overrides import Overrides
 from impasto.training.events import SilentEvents
@@ -21,6 +20,7 @@ from impasto.training.monitoring import metrics
 from impasto.training.optim.ema import EmaWeights
 from impasto.training.optim.graphed_update import GraphedUpdate
 from impasto.training.optim.updates import UpdateAfterBackward, UpdateInBackward
+from impasto.training.planning import resolved_run
 from impasto.training.steps import micro_steps, step_graphs
 from impasto.training.trainer import resume, train
 
@@ -41,7 +41,7 @@ def recorders(monkeypatch):
         return made[-1]
 
     monkeypatch.setattr(step_graphs, "build_recorder", recorder)
-    for module in (build, encoded_model, trainer):
+    for module in (build, encoded_model, resolved_run):
         monkeypatch.setattr(module, "facts_of", lambda *_, **__: Facts("cuda", 1, ""))
     return made
 

@@ -191,12 +191,13 @@ def test_each_update_of_recorded_kernels_begins_anew(train_config, monkeypatch):
     """PyTorch has to be told that the outputs of the step before are not needed any more."""
     from impasto.training import trainer
     from impasto.training.assembly import build, encoded_model, trained_network
+    from impasto.training.planning import resolved_run
     from impasto.training.steps import stepping
 
     marks = []
     monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: marks.append(1))
     monkeypatch.setattr(trained_network, "compile_unet", lambda *_, **__: None)
-    for module in (build, encoded_model, trainer):
+    for module in (build, encoded_model, resolved_run):
         monkeypatch.setattr(module, "facts_of", lambda *_, **__: Facts("cuda", 1, ""))
     assert stepping.torch is torch
     for graphs, expected in ((True, 2), (False, 0)):

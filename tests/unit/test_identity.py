@@ -48,6 +48,12 @@ def telling(deviation):
         (clues(1, 768, metadata={"modelspec.prediction_type": "v"}), "sd1", "v_prediction", "file"),
         (clues(metadata={"modelspec.prediction_type": "v"}), "sd2-v", "v_prediction", "modelspec"),
         (clues(metadata={"modelspec.prediction_type": "epsilon"}), "sd2-base", "epsilon", "file"),
+        (
+            clues(1, 768, metadata={"modelspec.architecture": "stable-diffusion-v1"}),
+            "sd1",
+            "epsilon",
+            "unless something says otherwise",
+        ),
         (clues(metadata={"modelspec.predict_key": "v"}), "sd2-v", "v_prediction", "predict_key"),
         (clues(metadata={"modelspec.prediction_type": "v-zsnr"}), "sd2-v", "v_prediction", "file"),
         (

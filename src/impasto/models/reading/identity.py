@@ -260,10 +260,12 @@ def _the_metadata(clues: Clues, _: tuple[Family, ...]) -> Testimony:
 
 
 def _the_architecture(clues: Clues, generation: tuple[Family, ...]) -> Testimony:
-    """The architecture of the metadata, where one row alone has it, as SD 2's do."""
+    """The architecture of the metadata, where it tells rows of a generation apart, as SD 2's do."""
     said = clues.metadata.get(ARCHITECTURE)
     rows = [row for row in generation if row.architecture == said]
-    return (rows[0].prediction, f"{ARCHITECTURE} in the file") if len(rows) == 1 else None
+    if len(rows) != 1 or len(generation) == 1:
+        return None
+    return rows[0].prediction, f"{ARCHITECTURE} in the file"
 
 
 def _the_mark(clues: Clues, _: tuple[Family, ...]) -> Testimony:

@@ -131,5 +131,5 @@ def _badges(image: ListedImage, facts: CardFacts) -> list[tuple[str, str]]:
 
 
 def _times(factor: float) -> str:
-    """How often, with a digit after the point where that says something."""
-    return f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}"
+    """How often, in two digits, or in as many as there are before the point."""
+    return f"{factor:.2g}" if factor < 10 else f"{factor:,.0f}"
