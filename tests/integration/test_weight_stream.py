@@ -136,7 +136,7 @@ def trained(path, copies, *, way="exact", dtype=torch.float32, kind="adamw", blo
     stream = None
     if copies is not None:
         stream = WeightStream(trainable.network, blocks, CPU, copies)
-        stream.place()
+        stream.allocate()
     rounding = build_rounding("stochastic", CPU) if dtype != torch.float32 else None
     rules = ChunkRules(rounding, each_alone=True)
     optimizer = build_optimizer(parts, OptimizerConfig(kind=kind, lr=1e-3), rules)
@@ -218,7 +218,7 @@ def test_what_is_on_the_device_is_three_blocks_and_what_is_in_none(nano_model):
     inside = {p for block in blocks for p in block.parameters()}
     every = list(trainable.unet.parameters())
     assert sum(p.numel() for p in inside) > 0.6 * sum(p.numel() for p in every)
-    WeightStream(trainable.network, blocks, CPU, PlainCopies()).place()
+    WeightStream(trainable.network, blocks, CPU, PlainCopies()).allocate()
     own = {p.untyped_storage().data_ptr() for p in inside}
     most = []
 
@@ -245,7 +245,7 @@ def test_what_is_on_the_device_is_predicted(nano_model, train_config):
     trainable = fine_tune(nano_model)
     blocks = recomputed_blocks(trainable.unet)
     stream = WeightStream(trainable.network, blocks, CPU, PlainCopies())
-    stream.place()
+    stream.allocate()
     inside = sum(p.nbytes for block in blocks for p in block.parameters())
     buffers = sum(buffer.bytes.numel() for buffer in stream._buffers)
     saved = taken[False] - taken[True]
@@ -310,7 +310,7 @@ def test_an_error_within_a_pass_leaves_weights_in_ram(nano_model):
     before = [p.detach().clone() for p in trainable.unet.parameters()]
     blocks = recomputed_blocks(trainable.unet)
     stream = WeightStream(trainable.network, blocks, CPU, LateCopies())
-    stream.place()
+    stream.allocate()
 
     given, named = arguments(trainable.unet, 1, torch.Generator().manual_seed(1))
     handle = blocks[3].register_forward_hook(_fail)
@@ -329,7 +329,7 @@ def test_an_error_within_a_pass_leaves_weights_in_ram(nano_model):
 
 def test_weights_that_were_changed_in_ram_are_used():
     network = nn.Sequential(nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False))
-    WeightStream(network, list(network), CPU, LateCopies()).place()
+    WeightStream(network, list(network), CPU, LateCopies()).allocate()
     ones = torch.ones(1, 4)
     with torch.no_grad():
         network(ones)
@@ -353,7 +353,7 @@ def test_what_an_optimizer_puts_in_the_place_of_a_weight_is_taken_back():
     layers.to(memory_format=torch.channels_last)
     before = [p.detach().clone() for p in layers.parameters()]
     stream = WeightStream(layers, list(layers), CPU, LateCopies())
-    stream.place()
+    stream.allocate()
     optimizer = ChunkedOptimizer(
         [{"params": list(layers.parameters()), "lr": 0.1}],
         lambda groups: Rebinding(groups, lr=0.1),
@@ -377,7 +377,7 @@ def test_what_an_optimizer_puts_in_the_place_of_a_weight_is_taken_back():
 def test_a_forward_pass_that_fails_under_the_average_spoils_no_weight(nano_model):
     trainable = fine_tune(nano_model)
     blocks = recomputed_blocks(trainable.unet)
-    WeightStream(trainable.network, blocks, CPU, LateCopies()).place()
+    WeightStream(trainable.network, blocks, CPU, LateCopies()).allocate()
     parameters = dict(trainable.unet.named_parameters())
     average = EmaWeights(parameters, 0.5, on_cpu=True, overlapped=False)
     with torch.no_grad():
@@ -419,7 +419,7 @@ def test_ram_is_pinned_in_few_pieces_that_hardly_waste_any(monkeypatch):
     monkeypatch.setattr("impasto.training.optim.streaming.ARENA", 1 << 16)
     network = nn.ModuleList(nn.Linear(30 + n, 40) for n in range(60))
     stream = WeightStream(network, list(network), CPU, PlainCopies())
-    stream.place()
+    stream.allocate()
     rounded = sum(1 << (size - 1).bit_length() for size in pieces)  # as PyTorch rounds them
     assert len(pieces) < 15
     assert stream.host_bytes <= rounded < 1.25 * stream.host_bytes
@@ -428,7 +428,7 @@ def test_ram_is_pinned_in_few_pieces_that_hardly_waste_any(monkeypatch):
 def test_tensors_keep_their_layout_and_begin_where_kernels_want_them():
     layer = nn.Conv2d(8, 8, 3).to(memory_format=torch.channels_last)
     strides = [p.stride() for p in layer.parameters()]
-    WeightStream(nn.Sequential(layer), [layer], CPU, PlainCopies()).place()
+    WeightStream(nn.Sequential(layer), [layer], CPU, PlainCopies()).allocate()
     assert [p.stride() for p in layer.parameters()] == strides
     first, second = (p.data_ptr() for p in layer.parameters())
     assert (second - first) % ALIGNMENT == 0

@@ -386,7 +386,7 @@ def test_a_learning_text_encoder_and_previews_count(train_config, bare_model):
     assert text.activations > plain.activations
     drawing = {"prompts": ["x"], "width": 1024, "height": 1024}
     shown = meter.footprint(train_config(previews=drawing), SIZE, 1)
-    assert shown.moment == "drawing previews of 1024x1024"
+    assert shown.phase == "drawing previews of 1024x1024"
 
 
 def test_shares_of_a_model_take_less(train_config, flat_model):
@@ -394,7 +394,7 @@ def test_shares_of_a_model_take_less(train_config, flat_model):
     config = train_config(training={"ema_decay": 0.9}, optimizer={"kind": "adamw"})
 
     def of(shares):
-        return FootprintPredictor(flat_model, "cpu", shares=shares).footprint(config, SIZE, 2)
+        return FootprintPredictor(flat_model, "cpu", sharding=shares).footprint(config, SIZE, 2)
 
     whole, fsdp, zero = (
         of(Sharding()),

@@ -85,7 +85,7 @@ def fitting(train_config, meta_model, budget, device="cuda", **changes):
 
 def encoding_phase(ladder, config):
     moments = ladder.meter.all_phases(config, SIZE, 4)
-    return next(found for found in moments if found.moment.startswith("encoding"))
+    return next(found for found in moments if found.phase.startswith("encoding"))
 
 
 def test_a_vae_batch_that_does_not_fit_is_made_smaller(train_config, bare_model):
@@ -135,8 +135,8 @@ def test_validation_never_takes_more_than_an_update(train_config, bare_model):
             taken = [*(other for other in taken if not rung.replaces(other)), rung]
             changed = with_rungs(config, taken)
             moments = ladder.meter.all_phases(changed, SIZE, batch)
-            looking = next(m for m in moments if m.moment.startswith("validating"))
-            others = [m.total for m in moments if not m.moment.startswith(("valid", "encod"))]
+            looking = next(m for m in moments if m.phase.startswith("validating"))
+            others = [m.total for m in moments if not m.phase.startswith(("valid", "encod"))]
             assert looking.total <= max(others), (batch, averaged, rung.text())
 
 

@@ -113,7 +113,7 @@ def test_a_cast_copy_of_what_waits_is_that_of_its_values(halves):
 
 def test_encoders_that_wait_come_when_asked_and_go_again(halves):
     model = waiting_model(halves, lambda _, tensors: keep_in_ram(tensors))
-    states = TextStates.of(model).place(CPU)
+    states = TextStates.of(model).to_device(CPU)
     assert states.are_waiting
     with states.awake(CPU):
         assert not states.are_waiting

@@ -343,7 +343,7 @@ def test_the_plan_counts_what_graphs_keep(train_config, nano_model):
             workload=Workload(Size(64, 64), buckets=9),
         )
         phases = predictor.all_phases(config, Size(64, 64), 4)
-        found[graphs] = {phase.moment.partition(" ")[0]: phase for phase in phases}
+        found[graphs] = {phase.phase.partition(" ")[0]: phase for phase in phases}
     plain, graphed = found["off"], found["step"]
     assert graphed["training"].workspace >= plain["training"].workspace + (9 + 1) * GRAPH
     gradients = graphed["training"].gradients

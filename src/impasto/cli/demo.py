@@ -63,7 +63,7 @@ def _suggest_commands(config_file: Path) -> list[str]:
     """How to do the same with one's own images, to be pasted."""
     bounds = "--resolution 136 --min-side 64 --max-side 256 --step 32"
     changes = [
-        "dataset.image_dir=MY_PICTURES",
+        "dataset.image_dir=MY_IMAGES",
         "validation.image_dir=none",
         "validation.split=0.1",
         "output_dir=my-run",
@@ -71,7 +71,7 @@ def _suggest_commands(config_file: Path) -> list[str]:
     sets = [argument for change in changes for argument in ("--set", change)]
     size = "--width 128 --height 128 --guidance 2"
     return [
-        command("dataset", "plan", "MY_PICTURES", *bounds.split()),
+        command("dataset", "plan", "MY_IMAGES", *bounds.split()),
         command("train", config_file, *sets),
         command("sample", "my-run", "a cat face", *size.split()),
     ]

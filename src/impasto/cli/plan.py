@@ -139,7 +139,7 @@ def plan_of(outlook: Outlook) -> RunPlan:
             transfers=transfers,
         ),
         memory=MemoryPlan(
-            outlook.footprint.moment,
+            outlook.footprint.phase,
             {name: size for name, size in outlook.footprint.by_item().items() if size},
             outlook.footprint.total,
             outlook.fitting.budget,

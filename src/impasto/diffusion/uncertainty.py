@@ -64,7 +64,7 @@ class Uncertainty:
         t: Int[Tensor, "b"],
         losses: Float[Tensor, "b"],
         weights: Float[Tensor, "b"],
-        share: float,
+        fraction: float,
     ) -> None:
         """Take in what a micro-batch came to.
 
@@ -74,9 +74,9 @@ class Uncertainty:
             t: Timesteps.
             losses: Weighted with exp(-u), and with `weights`.
             weights: Of the samples.
-            share: Of one sample in the mean over the step.
+            fraction: Of one sample in the mean over the step.
         """
-        by_u = (weights - losses.detach()) * share
+        by_u = (weights - losses.detach()) * fraction
         self._gradient += by_u @ self._features[t]
 
     def gradient(self) -> Tensor:

@@ -124,17 +124,17 @@ def v_loss_as_noise_loss(
     return snr / (snr + 1)
 
 
-def noise_loss_like_v(share: float) -> LossWeight:
-    """1 + share * (SNR + 1) / SNR, SNR at most 1000: some of the loss in v added to epsilon's.
+def noise_loss_like_v(fraction: float) -> LossWeight:
+    """1 + fraction * (SNR + 1) / SNR, SNR at most 1000: some of the loss in v added to epsilon's.
 
     Args:
-        share: How much of it.
+        fraction: How much of it.
     """
 
     def weight(
         t: Int[Tensor, "b"], schedule: NoiseSchedule, prediction: Prediction
     ) -> Float[Tensor, "b"]:
-        return 1 + share / v_loss_as_noise_loss(t, schedule, prediction)
+        return 1 + fraction / v_loss_as_noise_loss(t, schedule, prediction)
 
     return weight
 

@@ -94,7 +94,7 @@ def interval_of(
 
 @cache
 def _expanded_tail(count: int) -> float:
-    """The share of draws of so many things that is beyond each end of an interval."""
+    """The fraction of draws of so many things that is beyond each end of an interval."""
     farther = math.sqrt(count / (count - 1)) * student_quantile(count - 1)
     return NormalDist().cdf(-farther)
 
@@ -121,8 +121,8 @@ def _central_share(t: float, freedom: int) -> float:
     for k in range(2 + is_odd, freedom - 1, 2):
         term *= (k - 1) / k * cosine**2
         total += term
-    share = math.sin(angle) * total
-    return (angle + share) * 2 / math.pi if is_odd else share
+    fraction = math.sin(angle) * total
+    return (angle + fraction) * 2 / math.pi if is_odd else fraction
 
 
 def draw_weights(count: int, replicates: int, seed: int) -> np.ndarray:

@@ -29,7 +29,7 @@ class TrainedModule:
             beginning counts. What has rate 0 does not learn: see `freeze_blocks`.
         from_step: The optimizer step from which it learns.
         until_step: The one from which it learns no more; None means to the end.
-        shares: What of its parameters this process holds, where they are shared out.
+        shards: What of its parameters this process holds, where they are sharded.
         reads_text: Whether it is a text encoder: captions are encoded with gradients if it learns.
     """
 
@@ -39,12 +39,12 @@ class TrainedModule:
     block_lrs: Mapping[str, float] = field(default_factory=dict)
     from_step: int = 0
     until_step: int | None = None
-    shares: Mapping[str, nn.Parameter] | None = None
+    shards: Mapping[str, nn.Parameter] | None = None
     reads_text: bool = False
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The parameters that learn, by name; what this process holds of them."""
-        return dict(self._whole() if self.shares is None else self.shares)
+        return dict(self._whole() if self.shards is None else self.shards)
 
     def count(self) -> int:
         """How many numbers learn, in all."""

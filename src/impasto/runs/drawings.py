@@ -65,8 +65,8 @@ class Drawing:
     @property
     def when(self) -> str:
         """The moment at which it was asked for, as its name says."""
-        day, moment = self.path.name.split("-")[:2]
-        return f"{day[:4]}-{day[4:6]}-{day[6:]} {moment[:2]}:{moment[2:4]}"
+        day, clock = self.path.name.split("-")[:2]
+        return f"{day[:4]}-{day[4:6]}-{day[6:]} {clock[:2]}:{clock[2:4]}"
 
     def request(self) -> DrawRequest:
         """What is to be drawn, as `request.json` says.

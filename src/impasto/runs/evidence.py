@@ -106,13 +106,13 @@ def without_skewness(t: float, skewness: float, number: int) -> float:
         skewness: g, 0 or more: towards the other side than the mean lies.
         number: n.
     """
-    share = skewness / (6 * math.sqrt(number))
-    if share == 0 or math.isinf(t):
+    shift = skewness / (6 * math.sqrt(number))
+    if shift == 0 or math.isinf(t):
         return t
-    if t <= share:
+    if t <= shift:
         return 0.0
-    # the root of 2 share z^2 + z - (t - share), in the form that loses no digits for small shares
-    return 2 * (t - share) / (1 + math.sqrt(1 + 8 * share * (t - share)))
+    # the root of 2 shift z^2 + z - (t - shift), in the form that loses no digits for small shifts
+    return 2 * (t - shift) / (1 + math.sqrt(1 + 8 * shift * (t - shift)))
 
 
 def standard_error(values: Sequence[float]) -> float | None:

@@ -96,8 +96,8 @@ def change_text(learning: Learning, one: Validation, other: Validation) -> str:
     found = learning.compared(one, other)
     change = one.loss - other.loss
     error = "" if found is None else f" ± {found.standard_error:.4f}"
-    share = f" ({100 * change / other.loss:+.0f} %)" if other.loss > 0 else ""
-    return f"{change:+.4f}{error}{share}"
+    percent = f" ({100 * change / other.loss:+.0f} %)" if other.loss > 0 else ""
+    return f"{change:+.4f}{error}{percent}"
 
 
 def gap_text(learning: Learning) -> str:

@@ -216,7 +216,7 @@ def rescale_advice(
 
 
 def rescaled(
-    guided: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"], share: float
+    guided: Float[Tensor, "b c h w"], wanted: Float[Tensor, "b c h w"], fraction: float
 ) -> Float[Tensor, "b c h w"]:
     """Bring what was guided back towards the standard deviation of what the words alone give.
 
@@ -226,13 +226,13 @@ def rescaled(
     Args:
         guided: The U-Net's output with guidance.
         wanted: Its output for the prompt, without guidance.
-        share: Of the rescaled output in the result, from 0 (as it was guided) to 1.
+        fraction: Of the rescaled output in the result, from 0 (as it was guided) to 1.
     """
-    if share == 0:
+    if fraction == 0:
         return guided
     over = (1, 2, 3)
     before, after = guided.std(over, keepdim=True), wanted.std(over, keepdim=True)
-    return share * guided * (after / before) + (1 - share) * guided
+    return fraction * guided * (after / before) + (1 - fraction) * guided
 
 
 EXTRA: dict[str, dict[str, Any]] = {

@@ -93,10 +93,10 @@ def clock_of(folder: Path) -> float:
     probe = folder / f".clock-{os.getpid()}-{_OWN}-{threading.get_native_id()}"
     write(probe, b"impasto")
     try:
-        moment = modified_at(probe)
+        modified = modified_at(probe)
     finally:
         with contextlib.suppress(StorageError):  # who may put may not be allowed to remove
             remove(probe)
-    if moment is None:
+    if modified is None:
         raise StorageError(f"{shown(folder)}: what was just put there is missing.")
-    return moment
+    return modified

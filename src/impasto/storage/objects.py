@@ -332,8 +332,8 @@ def _is_empty(error: OSError, start: int) -> bool:
 def _stored(info: Mapping[str, Any]) -> Stored:
     values = [info[name] for name in (*_VERSIONS, *_TIMES) if info.get(name) is not None]
     first = values[0] if values else ""
-    moment = first.timestamp() if isinstance(first, datetime) else first
-    said = f"{moment:.3f}" if isinstance(moment, float) else str(moment).strip('"')
+    stamp = first.timestamp() if isinstance(first, datetime) else first
+    said = f"{stamp:.3f}" if isinstance(stamp, float) else str(stamp).strip('"')
     digest = hashlib.sha256(said.encode("utf-8")).digest()
     return Stored(int(info.get("size") or 0), int.from_bytes(digest[:8], "big") >> 2)
 

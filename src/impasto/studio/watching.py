@@ -113,10 +113,10 @@ def line_of(event: Mapping[str, Any]) -> dict[str, str] | None:
     text = _text_of(event)
     if text is None:
         return None
-    moment = event.get("time")
+    at = event.get("time")
     shown = ""
-    if isinstance(moment, (int, float)) and 0 <= moment < 2**33:
-        shown = time.strftime("%H:%M:%S", time.localtime(moment))
+    if isinstance(at, (int, float)) and 0 <= at < 2**33:
+        shown = time.strftime("%H:%M:%S", time.localtime(at))
     return {"time": shown, "kind": str(event["kind"]), "text": text}
 
 

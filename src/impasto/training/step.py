@@ -164,8 +164,8 @@ def _weights(batch: Batch, t: Int[Tensor, "b"], recipe: StepRecipe) -> Float[Ten
         return batch.weights
     where = batch.weights.device
     keeps = torch.zeros(len(t), dtype=torch.bool) if batch.keeps is None else batch.keeps.cpu()
-    share = retention(t, recipe.schedule.num_timesteps, recipe.retention, keeps)
-    return batch.weights * to_device(share, where)
+    factor = retention(t, recipe.schedule.num_timesteps, recipe.retention, keeps)
+    return batch.weights * to_device(factor, where)
 
 
 def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor, "b"]:

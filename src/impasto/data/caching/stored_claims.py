@@ -156,9 +156,9 @@ class StoredClaims:
     def _age_s(self, number: int, now: float) -> float:
         """Seconds since the owner of a claim gave a sign of life."""
         for sign in (_beat_of(self._folder, number), file_of(self._folder, number)):
-            moment = claims.modified_at(sign)
-            if moment is not None:
-                return max(0.0, now - moment)
+            modified = claims.modified_at(sign)
+            if modified is not None:
+                return max(0.0, now - modified)
         return STALE_S
 
     def _tidy(self, ended: set[int]) -> None:

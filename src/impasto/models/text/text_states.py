@@ -166,7 +166,7 @@ class TextStates(nn.Module):
         each = self.each()
         return EncodedShape(tuple(e.width for e in each), sum(e.pooled_width for e in each))
 
-    def place(self, device: torch.device) -> TextStates:
+    def to_device(self, device: torch.device) -> TextStates:
         """Bring the encoders to a device; those that wait stay as they are."""
         for encoder in self.each():
             if not is_waiting(encoder.text_encoder):

@@ -95,12 +95,12 @@ def _address(studio: Studio, run: RunDirectory | None) -> str:
 
 
 def _when(job: Job) -> str:
-    said, moment = ("added", job.added_at)
+    said, at = ("added", job.added_at)
     if job.began_at:
-        said, moment = ("ended", job.ended_at) if job.ended_at else ("began", job.began_at)
-    if not 0 < moment < _LATEST:
+        said, at = ("ended", job.ended_at) if job.ended_at else ("began", job.began_at)
+    if not 0 < at < _LATEST:
         return ""
-    return f"{said} {time.strftime('%Y-%m-%d %H:%M', time.localtime(moment))}"
+    return f"{said} {time.strftime('%Y-%m-%d %H:%M', time.localtime(at))}"
 
 
 def _devices(studio: Studio, jobs: list[Job]) -> list[dict[str, Any]]:

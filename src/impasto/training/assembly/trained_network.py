@@ -108,8 +108,8 @@ def build_learning(
         require_weights_alone(config.optimizer, Case(config, SETTINGS_ALONE).goes_by_chunks)
     rules = build_chunk_rules(config, trainable.modules, accelerator)
     stream = build_weight_stream(config, trainable, accelerator.device)
-    unet = strategy.wrap(trainable.network) if stream is None else stream.place()
-    trainable.modules = strategy.place(trainable.modules)
+    unet = strategy.wrap(trainable.network) if stream is None else stream.allocate()
+    trainable.modules = strategy.prepare(trainable.modules)
     optimizer = overrides.optimizer(trainable.modules, config, rules, note)
     _require_chunks(optimizer, rules)
     if config.training.channels_last:

@@ -119,7 +119,7 @@ def find_given_texts(
             advance(len(group[1]))
     _tell(search, progress)
     given = GivenTexts(search.found, search.shape, search.chunk_numbers, search.unended)
-    with states.place(device).awake(device):
+    with states.to_device(device).awake(device):
         _require_alike(given, states, search.to_compare())
     return given
 

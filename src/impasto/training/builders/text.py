@@ -134,7 +134,7 @@ def build_conditioners(
             conditioner(tokens, states),
             prompts(prompt_tokens, states),
         )
-    states.place(device)
+    states.to_device(device)
     on_disk = config.training.cache_text_to_disk
     store = _build_store(config, device, trainable, hash_of) if on_disk else None
     # always so many, whatever is new in a batch (the rest is filled up); no more than it has

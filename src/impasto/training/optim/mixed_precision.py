@@ -38,7 +38,7 @@ class Precision:
     Args:
         kind: `no`, `fp16` or `bf16`.
         device: Where.
-        of_shares: Whether each process holds a share of each gradient, so that norms and overflows
+        of_shards: Whether each process holds a share of each gradient, so that norms and overflows
             have to be found together.
         caches_casts: Whether a forward pass keeps the copies of weights that autocast makes.
     """
@@ -48,13 +48,13 @@ class Precision:
         kind: MixedPrecision,
         device: torch.device,
         *,
-        of_shares: bool = False,
+        of_shards: bool = False,
         caches_casts: bool = True,
     ) -> None:
         self._caches_casts = caches_casts
         self._dtype = autocast_dtype(kind)
-        self._device, self._is_sharded = device, of_shares
-        scaler = AllRanksGradScaler if of_shares else torch.amp.GradScaler
+        self._device, self._is_sharded = device, of_shards
+        scaler = AllRanksGradScaler if of_shards else torch.amp.GradScaler
         self._scaler = scaler(device.type) if self._dtype is torch.float16 else None
 
     @property

@@ -4,7 +4,7 @@ Li, Grandvalet and Davoine 2018 (arXiv:1802.01483) add alpha / 2 |w - w_0|^2 to 
 optimizer that divides by its running mean of squared gradients would divide the gradient of that
 too, so that the weights which matter most are held least; so the pull is taken out of the gradient,
 as Loshchilov and Hutter 2019 (arXiv:1711.05101) do with the pull to 0: w - w_0 is multiplied by
-1 - lr * share after each step, which is never below 0.
+1 - lr * fraction after each step, which is never below 0.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ class StartPull:
 
     Args:
         optimizer: Its parameters have the values to pull to; a copy of them is kept beside them.
-        share: What part of the distance is taken away per unit of learning rate.
+        fraction: What part of the distance is taken away per unit of learning rate.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, share: float) -> None:
-        self._share = share
+    def __init__(self, optimizer: torch.optim.Optimizer, fraction: float) -> None:
+        self._fraction = fraction
         self._start: dict[Tensor, Tensor] = {
             parameter: parameter.detach().clone()
             for group in optimizer.param_groups
@@ -43,10 +43,10 @@ class StartPull:
             starts = [self._start[parameter] for parameter in moved]
             if not moved:
                 continue
-            share = min(1.0, float(group["lr"]) * self._share)
+            fraction = min(1.0, float(group["lr"]) * self._fraction)
             if passed_over is None:
-                torch._foreach_lerp_(moved, starts, share)
+                torch._foreach_lerp_(moved, starts, fraction)
                 continue
-            applied = share * (passed_over == 0).to(torch.float32)
+            applied = fraction * (passed_over == 0).to(torch.float32)
             for parameter, start in zip(moved, starts, strict=True):
                 parameter.lerp_(start, applied.to(parameter.device))

@@ -129,7 +129,7 @@ class WeightStream:
         """Bytes of all blocks in RAM."""
         return sum(block.size for block in self._blocks.values())
 
-    def place(self) -> nn.Module:
+    def allocate(self) -> nn.Module:
         """Put the blocks into RAM and the rest on the device; the network, which streams them.
 
         Raises:

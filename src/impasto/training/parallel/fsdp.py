@@ -59,7 +59,7 @@ class FsdpStrategy:
         self._reshard_after_forward = reshard_after_forward
         self._roots: list[FSDPModule] = []
         self._dtensors: dict[str, DTensor] = {}
-        self._shares: dict[str, nn.Parameter] = {}
+        self._shards: dict[str, nn.Parameter] = {}
 
     @property
     def participates(self) -> bool:
@@ -80,18 +80,18 @@ class FsdpStrategy:
         self._roots.append(root)
         return root
 
-    def place(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
+    def prepare(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """Parts whose parameters are the tensors behind this process's shards."""
-        return tuple(replace(trained, shares=self._local_shards_of(trained)) for trained in modules)
+        return tuple(replace(trained, shards=self._local_shards_of(trained)) for trained in modules)
 
     def _local_shards_of(self, trained: TrainedModule) -> Mapping[str, nn.Parameter]:
-        shares = {}
+        shards = {}
         for name, parameter in trained.parameters().items():
             assert isinstance(parameter, DTensor)  # noqa: S101 - made so by wrap
             full = f"{trained.name}.{name}"
             self._dtensors[full] = parameter
-            self._shares[full] = shares[name] = nn.Parameter(parameter.to_local().detach())
-        return shares
+            self._shards[full] = shards[name] = nn.Parameter(parameter.to_local().detach())
+        return shards
 
     def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
         """Do nothing: the optimizer steps this process's shards as it would step whole weights."""
@@ -105,11 +105,11 @@ class FsdpStrategy:
         self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
     ) -> Precision:
         """Build the precision; norms and overflows are of the shares of all processes."""
-        return Precision(kind, device, of_shares=True, caches_casts=caches_casts)
+        return Precision(kind, device, of_shards=True, caches_casts=caches_casts)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
         """Build the update, which steps this process's shares by their gradients."""
-        pairs = [(self._dtensors[name], self._shares[name]) for name in self._dtensors]
+        pairs = [(self._dtensors[name], self._shards[name]) for name in self._dtensors]
         return FsdpUpdate(inputs, pairs)
 
     def reshard(self) -> None:
@@ -151,7 +151,7 @@ class FsdpStrategy:
         whole = {}
         for key, tensor in held.items():
             name, _ = split_key(key)
-            cut = name in self._shares and tensor.shape == self._shares[name].shape
+            cut = name in self._shards and tensor.shape == self._shards[name].shape
             whole[key] = self._gathered(name, tensor) if cut else LazyTensor.of(tensor)
         return OptimizerState(whole, optimizer_scalars(optimizer, names))
 
@@ -191,7 +191,7 @@ class FsdpStrategy:
             cut = distribute_tensor(values, like.device_mesh, like.placements, src_data_rank=None)
             return cut.to_local()
 
-        return LazyTensor(tuple(self._shares[name].shape), whole.dtype, read)
+        return LazyTensor(tuple(self._shards[name].shape), whole.dtype, read)
 
 
 class FsdpUpdate(UpdateAfterBackward):

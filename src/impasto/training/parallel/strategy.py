@@ -69,7 +69,7 @@ class ParallelStrategy(Protocol):
     def wrap(self, module: nn.Module) -> Any:
         """Bring a module that learns to where it computes; what training calls in its place."""
 
-    def place(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
+    def prepare(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """The parts, once their modules are wrapped: their parameters are what is stepped here."""
 
     def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
@@ -148,7 +148,7 @@ class DataParallelStrategy:
         self._wrapped.append(wrapped)
         return wrapped
 
-    def place(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
+    def prepare(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
         """Leave the parts whole, on this process's device."""
         return tuple(modules)
 

@@ -36,8 +36,8 @@ class StepCost:
 
     Attributes:
         peak_bytes: The most that it holds at once beside the weights, gradients among it.
-        gradient_bytes: The gradients in that moment.
-        most_beside: The most that it holds at once beside complete gradients, in another moment.
+        gradient_bytes: The gradients in that phase.
+        most_beside: The most that it holds at once beside complete gradients, in another phase.
         flops: Floating-point operations of matrix products and convolutions, a multiply-add as two,
             those included that checkpointing or a second backward pass repeats.
         operations: How many operations PyTorch is asked for, whatever their size.

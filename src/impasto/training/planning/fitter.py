@@ -145,7 +145,7 @@ class MemoryFitter:
         if footprint.total <= MARGIN * self.budget:
             return lacking
         found = (
-            f"While {footprint.moment}, this run will take about {gib(footprint.total)} "
+            f"While {footprint.phase}, this run will take about {gib(footprint.total)} "
             f"({describe_footprint(footprint)}), and {gib(self.budget)} are there."
         )
         if footprint.total <= self.budget / MARGIN:

@@ -68,18 +68,18 @@ _ITEMS = (
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on the device at the fullest moment.
+    """Bytes on the device at the fullest phase.
 
     Attributes:
         weights: Of all parts that are there, trained or not.
-        gradients: Those that are there in that moment.
+        gradients: Those that are there in that phase.
         optimizer: The optimizer's state.
         average: The running average of the weights.
         text_cache: Remembered outputs of a frozen text encoder.
         activations: What forward and backward hold, with copies of weights in half precision.
         fragmentation: What PyTorch's allocator holds in pieces that nothing fits into.
         workspace: What the libraries take themselves.
-        moment: What is being done then.
+        phase: What is being done then.
         flops: Floating-point operations of a step on the largest batch.
         operations: How many operations PyTorch is asked for in it, whatever their size.
     """
@@ -92,7 +92,7 @@ class Footprint:
     activations: int
     fragmentation: int
     workspace: int
-    moment: str
+    phase: str
     flops: int
     operations: int
 
@@ -113,7 +113,7 @@ class FootprintPredictor:
         models: The base model without values, or what makes it.
         device_type: `cpu` or `cuda`.
         record: A file that fake steps are remembered in; None remembers them here only.
-        shares: How much of the model a process has.
+        sharding: How much of the model a process has.
         workload: What is done beside training.
     """
 
@@ -122,21 +122,21 @@ class FootprintPredictor:
         models: MetaModels | Callable[[], BaseModel],
         device_type: str,
         record: Path | None = None,
-        shares: Sharding = WHOLE,
+        sharding: Sharding = WHOLE,
         workload: Workload | None = None,
     ) -> None:
-        self._shares, self._workload = shares, workload or Workload()
+        self._sharding, self._workload = sharding, workload or Workload()
         self._meta_models = models if isinstance(models, MetaModels) else MetaModels(models)
         self._on_gpu = device_type == "cuda"
         self._device_type = device_type
         self._costs = Costs(record, self._meta_models.code)
         self._other = OtherWork(self._meta_models, device_type, self._workload, self._costs)
         self._standing = StandingMemory(
-            device_type, shares, self._workload, is_usual=self._meta_models.is_usual
+            device_type, sharding, self._workload, is_usual=self._meta_models.is_usual
         )
 
     def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:
-        """What a run of these settings takes at its fullest moment, if that is its largest batch.
+        """What a run of these settings takes at its fullest phase, if that is its largest batch.
 
         Raises:
             ImpastoError: The model cannot be read, or the settings do not fit it.
@@ -198,7 +198,7 @@ class FootprintPredictor:
                 expandable=has_expandable_segments(),
             ),
             workspace=workspace_bytes(config, self._device_type, self._workload.buckets),
-            moment=phase.name,
+            phase=phase.name,
             flops=cost.flops,
             operations=cost.operations,
         )
@@ -213,7 +213,7 @@ class FootprintPredictor:
             others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
         return Phase(
             f"training on {bucket} images, {batch} at a time",
-            gradients // self._shares.gradients,
+            gradients // self._sharding.gradients,
             others
             + self._text_bytes(config, trainable, batch)
             + (self._transient(config, trainable) if steps_alone(config) else 0)
@@ -296,7 +296,7 @@ class FootprintPredictor:
     def _stepping(self, config: RunConfig, trainable: Trainable) -> Phase:
         """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
         gradients = 0 if steps_alone(config) else self._all_gradients(config, trainable)
-        gradients //= self._shares.gradients
+        gradients //= self._sharding.gradients
         others = self._transient(config, trainable)
         return Phase("stepping the weights", gradients, others)
 
@@ -323,6 +323,6 @@ class FootprintPredictor:
 
     def _gathered_bytes(self, trainable: Trainable) -> int:
         """Blocks that are put together just now: one, the next one, and a gradient."""
-        if self._shares.weights == 1:
+        if self._sharding.weights == 1:
             return 0
         return 3 * 4 * max(numel_of(block) for block in blocks_of(trainable.network))

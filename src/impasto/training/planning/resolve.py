@@ -114,9 +114,9 @@ def build_memory_fitter(
     made = models or MetaModels(
         partial(load_meta_model, config.model.path, build_open_options(config))
     )
-    shares = read_sharding(processes)
+    sharding = read_sharding(processes)
     meter = FootprintPredictor(
-        made, device.type, config.dataset.machine_dir / RECORD, shares, workload
+        made, device.type, config.dataset.machine_dir / RECORD, sharding, workload
     )
     asked = config.training.memory
     budget = asked << 30 if isinstance(asked, int) else free_memory(device)

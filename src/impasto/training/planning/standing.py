@@ -31,16 +31,16 @@ class StandingMemory:
 
     Args:
         device_type: `cpu` or `cuda`.
-        shares: How much of the model a process has.
+        sharding: How much of the model a process has.
         workload: What is done beside training.
         is_usual: Whether no code looks at the networks, so that frozen ones may wait or be narrow.
     """
 
     def __init__(
-        self, device_type: str, shares: Sharding, workload: Workload, *, is_usual: bool
+        self, device_type: str, sharding: Sharding, workload: Workload, *, is_usual: bool
     ) -> None:
         self._device_type, self._on_gpu = device_type, device_type == "cuda"
-        self._shares, self._workload, self._is_usual = shares, workload, is_usual
+        self._sharding, self._workload, self._is_usual = sharding, workload, is_usual
 
     def bytes_of(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
         """Bytes of the parts of a `Footprint` that are there from the first step on, by name."""
@@ -50,10 +50,10 @@ class StandingMemory:
         return {
             "weights": self._weights(config, trainable, model)
             + (4 * learning if config.optimizer.start_decay else 0),
-            "optimizer": optimizer_bytes(config, shapes_of(trainable)) // self._shares.optimizer
+            "optimizer": optimizer_bytes(config, shapes_of(trainable)) // self._sharding.optimizer
             if self._on_device(away=offloads_state(config))
             else 0,
-            "average": 4 * learning * averages // self._shares.weights,
+            "average": 4 * learning * averages // self._sharding.weights,
             "text_cache": self._text_cache(config, trainable),
         }
 
@@ -67,9 +67,9 @@ class StandingMemory:
         for module in (trainable.network, model.vae, *model.text_encoders.values()):
             for parameter in module.parameters():
                 if parameter.requires_grad:
-                    total += parameter.numel() * wide // self._shares.weights
-                    if self._shares.has_master_weights:
-                        total += parameter.numel() * 4 // self._shares.optimizer
+                    total += parameter.numel() * wide // self._sharding.weights
+                    if self._sharding.has_master_weights:
+                        total += parameter.numel() * 4 // self._sharding.optimizer
                 elif module is trainable.network and config.method.kind == "full":
                     total += parameter.numel() * wide  # a frozen block is read like the others
                 else:
