@@ -67,6 +67,17 @@ def changes(folder, *words):
     }
 
 
+def test_images_that_share_a_file_of_words_are_named_by_either(folder, tmp_path):
+    """`a.jpg` beside `a.png`, and one `a.txt`: once, whichever of them is asked for."""
+    Image.new("RGB", (16, 16)).save(folder / "a.jpg")
+    for named in ("a.jpg", "a.png", "a.jpg\na.png"):
+        given = edit(folder, "--add=x", "--images=-", "--dry-run", "--json", answer=f"{named}\n")
+        (change,) = json.loads(given)["changes"]
+        assert change["after"] == "cat, solo, x"
+    with pytest.raises(DatasetError, match=r"The first is 'a\.gif'"):
+        edit(folder, "--add=x", "--images=-", "--yes", answer="a.gif\na.jpg\n")
+
+
 def test_operations_are_done_in_the_order_in_which_they_are_typed(folder):
     one = changes(folder, "--add", "x@first", "--remove", "cat", "--add", "cat", "--where-tag=cat")
     assert one == {"a.png": "x, solo, cat", "sub/c.png": "x, dog, solo, cat"}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from impasto.annotate.dataset_folders import DatasetFolders
@@ -37,6 +37,7 @@ class CaptionFile:
         shown: Its path below its folder, with slashes.
         file: The file with the words, there or not.
         text: The words, without space around them.
+        others: Further images that have the same file, as `shown`: `a.png` beside `a.jpg`.
     """
 
     image: Path
@@ -44,6 +45,12 @@ class CaptionFile:
     shown: str
     file: Path
     text: str
+    others: tuple[str, ...] = ()
+
+    @property
+    def images(self) -> frozenset[str]:
+        """All images that have these words, by their paths below their folder."""
+        return frozenset({self.shown, *self.others})
 
 
 @dataclass(frozen=True)
@@ -68,8 +75,8 @@ class CaptionChoice:
         Raises:
             DatasetError: An image that is named is not there.
         """
-        found = [c for c in captions if self.images is None or c.shown in self.images]
-        missing = (self.images or frozenset()) - {caption.shown for caption in found}
+        found = [c for c in captions if self.images is None or c.images & self.images]
+        missing = (self.images or frozenset()).difference(*(c.images for c in found))
         if missing:
             raise DatasetError(
                 f"{len(missing)} of the images that are named cannot be edited: they are not in "
@@ -112,6 +119,9 @@ def find_captions(
     skipped: dict[Path, SkippedFile] = {}
     for record in records:
         file = beside.file(record.path, ending)
+        if file in found:
+            others = (*found[file].others, record.file_name)
+            found[file] = replace(found[file], others=others)
         if file in found or file in skipped:
             continue
         text, reason = "", folders.why_not_written(file)
