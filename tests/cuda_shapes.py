@@ -176,7 +176,9 @@ def main():
         trainable.unet.to(DTYPES[case["weights"]])
         found.append(step_bytes(trainable.network, case))
     sys.stdout.write(json.dumps(found))
+    sys.stdout.flush()
     del kernels
+    os._exit(0)  # autograd's thread for the device, which is none, may not end otherwise
 
 
 if __name__ == "__main__":
