@@ -1,6 +1,7 @@
 """What goes together: the table is asked by all, by the ladder of settings too."""
 
 import itertools
+import os
 import re
 
 import pytest
@@ -242,23 +243,41 @@ def test_the_plan_refuses_what_training_refuses(train_config, changes, fresh_acc
     assert said[0] == said[1]
 
 
-@pytest.mark.parametrize("is_file", [False, True])
+TAKEN = {
+    "": r"cannot be a run directory: it is a file",
+    "below": r"cannot be a run directory: .* is a file",
+    "in it": "already there and not empty",
+    "read-only": r"cannot be a run directory: the folder .* is read-only, or belongs to another",
+}
+
+
+@pytest.mark.parametrize("place", TAKEN)
 def test_a_plan_names_a_taken_directory_after_its_numbers(
-    train_config, capsys, fresh_accelerate, is_file
+    train_config, capsys, fresh_accelerate, monkeypatch, place
 ):
     """With training's words; a directory with a run in it is planned as that run."""
     config = train_config()
-    taken = config.output_dir if is_file else config.output_dir / "somebody's.txt"
-    taken.parent.mkdir(exist_ok=True)
-    taken.write_text("")
+    free = config.output_dir
+    if place == "in it":
+        free.mkdir()
+        (free / "somebody's.txt").write_text("")
+    elif place == "read-only":  # the superuser, who may run this, is refused nothing
+        may = os.access
+        monkeypatch.setattr(
+            os, "access", lambda path, mode: path != free.parent and may(path, mode)
+        )
+    else:
+        free.write_text("")
+        if place == "below":
+            config = config.model_copy(update={"output_dir": free / "deeper" / "run"})
     said = []
     for attempt in (lambda: show_plan(config, Console()), lambda: train(config)):
-        with pytest.raises(RunError, match="already there and not empty") as caught:
+        with pytest.raises(RunError, match=TAKEN[place]) as caught:
             attempt()
         said.append(str(caught.value))
     assert said[0] == said[1]
     assert "Memory" in capsys.readouterr().out
-    if not is_file:
+    if place == "in it":
         (config.output_dir / "config.toml").write_text("")
         show_plan(config, Console())
 

@@ -19,7 +19,7 @@ from impasto.models.reading.recorded import trained_resolution
 from impasto.publishing import redact_settings
 from impasto.runs import RunDirectory
 from impasto.training.monitoring.recorder import Recorder
-from impasto.training.monitoring.trackers import TrackedRun, open_trackers
+from impasto.training.monitoring.trackers import TrackedRun, open_trackers, require_trackers
 from impasto.training.optim.trial import require_steps
 from impasto.training.planning.out_of_memory import out_of_memory
 from impasto.training.signals import StoppedBySignal, StopRequest
@@ -75,6 +75,41 @@ def test_a_tracker_that_cannot_be_started_is_named(wandb, tmp_path):
     open_trackers(("wandb",), tracked)
     assert wandb.given["id"] is None
     assert (wandb.given["project"], wandb.given["name"]) == ("drawings", "a run")
+
+
+@pytest.mark.parametrize("mode", ["online", "shared", "offline", "disabled"])
+def test_a_run_and_its_plan_need_a_login_of_a_tracker_that_sends(monkeypatch, mode):
+    class RefusalError(Exception):
+        pass
+
+    asked, answers = [], [False, RefusalError("WANDB_API_KEY invalid: has 3 characters."), True]
+
+    def login(**given):
+        asked.append(given)
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    settings = SimpleNamespace(mode=mode)
+    package = SimpleNamespace(
+        setup=lambda: SimpleNamespace(settings=settings), login=login, Error=RefusalError
+    )
+    monkeypatch.setitem(sys.modules, "wandb", package)
+    monkeypatch.delenv("RANK", raising=False)
+    if mode in ("offline", "disabled"):
+        require_trackers(("wandb",))
+        assert not asked
+        return
+    with pytest.raises(ConfigError, match=r"no login is stored.*`wandb login`.*WANDB_MODE=offline"):
+        require_trackers(("wandb",))
+    with pytest.raises(ConfigError, match=r"has 3 characters\. Log in with"):
+        require_trackers(("wandb",))
+    require_trackers(("wandb",))
+    assert asked == [{"prompt": False, "verify": False}] * 3  # no question, no network
+    monkeypatch.setenv("RANK", "1")
+    require_trackers(("wandb",))
+    assert len(asked) == 3, "only the first process logs"
 
 
 @pytest.mark.parametrize(

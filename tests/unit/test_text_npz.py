@@ -11,6 +11,7 @@ from conftest import draw_images
 from two_encoders import write_model
 
 from impasto.cli.dataset import dataset
+from impasto.cli.outlook import look_ahead
 from impasto.data.caching.text_npz import TOKEN_IDS, is_before, read_text_npz, write_text_npz
 from impasto.data.captions import CaptionRules
 from impasto.data.engines.stages import Failure
@@ -473,9 +474,15 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
     for network in other.text_encoders.values():
         for parameter in network.parameters():
             parameter.data.add_(0.3 * torch.randn_like(parameter))
+    told = Told()
+    export_texts(records_of(folder), model, ENDING, CPU, SILENT)
+    look_ahead(config, told)
+    assert "Text encoder outputs in files are used for 3 of 3 captions." in told.lines
     export_texts(records_of(folder), other, ENDING, CPU, SILENT)
     with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
         found_in(folder, config, model)
+    with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
+        look_ahead(config, SILENT)
 
 
 def test_files_that_a_state_recorded_are_used_whatever_their_time(model, folder, config):

@@ -23,6 +23,7 @@ from impasto.training.lifecycle.output_room import require_output_room
 from impasto.training.lifecycle.preflight import require_machine, unused_gpu, why_gpu_unused
 from impasto.training.planning.disk import DiskPlan, plan_disk
 from impasto.training.planning.fitter import MemoryFitter
+from impasto.training.planning.given_texts import require_given_texts
 from impasto.training.planning.memory import Footprint
 from impasto.training.planning.resolve import build_memory_fitter
 from impasto.training.planning.resolved_run import resolve_run
@@ -59,6 +60,7 @@ def look_ahead(asked: RunConfig, progress: Progress) -> Outlook:
     run = resolve_run(asked, progress, processes, is_plan=True)
     config = run.config
     load_preview_network(config, progress)
+    require_given_texts(config, run.survey, progress)
     model, trainable = run.models.shown(config)
     group = heaviest_group(config, run.survey.plan.images)
     workload = Workload.of(config, run.survey)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
-from impasto import locks, temporary_names
+from impasto import locks, presence, temporary_names
 from impasto.errors import RunError
 from impasto.parsing import read_object
 from impasto.runs.given_code import how_to_resume
 
 
 def require_empty(path: Path) -> None:
-    """Make sure that nobody's files are in the way; what a killed process left is none.
+    """Make sure that a folder can be made, or is empty but for what a killed process left.
 
     Raises:
-        RunError: Something is already there.
+        RunError: There are other files in it, or it can be no folder.
     """
+    _require_folder(path)
     try:
         entries = list(path.iterdir()) if path.is_dir() else [path] if path.exists() else []
     except OSError:
@@ -27,6 +29,24 @@ def require_empty(path: Path) -> None:
         f"{path} is already there and not empty; nothing in it was touched. {_loss_text(path)}"
         f"Choose another output_dir, delete it, or continue it with: {how_to_resume(path, path)}"
     )
+
+
+def _require_folder(path: Path) -> None:
+    """Make sure that a path is a folder in which this user may write, or can be made one."""
+    nearest = next((each for each in (path, *path.parents) if presence.exists(each)), None)
+    if nearest is None or presence.is_withheld(nearest):
+        return  # a disk that does not answer: the writer reports it
+    if not presence.is_dir(nearest):
+        place = "it" if nearest == path else f"{nearest}"
+        raise RunError(
+            f"{path} cannot be a run directory: {place} is a file. Choose another output_dir."
+        )
+    if not os.access(nearest, os.W_OK):
+        place = "it" if nearest == path else f"the folder {nearest}"
+        raise RunError(
+            f"{path} cannot be a run directory: {place} is read-only, or belongs to another user. "
+            f"Choose another output_dir."
+        )
 
 
 def _loss_text(path: Path) -> str:

@@ -206,6 +206,25 @@ def meta_model_of(contents: ModelContents) -> BaseModel:
     return _assembled(contents, modules)
 
 
+def load_text_encoders(model: BaseModel, progress: Progress) -> None:
+    """Give the text encoders of a model without values their values, in float32.
+
+    Args:
+        model: A model of `load_meta_model`; its other networks stay without values.
+        progress: Shows how far the reading is.
+
+    Raises:
+        ModelError: A tensor holds NaN or infinite values.
+    """
+    contents = model.contents
+    tensors = {name: contents.components[name] for name in model.text_encoders}
+    size = sum(total_bytes(each) for each in tensors.values())
+    with progress.stage("Reading the text encoders", size >> 20, "MiB") as advance:
+        count = in_mib(advance)
+        for name, encoder in model.text_encoders.items():
+            _filled(encoder, tensors[name], f"{contents.source} ({name})", count, torch.float32)
+
+
 def _filled(
     module: nn.Module, tensors: Tensors, source: str, advance: Advance, dtype: torch.dtype
 ) -> None:

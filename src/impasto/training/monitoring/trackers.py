@@ -9,11 +9,14 @@ from typing import Any, Protocol
 
 from impasto import files, presence, storage_errors
 from impasto.errors import ConfigError
-from impasto.invocation import missing_extra
+from impasto.invocation import is_first_process, missing_extra
 from impasto.parsing import read_text
 from impasto.runs import RunDirectory
 
 WANDB_ID = "wandb-id.txt"
+
+_OFFLINE_MODES = ("offline", "dryrun", "disabled")
+"""Values of WANDB_MODE with which nothing is sent."""
 
 
 @dataclass(frozen=True)
@@ -113,11 +116,7 @@ class Wandb:
                 ),
             )
         except Exception as error:  # its own errors, and those of the network, have no common class
-            raise ConfigError(
-                f"logging.trackers asks for wandb, which cannot be started: {error}. Log in with "
-                f"`wandb login`, keep the numbers here with WANDB_MODE=offline, or take it out of "
-                f"logging.trackers."
-            ) from error
+            raise _without_wandb(f"which cannot be started: {error}") from error
         files.write_text(kept, str(self._run.id))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
@@ -152,13 +151,38 @@ def require(module: str, package: str) -> Any:
 
 
 def require_trackers(names: Iterable[str]) -> None:
-    """Make sure, before anything is made, that the packages are there.
+    """Make sure, before anything is loaded, that the trackers can be used.
 
     Raises:
-        MissingDependencyError: One is not installed.
+        MissingDependencyError: The package of one is not installed.
+        ConfigError: Weights & Biases is to be used online without a login on this machine.
     """
     for name in names:
-        require(name, name)
+        module = require(name, name)
+        if name == "wandb" and is_first_process():  # the others log nothing
+            _require_login(module)
+
+
+def _require_login(wandb: Any) -> None:
+    """Make sure that Weights & Biases has an API key, unless it sends nothing; it is not verified.
+
+    `wandb.init` would prompt for one on a terminal, hours into a run, and fail without one.
+    """
+    if wandb.setup().settings.mode in _OFFLINE_MODES:
+        return
+    try:
+        is_known = wandb.login(prompt=False, verify=False)
+    except wandb.Error as error:
+        raise _without_wandb(f"whose login is unusable: {error}") from error
+    if not is_known:
+        raise _without_wandb("but no login is stored on this machine")
+
+
+def _without_wandb(reason: str) -> ConfigError:
+    return ConfigError(
+        f"logging.trackers asks for wandb, {reason.rstrip('.')}. Log in with `wandb login`, keep "
+        f"the numbers here with WANDB_MODE=offline, or take it out of logging.trackers."
+    )
 
 
 def shown_numbers(record: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
