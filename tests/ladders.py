@@ -1,6 +1,7 @@
 """Settings to begin with for each way of training, and every rung of the ladder that they take."""
 
 from impasto.config.cases import Facts
+from impasto.config.compatibility import goes_together
 from impasto.optimizer_table import OPTIMIZERS
 from impasto.training.planning.levers import LADDER, offers, with_rungs
 
@@ -29,6 +30,39 @@ def rungs_taken(config, facts):
             taken = [*(other for other in taken if not rung.replaces(other)), rung]
             changed = with_rungs(config, taken)
     return taken
+
+
+BEGUN_ON_GPU = {
+    f"ladder of {kind}, {method}, {half}": (kind, method, half)
+    for kind, method in (
+        ("adamw", "full"),
+        ("adafactor", "full with the text encoder"),
+        ("adamw_schedule_free", "full"),
+        ("adamw", "hypernetwork"),
+    )
+    for half in ("fp16", "no")
+}
+"""Name -> optimizer, method and number format; other optimizers end on the same rungs as these."""
+
+
+def bottom_of_ladder(name, build, without=()):
+    """Settings of one step with every rung for GPUs taken that these take.
+
+    Args:
+        name: Of `BEGUN_ON_GPU`.
+        build: Makes a configuration of settings.
+        without: Rungs that are left out.
+    """
+    kind, method, half = BEGUN_ON_GPU[name]
+    training = {"max_steps": 1, "mixed_precision": half}
+    settings = {**METHODS[method], "optimizer": {"kind": kind}, "training": training}
+    config = build(settings)
+    assert goes_together(config, FACTS["GPU"])
+    for rung in rungs_taken(config, FACTS["GPU"]):
+        if rung not in without:
+            for section, fields in rung.changes.items():
+                settings[section] = {**settings.get(section, {}), **fields}
+    return settings
 
 
 def begun(train_config, kind, method, **training):

@@ -13,6 +13,7 @@ import tomli_w
 import torch
 from conftest import impasto
 from gpu_cases import CASES, FAULTS, broken_inputs, broken_step, fault_of
+from ladders import BEGUN_ON_GPU, bottom_of_ladder
 from runs import StopAt, exported
 from safetensors.torch import load_file
 
@@ -156,6 +157,12 @@ def test_a_lever_changes_nothing_beyond_rounding(name, train_config, tmp_path):
         train_config(output_dir=str(tmp_path / "lever"), training={**exact, **LEVERS[name]})
     )
     assert losses(found) == pytest.approx(losses(plain), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", BEGUN_ON_GPU)
+def test_what_the_ladder_ends_with_trains(name, train_config):
+    settings = bottom_of_ladder(name, lambda sections: train_config(**sections))
+    assert len(losses(train(train_config(**settings)))) == 1
 
 
 def test_copies_of_weights_give_the_same_bits(train_config, tmp_path):

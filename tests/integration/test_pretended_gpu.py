@@ -17,7 +17,11 @@ import torch
 from conftest import draw_images
 from flat_models import write_bare_model
 from gpu_cases import CASES, FAULTS, fault_of
+from ladders import BEGUN_ON_GPU, bottom_of_ladder
 from safetensors.torch import load_file
+
+from impasto.config.load import build_run_config
+from impasto.training.planning.levers import EIGHT_BITS, STREAM
 
 SUPPORT = Path(__file__).parent.parent / "support" / "pretend_cuda"
 sys.path.insert(0, str(SUPPORT))
@@ -69,8 +73,22 @@ WHOLE = {"": "fp32", "graphs' ": "steps as graphs"}
 """The whole runs that others are compared with, which save a state after each step."""
 
 
+LEFT_OUT = (EIGHT_BITS, STREAM)
+"""bitsandbytes has no library for a pretended GPU, and no tensor of one can become one of RAM."""
+
+
+def ladder_orders(order):
+    """A step with the settings that each ladder for GPUs ends with."""
+
+    def build(settings):
+        return build_run_config(order("plan", settings)["settings"], source="test")
+
+    return [order(name, bottom_of_ladder(name, build, LEFT_OUT)) for name in BEGUN_ON_GPU]
+
+
 def all_orders(order):
     found = [order(name, changes) for name, (changes, _) in CASES.items()]
+    found += ladder_orders(order)
     found.append(order("memory ", {}, like=WHOLE[""], each_site=True, folder="memory"))
     graphed = {"training": {"cuda_graphs": "step"}}
     like = WHOLE["graphs' "]
@@ -134,6 +152,16 @@ def test_a_run_mixes_no_devices_and_waits_only_where_it_says(name, answers):
     found = answers[name]
     assert found["error"] is None
     assert found["waits"]["1"] == found["waits"]["2"] == CASES[name][1]
+
+
+def test_what_the_ladder_chooses_for_a_gpu_trains(orders, answers):
+    """Offloaded optimizer states and fp16 are for GPUs alone."""
+    listed = ladder_orders(orders)
+    told = json.dumps(listed)
+    for word in ('"offload_optimizer": true', '"fp16"', '"exact"', '"last_norm"'):
+        assert word in told
+    found = {order["name"]: answers[order["name"]]["error"] for order in listed}
+    assert found == dict.fromkeys(found)
 
 
 def test_memory_is_touched_and_freed_in_order(answers):
