@@ -113,6 +113,7 @@ def test_where_nobody_knows_the_two_choices_are_named(open_one):
         (clues(channels=9), "inpainting: its U-Net takes 9 channels"),
         (clues(channels=8), "InstructPix2Pix"),
         (clues(channels=5), "depth"),
+        (clues(more={"time_embedding.cond_proj.weight": shaped(320, 256)}), "latent consistency"),
         (clues(1, 768, family_key="sd2-v"), "model.family says sd2-v, but the tensors"),
         (clues(2, 2048), "not a model of a family .*2048"),
         (clues(1, 768, open_clip=True), "OpenCLIP text encoder, .* SD 1.x, CLIP text"),

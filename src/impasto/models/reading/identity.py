@@ -31,6 +31,9 @@ GLOBAL_STEPS: dict[int, Prediction] = {875000: EPSILON, 110000: VELOCITY}
 TELLING_TENSOR = "up_blocks.3.attentions.2.transformer_blocks.0.norm1.bias"
 TELLING_DEVIATION = 0.09
 """Velocity models have a larger spread in that tensor; ComfyUI `comfy/supported_models.py`."""
+GUIDANCE_INPUTS = ("time_embedding.cond_proj.weight", "time_embed.cond_proj.weight")
+"""The layer of a U-Net with `time_cond_proj_dim` (Luo et al. 2023, arXiv:2310.04378), by the names
+of diffusers and of single files."""
 DOUBTFUL = 0.1  # share of the threshold within which the spread decides nothing
 
 
@@ -160,6 +163,13 @@ def _require_plain(clues: Clues) -> None:
         raise ModelError(
             f"{clues.source} is not a plain model but {sort}: its U-Net takes {channels} channels, "
             f"and only models that take 4 can be trained. Take the plain version of this model."
+        )
+    if any(name in clues.unet for name in GUIDANCE_INPUTS):
+        raise ModelError(
+            f"{clues.source} is not a plain model but a latent consistency model (LCM): its U-Net "
+            f"takes the guidance scale as an input, and is distilled to draw in a few steps, which "
+            f"training as a plain model would undo. Take the model that it was distilled from; an "
+            f"LCM LoRA works with what is trained from that."
         )
 
 
