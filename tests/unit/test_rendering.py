@@ -106,7 +106,7 @@ def test_a_mask_of_another_shape_is_named(tmp_path):
     (tmp_path / "masks").mkdir()
     Image.new("L", (64, 32)).save(tmp_path / "masks" / "a.png")
     subset = Subset(root=tmp_path, masks=MaskRules(folder=tmp_path / "masks"))
-    with pytest.raises(UnreadableImageError, match=r"its mask .*a\.png is 64x32, but the image is 64x64"):
+    with pytest.raises(UnreadableImageError, match=r"its mask .*a\.png is 64x32, but the image"):
         render(planned(tmp_path, subset))
 
 

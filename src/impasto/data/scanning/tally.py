@@ -38,9 +38,9 @@ class Tally:
         return {
             "Usable images": self.usable,
             **({"Regularisation images": self.regularisation} if self.regularisation else {}),
-            "Without words": self.without_words,
-            **({"With class_tokens for words": self.by_class} if self.by_class else {}),
-            **({"With a crop of their own": self.cut} if self.cut else {}),
+            "Without captions": self.without_words,
+            **({"Captioned by class_tokens": self.by_class} if self.by_class else {}),
+            **({"With a manual crop": self.cut} if self.cut else {}),
             "Skipped": self.set_aside,
             **({"Also found": self.also_found} if self.also_found else {}),
         }
