@@ -1,4 +1,4 @@
-"""Scan, split and plan the images that a run's settings name. Imports no torch."""
+"""Scans, splits and plans the images that a run's settings name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ class Survey:
 
     @property
     def balance(self) -> Balance | None:
-        """How regularisation images are balanced; None if there are none."""
+        """The balance of regularisation and training images; None without regularisation."""
         return balance_of(self.split.training, self.plan)
 
 
@@ -296,7 +296,7 @@ def split_of_source(
 
 
 def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:
-    """Return how a plan balances regularisation images of `records`; None if there are none."""
+    """Return the balance of regularisation images of `records` in a plan; None if there is none."""
     return count_balance(records, plan.table.records)
 
 

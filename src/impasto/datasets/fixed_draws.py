@@ -34,7 +34,7 @@ class NoiseDraws:
         return "validation draw" if self.are_spread else "validation"
 
     def standard_error(self, images: int) -> float:
-        """Estimate the standard error of the mean loss over `images` images, relative to it.
+        """Estimate the standard error of the mean loss over some images, as a fraction of it.
 
         Timesteps are stratified: an image's draws lie in as many equal parts of the schedule, one
         per part, so the loss varies only within a part, and less the more parts there are. The

@@ -54,7 +54,7 @@ class PreparedData:
         training: Training images that could be encoded.
         held_out: Images to validate on; None if there are none.
         cache: The cache that stores the latents of all of them.
-        balance: How regularisation images are balanced; None if there are none.
+        balance: The balance of regularisation and training images; None without regularisation.
         alike: As in the `Split`.
         share: This process's portion of the work of deriving data from the images.
     """

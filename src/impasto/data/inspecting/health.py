@@ -99,7 +99,7 @@ class Health:
         cropped: Images by the fraction cropped away, the worst first.
         too_small: Images that are enlarged by more than half.
         rotated: Images that EXIF rotates or mirrors.
-        balance: How regularisation images are balanced; None if there are none.
+        balance: The balance of regularisation and training images; None without regularisation.
         flips: Whether some images are mirrored in training.
         captions: Statistics of the captions.
         tags: Tag -> images, the most frequent first.

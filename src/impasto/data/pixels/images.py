@@ -166,13 +166,15 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _scale_of(values: np.ndarray, whites: tuple[float, ...]) -> float:
-    """Return the factor that scales values to [0, 255], for the least white not exceeded."""
+    """Return the factor to [0, 255]; white is the least of `whites` that no value exceeds."""
     most = values.max(initial=0.0)
     return 255.0 / next(white for white in whites if most <= white)
 
 
 def _float_scale(values: np.ndarray) -> float:
-    """Return the factor of floating-point values: white is 1, 255 or 65535, and no file says which.
+    """Return the factor to [0, 255] of floating-point values, whose white is 1, 255 or 65535.
+
+    No file says which of these is white, so the range of the values decides.
 
     Raises:
         UnreadableImageError: There are NaN or infinite values, or a range that fits none, as of

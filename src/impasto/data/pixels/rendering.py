@@ -146,7 +146,7 @@ def _cropped(grey: Image.Image, image: PlannedImage) -> np.ndarray:
 def _resized_and_cropped(
     opened: Image.Image, image: PlannedImage, resample: Image.Resampling
 ) -> Image.Image:
-    """Resize and crop in one call without the parts cropped away: 20000x1 needs few bytes."""
+    """Resize only the part that the crop retains, so that 20000x1 needs no gigabytes."""
     if opened.size == image.resized.wh:
         return opened.crop(image.crop.ltrb)
     by_x, by_y = opened.width / image.resized.width, opened.height / image.resized.height

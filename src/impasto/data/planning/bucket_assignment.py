@@ -165,7 +165,7 @@ def _lost(bucket: Size, resized: Size) -> float:
 
 
 def _cover_exactly(size: Size, bucket: Size) -> Size:
-    """As `cover_size`, but round the longer side down: less than a pixel is squeezed."""
+    """Scale as `cover_size` does, but round the longer side down: less than a pixel is squeezed."""
     if size.aspect > bucket.aspect:
         return Size(max(bucket.width, int(size.aspect * bucket.height)), bucket.height)
     return Size(bucket.width, max(bucket.height, int(bucket.width / size.aspect)))

@@ -20,7 +20,7 @@ from impasto.progress import counted
 
 @dataclass(frozen=True)
 class Balance:
-    """How the regularisation images of one or more datasets are balanced.
+    """The balance of regularisation and training images in one or more datasets.
 
     Attributes:
         images: Number of regularisation images.
@@ -115,7 +115,7 @@ def showings_of(repeats: Sequence[int], wanted: int) -> list[int]:
 def count_balance(
     records: Sequence[ImageRecord], balanced: Sequence[ImageRecord]
 ) -> Balance | None:
-    """Count the effect of balancing; None if there are no regularisation images.
+    """Count regularisation images and showings after balancing; None if there are no such images.
 
     Args:
         records: The images before balancing.

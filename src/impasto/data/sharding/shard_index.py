@@ -105,7 +105,7 @@ class ShardIndex:
         return shard_rows
 
     def shards_of_all(self, keys: np.ndarray) -> set[str] | None:
-        """Return the shards that contain all keys; None if a key is in no shard.
+        """Return the names of the shards that hold the keys; None if a key is in no shard.
 
         Args:
             keys: [keys, 16] bytes of their hex digits; zeros for no key.
@@ -147,7 +147,7 @@ class ShardIndex:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the copy should be rewritten, since many keys have been added since then."""
+        """Whether enough keys were added since the copy was written to rewrite it."""
         return len(self._recent) >= max(KEPT_FROM, self._mapped.entries // 8)
 
     def keep(self) -> None:

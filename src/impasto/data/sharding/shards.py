@@ -113,7 +113,7 @@ class Shards:
         return [at is not None for at in shard_rows]
 
     def has_all(self, keys: np.ndarray) -> bool:
-        """Return if `contains` is true of all: [keys, 16] bytes of hex digits, zeros for no key."""
+        """Return whether `contains` holds for all: [keys, 16] bytes of hex digits, 0 for no key."""
         shards = self._index.shards_of_all(keys)
         self._files.expect(shards or ())
         return shards is not None
