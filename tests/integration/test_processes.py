@@ -314,7 +314,7 @@ def test_a_state_that_the_first_process_cannot_use_ends_all_with_its_words(train
         assert code == RunError.exit_code
         told = " ".join(errors.split())
         assert "changed since: forward passes per step (was 1, is 2)" in told
-        assert ("Said by process 1 of 2" in told) == (rank == 1)
+        assert ("Reported by process 1 of 2" in told) == (rank == 1)
 
 
 def image_losses(run) -> list[tuple[tuple[str, str, str], float]]:

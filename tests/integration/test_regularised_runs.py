@@ -180,7 +180,7 @@ def test_verbs_count_and_show_them(folder_run, tmp_path):
     rows = {line[:27].strip(): line[27:].strip() for line in shown.splitlines()}
     assert rows["Usable images"] == "13"
     assert rows["Regularisation images"] == "8"
-    assert rows["With class_tokens for words"] == "13"
+    assert rows["Captioned by class_tokens"] == "13"
     assert rows["Balance"].startswith("8 of 8 used, 20 showings per epoch beside 20 of")
     data = json.loads(output("train", folder_run, "--plan", "--json"))["data"]
     assert (data["images"], data["regularisation"], data["regularisation_used"]) == (5, 8, 8)

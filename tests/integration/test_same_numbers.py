@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 SIDES = ["--resolution", "80", "--min-side", "32", "--max-side", "96", "--step", "32"]
 ROWS = {
-    "Usable images": "usable", "Without words": "without", "Skipped": "aside",
+    "Usable images": "usable", "Without captions": "without", "Skipped": "aside",
     "Also found": "also",
 }  # fmt: skip
 

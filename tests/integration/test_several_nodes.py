@@ -177,7 +177,7 @@ def test_what_one_machine_lacks_both_say(run_values, tmp_path, nano_model, pictu
         assert code == DatasetError.exit_code
         assert "The image folder pictures is not there" in told
     assert (
-        "Said by process 2 of 2, on "
+        "Reported by process 2 of 2, on "
         in json.loads((machines.folders[0] / "told.json").read_text(encoding="utf-8"))[1]
     )
     assert not (machines.folders[0] / "run").exists()

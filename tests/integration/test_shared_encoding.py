@@ -99,7 +99,7 @@ def test_an_image_that_cannot_be_used_ends_all_processes(run_file, tmp_path, pic
         assert code == DatasetError.exit_code, errors
         assert name in errors
         assert "set dataset.on_error to skip" in " ".join(errors.split())
-    assert "Said by process 2 of 2, on " in " ".join(ended[0][1].split())
+    assert "Reported by process 2 of 2, on " in " ".join(ended[0][1].split())
     assert not run.exists()
 
 

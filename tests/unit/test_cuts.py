@@ -45,12 +45,12 @@ def test_the_file_can_be_read_by_people_and_is_no_image_or_words(picture):
     }  # fmt: skip
     scan = join_scans([scan_folder(picture.parent)])
     assert scan.unused == ()
-    assert scan.tally.rows()["With a crop of their own"] == 1
+    assert scan.tally.rows()["With a manual crop"] == 1
     assert scan.records[0].size == Size(120, 80)
     assert scan.records[0].caption_text == "a cat"
     assert remove_cut(picture)
     assert not remove_cut(picture)
-    assert "With a crop of their own" not in scan_folder(picture.parent).tally.rows()
+    assert "With a manual crop" not in scan_folder(picture.parent).tally.rows()
 
 
 def test_a_second_scan_sees_a_changed_rectangle_even_within_a_tick_of_the_clock(picture, tmp_path):
@@ -216,8 +216,8 @@ def test_scan_plan_and_report_mention_crops(picture, tmp_path):
     assert (
         json.loads(impasto("dataset", "scan", picture.parent, "--json").stdout)["with_crops"] == 1
     )
-    assert "With a crop of their own  1" in impasto("dataset", "plan", picture.parent).stdout
+    assert "With a manual crop  1" in impasto("dataset", "plan", picture.parent).stdout
     page = tmp_path / "page.html"
     told = impasto("dataset", "report", picture.parent, "--out", page)
-    assert "With a crop of their own  1" in told.stdout
+    assert "With a manual crop  1" in told.stdout
     assert "with crops of their own" in page.read_text(encoding="utf-8")

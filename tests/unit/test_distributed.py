@@ -130,7 +130,7 @@ def test_a_process_that_is_stopped_stops_all(processes, stop):
     first, second = processes(2)[0]
     first._store.add(first._keys.of("heard"), 1)
     failing(stop, second)
-    with pytest.raises(Interrupted, match=r"Stopped.*Said by process 2 of 2") as told:
+    with pytest.raises(Interrupted, match=r"Stopped.*Reported by process 2 of 2") as told:
         first.raise_fault()
     assert told.value.exit_code == getattr(stop, "exit_code", 128 + signal.SIGINT)
 

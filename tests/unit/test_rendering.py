@@ -106,7 +106,7 @@ def test_a_mask_of_another_shape_is_named(tmp_path):
     (tmp_path / "masks").mkdir()
     Image.new("L", (64, 32)).save(tmp_path / "masks" / "a.png")
     subset = Subset(root=tmp_path, masks=MaskRules(folder=tmp_path / "masks"))
-    with pytest.raises(UnreadableImageError, match=r"its mask .*a\.png is 64x32 where"):
+    with pytest.raises(UnreadableImageError, match=r"its mask .*a\.png is 64x32, but the image"):
         render(planned(tmp_path, subset))
 
 
@@ -181,5 +181,5 @@ def test_a_picture_that_is_not_what_it_was_is_named(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "a.png")
     image = planned(tmp_path)
     wrong = replace(image, record=replace(image.record, size=Size(70, 64)))
-    with pytest.raises(UnreadableImageError, match="64x64 where its header promised 70x64"):
+    with pytest.raises(UnreadableImageError, match="64x64, but its header says 70x64"):
         render(wrong)

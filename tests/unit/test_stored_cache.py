@@ -99,7 +99,7 @@ def test_a_row_takes_its_own_bytes_until_its_shard_is_here(bucket, s3, elsewhere
     begin, end = map(int, reads[1].rpartition("bytes=")[2].split("-"))
     assert end + 1 - begin == 4 * 8 * 8 * 2
     until(lambda: told)
-    assert "IMPASTO_STORE_CACHE_GB says how many GiB" in told[0]
+    assert "IMPASTO_STORE_CACHE_GB sets how many GiB" in told[0]
     assert copies_in(bucket / "latents") == []
     assert is_right(cache)
     assert len(told) == 1

@@ -77,7 +77,7 @@ def list_(
         {
             "Images": len(found.images),
             "Skipped": skipped,
-            "Without words": sum(not (i.captioned or i.skipped) for i in found.images),
+            "Without captions": sum(not (i.captioned or i.skipped) for i in found.images),
             "Enlarged": sum(image.enlarged > 0 for image in found.images),
             "Copies": sum(image.copies > 0 for image in found.images),
             "Nearly the same": sum(image.near > 0 for image in found.images),

@@ -1,1 +1,1 @@
-"""The dataset of some settings: found, split, planned, batched and encoded."""
+"""Finds, splits, plans, batches and encodes the dataset that settings describe."""

@@ -1,4 +1,4 @@
-"""How images go into batches and steps, by the settings."""
+"""Groups images into batches and steps, according to the settings."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ from impasto.data.planning.planned_table import PlannedTable
 from impasto.data.records import PlannedImage
 
 LARGEST_VALIDATION_BATCH = 8
-"""Images; more are hardly faster on a GPU."""
+"""Images; larger batches are hardly faster on a GPU."""
 
 
 def batch_size_of(config: RunConfig, group: Group) -> int:
-    """Images of a group that go through the U-Net together.
+    """Return how many images of a group go through the U-Net in one training batch.
 
-    By pixels, so many that they have no more of them than a batch of the full area.
+    With `training.batch_by_pixels`, as many as keep the batch within the pixels of a batch at the
+    dataset's full resolution; at least 1.
     """
     size = config.batch_sizes[group.dataset]
     if not config.training.batch_by_pixels:
@@ -29,10 +30,10 @@ def batch_size_of(config: RunConfig, group: Group) -> int:
 
 
 def validation_batch_size(config: RunConfig, group: Group) -> int:
-    """Held-out images of a group that go through the U-Net together.
+    """Return how many held-out images of a group go through the U-Net in one batch.
 
-    No more than while training: without gradients a batch takes a part of what it takes there, so
-    validation never needs more memory than a step.
+    At most the training batch size: without gradients a batch needs only part of the memory, so
+    validation never needs more than a training step.
     """
     return min(LARGEST_VALIDATION_BATCH, batch_size_of(config, group))
 
@@ -42,13 +43,13 @@ def heaviest_group(
     images: Sequence[PlannedImage],
     batch_size: Callable[[RunConfig, Group], int] = batch_size_of,
 ) -> Group:
-    """The group whose batches have most pixels."""
+    """Return the group whose batches have the most pixels; of equals, the largest bucket."""
     counts = sampler_groups(images).counts()
     return max(counts, key=lambda g: (batch_size(config, g) * g.bucket.area, g.bucket.area))
 
 
 def showings_by_group(images: Sequence[PlannedImage]) -> dict[Group, int]:
-    """How many showings of each group's images an epoch has, repeats counted."""
+    """Return how many times per epoch images of each group are shown, repeats included."""
     table = PlannedTable.of(images)
     repeats = table.records.repeats
     return {group: int(repeats[members].sum()) for group, members in table.groups().members()}
@@ -57,7 +58,7 @@ def showings_by_group(images: Sequence[PlannedImage]) -> dict[Group, int]:
 def build_epoch_sampler(
     config: RunConfig, plan: Plan | CachedPlan, num_processes: int
 ) -> EpochSampler:
-    """The order of the data by the settings."""
+    """Build the sampler that orders the images of an epoch according to the settings."""
     groups = sampler_groups(plan.images)
     return EpochSampler(
         groups,
@@ -71,7 +72,7 @@ def build_epoch_sampler(
 
 
 def count_steps(config: RunConfig, sampler: EpochSampler) -> int:
-    """Optimizer steps of the whole run."""
+    """Return the number of optimizer steps of the whole run."""
     if config.training.max_steps is not None:
         return config.training.max_steps
     assert config.training.max_epochs is not None  # noqa: S101 - the settings hold one of the two

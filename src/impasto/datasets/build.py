@@ -1,4 +1,4 @@
-"""The images of a run as its settings name them: scanned, split and planned. Imports no torch."""
+"""Scans, splits and plans the images that a run's settings name. Imports no torch."""
 
 from __future__ import annotations
 
@@ -46,28 +46,28 @@ if TYPE_CHECKING:
 
 
 def scan_dataset(config: DatasetConfig, progress: Progress | None = None) -> Scan:
-    """Scan all subsets of the settings, for training.
+    """Scan all subsets of a dataset for training.
 
     Raises:
-        DatasetError: There is nothing usable, or not a single image has words.
+        DatasetError: There are no usable images, or none of them has a caption.
         StorageError: Derived data cannot be written.
     """
     scan = scan_all(config, progress)
     require_usable(scan, config)
     if scan.uncaptioned_count == len(scan.records):
         raise DatasetError(
-            f"{none_of(len(scan.records), 'images')} in {scan.source} has words. Put a text file "
-            f"beside each, with the same name and the ending .txt or .caption (cat.jpg and "
-            f"cat.txt), name a metadata_file, or give all of them the same words as class_tokens."
+            f"{none_of(len(scan.records), 'images')} in {scan.source} has a caption. Put a text "
+            f"file beside each, with the same name and the extension .txt or .caption (cat.jpg and "
+            f"cat.txt), name a metadata_file, or set class_tokens as the caption of all of them."
         )
     return scan
 
 
 def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
-    """Scan all subsets of the settings, with words or without.
+    """Scan all subsets of a dataset, whether or not the images have captions.
 
     Raises:
-        DatasetError: There is nothing usable.
+        DatasetError: There are no usable images.
         StorageError: Derived data cannot be written.
     """
     sources = require_sources(config)
@@ -83,10 +83,10 @@ def scan_all(config: DatasetConfig, progress: Progress | None = None) -> Scan:
 def _with_agreed_buckets(
     config: DatasetConfig, records: RecordTable, progress: Progress | None
 ) -> RecordTable:
-    """The records, without buckets of metadata where not each image of a dataset has one.
+    """Drop the buckets that metadata names for datasets in which some image has none.
 
-    It is for the whole dataset that this is decided: images trained on and held out are planned
-    apart, and go to the same buckets.
+    This is decided for a whole dataset, since training and held-out images are planned separately
+    but must use the same buckets. A note reports the dropped buckets.
     """
     if "wanted" not in records.numbers:
         return records
@@ -104,8 +104,8 @@ def _with_agreed_buckets(
         if progress is not None:
             progress.note(
                 f"{missing:,} of {counted(len(rows), 'images')} have no train_resolution in their "
-                f"metadata, so none of them goes to the bucket that metadata names (bucket_table); "
-                f"buckets are those of the resolution."
+                f'metadata, so bucket_table = "metadata" is ignored: all of them get buckets made '
+                f"from the resolution."
             )
     numbers = lean({**records.numbers, "wanted": wanted})
     return RecordTable(
@@ -114,7 +114,10 @@ def _with_agreed_buckets(
 
 
 def _tell_overridden(entry: DatasetEntry, images: int, progress: Progress | None) -> None:
-    """Note what buckets that metadata names make of settings; sd-scripts passes over them too."""
+    """Note which bucket settings have no effect because metadata names the buckets.
+
+    sd-scripts ignores these settings in that case too.
+    """
     asked = {
         "enable_bucket = false": not entry.enable_bucket,
         "bucket_no_upscale": entry.bucket_no_upscale,
@@ -129,12 +132,13 @@ def _tell_overridden(entry: DatasetEntry, images: int, progress: Progress | None
 
 
 def decode_scanned(config: DatasetConfig, scan: Scan, progress: Progress | None = None) -> Scan:
-    """Decode the images that were not decoded before, and skip those that are damaged.
+    """Decode the images that were not decoded before, and skip damaged ones.
 
-    So every verb shows the same numbers; caching and training decode anyway.
+    Every command that only inspects a dataset then shows the same counts; caching and training
+    decode the images anyway.
 
     Raises:
-        DatasetError: There is nothing usable.
+        DatasetError: There are no usable images.
         StorageError: Derived data cannot be written.
     """
     with open_engine(config, progress) as engine:
@@ -147,10 +151,10 @@ def _absolute(path: Path) -> str:
 
 
 def require_usable(scan: Scan, config: DatasetConfig) -> None:
-    """Stop at images that cannot be used, where the settings ask for it.
+    """Raise an error if any file was skipped and `on_error` is `stop`.
 
     Raises:
-        DatasetError: `on_error` is `stop`, and something was skipped.
+        DatasetError: `on_error` is `stop`, and a file was skipped.
     """
     if config.on_error == "stop" and scan.skipped:
         first = scan.skipped[0]
@@ -162,7 +166,7 @@ def require_usable(scan: Scan, config: DatasetConfig) -> None:
 
 
 def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
-    """Plan records by the settings of their datasets."""
+    """Plan records with the settings of their datasets: a bucket and a crop for each image."""
     plans, table = [], RecordTable.of(records)
     numbers = table.subset_numbers
     for number, entry in enumerate(config.entries):
@@ -175,13 +179,13 @@ def plan_dataset(config: DatasetConfig, records: Sequence[ImageRecord]) -> Plan:
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of a run's images before one of them is decoded.
+    """A run's images after scanning, splitting and planning, before they are encoded.
 
     Attributes:
-        scan: What is there.
-        split: What is trained on, and what is held out.
-        plan: Where those go that are trained on, with as many regularisation images as balance
-            them.
+        scan: All images found, and the files that were skipped.
+        split: Training images and held-out images.
+        plan: Buckets and crops of the training images, with as many regularisation images as
+            balance them.
     """
 
     scan: Scan
@@ -190,21 +194,21 @@ class Survey:
 
     @property
     def balance(self) -> Balance | None:
-        """What becomes of regularisation images; None where there are none."""
+        """The balance of regularisation and training images; None without regularisation."""
         return balance_of(self.split.training, self.plan)
 
 
 def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool = False) -> Survey:
-    """Scan, hold out, and plan.
+    """Scan a run's images, hold some out for validation, and plan the rest.
 
     Args:
         config: The settings of a run.
-        progress: Where to show how far it is.
-        decode: Find damaged images now. Training does not ask for it: it finds them when it encodes
-            what it trains on, and holds out the same images whenever it is begun.
+        progress: Shows progress and notes.
+        decode: Decode all images now to find damaged ones. Training leaves this False: it finds
+            them when it encodes its images, so it holds out the same images whenever it is started.
 
     Raises:
-        DatasetError: There is nothing to train on.
+        DatasetError: There are no images to train on.
     """
     with open_engine(config.dataset, progress, validation_folders(config)) as engine:
         scan = scan_dataset(config.dataset, progress)
@@ -217,27 +221,27 @@ def survey(config: RunConfig, progress: Progress | None = None, *, decode: bool 
     if progress is not None and told is not None and told.used < told.images:
         progress.note(
             f"{counted(told.images - told.used, 'regularisation images')} of {told.images:,} are "
-            f"not used: the others come as often as the images trained on, which is "
+            f"not used: the others are shown as often as the training images, which is "
             f"{told.trained:,} times per epoch."
         )
     return found
 
 
 def validation_folders(config: RunConfig) -> list[Path]:
-    """The folders that a run reads images from besides those of its dataset."""
+    """Return the folders that a run reads images from in addition to those of its dataset."""
     return [] if config.validation.image_dir is None else [folder_of(config.validation.image_dir)]
 
 
 def hold_out(
     scan: Scan, config: RunConfig, progress: Progress | None = None, engine: Engine = LOCAL
 ) -> Split:
-    """What a run trains on, and what it validates on.
+    """Split the images into those a run trains on and those it validates on.
 
     Args:
         scan: All images.
         config: The settings of the run.
-        progress: Is told of copies.
-        engine: Runs what is done.
+        progress: Receives notes about copies.
+        engine: Runs the work on files.
 
     Raises:
         DatasetError: As `split_records`.
@@ -247,14 +251,15 @@ def hold_out(
 
 
 def scan_of_validation(scan: Scan, config: RunConfig, engine: Engine = LOCAL) -> Scan:
-    """All images that a run may validate on, used as it does: of its folder, or any of its own.
+    """Return all images that a run may validate on, with augmentation off.
 
-    Copies are not looked for, so nothing is read or written but headers and words.
+    They are those of the validation folder if the settings name one, else all images of the
+    dataset. Copies are not searched for, so only headers and captions are read.
 
     Args:
         scan: The images of the dataset.
         config: The settings of the run.
-        engine: Runs what is done.
+        engine: Runs the work on files.
     """
     folder = config.validation.image_dir
     found = scan if folder is None else scan_validation(folder, *_of_first(config.dataset), engine)
@@ -262,7 +267,7 @@ def scan_of_validation(scan: Scan, config: RunConfig, engine: Engine = LOCAL) ->
 
 
 def _of_first(config: DatasetConfig) -> tuple[Subset, tuple[Sidecars, Columns]]:
-    """The first subset that is trained on, and where its words are from."""
+    """Return the first subset that is not for regularisation, and its caption files and columns."""
     subsets = config.entries[0].subsets
     first = next((subset for subset in subsets if not subset.is_reg), subsets[0])
     return build_subset(first, 0, 0), (sidecars_of(first), columns_of(first))
@@ -271,15 +276,15 @@ def _of_first(config: DatasetConfig) -> tuple[Subset, tuple[Sidecars, Columns]]:
 def split_of_source(
     scan: Scan, run: RunConfig | None, config: DatasetConfig, progress: Progress | None = None
 ) -> Split:
-    """Split the images of a source; of settings of a dataset alone nothing is held out.
+    """Split the images of a source; without settings of a run, nothing is held out.
 
-    A separate folder of validation images takes nothing away, and is not looked at.
+    A separate folder of validation images takes no images from the dataset, and is not read here.
 
     Args:
         scan: All images.
-        run: The settings of a run, if there is one.
-        config: Those of the dataset, with what the command line changes.
-        progress: Is told of byte copies.
+        run: The settings of a run, or None for a dataset alone.
+        config: The settings of the dataset, with the command line's changes.
+        progress: Receives notes about copies.
 
     Raises:
         DatasetError: As `split_records`.
@@ -291,7 +296,7 @@ def split_of_source(
 
 
 def balance_of(records: Sequence[ImageRecord], plan: Plan) -> Balance | None:
-    """What was done to the regularisation images among some records that a plan was made of."""
+    """Return the balance of regularisation images of `records` in a plan; None if there is none."""
     return count_balance(records, plan.table.records)
 
 
@@ -314,6 +319,6 @@ def _plan_entry(entry: DatasetEntry, records: RecordTable) -> Plan:
 
 
 def _bucket_table(entry: DatasetEntry) -> list[Size] | None:
-    """The table that is named or given; None means the one made from the resolution."""
+    """Return the bucket sizes that are listed or named; None if they follow from the resolution."""
     tables = {"novelai": novelai_bucket_sizes()}
     return [Size(*size) for size in entry.buckets] or tables.get(entry.bucket_table)

@@ -1,4 +1,4 @@
-"""Which images of a dataset are copies of one another: byte for byte, or by how they look."""
+"""Finds images of a dataset that are copies of one another: byte for byte, or by their looks."""
 
 from __future__ import annotations
 
@@ -16,20 +16,21 @@ from impasto.data.records import ImageRecord
 from impasto.progress import Progress, counted
 
 MOST_COMPARED = 10_000
-"""Images of a dataset up to which looks are compared: each is decoded for it, once for all."""
+"""Largest number of images in a dataset whose looks are compared: each must be decoded once for
+that."""
 
 _AT_ONCE = 1 << 18  # images whose hashes are looked up together
-_EVEN = 32  # bits that are set in the look of an image, unless parts of it are perfectly flat
+_EVEN = 32  # bits set in the perceptual hash of an image, unless parts of it are perfectly flat
 
 
 @dataclass(frozen=True)
 class Copies:
-    """What was found of copies in a dataset.
+    """The number of copies that a dataset has.
 
     Attributes:
         images: Image files that have a copy.
         groups: Groups of such files.
-        near: Whether files that look the same count, or only those that are equal.
+        near: Whether files that look the same count as copies, or only files with equal bytes.
     """
 
     images: int
@@ -48,16 +49,19 @@ def group_copies(
     near: bool,
     engine: Engine = LOCAL,
 ) -> np.ndarray:
-    """[images]: the index of an image, the same for those that are copies of one another.
+    """Group the images that are copies of one another.
 
-    What only looks the same after it was mirrored or cropped is no copy here.
+    An image that looks the same only after mirroring or cropping is not a copy here.
 
     Args:
         records: The images.
-        derived: Where what is found of files is remembered.
-        progress: Where to show how far it is.
+        derived: Folder in which hashes of files are cached.
+        progress: Shows progress and notes.
         near: Whether to compare looks, in datasets of up to `MOST_COMPARED` images.
-        engine: Runs what is done.
+        engine: Runs the work on files.
+
+    Returns:
+        [images]: the index of an image, the same for all copies of one another.
     """
     hashes = ContentHashes.kept_in(derived)
     groups = group_byte_copies(records, hashes, progress, engine)
@@ -65,8 +69,8 @@ def group_copies(
         return groups
     if not _are_compared(records):
         progress.note(
-            f"Copies are found among equal files alone: of over {MOST_COMPARED:,} images the looks "
-            f"are not compared."
+            f"Only files with equal bytes are found as copies: with more than {MOST_COMPARED:,} "
+            f"images, looks are not compared."
         )
         return groups
     different = records.select(np.unique(groups))
@@ -74,19 +78,19 @@ def group_copies(
 
 
 def count_copies(groups: np.ndarray, records: RecordTable, *, near: bool) -> Copies:
-    """Count the files that `group_copies` found copies of."""
+    """Count the image files that have copies, and the groups that these form."""
     _, counts = np.unique(groups[records.first_of_paths()], return_counts=True)
     several = counts[counts > 1]
     return Copies(int(several.sum()), len(several), near and _are_compared(records))
 
 
 def _are_compared(records: RecordTable) -> bool:
-    """Whether there are few enough files, each of which may be several images of a dataset."""
+    """Return whether there are few enough files to compare looks; a file may be several records."""
     return len(records) <= MOST_COMPARED or int(records.first_of_paths().sum()) <= MOST_COMPARED
 
 
 def describe(copies: Copies, images: int) -> str:
-    """A sentence on the copies among so many images; empty where there are none."""
+    """Return a sentence about the copies among `images` files; empty string if there are none."""
     if not copies.images:
         return ""
     what = (
@@ -104,15 +108,18 @@ def group_byte_copies(
     progress: Progress,
     engine: Engine = LOCAL,
 ) -> np.ndarray:
-    """[images]: the index of an image, the same for those whose files are equal byte for byte.
+    """Group the images whose files are equal byte for byte.
 
-    A file that cannot be read is like no other. Only files of equal size are read.
+    Only files of equal size are read. An unreadable file is equal to no other.
 
     Args:
-        records: The images; one of two subsets comes twice.
-        hashes: Remembers what is in files.
-        progress: Where to show how far it is.
-        engine: Runs what is done.
+        records: The images; one that is in two subsets appears twice.
+        hashes: Caches the hashes of files.
+        progress: Shows progress.
+        engine: Runs the work on files.
+
+    Returns:
+        [images]: the index of an image, the same for all whose files are equal.
     """
     table = RecordTable.of(records)
     firsts = table.path_firsts()
@@ -142,10 +149,10 @@ def _near_copies(
     progress: Progress,
     engine: Engine,
 ) -> list[list[int]]:
-    """Places in the table of images, by those that look the same.
+    """Return groups of rows of `different` whose images look the same.
 
-    What cannot be decoded looks like no other, and so does what is flat: the look of a plain
-    surface says nothing, and all of them have the same.
+    Images that cannot be decoded are in no group, and neither are flat ones: the perceptual hash of
+    a plain surface carries no information, and is the same for all of them.
     """
     records = list(different)
     digests = hashes.of({record.path: record.stamp for record in records}, progress, engine=engine)
@@ -158,7 +165,7 @@ def _near_copies(
 
 
 def _joined(groups: np.ndarray, alike: Sequence[Sequence[int]]) -> np.ndarray:
-    """Groups, those that are alike by their order among all as one."""
+    """Merge groups: `alike` lists positions among the sorted group labels that belong together."""
     labels = np.unique(groups)
     found = labels.copy()
     for indices in alike:

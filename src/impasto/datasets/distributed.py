@@ -1,13 +1,13 @@
-"""The processes of a run as PyTorch started them: what they tell each other while they prepare.
+"""Exchanges between the processes of a run while they prepare data.
 
-Texts go through the store that PyTorch's processes found each other by, and a barrier says that all
-of them are there. So nothing is pickled, no GPU memory is needed, and an error can be told at any
-time: a process that fails leaves its error in the store, and the others, which look there between
-two batches and while they wait, end with it too. With gloo a barrier also fails at once where the
-connection to a process that was killed ends, on whatever machine it ran. NCCL does not notice that:
-the launcher ends the processes of the machine where one was killed, which tell those of the others.
+Texts are exchanged through the store that PyTorch's processes found each other by, followed by a
+barrier. So nothing is pickled, no GPU memory is needed, and an error can be reported at any time: a
+process that fails writes its error to the store; the others check for it between batches and while
+they wait, and end with the same error. With gloo, a barrier also fails at once when the connection
+to a killed process closes, on whichever machine it ran. NCCL does not notice that: the launcher
+ends the other processes of the machine, and these report it to those of other machines.
 
-Training itself has collective operations of its own; nothing of this is used there.
+Training uses collective operations directly, and nothing from this module.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ from impasto.progress import Advance, Progress
 
 _LOOKS_EVERY_S = 0.2
 _LINGERS_S = 20.0
-"""How long a process that fails waits for the others to have heard why."""
+"""How long a failing process waits for the others to read its error."""
 
 PIECE_BYTES = 4 << 20
-"""The most of a text under one key: PyTorch's TCPStore closes the connection over 8 MiB."""
+"""Most bytes of a text under one key: PyTorch's TCPStore closes the connection over 8 MiB."""
 
 _LOST = ("Connection closed by peer", "Connection reset by peer", "gloo", "NCCL error")
 
 
 def is_process_loss(error: BaseException) -> bool:
-    """Whether an exchange between processes failed because one of them is gone."""
+    """Return whether an exchange failed because another process has ended."""
     return isinstance(error, torch.distributed.DistError) or any(
         words in str(error) for words in _LOST
     )
@@ -52,7 +52,7 @@ _KEYS = StoreKeys()
 
 
 def process_group(state: Accelerator | PartialState) -> ProcessGroup:
-    """The processes that accelerate knows of."""
+    """Return the group of the processes that accelerate knows of."""
     if state.num_processes == 1:
         return SingleProcess()
     return DistributedGroup(state.process_index, state.num_processes, state.local_process_index)
@@ -62,10 +62,10 @@ class DistributedGroup:
     """Several processes, on one machine or many.
 
     Args:
-        rank: The number of this one.
-        size: How many there are.
-        local_rank: The number of this one among those of its machine.
-        keys: Where they exchange texts: those of this process, if not given.
+        rank: The number of this process.
+        size: How many processes there are.
+        local_rank: The number of this process among those of its machine.
+        keys: Keys under which texts are exchanged; by default those shared by this whole process.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class DistributedGroup:
         self._looked = 0.0
 
     def gather(self, text: str) -> list[str]:
-        """The text of each process, by rank.
+        """Send a text to all processes, and return the texts of all by rank.
 
         Raises:
             ImpastoError: Another process has failed, with its error.
@@ -97,9 +97,9 @@ class DistributedGroup:
             self._store.set(f"{prefix}/{self.rank}", str(len(pieces)))
             self._wait_for_all(prefix)
             texts = [self._text_of(f"{prefix}/{rank}") for rank in range(self.size)]
-            self._wait_for_all()  # the process that keeps the store may end after this
+            self._wait_for_all()  # the process that hosts the store may end after this
         except RuntimeError:
-            self.raise_told()  # that one told why, and has ended since
+            self.raise_told()  # the other process reported its error, then ended
             raise
         with contextlib.suppress(RuntimeError):  # not every kind of store can delete keys
             self._store.delete_key(f"{prefix}/{self.rank}")
@@ -112,10 +112,10 @@ class DistributedGroup:
         return b"".join(self._store.get(f"{key}/{n}") for n in range(number)).decode()
 
     def raise_fault(self) -> None:
-        """Look whether another process has failed, every fifth of a second.
+        """Raise the error of another process that has failed; checks at most every 0.2 seconds.
 
         Raises:
-            ImpastoError: One has.
+            ImpastoError: Another process has failed.
         """
         now = time.monotonic()
         if now - self._looked >= _LOOKS_EVERY_S:
@@ -123,29 +123,31 @@ class DistributedGroup:
             self._look()
 
     def raise_told(self) -> None:
-        """Look whether another process has failed, where the store may be gone with it.
+        """Raise the error that another process reported, if the store can still be read.
 
         Raises:
-            ImpastoError: One has.
+            ImpastoError: Another process has failed.
         """
         with contextlib.suppress(RuntimeError):
             self._look()
 
     def tell(self, error: BaseException, *, wait: bool) -> None:
-        """Have the others end with an error of this process; what cannot be told is not.
+        """Report an error of this process to the others, so that they end with it too.
+
+        Does nothing if the store is gone.
 
         Args:
             error: The error.
-            wait: Whether to give them time to hear of it: the launcher ends them when this process
-                has ended.
+            wait: Whether to wait until the others have read it: the launcher kills them once this
+                process has ended.
         """
         fault, heard = self._keys.of("fault"), self._keys.of("heard")
         claimed = self._keys.of("fault-claimed")
         self._keys.renew()
         told = {"rank": self.rank, "host": socket.gethostname(), **_told_of(error)}
-        with contextlib.suppress(RuntimeError):  # the process that keeps the store is gone
+        with contextlib.suppress(RuntimeError):  # the process that hosts the store is gone
             if self._store.add(claimed, 1) > 1:
-                self._store.add(heard, 1)  # another one failed first, and says so
+                self._store.add(heard, 1)  # another process failed first, and has reported it
                 return
             self._store.set(fault, json.dumps(told))
             until = time.monotonic() + (_LINGERS_S if wait and not told["is_loss"] else 0.0)
@@ -153,14 +155,14 @@ class DistributedGroup:
                 time.sleep(0.02)
 
     def _wait_for_all(self, prefix: str | None = None) -> None:
-        """A barrier that ends early where a process has failed.
+        """Wait for all processes, and stop early with an error if one has failed.
 
         Args:
-            prefix: Under which each process has put a key before, for the first barrier of an
-                exchange.
+            prefix: For the first barrier of an exchange, the prefix of the keys that each process
+                has set before it.
         """
         if self._device_ids() is not None and prefix is not None:
-            # NCCL's first barrier makes the communicator, and looks at nothing until all are there
+            # NCCL's first barrier creates the communicator, which blocks until all take part
             keys = [f"{prefix}/{rank}" for rank in range(self.size)]
             self._wait_until(lambda: self._store.check(keys))
         self._barrier()
@@ -173,7 +175,7 @@ class DistributedGroup:
         work.wait()
 
     def _begin_missing_barriers(self) -> None:
-        """Begin those that others began before an error, or they would stand for the next ones."""
+        """Start barriers that only others started before an error, so that later ones pair up."""
         prefix = self._keys.of("barriers")
         keys = [f"{prefix}/{rank}" for rank in range(self.size)]
         self._store.set(keys[self.rank], str(self._keys.barriers))
@@ -209,15 +211,15 @@ def _pieces(text: str) -> list[bytes]:
 
 
 class PeerError(Exception):
-    """Marks an error of another process, which needs no telling."""
+    """Marks an error received from another process, which is not to be reported again."""
 
 
 _IS_TOLD = "is_told_to_the_other_processes"
-"""An attribute of errors that `ending_together` has told: one that is outside need not again."""
+"""Attribute set on errors that `ending_together` has reported, so that an outer call skips them."""
 
 
 def _told_of(error: BaseException) -> dict[str, Any]:
-    """What the other processes need of an error."""
+    """Return the fields of an error from which other processes rebuild it."""
     known = isinstance(error, ImpastoError)
     kind = type(error).__name__ if known else ""
     number = 0
@@ -233,7 +235,7 @@ def _told_of(error: BaseException) -> dict[str, Any]:
 
 
 def _error_of(told: dict[str, Any], size: int) -> ImpastoError:
-    """The error of another process as this one's own: of the same class, so of the same code."""
+    """Rebuild the error of another process here: of the same class, so with the same exit code."""
     who = f"process {told['rank'] + 1} of {size}, on {told['host']}"
     error = _error_in_words(told, who)
     error.__cause__ = PeerError(who)
@@ -241,11 +243,11 @@ def _error_of(told: dict[str, Any], size: int) -> ImpastoError:
 
 
 def _error_in_words(told: dict[str, Any], who: str) -> ImpastoError:
-    if told["is_loss"]:  # it is not known which one, and not the one that noticed
+    if told["is_loss"]:  # the lost process is unknown; it is not the reporting one
         return RunError(
             "Another process of this run has ended, so this one stops; its own message says why."
         )
-    message = f"{told['message']} (Said by {who}.)"
+    message = f"{told['message']} (Reported by {who}.)"
     if told["signal"]:
         return Interrupted(message, told["signal"])
     if not told["kind"]:
@@ -254,16 +256,17 @@ def _error_in_words(told: dict[str, Any], who: str) -> ImpastoError:
         )
     try:
         error: ImpastoError = getattr(errors, told["kind"], RunError)(message)
-    except TypeError:  # a class that takes more than words
+    except TypeError:  # a class that takes more than a message
         error = RunError(message)
     return error
 
 
 @contextlib.contextmanager
 def ending_together(group: ProcessGroup) -> Iterator[None]:
-    """Have an error of this process end all processes of the run, and the other way round.
+    """Run a block so that an error in any process of the run ends all of them.
 
-    An error that the others have too, such as a missing folder, each of them may say itself.
+    An error that all processes have by themselves, such as a missing folder, may be reported by
+    each.
     """
     try:
         yield
@@ -277,7 +280,7 @@ def ending_together(group: ProcessGroup) -> Iterator[None]:
 
 
 def _is_shared(error: BaseException) -> bool:
-    """Whether all processes have an error: told by this one or by another."""
+    """Return whether an error was already reported to all processes, by this one or by another."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, PeerError) or _IS_TOLD in vars(cause):
@@ -287,10 +290,10 @@ def _is_shared(error: BaseException) -> bool:
 
 
 class WatchfulProgress:
-    """Shows progress, and ends work where another process has failed.
+    """Shows progress, and stops work when another process has failed.
 
     Args:
-        shown: What it is shown by.
+        shown: The progress display to pass everything to.
         group: The processes.
     """
 
@@ -299,12 +302,12 @@ class WatchfulProgress:
 
     @contextlib.contextmanager
     def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """Open a stage; each advance looks for the errors of others."""
+        """Open a stage; each advance checks for errors of other processes."""
         with self._shown.stage(description, total, unit) as advance:
             yield self._watching(advance)
 
     def note(self, message: str) -> None:
-        """Show one line that stays."""
+        """Show one line that remains on screen."""
         self._shown.note(message)
 
     def _watching(self, advance: Advance) -> Callable[[int], None]:

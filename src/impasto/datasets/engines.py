@@ -1,4 +1,4 @@
-"""The engine that the settings of a dataset name. Imports no torch, and Ray only if it is asked."""
+"""Opens the engine that a dataset's settings select. Imports no torch, and Ray only if selected."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ _OPEN: ContextVar[RayEngine | None] = ContextVar("_OPEN", default=None)
 def open_engine(
     config: DatasetConfig, progress: Progress | None = None, also: Sequence[Path] = ()
 ) -> Iterator[Engine]:
-    """Have the engine of some settings; what it started is ended at the end.
+    """Open the engine that the settings select, and close it afterwards.
 
-    Within another of Ray it is that one, so that Ray is started once for all that a command does.
-    Ray is started when there is work for it, and not before.
+    Inside another Ray engine, that one is used again, so a command starts Ray only once. Ray starts
+    with the first work for it, not before.
 
     Args:
         config: The settings.
-        progress: Is told of workers that ended.
-        also: Folders that are read besides those of the settings.
+        progress: Receives notes about workers that ended.
+        also: Folders that are read in addition to those of the settings.
 
     Raises:
-        MissingDependencyError: Ray is asked for, and not installed.
+        MissingDependencyError: The settings select Ray, and it is not installed.
     """
     if config.executor == "local":
         yield LOCAL
@@ -65,7 +65,7 @@ def open_engine(
 
 
 def _folders(config: DatasetConfig) -> list[Path]:
-    """The folders that images and masks are read from."""
+    """Return the folders that images and masks are read from, each once."""
     named = [
         folder
         for entry in config.entries

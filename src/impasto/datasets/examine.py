@@ -21,15 +21,16 @@ from impasto.progress import Progress
 def examine_dataset(
     config: DatasetConfig, progress: Progress, run: RunConfig | None = None
 ) -> Health:
-    """Look at each image and its words.
+    """Examine each image and its caption: sizes, damage, copies and token counts.
 
     Args:
         config: The settings of the dataset.
-        progress: Where to show how far it is.
-        run: Settings of the run that it is for: regularisation images balance what that trains on.
+        progress: Shows progress.
+        run: Settings of the run that the dataset is for: regularisation images are balanced against
+            the images it trains on.
 
     Raises:
-        DatasetError: There is nothing usable.
+        DatasetError: There are no usable images.
         StorageError: Derived data cannot be written.
     """
     with open_engine(config, progress) as engine:

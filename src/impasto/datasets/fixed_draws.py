@@ -1,4 +1,4 @@
-"""How many draws of noise and timestep images are validated at. Imports no torch."""
+"""Chooses how many draws of noise and timestep validation uses per image. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from dataclasses import dataclass
 from impasto.config.run import RunConfig
 
 NOISE_SPREAD, LEVEL_SPREAD = 0.1, 1.5
-"""What varies between draws, as shares of the mean loss: the standard deviation over noise at one
-noise level, and over the noise levels of one stratum, times the number of strata. Of the demo's
-base model they are 0.06 and 0.8; full-size models differ more from level to level."""
+"""Spread of the loss between draws, as fractions of its mean: the standard deviation over noise at
+one noise level; and over the noise levels of one stratum, times the number of strata. For the
+demo's base model they are 0.06 and 0.8; full-size models differ more from level to level."""
 
-_MOST = 1000  # draws of one image: more timesteps there are not
+_MOST = 1000  # draws of one image: there are no more timesteps
 
 
 @dataclass(frozen=True)
 class NoiseDraws:
-    """The (noise, timestep) pairs of each image.
+    """The (noise, timestep) pairs that each image is evaluated with.
 
     Attributes:
-        per_image: How many.
-        are_spread: Whether the timesteps of different images differ, so that they cover the
-            schedule together; otherwise all have the same.
+        per_image: Number of pairs per image.
+        are_spread: Whether different images have different timesteps, so that together they cover
+            the schedule; otherwise all images have the same.
     """
 
     per_image: int
@@ -30,16 +30,16 @@ class NoiseDraws:
 
     @property
     def purpose(self) -> str:
-        """What the noise is drawn for: other noise where the timesteps are others."""
+        """Name from which the noise seed is derived: differs when the timesteps do."""
         return "validation draw" if self.are_spread else "validation"
 
     def standard_error(self, images: int) -> float:
-        """What the draws of so many images leave in the mean loss, about, as a share of it.
+        """Estimate the standard error of the mean loss over some images, as a fraction of it.
 
-        Timesteps are stratified: of an image's draws one is in each of as many equal parts of the
-        schedule, so the loss varies within a part alone, by as much less as there are more of them.
-        The positions of images within the parts are taken as independent, and so is their noise;
-        where all have the same timesteps, more images make what these leave no smaller.
+        Timesteps are stratified: an image's draws lie in as many equal parts of the schedule, one
+        per part, so the loss varies only within a part, and less the more parts there are. The
+        positions of images within the parts are taken as independent, and so is their noise; if all
+        images have the same timesteps, more images do not reduce the error from these.
         """
         number = max(1, images)
         strata = number if self.are_spread else 1
@@ -49,12 +49,13 @@ class NoiseDraws:
 
 
 def plan_draws(images: int, least: int, standard_error: float) -> NoiseDraws:
-    """The fewest draws that leave no more than a standard error in the mean loss of some images.
+    """Return the fewest draws per image whose standard error of the mean loss is small enough.
 
     Args:
-        images: How many are measured.
-        least: Draws of each at least.
-        standard_error: As a share of the loss; 0 for `least` draws at the same timesteps for all.
+        images: How many images are evaluated.
+        least: The fewest draws per image.
+        standard_error: Largest error allowed, as a fraction of the loss; 0 gives `least` draws, at
+            the same timesteps for all images.
     """
     if standard_error == 0:
         return NoiseDraws(least, are_spread=False)
@@ -64,6 +65,6 @@ def plan_draws(images: int, least: int, standard_error: float) -> NoiseDraws:
 
 
 def planned_draws(config: RunConfig, images: int) -> NoiseDraws:
-    """The draws of a run that holds so many images out."""
+    """Return the validation draws of a run that holds out `images` images."""
     validation = config.validation
     return plan_draws(images, validation.timesteps, validation.standard_error)

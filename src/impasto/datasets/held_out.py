@@ -1,8 +1,8 @@
-"""Which images are held out to validate on, and how they are shown: never one that is trained on.
+"""Chooses the images held out for validation, none of which is trained on.
 
-Regularisation images are neither held out nor counted for the share, also those that come too many.
-A copy of a held-out image among those trained on would make the validation loss a second training
-loss, so copies stay on one side: equal files, and images that look the same (`copies.py`).
+Regularisation images are neither held out nor counted for the fraction, nor are surplus ones. A
+copy of a held-out image among the training images would turn the validation loss into a second
+training loss, so copies stay on one side: equal files, and images that look the same (`copies.py`).
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ if TYPE_CHECKING:
 
 Bools = npt.NDArray[np.bool_]
 _MOST_NAMED = 10
-"""Files that are named one by one; the rest are counted."""
+"""Most files that are named one by one; the rest are counted."""
 
 
 @dataclass(frozen=True)
 class Split:
-    """The records of a run: those to train on, and those held out to validate on.
+    """The records of a run: those to train on, and those held out for validation.
 
     Attributes:
-        training: Those to train on.
-        held_out: Those held out.
-        alike: Held-out images that have copies among them -> a number that these have in common.
-        copies: What was found of copies in the whole dataset.
+        training: Records to train on.
+        held_out: Records to validate on.
+        alike: Held-out images with copies among the held-out ones -> a group number that copies
+            share.
+        copies: The copies counted in the whole dataset.
     """
 
     training: RecordTable
@@ -62,18 +63,18 @@ def split_records(
     progress: Progress | None = None,
     engine: Engine = LOCAL,
 ) -> Split:
-    """Hold out a share of each dataset, or take the folder that is there for it.
+    """Hold out a fraction of each dataset, or use the separate validation folder.
 
     Args:
         scan: All images.
         config: The settings.
-        like: How images of the folder of validation are used: as those of this subset.
-        text_sources: The endings of the files with their words, and the columns of tables.
-        progress: Is told of copies.
-        engine: Runs what is done.
+        like: The subset whose settings apply to images of the validation folder.
+        text_sources: The extensions of caption files, and the column names of tables.
+        progress: Receives notes about copies.
+        engine: Runs the work on files.
 
     Raises:
-        DatasetError: The split leaves nothing to train on, or a folder nothing to validate on.
+        DatasetError: The split leaves no images to train on, or the folder has none to validate on.
     """
     progress = progress or SilentProgress()
     folder = config.validation.image_dir
@@ -94,13 +95,13 @@ def split_records(
 def scan_validation(
     folder: Path, like: Subset, text_sources: tuple[Sidecars, Columns], engine: Engine = LOCAL
 ) -> Scan:
-    """The images of the folder of validation, copies of those trained on among them.
+    """Scan the images of the validation folder, including copies of training images.
 
     Args:
         folder: The folder.
-        like: How they are used: as those of this subset.
-        text_sources: The endings of the files with their words, and the columns of tables.
-        engine: Runs what is done.
+        like: The subset whose settings apply to the images.
+        text_sources: The extensions of caption files, and the column names of tables.
+        engine: Runs the work on files.
     """
     subset = replace(like, root=folder_of(folder), reads_npz=False)
     sidecars, columns = text_sources
@@ -108,7 +109,7 @@ def scan_validation(
 
 
 def without_augmentation(subset: Subset) -> Subset:
-    """How the images of a subset are used that are held out: always the same pixels and words."""
+    """Return a subset's settings for held-out images: always the same pixels and caption."""
     return replace(
         subset, flips=False, augmentation=None, masks=None, captions=subset.captions.steady()
     )
@@ -117,7 +118,12 @@ def without_augmentation(subset: Subset) -> Subset:
 def _held_out(
     records: RecordTable, config: RunConfig, progress: Progress, engine: Engine
 ) -> tuple[Bools, dict[Path, int], Copies]:
-    """[images]: which are held out by share; those that are alike, and what was found of copies."""
+    """Choose the images to hold out by the fractions in the settings.
+
+    Returns:
+        [images]: which are held out; groups of copies among the held-out images; the copies counted
+        in the whole dataset.
+    """
     shares, near = _shares(config), config.validation.copies == "near"
     if not any(fraction for fraction, _ in shares):
         return np.zeros(len(records), dtype=np.bool_), {}, NO_COPIES
@@ -133,41 +139,41 @@ def _held_out(
 
 
 def _asked(records: RecordTable, shares: list[tuple[float, int]]) -> int:
-    """How many images the shares are, regularisation images not counted."""
+    """Return how many images the fractions amount to; regularisation images are not counted."""
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
     own = np.bincount(records.subset_numbers[~is_reg], minlength=len(shares)).tolist()
     return sum(round(n * fraction) for n, (fraction, _) in zip(own, shares, strict=True))
 
 
 def _unlike_asked(held: int, asked: int, copies: Copies) -> str:
-    """What to say where nothing is held out, or more than the share; empty where all is well."""
+    """Return a note if no image is held out, or too many; else an empty string."""
     by_bytes = ' Or set validation.copies = "bytes", by which only equal files are copies.'
-    remedy = f"Give validation.image_dir a folder of other images.{by_bytes if copies.near else ''}"
+    remedy = f"Set validation.image_dir to other images.{by_bytes if copies.near else ''}"
     if held > asked:
         return (
-            f"{held:,} images are held out, {held - asked:,} more than validation.split asks for: "
+            f"{held:,} images are held out, {held - asked:,} more than validation.split requests: "
             f"copies are held out together or not at all."
         )
     if held:
         return ""
-    why = "what there is are copies of one another, or of images that are not to be held out"
+    why = "all images are copies of one another, or of images that may not be held out"
     if not asked:
-        why, remedy = "the share is less than half an image", "Raise validation.split."
+        why, remedy = "the fraction is less than half an image", "Raise validation.split."
     elif copies.near:
         why += "; images that look the same count as copies"
     return (
-        f"No image is held out, though validation.split asks for it: {why}. So nothing is "
-        f"validated, and no best model is kept. {remedy}"
+        f"No image is held out, although validation.split is set: {why}. So there is no "
+        f"validation, and no best model is kept. {remedy}"
     )
 
 
 def _choose(records: RecordTable, groups: np.ndarray, shares: list[tuple[float, int]]) -> Bools:
-    """[images]: which are held out, those of one group together."""
+    """Return [images]: which are held out; all images of a group are, or none."""
     held = np.zeros(len(records), dtype=np.bool_)
     datasets = records.subset_numbers
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
     is_whole = np.array([not fraction for fraction, _ in shares])[datasets]
-    decided = np.zeros(len(records), dtype=np.bool_)  # groups of which nothing (more) is held out
+    decided = np.zeros(len(records), dtype=np.bool_)  # groups of which no more is held out
     decided[groups[is_reg | is_whole]] = True
     for number, (fraction, seed) in enumerate(shares):
         own = np.flatnonzero((datasets == number) & ~is_reg)
@@ -181,7 +187,7 @@ def _choose(records: RecordTable, groups: np.ndarray, shares: list[tuple[float, 
 
 
 def _alike(held_out: RecordTable, groups: np.ndarray) -> dict[Path, int]:
-    """Held-out images that have copies among them -> the number of their group."""
+    """Map held-out images with copies among the held-out ones to the number of their group."""
     labels, counts = np.unique(groups, return_counts=True)
     several = set(labels[counts > 1].tolist())
     indices = [index for index, group in enumerate(groups.tolist()) if group in several]
@@ -189,7 +195,7 @@ def _alike(held_out: RecordTable, groups: np.ndarray) -> dict[Path, int]:
 
 
 def _shares(config: RunConfig) -> list[tuple[float, int]]:
-    """The share that is held out of each dataset, and the seed that chooses."""
+    """Return, per dataset, the fraction to hold out and the seed of the choice."""
     return [
         (
             config.validation.split if entry.validation_split is None else entry.validation_split,
@@ -200,13 +206,13 @@ def _shares(config: RunConfig) -> list[tuple[float, int]]:
 
 
 def _choose_groups(order: np.ndarray, decided: Bools, room: int) -> Iterator[int]:
-    """The groups that are held out: in this order, while there is room for all of one.
+    """Yield the groups to hold out: in random order, while a whole group still fits.
 
-    Where there is room for none, the smallest group is taken all the same, if others are left.
+    If none fits, the smallest one is taken nevertheless, unless it is the only group.
 
     Args:
         order: The group of each image, in random order.
-        decided: [groups]: whether nothing of a group may be held out.
+        decided: [groups]: whether the group may not be held out.
         room: How many images may be held out.
     """
     groups, firsts, counts = np.unique(order, return_index=True, return_counts=True)
@@ -228,10 +234,10 @@ def _choose_groups(order: np.ndarray, decided: Bools, room: int) -> Iterator[int
 def _beside_folder(
     training: RecordTable, own: Scan, config: RunConfig, progress: Progress, engine: Engine
 ) -> Split:
-    """What is trained on, and the images of the folder of validation that are no copies of it.
+    """Split into training images, and images of the validation folder that are not copies.
 
     Raises:
-        DatasetError: There are none.
+        DatasetError: The folder has no such images.
     """
     together = join_records([training, own.records])
     near = config.validation.copies == "near"
@@ -251,11 +257,11 @@ def _beside_folder(
     if not own.records:
         raise DatasetError(no_usable_images(own.source, own.skipped, own.unused))
     if not held_out:
-        other = ' validation.copies = "bytes" lets images in that only look the same.'
+        other = ' validation.copies = "bytes" admits images that only look the same.'
         raise DatasetError(
-            f"Every image in {own.source} is trained on too, or a copy of one that is, so a loss "
-            f"on it says nothing new. Give validation.image_dir other images, or hold some out "
-            f"with validation.split.{other if copies.near else ''}"
+            f"Every image in {own.source} is trained on too, or a copy of one that is, so its loss "
+            f"would be a training loss. Set validation.image_dir to a folder of other images, or "
+            f"hold some out with validation.split.{other if copies.near else ''}"
         )
     return Split(training, held_out, _alike(held_out, of_own[~is_copy]), copies)
 

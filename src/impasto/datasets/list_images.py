@@ -1,4 +1,4 @@
-"""Lists the images of some settings, each with what is known of it. Imports no torch."""
+"""Lists images of a dataset with their sizes, buckets, captions and copies. Imports no torch."""
 
 from __future__ import annotations
 
@@ -40,22 +40,22 @@ def list_images(
     options: Mapping[str, Any],
     copies: bool = False,
 ) -> ImageList:
-    """List the images, used or skipped; a second time, nothing is opened that has not changed.
+    """List the images, used or skipped; later calls open only files that have changed.
 
     Args:
         config: The settings of the dataset.
-        source: The folder that paths are told relative to; those outside of it are told whole.
-        progress: Where to show how far it is.
-        options: What of the settings was given, to be kept with the list.
-        copies: Read and decode images that were not compared before. Otherwise only those are
-            compared whose content and looks are remembered.
+        source: The folder that paths are given relative to; paths outside it are given in full.
+        progress: Shows progress and notes.
+        options: The options that the list was made with, stored in it.
+        copies: Read and decode images that were not compared before. Otherwise only images whose
+            hashes and looks are cached are compared.
 
     Raises:
-        DatasetError: There is nothing usable.
+        DatasetError: There are no usable images.
         StorageError: Derived data cannot be written.
     """
     derived, own = config.derived_dir, config.machine_dir
-    files.require_writable(own)  # makes it, which changes its folder, ahead of the times below
+    files.require_writable(own)  # creates it first: that changes a folder's time, read below
     folders = folders_below(source) if source.is_dir() else {}
     with open_engine(config, progress) as engine:
         scan = _without_damaged(scan_all(config, progress), DecodeCache(derived / "decoded.json"))
@@ -77,7 +77,7 @@ def list_images(
 
 @dataclass(frozen=True)
 class _Likeness:
-    """Which images are the same, or nearly: what is known of them, and numbers of groups."""
+    """Hashes and looks of images, and the number of each one's group of equal or similar images."""
 
     digests: Mapping[Path, str] = field(default_factory=dict)
     looks: Mapping[Path, int] = field(default_factory=dict)
@@ -88,9 +88,10 @@ class _Likeness:
 def _compare(
     scan: Scan, derived: Path, own: Path, progress: Progress, engine: Engine, *, copies: bool
 ) -> tuple[Scan, _Likeness]:
-    """The scan without what turns out to be damaged, and how its images are alike.
+    """Find equal and similar images, and drop those that turn out to be damaged.
 
-    What is known of files is where training keeps it, what lists alone need on this machine.
+    Hashes of files are cached where training caches them; data that only lists need is cached on
+    this machine, in `own`.
     """
     records = list({record.path: record for record in scan.records}.values())
     stamps = {record.path: record.stamp for record in records}
@@ -111,7 +112,10 @@ def _compare(
 
 
 def _near(looks: Mapping[Path, int], derived: Path, progress: Progress) -> list[list[Path]]:
-    """Groups that look alike, remembered while no image has changed: each is compared with all."""
+    """Return groups of images that look alike; cached until an image changes.
+
+    The cache matters because each image is compared with every other.
+    """
     rows = sorted((str(path), look) for path, look in looks.items())
     version = [_NEAR_VERSION, hashlib.sha256(canonical(rows).encode("ascii")).hexdigest()]
     known = recall(derived / _NEAR_FILE, version)
@@ -121,26 +125,26 @@ def _near(looks: Mapping[Path, int], derived: Path, progress: Progress) -> list[
         found = near_duplicates(looks, advance)
     try:
         write_cached(derived / _NEAR_FILE, version, [list(map(str, group)) for group in found])
-    except StorageError as error:  # what was found is right all the same
-        progress.note(f"The next list has to compare all images again: {error}")
+    except StorageError as error:  # the groups are right nevertheless
+        progress.note(f"The next list will compare all images again: {error}")
     return found
 
 
 def _numbers(groups: Iterable[Sequence[Path]]) -> dict[Path, int]:
-    """The number of each image's group, from 1 on in the order of the first paths."""
+    """Return the number of each image's group, counted from 1 in the order of first paths."""
     ordered = sorted(groups, key=lambda group: sort_key(str(group[0])))
     return {path: number for number, group in enumerate(ordered, 1) for path in group}
 
 
 def _without_damaged(scan: Scan, known: DecodeCache) -> Scan:
-    """A scan without images that could not be decoded when somebody tried."""
+    """Return a scan without images that an earlier decoding found damaged."""
     return scan.without(damaged(scan.records, known))
 
 
 def _remember_damaged(
     records: Sequence[ImageRecord], faults: Sequence[SkippedFile], derived: Path, engine: Engine
 ) -> None:
-    """Keep what is damaged, so that the next list, which decodes nothing, skips it too."""
+    """Record damaged images, so that the next list, which decodes nothing, skips them too."""
     paths = {item.path for item in faults}
     damaged = [record for record in records if record.path in paths]
     if not damaged:
@@ -190,6 +194,9 @@ def _skipped(item: SkippedFile, source: Path) -> ListedImage:
 
 
 def _name(path: Path, source: Path) -> str:
-    """How a list names a file. Bytes that are no text stay as they are, so that it is found."""
+    """Return the name of a file in a list: relative to `source` if below it, else the whole path.
+
+    Bytes that are not valid text are retained, so that the name still finds the file.
+    """
     path, folder = Path(plain(path)), folder_of(source)
     return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else path.as_posix()

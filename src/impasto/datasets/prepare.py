@@ -1,4 +1,4 @@
-"""The images of a run, scanned, planned and encoded."""
+"""Scans, plans and encodes the images of a run."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ from impasto.progress import Progress, SilentProgress, counted
 from impasto.remote_paths import shown
 
 _ROUNDS = 10
-"""How often regularisation images are balanced again for those that could not be encoded."""
+"""How often regularisation images are balanced again after some could not be encoded."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class PreparedData:
     """The images of a run, encoded: those to train on and those held out.
 
     Attributes:
-        scan: All that was found.
-        plan: Where those go that are trained on.
-        training: Those of them that could be encoded.
-        held_out: Those that are validated on.
-        cache: Where all of them are kept.
-        balance: What became of regularisation images; None where there are none.
+        scan: All images found, and the files that were skipped.
+        plan: Buckets and crops of the training images.
+        training: Training images that could be encoded.
+        held_out: Images to validate on; None if there are none.
+        cache: The cache that stores the latents of all of them.
+        balance: The balance of regularisation and training images; None without regularisation.
         alike: As in the `Split`.
-        share: What this process does of what is derived from the images.
+        share: This process's portion of the work of deriving data from the images.
     """
 
     scan: Scan
@@ -70,12 +70,12 @@ class PreparedData:
 
     @property
     def records(self) -> list[ImageRecord]:
-        """The images that are trained on, then those held out."""
+        """Records of the training images, then of those held out."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         return [record for plan in plans for record in plan.table.records]
 
     def captions(self) -> list[str]:
-        """All captions that are known ahead, and the empty one of dropped captions."""
+        """Return all captions known in advance, and the empty one of dropped captions."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         found = [""]
         for plan in plans:
@@ -86,13 +86,13 @@ class PreparedData:
 
     @property
     def changes_captions(self) -> bool:
-        """Whether a caption is not always the same."""
+        """Whether any caption varies from step to step."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         uses = (use for plan in plans for use in plan.table.records.uses)
         return any(use.subset.captions.changes_captions for use in uses)
 
     def summary(self) -> dict[str, Any]:
-        """What the run directory and the report say of the dataset."""
+        """Return the facts about the dataset for the run directory and the report."""
         plans = [self.training, *([self.held_out] if self.held_out else [])]
         found = self.scan.without(item for plan in plans for item in plan.skipped)
         return {
@@ -126,19 +126,19 @@ def prepare_data(
     progress: Progress,
     known: Survey | None = None,
 ) -> PreparedData:
-    """Scan, plan and encode; each process of a run encodes its share, and all get the same.
+    """Scan, plan and encode; each process encodes its portion, and all return the same data.
 
-    With Ray the first process has the cluster do all of it, and the others find it done.
+    With Ray, the first process has the cluster do all of it, and the others read the results.
 
     Args:
         config: The settings.
         encoder: The VAE.
         accelerator: The processes.
-        progress: Is told of what the first process does.
-        known: What was found of the images already.
+        progress: Shows the progress of the first process.
+        known: An earlier survey of the images, if there is one.
 
     Raises:
-        ImpastoError: As the parts it calls, in any of the processes.
+        ImpastoError: As the functions it calls, in any of the processes.
     """
     group = process_group(accelerator)
     shown = WatchfulProgress(progress if group.rank == 0 else SilentProgress(), group)
@@ -163,7 +163,7 @@ def _prepare(
     known: Survey | None,
     share: CacheShare,
 ) -> PreparedData:
-    """Scan unless that is done, plan, and encode this process's share."""
+    """Scan and plan the images unless `known` is given, and encode this process's portion."""
     cache = LatentCache(config.dataset.derived_dir / LATENTS)
     with open_engine(config.dataset, progress, validation_folders(config)) as engine:
         found = known or survey(config, progress)
@@ -193,29 +193,27 @@ def _prepare(
 
 
 def _require_same_images(table: PlannedTable, group: ProcessGroup) -> None:
-    """Make sure that all processes plan the same images, before they split the work on them.
+    """Check that all processes plan the same images, before they split the work.
 
     Raises:
-        DatasetError: They do not.
+        DatasetError: The processes plan different images.
     """
     if group.size > 1:
         _require_one(group, len(table), digest_of(table))
 
 
 def _require_same(prepared: PreparedData, group: ProcessGroup) -> None:
-    """Make sure that all processes train on the same images, with the same bytes in their files.
+    """Check that all processes train on the same images, with the same bytes in their files.
 
     Raises:
-        DatasetError: They do not.
+        DatasetError: The processes have different images.
     """
     if group.size == 1:
         return
     digest, images = hashlib.sha256(), 0
     for plan in (prepared.training, *([prepared.held_out] if prepared.held_out else [])):
         images += len(plan.images)
-        keys = KeyTable.of(
-            plan.identities or plan.keys
-        )  # GPUs of other kinds have keys of their own
+        keys = KeyTable.of(plan.identities or plan.keys)  # keys differ between kinds of GPUs
         for name, column in sorted(keys.columns.items()):
             digest.update(name.encode() + np.ascontiguousarray(column).tobytes())
         digest.update(digest_of(plan.table).encode())
@@ -231,16 +229,17 @@ def _require_one(group: ProcessGroup, images: int, digest: str) -> None:
         for rank, text in enumerate(told)
     )
     raise DatasetError(
-        f"The processes of this run do not find the same images, words or sizes ({counts}). Give "
-        f"all machines the same files under the same paths, or read them from one place in an "
-        f"object store, and leave them alone while a run begins."
+        f"The processes of this run do not find the same images, captions or sizes ({counts}). "
+        f"Give all machines the same files under the same paths, or read them from one place in "
+        f"an object store, and do not change them while a run starts."
     )
 
 
 def _alone(config: RunConfig) -> RunConfig:
-    """Settings of a process that comes after the first one, and finds all but damaged files done.
+    """Return settings for a process that reuses what the first one encoded with Ray.
 
-    It looks at those again by itself: each of several such processes would start a Ray for them.
+    Only damaged files are tried again, without Ray: otherwise each process would start Ray for
+    them.
     """
     own = config.dataset.model_copy(update={"executor": "local", "ray_address": None})
     return config.model_copy(update={"dataset": own})
@@ -249,10 +248,10 @@ def _alone(config: RunConfig) -> RunConfig:
 def _encode_balanced(
     found: Survey, config: RunConfig, encode: Callable[[Sequence[PlannedImage]], CachedPlan]
 ) -> tuple[Plan, CachedPlan]:
-    """Encode what is trained on; regularisation images balance what could be encoded.
+    """Encode the training images, with regularisation images that balance the encodable ones.
 
-    Damaged images are found while encoding, or before it by `--plan`: without a share that is held
-    out, which is chosen of what is known then, the same images come equally often either way.
+    Damaged images are found here, or earlier by `--plan`. Unless a fraction is held out, which is
+    chosen from the images known at the time, each image is shown equally often either way.
     """
     plan, records = found.plan, found.split.training
     cached = encode(plan.images)
@@ -267,7 +266,7 @@ def _encode_balanced(
         cached = encode(plan.images)
         lost, encoded = (*lost, *cached.skipped), encoded + cached.encoded
     raise DatasetError(
-        f"{counted(len(lost), 'images')} cannot be used, {shown(lost[0].path)} among them, and as "
-        f"many regularisation images as take their place cannot either. impasto dataset scan names "
-        f"them all."
+        f"{counted(len(lost), 'images')} cannot be used, such as {shown(lost[0].path)}, and each "
+        f"time others replaced the regularisation images among them, more were damaged. impasto "
+        f"dataset scan names them all."
     )

@@ -1,8 +1,8 @@
-"""What a dataset of any size would take on this machine, from rates measured on one that is here.
+"""Estimates what a dataset of any size would take on this machine, from rates measured on a sample.
 
-The images that are here are the sample: their bytes, words, sizes and mirroring stand for those of
-N images. Each rate is measured for a moment and multiplied. Disk use and RAM follow from the
-columns that are kept; the RAM of a scan is an estimate, and nothing is tried at N images.
+The existing images are the sample: their bytes, captions, sizes and mirroring stand for those of N
+images. Each rate is measured briefly and multiplied. Disk use and RAM follow from the columns that
+are stored; the RAM of a scan is an estimate, and nothing is run with N images.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from impasto.data.sharding.shard_files import SHARD_BYTES
 from impasto.datasets.build import plan_dataset
 
 SAMPLE = 128
-"""Images that rates are measured with, at most."""
+"""Most images that rates are measured with."""
 _ROWS = 200_000  # of the synthetic tables
 _BATCH = 16
 _HASHED = 64 << 20  # bytes
@@ -48,14 +48,14 @@ _NAMED = 48  # bytes of a latent in the file of its shard: its key and CRC-32 as
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage takes for all images.
+    """What one stage takes for all images.
 
     Attributes:
-        name: What is done.
-        seconds: How long it takes; None where nobody measured it.
-        bytes: What it leaves on the disk.
-        files: How many files that is.
-        ram: Memory of the process meanwhile that grows with the dataset.
+        name: The name of the stage.
+        seconds: How long it takes; None if unknown.
+        bytes: Bytes it leaves on disk.
+        files: Files it leaves on disk.
+        ram: Bytes of RAM during the stage that grow with the dataset.
     """
 
     name: str
@@ -67,16 +67,16 @@ class Stage:
 
 @dataclass(frozen=True)
 class Rates:
-    """What was measured, each in seconds for one image.
+    """Measured rates, each in seconds per image.
 
     Attributes:
-        listing: Finding a file and looking at its time of change.
-        probing: Reading its header and words.
-        hashing: Reading it whole.
+        listing: Finding a file and reading its modification time.
+        probing: Reading its header and caption.
+        hashing: Reading and hashing the whole file.
         decoding: Decoding, resizing and cropping it, on all CPUs.
         reading: Reading its row of an index.
-        planning: Its bucket.
-        dealing: Its place in an epoch.
+        planning: Choosing its bucket and crop.
+        dealing: Computing its place in an epoch.
     """
 
     listing: float
@@ -90,15 +90,15 @@ class Rates:
 
 @dataclass(frozen=True)
 class Sampled:
-    """What an image of the sample is like, in the mean.
+    """Averages per image of the sample.
 
     Attributes:
-        texts: Bytes of its path and words.
+        texts: Bytes of its path, caption and tags.
         moments: Bytes of its latents, mirrored ones included.
-        latents: How many latents it has: 1, or 2 where it is mirrored.
+        latents: How many latents it has: 1, or 2 if it is mirrored too.
         buckets: How many different buckets there are.
-        resident: Bytes that each process has of its own for an image while it trains.
-        scanned: The same while it scans.
+        resident: Bytes of RAM per image in each training process.
+        scanned: Bytes of RAM per image while scanning.
     """
 
     texts: float
@@ -110,7 +110,7 @@ class Sampled:
 
 
 def sample_of(plan: Plan) -> Sampled:
-    """Count what images take that are planned."""
+    """Average the sizes of planned images."""
     table = plan.table
     records = table.records
     texts = sum(
@@ -137,13 +137,13 @@ def sample_of(plan: Plan) -> Sampled:
 def stages_of(
     count: int, rates: Rates, sampled: Sampled, encoded_per_s: float | None
 ) -> list[Stage]:
-    """What each stage takes for so many images.
+    """Estimate what each stage takes for `count` images.
 
     Args:
-        count: How many.
-        rates: What was measured.
-        sampled: What the images are like.
-        encoded_per_s: Images per second that the VAE encodes; None where that is not known.
+        count: How many images.
+        rates: The measured rates.
+        sampled: Averages per image.
+        encoded_per_s: Images per second that the VAE encodes; None if unknown.
     """
     index = count * (sampled.texts + _STAMP_BYTES)
     hashes = count * (sampled.texts + _KEY_BYTES * 3)
@@ -154,7 +154,7 @@ def stages_of(
     first = count * (rates.listing + rates.probing)
     encoding = None if encoded_per_s is None else count * sampled.latents / encoded_per_s
     start = count * (rates.reading + rates.planning + rates.dealing)
-    found = count * 2.5 * sampled.texts  # the names of images and words that are there
+    found = count * 2.5 * sampled.texts  # names of the image and caption files found
     return [
         Stage("First scan", first, index, 1, found),
         Stage("Second scan", count * rates.listing, 0, 0, found),
@@ -170,7 +170,7 @@ def measure_rates(config: DatasetConfig, plan: Plan) -> Rates:
     """Measure this machine with some of the images of a plan.
 
     Args:
-        config: The settings that the images were planned by.
+        config: The settings that the images were planned with.
         plan: The sample.
     """
     images = [plan.images[n] for n in _spread(len(plan.images), SAMPLE)]
@@ -195,7 +195,7 @@ def _run(executor: LocalExecutor[Any, Any], items: Sequence[Any]) -> None:
 
 
 def _listing_seconds(images: Sequence[PlannedImage]) -> float:
-    """Listing the folders of some images, and looking at each file, per image that is there."""
+    """Return the seconds to list the folders of some images and stat each file, per file found."""
     folders = list(dict.fromkeys(image.record.path.parent for image in images))
     seconds = found = 0.0
     for folder in folders[:_LISTED]:
@@ -206,7 +206,7 @@ def _listing_seconds(images: Sequence[PlannedImage]) -> float:
 
 
 def _hash_seconds(images: Sequence[PlannedImage]) -> float:
-    """Reading and hashing an image's file, in the mean, as it is done: four at a time."""
+    """Return the seconds to read and hash an image's file, on average, with four threads."""
     paths, read = [], 0
     for image in images:
         paths.append(image.record.path)
@@ -218,7 +218,7 @@ def _hash_seconds(images: Sequence[PlannedImage]) -> float:
 
 
 def _reading_seconds() -> float:
-    """Opening an index: its bytes are compared with their sum, and its columns mapped."""
+    """Return the seconds to open an index: verify its checksum and map its columns."""
     row = ("x" * 60, *[1] * 6, 512, 512, 0, "y" * 60, "", "")
     with tempfile.TemporaryDirectory() as folder:
         table = TableFolder(Path(folder), INDEX, [0])
@@ -227,7 +227,7 @@ def _reading_seconds() -> float:
 
 
 def _planning_seconds(config: DatasetConfig, plan: Plan) -> float:
-    """Buckets by the settings of images of the sample's sizes, each a little larger or smaller."""
+    """Return the seconds to plan images of the sample's sizes, each a little larger or smaller."""
     records = plan.table.records
     rows = np.arange(_ROWS) % len(records)
     changed = np.random.default_rng(0).integers(-9, 10, _ROWS).astype(np.int32)
@@ -243,7 +243,7 @@ def _sampler(count: int) -> EpochSampler:
 
 
 def _dealt_bytes() -> float:
-    """Bytes of a showing in a dealt epoch: its image, and its share of where its batch begins."""
+    """Return the bytes per showing in a dealt epoch: its image, and part of its batch's start."""
     return 4 + (8 + 4) / _BATCH
 
 

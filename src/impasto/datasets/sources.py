@@ -1,4 +1,4 @@
-"""Where the images of a dataset are, subset by subset, as its settings name them.
+"""Finds the images of a dataset, subset by subset, as its settings name them.
 
 Settings become the plain rules that records refer to here; `build.py` scans, splits and plans.
 Imports no torch.
@@ -38,10 +38,12 @@ class Source:
 
 
 def require_sources(config: DatasetConfig) -> list[Source]:
-    """The subsets of the settings, whose folders are there, with a place for derived data.
+    """Return the subsets of the settings, after checking that their folders exist.
+
+    Checks too that derived data can be written. Subsets with no repeats are left out.
 
     Raises:
-        DatasetError: A folder is not there.
+        DatasetError: A folder is missing or has no images, or a column is set that cannot be used.
         StorageError: Derived data cannot be written.
     """
     sources = list(_sources(config))
@@ -64,7 +66,7 @@ def _sources(config: DatasetConfig) -> Iterator[Source]:
 
 
 def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
-    """What the images of a subset refer to; a weight in the loss is its dataset's to say."""
+    """Build the rules for a subset's images; the loss weight stays 1, and callers set it."""
     root = folder_of(config.image_dir or (config.metadata_file or Path()).parent)
     varied = Augmentation(config.random_crop, config.color_aug, config.face_crop_aug_range)
     masks = MaskRules(config.alpha_mask, config.mask_dir)
@@ -88,7 +90,7 @@ def build_subset(config: SubsetConfig, dataset: int, number: int) -> Subset:
 
 
 def build_caption_rules(config: SubsetConfig) -> CaptionRules:
-    """Build the rules that a subset's captions are changed by."""
+    """Build the rules by which a subset's captions are changed."""
     return CaptionRules(
         prefix=config.caption_prefix,
         suffix=config.caption_suffix,
@@ -107,16 +109,16 @@ def build_caption_rules(config: SubsetConfig) -> CaptionRules:
 
 
 def scan_source(source: Source, derived: Path, progress: Progress | None, engine: Engine) -> Scan:
-    """Scan the images of a subset, as a folder or by its metadata.
+    """Scan the images of a subset, in a folder or as its metadata lists them.
 
     Args:
         source: The subset.
-        derived: The folder that the scan's index is kept in.
-        progress: Where to show how far it is.
-        engine: Runs what opens files.
+        derived: The folder that the scan's index is stored in.
+        progress: Shows progress.
+        engine: Runs the work of opening files.
 
     Raises:
-        DatasetError: There is nothing usable.
+        DatasetError: There are no usable images.
         StorageError: Derived data cannot be written.
     """
     config, subset = source.config, source.subset
@@ -146,28 +148,34 @@ def scan_source(source: Source, derived: Path, progress: Progress | None, engine
 
 
 def _require_names_as_text(config: SubsetConfig, *others: Path | None) -> None:
-    """Paths are written into settings and indexes, which are UTF-8; also those of what is above."""
+    """Check that paths are valid UTF-8, since they are written into settings and indexes.
+
+    The whole absolute path is checked, folders above included.
+
+    Raises:
+        DatasetError: A path is not UTF-8.
+    """
     for path in (config.image_dir, config.metadata_file, config.mask_dir, *others):
         if path is not None and not is_text(str(absolute(path))):
             raise DatasetError(
-                f"The name of {printable(str(absolute(path)))} is not UTF-8, as after unpacking a "
-                f"zip of another system. Rename it."
+                f"The name of {printable(str(absolute(path)))} is not UTF-8, as happens after "
+                f"unpacking a zip from another system. Rename it."
             )
 
 
 def sidecars_of(config: SubsetConfig) -> Sidecars:
-    """The endings of the files with the words of a subset."""
+    """Return the extensions of a subset's caption files."""
     ending = config.caption_extension
     return Sidecars() if ending is None else Sidecars(f".{ending.lstrip('.')}", "")
 
 
 def columns_of(config: SubsetConfig) -> Columns:
-    """The columns of tables with the images and the words of a subset."""
+    """Return the columns of tables that hold a subset's images and captions."""
     return Columns(config.image_column, config.caption_column)
 
 
 def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
-    """Make sure that a column is not named where there is no table; a store is not asked.
+    """Check that columns are only set if there are tables; an object store is not checked.
 
     Raises:
         DatasetError: All images are plain files, outside of tables and tars.
@@ -177,10 +185,10 @@ def _require_columns_used(subsets: Sequence[SubsetConfig]) -> None:
     locations = [s.image_dir or (s.metadata_file or Path()).parent for s in subsets]
     for location, subset in zip(locations, subsets, strict=True):
         if is_remote(location) or holds_containers(location, masks=subset.mask_dir):
-            return  # also in sub-folders that are not looked into: the scan says so
+            return  # also in sub-folders that are not scanned: the scan reports those
     raise DatasetError(
         f"image_column and caption_column name columns of Parquet or Arrow tables, and keys of "
-        f"JSON in tars; {locations[0]} has none of them. Take them out."
+        f"JSON in tars; {locations[0]} has none of these. Remove them."
     )
 
 
@@ -197,6 +205,6 @@ def _require_room_for_derived_data(config: DatasetConfig) -> None:
     try:
         files.require_writable(config.derived_dir)
         if files.writes_caches():
-            temporary_names.remove_leftovers(config.derived_dir)  # of a scan that was killed
+            temporary_names.remove_leftovers(config.derived_dir)  # left by a killed scan
     except StorageError as error:
-        raise StorageError(f"{error} dataset.cache_dir names a place for derived data.") from error
+        raise StorageError(f"{error} Set dataset.cache_dir to a writable folder.") from error

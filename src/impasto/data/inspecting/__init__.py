@@ -1,1 +1,1 @@
-"""What there is to know of a dataset and its images, for reports and pages."""
+"""Facts about a dataset and its images, for reports and pages."""

@@ -1,4 +1,4 @@
-"""What is good and bad about a dataset, as numbers and lists: the content of its report."""
+"""Checks a dataset for strengths and faults, as numbers and lists: the content of its report."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from impasto.progress import Progress
 
 TOP_TAGS = 60
 TOP_PAIRS = 40
-PAIRED_TAGS = 200  # pairs are counted among so many of the most frequent tags
+PAIRED_TAGS = 200  # pairs are counted among this many of the most frequent tags
 SMALL = 1.5  # enlarged by more than this, an image is too small
 
 CountTokens = Callable[[Sequence[str]], list[int]]
@@ -33,7 +33,7 @@ CountTokens = Callable[[Sequence[str]], list[int]]
 
 @dataclass(frozen=True)
 class BucketHealth:
-    """A bucket of one dataset: images in it, and what share of them cropping takes."""
+    """A bucket of one dataset: its number of images, and the fraction of area cropped away."""
 
     dataset: int
     size: str
@@ -44,7 +44,7 @@ class BucketHealth:
 
 @dataclass(frozen=True)
 class Cropped:
-    """An image and the share of it that is cropped away."""
+    """An image, and the fraction of its area that is cropped away."""
 
     path: Path
     bucket: str
@@ -53,7 +53,7 @@ class Cropped:
 
 @dataclass(frozen=True)
 class Enlarged:
-    """An image that is too small for its bucket, and by what it is enlarged."""
+    """An image that is too small for its bucket, and the factor by which it is enlarged."""
 
     path: Path
     size: str
@@ -62,15 +62,15 @@ class Enlarged:
 
 @dataclass(frozen=True)
 class CaptionHealth:
-    """What the captions of a dataset are like.
+    """Statistics of a dataset's captions.
 
     Attributes:
         missing: Images without a caption file, or with an empty one.
-        several_lines: Images whose further lines are never shown.
+        several_lines: Images whose caption has several lines, of which only the first is used.
         same: Captions that several images share, with their number, the most frequent first.
         token_lengths: Number of tokens -> captions.
-        over: 75, 150, 225 -> captions that are longer.
-        naming_sides: Images with left or right in their words.
+        over: 75, 150, 225 -> captions with more tokens.
+        naming_sides: Images whose caption mentions left or right.
     """
 
     missing: list[Path]
@@ -83,32 +83,32 @@ class CaptionHealth:
 
 @dataclass(frozen=True)
 class Health:
-    """All that is known of a dataset.
+    """The full report on a dataset.
 
     Attributes:
-        place: What was looked at.
+        place: The dataset's folder or source.
         pictures: How many images can be used.
-        showings: The same with their repeats, regularisation images as often as they come.
-        set_aside: Files that cannot be used.
-        unused: Other files and folders that look like images or words.
-        tally: The numbers that every verb shows.
+        showings: The same with repeats; regularisation images as often as they are shown.
+        set_aside: Files that cannot be used, with reasons.
+        unused: Other files and folders that look like images or captions.
+        tally: The counts that every command shows.
         sizes: Size -> images, the most frequent first.
-        aspects: Width over height of each image.
-        buckets: By dataset and size.
-        mean_lost: The share of the area that cropping takes on average.
-        cropped: Images by what cropping takes, the worst first.
+        aspects: Width divided by height of each image.
+        buckets: Buckets by dataset and size.
+        mean_lost: The average fraction of the area that is cropped away.
+        cropped: Images by the fraction cropped away, the worst first.
         too_small: Images that are enlarged by more than half.
-        rotated: Images that EXIF turns or mirrors.
-        balance: What becomes of regularisation images; None where there are none.
-        flips: Whether a part of the images is mirrored in training.
-        captions: The words.
+        rotated: Images that EXIF rotates or mirrors.
+        balance: The balance of regularisation and training images; None without regularisation.
+        flips: Whether some images are mirrored in training.
+        captions: Statistics of the captions.
         tags: Tag -> images, the most frequent first.
-        number_of_tags: Different tags.
-        rare_tags: How many of them only one image has.
-        tag_pairs: Tags that meet most often, and in how many images.
-        equal: Files of the same content.
-        near: Images that look nearly the same.
-        same_stem: Images that share one caption file.
+        number_of_tags: Number of different tags.
+        rare_tags: Number of tags that only one image has.
+        tag_pairs: Tags that occur together most often, and in how many images.
+        equal: Groups of files with the same content.
+        near: Groups of images that look nearly the same.
+        same_stem: Groups of images that share one caption file.
     """
 
     place: str
@@ -136,7 +136,7 @@ class Health:
     same_stem: list[list[Path]]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything with paths as text."""
+        """Return the report as plain values, with paths as text and floats rounded to 6 digits."""
         return _plain(asdict(self))  # type: ignore[no-any-return]
 
 
@@ -149,16 +149,16 @@ def examine(
     progress: Progress,
     trained: RecordTable,
 ) -> Health:
-    """Put together what is known.
+    """Compile the report on a dataset.
 
     Args:
-        scan: The images, those that cannot be decoded skipped.
-        plan: Where they go.
+        scan: The images; those that cannot be decoded are already skipped.
+        plan: Their buckets and crops.
         digests: Hashes of their files.
         looks: Their perceptual hashes.
-        count_tokens: Captions -> tokens of each, without begin and end.
-        progress: Where to show how far it is.
-        trained: Those of the images that are trained on.
+        count_tokens: Captions -> the number of tokens of each, without start and end tokens.
+        progress: Shows progress.
+        trained: The images that are trained on.
     """
     records = list({record.path: record for record in scan.records}.values())
     balanced = balance(trained)
@@ -241,7 +241,7 @@ def _captions(records: Sequence[ImageRecord], count_tokens: CountTokens) -> Capt
 
 
 def _tags(record: ImageRecord) -> list[str]:
-    """The tags of an image, each once: of its tags, or of its caption where it has none."""
+    """Return the tags of an image, each once; those in its caption if it has no separate tags."""
     text = record.tags or record.caption
     separator = record.subset.captions.separator
     tags = (tag.strip() for line in split_lines(text) for tag in line.split(separator))
@@ -259,7 +259,7 @@ def _pairs(tags: Sequence[list[str]], frequency: Counter[str]) -> list[tuple[str
 def _same_stem(records: Sequence[ImageRecord]) -> list[list[Path]]:
     stems: dict[Path, list[Path]] = {}
     for record in records:
-        is_row = isinstance(member_of(record.path), TableCell)  # which has a number and no ending
+        is_row = isinstance(member_of(record.path), TableCell)  # rows have no file extension
         name = Path(plain(record.path))
         stems.setdefault(name if is_row else name.with_suffix(""), []).append(record.path)
     return [sorted(paths) for paths in stems.values() if len(paths) > 1]

@@ -1,4 +1,4 @@
-"""Where the report on a dataset draws its lines; pages that show it read no dataset."""
+"""Limits of the report on a dataset; separate, so that pages need not import the dataset code."""
 
 from __future__ import annotations
 

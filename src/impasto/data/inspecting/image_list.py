@@ -1,8 +1,8 @@
-"""The list of a dataset's images as a file: one line for each, used or skipped, with what is known.
+"""The list of a dataset's images as a file: one line per image, used or skipped.
 
 `impasto dataset list` writes it and the studio reads it, so that a page about 50,000 images opens
-none of them. The first line is an object about the list itself, each other one an image. It is
-derived data: deleting it costs time and nothing else.
+none of them. The first line is an object about the list itself, each other line an image. It is
+derived data: deleting it only costs the time to list the images again.
 """
 
 from __future__ import annotations
@@ -18,31 +18,31 @@ from impasto import files
 from impasto.parsing import parse_json
 
 LIST_VERSION = 1
-_LONGEST_LINE = 8 << 20  # bytes; a caption has a mebibyte at most, and JSON may write six for each
+_LONGEST_LINE = 8 << 20  # bytes; a caption has at most 1 MiB, and JSON may need 6 bytes for each
 
 
 class ListedImage(NamedTuple):
     """An image file of a dataset.
 
     Attributes:
-        path: Where it is, below the dataset with slashes; whole where it is not below it.
-        size_bytes: Bytes of the file.
-        mtime_ns: When it was changed last, in nanoseconds.
-        width: Pixels as a person sees it; 0 where it cannot be read.
-        height: The same.
-        bucket: The bucket it goes to, such as `512x768`; empty where it is skipped.
-        resized: Width and height to which it is resized ahead of the crop.
-        crop: What is kept of that: left, top, right, bottom in pixels.
-        cropped: The share of the area that is cropped away, in [0, 1).
-        enlarged: By what it is enlarged, over 1; 0 where it is not.
-        caption: The caption without chance; empty where there is none.
+        path: Its path below the dataset, with slashes; the whole path if it is not below it.
+        size_bytes: Size of the file in bytes.
+        mtime_ns: Modification time in nanoseconds.
+        width: Width in pixels, upright; 0 if the file is unreadable.
+        height: Height in pixels, upright; 0 if the file is unreadable.
+        bucket: Its bucket, such as `512x768`; empty if the image is skipped.
+        resized: Width and height to which it is resized before the crop.
+        crop: The part used: left, top, right, bottom in pixels of the resized image.
+        cropped: The fraction of the area that is cropped away, in [0, 1).
+        enlarged: The factor by which it is enlarged, over 1; 0 if it is not enlarged.
+        caption: The caption without its random parts; empty if there is none.
         tags: How many tags, or parts between separators, the caption has.
-        captioned: Whether it has words at all.
-        skipped: Why it cannot be used; empty where it can.
-        copies: The number of the group of files of the same content; 0 for none.
-        near: The number of the group that looks nearly the same; 0 for none.
+        captioned: Whether it has a caption.
+        skipped: Why it cannot be used; empty if it can.
+        copies: The number of its group of files with the same content; 0 for none.
+        near: The number of its group of images that look nearly the same; 0 for none.
         mask: The file with its mask, named as `path`; empty for none.
-        sha256: The hash of its content; empty where it was not read.
+        sha256: The hash of its content; empty if the content was not read.
     """
 
     path: str
@@ -70,12 +70,12 @@ class ImageList:
     """All images of a dataset.
 
     Attributes:
-        images: They, in the order of their paths.
-        options: The settings of buckets that were given, by the names of the options.
-        folders: Folders that were looked into, by their paths below the dataset, and when they were
-            changed last, in nanoseconds: the list is of now while those are as they were.
+        images: The images, in the order of their paths.
+        options: The bucket settings that were given, by option name.
+        folders: Folders that were scanned, by their paths below the dataset, and their modification
+            times in nanoseconds: the list is up to date while these are unchanged.
         compared: How many images were compared with each other, by content and looks.
-        unused: What looks like images or words and is not used: path and reason.
+        unused: Files that look like images or captions and are not used: path and reason.
     """
 
     images: list[ListedImage]
@@ -86,10 +86,10 @@ class ImageList:
 
 
 def write_image_list(path: Path, found: ImageList) -> None:
-    """Write a list durably, all of it or nothing.
+    """Write a list durably and atomically.
 
     Raises:
-        StorageError: It could not be written.
+        StorageError: The list could not be written.
     """
     with files.replace_file(path) as partial, partial.open("w", encoding="utf-8") as file:
         for line in lines_of(found):
@@ -97,7 +97,7 @@ def write_image_list(path: Path, found: ImageList) -> None:
 
 
 def lines_of(found: ImageList) -> Iterable[str]:
-    """The lines of a list: an object about it, then one for each image."""
+    """Yield the lines of a list: an object about the list, then one line per image."""
     yield files.json_text(
         {
             "version": LIST_VERSION,
@@ -112,9 +112,9 @@ def lines_of(found: ImageList) -> Iterable[str]:
 
 
 def read_image_list(path: Path) -> ImageList | None:
-    """The list of a file; None where there is none, or one of another version.
+    """Read a list from a file; None if there is none, or one of another version.
 
-    Lines that are damaged are left out.
+    Damaged lines are left out.
     """
     try:
         with path.open("rb") as file:
@@ -128,30 +128,33 @@ def read_image_list(path: Path) -> ImageList | None:
 
 
 def caption_tags(caption: str, separator: str = ",") -> list[str]:
-    """The tags of a caption, each once, in their order."""
+    """Return the tags of a caption, each once, in their order."""
     pieces = (piece.strip() for piece in caption.replace("\n", separator).split(separator))
     return list(dict.fromkeys(piece for piece in pieces if piece))
 
 
 def is_hidden(relative: str) -> bool:
-    """Whether a path below a dataset is hidden, or below a hidden folder: scans pass those over."""
+    """Return whether a path below a dataset is hidden or in a hidden folder: scans skip these."""
     return any(name.startswith(".") for name in relative.split("/"))
 
 
 def changed_at(folder: Path) -> int:
-    """When a folder was changed last, in nanoseconds; 0 where that cannot be seen."""
+    """Return the modification time of a folder in nanoseconds; 0 if it cannot be read."""
     try:
         return folder.stat().st_mtime_ns
-    except (OSError, ValueError):  # a name with a NUL, in a list of somebody else's
+    except (OSError, ValueError):  # a name with a NUL, in a list made elsewhere
         return 0
 
 
 def folders_below(root: Path, most: int = 2000) -> dict[str, int]:
-    """The folder, and those below that are not hidden, with the times of their last change.
+    """Return `root` and its folders that are not hidden, with their modification times.
 
     Args:
         root: The folder; its own name here is `.`.
-        most: So many at most: beyond that, changes are not noticed.
+        most: Most folders returned; changes beyond them are not noticed.
+
+    Returns:
+        Paths below `root` -> times in nanoseconds.
     """
     found: dict[str, int] = {}
     for folder, inner, _ in os.walk(root):
@@ -170,7 +173,7 @@ _FLOATS = tuple(n for n, kind in enumerate(_KINDS) if kind is float)
 
 
 def _image_of(line: bytes) -> ListedImage | None:
-    """The image of a line; None where anything in it is missing or of another kind."""
+    """Parse a line; None if a field is missing or of another type."""
     content = _object_of(line)
     if content is None or content.keys() != _ALL:
         return None

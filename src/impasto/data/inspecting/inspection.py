@@ -1,4 +1,4 @@
-"""What there is to know of one image file, and a copy of it that any program can show."""
+"""Reads the facts about one image file, and makes a copy of it that any program can show."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from impasto.data.pixels import images
 from impasto.data.records import Size
 
 LONGEST = 2048
-"""Pixels of the longer side of a copy to look at."""
+"""Longest side of a copy for viewing, in pixels."""
 
 _BROWSERS = {"JPEG": "image/jpeg", "PNG": "image/png", "WEBP": "image/webp"}
-_SHOWN_WHOLE = 16_000_000  # pixels; a browser holds four bytes for each
+_SHOWN_WHOLE = 16_000_000  # pixels; a browser needs four bytes for each
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """What the file of an image says of itself.
+    """Facts from the header of an image file.
 
     Attributes:
-        width: Of the upright image, in pixels.
-        height: The same.
-        size_bytes: Of the file.
+        width: Width of the upright image, in pixels.
+        height: Height of the upright image, in pixels.
+        size_bytes: Size of the file in bytes.
         format: Pillow's name for its format.
-        mode: Pillow's name for its kind of pixels: `RGB`, `L`, `CMYK`.
-        frames: How many images it holds; the first is used.
-        rotated: Whether EXIF turns or mirrors the stored pixels.
-        media_type: What browsers call it, if they can show the file itself as it is seen here;
-            empty where they need a copy.
+        mode: Pillow's name for its pixel mode: `RGB`, `L`, `CMYK`.
+        frames: How many frames it has; the first one is used.
+        rotated: Whether EXIF rotates or mirrors the stored pixels.
+        media_type: Media type for browsers, if they show the file itself correctly; empty if they
+            need a copy.
     """
 
     width: int
@@ -44,15 +44,15 @@ class ImageFacts:
     media_type: str
 
     def as_json(self) -> dict[str, int | str | bool]:
-        """The facts as plain values, for JSON."""
+        """Return the facts as plain values, for JSON."""
         return asdict(self)
 
 
 def inspect_image(path: Path) -> ImageFacts:
-    """Read what the header of an image says; no pixels are decoded.
+    """Read facts from the header of an image; no pixels are decoded.
 
     Raises:
-        UnreadableImageError: It is no image, damaged, or too large.
+        UnreadableImageError: The file is not an image, damaged, or too large.
     """
     size, rotated = images.read_header(path)
     name, mode, frames = images.read_format(path)
@@ -65,11 +65,11 @@ def inspect_image(path: Path) -> ImageFacts:
 
 
 def write_view(path: Path, target: Path) -> None:
-    """Write an upright copy to look at, at most `LONGEST` pixels wide and high.
+    """Write an upright copy for viewing, at most `LONGEST` pixels wide and high.
 
     Args:
         path: The image.
-        target: A `.jpg`, `.png` or `.webp`.
+        target: A `.jpg`, `.png` or `.webp` file.
 
     Raises:
         UnreadableImageError: The image cannot be decoded.

@@ -1,7 +1,7 @@
-"""Which images are the same, or nearly: by content, and by perceptual hash.
+"""Finds images that are the same or nearly the same, by content and by perceptual hash.
 
-The perceptual hash is pHash: 64 bits from the low frequencies of a 32x32 image, in exact whole
-numbers, so that it is the same on every machine. It equals `phash` of the ImageHash library.
+The perceptual hash is pHash: 64 bits from the low frequencies of a 32x32 image, computed in
+integers, so that it is the same on every machine. It equals `phash` of the ImageHash library.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from impasto.progress import Progress
 _AT_LEAST = Size(64, 64)
 _VERSION, _FORMER = [4, images.PREPROCESSING_VERSION], [3, images.PREPROCESSING_VERSION]
 _SCHEMA = pa.schema([("sha256", pa.large_string()), ("look", pa.uint64())])
-_SIDE, _KEPT = 32, 8  # of the small image, and of its lowest frequencies
+_SIDE, _KEPT = 32, 8  # side of the small image, and of its block of lowest frequencies
 _COSINES = np.rint(
     np.cos(np.pi * np.outer(np.arange(_KEPT), 2 * np.arange(_SIDE) + 1) / (2 * _SIDE)) * 2**20
-).astype(np.int64)  # rows of the DCT-II; its products with bytes stay below 2 to the 58th
+).astype(np.int64)  # rows of the DCT-II; their products with bytes stay below 2**58
 
 
 def perceptual_hash(image: Image.Image) -> int:
-    """The pHash of an image: 64 bits, of which few change when it is resized or saved again.
+    """Return the pHash of an image: 64 bits, few of which change when it is resized or saved again.
 
-    A bit says whether one of the 8x8 lowest frequencies of the 32x32 grey image is above their
-    median (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions",
-    section 3.2.1, with the constant term kept, as ImageHash 4.3.2 does).
+    A bit is set if one of the 8x8 lowest frequencies of the 32x32 grey image is above their median
+    (Zauner 2010, "Implementation and Benchmarking of Perceptual Image Hash Functions", section
+    3.2.1, with the constant term included, as ImageHash 4.3.2 does).
     """
     grey = image.convert("L").resize((_SIDE, _SIDE), Image.Resampling.LANCZOS)
     frequencies = (_COSINES @ np.asarray(grey, dtype=np.int64) @ _COSINES.T).ravel()
@@ -49,7 +49,7 @@ def perceptual_hash(image: Image.Image) -> int:
 
 
 class HashImages:
-    """Stage: records -> their perceptual hashes; what cannot be decoded is a failure."""
+    """Stage that turns records into perceptual hashes; an undecodable image is a failure."""
 
     def __call__(self, batch: Sequence[ImageRecord]) -> list[int | Failure]:
         """Decode a batch of images and hash them."""
@@ -65,10 +65,10 @@ class HashImages:
 
 
 class PerceptualHashes:
-    """Perceptual hashes of images, remembered by their content; failures are not.
+    """Perceptual hashes of images, cached by content; failures are not cached.
 
     Args:
-        file: The JSON file of earlier versions, in whose place a table is.
+        file: The JSON file of earlier versions, in the place of which the table is written.
     """
 
     def __init__(self, file: Path) -> None:
@@ -81,16 +81,16 @@ class PerceptualHashes:
         progress: Progress,
         engine: Engine = LOCAL,
     ) -> tuple[dict[Path, int], list[SkippedFile]]:
-        """The hashes of what can be decoded, and the rest with reasons.
+        """Return the hashes of decodable images, and the other images with reasons.
 
         Raises:
-            StorageError: They could not be written.
+            StorageError: The hashes could not be written.
         """
         known = self._known.look_up(set(digests.values()))
         fresh = [r for r in records if digests.get(r.path, "") not in known]
         executor = engine.executor(HashImages())
         faults: list[SkippedFile] = []
-        with progress.stage("Looking at images", len(fresh), "images") as advance:
+        with progress.stage("Hashing images", len(fresh), "images") as advance:
             for outcomes in executor.run(chunks(fresh, 8)):
                 for record, outcome in outcomes:
                     if isinstance(outcome, Failure):
@@ -103,19 +103,19 @@ class PerceptualHashes:
         return self.known(digests), faults
 
     def known(self, digests: Mapping[Path, str]) -> dict[Path, int]:
-        """The hashes that are remembered, of files with these contents; none is decoded."""
+        """Return the cached hashes of files with these contents; decodes nothing."""
         known = self._known.look_up(set(digests.values()))
         return {path: known[digest][0] for path, digest in digests.items() if digest in known}
 
 
 def _of_former(content: Any) -> pa.Table:
-    """The rows of the JSON file: SHA-256 -> perceptual hash."""
+    """Return the rows of a former version's JSON file: SHA-256 -> perceptual hash."""
     rows = [(digest, look) for digest, look in content.items() if isinstance(look, int)]
     return rows_of(_SCHEMA, rows)
 
 
 def exact_duplicates(digests: Mapping[Path, str]) -> list[list[Path]]:
-    """Files of the same content, in groups of two and more."""
+    """Return files with the same content, in groups of two or more."""
     groups: dict[str, list[Path]] = {}
     for path, digest in digests.items():
         groups.setdefault(digest, []).append(path)
@@ -125,7 +125,7 @@ def exact_duplicates(digests: Mapping[Path, str]) -> list[list[Path]]:
 def near_duplicates(
     hashes: Mapping[Path, int], advance: Callable[[int], None], most_bits: int = NEAR_DUPLICATE_BITS
 ) -> list[list[Path]]:
-    """Images whose hashes differ in a few bits, put together as far as they are linked.
+    """Group images whose hashes differ in few bits, directly or through others in between.
 
     Every pair of different hashes is compared, in blocks; 20,000 images take about a second,
     however many of them are alike.
@@ -135,7 +135,7 @@ def near_duplicates(
         of_hash.setdefault(value, []).append(path)
     equal = list(of_hash.values())
     values = np.fromiter(of_hash, dtype=np.uint64, count=len(equal))
-    labels = np.arange(len(equal))  # of a group, the number of one of its hashes
+    labels = np.arange(len(equal))  # a group's label is the index of one of its hashes
     rows = max(1, (1 << 22) // max(1, len(equal)))
     for start in range(0, len(equal), rows):
         block = values[start : start + rows]

@@ -1,1 +1,1 @@
-"""From cached latents, or images that change each time, to the batches of each step."""
+"""Makes the batches of each step, from cached latents or images that vary each time."""

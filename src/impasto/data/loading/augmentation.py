@@ -1,7 +1,6 @@
-"""What changes an image anew each time it is shown: where it is cropped, and its colours.
+"""Varies an image each time it is shown: its crop and its colours.
 
-Such images cannot be encoded ahead. Everything random follows from (seed, epoch, image,
-repeat).
+Such images cannot be encoded ahead. All randomness follows from (seed, epoch, image, repeat).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ GAMMA = 0.05
 
 @dataclass(frozen=True)
 class Face:
-    """Where a face is, in pixels of the image: its centre, width and height."""
+    """The place of a face, in pixels of the image: its centre, width and height."""
 
     x: int
     y: int
@@ -34,7 +33,7 @@ class Face:
 
 
 def face_in_name(path: Path) -> Face | None:
-    """The face that a name ending in `_cx_cy_w_h` tells of.
+    """Return the face that a file name ending in `_cx_cy_w_h` describes; None without such a face.
 
     The form is that of kohya-ss/sd-scripts (`tools/detect_face_rotate.py`).
     """
@@ -46,7 +45,7 @@ def face_in_name(path: Path) -> Face | None:
 
 
 def _seen(face: Face | None, cut: Cut | None) -> Face | None:
-    """A face in pixels of the part of an image that is used; None where its centre is outside."""
+    """Return a face in pixels of the part of an image used; None if its centre is outside."""
     if face is None or cut is None:
         return face
     x, y = face.x - cut.box.left, face.y - cut.box.top
@@ -57,11 +56,11 @@ def _seen(face: Face | None, cut: Cut | None) -> Face | None:
 def render_augmented(
     image: PlannedImage, rules: Augmentation, seed: int, *keys: int | str
 ) -> Rendered:
-    """Render an image as it is shown this time.
+    """Render an image as it is shown this time, with random crop and colours.
 
     Args:
-        image: The image as planned; its bucket holds.
-        rules: What may change.
+        image: The image as planned; the bucket is not varied.
+        rules: Which variations are on.
         seed: The run's seed.
         keys: Which image, in which epoch, and which of its repeats.
 
@@ -90,8 +89,8 @@ def _anywhere(image: PlannedImage, rng: np.random.Generator) -> PlannedImage:
 def _around_face(
     image: PlannedImage, face: Face, rules: Augmentation, rng: np.random.Generator
 ) -> PlannedImage:
-    """Scale so that the face takes the wanted share, never enlarging, and crop around it."""
-    assert rules.face_crop_range is not None  # noqa: S101 - the caller has looked
+    """Scale so that a face takes the requested fraction, never enlarging, and crop around it."""
+    assert rules.face_crop_range is not None  # noqa: S101 - the caller has checked
     low_ratio, high_ratio = rules.face_crop_range
     size, bucket = image.record.size, image.bucket
     cover = max(bucket.width / size.width, bucket.height / size.height)
@@ -111,13 +110,13 @@ def _around_face(
 
 
 def _start(centre: float, length: int, room: int, reach: float, rng: np.random.Generator) -> int:
-    """Where a crop begins that has `centre` in its middle, or near it, and lies within `room`."""
+    """Return where a crop starts that has `centre` at or near its middle and lies within `room`."""
     begin = centre - length / 2 + float(rng.triangular(-1, 0, 1)) * length * reach
     return int(min(max(round(begin), 0), room - length))
 
 
 def _shift_colors(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """In a third of the showings, half of them: turn the hue, or change the gamma, a little.
+    """Change the colours of a third of the images shown: the hue of half of these, else the gamma.
 
     The strengths are sd-scripts' (`library/train_util.py`, AugHelper), whose gamma is applied to
     0..255 and so darkens an image by a quarter; here it is applied to 0..1.

@@ -1,4 +1,4 @@
-"""From cached latents, or images that change each time, to batches."""
+"""Turns planned images, cached or varying, into batches of latents, captions and masks."""
 
 from __future__ import annotations
 
@@ -30,15 +30,16 @@ from impasto.randomness import derive_rng
 
 @dataclass(frozen=True, slots=True)
 class LoadedMoments:
-    """What the loading threads hand over; arithmetic on it is left to the training thread.
+    """What loading threads hand to the training thread, which does the arithmetic.
 
     Attributes:
-        weights: [B] of the samples in the loss; 0 for a stand-in and what could not be read.
-        mean: [B, 4, h, w] as stored; zeros where `pixels` has an image.
+        weights: [B] of the samples in the loss; 0 for padding and for images that could not be
+            read.
+        mean: [B, 4, h, w] as stored; zeros for samples in `pixels`.
         logvar: The same for the log variance.
-        pixels: Place in the batch -> uint8 [H, W, 3], for images that are encoded now.
-        mask: [B, 1, h, w] uint8, or None where all places count the same.
-        geometry: Where each sample's pixels come from.
+        pixels: Index in the batch -> uint8 [H, W, 3], for images that are encoded now.
+        mask: [B, 1, h, w] uint8, or None if all positions count the same.
+        geometry: Sizes and crops of the samples.
     """
 
     optimizer_step: OptimizerStep
@@ -55,21 +56,21 @@ class LoadedMoments:
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything that a batch is made from.
+    """Everything that batches are made from.
 
     Attributes:
         plan: The images and the keys of their latents.
-        cache: Where the moments are.
-        scaling_factor: What unscaled latents are multiplied by.
+        cache: The cache with the moments of the latents.
+        scaling_factor: Factor by which unscaled latents are multiplied.
         seed: The run's seed.
         total_steps: Optimizer steps of the whole run.
-        encoder: For images that are not encoded ahead; None where there are none.
-        noise: What the training step adds, so that it can be drawn ahead.
-        templates: Lines around captions; None leaves captions as they are.
-        assigns_noise: Whether the noises of a batch go to those of its images that they are near.
-        lost: Images that could not be read or encoded any more while training, with reasons.
-        remade: Images whose latents were NaN or infinite in half precision while training, and were
-            made again in float32.
+        encoder: For images that are not encoded ahead; None if there are none.
+        noise: The noise that the training step adds, so that it can be drawn ahead.
+        templates: Lines around captions; None leaves captions unchanged.
+        assigns_noise: Whether the noises of a batch are assigned to the images they are closest to.
+        lost: Images that could not be read or encoded during training, with reasons.
+        remade: Images whose latents were NaN or infinite in half precision during training, and
+            were encoded again in float32.
     """
 
     plan: CachedPlan
@@ -90,7 +91,7 @@ class TrainingData:
         return not self.plan.encoded_ahead
 
     def load(self, optimizer_step: OptimizerStep, micro_batch: MicroBatch) -> LoadedMoments:
-        """Read the moments and draw the numbers; runs in a loading thread."""
+        """Read a micro-batch's moments and draw its random numbers; runs in a loading thread."""
         randomness = PerSampleRandomness(
             self.seed, optimizer_step.step, micro_batch.positions, optimizer_step.size
         )
@@ -119,7 +120,7 @@ class TrainingData:
         )
 
     def batch(self, loaded: LoadedMoments) -> Batch:
-        """Draw latents from the moments, and put the captions beside."""
+        """Sample latents from the moments, and add the captions, masks and geometry."""
         mean, logvar = loaded.mean, loaded.logvar
         if loaded.pixels:
             mean, logvar = self._encoded(loaded)
@@ -141,7 +142,7 @@ class TrainingData:
         )
 
     def caption(self, sample: Sample, optimizer_step: OptimizerStep) -> str:
-        """The caption of an image in this step."""
+        """Return the caption of a sample in this step, with its random changes."""
         record = self.plan.images[sample.image].record
         position = TrainingPosition(optimizer_step.epoch + 1, optimizer_step.step, self.total_steps)
         subset = record.subset
@@ -160,7 +161,7 @@ class TrainingData:
         return self.templates.around(caption, self.seed, *keys)
 
     def _keeps(self, samples: tuple[Sample, ...]) -> Tensor | None:
-        """Which samples are regularisation images; None where none is."""
+        """Return [B]: which samples are regularisation images; None if none is."""
         found = [self.plan.images[sample.image].record.subset.is_reg for sample in samples]
         return torch.tensor(found) if any(found) else None
 
@@ -170,7 +171,7 @@ class TrainingData:
     def _geometry(
         self, samples: tuple[Sample, ...], flips: list[bool], rendered: dict[int, Rendered]
     ) -> tuple[Geometry, ...]:
-        """Of what is shown: as planned, or as it was cropped this time."""
+        """Return the sizes and crops of the samples shown: as planned, or as cropped this time."""
         shown = [
             rendered[i].image if i in rendered else self.plan.images[sample.image]
             for i, sample in enumerate(samples)
@@ -180,7 +181,7 @@ class TrainingData:
         )
 
     def _is_flipped(self, sample: Sample, epoch: int) -> bool:
-        """Whether an image is mirrored this time: in half of the showings, if its words allow."""
+        """Return whether an image is mirrored this time: half the time if its caption allows it."""
         record = self.plan.images[sample.image].record
         if not record.subset.may_flip(record.caption_text):
             return False
@@ -190,7 +191,7 @@ class TrainingData:
     def _moments(
         self, samples: tuple[Sample, ...], flips: list[bool], shape: tuple[int, ...]
     ) -> tuple[Tensor, Tensor]:
-        """Gather cached moments in the order of the samples; zeros for what is not cached.
+        """Gather cached moments in the order of the samples; zeros for images that are not cached.
 
         Gathered with NumPy, which stays on one core: see `Shards.read`.
         """
@@ -208,7 +209,7 @@ class TrainingData:
     def _rendered(
         self, samples: tuple[Sample, ...], epoch: int, weights: Tensor
     ) -> dict[int, Rendered]:
-        """Decode what changes each time; what has vanished meanwhile gets the weight 0."""
+        """Decode images that vary each time; one that can no longer be read gets the weight 0."""
         rendered = {}
         for i, sample in enumerate(samples):
             image = self.plan.images[sample.image]
@@ -232,7 +233,7 @@ class TrainingData:
         rendered: dict[int, Rendered],
         bucket: Size,
     ) -> Tensor | None:
-        """Weights of all places, if an image of the batch has any."""
+        """Return [B, 1, h, w] uint8 weights of the positions; None if the batch has no mask."""
         images = [self.plan.images[sample.image] for sample in samples]
         if not any(image.record.subset.masks for image in images):
             return None
@@ -250,7 +251,7 @@ class TrainingData:
     def _encoded(self, loaded: LoadedMoments) -> tuple[Tensor, Tensor]:
         """Encode the pixels of a batch, in pieces as large as the encoder takes.
 
-        What is NaN or infinite in float32 too gets the weight 0.
+        Images that are NaN or infinite even in float32 get the weight 0.
         """
         assert self.encoder is not None  # noqa: S101 - built where images change
         mean, logvar = loaded.mean.float(), loaded.logvar.float()
@@ -272,7 +273,7 @@ class TrainingData:
 
 
 def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
-    """Mean + exp(logvar / 2) * noise in float32, unscaled.
+    """Return mean + exp(logvar / 2) * noise in float32, unscaled.
 
     The bounds of `logvar` are those of diffusers' DiagonalGaussianDistribution.
     """
@@ -280,12 +281,12 @@ def sample_posterior(mean: Tensor, logvar: Tensor, noise: Tensor) -> Tensor:
 
 
 def sampler_groups(images: Sequence[PlannedImage]) -> Groups:
-    """The dataset and bucket of each image."""
+    """Return the group, dataset and bucket, of each image."""
     return PlannedTable.of(images).groups()
 
 
 def _keys(image: PlannedImage, sample: Sample, epoch: int) -> tuple[int | str, ...]:
-    """What a showing of an image is called, for its random numbers."""
+    """Return the keys from which the random numbers of a showing are derived."""
     subset = image.record.subset
     return epoch, subset.dataset, subset.number, image.record.name, sample.repeat
 

@@ -1,7 +1,7 @@
-"""One epoch's order as arrays: which images meet in which batch, and which process gets it.
+"""An epoch's order as arrays: which images form which batch, and which process gets it.
 
 A dealt epoch of ten million images takes 60 MB: one number per showing, one per batch, and no
-object for either. `sampler.py` makes steps of it.
+object for either. `sampler.py` makes steps from it.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ SmallInts = npt.NDArray[np.int32]
 
 @dataclass(frozen=True, slots=True)
 class Dealt:
-    """The batches of an epoch, and the processes that they are dealt to.
+    """The batches of an epoch, dealt to the processes.
 
     Attributes:
         images: The image of each showing, by its number in the plan, batch after batch.
-        repeats: Which repeat of its image each showing is; None where each image comes once.
-        starts: Where each batch begins in `images`, and the end of the last one.
+        repeats: Which repeat of its image each showing is; None if each image is shown once.
+        starts: Start of each batch in `images`, and the end of the last batch.
         rounds: [rounds, processes]: the batch of each process in each round; -1 for none.
     """
 
@@ -36,12 +36,12 @@ class Dealt:
     rounds: SmallInts
 
     def size_of(self, batches: SmallInts) -> Ints:
-        """The showings of each of these batches; 0 for -1."""
+        """Return the number of showings of each of these batches; 0 for -1."""
         dealt = np.maximum(batches, 0)
         return np.where(batches >= 0, self.starts[dealt + 1] - self.starts[dealt], 0)
 
     def showings(self, batch: int, most: int | None = None) -> list[tuple[int, int]]:
-        """(image, repeat) of the first `most` showings of a batch, or of all of them."""
+        """Return (image, repeat) of the first `most` showings of a batch, or of all."""
         start, end = int(self.starts[batch]), int(self.starts[batch + 1])
         end = end if most is None else min(end, start + most)
         images = self.images[start:end].tolist()
@@ -52,7 +52,7 @@ class Dealt:
 
 @dataclass(frozen=True, slots=True)
 class Pile:
-    """The batches of one group of images, or of a process's share of it."""
+    """The batches of one group of images, or of a process's portion of it."""
 
     images: SmallInts
     repeats: SmallInts | None
@@ -60,7 +60,7 @@ class Pile:
 
     @property
     def batches(self) -> int:
-        """How many batches an epoch of the group has."""
+        """Number of batches of the group in an epoch."""
         return len(self.starts) - 1
 
 
@@ -70,10 +70,10 @@ class GroupDealer:
 
     Args:
         members: The images of the group, by their numbers in the plan.
-        repeats: How often each of them comes; None where each comes once.
+        repeats: How often each of them is shown per epoch; None if each is shown once.
         batch_size: Images of a batch.
         seed: The run's seed.
-        name: What the group's random numbers are derived from.
+        name: Dataset and bucket, from which the group's random numbers are derived.
     """
 
     members: SmallInts
@@ -84,20 +84,20 @@ class GroupDealer:
 
     @property
     def showings(self) -> int:
-        """How many showings the group has in an epoch."""
+        """Number of showings of the group in an epoch."""
         return len(self.members) if self.repeats is None else int(self.repeats.sum())
 
     @property
     def largest_batch(self) -> int:
-        """Images of its largest batch."""
+        """Number of images in its largest batch."""
         return min(self.batch_size, self.showings)
 
     def pile(self, epoch: int) -> Pile:
-        """All batches of the group in the order in which they were dealt."""
+        """Return all batches of the group in an epoch, in the order in which they were cut."""
         return _in_batches(*self._samples(), self.batch_size, self._rng(epoch))
 
     def share(self, epoch: int, rank: int, first: int, step: int) -> Pile:
-        """The batches of a process: of the mixed showings those at `first`, `first + step` ..."""
+        """Return a process's batches, of the shuffled showings `first`, `first + step` ..."""
         images, repeats = self._samples()
         own = self._rng(epoch).permutation(len(images))[first::step]
         own_repeats = None if repeats is None else repeats[own]
@@ -117,7 +117,7 @@ class GroupDealer:
 
 
 def deal_shuffled(dealers: Sequence[GroupDealer], epoch: int, processes: int, seed: int) -> Dealt:
-    """All batches in a random order, dealt to the processes in turn."""
+    """Deal all batches of an epoch in random order, to the processes in turn."""
     joined = _join([dealer.pile(epoch) for dealer in dealers])
     order = derive_rng(seed, "batches", epoch).permutation(joined.batches)
     rounds = np.full(-(-len(order) // processes) * processes, -1, dtype=np.int32)
@@ -128,7 +128,10 @@ def deal_shuffled(dealers: Sequence[GroupDealer], epoch: int, processes: int, se
 def deal_proportional(
     dealers: Sequence[GroupDealer], epoch: int, processes: int, seed: int
 ) -> Dealt:
-    """Each process draws the groups of its batches by what is left in its share of each."""
+    """Deal an epoch so that each process draws batches in proportion to its remaining images.
+
+    A process has a portion of each group, and the probability of a group is what is left of it.
+    """
     piles: list[Pile] = []
     columns: list[SmallInts] = []
     dealt = 0
@@ -148,10 +151,10 @@ def deal_proportional(
 
 
 def _draw(piles: Sequence[Pile], rng: np.random.Generator) -> SmallInts:
-    """The order in which a process takes its batches, each pile from its end.
+    """Return the order in which a process takes its batches, each pile from its end.
 
-    The same numbers as `rng.choice(len(piles), p=left / left.sum())`, which checks and converts
-    its arguments each time and takes five times as long.
+    Gives the same numbers as `rng.choice(len(piles), p=left / left.sum())`, which checks and
+    converts its arguments each time and takes five times as long.
     """
     left = np.array([len(pile.images) for pile in piles], dtype=np.float64)
     sizes = [np.diff(pile.starts).tolist() for pile in piles]
@@ -167,7 +170,7 @@ def _draw(piles: Sequence[Pile], rng: np.random.Generator) -> SmallInts:
 
 
 def _join(piles: Sequence[Pile]) -> Pile:
-    """The batches of several piles as one."""
+    """Join the batches of several piles into one."""
     images = np.concatenate([pile.images for pile in piles])
     before = np.cumsum([0, *(len(pile.images) for pile in piles)])
     starts = [pile.starts[:-1] + at for pile, at in zip(piles, before[:-1], strict=True)]
@@ -185,11 +188,11 @@ def _join(piles: Sequence[Pile]) -> Pile:
 def _in_batches(
     images: SmallInts, repeats: SmallInts | None, size: int, rng: np.random.Generator
 ) -> Pile:
-    """Cut showings into random batches; those of one image go to different ones if they can.
+    """Cut showings into random batches; those of one image go to different batches if possible.
 
-    Without repeats all batches but the last are full. With repeats they differ by one at most, and
-    each image, the most repeated first, goes to those that have the most room, which finds a way
-    if there is one (Gale 1957, A theorem on flows in networks).
+    Without repeats, all batches but the last are full. With repeats, sizes differ by at most one,
+    and each image, the most repeated first, goes to the batches with the most room, which finds a
+    solution if there is one (Gale 1957, A theorem on flows in networks).
     """
     count = len(images)
     number = -(-count // size)
@@ -204,7 +207,7 @@ def _in_batches(
 
 
 def _spread(images: SmallInts, rooms: list[int], rng: np.random.Generator) -> Ints:
-    """Put each image's showings into as many batches as there are, by the room left in them.
+    """Distribute each image's showings over as many batches as possible, by the room left in them.
 
     Returns:
         The indices of the showings in `images`, batch after batch.

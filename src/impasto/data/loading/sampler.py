@@ -1,6 +1,6 @@
-"""Which images meet in which step: computed from (seed, step), never stored.
+"""Computes which images belong to which step from (seed, step); never stored.
 
-Every image comes once per epoch (times its repeats) on any number of processes. A bucket that
+Every image is shown once per epoch (times its repeats), on any number of processes. A bucket that
 does not fill its last batch gives a short one: nothing is dropped, doubled or refused.
 """
 
@@ -19,7 +19,7 @@ from impasto.data.planning.groups import Group as Group
 from impasto.data.planning.groups import Groups
 
 BatchOrder = Literal["shuffled", "proportional"]
-_AHEAD_FROM = 100_000  # showings; fewer are dealt in some milliseconds when they are asked for
+_AHEAD_FROM = 100_000  # showings; fewer are dealt in milliseconds when needed
 
 
 class Sample(NamedTuple):
@@ -33,8 +33,8 @@ class Sample(NamedTuple):
 class MicroBatch:
     """Images that go through the U-Net together, and their positions in the step.
 
-    `is_padding` marks a stand-in for a process that the last step of an epoch leaves without
-    images: it computes, with weight zero, because the processes have to stay in step.
+    `is_padding` marks a placeholder for a process that has no images left in the last step of an
+    epoch: it computes with weight zero, since all processes must take part in each step.
     """
 
     samples: tuple[Sample, ...]
@@ -44,7 +44,7 @@ class MicroBatch:
 
 @dataclass(frozen=True, slots=True)
 class OptimizerStep:
-    """One optimizer step: its micro-batches, for one process, and the size of the whole."""
+    """One optimizer step: the micro-batches of one process, and the number of images of all."""
 
     step: int
     epoch: int
@@ -55,19 +55,19 @@ class OptimizerStep:
 class EpochSampler:
     """Deals images into batches of one bucket and batches into steps.
 
-    The epoch that is trained on is kept as arrays, and the next one is dealt meanwhile.
+    The current epoch is held as arrays, and the next one is dealt meanwhile.
 
     Args:
         groups: The dataset and bucket of each planned image.
         batch_sizes: Images per micro-batch, by group.
         seed: The run's seed.
-        repeats: How often each image comes in an epoch; None means once.
+        repeats: How often each image is shown in an epoch; None means once.
         accumulation: Micro-batches per step and process.
         num_processes: Processes that share each step.
         order: `shuffled` puts all batches in a random order and deals them to the processes.
-            `proportional` gives each process its share of every bucket first; it then draws each
-            batch's bucket on its own, with a chance in proportion to what is left in it, as
-            NovelAI did (novelai-aspect-ratio-bucketing, `bucketmanager.py`).
+            `proportional` gives each process its portion of every bucket first; the process then
+            draws the bucket of each batch, with a probability in proportion to what is left in it,
+            as NovelAI did (novelai-aspect-ratio-bucketing, `bucketmanager.py`).
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class EpochSampler:
             for group, dealer in zip(members_by_group, self._dealers, strict=True)
         }
         self._seed, self._accumulation = seed, accumulation
-        self._counted = 0, 0, 0  # an epoch, rounds of it, and the images that they show
+        self._counted = 0, 0, 0  # an epoch, rounds of it, and the images in them
         self._num_processes = num_processes
         ways = {"shuffled": deal_shuffled, "proportional": deal_proportional}
         self._deals = _Deals(
@@ -115,21 +115,21 @@ class EpochSampler:
 
     @property
     def batches_per_epoch(self) -> int:
-        """Micro-batches of one epoch, if one process dealt them all."""
+        """Number of micro-batches of one epoch, if a single process had them all."""
         return sum(-(-dealer.showings // dealer.batch_size) for dealer in self._dealers)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Optimizer steps in one epoch; the last one may be smaller."""
+        """Number of optimizer steps in one epoch; the last one may be smaller."""
         return -(-self._rounds_per_epoch // self._accumulation)
 
     @property
     def samples_per_epoch(self) -> int:
-        """Images seen in one epoch, repeats counted."""
+        """Number of images shown in one epoch, repeats included."""
         return sum(dealer.showings for dealer in self._dealers)
 
     def optimizer_step(self, step: int, rank: int = 0) -> OptimizerStep:
-        """The step at `step` (counted from 0) as the process `rank` sees it."""
+        """Return step `step` (counted from 0) with the micro-batches of process `rank`."""
         epoch, index = divmod(step, self.steps_per_epoch)
         dealt = self._deals.of(epoch)
         begin = index * self._accumulation
@@ -150,11 +150,11 @@ class EpochSampler:
         return OptimizerStep(step, epoch, tuple(own), int(sizes.sum()))
 
     def full_batch_size(self, batch: MicroBatch) -> int:
-        """The most images that batches of the same dataset and bucket as this one have."""
+        """Return the largest batch size of the dataset and bucket of this batch."""
         return self._full_batches[self._groups[batch.samples[0].image]]
 
     def samples_before(self, step: int) -> int:
-        """Images seen by all processes in the steps before `step`."""
+        """Return how many images all processes have seen in the steps before `step`."""
         epoch, index = divmod(step, self.steps_per_epoch)
         if index == 0:
             return epoch * self.samples_per_epoch
@@ -162,7 +162,7 @@ class EpochSampler:
         last_epoch, last_end, seen = self._counted
         begin, seen = (last_end, seen) if (last_epoch == epoch and last_end <= end) else (0, 0)
         seen += int(dealt.size_of(dealt.rounds[begin:end]).sum())
-        self._counted = epoch, end, seen  # the next question is of a later step
+        self._counted = epoch, end, seen  # the next call asks for a later step
         return epoch * self.samples_per_epoch + seen
 
     def _batches_of_rank(self, rank: int) -> int:
@@ -175,11 +175,11 @@ class EpochSampler:
 
 
 class _Deals:
-    """The epochs that were dealt last, and the next one, which a thread deals ahead.
+    """Recently dealt epochs, and the next one, which a thread deals ahead.
 
     Args:
         deal: Deals an epoch.
-        ahead: Whether it takes so long that the next epoch is dealt before it is asked for.
+        ahead: Whether dealing takes so long that the next epoch is dealt in advance.
     """
 
     def __init__(self, deal: Callable[[int], Dealt], *, ahead: bool) -> None:
@@ -188,14 +188,14 @@ class _Deals:
         self._lock = threading.Lock()
 
     def of(self, epoch: int) -> Dealt:
-        """The epoch with this number, counted from 0."""
+        """Return the epoch with this number, counted from 0."""
         known = self._known.get(epoch)
         if known is None or (self._ahead and epoch + 1 not in self._known):
             known = self._begin(epoch)
         return known.result()
 
     def _begin(self, epoch: int) -> Future[Dealt]:
-        """Deal an epoch here unless it is being dealt, and begin with the next one."""
+        """Deal an epoch here unless a thread is dealing it, and start on the next one."""
         with self._lock:
             known, is_new = self._future_of(epoch)
             following, is_following_new = (
@@ -220,5 +220,5 @@ class _Deals:
     def _fulfil(self, future: Future[Dealt], epoch: int) -> None:
         try:
             future.set_result(self._deal(epoch))
-        except BaseException as error:  # whoever waits for the epoch is told, whatever it was
+        except BaseException as error:  # raised again in the threads that wait for the epoch
             future.set_exception(error)

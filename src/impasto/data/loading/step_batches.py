@@ -1,4 +1,4 @@
-"""The batches of each step, prepared by threads ahead of the step that needs them."""
+"""Prepares the batches of each step in threads, ahead of the step that needs them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from impasto.data.loading.dataset import LoadedMoments, TrainingData
 from impasto.data.loading.sampler import EpochSampler, MicroBatch, OptimizerStep
 from impasto.data.records import Batch
 
-READ_AHEAD = 2  # micro-batches of cached latents that are read before they are asked for
-_LATE_AHEAD = 16  # the same where they come from an object store
-_LATE_WORKERS = 8  # threads that wait for the answers of one
+READ_AHEAD = 2  # micro-batches of cached latents that are read in advance
+_LATE_AHEAD = 16  # the same if they are read from an object store
+_LATE_WORKERS = 8  # threads that wait for an object store's responses
 
 StepBatch = tuple[OptimizerStep, Batch]
 """A batch, and the step that it belongs to."""
@@ -29,7 +29,7 @@ def iterate_steps(
 ) -> Iterator[tuple[OptimizerStep, Iterator[Batch]]]:
     """Yield the steps in [first_step, last_step), each with its batches for this process.
 
-    Threads prepare the next batches while the current one trains; `prefetch` takes them to a
+    Threads prepare the next batches while the current one is trained on; `prefetch` moves them to a
     device.
     """
     workers = default_workers() if data.varies_images else 1

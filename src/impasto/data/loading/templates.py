@@ -1,4 +1,4 @@
-"""Lines around captions, as A1111's trainer has them in its `textual_inversion_templates`."""
+"""Lines around captions, as in the `textual_inversion_templates` of A1111's trainer."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ CAPTION, NAME = "[filewords]", "[name]"
 
 @dataclass(frozen=True)
 class CaptionTemplates:
-    """Lines of which one is taken each time an image is shown.
+    """Lines from which one is chosen each time an image is shown.
 
     Attributes:
-        lines: With `[filewords]` for the caption and `[name]` for `name`.
-        name: What is trained.
+        lines: Lines with `[filewords]` for the caption, and `[name]` for `name`.
+        name: The name of what is trained, such as an embedding.
     """
 
     lines: tuple[str, ...]
     name: str
 
     def around(self, caption: str, seed: int, *keys: int | str) -> str:
-        """The caption in one of the lines; the same for the same keys. An empty one stays empty."""
+        """Return the caption in one of the lines, the same for the same keys.
+
+        An empty caption, or one without any lines, is returned unchanged.
+        """
         if not caption or not self.lines:
             return caption
         line = self.lines[int(derive_rng(seed, "template", *keys).integers(len(self.lines)))]
@@ -35,10 +38,10 @@ class CaptionTemplates:
 
 
 def read_templates(lines: Sequence[str], file: Path | None, name: str) -> CaptionTemplates:
-    """Lines as given, and those of a file.
+    """Return the given lines and those of a file.
 
     Raises:
-        ConfigError: The file is missing or has no line, or a line names something else.
+        ConfigError: The file is missing or has no lines, or a line has other words in brackets.
     """
     found = [line.strip() for line in lines]
     if file is not None:
@@ -50,13 +53,13 @@ def read_templates(lines: Sequence[str], file: Path | None, name: str) -> Captio
             ) from error
         own = [line.strip() for line in split_lines(text) if line.strip()]
         if not own:
-            raise ConfigError(f"The template file {file} has no line in it.")
+            raise ConfigError(f"The template file {file} has no lines.")
         found += own
     for line in found:
         rest = line.replace(CAPTION, "").replace(NAME, "")
         if "[" in rest or CAPTION not in line:
             raise ConfigError(
-                f"The template {line!r} does not fit: it needs {CAPTION} for the caption, may have "
-                f"{NAME}, and knows no other word in brackets."
+                f"The template {line!r} is invalid: it needs {CAPTION} for the caption, may have "
+                f"{NAME}, and no other word in brackets."
             )
     return CaptionTemplates(tuple(found), name)

@@ -1,1 +1,1 @@
-"""From a file, a tar or a table to pixels, masks and hashes of an image."""
+"""Reads pixels, masks and hashes of images from files, tars and tables."""

@@ -1,4 +1,4 @@
-"""What is in a file, as a hash, remembered while size and time of change stay the same."""
+"""Hashes of files' contents, cached while size and modification time stay the same."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from impasto.remote_paths import is_remote
 from impasto.storage import objects
 
 LATENTS, HASHES_FILE = "latents", "content-hashes.json"
-_STORED_AT_ONCE = 32  # objects that are read at a time: each answer takes its time to come
+_STORED_AT_ONCE = 32  # objects that are read at a time, since each response is slow
 _VERSION, _FORMER = [3], [2]
 _READERS, _FILES_AT_ONCE = 4, 4
 FIRST_BYTES, FIRST_FILES = 1 << 28, 1 << 11
-"""What is hashed before the first look at what others have: so many bytes, or so many files."""
+"""How many bytes, or how many files, are hashed before others' hashes are first checked for."""
 
 _SCHEMA = pa.schema(
     [
@@ -43,10 +43,10 @@ _SCHEMA = pa.schema(
 
 
 class ContentHashes:
-    """SHA-256 of files' bytes, by path, size and time of change.
+    """SHA-256 of files' bytes, by path, size and modification time.
 
     Args:
-        file: The JSON file of earlier versions, in whose place a table is.
+        file: The JSON file of earlier versions, in the place of which the table is written.
     """
 
     def __init__(self, file: Path) -> None:
@@ -54,7 +54,7 @@ class ContentHashes:
 
     @classmethod
     def kept_in(cls, derived: Path) -> ContentHashes:
-        """Open the hashes that are kept in a folder of derived data, beside the latents."""
+        """Open the hashes that are stored in a folder of derived data, beside the latents."""
         return cls(derived / LATENTS / HASHES_FILE)
 
     def of(
@@ -65,17 +65,17 @@ class ContentHashes:
         tidy: bool = True,
         engine: Engine = LOCAL,
     ) -> dict[Path, str]:
-        """Hash what is new, remember it, and return the hashes of all that can be read.
+        """Hash files that are new, cache the hashes, and return those of all readable files.
 
-        What was hashed is on disk within seconds, so that ending it loses no more than that. What
-        another program hashes meanwhile is taken from it, portion by portion.
+        New hashes are on disk within seconds, so an interruption loses no more than that. Files
+        that another program hashes meanwhile are taken from it, portion by portion.
 
         Args:
             stamps: The files.
-            progress: Where to show how far it is.
-            tidy: Whether one file is made of many at the end; who asks for many files in portions
-                calls `tidy` after the last.
-            engine: Runs what is done.
+            progress: Shows progress.
+            tidy: Whether to merge the table's files at the end; callers that hash many files in
+                portions pass False and call `tidy` after the last.
+            engine: Runs the work on files.
         """
         found = self.known(stamps)
         fresh = {path: stamp for path, stamp in stamps.items() if path not in found}
@@ -87,7 +87,7 @@ class ContentHashes:
     def _hashed(
         self, stamps: Mapping[Path, FileStamp], progress: Progress | None, engine: Engine
     ) -> dict[Path, str]:
-        """Hash files that are not known, but for those that others hash meanwhile."""
+        """Hash files that are not cached, except those that other programs hash meanwhile."""
         fresh, found = list(stamps), dict[Path, str]()
         index_of = {path: index for index, path in enumerate(fresh)}
         portions = Portions([_cost(stamp) for stamp in stamps.values()])
@@ -106,7 +106,7 @@ class ContentHashes:
                             keeps = keeps and self._add(path, stamps[path], digest)
                     advance(len(outcomes))
                 portions.took(time.monotonic() - began)
-                with contextlib.suppress(StorageError):  # forgetting costs reading the files again
+                with contextlib.suppress(StorageError):  # lost hashes are computed again
                     self._known.flush()
                 if not portions.is_done:
                     theirs = self._new_of_others(stamps)
@@ -115,26 +115,26 @@ class ContentHashes:
         return found
 
     def _new_of_others(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
-        """What other programs have hashed since the last look, of files that have not changed."""
-        with contextlib.suppress(StorageError):  # a look that fails says nothing
+        """Return hashes that other programs have added since the last check, of unchanged files."""
+        with contextlib.suppress(StorageError):  # a failed check only means hashing the files here
             return _unchanged(stamps, self._known.look_up_new([str(path) for path in stamps]))
         return {}
 
     def refresh(self) -> None:
-        """Take in what other processes have remembered meanwhile."""
+        """Read the hashes that other processes have added meanwhile."""
         self._known.refresh()
 
     def tidy(self) -> None:
-        """Make one file of what was remembered in many, where that is worth its time."""
-        with contextlib.suppress(StorageError):  # it is all there, in more files
+        """Merge the table's files into one if that saves enough time; failures are ignored."""
+        with contextlib.suppress(StorageError):  # all hashes are stored, only in more files
             self._known.finish()
 
     def known(self, stamps: Mapping[Path, FileStamp]) -> dict[Path, str]:
-        """The hashes that are remembered of files that have not changed; none is read."""
+        """Return the cached hashes of unchanged files; reads no files."""
         return _unchanged(stamps, self._known.look_up([str(path) for path in stamps]))
 
     def _add(self, path: Path, stamp: FileStamp, digest: str) -> bool:
-        """Remember a hash; False where that cannot be: then the files are read again."""
+        """Cache a hash; False if that fails: the file will be read again next time."""
         try:
             self._known.add(str(path), stamp.size_bytes, stamp.mtime_ns, bytes.fromhex(digest))
         except StorageError:
@@ -145,7 +145,7 @@ class ContentHashes:
 def _unchanged(
     stamps: Mapping[Path, FileStamp], known: Mapping[str, tuple[Any, ...]]
 ) -> dict[Path, str]:
-    """The hashes of files, from rows that belong to their stamps."""
+    """Return the hashes of files whose cached size and modification time match their stamps."""
     found = {}
     for path, stamp in stamps.items():
         *was, digest = known.get(str(path), (-1, -1, b""))
@@ -155,32 +155,35 @@ def _unchanged(
 
 
 def _cost(stamp: FileStamp) -> float:
-    """What reading a file costs, in portions of the first size."""
+    """Return the cost of reading a file, as a fraction of the first portion."""
     return stamp.size_bytes / FIRST_BYTES + 1 / FIRST_FILES
 
 
 def _of_former(content: Any) -> pa.Table:
-    """The rows of the JSON file: path -> [size, time of change, SHA-256 in hex]."""
+    """Return the rows of a former JSON file: path -> [size, modification time, SHA-256 in hex]."""
     rows = [(p, size, mtime, bytes.fromhex(d)) for p, (size, mtime, d) in content.items()]
     return rows_of(_SCHEMA, rows)
 
 
 def stamp_of(path: Path) -> FileStamp | None:
-    """Size and time of change of a regular file; None where there is none."""
+    """Return the size and modification time of a regular file; None if there is none."""
     try:
         status = path.stat()
     except OSError:
         return None
-    if not stat.S_ISREG(status.st_mode):  # reading a FIFO would wait for ever
+    if not stat.S_ISREG(status.st_mode):  # reading a FIFO would block for ever
         return None
     return FileStamp(status.st_size, status.st_mtime_ns)
 
 
 class HashFiles:
-    """Stage: paths -> SHA-256 of their bytes, in hexadecimal."""
+    """Stage that turns paths into SHA-256 hashes of their bytes, in hexadecimal."""
 
     def __call__(self, batch: Sequence[Path]) -> list[str | Failure]:
-        """Hash files; whoever needs the content of one that fails reports the same fault."""
+        """Hash files; a file that cannot be read is a failure.
+
+        Later readers of such a file report the same fault.
+        """
         return [self._one(path) for path in batch]
 
     def _one(self, path: Path) -> str | Failure:

@@ -1,11 +1,11 @@
-"""Crops of one's own: a file beside an image says which rectangle of it is the image.
+"""Manual crops: a file beside an image names the rectangle of it to use.
 
-`cat.jpg.crop.json` belongs to `cat.jpg`. It is JSON with the rectangle in pixels of the image as a
-person sees it, after EXIF rotation, and the size of the image that it was chosen for:
+`cat.jpg.crop.json` belongs to `cat.jpg`. It is JSON with the rectangle in pixels of the image as it
+is seen, after EXIF rotation, and the size of the image that it was chosen for:
 
     {"image_width": 4000, "image_height": 3000, "x": 900, "y": 0, "width": 2100, "height": 3000}
 
-For training the image is that rectangle and nothing else: bucket, resize and crop begin from it.
+For training, that rectangle is the image: bucket, resize and crop are computed from it.
 """
 
 from __future__ import annotations
@@ -31,24 +31,24 @@ SMALLEST = CELL
 """The shortest side of a crop in pixels: one latent cell."""
 
 _KEYS = ("image_width", "image_height", "x", "y", "width", "height")
-_LARGEST_FILE = 1 << 16  # bytes; six numbers take some hundred
-_ADVICE = "choose it anew, or remove it, with impasto dataset crop"
+_LARGEST_FILE = 1 << 16  # bytes; six numbers take a few hundred
+_ADVICE = "choose it again, or remove it, with impasto dataset crop"
 
 
 def crop_file(image: Path) -> Path:
-    """The file that says which part of an image is used."""
+    """Return the path of the file that names the part of an image to use."""
     return image.with_name(image.name + CROP)
 
 
 def read_cut(file: Path, whole: Size) -> Cut:
-    """The rectangle that a file names.
+    """Read the rectangle from a crop file.
 
     Args:
-        file: As `crop_file` has it.
+        file: The file that `crop_file` returns.
         whole: The upright size of the image beside it.
 
     Raises:
-        UnreadableImageError: The file is malformed, or its rectangle is none of this image.
+        UnreadableImageError: The file is malformed, or its rectangle does not fit the image.
     """
     try:
         if is_remote(file):
@@ -78,7 +78,7 @@ def read_cut(file: Path, whole: Size) -> Cut:
 
 
 def why_not_cut(whole: Size, box: Box) -> str:
-    """What is wrong with a rectangle of an image; empty if nothing is."""
+    """Return what is wrong with a rectangle of an image; an empty string if nothing is."""
     left, top, right, bottom = box.ltrb
     if min(box.size.wh) < SMALLEST:
         return f"is {box.size}, less than {SMALLEST} pixels wide or high"
@@ -88,11 +88,11 @@ def why_not_cut(whole: Size, box: Box) -> str:
 
 
 def cut_out(image: Image.Image, cut: Cut | None) -> Image.Image:
-    """The part of an image that is used; all of it where nothing else was chosen.
+    """Return the part of an image that is used; all of it if there is no manual crop.
 
     Args:
         image: The whole image, or a mask of it, at any size.
-        cut: Which part.
+        cut: The manual crop, or None.
     """
     if cut is None:
         return image
@@ -111,28 +111,28 @@ def cut_out(image: Image.Image, cut: Cut | None) -> Image.Image:
 
 
 def cut_beside(image: Path) -> Cut | None:
-    """The part of an image that is used, by the file beside it; None where there is none.
+    """Return the manual crop in the file beside an image; None if there is no such file.
 
     Raises:
-        UnreadableImageError: The image or the file is unreadable, or they do not fit.
+        UnreadableImageError: The image or the file is unreadable, or they do not match.
     """
     file = crop_file(image)
     return read_cut(file, read_header(image)[0]) if os.path.lexists(file) else None
 
 
 def write_cut(image: Path, whole: Size, box: Box) -> Path:
-    """Have a rectangle be the image from now on.
+    """Write a manual crop file, so that only this rectangle of an image is used from now on.
 
     Args:
         image: The image.
         whole: Its upright size.
-        box: The part of it.
+        box: The rectangle to use.
 
     Returns:
-        The file that says so.
+        The file written.
 
     Raises:
-        DatasetError: The rectangle is none of the image, or the file is a link that leads out.
+        DatasetError: The rectangle is not within the image, or the file is a link that leads out.
         StorageError: The file cannot be written.
     """
     fault = why_not_cut(whole, box)
@@ -150,7 +150,7 @@ def write_cut(image: Path, whole: Size, box: Box) -> Path:
 
 
 def remove_cut(image: Path) -> bool:
-    """Have the whole image be used again; False where that was so.
+    """Remove a manual crop, so that the whole image is used again; False if there was none.
 
     Raises:
         StorageError: The file cannot be removed, or is in an object store.
@@ -168,7 +168,7 @@ def remove_cut(image: Path) -> bool:
 def bucket_of(
     image: Path, whole: Size, box: Box, resolution: int, rules: BucketRules | None = None
 ) -> PlannedImage:
-    """Where a part of an image would go; without `rules`, by those that hold by default."""
+    """Return the bucket, resize and crop of a part of an image; `rules` has defaults."""
     record = ImageRecord(image, box.size, FileStamp(0, 0), cut=Cut(whole, box))
     return plan_images([record], Size(resolution, resolution), rules or BucketRules()).images[0]
 

@@ -1,4 +1,4 @@
-"""Remembers which files were decoded and what was wrong with them, while they stay as they are."""
+"""Caches which files could be decoded, and the faults of others, while the files are unchanged."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ _AT_ONCE = 1 << 18
 
 
 class DecodeCache:
-    """The outcome of decoding, by path, size and time of change.
+    """The outcome of decoding, by path, size and modification time.
 
     Args:
-        file: The JSON file of earlier versions, in whose place a table is; None keeps nothing.
+        file: The JSON file of earlier versions, in the place of which the table is written; None
+            stores nothing.
     """
 
     def __init__(self, file: Path | None) -> None:
@@ -40,7 +41,7 @@ class DecodeCache:
         self._passing: dict[str, tuple[FileStamp, str]] = {}
 
     def outcomes(self, records: RecordTable) -> list[str | None]:
-        """Of each image why it cannot be decoded, empty if it can; None if that is not known."""
+        """Return why each image cannot be decoded: empty if it can, None if unknown."""
         found: list[str | None] = []
         for start in range(0, len(records), _AT_ONCE):
             portion = records[start : start + _AT_ONCE]
@@ -61,10 +62,10 @@ class DecodeCache:
         return found
 
     def add(self, record: ImageRecord, outcome: object) -> None:
-        """Remember an outcome; a failure that says nothing of the file in this object only.
+        """Record an outcome; a transient failure is remembered in this object only.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: The outcome could not be written.
         """
         path, stamp = str(record.path), record.stamp
         self._passing.pop(path, None)
@@ -75,14 +76,14 @@ class DecodeCache:
         self._known.add(path, stamp.size_bytes, stamp.mtime_ns, fault)
 
     def write(self) -> None:
-        """Write what is not yet on disk.
+        """Write the outcomes that are not on disk yet.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: They could not be written.
         """
         self._known.finish()
 
 
 def _of_former(content: Any) -> pa.Table:
-    """The rows of the JSON file: path -> [size, time of change, fault]."""
+    """Return the rows of a former version's JSON file: path -> [size, modification time, fault]."""
     return rows_of(_SCHEMA, [(path, *row) for path, row in content.items()])

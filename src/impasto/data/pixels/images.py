@@ -1,9 +1,8 @@
-"""From a file to upright sRGB pixels, whatever the file holds.
+"""Decodes any image file to upright sRGB pixels.
 
 EXIF rotation, ICC profiles, transparency, 16 and 32 bits, CMYK, palettes and animation are handled
-here and nowhere else. Which endings there are is `data/folders/formats.py`'s to say.
-`PREPROCESSING_VERSION` is part of each cached latent's key: raise it when a change here or in the
-resize changes pixels.
+here and nowhere else. `data/folders/formats.py` lists the file extensions. `PREPROCESSING_VERSION`
+is part of each cached latent's key: raise it when a change here or in the resize changes pixels.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ _EXIF_ORIENTATION = 0x0112
 _TURNING = frozenset(range(2, 9))
 _TRANSPOSING = frozenset({5, 6, 7, 8})
 _MAY_TURN = frozenset({"exif", "Raw profile type exif", "xmp", "XML:com.adobe.xmp"})
-_UPRIGHT_SIZES = frozenset({"TIFF"})  # Pillow gives their size, and loads them, turned already
+_UPRIGHT_SIZES = frozenset({"TIFF"})  # Pillow reports their size, and loads them, already rotated
 _REDUCING_GAP = 1.75  # Pillow's name for it, in Image.thumbnail
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N")
 _FLOAT_SLACK = 1.05  # resampling rings a little beyond white
@@ -33,11 +32,13 @@ _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 
 
 def read_header(path: Path, beginning: bytes | None = None) -> tuple[Size, bool]:
-    """The upright size, and whether EXIF turns or mirrors the stored pixels; none are decoded.
+    """Return the upright size, and whether EXIF rotates or mirrors the stored pixels.
+
+    No pixels are decoded.
 
     Args:
         path: The file.
-        beginning: Its first `objects.HEADER_BYTES`, where they have been read from a store.
+        beginning: Its first `objects.HEADER_BYTES`, if already read from an object store.
 
     Raises:
         UnreadableImageError: Not an image, damaged, or larger than `opening.MAX_PIXELS`.
@@ -51,7 +52,7 @@ def read_header(path: Path, beginning: bytes | None = None) -> tuple[Size, bool]
 
 
 def read_format(path: Path) -> tuple[str, str, int]:
-    """Pillow's names of a file's format and kind of pixels, and how many images it holds.
+    """Return Pillow's names of a file's format and pixel mode, and its number of frames.
 
     Raises:
         UnreadableImageError: As for `read_header`.
@@ -61,13 +62,14 @@ def read_format(path: Path) -> tuple[str, str, int]:
 
 
 def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
-    """Decode an image to upright 8-bit sRGB; transparency is laid over white.
+    """Decode an image to upright 8-bit sRGB, with transparency over white.
 
     Args:
         path: The file.
-        at_least: Where this is far smaller than a JPEG, it is decoded at a half, a quarter or an
-            eighth of its size (by libjpeg, in the frequency domain), still 1.75 times this at
-            least: then the difference after resizing is like that from Lanczos to bicubic.
+        at_least: The size needed. If it is far smaller than a JPEG, that is decoded at a half, a
+            quarter or an eighth of its size (by libjpeg, in the frequency domain), still at least
+            1.75 times `at_least`: then the difference after resizing is like that between Lanczos
+            and bicubic.
 
     Raises:
         UnreadableImageError: Not an image, truncated, damaged, or larger than `opening.MAX_PIXELS`.
@@ -78,7 +80,10 @@ def read_rgb(path: Path, *, at_least: Size | None = None) -> Image.Image:
 def read_image(
     path: Path, *, at_least: Size | None = None, with_alpha: bool = False
 ) -> tuple[Image.Image, Image.Image | None]:
-    """As `read_rgb`, with the opacity besides, an 8-bit image; None where it has none.
+    """Decode an image as `read_rgb` does, and also its opacity.
+
+    Returns:
+        The image, and its opacity as an 8-bit image; None if it has none or `with_alpha` is False.
 
     Raises:
         UnreadableImageError: As for `read_rgb`.
@@ -103,9 +108,9 @@ def read_image(
 
 
 def read_mask(path: Path) -> Image.Image:
-    """Decode an image to upright 8-bit grey: white is 255, and what is transparent is 0.
+    """Decode an image to upright 8-bit grey: white is 255, and transparent pixels are 0.
 
-    What is painted in white on a transparent ground has black around it.
+    Transparency is laid over black, so a mask painted in white on a transparent ground works.
 
     Raises:
         UnreadableImageError: As for `read_rgb`.
@@ -119,9 +124,9 @@ def read_mask(path: Path) -> Image.Image:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8, as far as the header has it.
+    """Return the EXIF orientation, 1 to 8, as far as it can be read from the header.
 
-    Pillow would decode a whole PNG to look for EXIF data behind the pixels, where hardly any
+    Pillow would decode a whole PNG to search for EXIF data after the pixels, where hardly any
     program puts it; `rendering.render` notices such a file.
     """
     if image.format == "PNG" and _MAY_TURN.isdisjoint(image.info):
@@ -130,19 +135,19 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _exif_says(image: Image.Image) -> int:
-    """The EXIF orientation; 1 where there is none, something that is no number, or no EXIF."""
+    """Return the EXIF orientation; 1 if there is none, it is not a number, or EXIF is broken."""
     try:
         value = image.getexif().get(_EXIF_ORIENTATION, 1)
     except Exception:
-        return 1  # as viewers show it: the pixels are sound
+        return 1  # as image viewers do: the pixels are sound
     return int(value) if isinstance(value, (int, float)) and 1 <= value <= 8 else 1
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Bring grey of 16 bits, 32 bits and floating point to 8 bits by scale; convert() would clip.
+    """Scale grey of 16 bits, 32 bits or floating point to 8 bits; convert() would clip it.
 
     Raises:
-        UnreadableImageError: Floating point whose white cannot be told.
+        UnreadableImageError: A floating-point image whose white value cannot be determined.
     """
     if image.mode in _SIXTEEN_BIT:
         scale = 255.0 / 65535.0
@@ -161,16 +166,19 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def _scale_of(values: np.ndarray, whites: tuple[float, ...]) -> float:
-    """What brings values to [0, 255], where white is the least of `whites` that holds them."""
+    """Return the factor to [0, 255]; white is the least of `whites` that no value exceeds."""
     most = values.max(initial=0.0)
     return 255.0 / next(white for white in whites if most <= white)
 
 
 def _float_scale(values: np.ndarray) -> float:
-    """The scale of floating-point values: white is 1, 255 or 65535, and no file says which.
+    """Return the factor to [0, 255] of floating-point values, whose white is 1, 255 or 65535.
+
+    No file says which of these is white, so the range of the values decides.
 
     Raises:
-        UnreadableImageError: NaN or infinity, or a range that fits none of them, as of HDR.
+        UnreadableImageError: There are NaN or infinite values, or a range that fits none, as of
+            HDR.
     """
     if not np.isfinite(values).all():
         raise UnreadableImageError("floating-point values with NaN or infinity")
@@ -186,7 +194,7 @@ def _float_scale(values: np.ndarray) -> float:
 
 
 def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert by the embedded ICC profile; a profile that cannot be used is skipped."""
+    """Convert to sRGB by the embedded ICC profile; a profile that cannot be used is ignored."""
     if not profile or image.mode not in {"RGB", "RGBA", "CMYK", "L"}:
         return image
     try:
@@ -199,7 +207,7 @@ def _to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
 
 
 def _is_clear(image: Image.Image) -> bool:
-    """Whether an image has opacity, in whatever form."""
+    """Return whether an image has transparency in any form."""
     return image.mode in {"RGBA", "LA", "PA"} or "transparency" in image.info
 
 

@@ -25,12 +25,12 @@ _AT_ONCE = 4 << 20
 def open_member(
     member: Member, *, whole: bool = False, beginning: bytes | None = None
 ) -> IO[bytes]:
-    """What is inside a file, as a file of its own.
+    """Open a file inside a tar, or a row's image, as a file.
 
     Args:
-        member: It.
-        whole: Whether all of it will be read: of an object store it comes in one piece then.
-        beginning: Its first bytes, where they have been read from a store.
+        member: The file or row.
+        whole: Whether all of it will be read: it is then read from an object store in one piece.
+        beginning: Its first bytes, if already read from an object store.
 
     Raises:
         OSError: It cannot be read.
@@ -45,11 +45,11 @@ def open_member(
         return io.BytesIO(read_member(member))
     first = read_member(member, objects.HEADER_BYTES) if beginning is None else beginning
     later = partial(read_member, member)
-    return cast("IO[bytes]", ObjectFile(member.container, first, later))  # as far as it is used
+    return cast("IO[bytes]", ObjectFile(member.container, first, later))  # has the methods used
 
 
 def read_member(member: Member, most: int | None = None) -> bytes:
-    """The bytes of what is inside a file, or the first of them; of words their text as UTF-8.
+    """Read a file inside a tar, or a row's image: all bytes, or the first `most`.
 
     Raises:
         OSError: As for `open_member`.
@@ -68,12 +68,12 @@ def read_member(member: Member, most: int | None = None) -> bytes:
 
 
 def read_caption(path: str, most: int) -> bytes:
-    """The words that a path names, as a file with them would hold them, or the first bytes.
+    """Read the caption that a path names, as UTF-8 bytes; of a tar member, at most `most` bytes.
 
     Raises:
-        OSError: They cannot be read.
-        UnreadableImageError: JSON that is malformed, or has no text where it is asked for.
-        StorageError: They are in an object store that cannot be used.
+        OSError: The caption cannot be read.
+        UnreadableImageError: JSON is malformed, or has no text in the requested field.
+        StorageError: The caption is in an object store that cannot be used.
     """
     member = member_of(path)
     if isinstance(member, TableCell):
@@ -84,7 +84,10 @@ def read_caption(path: str, most: int) -> bytes:
 
 
 def read_beginnings(members: Sequence[TarMember], size: int) -> dict[TarMember, bytes | OSError]:
-    """The first bytes of files in tars of an object store, asked for at once; or why not.
+    """Read the first bytes of files in tars of an object store, in concurrent requests.
+
+    Returns:
+        Each file -> its first bytes, or the error that prevented reading it.
 
     Raises:
         StorageError: The store cannot be used.
@@ -92,7 +95,7 @@ def read_beginnings(members: Sequence[TarMember], size: int) -> dict[TarMember, 
     ranges = [(member, min(member.size, size)) for member in members]
     try:
         return dict(zip(members, _ranges(ranges), strict=True))
-    except OSError:  # of one of them; the others are there
+    except OSError:  # of one of them; the others can be read
         return {member: _range_or_fault(member, size) for member, size in ranges}
 
 
@@ -104,7 +107,10 @@ def _range_or_fault(member: TarMember, size: int) -> bytes | OSError:
 
 
 def read_many_captions(paths: Iterable[str], most: int) -> dict[str, bytes | Exception]:
-    """The words that paths in an object store name, asked for at once; of those without, why.
+    """Read the captions that paths in an object store name, in concurrent requests.
+
+    Returns:
+        Each path -> its caption, or the error that prevented reading it.
 
     Raises:
         StorageError: The store cannot be used.
@@ -128,7 +134,7 @@ def read_many_captions(paths: Iterable[str], most: int) -> dict[str, bytes | Exc
 
 
 def sha256_of_member(member: Member) -> str:
-    """The SHA-256 of what is inside a file, which is that of the same in a file of its own.
+    """Return the SHA-256 of a file in a tar, or of a row's image; equal to that of a plain file.
 
     Raises:
         OSError: It cannot be read.
@@ -145,7 +151,7 @@ def sha256_of_member(member: Member) -> str:
 
 
 def _as_file(tar: IO[bytes] | io.RawIOBase, member: TarMember) -> RangedFile:
-    """The bytes of a member of a tar, as a file; the tar is closed with it."""
+    """Return the bytes of a tar member as a file; closing it closes the tar."""
 
     def read_range(begin: int, end: int) -> bytes:
         tar.seek(member.offset + begin)
@@ -165,17 +171,17 @@ def _ranges(ranges: list[tuple[TarMember, int]]) -> list[bytes]:
 
 def _value(cell: TableCell) -> object:
     from impasto.data.columns.table_rows import (
-        read_cell,  # Parquet, for those alone who read tables
+        read_cell,  # imports Parquet, which only tables need
     )
 
     return read_cell(cell)
 
 
 def _image_of(cell: TableCell) -> bytes:
-    """The bytes of a row's image.
+    """Return the bytes of a row's image.
 
     Raises:
-        UnreadableImageError: It has none.
+        UnreadableImageError: The row has no image.
     """
     value = _value(cell)
     if isinstance(value, dict):
@@ -195,19 +201,19 @@ def _caption_of(member: TarMember, content: bytes, most: int) -> bytes:
 
 
 def _of_json(member: TarMember, content: bytes, most: int) -> bytes:
-    """The words in a sample's JSON.
+    """Return the caption in a sample's JSON.
 
     Raises:
-        UnreadableImageError: It is malformed, or has something else in the place of words.
+        UnreadableImageError: The JSON is malformed, or has another value in place of a caption.
     """
     if len(content) >= most:
-        return content  # too large for words, and said to be so
+        return content  # too large for a caption, which the caller reports
     try:
         values = parse_json(content)
     except ValueError as error:
         raise UnreadableImageError(f"its caption {member.name} is not valid JSON") from error
     if not isinstance(values, dict):
-        raise UnreadableImageError(f"its caption {member.name} is no JSON object")
+        raise UnreadableImageError(f"its caption {member.name} is not a JSON object")
     if member.field:
         if member.field not in values:
             known = ", ".join(list(values)[:12])
@@ -219,15 +225,15 @@ def _of_json(member: TarMember, content: bytes, most: int) -> bytes:
 
 
 def _as_bytes(value: object) -> bytes:
-    """Words as a file with them would hold them: texts as they are, lists of them as tags.
+    """Return a caption as UTF-8 bytes: text unchanged, a list joined as tags, None as empty.
 
     Raises:
-        UnreadableImageError: They are something else.
+        UnreadableImageError: The value is of another type.
     """
     if isinstance(value, list) and all(isinstance(item, str) for item in value):
         value = ", ".join(value)
     if value is None:
         return b""
     if not isinstance(value, str):
-        raise UnreadableImageError(f"its words are {type(value).__name__}; expected text")
+        raise UnreadableImageError(f"its caption is of type {type(value).__name__}; expected text")
     return value.encode("utf-8", "replace")

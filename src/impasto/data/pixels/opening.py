@@ -1,4 +1,4 @@
-"""From a file to Pillow: whatever fails on the way becomes a reason in words."""
+"""Opens image files with Pillow, and turns any error into a reason for the user."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class UnreadableImageError(Exception):
 
     Args:
         reason: The message.
-        is_transient: Whether that says nothing of the file; see `Failure`.
+        is_transient: Whether the reason lies outside the file; see `Failure`.
     """
 
     def __init__(self, reason: str, *, is_transient: bool = False) -> None:
@@ -40,7 +40,7 @@ class UnreadableImageError(Exception):
 
 
 def failure_of(error: UnreadableImageError | OSError) -> Failure:
-    """What could not be read, as the outcome of a stage."""
+    """Return the outcome of a stage for an image that could not be read."""
     if isinstance(error, UnreadableImageError):
         return Failure(str(error), error.is_transient)
     return Failure(f"cannot be read ({error.strerror or error})", is_transient=True)
@@ -50,12 +50,16 @@ def failure_of(error: UnreadableImageError | OSError) -> Failure:
 def opened(
     path: Path, *, whole: bool = False, beginning: bytes | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image, and turn each way in which that fails into a reason in words.
+    """Open an image, and turn every way in which that fails into an `UnreadableImageError`.
 
     Args:
         path: The file.
-        whole: Whether all of it will be read: an object of a store comes in one piece then.
-        beginning: The first bytes of an object, where they are there already.
+        whole: Whether all of it will be read: it is then read from an object store in one piece.
+        beginning: The first bytes of an object, if already read.
+
+    Raises:
+        UnreadableImageError: The image cannot be opened, or is over `MAX_PIXELS`.
+        StorageError: It is in an object store that cannot be used.
     """
     try:
         source = _source_of(path, whole=whole, beginning=beginning)
@@ -69,17 +73,19 @@ def opened(
                         f"{image.size[0]}x{image.size[1]} is over {MAX_PIXELS / 1e6:.0f} megapixels"
                     )
                 yield image
-    except (UnreadableImageError, ImpastoError):  # the second is of a whole object store
+    except (UnreadableImageError, ImpastoError):  # the second concerns a whole object store
         raise
     except Exception as error:  # decoders raise any class on damaged files, as AVIF's RuntimeError
         raise _unreadable(error, path) from error
 
 
 def _open_image(source: Path | IO[bytes], path: Path) -> Image.Image:
-    """Open with Pillow; HEIC, which telephones and sites give other endings, with its decoder.
+    """Open with Pillow, or with the HEIC decoder if the content is HEIC.
+
+    Phones and web sites save HEIC files under other extensions too.
 
     Raises:
-        UnreadableImageError: It is HEIC, and its decoder is missing.
+        UnreadableImageError: The file is HEIC, and the HEIC decoder is missing.
     """
     try:
         return Image.open(source)
@@ -94,44 +100,44 @@ def _open_image(source: Path | IO[bytes], path: Path) -> Image.Image:
 
 
 def _source_of(path: Path, *, whole: bool, beginning: bytes | None) -> Path | IO[bytes]:
-    """What Pillow opens.
+    """Return the path or file object that Pillow opens.
 
     Raises:
-        UnreadableImageError: It is no regular file: opening a FIFO would wait for ever.
+        UnreadableImageError: The path is not a regular file: opening a FIFO would block for ever.
         StorageError: It is in an object store that cannot be used.
     """
     member = member_of(path)
     if member is not None:
         from impasto.data.pixels.member_files import (
-            open_member,  # which says what is wrong in our words
+            open_member,  # raises errors with our messages
         )
 
         return open_member(member, whole=whole, beginning=beginning)
     if is_remote(path):
         if whole:
             return io.BytesIO(objects.read(path))
-        return cast("IO[bytes]", open_object(path, beginning))  # as far as Pillow uses one
+        return cast("IO[bytes]", open_object(path, beginning))  # has all methods that Pillow uses
     if not stat.S_ISREG(path.stat().st_mode):
         raise UnreadableImageError("not a regular file")
     return path
 
 
 def _is_heif(head: bytes) -> bool:
-    """Whether a file that begins so is HEIC."""
+    """Return whether these first bytes are those of a HEIC file."""
     return head[4:8] == b"ftyp" and head[8:12] in _HEIF_BRANDS
 
 
 def _unreadable(error: Exception, path: Path) -> UnreadableImageError:
-    """Why an image cannot be opened or decoded."""
+    """Return the error that explains why an image cannot be opened or decoded."""
     if isinstance(error, Image.DecompressionBombError):
         return UnreadableImageError("over 179 megapixels")
-    if isinstance(error, MemoryError) or "out of memory" in str(error):  # of Pillow's decoders
+    if isinstance(error, MemoryError) or "out of memory" in str(error):  # as in Pillow's decoders
         return UnreadableImageError("not enough memory to decode it", is_transient=True)
     if isinstance(error, UnidentifiedImageError):
         decoder = _DECODERS.get(path.suffix.lower())
         is_missing = decoder is not None and not features.check(decoder)
         return UnreadableImageError(_unidentified_reason(path), is_transient=is_missing)
-    if isinstance(error, OSError) and error.errno is not None:  # the system's, not Pillow's
+    if isinstance(error, OSError) and error.errno is not None:  # from the system, not Pillow
         return UnreadableImageError(f"cannot be read ({error.strerror})", is_transient=True)
     return UnreadableImageError(f"damaged or truncated ({_one_line(error)})")
 
@@ -157,11 +163,11 @@ def _unidentified_reason(path: Path) -> str:
     if not head:
         return "the file is empty"
     if not head.strip(b"\0"):
-        return "not an image: zeros only, as after a copy that broke off or on a full disk"
+        return "not an image: only zeros, as after an interrupted copy or on a full disk"
     if head.lstrip().lower().startswith((b"<!doctype", b"<html")):
         return "an HTML page saved under an image's name"
     return "not an image in a known format, or damaged"
 
 
 ImageFile.LOAD_TRUNCATED_IMAGES = False
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # workflows are texts of megabytes
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY  # workflow texts can be megabytes

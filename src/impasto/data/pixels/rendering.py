@@ -1,4 +1,4 @@
-"""From a planned image to the pixels that the VAE sees, and to their weights in the loss."""
+"""Renders planned images to the pixels that the VAE sees, and to their weights in the loss."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ O = TypeVar("O")  # noqa: E741 - an outcome
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """An image as training sees it: resized, cropped, mirrored.
+    """An image as training uses it, before mirroring: resized and cropped.
 
     Attributes:
-        image: Where it was cropped.
+        image: The planned image, with the crop that was used.
         pixels: uint8 [height, width, 3].
         mask: Weights, uint8 [height / 8, width / 8], or None.
     """
@@ -48,7 +48,7 @@ class Rendered:
 
 
 class Render:
-    """Stage: planned images -> `Rendered`; what cannot be decoded is a failure."""
+    """Stage that turns planned images into `Rendered`; an undecodable image is a failure."""
 
     def __call__(self, batch: Sequence[PlannedImage]) -> list[Rendered | Failure]:
         """Render a batch of images."""
@@ -56,7 +56,7 @@ class Render:
 
 
 class Decode:
-    """Stage: records -> their decoded sizes, to find what their headers hide."""
+    """Stage that turns records into decoded sizes, to find faults that headers do not show."""
 
     def __call__(self, batch: Sequence[ImageRecord]) -> list[Size | Failure]:
         """Decode a batch of images."""
@@ -67,11 +67,11 @@ def render(image: PlannedImage) -> Rendered:
     """Decode, resize and crop one planned image, and its mask if its subset has one.
 
     Raises:
-        UnreadableImageError: The image or its mask cannot be read, or is not what it was.
+        UnreadableImageError: The image or its mask cannot be read, or has changed since the scan.
     """
     record, masks = image.record, image.record.subset.masks
     wants_alpha = masks is not None and masks.alpha
-    at_least = None if record.cut else image.resized  # a cut is exact in the whole image alone
+    at_least = None if record.cut else image.resized  # manual crops need the whole image
     opened, alpha = images.read_image(record.path, at_least=at_least, with_alpha=wants_alpha)
     require_scanned_size(opened, record)
     seen = cut_out(opened, record.cut)
@@ -83,7 +83,7 @@ def decoded_size(record: ImageRecord) -> Size:
     """Decode an image, and return its size.
 
     Raises:
-        UnreadableImageError: It cannot be read, or is not what its header promised.
+        UnreadableImageError: The image cannot be read, or its size differs from its header's.
     """
     opened = images.read_rgb(record.path)
     require_scanned_size(opened, record)
@@ -98,23 +98,27 @@ def _or_failure(work: Callable[[I], O], item: I) -> O | Failure:
 
 
 def require_scanned_size(opened: Image.Image, record: ImageRecord) -> None:
-    """Make sure that an image, decoded whole or at a half to an eighth, is what was scanned.
+    """Check that a decoded image, whole or at a half to an eighth, has the size that was scanned.
 
     Raises:
-        UnreadableImageError: It has another size.
+        UnreadableImageError: The image has another size.
     """
     found = Size(*opened.size)
     for scale in (1, 2, 4, 8):
         if found == Size(-(-record.whole.width // scale), -(-record.whole.height // scale)):
             return
     raise UnreadableImageError(
-        f"it is {found} where its header promised {record.whole}: it was changed, or its EXIF data "
-        f"stands behind its pixels; save it again"
+        f"it is {found}, but its header says {record.whole}: it was changed, or its EXIF data is "
+        f"stored after its pixels; save it again"
     )
 
 
 def _mask(image: PlannedImage, alpha: Image.Image | None) -> np.ndarray:
-    """Weights by latent cell: the mean over each 8x8 pixels; 255 where nothing says otherwise."""
+    """Return weights per latent cell: the mean over each 8x8 pixels; 255 without any mask.
+
+    Raises:
+        UnreadableImageError: The mask file cannot be read, or has another aspect ratio.
+    """
     cells = np.full((image.crop.size.height, image.crop.size.width), 255.0, dtype=np.float32)
     if alpha is not None:
         cells *= _cropped(cut_out(alpha, image.record.cut), image) / 255
@@ -125,8 +129,8 @@ def _mask(image: PlannedImage, alpha: Image.Image | None) -> np.ndarray:
         whole = image.record.whole
         if abs(aspect / whole.aspect - 1) > _ASPECT_TOLERANCE:
             raise UnreadableImageError(
-                f"its mask {file} is {drawn.width}x{drawn.height} where the image is "
-                f"{whole}; expected the same shape"
+                f"its mask {file} is {drawn.width}x{drawn.height}, but the image is {whole}; "
+                f"expected the same aspect ratio"
             )
         cells *= _cropped(cut_out(drawn, image.record.cut), image) / 255
     height, width = cells.shape
@@ -142,7 +146,7 @@ def _cropped(grey: Image.Image, image: PlannedImage) -> np.ndarray:
 def _resized_and_cropped(
     opened: Image.Image, image: PlannedImage, resample: Image.Resampling
 ) -> Image.Image:
-    """Resize and crop as planned, and make only what is kept: 20000x1 takes no gigabytes."""
+    """Resize only the part that the crop retains, so that 20000x1 needs no gigabytes."""
     if opened.size == image.resized.wh:
         return opened.crop(image.crop.ltrb)
     by_x, by_y = opened.width / image.resized.width, opened.height / image.resized.height

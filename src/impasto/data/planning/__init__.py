@@ -1,4 +1,4 @@
-"""From records to a plan: buckets, how images are resized and cropped, and how often they come.
+"""Plans records: buckets, resizes, crops, and how often regularisation images are shown.
 
 Geometry and numbers; no pixels and no torch.
 """

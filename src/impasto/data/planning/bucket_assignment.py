@@ -1,8 +1,8 @@
-"""Which bucket an image goes to, how it is resized, and what is cropped: geometry, no pixels.
+"""Assigns images to buckets, with their resize and crop: geometry, no pixels.
 
-`native` loses the least image; `kohya` equals sd-scripts' choice (`library/train_util.py`,
-BucketManager.select_bucket), for runs that have to be like earlier ones. Each comes in a form that
-never enlarges an image.
+`native` crops away the least; `kohya` equals sd-scripts' choice (`library/train_util.py`,
+BucketManager.select_bucket), for runs that must match earlier ones. Each has a variant that never
+enlarges an image.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ Selection = Literal["native", "kohya"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What buckets an image may go to.
+    """The buckets that an image may be assigned to.
 
     Attributes:
-        buckets: The table.
+        buckets: The table of buckets.
         area: Most pixels of a bucket that is made for a small image.
-        min_side: Shortest side of such a bucket, where the image has that many pixels.
+        min_side: Shortest side of such a bucket, if the image has that many pixels.
         max_side: Longest side of such a bucket.
         step: Its sides are multiples of this.
     """
@@ -52,7 +52,7 @@ Integers = npt.NDArray[np.int64]
 
 
 def _one_by_one(assign: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
-    """An assignment of many sizes that assigns one size at a time."""
+    """Make an assignment of many sizes from one that assigns a single size."""
 
     def assign_all(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
         return [assign(size, limits) for size in sizes]
@@ -62,12 +62,12 @@ def _one_by_one(assign: Callable[[Size, Limits], Assigned]) -> AssignBuckets:
 
 
 def kept_fraction(size: Size, bucket: Size) -> float:
-    """How much of an image is kept when it covers a bucket: min(a/b, b/a) of their aspects."""
+    """Return the fraction kept of an image that covers a bucket: min(a/b, b/a) of their aspects."""
     return min(bucket.aspect / size.aspect, size.aspect / bucket.aspect)
 
 
 def cover_size(size: Size, bucket: Size) -> Size:
-    """Scale `size` to cover `bucket`, keeping its aspect; rounded half up as sd-scripts does."""
+    """Scale `size` to cover `bucket`, keeping its aspect; rounded half up as in sd-scripts."""
     if size.aspect > bucket.aspect:
         scale = bucket.height / size.height
     else:
@@ -79,7 +79,7 @@ def cover_size(size: Size, bucket: Size) -> Size:
 
 
 def assign_native(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
-    """The bucket of the table that keeps the most area, the larger one where two keep the same.
+    """Choose the bucket that keeps the most area; of equal ones, the larger bucket.
 
     The distance is the ratio of aspects, not sd-scripts' difference, which favours wide images.
     """
@@ -89,7 +89,7 @@ def assign_native(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
 
 
 def _native_order(buckets: Sequence[Size]) -> list[Size]:
-    """The table, the larger of two buckets that keep the same first."""
+    """Return the table with the larger bucket first, so that it wins if two keep the same area."""
     return sorted(buckets, key=lambda bucket: (-bucket.area, bucket))
 
 
@@ -103,13 +103,13 @@ def _kohya_distance(buckets: Floats, aspects: Floats) -> Floats:
 
 @_one_by_one
 def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
-    """The largest bucket that asks for no enlarging and crops no more than sd-scripts would.
+    """Choose the largest bucket that needs no enlarging and crops no more than sd-scripts would.
 
-    Buckets are not those of the table alone: any sides in steps within the limits. sd-scripts
-    ignores the limits of sides here; so does this where keeping them would crop more, as with an
-    image of 197x6000. Where sd-scripts rounds to more pixels than the area has, which it does with
-    steps of 8, this crops no more than that bucket with one side a step shorter would. A side that
-    is shorter than one step is the one thing that is enlarged, to one step.
+    Buckets need not be in the table: sides may be any multiples of the step within the limits.
+    sd-scripts ignores the limits of sides here; this does too if keeping them would crop more, as
+    with an image of 197x6000. If sd-scripts rounds to more pixels than the area, as it does with
+    steps of 8, this crops no more than that bucket with one side a step shorter would. Only a side
+    shorter than one step is enlarged, to one step.
     """
     theirs = _within_area(size, _kohya_no_upscale(size, limits), limits)
     most = _lost(*theirs) + _ROUNDING
@@ -122,7 +122,7 @@ def assign_native_no_upscale(size: Size, limits: Limits) -> Assigned:
 
 
 def _within_area(size: Size, theirs: Assigned, limits: Limits) -> Assigned:
-    """A bucket, or where rounding made it too large, the better one with one side shorter."""
+    """Return a bucket and its resize; if rounding made it too large, with one side shortened."""
     bucket, step = theirs[0], limits.step
     is_rounded = size.area > limits.area and 0 < bucket.area - limits.area <= sum(bucket.wh)
     shorter = (Size(bucket.width - step, bucket.height), Size(bucket.width, bucket.height - step))
@@ -134,7 +134,7 @@ def _within_area(size: Size, theirs: Assigned, limits: Limits) -> Assigned:
 
 
 def _largest_smaller(size: Size, limits: Limits, kept: float) -> Size:
-    """The largest bucket within the limits that keeps a share, or as much as is possible."""
+    """Return the largest bucket within the limits that keeps a fraction, or as much as possible."""
     range_of_widths, heights = _sides(size.width, limits), _sides(size.height, limits)
     widths = np.array(range_of_widths, dtype=np.int64)
     widths = widths[limits.area // widths >= heights[0]]
@@ -153,26 +153,26 @@ def _largest_smaller(size: Size, limits: Limits, kept: float) -> Size:
 
 
 def _kept_by(size: Size, buckets: Integers) -> Floats:
-    """[buckets, 3]: width, height, and what `kept_fraction` says."""
+    """Return [buckets, 3]: width, height, and the fraction of `kept_fraction`."""
     aspects = buckets[:, 0] / buckets[:, 1]
     kept = np.minimum(aspects / size.aspect, size.aspect / aspects)
     return np.column_stack([buckets, kept])
 
 
 def _lost(bucket: Size, resized: Size) -> float:
-    """The share of a resized image that its bucket leaves out."""
+    """Return the fraction of a resized image that its bucket crops away."""
     return 1 - bucket.area / resized.area
 
 
 def _cover_exactly(size: Size, bucket: Size) -> Size:
-    """As `cover_size`, with the longer side rounded down: less than a pixel is squeezed."""
+    """Scale as `cover_size` does, but round the longer side down: less than a pixel is squeezed."""
     if size.aspect > bucket.aspect:
         return Size(max(bucket.width, int(size.aspect * bucket.height)), bucket.height)
     return Size(bucket.width, max(bucket.height, int(bucket.width / size.aspect)))
 
 
 def assign_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
-    """sd-scripts' choice: the table's size itself, or else the least difference of aspects."""
+    """Choose as sd-scripts does: a bucket of exactly the size, else that of the nearest aspect."""
     assigned = _by_distance(sizes, sorted(limits.buckets), _kohya_distance, at_least_bucket=False)
     exact = set(limits.buckets)
     return [
@@ -182,10 +182,10 @@ def assign_as_kohya(sizes: Sequence[Size], limits: Limits) -> list[Assigned]:
 
 
 def _kohya_no_upscale(size: Size, limits: Limits) -> Assigned:
-    """sd-scripts' `bucket_no_upscale`, which shrinks more than it needs to and ignores the limits.
+    """Choose as sd-scripts' `bucket_no_upscale`: shrinks more than needed, and ignores the limits.
 
-    Where it would make a bucket with a side of 0, and fail, the side is one step and the image is
-    enlarged to it.
+    Where sd-scripts would make a bucket with a side of 0 and fail, the side is one step and the
+    image is enlarged to it.
     """
     bucket, resized = _shrink_as_kohya(size, limits)
     if resized.width < bucket.width or resized.height < bucket.height:
@@ -201,7 +201,7 @@ ASSIGNMENTS: dict[tuple[Selection, bool], AssignBuckets] = {
     ("kohya", False): assign_as_kohya,
     ("kohya", True): assign_kohya_no_upscale,
 }
-"""(selection, never enlarge) -> how images are assigned to buckets."""
+"""(selection, never enlarge) -> the function that assigns images to buckets."""
 
 
 def _by_distance(
@@ -211,9 +211,9 @@ def _by_distance(
     *,
     at_least_bucket: bool,
 ) -> list[Assigned]:
-    """The bucket of the least distance, the first of equals, and the size that covers it.
+    """Choose the bucket with the least distance, the first of equals, and the size that covers it.
 
-    Rounded half up, as sd-scripts does; a million sizes take two seconds.
+    Rounded half up as in sd-scripts; a million sizes take two seconds.
     """
     sides = np.array([size.wh for size in sizes], dtype=np.int64).reshape(-1, 2)
     chosen, resized = _nearest_buckets(sides, table, distance, at_least_bucket=at_least_bucket)
@@ -228,7 +228,7 @@ def _nearest_buckets(
     *,
     at_least_bucket: bool,
 ) -> tuple[Integers, Integers]:
-    """[sizes]: the number of the bucket of each, and [sizes, 2]: the size that covers it."""
+    """Return [sizes]: the bucket number of each, and [sizes, 2]: the size that covers it."""
     aspects = np.array([bucket.aspect for bucket in table])
     sides = np.array([bucket.wh for bucket in table], dtype=np.float64)
     numbers, covers = np.empty(len(sizes), np.int64), np.empty((len(sizes), 2), np.int64)
@@ -250,12 +250,12 @@ def _nearest_buckets(
 def assign_many(
     sizes: Integers, limits: Limits, selection: Selection, *, no_upscale: bool
 ) -> Integers:
-    """The buckets of sizes as numbers: as `ASSIGNMENTS`, without an object per size.
+    """Assign sizes to buckets as `ASSIGNMENTS` does, but as numbers, without an object per size.
 
     Args:
         sizes: [sizes, 2]: widths and heights.
-        limits: What buckets there are.
-        selection: Whose choice.
+        limits: The buckets that may be used.
+        selection: Which rule chooses.
         no_upscale: Never enlarge.
 
     Returns:
@@ -284,20 +284,20 @@ def _packed(sizes: Integers) -> Integers:
 
 
 def _sides(pixels: int, limits: Limits) -> range:
-    """The sides of buckets within the limits that an image's side fills without being enlarged."""
+    """Return the bucket sides within the limits that an image's side fills without enlarging."""
     longest = max(limits.step, min(limits.max_side, pixels) // limits.step * limits.step)
     shortest = min(longest, -(-limits.min_side // limits.step) * limits.step)
     return range(shortest, longest + 1, limits.step)
 
 
 def _nearest(widths: Integers, wanted: Floats, sides: range, area: int) -> Integers:
-    """[2 * widths, 2]: each width with the heights next to what is wanted, below and above.
+    """Return [2 * widths, 2]: each width with the nearest heights below and above the wanted one.
 
     Args:
-        widths: Those that leave room for the least height.
+        widths: Widths that leave room for the least height.
         wanted: [widths] heights.
-        sides: What heights there are.
-        area: The most that a bucket has.
+        sides: The possible heights.
+        area: Most pixels of a bucket.
     """
     least, step = sides[0], sides.step
     highest = least + (np.minimum(area // widths, sides[-1]) - least) // step * step

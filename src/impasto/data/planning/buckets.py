@@ -1,7 +1,7 @@
-"""Tables of aspect-ratio buckets: which sizes there are.
+"""Tables of aspect-ratio buckets.
 
-The idea is NovelAI's (NovelAI Improvements on Stable Diffusion, 2022). Which bucket an image goes
-to is `data/planning/bucket_assignment.py`'s to say.
+The idea is NovelAI's (NovelAI Improvements on Stable Diffusion, 2022).
+`data/planning/bucket_assignment.py` chooses an image's bucket.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def make_bucket_sizes(area: Size, min_side: int, max_side: int, step: int) -> li
     """List the buckets: sides in multiples of `step`, area at most that of `area`.
 
     Equal to kohya-ss/sd-scripts' (`library/model_util.py`, make_bucket_resolutions), so that bucket
-    counts mean the same.
+    counts agree.
 
     Args:
         area: The training resolution; only its pixel count bounds the buckets.
@@ -51,10 +51,10 @@ def make_bucket_sizes(area: Size, min_side: int, max_side: int, step: int) -> li
 
 
 def novelai_bucket_sizes() -> list[Size]:
-    """The 19 buckets that NovelAI's model was trained with, in ascending order.
+    """Return the 19 buckets that NovelAI's model was trained with, in ascending order.
 
     NovelAI/novelai-aspect-ratio-bucketing, `bucketmanager.py`, its default settings: for each width
-    the tallest height within 512x768 pixels, the mirrors, and 512x512.
+    the tallest height within 512x768 pixels, the mirrored sizes, and 512x512.
     """
     sizes = {NOVELAI_SQUARE}
     for width in range(NOVELAI_MIN, NOVELAI_MAX + 1, NOVELAI_STEP):

@@ -12,7 +12,7 @@ from impasto.data.records import Size
 
 
 class Group(NamedTuple):
-    """Images that may meet in a batch: those of one dataset in one bucket."""
+    """Images that may be in a batch together: those of one dataset in one bucket."""
 
     dataset: int
     bucket: Size
@@ -23,7 +23,7 @@ class Groups(Sequence[Group]):
 
     Args:
         table: The different groups, in any order.
-        codes: [images] int32: of each image the number of its group in `table`.
+        codes: [images] int32: the index of each image's group in `table`.
     """
 
     def __init__(self, table: Sequence[Group], codes: npt.NDArray[np.int32]) -> None:
@@ -31,7 +31,7 @@ class Groups(Sequence[Group]):
 
     @classmethod
     def of(cls, groups: Sequence[Group]) -> Groups:
-        """Make columns of a sequence of groups; `Groups` are returned as they are."""
+        """Make columns of a sequence of groups; `Groups` are returned unchanged."""
         if isinstance(groups, Groups):
             return groups
         numbers: dict[Group, int] = {}
@@ -56,15 +56,15 @@ class Groups(Sequence[Group]):
         return (self.table[code] for code in self.codes.tolist())
 
     def counts(self) -> dict[Group, int]:
-        """Images of each group, in the order of their first images."""
+        """Return the number of images of each group, in the order of their first images."""
         return {group: len(members) for group, members in self._by_first_image()}
 
     def members(self) -> list[tuple[Group, npt.NDArray[np.int32]]]:
-        """Each group, in ascending order, with the numbers of its images, ascending too."""
+        """Return each group, in ascending order, with the numbers of its images, ascending too."""
         return sorted(self._by_first_image(), key=lambda pair: pair[0])
 
     def _by_first_image(self) -> list[tuple[Group, npt.NDArray[np.int32]]]:
-        """Each group that has images, with the numbers of them."""
+        """Return each group that has images, with their numbers, in the order of first images."""
         order = np.argsort(self.codes, kind="stable").astype(np.int32)
         counts = np.bincount(self.codes, minlength=len(self.table))
         of_groups = np.split(order, np.cumsum(counts)[:-1])

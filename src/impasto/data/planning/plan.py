@@ -1,4 +1,4 @@
-"""From records to a plan: geometry for each image, and numbers for a person to look at."""
+"""Plans records: the bucket, resize and crop of each image, and totals for reports."""
 
 from __future__ import annotations
 
@@ -18,45 +18,46 @@ from impasto.errors import DatasetError
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each image goes, in the order of the records."""
+    """The bucket, resize and crop of each image, in the order of the records."""
 
     images: Sequence[PlannedImage]
 
     @cached_property
     def table(self) -> PlannedTable:
-        """The planned images, as columns."""
+        """The planned images as columns."""
         return PlannedTable.of(self.images)
 
     @property
     def bucket_counts(self) -> dict[Size, int]:
-        """Images per bucket, in ascending order of size, empty buckets left out."""
+        """Number of images per bucket, in ascending order of size, without empty buckets."""
         return self.table.bucket_counts()
 
     @property
     def mean_cropped_fraction(self) -> float:
-        """The mean share of image area that cropping removes, in [0, 1)."""
+        """The mean fraction of image area that cropping removes, in [0, 1)."""
         return float(self.table.cropped_fractions().mean())
 
     @property
     def enlarged(self) -> int:
-        """How many images are smaller than their bucket asks for and get enlarged."""
+        """How many images are smaller than their buckets need, and are enlarged."""
         return int(self.table.enlarged().sum())
 
 
 @dataclass(frozen=True)
 class BucketRules:
-    """Which buckets there are, and how an image comes into one.
+    """Which buckets exist, and how images are assigned to them.
 
     Attributes:
-        enable_bucket: Whether there are buckets; else all images go into one of the resolution.
+        enable_bucket: Whether there are buckets; otherwise all images go into one of the
+            resolution.
         min_side: Shortest side of a bucket in pixels.
         max_side: Longest side of a bucket in pixels.
         step: Sides are multiples of this, in pixels.
-        buckets: The table, where it is not to be made from the above.
-        selection: Whose choice of an image's bucket: `native` or `kohya`.
+        buckets: The table; None makes it from the limits above.
+        selection: The rule that chooses an image's bucket: `native` or `kohya`.
         no_upscale: Never enlarge an image; buckets for small ones are made as needed.
-        as_requested: Put each image into the bucket that its metadata names, where it names one;
-            not one with a crop of its own, for which no metadata was made.
+        as_requested: Put each image into the bucket that its metadata names, if it names one. Not
+            for images with a manual crop, since their metadata is for the whole image.
     """
 
     enable_bucket: bool = True
@@ -80,14 +81,14 @@ def plan_images(
         records: The images.
         resolution: Training resolution, `N` or `(width, height)`; with buckets only its area
             counts.
-        rules: Which buckets there are.
+        rules: Which buckets exist, and how images are assigned.
 
     Raises:
         DatasetError: There are no records.
         ConfigError: No bucket fits the bounds.
     """
     if not records:
-        raise DatasetError("There is no image to plan: the dataset is empty.")
+        raise DatasetError("There are no images to plan: the dataset is empty.")
     if isinstance(resolution, int):
         resolution = Size(resolution, resolution)
     elif isinstance(resolution, tuple):
@@ -106,12 +107,12 @@ def plan_images(
 
 
 def join_plans(plans: Sequence[Plan]) -> Plan:
-    """The plans of several datasets as one."""
+    """Join the plans of several datasets into one."""
     return Plan(join_planned([plan.table for plan in plans]))
 
 
 def _assigned(records: RecordTable, limits: Limits, rules: BucketRules) -> PlannedTable:
-    """The geometry of each record: images of one size are asked about once."""
+    """Compute the geometry of each record, once per image size."""
     sides = records.numbers["width"].astype(np.int64) << 32 | records.numbers["height"]
     different, inverse = np.unique(sides, return_inverse=True)
     sizes = np.stack([different >> 32, different & 0xFFFFFFFF], axis=1)
@@ -132,11 +133,11 @@ def _assigned(records: RecordTable, limits: Limits, rules: BucketRules) -> Plann
 
 
 def _as_requested(size: Size, wanted: Size, limits: Limits) -> tuple[Size, Size, Box]:
-    """The geometry of an image in the bucket that its metadata names."""
+    """Return the geometry of an image in the bucket that its metadata names."""
     return _centred(*assign_native([size], replace(limits, buckets=(wanted,)))[0])
 
 
 def _centred(bucket: Size, resized: Size) -> tuple[Size, Size, Box]:
-    """Bucket, size after the resize, and the crop from the middle."""
+    """Return the bucket, the size after the resize, and the crop from the middle."""
     left, top = (resized.width - bucket.width) // 2, (resized.height - bucket.height) // 2
     return bucket, resized, Box(left, top, bucket)

@@ -1,6 +1,7 @@
-"""Planned images as columns: the records, and of each the number of its geometry.
+"""Planned images as columns: the records, and the index of each one's geometry.
 
-Images of one size are cropped alike, so a geometry is kept once, and an image has 4 bytes of it.
+Images of one size are cropped alike, so a geometry is stored once, and an image needs 4 bytes for
+it.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ Geometry = tuple[Size, Size, Box]
 
 
 class PlannedTable(MadeOnRequest[PlannedImage]):
-    """Planned images as columns; a `PlannedImage` is made when one is asked for.
+    """Planned images as columns; a `PlannedImage` object is made when it is accessed.
 
     Args:
         records: The images.
-        shapes: [geometries, 6] int32: bucket, resized, and the corner of the crop.
+        shapes: [geometries, 6] int32: bucket, resized size, and the corner of the crop.
         codes: [images] int32: the geometry of each image.
     """
 
@@ -35,7 +36,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
 
     @classmethod
     def of(cls, images: Sequence[PlannedImage]) -> PlannedTable:
-        """Make a table of planned images; a table is returned as it is."""
+        """Make a table of planned images; a table is returned unchanged."""
         if isinstance(images, PlannedTable):
             return images
         geometries = [(image.bucket, image.resized, image.crop) for image in images]
@@ -43,7 +44,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
 
     @classmethod
     def planned(cls, records: RecordTable, geometries: Sequence[Geometry]) -> PlannedTable:
-        """Records, with the geometry of each."""
+        """Make a table of records and the geometry of each."""
         numbers: dict[Geometry, int] = {}
         codes = [numbers.setdefault(geometry, len(numbers)) for geometry in geometries]
         return cls(records, shapes_of(list(numbers)), np.array(codes, dtype=np.int32))
@@ -59,7 +60,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
             yield PlannedImage(record, *known[code])
 
     def select(self, rows: np.ndarray) -> PlannedTable:
-        """The images at these rows, or where these are true."""
+        """Return the images at these row numbers, or at the rows where a mask is true."""
         if rows.dtype == np.bool_:
             rows = np.flatnonzero(rows)
         return PlannedTable(self.records.select(rows), self.shapes, self.codes[rows])
@@ -71,20 +72,20 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
         return np.stack([sides[:, 0] * sides[:, 1], sides[:, 2] * sides[:, 3]], axis=1)
 
     def cropped_fractions(self) -> np.ndarray:
-        """[images]: the share of each image that the crop removes, in [0, 1)."""
+        """Return [images]: the fraction of each image that the crop removes, in [0, 1)."""
         bucket, resized = self.areas.T
         fractions: np.ndarray = (1 - bucket / resized)[self.codes]
         return fractions
 
     def enlarged(self) -> np.ndarray:
-        """[images]: whether each image is smaller than its bucket asks for."""
+        """Return [images]: whether each image is smaller than its bucket needs."""
         numbers = self.records.numbers
         own = numbers["width"].astype(np.int64) * numbers["height"]
         larger: np.ndarray = self.areas[self.codes, 1] > own
         return larger
 
     def bucket_counts(self) -> dict[Size, int]:
-        """Images of each bucket, in ascending order of size, empty buckets left out."""
+        """Return the number of images per bucket, in order of size, without empty buckets."""
         buckets, of_shape = self._buckets()
         counts = np.bincount(of_shape, np.bincount(self.codes, minlength=len(self.shapes)))
         return {
@@ -94,7 +95,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
         }
 
     def _buckets(self) -> tuple[list[Size], np.ndarray]:
-        """The different buckets in ascending order, and [geometries]: the number of each one's."""
+        """Return the different buckets, ascending, and [geometries]: the index of each bucket."""
         packed = self.shapes[:, 0].astype(np.int64) << 32 | self.shapes[:, 1]
         different, of_shape = np.unique(packed, return_inverse=True)
         return [
@@ -102,7 +103,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
         ], of_shape.ravel()
 
     def groups(self) -> Groups:
-        """The dataset and bucket of each image."""
+        """Return the group of each image: its dataset and bucket."""
         buckets, of_shape = self._buckets()
         datasets, of_image = np.unique(self.records.subset_numbers, return_inverse=True)
         table = [Group(dataset, bucket) for dataset in datasets.tolist() for bucket in buckets]
@@ -120,7 +121,7 @@ class PlannedTable(MadeOnRequest[PlannedImage]):
 
 
 def join_planned(tables: Sequence[PlannedTable]) -> PlannedTable:
-    """The images of several tables as one."""
+    """Join the images of several tables into one table."""
     tables = [table for table in tables if len(table)]
     if len(tables) == 1:
         return tables[0]
@@ -134,7 +135,7 @@ def join_planned(tables: Sequence[PlannedTable]) -> PlannedTable:
 
 
 def shapes_of(geometries: Sequence[Geometry]) -> Codes:
-    """[geometries, 6]: geometries as numbers."""
+    """Return geometries as numbers: [geometries, 6]."""
     rows = [(*b.wh, *resized.wh, crop.left, crop.top) for b, resized, crop in geometries]
     return np.array(rows, dtype=np.int32).reshape(-1, 6)
 

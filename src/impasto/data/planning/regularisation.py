@@ -1,7 +1,7 @@
-"""Regularisation images: how often each comes, so that they balance what is trained on.
+"""Balances regularisation images against training images, by how often each is shown.
 
-DreamBooth (Ruiz et al. 2022, arXiv:2208.12242) trains on images of the class beside those of the
-subject, so that the model keeps its idea of the class. How they are counted is the rule of
+DreamBooth (Ruiz et al. 2022, arXiv:2208.12242) trains on images of the class in addition to those
+of the subject, so that the model retains its idea of the class. The counting rule is that of
 kohya-ss/sd-scripts, `library/train_util.py`, DreamBoothDataset.
 """
 
@@ -20,13 +20,13 @@ from impasto.progress import counted
 
 @dataclass(frozen=True)
 class Balance:
-    """What becomes of the regularisation images of a dataset, or of several.
+    """The balance of regularisation and training images in one or more datasets.
 
     Attributes:
-        images: How many there are.
-        used: How many of them come at all; the rest is too many.
-        showings: How often they come in an epoch, all together.
-        trained: How often the images that are trained on do.
+        images: Number of regularisation images.
+        used: How many of them are shown at all; the rest is surplus.
+        showings: How often they are shown per epoch, all together.
+        trained: How often the training images of the same datasets are shown per epoch.
     """
 
     images: int = 0
@@ -42,19 +42,18 @@ class Balance:
 
 
 def balance(records: Sequence[ImageRecord]) -> RecordTable:
-    """Repeat or leave out regularisation images until they come as often as the others.
+    """Repeat or leave out regularisation images until they are shown as often as the others.
 
-    Each dataset is balanced on its own. Its regularisation images are taken in their order, each
-    with the repeats of its subset, until there are as many showings as of its other images; those
-    that are left are not used. Where all of them are too few, each comes once more, in turn, as
-    often as it takes. The last one that is taken keeps all its repeats, so there may be more
-    showings than that.
+    Each dataset is balanced separately. Its regularisation images are taken in order, each with the
+    repeats of its subset, until there are as many showings as of its other images; the remaining
+    ones are not used. If all of them are too few, each is shown once more, in turn, as often as
+    needed. The last one taken retains all its repeats, so there may be more showings than that.
 
     Args:
-        records: All images of a run that are trained on; their order is kept.
+        records: All images that a run trains on; their order is retained.
 
     Raises:
-        DatasetError: There are regularisation images alone, or one is trained on as well.
+        DatasetError: There are only regularisation images, or one is a training image as well.
     """
     table = RecordTable.of(records)
     is_reg = table.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
@@ -71,34 +70,37 @@ def balance(records: Sequence[ImageRecord]) -> RecordTable:
     if not kept.any():
         raise DatasetError(
             f"All {counted(len(table), 'images')} that can be used are regularisation images "
-            f"(is_reg), which come as often as images that are trained on, and there are none to "
-            f"train on. Give images without is_reg, or lower validation.split."
+            f"(is_reg), which are shown as often as training images, and there are no training "
+            f"images. Add images without is_reg, or lower validation.split."
         )
     return table.replaced(extra=(shown - own).astype(np.int32)).select(kept)
 
 
 def _require_other_images(records: RecordTable, is_reg: np.ndarray) -> None:
-    """Make sure that no file is a regularisation image and one that is trained on.
+    """Check that no file is both a regularisation image and a training image.
 
-    Folders within each other, links and metadata make that possible, whatever the settings say.
+    Nested folders, links and metadata make that possible, whatever the settings are.
+
+    Raises:
+        DatasetError: A file is both.
     """
     reg = {record.path.absolute() for record in records.select(is_reg)}
     others = (record.path for record in records.select(~is_reg))
     both = next((path for path in others if path.absolute() in reg), None)
     if both is not None:
         raise DatasetError(
-            f"{both} is given twice, as a regularisation image (is_reg) and as one that is trained "
-            f"on. Regularisation images are other images of the class: give folders that are not "
-            f"within each other, or recursive = false."
+            f"{both} is given twice, as a regularisation image (is_reg) and as a training image. "
+            f"Regularisation images are other images of the class: set folders that are not within "
+            f"each other, or recursive = false."
         )
 
 
 def showings_of(repeats: Sequence[int], wanted: int) -> list[int]:
-    """How often each regularisation image comes in an epoch, 0 for one that is not used.
+    """Return how often each regularisation image is shown per epoch; 0 for one that is not used.
 
     Args:
-        repeats: How often its subset asks for each, in their order; 1 or more.
-        wanted: Showings of the images that are trained on.
+        repeats: The repeats of each one's subset, in their order; 1 or more.
+        wanted: How often the training images are shown.
     """
     shown, total = [0] * len(repeats), 0
     for i, own in enumerate(repeats):
@@ -113,11 +115,11 @@ def showings_of(repeats: Sequence[int], wanted: int) -> list[int]:
 def count_balance(
     records: Sequence[ImageRecord], balanced: Sequence[ImageRecord]
 ) -> Balance | None:
-    """What balancing did; None where there are no regularisation images.
+    """Count regularisation images and showings after balancing; None if there are no such images.
 
     Args:
-        records: The images before.
-        balanced: The same after.
+        records: The images before balancing.
+        balanced: The images after balancing.
     """
     table, after = RecordTable.of(records), RecordTable.of(balanced)
     is_reg = table.per_use(lambda use: use.subset.is_reg).astype(np.bool_)

@@ -1,1 +1,1 @@
-"""Finds the images of a subset and reads their headers and words, remembering both."""
+"""Finds the images of a subset, reads their headers and captions, and caches both."""

@@ -1,4 +1,4 @@
-"""Lists the images of a location, whether they are files of a folder or inside tars or tables."""
+"""Lists the images of a location: files of a folder, or images inside tars or tables."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ def list_location(
     *,
     recursive: bool,
 ) -> tuple[FoundTable, list[Unused]]:
-    """The images of a location, and what of it is not used.
+    """List the images of a location, and the files there that are not used.
 
     Args:
         location: A folder, or a tar or table, or several by wildcards.
         subset: How the images are used.
-        sidecars: The endings of the files with the words.
+        sidecars: The extensions of caption files.
         columns: The columns of tables.
-        index: A file to keep results in between scans; None keeps nothing.
-        progress: Where to show how far it is.
-        engine: Runs what is done.
-        recursive: Also look in sub-folders.
+        index: A file to store results in between scans; None stores nothing.
+        progress: Shows progress.
+        engine: Runs the work on files.
+        recursive: Also search sub-folders.
 
     Raises:
-        DatasetError: Names stand for no file, or for files of several kinds.
+        DatasetError: A pattern matches no file, or files of several kinds.
         StorageError: The location is in an object store that cannot be used.
     """
     with no_cycle_collection():
@@ -60,7 +60,7 @@ def list_location(
     if containers is None:
         return found, unused
     from impasto.data.containers.container_listing import (
-        list_containers,  # tarfile, for images in tars alone
+        list_containers,  # imports tarfile, which only tars need
     )
 
     inside, others = list_containers(containers, sidecars, columns, index, progress, engine)
@@ -71,7 +71,7 @@ def list_location(
 def _list_files(
     folder: Path, subset: Subset, sidecars: Sidecars, *, recursive: bool
 ) -> tuple[FoundTable, list[Unused]]:
-    """The image files of a folder; none where the location names tars or tables."""
+    """List the image files of a folder; none if the location names tars or tables."""
     if is_named(folder):
         return found_of([]), []
     masks = [subset.masks.folder] if subset.masks and subset.masks.folder else []
@@ -82,9 +82,9 @@ def _list_files(
 
 
 def _containers_of(folder: Path, found: FoundTable, *, recursive: bool) -> Containers | None:
-    """The tars or tables with the images of a location; None where images are plain files.
+    """Return the tars or tables that hold a location's images; None if images are plain files.
 
-    A folder with image files is one of image files, whatever else is in it.
+    A folder with usable image files counts as one of plain files, whatever else is in it.
     """
     if is_named(folder):
         return named_containers(folder)
@@ -94,14 +94,14 @@ def _containers_of(folder: Path, found: FoundTable, *, recursive: bool) -> Conta
 
 
 def require_folder(folder: Path, what: str = "image folder") -> None:
-    """Make sure that a folder is there; in an object store, whatever has keys below it.
+    """Check that a folder exists; in an object store, any folder passes.
 
     Args:
-        folder: It.
-        what: What it is called.
+        folder: The folder.
+        what: What to call it in the message.
 
     Raises:
-        DatasetError: It is missing, or a file.
+        DatasetError: The folder is missing, or a file.
     """
     if not is_remote(folder) and not folder.is_dir():
         fault = "is a file, not a folder" if folder.exists() else "is not there"
@@ -112,10 +112,10 @@ def require_folder(folder: Path, what: str = "image folder") -> None:
 
 
 def require_images(location: Path) -> None:
-    """Make sure that a folder of images, or a tar or table of them, is there.
+    """Check that a folder of images exists, or the folder of a tar or table of them.
 
     Raises:
-        DatasetError: It is missing, or something else.
+        DatasetError: The folder is missing, or a file.
     """
     if not is_named(location):
         require_folder(location)

@@ -1,4 +1,4 @@
-"""Finds the images that a metadata file names, in a folder, or in the tars or tables of one."""
+"""Finds the images that a metadata file names, in a folder, or in its tars or tables."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def look_up(
     engine: Engine,
     masks: Sequence[Path] = (),
 ) -> tuple[ImageFinder, dict[str, MetadataEntry], list[SkippedFile], list[Unused]]:
-    """The images that metadata names; in tars or tables where none of them is a file.
+    """Find the images that metadata names, as files or, if none is found, in tars or tables.
 
     Args:
-        metadata: It.
-        image_dir: The location that its names are relative to; None means the folder it is in.
+        metadata: The metadata.
+        image_dir: The location that its names are relative to; None means the metadata's folder.
         columns: The columns of tables.
-        index: A file to keep results in between scans; None keeps nothing.
-        progress: Where to show how far it is.
-        engine: Runs what is done.
-        masks: Folders of masks, in which no images are looked for.
+        index: A file to store results in between scans; None stores nothing.
+        progress: Shows progress.
+        engine: Runs the work on files.
+        masks: Folders of masks, in which no images are searched for.
 
     Returns:
-        What found them, then as `_named_images`.
+        The finder that found them, then the results of `_named_images`.
 
     Raises:
         DatasetError: The location names no tar or table.
@@ -70,7 +70,7 @@ def look_up(
 
 
 def _named_images(metadata: Metadata, image_dir: Path | None, finder: ImageFinder) -> _Named:
-    """Path -> entry of what is there; names that lead nowhere; images that have no name."""
+    """Map the path of each image found to its entry; list unmatched names and unnamed images."""
     of_path: dict[str, MetadataEntry] = {}
     spelt: dict[str, str] = {}
     skipped: list[SkippedFile] = []

@@ -1,7 +1,7 @@
-"""The stage of a scan that opens files: sizes from headers, and the words beside the images.
+"""The stage of a scan that opens files: reads sizes from headers, and captions beside the images.
 
-Files of a disk are opened one by one. Objects of a store come many at a time, and of images only
-the beginnings.
+Files on a disk are opened one by one. Objects of a store are read many at a time; of an image, only
+the first bytes.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from impasto.parsing import decode_caption, split_lines
 from impasto.remote_paths import is_remote
 from impasto.storage import objects
 
-_LARGEST_CAPTION = 2**20  # bytes; a caption has some hundreds
+_LARGEST_CAPTION = 2**20  # bytes; a caption has a few hundred
 
 
 class Probe:
-    """Stage: files -> [width, height, rotated, caption, tags] of each."""
+    """Stage that turns files into [width, height, rotated, caption, tags]."""
 
     def __call__(self, batch: Sequence[FoundImage]) -> list[list[Any] | Failure]:
-        """Probe a batch of files; what cannot be read is a failure with its reason.
+        """Probe a batch of files; a file that cannot be read is a failure with its reason.
 
         Raises:
-            StorageError: They are in an object store that cannot be used.
+            StorageError: The files are in an object store that cannot be used.
         """
         if not any(is_remote(item.path) for item in batch):
             return [_outcome(_probe, item) for item in batch]
@@ -47,9 +47,10 @@ class Probe:
 
 
 def _beginnings(names: Iterable[str], size: int) -> dict[str, bytes | Exception]:
-    """The first bytes of objects by their names: paths of Windows do not tell `a` from `A`.
+    """Read the first bytes of objects and of files in tars, by name, or the error of each.
 
-    Of files in tars too; an image in a table is read with its row.
+    Names are text, since Windows paths do not distinguish `a` from `A`. An image in a table is left
+    out: it is read with its row.
     """
     members = {name: member_of(name) for name in names}
     once = [name for name, member in members.items() if member is None]
@@ -74,7 +75,7 @@ def _probe(item: FoundImage) -> list[Any]:
 
 
 def _probe_object(read: Mapping[str, bytes | Exception], item: FoundImage) -> list[Any]:
-    """Probe an object of a store, by the first bytes of it and of its words."""
+    """Probe an object of a store, from the first bytes of the image and its caption files."""
     beginning = _content(read, item.path) if item.path in read else None
     size, rotated = images.read_header(Path(item.path), beginning)
     caption, tags = (
@@ -84,11 +85,11 @@ def _probe_object(read: Mapping[str, bytes | Exception], item: FoundImage) -> li
 
 
 def _content(read: Mapping[str, bytes | Exception], name: str) -> bytes:
-    """What was read of an object.
+    """Return the bytes that were read of an object.
 
     Raises:
-        OSError: It could not be read.
-        UnreadableImageError: There are no words where they should be.
+        OSError: The object could not be read.
+        UnreadableImageError: A caption is missing from its JSON, or malformed.
     """
     content = read[name]
     if isinstance(content, Exception):
@@ -97,7 +98,7 @@ def _content(read: Mapping[str, bytes | Exception], name: str) -> bytes:
 
 
 def _read_caption(path: str) -> str:
-    """The lines of a file that are not blank.
+    """Return the lines of a caption file that are not blank.
 
     Raises:
         UnreadableImageError: As for `_caption_of`.
@@ -109,16 +110,16 @@ def _read_caption(path: str) -> str:
 
 
 def _caption_of(path: str, content: bytes) -> str:
-    """The lines that are not blank of a file with words.
+    """Return the lines of a caption file's content that are not blank.
 
     Raises:
-        UnreadableImageError: It is in another encoding, such as Latin-1, which cannot be told; or
-            far too large.
+        UnreadableImageError: The caption is in another encoding, such as Latin-1, which cannot be
+            recognised; or far too large.
     """
     if len(content) > _LARGEST_CAPTION:
         raise images.UnreadableImageError(
             f"its caption {os.path.basename(path)} has over {_LARGEST_CAPTION >> 20} MiB, too "  # noqa: PTH119
-            f"large for a caption; give it another name if it is something else"
+            f"large for a caption; rename it if it is not one"
         )
     try:
         text = decode_caption(content)

@@ -1,7 +1,7 @@
-"""Reads sizes from headers and words from sidecars, and remembers both.
+"""Reads sizes from headers and captions from sidecar files, and caches both.
 
-The index makes a second scan cheap: a file whose size and time of change are as before is not
-opened again. It is derived data: deleting it costs time and nothing else.
+The index makes a second scan cheap: a file whose size and modification time are unchanged is not
+opened again. It is derived data: deleting it only costs the time of a new scan.
 """
 
 from __future__ import annotations
@@ -49,16 +49,16 @@ INDEX = pa.schema(
         ("fault", pa.large_string()),
     ]
 )
-"""What is remembered of a file: its stamps, and what was read or, in `fault`, why it cannot be."""
+"""The columns stored per file: its stamps, and what was read or, in `fault`, why it is unusable."""
 
 
 class Entries:
-    """What is known of files: rows of a table, which stays mapped where nothing has changed.
+    """The results of probing files: rows of a table, which stays memory-mapped if nothing changed.
 
     Args:
         table: Rows of `INDEX`.
-        rows: [files]: which row each file has.
-        passing: The places of files whose faults may pass, as one that the disk does not give.
+        rows: [files]: the row number of each file.
+        passing: The indices of files with transient faults, such as an error of the disk.
     """
 
     def __init__(
@@ -76,12 +76,12 @@ class Entries:
         return self._table.select(TEXTS.names).replace_schema_metadata(None)
 
     def column(self, name: str) -> np.ndarray:
-        """[files]: one column of the numbers that probing found."""
+        """Return [files]: one column of the numbers that probing found."""
         values = values_of(self._table.column(name))
         return values if self.rows is None else values[self.rows]
 
     def faults(self) -> dict[int, str]:
-        """Place of a file -> why it cannot be used."""
+        """Map the index of each unusable file to the reason."""
         is_faulty = is_filled(self._table.column("fault"))
         indices = np.flatnonzero(is_faulty if self.rows is None else is_faulty[self.rows])
         rows = indices if self.rows is None else self.rows[indices]
@@ -90,11 +90,12 @@ class Entries:
 
 
 class ScanIndex:
-    """What earlier scans found, by path.
+    """The results of earlier scans, by path.
 
     Args:
-        file: Where it is kept, with `.table` for its ending; None keeps nothing.
-        key: What the entries belong to, such as the folder: entries of another are not used.
+        file: The file of the index, which is stored with `.table` as its suffix; None stores
+            nothing.
+        key: What the entries belong to, such as the folder: entries of another key are not used.
     """
 
     def __init__(self, file: Path | None, key: str) -> None:
@@ -104,9 +105,9 @@ class ScanIndex:
         self._known = self._table.read()
 
     def probe(self, found: FoundTable, progress: Progress, engine: Engine = LOCAL) -> Entries:
-        """What is known of all files; only those that changed are opened.
+        """Return the results for all files; opens only those that are new or have changed.
 
-        What is read is kept every few seconds, so a scan that is killed loses no more than that.
+        Results are written every few seconds, so an interrupted scan loses no more than that.
         """
         known = self._known
         rows = newest_rows(found.paths, known.column("path"))
@@ -117,7 +118,7 @@ class ScanIndex:
         fresh = np.flatnonzero(usable & ~same)
         read, passing = self._probe(found, fresh, progress, engine)
         rows[fresh] = len(known) + np.arange(len(fresh))
-        rows[~usable] = len(known) + len(fresh)  # a row of nothing
+        rows[~usable] = len(known) + len(fresh)  # the empty row
         entries = pa.concat_tables([known, *read, rows_of(INDEX, [NOTHING])])
         kept = usable.copy()
         kept[list(passing)] = False
@@ -125,14 +126,14 @@ class ScanIndex:
         try:
             if self._table.is_untidy(stored, int(kept.sum())):
                 return self._tidied(entries, rows, kept, passing)
-        except StorageError as error:  # what was found is right all the same, and kept
-            progress.note(f"The index of the scan stays in more files than it needs: {error}")
+        except StorageError as error:  # the results are right nevertheless, and stored
+            progress.note(f"The index of the scan could not be merged into one file: {error}")
         return Entries(entries, rows, passing)
 
     def _probe(
         self, found: FoundTable, fresh: np.ndarray, progress: Progress, engine: Engine
     ) -> tuple[list[pa.Table], set[int]]:
-        """Open the files at some indices; those whose faults may pass are named, and not kept."""
+        """Open files by index; return the results, and the indices with transient faults."""
         passing: set[int] = set()
         read: list[tuple[Any, ...]] = []
         appender = Appender(self._table)
@@ -160,9 +161,9 @@ class ScanIndex:
     def _tidied(
         self, entries: pa.Table, rows: np.ndarray, kept: np.ndarray, passing: Collection[int]
     ) -> Entries:
-        """The entries of all files, after one segment of them was put in the place of all others.
+        """Replace all segments of the index by one, and return the entries of all files.
 
-        It has them in the order of the files, so that the next scan takes them as they are mapped.
+        The new segment has them in the order of the files, so that the next scan uses it as mapped.
         """
         if not kept.all():
             self._table.rewrite(take_rows(entries, rows[kept]))
@@ -174,7 +175,7 @@ class ScanIndex:
 def split_usable(
     found: FoundTable, entries: Entries, subset: Subset
 ) -> tuple[RecordTable, list[SkippedFile]]:
-    """Records of what can be used, and the rest with its reasons."""
+    """Return records of the usable files, and the other files with their reasons."""
     faults = entries.faults()
     unread = np.flatnonzero(found.has("fault")).tolist()
     faults |= {index: found.item(index).fault for index in unread}
@@ -209,7 +210,7 @@ def split_usable(
 def _cuts(
     found: FoundTable, width: np.ndarray, height: np.ndarray, skipped: dict[int, SkippedFile]
 ) -> dict[int, Cut]:
-    """The crops of their own that images have, by index; what is wrong with one skips its image."""
+    """Read the manual crops of images, by index; an image whose crop is invalid is skipped."""
     cuts = {}
     for index in np.flatnonzero(found.has("crop")).tolist():
         if index in skipped:
@@ -226,14 +227,14 @@ def _cuts(
 
 
 def _uses_of(found: FoundTable, subset: Subset) -> np.ndarray:
-    """[files]: 1 for those whose words are the subset's, as those without a file with words."""
+    """Return [files]: 1 for files with the subset's class tokens, those without a caption file."""
     if not subset.class_tokens:
         return np.broadcast_to(np.int32(0), len(found))
-    return (~(found.has("caption") | found.has("tags"))).astype(np.int32)  # empty words are words
+    return (~(found.has("caption") | found.has("tags"))).astype(np.int32)  # empty files count too
 
 
 def _stamps_equal(known: pa.Table, rows: np.ndarray, stamps: np.ndarray) -> np.ndarray:
-    """[rows]: whether the stamps of some rows of the index are these."""
+    """Return [rows]: whether rows of the index have these stamps."""
     equal = np.ones(len(rows), dtype=np.bool_)
     for number in range(STAMPS):
         equal &= values_of(known.column(f"stamp{number}"))[rows] == stamps[:, number]
@@ -241,7 +242,7 @@ def _stamps_equal(known: pa.Table, rows: np.ndarray, stamps: np.ndarray) -> np.n
 
 
 def _row_of(item: FoundImage, outcome: list[Any] | Failure) -> tuple[Any, ...]:
-    """A row of the index."""
+    """Return the index row of a file."""
     if isinstance(outcome, Failure):
         return (item.path, *item.stamps, 0, 0, 0, "", "", outcome.reason)
     return (item.path, *item.stamps, *outcome, "")
@@ -251,20 +252,20 @@ NOTHING = _row_of(FoundImage("", [0] * STAMPS), [0, 0, 0, "", ""])
 
 
 def _added(appender: Appender, row: tuple[Any, ...] | None, progress: Progress) -> bool:
-    """Add a row, or write all that were added; False, with a note, where that cannot be."""
+    """Add a row, or write all rows added if it is None; False, with a note, if that fails."""
     try:
         if row is None:
             appender.flush()
         else:
             appender.add(*row)
-    except StorageError as error:  # what was found is right all the same
-        progress.note(f"The next scan has to look at all files again: {error}")
+    except StorageError as error:  # the results are right nevertheless
+        progress.note(f"The next scan will open all files again: {error}")
         return False
     return True
 
 
 def _of_former(content: Any) -> pa.Table:
-    """The rows of an index as earlier versions wrote it: path -> [stamps, result]."""
+    """Return the rows of a former version's index: path -> [stamps, result]."""
     rows = []
     for path, (stamps, result) in content.items():
         if len(stamps) != STAMPS:

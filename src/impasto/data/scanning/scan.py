@@ -1,4 +1,4 @@
-"""Finds the images of a folder, or of a metadata file, with their words; reads headers only."""
+"""Scans a folder or a metadata file for images and captions; reads headers only."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ from impasto.member_paths import is_member, plain
 from impasto.progress import Progress, SilentProgress, none_of
 from impasto.remote_paths import absolute, shown
 
-_NAMED = 3  # so many names of one kind are written out
+_NAMED = 3  # names written out per reason
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a dataset holds: usable images, and those skipped with their reasons.
+    """The usable images of a dataset, and those skipped with their reasons.
 
     Attributes:
         source: What was scanned, for messages.
-        records: The images, as columns; one of two subsets comes twice.
+        records: The images, as columns; one that is in two subsets appears twice.
         skipped: Images that cannot be used.
-        unused: Other files and folders that look like images or words.
+        unused: Other files and folders that look like images or captions.
     """
 
     source: str
@@ -58,17 +58,17 @@ class Scan:
 
     @cached_property
     def tally(self) -> Tally:
-        """The counts to show beside a progress bar."""
+        """The counts of usable and skipped images."""
         return count_images(self.records, self.skipped, len(self.unused))
 
     @property
     def uncaptioned_count(self) -> int:
-        """How many usable images have no words at all."""
+        """How many usable images have no caption at all."""
         return self.tally.without_words
 
     @property
     def multiline_captions(self) -> int:
-        """How many captions have lines that are never shown: several, and no wildcards."""
+        """How many captions have several lines of which only the first is used (no wildcards)."""
         records = self.records
         some = records.matches("caption", _has_lines) | records.matches("tags", _has_lines)
         some |= records.per_use(lambda use: "\n" in use.class_tokens).astype(np.bool_)
@@ -78,7 +78,7 @@ class Scan:
         )
 
     def without(self, skipped: Iterable[SkippedFile]) -> Scan:
-        """The scan after some images turned out to be unusable."""
+        """Return the scan without some images that turned out to be unusable."""
         fresh = {item.path: item for item in skipped}
         known = {item.path for item in self.skipped}
         return dataclasses.replace(
@@ -91,7 +91,7 @@ class Scan:
         )
 
     def describe_unused(self) -> list[str]:
-        """A line for each kind of what is not used, with the number and the first names."""
+        """Return a line per reason why files are not used, with their number and first names."""
         kinds: dict[str, list[str]] = {}
         for item in self.unused:
             kinds.setdefault(item.reason, []).append(item.path.name)
@@ -113,24 +113,24 @@ def scan_folder(
     columns: Columns = Columns(),  # noqa: B008 - immutable
     engine: Engine = LOCAL,
 ) -> Scan:
-    """List a folder's images in order of their paths, with the words beside them.
+    """List a folder's images in order of their paths, with their captions.
 
-    Hidden files and folders and AppleDouble files (`._x`) are skipped, and folders of masks and
-    runs of Impasto below the folder.
+    Hidden files and folders, AppleDouble files (`._x`), folders of masks and runs of Impasto below
+    the folder are skipped.
 
     Args:
-        folder: Where to look: a folder of images or of tars or tables with images, or such a file
-            or several by wildcards (`containers.py`).
-        recursive: Also look in sub-folders; links to folders are not followed.
-        index: A file to keep results in between scans; None keeps nothing.
-        progress: Where to show how far it is.
+        folder: A folder of images or of tars or tables with images, or such a file, or several by
+            wildcards (`containers.py`).
+        recursive: Also search sub-folders; links to folders are not followed.
+        index: A file to store results in between scans; None stores nothing.
+        progress: Shows progress.
         subset: How the images are used.
-        sidecars: The endings of the files with the words.
-        columns: The columns of tables with the images and their words.
-        engine: Runs what is done.
+        sidecars: The extensions of caption files.
+        columns: The columns of tables with the images and their captions.
+        engine: Runs the work on files.
 
     Raises:
-        DatasetError: The folder is missing, or holds no usable image.
+        DatasetError: The folder is missing, or has no usable images.
         StorageError: It is in an object store that cannot be used.
     """
     folder = Path(folder)
@@ -159,15 +159,15 @@ def scan_metadata(
     columns: Columns = Columns(),  # noqa: B008 - immutable
     engine: Engine = LOCAL,
 ) -> Scan:
-    """The images that a metadata file names, with its words; sidecars are not read.
+    """List the images that a metadata file names, with its captions; sidecar files are not read.
 
-    What it names and is not there is skipped, one by one.
+    Named images that are missing are skipped one by one.
 
     Raises:
         DatasetError: The folder is missing, or none of the images can be used.
     """
     from impasto.data.scanning.named_images import (
-        look_up,  # also of tars, which a folder may have none of
+        look_up,  # imports readers of tars, which most folders do not need
     )
 
     if image_dir is not None:
@@ -195,7 +195,7 @@ def scan_metadata(
 
 
 def join_scans(scans: Sequence[Scan]) -> Scan:
-    """Several scans as one; masks that none of them uses are mentioned."""
+    """Join several scans into one, and report masks that none of them uses."""
     sources = list(dict.fromkeys(scan.source for scan in scans))
     records = join_records([scan.records for scan in scans])
     skipped = tuple(dict.fromkeys(item for scan in scans for item in scan.skipped))
@@ -211,16 +211,16 @@ def decode_all(
     memory: Path | None = None,
     engine: Engine = LOCAL,
 ) -> Scan:
-    """Decode every image of a scan, and skip those that their headers did not betray.
+    """Decode every image of a scan, and skip damaged ones whose headers were good.
 
     Args:
         scan: The images.
-        progress: Where to show how far it is.
-        memory: A file to keep the outcome in: what was decoded before is not decoded again.
-        engine: Runs what is done.
+        progress: Shows progress.
+        memory: A file to store the outcomes in: images decoded before are not decoded again.
+        engine: Runs the work on files.
 
     Raises:
-        DatasetError: None is left.
+        DatasetError: No usable images are left.
     """
     progress = progress or SilentProgress()
     known = DecodeCache(memory)
@@ -241,7 +241,7 @@ def decode_all(
 
 
 def damaged(records: RecordTable, known: DecodeCache) -> list[SkippedFile]:
-    """The images that could not be decoded when somebody tried, with reasons."""
+    """Return the images that an earlier decoding found damaged, with reasons."""
     outcomes = known.outcomes(records)
     indices = [index for index, reason in enumerate(outcomes) if reason]
     return [SkippedFile(records[index].path, outcomes[index] or "") for index in indices]
@@ -254,14 +254,14 @@ def _has_lines(text: str) -> bool:
 def no_usable_images(
     source: str, skipped: Sequence[SkippedFile], unused: Sequence[Unused] = ()
 ) -> str:
-    """What to say where no image can be used."""
+    """Return the message for a source without usable images."""
     if not skipped:
         kinds = " ".join(sorted(ext[1:] for ext in images.EXTENSIONS))
         near = f" {unused[0].path.name}: {unused[0].reason}." if unused else ""
         return (
-            f"{source} holds no images. Expected files ending in {kinds} (upper or lower case), "
-            f"each with a .txt or .caption of the same name beside it; or tars, Parquet or Arrow "
-            f"tables of images.{near}"
+            f"{source} holds no images. Expected files with the extensions {kinds} (in any case), "
+            f"each with a .txt or .caption file of the same name; or tars, Parquet or Arrow tables "
+            f"of images.{near}"
         )
     first = skipped[0]
     return (

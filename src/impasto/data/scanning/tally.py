@@ -1,4 +1,4 @@
-"""How many images a dataset has: the numbers that all verbs and pages show."""
+"""Counts of a dataset's images: the numbers that all commands and pages show."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from impasto.data.records import SkippedFile
 
 @dataclass(frozen=True)
 class Tally:
-    """How many images a dataset has, each file counted once: what every verb shows.
+    """How many images a dataset has, each file counted once.
 
     Attributes:
         usable: Images that can be used.
-        without_words: Those of them that have no words.
+        without_words: Usable images without a caption.
         set_aside: Images that cannot be used.
-        also_found: Other files and folders that look like images or words, with what to do.
-        cut: Usable images of which a crop of one's own is used.
-        by_class: Usable images whose words are their subset's `class_tokens`.
+        also_found: Other files and folders that look like images or captions.
+        cut: Usable images with a manual crop.
+        by_class: Usable images with their subset's `class_tokens` as caption.
         regularisation: Usable images that are regularisation images.
     """
 
@@ -34,13 +34,13 @@ class Tally:
     regularisation: int = 0
 
     def rows(self) -> dict[str, int]:
-        """Names and numbers, as a table shows them."""
+        """Return labels and numbers for a table."""
         return {
             "Usable images": self.usable,
             **({"Regularisation images": self.regularisation} if self.regularisation else {}),
-            "Without words": self.without_words,
-            **({"With class_tokens for words": self.by_class} if self.by_class else {}),
-            **({"With a crop of their own": self.cut} if self.cut else {}),
+            "Without captions": self.without_words,
+            **({"Captioned by class_tokens": self.by_class} if self.by_class else {}),
+            **({"With a manual crop": self.cut} if self.cut else {}),
             "Skipped": self.set_aside,
             **({"Also found": self.also_found} if self.also_found else {}),
         }
@@ -51,8 +51,8 @@ def count_images(records: RecordTable, skipped: Sequence[SkippedFile], unused: i
 
     Args:
         records: The usable images.
-        skipped: Those that cannot be used.
-        unused: How many other files look like images or words.
+        skipped: Images that cannot be used.
+        unused: How many other files look like images or captions.
     """
     first = records.first_of_paths()
     own = records.matches("caption", str.strip) | records.matches("tags", str.strip)
@@ -61,7 +61,7 @@ def count_images(records: RecordTable, skipped: Sequence[SkippedFile], unused: i
     is_reg = records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
 
     def count(images: np.ndarray) -> int:
-        """Different files among some images: each that comes twice is looked at as one."""
+        """Count the different files among some images; one that occurs twice counts once."""
         if records.is_distinct:
             return int(images.sum())
         return int(records.select(images).first_of_paths().sum())

@@ -1,1 +1,1 @@
-"""Arrays by key in shards, on a disk or in an object store: what both caches are made of."""
+"""Stores arrays by key in shards, on disk or in an object store; both caches are built on it."""

@@ -1,4 +1,4 @@
-"""Names that are wanted of shards, at 16 bytes each."""
+"""A set of keys of shard rows, at 16 bytes each."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _ROW = f"S{_BYTES}"
 
 
 class KeySet:
-    """A set of names of 32 hex digits.
+    """A set of keys of 32 hex digits.
 
     Args:
-        rows: [names, 16] bytes of their digits, zeros for no name.
+        rows: [keys, 16] bytes of their digits; zeros for no key.
     """
 
     def __init__(self, rows: npt.NDArray[np.uint8]) -> None:
@@ -24,7 +24,7 @@ class KeySet:
         self._rows.sort()
 
     def holds(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each of some names is in the set."""
+        """Return whether each of some keys is in the set."""
         if not len(self._rows):
             return [False] * len(keys)
         asked = np.frombuffer(b"".join(map(_row_of, keys)), _ROW)
@@ -33,13 +33,13 @@ class KeySet:
         return found
 
     def among(self, entries: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:
-        """Those of some names, with their rows, that are in the set."""
+        """Return the entries, keys with their rows, whose keys are in the set."""
         flags = self.holds([key for key, _ in entries])
         return [entry for entry, is_held in zip(entries, flags, strict=True) if is_held]
 
 
 def _row_of(key: str) -> bytes:
-    """A name as bytes; none for what is no such name."""
+    """Return a key as bytes; zeros for a text that is not a key."""
     try:
         row = bytes.fromhex(key)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Shards that are mapped into memory; rows are compared with their CRC-32 when first read."""
+"""Maps shards into memory; rows are compared with their CRC-32 when first read."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from impasto.data.sharding.shard_files import sum_of_row
 from impasto.data.sharding.shard_store import Arrays, ShardFiles, tensors_of
 
 MAPPED_SHARDS = 4096
-"""Shards that are mapped at a time: Linux refuses a process more than 65,530 mappings, files or not
+"""Shards that are mapped at a time: Linux limits a process to 65,530 mappings, files or not
 (vm.max_map_count), and a shard takes up to two."""
 
 
 @dataclass(frozen=True)
 class ShardSource:
-    """What rows of shards are read from.
+    """The place that rows of shards are read from.
 
     Attributes:
-        files: Where the shards are.
+        files: The files of the shards.
         folder: Their folder.
         what: What the folder is called in messages.
-        sum_of: The CRC-32 of a row; None of a version that wrote none.
+        sum_of: Returns the CRC-32 of a row; None for shards of a version that wrote none.
     """
 
     files: ShardFiles
@@ -41,7 +41,7 @@ class MappedShards:
     """The shards that a process has mapped, by name.
 
     Args:
-        source: Where they are.
+        source: The place that shards are read from.
     """
 
     def __init__(self, source: ShardSource) -> None:
@@ -57,10 +57,10 @@ class MappedShards:
         return shard in self._open
 
     def columns(self, shard: str) -> Arrays:
-        """The mapped tensors of a shard as arrays over the same memory.
+        """Return the mapped tensors of a shard, as arrays over the same memory.
 
         Raises:
-            DatasetError: It is gone or damaged.
+            DatasetError: The shard is gone or damaged.
         """
         with self._opening:
             arrays = self._open.get(shard)
@@ -73,24 +73,24 @@ class MappedShards:
             return arrays
 
     def row(self, shard: str, row: int) -> Arrays:
-        """A row of all columns.
+        """Return a row of all columns.
 
         Raises:
-            DatasetError: Its shard is gone or damaged.
+            DatasetError: The shard is gone or damaged.
         """
         return tuple(column[row] for column in self.columns(shard))
 
     def is_unchanged(self, shard: str, row: int) -> bool:
-        """Whether a row has its CRC-32; it is computed once.
+        """Return whether a row matches its CRC-32, or has none; it is computed once.
 
         Raises:
-            DatasetError: Its shard is gone or damaged.
+            DatasetError: The shard is gone or damaged.
         """
         compared = self._compared.get(shard)
         if compared is not None and compared[row]:
             return True
         wanted = self._source.sum_of(shard, row)
-        if wanted is None:  # of a version that wrote none
+        if wanted is None:  # written by a version without CRC-32
             return True
         arrays = self.columns(shard)
         if compared is None:
@@ -99,7 +99,7 @@ class MappedShards:
         return bool(compared[row])
 
     def close(self, shard: str) -> None:
-        """Forget a shard; Windows replaces and removes no file that is mapped."""
+        """Unmap a shard, since Windows cannot replace or remove a mapped file."""
         self._open.pop(shard, None)
         self._compared.pop(shard, None)
 

@@ -1,6 +1,7 @@
-"""Tensors of shards whose keys were never written: of a process that was killed between the two.
+"""Removes shards' tensors whose keys were never written, since a process was killed in between.
 
-Nothing finds them again, so they take their room for good. `Shards` removes them when it is pruned.
+Nothing would find them again, so they would take disk space for good. `Shards` removes them when it
+is pruned.
 """
 
 from __future__ import annotations
@@ -15,20 +16,20 @@ from impasto import temporary_names
 from impasto.storage import claims, objects
 
 LEFT_AFTER_S = 3600.0
-"""Seconds after which nobody is about to write the keys, on another machine either."""
+"""Seconds after which no process can still be about to write the keys, even on another machine."""
 
 _TENSORS = re.compile(r"(?P<shard>([0-9a-f]{2}/)?shard-[^/]+)\.safetensors")
 
 
 def remove_from_disk(folders: Sequence[Path]) -> int:
-    """Remove tensors without keys from folders of shards; returns their bytes."""
+    """Remove tensors without keys from folders of shards, and return their bytes."""
     removed = 0
     for folder in folders:
         tensors = folder.glob("shard-*.safetensors")
         orphans = [file for file in tensors if not os.path.lexists(file.with_suffix(".json"))]
         now = temporary_names.disk_time(folder) if orphans else 0.0
         for orphan in orphans:
-            with contextlib.suppress(OSError):  # Windows removes none that is mapped
+            with contextlib.suppress(OSError):  # Windows cannot remove a mapped file
                 status = orphan.stat()
                 if now - status.st_mtime > LEFT_AFTER_S:
                     orphan.unlink()
@@ -37,7 +38,7 @@ def remove_from_disk(folders: Sequence[Path]) -> int:
 
 
 def remove_from_store(folder: Path) -> int:
-    """Remove tensors without keys from a place in an object store; returns their bytes.
+    """Remove tensors without keys from a folder in an object store, and return their bytes.
 
     Raises:
         StorageError: The store cannot be used.

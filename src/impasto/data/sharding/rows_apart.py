@@ -1,6 +1,6 @@
-"""Rows of shards that come from an object store without their shards, each compared by CRC-32.
+"""Reads single rows of shards from an object store, without copying the shards, checked by CRC-32.
 
-Used by `Shards`; what is in a folder of a disk is mapped instead.
+Used by `Shards`; shards in a folder on a disk are mapped instead.
 """
 
 from __future__ import annotations
@@ -16,20 +16,20 @@ from impasto.remote_paths import shown
 
 
 class RowsApart:
-    """Reads rows of shards that are not copied.
+    """Reads rows of shards that are not copied to this machine.
 
     Args:
-        source: Where they are.
+        source: The place that shards are read from.
     """
 
     def __init__(self, source: ShardSource) -> None:
         self._source = source
 
     def read(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
-        """Read single rows of shards that are not copied, each as it was written.
+        """Read single rows of shards that are not copied; each matches its CRC-32.
 
         Raises:
-            DatasetError: A row is not what was written, also when it is read again.
+            DatasetError: A row does not match its CRC-32, even when read a second time.
         """
         rows, changed = self._read_twice(shard_rows)
         if changed:
@@ -37,7 +37,7 @@ class RowsApart:
             raise DatasetError(
                 f"{folder}/{changed[0][0]}.safetensors of the {what} has "
                 f"changed since it was written. impasto dataset cache verify SOURCE --remove "
-                f"removes it; it is then made anew."
+                f"removes it; its entries are then encoded again."
             )
         return rows
 
@@ -45,7 +45,7 @@ class RowsApart:
         """Read single rows of shards that are not copied, and leave out those that have changed.
 
         Raises:
-            DatasetError: A row could not be read, which says nothing of it.
+            DatasetError: A row could not be read; it may still be intact.
         """
         rows, changed = self._read_twice(shard_rows)
         return {shard_row: row for shard_row, row in rows.items() if shard_row not in changed}
@@ -53,7 +53,7 @@ class RowsApart:
     def _read_twice(
         self, shard_rows: Sequence[ShardRow]
     ) -> tuple[dict[ShardRow, Arrays], list[ShardRow]]:
-        """Rows, of which those that differ are read once more; and those that differ again."""
+        """Return rows, and those that fail their CRC-32; failing rows are first read once more."""
         try:
             rows = self._source.files.rows_apart(shard_rows)
             changed = self._changed(rows)
@@ -61,7 +61,7 @@ class RowsApart:
         except OSError as error:
             raise DatasetError(
                 f"A row of the {self._source.what} {shown(self._source.folder)} could not be read "
-                f"({error.strerror or error}). What it held is encoded anew when it is needed."
+                f"({error.strerror or error}). Its content is encoded again when it is needed."
             ) from error
         kept = {shard_row: row for shard_row, row in rows.items() if shard_row not in changed}
         return kept | again, self._changed(again)

@@ -1,4 +1,4 @@
-"""Where the columns of a shard are in its file, so that rows are read by their ranges of bytes."""
+"""Locates the columns of a shard in its file, so that rows can be read by ranges of bytes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from impasto.remote_paths import shown
 from impasto.storage import objects
 
 HEADER_BYTES = 1 << 12
-"""What is read first of a file: the headers of shards have some hundred bytes."""
+"""Bytes that are read first of a file: the headers of shards have a few hundred bytes."""
 
 _LONGEST_HEADER = 1 << 20
 _TYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8}
@@ -24,11 +24,11 @@ _TYPES = {"F16": np.float16, "F32": np.float32, "U8": np.uint8}
 
 @dataclass(frozen=True)
 class StoredColumn:
-    """Where a column is in a file of tensors.
+    """The place of a column in a file of tensors.
 
     Attributes:
-        dtype: Its type.
-        shape: That of all rows.
+        dtype: Its dtype.
+        shape: The shape of all rows.
         begin: The offset of its first byte in the file.
     """
 
@@ -42,14 +42,14 @@ class StoredColumn:
         return self.dtype.itemsize * math.prod(self.shape[1:])
 
     def row(self, content: bytes) -> np.ndarray:
-        """A row of its bytes."""
+        """Return a row as an array over its bytes."""
         return np.frombuffer(content, self.dtype).reshape(self.shape[1:])
 
 
 def columns_of(
     tensors: Path, beginning: bytes, names: Sequence[str], size: int
 ) -> tuple[StoredColumn, ...]:
-    """Where the columns of a shard are.
+    """Locate the columns of a shard in its file.
 
     Format: https://huggingface.co/docs/safetensors, "Format".
 
@@ -57,10 +57,10 @@ def columns_of(
         tensors: The file, in an object store.
         beginning: Its first `HEADER_BYTES`.
         names: The columns.
-        size: Bytes of the file.
+        size: Size of the file in bytes.
 
     Raises:
-        DatasetError: It is no such file.
+        DatasetError: The file is not a shard, or is damaged.
         OSError: The rest of its header cannot be read.
         StorageError: The store cannot be used.
     """
@@ -79,13 +79,13 @@ def columns_of(
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise DatasetError(
             f"{shown(tensors)} is damaged, or not a shard. impasto dataset cache verify SOURCE "
-            f"--remove removes it; it is then made anew."
+            f"--remove removes it; its entries are then encoded again."
         ) from error
     return columns
 
 
 def _column(told: dict[str, list[int]], data: int) -> StoredColumn:
-    """A column by what the header says of it; `data` is where the header ends."""
+    """Return a column from its header entry; `data` is the offset at which the header ends."""
     kind: object = told["dtype"]
     dtype: np.dtype[np.generic] = np.dtype(_TYPES[str(kind)])
     return StoredColumn(dtype, tuple(map(int, told["shape"])), data + int(told["data_offsets"][0]))

@@ -1,4 +1,4 @@
-"""What may be wrong with shards, as a value of who checks them or an error of who reads them."""
+"""Finds faults of shards, and makes the errors that readers of shards raise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from impasto.remote_paths import shown
 
 
 def fault_of(index: Path, files: ShardFiles) -> BadShard | None:
-    """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
+    """Read a whole shard, and return its fault: hash, header, non-finite values; None if sound."""
     tensors = tensors_of(index)
     try:
         stored = files.described(index)
@@ -30,29 +30,29 @@ def fault_of(index: Path, files: ShardFiles) -> BadShard | None:
 
 
 def require_format(version: int, readable: int, folder: Path, what: str) -> None:
-    """Make sure that a shard can be read.
+    """Check that this version can read a shard's format.
 
     Raises:
-        DatasetError: It was written by a newer version.
+        DatasetError: The shard was written by a newer version.
     """
     if version > readable:
         raise DatasetError(
-            f"The {what} {folder} was written by a newer Impasto (format {version}; this one reads "
-            f"up to {readable}). Update Impasto or delete the folder."
+            f"The {what} {folder} was written by a newer Impasto (format {version}; this version "
+            f"reads up to {readable}). Update Impasto or delete the folder."
         )
 
 
 def changed_shard(tensors: Path, what: str, then: str) -> DatasetError:
-    """The error of a shard that is not what was written, with what becomes of it."""
+    """Make the error for a shard that changed since it was written; `then` is the way forward."""
     return DatasetError(
-        f"{shown(tensors)} of the {what} has changed since it was written, as by a failing disk. "
-        f"{then}"
+        f"{shown(tensors)} of the {what} has changed since it was written, perhaps by a "
+        f"failing disk. {then}"
     )
 
 
 def lost_shard(tensors: Path, what: str, error: Exception) -> DatasetError:
-    """The error of a shard that went while it was read."""
+    """Make the error for a shard that was removed or damaged while it was read."""
     return DatasetError(
         f"{shown(tensors)} of the {what} was removed or damaged while it was in use ({error}). "
-        f"What it held is encoded anew when it is needed."
+        f"Its content is encoded again when it is needed."
     )

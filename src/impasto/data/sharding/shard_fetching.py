@@ -15,31 +15,32 @@ from impasto.storage.copies import LIMIT_VARIABLE
 
 _AT_ONCE = 4
 WORTH_WAITING = 256 << 20
-"""Bytes that are waited for, a second or two; behind more of them, rows are read instead."""
+"""Bytes that readers wait for, a second or two; if more are ahead, rows are read instead."""
 
 FIRST_PAUSE_S = 60.0
-"""Seconds after a fault until a shard is asked for again; twice as many after each further one."""
+"""Seconds after a fault until a shard is requested again; doubled after each further one."""
 _LONGEST_PAUSE_S = 3600.0
 _NEVER = (math.inf, 0.0)
 
 
 class Fetch(Protocol):
-    """Copies a shard to this machine; False where there is no room for it."""
+    """Copies a shard to this machine; returns False if there is no room for it."""
 
     def __call__(self, shard: str) -> bool:
         """Fetch a shard by its name."""
 
 
 class ShardFetcher:
-    """Knows which shards are copied to this machine, and has others copied.
+    """Tracks which shards are copied to this machine, and copies others in threads.
 
-    What cannot be fetched is read by rows instead, where the fault shows if it stays, and is asked
-    for again a minute later. What has no room is read by rows for the whole run.
+    A shard that cannot be fetched is read by rows instead, which shows the fault if it persists,
+    and is requested again a minute later. A shard for which there is no room is read by rows for
+    the whole run.
 
     Args:
         fetch: Copies a shard.
-        note: Is told, once, why not all are copied.
-        name: What the folder of shards is called in that.
+        note: Receives a message, once, on why not all shards are copied.
+        name: What the folder of shards is called in that message.
     """
 
     def __init__(self, fetch: Fetch, note: Callable[[str], None], name: str) -> None:
@@ -52,7 +53,9 @@ class ShardFetcher:
         self._threads = self._outstanding = 0
 
     def are_here(self, sizes: Mapping[str, int]) -> dict[str, bool]:
-        """Which of some shards are copied; the others are fetched after those asked for before.
+        """Return which of some shards are copied; the others are queued for fetching.
+
+        Waits for a shard only if few bytes are to be fetched.
 
         Args:
             sizes: The bytes of each shard.
@@ -61,13 +64,13 @@ class ShardFetcher:
         return {shard: self._is_here(future) for shard, future in asked.items()}
 
     def forget(self, shard: str) -> None:
-        """Take a shard for not copied."""
+        """Treat a shard as not copied."""
         with self._lock:
             self._asked.pop(shard, None)
             self._faulty.pop(shard, None)
 
     def refuse(self, shard: str) -> None:
-        """Take a shard for not copied, and do not fetch it again."""
+        """Treat a shard as not copied, and do not fetch it again."""
         refused: Future[bool] = Future()
         refused.set_result(False)
         with self._lock:
@@ -75,7 +78,7 @@ class ShardFetcher:
             self._faulty.pop(shard, None)
 
     def _is_here(self, future: Future[bool]) -> bool:
-        """Whether a shard is copied; little enough is waited for."""
+        """Return whether a shard is copied; wait for it if few bytes are to be fetched."""
         return (future.done() or self._outstanding <= WORTH_WAITING) and future.result()
 
     def _ask(self, shard: str, size: int) -> Future[bool]:
@@ -84,7 +87,7 @@ class ShardFetcher:
             if known is not None and time.monotonic() < self._faulty.get(shard, _NEVER)[0]:
                 return known
             future = self._asked[shard] = Future()
-            if shard in self._faulty:  # not again while this goes on
+            if shard in self._faulty:  # no further request while this one runs
                 self._faulty[shard] = (math.inf, self._faulty[shard][1])
             self._outstanding += size
             self._waiting.put((shard, size, future))
@@ -94,7 +97,7 @@ class ShardFetcher:
         return future
 
     def _work(self) -> None:
-        """Fetch what is asked for, until nothing is."""
+        """Fetch the shards in the queue until it is empty."""
         while True:
             with self._lock:
                 try:
@@ -107,8 +110,8 @@ class ShardFetcher:
                 is_here = self._fetch(shard)
                 if not is_here:
                     self._tell(
-                        f"Not all shards of {self._name} have room on this machine; the others "
-                        f"are read row by row. {LIMIT_VARIABLE} says how many GiB copies may take."
+                        f"Not all shards of {self._name} fit on this machine; the others are read "
+                        f"row by row. {LIMIT_VARIABLE} sets how many GiB copies may take."
                     )
             except (OSError, ImpastoError) as error:
                 self._tell(f"{error} Shards that are not copied are read row by row.")
@@ -121,7 +124,7 @@ class ShardFetcher:
                 future.set_result(is_here)
 
     def _ask_again_later(self, shard: str) -> None:
-        """Have a shard with a fault fetched again: a busy store may be well, a full disk is not."""
+        """Schedule a faulty shard for a later fetch: a busy store recovers, a full disk may not."""
         with self._lock:
             _, before = self._faulty.get(shard, _NEVER)
             pause = min(max(2 * before, FIRST_PAUSE_S), _LONGEST_PAUSE_S)

@@ -1,4 +1,4 @@
-"""The JSON file beside a shard, which names the keys of its rows, and shards that are bad."""
+"""The index of a shard, a JSON file with the keys of its rows; and faulty shards."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import numpy as np
 from impasto.parsing import parse_json, read_text
 
 SHARD_BYTES = 128 << 20
-"""A shard is about so large, so that ten million images of 512 x 512 are 5,000 of them."""
+"""About the size of a shard, so that ten million images of 512 x 512 make 5,000 shards."""
 
 
 NO_FILE = (FileNotFoundError, IsADirectoryError)
-"""Errors of reading a file that is gone, which a disk that does not answer never raises."""
+"""Errors of reading a file that is gone; a disk that does not respond never raises these."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class BadShard:
     """A shard that cannot be used.
 
     Attributes:
-        file: The file that is at fault.
+        file: The faulty file.
         reason: Why it cannot be used.
         entries: How many entries are lost with it.
-        is_unread: Whether the disk did not give it, which says nothing of what is in it.
+        is_unread: Whether the disk failed to read it, so that its content may still be intact.
     """
 
     file: Path
@@ -40,7 +40,7 @@ class BadShard:
 
 @dataclass(frozen=True)
 class StoredIndex:
-    """What the JSON file of a shard says."""
+    """The content of a shard's JSON file."""
 
     version: int
     keys: list[str]
@@ -49,12 +49,12 @@ class StoredIndex:
 
 
 Stamp = list[int]
-"""What tells a shard from another of the same name: bytes of its tensors; bytes and time of change
-of the file that names its keys. One that is encoded again may have other bits in as many bytes."""
+"""Distinguishes shards with the same name: bytes of its tensors; bytes and modification time of its
+index. A shard that is encoded again may have other values in as many bytes."""
 
 
 def stamp_of_shard(index: Path) -> Stamp:
-    """The stamp of a shard, by the file that names its keys; zeros for a file that is gone."""
+    """Return the stamp of a shard from its index file; zeros for a file that is gone."""
     sizes = []
     for file in (index.with_suffix(".safetensors"), index):
         try:
@@ -67,15 +67,15 @@ def stamp_of_shard(index: Path) -> Stamp:
 
 
 def digest_of(keys: Sequence[str]) -> str:
-    """The part of a shard's name that tells its keys and their order."""
+    """Return the part of a shard's name that depends on its keys and their order."""
     return hashlib.sha256("".join(keys).encode("utf-8")).hexdigest()[:16]
 
 
 def read_index(file: Path) -> StoredIndex | None:
-    """The index of a shard; None if it is damaged, or gone.
+    """Read the index of a shard; None if it is damaged or gone.
 
     Raises:
-        OSError: The disk does not give it, which says nothing of what is in it.
+        OSError: The disk failed to read it; its content may still be intact.
     """
     try:
         stored = parse_json(read_text(file))
@@ -101,7 +101,7 @@ def _are_sums(sums: Any, count: int) -> bool:
 
 
 def sum_of_row(columns: Sequence[np.ndarray], row: int) -> int:
-    """The CRC-32 of a row of all columns, one after the other."""
+    """Return the CRC-32 of a row, over all columns one after the other."""
     value = 0
     for column in columns:
         value = zlib.crc32(np.ascontiguousarray(column[row]).data, value)

@@ -1,9 +1,9 @@
-"""Which shard and row each key of a cache is in: in a dictionary, or mapped where there are many.
+"""Finds the shard and row of each key of a cache: in a dictionary, or mapped if there are many.
 
-Each shard has a file that names the keys of its rows, and those files are the truth. Where they
-name very many keys, a sorted copy of all of them is kept in one Arrow file (`tables.py`), which is
-mapped: ten million keys take no memory of a process's own, and a start reads no other file but of
-shards that were written since. A copy that is missing, damaged or old only costs time.
+Each shard has an index file with the keys of its rows, and these files are authoritative. If they
+hold very many keys, a sorted copy of all keys is stored in one Arrow file (`tables.py`), which is
+mapped: ten million keys take no memory of a process, and a start reads no other files except those
+of shards written since. A copy that is missing, damaged or outdated only costs time.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from impasto.errors import StorageError
 from impasto.parsing import parse_json
 
 KEPT_FROM = 200_000
-"""Keys; of fewer the files of the shards are read in a second."""
+"""Keys from which a copy is stored; with fewer, the files of the shards are read in a second."""
 INDEX_SCHEMA = pa.schema(
     [
         ("high", pa.uint64()),
@@ -36,9 +36,9 @@ INDEX_SCHEMA = pa.schema(
         ("crc32", pa.int64()),
     ]
 )
-"""Rows in ascending order of `high`; `crc32` alone is in the order of shards and their rows."""
+"""Rows in ascending order of `high`; only `crc32` is in the order of shards and their rows."""
 SHARDS_KEY = b"shards"
-"""The metadata of the copy with what is known of each shard, as JSON."""
+"""Metadata key of the copy under which the facts about each shard are stored, as JSON."""
 INDEX_VERSION = (2,)
 NO_SUM = -1
 _AT_ONCE = 1 << 18
@@ -51,7 +51,7 @@ class ShardIndex:
     """The shards and rows of keys.
 
     Args:
-        folder: Where the copy is kept.
+        folder: The folder that the copy is stored in.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,11 +62,11 @@ class ShardIndex:
         self._mapped = _Mapped(empty_table(INDEX_SCHEMA), {})
 
     def open_kept(self, stamps: Mapping[str, Stamp]) -> set[str]:
-        """Map the copy; returns the shards that it knows.
+        """Map the copy, and return the shards that it covers.
 
         Args:
-            stamps: The shards that are there. What the copy says of one that is gone, or has
-                another stamp, is not believed.
+            stamps: The existing shards. Entries of the copy for missing shards, or for ones with
+                another stamp, are ignored.
         """
         kept = self._table.newest()
         if kept is None:
@@ -82,7 +82,7 @@ class ShardIndex:
         return len(self._recent) + self._mapped.entries
 
     def find(self, keys: Sequence[str]) -> list[ShardRow | None]:
-        """The shard and row of each key; None where there is none."""
+        """Return the shard and row of each key; None for a key that is in no shard."""
         found = [self._recent.get(key) for key in keys]
         if self._mapped.entries and None in found:
             missing = [n for n, shard_row in enumerate(found) if shard_row is None]
@@ -92,10 +92,10 @@ class ShardIndex:
         return found
 
     def rows_of(self, keys: Sequence[str]) -> list[ShardRow]:
-        """The shards and rows of keys that have to be there.
+        """Return the shards and rows of keys that must exist.
 
         Raises:
-            KeyError: One is not.
+            KeyError: A key is in no shard.
         """
         shard_rows = []
         for key, shard_row in zip(keys, self.find(keys), strict=True):
@@ -105,10 +105,10 @@ class ShardIndex:
         return shard_rows
 
     def shards_of_all(self, keys: np.ndarray) -> set[str] | None:
-        """The shards that all keys are in, or None where one key is in none.
+        """Return the names of the shards that hold the keys; None if a key is in no shard.
 
         Args:
-            keys: [keys, 16] bytes of their hex digits, zeros for no key.
+            keys: [keys, 16] bytes of their hex digits; zeros for no key.
         """
         shards: set[str] = set()
         for start in range(0, len(keys), _AT_ONCE):
@@ -124,7 +124,7 @@ class ShardIndex:
         return shards
 
     def sum_of(self, shard: str, row: int) -> int | None:
-        """The CRC-32 of a row; None of a shard of a version that wrote none."""
+        """Return the CRC-32 of a row; None for a shard of a version that wrote none."""
         if shard in self._sums:
             sums = self._sums[shard]
             return None if sums is None else sums[row]
@@ -133,7 +133,7 @@ class ShardIndex:
     def add(
         self, shard: str, keys: Sequence[str], sums: Sequence[int] | None, stamp: Stamp
     ) -> None:
-        """Take in a shard; its stamp is of before its keys and sums were read."""
+        """Add a shard; its stamp must have been read before its keys and sums."""
         self._stamps[shard] = stamp
         self._recent.update({key: (shard, row) for row, key in enumerate(keys)})
         self._sums[shard] = sums
@@ -147,11 +147,11 @@ class ShardIndex:
 
     @property
     def is_behind(self) -> bool:
-        """Whether so much has come since the copy was written that it should be written anew."""
+        """Whether enough keys were added since the copy was written to rewrite it."""
         return len(self._recent) >= max(KEPT_FROM, self._mapped.entries // 8)
 
     def keep(self) -> None:
-        """Write the copy anew; what cannot be written costs time."""
+        """Rewrite the copy; a failure is ignored, as it only costs time at the next start."""
         with contextlib.suppress(StorageError):
             self._write()
 
@@ -178,7 +178,7 @@ class ShardIndex:
     def _columns_of(
         self, shard: str, entries: list[tuple[int, str]]
     ) -> tuple[_Columns, _Described]:
-        """The columns of a shard, without rows whose keys are in another shard too."""
+        """Return the columns of a shard, without rows whose keys are in another shard too."""
         halves = np.array([halves_of(key) for _, key in entries], dtype=np.uint64).reshape(-1, 2)
         rows = np.array([row for row, _ in entries], dtype=np.int32)
         own = self._sums[shard]
@@ -193,12 +193,12 @@ _Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class _Described:
-    """What the copy says of a shard.
+    """The facts about a shard in the copy.
 
     Attributes:
-        entries: How many of its rows it has.
-        stamp: Of the shard, when it was read.
-        left_out: Rows below the last that it has not, in ascending order.
+        entries: How many of its rows are in the copy.
+        stamp: The stamp of the shard when it was read.
+        left_out: Rows below the last that are not in the copy, in ascending order.
     """
 
     entries: int
@@ -211,7 +211,7 @@ def _described(stored: Mapping[str, tuple[int, Stamp, list[int]]]) -> dict[str, 
 
 
 class _Mapped:
-    """The copy of all keys.
+    """The mapped copy of all keys.
 
     Args:
         table: Its columns.
@@ -229,27 +229,28 @@ class _Mapped:
         self.entries = len(self._high)
 
     def forget(self, shard: str) -> None:
-        """Take a shard for gone."""
+        """Treat a shard as gone."""
         number = self._numbers.get(shard)
         if number is not None and self._is_there[number]:
             self._is_there[number] = False
             self.entries -= int(self._starts[number + 1] - self._starts[number])
 
     def find(self, keys: Sequence[str]) -> list[ShardRow | None]:
-        """The shards and rows of keys."""
+        """Return the shard and row of each key; None for a key that is not in the copy."""
         halves = [halves_of(key) for key in keys]
         highs = np.array([high for high, _ in halves], dtype=np.uint64)
         starts = np.searchsorted(self._high, highs).tolist()
         return [self._at(start, *own) for start, own in zip(starts, halves, strict=True)]
 
     def has(self, halves: np.ndarray) -> tuple[np.ndarray, set[str]]:
-        """[keys]: whether keys, [keys, 2] numbers, are the first of their `high` and there.
+        """Look up keys given as [keys, 2] numbers, each at the first row with its `high` only.
 
-        And the shards that those are in.
+        Returns:
+            [keys]: whether each was found, and the names of the shards that hold them.
         """
         if not self.entries:
             return np.zeros(len(halves), dtype=np.bool_), set()
-        order = np.argsort(halves[:, 0])  # neighbours are looked up one after the other
+        order = np.argsort(halves[:, 0])  # sorted, so that neighbouring keys are looked up in turn
         high, low = halves[order].T
         indices = np.minimum(np.searchsorted(self._high, high), len(self._high) - 1)
         shards = self._shards[indices]
@@ -261,14 +262,14 @@ class _Mapped:
         return found, {self._names[number] for number in np.flatnonzero(used)}
 
     def sum_of(self, shard: str, row: int) -> int | None:
-        """The CRC-32 of a row, or None."""
+        """Return the CRC-32 of a row; None if it has none."""
         number = self._numbers[shard]
         index = row - bisect_left(self._described[number].left_out, row)
         value = int(self._sums[self._starts[number] + index])
         return None if value == NO_SUM else value
 
     def columns(self) -> tuple[dict[str, _Columns], dict[str, _Described]]:
-        """The columns of each shard that is there, and its description by name of the shard."""
+        """Return the columns and the description of each shard that is not gone, by its name."""
         order = np.argsort(self._shards, kind="stable")
         found, described = {}, {}
         for number in np.flatnonzero(self._is_there).tolist():
@@ -289,7 +290,7 @@ class _Mapped:
 
 
 def halves_of(key: str) -> tuple[int, int]:
-    """A key as two numbers of 64 bits: its 32 hex digits, or a hash of any other text."""
+    """Return a key as two 64-bit numbers: its 32 hex digits, or a hash of any other text."""
     raw = b""
     if len(key) == 2 * _KEY_BYTES:
         with contextlib.suppress(ValueError):

@@ -1,6 +1,6 @@
-"""Where the files of shards are: in a folder of a disk, or in one of an object store.
+"""The files of shards, in a folder on disk or in an object store.
 
-`Shards` names shards by the paths of the files with their keys, in either; what opens, writes and
+`Shards` names shards by the paths of their index files, in either; the code that opens, writes and
 removes files is here and in `stored_shards.py`.
 """
 
@@ -30,7 +30,7 @@ Arrays = tuple[np.ndarray, ...]
 """The columns of a shard, or of some rows of it."""
 
 Describe = Callable[[str], Mapping[str, Any]]
-"""What the file with a shard's keys says, by the SHA-256 of its tensors' file."""
+"""Makes the content of a shard's index file from the SHA-256 of its tensors' file."""
 
 
 class ShardFiles(Protocol):
@@ -38,68 +38,68 @@ class ShardFiles(Protocol):
 
     @property
     def here(self) -> Path:
-        """The folder of this machine that locks and what is half written are in."""
+        """The folder on this machine that holds locks and unfinished files."""
 
     def indices(self) -> list[Path]:
-        """The files that name the keys of all shards, readable or not."""
+        """Return the index files, which hold the keys, of all shards, readable or not."""
 
     def folders(self) -> list[Path]:
-        """The folders of this machine that files are written in."""
+        """Return the folders on this machine that files are written in."""
 
     def look_ahead(self, indices: Sequence[Path]) -> None:
-        """Be told which files with keys are going to be read."""
+        """Prepare for reading these index files."""
 
     def stamp(self, index: Path) -> list[int]:
-        """The stamp of a shard."""
+        """Return the stamp of a shard."""
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged.
+        """Return the content of a shard's index file; None if it is damaged.
 
         Raises:
-            OSError: The disk does not give it.
+            OSError: The disk failed to read it.
         """
 
     def is_whole(self, index: Path, entries: int) -> bool:
-        """Whether a shard's tensors seem to be all there; values are not read.
+        """Return whether a shard's tensors seem complete; values are not read.
 
         Raises:
-            OSError: The disk does not give them.
+            OSError: The disk failed to read them.
         """
 
     def size(self, index: Path) -> int:
-        """Bytes of a shard's tensors; 0 where they are gone."""
+        """Return the bytes of a shard's tensors; 0 if they are gone."""
 
     def verified(self, index: Path, entries: int, sha256: str | None) -> Arrays | str:
-        """The columns of a shard, read anew and compared; or what is wrong with it.
+        """Read a shard from disk or store and verify it; return its columns, or what is wrong.
 
         Raises:
-            OSError: The disk does not give them.
+            OSError: The disk failed to read it.
         """
 
     def write(self, name: str, columns: Mapping[str, Tensor], describe: Describe) -> Path:
-        """Write a shard, tensors first and keys last; returns the file with the keys."""
+        """Write a shard, tensors first and keys last, and return its index file."""
 
     def remove(self, index: Path) -> None:
         """Remove a shard, its keys first."""
 
     def map(self, index: Path) -> Arrays:
-        """The columns of a shard, mapped into memory."""
+        """Return the columns of a shard, mapped into memory."""
 
     def expect(self, shards: Iterable[str]) -> None:
-        """Prepare for reading shards, in the order in which they are going to be read."""
+        """Prepare for reading shards, in the order in which they will be read."""
 
     def drop_copy(self, index: Path) -> bool:
-        """Do without a copy of a shard from now on; False where what is here is no copy."""
+        """Stop using a copy of a shard; False if the file on this machine is not a copy."""
 
     def rows_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
-        """Read rows by their ranges of bytes, where a shard is not copied whole; else none."""
+        """Read rows of shards that are not copied, by ranges of bytes; empty if all are copied."""
 
 
 class LocalShardFiles:
-    """Shards in a folder of a disk.
+    """Shards in a folder on disk.
 
     Args:
-        folder: Where they are.
+        folder: The folder of the shards.
         columns: The names of the arrays in each shard.
     """
 
@@ -107,45 +107,45 @@ class LocalShardFiles:
         self.here, self._columns = folder, columns
 
     def indices(self) -> list[Path]:
-        """The files that name the keys of all shards, readable or not."""
+        """Return the index files, which hold the keys, of all shards, readable or not."""
         inner = self.here.glob("[0-9a-f][0-9a-f]/shard-*.json")
         return sorted([*self.here.glob("shard-*.json"), *inner])
 
     def folders(self) -> list[Path]:
-        """The folder, and those in it that shards are in."""
+        """Return the folder, and the folders in it that hold shards."""
         inner = (path for path in self.here.glob("[0-9a-f][0-9a-f]") if path.is_dir())
         return [self.here, *sorted(inner)]
 
     def look_ahead(self, indices: Sequence[Path]) -> None:
-        """Be told which files with keys are going to be read: a disk is read as it comes."""
+        """Do nothing: files on a disk are read when needed."""
 
     def stamp(self, index: Path) -> list[int]:
-        """The stamp of a shard."""
+        """Return the stamp of a shard."""
         return stamp_of_shard(index)
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged."""
+        """Return the content of a shard's index file; None if it is damaged."""
         return read_index(index)
 
     def is_whole(self, index: Path, entries: int) -> bool:
-        """Whether the shard's header fits its length, name and index; values are not read."""
+        """Return whether a shard's header fits its length, name and index; values are not read."""
         return fits(tensors_of(index), self._columns, entries)
 
     def size(self, index: Path) -> int:
-        """Bytes of a shard's tensors; 0 where they are gone."""
+        """Return the bytes of a shard's tensors; 0 if they are gone."""
         file = tensors_of(index)
         return file.stat().st_size if file.is_file() else 0
 
     def verified(self, index: Path, entries: int, sha256: str | None) -> Arrays | str:
-        """The columns of a shard after its bytes were compared; or what is wrong with it."""
+        """Verify a shard's bytes; return its columns, or what is wrong with it."""
         return verified(tensors_of(index), self._columns, entries, sha256)
 
     def write(self, name: str, columns: Mapping[str, Tensor], describe: Describe) -> Path:
         """Write a shard, tensors first and keys last, each durably.
 
         Raises:
-            StorageError: The disk is full or the folder cannot be written; no tensors are left
-                that nobody would find again.
+            StorageError: The disk is full or the folder cannot be written; no tensors without keys
+                are left behind.
         """
         index = self.here / f"{name}.json"
         with files.replace_file(tensors_of(index)) as partial:
@@ -163,18 +163,18 @@ class LocalShardFiles:
         """Remove a shard, its keys first.
 
         Raises:
-            StorageError: It cannot be removed, as one that a program on Windows has mapped.
+            StorageError: It cannot be removed, such as a file that a program on Windows has mapped.
         """
         with storage_errors.reported(index):
             index.unlink(missing_ok=True)
             tensors_of(index).unlink(missing_ok=True)
 
     def map(self, index: Path) -> Arrays:
-        """The columns of a shard, mapped into memory.
+        """Return the columns of a shard, mapped into memory.
 
         Raises:
-            SafetensorError: It is damaged.
-            OSError: It is gone.
+            SafetensorError: The shard is damaged.
+            OSError: The shard is gone.
         """
         return mapped(tensors_of(index), self._columns)
 
@@ -182,7 +182,7 @@ class LocalShardFiles:
         """Do nothing: shards on a disk are not fetched ahead."""
 
     def drop_copy(self, index: Path) -> bool:  # noqa: ARG002
-        """False: nothing here is a copy."""
+        """Return False: no file here is a copy."""
         return False
 
     def rows_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:  # noqa: ARG002
@@ -191,29 +191,29 @@ class LocalShardFiles:
 
 
 def tensors_of(index: Path) -> Path:
-    """The file of a shard's tensors, by that with its keys."""
+    """Return the file of a shard's tensors, from the path of its index."""
     return index.with_suffix(".safetensors")
 
 
 def mapped(file: Path, columns: Sequence[str]) -> Arrays:
-    """The columns of a file of tensors, as arrays over the mapped memory.
+    """Return the columns of a file of tensors, as arrays over the mapped memory.
 
     Raises:
-        SafetensorError: It is damaged.
-        OSError: It is gone.
+        SafetensorError: The file is damaged.
+        OSError: The file is gone.
     """
     with safe_open(file, framework="pt") as opened:
         return tuple(opened.get_tensor(column).numpy() for column in columns)
 
 
 def fits(file: Path, columns: Sequence[str], entries: int) -> bool:
-    """Whether the header of a file of tensors fits its length, its name and its keys.
+    """Return whether the header of a file of tensors fits its length, its name and its keys.
 
     Raises:
-        OSError: The disk does not give it, which says nothing of what is in it.
+        OSError: The disk failed to read it; its content may still be intact.
     """
     try:
-        # safetensors says of every file that it cannot open that it is not there
+        # safetensors reports every file that it cannot open as missing
         with file.open("rb"), safe_open(file, framework="pt") as opened:
             slices = [opened.get_slice(name) for name in columns]
             shapes = [piece.get_shape() for piece in slices]
@@ -224,7 +224,7 @@ def fits(file: Path, columns: Sequence[str], entries: int) -> bool:
 
 
 def have_shape(name: str, shapes: Sequence[Sequence[int]], entries: int) -> bool:
-    """Whether columns of these shapes are those of a shard of this name and so many rows."""
+    """Return whether these shapes are those of a shard with this name and number of rows."""
     label = _SIZE.search(name)
     cells = [int(label[2]) // CELL, int(label[1]) // CELL] if label else None
     return all(
@@ -234,14 +234,14 @@ def have_shape(name: str, shapes: Sequence[Sequence[int]], entries: int) -> bool
 
 
 def verified(file: Path, columns: Sequence[str], entries: int, sha256: str | None) -> Arrays | str:
-    """The columns of a file of tensors after its bytes were compared; or what is wrong with it.
+    """Verify a file of tensors by its bytes; return its columns, or what is wrong with it.
 
     Raises:
-        OSError: The disk does not give it, which says nothing of what is in it.
+        OSError: The disk failed to read it; its content may still be intact.
     """
     if not fits(file, columns, entries):
-        return "missing, cut off, or not what its index says"
-    # read whole in any case: a mapped page that the disk does not give ends the process
+        return "missing, truncated, or different from its index"
+    # read whole in any case: a mapped page that the disk fails to read kills the process
     content = files.sha256_of(file)
     if sha256 is not None and content != sha256:
         return "its bytes have changed since it was written"

@@ -1,12 +1,12 @@
-"""Arrays by key in shards on disk: the latent cache's and the text store's common ground.
+"""Arrays by key in shards on disk or in a store: the basis of the latent cache and the text store.
 
-A shard is `<name>.safetensors` with arrays of one length, and `<name>.json` with the keys of their
-rows in order, a CRC-32 of each row and the hash of the tensors' file. The index is written last, so
-a shard without one does not exist. Shards are mapped into memory, never read whole but by `check`;
-a row is compared with its CRC-32 when it is read for the first time.
+A shard is `<name>.safetensors` with arrays of one length, and `<name>.json`, its index, with the
+keys of their rows in order, a CRC-32 of each row and the hash of the tensors' file. The index is
+written last, so a shard without one does not exist. Shards are mapped into memory, and only `check`
+reads them whole; a row is compared with its CRC-32 when it is first read.
 
-Several processes may share a folder: a shard is written under a lock, and without the entries that
-another process has written meanwhile, so each entry is there once and never changes.
+Several processes may share a folder: a shard is written under a lock, without the entries that
+another process has written meanwhile, so each entry exists once and never changes.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from impasto.remote_paths import is_remote
 
 FORMAT_VERSION = 1
 SHARDS_IN_A_FOLDER = 1000
-"""Shards in one folder, at most: where there are more, they go into 256 folders below it."""
+"""Most shards in one folder: further shards go into 256 folders below it."""
 
 _NAME = re.compile(r"(?:[0-9a-f]{2}/)?shard-[0-9a-zA-Z-]+")
 
@@ -44,7 +44,7 @@ class Shards:
     """A folder of shards.
 
     Args:
-        folder: Where they are; created when something is written.
+        folder: The folder; created when a shard is written.
         columns: The names of the arrays in each shard.
         what: What the folder is called in messages.
 
@@ -65,11 +65,11 @@ class Shards:
         self._seen: set[Path] = set()
         self._written: list[str] = []
         self.note: Callable[[str], None] = lambda _: None
-        """Is told when writing has to wait, and when copies of shards find no room."""
+        """Receives messages when writing has to wait, and when copies of shards do not fit."""
         self.refresh()
 
     def refresh(self) -> None:
-        """Take in what another process has added meanwhile.
+        """Add the shards that other processes have written meanwhile.
 
         Raises:
             DatasetError: The folder was written by a newer version.
@@ -84,22 +84,22 @@ class Shards:
             self._add_index(index)
 
     def take_in(self, names: Collection[str]) -> None:
-        """Take in shards by the names of `take_written`, as far as they are there.
+        """Add existing shards by the names that `take_written` returned in another process.
 
         Raises:
-            DatasetError: One was written by a newer version.
+            DatasetError: A shard was written by a newer version.
         """
         for index in (self._index_of(name) for name in names if _NAME.fullmatch(name)):
             if index not in self._seen and presence.exists(index):
                 self._add_index(index)
 
     def take_written(self) -> list[str]:
-        """The names of the shards that were written here since this was last asked for."""
+        """Return the names of the shards that this object has written since the last call."""
         written, self._written = self._written, []
         return written
 
     def keep_index(self) -> None:
-        """Have the next start read one file instead of one per shard, where there are many keys."""
+        """Write one file that the next start reads instead of one per shard, if keys are many."""
         if self._index.is_behind:
             self._index.keep()
 
@@ -107,13 +107,13 @@ class Shards:
         return self.contains([key])[0]
 
     def contains(self, keys: Sequence[str]) -> list[bool]:
-        """Whether each of some keys is there; copies of what is are not given up from now on."""
+        """Return whether each key exists, and retain copies of their shards from now on."""
         shard_rows = self._index.find(keys)
         self._files.expect({at[0] for at in shard_rows if at})
         return [at is not None for at in shard_rows]
 
     def has_all(self, keys: np.ndarray) -> bool:
-        """As `contains`, whether all are: [keys, 16] bytes of hex digits, zeros for no key."""
+        """Return whether `contains` holds for all: [keys, 16] bytes of hex digits, 0 for no key."""
         shards = self._index.shards_of_all(keys)
         self._files.expect(shards or ())
         return shards is not None
@@ -122,14 +122,14 @@ class Shards:
         return len(self._index)
 
     def read(self, keys: Sequence[str]) -> tuple[np.ndarray, ...]:
-        """The rows of all columns, in the order of `keys`; they must have one shape.
+        """Return the rows of all columns, in the order of `keys`; they must have the same shape.
 
         Gathered with NumPy, which stays on one core: a second pool of OpenMP threads, which torch
-        would make in a loading thread, slows the training thread's by half on a CPU.
+        would create in a loading thread, makes the training thread slower by half on a CPU.
 
         Raises:
-            KeyError: A key is not there.
-            DatasetError: A row is not what was written; its shard is removed.
+            KeyError: A key does not exist.
+            DatasetError: A row does not match its CRC-32; its shard is removed.
         """
         shard_rows = self._index.rows_of(keys)
         apart = self._read_apart(shard_rows)
@@ -144,25 +144,25 @@ class Shards:
         return tuple(np.stack([arrays[n] for arrays in found]) for n in range(len(self._columns)))
 
     def _read_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, tuple[np.ndarray, ...]]:
-        """The rows that come from an object store without their shards, each as it was written.
+        """Read rows of an object store's shards that are not copied, each checked by CRC-32.
 
         Raises:
-            DatasetError: A row is not what was written, also when it is read again.
+            DatasetError: A row does not match its CRC-32, even when read a second time.
         """
         return self._apart.read([at for at in shard_rows if at[0] not in self._mapped])
 
     def _drop_copy(self, shard: str) -> None:
-        """Do without a copy that is not what was written, as by a failing disk.
+        """Stop using a copy whose content has changed, as by a failing disk.
 
         Raises:
-            DatasetError: It is no copy, but the shard itself.
+            DatasetError: The file is not a copy but the shard itself, which is removed.
         """
         if not self._files.drop_copy(self._index_of(shard)):
             self._give_up(shard)
         self._mapped.close(shard)
 
     def write(self, label: str, keys: Sequence[str], tensors: Mapping[str, Tensor]) -> None:
-        """Add a shard with those of the entries that no process has written meanwhile.
+        """Add a shard with the entries that no other process has written meanwhile.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -200,13 +200,13 @@ class Shards:
         self._written.append(self._name_of(index))
 
     def check(self, index: Path) -> BadShard | None:
-        """Read a shard whole, and say what is wrong: hash, header, values that are not finite."""
+        """Read a whole shard, and return its fault, as `fault_of` does; None if it is sound."""
         return fault_of(index, self._files)
 
     def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
-        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+        """Read each whole shard, yield its fault or None, and delete faulty ones if requested.
 
-        One that the disk does not give is left: another time it may.
+        A shard that the disk fails to read is not deleted, since a later read may succeed.
         """
         for index in self.indices():
             bad = self.check(index)
@@ -215,16 +215,16 @@ class Shards:
             yield bad
 
     def indices(self) -> list[Path]:
-        """The index files of all shards, readable or not."""
+        """Return the index files of all shards, readable or not."""
         return self._files.indices()
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process left half written."""
+        """Remove unfinished files of a killed process."""
         for folder in self._files.folders():
             temporary_names.remove_leftovers(folder)
 
     def _name_of(self, index: Path) -> str:
-        """What a shard is called: its path in the folder without an ending, with slashes."""
+        """Return the name of a shard: its path in the folder without a suffix, with slashes."""
         return index.relative_to(self.folder).with_suffix("").as_posix()
 
     def remove(self, index: Path) -> None:
@@ -246,12 +246,12 @@ class Shards:
         return orphans.remove_from_disk(self._files.folders())
 
     def keep_only(self, wanted: KeySet) -> Iterator[tuple[int, int]]:
-        """Drop all other entries; after each shard, yield (entries dropped, bytes freed).
+        """Remove all other entries; after each shard, yield (entries removed, bytes freed).
 
-        Shards go first of which nothing stays, as on a full disk they have to. One of which
-        something stays is written anew before the old one is deleted; what is not
-        as it was written does not stay. A shard that another process has added meanwhile stays, and
-        so does one that the disk does not give.
+        Shards without any wanted entry are removed first, to free room if the disk is full. A shard
+        with some wanted entries is rewritten before the old one is deleted; rows that fail their
+        CRC-32 are not retained. Shards that another process has added meanwhile, or that the disk
+        fails to read, remain.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -262,7 +262,7 @@ class Shards:
             kept = wanted.among(found or [])
             if found is None or (found and len(kept) == len(found)):
                 yield 0, 0
-            elif kept:  # takes room before it gives any
+            elif kept:  # needs room before it frees any
                 partly.append(index)
             else:
                 yield self._drop(index, len(found))
@@ -273,7 +273,7 @@ class Shards:
             kept = wanted.among(found)
             try:
                 rows = self._unchanged_rows(self._name_of(index), [row for _, row in kept])
-            except DatasetError:  # the disk does not give it; `verify` names it
+            except DatasetError:  # the disk failed to read it; `verify` reports it
                 yield 0, 0
                 continue
             kept = [(key, row) for key, row in kept if row in rows]
@@ -287,7 +287,7 @@ class Shards:
             yield len(found) - len(kept), self._drop(index, 0)[1] - grown
 
     def _entries_of(self, index: Path) -> list[tuple[str, int]] | None:
-        """The keys that are read from a shard, with their rows; None where it has to stay."""
+        """Return the keys that are read from a shard, with their rows; None if it must remain."""
         if index not in self._seen:
             return None
         try:
@@ -299,15 +299,15 @@ class Shards:
         return [(key, at[1]) for key, at in found if at and at[0] == self._name_of(index)]
 
     def _drop(self, index: Path, entries: int) -> tuple[int, int]:
-        """Remove a shard; returns how many entries go with it, and its bytes."""
+        """Remove a shard; return how many entries are removed with it, and its bytes."""
         size = self._files.size(index)
         self.remove(index)
         return entries, size
 
     def _unchanged_rows(self, shard: str, rows: Sequence[int]) -> dict[int, Arrays]:
-        """Read the rows that are as they were written, from the shard if not from its copy.
+        """Read the rows that match their CRC-32, from the shard if not from its copy.
 
-        They are copied: Windows removes no file that is mapped.
+        They are copied in memory, since Windows cannot remove a mapped file.
         """
         good = [row for row in rows if self._mapped.is_unchanged(shard, row)]
         unchanged = {row: tuple(map(np.array, self._mapped.row(shard, row))) for row in good}
@@ -320,25 +320,25 @@ class Shards:
 
     def _add_index(self, index: Path) -> None:
         self._seen.add(index)
-        stamp = self._files.stamp(index)  # before it is read: who changes it changes the stamp
+        stamp = self._files.stamp(index)  # read before the index, so that a later change is noticed
         try:
             stored = self._files.described(index)
             if stored is None:
-                return  # without a whole index its entries are simply made again
+                return  # without a complete index, its entries are encoded again
             require_format(stored.version, FORMAT_VERSION, self.folder, self._what)
             if self._files.is_whole(index, len(stored.keys)):
                 self._index.add(self._name_of(index), stored.keys, stored.sums, stamp)
-        except OSError:  # the next look may find it
+        except OSError:  # the next refresh may read it
             self._seen.discard(index)
 
     def _give_up(self, shard: str) -> NoReturn:
-        """Remove a shard that is not what was written, and say so.
+        """Remove a shard whose content has changed, and raise an error.
 
         Raises:
             DatasetError: Always.
         """
         index = self._index_of(shard)
-        then = "It was removed; start again, or resume the run: what it held is made anew."
+        then = "It was removed; start again, or resume the run: its content is encoded again."
         try:
             self.remove(index)
         except StorageError as error:

@@ -1,11 +1,11 @@
 """Shards in a folder of an object store, with copies on this machine.
 
-Threads fetch whole shards, in the order in which rows are asked for, as far as there is room for
-copies. What would have to wait for many of them, or has no room, is read row by row, each by its
-range of bytes, so training begins in seconds and goes on with any amount of room.
+Threads fetch whole shards, in the order in which rows are requested, as far as copies fit. Rows of
+a shard that would have to wait for many others, or that does not fit, are read one by one, each by
+its range of bytes, so training starts in seconds and continues with any amount of room.
 
-A shard is written on this machine and put into the store whole, tensors first. Its name holds a
-hash of its tensors, so two machines that encode the same images never mix their files.
+A shard is written on this machine and uploaded whole, tensors first. Its name contains a hash of
+its tensors, so two machines that encode the same images never mix their files.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class StoredShardFiles:
     """Shards in a folder of an object store.
 
     Args:
-        folder: Where they are.
+        folder: The folder of the shards.
         columns: The names of the arrays in each shard.
-        note: Is told, once, where there is no room for copies.
+        note: Receives a message, once, if copies do not fit.
 
     Raises:
-        ConfigError: The environment gives a limit of copies that is no number.
+        ConfigError: The environment variable for the limit of copies is not a number.
     """
 
     def __init__(self, folder: Path, columns: tuple[str, ...], note: Callable[[str], None]) -> None:
@@ -72,23 +72,23 @@ class StoredShardFiles:
         self._fetcher = ShardFetcher(self._fetch_copy, note, shown(folder))
 
     def indices(self) -> list[Path]:
-        """The files that name the keys of all shards whose tensors are there too.
+        """List the store, and return the index files, which hold the keys, of all shards.
 
         Raises:
             StorageError: The store cannot be used.
         """
         found = objects.find(self._folder).objects
         there = {self._folder / key: stored for key, stored in found.items()}
-        self._listed = self._written | there  # a listing may be of a moment ago
+        self._listed = self._written | there  # a listing may be slightly outdated
         return sorted(self._folder / key for key in found if _INDEX.fullmatch(key))
 
     def folders(self) -> list[Path]:
-        """The folders of this machine that copies are in."""
+        """Return the folders on this machine that hold copies."""
         inner = (path for path in self.here.glob("[0-9a-f][0-9a-f]") if path.is_dir())
         return [self.here, *sorted(inner)]
 
     def look_ahead(self, indices: Sequence[Path]) -> None:
-        """Fetch the files with keys that are not here yet, many at a time.
+        """Fetch the index files that are not on this machine yet, many at a time.
 
         Raises:
             StorageError: The store cannot be used, or the disk is full.
@@ -96,11 +96,11 @@ class StoredShardFiles:
         self._fetch_keys([index for index in indices if not self._copy_of(index).is_file()])
 
     def _fetch_keys(self, indices: Sequence[Path]) -> None:
-        """Copy files with keys, many at a time; a copy that is there is replaced."""
+        """Copy index files, many at a time; existing copies are replaced."""
         for start in range(0, len(indices), _AT_ONCE):
             portion = indices[start : start + _AT_ONCE]
             for index, content in zip(portion, objects.read_all(portion), strict=True):
-                if isinstance(content, FileNotFoundError):  # it was removed a moment ago
+                if isinstance(content, FileNotFoundError):  # it has just been removed
                     continue
                 with read_reported(index):
                     if isinstance(content, OSError):
@@ -111,36 +111,36 @@ class StoredShardFiles:
                     partial.write_bytes(content)
 
     def stamp(self, index: Path) -> list[int]:
-        """The stamp of a shard: what the listing says of its files."""
+        """Return the stamp of a shard, from the listing of its files."""
         keys = self._said(index)
         return [self._said(tensors_of(index)).size, keys.size, keys.identity]
 
     def described(self, index: Path) -> StoredIndex | None:
-        """What the file with a shard's keys says; None if it is damaged in the store too.
+        """Return the content of a shard's index file; None if it is damaged in the store too.
 
         Raises:
-            OSError: The disk does not give its copy.
+            OSError: The disk failed to read its copy.
             StorageError: The store cannot be used, or the disk is full.
         """
         copy = self._copy_of(index)
         stored = None
         with contextlib.suppress(OSError):
             stored = read_index(copy)
-        if stored is None:  # there is no copy, or a damaged one, which says nothing of the shard
+        if stored is None:  # no copy, or a damaged one; the shard may be good
             self._fetch_keys([index])
             stored = read_index(copy)
         return stored
 
     def is_whole(self, index: Path, entries: int) -> bool:  # noqa: ARG002 - as of a disk
-        """Whether the tensors are there: an object is whole, and its header is read with rows."""
+        """Return whether the tensors exist; their header is checked when rows are read."""
         return self._said(tensors_of(index)).size > 0
 
     def size(self, index: Path) -> int:
-        """Bytes of a shard's tensors; 0 where they are gone."""
+        """Return the bytes of a shard's tensors; 0 if they are gone."""
         return self._said(tensors_of(index)).size
 
     def verified(self, index: Path, entries: int, sha256: str | None) -> Arrays | str:
-        """The columns of a shard as it is in the store now; or what is wrong with it.
+        """Fetch a shard from the store and verify it; return its columns, or what is wrong.
 
         Raises:
             StorageError: The store cannot be used, or the disk is full.
@@ -158,7 +158,7 @@ class StoredShardFiles:
             return tuple(np.array(column) for column in found)
 
     def write(self, name: str, columns: Mapping[str, Tensor], describe: Describe) -> Path:
-        """Write a shard on this machine, then put it into the store, keys last.
+        """Write a shard on this machine, then upload it to the store, keys last.
 
         Raises:
             StorageError: The disk is full, or the store cannot be used.
@@ -181,7 +181,7 @@ class StoredShardFiles:
         return index
 
     def remove(self, index: Path) -> None:
-        """Remove a shard, its keys first, and the copies of it.
+        """Remove a shard, its keys first, and its copies.
 
         Raises:
             StorageError: The store cannot be used.
@@ -194,18 +194,18 @@ class StoredShardFiles:
             objects.remove(index)
             objects.remove(tensors_of(index))
         for copy in copies:
-            with contextlib.suppress(OSError):  # Windows removes none that is mapped
+            with contextlib.suppress(OSError):  # Windows cannot remove a mapped file
                 copy.unlink(missing_ok=True)
         for file in (index, tensors_of(index)):
             self._listed.pop(file, None)
             self._written.pop(file, None)
 
     def map(self, index: Path) -> Arrays:
-        """The columns of a shard, mapped from its copy, which is fetched where it is not here.
+        """Return the columns of a shard, mapped from its copy, which is fetched if missing.
 
         Raises:
-            SafetensorError: It is damaged.
-            OSError: It is gone, or came cut short.
+            SafetensorError: The shard is damaged.
+            OSError: The shard is gone, or was received incomplete.
             StorageError: The store cannot be used, or the disk is full.
         """
         copy = self._copy_of(tensors_of(index))
@@ -213,13 +213,13 @@ class StoredShardFiles:
             self._fetch_copy(self._name_of(index), must=True)
         try:
             return mapped(copy, self._columns)
-        except SafetensorError:  # the copy is damaged, which says nothing of the shard
+        except SafetensorError:  # the copy is damaged; the shard may be good
             copy.unlink(missing_ok=True)
             self._fetch_copy(self._name_of(index), must=True)
             return mapped(copy, self._columns)
 
     def expect(self, shards: Iterable[str]) -> None:
-        """Have copies of shards that are going to be read stay, as of a run before this one."""
+        """Retain copies of shards that will be read, such as those of an earlier run."""
         for shard in shards:
             if shard not in self._expected:
                 self._expected.add(shard)
@@ -228,16 +228,16 @@ class StoredShardFiles:
     def drop_copy(self, index: Path) -> bool:
         """Remove the copy of a shard, which is read row by row from now on."""
         self._fetcher.refuse(self._name_of(index))
-        with contextlib.suppress(OSError):  # Windows removes none that is mapped
+        with contextlib.suppress(OSError):  # Windows cannot remove a mapped file
             self._copy_of(tensors_of(index)).unlink(missing_ok=True)
         return True
 
     def rows_apart(self, shard_rows: Sequence[ShardRow]) -> dict[ShardRow, Arrays]:
-        """The rows of shards that are not copied yet, read by their ranges of bytes.
+        """Read rows of shards that are not copied yet, by their ranges of bytes.
 
         Raises:
-            DatasetError: A shard is not what its name says.
-            OSError: One is gone, or came cut short.
+            DatasetError: A shard does not have the columns that its name tells.
+            OSError: A shard is gone, or was received incomplete.
             StorageError: The store cannot be used.
         """
         sizes = {shard: self._said(self._tensors(shard)).size for shard, _ in shard_rows}
@@ -259,9 +259,9 @@ class StoredShardFiles:
         }
 
     def _keep_expected(self) -> None:
-        """Note now and then that copies are used: what is mapped is not noticed otherwise.
+        """Record now and then that copies are in use, which is not noticed while they are mapped.
 
-        What another process of the machine removes while it is mapped takes its room all the same.
+        A mapped copy that another process of the machine removes still takes its room.
         """
         if time.monotonic() - self._noted < _NOTED_EVERY_S:
             return
@@ -270,10 +270,10 @@ class StoredShardFiles:
             self._room.use(self._copy_of(self._tensors(shard)))
 
     def _fetch_copy(self, shard: str, *, must: bool = False) -> bool:
-        """Copy a shard to this machine; False where there is no room for it.
+        """Copy a shard to this machine; False if there is no room for it.
 
         Raises:
-            OSError: It is gone, or came cut short.
+            OSError: The shard is gone, or was received incomplete.
             StorageError: The store cannot be used, or the disk is full.
         """
         tensors = self._tensors(shard)
@@ -286,7 +286,7 @@ class StoredShardFiles:
             return is_made or must
 
     def _read_headers(self, shards: Sequence[str]) -> None:
-        """Find out where the columns of some shards are."""
+        """Locate the columns of some shards in their files."""
         fresh = [shard for shard in shards if shard not in self._headers]
         if not fresh:
             return
@@ -300,11 +300,11 @@ class StoredShardFiles:
             )
 
     def _keep(self, file: Path, copy: Path) -> None:
-        """Keep what was just put into the store as its copy, where there is room."""
+        """Use a file that was just uploaded as its copy, if there is room."""
         counted = file.stat().st_size if copy.suffix == COUNTED else 0
         with (
             self._room.made(copy, counted) as is_made,
-            contextlib.suppress(OSError),  # it is in the store all the same
+            contextlib.suppress(OSError),  # it is in the store nevertheless
         ):
             if is_made:
                 copy.parent.mkdir(parents=True, exist_ok=True)
@@ -314,7 +314,7 @@ class StoredShardFiles:
         return self._listed.get(file, _NOTHING)
 
     def _copy_of(self, file: Path) -> Path:
-        """The path of an object's copy: its version is in the name, so an old one is not found."""
+        """Return the path of an object's copy, with its version, so old copies are not found."""
         below = file.relative_to(self._folder)
         return self.here / below.parent / f"{self._said(file).identity:016x}.{below.name}"
 
@@ -326,6 +326,6 @@ class StoredShardFiles:
 
 
 def _with_hash(name: str, content: str) -> str:
-    """A shard's name with a hash of its tensors before that of its keys."""
+    """Return a shard's name with a hash of its tensors before the hash of its keys."""
     start, _, digest = name.rpartition("-")
     return f"{start}-{content[:16]}-{digest}"
