@@ -89,14 +89,27 @@ def test_a_hypernetwork_names_only_what_passes(tmp_path, dialect, dtype):
     assert set(names_in(tmp_path / "n.pt")) <= ALLOWED
 
 
-def test_a_zip_file_with_compressed_members_is_read_as_numbers(tmp_path):
-    """As zip programs repack a checkpoint; mapped, its compressed bytes would be the numbers."""
-    values = torch.arange(10_000, dtype=torch.float32)
-    file, packed = tmp_path / "m.ckpt", tmp_path / "packed.ckpt"
+def saved_and_repacked(folder, values):
+    """A checkpoint, and the same one as zip programs repack it."""
+    file, packed = folder / "m.ckpt", folder / "packed.ckpt"
     torch.save({"state_dict": {"a": values, "b": values[:5].clone()}}, file)
     with zipfile.ZipFile(file) as old, zipfile.ZipFile(packed, "w") as new:
         for name in old.namelist():
             new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    return file, packed
+
+
+def test_a_file_that_is_compressed_to_fill_the_ram_is_refused(tmp_path):
+    file, packed = saved_and_repacked(tmp_path, torch.zeros(1 << 20))
+    assert len(open_tensor_file(file).tensors) == 2
+    with pytest.raises(ModelError, match=r"packed\.ckpt is refused: 0\.0 MiB would become 4 MiB"):
+        open_tensor_file(packed)
+
+
+def test_a_zip_file_with_compressed_members_is_read_as_numbers(tmp_path):
+    """Mapped, its compressed bytes would be the numbers."""
+    values = torch.arange(10_000, dtype=torch.float32)
+    file, packed = saved_and_repacked(tmp_path, values)
     assert packed.stat().st_size < file.stat().st_size
     assert (is_read_whole(file), is_read_whole(packed)) == (False, True)
     tensors = open_tensor_file(packed).tensors

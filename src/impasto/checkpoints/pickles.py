@@ -25,6 +25,11 @@ PICKLE_MAGIC = b"\x80"
 LEGACY_PICKLES = 4  # magic number, protocol version, system facts, the object
 
 
+MOST_INFLATED = 16
+"""How many times its size a compressed file may take in RAM. Repacked weights take 1.1 to 3 times,
+and a file that is made to fill the RAM about 1,000 times (the limit of DEFLATE is 1,032)."""
+
+
 class LightningCallback:
     """Stands in for pytorch-lightning's ModelCheckpoint, by which SD 1's files key a dictionary."""
 
@@ -55,11 +60,15 @@ def load_pickle(path: Path) -> Any:
     """Read a pickled file; tensors of a zip file are mapped, not read, if none is compressed.
 
     Raises:
-        ModelError: It wants to run or build something that is not allowed (named), or is damaged.
+        ModelError: It wants to run or build something that is not allowed (named), is damaged, or
+            is compressed so far that it would fill the RAM.
     """
     is_zip = _is_zip(path)
     named = path.suffix == ".safetensors"  # torch would believe that name
-    can_map = is_zip and not named and _is_stored(path)
+    is_stored = is_zip and _is_stored(path)
+    can_map = is_stored and not named
+    if is_zip and not is_stored:
+        _require_modest(path)
     try:
         with (
             path.open("rb") as file,
@@ -108,6 +117,22 @@ def _is_stored(path: Path) -> bool:
             return all(member.compress_type == zipfile.ZIP_STORED for member in archive.infolist())
     except Exception:  # damaged, of which torch says more
         return False
+
+
+def _require_modest(path: Path) -> None:
+    """Refuse a compressed zip file whose members would take far more than the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            inflated = sum(member.file_size for member in archive.infolist())
+    except Exception as error:  # damaged: `zipfile` raises any class
+        raise _damaged(path, reason_of(error)) from error
+    size = path.stat().st_size
+    if inflated > MOST_INFLATED * size:
+        raise ModelError(
+            f"{path} is refused: {size / 2**20:.1f} MiB would become {inflated / 2**20:,.0f} MiB "
+            f"in RAM, {inflated // size} times as much; expected {MOST_INFLATED} times at most, as "
+            f"weights do not compress that well. Take another source of this model."
+        )
 
 
 def _damaged(path: Path, reason: str) -> ModelError:
