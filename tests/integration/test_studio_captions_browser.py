@@ -67,6 +67,20 @@ def test_captions_are_selected_edited_previewed_and_undone(shown, page, complain
         page.click("button:has-text('Save')")
         page.wait_for_selector("#task-shown .state.done")
         assert min(words).read_text(encoding="utf-8") == "a new\ncaption\n"
+        journals = next((folder / "data").rglob("edit-*.jsonl")).parent
+        shutil.rmtree(journals)
+        journals.write_text("no folder", encoding="utf-8")
+        page.fill("#text", "typed with\nmuch thought")
+        page.click("button:has-text('Save')")
+        page.wait_for_selector("#task-shown .state.failed")
+        page.wait_for_selector("#not-saved:visible")
+        assert page.input_value("#text") == "typed with\nmuch thought"
+        assert min(words).read_text(encoding="utf-8") == "a new\ncaption\n"
+        journals.unlink()
+        page.click("button:has-text('Save')")
+        page.wait_for_selector("#task-shown .state.done")
+        assert page.locator("#not-saved:visible").count() == 0
+        assert min(words).read_text(encoding="utf-8") == "typed with\nmuch thought\n"
     assert faults(complaints) == []
 
 

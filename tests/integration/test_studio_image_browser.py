@@ -73,6 +73,13 @@ def test_a_crop_by_mouse_and_keyboard_and_a_mask_by_brush(cats, tmp_path, page, 
         assert after == [before[0] - 4, before[1], before[2], before[3] - 4]
         page.keyboard.press("Control+ArrowRight")
         assert rectangle(page)[0] == after[0] + 1
+        asked = []
+        page.once("dialog", lambda dialog: (asked.append(dialog.type), dialog.dismiss()))
+        page.click("#after", no_wait_after=True)
+        while not asked:
+            page.wait_for_timeout(10)
+        assert asked == ["beforeunload"], "a drawn rectangle is not left behind unsaved"
+        assert rectangle(page)[0] == after[0] + 1
         page.select_option("#shape", "1")
         page.wait_for_selector("#bucket:has-text('512x512')")
         chosen = rectangle(page)

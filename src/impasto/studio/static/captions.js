@@ -70,10 +70,24 @@
     document.addEventListener("htmx:error", () => { waiting.textContent = ""; });
   }
 
+  // What was typed outlives a task that failed: it is put back into the form, still not saved.
   const text = document.querySelector(".alone textarea");
   if (text) {
+    const key = `${text.form.action}?${text.form.elements.image.value}`;
+    const ended = document.querySelector("#task-shown .task:not([hx-get]) .state");
+    const typed = sessionStorage.getItem(key);
+    if (ended !== null) {
+      if (typed !== null && !ended.classList.contains("done") && typed !== text.value) {
+        text.value = typed;
+        document.getElementById("not-saved").hidden = false;
+      }
+      sessionStorage.removeItem(key);
+    }
     let isSaving = false;
-    text.form.addEventListener("submit", () => { isSaving = true; });
+    text.form.addEventListener("submit", () => {
+      isSaving = true;
+      sessionStorage.setItem(key, text.value);
+    });
     addEventListener("pageshow", () => { isSaving = false; });
     addEventListener("beforeunload", (event) => {
       if (!isSaving && text.value !== text.defaultValue) event.preventDefault();

@@ -152,6 +152,12 @@
   draw();
   ask();
 
+  const opened = JSON.stringify(read());
+  let isSavingCrop = false;
+  form.addEventListener("submit", () => { isSavingCrop = true; });
+  window.addEventListener("pageshow", () => { isSavingCrop = false; });
+  const isCropUnsaved = () => !isSavingCrop && JSON.stringify(read()) !== opened;
+
   // a small image is shown larger, so that a crop and a mask can be drawn on it
 
   const LEAST_SHOWN = 640;
@@ -304,5 +310,7 @@
     isSaving = false;
     enable();
   });
-  window.addEventListener("beforeunload", (event) => { if (changes !== saved) event.preventDefault(); });
+  window.addEventListener("beforeunload", (event) => {
+    if (changes !== saved || isCropUnsaved()) event.preventDefault();
+  });
 })();
