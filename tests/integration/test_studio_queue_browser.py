@@ -30,7 +30,7 @@ def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
         page.wait_for_selector("nav")
         page.goto(at(address, "queue"))
         page.fill("#text", tomli_w.dumps(values))
-        page.click("button:has-text('Add to the queue')")
+        page.dblclick("button:has-text('Add to the queue')")  # is one click
         page.wait_for_selector("#job-1 .state.waiting")
         page.click("#job-1 button:has-text('Repeat')")
         page.wait_for_selector("#job-2")
@@ -39,8 +39,10 @@ def test_jobs_are_added_moved_trained_and_stopped_by_clicks(
         page.wait_for_selector(".queue-job:first-child#job-2")
         page.click("#job-1 button:has-text('Pause')")
         page.wait_for_selector("#job-1 .state.paused")
-        page.click(".queue-device button:has-text('Start working')")
+        page.dblclick(".queue-device button:has-text('Start working')")
         page.wait_for_selector("#job-2 .state.working")
+        assert "A process begins to work on device" in page.inner_text("#asked")
+        assert page.locator(".queue-job").count() == 2
         page.wait_for_selector("#job-2 progress")
         studio.kill()
         studio.wait()

@@ -85,7 +85,7 @@ def test_from_images_to_a_drawing_by_clicks(folders, page, complaints):
 
         page.click("text=Duplicate with changes")
         page.fill("#f-training-max_steps", "1")
-        page.click("text=Add to the queue")
+        page.dblclick("text=Add to the queue")
         page.wait_for_selector("#answer :text('It is job 1 of the queue')")
         page.click("nav >> text=Queue")
         page.on("dialog", lambda dialog: dialog.accept())  # the first run may not have ended yet

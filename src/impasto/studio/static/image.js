@@ -15,6 +15,11 @@
   const clamp = (value, least, most) => Math.min(Math.max(value, least), Math.max(least, most));
   const tool = () => document.querySelector("[name=tool]:checked").value;
 
+  const PART = { "hx-request": "true" }; // a refusal is one sentence then, not a page
+  const sentenceOf = async (response) => (
+    new DOMParser().parseFromString(await response.text(), "text/html").body.textContent.trim()
+  );
+
   // the crop
 
   const read = () => Object.fromEntries(Object.entries(fields).map(([name, field]) => [name, Math.round(Number(field.value)) || 0]));
@@ -60,7 +65,9 @@
     const values = new URLSearchParams({ ...read(), resolution: resolution.value });
     let answer;
     try {
-      answer = await (await fetch(`${address}/bucket?${values}`)).json();
+      const response = await fetch(`${address}/bucket?${values}`, { headers: PART });
+      const isJson = response.headers.get("content-type")?.includes("json");
+      answer = isJson ? await response.json() : { fault: await sentenceOf(response) };
     } catch {
       answer = { fault: "The studio does not answer. Is it still running?" };
     }
@@ -293,7 +300,7 @@
     content.append("masks", form.elements.masks.value);
     content.append("mask", await asImage(), "mask.png");
     try {
-      const answer = await fetch(`${address}/mask`, { method: "POST", body: content, headers: { "hx-request": "true" } });
+      const answer = await fetch(`${address}/mask`, { method: "POST", body: content, headers: PART });
       if (answer.ok) {
         const { saved: file } = await answer.json();
         saved = number;
@@ -302,7 +309,7 @@
         state.textContent = state.dataset.there;
         document.querySelector("[name=overwrite]").required = true;
       } else {
-        said.textContent = new DOMParser().parseFromString(await answer.text(), "text/html").body.textContent.trim();
+        said.textContent = await sentenceOf(answer);
       }
     } catch {
       said.textContent = "The studio does not answer. Is it still running?";

@@ -4,6 +4,18 @@ document.addEventListener("input", event => { // who types a seed wants that one
   const random = event.target.id === "seed" && document.getElementById("random_seed");
   if (random) random.checked = false;
 });
+(() => { // a double click sends once: the second request would only be refused
+  let last = null;
+  document.addEventListener("click", event => {
+    const button = event.target.closest?.("button");
+    if (!button || !(button.type === "submit" || button.hasAttribute("hx-post"))) return;
+    if (event.detail > 1 && button === last) {
+      event.preventDefault();
+      event.stopImmediatePropagation();
+    }
+    last = button;
+  }, true);
+})();
 (() => {
   const WORDS = "The studio does not answer. Is it still running? Runs and tasks go on without it. Where it was started anew, open the address that it printed.";
   const place = document.getElementById("asked");
