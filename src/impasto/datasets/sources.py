@@ -207,4 +207,6 @@ def _require_room_for_derived_data(config: DatasetConfig) -> None:
         if files.writes_caches():
             temporary_names.remove_leftovers(config.derived_dir)  # left by a killed scan
     except StorageError as error:
-        raise StorageError(f"{error} Set dataset.cache_dir to a writable folder.") from error
+        raise StorageError(
+            f"{error} Set dataset.cache_dir (--cache-dir on a command line) to a writable folder."
+        ) from error
