@@ -168,7 +168,9 @@ def test_a_disk_too_small_is_found_before_training(train_config, monkeypatch):
         saving={"model_every_steps": 1, "state_every_steps": 1, "format": "safetensors"}
     )
     monkeypatch.setattr(disk, "free_bytes", lambda _: 10 << 20)
-    with pytest.raises(StorageError, match=r"3 states of .*, 6 models of .*The run was not started"):
+    with pytest.raises(
+        StorageError, match=r"3 states of .*, 6 models of .*The run was not started"
+    ):
         train(config)
     assert not config.output_dir.exists()
 

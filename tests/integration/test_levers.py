@@ -467,7 +467,10 @@ def test_a_plan_for_a_larger_machine_says_what_is_free_here(train_config, monkey
     monkeypatch.setattr(resolve, "free_memory", lambda _: 1000 * MIB)
     config, notes = train_config(training={"memory": 6}), Notes()
     resolve.resolve_settings(config, survey(config), notes, check=False)
-    assert "On this machine 1.0 GiB are free: a run here would choose settings for that." in notes.lines
+    assert (
+        "On this machine 1.0 GiB are free: a run here would choose settings for that."
+        in notes.lines
+    )
     assert any(line.startswith("training.memory allows 6.0 GiB") for line in notes.lines)
 
 

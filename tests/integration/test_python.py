@@ -447,9 +447,7 @@ def test_a_setting_that_a_part_in_code_replaces_is_refused(desk, part, setting, 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_settings_of_an_optimizer_in_code_are_those_that_it_reads(desk):
     config = run_of(desk, "optimizer.weight_decay=300", "training.max_steps=1")
-    said = (
-        r"optimizer\.weight_decay is 300.0, which has no effect with Overrides\.build_optimizer"
-    )
+    said = r"optimizer\.weight_decay is 300.0, which has no effect with Overrides\.build_optimizer"
     with pytest.raises(ConfigError, match=said):
         impasto.train(config, overrides=impasto.Overrides(build_optimizer=sgd))
     assert not (desk / "runs/mine").exists()

@@ -95,7 +95,9 @@ def test_a_loss_that_is_no_number_is_not_the_least(nano_model):
     """NaN compares with nothing: as the first of a list it would win."""
     points = [Point(0.0, math.nan), Point(0.5, 0.3), Point(0.75, 0.2), Point(1.0, -math.inf)]
     assert Way(None, points).best.ratio == 0.75
-    with pytest.raises(RunError, match="No validation loss between base model and result is finite"):
+    with pytest.raises(
+        RunError, match="No validation loss between base model and result is finite"
+    ):
         _ = Way(None, [points[0], points[-1]]).best
     with pytest.raises(ValueError, match="JSON compliant"):
         mixed_info([open_model(nano_model)], Path("m"), None, {"loss": math.nan})

@@ -159,7 +159,11 @@ def test_other_optimizers_obey_rates(kind):
     ("kind", "arguments", "words"),
     [
         ("prodigy", {"d_coeff": 0.5}, "does not take d_coeff (the nearest is d_coef"),
-        ("adamw", {"lr": 1.0}, "optimizer.arguments.lr has no effect on optimizer.kind adamw: set optimizer.lr"),
+        (
+            "adamw",
+            {"lr": 1.0},
+            "optimizer.arguments.lr has no effect on optimizer.kind adamw: set optimizer.lr",
+        ),
         ("alig", {}, "cannot be used with these settings: a first step failed with NoClosureError"),
         ("sgd8bit", {"nesterov": True}, "bitsandbytes' SGD has ordinary momentum only"),
         ("prodigy", {"beta3": "x"}, "cannot be used with these settings"),

@@ -245,7 +245,10 @@ def test_arguments_reach_the_optimizer():
     [
         ({"kind": "adamv"}, "is not an optimizer. The nearest names are adam"),
         ({"kind": "AdEMAMix8bit"}, "names are bitsandbytes.optim.AdEMAMix8bit;"),
-        ({"arguments": {"beta": 1}}, "does not take beta (the nearest is betas; accepted are amsgrad"),
+        (
+            {"arguments": {"beta": 1}},
+            "does not take beta (the nearest is betas; accepted are amsgrad",
+        ),
         ({"arguments": {"amsgrad": 3}}, "amsgrad is 3; expected something like False"),
         ({"kind": "adamw8bit", "arguments": {"min_8bit_size": "x"}}, "like 4096"),
         ({"kind": "prodigy", "betas": (0.9, 0.9, 0.9, 0.9)}, "expected something like"),

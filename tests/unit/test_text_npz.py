@@ -570,6 +570,7 @@ def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
     )
     with pytest.raises(
         ImpastoError,
-        match=r"outputs in files \(3 with changed content: 000_te_outputs\.npz, 001_te_outputs\.npz, ",
+        match=r"outputs in files \(3 with changed content: 000_te_outputs\.npz, "
+        r"001_te_outputs\.npz, ",
     ):
         resume(longer.output_dir, changed=longer)
