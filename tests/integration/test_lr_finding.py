@@ -122,7 +122,7 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(
     ("changes", "words"),
     [
         ({"optimizer": {"kind": "prodigy", "lr": 1.0}}, "finds the learning rate itself"),
-        ({"dataset": {"random_crop": True}}, "there is nothing to measure the loss on"),
+        ({"dataset": {"random_crop": True}}, "The loss cannot be measured on fixed images"),
     ],
 )
 def test_a_plan_is_refused_where_the_test_is(run_file, fresh_accelerate, changes, words):

@@ -368,7 +368,7 @@ class Adapter(impasto.FullFineTune):
         (
             ("method.kind=hypernetwork", "saving.format=a1111"),
             {"trainable": attention_alone},
-            "method.kind is hypernetwork, and Overrides.trainable",
+            "method.kind is hypernetwork, but Overrides.trainable",
         ),
         (
             ("training.weight_dtype=bf16", "training.mixed_precision=bf16"),
@@ -400,7 +400,7 @@ def test_folders_sizes_and_runs_are_named_plainly(pictures, train_config, fresh_
 def test_memory_is_not_found_for_an_optimizer_in_code(train_config):
     config = train_config(training={"memory": 1})
     overrides = impasto.Overrides(build_optimizer=lambda modules, settings, rules: None)
-    with pytest.raises(ConfigError, match=r"Overrides\.build_optimizer makes another one"):
+    with pytest.raises(ConfigError, match=r"Overrides\.build_optimizer builds another"):
         impasto.train(config, overrides=overrides)
 
 

@@ -474,7 +474,9 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
         for parameter in network.parameters():
             parameter.data.add_(0.3 * torch.randn_like(parameter))
     export_texts(records_of(folder), other, ENDING, CPU, SILENT)
-    with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
+    with pytest.raises(
+        DatasetError, match=r"does not hold the outputs of this model's text encoders"
+    ):
         found_in(folder, config, model)
 
 
