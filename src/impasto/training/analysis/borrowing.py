@@ -68,7 +68,7 @@ def borrowed_session(
         locks.SharedLock(folder, doing, patience),
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
-        previews = config.previews.model_copy(update={"features": None})  # nobody reads its metrics
+        previews = config.previews.model_copy(update={"features": None})  # its metrics are not read
         saving = config.saving.model_copy(update={"merge_ratio": 1.0})  # it exports nothing
         changes = {"output_dir": Path(scratch), "previews": previews, "saving": saving}
         elsewhere = config.model_copy(update=changes)

@@ -68,7 +68,7 @@ def _read_of(
     """
     found: dict[str, Any] = {}
     modules, looked_in = [(path, module)], set()
-    for where, inside in modules:  # grows
+    for where, inside in modules:  # grows during the loop
         if inside.__name__ in looked_in or not is_module_of_user(inside.__name__):
             continue
         looked_in.add(inside.__name__)

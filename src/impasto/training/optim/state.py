@@ -114,7 +114,7 @@ def optimizer_scalars(
     }
     starts = [names[group["params"][0]] for group in optimizer.param_groups]
     return {
-        "parameters": dict(sorted(per_parameter.items())),  # resumed runs meet others first
+        "parameters": dict(sorted(per_parameter.items())),  # a resumed run inserts in another order
         "groups": group_scalars(optimizer),
         "group_starts": starts,
     }

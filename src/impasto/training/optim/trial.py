@@ -80,7 +80,7 @@ def steps_weights_alone(build: Build, device: torch.device) -> bool:
         for step in range(_STEPS):
             for parameters, optimizers in ((together, [one]), (apart, each)):
                 torch.manual_seed(1 + step)
-                for number, parameter in enumerate(parameters):  # of several magnitudes
+                for number, parameter in enumerate(parameters):  # gradients of several sizes
                     gradient = torch.randn(parameter.shape) * 10**number
                     parameter.grad = gradient.to(device)
                 for optimizer in optimizers:

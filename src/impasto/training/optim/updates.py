@@ -177,7 +177,7 @@ class UpdateInBackward:
         Raises:
             NonFiniteError: The loss or the measured norm is not finite; no weight was changed.
         """
-        del is_last  # there is one
+        del is_last  # always true: nothing is accumulated here
         last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
         scaled = self._precision.scaled(loss)
         self._norms = {}
