@@ -133,5 +133,5 @@ def test_a_plan_is_refused_where_the_test_is(run_file, fresh_accelerate, changes
 def test_a_plan_is_refused_among_several_processes(run_file, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ConfigError, match="Start it without others"):
+    with pytest.raises(ConfigError, match="Start it without a launcher"):
         commands.main(["find-lr", str(run_file()), "--plan"], standalone_mode=False)
