@@ -111,8 +111,8 @@ class StandingMemory:
     def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
         """Return the bytes of cached outputs of frozen text encoders.
 
-        There are two caches, each limited by `training.text_cache_mib`: one for training captions,
-        one for validation and previews.
+        Two caches are counted, each limited by `training.text_cache_mib`: one for training
+        captions, one for validation and previews, which is separate on a GPU only.
         """
         if config.trains_text_encoder or unloads_text_encoder(config):
             return 0
