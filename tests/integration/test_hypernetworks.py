@@ -208,7 +208,9 @@ def test_previews_are_drawn_at_the_strength_of_the_prompt(hypernetwork_config, t
 
 
 def test_widths_that_the_model_does_not_have_are_named_as_the_setting(hypernetwork_config):
-    with pytest.raises(ConfigError, match=r"method\.widths has 17, and the contexts of this model"):
+    with pytest.raises(
+        ConfigError, match=r"method\.widths has 17, but the attention contexts of this model"
+    ):
         train(hypernetwork_config(hypernetwork={"widths": [17]}))
 
 

@@ -168,7 +168,9 @@ def test_a_disk_too_small_is_found_before_training(train_config, monkeypatch):
         saving={"model_every_steps": 1, "state_every_steps": 1, "format": "safetensors"}
     )
     monkeypatch.setattr(disk, "free_bytes", lambda _: 10 << 20)
-    with pytest.raises(StorageError, match=r"3 states of .*, 6 models of .*Nothing was begun"):
+    with pytest.raises(
+        StorageError, match=r"3 states of .*, 6 models of .*The run was not started"
+    ):
         train(config)
     assert not config.output_dir.exists()
 
@@ -189,7 +191,7 @@ def test_models_in_a_folder_of_their_own_are_room_for_a_resumed_run(
     written = sum(file.stat().st_size for file in there if file.is_file())
     left = plan.run_bytes + plan.models_bytes - written
     monkeypatch.setattr(disk, "free_bytes", lambda _: left - (1 << 20))
-    with pytest.raises(StorageError, match="Nothing was begun"):
+    with pytest.raises(StorageError, match="The run was not started"):
         resume(config.output_dir)
     monkeypatch.setattr(disk, "free_bytes", lambda _: left)
     assert resume(config.output_dir).exported_model() is not None

@@ -168,7 +168,7 @@ def test_plans_tell_what_patterns_find(settings, tmp_path, fresh_accelerate):
     assert names
     assert all(".attn2." in name for name in names)
     assert found["model"]["parts"].keys() == {"unet"}
-    with pytest.raises(ConfigError, match=r"'attention\*', which no weight"):
+    with pytest.raises(ConfigError, match=r"'attention\*', which matches no weight"):
         plan_as_json(
             settings(tmp_path / "none", method={"train_only": ["*.attn2.*", "attention*"]})
         )
@@ -177,7 +177,7 @@ def test_plans_tell_what_patterns_find(settings, tmp_path, fresh_accelerate):
         plan_as_json(settings(tmp_path / "frozen", method=frozen))
     idle = {"train_only": ["mid_block.*"], "block_lrs": {"up_blocks.0": 1e-6}}
     with pytest.raises(
-        ConfigError, match=r"up_blocks\.0, of which method\.train_only lets nothing"
+        ConfigError, match=r"up_blocks\.0, of which method\.train_only trains nothing"
     ):
         plan_as_json(settings(tmp_path / "idle", method=idle))
     table = {"train_only": ["*.attn2.*"], "block_lrs": {"conv_in": 1e-6, "mid_block": 1e-6}}

@@ -340,7 +340,7 @@ def test_a_run_that_does_not_fit_does_not_begin(train_config, monkeypatch, memor
     """Nor where `training.memory` allows more than there is."""
     config = train_config(training={"fit_check": True, **memory})
     monkeypatch.setattr(resolve, "free_memory", lambda _: 100 * MIB)
-    with pytest.raises(OutOfMemoryError, match=r"Take a smaller dataset\.resolution") as fault:
+    with pytest.raises(OutOfMemoryError, match=r"Use a smaller dataset\.resolution") as fault:
         train(config)
     assert "workspace" in str(fault.value)
     assert not config.output_dir.exists()
@@ -364,19 +364,19 @@ def test_memory_chooses_settings_that_are_written_down(train_config, monkeypatch
     for memory in ("auto", 12):
         roomy, notes = settings(memory), Notes()
         resolve.resolve_settings(roomy, survey(roomy), notes)
-        assert any("the run takes about" in line for line in notes.lines)
+        assert any("the run will take about" in line for line in notes.lines)
 
     monkeypatch.setattr(resolve, "free_memory", lambda _: RUNTIME["cpu"] + 6 * MIB)
     notes = Notes()
     run = train(settings("auto"), notes)
     assert any("optimizer_in_backward" in line for line in notes.lines)
-    assert any("are free: chosen" in line for line in notes.lines)
+    assert any("are free: the settings below were chosen" in line for line in notes.lines)
     written = run.config_file.read_text(encoding="utf-8")
     assert 'optimizer_in_backward = "last_norm"' in written
     assert "memory = " not in written
     allowed, notes = settings(12), Notes()
     chosen = resolve.resolve_settings(allowed, survey(allowed), notes)
-    assert any("are free: chosen" in line for line in notes.lines)
+    assert any("are free: the settings below were chosen" in line for line in notes.lines)
     assert chosen.training.optimizer_in_backward == "last_norm"
     assert chosen.training.memory is None
 
@@ -390,7 +390,7 @@ def test_what_was_asked_for_is_not_chosen_anew(train_config, monkeypatch):
     written = run.config_file.read_text(encoding="utf-8")
     assert 'optimizer_in_backward = "off"' in written
     assert 'kind = "adamw"' in written
-    assert any(line.strip().startswith("That is more") for line in notes.lines)
+    assert any(line.strip().startswith("That is more than the limit") for line in notes.lines)
 
 
 @fewer_operations
@@ -420,7 +420,7 @@ def test_the_largest_batch_is_that_of_datasets_without_one_of_their_own(train_co
     counts = sampler_groups(found.plan.images).counts()
     largest = max((g for g in counts if g.dataset == 1), key=lambda g: g.bucket.area)
     (line,) = (line for line in notes.lines if line.startswith("Batches of "))
-    assert f"images of {largest.bucket}," in line
+    assert f"images of {largest.bucket} (more of smaller images)" in line
     with pytest.raises(ConfigError, match="each dataset has a batch_size of its own"):
         train_config(dataset={"batch_size": 3}, training={"batch_size": "auto"})
 
@@ -445,7 +445,7 @@ def test_one_odd_image_does_not_choose_the_batch_of_all(train_config, tmp_path, 
     small = min(sampler_groups(found.plan.images).counts(), key=lambda g: g.bucket.area)
     assert batch_size_of(resolved, small) >= 24
     (line,) = (line for line in notes.lines if line.startswith("Batches of "))
-    assert "an epoch has not enough images to fill larger ones" in line
+    assert "an epoch has too few images to fill larger ones" in line
 
 
 @fewer_operations
@@ -459,7 +459,7 @@ def test_the_plan_tells_memory_by_parts_and_time_and_what_would_make_it_fit(run_
     for part in ("Weights", "Activations", "Optimizer", "Workspace", "In all"):
         assert part in text
     assert "a step" in text
-    assert "training.memory allows 6.0 GiB: the run takes about" in text
+    assert "training.memory allows 6.0 GiB: the run will take about" in text
 
 
 @fewer_operations
@@ -467,7 +467,10 @@ def test_a_plan_for_a_larger_machine_says_what_is_free_here(train_config, monkey
     monkeypatch.setattr(resolve, "free_memory", lambda _: 1000 * MIB)
     config, notes = train_config(training={"memory": 6}), Notes()
     resolve.resolve_settings(config, survey(config), notes, check=False)
-    assert "On this machine 1.0 GiB are free: a run here chooses for those." in notes.lines
+    assert (
+        "On this machine 1.0 GiB are free: a run here would choose settings for that."
+        in notes.lines
+    )
     assert any(line.startswith("training.memory allows 6.0 GiB") for line in notes.lines)
 
 

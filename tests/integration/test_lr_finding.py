@@ -122,7 +122,7 @@ def test_a_plan_says_what_would_be_done_and_does_nothing(
     ("changes", "words"),
     [
         ({"optimizer": {"kind": "prodigy", "lr": 1.0}}, "finds the learning rate itself"),
-        ({"dataset": {"random_crop": True}}, "there is nothing to measure the loss on"),
+        ({"dataset": {"random_crop": True}}, "The loss cannot be measured on fixed images"),
     ],
 )
 def test_a_plan_is_refused_where_the_test_is(run_file, fresh_accelerate, changes, words):
@@ -133,5 +133,5 @@ def test_a_plan_is_refused_where_the_test_is(run_file, fresh_accelerate, changes
 def test_a_plan_is_refused_among_several_processes(run_file, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    with pytest.raises(ConfigError, match="Start it without others"):
+    with pytest.raises(ConfigError, match="Start it without a launcher"):
         commands.main(["find-lr", str(run_file()), "--plan"], standalone_mode=False)

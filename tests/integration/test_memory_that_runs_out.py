@@ -57,7 +57,7 @@ def test_memory_that_runs_out_in_the_step_is_explained_and_nothing_lost(
     assert "while training on 64x" in message
     assert "The state after 3 steps is saved" in message
     later, _, now = message.partition(
-        "What would help most and may be changed before it is resumed: "
+        "What would help most and may be changed before the run is resumed: "
     )
     now, _, resumed = now.partition(". ")
     later = later.partition("is saved. ")[2].removesuffix(". ")
@@ -147,7 +147,7 @@ def test_memory_that_runs_out_in_the_optimizer_names_what_goes_with_the_state_th
     with pytest.raises(OutOfMemoryError) as caught:
         resume(config.output_dir) if resumes else train(config)
     assert "no state was saved. The newest state is what it goes on from. " in str(caught.value)
-    assert "may be changed before it is resumed: " in str(caught.value)
+    assert "may be changed before the run is resumed: " in str(caught.value)
     assert RunDirectory(config.output_dir).saved_steps() == [2]
 
 

@@ -55,7 +55,7 @@ def test_the_ends_of_the_way_are_what_the_run_measured(run, tmp_path):
     assert {file: file.stat().st_mtime_ns for file in run.path.rglob("*")} == before
     names = sorted(path.name for path in (tmp_path / "along").iterdir())
     assert names == ["00-000.png", "01-000.png", "02-000.png", "sheet.png"]
-    with pytest.raises(ConfigError, match="is or holds"):
+    with pytest.raises(ConfigError, match="is or contains"):
         walk(run, [0.0, 1.0], SilentProgress(), run.path, overwrite=True)
 
 

@@ -202,7 +202,7 @@ def test_training_goes_by_what_the_model_records(changed, run_file, tmp_path):
     )
     assert result.exit_code == 0, result.output
     said = " ".join(result.output.split())
-    assert "trained with clip skip 2: taken" in said
+    assert "Using clip skip 2: " in said
     assert "trained at 1024x1024" in said
     run = tmp_path / "run"
     assert "clip_skip = 2" in (run / "config.toml").read_text(encoding="utf-8")

@@ -368,7 +368,7 @@ class Adapter(impasto.FullFineTune):
         (
             ("method.kind=hypernetwork", "saving.format=a1111"),
             {"trainable": attention_alone},
-            "method.kind is hypernetwork, and Overrides.trainable",
+            "method.kind is hypernetwork, but Overrides.trainable",
         ),
         (
             ("training.weight_dtype=bf16", "training.mixed_precision=bf16"),
@@ -400,7 +400,7 @@ def test_folders_sizes_and_runs_are_named_plainly(pictures, train_config, fresh_
 def test_memory_is_not_found_for_an_optimizer_in_code(train_config):
     config = train_config(training={"memory": 1})
     overrides = impasto.Overrides(build_optimizer=lambda modules, settings, rules: None)
-    with pytest.raises(ConfigError, match=r"Overrides\.build_optimizer makes another one"):
+    with pytest.raises(ConfigError, match=r"Overrides\.build_optimizer builds another"):
         impasto.train(config, overrides=overrides)
 
 
@@ -436,7 +436,7 @@ def test_a_setting_that_a_part_in_code_replaces_is_refused(desk, part, setting, 
         "timesteps": Uniform(), "loss_weight": unweighted, "error": tripled, "noise": Twice(),
         "lr_schedule": lambda step, total: 1.0,
     }  # fmt: skip
-    said = rf"{path} is {shown}, which has no effect beside Overrides\.{part}\. Take one"
+    said = rf"{path} is {shown}, which has no effect with Overrides\.{part}\. Remove one"
     with pytest.raises(ConfigError, match=said):
         impasto.train(run_of(desk, setting), overrides=impasto.Overrides(**{part: parts[part]}))
     assert not (desk / "runs/mine").exists()
@@ -447,9 +447,7 @@ def test_a_setting_that_a_part_in_code_replaces_is_refused(desk, part, setting, 
 @pytest.mark.usefixtures("fresh_accelerate")
 def test_settings_of_an_optimizer_in_code_are_those_that_it_reads(desk):
     config = run_of(desk, "optimizer.weight_decay=300", "training.max_steps=1")
-    said = (
-        r"optimizer\.weight_decay is 300.0, which has no effect beside Overrides\.build_optimizer"
-    )
+    said = r"optimizer\.weight_decay is 300.0, which has no effect with Overrides\.build_optimizer"
     with pytest.raises(ConfigError, match=said):
         impasto.train(config, overrides=impasto.Overrides(build_optimizer=sgd))
     assert not (desk / "runs/mine").exists()
@@ -479,7 +477,7 @@ def test_a_run_that_was_begun_with_idle_settings_goes_on_with_a_note(desk, monke
     events = Notes()
     assert len(losses(impasto.resume(run.path, events, overrides))) == 2
     for path, part in (("loss.kind is l1", "error"), ("optimizer.eps is 0.5", "build_optimizer")):
-        assert f"{path}, which has no effect beside Overrides.{part}." in events.notes
+        assert f"{path}, which has no effect with Overrides.{part}." in events.notes
 
 
 @pytest.mark.parametrize(
@@ -553,11 +551,11 @@ def lbfgs(modules, settings, rules):
             lambda step, total: [1.0, math.nan][step],
             r"nan for \(1, 3\), .* a finite",
         ),
-        ("conditioner", lambda conditioner: None, "returned None; expected what is called with"),
+        ("conditioner", lambda conditioner: None, "returned None; expected a function of"),
         ("build_optimizer", lambda *_: None, "None, a NoneType; expected a torch.optim.Optimizer"),
         ("build_optimizer", lbfgs, "returned LBFGS, which computes the loss several times"),
         ("trainable", lambda config, model: model, "a BaseModel; expected a Trainable"),
-        ("trainable", frozen, "of which nothing learns: no parameter"),
+        ("trainable", frozen, "that trains nothing: no parameter"),
     ],
 )
 def test_what_a_part_returns_is_checked_and_named(desk, part, given, said):

@@ -117,15 +117,15 @@ def test_nothing_is_advised_that_would_be_refused(train_config, training, not_ad
     ("settings", "says", "says_not"),
     [
         ({"training": {"batch_size": 4}}, "steps = 2 (the same training, in", "batch_size of"),
-        ({"training": {"batch_size": 5}}, "steps = 3 (smaller pieces, and about", "the same"),
+        ({"training": {"batch_size": 5}}, "steps = 3 (smaller batches, and about", "the same"),
         (
             {"training": {"batch_size": 4, "batch_by_pixels": True}},
-            "steps = 2 (smaller pieces, and about",
+            "steps = 2 (smaller batches, and about",
             "the same",
         ),
         (
             {"training": {"batch_size": 2}, "dataset": {"batch_size": 4}},
-            "a smaller batch_size of the dataset that has its own (it is 4)",
+            "a smaller batch_size of the dataset that sets its own (now 4)",
             "training.batch_size",
         ),
     ],

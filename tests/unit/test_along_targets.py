@@ -41,10 +41,10 @@ def run(train_config, nano_model, tmp_path):
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        (".", "is or holds"), ("run", "is or holds"), ("data", "is or holds"),
-        ("data/images", "is or holds"), ("data/images/new", "is in .*image_dir"),
-        ("out", "is or holds"), ("base.safetensors", "is or holds"),
-        ("mine", "it also holds notes.txt,"), ("inner", "it also holds 01-000.png,"),
+        (".", "is or contains"), ("run", "is or contains"), ("data", "is or contains"),
+        ("data/images", "is or contains"), ("data/images/new", "is in .*image_dir"),
+        ("out", "is or contains"), ("base.safetensors", "is or contains"),
+        ("mine", "it also has notes.txt,"), ("inner", "it also has 01-000.png,"),
         ("file.txt", "is a file"),
     ],
 )  # fmt: skip
@@ -69,7 +69,7 @@ def test_earlier_previews_are_replaced_if_asked_for(run, tmp_path):
     for name in ("00-000.png", "101-1000.png", "sheet.png"):
         (folder / name).touch()
     require_previews_free(folder, *run, overwrite=True)
-    with pytest.raises(ConfigError, match="is already there"):
+    with pytest.raises(ConfigError, match="already exists"):
         require_previews_free(folder, *run, overwrite=False)
 
 
@@ -95,7 +95,9 @@ def test_a_loss_that_is_no_number_is_not_the_least(nano_model):
     """NaN compares with nothing: as the first of a list it would win."""
     points = [Point(0.0, math.nan), Point(0.5, 0.3), Point(0.75, 0.2), Point(1.0, -math.inf)]
     assert Way(None, points).best.ratio == 0.75
-    with pytest.raises(RunError, match="No validation loss on the way is a number"):
+    with pytest.raises(
+        RunError, match="No validation loss between base model and result is finite"
+    ):
         _ = Way(None, [points[0], points[-1]]).best
     with pytest.raises(ValueError, match="JSON compliant"):
         mixed_info([open_model(nano_model)], Path("m"), None, {"loss": math.nan})

@@ -146,5 +146,5 @@ def test_more_graphs_than_were_foreseen_end_the_run_in_words(dynamo):
     for size in (1, 2):
         with compiling.within_limit():
             block(torch.zeros(size, 3))
-    with pytest.raises(RunError, match="has made 2 graphs"), compiling.within_limit():
+    with pytest.raises(RunError, match="has compiled 2 graphs"), compiling.within_limit():
         block(torch.zeros(3, 3))

@@ -157,7 +157,7 @@ def test_an_optimizer_is_not_blamed_for_memory_that_ran_out():
 
     with pytest.raises(torch.OutOfMemoryError):
         require_steps("x", build(torch.OutOfMemoryError("CUDA out of memory")), torch.device("cpu"))
-    with pytest.raises(ConfigError, match="Take its arguments out"):
+    with pytest.raises(ConfigError, match="Remove its arguments"):
         require_steps("x", build(ValueError("no")), torch.device("cpu"))
 
 
@@ -184,7 +184,7 @@ def test_ram_that_runs_out_beside_a_gpu_is_called_so(error, has_state, asked, he
     said = str(out_of_memory(error, config, "training", "Saved.", gpu, has_state=has_state))
     assert said.startswith("RAM ran out while training. Saved. What would help most")
     assert f"{helps} (" in said
-    assert said.endswith("ending other programs.")
+    assert said.endswith("closing other programs.")
     assert not re.search("= true|waits? in RAM|gradient_checkpointing", said)
 
 

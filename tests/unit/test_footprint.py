@@ -240,7 +240,7 @@ def test_what_is_kept_in_ram_has_to_fit_there(train_config, bare_model):
     total = sum(kept.values())
     small = MemoryFitter(ladder.meter, "cuda", ladder.group, large, ram=total // 2)
     assert small.require_fit(config) is None
-    with pytest.raises(OutOfMemoryError, match="in RAM beside the GPU"):
+    with pytest.raises(OutOfMemoryError, match="of GPU data in RAM"):
         small.require_fit(streamed)
     close = MemoryFitter(ladder.meter, "cuda", ladder.group, large, ram=total)
     assert "That is close: close other programs" in close.require_fit(streamed)

@@ -159,13 +159,17 @@ def test_other_optimizers_obey_rates(kind):
     ("kind", "arguments", "words"),
     [
         ("prodigy", {"d_coeff": 0.5}, "does not take d_coeff (the nearest is d_coef"),
-        ("adamw", {"lr": 1.0}, "optimizer.arguments.lr has no effect on optimizer.kind adamw: it"),
-        ("alig", {}, "cannot be used as it is set: a first step ended with NoClosureError"),
+        (
+            "adamw",
+            {"lr": 1.0},
+            "optimizer.arguments.lr has no effect on optimizer.kind adamw: set optimizer.lr",
+        ),
+        ("alig", {}, "cannot be used with these settings: a first step failed with NoClosureError"),
         ("sgd8bit", {"nesterov": True}, "bitsandbytes' SGD has ordinary momentum only"),
-        ("prodigy", {"beta3": "x"}, "cannot be used as it is set"),
+        ("prodigy", {"beta3": "x"}, "cannot be used with these settings"),
         ("torch.optim.NoSuch", {}, "there is no such class"),
         ("no.such.Module", {}, "there is no such class"),
-        ("torch.nn.Linear", {}, "which is no optimizer"),
+        ("torch.nn.Linear", {}, "which is not an optimizer"),
         (".Adam", {}, "there is no such class"),
     ],
 )

@@ -243,9 +243,12 @@ def test_arguments_reach_the_optimizer():
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"kind": "adamv"}, "is no optimizer. The nearest names are adam"),
+        ({"kind": "adamv"}, "is not an optimizer. The nearest names are adam"),
         ({"kind": "AdEMAMix8bit"}, "names are bitsandbytes.optim.AdEMAMix8bit;"),
-        ({"arguments": {"beta": 1}}, "does not take beta (the nearest is betas; it takes amsgrad"),
+        (
+            {"arguments": {"beta": 1}},
+            "does not take beta (the nearest is betas; accepted are amsgrad",
+        ),
         ({"arguments": {"amsgrad": 3}}, "amsgrad is 3; expected something like False"),
         ({"kind": "adamw8bit", "arguments": {"min_8bit_size": "x"}}, "like 4096"),
         ({"kind": "prodigy", "betas": (0.9, 0.9, 0.9, 0.9)}, "expected something like"),
@@ -275,7 +278,7 @@ def test_a_state_that_cannot_be_saved_is_refused_before_training():
 @pytest.mark.parametrize(
     ("kind", "reason"),
     [
-        ("emonavi", "EmoNavi keeps 'ema' of all weights together"),
+        ("emonavi", "EmoNavi keeps 'ema' for all weights together"),
         ("magma", "cannot be resumed exactly"),
         ("stablespam", "cannot be resumed exactly"),
         ("spectralsphere", "only supports 2D"),
@@ -339,7 +342,7 @@ def test_an_earlier_state_with_other_groups_is_taken_where_its_counters_agree():
     restore_optimizer(chunked, names, tensors, scalars)
     assert len(chunked.param_groups) > 1
     differing = {**scalars, "groups": [{"k": 1}, {"k": 2}]}
-    with pytest.raises(RunError, match="offload_optimizer as it was"):
+    with pytest.raises(RunError, match="offload_optimizer that it was started with"):
         restore_optimizer(chunked, names, tensors, differing)
 
 

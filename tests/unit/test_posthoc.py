@@ -121,7 +121,7 @@ def test_averages_that_will_be_set_aside_are_no_room_for_a_run(tmp_path, monkeyp
     (tmp_path / "averages").mkdir()
     with (tmp_path / "averages" / "step-00000002.safetensors").open("wb") as file:
         file.truncate(plan.run_bytes)
-    with pytest.raises(StorageError, match="Nothing was begun"):
+    with pytest.raises(StorageError, match="The run was not started"):
         disk.require_room(plan, config)
     (tmp_path / "states" / "step-00000001").mkdir(parents=True)
     disk.require_room(plan, config)

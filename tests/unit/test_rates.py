@@ -113,7 +113,7 @@ def test_rates_that_fit_no_model_are_refused(build, method, words):
 def test_a_model_of_one_encoder_has_no_second(nano_architecture):
     model = meta_model_of_architecture(nano_architecture)
     asked = config(train_text_encoder=True, text_encoder_lrs={"text_encoder_2": 1e-6})
-    with pytest.raises(ConfigError, match=r"it has text_encoder\. Take it out"):
+    with pytest.raises(ConfigError, match=r"it has text_encoder\. Remove it"):
         build_trainable(asked, model)
 
 

@@ -82,7 +82,7 @@ def test_a_word_against_what_the_model_says_is_warned_of():
     for family_key, warnings in (("sdxl", 1), ("sdxl-v", 0), (None, 0)):
         identity = identify(clues(marks=marked, family_key=family_key))
         found = advice_on(config, identity, torch.device("cpu"), USUAL, weights=1000)
-        assert sum("it forgets what it knows" in line for line in found) == warnings
+        assert sum("a model forgets what it has learned" in line for line in found) == warnings
         assert ("a tensor v_pred" in identity.contradicted_by) == bool(warnings)
 
 

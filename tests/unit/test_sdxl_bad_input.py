@@ -244,9 +244,9 @@ def test_a_marked_file_against_settings_that_say_epsilon_is_warned_of(places, tr
     assert contents.identity.prediction.name == "epsilon"
     config = train_config(model={"path": str(file), "prediction_type": "epsilon"})
     told = advice_on(config, contents.identity, torch.device("cpu"), USUAL, weights=1000)
-    assert any("predicts epsilon, against what it says itself (modelspec" in line for line in told)
+    assert any("predicts epsilon, but its file says otherwise (modelspec" in line for line in told)
     usual = advice_on(config, open_model(file).identity, torch.device("cpu"), USUAL, weights=1000)
-    assert not any("against what it says itself" in line for line in usual)
+    assert not any("but its file says otherwise" in line for line in usual)
 
 
 def test_a_file_that_contradicts_itself_asks_for_a_word(changed):

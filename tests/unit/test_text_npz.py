@@ -425,7 +425,7 @@ def test_some_files_of_each_subset_are_compared(model, tmp_path, train_config, m
     file = small / "001_te_outputs.npz"
     with np.load(file) as arrays:
         as_sd_scripts_writes(file, pool2=-arrays["pool2"])
-    with pytest.raises(DatasetError, match=r"001_te_outputs\.npz holds something else"):
+    with pytest.raises(DatasetError, match=r"001_te_outputs\.npz does not hold the outputs"):
         find_given_texts(config, model, TextStates.of(model), lambda: records, CPU, SILENT)
 
 
@@ -463,7 +463,7 @@ def test_two_files_of_one_caption_must_agree(model, folder, config):
     assert refusals(folder, config, model) == {}
     as_sd_scripts_writes(folder / "002_te_outputs.npz", pool2=-pooled)
     found = refusals(folder, config, model)
-    assert "says something else than 000_te_outputs.npz" in found["002_te_outputs.npz"]
+    assert "differs from 000_te_outputs.npz" in found["002_te_outputs.npz"]
 
 
 def test_texts_of_another_model_end_the_run_before_it_begins(
@@ -479,7 +479,9 @@ def test_texts_of_another_model_end_the_run_before_it_begins(
     look_ahead(config, told)
     assert "Text encoder outputs in files are used for 3 of 3 captions." in told.lines
     export_texts(records_of(folder), other, ENDING, CPU, SILENT)
-    with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
+    with pytest.raises(
+        DatasetError, match=r"does not hold the outputs of this model's text encoders"
+    ):
         found_in(folder, config, model)
     with pytest.raises(DatasetError, match=r"something else than this model's text encoders make"):
         look_ahead(config, SILENT)
@@ -508,7 +510,7 @@ def test_files_that_a_state_recorded_are_used_whatever_their_time(model, folder,
     (difference,) = differences(saved, current)
     assert "(2 no longer used: 000_te_outputs.npz, 002_te_outputs.npz)" in difference
     (difference,) = differences(current, saved)
-    assert "(2 used now and not before: 000_te" in difference
+    assert "(2 used now but not before: 000_te" in difference
     (difference,) = differences(saved, {})
     assert "3 no longer used" in difference
     assert recorded_texts({TEXT_FILES: "{damaged"}) == recorded_texts({TEXT_FILES: "[]"}) == {}
@@ -577,6 +579,7 @@ def test_a_run_takes_its_texts_from_files_and_its_states_know_them(
     )
     with pytest.raises(
         ImpastoError,
-        match=r"outputs in files \(3 of other content: 000_te_outputs\.npz, 001_te_outputs\.npz, ",
+        match=r"outputs in files \(3 with changed content: 000_te_outputs\.npz, "
+        r"001_te_outputs\.npz, ",
     ):
         resume(longer.output_dir, changed=longer)

@@ -1,1 +1,1 @@
-"""What looks at a run's models beside or after it: mixtures, averages, learning rates to try."""
+"""Analyses of a run's models: mixtures with the base model, averages, learning-rate tests."""

@@ -1,8 +1,8 @@
-"""Models between a run's base model and its result: validation loss and previews of each.
+"""Measures models between a run's base model and its result: validation loss and previews.
 
-Weights between those of a model and of what was fine-tuned from it often do better than either, on
-what was trained and on what the base model knew (WiSE-FT: Wortsman et al. 2021, arXiv:2109.01903).
-What is measured is what the run measured: its held-out images, at its noise levels.
+Weights interpolated between a model and its fine-tuned version often perform better than either,
+both on the training data and on what the base model knew (WiSE-FT: Wortsman et al. 2021,
+arXiv:2109.01903). The loss is measured as the run did: on its held-out images, at its timesteps.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ FORMULA = FORMULAS["weighted-sum"]
 
 @dataclass(frozen=True)
 class Point:
-    """A model on the way.
+    """An interpolated model and its loss.
 
     Attributes:
-        ratio: 0 is the base model, 1 the result.
+        ratio: The position between the base model (0) and the result (1).
         loss: The validation loss.
     """
 
@@ -52,17 +52,17 @@ class Point:
 
     @property
     def is_finite(self) -> bool:
-        """Whether the loss is a number, neither NaN nor infinite."""
+        """Whether the loss is neither NaN nor infinite."""
         return math.isfinite(self.loss)
 
 
 @dataclass(frozen=True)
 class Way:
-    """A run's base model and its result, and what lies between them.
+    """A run's base model and its result, and the models measured between them.
 
     Attributes:
-        opened: The two, in this order.
-        points: What was measured, in the order of the ratios.
+        opened: The base model and the result, in this order.
+        points: The measured models, in the order of the requested ratios.
     """
 
     opened: Opened
@@ -70,16 +70,17 @@ class Way:
 
     @property
     def best(self) -> Point:
-        """The point with the least loss that is a number; of equals the one with the least ratio.
+        """The point with the lowest finite loss; of equal ones, the first.
 
         Raises:
-            RunError: No loss is a number.
+            RunError: No loss is finite.
         """
         measured = [point for point in self.points if point.is_finite]
         if not measured:
             raise RunError(
-                "No validation loss on the way is a number: all are NaN or infinite. Nothing was "
-                "written. Look at the run's base model and its result with impasto inspect."
+                "No validation loss between base model and result is finite: all are NaN or "
+                "infinite. Nothing was written. Check the run's base model and its result with "
+                "impasto inspect."
             )
         return min(measured, key=lambda point: point.loss)
 
@@ -96,16 +97,16 @@ def walk(
 
     Args:
         run: A finished run, with held-out images.
-        ratios: Where between the two; 0 is the base model, 1 the result.
-        progress: Shows how far the work is.
-        previews: A folder for the images of each and a sheet of all; None draws nothing.
-        overwrite: Whether previews of an earlier walk are replaced.
+        ratios: The positions to measure; 0 is the base model, 1 the result.
+        progress: Receives progress.
+        previews: The folder for each model's images and a sheet of all; None draws nothing.
+        overwrite: Whether previews of an earlier call are replaced.
 
     Raises:
-        ConfigError: The run has no held-out images, or no prompts that could be drawn, or the
-            folder holds or is something else than such previews.
-        ModelError: The base model or the result is gone or damaged.
-        RunError: The run has no result, or no loss is a number.
+        ConfigError: The run has no held-out images, or no prompts to draw, or the folder may not be
+            replaced since it has other files than such previews.
+        ModelError: The base model or the result is missing or damaged.
+        RunError: The run has no result, or no loss is finite.
     """
     config = load_begun_config(run.config_file)
     _require_walkable(run, config, draws=previews is not None)
@@ -113,7 +114,7 @@ def walk(
         require_previews_free(previews, run, config, overwrite=overwrite)
     opened = _open_ends(run, config, progress)
     with (
-        borrowed_session(config, progress, "measuring models on the way") as session,
+        borrowed_session(config, progress, "measuring mixtures") as session,
         contextlib.ExitStack() as held,
     ):
         if session.validator is None:
@@ -125,7 +126,7 @@ def walk(
         folder = None if previews is None else held.enter_context(files.replace_folder(previews))
         steps = len(ratios) * (1 if folder is None else 2)
         points: list[Point] = []
-        with progress.stage("Measuring on the way", steps, "steps") as advance:
+        with progress.stage("Measuring mixtures", steps, "steps") as advance:
             for number, ratio in enumerate(ratios):
                 _put(session, mix(opened.models, FORMULA.combine, Ratios(ratio)))
                 with looking(session):
@@ -138,7 +139,7 @@ def walk(
                         _draw(session, folder, number)
                         advance(1)
         way = Way(opened, points)
-        _ = way.best  # before anything is left on the disk
+        _ = way.best  # raises an error before anything is left on disk
         if folder is not None:
             _write_sheet(session, folder, points)
     return way
@@ -147,8 +148,8 @@ def walk(
 def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> None:
     if config.method.kind != "full":
         raise ConfigError(
-            f"{run.address} trained a hypernetwork: its strength is what lies between. Draw it "
-            f"with impasto sample --hypernetwork and --strengths."
+            f"{run.address} trained a hypernetwork, which is not mixed but applied at a strength. "
+            f"Compare strengths with impasto sample --hypernetwork and --strengths."
         )
     if run.exported_model() is None:
         raise RunError(f"{run.address} has not exported a model yet. Finish it first.")
@@ -156,12 +157,15 @@ def _require_walkable(run: RunDirectory, config: RunConfig, *, draws: bool) -> N
     if draws and not build_prompts(config):
         raise ConfigError(
             f"{run.address} has no prompts to draw (previews.prompts or previews.prompt_file). "
-            f"Take --previews out."
+            f"Remove --previews."
         )
 
 
 def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Opened:
-    """The base model as the run opened it, and the model that it exported."""
+    """Open the base model as the run did, and the model that the run exported.
+
+    Note a ratio that gives the purely trained weights if the exported model is a mixture.
+    """
     options, result = build_open_options(config), str(run.exported_model())
     ends = (open_model(config.model.path, options, progress), open_model(result, OpenOptions()))
     models = [require_complete(model, needed_tensors(model)) for model in ends]
@@ -169,16 +173,16 @@ def _open_ends(run: RunDirectory, config: RunConfig, progress: Progress) -> Open
     share = config.saving.merge_ratio
     if share != 1:
         progress.note(
-            f"The result is a mixture itself (saving.merge_ratio = {share:g}): ratio 1 is that "
-            f"mixture, and impasto merge BASE RESULT --ratio {1 / share:.4g} gives what was "
-            f"trained, by itself."
+            f"The result is itself a mixture (saving.merge_ratio = {share:g}): ratio 1 is that "
+            f"mixture, and impasto merge BASE RESULT --ratio {1 / share:.4g} gives the trained "
+            f"weights alone."
         )
     paths = [locate(config.model.path, options, progress), Path(result)]
     return Opened(models, paths, [], Ratios(1.0))
 
 
 def _put(session: Session, contents: ModelContents) -> None:
-    """Give what the run trained the weights of a mixture; what it did not train is the same."""
+    """Copy the weights of a mixture into the trained networks; untrained weights are equal."""
     with torch.no_grad():
         for component, tensors in session.trainable.export().items():
             for name, tensor in tensors.items():
@@ -188,7 +192,7 @@ def _put(session: Session, contents: ModelContents) -> None:
 
 
 def _draw(session: Session, folder: Path, number: int) -> None:
-    """Draw the prompts into `NUMBER-PROMPT.png`, both counted from 0."""
+    """Draw the prompts into files `NUMBER-PROMPT.png`, with both numbers counted from 0."""
     session.previewer.draw_into(folder, lambda row: image_name(number, row), lambda _: None)
 
 

@@ -1,4 +1,4 @@
-"""What `impasto merge --along` may write over: nothing of the run, its dataset or its models."""
+"""Checks that `impasto merge --along` overwrites no file of the run, its dataset or its models."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _OF_IMAGES = frozenset({"image_dir", "mask_dir", "train_data_dir", "reg_data_dir
 
 
 def image_name(number: int, row: int) -> str:
-    """The file name of a preview: the model's number and the prompt's, both from 0."""
+    """Return the file name of a preview, from the indexes of model and prompt, both from 0."""
     return f"{number:02d}-{row:03d}.png"
 
 
@@ -34,18 +34,18 @@ def require_targets(
     *,
     overwrite: bool,
 ) -> None:
-    """Make sure that what will be written replaces nothing else, before minutes go by.
+    """Check, before the slow work starts, that the files to be written replace nothing else.
 
     Args:
         run: The run that is measured.
-        output: How the best model is written; None writes none.
+        output: Where and how the best model is written; None writes none.
         previews: The folder of previews; None draws none.
-        progress: Who is told, where the base model has to be downloaded first.
-        overwrite: Whether previews of an earlier walk are replaced.
+        progress: Receives progress if the base model has to be downloaded first.
+        overwrite: Whether previews of an earlier call are replaced.
 
     Raises:
-        ConfigError: Something is there that stays.
-        ModelError: The base model is gone.
+        ConfigError: A target exists and may not be replaced.
+        ModelError: The base model is missing.
     """
     config = load_begun_config(run.config_file)
     if previews is not None:
@@ -65,18 +65,19 @@ def require_previews_free(
     *,
     overwrite: bool,
 ) -> None:
-    """Make sure that a folder of previews replaces nothing but such previews.
+    """Check that a new folder of previews would replace nothing but such previews.
 
     Args:
-        folder: Where they are to be.
-        run: The run that is drawn.
-        config: Its settings, which name the dataset and the models.
-        out: Where a model will be written beside it; None if none is.
+        folder: The folder for the previews.
+        run: The run whose prompts are drawn.
+        config: The run's settings, which name the dataset and the models.
+        out: The path of the model that will be written too; None if none is.
         overwrite: Whether earlier previews are replaced.
 
     Raises:
-        ConfigError: It is, or holds, the run, a path of its settings or `out`; it is in a folder
-            of images; or it holds a file that is no such preview.
+        ConfigError: The folder is or contains the run, a path of its settings or `out`; it is in a
+            folder of images; it exists without `overwrite`; or it has a file that is not such a
+            preview.
     """
     own = folder.resolve()
     settings = list(_paths(config.model_dump(mode="json")))
@@ -84,20 +85,21 @@ def require_previews_free(
     for path in kept:
         if path.resolve().is_relative_to(own):
             raise ConfigError(
-                f"{folder} is or holds {path}, which a folder of previews does not replace. "
-                f"Nothing was changed. Take another name for --previews."
+                f"{folder} is or contains {path}, which previews must not replace. Nothing was "
+                f"changed. Choose another folder for --previews."
             )
     for key, path in settings:
         if key in _OF_IMAGES and own.is_relative_to(path.resolve()):
             raise ConfigError(
-                f"{folder} is in {path}, where the run has its images ({key}). Nothing was "
-                f"changed. Take another name for --previews."
+                f"{folder} is in {path}, a folder of the run's images ({key}). Nothing was "
+                f"changed. Choose another folder for --previews."
             )
     if not folder.exists():
         return
     if not overwrite:
         raise ConfigError(
-            f"{folder} is already there; nothing was changed. Take another name, or --overwrite."
+            f"{folder} already exists. Nothing was changed. Choose another folder for --previews, "
+            f"or add --overwrite."
         )
     _require_previews_alone(folder)
 
@@ -105,8 +107,8 @@ def require_previews_free(
 def _require_previews_alone(folder: Path) -> None:
     if not folder.is_dir():
         raise ConfigError(
-            f"{folder} is a file, and previews are a folder. Nothing was changed. Take another "
-            f"name for --previews."
+            f"{folder} is a file, but --previews expects a folder. Nothing was changed. Choose "
+            f"another folder for --previews."
         )
     foreign = sorted(
         path.name
@@ -116,13 +118,13 @@ def _require_previews_alone(folder: Path) -> None:
     if foreign:
         more = f" (and {len(foreign) - 1} more)" if len(foreign) > 1 else ""
         raise ConfigError(
-            f"{folder} is not replaced: it also holds {foreign[0]}{more}, which is no preview of "
-            f"--along. Nothing was changed. Take another name for --previews."
+            f"{folder} is not replaced: it also has {foreign[0]}{more}, which is not a preview of "
+            f"--along. Nothing was changed. Choose another folder for --previews."
         )
 
 
 def _paths(settings: Mapping[str, Any]) -> Iterator[tuple[str, Path]]:
-    """Each setting that names something on the disk, and what it names."""
+    """Yield the name and path of each setting that is a path on disk."""
     waiting: list[tuple[str, Any]] = list(settings.items())
     while waiting:
         key, value = waiting.pop()

@@ -1,6 +1,6 @@
-"""A session that belongs to no run: for what looks at a run's model and data, and leaves no trace.
+"""A temporary training session, to measure with a run's model and data without changing the run.
 
-Latents and text that are encoded for it are kept where the run would keep them, and its own.
+Latents and text that are encoded for it are stored in the run's caches and kept there.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ WITHOUT_AVERAGES: Changes = {
     },
     "saving": {"average": "instead", "posthoc_every_steps": None, "posthoc_dtype": "fp16"},
 }  # fmt: skip
-"""Settings of a run that keeps no averages of its weights."""
+"""Changes of settings that turn off all averages of weights."""
 
 
 @contextlib.contextmanager
@@ -46,18 +46,18 @@ def borrowed_session(
     overrides: Overrides | None = None,
     known: Survey | None = None,
 ) -> Iterator[Session]:
-    """All that a run computes with, whose own files go to a temporary folder.
+    """Yield a session of a run whose output files go to a temporary folder.
 
     Args:
         config: The settings of the run.
-        progress: Shows how far the work is.
-        doing: What it is for, in words: `measuring models`.
-        overrides: What is given in code.
-        known: What was found of the images already.
+        progress: Receives progress.
+        doing: The purpose, for messages, such as `measuring models`.
+        overrides: Parts that are given in code; None for none.
+        known: The survey of the images, if it exists already.
 
     Raises:
         ConfigError: Several processes were started.
-        ImpastoError: As `build_session`.
+        ImpastoError: The session cannot be built, as for the run itself.
     """
     accelerator = build_accelerator()
     if accelerator.num_processes > 1:
@@ -68,7 +68,7 @@ def borrowed_session(
         locks.SharedLock(folder, doing, patience),
         tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch,
     ):
-        previews = config.previews.model_copy(update={"features": None})  # nobody reads its metrics
+        previews = config.previews.model_copy(update={"features": None})  # its metrics are not read
         saving = config.saving.model_copy(update={"merge_ratio": 1.0})  # it exports nothing
         changes = {"output_dir": Path(scratch), "previews": previews, "saving": saving}
         elsewhere = config.model_copy(update=changes)
@@ -76,38 +76,44 @@ def borrowed_session(
 
 
 def require_settings_alone(run: RunDirectory, instead: str) -> None:
-    """Make sure that a run is what its settings say, so that it can be measured by them.
+    """Check that a run's losses depend on its settings alone, so that they can be measured again.
 
     Args:
-        run: A run that was begun.
-        instead: What a person can do otherwise, as a sentence.
+        run: A run that was started.
+        instead: A sentence that tells the user what to do instead.
 
     Raises:
-        ConfigError: It was given parts in code that its losses depend on.
+        ConfigError: The run was given parts in code that its losses depend on.
     """
     code = run.read_json(CHANGED_SETTINGS).get("code")
-    if code is None:  # of an earlier version
+    if code is None:  # a run of an earlier version
         names = recorded_fingerprint(run)
         code = [name.removesuffix(GIVEN) for name in names if name.endswith(GIVEN)]
     given = [name for name in code if name not in _OF_LEARNING]
     if given:
         raise ConfigError(
             f"{run.address} was given parts in code ({', '.join(given)}), which its settings do "
-            f"not have: losses would be others than those that it measured. {instead}"
+            f"not have: the losses would differ from those that it measured. {instead}"
         )
 
 
-_OF_LEARNING = {"build_optimizer", "lr_schedule"}  # which no loss depends on
+_OF_LEARNING = {"build_optimizer", "lr_schedule"}  # they do not affect the loss of given weights
 
 
 def one_process_alone(doing: str) -> ConfigError:
-    """The error where several processes were started for what one does."""
-    return ConfigError(f"One process does this ({doing}). Start it without others.")
+    """Return the error to raise if several processes were started for single-process work."""
+    return ConfigError(
+        f"Several processes were started, but {doing} needs a single one. Start it without a "
+        f"launcher."
+    )
 
 
 @contextlib.contextmanager
 def looking(session: Session) -> Iterator[None]:
-    """The weights as they are, not an average of them, in the precision of the run."""
+    """Within the context, evaluate the current weights, not an average, in the run's precision.
+
+    Networks are in eval mode and uncompiled.
+    """
     modules: list[Any] = [trained.module for trained in session.trainable.modules]
     for module in modules:
         module.eval()

@@ -1,8 +1,8 @@
-"""The learning-rate range test on the session that a run would have.
+"""The learning-rate range test, on a session with the settings of a run.
 
-Steps are those of the run: its images, batches, optimizer and precision. What is measured after
-each is not the loss of its batch, which depends more on the timesteps drawn than on the weights,
-but that of the same images at the same noise and timesteps, as validation measures it.
+Its steps are those of the run: the same images, batches, optimizer and precision. The loss after
+each step is not that of its batch, which depends more on the timesteps drawn than on the weights,
+but that of fixed images with fixed noise and timesteps, as in validation.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ from impasto.training.steps.stepping import Stepper
 
 DOING = "looking for a learning rate"
 _NOTHING_ENCODED = (
-    "No image is encoded ahead, so there is nothing to measure the loss on: all change each time "
-    "they are shown (random_crop, color_aug, face_crop_aug_range). Take that out for the test, or "
-    "hold images out (validation.split)."
+    "The loss cannot be measured on fixed images: all images change each time they are shown "
+    "(random_crop, color_aug, face_crop_aug_range). Remove these settings for the test, or hold "
+    "images out (validation.split)."
 )
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What the loss is measured on after each step.
+    """The images and timesteps that the loss is measured on after each step.
 
     Attributes:
-        images: At most so many of the images that are trained on, spread over the dataset.
-        timesteps: Noise levels for each, evenly spread.
+        images: The most training images to use, spread over the dataset.
+        timesteps: Number of timesteps per image, evenly spread.
     """
 
     images: int = 8
@@ -61,21 +61,21 @@ class Probe:
 
 
 def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress) -> LrCurve:
-    """Train for a moment at rising rates, and measure the loss after each step.
+    """Train briefly at rising learning rates, and measure the loss after each step.
 
-    The run's directory is not touched, and nothing of what is trained is kept. Latents and text
-    that are encoded stay where the run will look for them.
+    The run directory is not touched, and the trained weights are discarded. Encoded latents and
+    text remain in the caches of the run.
 
     Args:
-        config: The settings of the run; all rates rise together, each in its ratio to
+        config: The settings of the run; all learning rates rise together, in their ratio to
             `optimizer.lr`.
-        tried: The rates.
-        probe: What the loss is measured on.
-        progress: Shows how far the work is.
+        tried: The learning rates to try.
+        probe: The images and timesteps that the loss is measured on.
+        progress: Receives progress.
 
     Raises:
-        ConfigError: The optimizer finds its rate itself, or the settings do not go together.
-        ImpastoError: As a run that begins.
+        ConfigError: The optimizer finds its learning rate itself, or settings are incompatible.
+        ImpastoError: The run could not be started with these settings.
     """
     config = settings_of_test(config, tried, progress)
     require_machine(config)
@@ -94,7 +94,7 @@ def find_lr(config: RunConfig, tried: LrRange, probe: Probe, progress: Progress)
 
 @dataclass(frozen=True)
 class _Rising:
-    """The factor on a run's rates that makes `optimizer.lr` the rate that is tried."""
+    """A schedule whose factor turns `optimizer.lr` into the learning rate that is tried."""
 
     tried: LrRange
     lr: float
@@ -107,16 +107,18 @@ class _Rising:
 def _require_rate(config: RunConfig) -> None:
     if row_of(config.optimizer.kind).finds_lr:
         raise ConfigError(
-            f"optimizer.kind {config.optimizer.kind} finds the learning rate itself, so there is "
-            f"none to look for: leave optimizer.lr at 1."
+            f"optimizer.kind {config.optimizer.kind} finds the learning rate itself, so the test "
+            f"does not apply: leave optimizer.lr at 1."
         )
 
 
 def settings_of_test(config: RunConfig, tried: LrRange, progress: Progress) -> RunConfig:
-    """The settings without what plays no part: averages, previews, a text encoder that waits.
+    """Return the settings of the test: without averages, previews and the schedule of the run.
+
+    A text encoder that is trained only in some steps is trained in all, with a note.
 
     Raises:
-        ConfigError: The optimizer finds its rate itself.
+        ConfigError: The optimizer finds its learning rate itself.
     """
     _require_rate(config)
     changes: dict[str, dict[str, object]] = {
@@ -128,16 +130,16 @@ def settings_of_test(config: RunConfig, tried: LrRange, progress: Progress) -> R
     if method.kind == "full" and (
         method.text_encoder_from_step or method.text_encoder_until_step is not None
     ):
-        progress.note("The text encoder learns in all steps of the test.")
+        progress.note("The text encoder is trained in all steps of the test.")
         changes["method"] = {"text_encoder_from_step": 0, "text_encoder_until_step": None}
     return with_changes(with_changes(config, WITHOUT_AVERAGES), changes)
 
 
 def measured_images(known: Survey, probe: Probe) -> int:
-    """How many images the loss would be measured on: as `_fixed_draws`, before any is encoded.
+    """Return how many images the loss would be measured on, before any is encoded.
 
     Raises:
-        ConfigError: No image would be encoded ahead.
+        ConfigError: No image has fixed latents.
     """
     subsets = (image.record.subset for image in known.plan.images)
     usable = (s for s in subsets if s.augmentation is None and not s.is_reg)
@@ -149,10 +151,10 @@ def measured_images(known: Survey, probe: Probe) -> int:
 
 
 def _fixed_draws(session: Session, probe: Probe) -> FixedDraws:
-    """What measures the loss: on images that are trained on, or else on those held out.
+    """Build the measurement of the loss: on training images, or on held-out ones if none is fit.
 
     Raises:
-        ConfigError: No image is encoded ahead.
+        ConfigError: No image has fixed latents.
     """
     config, prepared = session.config, session.prepared
     plan = _sample(prepared.training, probe.images)
@@ -170,7 +172,10 @@ def _fixed_draws(session: Session, probe: Probe) -> FixedDraws:
 
 
 def _sample(plan: CachedPlan, number: int) -> CachedPlan:
-    """Images that are encoded ahead and not for regularisation, spread over the dataset."""
+    """Return at most `number` images with fixed latents, spread over the dataset.
+
+    Regularisation images are left out.
+    """
     usable = [
         i
         for i, (image, key) in enumerate(zip(plan.images, plan.keys, strict=True))
@@ -181,7 +186,11 @@ def _sample(plan: CachedPlan, number: int) -> CachedPlan:
 
 
 def _tested(session: Session, tried: LrRange, draws: FixedDraws, progress: Progress) -> LrCurve:
-    """All steps, or those up to where the loss diverges."""
+    """Run the steps of the test until the loss diverges; return the measured curve.
+
+    Raises:
+        ConfigError: The base model's loss is not a finite positive number.
+    """
     stepper = Stepper(session, progress.note)
 
     def measured() -> float:
@@ -193,8 +202,8 @@ def _tested(session: Session, tried: LrRange, draws: FixedDraws, progress: Progr
     curve = LrCurve(measured(), [], [])
     if not math.isfinite(curve.first) or curve.first <= 0:
         raise ConfigError(
-            f"The base model's loss on these images is {curve.first}, before any step. Look at the "
-            f"model with impasto inspect."
+            f"The base model's loss on these images is {curve.first} before any step; expected a "
+            f"finite number above 0. Check the model with impasto inspect."
         )
     steps = iterate_steps(
         session.data,
@@ -229,12 +238,12 @@ def _tested(session: Session, tried: LrRange, draws: FixedDraws, progress: Progr
 
 
 class _TimeEstimate:
-    """Says once, after a step that compiles nothing, how long the test will take.
+    """Reports once, after the second step, which compiles nothing, how long the test will take.
 
     Args:
-        steps: How many there are.
-        draws: What is measured after each.
-        note: Receives each message.
+        steps: Number of steps of the test.
+        draws: The measurement after each step.
+        note: Receives the message.
     """
 
     def __init__(self, steps: int, draws: FixedDraws, note: Callable[[str], None]) -> None:
@@ -243,7 +252,7 @@ class _TimeEstimate:
         self._before = time.perf_counter()
 
     def step_is_done(self) -> None:
-        """Count a step of the range test, and say how long the rest takes."""
+        """Count a completed step; after the second, report how long the rest will take."""
         self._done += 1
         now = time.perf_counter()
         if self._done == 2:
@@ -251,6 +260,6 @@ class _TimeEstimate:
             self._note(
                 f"About {duration_text(left)} for the {counted(self._steps - 2, 'steps')} left, "
                 f"each with {counted(self._passes, 'forward passes')} to measure the loss; less if "
-                f"it diverges before."
+                f"it diverges earlier."
             )
         self._before = now

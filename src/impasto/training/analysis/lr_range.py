@@ -1,9 +1,9 @@
-"""The learning-rate range test as numbers: which rates are tried, and which one is suggested.
+"""The arithmetic of the learning-rate range test: the rates to try, and the rate to suggest.
 
 Smith 2017, "Cyclical Learning Rates for Training Neural Networks" (arXiv:1506.01186), section 3.3:
-train for a moment while the rate rises, and see where the loss falls and where it breaks. The rise
-by a constant factor, and the suggestion of a tenth of the rate with the least loss, are those of
-fastai's `lr_find` (`SuggestionMethod` "minimum"). Imports no torch.
+train briefly while the rate rises, and find where the loss falls and where it diverges. The rise by
+a constant factor, and the suggestion of a tenth of the rate with the lowest loss, are those of
+fastai's `lr_find` (`SuggestionMethod` "minimum"). Does not import torch.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from functools import cached_property
 from impasto.errors import ConfigError
 
 WINDOW = 5
-"""Points that a smoothed loss is the mean of: that point's and two on each side.
+"""Number of points that a smoothed loss averages: the point and two on each side.
 
-The mean is centred: a running mean would lag, and show the least loss at too high a rate."""
+The mean is centred: a running mean would lag, and show the lowest loss at too high a rate."""
 
 MARGIN = 10
-"""The suggested rate is that of the least loss divided by this, as in fastai."""
+"""The suggested rate is the rate with the lowest loss divided by this, as in fastai."""
 
 DIVERGED = 2.0
-"""A loss of so many times the first has diverged, and ends the test."""
+"""A loss above this multiple of the first one counts as diverged, and ends the test."""
 
 LEAST_FALL = 1e-3
-"""A fall of the loss by a smaller share of it is not called one."""
+"""A fall of the loss by a smaller fraction of it counts as none."""
 
 
 @dataclass(frozen=True)
 class LrRange:
-    """Rates that rise by the same factor from step to step.
+    """Learning rates that rise by a constant factor per step.
 
     Attributes:
-        low: The first.
-        high: The last.
-        steps: How many there are, at least 10.
+        low: The first rate.
+        high: The last rate.
+        steps: Number of rates, at least 10.
 
     Raises:
-        ConfigError: The first is not below the last.
+        ConfigError: The first rate is not above 0 and below the last.
     """
 
     low: float
@@ -50,23 +50,23 @@ class LrRange:
     def __post_init__(self) -> None:
         if not 0 < self.low < self.high:
             raise ConfigError(
-                f"The rates go from {self.low:g} to {self.high:g}: --from has to be above 0 and "
+                f"The rates go from {self.low:g} to {self.high:g}; --from must be above 0 and "
                 f"below --to."
             )
 
     def rate_at(self, step: int) -> float:
-        """The rate of a step, counted from 0: low (high / low)^(step / (steps - 1))."""
+        """Return the rate of a step, counted from 0: low (high / low)^(step / (steps - 1))."""
         return float(self.low * (self.high / self.low) ** (step / (self.steps - 1)))
 
 
 @dataclass(frozen=True)
 class LrCurve:
-    """What a range test measured.
+    """The losses that a range test measured.
 
     Attributes:
         first: The loss before any step.
-        rates: The rate of each step that was done.
-        losses: The loss after it, finite or not: the last one may have diverged.
+        rates: The learning rate of each completed step.
+        losses: The loss after each of these steps; the last one may have diverged or be NaN.
     """
 
     first: float
@@ -75,20 +75,20 @@ class LrCurve:
 
     @property
     def has_diverged(self) -> bool:
-        """Whether the test ended because the loss did."""
+        """Whether the test ended because the loss diverged."""
         return bool(self.losses) and is_diverged(self.first, self.losses[-1])
 
     @property
     def known(self) -> int:
-        """How many losses are of use: all but one that diverged."""
+        """Number of usable losses: all but a diverged last one."""
         return len(self.losses) - (1 if self.has_diverged else 0)
 
     @cached_property
     def smoothed(self) -> Sequence[float]:
-        """The mean of each loss and its neighbours on both sides, as far as there are any.
+        """The usable losses, each averaged with up to two neighbours on both sides.
 
-        At the ends the neighbours are as many on each side as the nearer end has, so that a slope
-        does not bend there.
+        Near the ends fewer neighbours are used, equally many on each side, so that a slope does not
+        bend there.
         """
         found = []
         for index in range(self.known):
@@ -99,15 +99,15 @@ class LrCurve:
 
     @property
     def least(self) -> int | None:
-        """Where the smoothed loss is least, as an index; None where no loss is of use."""
+        """The index of the lowest smoothed loss; None if there is no usable loss."""
         smoothed = self.smoothed
         return min(range(len(smoothed)), key=smoothed.__getitem__) if smoothed else None
 
     @property
     def steepest(self) -> float | None:
-        """The rate at which the smoothed loss falls most per factor of the rate, up to the least.
+        """The rate at which the smoothed loss falls most steeply over the logarithm of the rate.
 
-        None where it does not fall.
+        Only rates up to that of the lowest loss count. None if the loss does not fall.
         """
         falls = [self.smoothed[i + 1] - self.smoothed[i] for i in range(self.least or 0)]
         if not falls or min(falls) >= 0:
@@ -118,11 +118,11 @@ class LrCurve:
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What a range test comes to.
+    """The result of a range test.
 
     Attributes:
-        lr: The suggested rate; None where the curve does not say.
-        reason: Why, in sentences.
+        lr: The suggested learning rate; None if the curve does not determine one.
+        reason: The reason, in sentences.
     """
 
     lr: float | None
@@ -130,12 +130,12 @@ class Suggestion:
 
 
 def is_diverged(first: float, loss: float) -> bool:
-    """Whether a loss is so far above the first that a test ends."""
+    """Return whether a loss is not finite, or above `DIVERGED` times the first."""
     return not math.isfinite(loss) or loss > DIVERGED * first
 
 
 def suggest(curve: LrCurve) -> Suggestion:
-    """The rate to begin with, or what to change for an answer."""
+    """Return the suggested rate, or the changes of the test that would lead to one."""
     at = curve.least
     if at is None:
         return Suggestion(
@@ -147,21 +147,21 @@ def suggest(curve: LrCurve) -> Suggestion:
         where = "rose" if curve.has_diverged else "hardly changed"
         return Suggestion(
             None,
-            f"No rate lowered the loss by {LEAST_FALL:.1%}; it {where} from {curve.first:.4f} on. "
-            f"Try other rates (--from, --to) or more --steps; or this model knows these images "
-            f"already.",
+            f"No rate lowered the loss by {LEAST_FALL:.1%}; it {where} from {curve.first:.4f}. "
+            f"Try other rates (--from, --to) or more --steps. The model may also have learned "
+            f"these images already.",
         )
     if at == curve.known - 1 and not curve.has_diverged:
         return Suggestion(
             None,
-            f"The loss still fell at the highest rate, {rate:.2g}, by {fall:.1%} in all: the test "
-            f"has not seen where it breaks. Try a higher --to.",
+            f"The loss was still falling at the highest rate, {rate:.2g}, by {fall:.1%} in all: "
+            f"the test did not reach the rate at which it rises. Try a higher --to.",
         )
     steep = curve.steepest
     return Suggestion(
         _two_digits(rate / MARGIN),
-        f"The loss is least at {rate:.2g} ({fall:.1%} below the first) and rises beyond. A "
-        f"{'tenth' if MARGIN == 10 else f'1/{MARGIN}'} of that leaves room for a whole run"
+        f"The loss is lowest at {rate:.2g} ({fall:.1%} below the first) and rises beyond. A "
+        f"{'tenth' if MARGIN == 10 else f'1/{MARGIN}'} of that is safe for a whole run"
         + (f"; it falls most steeply at {steep:.2g}." if steep else "."),
     )
 

@@ -1,6 +1,6 @@
-"""The validation loss of the mixture that a run has exported (`saving.merge_ratio`).
+"""Measures the validation loss of the mixture that a run has exported (`saving.merge_ratio`).
 
-Every other figure of a run is of what was trained; this one is of what its model file holds.
+All other losses of a run are of the trained weights; this one is of the weights in its model file.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from impasto.training.session import Session
 
 
 def measure_merged(session: Session, progress: Progress) -> float | None:
-    """Measure the exported mixture on the held-out images; None where it is none, or cannot be.
+    """Measure the exported mixture on the held-out images; return its validation loss.
 
-    Not without held-out images, where the loss is no number, where models are sharded, where what
-    is exported is computed by code of somebody's own, where memory runs out, and when the
-    measurement is stopped. To be called by the first process alone, so that it keeps no other from
-    its end, when all is saved, exported and recorded: afterwards the weights in memory are the
-    mixture.
+    Return None if the export is not a mixture, and if it cannot be measured: without held-out
+    images, with sharded models, if user code computes the exported tensors, if memory runs out, if
+    the measurement is interrupted, or if the loss is not finite.
+
+    It must be called by the main process only, so that no other process has to wait, and after
+    everything is saved, exported and recorded: afterwards the weights in memory are the mixture.
 
     Args:
-        session: The run, after its last step.
-        progress: Is told how far it is.
+        session: The run's session, after its last step.
+        progress: Receives progress.
     """
     config, validator, merged = session.config, session.validator, session.merged
     if merged is None or validator is None or session.strategy.is_sharded:
@@ -45,13 +46,13 @@ def measure_merged(session: Session, progress: Progress) -> float | None:
     except (RuntimeError, MemoryError, KeyboardInterrupt) as error:
         if not isinstance(error, KeyboardInterrupt) and not is_out_of_memory(error):
             raise
-        progress.note("The mixture that was exported was not measured; all else is done.")
+        progress.note("The exported mixture was not measured; everything else is complete.")
         return None
     return found.mean if math.isfinite(found.mean) else None
 
 
 def _trained_tensors(session: Session) -> Mapping[str, Mapping[str, Tensor]] | None:
-    """The tensors that are exported, where they are those of the networks themselves."""
+    """Return the exported tensors by network; None if some are not the networks' own tensors."""
     exported = session.trainable.export()
     for component, tensors in exported.items():
         network = session.model.networks[component]
@@ -63,7 +64,7 @@ def _trained_tensors(session: Session) -> Mapping[str, Mapping[str, Tensor]] | N
 
 @torch.no_grad()
 def _mix(merged: MergedWithBase, trained: Mapping[str, Mapping[str, Tensor]]) -> None:
-    """Put the mixture in the place of what was trained."""
+    """Replace the trained weights by their mixture with the base model's, in place."""
     for component, tensors in sorted(trained.items()):
         for name, tensor in sorted(tensors.items()):
             if tensor.is_floating_point():

@@ -1,7 +1,7 @@
-"""Models from the averages that a run with `training.posthoc_ema` stored: one of any length.
+"""Models with averaged weights of any length, from the averages that `training.posthoc_ema` stores.
 
-What was trained is mixed of the stored averages, tensor by tensor; all else is as in the model that
-the run exported.
+The trained weights are combined from the stored averages, tensor by tensor; all other weights are
+those of the model that the run exported.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from impasto.training.saving.averages import (
 )
 
 RECORD_KEY = "impasto.average"
-"""Metadata of an exported file: how its average was made."""
+"""Metadata key of an exported file that records how its average was computed."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class Average:
     """An average of the weights of a run.
 
     Attributes:
-        profile: How long it is, and the step that it ends with.
-        fit: How it is mixed.
-        tensors: What was trained, in float32, by the names that states have; read when asked for.
+        profile: The length of the average, and the step that it ends with.
+        fit: The combination of stored averages that approximates it.
+        tensors: The trained weights in float32, by their names in states; computed when read.
     """
 
     profile: Profile
@@ -65,11 +65,11 @@ class Average:
 
 @dataclass(frozen=True)
 class Measured:
-    """An average, and how good it is.
+    """An average with its validation loss.
 
     Attributes:
-        average: It.
-        loss: Its validation loss.
+        average: The average.
+        loss: The validation loss.
     """
 
     average: Average
@@ -79,29 +79,30 @@ class Measured:
 def make_averages(
     run: RunDirectory, sigma_rels: Sequence[float], step: int | None = None
 ) -> list[Average]:
-    """Averages of given lengths, of what a run stored; nothing is read yet.
+    """Return averages of given lengths from the averages that a run stored; no tensor is read yet.
 
     Args:
         run: The run.
-        sigma_rels: The lengths.
-        step: The step that they end with; None is the last one that is stored.
+        sigma_rels: The lengths, as relative standard deviations.
+        step: The step that the averages end with; None means the last one stored.
 
     Raises:
         ConfigError: A length is out of range.
         ModelError: A file is missing or damaged.
-        RunError: Nothing was stored, or not after that step, or the start is of other weights.
+        RunError: No averages are stored, or none after that step, or the start weights are of
+            another run.
     """
     for sigma_rel in sigma_rels:
         if not SHORTEST <= sigma_rel <= LONGEST:
             raise ConfigError(
                 f"--sigma-rel is {sigma_rel:g}; expected {SHORTEST} to {LONGEST}: the standard "
-                f"deviation of an average's profile as a share of the steps done."
+                f"deviation of an average's profile as a fraction of the completed steps."
             )
     steps = stored_steps(run)
     if not steps:
         raise RunError(
-            f"{run.address} has stored no averages. Train with training.posthoc_ema = true for "
-            f"that."
+            f"{run.address} has stored no averages. Train with training.posthoc_ema = true to "
+            f"store them."
         )
     last = steps[-1] if step is None else step
     if last not in steps:
@@ -113,8 +114,8 @@ def make_averages(
     stored = next(iter(snapshots.values()))
     if {n: t.shape for n, t in start.items()} != {n: t.shape for n, t in stored.items()}:
         raise RunError(
-            f"{start_file(run)} does not have the weights that the averages beside it have, so "
-            f"none can be made. It is of another run."
+            f"{start_file(run)} does not have the same weights as the averages beside it: it "
+            f"belongs to another run. No average can be computed."
         )
     return [_mixed(snapshots, start, Profile(last, sigma_rel)) for sigma_rel in sigma_rels]
 
@@ -134,7 +135,10 @@ def _mixed(snapshots: Mapping[Profile, Tensors], start: Tensors, wanted: Profile
 
 
 def _mix_one(start: LazyTensor, shares: Sequence[float], tensors: Sequence[LazyTensor]) -> Tensor:
-    """The start and a mixture of differences from it; shares add up to 1, so it counts once."""
+    """Return the start weights plus the combined differences from them.
+
+    The shares add up to 1, so the start weights are added once.
+    """
     total = torch.zeros(start.shape)
     for share, tensor in zip(shares, tensors, strict=True):
         total.add_(tensor.read().to(torch.float32), alpha=share)
@@ -142,22 +146,23 @@ def _mix_one(start: LazyTensor, shares: Sequence[float], tensors: Sequence[LazyT
 
 
 def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) -> list[Measured]:
-    """The validation loss of averages, as the run measured its own.
+    """Return the averages with their validation losses, measured as the run measured its own.
 
     Raises:
-        ConfigError: The run held no images out.
-        RunError: What was stored is of other weights than the run trains.
-        ImpastoError: As a run that begins.
+        ConfigError: The run has no held-out images, or was given parts in code that its losses
+            depend on.
+        RunError: The stored averages are of other weights than the run trains.
+        ImpastoError: The run's session cannot be built.
     """
-    instead = "Name one length with --sigma-rel and --out, which measures nothing."
+    instead = "Choose one length with --sigma-rel and --out, which measures nothing."
     require_settings_alone(run, instead)
     config = with_changes(load_begun_config(run.config_file), WITHOUT_AVERAGES)
     with borrowed_session(config, progress, "measuring averages") as session:
         if session.validator is None:
             raise ConfigError(
                 f"{run.address} has no held-out images to measure with: it was trained without "
-                f"validation.split and validation.image_dir. Name one length with --sigma-rel and "
-                f"--out, and look at what it draws."
+                f"validation.split and validation.image_dir. Choose one length with --sigma-rel "
+                f"and --out, and compare the images that the model draws."
             )
         validator = session.validator.of_held_out
         names = parameter_names(session.trainable.modules)
@@ -166,7 +171,7 @@ def measure(run: RunDirectory, averages: Sequence[Average], progress: Progress) 
             for average in averages:
                 if set(names.values()) != average.tensors.keys():
                     raise RunError(
-                        f"What is stored in {run.averages} is of other weights than this run "
+                        f"The averages in {run.averages} are of other weights than this run "
                         f"trains. Its config.toml was changed since."
                     )
                 session.strategy.put(names, average.tensors)
@@ -186,11 +191,11 @@ def write_average(
     progress: Progress,
     measured: Sequence[Measured] = (),
 ) -> dict[str, str]:
-    """Write an average as a model; what a person may want to know of it comes back.
+    """Write an average as a model; return rows of label and text that describe it.
 
     Raises:
-        ConfigError: Something is at the target already.
-        ModelError: The run's model is damaged, or a value does not fit its type.
+        ConfigError: The target exists already.
+        ModelError: The run's model is damaged, or a value is out of the range of its dtype.
         RunError: The run has exported no model.
         StorageError: The target cannot be written.
     """
@@ -213,14 +218,16 @@ def write_average(
     rows = {"Wrote": str(output.target), "Average": describe(average)}
     mixture = mixture_of(run)
     if mixture is not None:
-        rows["Unlike it"] = f"{Path(exported).name} is {mixture.shares}; this is what was trained"
+        rows["Unlike it"] = (
+            f"{Path(exported).name} is {mixture.shares}; this has the trained weights alone"
+        )
     if output.target.is_file():
         rows["SHA-256"] = hash_file(output.target, progress)
     return rows
 
 
 def describe(average: Average) -> str:
-    """An average in words, with how well it is known."""
+    """Return a text with an average's length and step, and the error of its approximation."""
     return (
         f"sigma_rel {average.profile.sigma_rel:g} after {average.profile.step} steps; its profile "
         f"is off by {100 * average.fit.error:.2g} %"
@@ -228,10 +235,10 @@ def describe(average: Average) -> str:
 
 
 def require_output(run: RunDirectory, output: Output) -> str:
-    """Make sure that an average may be written; the model that it is put into.
+    """Check that an average can be written; return the path of the run's exported model.
 
     Raises:
-        ConfigError: Something is at the target already, or it is the run's own model.
+        ConfigError: The target exists already, or is the run's own model.
         RunError: The run has exported no model.
     """
     exported = run.exported_model()
@@ -243,7 +250,11 @@ def require_output(run: RunDirectory, output: Output) -> str:
 
 
 def _with_average(model: ModelContents, average: Average) -> ModelContents:
-    """The model with what was trained taken from the average."""
+    """Return the model with its trained weights replaced by those of the average.
+
+    Raises:
+        ModelError: The model lacks a weight of the average, or has it with another shape.
+    """
     components = {component: dict(tensors) for component, tensors in model.components.items()}
     for name, tensor in average.tensors.items():
         component, _, own = name.partition(".")

@@ -1,1 +1,1 @@
-"""Single components from the settings: base model, method, text, objective, schedule, processes."""
+"""Builds a run's parts from its settings: model, method, text, objective, schedule, processes."""

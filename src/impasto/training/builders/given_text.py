@@ -1,10 +1,10 @@
-"""Text encoder outputs that sd-scripts left beside images, in the place of encoding captions.
+"""Uses text encoder outputs that sd-scripts cached beside images, instead of encoding captions.
 
-A file of sd-scripts does not say which caption it was made from, so three things are checked. A
-file that Impasto wrote has the token ids, which have to be those of the caption. Any other must not
-be older than the files with the caption, and no setting may change the words on their way from
-there. And some files of each subset are compared with what the model's own text encoders give:
-what is wrong with all of them (another model, another layer, weighted captions) shows in a few.
+A file of sd-scripts does not record which caption it was made from, so three things are checked. A
+file that Impasto wrote has token ids, which must equal those of the caption. Any other file must
+not be older than the files with the caption, and no setting may change the caption after it is
+read. And some files of each subset are compared with the outputs of the model's own text encoders:
+an error that affects all files (another model, another layer, weighted captions) shows in a few.
 """
 
 from __future__ import annotations
@@ -45,23 +45,24 @@ from impasto.progress import Progress, counted
 from impasto.training.builders.text import build_layout
 
 COMPARED = 8
-"""Files that are compared with what the text encoders give, spread over all subsets."""
+"""Number of files that are compared with the text encoders' outputs, spread over all subsets."""
 
 LEAST_COMPARED = 2
-"""How many at least of each subset, however many subsets there are."""
+"""Least number of files compared per subset, however many subsets there are."""
 
 MOST_APART = 0.1
-"""How far they may be apart, as a share. Measured with full-size encoders of random weights: 0.015
-for encoding in bfloat16, 0.16 for one other word of twelve, 0.25 for one more tag."""
+"""Largest allowed relative difference from the text encoders' outputs. Measured with full-size
+encoders of random weights: 0.015 for encoding in bfloat16, 0.16 for one changed word of twelve,
+0.25 for one additional tag."""
 
 _SHOWN = 5
 
 
 def ending_of_texts(config: RunConfig, model: BaseModel) -> str | None:
-    """What the names of files with texts end on; None where none are to be used.
+    """Return the suffix of text encoder output files; None if the settings do not use any.
 
     Raises:
-        ConfigError: They are asked for where there are none.
+        ConfigError: The settings use them, but sd-scripts writes none for this family of models.
     """
     if not config.training.text_from_npz:
         return None
@@ -69,7 +70,7 @@ def ending_of_texts(config: RunConfig, model: BaseModel) -> str | None:
     if ending is None:
         raise ConfigError(
             f"training.text_from_npz has no effect: {model.contents.name} is {model.family.name}, "
-            f"and sd-scripts keeps text encoder outputs for SDXL only. Take it out."
+            f"and sd-scripts writes text encoder outputs for SDXL only. Remove it."
         )
     return ending
 
@@ -83,27 +84,27 @@ def find_given_texts(
     progress: Progress,
     recorded: Mapping[str, str] | None = None,
 ) -> GivenTexts | None:
-    """Find the files of sd-scripts that fit the captions; name those that do not.
+    """Find the text encoder output files that fit the captions, and report those that do not.
 
-    Each process of a run looks for itself.
+    Each process of a run searches by itself.
 
     Args:
-        config: The settings.
+        config: The settings of the run.
         model: The base model.
-        states: Its text encoders; they are brought to the device if files are asked for, and those
-            that wait do so again.
-        images: Gives the images; asked only if files are.
-        device: Where they compute.
-        progress: Is told how far it is, and which files are not used.
-        recorded: `GivenTexts.recorded` of the state that is resumed: a file that holds the same as
-            then was found to fit when the run began, whatever its time is now.
+        states: The model's text encoders; if files are used, they are moved to the device, and
+            offloaded ones are offloaded again afterwards.
+        images: Returns the images; called only if the settings use such files.
+        device: The device that the text encoders compute on.
+        progress: Receives progress and notes about files that are not used.
+        recorded: `GivenTexts.recorded` of the state that is resumed: a file with unchanged content
+            was checked when the run started, so its modification time is ignored.
 
     Returns:
-        None where the settings do not ask for them.
+        The usable files; None if the settings do not use any.
 
     Raises:
-        ConfigError: They are asked for where there can be none.
-        DatasetError: Files hold something else than the text encoders answer.
+        ConfigError: The settings use them, but sd-scripts writes none for this family of models.
+        DatasetError: A compared file differs from the text encoders' outputs.
     """
     ending = ending_of_texts(config, model)
     if ending is None:
@@ -126,21 +127,21 @@ def find_given_texts(
 
 @dataclass
 class _Search:
-    """Looks for the files of images, and keeps those that fit.
+    """Searches the files of images, and collects those that fit their captions.
 
     Attributes:
-        config: The settings.
-        ending: What the names of the files end on.
-        shape: What is in them.
-        conditioner: Cuts captions into chunks.
-        recorded: What the state that is resumed records of files.
+        config: The settings of the run.
+        ending: The suffix of the file names.
+        shape: The expected shape of the files' arrays.
+        conditioner: Cuts captions into chunks of token ids.
+        recorded: `GivenTexts.recorded` of the state that is resumed.
         found: The token ids of a chunk -> its file and that file's hash.
-        used: Images whose captions are taken from files.
-        images: Images that were looked at.
+        used: Number of images whose captions are replaced by files.
+        images: Number of images examined.
         refused: Files that are not used, with reasons.
-        disputed: Token ids for which two files say different things.
+        disputed: Token ids of chunks for which two files differ.
         by_subset: Dataset and subset -> the token ids that its files are used for.
-        chunk_numbers: The token ids of a chunk that is not the first of its file -> which it is.
+        chunk_numbers: The token ids of a chunk that is not the first of its file -> its index.
         unended: Token ids of chunks that are not the last of their file.
     """
 
@@ -160,7 +161,10 @@ class _Search:
     _beside: dict[Sidecars, SidecarLookup] = field(default_factory=dict)
 
     def look_at(self, file: Path, records: Sequence[ImageRecord]) -> None:
-        """Take the text encoder outputs of a file, if they are those of its images."""
+        """Use the text encoder outputs of a file if they fit its images; otherwise record why not.
+
+        Do nothing but count the images if the file does not exist.
+        """
         self.images += len(records)
         if not presence.is_file(file):
             return
@@ -171,7 +175,10 @@ class _Search:
             self.refused.append(SkippedFile(file, fault.reason))
 
     def to_compare(self) -> list[Ids]:
-        """The token ids whose files are to be compared with what the text encoders give."""
+        """Return the token ids whose files are to be compared with the text encoders' outputs.
+
+        All disputed ones, and a sample of each subset.
+        """
         each = max(LEAST_COMPARED, COMPARED // max(1, len(self.by_subset)))
         spread = [ids for own in self.by_subset.values() for ids in own[:: -(-len(own) // each)]]
         return list(dict.fromkeys((*self.disputed, *spread)))
@@ -187,10 +194,10 @@ class _Search:
     def _doubt(
         self, file: Path, records: Sequence[ImageRecord], text: TextOutputs, chunks: Sequence[Ids]
     ) -> Failure | None:
-        """Why a file may not hold what its images' caption needs; None if it does."""
+        """Return why a file may not fit its images' caption; None if nothing suggests that."""
         is_one = len(text.states[0]) == self.shape.positions
         if is_one and any(chunk != self.empty for chunk in chunks[1:]):
-            return Failure("the caption has over 75 tokens, and the file holds the first 75 alone")
+            return Failure("the caption has over 75 tokens, and the file holds only the first 75")
         if text.ids not in (None, chunks[0]):
             return Failure("made from another caption, or with other settings of model.max_tokens")
         before = self.recorded.get(text_key(chunks[0]), "")
@@ -201,7 +208,10 @@ class _Search:
     def _keep_chunks(
         self, file: Path, records: Sequence[ImageRecord], text: TextOutputs, chunks: Sequence[Ids]
     ) -> Failure | None:
-        """Take the chunks of a file, of which later ones may be known from another."""
+        """Add the chunks of a file; return a failure if another file disagrees.
+
+        Chunks after the first are skipped if another file has them.
+        """
         is_one = len(text.states[0]) == self.shape.positions
         held = chunks[:1] if is_one else chunks
         for number, ids in enumerate(held):
@@ -218,16 +228,16 @@ class _Search:
 
     @property
     def empty(self) -> Ids:
-        """The token ids of a chunk without words."""
+        """The token ids of a chunk of an empty caption."""
         return self.conditioner.chunks_of("")[0]
 
     def _doubt_of(self, file: Path, record: ImageRecord) -> Failure | None:
-        """Why a file of another program may be of other words than an image has; None if not."""
+        """Return why another program's file may be of a caption that has changed; None if not."""
         settings = _settings_in_caption(record)
         if settings:
             return Failure(
-                f"made by another program, and {' and '.join(settings)} of the subset is in the "
-                f"caption: nothing tells whether it was when the file was made"
+                f"made by another program, and {' and '.join(settings)} of the subset changes the "
+                f"caption: it is unknown whether the file was made with it"
             )
         caption_files = [path for path in self._caption_files_of(record) if presence.is_file(path)]
         if not caption_files:
@@ -246,12 +256,12 @@ class _Search:
         first = GivenTexts(self.found, self.shape, self.chunk_numbers).outputs(ids)
         own = text.chunk(number, self.shape.positions)
         if isinstance(first, TextOutputs) and _apart(first, own) <= MOST_APART:
-            return None  # two encodings of the same words; the first one is used for both
+            return None  # two encodings of the same caption; the first one is used for both
         self.disputed.append(ids)
-        return Failure(f"says something else than {other.name}, though the captions are the same")
+        return Failure(f"differs from {other.name}, although the captions are the same")
 
     def _caption_files_of(self, record: ImageRecord) -> list[Path]:
-        """The files that a caption may be from, whether they are there or not."""
+        """Return the files that a caption may come from, existing or not."""
         subset = self.config.dataset.entries[record.subset.dataset].subsets[record.subset.number]
         endings = sidecars_of(subset)
         beside = self._beside.setdefault(endings, SidecarLookup(*filter(None, endings)))
@@ -260,7 +270,7 @@ class _Search:
 
 
 def _settings_in_caption(record: ImageRecord) -> list[str]:
-    """The settings of its subset that the caption of an image depends on."""
+    """Return the names of the subset's settings that change an image's caption."""
     rules = record.subset.captions
     given = {
         "caption_prefix": rules.prefix,
@@ -284,10 +294,10 @@ def _tell(search: _Search, progress: Progress) -> None:
 
 
 def _apart(one: TextOutputs, other: TextOutputs) -> float:
-    """How far two texts are apart, as a share: the greatest over their arrays.
+    """Return the relative difference of two texts' outputs: the largest over their arrays.
 
-    The first position is left out: it is the same for every text, and larger than all others. So is
-    what one of them does not know.
+    The first position is left out: it is equal for every text, and larger than all others. Values
+    that are NaN (unknown) in one of them are left out too.
     """
     pairs = [(a[1:], b[1:]) for a, b in zip(one.states, other.states, strict=True)]
     shares = []
@@ -299,10 +309,10 @@ def _apart(one: TextOutputs, other: TextOutputs) -> float:
 
 
 def _require_alike(given: GivenTexts, states: TextStates, compared: Sequence[Ids]) -> None:
-    """Make sure that some of the files hold what the text encoders give.
+    """Check that the files of some token ids agree with the text encoders' outputs.
 
     Raises:
-        DatasetError: One holds something else.
+        DatasetError: A file differs by more than `MOST_APART`, or cannot be read.
     """
     for ids in compared:
         file, _ = given.files[ids]
@@ -310,8 +320,8 @@ def _require_alike(given: GivenTexts, states: TextStates, compared: Sequence[Ids
         apart = 1.0 if isinstance(found, Failure) else _apart(found, _answered(states, ids))
         if not apart <= MOST_APART:
             raise DatasetError(
-                f"{file} holds something else than this model's text encoders make of its "
-                f"caption: they are {apart:.0%} apart. It was made of other words, with another "
+                f"{file} does not hold the outputs of this model's text encoders for its caption: "
+                f"they differ by {apart:.0%}. It was made from another caption, with another "
                 f"model, or with --weighted_captions. Delete such files, or set "
                 f"training.text_from_npz to false: encoding captions takes little time."
             )
@@ -319,10 +329,10 @@ def _require_alike(given: GivenTexts, states: TextStates, compared: Sequence[Ids
 
 @torch.no_grad()
 def _answered(states: TextStates, ids: Ids) -> TextOutputs:
-    """What the text encoders make of a chunk."""
+    """Return the text encoders' outputs for the token ids of a chunk, in float32."""
     device = next(states.parameters()).device
     with torch.autocast(device.type, enabled=False):
         row = states(torch.tensor([ids]).to(device)).float().cpu()
     each, pooled = states.shape.unpacked(row)
-    assert pooled is not None  # noqa: S101 - families with files of texts have one
+    assert pooled is not None  # noqa: S101 - families with such files have pooled outputs
     return TextOutputs(tuple(one[0].numpy() for one in each), pooled[0].numpy(), ids, "")

@@ -1,4 +1,4 @@
-"""Settings that have no effect beside a part that is given in code in their place."""
+"""Finds settings that have no effect because a part given in code replaces them."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _REPLACED = {
     ),
     "lr_schedule": tuple(f"schedule.{name}" for name in ScheduleConfig.model_fields),
 }  # fmt: skip
-"""Name of a part -> the settings that nothing reads where it is given in code."""
+"""Name of a part -> the settings that are not read if it is given in code."""
 
 _OF_OPTIMIZERS = ("betas", "eps", "weight_decay", "arguments")
-"""Settings that the function which builds the optimizer reads, or nobody does."""
+"""Settings that only the function which builds the optimizer may read."""
 
 _READS_ALL = {"given", "model_dump", "model_dump_json", "model_copy", "__dict__"}
 
 
 def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
-    """Why each setting that is not as usual has no effect beside the parts that are given in code.
+    """Return the settings that are not at their default but are replaced by parts given in code.
 
     Args:
-        config: The settings.
-        given: The names of the parts.
+        config: The settings of the run.
+        given: The names of the parts given in code.
 
     Returns:
-        A clause for each such setting: its path, its value, and the part that replaces it.
+        A clause per such setting: its path, its value, and the part that replaces it.
     """
     found = []
     for part in given:
@@ -50,7 +50,7 @@ def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
             section, name = path.split(".")
             settings = getattr(config, section)
             field = type(settings).model_fields.get(name)
-            if field is None:  # of another kind of loss
+            if field is None:  # a field of another kind of loss
                 continue
             value = getattr(settings, name)
             if value != field.get_default(call_default_factory=True) and value != _USUAL.get(path):
@@ -59,15 +59,18 @@ def idle_settings(config: RunConfig, given: Iterable[str]) -> list[str]:
 
 
 _USUAL = {"loss.kind": "l2"}
-"""What is usual where a field has no default of its own."""
+"""Usual values of fields that have no default."""
 
 
 def unread_settings(settings: OptimizerConfig, read: Set[str]) -> list[str]:
-    """As `idle_settings`, of an optimizer that was built in code.
+    """Return the optimizer settings that are set but were not read by an optimizer built in code.
 
     Args:
         settings: The section `optimizer`.
-        read: The attributes that the function looked at, as `noting_reads` found them.
+        read: The attributes that the function read, as recorded by `noting_reads`.
+
+    Returns:
+        A clause per such setting, as `idle_settings` returns.
     """
     if read & _READS_ALL:
         return []
@@ -79,11 +82,11 @@ def unread_settings(settings: OptimizerConfig, read: Set[str]) -> list[str]:
 
 
 def noting_reads(settings: OptimizerConfig, read: set[str]) -> OptimizerConfig:
-    """The same settings, which note the name of each attribute that is read of them.
+    """Return a copy of the settings that records the name of each attribute that is read.
 
     Args:
         settings: The section `optimizer`.
-        read: Receives the names.
+        read: The set that receives the names.
     """
 
     class Noting(OptimizerConfig):
@@ -93,10 +96,10 @@ def noting_reads(settings: OptimizerConfig, read: set[str]) -> OptimizerConfig:
 
     values = {name: getattr(settings, name) for name in OptimizerConfig.model_fields}
     noting = Noting.model_construct(settings.model_fields_set, **values)
-    read.clear()  # what making it has read
+    read.clear()  # names recorded by the construction
     return noting
 
 
 def _clause(path: str, value: object, part: str) -> str:
     shown = str(value).lower() if isinstance(value, bool) else value
-    return f"{path} is {shown}, which has no effect beside Overrides.{part}"
+    return f"{path} is {shown}, which has no effect with Overrides.{part}"

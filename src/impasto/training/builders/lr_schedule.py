@@ -1,4 +1,4 @@
-"""Builds the learning-rate schedule that the settings ask for."""
+"""Builds the learning-rate schedule from the settings."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from impasto.training.optim.lr_schedules import (
 
 
 def build_lr_schedule(config: ScheduleConfig, lr: float) -> LrSchedule:
-    """Build the learning-rate schedule that the settings ask for.
+    """Build the learning-rate schedule that the settings select.
 
     Args:
-        config: The settings.
-        lr: The optimizer's rate, for what is given in rates and not in factors of it.
+        config: The section `schedule`.
+        lr: The optimizer's learning rate, for kinds whose numbers are rates instead of factors.
     """
     least = config.min_lr_ratio or 0.0
     warmup = partial(counted, config.warmup_steps)

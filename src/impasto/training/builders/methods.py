@@ -1,4 +1,4 @@
-"""The ways of training that the settings ask for: the model itself, or a hypernetwork beside it."""
+"""Builds the trainable networks from the settings: the model itself, or a hypernetwork for it."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ from impasto.training.compute.precision import computed_kind
 from impasto.training.optim.mixed_precision import autocast_dtype
 
 BuildTrainable = Callable[[RunConfig, BaseModel], Trainable]
-"""Makes what learns of the settings and a base model."""
+"""Builds the trainable networks from the settings and a base model."""
 
 
 def build_trainable(config: RunConfig, model: BaseModel) -> Trainable:
-    """The way of training that the settings ask for.
+    """Build the trainable networks that the settings select.
 
     Raises:
-        ConfigError: There is no such activation, or a setting has no effect on this model.
-        ModelError: A hypernetwork to go on from cannot be read or does not fit the model.
+        ConfigError: The activation does not exist, or a setting has no effect on this model.
+        ModelError: The hypernetwork to start from cannot be read or does not fit the model.
     """
-    build_sizes(config, model)  # these refuse what would have no effect
+    build_sizes(config, model)  # these raise an error for settings without effect
     zeroes_empty_text(config, model)
     ending_of_texts(config, model)
     method = config.method
@@ -66,12 +66,13 @@ def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trai
     if not trainable.modules[0].parameters():
         if method.train_only:
             raise ConfigError(
-                "method.train_only and method.block_lrs together leave all of the U-Net as it is: "
-                "what the patterns find is in blocks with a rate of 0. Change one of them."
+                "method.train_only and method.block_lrs together leave all of the U-Net untrained: "
+                "all weights that the patterns match are in blocks with a rate of 0. Change one of "
+                "them."
             )
         raise ConfigError(
-            "method.block_lrs leaves every block of the U-Net as it is, with rates of 0; a run "
-            "trains some of it at least. Give a block a rate above 0."
+            "method.block_lrs leaves every block of the U-Net untrained, with rates of 0; at least "
+            "one must be trained. Give a block a rate above 0."
         )
     return trainable
 
@@ -79,10 +80,10 @@ def _build_full(config: RunConfig, method: FullMethod, model: BaseModel) -> Trai
 def _text_encoder_training(
     config: RunConfig, method: FullMethod, model: BaseModel
 ) -> TextEncoderTraining | None:
-    """How text encoders learn, if any does.
+    """Return how text encoders are trained; None if they are frozen.
 
     Raises:
-        ConfigError: A rate is of an encoder that the model does not have, or all are 0.
+        ConfigError: A rate is for an encoder that the model does not have, or all rates are 0.
     """
     if not method.train_text_encoder:
         return None
@@ -91,18 +92,18 @@ def _text_encoder_training(
     if unknown:
         raise ConfigError(
             f"method.text_encoder_lrs has a rate for {unknown[0]}, and {model.contents.name} has "
-            f"no such text encoder; it has {' and '.join(names)}. Take it out."
+            f"no such text encoder; it has {' and '.join(names)}. Remove it."
         )
     if method.text_encoder_lr is not None and method.text_encoder_lrs.keys() >= set(names):
         raise ConfigError(
             f"method.text_encoder_lr has no effect: method.text_encoder_lrs names all text "
-            f"encoders of {model.contents.name}. Take one of the two out."
+            f"encoders of {model.contents.name}. Remove one of the two."
         )
     rates = {name: method.text_encoder_rate(name, config.optimizer.lr) for name in names}
     if not any(rates.values()):
         raise ConfigError(
-            "method.text_encoder_lrs leaves every text encoder as it is, with rates of 0. Set "
-            "method.train_text_encoder = false, which also keeps what they answer."
+            "method.text_encoder_lrs leaves every text encoder untrained, with rates of 0. Set "
+            "method.train_text_encoder = false, which also caches their outputs."
         )
     return TextEncoderTraining(
         rates,
@@ -113,40 +114,44 @@ def _text_encoder_training(
 
 
 def _require_blocks(block_lrs: Mapping[str, float], model: BaseModel) -> None:
-    """A rate of a block that the U-Net does not have would have no effect."""
+    """Raise ConfigError for a rate of a block that the U-Net does not have.
+
+    Such a rate would have no effect. So would one of a block whose sub-blocks all have rates.
+    """
     names = [name for name, _ in model.unet.named_parameters()]
     for block in block_lrs:
         if not any(block_of(name, block_lrs) == block for name in names):
             raise ConfigError(
                 f"method.block_lrs has a rate for {block}, and the U-Net of {model.contents.name} "
-                f"has no such block, or other names stand for all of it. Take it out."
+                f"has no such block, or other names cover all of it. Remove it."
             )
 
 
 def _require_trained(method: FullMethod, model: BaseModel) -> None:
-    """Rates of blocks of which `train_only` lets nothing learn would have no effect.
+    """Raise ConfigError if `train_only` freezes all blocks with a rate above 0.
 
-    Beside others they may stand: a table of all blocks has some of those.
+    If it trains weights of one of them, rates of the others are accepted, so that a table may list
+    all blocks.
     """
     rates, only = method.block_lrs, method.train_only
     given = [block for block, rate in rates.items() if rate]
     found = {name for pattern in only for name in found_by(model.unet, pattern)}
     if only and given and not any(block_of(name, rates) in given for name in found):
         raise ConfigError(
-            f"method.block_lrs has a rate for {', '.join(given)}, of which method.train_only lets "
-            f"nothing learn. Take it out, or add a pattern for it."
+            f"method.block_lrs has a rate for {', '.join(given)}, of which method.train_only "
+            f"trains nothing. Remove it, or add a pattern for it."
         )
 
 
 def _require_found(patterns: Sequence[str], model: BaseModel) -> None:
-    """A pattern that no weight of the U-Net fits would have no effect."""
+    """Raise ConfigError for a pattern that matches no weight of the U-Net."""
     for pattern in patterns:
         if not found_by(model.unet, pattern):
             names = sorted(name for name, _ in model.unet.named_parameters())
             raise ConfigError(
-                f"method.train_only has the pattern {pattern!r}, which no weight of the U-Net of "
-                f"{model.contents.name} fits. Names are such as {names[0]} and "
-                f"{names[len(names) // 2]}; * stands for anything, also for dots."
+                f"method.train_only has the pattern {pattern!r}, which matches no weight of the "
+                f"U-Net of {model.contents.name}. Its names are such as {names[0]} and "
+                f"{names[len(names) // 2]}; * matches anything, including dots."
             )
 
 
@@ -154,7 +159,7 @@ def _build_hypernetwork(
     config: RunConfig, method: HypernetworkMethod, model: BaseModel
 ) -> Trainable:
     network = new_hypernetwork(method, model, config.seed)
-    require_writable_as(network.structure, dialect(config))  # and not after days of training
+    require_writable_as(network.structure, dialect(config))  # before days of training
     return HypernetworkTraining(
         model,
         network,
@@ -168,10 +173,11 @@ def _build_hypernetwork(
 
 
 def new_hypernetwork(asked: HypernetworkMethod, model: BaseModel, seed: int) -> Hypernetwork:
-    """The hypernetwork as training begins: of a file, or drawn by the seed.
+    """Return the initial hypernetwork: from the file `start_from`, or initialized by the seed.
 
     Raises:
-        ConfigError: `widths` are not those of the model.
+        ConfigError: `widths` has a width that the model's cross-attention contexts do not have.
+        ModelError: The file cannot be read.
     """
     if asked.start_from is not None:
         return Hypernetwork.of(read_hypernetwork(asked.start_from))
@@ -186,8 +192,9 @@ def new_hypernetwork(asked: HypernetworkMethod, model: BaseModel, seed: int) -> 
     unknown = sorted(set(asked.widths or ()) - set(there))
     if unknown:
         raise ConfigError(
-            f"method.widths has {', '.join(map(str, unknown))}, and the contexts of this model are "
-            f"{', '.join(map(str, there))} numbers wide. Take these, or take method.widths out."
+            f"method.widths has {', '.join(map(str, unknown))}, but the attention contexts of this "
+            f"model have the widths {', '.join(map(str, there))}. Use these, or remove "
+            f"method.widths."
         )
     network = Hypernetwork(asked.widths or there, structure)
     initialize(network, asked.initialization, derive_seed(seed, "hypernetwork"))
@@ -195,10 +202,10 @@ def new_hypernetwork(asked: HypernetworkMethod, model: BaseModel, seed: int) -> 
 
 
 def build_templates(config: RunConfig) -> CaptionTemplates | None:
-    """Lines around captions, if the settings ask for some.
+    """Return the caption templates of a hypernetwork; None if the settings have none.
 
     Raises:
-        ConfigError: A line does not fit, or the file cannot be read.
+        ConfigError: A template is invalid, or the file cannot be read.
     """
     asked = config.hypernetwork
     if asked is None or (not asked.templates and asked.template_file is None):

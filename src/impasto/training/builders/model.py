@@ -1,4 +1,4 @@
-"""The base model as the settings ask for it: how it is read, and what of it is offloaded."""
+"""Reads the base model as the settings select, and offloads parts that are not in use."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from impasto.models.writing.saving import DTYPES, MergedWithBase
 from impasto.progress import Progress, in_mib
 
 WAITING = "waiting-{component}-{process}.safetensors"
-"""Files of the run directory that are there while it trains."""
+"""Name of files in the run directory with offloaded weights, which exist while the run trains."""
 
 
 BASE_FILES = WAITING.format(component="base-*", process=0)
-"""Of those, the base model's weights that exported models are mixed with."""
+"""Pattern of those files that hold base model weights for mixing into exported models."""
 
 
 def build_open_options(config: RunConfig) -> OpenOptions:
-    """What the settings say about the base model."""
+    """Return the settings for opening the base model."""
     model = config.model
     return OpenOptions(model.family, model.prediction_type, model.weights, model.variant, model.vae)
 
@@ -46,19 +46,21 @@ def keep_base(
     *,
     any_component: bool,
 ) -> MergedWithBase | None:
-    """What exported models are mixed with: the weights before training, in a file of the run.
+    """Store the weights before training in files of the run, for mixing into exported models.
 
-    So that nothing depends on the base model's files any more, and that networks in float32 may be
-    trained in the memory that their file was read into. None where what was trained is exported
-    alone, and in all processes but the first, which exports.
+    With that copy the run no longer depends on the base model's files, and float32 networks can be
+    trained in the memory that their file was read into.
 
     Args:
-        config: The settings.
-        accelerator: The processes.
+        config: The settings of the run.
+        accelerator: The processes of the run.
         model: The base model, before anything has changed it.
-        progress: Is told how far it is.
-        any_component: Whether any network may be trained, by a way of training that was given in
-            code.
+        progress: Receives progress.
+        any_component: Whether any network may be trained, since the trainable is given in code.
+
+    Returns:
+        The stored weights with the ratio; None if exports are not mixed (`saving.merge_ratio` is
+        1), and in all processes but the main process, which exports.
 
     Raises:
         StorageError: The file cannot be written.
@@ -70,7 +72,7 @@ def keep_base(
     kept = {component: _as_stored(model, component) for component in components}
     size = sum(map(total_bytes, kept.values()))
     base: dict[str, Tensors] = {}
-    with progress.stage("Keeping the base model's weights", size >> 20, "MiB") as advance:
+    with progress.stage("Storing the base model's weights", size >> 20, "MiB") as advance:
         count = in_mib(advance)
         for component, tensors in kept.items():
             file = _waiting_file(f"base-{component}", config, accelerator)
@@ -79,13 +81,13 @@ def keep_base(
 
 
 def learning_networks(config: RunConfig, family: Family) -> list[str]:
-    """The networks of which weights learn, by the settings."""
+    """Return the names of the networks that the settings train."""
     encoders = family.text_encoders if config.trains_text_encoder else ()
     return [component.name for component in (family.unet, *encoders)]
 
 
 def _as_stored(model: BaseModel, component: str) -> Tensors:
-    """A network's tensors in the types of its files, where those are narrower than its own."""
+    """Return a network's tensors, in the dtypes of the model's file where those are narrower."""
     stored = model.stored[component]
     return {
         name: t.cast(stored[name]) if stored[name].itemsize < t.dtype.itemsize else t
@@ -96,7 +98,7 @@ def _as_stored(model: BaseModel, component: str) -> Tensors:
 def build_keepers(
     components: Iterable[str], config: RunConfig, accelerator: Accelerator
 ) -> dict[str, Keep]:
-    """How the tensors of networks are kept that wait: in files; beside a GPU in RAM."""
+    """Return network -> how its offloaded tensors are kept: in RAM with a GPU, else files."""
     if accelerator.device.type != "cpu":
         return dict.fromkeys(components, keep_in_ram)
     return {
@@ -114,9 +116,10 @@ def _waiting_file(component: str, config: RunConfig, accelerator: Accelerator) -
 def with_offloaded(
     model: BaseModel, component: str, config: RunConfig, accelerator: Accelerator
 ) -> BaseModel:
-    """The model with a part that is not needed now waiting as before, or in a file on a CPU.
+    """Offload a network that is not needed at the moment, and return the model with it.
 
-    Where there is a GPU, a part that never waited stays in RAM.
+    A network that was offloaded before is offloaded again the same way. Any other is offloaded to a
+    file on a CPU; with a GPU it stays in RAM, and the model is returned unchanged.
     """
     network = model.networks[component]
     if wait_again(network) or accelerator.device.type != "cpu":
@@ -131,7 +134,10 @@ def with_offloaded(
 
 
 def build_encoding_vae(config: RunConfig, model: BaseModel) -> Any:
-    """The VAE as images are encoded with: a copy where it is not in float32."""
+    """Return the VAE that encodes images, in `dataset.vae_precision`, with its tiling set.
+
+    It is a copy if the precision differs from the model's VAE.
+    """
     dtype = DTYPES[config.dataset.vae_precision]
     tile(model.vae, tiled=config.dataset.vae_tiling)
     return model.vae if model.vae.dtype == dtype else cast_network(copy.deepcopy(model.vae), dtype)

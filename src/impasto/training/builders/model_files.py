@@ -1,4 +1,4 @@
-"""Which model files a run will write, where, and how large they are: by its settings."""
+"""Names, folders and sizes of the model files that a run will write."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ from impasto.models.writing.saving import DTYPES, SUFFIXES, Form
 from impasto.runs import RunDirectory
 
 BEST, AVERAGE = "-best", "-ema"
-"""What is put after a model's name."""
+"""Suffixes of model names."""
 
 
 def model_suffix(config: RunConfig) -> str:
-    """The ending of a model's file name, with its dot; empty for a folder."""
+    """Return the file extension of exported models, with its dot; empty for a folder."""
     if config.method.kind == "full":
         return SUFFIXES[model_form(config)]
     return hypernetworks.SUFFIXES[dialect(config)]
 
 
 def model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> int:
-    """Bytes of the tensors of one exported model: all parts, each in its precision.
+    """Return the bytes of the tensors of one exported model, each network in its export precision.
 
-    Of a hypernetwork, what learns is all there is.
+    For a hypernetwork, only the trained weights.
     """
     if config.method.kind != "full":
         numbers = sum(component.count() for component in trainable.modules)
@@ -48,7 +48,7 @@ def model_bytes(config: RunConfig, model: BaseModel, trainable: Trainable) -> in
 
 
 def asked_dtypes(config: RunConfig, model: BaseModel) -> dict[str, torch.dtype]:
-    """Part -> its type, where the settings name one."""
+    """Return network -> its export dtype, for the networks that the settings set one for."""
     asked = {
         setting: DTYPES[precision] for setting, precision in config.saving.component_dtypes.items()
     }
@@ -56,26 +56,26 @@ def asked_dtypes(config: RunConfig, model: BaseModel) -> dict[str, torch.dtype]:
 
 
 def models_folder(config: RunConfig) -> Path:
-    """Where models go that are exported on the way."""
+    """Return the folder of models that are exported during training."""
     return config.saving.model_dir or config.output_dir / "models"
 
 
 def export_folder(config: RunConfig) -> Path:
-    """Where the finished model goes."""
+    """Return the folder of the finished model."""
     return config.saving.model_dir or RunDirectory(config.output_dir).export
 
 
 def intermediate_target(config: RunConfig, ending: str, variant: str) -> Path:
-    """Where a model goes that is exported on the way, unless others have a file of that name."""
+    """Return the path of a model that is exported during training, if that name is free."""
     return models_folder(config) / f"{config.export_name}-{ending}{variant}{model_suffix(config)}"
 
 
 def planned_models(config: RunConfig, endings: Iterable[str]) -> list[Path]:
-    """Every model file that a run is going to write.
+    """Return the paths of all models that a run will write.
 
     Args:
-        config: The settings.
-        endings: Of the models on the way.
+        config: The settings of the run.
+        endings: The name suffixes of models exported during training, without the hyphen.
     """
     beside = config.training.ema_decay is not None and config.saving.average == "beside"
     on_the_way = [*([BEST] if config.keeps_best else []), *(f"-{e}" for e in endings)]
@@ -88,10 +88,10 @@ def planned_models(config: RunConfig, endings: Iterable[str]) -> list[Path]:
 
 
 def model_form(config: RunConfig) -> Form:
-    """The form that a whole model is exported in."""
+    """Return the form that a full model is exported in."""
     return next(form for form in SUFFIXES if form == config.export_form)
 
 
 def dialect(config: RunConfig) -> hypernetworks.Dialect:
-    """The form that a hypernetwork is exported in."""
+    """Return the form that a hypernetwork is exported in."""
     return next(form for form in hypernetworks.SUFFIXES if form == config.export_form)

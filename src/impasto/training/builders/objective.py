@@ -1,4 +1,4 @@
-"""Builds what the training step minimises, from the settings."""
+"""Builds the training objective from the settings: error, loss weights, noise and timesteps."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ HUBER_ERRORS: dict[str, Callable[[Threshold], ErrorMeasure]] = {
 
 
 def build_error(config: LossConfig) -> ErrorMeasure:
-    """How an output is compared with its target."""
+    """Build the error measure that compares an output with its target."""
     if isinstance(config, HuberLoss):
         threshold = Threshold(config.huber_schedule, config.huber_c, config.huber_scale)
         return HUBER_ERRORS[config.kind](threshold)
@@ -50,15 +50,15 @@ def build_error(config: LossConfig) -> ErrorMeasure:
 
 
 def build_masking(config: LossConfig) -> Masking:
-    """Build the rule of how masks weigh the loss."""
+    """Build the rule by which masks weight the loss."""
     return Masking(config.outside_mask, config.mask_by_area)
 
 
 def build_loss_weight(config: LossConfig, original: NoiseSchedule) -> LossWeight:
-    """How much each timestep counts: all that is asked for, multiplied.
+    """Build the loss weight of each timestep: the product of all weightings that are set.
 
     Args:
-        config: The settings.
+        config: The section `loss`.
         original: The noise schedule before it was rescaled for training, if it was.
     """
     weights: list[LossWeight] = []
@@ -77,7 +77,7 @@ def build_loss_weight(config: LossConfig, original: NoiseSchedule) -> LossWeight
 
 
 def build_noise(config: NoiseConfig) -> NoiseRecipe:
-    """Build what draws the noise of a batch."""
+    """Build the recipe that draws the noise of a batch."""
     return NoiseRecipe(
         offset=config.offset,
         offset_is_random=config.offset_random_strength,
@@ -90,7 +90,7 @@ def build_noise(config: NoiseConfig) -> NoiseRecipe:
 
 
 def build_timesteps(config: TimestepConfig) -> TimestepSampler:
-    """Build what draws the timesteps of a batch."""
+    """Build the sampler that draws the timesteps of a batch."""
     within = TimestepRange(config.first, config.last)
     samplers: dict[str, TimestepSampler] = {
         "uniform": Uniform(within),

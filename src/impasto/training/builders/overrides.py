@@ -1,4 +1,4 @@
-"""What a run may be given in code instead of settings."""
+"""Parts of a run that may be given in code instead of by settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from impasto.training.optim.lr_schedules import LrSchedule
 from impasto.training.optim.optimizers import BuildOptimizer, build_optimizer
 
 BuildConditioner = Callable[[TextConditioner], TextConditioner]
-"""Makes of the conditioner that a run would have the one that it has."""
+"""Takes the conditioner of the settings and returns the one to use."""
 
 _CALLED_WITH = CALLED_WITH | {
     "conditioner": ("conditioner",),
@@ -42,43 +42,44 @@ _OF_NOISE = ("noise", "on_input", "generate_ahead")
 
 @dataclass(frozen=True, kw_only=True)
 class Overrides:
-    """Parts of a run that are given in code, in the place of what the settings say.
+    """Parts of a run that are given in code, instead of those that the settings describe.
 
-    They become part of the run's fingerprint, by name: a run that was given one is resumed with the
-    same code only.
+    They become part of the run's fingerprint, by name: a run that was given one can only be resumed
+    with the same code.
 
-    What they return is checked in the first step. `B` is the number of samples of a batch, `T` that
-    of the noise levels, 1000.
+    Their results are checked in the first step. `B` is the batch size, `T` the number of timesteps,
+    1000.
 
     Attributes:
-        timesteps: Which noise levels are trained on. Called with `(randomness, num_timesteps)`;
-            returns integers [B] in [0, T), a `torch.int64` tensor on the CPU. Drawn of
-            `randomness.uniform("timestep")`, [B] in [0, 1), they are the same when a run is
-            resumed. None takes the settings'.
-        loss_weight: How much each of them counts. Called with `(t, schedule, prediction)`; returns
-            floats [B] on the device of `t`, or one number. None takes the settings'.
-        error: How an output is compared with its target. Called with `(output, target, t,
-            schedule)`; returns the error at each place, floats of the shape of the output,
-            [B, 4, h, w], of which the mean over each sample is taken. None takes the settings'.
-        noise: How noise is made, an object with three methods: `noise(x_0, randomness)` returns
-            what the U-Net is to find, and `on_input(noise, randomness)` what is added to the
-            latents, both floats of the shape of the latents and on their device;
+        timesteps: Draws the timesteps to train on. Called with `(randomness, num_timesteps)`;
+            returns integers [B] in [0, T), a `torch.int64` tensor on the CPU. If they are computed
+            from `randomness.uniform("timestep")`, [B] in [0, 1), a resumed run draws the same. None
+            uses the settings.
+        loss_weight: The weight of each timestep's loss. Called with `(t, schedule, prediction)`;
+            returns floats [B] on the device of `t`, or one number. None uses the settings.
+        error: Compares an output with its target. Called with `(output, target, t, schedule)`;
+            returns the error of each element, floats of the shape of the output, [B, 4, h, w],
+            which are averaged over each sample. None uses the settings.
+        noise: Draws noise; an object with three methods. `noise(x_0, randomness)` returns the noise
+            that the U-Net learns to predict, and `on_input(noise, randomness)` the noise that is
+            added to the latents, both floats of the shape of the latents and on their device;
             `generate_ahead(shape, randomness)` may draw ahead in a thread, and returns nothing.
-            None takes the settings'.
-        conditioner: Called with what encodes captions; returns what is called in its place with
-            `(captions, geometry)`, in training, validation and previews, and returns what that
-            does. None takes that itself. It is called within the step, with gradients, not ahead.
-        trainable: Makes what learns. Called with `(config, model)`, the settings and the base
-            model, which has tensors without values when memory is predicted; returns a `Trainable`
-            of whose parameters some learn. None takes what `method` asks for. Its `export` gives
-            tensors of the model's networks.
-        build_optimizer: Makes the optimizer. Called with `(modules, settings, rules)`: the parts
-            that learn, each with its `lr`, the section `optimizer`, and how a step is done in
-            parts; returns a `torch.optim.Optimizer` whose `step` needs no closure. Memory is
-            predicted as for `optimizer.kind` all the same.
-        lr_schedule: The factor on the learning rate. Called with `(step, total)`, the step that is
-            about to be done, from 0, and the number of all; returns a finite number. None takes the
-            settings'.
+            None uses the settings.
+        conditioner: Wraps the conditioner. Called with the conditioner that encodes captions;
+            returns a replacement, which is called with `(captions, geometry)` in training,
+            validation and previews, and returns the same kind of result. The replacement is called
+            within the step, with gradients, not ahead of it. None uses the conditioner itself.
+        trainable: Builds the trainable networks. Called with `(config, model)`, the settings and
+            the base model, which has tensors without values when memory is predicted; returns a
+            `Trainable` with at least one trained parameter. Its `export` must return tensors of the
+            model's networks. None uses the section `method`.
+        build_optimizer: Builds the optimizer. Called with `(modules, settings, rules)`: the trained
+            networks, each with its `lr`, the section `optimizer`, and whether steps are made chunk
+            by chunk; returns a `torch.optim.Optimizer` whose `step` needs no closure. Memory is
+            still predicted as for `optimizer.kind`.
+        lr_schedule: The factor on the learning rate. Called with `(step, total)`, the next step,
+            counted from 0, and the total number of steps; returns a finite number. None uses the
+            settings.
     """
 
     timesteps: TimestepSampler | None = None
@@ -91,16 +92,16 @@ class Overrides:
     lr_schedule: LrSchedule | None = None
 
     def given(self) -> dict[str, Any]:
-        """What is given in code, by name."""
+        """Return the parts that are given in code, by name."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return {n: p for n, p in values.items() if p is not None and p is not build_optimizer}
 
     def __post_init__(self) -> None:
-        """Make sure that each part can be called as it will be.
+        """Check that each part can be called with the arguments that it will get.
 
         Raises:
             ConfigError: A function takes other arguments than it is called with.
-            TypeError: One is no function, or the noise lacks a method.
+            TypeError: A part is not callable, or the noise lacks a method.
         """
         for name, part in (self.given() | {"build_optimizer": self.build_optimizer}).items():
             if name == "noise":
@@ -119,47 +120,47 @@ class Overrides:
             )
 
     def build_trainable(self) -> BuildTrainable:
-        """What builds the trainable: the function given, or the one by the settings."""
+        """Return the function that builds the trainable: the given one, or that of the settings."""
         return self.trainable or build_trainable
 
     def tell(self, conditioner: TextConditioner) -> TextConditioner:
-        """What encodes captions: what code makes of that of the run, or that itself.
+        """Return the conditioner to use: the given function's result, or `conditioner` itself.
 
         Raises:
-            ConfigError: It makes nothing that can be called.
+            ConfigError: The given function returns something that cannot be called.
         """
         if self.conditioner is None:
             return conditioner
         made = self.conditioner(conditioner)
         if not callable(made):
             raise ConfigError(
-                f"Overrides.conditioner returned {made!r}; expected what is called with (captions, "
-                f"geometry) in the place of the conditioner."
+                f"Overrides.conditioner returned {made!r}; expected a function of (captions, "
+                f"geometry) that replaces the conditioner."
             )
         return made
 
     def require_fitting(self, config: RunConfig) -> None:
-        """Make sure that what is given in code goes with the settings.
+        """Check that the parts given in code are compatible with the settings.
 
         Raises:
-            ConfigError: The settings ask for a hypernetwork, and something else is to learn; or
-                they are to be chosen by memory, which is not known of an optimizer that is given;
-                or one is given that has no effect beside a part that replaces it.
+            ConfigError: The settings train a hypernetwork, but the trainable is given in code; or
+                settings are to be chosen by memory, which cannot be predicted for an optimizer
+                given in code; or a setting has no effect since a given part replaces it.
         """
         if self.build_optimizer is not build_optimizer and config.training.memory is not None:
             raise ConfigError(
-                f"training.memory chooses settings by what {config.optimizer.kind} "
-                f"(optimizer.kind) takes, and Overrides.build_optimizer makes another one. Take "
-                f"one of them out."
+                f"training.memory chooses settings by the memory that {config.optimizer.kind} "
+                f"(optimizer.kind) takes, but Overrides.build_optimizer builds another optimizer. "
+                f"Remove one of them."
             )
         if self.trainable is not None and config.method.kind != "full":
             raise ConfigError(
-                f"method.kind is {config.method.kind}, and Overrides.trainable says what learns. "
-                f"Give one of them."
+                f"method.kind is {config.method.kind}, but Overrides.trainable decides what is "
+                f"trained. Remove one of them."
             )
         idle = idle_settings(config, self.given())
         if idle:
-            raise ConfigError(f"{idle[0]}. Take one of them out.")
+            raise ConfigError(f"{idle[0]}. Remove one of them.")
 
     def optimizer(
         self,
@@ -171,13 +172,14 @@ class Overrides:
         """Build the optimizer.
 
         Args:
-            modules: What learns.
-            config: The settings.
-            rules: How a step is done in parts.
-            note: Is told of settings without effect in a run that was begun with them.
+            modules: The trained networks.
+            config: The settings of the run.
+            rules: Whether, and for which features, weights are stepped chunk by chunk.
+            note: Receives notes about settings without effect, in a run that has already started.
 
         Raises:
-            ConfigError: A setting is given that the function in code does not look at.
+            ConfigError: An optimizer setting is set that the function in code does not read, or the
+                function returns something else than a usable optimizer.
         """
         if self.build_optimizer is build_optimizer:
             return build_optimizer(modules, config.optimizer, rules)
@@ -186,7 +188,7 @@ class Overrides:
         _require_optimizer(made)
         idle = unread_settings(config.optimizer, read)
         if idle and not config.is_begun:
-            raise ConfigError(f"{idle[0]}, which does not read it. Take it out, or read it there.")
+            raise ConfigError(f"{idle[0]}, which does not read it. Remove it, or read it there.")
         for clause in idle:
             note(f"{clause}.")
         return made
@@ -194,19 +196,19 @@ class Overrides:
 
 @dataclass(frozen=True)
 class CheckedLrSchedule:
-    """A learning-rate schedule that is given in code, and has to give finite numbers.
+    """A learning-rate schedule given in code, whose results are checked to be finite numbers.
 
     Attributes:
-        schedule: The function.
+        schedule: The function given in code.
     """
 
     schedule: LrSchedule
 
     def __call__(self, step: int, total: int) -> float:
-        """The factor on the learning rate in a step, counted from 0.
+        """Return the factor on the learning rate in a step, counted from 0.
 
         Raises:
-            ConfigError: It is no finite number.
+            ConfigError: The factor is not a finite number.
         """
         factor = self.schedule(step, total)
         try:
@@ -222,28 +224,28 @@ class CheckedLrSchedule:
 
 
 def require_trainable(made: Trainable) -> None:
-    """Make sure that what code makes in the place of a method of training has something to learn.
+    """Check that a function in code has returned a `Trainable` with trained parameters.
 
     Raises:
-        ConfigError: It is no `Trainable`, or nothing of it learns.
+        ConfigError: It is not a `Trainable`, or none of its parameters is trained.
     """
     if not isinstance(made, Trainable):
         raise ConfigError(
             f"Overrides.trainable returned {made!r:.60}, a {type(made).__name__}; expected a "
-            f"Trainable, as impasto.build_trainable(config, model) makes one."
+            f"Trainable, as impasto.build_trainable(config, model) returns one."
         )
     if not any(trained.count() for trained in made.modules):
         raise ConfigError(
-            "Overrides.trainable returned a Trainable of which nothing learns: no parameter of "
-            "its modules has requires_grad. Let some have it, or leave method's as it is."
+            "Overrides.trainable returned a Trainable that trains nothing: no parameter of its "
+            "modules has requires_grad. Set it for some, or remove Overrides.trainable."
         )
 
 
 def _require_optimizer(made: Any) -> None:
-    """Make sure that what code makes steps weights by their gradients alone.
+    """Check that a function in code has returned an optimizer that steps without a closure.
 
     Raises:
-        ConfigError: It is no optimizer, or one that needs a closure.
+        ConfigError: It is not an optimizer, or it is one that needs a closure.
     """
     expected = "expected a torch.optim.Optimizer whose step needs no closure"
     if not (hasattr(made, "param_groups") and hasattr(made, "step")):

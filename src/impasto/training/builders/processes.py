@@ -1,4 +1,4 @@
-"""Chooses how the processes of a run hold what they train: by accelerate and the settings."""
+"""Chooses the parallelism of a run's processes, by accelerate's configuration and the settings."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def facts_of(
     device: torch.device | None = None,
     identity: Identity | None = None,
 ) -> Facts:
-    """What is known of a run on this machine beside its settings.
+    """Return the facts about a run on this machine that compatibility rules use beside settings.
 
     Args:
-        config: The settings.
-        processes: How many processes share the run.
-        total_steps: Its optimizer steps, if they have been counted.
-        device: Where it computes; the first GPU or else the CPU, unless another is given.
-        identity: What its base model is, if that was opened.
+        config: The settings of the run.
+        processes: Number of processes of the run.
+        total_steps: Number of optimizer steps; None if they have not been counted.
+        device: The device that it computes on; None means the first GPU, or else the CPU.
+        identity: Family and prediction type of the base model; None if it has not been opened.
     """
     return Facts(
         device=(device or default_device()).type,
@@ -52,20 +52,21 @@ def facts_of(
 
 
 def planned_processes() -> int:
-    """How many processes a launcher has started this one among; 1 without a launcher.
+    """Return the number of processes that a launcher has started; 1 without a launcher.
 
-    accelerate goes by `WORLD_SIZE` where `LOCAL_RANK` is there too.
+    Like accelerate, it reads `WORLD_SIZE` if `LOCAL_RANK` is set too.
     """
     number = os.environ.get("WORLD_SIZE", "")
     return int(number) if "LOCAL_RANK" in os.environ and number.isdigit() else 1
 
 
 def require_strategy(config: RunConfig, processes: int) -> None:
-    """Make sure that processes can hold a model as accelerate is configured, before any begins.
+    """Check, before processes start, that accelerate's parallelism is supported with the settings.
 
     Raises:
-        ConfigError: As `build_strategy`, or accelerate is configured for what is not offered.
-        MissingDependencyError: It is configured for DeepSpeed, which is not installed.
+        ConfigError: Accelerate is configured for unsupported parallelism, or a setting is
+            incompatible with it.
+        MissingDependencyError: Accelerate is configured for DeepSpeed, which is not installed.
     """
     require_parallelism()
     if processes == 1:
@@ -90,10 +91,12 @@ def _deepspeed_settings(config: RunConfig, plugin: Any) -> dict[str, Any]:
 
 
 def build_strategy(config: RunConfig, accelerator: Accelerator) -> ParallelStrategy:
-    """How the processes of this run hold what they train.
+    """Build the parallel strategy that accelerate is configured for.
+
+    With a single process, and by default, that is data parallelism.
 
     Raises:
-        ConfigError: A setting does not go with what accelerate is configured for.
+        ConfigError: A setting is incompatible with accelerate's configuration.
     """
     if accelerator.num_processes == 1:
         return DataParallelStrategy(accelerator)

@@ -1,4 +1,4 @@
-"""The prompts of previews that the settings ask for."""
+"""Builds the prompts of previews from the settings."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ from impasto.sampling.prompts import Prompt
 
 
 def build_prompts(config: RunConfig) -> tuple[Prompt, ...]:
-    """The previews that the settings ask for; their seeds rise by one.
+    """Return the preview prompts of the settings, those of `previews.prompts` before the file's.
+
+    Each has the seed of the one before it plus one, unless the file sets it.
 
     Raises:
-        ConfigError: The file of prompts is missing or malformed.
+        ConfigError: The prompt file is missing or malformed.
     """
     previews = config.previews
     first = Prompt(

@@ -1,4 +1,4 @@
-"""Builds what turns captions and prompts into conditions, from the settings."""
+"""Builds the conditioners, which turn captions and prompts into text embeddings, from settings."""
 
 from __future__ import annotations
 
@@ -30,18 +30,18 @@ from impasto.sampling.prompts import Prompt
 from impasto.training.compute.precision import computed_kind
 
 ENCODED_AT_ONCE = {"cuda": 16}
-"""The most chunks of a frozen encoder at a time: one leaves a GPU waiting for the next, and on a
-CPU more than one gain nothing."""
+"""Device type -> the most chunks that a frozen encoder encodes at once: a single chunk leaves a GPU
+waiting, and on a CPU more than one is not faster."""
 
 
 @dataclass(frozen=True)
 class Conditioners:
-    """The uses of a model's text encoders.
+    """The conditioners of a run, one per use of its text encoders.
 
     Attributes:
-        training: For captions, with gradients where the encoder learns.
-        watching: For captions without gradients: validation.
-        prompts: For previews; the sampler says which of their texts are zeros.
+        training: Encodes training captions, with gradients if the encoder is trained.
+        watching: Encodes captions without gradients, for validation.
+        prompts: Encodes preview prompts; the sampler decides which empty ones become zeros.
     """
 
     training: ClipTextConditioner
@@ -50,33 +50,33 @@ class Conditioners:
 
 
 def build_layout(config: RunConfig) -> TextLayout:
-    """Build the layout of captions: tokens, chunks, how they are joined."""
+    """Build the text layout of captions: token limit, chunks, and how chunks are joined."""
     model = config.model
     return TextLayout(model.max_tokens, model.token_join, model.token_split, model.caption_emphasis)
 
 
 def build_sizes(config: RunConfig, model: BaseModel) -> SizeConditioning | None:
-    """What the U-Net is told of sizes; None where it is told none.
+    """Build the size conditioning of the U-Net; None if its family has none.
 
     Raises:
-        ConfigError: Something else than usual is asked for, and it is told none.
+        ConfigError: The setting differs from its default, but the family has no size conditioning.
     """
     sizes, asked = model.family.sizes, config.model.size_conditioning
     if sizes is None:
         if asked != "original":
             raise ConfigError(
                 f"model.size_conditioning {asked} has no effect: {model.contents.name} is "
-                f"{model.family.name}, which takes no sizes. Take it out."
+                f"{model.family.name}, which has no size conditioning. Remove it."
             )
         return None
     return replace(sizes, as_drawn=asked == "target")
 
 
 def zeroes_empty_text(config: RunConfig, model: BaseModel) -> bool:
-    """Whether empty captions are zeros: only where the settings say so.
+    """Return whether the text embeddings of empty captions are zeros, by the settings.
 
     Raises:
-        ConfigError: The settings ask for zeros, and the model's family has no such thing.
+        ConfigError: The settings choose zeros, but the model's family does not support it.
     """
     is_asked = config.model.empty_text == "zeros"
     if is_asked:
@@ -85,12 +85,12 @@ def zeroes_empty_text(config: RunConfig, model: BaseModel) -> bool:
 
 
 def zeroes_empty_negative(config: RunConfig, model: BaseModel) -> bool:
-    """Whether empty negative prompts are zeros in previews, and what the exported model says.
+    """Return whether empty negative prompts become zeros in previews and in the exported model.
 
-    The base model's own word, unless the settings say something.
+    As the base model's files say, unless the settings choose it.
 
     Raises:
-        ConfigError: As `zeroes_empty_text`.
+        ConfigError: The settings choose zeros, but the model's family does not support it.
     """
     if config.model.empty_text == "auto":
         return model.contents.zeroes_empty_text
@@ -107,18 +107,18 @@ def build_conditioners(
     hash_of: Callable[[str, nn.Module], str],
     given: GivenTexts | None = None,
 ) -> Conditioners:
-    """Put the text encoder where it computes, and make its users.
+    """Move the text encoders to the device, and build the run's conditioners.
 
     Args:
-        config: The settings.
-        device: Where the U-Net is.
-        wrap: Makes of an encoder that learns what training calls.
+        config: The settings of the run.
+        device: The device of the U-Net.
+        wrap: Wraps a trained encoder for the parallel strategy.
         model: The base model.
-        trainable: What learns.
-        progress: Is told while captions are encoded ahead.
-        hash_of: Tells the hash of the weights of a frozen encoder by its name and network: it may
-            be known already.
-        given: Texts that are taken from files in the place of encoding them.
+        trainable: The trainable networks.
+        progress: Receives progress while captions are encoded ahead.
+        hash_of: Returns the hash of a frozen encoder's weights, from its name and network; it may
+            be cached.
+        given: Text encoder outputs that are read from files instead of encoded; None for none.
     """
     layout = build_layout(config)
     tokens = build_tokens(model, layout)
@@ -137,15 +137,15 @@ def build_conditioners(
     states.to_device(device)
     on_disk = config.training.cache_text_to_disk
     store = _build_store(config, device, trainable, hash_of) if on_disk else None
-    # always so many, whatever is new in a batch (the rest is filled up); no more than it has
+    # a fixed number, however many captions of a batch are new (padded); at most the batch size
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20
     memory = TextCache(limit, device, store, progress, at_once, given)
     looking = memory
-    if device.type == "cuda":  # where captions are encoded on a stream of their own
+    if device.type == "cuda":  # where training captions are encoded on a separate stream
         looking = TextCache(limit, device, store, progress, at_once, given)
     drawing = looking
-    if given is not None and given.shape.chunks > 1:  # emphasis may keep the mean of all
+    if given is not None and given.shape.chunks > 1:  # emphasis may preserve the mean of all chunks
         drawing = TextCache(limit, device, store, progress, at_once)
     return Conditioners(
         conditioner(tokens, states, memory=memory),
@@ -160,7 +160,7 @@ def encode_captions_ahead(
     prompts: Sequence[Prompt],
     share: CacheShare,
 ) -> None:
-    """Put the states of captions and preview prompts on disk; each process encodes its share.
+    """Cache the hidden states of captions and preview prompts on disk, divided among processes.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -176,10 +176,10 @@ def _build_store(
     trainable: Trainable,
     hash_of: Callable[[str, nn.Module], str],
 ) -> TextStore:
-    """States in the precision that the U-Net reads them with.
+    """Build the disk store of hidden states, in the precision that the U-Net reads them with.
 
-    Those of TF32 have names of their own where they are kept in float32: to 16 bits they are
-    rounded by more.
+    States computed in TF32 have separate keys if they are stored in float32; in 16 bits, rounding
+    is larger than the difference.
     """
     exact = computed_kind(config) == "no"
     fingerprint = "+".join(
@@ -193,7 +193,7 @@ def _build_store(
 
 
 def _described(encoder: ClipHiddenStates) -> str:
-    """What an encoder's states depend on besides the ids and its weights."""
+    """Return a text of what an encoder's states depend on besides token ids and weights."""
     reading = encoder.reading
     others = ("" if reading.final_norm else ":raw") + (":pooled" if reading.pooled else "")
     return f"skip={encoder.layer}{others}"

@@ -1,1 +1,1 @@
-"""How the U-Net computes: precision, float8, torch.compile, order in memory, types of weights."""
+"""The U-Net's computation: precision, float8, torch.compile, memory layout, weight dtypes."""

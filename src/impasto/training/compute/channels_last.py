@@ -1,9 +1,8 @@
-"""A U-Net in channels-last memory order, without what PyTorch cannot compute in that order.
+"""Channels-last memory format for a U-Net, with a workaround for a crash in PyTorch.
 
-On a CPU, the backward pass of a group norm that learns ends the process by a segmentation fault if
-its input is in that order and needs no gradient (seen with PyTorch 2.13). Such are norms behind
-layers that are frozen: the first one where `conv_in` is, and those of the way up where all of the
-way down is.
+On a CPU, the backward pass of a trained group norm crashes with a segmentation fault if its input
+is channels-last and needs no gradient (seen with PyTorch 2.13). That happens behind frozen layers:
+to the first norm if `conv_in` is frozen, and to norms of the up blocks if all down blocks are.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from impasto.training.optim.chunked import put_back
 
 
 def use_channels_last(unet: nn.Module, device: torch.device) -> None:
-    """Keep a U-Net's convolutions in channels-last order.
+    """Convert a U-Net's convolutions to the channels-last memory format.
 
     Args:
-        unet: The U-Net, with what is frozen of it frozen.
-        device: Where it will compute.
+        unet: The U-Net, whose frozen parameters must already have `requires_grad` off.
+        device: The device that it will compute on.
     """
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if device.type != "cpu":
@@ -33,14 +32,14 @@ def use_channels_last(unet: nn.Module, device: torch.device) -> None:
 
 
 def keep_order(optimizer: torch.optim.Optimizer) -> None:
-    """Have a step leave weights in their order in memory, and in their place.
+    """Make a bitsandbytes optimizer preserve the memory format and storage of weights.
 
-    bitsandbytes makes each contiguous for its kernels, and would leave it so: from the second step
-    on the network would compute in the usual order.
+    bitsandbytes makes each weight contiguous for its kernels, and leaves it so: from the second
+    step on the network would compute in the usual memory format.
 
     Args:
-        optimizer: It; those of other libraries keep to the order by themselves, as one does that
-            goes chunk by chunk.
+        optimizer: The optimizer; those of other libraries and `ChunkedOptimizer` preserve the
+            format themselves, and are left alone.
     """
     if not type(optimizer).__module__.startswith("bitsandbytes."):
         return
@@ -59,7 +58,10 @@ def _learns(module: nn.Module) -> bool:
 
 
 def _in_usual_order(_norm: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor] | None:
-    """The input of a group norm that learns in the usual order, if it needs no gradient itself."""
+    """Return a trained group norm's input made contiguous if it needs no gradient, else None.
+
+    A forward pre-hook: None leaves the input unchanged.
+    """
     (values,) = inputs
     if values.requires_grad or not torch.is_grad_enabled():
         return None

@@ -1,7 +1,7 @@
-"""The U-Net through torch.compile, once for each size of images.
+"""Compiles the U-Net with torch.compile, once per image size.
 
-Compiled in place (`nn.Module.compile`), so that names of tensors, hooks and wrappers stay as they
-are. Validation and previews run the plain network: their sizes would have to be compiled too.
+It is compiled in place (`nn.Module.compile`), so that tensor names, hooks and wrappers stay the
+same. Validation and previews run the uncompiled network: their sizes would have to be compiled too.
 """
 
 from __future__ import annotations
@@ -27,24 +27,24 @@ _SHAPES_PER_SIZE = 4  # full batches and short ones, each with and without gradi
 def compile_unet(
     unet: Any, kind: Compile, *, sizes: int, cuda_graphs: bool, cache: Path, device: torch.device
 ) -> None:
-    """Have a U-Net compiled when it is first called.
+    """Set up a U-Net to be compiled when it is first called.
 
     Args:
         unet: diffusers' UNet2DConditionModel.
-        kind: `blocks` compiles its blocks one by one, `full` the whole.
-        sizes: How many shapes of batches will come: sizes of images times lengths of captions.
+        kind: `blocks` compiles its blocks one by one, `full` the whole U-Net; `off` does nothing.
+        sizes: Number of different batch shapes: image sizes times caption lengths.
         cuda_graphs: Whether each shape's kernels are recorded and launched together.
-        cache: Where compiled code is kept between runs.
-        device: Where it computes.
+        cache: The folder that stores compiled code between runs.
+        device: The device that the U-Net computes on.
 
     Raises:
-        ConfigError: CUDA graphs were asked for without a GPU.
-        MissingDependencyError: There is no compiler.
+        ConfigError: CUDA graphs were requested without a GPU.
+        MissingDependencyError: There is no C++ compiler.
     """
     if kind == "off":
         return
     if cuda_graphs and device.type != "cuda":
-        raise ConfigError("training.cuda_graphs is for GPUs, and this run has none. Take it out.")
+        raise ConfigError("training.cuda_graphs needs a GPU, and this run has none. Remove it.")
     require_compiler(device)
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache.absolute()))
     modules = [unet] if kind == "full" else blocks_of(unet)
@@ -55,10 +55,10 @@ def compile_unet(
 
 
 def _allow_graphs(modules: Sequence[nn.Module], shapes: int) -> None:
-    """Let each class of modules have as many graphs as its modules and shapes may need.
+    """Raise torch.compile's limits to the number of graphs that modules and shapes may need.
 
-    torch.compile counts graphs by the code they are made of, which all blocks of a class share, and
-    beyond its limit it runs them as they are written, without a word: here that is an error.
+    torch.compile counts graphs per code object, which all blocks of a class share, and beyond its
+    limit it silently runs uncompiled code: here that is made an error.
     """
     alike = Counter(type(module) for module in modules)
     limit = max(alike.values()) * shapes
@@ -70,10 +70,10 @@ def _allow_graphs(modules: Sequence[nn.Module], shapes: int) -> None:
 
 @contextlib.contextmanager
 def within_limit() -> Iterator[None]:
-    """Explain it if there are more graphs than were allowed.
+    """Within the context, turn torch.compile's error about its graph limit into a RunError.
 
     Raises:
-        RunError: There are.
+        RunError: More graphs were compiled than allowed.
     """
     from torch._dynamo.exc import FailOnRecompileLimitHit
 
@@ -81,35 +81,35 @@ def within_limit() -> Iterator[None]:
         yield
     except FailOnRecompileLimitHit as error:
         raise RunError(
-            f"torch.compile has made {torch._dynamo.config.recompile_limit} graphs for one kind of "
-            "block, which is more than the sizes of images and lengths of captions need, and would "
-            'leave the rest uncompiled. Set training.compile to "off", or to "full".'
+            f"torch.compile has compiled {torch._dynamo.config.recompile_limit} graphs for one "
+            "kind of block, which is more than the image sizes and caption lengths need, and would "
+            'leave the rest uncompiled. Set training.compile to "off" or "full".'
         ) from error
 
 
 def blocks_of(unet: nn.Module) -> list[nn.Module]:
-    """The modules of a U-Net that repeat, which are compiled once each."""
+    """Return the repeated blocks of a U-Net, which are compiled one by one."""
     return [module for module in unet.modules() if type(module).__name__ in BLOCKS]
 
 
 @contextlib.contextmanager
 def plain_network() -> Iterator[None]:
-    """Run compiled networks as they were written, for a while."""
+    """Within the context, run compiled networks uncompiled."""
     with torch.compiler.set_stance("force_eager"):
         yield
 
 
 def require_compiler(device: torch.device) -> None:
-    """Make sure that torch.compile finds what it makes code with.
+    """Check that torch.compile finds a C++ compiler on a CPU.
 
     Raises:
-        MissingDependencyError: It would not.
+        MissingDependencyError: There is none on the path.
     """
     if device.type == "cuda":
-        return  # asked of the card before the run began: `preflight.py`
+        return  # `preflight.py` has checked it before the run started
     names = [os.environ.get("CXX", ""), "g++", "clang++", "cl"]
     if not any(name and shutil.which(name) for name in names):
         raise MissingDependencyError(
-            "training.compile needs a C++ compiler on a CPU, and there is none on the path "
+            "training.compile needs a C++ compiler on a CPU, and none is on the path "
             '(g++, clang++ or cl). Install one, or set training.compile to "off".'
         )

@@ -1,10 +1,10 @@
-"""Products of the U-Net's large linear layers in float8, by torchao.
+"""Matrix products of the U-Net's large linear layers in float8, by torchao.
 
-Weights stay what they are: the same parameters under the same names, in float32 or bfloat16. While
-a layer trains, its input, weight and gradient are scaled to the range of float8, each as a whole
-and anew each time (torchao's "tensorwise" recipe), and rounded; the three products are made from
-these. Validation and previews multiply as they would without float8. Micikevicius et al. 2022
-(arXiv:2209.05433) is the source of the formats: e4m3 for inputs and weights, e5m2 for gradients.
+Weights stay the same parameters under the same names, in float32 or bfloat16. In training mode, a
+layer's input, weight and gradient are scaled to the range of float8, each tensor as a whole and
+dynamically (torchao's "tensorwise" recipe), and rounded; the three products are computed from
+these. Validation and previews multiply without float8. Micikevicius et al. 2022 (arXiv:2209.05433)
+is the source of the formats: e4m3 for inputs and weights, e5m2 for gradients.
 """
 
 from __future__ import annotations
@@ -19,24 +19,23 @@ from impasto.invocation import missing_extra
 from impasto.training.compute.float8_linear import ALIGNMENT, Float8Linear, Product, torchao_product
 
 CAPABILITY = (8, 9)
-"""The oldest cards with float8 products: Ada (RTX 40xx, L4); then Hopper and Blackwell."""
+"""Lowest compute capability with float8 products: Ada (RTX 40xx, L4); then Hopper, Blackwell."""
 
 SMALL_OUTPUT, SMALL_INPUT = 1024, 4096
-"""A layer with no more outputs and no more inputs than this gains less by its products than scaling
-costs it: `_auto_filter_for_tensorwise` of torchao 0.18, measured on an H100."""
+"""A layer with no more outputs and no more inputs than these loses more time to scaling than its
+products gain: `_auto_filter_for_tensorwise` of torchao 0.18, measured on an H100."""
 
 _BLOCK = "BasicTransformerBlock"
 _OF_TEXT = ("attn2.to_k", "attn2.to_v")
-"""Layers of a block that take text: 77 rows for each image, too few to gain."""
+"""Layers of a block whose input is text embeddings: 77 rows per image, too few to gain."""
 
 
 def float8_layers(unet: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers that compute in float8, by name, whether or not they do already.
+    """Return the linear layers to compute in float8, by name, converted already or not.
 
-    These are projections of attention and the feed-forward layers in transformer blocks, where
-    they are large enough. Layers with a row for each image (time embeddings) and for each token of
-    text are not among them, nor are the two projections around the blocks, which `training.compile
-    = "blocks"` does not compile.
+    These are the attention projections and feed-forward layers of transformer blocks that are large
+    enough. Layers with one row per image (time embeddings) or per text token are left out, and so
+    are the two projections around the blocks, which `training.compile = "blocks"` does not compile.
     """
     return {
         f"{block}.{name}": layer
@@ -55,18 +54,18 @@ def _gains(layer: nn.Linear) -> bool:
 
 
 def convert_layers(unet: nn.Module, product: Product) -> None:
-    """Have the layers that are chosen multiply by a product, with the parameters that they have."""
+    """Replace the layers of `float8_layers` by ones that use `product` on the same parameters."""
     for name, layer in float8_layers(unet).items():
         parent, _, own = name.rpartition(".")
         setattr(unet.get_submodule(parent), own, Float8Linear(layer, product))
 
 
 def use_float8(unet: nn.Module, device: torch.device) -> None:
-    """Have the large linear layers of a U-Net compute in float8 while they train.
+    """Make the large linear layers of a U-Net compute in float8 in training mode.
 
     Args:
-        unet: diffusers' UNet2DConditionModel; its parameters and their names stay as they are.
-        device: Where it computes.
+        unet: diffusers' UNet2DConditionModel; its parameters and their names stay the same.
+        device: The device that it computes on.
 
     Raises:
         ConfigError: The device has no float8 products, or no layer is large enough to gain.
@@ -77,16 +76,16 @@ def use_float8(unet: nn.Module, device: torch.device) -> None:
         raise ConfigError(
             f"training.float8 has no effect on this U-Net: none of its linear layers has over "
             f"{SMALL_OUTPUT} outputs or {SMALL_INPUT} inputs, below which float8 is slower than "
-            f"bf16. Take it out."
+            f"bf16. Remove it."
         )
     convert_layers(unet, torchao_product())
 
 
 def require_float8(device: torch.device) -> None:
-    """Make sure that a device multiplies float8 numbers, and that torchao is there.
+    """Check that a device supports float8 products, and that torchao is installed.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: The device does not support them.
         MissingDependencyError: torchao is not installed.
     """
     _require_card(device)
@@ -99,7 +98,7 @@ def require_float8(device: torch.device) -> None:
 
 
 def has_float8(device: torch.device) -> bool:
-    """Whether a device is an NVIDIA card that multiplies float8 numbers."""
+    """Return whether a device is an NVIDIA card with float8 products."""
     if device.type != "cuda" or torch.version.hip is not None:
         return False
     return torch.cuda.get_device_capability(device) >= CAPABILITY

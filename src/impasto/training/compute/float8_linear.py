@@ -1,4 +1,4 @@
-"""A linear layer that computes in float8 while it trains, and torchao's products for it."""
+"""A linear layer that computes in float8 in training mode, and torchao's products for it."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ import torch
 from torch import Tensor, nn
 
 ALIGNMENT = 16
-"""What each side of a float8 product is a multiple of (`torch._scaled_mm`)."""
+"""Each dimension of a float8 product must be a multiple of this (`torch._scaled_mm`)."""
 
 Product = Callable[[Tensor, Tensor], Tensor]
 """Rows `[M, K]` and a weight `[N, K]` -> `[M, N]`, with gradients for both."""
 
 
 class Float8Linear(nn.Linear):
-    """A linear layer whose products are in float8 in training mode, and plain in eval mode.
+    """A linear layer whose products are in float8 in training mode, and ordinary in eval mode.
 
     `[..., in_features]` -> `[..., out_features]`. The gradient of the weight is a product over all
-    rows of a batch, whose number has to be a multiple of 16 as well: where an image has another
-    number of places, rows of zeros are added, which change no sum and no scale.
+    rows of a batch, whose number must be a multiple of 16 too: otherwise rows of zeros are added,
+    which change no sum and no scale.
 
     Args:
-        layer: Has the parameters, which stay the same objects.
-        product: Computes in float8.
+        layer: The layer to replace; its parameters are used, as the same objects.
+        product: Computes the product in float8.
     """
 
     def __init__(self, layer: nn.Linear, product: Product) -> None:
@@ -34,7 +34,7 @@ class Float8Linear(nn.Linear):
         self.train(layer.training)
 
     def forward(self, input: Tensor) -> Tensor:
-        """The layer's output, in the type that the run computes in."""
+        """Return the layer's output, in the autocast dtype where autocast is on."""
         if not self.training:
             return nn.functional.linear(input, self.weight, self.bias)
         kind = input.device.type
@@ -49,16 +49,16 @@ class Float8Linear(nn.Linear):
 
 
 def torchao_product(*, emulated: bool = False) -> Product:
-    """Products by torchao, with a scale for each tensor that is found anew each time.
+    """Return torchao's float8 product, with dynamic scales per tensor.
 
     Args:
-        emulated: Whether they are made in float32 from numbers rounded to float8, which any device
-            can.
+        emulated: Whether to compute in float32 on numbers rounded to float8, which works on any
+            device.
     """
     from torchao.float8 import Float8LinearConfig, convert_to_float8_training
     from torchao.float8.float8_linear import matmul_with_hp_or_float8_args
 
-    # also has torch.compile go around a fault of Triton's that garbles float8 (triton #11111)
+    # this also makes torch.compile avoid a Triton bug that corrupts float8 (triton #11111)
     made: Any = convert_to_float8_training(
         nn.Linear(ALIGNMENT, ALIGNMENT, device="meta"), config=Float8LinearConfig(emulate=emulated)
     )

@@ -1,4 +1,4 @@
-"""What weights that learn are kept in, and how the optimizer goes through them, by the settings."""
+"""Dtypes, rounding, copies and streaming of trained weights, from the settings."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from impasto.training.optim.weight_copies import WeightCopies, layers_to_copy
 
 
 def build_dtypes(config: RunConfig) -> dict[ComponentKind, torch.dtype]:
-    """Kinds of networks that are read in 16 bits, since they will be kept so."""
+    """Return the dtypes that trained networks are loaded in, by kind; empty for a hypernetwork."""
     dtype = DTYPES[config.training.weight_dtype]
     if config.method.kind != "full":
         return {}
@@ -34,7 +34,7 @@ def build_dtypes(config: RunConfig) -> dict[ComponentKind, torch.dtype]:
 def build_chunk_rules(
     config: RunConfig, modules: Sequence[TrainedModule], accelerator: Accelerator
 ) -> ChunkRules:
-    """How the optimizer goes through the weights, which are brought to their width."""
+    """Cast the trained weights to their dtype, and return how they are stepped in chunks."""
     training, device = config.training, accelerator.device
     in_backward = training.optimizer_in_backward != "off"
     return ChunkRules(
@@ -47,7 +47,7 @@ def build_chunk_rules(
 def cast_weights(
     modules: Sequence[TrainedModule], config: RunConfig, device: torch.device
 ) -> Rounding | None:
-    """Bring what learns to the width of the settings; how it is rounded there, if to 16 bits."""
+    """Cast trained weights to `training.weight_dtype`; return their rounding, None for float32."""
     dtype = DTYPES[config.training.weight_dtype]
     if dtype is torch.float32:
         return None
@@ -58,7 +58,7 @@ def cast_weights(
 
 
 def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies:
-    """The copies that the settings ask for; of nothing, if they ask for none."""
+    """Build the 16-bit weight copies of the settings; without layers if they use none."""
     dtype = autocast_dtype(computed_kind(config))
     if not config.training.weight_copies or dtype is None:
         return WeightCopies([], torch.float32)
@@ -68,9 +68,9 @@ def build_weight_copies(config: RunConfig, trainable: Trainable) -> WeightCopies
 def copied_layers(
     config: RunConfig, unet: nn.Module
 ) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Module, name in it and weight of what has 16-bit copies if the settings ask for some.
+    """Yield module, parameter name and weight of everything that `weight_copies` copies.
 
-    What computes in float8 rounds its weights to that at once.
+    Layers that compute in float8 are left out: they round their weights directly to float8.
     """
     in_float8 = float8_layers(unet).values() if config.training.float8 else ()
     return layers_to_copy(unet, set(in_float8))
@@ -79,9 +79,9 @@ def copied_layers(
 def build_weight_stream(
     config: RunConfig, trainable: Trainable, device: torch.device
 ) -> WeightStream | None:
-    """What brings the U-Net's blocks to the device one by one; None if the settings ask for none.
+    """Build the stream of the U-Net's blocks; None if `training.stream_weights` is off.
 
-    Its weights have their width already.
+    The weights must already have their final dtype.
     """
     if not config.training.stream_weights:
         return None
@@ -89,7 +89,7 @@ def build_weight_stream(
 
 
 def copied_numel(config: RunConfig, trainable: Trainable) -> int:
-    """How many weights have copies in another dtype."""
+    """Return the number of weights that have 16-bit copies; 0 if copies are off."""
     if not config.training.weight_copies:
         return 0
     return sum(weight.numel() for _, _, weight in copied_layers(config, trainable.unet))

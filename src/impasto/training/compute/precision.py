@@ -1,7 +1,7 @@
-"""Which precision a device computes fast, and what `training.mixed_precision = "auto"` stands for.
+"""Finds the precision that a device computes fast, which `training.mixed_precision = "auto"` uses.
 
-A CPU without matrix instructions for bfloat16 computes it 30 to 100 times slower than
-float32: its kernels convert number by number. A GPU from before 2020 emulates bfloat16.
+A CPU without matrix instructions for bfloat16 computes it 30 to 100 times slower than float32: its
+kernels convert number by number. GPUs from before 2020 emulate bfloat16.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ from impasto.training.devices import default_device
 from impasto.training.optim.mixed_precision import COMPUTED, MixedPrecision, precision_text
 
 CPU_BF16 = {"amx_bf16": "AMX", "avx512_bf16": "AVX-512"}
-"""Instructions that multiply bfloat16, by the names of `torch.cpu.get_capabilities`; oneDNN uses
-them. On other CPUs it converts every number (measured on an AMD EPYC with AVX2)."""
-SLOW = 1.5  # times as long as in float32: what is warned of
-PATIENCE_S = 0.3  # for measuring one precision
+"""Name in `torch.cpu.get_capabilities` -> the instructions that multiply bfloat16, which oneDNN
+uses. On other CPUs it converts every number (measured on an AMD EPYC with AVX2)."""
+SLOW = 1.5  # ratio to the time in float32 above which a warning is given
+PATIENCE_S = 0.3  # time limit for measuring one precision
 
 
 @dataclass(frozen=True)
 class NativePrecision:
-    """What a device computes fastest in, of what a run can be trained in.
+    """The fastest precision of a device, of those that a run can train in.
 
     Attributes:
         kind: A value of `training.mixed_precision`.
-        reason: Why, as half a sentence.
+        reason: The reason, as a clause for messages.
     """
 
     kind: MixedPrecision
@@ -42,22 +42,22 @@ class NativePrecision:
 
     @property
     def description(self) -> str:
-        """The name of the precision in sentences."""
+        """The name of the precision for messages."""
         return precision_text(self.kind)
 
 
 def native_precision(device: torch.device | None = None) -> NativePrecision:
-    """The fastest precision of a device, by its capabilities; nothing is measured.
+    """Return the fastest precision of a device, by its capabilities; nothing is measured.
 
     Args:
-        device: The first GPU or else the CPU, unless another is given.
+        device: The device; None means the first GPU, or else the CPU.
     """
     device = device or default_device()
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if torch.cuda.is_bf16_supported(including_emulation=False):
             return NativePrecision("bf16", f"{name} computes bf16 natively")
-        return NativePrecision("fp16", f"{name} has no bf16 of its own")
+        return NativePrecision("fp16", f"{name} has no native bf16")
     found = torch.cpu.get_capabilities()
     name = found.get("cpu_name") or "this CPU"
     for capability, instructions in CPU_BF16.items():
@@ -69,9 +69,9 @@ def native_precision(device: torch.device | None = None) -> NativePrecision:
 
 
 def computed_kind(config: RunConfig) -> MixedPrecision:
-    """What a run computes in; what `auto` stands for is that of this machine's device.
+    """Return the precision that a run computes in, with `auto` resolved for this machine.
 
-    16-bit weights are computed in their own type.
+    `auto` is the dtype of 16-bit weights, or the device's fastest precision for float32 weights.
     """
     training = config.training
     if training.mixed_precision != "auto":
@@ -80,27 +80,28 @@ def computed_kind(config: RunConfig) -> MixedPrecision:
 
 
 def caches_casts(config: RunConfig) -> bool:
-    """Whether autocast keeps the 16-bit copies of float32 weights until a forward pass has ended.
+    """Return whether autocast caches its 16-bit copies of weights until the forward pass ends.
 
-    A U-Net uses each weight once in it, so they spare no work. Without checkpointing the backward
-    pass needs them anyway; with it they would be all that the forward pass leaves: 1.6 GiB of
-    SD 1, beside the gradients of the passes before. Streamed weights leave nothing behind either.
+    A U-Net uses each weight once per pass, so the cache saves no work. Without checkpointing the
+    backward pass needs the copies anyway; with it they would be all that the forward pass leaves in
+    memory: 1.6 GiB for SD 1, beside the gradients of earlier passes. Streamed weights must not be
+    left in memory either.
     """
     return not (config.training.gradient_checkpointing or config.training.stream_weights)
 
 
 def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
-    """The settings with the precision that `auto` stands for on the device of this run.
+    """Return the settings with `auto` replaced by the precision for this run's device.
 
-    A precision that was asked for and that the CPU computes slowly is used, with a warning that
-    says how slowly.
+    A precision that the CPU computes slowly is used if it was requested, with a warning that says
+    how slow it is.
 
     Args:
-        config: The settings.
-        progress: Receives notes of what was chosen, and warnings.
+        config: The settings of the run.
+        progress: Receives a note about the choice, and warnings.
 
     Raises:
-        ConfigError: A setting has no effect with what was chosen.
+        ConfigError: A setting has no effect with the chosen precision.
     """
     training, kind = config.training, computed_kind(config)
     native = native_precision()
@@ -124,18 +125,20 @@ def resolve_precision(config: RunConfig, progress: Progress) -> RunConfig:
     changed = training.model_copy(update={"mixed_precision": kind})
     asked = set(training.model_fields_set)
     if training.mixed_precision == "auto":
-        asked.discard("mixed_precision")  # what it stands for was not asked for
+        asked.discard("mixed_precision")  # the resolved value was not set by the user
     changed.__pydantic_fields_set__ = asked
     return config.model_copy(update={"training": changed})
 
 
 def warn_if_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> None:
-    """Say so if the CPU of this run computes a precision slowly, and how slowly.
+    """Warn if the CPU of this run computes a precision slowly, with the measured ratio.
+
+    Do nothing on a GPU, and for float32 or the CPU's fastest precision.
 
     Args:
         kind: The precision.
-        otherwise: What to do unless that is wanted.
-        progress: Is given the warning.
+        otherwise: The advice for users who do not want that, as an imperative clause.
+        progress: Receives the warning.
     """
     if default_device().type != "cpu" or kind in ("no", native_precision().kind):
         return
@@ -143,15 +146,15 @@ def warn_if_slow(kind: MixedPrecision, otherwise: str, progress: Progress) -> No
     if times > SLOW:
         progress.note(
             f"Warning: {kind} takes this CPU about {times:.0f} times as long as float32 (measured "
-            f"here). Unless that is wanted, {otherwise}."
+            f"on this machine). To avoid that, {otherwise}."
         )
 
 
 @functools.cache
 def slowdown(dtype: torch.dtype) -> float:
-    """How many times as long the CPU takes for a convolution, there and back, as in float32.
+    """Return the time of a convolution on the CPU in `dtype`, relative to float32.
 
-    Measures for less than a second, once in a process: it is the same CPU from then on. The
+    Forward and backward pass are measured, for less than a second, and once per process. The
     convolution has 64 channels at 32 x 32, which showed the same ratio as those of a full-size
     U-Net.
     """
@@ -171,12 +174,12 @@ def slowdown(dtype: torch.dtype) -> float:
 def least_seconds(
     work: Callable[[], object], tries: int = 5, patience_s: float = PATIENCE_S
 ) -> float:
-    """The shortest of a few tries, after one to warm up; fewer tries of what takes long.
+    """Return the seconds of the fastest of a few runs of `work`, after a warm-up run.
 
     Args:
-        work: What to time; on a GPU it has to wait for its end.
-        tries: How often, if there is time.
-        patience_s: After so many seconds no further try is begun.
+        work: The function to time; on a GPU it must synchronize at its end.
+        tries: Largest number of timed runs, at least one.
+        patience_s: Seconds, including the warm-up, after which no further run is started.
     """
     times: list[float] = []
     began = time.perf_counter()

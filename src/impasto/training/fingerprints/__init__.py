@@ -1,1 +1,1 @@
-"""What a saved state has to agree with before it is resumed: model, data, settings, code."""
+"""Fingerprints that a saved state must match to be resumed: of model, data, settings and code."""

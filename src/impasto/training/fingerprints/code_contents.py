@@ -1,8 +1,8 @@
-"""All that decides what a part given in code computes, as names, numbers, texts and source.
+"""Describes everything that a part given in code computes with: names, numbers, texts and source.
 
-The user's functions and classes are followed to the end, each once; what packages have is known by
-its name. Data is followed a few levels deep. There are no addresses in it, which differ from
-process to process, and nothing of the order of a set.
+The user's functions and classes are followed completely, each once; those of packages are
+identified by name. Data is followed a few levels deep. The description has no memory addresses,
+which differ from process to process, and does not depend on the order of sets.
 """
 
 from __future__ import annotations
@@ -31,33 +31,34 @@ from impasto.training.fingerprints.users_code import (
 )
 
 DEPTH = 4
-"""How many levels of data are looked into, of containers and of objects, which are two each."""
+"""Number of levels of data that are followed; a container is one level, an object two."""
 
 _WRAPPER = type(functools.lru_cache(maxsize=1)(len))
 
 
 def contents_of(part: Any, *, learns: bool = False) -> list[Any]:
-    """What a part is, and each function, class and network of the user that it leads to.
+    """Return a part's description, and those of each user function, class and network it reaches.
 
-    What code may change as it runs is not in it: names that it assigns, objects of packages such
-    as a logger, and lists and the like whose names are not those of constants, in capitals.
+    Values that code may change as it runs are left out: names that it assigns, objects of packages
+    such as a logger, and lists and other containers whose names are not constants (in capitals).
 
     Args:
-        part: The part.
-        learns: Whether the parameters of its networks learn, as of `Overrides.trainable`: states
-            have their values, and they begin at random in each process.
+        part: The part given in code.
+        learns: Whether the parameters of its networks are trained, as with `Overrides.trainable`;
+            then only their shapes count, since their values are in states and are initialized at
+            random in each process.
     """
     reader = _Reader(learns=learns)
     found = [reader.content(part, 0)]
-    found.extend(reader.inside(code) for code in reader.followed)  # which grows meanwhile
+    found.extend(reader.inside(code) for code in reader.followed)  # grows during the loop
     return found
 
 
 class _Reader:
-    """Turns what is held into JSON, and lists the code that is still to be looked into.
+    """Converts values into JSON, and lists the code that has to be followed.
 
     Attributes:
-        followed: Functions and classes of the user, and networks, as they were met.
+        followed: The user's functions and classes, and networks, in the order of discovery.
     """
 
     def __init__(self, *, learns: bool) -> None:
@@ -66,7 +67,7 @@ class _Reader:
         self._places: dict[int, int] = {}
 
     def content(self, held: Any, depth: int) -> Any:
-        """What is held, `depth` levels within data."""
+        """Return the description of a value that is `depth` levels deep in data."""
         if held is None or isinstance(held, (bool, int, float, str)):
             return held
         if isinstance(held, NAMED):
@@ -86,7 +87,7 @@ class _Reader:
         return self._data(held, depth)
 
     def inside(self, code: Any) -> list[Any]:
-        """What is in a function, a class or a network that was met."""
+        """Return the description of the contents of a function, class or network of `followed`."""
         if inspect.isfunction(code):
             return self._function(code)
         return self._class(code) if inspect.isclass(code) else self._network(code)
@@ -103,20 +104,20 @@ class _Reader:
         items = self._items(held, lambda item: self.content(item, depth + 1))
         if items is not None:
             return items
-        if inspect.isfunction(held):  # of a package
+        if inspect.isfunction(held):  # a package's function
             cells = self.content(cells_of(held), depth + 1)
             return [name_of(held), source_of(held), cells]
         kind = self._follow(type(held)) if is_of_user(type(held)) else source_of(held)
         return [name_of(held), kind, self.content(_attributes(held), depth + 1)]
 
     def _items(self, held: Any, content: Callable[[Any], Any]) -> Any:
-        """What is in a container; None of anything else."""
+        """Return the described items of a container; None if the value is not a container."""
         if isinstance(held, Mapping):
             keys = {_key(key): key for key in held}
             return {key: content(held[keys[key]]) for key in sorted(keys)}
         if isinstance(held, (list, tuple)):
             return [content(item) for item in held]
-        if isinstance(held, np.ndarray):  # of objects
+        if isinstance(held, np.ndarray):  # an array of objects
             return [list(held.shape), *(content(item) for item in held.ravel().tolist())]
         if isinstance(held, (set, frozenset)):
             return ["set", *(content(item) for item in sorted(held, key=_key))]
@@ -138,14 +139,14 @@ class _Reader:
         found = [name_of(kind), source_of_class(kind), [self._follow(base) for base in bases]]
         for key, value in sorted(vars(kind).items()):
             if inspect.isfunction(value) and is_generated(value):
-                if key == "__init__":  # it has the defaults of a dataclass
+                if key == "__init__":  # it holds the defaults of a dataclass
                     found.append([key, self.content([value.__defaults__, value.__kwdefaults__], 0)])
             elif _is_code(value) if key.startswith("__") else counts(key, value):
                 found.append([key, self._constant(key, value, 0)])
         return found
 
     def _constant(self, name: str, value: Any, depth: int) -> Any:
-        """What counts of a constant: a logger in a table is known by what it is."""
+        """Return the description of a constant; a logger in a table is described by its type."""
         is_table = isinstance(value, (Mapping, list, tuple, set, frozenset))
         if is_table and depth <= DEPTH:
             return self._items(value, lambda item: self._constant(name, item, depth + 1))
@@ -172,15 +173,15 @@ class _Reader:
 
 
 _OF_NETWORKS = frozenset(vars(nn.Module()))
-"""What PyTorch keeps in each network: tensors, layers, hooks, and whether it is being trained."""
+"""Attributes that PyTorch stores in every network: tensors, layers, hooks, the training flag."""
 
 
 def counts(name: str, value: Any) -> bool:
-    """Whether what code calls by a name decides what it computes, and is not changed meanwhile.
+    """Return whether a named value decides what code computes and is not changed as it runs.
 
     Args:
-        name: As the code calls it.
-        value: What it is.
+        name: The name by which the code refers to the value.
+        value: The value.
     """
     if value is None or isinstance(value, (*SIMPLE, *NAMED)) or _is_code(value):
         return True
@@ -192,7 +193,7 @@ def counts(name: str, value: Any) -> bool:
 
 
 def _is_code(value: Any) -> bool:
-    """Whether a value is code of the user, or made of some or of a package's."""
+    """Return whether a value is the user's function or class, or a wrapper such as a partial."""
     if inspect.isfunction(value) or inspect.isclass(value):
         return is_of_user(value)
     if inspect.ismethod(value):
@@ -207,7 +208,7 @@ def _is_followed(held: Any) -> bool:
 
 
 def _within(held: Any) -> list[Any] | None:
-    """What is in something that calls functions, or is a method; None of anything else."""
+    """Return the parts of a wrapper such as a partial, a property or a method; None if not one."""
     if isinstance(held, (functools.partial, functools.partialmethod)):
         return [held.func, held.args, held.keywords]
     if isinstance(held, _WRAPPER):
@@ -224,7 +225,7 @@ def _within(held: Any) -> list[Any] | None:
 
 
 def _attributes(held: Any) -> dict[str, Any]:
-    """What an object holds; where it holds nothing that can be read, nothing."""
+    """Return the attributes of an object; an empty dict if it has none that can be read."""
     if is_dataclass(held):
         return {field.name: getattr(held, field.name) for field in fields(held)}
     slots = [
@@ -246,12 +247,12 @@ def _last(path: str) -> str:
 
 
 def _key(key: Any) -> str:
-    """A text for what is in a set or names something, by which it is sorted."""
+    """Return a text for an item of a set or a key of a mapping, to sort by."""
     return json.dumps(_flat(key, 0), sort_keys=True)
 
 
 def _flat(held: Any, depth: int) -> Any:
-    """What is held, with code by its name and by what it has of the function around it."""
+    """Return a value as JSON, with code described by its name and closure variables."""
     if held is None or isinstance(held, (bool, int, float, str)):
         return held
     values = [name_of(held), repr(held)] if isinstance(held, NAMED) else values_of(held)

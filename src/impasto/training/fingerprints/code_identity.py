@@ -1,4 +1,4 @@
-"""Code as a text: what a run that is given parts in code has to have again when it is resumed."""
+"""Identifies code by a text: a run given parts in code must get the same again when resumed."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ _HASHES = 3
 
 
 def described(value: Any, *, learns: bool = False) -> str:
-    """A part's name and three hashes.
+    """Return a part's name and three hashes, separated by spaces.
 
-    The third is the same in each process, and of all that the part computes by. The others are
-    what states of earlier versions have, the first one alone or both. Of a part of Impasto's own
-    the source does not count: its versions say what changes a run.
+    The third hash covers everything that the part computes with, and is the same in each process.
+    The other two are those that states of earlier versions have, the first one alone or both. The
+    source of Impasto's own parts does not count: its versions document what changes a run.
 
     Args:
-        value: The part.
-        learns: Whether it is what learns, whose values are in states; see `contents_of`.
+        value: The part given in code.
+        learns: Whether it has the trained parameters, whose values are in states; see
+            `contents_of`.
     """
     text = json.dumps(contents_of(value, learns=learns), sort_keys=True)
     whole = hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -30,7 +31,7 @@ def described(value: Any, *, learns: bool = False) -> str:
 
 
 def is_same_code(was: str, now: str) -> bool:
-    """Whether two parts are the same by the most that both of their descriptions say."""
+    """Return whether two descriptions are of the same code, by the best hashes that both have."""
     words = was.split(), now.split()
     if all(len(each) == 1 + _HASHES for each in words):
         return all(words[0][n] == words[1][n] for n in (0, _HASHES))
@@ -38,6 +39,6 @@ def is_same_code(was: str, now: str) -> bool:
 
 
 def names_shown(was: str, now: str) -> str:
-    """What differs between two descriptions that are not of the same code, for people."""
+    """Return a clause for messages on how two descriptions of different code differ."""
     one, other = (description.partition(" ")[0] for description in (was, now))
     return f"was {one}, is {'another version of it' if one == other else other}"

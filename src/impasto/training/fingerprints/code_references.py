@@ -1,4 +1,4 @@
-"""What a function refers to: names of its module and around it, attributes of other modules."""
+"""Finds what a function refers to: globals, closure variables, attributes of other modules."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ _ATTRIBUTES = ("LOAD_ATTR", "LOAD_METHOD")
 
 
 def cells_of(function: FunctionType) -> dict[str, Any]:
-    """What a function has of the one around it, by name; names that are not assigned yet are not.
+    """Return the closure variables of a function, by name; unassigned ones are left out.
 
-    Such as the name of a function that is defined in a branch which was not taken.
+    A variable is unassigned if, for example, it is a function defined in a branch not taken.
     """
     found = {}
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         try:
             found[name] = cell.cell_contents
-        except ValueError:  # it is empty
+        except ValueError:  # the cell is empty
             continue
     return found
 
 
 def references(function: FunctionType, counts: Callable[[str, Any], bool]) -> dict[str, Any]:
-    """What of its module, and of the user's other modules, a function reads and that counts.
+    """Return the globals and attributes of the user's modules that a function reads, by path.
 
     Args:
-        function: The function, with those that are defined in it.
-        counts: Whether what has a name is compared.
+        function: The function; functions defined in it are included.
+        counts: Returns whether a named value is to be included.
     """
     code = function.__code__
     names = sorted(global_names(code, *_GLOBALS) & function.__globals__.keys())
@@ -48,11 +48,11 @@ def references(function: FunctionType, counts: Callable[[str, Any], bool]) -> di
 
 
 def global_names(code: CodeType, *operations: str) -> set[str]:
-    """The global names that code reads and never assigns, also in functions within it.
+    """Return the global names that code, with functions in it, reads and never assigns.
 
     Args:
         code: The code.
-        operations: The instructions that read one.
+        operations: The names of the instructions that read a global.
     """
     instructions = list(_instructions(code))
     read = {i.argval for i in instructions if i.opname in operations}
@@ -62,10 +62,13 @@ def global_names(code: CodeType, *operations: str) -> set[str]:
 def _read_of(
     module: ModuleType, path: str, names: set[str], counts: Callable[[str, Any], bool]
 ) -> dict[str, Any]:
-    """What of a module is called as some attribute that is read; no code says of what it is one."""
+    """Return a module's values whose name is that of some attribute that the code reads, by path.
+
+    Bytecode does not show which object an attribute is read from, so each module is searched.
+    """
     found: dict[str, Any] = {}
     modules, looked_in = [(path, module)], set()
-    for where, inside in modules:  # grows
+    for where, inside in modules:  # grows during the loop
         if inside.__name__ in looked_in or not is_module_of_user(inside.__name__):
             continue
         looked_in.add(inside.__name__)
@@ -79,7 +82,7 @@ def _read_of(
 
 
 def _assigned(code: CodeType, module: str) -> set[str]:
-    """The attributes of a module that code assigns: `m.x = 1` and `m.x += 1`."""
+    """Return the attributes of a module that code assigns, as by `m.x = 1` and `m.x += 1`."""
     found, before = set(), ["", ""]
     for instruction in _instructions(code):
         told = str(instruction.argval) if instruction.opname.startswith("LOAD") else ""
@@ -92,7 +95,7 @@ def _assigned(code: CodeType, module: str) -> set[str]:
 
 
 def _instructions(code: CodeType) -> Iterator[dis.Instruction]:
-    """The instructions of code and of the functions within it."""
+    """Yield the instructions of code and of the functions within it."""
     yield from (i for i in dis.get_instructions(code) if i.opname != "EXTENDED_ARG")
     for part in code.co_consts:
         if inspect.iscode(part):

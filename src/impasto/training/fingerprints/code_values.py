@@ -1,4 +1,4 @@
-"""What is compared by its value: tensors, arrays, and whatever holds only numbers or text."""
+"""Descriptions of values that are compared by value: tensors, arrays, bytes, paths and numbers."""
 
 from __future__ import annotations
 
@@ -17,17 +17,20 @@ from torch import Tensor
 from impasto.models.networks.vae import tensors_fingerprint
 
 SIMPLE = (bool, int, float, complex, str, bytes, PurePath, np.generic)
-"""Values that nothing can change in place."""
+"""Immutable types whose values are compared."""
 
 NAMED = (
     torch.dtype, torch.device, range, slice, Fraction, Decimal, re.Pattern, datetime.date,
     datetime.time, datetime.timedelta,
 )  # fmt: skip
-"""Others of that kind, which `repr` says all about. Earlier versions took no account of them."""
+"""Further immutable types, described completely by `repr`. Earlier versions ignored them."""
 
 
 def values_of(held: Any) -> Any:
-    """A tensor, an array of numbers, bytes or a path as text; None of anything else."""
+    """Return a JSON description of a tensor, numeric array, bytes, path or complex number.
+
+    None for any other value.
+    """
     if isinstance(held, Tensor):
         return tensors_fingerprint({"": held})
     if isinstance(held, (np.ndarray, np.generic)) and held.dtype != object:

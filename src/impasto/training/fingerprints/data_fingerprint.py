@@ -1,4 +1,4 @@
-"""What a saved state has to agree with of the data: images, captions, masks and weights."""
+"""The fingerprint of a run's data: images, captions, masks and weights of samples."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ from impasto.data.records import FileStamp
 def data_fingerprint(
     plan: CachedPlan, digests: Callable[[Mapping[Path, FileStamp]], Mapping[Path, str]]
 ) -> str:
-    """Images, words and weights; what is encoded each time it is shown has no key that says it."""
+    """Return a hash of a plan's images, captions, masks and weights, in their order.
+
+    An image that is encoded before training is identified by its cache key. For one that is encoded
+    each time it is shown, the key does not cover the content, so that the hashes of the image and
+    mask files are added.
+
+    Args:
+        plan: The images of the run.
+        digests: Returns the content hashes of files, of those that can be read.
+    """
     masks: dict[Path, Path] = {}
     stamps: dict[Path, FileStamp] = {}
     for index in () if plan.encoded_ahead else range(len(plan.images)):

@@ -1,7 +1,7 @@
-"""What a saved state has to agree with before it is resumed: model, data, settings, code, by name.
+"""The fingerprint that a saved state must match to be resumed: model, data, settings and code.
 
-Every setting that changes what a run computes is a separate entry, so that the one that differs
-is named. Settings that only say where things are, what is shown, or what is exported are not here.
+Every setting that changes what a run computes is a separate entry, so that a message can name the
+one that differs. Settings that only affect paths, display or exports are left out.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _ELSEWHERE = {
     },
     "validation": {"image_dir", "every_steps", "training_images", "by", "by_images"},
 }  # fmt: skip
-"""Settings whose effect is in other entries, or that have none on the numbers beyond rounding."""
+"""Settings that are left out: other entries cover their effect, or they change only rounding."""
 
 _MEMORY_ONLY = {
     f"training.{name}"
@@ -59,42 +59,42 @@ _MEMORY_ONLY = {
         "gradient_checkpointing", "checkpointed_levels", "ema_on_cpu", "cache_text_to_disk",
     )
 }  # fmt: skip
-"""Settings of where and when the same numbers are computed: they may change, which is told."""
+"""Settings of where and when the same numbers are computed: they may change, with a note."""
 
 _SUPERFLUOUS = ("_", "transformers_version", "torch_dtype", "dtype", "architectures")
 _ABSENT = "absent"
 
 _BEST_FOLLOWS = "validation.every_steps"
-"""The setting that says which model is the best one: compared where both keep the best."""
+"""The setting that decides which model is best: compared only if both runs keep the best model."""
 
 _CAPTIONS_FOLLOW = "steps in all (token_warmup_step is a share of them)"
-"""Of states that say it; earlier ones do not."""
+"""An entry that states of earlier versions lack; compared only if both have it."""
 
 _FROM_A_STEP_ON = {"method.text_encoder_from_step", "method.text_encoder_until_step"}
-"""Settings that name the step at which something changes: only what is behind a state is compared,
-so that a run may go on with another one that lies ahead."""
+"""Settings that name the step at which something changes: compared only if the step is in the past
+of the state, so that a resumed run may move a step that is still ahead."""
 
 GIVEN = " (given in code)"
-"""What the name of a part that is given in code ends with."""
+"""Suffix of the entry names of parts given in code."""
 
 TEXT_FILES = "text encoder outputs in files"
-"""The entry that says what is in the files which `training.text_from_npz` uses, as JSON."""
+"""The entry that records the contents of the files that `training.text_from_npz` uses, as JSON."""
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a run is made of besides its settings.
+    """The facts about a run, beside its settings, that go into its fingerprint.
 
     Attributes:
-        hashes: Network -> a hash of its weights as they were loaded.
-        contents: Of the base model.
-        training: The images that are trained on.
-        held_out: Those that are not.
-        num_processes: Processes that share each step.
-        total_steps: Steps of the whole run.
-        code: What is given in code in the place of a setting, by name; see `Overrides`.
-        digests: Gives hashes of what is in files, of those that can be read.
-        texts: `GivenTexts.recorded` of text encoder outputs that are taken from files.
+        hashes: Network -> a hash of its weights as loaded.
+        contents: The contents of the base model.
+        training: The training images.
+        held_out: The held-out images; None if there are none.
+        num_processes: Number of processes that share each step.
+        total_steps: Number of steps of the whole run.
+        code: The parts given in code instead of by settings, by name; see `Overrides`.
+        digests: Returns the content hashes of files, of those that can be read.
+        texts: `GivenTexts.recorded` of the text encoder outputs that are read from files.
     """
 
     hashes: Mapping[str, str]
@@ -109,7 +109,7 @@ class Facts:
 
 
 def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
-    """The fingerprint of a run: what a state has to agree with to be resumed, as texts by name."""
+    """Return the fingerprint of a run, as name -> text; a state must match it to be resumed."""
     unet = facts.contents.identity.family.unet.name
     found = {
         "base model": facts.hashes[unet],
@@ -138,47 +138,48 @@ def run_fingerprint(config: RunConfig, facts: Facts) -> dict[str, str]:
 
 
 def code_fingerprint(code: Mapping[str, Any]) -> dict[str, str]:
-    """What is given in code, by name: what a run has to be given again to be resumed."""
+    """Return the entries of parts given in code, which a run must be given again to be resumed."""
     return {f"{n}{GIVEN}": described(part, learns=n == "trainable") for n, part in code.items()}
 
 
 def settings_fingerprint(config: RunConfig) -> dict[str, str]:
-    """The settings that change what a run computes, by path."""
+    """Return the settings that change what a run computes, as path -> JSON."""
     return {
         path: json.dumps(value) for path, value in settings_by_path(config).items() if _counts(path)
     }
 
 
 _SHOWN_NAMES = {"data set": "dataset"}
-"""The names that people are shown for names in states; `dataset` is a section of old ones."""
+"""Name of an entry in states -> the name in messages; in old states `dataset` is a section."""
 
 
 def differences(
     saved: Mapping[str, str], current: Mapping[str, str], done: int | None = None
 ) -> list[str]:
-    """What differs and must not, each as a phrase with what it was and what it is.
+    """Return the differences that prevent resuming, each as a phrase with old and new value.
 
-    A state of an earlier version says less: what it does not say is not compared, and a setting
-    that it did not have was as it is by default now, or as `FORMER_VALUES` says.
+    A state of an earlier version has fewer entries: missing facts are not compared, and a missing
+    setting counts as having its current default, or the value in `FORMER_VALUES`.
 
     Args:
         saved: The fingerprint of a state.
-        current: That of the run as it would go on.
-        done: The steps that are in the state; None compares what is ahead of it too.
+        current: The fingerprint of the run that would be resumed.
+        done: Number of steps completed in the state; None also compares settings whose effect is at
+            a later step.
     """
     found = _differing(saved, current, done)
     return _named_once([pair for pair in found if pair[0] not in _MEMORY_ONLY])
 
 
 def changes_of_rounding(saved: Mapping[str, str], current: Mapping[str, str]) -> list[str]:
-    """What differs and may: the numbers are the same then up to rounding; phrases as before."""
+    """Return the differences of settings that change results only by rounding, as phrases."""
     return [text for name, text in _differing(saved, current) if name in _MEMORY_ONLY]
 
 
 def _differing(
     saved: Mapping[str, str], current: Mapping[str, str], done: int | None = None
 ) -> Iterator[tuple[str, str]]:
-    """All names that differ, each with a phrase."""
+    """Yield the name of each entry that differs, with a phrase for messages."""
     is_old, renamed = is_of_sections(saved), as_named_now(saved)
     before = {n: value for n, value in renamed.items() if n in current or _is_compared(n)}
     usual = _usual_settings()
@@ -202,7 +203,7 @@ def _differing(
 
 
 def _named_once(found: list[tuple[str, str]]) -> list[str]:
-    """The phrases, of a setting of the dataset that changed alike in all its levels the highest."""
+    """Return the phrases; if a dataset setting changed alike in all its levels, the highest one."""
     changes: dict[tuple[str, str], str] = {}
     for name, text in sorted(found, key=lambda pair: pair[0].count(".")):
         setting = name.rpartition(".")[2] if name.startswith("dataset.") else name
@@ -211,22 +212,22 @@ def _named_once(found: list[tuple[str, str]]) -> list[str]:
 
 
 def recorded_texts(fingerprint: Mapping[str, str]) -> dict[str, str]:
-    """What a fingerprint records of text encoder outputs in files; see `GivenTexts.recorded`."""
+    """Return a fingerprint's `GivenTexts.recorded`; empty if it has none or a damaged one."""
     try:
         recorded = parse_json(fingerprint.get(TEXT_FILES, "{}"))
     except ValueError:
-        return {}  # a damaged state, which is named when it is restored
+        return {}  # a damaged state, which is reported when it is restored
     return {str(k): str(v) for k, v in recorded.items()} if isinstance(recorded, dict) else {}
 
 
 def _changed_files(was: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """A phrase that names the files which were lost, gained or changed; none if none was."""
+    """Return one phrase that names the lost, gained or changed files; an empty list if none."""
     hashes = [{key: of.partition(" ")[0] for key, of in each.items()} for each in (was, now)]
     changed = [key for key in was.keys() & now.keys() if hashes[0][key] != hashes[1][key]]
     named = (
         ("no longer used", [was[key] for key in was.keys() - now.keys()]),
-        ("used now and not before", [now[key] for key in now.keys() - was.keys()]),
-        ("of other content", [now[key] for key in changed]),
+        ("used now but not before", [now[key] for key in now.keys() - was.keys()]),
+        ("with changed content", [now[key] for key in changed]),
     )
     told = []
     for text, entries in named:
@@ -241,29 +242,29 @@ _NAMED = 3
 
 
 def _section_of(path: str) -> str:
-    """The item of a list of sections that a setting is in, as in `dataset.datasets[0]`."""
+    """Return the list item that a setting is in, such as `dataset.datasets[0]`; "" if in none."""
     return path.rpartition(".")[0] if "[" in path else ""
 
 
 def _unnumbered(path: str) -> str:
-    """A path without the numbers of items: what such a setting is by default is one for all."""
+    """Return a path without the indexes of list items, whose settings all have the same default."""
     return re.sub(r"\[\d+\]", "", path)
 
 
 def _is_ahead(done: int | None, *steps: str) -> bool:
-    """Whether steps, as JSON where null is never, are none of those that are done."""
+    """Return whether all steps (JSON; null is never) are ahead of `done`; False if it is None."""
     return done is not None and all(of in {"null", _ABSENT} or int(of) >= done for of in steps)
 
 
 def _is_same(one: str, other: str) -> bool:
-    """Whether two texts say the same; 1 and 1.0 in lists do."""
+    """Return whether two values are equal; lists are compared as JSON, so that 1 equals 1.0."""
     if one.startswith("[") and other.startswith("["):
         return bool(parse_json(one) == parse_json(other))
     return one == other
 
 
 def _is_compared(name: str) -> bool:
-    """Whether a name of a state is no setting, or one that still counts."""
+    """Return whether an entry of a state is compared: it is not a setting, or one that counts."""
     return name == _BEST_FOLLOWS or name.partition(".")[0] not in _SECTIONS or _counts(name)
 
 
@@ -303,13 +304,13 @@ def _shown(value: str) -> str:
 
 
 def _trained_with(config: RunConfig, contents: ModelContents) -> dict[str, Any]:
-    """The scheduler's configuration of the schedule that a model is trained with."""
+    """Return the scheduler configuration of the noise schedule that the run trains with."""
     changes = ZERO_TERMINAL_SNR if config.noise.zero_terminal_snr else {}
     return {**contents.scheduler_config, **changes}
 
 
 def _model_facts(contents: ModelContents, scheduler: Mapping[str, Any]) -> dict[str, str]:
-    """Configurations and vocabulary of the base model, by name."""
+    """Return the base model's configurations, family, prediction and tokenizer hash, by name."""
     named = {
         f"{component} configuration": dict(config) for component, config in contents.configs.items()
     }
@@ -334,7 +335,7 @@ def _model_facts(contents: ModelContents, scheduler: Mapping[str, Any]) -> dict[
 
 
 def _passes(config: RunConfig, num_processes: int) -> str:
-    """What a step is made of; another cut into processes and accumulation does the same."""
+    """Return the forward passes per step of all processes; how they are divided does not matter."""
     total = num_processes * config.training.gradient_accumulation_steps
     shares = config.dataset.batch_order == "proportional"  # each process draws by itself
     return f"{total} on {num_processes} processes" if shares else str(total)

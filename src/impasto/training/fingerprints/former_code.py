@@ -1,7 +1,8 @@
-"""The two hashes of code that states of earlier versions have, as those versions computed them.
+"""The two hashes of code in states of earlier versions, computed as those versions did.
 
-They miss what is more than two functions away, and what a class or a constant has in it beyond
-numbers. So they are compared where a state has nothing else; `code_contents.py` sees the rest.
+They do not cover code that is more than two functions away, or contents of classes and constants
+other than numbers. So they are compared only if a state has no others; `code_contents.py` covers
+the rest.
 """
 
 from __future__ import annotations
@@ -32,9 +33,9 @@ DEPTH = 4
 
 
 def former_hashes(part: Any) -> list[str]:
-    """Of its source and of what it holds, and of that with what the user's code refers to.
+    """Return two hashes of a part: of its source and data; and with the user's code it refers to.
 
-    Earlier versions failed on some parts, of which no state is; then both are `failed`.
+    Both are `failed` for parts on which earlier versions raised an error: no state has these.
     """
     try:
         texts = [
@@ -46,12 +47,14 @@ def former_hashes(part: Any) -> list[str]:
 
 
 def _content(held: Any, depth: int, *, whole: bool) -> Any:
-    """Names, numbers, texts and source; no addresses, which differ from process to process.
+    """Return a JSON description of a value: names, numbers, texts and source.
+
+    It has no memory addresses, which differ from process to process.
 
     Args:
-        held: A part, or something in it.
-        depth: How far within.
-        whole: Whether what code refers to is in it.
+        held: A part, or a value in it.
+        depth: The level of the value within the part.
+        whole: Whether to include what code refers to.
     """
     content = functools.partial(_content, depth=depth + 1, whole=whole)
     if held is None or isinstance(held, (bool, int, float, str)):
@@ -74,7 +77,7 @@ def _content(held: Any, depth: int, *, whole: bool) -> Any:
 def _items(held: Any, content: Callable[[Any], Any]) -> Any:
     if isinstance(held, Mapping):
         return {str(key): content(value) for key, value in held.items()}
-    if isinstance(held, np.ndarray):  # of objects
+    if isinstance(held, np.ndarray):  # an array of objects
         return [list(held.shape), content(held.ravel().tolist())]
     if isinstance(held, (list, tuple)):
         return [content(value) for value in held]
@@ -82,7 +85,7 @@ def _items(held: Any, content: Callable[[Any], Any]) -> Any:
 
 
 def _held_by(value: Any) -> Any:
-    """What a function has around it, or an object in it."""
+    """Return the closure variables of a function, or the attributes of an object."""
     if isinstance(value, functools.partial):
         return [value.func, value.args, value.keywords]
     if inspect.isfunction(value):
@@ -95,17 +98,16 @@ def _held_by(value: Any) -> Any:
 
 
 def _around(value: Any) -> dict[str, Any]:
-    """What the user's code refers to, of a function, or of the classes that an object is made of.
+    """Return what a user's function, or the classes of an object, refer to, by name.
 
-    That is constants, functions and classes of its module, defaults of arguments, and what classes
-    hold. What code may change as it runs is left out: other objects of a module, such as a logger,
-    names that it assigns, and lists and the like whose names are not those of constants, in
-    capitals.
+    That is constants, functions and classes of its module, defaults of arguments, and attributes of
+    classes. Values that code may change as it runs are left out: other objects of a module, such as
+    a logger, names that it assigns, and containers whose names are not constants (in capitals).
     """
     if inspect.isfunction(value):
         return _around_function(value) if is_of_user(value) else {}
     if inspect.ismethod(value) or isinstance(value, functools.partial):
-        return {}  # their function is looked at
+        return {}  # their function is described instead
     return _around_class(value if inspect.isclass(value) else type(value))
 
 
@@ -142,7 +144,7 @@ def _is_code_of_user(value: Any) -> bool:
 
 
 def _is_constant(name: str, value: Any) -> bool:
-    """Whether a value is a number or the like, or made of some and called as a constant is."""
+    """Return whether a value is a simple constant, or a container of them named in capitals."""
     if isinstance(value, (tuple, frozenset)):
         return all(_is_constant(name, inner) for inner in value)
     simple = (bool, int, float, complex, str, bytes, PurePath, np.generic)
@@ -158,6 +160,6 @@ def _is_constant(name: str, value: Any) -> bool:
 
 
 _NEVER_THE_SAME = {"numpy": 2, "torch": 3}
-"""Modules whose content differed in each process, or failed, and down to which depth.
+"""Module -> the deepest level at which its content differed in each process, or raised an error.
 
-No state is found again by its hash of those, and to look through them takes seconds."""
+No state can match such a hash, and searching these modules takes seconds."""

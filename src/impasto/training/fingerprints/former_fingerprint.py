@@ -1,4 +1,4 @@
-"""Fingerprints in states of earlier versions, under the names of now."""
+"""Converts fingerprints in states of earlier versions to the current names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from impasto.parsing import parse_json
 SECTIONS = {
     "model", "dataset", "method", "optimizer", "schedule", "loss", "noise", "timesteps", "training",
 }  # fmt: skip
-"""Sections that the earliest states hold as JSON, whole."""
+"""Sections that the earliest states store whole, as JSON."""
 
 _RENAMED = {
     "forward passes per update": "forward passes per step",
@@ -20,22 +20,22 @@ _RENAMED = {
         "steps in all (the learning rate follows them)"
     ),
 }
-"""What states of earlier versions call it -> its name; settings are in `config/renamed.py`."""
+"""Entry name in states of earlier versions -> current name; settings are in `config/renamed.py`."""
 
 
 def is_of_sections(saved: Mapping[str, str]) -> bool:
-    """Whether a fingerprint has sections of settings as JSON, in place of one entry for each."""
+    """Return whether a fingerprint has sections of settings as JSON instead of one entry each."""
     return any(saved.get(name, "").startswith("{") for name in SECTIONS)
 
 
 def as_named_now(saved: Mapping[str, str]) -> dict[str, str]:
-    """A fingerprint of any version: each setting by its path, and all names as they are now."""
+    """Return a fingerprint of any version with one entry per setting, under the current names."""
     found = dict(_settings_of(saved)) if is_of_sections(saved) else saved
     return {_RENAMED.get(name, present_path(name)): value for name, value in found.items()}
 
 
 def _settings_of(saved: Mapping[str, str]) -> Iterator[tuple[str, str]]:
-    """A fingerprint of sections, by path."""
+    """Yield the entries of a fingerprint of sections, with one entry per setting."""
     for name, text in saved.items():
         if name not in SECTIONS:
             yield name, text

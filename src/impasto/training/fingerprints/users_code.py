@@ -1,4 +1,4 @@
-"""Whose code something is, what it is called, and its source."""
+"""Finds whether code is the user's, its qualified name, and its source."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from typing import Any
 
 
 def is_of_user(value: Any) -> bool:
-    """Whether a function or class is the user's own, not Python's or of a package."""
+    """Return whether a function or class is the user's, not Python's, a package's or Impasto's."""
     return not _is_own(value) and is_module_of_user(_module_of(value))
 
 
 def is_module_of_user(name: str) -> bool:
-    """Whether a module is the user's own, not Python's, of a package, or Impasto's."""
+    """Return whether a module is the user's, not Python's, a package's or Impasto's."""
     module = sys.modules.get(name)
     file = getattr(module, "__file__", None)
     if module is None or name.partition(".")[0] == _OWN:
@@ -30,7 +30,10 @@ def is_module_of_user(name: str) -> bool:
 
 
 def is_generated(function: FunctionType) -> bool:
-    """Whether `dataclass` or `attrs` wrote a method, as each version of Python does otherwise."""
+    """Return whether `dataclass` or `attrs` generated a method.
+
+    Generated code differs between versions of Python, so it is not compared.
+    """
     file = function.__code__.co_filename
     is_theirs = file == "<string>" or file.startswith("<attrs generated")
     return is_theirs and function.__name__ in _GENERATED
@@ -44,7 +47,7 @@ _GENERATED = {
 
 @functools.cache
 def _is_of_packages(folder: Path) -> bool:
-    """Whether a folder that modules are imported from is Python's own or has what is installed."""
+    """Return whether an import folder belongs to Python itself or has installed packages."""
     paths = sysconfig.get_paths()
     own = (Path(paths[kind]).resolve() for kind in ("stdlib", "platstdlib"))
     is_named_so = not {"site-packages", "dist-packages"}.isdisjoint(folder.parts)
@@ -53,7 +56,10 @@ def _is_of_packages(folder: Path) -> bool:
 
 
 def name_of(value: Any) -> str:
-    """The module and the name of a function or class, or of the class of something else."""
+    """Return the qualified name of a function or class with its module; else that of the type.
+
+    The module of Impasto's own code is shortened to `impasto`.
+    """
     named = value if hasattr(value, "__qualname__") else type(value)
     module = _OWN if _is_own(named) else getattr(named, "__module__", None)
     return f"{module}.{named.__qualname__}"
@@ -63,7 +69,7 @@ _OWN = __name__.partition(".")[0]
 
 
 def _is_own(named: Any) -> bool:
-    """Whether it is Impasto's, whose modules may move and whose sentences may change."""
+    """Return whether code is Impasto's, whose modules may move and whose docstrings may change."""
     return _module_of(named).partition(".")[0] == _OWN
 
 
@@ -72,16 +78,16 @@ def _module_of(value: Any) -> str:
 
 
 def source_of(value: Any) -> str:
-    """The source of a function, or of the class of something else."""
+    """Return the source of a function or method, or of the class of any other value."""
     known = inspect.isfunction(value) or inspect.ismethod(value)
     return source_of_class(value if known else type(value))
 
 
 def source_of_class(written: Any) -> str:
-    """The source of a class or function; empty of Impasto's own, and where none is found."""
+    """Return the source of a class or function; "" for Impasto's own and if it is not found."""
     if _is_own(written):
         return ""
     try:
         return inspect.getsource(written)
-    except (OSError, TypeError):  # made at a prompt, or built in
+    except (OSError, TypeError):  # defined at a prompt, or built in
         return ""

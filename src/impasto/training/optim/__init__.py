@@ -1,4 +1,4 @@
-"""How weights change: optimizers and their state, gradients, 16-bit weights, running averages.
+"""Updates of weights: optimizers and their state, gradients, 16-bit weights, running averages.
 
-Nothing here sees the settings.
+Nothing here depends on the run's settings.
 """

@@ -1,4 +1,4 @@
-"""Whether an optimizer takes the arguments that it is given, by name and type, and heeds them."""
+"""Checks that an optimizer accepts and uses the arguments in the settings, by name and type."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 from impasto.errors import ConfigError
 
 SET_ELSEWHERE = {
-    "lr": "it is optimizer.lr",
-    "params": "it is what learns, by [method]",
-    "self": "it is no argument",
-    "args": "it is bitsandbytes' own",
-    "kwargs": "it is no argument",
-    "differentiable": "weights are leaves of the graph here",
+    "lr": "set optimizer.lr instead",
+    "params": "[method] decides which weights are trained",
+    "self": "it is not an argument",
+    "args": "it is internal to bitsandbytes",
+    "kwargs": "it is not an argument",
+    "differentiable": "trained weights are leaves of the autograd graph",
 }
-"""What is no argument of the settings, and why."""
+"""Names that `optimizer.arguments` may not contain -> the reason, for the error message."""
 
 READ_BEYOND_SIGNATURE = {
     "AdaFactor": {"beta1"},
@@ -25,8 +25,8 @@ READ_BEYOND_SIGNATURE = {
     "AliG": {"momentum"},
     "Magma": {"betas", "eps", "weight_decay", "weight_decouple"},
 }
-"""Classes of the pytorch-optimizer collection -> what they read from `**kwargs`; all of them take
-any name there, and the others read none."""
+"""Class of the pytorch-optimizer collection -> the names that it reads from `**kwargs`; every class
+accepts any name there, and those not listed read none."""
 
 _NAMED_IN_SETTINGS = {"betas", "eps", "weight_decay"}
 
@@ -34,16 +34,17 @@ _NAMED_IN_SETTINGS = {"betas", "eps", "weight_decay"}
 def require_known_arguments(
     kind: str, factory: Any, given: Mapping[str, Any], without_effect: Mapping[str, str]
 ) -> None:
-    """Make sure that an optimizer takes each argument and heeds it, and that its type fits.
+    """Check that an optimizer accepts and uses each argument, and that the argument's type fits.
 
     Args:
-        kind: What the settings call it.
-        factory: Its class.
-        given: The arguments.
-        without_effect: Arguments that it takes and does not heed, each with the reason.
+        kind: The optimizer's name in the settings.
+        factory: The optimizer's class.
+        given: Argument name -> value.
+        without_effect: Arguments that the class accepts but ignores -> the reason.
 
     Raises:
-        ConfigError: It does not; with what it takes.
+        ConfigError: An argument is unknown, has no effect, or has the wrong type; the message lists
+            the accepted arguments.
     """
     signature = inspect.signature(factory.__init__).parameters
     beyond = READ_BEYOND_SIGNATURE.get(factory.__name__, set())
@@ -62,13 +63,13 @@ def require_known_arguments(
             near = difflib.get_close_matches(name, takes, n=1, cutoff=0.5)
             nearest = f"the nearest is {near[0]}; " if near else ""
             raise ConfigError(
-                f"optimizer.kind {kind} does not take {name} ({nearest}it takes "
+                f"optimizer.kind {kind} does not take {name} ({nearest}accepted are "
                 f"{', '.join(takes)})."
             )
 
 
 def _require_type(kind: str, name: str, value: Any, default: Any) -> None:
-    """A flag wants a flag, a number a number, a sequence a sequence."""
+    """Raise ConfigError unless a value's type matches the default's: bool, number or sequence."""
     problem = f"optimizer.kind {kind}: {name} is {value!r}; expected something like {default!r}."
     if isinstance(default, bool) != isinstance(value, bool) and isinstance(
         default, (bool, int, float)

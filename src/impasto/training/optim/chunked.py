@@ -1,8 +1,8 @@
-"""Any library's optimizer, taken through the weights chunk by chunk.
+"""An optimizer that steps the weights chunk by chunk, with any library's optimizer per chunk.
 
-Three things need it: weights of 16 bits, which a chunk at a time are widened to float32, stepped
-and rounded back; states that are kept in RAM and come to the device for their
-step; and steps within the backward pass, where each weight is a separate chunk.
+Three features need it: 16-bit weights, which are widened to float32, stepped and rounded back one
+chunk at a time; optimizer states that are kept in RAM and copied to the device for their step; and
+steps within the backward pass, where each weight is a separate chunk.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from torch import Tensor
 from impasto.training.optim.offload import OffloadedStates
 from impasto.training.optim.rounding import Rounding
 
-CHUNK = 16 << 20  # weights that are in float32 at a time, unless one tensor has more
+CHUNK = 16 << 20  # weights in float32 at a time, unless a single tensor has more
 
 
 @dataclass(frozen=True)
 class ChunkRules:
-    """How an optimizer goes through the weights; as it is made, it does so at once.
+    """The features for which an optimizer steps chunk by chunk; the default needs no chunks.
 
     Attributes:
-        rounding: How weights of 16 bits are brought back to them; None for those of 32.
-        each_alone: Whether each weight can be stepped by itself, as within the backward pass.
-        away: Keeps the state in RAM; None leaves it on the device.
+        rounding: Rounds weights back to 16 bits; None for 32-bit weights.
+        each_alone: Whether each weight is stepped by itself, as within the backward pass.
+        away: Keeps the optimizer's state in RAM; None leaves it on the device.
     """
 
     rounding: Rounding | None = None
@@ -36,7 +36,7 @@ class ChunkRules:
 
     @property
     def need(self) -> str | None:
-        """The setting that asks for chunks; None if none does."""
+        """The setting that needs chunks, for messages; None if none does."""
         if self.rounding is not None:
             return "training.weight_dtype in 16 bits"
         if self.each_alone:
@@ -49,17 +49,18 @@ BuildInner = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
 class ChunkedOptimizer(torch.optim.Optimizer):
-    """Steps weights by optimizers of chunks.
+    """Steps weights with one inner optimizer per chunk.
 
-    Its groups are those of the chunks' optimizers, and its state is theirs, so that both can be
-    saved and set as of any optimizer. Gradients may be scaled (`torch.amp.GradScaler`), and are
-    scaled down to a limit in float32 (`clip`): in 16 bits either would round them.
+    Its groups and its state are those of the inner optimizers, so that both can be saved and
+    restored as with any optimizer. Gradients may be scaled (`torch.amp.GradScaler`); they are
+    unscaled and clipped (`clip`) in float32, since in 16 bits either would round them.
 
     Args:
-        groups: `params` and `lr`, as for any optimizer.
-        build: Makes the optimizer of a chunk from such groups; it has to look at each weight alone.
-        rules: How it goes through the weights.
-        chunk: Weights per chunk, where they are not stepped alone.
+        groups: Parameter groups with `params` and `lr`, as for any optimizer.
+        build: Builds the optimizer of a chunk from such groups; it must step each weight
+            independently of the others.
+        rules: The features that need chunks.
+        chunk: Weights per chunk, unless each is stepped alone.
     """
 
     _step_supports_amp_scaling = True
@@ -87,11 +88,11 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         self._chunk_of = {p: inner for inner in self._inner for p in _members(inner)}
 
     def clip(self, limit: float, scale: float = 1.0) -> Tensor:
-        """Have the next step bring the gradient's norm down to `limit`, and return the norm.
+        """Return the norm of all gradients, and make the next step clip them to `limit`.
 
         Args:
-            limit: The largest norm; 0 only measures.
-            scale: What the gradients are larger by than they should be.
+            limit: The largest norm; 0 measures without clipping.
+            scale: The factor by which the gradients are scaled; the norm is of unscaled gradients.
         """
         norms = [norm_of(p.grad) for p in self._chunk_of if p.grad is not None]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / scale
@@ -100,21 +101,24 @@ class ChunkedOptimizer(torch.optim.Optimizer):
         return norm
 
     def clip_to(self, limit: float, norm: Tensor) -> None:
-        """Have the next step, or those of single weights, scale gradients of this norm down."""
+        """Make the next step, or steps of single weights, scale gradients of `norm` to `limit`.
+
+        Gradients are never scaled up; the factor is kept until `finish`.
+        """
         self._factor = (limit / (norm + 1e-6)).clamp(max=1.0)  # as torch's clip_grad_norm_
 
     def begin(self, seed: int) -> None:
-        """Start a step; see `Rounding.begin`."""
+        """Seed the rounding of a step; nothing to do without rounding. See `Rounding.begin`."""
         if self._rounding is not None:
             self._rounding.begin(seed)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # noqa: ARG002
-        """One step, unless the gradient has overflown."""
+        """Step all chunks; do nothing if the gradient has overflowed."""
         if self._is_overflown():
             return
         for number, optimizer in enumerate(self._inner):
-            if self._offload is not None:  # the next chunk's come while this one is stepped
+            if self._offload is not None:  # the next chunk's states are copied during this step
                 for near in self._inner[number : number + 2]:
                     self._offload.fetch(_members(near), self.state)
             self._step_chunk(optimizer)
@@ -122,23 +126,23 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step_parameter(self, parameter: Tensor) -> None:
-        """Step one weight, which is a separate chunk; `finish` when all are done."""
+        """Step one weight, which is a chunk of its own; call `finish` after the last."""
         optimizer = self._chunk_of[parameter]
         if self._offload is not None:
             self._offload.fetch([parameter], self.state)
         self._step_chunk(optimizer)
 
     def inner_optimizer(self, parameter: Tensor) -> torch.optim.Optimizer:
-        """The optimizer that steps the chunks of a parameter."""
+        """Return the inner optimizer that steps a parameter."""
         return self._chunk_of[parameter]
 
     @property
     def offloads_states(self) -> bool:
-        """Whether its state is in RAM between steps."""
+        """Whether the optimizer's state is kept in RAM between steps."""
         return self._offload is not None
 
     def finish(self) -> None:
-        """End a step: forget its scale, and wait for states on their way to RAM."""
+        """End a step: reset the clipping factor, and wait until states are stored in RAM."""
         self._factor = None
         if self._offload is not None:
             self._offload.wait()
@@ -149,7 +153,7 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
     @property
     def _is_fused(self) -> bool:
-        """Whether the chunks' optimizers pass over an overflown gradient on the device."""
+        """Whether the inner optimizers are fused, so that they skip overflows on the device."""
         return bool(self.param_groups[0].get("fused"))
 
     def _step_chunk(self, optimizer: torch.optim.Optimizer) -> None:
@@ -202,16 +206,16 @@ class ChunkedOptimizer(torch.optim.Optimizer):
 
 
 def put_back(parameter: Tensor, storage: Tensor) -> None:
-    """Have a weight that was stepped lie where it lay, in its order in memory.
+    """Move a stepped weight back to its original storage and memory layout, if it was replaced.
 
-    bitsandbytes makes contiguous what is not, and leaves it so.
+    bitsandbytes replaces non-contiguous weights by contiguous ones.
     """
     if parameter.data_ptr() != storage.data_ptr():
         parameter.data = storage.copy_(parameter.data)
 
 
 def norm_of(grad: Tensor) -> Tensor:
-    """The L2 norm of one gradient, in float32."""
+    """Return the L2 norm of one gradient, computed in float32."""
     norm: Tensor = torch.linalg.vector_norm(grad, dtype=torch.float32)
     return norm
 
@@ -221,7 +225,10 @@ def _members(optimizer: torch.optim.Optimizer) -> list[Tensor]:
 
 
 def chunks_of(parameters: Sequence[Tensor], limit: int = CHUNK) -> Iterator[list[Tensor]]:
-    """Parameters in order, in lists of at most `limit` numbers, or of one that has more."""
+    """Yield the parameters in order, in lists of at most `limit` elements.
+
+    A parameter with more elements is in a list by itself.
+    """
     members: list[Tensor] = []
     held = 0
     for parameter in parameters:

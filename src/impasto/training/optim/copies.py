@@ -1,7 +1,7 @@
-"""Copies between RAM and a GPU, beside its arithmetic: what runs after what.
+"""Asynchronous copies between RAM and a GPU, ordered against its arithmetic.
 
-A GPU has an engine for each direction, so each has a separate stream; the order between streams
-is made by events, and nothing waits on the host.
+A GPU has one copy engine per direction, so each direction has a separate stream; events order the
+streams, and the CPU does not wait.
 """
 
 from __future__ import annotations
@@ -15,26 +15,26 @@ from torch import Tensor
 from impasto.training.optim.offload import new_stream
 
 Mark = Any
-"""A point in the work of a device; what comes before it is done when it is reached."""
+"""A point in the work queue of a device; all work before it is complete when it is reached."""
 
 
 class Copies(Protocol):
-    """Copies whose order is told by marks."""
+    """Copies between RAM and a device, ordered by marks."""
 
     def load(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Begin a copy from RAM to the device after some marks; the mark of its end."""
+        """Start a copy from RAM to the device once some marks are reached; return its end mark."""
 
     def store(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Begin a copy from the device to RAM after some marks; the mark of its end."""
+        """Start a copy from the device to RAM once some marks are reached; return its end mark."""
 
     def mark(self) -> Mark:
-        """The point that the arithmetic has been told to reach."""
+        """Return a mark after all arithmetic that has been launched."""
 
     def wait(self, mark: Mark) -> None:
-        """Have the arithmetic that is told next wait for a mark."""
+        """Make arithmetic that is launched later wait for a mark."""
 
     def finish(self) -> None:
-        """Wait on the host until all copies to RAM are made."""
+        """Block until all copies to RAM are complete."""
 
 
 class StreamedCopies:
@@ -49,28 +49,28 @@ class StreamedCopies:
         self._loading, self._storing = new_stream(device), new_stream(device)
 
     def load(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Begin a copy to the GPU on its own stream, after some events."""
+        """Start a copy to the GPU on the loading stream after some events; return its end event."""
         return _copy(self._loading, target, source, after)
 
     def store(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
-        """Begin a copy to RAM on its own stream, after some events."""
+        """Start a copy to RAM on the storing stream, after some events; return its end event."""
         return _copy(self._storing, target, source, after)
 
     def mark(self) -> Mark:
-        """An event on the stream of the arithmetic."""
+        """Record and return an event on the current stream, which runs the arithmetic."""
         return torch.cuda.current_stream(self._device).record_event()
 
     def wait(self, mark: Mark) -> None:
-        """Have the stream of the arithmetic wait for an event."""
+        """Make the current stream, which runs the arithmetic, wait for an event."""
         torch.cuda.current_stream(self._device).wait_event(mark)
 
     def finish(self) -> None:
-        """Wait for the stream of copies to RAM."""
+        """Block until all copies to RAM are complete."""
         self._storing.synchronize()
 
 
 class PlainCopies:
-    """Copies that are made when they are begun, where RAM is the device's memory."""
+    """Synchronous copies, for a CPU, where RAM is the device's memory."""
 
     def load(self, target: Tensor, source: Tensor, after: Iterable[Mark]) -> Mark:
         """Copy to the device before returning; marks need not be waited for."""
@@ -83,17 +83,17 @@ class PlainCopies:
         target.copy_(source)
 
     def mark(self) -> Mark:
-        """Return nothing to wait for: all copies that were begun are made."""
+        """Return None: nothing is ever pending."""
 
     def wait(self, mark: Mark) -> None:
-        """Return at once: what a mark stands for is done."""
+        """Do nothing: all work before a mark is already complete."""
 
     def finish(self) -> None:
-        """Return at once: all copies that were begun are made."""
+        """Do nothing: all copies are already complete."""
 
 
 def build_copies(device: torch.device) -> Copies:
-    """Choose how tensors are copied from and to a device."""
+    """Return streamed copies for a GPU, synchronous ones for a CPU."""
     return StreamedCopies(device) if device.type == "cuda" else PlainCopies()
 
 

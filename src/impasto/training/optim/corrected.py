@@ -1,4 +1,4 @@
-"""Optimizers of libraries whose steps differ from those of the code that they follow, put right."""
+"""Corrections of library optimizers whose steps differ from the code that they reimplement."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from impasto.optimizer_table import COLLECTION
 
 
 def corrected(kind: Any) -> Any:
-    """A class to take in the place of an optimizer's; the same where nothing is to be corrected."""
+    """Return a corrected subclass of an optimizer class, or the class itself if it needs none."""
     is_of_collection = kind.__module__.partition(".")[0] == COLLECTION
     if is_of_collection and kind.__name__ == "ScheduleFreeRAdam":
         return _with_rate_at_first(kind)
@@ -20,11 +20,11 @@ def corrected(kind: Any) -> Any:
 
 @functools.cache
 def _with_rate_at_first(kind: Any) -> Any:
-    """RAdam without a schedule, whose first steps have the rate that is set.
+    """Return a schedule-free RAdam class whose first steps use the learning rate of the settings.
 
-    `silent_sgd_phase=False` asks for steps of SGD until the second moment is worth something. The
-    authors' code takes them at the learning rate (facebookresearch/schedule_free,
-    `radam_schedulefree.py`); pytorch-optimizer 4.1 takes a rate of 1, whatever is set.
+    `silent_sgd_phase=False` requests SGD steps until the second moment is reliable. The authors'
+    code takes them at the learning rate (facebookresearch/schedule_free,
+    `radam_schedulefree.py`); pytorch-optimizer 4.1 always takes them at a rate of 1.
     """
 
     class ScheduleFreeRAdam(kind):  # type: ignore[misc]
@@ -37,10 +37,10 @@ def _with_rate_at_first(kind: Any) -> Any:
 
 
 def skip_steps_without_rate(optimizer: torch.optim.Optimizer) -> None:
-    """Have an optimizer that finds its own rate leave out steps whose rate is 0.
+    """Make an optimizer that finds its own learning rate skip steps whose rate is 0.
 
-    Such are the first of a warm-up. prodigyopt and dadaptation look at no gradient of theirs and do
-    not count them; pytorch-optimizer does both, and finds another rate from there on.
+    The first steps of a warm-up are such. prodigyopt and dadaptation neither use their gradients
+    nor count them; pytorch-optimizer does both, and would find a different rate.
     """
     step = optimizer.step
 

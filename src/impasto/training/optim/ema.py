@@ -1,8 +1,8 @@
-"""A running average of the weights, which draws and validates better than the last ones.
+"""A running average of the weights, which gives better images and validation losses.
 
 Polyak and Juditsky 1992; decay per step as in Ho et al. 2020 (arXiv:2006.11239), appendix B,
-with a warm-up of (1 + n) / (10 + n) as TensorFlow's ExponentialMovingAverage has it. Other shares
-come in as a function of the step, as those of `posthoc.py`.
+with a warm-up of (1 + n) / (10 + n) as in TensorFlow's ExponentialMovingAverage. Other decays are
+passed as a function of the step, as those of `posthoc.py`.
 """
 
 from __future__ import annotations
@@ -21,27 +21,29 @@ from impasto.training.optim.offload import new_stream
 from impasto.training.optim.pinned_memory import pinned_like
 
 Decay = Callable[[int], float]
-"""The step after which weights are taken in, from 0 -> the share of the old average that stays."""
+"""The step after which the average is updated, from 0 -> the decay: the fraction of the old average
+that is retained."""
 
 WIDENED_AT_ONCE = 16 << 20
-"""Numbers of 16-bit weights that are in float32 at a time, unless one tensor has more."""
+"""Number of 16-bit weights that are widened to float32 at a time, unless one tensor has more."""
 
 
 class EmaWeights:
-    """Exponential moving averages of parameters.
+    """Exponential moving averages of parameters, in float32.
 
     Args:
-        parameters: What to average, by name.
-        decay: The share of the old average that a step keeps, in (0, 1); or what gives it for all
-            steps since the last time, in [0, 1).
-        power: The share rises as 1 - (1 + steps)^-power; crowsonkb/k-diffusion, `EMAWarmup`.
-        every: Steps from one time that weights are taken in to the next; the share is that of as
-            many steps, decay^every.
+        parameters: The parameters to average, by name.
+        decay: The fraction of the old average that a step retains, in (0, 1); or a function that
+            returns it for all steps since the last update, in [0, 1).
+        power: The decay rises as 1 - (1 + steps)^-power up to `decay`; crowsonkb/k-diffusion,
+            `EMAWarmup`. None uses TensorFlow's warm-up.
+        every: Steps between updates; an update then uses the decay of as many steps, decay^every.
         on_cpu: Whether the averages are kept in RAM.
-        copies_values: Whether weights have to stay at their place in memory, so that values are
-            copied where averages are looked at; else the two change places, which takes no memory.
-        overlapped: Whether they take in the weights while training goes on, which may change the
-            weights after `wait_for_copies` only; None means for averages of what is on a GPU.
+        copies_values: Whether weights must stay at their place in memory, so that `swapped_in`
+            copies values; otherwise it swaps the tensors, which takes no memory.
+        overlapped: Whether updates run while training continues, which may then change the weights
+            only after `wait_for_copies`; None means they do if the weights are on a GPU and the
+            averages in RAM.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class EmaWeights:
 
     @torch.no_grad()
     def update(self, step: int) -> None:
-        """Take in the weights after the step `step`, counted from 0, if it is time."""
+        """Update the averages after the step `step`, counted from 0, if one is due."""
         if (step + 1) % self._every:
             return
         averages = list(self._averages.values())
@@ -83,7 +85,7 @@ class EmaWeights:
             lerp_in_float32(averages, weights, fraction)
 
     def wait_for_copies(self) -> None:
-        """Have what changes the weights next wait until they are taken in."""
+        """Make the next change of the weights wait until an overlapped update has copied them."""
         if self._async_updater is not None:
             self._async_updater.wait_on_device()
 
@@ -93,7 +95,7 @@ class EmaWeights:
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Put the averages in the place of the weights, and these back at the end, bit for bit."""
+        """Replace the weights by their averages within the context; restore them bit for bit."""
         self._flush()
         if self._copies:
             kept = [p.detach().to("cpu", copy=True) for p in self._parameters.values()]
@@ -109,18 +111,21 @@ class EmaWeights:
                 self._exchange()
 
     def tensors(self) -> dict[str, Tensor]:
-        """The averages by name, as they are."""
+        """Return the averages by parameter name, after pending updates; tensors are not copied."""
         self._flush()
         return dict(self._averages)
 
     def restore(self, tensors: Mapping[str, LazyTensor]) -> None:
-        """Take over the averages of a saved state, by name of weight.
+        """Load the averages of a saved state, by parameter name.
 
         Raises:
-            RunError: Their names are not those of this run.
+            RunError: The names differ from those of this run's parameters.
         """
         if tensors.keys() != self._averages.keys():
-            raise RunError("The saved weight average does not fit the parts that this run trains.")
+            raise RunError(
+                "The saved weight average is of other networks than this run trains. It belongs to "
+                "another model or other settings."
+            )
         self._flush()
         for name, average in self._averages.items():
             average.copy_(tensors[name].read())
@@ -136,7 +141,10 @@ class EmaWeights:
 
 
 def rising_decay(decay: float, power: float | None, every: int, step: int) -> float:
-    """The share of the old average that stays after `every` steps, at most `decay` for each."""
+    """Return the fraction of the old average retained over `every` steps, at most `decay` each.
+
+    It rises with the step: as (1 + step) / (10 + step), or with `power` as 1 - (1 + step)^-power.
+    """
     rising = (1 + step) / (10 + step)
     if power is not None:
         rising = 1 - (1 + step) ** -power
@@ -145,9 +153,10 @@ def rising_decay(decay: float, power: float | None, every: int, step: int) -> fl
 
 @torch.no_grad()
 def lerp_in_float32(averages: Sequence[Tensor], weights: Sequence[Tensor], fraction: float) -> None:
-    """Mix weights into averages in float32; those of 16 bits are widened a few at a time.
+    """Add `fraction` of (weights - averages) to the averages, in float32.
 
-    All of them widened at once would take as much memory as the averages: 3.2 GiB for SD 1.x.
+    16-bit weights are widened a few at a time: all at once would take as much memory as the
+    averages, 3.2 GiB for SD 1.x.
     """
     pairs = list(zip(averages, weights, strict=True))
     alike = [pair for pair in pairs if pair[0].dtype == pair[1].dtype]
@@ -172,10 +181,10 @@ def _lerp(averages: list[Tensor], weights: list[Tensor], fraction: float) -> Non
 
 
 class AsyncEmaUpdater:
-    """Copies of weights on their way into RAM, taken in by a thread there.
+    """Copies weights to RAM asynchronously, and updates averages with them in a thread.
 
-    The copies run on a separate stream, into pinned memory that is used again each time.
-    Weights that are streamed wait in RAM already, and are read there.
+    The copies run on a separate stream, into pinned buffers that are reused each time. Streamed
+    weights are in RAM already, and are read there.
     """
 
     def __init__(self) -> None:
@@ -186,7 +195,7 @@ class AsyncEmaUpdater:
         self._reads_in_place = False
 
     def take(self, weights: Sequence[Tensor], mix: Callable[[list[Tensor]], None]) -> None:
-        """Begin to copy some weights, and mix them in when they are there."""
+        """Start copying weights to RAM, and call `mix` with the copies once they have arrived."""
         self.flush()
         device = next((w.device for w in weights if w.device.type == "cuda"), weights[0].device)
         pinned = device.type == "cuda"
@@ -216,14 +225,14 @@ class AsyncEmaUpdater:
         self._work = self._pool.submit(arrive)
 
     def wait_on_device(self) -> None:
-        """Have the device wait until the copies are made, and the host for what it reads itself."""
+        """Make the device wait for the copies; block for weights that the thread reads in place."""
         if self._reads_in_place:
             self.flush()
         if self._stream is not None:
             torch.cuda.current_stream(self._stream.device).wait_stream(self._stream)
 
     def flush(self) -> None:
-        """Wait until all is mixed in."""
+        """Block until the pending update is complete; re-raise its error if it failed."""
         if self._work is not None:
             self._work.result()
             self._work = None

@@ -1,7 +1,7 @@
-"""Whether every step so far was finite: kept on the GPU, so that no step waits for it.
+"""Tracks on the GPU whether every step so far was finite, so that no step waits for the answer.
 
-From the first step on whose loss or gradient is NaN or infinite, all are skipped, so that the
-weights stay as they were before it until somebody looks.
+From the first step on whose loss or gradient is NaN or infinite, all steps are skipped, so that the
+weights stay as they were before it until the tracker is queried.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class NonFiniteError(Exception):
     """The loss or the gradient of a step is NaN or infinite.
 
     Attributes:
-        weights_intact: Whether the step was not applied, to no weight at all.
-        passed_over: Steps that were not applied, this one included.
+        weights_intact: Whether the step changed no weight at all.
+        passed_over: Number of steps that were skipped, including this one.
     """
 
     def __init__(self, *, weights_intact: bool, passed_over: int = 1) -> None:
@@ -26,16 +26,16 @@ class NonFiniteError(Exception):
 
 
 class FiniteUpdates:
-    """Counts steps on a device until the first that is not finite.
+    """Counts applied steps on a device until the first one that is not finite.
 
-    Its tensors keep their places in memory, so that what a CUDA graph does to them counts.
+    Its tensors stay at the same memory address, so that a CUDA graph can update them.
 
     Args:
-        device: Where losses and gradients are.
+        device: The device of losses and gradients.
 
     Attributes:
-        found_inf: [] float32; 0, and 1 from the first fault on. PyTorch's fused optimizers take it
-            and then change nothing (`torch.optim.Optimizer.found_inf`).
+        found_inf: [] float32; 0, and 1 from the first non-finite value on. PyTorch's fused
+            optimizers read it and skip the step if it is 1 (`torch.optim.Optimizer.found_inf`).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -46,22 +46,23 @@ class FiniteUpdates:
         self._begun = 0
 
     def require(self, value: Tensor) -> None:
-        """Take a loss or a norm into account."""
+        """Set `found_inf` if a loss or norm is not finite."""
         torch.maximum(self.found_inf, (~torch.isfinite(value)).float(), out=self.found_inf)
 
     def require_all(self, gradient: Tensor) -> None:
-        """Take every number of a gradient into account, in one kernel; `found_inf` is changed."""
+        """Set `found_inf` if any number of a gradient is not finite, in one kernel."""
         torch._amp_foreach_non_finite_check_and_unscale_([gradient], self.found_inf, self._one)
 
     def begin_to_step(self) -> Tensor:
-        """What `stepped` has to be given, of a step that is found out while it is applied."""
+        """Return a snapshot of `found_inf`, for `stepped`, before weights change one by one."""
         return self.found_inf.clone()
 
     def stepped(self, found_before: Tensor | None = None) -> None:
-        """Note that an optimizer step was done.
+        """Record that an optimizer step was launched.
 
         Args:
-            found_before: From `begin_to_step`; None where all was known before any weight changed.
+            found_before: The result of `begin_to_step`; None if all gradients were checked before
+                any weight changed.
         """
         if found_before is not None:
             torch.maximum(self._partial, self.found_inf - found_before, out=self._partial)
@@ -69,18 +70,18 @@ class FiniteUpdates:
         self.count_begun()
 
     def note_applied(self) -> None:
-        """Note on the device whether a step is applied: the part of `stepped` to be recorded."""
+        """Count a step on the device if it is applied: the part of `stepped` for CUDA graphs."""
         self._applied.add_(1 - self.found_inf)
 
     def count_begun(self) -> None:
-        """Count a step: the part of `stepped` that is the host's."""
+        """Count a launched step on the CPU: the part of `stepped` outside CUDA graphs."""
         self._begun += 1
 
     def require_applied(self) -> None:
-        """Wait for the device, and make sure that all steps since the last look were applied.
+        """Wait for the device, and check that all steps since the last call were applied.
 
         Raises:
-            NonFiniteError: One was not, nor were those after it.
+            NonFiniteError: A step was not finite, and so it and all later ones were skipped.
         """
         if not self._begun:
             return
@@ -93,7 +94,7 @@ class FiniteUpdates:
 
 @torch.no_grad()
 def are_finite(tensors: Iterable[Tensor]) -> bool:
-    """Whether tensors hold no NaN and nothing infinite; waits for the device once."""
+    """Return whether tensors are free of NaN and infinity; waits once per device."""
     by_device: dict[torch.device, list[Tensor]] = {}
     for tensor in tensors:
         if tensor.numel() and tensor.is_floating_point():

@@ -1,8 +1,7 @@
-"""Records what the host launches on a GPU as a CUDA graph, to be launched again all at once.
+"""Records GPU kernels as a CUDA graph, which launches all of them again at once.
 
-The one place that calls PyTorch's CUDA graphs. What is recorded does not happen while it is
-recorded; each replay does it again, with the same tensors at the same places in memory and the
-same numbers from the host.
+The only module that calls PyTorch's CUDA graphs. Recording does not run the kernels; each replay
+runs them, with the same tensors at the same memory addresses and the same CPU numbers.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ from impasto.training.optim.offload import new_stream
 from impasto.training.optim.step_queue import Event
 
 MOST_GRAPHS = 64
-"""Shapes of batches that are recorded; each graph takes memory of its own (a node for each of some
+"""Most batch shapes that are recorded; each graph takes separate memory (a node for each of some
 thousand kernels) beside the pool that all share."""
 
 Work = Callable[[], None]
-"""Launches kernels, and returns nothing: what it leaves are values in tensors."""
+"""Launches kernels, and returns nothing: its results are values written into tensors."""
 
 
 class NotRecordableError(RuntimeError):
@@ -30,27 +29,27 @@ class NotRecordableError(RuntimeError):
 
 
 class GraphRecorder(Protocol):
-    """Has work done as it is launched, or records it."""
+    """Runs work directly, or records it for replays."""
 
     def run(self, work: Work) -> None:
-        """Do work where `record` records it, which prepares what libraries make only once."""
+        """Run work on the stream that records, so that libraries initialize before `record`."""
 
     def record(self, work: Work) -> Work:
-        """Record work that was run before, without doing it, and return what replays it.
+        """Record work that was run before, without running it; return a function that replays it.
 
         Raises:
-            NotRecordableError: A CUDA graph cannot hold it.
+            NotRecordableError: A CUDA graph cannot hold the work.
         """
 
     def mark(self) -> Event:
-        """The event after all that has been launched."""
+        """Return an event after all work that has been launched."""
 
 
 class CudaGraphRecorder:
-    """Records on a separate stream; all graphs share one pool of memory.
+    """Records on a separate stream; all graphs share one memory pool.
 
-    So no two of them may run at once, and nothing that a graph leaves in memory of its own
-    outlives the replay of another one.
+    So no two graphs may run at once, and tensors in the pool are only valid until another graph is
+    replayed.
 
     Args:
         device: The GPU.
@@ -62,36 +61,36 @@ class CudaGraphRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def run(self, work: Work) -> None:
-        """Do work on the stream that records: cuBLAS keeps a workspace for each stream."""
+        """Run work on the stream that records: cuBLAS keeps a workspace per stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         try:
             with torch.cuda.stream(self._stream):
                 work()
-        finally:  # after an error too: what it used is freed then
+        finally:  # after an error too: its memory is freed then
             current.wait_stream(self._stream)
 
     def record(self, work: Work) -> Work:
-        """Record work as a CUDA graph, and return what replays it.
+        """Record work as a CUDA graph, and return a function that replays it.
 
-        Other threads may use the GPU meanwhile: a call that CUDA refuses during a recording is
-        refused in this thread alone.
+        Other threads may use the GPU meanwhile: calls that CUDA refuses during a recording are
+        refused in this thread only.
 
         Raises:
-            NotRecordableError: A CUDA graph cannot hold it.
+            NotRecordableError: A CUDA graph cannot hold the work.
         """
         graph, first = torch.cuda.CUDAGraph(), list[BaseException]()
         current = torch.cuda.current_stream(self._device)
         try:
             with (
-                torch.cuda.stream(current),  # which is left at an error too
+                torch.cuda.stream(current),  # restores the current stream after an error too
                 torch.cuda.graph(
                     graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
                 ),
             ):
                 try:
                     work()
-                except BaseException as error:  # the end of a recording that failed fails as well
+                except BaseException as error:  # ending a failed recording raises another error
                     first.append(error)
                     raise
         except Exception as error:  # of the work itself, or of CUDA
@@ -100,26 +99,27 @@ class CudaGraphRecorder:
         return graph.replay
 
     def mark(self) -> Event:
-        """The event after all that has been launched on the stream of the training."""
-        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits asleep
+        """Return an event after all work launched on the training stream."""
+        event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # waits without spinning
         event.record(torch.cuda.current_stream(self._device))
         return event
 
     def _end_allocating(self) -> None:
-        """Have the allocator know that a recording that failed has ended.
+        """Tell the allocator that a failed recording has ended.
 
-        Not all versions of PyTorch do that, and they refuse to free memory then (`CUDAGraph.cpp`,
-        `capture_end`; `CUDACachingAllocator.cpp`, `synchronize_and_free_events`). If it has done so
-        it raises.
+        Not all versions of PyTorch do so themselves, and those refuse to free memory then
+        (`CUDAGraph.cpp`, `capture_end`; `CUDACachingAllocator.cpp`, `synchronize_and_free_events`).
+        Where PyTorch has done it, the call raises an error, which is suppressed.
         """
         with contextlib.suppress(RuntimeError):
             torch._C._cuda_endAllocateToPool(self._stream.device_index, self._pool)
 
 
 def as_told(error: BaseException) -> BaseException:
-    """The error of a recording: memory that ran out and the program's own errors stay as they are.
+    """Return the error to raise for a failed recording.
 
-    Everything else is something that a graph cannot hold.
+    Exhausted memory and errors other than RuntimeError are returned unchanged; any other
+    RuntimeError becomes a NotRecordableError with its first line.
     """
     if is_out_of_memory(error) or not isinstance(error, RuntimeError):
         return error

@@ -1,7 +1,7 @@
 """Clipping and the optimizer's step as one CUDA graph, for fused AdamW.
 
-Whatever the graph reads has a place in memory that never changes: gradients, which are zeroed and
-not freed, the learning rates, the loss, and what tells whether a step is finite.
+All tensors that the graph reads stay at the same memory address: gradients, which are zeroed and
+not freed, the learning rates, the loss, and the flag for non-finite steps.
 """
 
 from __future__ import annotations
@@ -20,17 +20,18 @@ from impasto.training.optim.weight_copies import WeightCopies
 
 
 class GraphedUpdate:
-    """Clips, steps and zeroes the gradients, recorded from the second step on.
+    """Clips gradients, steps the optimizer and zeroes gradients; recorded from the second step on.
 
-    The first step finds out which parameters have gradients: those get a place of their own then,
-    and the others keep none, so that the optimizer passes over them as ever. The recorded step is
-    of these parameters alone, so a gradient of another one, later on, has to be found.
+    The first step shows which parameters have gradients: those get permanent gradient tensors, and
+    the others stay without, so that the optimizer skips them. The recorded step covers only the
+    former, so a parameter that gets its first gradient later must be detected
+    (`stray_parameter`).
 
     Args:
-        inputs: What it works with; without a gradient scaler, and nothing is stepped in the
-            backward pass.
-        recorder: Records.
-        copies: Are made anew after each step.
+        inputs: The optimizer, parameters and clipping; without a gradient scaler, and with no steps
+            in the backward pass.
+        recorder: Records the CUDA graph.
+        copies: The 16-bit weight copies, which are refreshed after each step.
 
     Raises:
         ConfigError: The optimizer is not a fused one of PyTorch.
@@ -52,12 +53,12 @@ class GraphedUpdate:
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """Compute gradients of a loss and add them to those there are."""
+        """Compute the gradients of a loss and add them to the existing ones."""
         del is_last
         torch.autograd.backward(loss)
 
     def apply(self, loss: Tensor) -> Tensor:
-        """Clip the gradients and step the optimizer; the gradient's norm before."""
+        """Clip the gradients and step the optimizer; return the gradient's norm before clipping."""
         for rate, group in zip(self._rates, self._optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         self._loss.copy_(loss)
@@ -76,19 +77,22 @@ class GraphedUpdate:
         return self._norm.clone()
 
     def require_applied(self) -> None:
-        """Wait for the device, and make sure that all steps since the last look were applied.
+        """Wait for the device, and check that all steps since the last call were applied.
 
         Raises:
-            NonFiniteError: One was not, nor were those after it.
+            NonFiniteError: A step was not finite, and so it and all later ones were skipped.
         """
         self._finite.require_applied()
 
     def stray_parameter(self) -> Tensor | None:
-        """A parameter with a gradient that no step takes: it had none in the first step."""
+        """Return a parameter that has a gradient now but had none in the first step, or None.
+
+        The recorded step does not update such a parameter.
+        """
         return next((p for p in self._without_gradients if p.grad is not None), None)
 
     def forget(self) -> None:
-        """Record anew at the next step."""
+        """Discard the graph, so that the next step records a new one."""
         self._replay = None
 
     def _all(self) -> None:
@@ -96,10 +100,10 @@ class GraphedUpdate:
         self._step(is_recorded=True)
 
     def _check(self) -> None:
-        """Clip, and find out whether all is finite, before any weight changes."""
+        """Clip the gradients, and check that loss and norm are finite before any weight changes."""
         self._finite.require(self._loss)
         norm = self._precision.clip(self._optimizer, self._parameters, self._limit)
-        assert norm is not None  # noqa: S101 - it is measured wherever no scaler looks
+        assert norm is not None  # noqa: S101 - without a scaler it is always measured
         self._finite.require(norm)
         self._norm.copy_(norm)
         self._finite.note_applied()
@@ -113,9 +117,10 @@ class GraphedUpdate:
 
     @contextlib.contextmanager
     def _rates_on_device(self, *, is_recorded: bool) -> Iterator[None]:
-        """Have the optimizer read its rates on the device; elsewhere they stay plain numbers.
+        """Within the context, make the optimizer read its rates from tensors on the device.
 
-        PyTorch warns of groups that are `capturable` and stepped without being recorded.
+        Afterwards they are plain numbers again. `capturable` is set only while recording: PyTorch
+        warns about capturable groups that are stepped outside a recording.
         """
         groups = self._optimizer.param_groups
         kept = [(group["lr"], group["capturable"]) for group in groups]
@@ -128,25 +133,28 @@ class GraphedUpdate:
                 group.update(lr=rate, capturable=capturable)
 
     def _allocate_gradients(self) -> None:
-        """Put zeros of their own where the first step left gradients, between its activations."""
+        """Replace the gradients of the first step by permanent zero tensors.
+
+        The first step allocated its gradients between its activations.
+        """
         learning = [p for p in self._parameters if p.grad is not None]
         self._without_gradients = [p for p in self._parameters if p.grad is None]
-        self._recorder.run(self._optimizer.zero_grad)  # freed where they were made
+        self._recorder.run(self._optimizer.zero_grad)  # freed on the stream that allocated them
         for parameter in learning:
             parameter.grad = torch.zeros_like(parameter)
         self.has_gradients = True
 
 
 def require_capturable(optimizer: torch.optim.Optimizer) -> None:
-    """Make sure that an optimizer steps on the device alone.
+    """Check that an optimizer is PyTorch's fused Adam or AdamW, whose step runs on the device only.
 
     Raises:
-        ConfigError: It is another one, given in code.
+        ConfigError: It is another optimizer, given in code.
     """
     known = isinstance(optimizer, (torch.optim.Adam, torch.optim.AdamW))
     if not known or not all(group.get("fused") for group in optimizer.param_groups):
         raise ConfigError(
             f"training.cuda_graphs step needs torch.optim.AdamW or Adam with fused=True, and "
-            f"{type(optimizer).__name__}, which was given in code, is another optimizer. Give one "
-            f'of these, or set cuda_graphs to "off".'
+            f"{type(optimizer).__name__}, which was given in code, is neither. Give one of these, "
+            f'or set cuda_graphs to "off".'
         )

@@ -1,8 +1,8 @@
 """The learning rate as a function of the step, so that resuming has no scheduler state to restore.
 
-Factors in [0, 1] multiply each parameter group's own rate. The shapes of transformers' names equal
-those of its `optimization.py` as sd-scripts calls them (`library/train_util.py`,
-get_scheduler_fix); steps are those of the optimizer, on any number of processes.
+Factors in [0, 1] multiply each parameter group's learning rate. Shapes with transformers' names
+equal those of its `optimization.py` as sd-scripts calls them (`library/train_util.py`,
+get_scheduler_fix); steps are optimizer steps, on any number of processes.
 """
 
 from __future__ import annotations
@@ -11,42 +11,45 @@ import math
 from collections.abc import Callable, Sequence
 
 StepCount = Callable[[int], int]
-"""The number of steps of a run -> how many of them, of what may be given as a share."""
+"""Total steps of a run -> a number of steps, for settings that may be a fraction of the run."""
 
 Levels = Sequence[tuple[float, int | None]]
-"""Values, each with the step before which it holds; None is for ever."""
+"""Values, each with the step before which it applies; None means until the end."""
 
 LrSchedule = Callable[[int, int], float]
-"""(the step about to be done, from 0; the number of steps in all) -> factor."""
+"""(the next step, counted from 0; total steps) -> factor."""
 
 Shape = Callable[[float], float]
 """Progress after the warm-up, in [0, 1] -> factor."""
 
-POLYNOMIAL_END = 1e-7  # the rate that transformers' polynomial ends at
+POLYNOMIAL_END = 1e-7  # the final learning rate of transformers' polynomial schedule
 INVERSE_SQRT_TIMESCALE = 10_000  # transformers' default without a warm-up
 
 
 def linear(progress: float) -> float:
-    """A straight line from 1 to 0."""
+    """Return the factor of a straight line from 1 to 0."""
     return max(0.0, 1 - progress)
 
 
 def cosine(progress: float) -> float:
-    """Half a cosine from 1 to 0; Loshchilov and Hutter 2017 (arXiv:1608.03983), eq. 5."""
+    """Return the factor of half a cosine from 1 to 0; Loshchilov and Hutter 2017, eq. 5.
+
+    arXiv:1608.03983.
+    """
     return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
 
 
 def rex(progress: float) -> float:
-    """Slow at first, then steep: (1 - p) / (1/2 + (1 - p) / 2); Chen et al. 2021.
+    """Return the REX factor (1 - p) / (1/2 + (1 - p) / 2), which falls slowly, then steeply.
 
-    arXiv:2107.04197, REX.
+    Chen et al. 2021, arXiv:2107.04197.
     """
     left = max(0.0, 1 - progress)
     return left / (0.5 + 0.5 * left)
 
 
 def cosine_with_restarts(cycles: int) -> Shape:
-    """So many half cosines, each from 1 to 0; arXiv:1608.03983."""
+    """Return a shape of `cycles` half cosines, each from 1 to 0; arXiv:1608.03983."""
 
     def shape(progress: float) -> float:
         return 0.0 if progress >= 1 else cosine(cycles * progress % 1.0)
@@ -55,7 +58,7 @@ def cosine_with_restarts(cycles: int) -> Shape:
 
 
 def cosine_to(least: float, cycles: int) -> Shape:
-    """A cosine of so many half periods between 1 and `least`."""
+    """Return a cosine shape of `cycles` half periods between 1 and `least`."""
 
     def shape(progress: float) -> float:
         wave = 0.5 * (1 + math.cos(math.pi * cycles * progress))
@@ -65,7 +68,7 @@ def cosine_to(least: float, cycles: int) -> Shape:
 
 
 def polynomial(power: float, end: float) -> Shape:
-    """(1 - progress)^power from 1 to `end`, and `end` from then on."""
+    """Return the shape of (1 - progress)^power, scaled to fall from 1 to `end` and then stay."""
 
     def shape(progress: float) -> float:
         return end if progress > 1 else (1 - end) * (1 - progress) ** power + end
@@ -74,7 +77,7 @@ def polynomial(power: float, end: float) -> Shape:
 
 
 def after_warmup(warmup_steps: StepCount, shape: Shape) -> LrSchedule:
-    """A shape over what is left after a straight rise from 0."""
+    """Return a schedule that rises linearly from 0 and then follows `shape` over the rest."""
 
     def factor(step: int, total: int) -> float:
         warmup = warmup_steps(total)
@@ -86,11 +89,14 @@ def after_warmup(warmup_steps: StepCount, shape: Shape) -> LrSchedule:
 
 
 def inverse_sqrt(warmup_steps: StepCount, timescale: int | None) -> LrSchedule:
-    """1 / sqrt of the steps in units of a time scale; Zhai et al. 2022 (arXiv:2106.04560).
+    """Return a schedule of 1 / sqrt(steps / time scale) after a warm-up.
+
+    Zhai et al. 2022 (arXiv:2106.04560).
 
     Args:
-        warmup_steps: Over how many the factor rises from 0.
-        timescale: In steps; None takes the warm-up, or transformers' 10,000 without one.
+        warmup_steps: The number of steps over which the factor rises from 0 to 1.
+        timescale: The time scale in steps; None takes the number of warm-up steps, or transformers'
+            10,000 if there are none.
     """
 
     def factor(step: int, total: int) -> float:
@@ -106,7 +112,10 @@ def inverse_sqrt(warmup_steps: StepCount, timescale: int | None) -> LrSchedule:
 def warmup_stable_decay(
     warmup_steps: StepCount, decay_steps: StepCount, least: float, cycles: int
 ) -> LrSchedule:
-    """A rise, a level, and a cosine at the end; Hu et al. 2024 (arXiv:2404.06395)."""
+    """Return a schedule that rises to 1, stays there, and decays to `least` along a cosine.
+
+    The warm-up starts at `least`. Hu et al. 2024 (arXiv:2404.06395).
+    """
     fall = cosine_to(least, cycles)
 
     def factor(step: int, total: int) -> float:
@@ -122,7 +131,7 @@ def warmup_stable_decay(
 
 
 def piecewise(levels: Levels, unit: float) -> LrSchedule:
-    """Levels, each until its step; the numbers are factors, or rates in units of `unit`."""
+    """Return a schedule of constant levels, each until its step; factors are levels over `unit`."""
 
     def factor(step: int, total: int) -> float:  # noqa: ARG001
         value = next(value for value, until in levels if until is None or step < until)

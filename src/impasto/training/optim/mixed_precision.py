@@ -1,6 +1,7 @@
-"""Computing in half precision, with weights in float32 or 16 bits, and a scaled loss for float16.
+"""Mixed precision: autocast to 16 bits, with loss scaling for float16.
 
-Micikevicius et al. 2018 (arXiv:1710.03740). The scaler is PyTorch's; its state is part of a run's.
+Weights are in float32 or 16 bits. Micikevicius et al. 2018 (arXiv:1710.03740). The gradient scaler
+is PyTorch's; its state is saved with a run's.
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from impasto.errors import NonFiniteLossError
 from impasto.training.optim.chunked import ChunkedOptimizer
 
 MixedPrecision = Literal["no", "fp16", "bf16"]
-MIN_SCALE = 2.0**-8  # below, every gradient overflows, whatever the scale
+MIN_SCALE = 2.0**-8  # a lower scale means that every gradient overflows, at any scale
 
 COMPUTED = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-"""What products are computed in, by `training.mixed_precision`."""
+"""Value of `training.mixed_precision` -> the dtype that matrix products are computed in."""
 
 
 def precision_text(kind: MixedPrecision) -> str:
-    """The name of a precision in sentences."""
+    """Return the name of a precision for messages: "float32" for "no", otherwise the kind."""
     return "float32" if kind == "no" else kind
 
 
 def autocast_dtype(kind: MixedPrecision) -> torch.dtype | None:
-    """The 16-bit type of a precision; None for float32."""
+    """Return the 16-bit dtype of a precision; None for float32."""
     return None if kind == "no" else COMPUTED[kind]
 
 
 class Precision:
-    """The number formats that a run computes in.
+    """Autocast, loss scaling and clipping of a run.
 
     Args:
         kind: `no`, `fp16` or `bf16`.
-        device: Where.
-        of_shards: Whether each process holds a share of each gradient, so that norms and overflows
-            have to be found together.
-        caches_casts: Whether a forward pass keeps the copies of weights that autocast makes.
+        device: The device that the run computes on.
+        of_shards: Whether each process holds a shard of each gradient, so that norms and overflows
+            are computed over all processes.
+        caches_casts: Whether autocast caches the weights that it casts during a forward pass.
     """
 
     def __init__(
@@ -68,7 +69,7 @@ class Precision:
         return self._scaler is not None
 
     def autocast(self) -> contextlib.AbstractContextManager[Any]:
-        """Compute in half precision where that is safe."""
+        """Return a context that autocasts operations to 16 bits; it has no effect in float32."""
         if self._dtype is None:
             return contextlib.nullcontext()
         return torch.autocast(
@@ -76,16 +77,17 @@ class Precision:
         )
 
     def scaled(self, loss: Tensor) -> Tensor:
-        """The loss times the scale, to call `backward` on."""
+        """Return the loss times the scale, to call `backward` on; the loss itself if unscaled."""
         return loss if self._scaler is None else self._scaler.scale(loss)
 
     def clip(
         self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor], limit: float
     ) -> Tensor | None:
-        """Bring gradients to their true size, and down to `limit`; the norm before, if measured.
+        """Unscale the gradients, clip them to `limit`, and return the norm before clipping.
 
-        Without a limit it is measured too, since it tells whether the gradient is finite, unless a
-        scaler looks at the gradients.
+        Return None if the norm is not measured: where `limit` is 0 and a scaler checks the
+        gradients. Without a scaler it is always measured, since it shows whether the gradient is
+        finite.
         """
         measures = limit > 0 or self._scaler is None
         if isinstance(optimizer, ChunkedOptimizer):
@@ -105,16 +107,16 @@ class Precision:
         return norm
 
     def scale(self) -> float:
-        """The factor that losses are multiplied by."""
+        """Return the factor that losses are multiplied by; 1 without a scaler."""
         return 1.0 if self._scaler is None else self._scaler.get_scale()
 
     def step(self, optimizer: torch.optim.Optimizer, at_fault: Tensor | None = None) -> None:
-        """Apply the gradient, unless it has overflown; then lower the scale.
+        """Step the optimizer; if the gradient has overflowed, skip the step and lower the scale.
 
         Args:
-            optimizer: Has the gradients.
-            at_fault: [] above 0 where the step is skipped for another reason than the scale,
-                which stays as it is then; looked at on the device.
+            optimizer: The optimizer to step.
+            at_fault: [] above 0 if the step is skipped for another reason than an overflow; the
+                scale is then left unchanged. It is read on the device only.
         """
         if self._scaler is None:
             optimizer.step()
@@ -128,13 +130,16 @@ class Precision:
             tensor.copy_(torch.where(at_fault > 0, value, tensor))
 
     def _scaler_tensors(self) -> list[Tensor]:
-        """The scaler's scale and its count of steps since the last overflow, on the device."""
+        """Return the scaler's scale and count of steps since the last overflow, as device tensors.
+
+        An empty list before the first scaled loss.
+        """
         scaler = self._scaler
         found = (getattr(scaler, "_scale", None), getattr(scaler, "_growth_tracker", None))
         return [tensor for tensor in found if tensor is not None]
 
     def stepped(self, *, overflown: bool) -> None:
-        """Adjust the scale after a step that was applied, or skipped, elsewhere."""
+        """Adjust the scale after a step that the caller applied, or skipped if `overflown`."""
         scaler = self._scaler
         if scaler is None:
             return
@@ -147,26 +152,26 @@ class Precision:
         scaler.load_state_dict(found)
 
     def require_living_scale(self) -> None:
-        """Make sure that steps are still applied; waits for the device.
+        """Check that the scale has not fallen so low that no step is applied; waits for the device.
 
         Raises:
             NonFiniteLossError: The gradient overflows at any scale.
         """
         if self._scaler is not None and self._scaler.get_scale() < MIN_SCALE:
             raise NonFiniteLossError(
-                "In float16 the gradient overflows in every step, whatever the loss is scaled "
-                "by. Set training.mixed_precision to bf16 or no, or lower optimizer.lr."
+                "In float16 the gradient overflows in every step, at any loss scale. Set "
+                "training.mixed_precision to bf16 or no, or lower optimizer.lr."
             )
 
     def state(self) -> dict[str, float]:
-        """The state of the gradient scaler; empty if there is none."""
+        """Return the scale and growth tracker of the gradient scaler; an empty dict without one."""
         if self._scaler is None:
             return {}
         found = self._scaler.state_dict()
         return {"scale": float(found["scale"]), "growth_tracker": float(found["_growth_tracker"])}
 
     def restore(self, state: Mapping[str, float]) -> None:
-        """Put a saved scaler's state back."""
+        """Restore a saved state of the scaler; do nothing without a scaler or without a state."""
         if self._scaler is not None and state:
             full = self._scaler.state_dict()
             full["scale"] = state["scale"]
@@ -175,14 +180,14 @@ class Precision:
 
 
 class AllRanksGradScaler(torch.amp.GradScaler):
-    """Scales losses of a model that is shared out: all processes find an overflow in any share.
+    """Gradient scaler for a sharded model: an overflow in any shard is seen by all processes.
 
-    PyTorch's own `ShardedGradScaler` (2.13) does not go with fused optimizers.
+    PyTorch's own `ShardedGradScaler` (2.13) does not work with fused optimizers.
     """
 
     def unscale_(self, optimizer: torch.optim.Optimizer) -> None:
-        """Bring the gradients of the shares to their true size, and agree on overflows."""
+        """Unscale the gradients of this process's shards, and combine all processes' overflows."""
         super().unscale_(optimizer)
         for found in self._per_optimizer_states[id(optimizer)]["found_inf_per_device"].values():
-            # no sum: a fused optimizer passes over a step at 1 alone
+            # not a sum: a fused optimizer skips a step only if found_inf is exactly 1
             torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MAX)

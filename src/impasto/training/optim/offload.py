@@ -1,7 +1,7 @@
-"""Optimizer states in RAM, brought to the GPU for their step and taken back.
+"""Optimizer states in RAM, copied to the GPU for their step and back.
 
 The idea of ZeRO-Offload (Ren et al. 2021, arXiv:2101.06840), with the arithmetic left on the GPU:
-for AdamW in float32 the way there and back is 16 bytes per weight and step.
+for AdamW in float32, 16 bytes per weight are transferred in each step, both directions together.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from impasto.training.optim.pinned_memory import pinned_like
 
-MIN_NUMEL = 4096  # numbers of a tensor; smaller ones stay where they are
+MIN_NUMEL = 4096  # elements of the smallest tensor that is offloaded
 
 States = Mapping[Tensor, MutableMapping[str, Any]]
 
@@ -22,11 +22,11 @@ States = Mapping[Tensor, MutableMapping[str, Any]]
 class OffloadedStates:
     """Keeps the large tensors of an optimizer's state in RAM.
 
-    Copies run beside the arithmetic, on a separate stream, from and to pinned memory. On a
-    CPU both places are the same, and copies are made all the same.
+    Copies overlap with the arithmetic, on a separate stream, from and to pinned memory. With the
+    weights on a CPU the states are copied within RAM.
 
     Args:
-        device: Where the weights are.
+        device: The device that the weights are stepped on.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -37,27 +37,27 @@ class OffloadedStates:
         self._in_flight: dict[Tensor, torch.cuda.Event | None] = {}
 
     def fetch(self, parameters: Sequence[Tensor], states: States) -> None:
-        """Begin to bring the states of some weights to the device, if they are not on their way."""
+        """Start copying the states of some weights to the device, unless a copy is under way."""
         for parameter in parameters:
             if parameter in self._in_flight or not states.get(parameter):
                 continue
             with torch.cuda.stream(self._stream):
                 for name, value in _large(states[parameter]):
-                    if value.device.type != "cpu":  # not taken away yet
+                    if value.device.type != "cpu":  # not offloaded yet
                         continue
                     home = self._host_tensor(parameter, name, value)
                     states[parameter][name] = home.to(self._device, non_blocking=True, copy=True)
             self._in_flight[parameter] = self._stream.record_event() if self._stream else None
 
     def arrive(self, parameters: Sequence[Tensor]) -> None:
-        """Have the arithmetic that follows wait until the states of some weights are there."""
+        """Make later arithmetic wait until the states of some weights are on the device."""
         for parameter in parameters:
             event = self._in_flight.pop(parameter, None)
             if event is not None:
                 torch.cuda.current_stream(self._device).wait_event(event)
 
     def store(self, parameters: Sequence[Tensor], states: States) -> None:
-        """Begin to take the states of stepped weights away."""
+        """Start copying the states of stepped weights back to RAM."""
         if self._stream is not None:
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for parameter in parameters:
@@ -70,25 +70,28 @@ class OffloadedStates:
                 states[parameter][name] = home
 
     def wait(self) -> None:
-        """Wait until all is back, so that it can be read."""
+        """Block until all states are back in RAM, so that they can be read."""
         if self._stream is not None:
             self._stream.synchronize()
 
     def _host_tensor(self, parameter: Tensor, name: str, value: Tensor) -> Tensor:
-        """Where an entry lives; a value that is there already becomes its own home."""
+        """Return the RAM tensor that stores a state entry; created on first use.
+
+        A value that is already in suitable RAM is used itself.
+        """
         if value.device.type == "cpu" and value.is_pinned() == self._on_gpu:
             return self._home.setdefault((parameter, name), value)
         if (parameter, name) not in self._home:
             self._home[parameter, name] = pinned_like(
                 value, "training.offload_optimizer", pinned=self._on_gpu
             )
-        if value.device.type == "cpu":  # set anew, as by a resume
+        if value.device.type == "cpu":  # replaced by the caller, as by a resume
             self._home[parameter, name].copy_(value)
         return self._home[parameter, name]
 
 
 def new_stream(device: torch.device) -> torch.cuda.Stream:
-    """A stream for copies beside the arithmetic."""
+    """Return a new CUDA stream on a device."""
     return torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
 

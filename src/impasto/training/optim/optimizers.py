@@ -1,4 +1,4 @@
-"""Makes optimizers over the parts that learn: libraries' ones, with their arguments checked."""
+"""Builds library optimizers over the trained networks, with their arguments checked."""
 
 from __future__ import annotations
 
@@ -39,22 +39,22 @@ from impasto.training.optim.trial import (
 
 
 class OptimizerSettings(Protocol):
-    """Which optimizer is wanted; `config.optimizer.OptimizerConfig` is one."""
+    """The optimizer settings; `config.optimizer.OptimizerConfig` implements this protocol."""
 
     @property
     def kind(self) -> str:
-        """A name of the table, of `torch.optim`, of the collection, or `module.Class`."""
+        """A name of the table, torch.optim or the pytorch-optimizer package; or `module.Class`."""
 
     @property
     def lr(self) -> float:
-        """Learning rate of groups that have none of their own."""
+        """Learning rate of parameter groups that set none."""
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """Further arguments, by the optimizer's own names."""
+        """Further arguments, by the names that the optimizer's class uses."""
 
     def given(self) -> dict[str, Any]:
-        """All arguments that are asked for, without the learning rate."""
+        """Return all arguments that are set, without the learning rate."""
 
 
 BuildOptimizer = Callable[
@@ -65,16 +65,16 @@ BuildOptimizer = Callable[
 def build_optimizer(
     modules: Sequence[TrainedModule], config: OptimizerSettings, rules: ChunkRules = AT_ONCE
 ) -> torch.optim.Optimizer:
-    """The optimizer of the settings, with parameter groups for each rate of each part.
+    """Build the optimizer of the settings, with a parameter group per network and learning rate.
 
     Args:
-        modules: What learns.
-        config: The settings.
-        rules: How it goes through the weights.
+        modules: The trained networks.
+        config: The optimizer settings.
+        rules: Whether, and for which features, weights are stepped chunk by chunk.
 
     Raises:
-        ConfigError: As `require_usable_optimizer`; or it does not go with the rules.
-        MissingDependencyError: Its package is not there.
+        ConfigError: The optimizer does not exist, cannot be built, or has unusable arguments.
+        MissingDependencyError: The optimizer's package is not installed.
     """
     require_usable_optimizer(modules, config)
     row = find_row(config.kind)
@@ -89,24 +89,26 @@ def build_optimizer(
             return ChunkedOptimizer(groups, build, rules)
         optimizer = build(groups)
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"optimizer.kind {config.kind} cannot be made: {error}.") from error
+        raise ConfigError(f"optimizer.kind {config.kind} cannot be built: {error}.") from error
     if row.finds_lr:
         skip_steps_without_rate(optimizer)
     return optimizer
 
 
 def require_usable_optimizer(modules: Sequence[TrainedModule], config: OptimizerSettings) -> None:
-    """Make sure that an optimizer takes what the settings give it, steps, and obeys its rates.
+    """Check that an optimizer accepts its arguments, can step, and uses the groups' learning rates.
 
-    Those of the table are known to, by its tests; others are tried out, as are further arguments.
+    Optimizers of the table are covered by its tests; others are tried out on a few numbers, and so
+    are optimizers with further arguments.
 
     Args:
-        modules: What learns; their tensors may be without values.
-        config: The settings.
+        modules: The trained networks; their tensors may be without values.
+        config: The optimizer settings.
 
     Raises:
-        ConfigError: There is no such optimizer, or an option of it would have no effect.
-        MissingDependencyError: Its package is not there.
+        ConfigError: The optimizer does not exist or cannot be used, or one of its options would
+            have no effect.
+        MissingDependencyError: The optimizer's package is not installed.
     """
     row, kind = find_row(config.kind), config.kind
     require_known_arguments(kind, _load(row), config.given(), row.without_effect)
@@ -123,16 +125,16 @@ def require_usable_optimizer(modules: Sequence[TrainedModule], config: Optimizer
 
 
 def require_weights_alone(config: OptimizerSettings, setting: str | None) -> None:
-    """Make sure that an optimizer that goes by chunks steps each weight by itself.
+    """Check that an optimizer steps each weight independently, where it steps chunk by chunk.
 
-    Those of the table and of the collection are known (`OptimizerRow`); others are tried out.
+    For optimizers of the table this is recorded (`OptimizerRow`); others are tried out.
 
     Args:
-        config: The settings.
-        setting: What has it go by chunks; None or empty where nothing does.
+        config: The optimizer settings.
+        setting: The setting that needs chunks, for the message; None or empty checks nothing.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: A step of a weight depends on other weights.
     """
     if not setting or config.kind in OPTIMIZERS:
         return
@@ -146,7 +148,10 @@ def _builder(row: OptimizerRow, config: OptimizerSettings) -> Build:
 
 
 def find_row(kind: str) -> OptimizerRow:
-    """The row of a name: of the table, of `torch.optim`, or of the pytorch-optimizer collection.
+    """Return the row of an optimizer's name, looked up in the table and the libraries.
+
+    Names without a dot are searched in the table, in `torch.optim` and in the pytorch-optimizer
+    collection, in this order; names with a dot are imported as `module.Class`.
 
     Raises:
         ConfigError: No optimizer has that name.
@@ -166,14 +171,14 @@ def find_row(kind: str) -> OptimizerRow:
     near = difflib.get_close_matches(kind.lower(), known, n=3, cutoff=0.4)
     near = _of_bitsandbytes(wanted) or near
     raise ConfigError(
-        f"optimizer.kind is {kind!r}, which is no optimizer. The nearest names are "
+        f"optimizer.kind is {kind!r}, which is not an optimizer. The nearest names are "
         f"{', '.join(near) or 'none'}; known are {', '.join(OPTIMIZERS)}, those of torch.optim and "
-        f"of the pytorch-optimizer package, and any class by its module, as in torch.optim.Adam."
+        f"of the pytorch-optimizer package, and any class with its module, as in torch.optim.Adam."
     )
 
 
 def _of_bitsandbytes(wanted: str) -> list[str]:
-    """The class of bitsandbytes that a plain name is meant for, if it is installed and has one."""
+    """Return the paths of bitsandbytes classes with a plain name; empty if it is not installed."""
     try:
         module = importlib.import_module("bitsandbytes.optim")
     except ImportError:
@@ -186,32 +191,34 @@ def _of_bitsandbytes(wanted: str) -> list[str]:
 
 
 def _row_of_class(path: str) -> OptimizerRow:
-    """The row of `module.Class`, as sd-scripts names other optimizers.
+    """Return the row of `module.Class`, as sd-scripts names other optimizers.
 
     Raises:
-        ConfigError: There is no such module or class, or it is no optimizer.
+        ConfigError: The module or class does not exist, or the class is not an optimizer.
     """
     module, _, name = path.rpartition(".")
     try:
         candidate = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise ConfigError(
-            f"optimizer.kind is {path!r}, and there is no such class ({error}). Expected a module "
-            f"that is installed and a class in it, as in bitsandbytes.optim.AdEMAMix8bit."
+            f"optimizer.kind is {path!r}, but there is no such class ({error}). Expected an "
+            f"installed module and a class in it, as in bitsandbytes.optim.AdEMAMix8bit."
         ) from error
     if not (inspect.isclass(candidate) and issubclass(candidate, torch.optim.Optimizer)):
         raise ConfigError(
-            f"optimizer.kind is {path!r}, which is no optimizer (a class of torch.optim.Optimizer)."
+            f"optimizer.kind is {path!r}, which is not an optimizer (a subclass of "
+            f"torch.optim.Optimizer)."
         )
     return row_of(path)
 
 
 @contextlib.contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
-    """The weights that a schedule-free optimizer means, and those it trains again afterwards.
+    """Within the context, switch a schedule-free optimizer's weights to those for evaluation.
 
-    Defazio et al. 2024 (arXiv:2405.15682). Its own way back rounds, so the weights are kept and put
-    back bit for bit: looking at a run must not change it.
+    Other optimizers are left alone. Defazio et al. 2024 (arXiv:2405.15682). The optimizer's own
+    switch back to training rounds, so the weights are saved and restored bit for bit: evaluating a
+    run must not change it.
     """
     switch = getattr(optimizer, "eval", None)
     if switch is None or not hasattr(optimizer, "train"):
@@ -231,19 +238,19 @@ def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
 
 def _load(row: OptimizerRow) -> Any:
     package = row.module.partition(".")[0]
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of kernels not used here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about unused kernels
     try:
         return corrected(getattr(importlib.import_module(row.module), row.name))
     except ImportError as error:
         raise MissingDependencyError(
             f"The optimizer {row.name} is in the package {package.replace('_', '-')}, which is not "
             f"installed ({error}). Install it with: {install_packages(package.replace('_', '-'))}\n"
-            f"Or take optimizer.kind adamw."
+            f"Or use optimizer.kind adamw."
         ) from error
 
 
 def _collection_names() -> dict[str, str]:
-    """Plain name -> class name, of the collection, if it is installed."""
+    """Return plain name -> class name of the pytorch-optimizer package; empty if not installed."""
     try:
         collection = importlib.import_module(COLLECTION)
     except ImportError:

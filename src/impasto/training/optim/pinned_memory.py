@@ -1,4 +1,4 @@
-"""RAM that a GPU copies from and to directly, and what to do where there is no more of it."""
+"""Pinned RAM, which a GPU copies from and to directly, with an error that explains its limit."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ _HALF_OF_RAM = "On Windows a program may pin about half of the RAM. " if os.name
 def pinned_like(
     tensor: Tensor, setting: str, *, pinned: bool, dtype: torch.dtype | None = None
 ) -> Tensor:
-    """An empty tensor in RAM, of a tensor's shape.
+    """Return an uninitialized tensor in RAM with the shape of another tensor.
 
     Args:
-        tensor: Whose shape it has.
-        setting: What asks for it, as in `training.ema_on_cpu`.
-        pinned: Whether the system has to keep it in place, so that a GPU copies it by itself.
-        dtype: Its type; None means the tensor's.
+        tensor: The tensor that gives the shape.
+        setting: The setting that needs it, for the error, such as `training.ema_on_cpu`.
+        pinned: Whether to pin the memory, so that a GPU can copy it asynchronously.
+        dtype: The dtype; None means that of `tensor`.
 
     Raises:
-        OutOfMemoryError: The system pins no more.
+        OutOfMemoryError: The system cannot pin more RAM.
     """
     with _explaining(setting, pinned=pinned):
         return torch.empty_like(tensor, device="cpu", dtype=dtype, pin_memory=pinned)
 
 
 def pinned_bytes(size: int, setting: str, *, pinned: bool) -> Tensor:
-    """RAM of some bytes, as an empty tensor of uint8.
+    """Return an uninitialized uint8 tensor in RAM.
 
     Args:
-        size: How many.
-        setting: What asks for it, as in `training.stream_weights`.
-        pinned: Whether the system has to keep it in place, so that a GPU copies it by itself.
+        size: The number of bytes.
+        setting: The setting that needs it, for the error, such as `training.stream_weights`.
+        pinned: Whether to pin the memory, so that a GPU can copy it asynchronously.
 
     Raises:
-        OutOfMemoryError: The system pins no more.
+        OutOfMemoryError: The system cannot pin more RAM.
     """
     with _explaining(setting, pinned=pinned):
         return torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
@@ -51,12 +51,12 @@ def pinned_bytes(size: int, setting: str, *, pinned: bool) -> Tensor:
 def _explaining(setting: str, *, pinned: bool) -> Iterator[None]:
     try:
         yield
-    except RuntimeError as error:  # cudaHostAlloc's own words differ by system
+    except RuntimeError as error:  # cudaHostAlloc's message differs by system
         is_lack = any(text in str(error).lower() for text in ("out of memory", "alloc", "pin"))
         if not (pinned and is_lack):
             raise
         raise OutOfMemoryError(
-            f"{setting} keeps data in pinned RAM, and the system gives no more of it ({error}). "
-            f"{_HALF_OF_RAM}Set {setting} to false and let training.memory choose what takes less, "
-            f"or close other programs."
+            f"{setting} keeps data in pinned RAM, and the system cannot pin more ({error}). "
+            f"{_HALF_OF_RAM}Set {setting} to false and let training.memory choose settings that "
+            f"take less memory, or close other programs."
         ) from error

@@ -1,10 +1,10 @@
 """Averages of weights whose length is chosen after training (post-hoc EMA).
 
 Karras et al. 2024, "Analyzing and Improving the Training Dynamics of Diffusion Models"
-(arXiv:2312.02696), section 3 and appendix C. An average at step t gives the weights of step tau a
-share in proportion to tau^gamma. Its length is told by sigma_rel, the standard deviation of that
-profile as a share of t. Snapshots of two such averages, taken now and then, are mixed by least
-squares into the average of another length.
+(arXiv:2312.02696), section 3 and appendix C. An average at step t weights the weights of step tau
+in proportion to tau^gamma. Its length is given by sigma_rel, the standard deviation of that profile
+as a fraction of t. Periodic snapshots of two such averages are combined by least squares into an
+average of another length.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ import numpy.typing as npt
 from impasto.training.optim.ema import Decay
 
 TRACKED = (0.05, 0.10)
-"""The sigma_rel of the averages that are kept while training, as in the paper."""
+"""The sigma_rel of the averages that are tracked while training, as in the paper."""
 
 SHORTEST, LONGEST = 0.01, 0.28
-"""The sigma_rel that may be asked for; the mean of all steps has 1 / sqrt(12) = 0.289."""
+"""The range of sigma_rel that may be requested; the mean of all steps has 1 / sqrt(12) = 0.289."""
 
 Floats = npt.NDArray[np.float64]
 
 
 def gamma_of(sigma_rel: float) -> float:
-    """The exponent gamma of a profile of a relative standard deviation, from 0 on.
+    """Return the exponent gamma >= 0 of the profile with a relative standard deviation.
 
     The largest root of gamma^3 + 7 gamma^2 + (16 - sigma^-2) gamma + 12 - sigma^-2, which is eq. 7
     (sigma = sqrt(gamma + 1) / ((gamma + 2) sqrt(gamma + 3))) solved for gamma; algorithm 2.
@@ -37,7 +37,7 @@ def gamma_of(sigma_rel: float) -> float:
 
 
 def power_decay(sigma_rel: float, every: int = 1) -> Decay:
-    """The share that stays of a power-function average, taken in after every so many steps.
+    """Return the decay of a power-function average that is updated every `every` steps.
 
     (1 - every / t)^(gamma + 1) for the t-th step: eq. 4, for `every` steps at once.
     """
@@ -51,11 +51,11 @@ def power_decay(sigma_rel: float, every: int = 1) -> Decay:
 
 @dataclass(frozen=True)
 class Profile:
-    """The shares that an average gives to the weights of each step.
+    """The profile of an average: how it weights the weights of each step.
 
     Attributes:
-        step: Steps that were done when it was taken, at least 1.
-        sigma_rel: How long it is.
+        step: Steps completed when the average was stored, at least 1.
+        sigma_rel: The length of the average, as a relative standard deviation.
     """
 
     step: int
@@ -64,12 +64,12 @@ class Profile:
 
 @dataclass(frozen=True)
 class Fit:
-    """How profiles are mixed into another one.
+    """A combination of profiles that approximates another one.
 
     Attributes:
-        shares: Of each profile; they add up to 1, and some are negative.
-        error: The norm of what the mixture differs by, as a share of the norm of what was asked
-            for.
+        shares: The coefficient of each profile; they add up to 1, and some are negative.
+        error: The norm of the difference from the wanted profile, relative to the wanted profile's
+            norm.
     """
 
     shares: Sequence[float]
@@ -77,13 +77,11 @@ class Fit:
 
 
 def fit(known: Sequence[Profile], wanted: Profile) -> Fit:
-    """The mixture of profiles that is nearest to another: algorithm 3.
-
-    Profiles of later steps than the wanted one are not for this.
+    """Return the least-squares combination of profiles that is nearest to another: algorithm 3.
 
     Args:
-        known: At least one.
-        wanted: What to come near to.
+        known: The profiles to combine, at least one, none of a later step than `wanted`.
+        wanted: The profile to approximate.
     """
     products = _inner_products(known, known)
     with_wanted = _inner_products(known, [wanted])[:, 0]
@@ -95,7 +93,7 @@ def fit(known: Sequence[Profile], wanted: Profile) -> Fit:
 
 
 def _inner_products(ones: Sequence[Profile], others: Sequence[Profile]) -> Floats:
-    """Inner products of profiles as functions of the time: [ones, others], algorithm 3.
+    """Return the inner products of profiles as functions of time: [ones, others], algorithm 3.
 
     (a + 1)(b + 1) (s / t)^(exponent of the later one) / ((a + b + 1) t), for exponents a and b and
     times s <= t.

@@ -1,9 +1,9 @@
-"""Weights kept in half precision: how a float32 change is brought back to 16 bits.
+"""Rounding of updated float32 weights back to 16 bits.
 
-Near a weight of 0.05 bfloat16 has steps of 2.4e-4 and float16 of 3e-5; a change of 1e-6 is lost
-where it is rounded to the nearest. Rounding up or down by chance keeps it on average (Gupta et al.
-2015, arXiv:1502.02551); remembering what rounding took away keeps it exactly (Kahan 1965; Zamirai
-et al. 2020, arXiv:2010.06192, who compare both for bfloat16).
+Near a weight of 0.05, bfloat16 has steps of 2.4e-4 and float16 of 3e-5; an update of 1e-6 is lost
+when it is rounded to the nearest. Stochastic rounding preserves it on average (Gupta et al. 2015,
+arXiv:1502.02551); storing the rounding error preserves it exactly (Kahan 1965; Zamirai et al. 2020,
+arXiv:2010.06192, who compare both for bfloat16).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _LEAST_STEP = {torch.bfloat16: 2.0**-133, torch.float16: 2.0**-24}
 
 @runtime_checkable
 class Rounding(Protocol):
-    """Between a weight of 16 bits and the float32 one that an optimizer changes."""
+    """Converts a 16-bit weight to the float32 one that an optimizer changes, and back."""
 
     def begin(self, seed: int) -> None:
-        """Start a step; what follows is the same for the same seed."""
+        """Start a step; its rounding is the same for the same seed."""
 
     def widened(self, weight: Tensor, state: MutableMapping[str, Any]) -> Tensor:
-        """The weight in float32; `state` is the optimizer's for this weight."""
+        """Return the weight in float32; `state` is the optimizer's for this weight."""
 
     def narrowed(
         self, value: Tensor, dtype: torch.dtype, state: MutableMapping[str, Any]
@@ -39,7 +39,7 @@ class Rounding(Protocol):
 
 
 class Nearest:
-    """To the nearest: small changes are lost, as in sd-scripts' `--full_bf16`."""
+    """Rounds to the nearest value: small changes are lost, as in sd-scripts' `--full_bf16`."""
 
     def begin(self, seed: int) -> None:
         """Do nothing: rounding to the nearest draws no random numbers."""
@@ -59,17 +59,17 @@ class Nearest:
 
 
 class Stochastic(Nearest):
-    """Up or down by chance, in proportion to the distance: right on average, at no memory.
+    """Rounds up or down at random, by distance: exact on average, and takes no memory.
 
     Args:
-        device: Where the weights are; all processes draw the same.
+        device: The device of the weights; all processes draw the same numbers.
     """
 
     def __init__(self, device: torch.device) -> None:
         self._generator = torch.Generator(device)
 
     def begin(self, seed: int) -> None:
-        """Seed the chances of this step."""
+        """Seed the random numbers of this step."""
         self._generator.manual_seed(seed)
 
     def narrowed(
@@ -78,29 +78,29 @@ class Stochastic(Nearest):
         dtype: torch.dtype,
         state: MutableMapping[str, Any],  # noqa: ARG002
     ) -> Tensor:
-        """One of the two values around; a value that fits stays."""
+        """Return one of the two nearest 16-bit values at random; a representable value is kept."""
         return stochastically_rounded(value, dtype, self._generator)
 
 
 class Kahan(Nearest):
-    """To the nearest, and what that takes away is added again next time: 2 bytes per weight."""
+    """Rounds to the nearest and adds the rounding error in the next step: 2 bytes per weight."""
 
     def widened(self, weight: Tensor, state: MutableMapping[str, Any]) -> Tensor:
-        """The weight and what was taken away from it."""
+        """Return the weight in float32 plus the rounding error stored in `state`, if any."""
         lost = state.get(COMPENSATION)
         return weight.float() if lost is None else weight.float() + lost.float()
 
     def narrowed(
         self, value: Tensor, dtype: torch.dtype, state: MutableMapping[str, Any]
     ) -> Tensor:
-        """The nearest value; the rest goes into the state."""
+        """Return the nearest 16-bit value, and store the rounding error in `state`."""
         kept = value.to(dtype)
         state[COMPENSATION] = (value - kept.float()).to(dtype)
         return kept
 
 
 def build_rounding(name: RoundingName, device: torch.device) -> Rounding:
-    """Build the rounding of a name."""
+    """Return the rounding with a name; the device is that of the weights."""
     roundings: dict[str, Rounding] = {
         "nearest": Nearest(),
         "kahan": Kahan(),
@@ -110,10 +110,11 @@ def build_rounding(name: RoundingName, device: torch.device) -> Rounding:
 
 
 def stochastically_rounded(value: Tensor, dtype: torch.dtype, generator: torch.Generator) -> Tensor:
-    """A float32 tensor in bfloat16 or float16, whose expected value is the tensor's.
+    """Round a float32 tensor to bfloat16 or float16, so that its expected value is unchanged.
 
-    Random bits are added below the last one that is kept, and the rest is cut off: a float's bits
-    count up with its size. Where float16 has no exponents left, steps are of one size.
+    Random bits are added below the last retained bit, and the rest is cut off; this works since a
+    float's bit pattern increases with its magnitude. Subnormal float16 values, whose steps all have
+    one size, are rounded in units of that step. NaN and infinity are retained.
     """
     dropped = _DROPPED_BITS[dtype]
     noise = torch.empty_like(value, dtype=torch.int32).random_(0, 1 << dropped, generator=generator)
@@ -121,7 +122,7 @@ def stochastically_rounded(value: Tensor, dtype: torch.dtype, generator: torch.G
     if dtype is torch.float16:
         step = _LEAST_STEP[dtype]
         in_steps = torch.floor(value / step + noise / (1 << dropped)) * step
-    noise.add_(value.view(torch.int32)).bitwise_and_(-(1 << dropped))  # where it is: memory counts
+    noise.add_(value.view(torch.int32)).bitwise_and_(-(1 << dropped))  # in place, to save memory
     rounded = noise.view(torch.float32)
     if in_steps is not None:
         torch.where(value.abs() < _LEAST_NORMAL[dtype], in_steps, rounded, out=rounded)

@@ -1,10 +1,10 @@
-"""Weights that are pulled towards those that they began with, step by step (L2-SP).
+"""Decay of the weights towards their initial values (L2-SP).
 
 Li, Grandvalet and Davoine 2018 (arXiv:1802.01483) add alpha / 2 |w - w_0|^2 to the loss. An
 optimizer that divides by its running mean of squared gradients would divide the gradient of that
-too, so that the weights which matter most are held least; so the pull is taken out of the gradient,
-as Loshchilov and Hutter 2019 (arXiv:1711.05101) do with the pull to 0: w - w_0 is multiplied by
-1 - lr * fraction after each step, which is never below 0.
+term too, so that the most important weights would be held back least; so the decay is decoupled
+from the gradient, as Loshchilov and Hutter 2019 (arXiv:1711.05101) do with weight decay to 0:
+w - w_0 is multiplied by 1 - lr * fraction, at least 0, after each step.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 
 class StartPull:
-    """Pulls what an optimizer steps towards its values of now, after each of its steps.
+    """Pulls an optimizer's parameters towards their current values, after each later step.
 
-    A step that the optimizer passes over pulls nothing: one that overflows, one after a fault, and
-    that of a weight without a gradient, which does not learn just now.
+    Skipped steps pull nothing: steps that overflow or follow a non-finite one. Neither are weights
+    without a gradient pulled, which are not trained at the moment.
 
     Args:
-        optimizer: Its parameters have the values to pull to; a copy of them is kept beside them.
-        fraction: What part of the distance is taken away per unit of learning rate.
+        optimizer: The optimizer; its parameters are copied as the values to pull to.
+        fraction: The fraction of the distance that is removed per unit of learning rate.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, fraction: float) -> None:

@@ -19,21 +19,24 @@ _GROUP = "group."
 
 
 class LrSetter:
-    """Sets each group's rate for a step from the rate it was built with."""
+    """Sets each parameter group's learning rate for a step, relative to its initial rate."""
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._rates = [float(group["lr"]) for group in optimizer.param_groups]
 
     def set(self, factor: float) -> float:
-        """Apply a factor in [0, 1]; return the first group's rate, which is the U-Net's."""
+        """Set all rates to a factor in [0, 1] of the initial ones; return the first group's rate.
+
+        The first group is the U-Net's.
+        """
         for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
         return self._rates[0] * factor
 
 
 def parameter_names(modules: Sequence[TrainedModule]) -> dict[Tensor, str]:
-    """Each learning parameter's name with its part in front: `unet.conv_in.weight`."""
+    """Return each trained parameter -> its name with its network, as in `unet.conv_in.weight`."""
     return {
         parameter: f"{trained.name}.{name}"
         for trained in modules
@@ -44,22 +47,23 @@ def parameter_names(modules: Sequence[TrainedModule]) -> dict[Tensor, str]:
 def module_names(
     optimizer: torch.optim.Optimizer, modules: Sequence[TrainedModule]
 ) -> tuple[str, ...]:
-    """The part that each group of an optimizer is of."""
+    """Return the name of the network that each parameter group of an optimizer belongs to."""
     names = parameter_names(modules)
     return tuple(names[g["params"][0]].partition(".")[0] for g in optimizer.param_groups)
 
 
 def require_savable(optimizer: torch.optim.Optimizer) -> None:
-    """Make sure, after a first step, that all of an optimizer's state can be kept and resumed.
+    """Check, after a first step, that all of an optimizer's state can be saved and restored.
 
     Raises:
-        RunError: It keeps something that is neither a tensor nor a number, or of no parameter.
+        RunError: The state has an entry that is neither a tensor nor a number, or that belongs to
+            no parameter.
     """
     stepped = {parameter for group in optimizer.param_groups for parameter in group["params"]}
     for parameter, entries in optimizer.state.items():
         if parameter not in stepped:
             raise RunError(
-                f"The optimizer {type(optimizer).__name__} keeps {parameter!r} of all weights "
+                f"The optimizer {type(optimizer).__name__} keeps {parameter!r} for all weights "
                 f"together, which cannot be saved, so a run with it could not be resumed. Choose "
                 f"another optimizer.kind."
             )
@@ -75,7 +79,10 @@ def require_savable(optimizer: torch.optim.Optimizer) -> None:
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Tensor]:
-    """The state as `<parameter>:<entry>` -> tensor as it is; those of groups as `group.0:d`."""
+    """Return the tensors of an optimizer's state, as `<parameter>:<entry>` -> tensor.
+
+    Tensors of parameter groups have keys such as `group.0:d`. The tensors are not copied.
+    """
     found = {
         f"{names[parameter]}:{entry}": value
         for parameter, entries in optimizer.state.items()
@@ -94,10 +101,10 @@ def optimizer_tensors(
 def optimizer_scalars(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str]
 ) -> dict[str, Any]:
-    """What is not a tensor: numbers per parameter, and counters that sit in the groups.
+    """Return the state that is not tensors: numbers per parameter, and numbers of groups.
 
-    The name of each group's first parameter says which parameters its counters are of, in a run
-    that goes on with other groups.
+    The name of each group's first parameter is included, so that a resumed run with differently
+    divided groups can assign the groups' numbers to its parameters.
     """
     per_parameter = {
         f"{names[parameter]}:{entry}": value
@@ -107,14 +114,14 @@ def optimizer_scalars(
     }
     starts = [names[group["params"][0]] for group in optimizer.param_groups]
     return {
-        "parameters": dict(sorted(per_parameter.items())),  # resumed runs meet others first
+        "parameters": dict(sorted(per_parameter.items())),  # a resumed run inserts in another order
         "groups": group_scalars(optimizer),
         "group_starts": starts,
     }
 
 
 def group_scalars(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The numbers of each group, without its rate, which the schedule sets."""
+    """Return the numbers of each parameter group, without the learning rate, which is scheduled."""
     return [
         {k: v for k, v in group.items() if isinstance(v, (bool, int, float)) and k != "lr"}
         for group in optimizer.param_groups
@@ -128,17 +135,18 @@ def restore_optimizer(
     scalars: Mapping[str, Any],
     device: torch.device | None = None,
 ) -> None:
-    """Put a saved state back.
+    """Restore a saved state of an optimizer.
 
     Args:
-        optimizer: It.
-        names: Its parameters' names.
-        tensors: What `optimizer_tensors` gave.
-        scalars: What `optimizer_scalars` gave.
-        device: Where weights are stepped, which may wait elsewhere; None means where they are.
+        optimizer: The optimizer to restore.
+        names: Parameter -> its name, for the optimizer's parameters.
+        tensors: The saved result of `optimizer_tensors`.
+        scalars: The saved result of `optimizer_scalars`.
+        device: The device that weights are stepped on, which may differ from where they are stored;
+            None means where they are stored.
 
     Raises:
-        RunError: The state names parameters that this run does not train, or has other groups.
+        RunError: The state has parameters that this run does not train, or incompatible groups.
     """
     by_name = {name: parameter for parameter, name in names.items()}
     origins = _saved_groups(optimizer, names, scalars)
@@ -169,7 +177,7 @@ def restore_optimizer(
 
 
 def split_key(key: str) -> tuple[str, str]:
-    """The parameter's name and the entry; an entry may have colons in it, a name has none."""
+    """Split a key into parameter name and entry; entries may contain colons, names do not."""
     name, _, entry = key.partition(":")
     return name, entry
 
@@ -177,13 +185,14 @@ def split_key(key: str) -> tuple[str, str]:
 def _saved_groups(
     optimizer: torch.optim.Optimizer, names: Mapping[Tensor, str], scalars: Mapping[str, Any]
 ) -> list[int]:
-    """For each group, the number of the saved one that has its parameters.
+    """Return, for each parameter group, the index of the saved group that has its parameters.
 
-    Groups are cut in another way where `training.offload_optimizer` is turned on or off; the order
-    of parameters stays.
+    Groups are divided differently when `training.offload_optimizer` is turned on or off; the order
+    of parameters is the same.
 
     Raises:
-        RunError: A state of an earlier version has other groups, whose counters differ.
+        RunError: The saved groups are of other parameters, or a state of an earlier version has
+            another number of groups whose counters differ.
     """
     groups, saved = optimizer.param_groups, scalars["groups"]
     starts = scalars.get("group_starts")
@@ -193,8 +202,8 @@ def _saved_groups(
         if any(one != saved[0] for one in saved):
             raise RunError(
                 f"The saved state has {len(saved)} groups of weights where this run has "
-                f"{len(groups)}, with counters that differ. Resume it with "
-                f"training.offload_optimizer as it was."
+                f"{len(groups)}, with counters that differ. Resume the run with the value of "
+                f"training.offload_optimizer that it was started with."
             )
         return [0] * len(groups)
     order = {names[p]: n for n, p in enumerate(p for group in groups for p in group["params"])}
@@ -210,10 +219,11 @@ def _saved_groups(
 def _device_of(
     entry: str, optimizer: torch.optim.Optimizer, parameter: Tensor, device: torch.device
 ) -> torch.device:
-    """Where an entry is kept: torch's own optimizers count steps on the CPU, unless on the device.
+    """Return the device of a state entry: `device`, or the CPU for step counters of torch.optim.
 
-    `torch.optim.Optimizer.load_state_dict` has the same rule; on the GPU, each step would wait for
-    each counter.
+    Fused and capturable optimizers have step counters on the device. The rule is that of
+    `torch.optim.Optimizer.load_state_dict`; for other optimizers, each step would wait for each
+    counter on the GPU.
     """
     if isinstance(optimizer, ChunkedOptimizer):
         optimizer = optimizer.inner_optimizer(parameter)
@@ -224,11 +234,10 @@ def _device_of(
 
 
 def _paged_buffer(optimizer: torch.optim.Optimizer, parameter: Tensor, value: Any) -> Tensor | None:
-    """Where a paged optimizer keeps an entry; None for what is not paged.
+    """Return a new buffer for a state entry of a paged optimizer; None if it is not paged.
 
-    bitsandbytes' paged optimizers take memory that CUDA moves between GPU and computer, for
-    states of the parameter's shape (`Optimizer8bit.get_state_buffer`), and only if they make it
-    themselves.
+    bitsandbytes' paged optimizers use memory that CUDA moves between GPU and RAM, for states of the
+    parameter's shape (`Optimizer8bit.get_state_buffer`), and only if they allocate it themselves.
     """
     if isinstance(optimizer, ChunkedOptimizer):
         optimizer = optimizer.inner_optimizer(parameter)
@@ -240,7 +249,11 @@ def _paged_buffer(optimizer: torch.optim.Optimizer, parameter: Tensor, value: An
 
 
 def _like(parameter: Tensor, value: Any, device: torch.device, *, kept_away: bool) -> Any:
-    """A saved entry where it belongs; of the parameter's shape, then in its memory layout too."""
+    """Return a saved entry on its device; numbers are returned unchanged.
+
+    With `kept_away`, large tensors go to RAM. A tensor of the parameter's shape gets the
+    parameter's memory layout.
+    """
     if not isinstance(value, LazyTensor):
         return value
     value = value.read()

@@ -1,7 +1,7 @@
-"""Keeps the host from being many steps ahead of the GPU.
+"""Limits how many steps the CPU queues ahead of the GPU.
 
-A step of CUDA graphs is some launches, so the host could queue dozens of them, each with a batch
-in VRAM that waits for its turn. A few are enough for the GPU never to wait.
+A step of CUDA graphs is only a few launches, so the CPU could queue dozens of steps, each with a
+batch waiting in VRAM. A few are enough to keep the GPU busy.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ from collections.abc import Callable
 from typing import Protocol
 
 MOST_QUEUED = 2
-"""Steps that the GPU has not done when the host begins with another one: one that it computes, and
-one that follows at once."""
+"""Most steps that the GPU has not completed when the CPU launches another: one that is running, and
+one that follows immediately."""
 
 
 class Event(Protocol):
-    """A place in what was launched on a GPU, as `torch.cuda.Event`."""
+    """A point in the work launched on a GPU, such as a `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Whether the GPU has reached the event."""
+        """Return whether the GPU has reached the event."""
 
     def synchronize(self) -> None:
-        """Have the host wait until the GPU has reached the event."""
+        """Block until the GPU has reached the event."""
 
 
 class StepQueue:
-    """Waits, before a step is launched, until few enough of those before are left to do.
+    """Blocks before a step is launched until at most `MOST_QUEUED` earlier steps are incomplete.
 
     Args:
-        mark: Gives the event after all that has been launched.
+        mark: Returns an event after all work that has been launched.
     """
 
     def __init__(self, mark: Callable[[], Event]) -> None:
@@ -37,7 +37,7 @@ class StepQueue:
         self._ends: deque[Event] = deque()
 
     def begin_step(self) -> None:
-        """Wait if more than `MOST_QUEUED` steps have not been done."""
+        """Block while more than `MOST_QUEUED` earlier steps are incomplete."""
         self._ends.append(self._mark())
         if len(self._ends) > MOST_QUEUED:
             end = self._ends.popleft()

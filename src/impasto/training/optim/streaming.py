@@ -1,13 +1,13 @@
-"""Weights in RAM, of which a few blocks at a time are on the device.
+"""Weights that are kept in RAM and streamed to the device a few blocks at a time.
 
-A block comes before it computes, the next one while it does, and in the backward pass, where its
-activations are computed again and its weights stepped, it goes back with them. So a model is
-trained whose weights, gradients and activations never are on the device together: the idea of
-ZeRO-Infinity (Rajbhandari et al. 2021, arXiv:2104.07857), for one GPU and blocks that are
-computed again.
+A block is copied to the device before it computes, while the previous one computes. In the backward
+pass, where its activations are recomputed and its weights stepped, the stepped weights are copied
+back. So a model can be trained whose weights, gradients and activations do not fit on the device
+together: the idea of ZeRO-Infinity (Rajbhandari et al. 2021, arXiv:2104.07857), for one GPU and
+checkpointed blocks.
 
-Every weight stays one `Parameter`, whose `data` is in RAM or on the device. Copies are as long as a
-block, in buffers that are used again, so the memory is known beforehand and nothing is allocated.
+Every weight remains one `Parameter`, whose `data` is in RAM or on the device. A copy is a whole
+block, in buffers that are reused, so the memory is known in advance and nothing is allocated later.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ from impasto.training.optim.copies import Copies, Mark, build_copies
 from impasto.training.optim.pinned_memory import pinned_bytes
 
 BUFFERS = 3
-"""Blocks on the device: one that computes, one that comes, one that goes."""
+"""Number of blocks on the device: one computing, one being loaded, one being stored."""
 
 ALIGNMENT = 256
-"""Bytes that tensors in a buffer begin at multiples of, as those of CUDA's allocator do."""
+"""Alignment in bytes of tensors in a buffer, as in CUDA's allocator."""
 
 ARENA = 1 << 30
-"""Bytes of RAM that are pinned at a time. PyTorch's allocator rounds up to powers of two."""
+"""Bytes of RAM pinned at a time. PyTorch's allocator rounds up to powers of two."""
 
 
 class Block:
-    """The weights of one module, and where they are in RAM.
+    """The weights of one module, and their place in RAM.
 
     Attributes:
-        module: It.
-        parameters: Its weights.
-        size: Bytes that it takes in a buffer.
-        learns: Whether some of them are trained.
-        home: Its bytes in RAM, once it is placed.
+        module: The module.
+        parameters: The module's weights.
+        size: Bytes that the weights take in a buffer, with alignment.
+        learns: Whether some of the weights are trained.
+        home: The bytes of the weights in RAM; empty before `move_home`.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -54,14 +54,14 @@ class Block:
         self._at_home: list[Tensor] = []
 
     def move_home(self, home: Tensor) -> None:
-        """Take the weights over into bytes of RAM, where they stay from now on."""
+        """Copy the weights into `home`, bytes of RAM, which store them from now on."""
         self.home, self._at_home = home, self.tensors_in(home)
         for parameter, tensor in zip(self.parameters, self._at_home, strict=True):
             tensor.copy_(parameter.detach())
         self.go_home()
 
     def tensors_in(self, buffer: Tensor) -> list[Tensor]:
-        """The weights as tensors over the bytes of a buffer, in their own memory layout."""
+        """Return the weights as tensors that are views of a buffer, in their memory layouts."""
         return [
             buffer[offset : offset + parameter.nbytes]
             .view(parameter.dtype)
@@ -70,11 +70,11 @@ class Block:
         ]
 
     def go_home(self) -> None:
-        """Have the weights be those in RAM."""
+        """Make the parameters refer to the weights in RAM."""
         self._be(self._at_home)
 
     def go_to(self, buffer: Tensor) -> None:
-        """Have the weights be those in a buffer."""
+        """Make the parameters refer to the weights in a buffer on the device."""
         self._be(self.tensors_in(buffer))
 
     def _be(self, tensors: Sequence[Tensor]) -> None:
@@ -83,12 +83,13 @@ class Block:
 
 
 class _Buffer:
-    """Bytes on the device, and whose weights they are.
+    """A buffer on the device, and the block that it holds.
 
     Attributes:
-        content: The block whose weights are in it, or on their way; None for none.
-        ready: When they have arrived.
-        free: When what was in it is no longer used, and stored.
+        bytes: The buffer's memory, as uint8.
+        content: The block whose weights are in the buffer, or being loaded; None if it is free.
+        ready: The mark at which the weights have been loaded.
+        free: The marks at which the previous content is no longer used, and stored.
     """
 
     def __init__(self, size: int, device: torch.device) -> None:
@@ -99,13 +100,13 @@ class _Buffer:
 
 
 class WeightStream:
-    """Brings blocks of a network to the device for their work, and takes them back.
+    """Copies blocks of a network to the device when they compute, and stepped ones back to RAM.
 
     Args:
-        network: Has the blocks; what is in none of them stays on the device.
-        modules: The blocks; their activations have to be computed again in the backward pass.
-        device: Where they compute.
-        copies: How they are brought there; None takes those of the device.
+        network: The network with the blocks; its other weights stay on the device.
+        modules: The blocks; their activations must be recomputed in the backward pass.
+        device: The device that they compute on.
+        copies: Makes the copies; None chooses it by device.
     """
 
     def __init__(
@@ -130,10 +131,12 @@ class WeightStream:
         return sum(block.size for block in self._blocks.values())
 
     def allocate(self) -> nn.Module:
-        """Put the blocks into RAM and the rest on the device; the network, which streams them.
+        """Move the blocks to RAM and other weights to the device, and install hooks that stream.
+
+        Return the network.
 
         Raises:
-            OutOfMemoryError: The system pins no more RAM.
+            OutOfMemoryError: The system cannot pin more RAM.
         """
         blocks = list(self._blocks.values())
         streamed = {parameter for block in blocks for parameter in block.parameters}
@@ -148,7 +151,7 @@ class WeightStream:
         largest = max((block.size for block in blocks), default=0)
         self._buffers = [_Buffer(largest, self._device) for _ in range(BUFFERS)]
         for new in self._buffers:
-            new.free = [self._copies.mark()]  # what had its memory before may still be at work
+            new.free = [self._copies.mark()]  # earlier work may still use the buffer's memory
         self._network.register_forward_pre_hook(self._begin)
         for module in self._blocks:
             module.register_forward_pre_hook(self._arrive)
@@ -157,10 +160,10 @@ class WeightStream:
 
     @contextlib.contextmanager
     def backward(self, *, changes: bool) -> Iterator[None]:
-        """Within this, have blocks of weights come to the device for a backward pass.
+        """Within the context, stream blocks for a backward pass.
 
         Args:
-            changes: Whether weights are stepped in it, and have to be taken back.
+            changes: Whether weights are stepped in the pass, so that they are copied back to RAM.
         """
         self._in_backward, self._changes = True, changes
         try:
@@ -169,12 +172,12 @@ class WeightStream:
                 self._leave_backward(self._open)
         finally:
             if changes:
-                self._copies.finish()  # what is in RAM may be read and loaded from here on
+                self._copies.finish()  # the weights in RAM may be read or replaced from here on
             self._in_backward = False
             self._forget()
 
     def _homes(self, blocks: Sequence[Block]) -> Iterator[Tensor]:
-        """RAM for each block, of arenas that as many as possible share."""
+        """Yield RAM for each block, from large pinned arenas that blocks share."""
         remaining = sum(block.size for block in blocks)
         arena, used = torch.empty(0, dtype=torch.uint8), 0
         for block in blocks:
@@ -190,7 +193,7 @@ class WeightStream:
         return pinned_bytes(size, "training.stream_weights", pinned=on_gpu)
 
     def _begin(self, *_: Any) -> None:
-        """A forward pass of the whole network: what buffers have may be old."""
+        """Before a forward pass of the network, discard the buffers, whose weights may be stale."""
         self._forget()
 
     def _forget(self) -> None:
@@ -206,7 +209,10 @@ class WeightStream:
                 buffer.content = None
 
     def _arrive(self, module: nn.Module, _: Any) -> None:
-        """A block is about to compute; for the second time, in a backward pass."""
+        """Before a block computes, load it and start loading the next.
+
+        In a backward pass, where a block is recomputed, finish the block before it first.
+        """
         block, before = self._blocks[module], self._open
         if self._in_backward:
             if before is not None and before is not block:
@@ -222,7 +228,10 @@ class WeightStream:
             self._brought(following)
 
     def _leave_forward(self, module: nn.Module, *_: Any) -> None:
-        """A block has computed, or failed to; the backward pass may ask for its weights again."""
+        """After a block has computed or failed, release its buffer once the device is done with it.
+
+        The buffer still holds the block, in case the backward pass needs it.
+        """
         block = self._blocks[module]
         buffer = self._buffer_of(block)
         if not self._in_backward and buffer is not None:
@@ -230,7 +239,7 @@ class WeightStream:
             block.go_home()
 
     def _leave_backward(self, block: Block) -> None:
-        """All gradients of a block are computed, and its weights stepped."""
+        """After a block's backward pass, store its weights if they were stepped, and free it."""
         buffer = self._buffer_of(block)
         assert buffer is not None  # noqa: S101 - it has computed
         used = self._copies.mark()
@@ -246,12 +255,12 @@ class WeightStream:
         return next((buffer for buffer in self._buffers if buffer.content is block), None)
 
     def _brought(self, block: Block) -> _Buffer:
-        """The buffer that a block is in, or begins to come to."""
+        """Return the buffer that holds a block; if there is none, start loading it into one."""
         there = self._buffer_of(block)
         if there is not None:
             return there
         buffer = next(buffer for buffer in self._buffers if buffer.content is not self._open)
-        self._buffers.remove(buffer)  # to the end: it is the last to be taken again
+        self._buffers.remove(buffer)  # to the end of the list, to be reused last
         self._buffers.append(buffer)
         free, buffer.content, buffer.free = buffer.free, block, []
         buffer.ready = self._copies.load(buffer.bytes[: block.size], block.home, free)
@@ -260,7 +269,7 @@ class WeightStream:
 
 @contextlib.contextmanager
 def streamed_backward(stream: WeightStream | None, *, changes: bool) -> Iterator[None]:
-    """A backward pass of weights that may be streamed, or not."""
+    """Within the context, stream blocks for a backward pass; do nothing if `stream` is None."""
     if stream is None:
         yield
         return

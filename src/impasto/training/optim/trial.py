@@ -1,7 +1,7 @@
-"""Tries an optimizer on a few numbers: whether it steps, resumes exactly, and obeys rates.
+"""Tries an optimizer on a few numbers: whether it steps, resumes exactly, and uses groups' rates.
 
-What a library's optimizer does with an option is found out by doing it, since signatures take what
-the code then ignores. `build_optimizer` asks this before training.
+The effect of an option of a library's optimizer is tested by running it, since signatures accept
+options that the code then ignores. `build_optimizer` calls this before training.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from impasto.training.optim.state import (
 Build = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 _SHAPES = ((8, 8), (8,), (4, 2, 3, 3))
-"""A matrix, a bias and a convolution's kernel, as a U-Net has them."""
+"""Shapes of a matrix, a bias and a convolution's kernel, as in a U-Net."""
 
 _STEPS, _BEFORE = 4, 2
 
 
 def require_steps(kind: str, build: Build, device: torch.device) -> None:
-    """Make sure that an optimizer can do steps from gradients alone, and go on from saved ones.
+    """Check that an optimizer can step from gradients alone, and resume exactly from saved state.
 
     Raises:
-        ConfigError: It cannot: it wants a closure, second derivatives, or a whole model; or it
-            keeps something where nobody can save it.
+        ConfigError: It cannot: it needs a closure, second derivatives or a whole model; or it keeps
+            state outside its parameters' entries and groups, which cannot be saved.
         RuntimeError, MemoryError: Memory ran out.
     """
     try:
@@ -48,30 +48,30 @@ def require_steps(kind: str, build: Build, device: torch.device) -> None:
             whole, resumed = _walk(build, (1e-3,), device), _resumed_walk(build, device)
     except RunError as error:
         raise ConfigError(str(error)) from error
-    except Exception as error:  # any library's, which says it in any way
-        if is_out_of_memory(error):  # no fault of the optimizer; it is explained where it is caught
+    except Exception as error:  # libraries raise errors of any type
+        if is_out_of_memory(error):  # not the optimizer's fault; the caller explains it
             raise
         raise ConfigError(
-            f"optimizer.kind {kind} cannot be used as it is set: a first step ended with "
-            f"{type(error).__name__}: {error}. Take its arguments out, or choose another kind, "
-            f"such as adamw."
+            f"optimizer.kind {kind} cannot be used with these settings: a first step failed with "
+            f"{type(error).__name__}: {error}. Remove its arguments, or choose another kind, such "
+            f"as adamw."
         ) from error
     if not all(map(torch.equal, whole, resumed)):
         raise ConfigError(
-            f"optimizer.kind {kind} cannot be resumed exactly: it keeps something where it is not "
-            f"saved, and goes another way after a stop. Choose another kind, such as adamw."
+            f"optimizer.kind {kind} cannot be resumed exactly: part of its state is not saved, so "
+            f"its steps differ after a stop. Choose another kind, such as adamw."
         )
 
 
 def obeys_rates(build: Build, device: torch.device) -> bool:
-    """Whether another rate of one group of parameters changes how they move."""
+    """Return whether a parameter group's own learning rate changes how its parameters move."""
     with _quietly():
         alike, apart = (_walk(build, rates, device) for rates in ((1e-2, 1e-2), (1e-2, 1e-3)))
     return not torch.equal(alike[-1], apart[-1])
 
 
 def steps_weights_alone(build: Build, device: torch.device) -> bool:
-    """Whether weights move the same with an optimizer of each as with one of all."""
+    """Return whether weights move the same with one optimizer per weight as with one for all."""
     with _quietly():
         together = _parameters(_SHAPES, device)
         apart = _parameters(_SHAPES, device)
@@ -80,7 +80,7 @@ def steps_weights_alone(build: Build, device: torch.device) -> bool:
         for step in range(_STEPS):
             for parameters, optimizers in ((together, [one]), (apart, each)):
                 torch.manual_seed(1 + step)
-                for number, parameter in enumerate(parameters):  # of different sizes, as in a model
+                for number, parameter in enumerate(parameters):  # gradients of several sizes
                     gradient = torch.randn(parameter.shape) * 10**number
                     parameter.grad = gradient.to(device)
                 for optimizer in optimizers:
@@ -90,9 +90,9 @@ def steps_weights_alone(build: Build, device: torch.device) -> bool:
 
 
 def _walk(build: Build, rates: Sequence[float], device: torch.device) -> list[Tensor]:
-    """Where parameters of these rates are after some steps, always with the same gradients.
+    """Return the parameters after `_STEPS` steps with fixed gradients, with a group per rate.
 
-    Of one rate they are of all shapes, otherwise a matrix of each.
+    A single group has all of `_SHAPES`; of several, each has a matrix.
     """
     shapes = _SHAPES if len(rates) == 1 else _SHAPES[:1]
     groups = [_parameters(shapes, device) for _ in rates]
@@ -105,7 +105,7 @@ def _walk(build: Build, rates: Sequence[float], device: torch.device) -> list[Te
 
 
 def _resumed_walk(build: Build, device: torch.device) -> list[Tensor]:
-    """As `_walk`, saved and restored on the way."""
+    """Return the parameters as `_walk` does, with the optimizer saved and restored half-way."""
     first, again = _parameters(_SHAPES, device), _parameters(_SHAPES, device)
     optimizers = [build([{"params": own, "lr": 1e-3}]) for own in (first, again)]
     _step(optimizers[0], [first], 0, _BEFORE)
@@ -139,7 +139,7 @@ def _step(
     begin: int,
     end: int,
 ) -> None:
-    """The steps from `begin` to `end`, each with random numbers of its own, as training has."""
+    """Run the steps from `begin` to `end`, each with its own random seed, as training does."""
     for step in range(begin, end):
         torch.manual_seed(1 + step)
         for own in zip(*groups, strict=True):
@@ -151,7 +151,7 @@ def _step(
 
 @contextlib.contextmanager
 def _quietly() -> Iterator[None]:
-    """Without a library's warnings and prints, and without a trace in the random numbers."""
+    """Within the context, suppress warnings and prints; restore random states at its end."""
     quiet = contextlib.redirect_stdout(io.StringIO())
     with torch.random.fork_rng(), warnings.catch_warnings(), quiet:
         warnings.simplefilter("ignore")

@@ -1,9 +1,10 @@
-"""From a loss to changed weights: by gradients that are kept, or step by step in the backward pass.
+"""Updates of weights from a loss: after the backward pass, or weight by weight within it.
 
-Kept gradients take as much memory as the weights. Stepped in the backward pass, each is gone
-before the next is computed (Lv et al. 2023, LOMO, arXiv:2306.09782, for optimizers with a state);
-the norm of all of them, which clipping needs, is then known only afterwards. So there are two ways
-to clip: a separate backward pass for the norm, or the norm of the step before.
+All gradients together take as much memory as the weights. If weights are stepped within the
+backward pass, each gradient is freed before the next is computed (Lv et al. 2023, LOMO,
+arXiv:2306.09782, here for optimizers with a state); but the norm of all gradients, which clipping
+needs, is then known only afterwards. So there are two ways to clip: by a separate backward pass
+that measures the norm, or by the norm of the previous step.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ LAST_NORM = "last_norm"
 
 @dataclass(frozen=True)
 class UpdateInputs:
-    """What an optimizer step needs: parameters, optimizer, precision, clipping.
+    """The inputs of an optimizer step: parameters, optimizer, precision, clipping.
 
     Attributes:
         optimizer: Steps the weights.
-        parameters: What is trained.
-        precision: How the run computes.
-        max_norm: The norm that the gradient is clipped to; 0 clips nothing.
-        in_backward: Whether weights are stepped within the backward pass, and what they are clipped
-            by there.
-        stream: Brings weights to the device and takes them back within the backward pass; None
-            where they are there.
+        parameters: The trained parameters.
+        precision: The precision that the run computes in.
+        max_norm: The norm that the gradient is clipped to; 0 disables clipping.
+        in_backward: Whether weights are stepped within the backward pass, and which norm they are
+            clipped by there.
+        stream: Streams weights between RAM and the device within the backward pass; None if they
+            stay on the device.
     """
 
     optimizer: torch.optim.Optimizer
@@ -49,43 +50,43 @@ class UpdateInputs:
 
 
 class OptimizerUpdate(Protocol):
-    """Takes a step from its losses to the weights.
+    """Updates the weights from the losses of a step.
 
     Attributes:
-        is_stepping: Whether something has begun to change in a step that is not counted yet. It is
-            set here, ahead of the first change, and taken back by the loop, which counts.
+        is_stepping: Whether weights may have changed in a step that is not counted yet. It is set
+            here before the first change, and reset by the training loop, which counts steps.
     """
 
     is_stepping: bool
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """Go backward from a micro-batch's share of the step's loss."""
+        """Run the backward pass of a micro-batch's part of the step's loss."""
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Complete a step of this loss; the gradient's norm before clipping, if measured.
+        """Complete a step; return the gradient's norm before clipping, None if not measured.
 
         Raises:
-            NonFiniteError: It was not applied.
+            NonFiniteError: The step was not applied, since its loss or gradient is not finite.
         """
 
     def require_applied(self) -> None:
-        """Make sure that all steps since the last look were applied; may wait for the device.
+        """Check that all steps since the last call were applied; may wait for the device.
 
         Raises:
-            NonFiniteError: One of them was not, since its loss or gradient is not finite.
+            NonFiniteError: A step was skipped, since its loss or gradient is not finite.
         """
 
 
 class UpdateAfterBackward:
-    """Gradients of a whole step are added up, clipped together, and applied if they are finite.
+    """Accumulates the gradients of a step, clips them together, and applies them if finite.
 
-    A fused optimizer on a GPU passes over what is not finite on the device, so that nothing waits;
-    from then on it passes over everything, until `require_applied` finds it. Elsewhere it is
-    noticed at once. A gradient that overflows because its loss is scaled is no fault: the scaler
-    passes over it and lowers the scale; a loss that is not finite is one then too.
+    A fused optimizer on a GPU skips a non-finite step on the device, so that nothing waits; it then
+    skips all later steps too, until `require_applied` reports the error. Elsewhere a non-finite
+    step is reported at once. A gradient that overflows because the loss is scaled is not an error:
+    the scaler skips the step and lowers the scale. A non-finite loss is an error even then.
 
     Args:
-        inputs: What it works with.
+        inputs: The optimizer, parameters, precision and clipping.
     """
 
     def __init__(self, inputs: UpdateInputs) -> None:
@@ -95,12 +96,19 @@ class UpdateAfterBackward:
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """Compute gradients of a loss and add them to those there are."""
+        """Compute the gradients of a loss and add them to the existing ones."""
         del is_last
         torch.autograd.backward(self._precision.scaled(loss))
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Clip the gradients and step the optimizer."""
+        """Clip the gradients, step the optimizer and reset the gradients; return the norm before.
+
+        None if the norm was not measured.
+
+        Raises:
+            NonFiniteError: The loss or the gradient is not finite, as found without a fused
+                optimizer on a GPU.
+        """
         tracker, scales = self._finite_tracker, self._precision.scales
         if tracker is not None:
             tracker.require(loss)
@@ -113,7 +121,7 @@ class UpdateAfterBackward:
             tracker.require(norm)
             self._optimizer.found_inf = tracker.found_inf  # type: ignore[attr-defined]
         if tracker is not None:
-            tracker.stepped()  # ahead of the step, after which nothing may fail
+            tracker.stepped()  # before the step, after which nothing may fail
         self.is_stepping = True
         self._precision.step(self._optimizer, None if tracker is None else tracker.found_inf)
         self._optimizer.zero_grad()
@@ -130,7 +138,10 @@ class UpdateAfterBackward:
             raise NonFiniteError(weights_intact=True)
 
     def _poison_gradients(self, found_inf: Tensor) -> None:
-        """Have the scaler pass over a step whose loss is not finite, if gradients are or not."""
+        """Add NaN to a gradient if `found_inf` is set, so that the scaler skips the step.
+
+        The loss may be non-finite although the gradients are finite.
+        """
         spoilt = torch.where(found_inf > 0, float("nan"), 0.0)
         for parameter in self._parameters:
             if parameter.grad is not None and parameter.grad.numel():
@@ -139,13 +150,14 @@ class UpdateAfterBackward:
 
 
 class UpdateInBackward:
-    """Each weight is stepped as soon as its gradient is there, which is then freed.
+    """Steps each weight as soon as its gradient is complete, and frees the gradient.
 
-    With a gradient scaler, the norm has to be measured first. Clipped by the norm of the step
-    before (`last_norm`), the first one measures its own.
+    With a gradient scaler, the norm is measured first by a separate backward pass. Where clipping
+    uses the norm of the previous step (`last_norm`), the first step measures its own.
 
     Args:
-        inputs: What it works with; its optimizer is a `ChunkedOptimizer` of single tensors.
+        inputs: The optimizer, parameters, precision and clipping; the optimizer must be a
+            `ChunkedOptimizer` of single tensors.
     """
 
     def __init__(self, inputs: UpdateInputs) -> None:
@@ -160,12 +172,12 @@ class UpdateInBackward:
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """Run the backward pass, in which weights are stepped; find the gradient norm if needed.
+        """Run the backward pass that steps the weights; first one for the norm, if needed.
 
         Raises:
-            NonFiniteError: It was not applied.
+            NonFiniteError: The loss or the measured norm is not finite; no weight was changed.
         """
-        del is_last  # there is one
+        del is_last  # always true: nothing is accumulated here
         last = self._optimizer.param_groups[0].get(LAST_NORM) if self._by_last_norm else None
         scaled = self._precision.scaled(loss)
         self._norms = {}
@@ -188,7 +200,13 @@ class UpdateInBackward:
         self._precision.stepped(overflown=False)
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Return the gradient norm: the weights were stepped in the backward pass."""
+        """Return the gradient norm of the step, None if not measured.
+
+        The weights were already stepped in the backward pass.
+
+        Raises:
+            NonFiniteError: A gradient was not finite, and some weights were stepped before it.
+        """
         del loss
         norm, self._norm_before = self._norm_before, None
         if self._is_partial:
@@ -198,7 +216,7 @@ class UpdateInBackward:
             kept = norm
             if (
                 self._finite_tracker is not None and LAST_NORM in group
-            ):  # not that of what is skipped
+            ):  # a skipped step does not replace the last norm
                 kept = torch.where(self._finite_tracker.found_inf > 0, group[LAST_NORM], norm)
             group[LAST_NORM] = kept
         return norm
@@ -209,10 +227,10 @@ class UpdateInBackward:
             self._finite_tracker.require_applied()
 
     def _measured(self, loss: Tensor, scaled: Tensor) -> Tensor | None:
-        """The norm by a separate backward pass; None of a gradient that overflows by its scale.
+        """Return the gradient norm from a separate backward pass; None if the scaled one overflows.
 
         Raises:
-            NonFiniteError: It, or the loss, is not finite.
+            NonFiniteError: The loss, or the norm of an unscaled gradient, is not finite.
         """
         self._walk(scaled, self._measure, keep_graph=True)
         norm = self._norm()
@@ -242,14 +260,14 @@ class UpdateInBackward:
             torch.autograd.backward(scaled, retain_graph=keep_graph)
 
     def _measure(self, parameter: Tensor) -> None:
-        assert parameter.grad is not None  # noqa: S101 - called when it is there
+        assert parameter.grad is not None  # noqa: S101 - called when it is complete
         self._norms[parameter] = norm_of(parameter.grad)
         parameter.grad = None
 
     def _step(self, parameter: Tensor) -> None:
-        """Step a weight, unless its gradient or one before it is not finite."""
+        """Step a weight and free its gradient; skip it after a non-finite gradient."""
         gradient = parameter.grad
-        assert gradient is not None  # noqa: S101 - called when it is there
+        assert gradient is not None  # noqa: S101 - called when it is complete
         if self._by_last_norm or self._finite_tracker is None:
             self._norms[parameter] = norm_of(gradient)
         if self._finite_tracker is not None:
@@ -262,21 +280,21 @@ class UpdateInBackward:
         parameter.grad = None
 
     def _norm(self) -> Tensor:
-        """Of all gradients of the step, in their true size."""
+        """Return the norm of all unscaled gradients of the step."""
         norms = [self._norms[p] for p in self._parameters if p in self._norms]
         norm: Tensor = torch.linalg.vector_norm(torch.stack(norms)) / self._precision.scale()
         return norm
 
 
 def build_update(inputs: UpdateInputs) -> OptimizerUpdate:
-    """The step that is asked for: in the backward pass, or after it."""
+    """Build the update that the inputs select: within the backward pass, or after it."""
     return UpdateAfterBackward(inputs) if inputs.in_backward == "off" else UpdateInBackward(inputs)
 
 
 def finite_tracker(optimizer: torch.optim.Optimizer, device: torch.device) -> FiniteUpdates | None:
-    """What finds faults on the GPU, of an optimizer that can be told there to pass over a step.
+    """Return a tracker of non-finite steps for a fused optimizer on a GPU, otherwise None.
 
-    None of others.
+    Only fused optimizers can be told on the device to skip a step.
     """
     is_fused = optimizer.param_groups[0].get("fused")
     return FiniteUpdates(device) if is_fused and device.type == "cuda" else None
@@ -284,7 +302,7 @@ def finite_tracker(optimizer: torch.optim.Optimizer, device: torch.device) -> Fi
 
 @contextmanager
 def gradient_hooks(parameters: Sequence[Tensor], hook: Callable[[Tensor], None]) -> Iterator[None]:
-    """Call `hook` with each weight when its gradient is complete."""
+    """Within the context, call `hook` with each weight when its gradient is complete."""
     handles = [p.register_post_accumulate_grad_hook(hook) for p in parameters]  # type: ignore[no-untyped-call]
     try:
         yield

@@ -1,10 +1,10 @@
-"""The 16-bit copies of float32 weights that products are computed with, made once a step.
+"""16-bit copies of float32 weights for matrix products, made once per step.
 
-Autocast makes them one by one in every forward pass, and widens their gradients one by one: some
-900 kernels for a full-size U-Net, which a fast GPU runs through in less time than they take to be
-launched. Here some forty make all of them before a step, and as many widen all gradients after
-each backward pass. Each number is rounded and added up as autocast does it. The text encoder's are
-left to autocast.
+Autocast makes such copies one by one in every forward pass, and widens their gradients one by one:
+some 900 kernels for a full-size U-Net, which a fast GPU runs faster than they can be launched. Here
+some forty kernels make all copies before a step, and as many widen all gradients after each
+backward pass. Each number is rounded and added up as autocast does it. Text encoders are left to
+autocast.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from torch import Tensor, nn
 from impasto.training.optim.chunked import chunks_of
 
 CAST_BY_AUTOCAST = (nn.Conv2d, nn.Linear)
-"""The layers of a U-Net whose products autocast computes in 16 bits; norms it leaves in float32."""
+"""The layer types of a U-Net that autocast computes in 16 bits; norms stay in float32."""
 
 
 def layers_to_copy(
     network: nn.Module, besides: Container[nn.Module] = ()
 ) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Module, name in it and weight of all that learns and is multiplied in 16 bits.
+    """Yield module, parameter name and parameter of all trained weights that autocast would cast.
 
     Args:
-        network: Has the modules.
-        besides: Modules that autocast casts no weights of.
+        network: The network to search.
+        besides: Modules to leave out, whose weights autocast does not cast.
     """
     for module in network.modules():
         if isinstance(module, CAST_BY_AUTOCAST) and module not in besides:
@@ -38,11 +38,11 @@ def layers_to_copy(
 
 
 class WeightCopies:
-    """Copies that stand in the place of weights while a step computes.
+    """16-bit copies that replace weights during forward and backward passes.
 
     Args:
-        layers: Module, name and weight; none leaves everything as it is.
-        dtype: Of the copies.
+        layers: Module, parameter name and weight of each copy; without any, nothing is replaced.
+        dtype: The dtype of the copies.
     """
 
     def __init__(
@@ -60,13 +60,16 @@ class WeightCopies:
 
     @torch.no_grad()
     def refresh(self) -> None:
-        """Take over the weights as they are now."""
+        """Copy the current values of the weights."""
         for weights, copies in self._slices:
             torch._foreach_copy_(copies, weights)
 
     @contextlib.contextmanager
     def swapped_in(self) -> Iterator[None]:
-        """Compute with the copies; their gradients go to the weights, unless that fails."""
+        """Replace the weights by their copies within the context.
+
+        At its end the copies' gradients are added to the weights', unless an error was raised.
+        """
         for module, name, _, copy in self._buffers:
             module._parameters[name] = copy
         try:
@@ -79,7 +82,7 @@ class WeightCopies:
 
     @torch.no_grad()
     def _accumulate_gradients(self) -> None:
-        """Add the copies' gradients to those of the weights; a slice at a time is there twice."""
+        """Add the copies' gradients to those of the weights, a slice at a time to save memory."""
         for weights, copies in self._slices:
             pairs = [(w, c) for w, c in zip(weights, copies, strict=True) if c.grad is not None]
             if not pairs:

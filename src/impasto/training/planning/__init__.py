@@ -1,1 +1,1 @@
-"""What is known before a run begins: the settings that fit, and its memory, disk and time."""
+"""Plans of a run before it starts: settings that fit, and predicted memory, disk space and time."""

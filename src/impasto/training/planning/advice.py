@@ -1,4 +1,4 @@
-"""What is unusual about a run's settings, in sentences; shown by `--plan` and before training."""
+"""Warnings about unusual settings of a run, shown by `--plan` and before training."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _NO_NESTEROV = (
     "sd-scripts."
 )
 _SWITCHED_OFF = {
-    "validation": "no images are held out; validation.split or validation.image_dir holds some out",
-    "previews": "no previews are drawn; previews.prompts or previews.prompt_file has some drawn",
+    "validation": "no images are held out; set validation.split or validation.image_dir for that",
+    "previews": "no previews are drawn; set previews.prompts or previews.prompt_file for that",
 }
 
 
@@ -34,19 +34,19 @@ def advice_on(
     *,
     is_random: bool = False,
 ) -> list[str]:
-    """Warnings, the weightiest first; nothing where all is usual.
+    """Return warnings about unusual settings, most important first; an empty list if none apply.
 
     Args:
-        config: The settings.
-        identity: Of the base model.
-        device: What the run computes on.
-        exposure: How many images a step has, and how often each comes.
-        weights: How many numbers learn.
-        is_random: Whether the base model's weights are random: then no rate and no number of looks
-            is unusual.
+        config: The settings of the run.
+        identity: The family and prediction type of the base model.
+        device: The device that the run computes on.
+        exposure: How many images a step has, and how often each is shown.
+        weights: Number of trained weights.
+        is_random: Whether the base model's weights are random: then no learning rate and no number
+            of showings counts as unusual.
 
     Raises:
-        ConfigError: There is no such optimizer.
+        ConfigError: The optimizer in the settings does not exist.
     """
     return [
         *([_NO_NESTEROV] if config.optimizer.kind == "sgd_nesterov8bit" else []),
@@ -64,8 +64,8 @@ def _on_random_weights(config: RunConfig) -> list[str]:
     if config.model.vae is not None:
         return []
     return [
-        "The model is as impasto init has made it: its VAE is random too, and training does not "
-        "change that, so it will never draw anything. Set model.vae to a trained one."
+        "The base model was made by impasto init: its VAE has random weights too, and training "
+        "does not change them, so its images will stay noise. Set model.vae to a trained VAE."
     ]
 
 
@@ -84,10 +84,10 @@ def _on_rates(config: RunConfig, exposure: Exposure, weights: int) -> list[str]:
 def _usual_rates(
     config: RunConfig, exposure: Exposure, weights: int
 ) -> tuple[tuple[float, float], str]:
-    """The lowest and the highest rate that are usual, and for what; infinite where none is known.
+    """Return the lowest and highest usual learning rate, and a description of the trained network.
 
-    Nobody trains small U-Nets but to try something out, and what they bear follows from their
-    size: only full-size ones have a usual rate.
+    Small U-Nets, which are trained only for experiments, tolerate rates that depend on their size:
+    for them the range is 0 to infinity. Only full-size ones have a usual rate.
     """
     row = find_row(config.optimizer.kind)
     low, high = row.usual_lr
@@ -109,13 +109,16 @@ def _on_looks(config: RunConfig, exposure: Exposure) -> list[str]:
         return []
     return [
         f"Each image is shown {exposure.looks:,.0f} times; {low} to {high} is usual for "
-        f"{counted(exposure.images, 'images')}. Shown more often they are learnt by heart: the "
-        f"validation loss tells when."
+        f"{counted(exposure.images, 'images')}. If they are shown more often, the model memorizes "
+        f"them: a rising validation loss is the sign."
     ]
 
 
 def _on_what_is_off(config: RunConfig) -> list[str]:
-    """Settings of validation and previews that are off; a run that was begun keeps what it has."""
+    """Warn about settings of validation or previews that have no effect because it is off.
+
+    Return an empty list for a run that has already started.
+    """
     idle = {} if config.is_begun else Case(config, SETTINGS_ALONE).idle_settings
     return [
         f"{' and '.join(f'{section}.{name}' for name in names)} {'have' if names[1:] else 'has'} "
@@ -131,20 +134,21 @@ def _on_model(config: RunConfig, identity: Identity) -> list[str]:
     if layer not in (None, own) and not family.takes_any_layer:
         found.append(
             f"model.clip_skip is {layer}, but {family.generation} was trained at layer {own} from "
-            f"the end of its text encoder: words mean something else at another one."
+            f"the end of its text encoder: another layer's output is not what the U-Net was "
+            f"trained with."
         )
     if identity.contradicted_by:
         found.append(
-            f"The settings say that the model predicts {identity.prediction.name}, against what it "
-            f"says itself ({identity.contradicted_by}). Trained like this, it forgets what it "
-            f"knows: set model.prediction_type or model.family (--v_parameterization of "
-            f"sd-scripts) to what it is."
+            f"The settings say that the model predicts {identity.prediction.name}, but its file "
+            f"says otherwise ({identity.contradicted_by}). Trained with the wrong type, a model "
+            f"forgets what it has learned: correct model.prediction_type or model.family "
+            f"(--v_parameterization of sd-scripts)."
         )
     if config.noise.zero_terminal_snr and not identity.prediction.begins_in_noise:
         found.append(
             "noise.zero_terminal_snr is for models that predict velocity; this one predicts noise "
-            "and learns nothing from the last step. Previews and the model that is saved have the "
-            "schedule as it was."
+            "and learns nothing from the last timestep. Previews and the saved model have the "
+            "original schedule."
         )
     return found
 
@@ -161,14 +165,17 @@ def _on_text(config: RunConfig) -> list[str]:
     if rate > config.optimizer.lr:
         found.append(
             f"method.text_encoder_{setting} {rate:g} is above the U-Net's "
-            f"{config.optimizer.lr:g}; the text encoder forgets fast, so a half to a tenth is "
-            f"usual."
+            f"{config.optimizer.lr:g}; the text encoder forgets fast, so a half to a tenth of that "
+            f"is usual."
         )
     return found
 
 
 def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
-    """What users of AUTOMATIC1111's trainer report as failing; its threads and pull requests."""
+    """Warn about settings that users of AUTOMATIC1111's trainer report as failing.
+
+    The numbers in the warnings are issues and pull requests of its repository.
+    """
     asked = config.hypernetwork
     if asked is None:
         return []
@@ -176,12 +183,12 @@ def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
     cases = [
         (
             asked.activate_output and not is_linear,
-            "method.activate_output is reported to block learning, with relu above all "
+            "method.activate_output is reported to block learning, especially with relu "
             "(AUTOMATIC1111 #3698).",
         ),
         (
             asked.layer_norm,
-            "method.layer_norm is reported to make training unstable, by its author too "
+            "method.layer_norm is reported to make training unstable, also by its author "
             "(AUTOMATIC1111 #3086).",
         ),
         (
@@ -192,7 +199,8 @@ def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
         (
             is_deep and not is_linear,
             f"Hypernetworks of {len(asked.layers) - 1} layers with {asked.activation} are reported "
-            f"as erratic, and [1, 2, 1] as better for small sets (AUTOMATIC1111 #3505, #3086).",
+            f"as unstable, and [1, 2, 1] as better for small datasets (AUTOMATIC1111 #3505, "
+            f"#3086).",
         ),
         (
             identity.family.upcast_attention and config.training.mixed_precision == "fp16",
@@ -204,21 +212,21 @@ def _on_hypernetwork(config: RunConfig, identity: Identity) -> list[str]:
 
 
 def _on_speed(config: RunConfig, device: torch.device) -> list[str]:
-    """Advice about settings that make a GPU wait."""
+    """Warn about settings that slow a GPU down; an empty list on a CPU."""
     training = config.training
     if device.type != "cuda":
         return []
     cases = [
         (
             training.channels_last and training.compile == "off",
-            "training.channels_last without training.compile makes a GPU slower: each group norm "
-            "puts its input back into the usual order.",
+            "training.channels_last without training.compile is slower on a GPU: each group norm "
+            "converts its input back to the usual memory layout.",
         ),
         (
             training.ema_on_cpu and training.ema_every == 1,
-            "training.ema_on_cpu takes what learns over PCIe after every step, and mixes it in "
-            "RAM; a fast GPU waits for that. training.ema_every = 10 does so "
-            "after every tenth.",
+            "training.ema_on_cpu copies the trained weights over PCIe after every step and "
+            "averages them in RAM; a fast GPU waits for that. training.ema_every = 10 does it "
+            "only after every tenth step.",
         ),
     ]
     return [text for applies, text in cases if applies]

@@ -1,4 +1,4 @@
-"""Changes of settings, as a ladder or advice proposes them."""
+"""Changes of settings, as the memory fitter and its advice propose them."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Changes = Mapping[str, Mapping[str, Any]]
 
 
 def with_changes(config: RunConfig, changes: Changes) -> RunConfig:
-    """The settings with changes, each section checked as any."""
+    """Return the settings with `changes` applied; each changed section is validated."""
     for section, fields in changes.items():
         config = with_fields(config, section, fields)
     return config
 
 
 def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> RunConfig:
-    """The settings with other values in a section, which is checked as any.
+    """Return the settings with other values for fields of one section, which is validated.
 
-    What was not set before counts as not set afterwards either.
+    Fields that were neither set before nor are in `fields` still count as not set.
     """
     current = getattr(config, section)
-    if section == "dataset":  # its keys are handed down to datasets when it is read, and only then
+    if section == "dataset":  # its datasets inherit its keys when it is read, and only then
         return config.model_copy(update={section: current.model_copy(update=fields)})
     values = {**current.model_dump(), **fields}
     changed = type(current).model_validate(values, context={BEGUN: config.is_begun})
@@ -34,7 +34,7 @@ def with_fields(config: RunConfig, section: str, fields: Mapping[str, Any]) -> R
 
 
 def settings_text(changes: Changes) -> str:
-    """`section.field = value`, for all that is changed and not taken out."""
+    """Return `section.field = value` for each change, joined by commas; None values are skipped."""
     return ", ".join(
         f"{section}.{field} = {_toml(value)}"
         for section, fields in changes.items()

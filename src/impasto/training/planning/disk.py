@@ -1,4 +1,4 @@
-"""What a run will leave on the disk, before it begins: states and models, and whether they fit."""
+"""Predicts before a run how much its states and models take on disk, and checks that they fit."""
 
 from __future__ import annotations
 
@@ -32,17 +32,19 @@ SMALL_FILES = 64 << 20  # bytes: previews, metrics, the report
 
 @dataclass(frozen=True)
 class DiskPlan:
-    """States and models of a run at the fullest moment.
+    """Disk space of a run's states and models when it is at its largest.
 
     Attributes:
-        state_bytes: One state.
-        states: States that are there at once, one that is being written among them.
-        model_bytes: One exported model.
-        models: Models that are there at once.
-        snapshot_bytes: The averages of `training.posthoc_ema` as they are stored once.
-        snapshots: How often they are.
-        start_bytes: The weights that these are told from, which are stored once.
-        base_bytes: The base model's weights that exported models are mixed with, while it trains.
+        state_bytes: Bytes of one state.
+        states: Most states that exist at once, including one that is being written.
+        model_bytes: Bytes of one exported model.
+        models: Most exported models that exist at once.
+        snapshot_bytes: Bytes of one snapshot of the averages of `training.posthoc_ema`.
+        snapshots: Number of those snapshots.
+        start_bytes: Bytes of the start weights, which snapshots are stored as differences from;
+            stored once.
+        base_bytes: Bytes of the base model's weights, which exported models are mixed with; stored
+            while the run trains.
     """
 
     state_bytes: int
@@ -56,13 +58,13 @@ class DiskPlan:
 
     @property
     def run_bytes(self) -> int:
-        """What the run directory holds apart from models."""
+        """Bytes of the run directory without exported models."""
         averages = self.snapshots * self.snapshot_bytes + self.start_bytes
         return self.states * self.state_bytes + averages + self.base_bytes + SMALL_FILES
 
     @property
     def models_bytes(self) -> int:
-        """The bytes that the exported models take."""
+        """Bytes of all exported models together."""
         return self.models * self.model_bytes
 
 
@@ -73,10 +75,10 @@ def plan_disk(
     total_steps: int,
     steps_per_epoch: int,
 ) -> DiskPlan:
-    """What a run of so many steps will leave.
+    """Return the predicted disk space of a run of `total_steps` steps.
 
     Raises:
-        ConfigError: There is no such optimizer.
+        ConfigError: The optimizer in the settings does not exist.
     """
     return DiskPlan(
         _state_bytes(config, trainable),
@@ -96,21 +98,22 @@ def require_room(
     own_models: Iterable[Path] = (),
     staying: Iterable[Path] = (),
 ) -> None:
-    """Make sure that the disk holds what is planned; what a resumed run left there counts as free.
+    """Check that the disk has room for the plan; files that a resumed run replaces count as free.
 
     Args:
-        plan: What will be there.
-        config: The settings.
-        own_models: Files and folders of models that the run has written, wherever they are.
-        staying: Those of them that it neither replaces nor removes.
+        plan: The predicted disk space of the run.
+        config: The settings of the run.
+        own_models: Files and folders of models that the run has written, in any folder.
+        staying: The paths of `own_models` that the run neither replaces nor removes.
 
     Raises:
-        StorageError: It does not; with what is needed, what is there, and which settings help.
+        StorageError: The disk has too little space; the message names the space needed, the space
+            free, and the settings that help.
     """
     run = config.output_dir
     models = config.saving.model_dir or run
     needs, limits = {run: plan.run_bytes}, {run: ["saving.keep_states"]}
-    is_sent = is_working_folder(run)  # what is being sent to a store is kept until it is there
+    is_sent = is_working_folder(run)  # files are kept until they have been uploaded to the store
     if is_sent:
         needs[run] += plan.states * plan.state_bytes
     choices = {run: f"folder for copies ({COPIES_VARIABLE})" if is_sent else "output_dir"}
@@ -130,12 +133,16 @@ def require_room(
                 f"{_gib(needed)}: {counted(plan.states, 'states')} of {_gib(plan.state_bytes)}, "
                 f"{counted(plan.models, 'models')} of {_gib(plan.model_bytes)}"
                 f"{_averages_text(plan)}{_base_text(plan)}. "
-                f"Nothing was begun. Free some space, {fewer}or choose another {choices[folder]}."
+                f"The run was not started. Free some space, {fewer}or choose another "
+                f"{choices[folder]}."
             )
 
 
 def _limits_of_models(config: RunConfig) -> list[str]:
-    """The settings that say how many models on the way are kept, of those that the run makes."""
+    """Return the names of the settings that limit how many intermediate models are kept.
+
+    Only those that apply to the run: without intermediate models the list is empty.
+    """
     saving = config.saving
     kinds = {
         "keep_step_models": saving.model_every_steps,
@@ -146,7 +153,7 @@ def _limits_of_models(config: RunConfig) -> list[str]:
 
 
 def _own_bytes(run: Path, models: Iterable[Path], staying: Iterable[Path]) -> Counter[int]:
-    """Bytes that a run writes over, of files that are there: the disk's number -> how many."""
+    """Return how many bytes of existing files a run will replace: disk (`st_dev`) -> bytes."""
     roots = [*(run / name for name in _own_folders(run)), *run.glob(BASE_FILES), *models]
     own: Counter[int] = Counter()
     for file in _all_below(roots) - _all_below(staying):
@@ -161,13 +168,16 @@ def _all_below(roots: Iterable[Path]) -> set[Path]:
 
 
 def _own_folders(run: Path) -> tuple[str, ...]:
-    """Folders whose files a run writes over; where it begins anew, averages are renamed."""
+    """Return the folders whose files a run replaces; "averages" only where it resumes from a state.
+
+    A run that starts from step 0 renames the folder of averages instead.
+    """
     goes_on = bool(RunDirectory(run).saved_steps())
     return ("states", "models", "averages") if goes_on else ("states", "models")
 
 
 def free_bytes(path: Path) -> int:
-    """Free space of the disk that `path` is on, or will be."""
+    """Return the free bytes of the disk that `path` is on, or would be on if it were created."""
     return shutil.disk_usage(_existing(path)).free
 
 
@@ -179,7 +189,10 @@ def _state_bytes(config: RunConfig, trainable: Trainable) -> int:
 
 
 def _states_at_once(config: RunConfig, total_steps: int) -> int:
-    """States that are there at once, one more than planned: of a stop, a `save` or an error."""
+    """Return the most states that exist at once.
+
+    One more than the settings plan: a stop, a `save` request or an error writes one too.
+    """
     saving = config.saving
     every = saving.state_every_steps
     planned = 1 + ((total_steps - 1) // every if every else 0)
@@ -202,7 +215,7 @@ def _models_at_once(config: RunConfig, total_steps: int, steps_per_epoch: int) -
 
 
 def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:
-    """What one time of storing the averages of `training.posthoc_ema` takes."""
+    """Return the bytes of one snapshot of the averages of `training.posthoc_ema`; 0 if off."""
     if not config.training.posthoc_ema:
         return 0
     each = len(TRACKED) * DTYPES[config.saving.posthoc_dtype].itemsize
@@ -210,14 +223,20 @@ def _snapshot_bytes(config: RunConfig, trainable: Trainable) -> int:
 
 
 def _start_bytes(config: RunConfig, trainable: Trainable) -> int:
-    """What the weights in float32 take, which stored averages are differences from."""
+    """Return the bytes of the float32 start weights that averages are stored as differences from.
+
+    0 where `training.posthoc_ema` is off.
+    """
     if not config.training.posthoc_ema:
         return 0
     return torch.float32.itemsize * sum(trained.count() for trained in trainable.modules)
 
 
 def _base_bytes(config: RunConfig, model: BaseModel) -> int:
-    """What the weights that learn take as they are stored, where models are mixed with them."""
+    """Return the bytes of the base model's trained weights as stored for mixing into exports.
+
+    0 where `saving.merge_ratio` is 1: then nothing is mixed.
+    """
     if config.saving.merge_ratio == 1:
         return 0
     own = DTYPES[config.training.weight_dtype]
@@ -229,7 +248,7 @@ def _base_bytes(config: RunConfig, model: BaseModel) -> int:
 
 
 def _snapshots(config: RunConfig, total_steps: int, steps_per_epoch: int) -> int:
-    """How often they are stored, the last time at the end."""
+    """Return how many snapshots of averages a run stores, including the one at its end."""
     if not config.training.posthoc_ema:
         return 0
     return -(-total_steps // Triggers(config, steps_per_epoch).averages_every(total_steps))
@@ -241,7 +260,7 @@ def _averages_text(plan: DiskPlan) -> str:
     times = counted(plan.snapshots, "times")
     return (
         f", averages of {_gib(plan.snapshot_bytes)} {times} (saving.posthoc_every_steps) and the "
-        f"start that they are told from, {_gib(plan.start_bytes)}"
+        f"start weights that they are differences from, {_gib(plan.start_bytes)}"
     )
 
 

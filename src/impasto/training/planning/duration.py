@@ -1,4 +1,4 @@
-"""How long a run will take, about: its arithmetic against what the device was seen to do."""
+"""Estimates how long a run will take, from its arithmetic and the measured speed of the device."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from impasto.training.planning.memory import Footprint
 from impasto.training.planning.transfers import Transfers
 
 UTILIZATION = {"cpu": 0.6, "cuda": 0.16}
-"""Of the speed of large matrix products, what a U-Net's step reaches: measured by `python -m bench`
-on a CPU, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches on a fast
-GPU reach less: launching kernels takes longer than running them."""
+"""The fraction of the speed of large matrix products that a U-Net's step reaches: measured by
+`python -m bench` on a CPU, and on an H200 with 32 images of SD 2 (bench/RESULTS.md). Small batches
+on a fast GPU reach less: launching kernels takes longer than running them."""
 COMPILED_UTILIZATION = 0.31
-"""The same of a U-Net that is compiled as a whole, on the H200."""
+"""The same fraction for a U-Net that is compiled as a whole, on the H200."""
 _LAYERS = 64
 SAMPLE = 4 << 20  # weights that the optimizer is timed with
 
@@ -40,15 +40,16 @@ def seconds_per_step(
     device: torch.device,
     transfers: Transfers | None = None,
 ) -> float:
-    """About how long a step takes; measures the device for a moment.
+    """Return the estimated seconds of an optimizer step; measures the device briefly.
 
     Args:
-        config: The settings.
-        footprint: Of the batch with most pixels, whose operations it has.
-        images: All images: their batches are smaller, or have smaller images.
-        modules: What learns.
-        device: Where.
-        transfers: Copies of streamed weights, which run beside the arithmetic.
+        config: The settings of the run.
+        footprint: The footprint of the batch with the most pixels, with its operations.
+        images: All images: most batches have fewer or smaller ones than the largest.
+        modules: The trained networks.
+        device: The device that the run computes on.
+        transfers: Copies of streamed weights, which overlap with the arithmetic; None if the
+            weights are not streamed.
     """
     flops = footprint.flops * _mean_batch_fraction(config, images)
     dtype = COMPUTED[computed_kind(config)]
@@ -57,18 +58,21 @@ def seconds_per_step(
     forward_backward = flops / (utilization * training_rate(device, dtype))
     if not (is_compiled or (device.type == "cuda" and config.training.cuda_graphs != "off")):
         asking = footprint.operations * seconds_per_operation(device)
-        both = (forward_backward, asking)  # a GPU computes while it is asked for more
+        both = (forward_backward, asking)  # a GPU computes while further kernels are launched
         forward_backward = max(both) if device.type == "cuda" else sum(both)
     if transfers is not None:
         at_once = row_of(config.optimizer.kind).module.startswith("bitsandbytes")
-        ways = (forward_backward, transfers.seconds)  # its step waits for all that the GPU does
+        ways = (forward_backward, transfers.seconds)  # bitsandbytes' step waits for all GPU work
         forward_backward = sum(ways) if at_once else max(ways)
     stepping = seconds_per_weight(config, device) * sum(trained.count() for trained in modules)
     return forward_backward * config.training.gradient_accumulation_steps + stepping
 
 
 def _mean_batch_fraction(config: RunConfig, images: Sequence[PlannedImage]) -> float:
-    """Pixels of a usual batch against those of the one with most: the last of a bucket is short."""
+    """Return the mean pixels per batch as a fraction of the largest batch's pixels.
+
+    Batches differ by bucket, and the last one of a bucket is often not full.
+    """
     pixels, batches, most = 0, 0, 0
     for group, showings in showings_by_group(images).items():
         size = batch_size_of(config, group)
@@ -79,10 +83,11 @@ def _mean_batch_fraction(config: RunConfig, images: Sequence[PlannedImage]) -> f
 
 
 def training_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of matrix products as a run computes them.
+    """Return the measured floating-point operations per second of training in `dtype`.
 
-    On a CPU those of float32, divided by how much slower convolutions are in `dtype`: where it has
-    no instructions for a type, bare products lose even more than a network's layers do.
+    On a CPU this is the rate of float32 divided by how much slower convolutions are in `dtype`:
+    where a CPU has no instructions for a type, bare matrix products slow down even more than a
+    network's layers do.
     """
     if device.type == "cpu" and dtype != torch.float32:
         return matmul_rate(device, torch.float32) / slowdown(dtype)
@@ -90,14 +95,14 @@ def training_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating-point operations per second of square matrix products, a multiply-add as two."""
+    """Return the measured FLOP per second of square matrix products; a multiply-add is two."""
     side = 8192 if device.type == "cuda" else 1024
     one, other = (torch.ones((side, side), device=device, dtype=dtype) for _ in range(2))
     return 2 * side**3 / _seconds(lambda: one @ other, device)
 
 
 def float8_rate(device: torch.device) -> float:
-    """Floating-point operations per second of float8 products, without the scaling beside them."""
+    """Return the measured FLOP per second of float8 matrix products, without scaling."""
     side = 8192
     one, other = (torch.ones((side, side), device=device).to(torch.float8_e4m3fn) for _ in range(2))
     scale = torch.ones((), device=device)
@@ -109,9 +114,9 @@ def float8_rate(device: torch.device) -> float:
 
 
 def seconds_per_operation(device: torch.device) -> float:
-    """What an operation takes that has hardly anything to compute, its backward pass counted in.
+    """Return the measured seconds of launching an operation on tiny tensors, backward included.
 
-    Of modules, as networks call them: Python's part is most of it.
+    Measured on modules, as networks call them: most of the time is Python's.
     """
     layers = nn.Sequential(*(nn.Linear(8, 8, device=device) for _ in range(_LAYERS)))
     numbers = torch.ones((1, 8), device=device)
@@ -126,7 +131,7 @@ def seconds_per_operation(device: torch.device) -> float:
 
 
 def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
-    """What the optimizer of the settings takes for each weight, measured on some."""
+    """Return the seconds that the optimizer takes per weight, measured on `SAMPLE` weights."""
     dtype = DTYPES[config.training.weight_dtype]
     weight = nn.Parameter(torch.zeros(SAMPLE, device=device, dtype=dtype))
     module = nn.ParameterList([weight])
@@ -144,7 +149,7 @@ def seconds_per_weight(config: RunConfig, device: torch.device) -> float:
 
 
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The shortest of a few tries, the device's work included."""
+    """Return the seconds of the fastest of a few runs of `work`, including the device's part."""
 
     def whole() -> None:
         work()

@@ -1,4 +1,4 @@
-"""How many images the VAE encodes at once where nothing else is on the device."""
+"""Chooses how many images the VAE encodes at once when nothing else is on the device."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ from impasto.training.planning.fake_step import encoding_peak
 from impasto.training.planning.resolve import free_memory
 
 FREE_FRACTION = 0.8
-"""Of a GPU's free memory, for the VAE and what it computes: the rest is CUDA's and cuDNN's."""
+"""The fraction of a GPU's free memory for the VAE and its activations; the rest is left to CUDA
+and cuDNN."""
 
 
 def fitting_batch(vae: Any, plan: Plan, most: int, device: torch.device) -> int:
-    """The most images, up to `most`, that a GPU's memory has room for; on a CPU `most`.
+    """Return how many images, at most `most`, fit into a GPU's memory at once; on a CPU `most`.
 
     At 1024 pixels the VAE of Stable Diffusion takes 2.5 GiB an image in float32.
 
     Args:
         vae: diffusers' AutoencoderKL, in the dtype and with the tiling that it encodes with.
-        plan: Where the images go.
-        most: As many as are wanted.
-        device: Where they are encoded.
+        plan: The plan of the images, whose largest bucket is measured.
+        most: The largest number of images wanted.
+        device: The device that encodes them.
     """
     if device.type != "cuda":
         return most

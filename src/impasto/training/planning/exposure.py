@@ -1,4 +1,4 @@
-"""How much a run shows its model: images a step, and how often each; and what is usual."""
+"""How many images a step has and how often each image is shown, and the usual ranges of both."""
 
 from __future__ import annotations
 
@@ -10,29 +10,30 @@ from impasto.data.loading.sampler import EpochSampler
 from impasto.data.record_table import RecordTable
 
 USUAL_LOOKS = ((50, (30, 250)), (1000, (10, 120)), (None, (1, 40)))
-"""Up to so many images -> how often each is usually shown, at the least and at the most.
+"""Largest number of images (None for no limit) -> the lowest and highest usual showings of each.
 
-Few: diffusers' articles on DreamBooth (400 steps of 4 for a thing, 800 to 1,200 of 2 for a face),
-EveryDream 2's guide (`doc/TWEAKING.md`, 250 passes). More: OneTrainer's presets for SD 1.5 and
-SDXL (100 passes). Many: the sets of thousands that whole models are trained on, 10 passes and less.
+Up to 50: diffusers' articles on DreamBooth (400 steps of 4 for an object, 800 to 1,200 of 2 for a
+face), EveryDream 2's guide (`doc/TWEAKING.md`, 250 epochs). Up to 1,000: OneTrainer's presets for
+SD 1.5 and SDXL (100 epochs). More: datasets of thousands that whole models are trained on, 10
+epochs and fewer.
 """
 
 FULL_SIZE = 100_000_000
-"""Weights from which a U-Net learns at the rates that are usual; small ones take larger ones."""
+"""Number of weights from which a U-Net needs the usual learning rates; smaller ones take higher."""
 
-_RATE_AT = 64  # images a step that the upper ends of `usual_lr` are for
+_RATE_AT = 64  # images per step that the upper ends of `usual_lr` apply to
 _RATE_GROWS = 0.55
 
 
 @dataclass(frozen=True)
 class Exposure:
-    """How much a run shows its model.
+    """How many images a run trains on, and how often it shows each.
 
     Attributes:
-        images: Images that are trained on, without those of regularisation.
-        per_step: Images of an optimizer step on average, of all processes.
+        images: Number of training images without regularisation images.
+        per_step: Mean number of images of an optimizer step, over all processes.
         looks: How often each image is shown in the whole run, on average.
-        usual_looks: How often so many images are usually shown, at the least and at the most.
+        usual_looks: The lowest and highest usual `looks` for that number of images.
     """
 
     images: int
@@ -42,11 +43,11 @@ class Exposure:
 
 
 def exposure_of(records: RecordTable, sampler: EpochSampler, steps: int) -> Exposure:
-    """The exposure of a run.
+    """Return the exposure of a run.
 
     Args:
-        records: The images that are trained on, those of regularisation too.
-        sampler: Deals them.
+        records: All training images, including regularisation images.
+        sampler: Divides the images of an epoch into batches and steps.
         steps: Optimizer steps of the whole run.
     """
     own = ~records.per_use(lambda use: use.subset.is_reg).astype(np.bool_)
@@ -61,19 +62,19 @@ def exposure_of(records: RecordTable, sampler: EpochSampler, steps: int) -> Expo
 
 
 def usual_looks(images: int) -> tuple[int, int]:
-    """How often so many images are usually shown, at the least and at the most."""
+    """Return the lowest and highest usual showings per image for a number of images."""
     return next(bounds for most, bounds in USUAL_LOOKS if most is None or images <= most)
 
 
 def highest_usual_lr(highest: float, per_step: float) -> float:
-    """The highest learning rate that is usual for steps of so many images.
+    """Return the highest usual learning rate for a number of images per step.
 
-    A rate grows with the images of a step to the power of 0.55: the rule of EveryDream 2
-    (`--scale_lr`, `doc/ADVANCED_TWEAKING.md`), which has it from the 1e-4 at 2,048 images that
+    The rate grows with the images per step to the power of 0.55: the rule of EveryDream 2
+    (`--scale_lr`, `doc/ADVANCED_TWEAKING.md`), which derives it from the 1e-4 at 2,048 images that
     Stable Diffusion 1 was trained with, and the 1e-6 that is usual for one or two.
 
     Args:
-        highest: The highest rate that is usual at 64 images a step.
+        highest: The highest usual rate at 64 images per step.
         per_step: Images of an optimizer step.
     """
     return float(highest * (max(per_step, 1.0) / _RATE_AT) ** _RATE_GROWS)

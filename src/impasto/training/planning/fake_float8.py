@@ -1,9 +1,9 @@
 """Float8 products of tensors without values, with the memory of compiled ones.
 
-torchao's own, run as they are written, would hold what compiled kernels never write down: absolute
-values, numbers widened on the way. What stays for the backward pass is the input in 16 bits and the
-weight itself; of each product, both sides in 8 bits are there while it is computed. A weight in
-float32 has no 16-bit copy, which is what float8 saves.
+torchao's products, run without compilation, would hold tensors that compiled kernels never
+materialize: absolute values and widened intermediates. Saved for the backward pass are the 16-bit
+input and the weight itself; during each product, both operands exist in 8 bits. A float32 weight
+has no 16-bit copy, which is the memory that float8 saves.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ from torch import Tensor
 
 
 def fake_product(rows: Tensor, weight: Tensor) -> Tensor:
-    """Rows `[M, K]` and a weight `[N, K]` -> `[M, N]`: tensors and operations of float8."""
+    """Multiply rows `[M, K]` by a weight `[N, K]` to `[M, N]`, with float8's memory and operations.
+
+    The values are meaningless: both scales are 1.
+    """
     output: Tensor = _Product.apply(rows, weight)  # type: ignore[no-untyped-call]
     return output
 
 
 class _Product(torch.autograd.Function):
-    """The three products of a layer, one forward and two backward."""
+    """The three matrix products of a linear layer: one forward and two backward."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor) -> Tensor:
@@ -38,7 +41,7 @@ class _Product(torch.autograd.Function):
 
 
 def _multiplied(one: Tensor, other: Tensor, dtype: torch.dtype) -> Tensor:
-    """`[M, K]` and `[N, K]` -> `[M, N]`."""
+    """Return the float8 product `[M, N]` of `[M, K]` and `[N, K]`."""
     scale = torch.ones((), device=one.device)
     left, right = (side.to(torch.float8_e4m3fn).contiguous() for side in (one, other))
     return torch._scaled_mm(left, right.t(), scale, scale, out_dtype=dtype)

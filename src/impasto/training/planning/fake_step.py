@@ -1,9 +1,9 @@
-"""A training step on tensors without values: how much memory it would hold at most, and its work.
+"""Training steps on tensors without values, which measure a step's peak memory and operations.
 
 The network runs forward and backward on fake tensors (`torch._subclasses.FakeTensorMode`), which
-have shapes and types and take no memory and almost no time: two seconds for a full-size U-Net. Each
-storage that appears is counted until it is freed. No GPU is touched; what a GPU does otherwise,
-norms in float32 under autocast, is imitated.
+have shapes and dtypes and take no memory and almost no time: two seconds for a full-size U-Net.
+Each storage that is allocated is counted until it is freed. No GPU is used; the one difference of
+a GPU, norms in float32 under autocast, is imitated.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ ASKS_DEVICE = torch.ops.prim.device.default
 
 @dataclass(frozen=True)
 class StepCost:
-    """The memory and operations of one step.
+    """The memory and operations of one training step.
 
     Attributes:
-        peak_bytes: The most that it holds at once beside the weights, gradients among it.
-        gradient_bytes: The gradients in that phase.
-        most_beside: The most that it holds at once beside complete gradients, in another phase.
+        peak_bytes: Most bytes held at once beside the weights, including gradients.
+        gradient_bytes: Bytes of complete gradients at that peak.
+        most_beside: Most bytes held at once beside complete gradients, possibly at another moment.
         flops: Floating-point operations of matrix products and convolutions, a multiply-add as two,
-            those included that checkpointing or a second backward pass repeats.
-        operations: How many operations PyTorch is asked for, whatever their size.
+            including those that checkpointing or a second backward pass repeats.
+        operations: Number of PyTorch operations, regardless of their size.
     """
 
     peak_bytes: int
@@ -51,16 +51,16 @@ class StepCost:
 
 
 class LiveMemory(TorchDispatchMode):
-    """Counts the bytes of storages that appear while it is on, until they are freed.
+    """Counts the bytes of storages allocated while the mode is active, until they are freed.
 
     Attributes:
-        now: Bytes that are there.
-        peak: The most that were there.
-        gradients: Bytes of complete gradients; to be kept by whoever makes them.
-        gradients_at_peak: Those when `peak` was reached.
-        most_beside: The most that were there beside complete gradients.
-        flops: Floating-point operations so far, by PyTorch's formulas (its own counter of them
-            holds on to tensors, which would be counted here).
+        now: Bytes currently allocated.
+        peak: Most bytes allocated at once.
+        gradients: Bytes of complete gradients; updated by the caller.
+        gradients_at_peak: `gradients` when `peak` was reached.
+        most_beside: Most bytes allocated at once beside complete gradients.
+        flops: Floating-point operations so far, by PyTorch's formulas (PyTorch's own FLOP counter
+            keeps references to tensors, which would be counted here).
         operations: Operations so far.
     """
 
@@ -72,22 +72,22 @@ class LiveMemory(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled here, so that no operation has to be kept from the compiler."""
+        """Return False: nothing is compiled here, so no operation must be hidden from Dynamo."""
         return False
 
     def leave_out(self, tensors: Any) -> None:
-        """Do not count what is there already."""
+        """Exclude the storages of tensors that exist already from the count."""
         for tensor in tensors:
             self._known.add(tensor.untyped_storage())
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run an operation, and count what comes out of it."""
+        """Run an operation, and count its work and the storages of its outputs."""
         del types
         self.operations += 1
         if func is ASKS_DEVICE and isinstance(args[0], FakeTensor):
-            return args[0].fake_device  # as the mode below answers, ten times as often as it works
+            return args[0].fake_device  # FakeTensorMode's answer; asked 10 times per operation
         kwargs = kwargs or {}
         output = func(*args, **kwargs)
         if func._overloadpacket in flop_registry:
@@ -125,16 +125,17 @@ class _Inputs:
 
 @dataclass(frozen=True)
 class FakeStep:
-    """Runs steps of a network whose tensors may be without values (`meta`).
+    """Runs training steps and forward passes of a network on fake tensors.
 
     Attributes:
-        network: The U-Net, or what stands in its place; it is changed and of no use afterwards.
-        conditioning: Shapes of what it is told.
-        autocast: The type that is computed in, or None for float32.
-        as_on_gpu: Whether autocast is that of a GPU.
-        frees_gradients: Whether each gradient is freed as soon as it is there.
-        has_second_backward: Whether a step goes backward twice, and keeps its graph for that.
-        caches_casts: Whether autocast keeps copies of weights that it casts in a training step.
+        network: The U-Net, or a network that takes its place; its tensors may be on `meta`. It is
+            changed and cannot be used afterwards.
+        conditioning: Shapes of the text embeddings and other conditioning.
+        autocast: The dtype of autocast, or None for float32 without autocast.
+        as_on_gpu: Whether to imitate the autocast of a GPU, which computes norms in float32.
+        frees_gradients: Whether each gradient is freed as soon as it is complete.
+        has_second_backward: Whether a step runs its backward pass twice and retains the graph.
+        caches_casts: Whether autocast caches the weights that it casts in a training step.
     """
 
     network: nn.Module
@@ -150,7 +151,7 @@ class FakeStep:
             _compute_norms_in_float32(self.network)
 
     def step(self, size: Size, batch: int) -> StepCost:
-        """The cost of a step on images of a size in pixels."""
+        """Return the cost of a training step on `batch` images of `size` pixels."""
         with self._tracked(size, batch) as (live, inputs), self._freeing(live):
             output = self._forward(inputs, caches_casts=self.caches_casts)
             loss = (output.float() - inputs.latents).square().mean()
@@ -162,12 +163,12 @@ class FakeStep:
         )
 
     def forward_peak(self, size: Size, batch: int, *, caches_casts: bool = True) -> int:
-        """The most bytes that a forward pass without gradients holds beside the weights.
+        """Return the peak bytes of a forward pass without gradients, beside the weights.
 
         Args:
-            size: Of the images, in pixels.
-            batch: How many there are.
-            caches_casts: Whether autocast keeps copies of weights that it casts.
+            size: Size of the images in pixels.
+            batch: Number of images.
+            caches_casts: Whether autocast caches the weights that it casts.
         """
         with self._tracked(size, batch) as (live, inputs), torch.no_grad():
             self._forward(inputs, caches_casts=caches_casts)
@@ -187,7 +188,10 @@ class FakeStep:
 
     @contextlib.contextmanager
     def _tracked(self, size: Size, batch: int) -> Iterator[tuple[LiveMemory, _Inputs]]:
-        """Inputs without values, and the count of what is made of them."""
+        """Yield a memory counter and fake inputs, with the network's tensors replaced by fake ones.
+
+        The network and the inputs are not counted.
+        """
         mode = FakeTensorMode()
         _make_fake(self.network, mode)
         inputs = _Inputs(
@@ -202,7 +206,7 @@ class FakeStep:
 
     @contextlib.contextmanager
     def _freeing(self, live: LiveMemory) -> Iterator[None]:
-        """Count complete gradients, or free them."""
+        """Within the context, free each complete gradient or add it to the counted gradients."""
 
         def complete(parameter: Tensor) -> None:
             if self.frees_gradients:
@@ -216,18 +220,21 @@ class FakeStep:
 
 
 def decoding_peak(vae: Any, size: Size, batch: int) -> int:
-    """The most bytes that a VAE holds beside its weights while it decodes images of a size."""
+    """Return the peak bytes, beside its weights, of a VAE decoding `batch` images of `size` pixels.
+
+    The VAE is changed and cannot be used afterwards.
+    """
     return _vae_peak(vae, _latents_of(size, batch), vae.decode)
 
 
 def encoding_peak(vae: Any, size: Size, batch: int) -> int:
-    """The most bytes that a VAE holds beside its weights while it encodes images of a size.
+    """Return the peak bytes, beside its weights, of a VAE encoding images.
 
     Args:
         vae: diffusers' AutoencoderKL, in the dtype and with the tiling that it encodes with; it is
-            changed and of no use afterwards.
-        size: Of the images, in pixels.
-        batch: How many go through it at once.
+            changed and cannot be used afterwards.
+        size: Size of the images in pixels.
+        batch: Number of images encoded at once.
     """
 
     def moments(pixels: Tensor) -> object:
@@ -254,7 +261,7 @@ def _vae_peak(vae: Any, shape: tuple[int, ...], run: Callable[[Tensor], object])
 
 
 def _compute_norms_in_float32(network: nn.Module) -> None:
-    """Have norms take and give float32, as autocast on a GPU does."""
+    """Make norms compute in float32 and return it, as autocast on a GPU does."""
     for module in network.modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             module.float()
@@ -262,7 +269,7 @@ def _compute_norms_in_float32(network: nn.Module) -> None:
 
 
 def _make_fake(module: nn.Module, mode: FakeTensorMode) -> None:
-    """Put fake tensors into a module in the place of its own, whatever those are."""
+    """Replace all parameters and buffers of a module by fake CPU tensors like them."""
 
     def convert(tensor: Tensor) -> Tensor:
         meta = torch.empty_like(tensor, device="meta") if tensor.device.type != "meta" else tensor

@@ -1,7 +1,7 @@
-"""Finds settings that fit into some memory, and says which would make a run fit that does not.
+"""Finds settings that fit into the memory of a device, and advice for runs that do not fit.
 
-Rungs of the ladder are climbed from the one that costs least until the run fits; those that turn
-out not to be needed are taken back.
+Rungs of the ladder in `levers.py` are applied from the cheapest on until the run fits; those that
+turn out not to be needed are taken back.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ from impasto.training.planning.levers import (
 )
 from impasto.training.planning.memory import Footprint, FootprintPredictor
 
-MARGIN = 0.95  # of the memory that is used: predictions are off by some per cent, memory in pieces
+MARGIN = 0.95  # usable fraction: predictions are off by some per cent, and memory fragments
 LARGEST_BATCH = 256
 
 
 @dataclass(frozen=True)
 class MemoryFitter:
-    """Finds settings whose run fits.
+    """Finds settings with which a run fits into memory.
 
     Attributes:
-        meter: Measures footprints.
+        meter: Predicts footprints.
         device_type: `cpu` or `cuda`.
-        group: The images whose batches have most pixels.
-        budget: Bytes that the run may take.
-        facts: What is known of the run beside its settings.
-        half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no`; the other
-            is not offered.
-        ram: Bytes of RAM that may be taken by what is kept there beside a GPU; None is no limit.
+        group: The dataset and bucket whose batches have the most pixels.
+        budget: Bytes that the run may take on the device.
+        facts: Facts about the run beside its settings, for the compatibility rules.
+        half: The 16-bit type that the device computes fast, `bf16` or `fp16`, or `no` if neither;
+            rungs that compute in another are not offered.
+        ram: Bytes of RAM that offloaded tensors of a GPU run may take; None means no limit.
     """
 
     meter: FootprintPredictor
@@ -55,40 +55,40 @@ class MemoryFitter:
 
     @property
     def ladder(self) -> list[Lever]:
-        """The rungs that are possible here, best first."""
+        """The rungs that this device supports, cheapest first."""
         return [rung for rung in LADDER[self.device_type] if rung.half in (None, self.half)]
 
     def footprint(self, config: RunConfig, batch: int | None = None) -> Footprint:
-        """What a run takes, at its largest batch unless another is given."""
+        """Return the predicted footprint of a run; `batch` defaults to its largest batch."""
         count = batch or batch_size_of(config, self.group)
         return self.meter.footprint(config, self.group.bucket, count)
 
     def fits(self, config: RunConfig, batch: int | None = None) -> bool:
-        """Whether a run fits into the device's memory with some room left."""
+        """Return whether a run fits into the budget times `MARGIN`."""
         most = MARGIN * self.budget
         if self.meter.least_bytes(config) > most:
             return False
         return self.footprint(config, batch).total <= most
 
     def has_ram_for(self, rung: Lever, config: RunConfig) -> bool:
-        """Whether what a rung moves into RAM fits there."""
+        """Return whether RAM has room for what a rung offloads; True if there is no limit."""
         if self.ram is None:
             return True
         before, after = self.ram_of(config), self.ram_of(with_rungs(config, [rung]))
         return after <= max(before, MARGIN * self.ram)
 
     def ram_of(self, config: RunConfig) -> int:
-        """Bytes that a run keeps in RAM beside a GPU."""
+        """Return the bytes that a GPU run keeps in RAM; 0 on a CPU."""
         return sum(self.meter.ram(config).values())
 
     def choose_levers(
         self, config: RunConfig, *, keep_asked: bool
     ) -> tuple[RunConfig, list[Lever]]:
-        """Change settings until the run fits, or nothing is left to change.
+        """Change settings until the run fits or no rung is left; return them and the rungs used.
 
         Args:
-            config: The settings.
-            keep_asked: Whether what was set on purpose stays as it is.
+            config: The settings to start from.
+            keep_asked: Whether to leave settings alone that the user set explicitly.
         """
         taken: list[Lever] = []
         has_own = config.dataset.entries[self.group.dataset].batch_size is not None
@@ -112,7 +112,7 @@ class MemoryFitter:
         return with_rungs(config, taken), taken
 
     def _works_without(self, config: RunConfig, rungs: Sequence[Lever], batch: int | None) -> bool:
-        """Whether these rungs alone go together and are enough."""
+        """Return whether these rungs are compatible with each other and make the run fit."""
         for rung in rungs:
             if not (offers(rung, config, self.facts) and self.has_ram_for(rung, config)):
                 return False
@@ -120,13 +120,13 @@ class MemoryFitter:
         return self.fits(config, batch)
 
     def batch_that_fits(self, config: RunConfig, most: int) -> int:
-        """The largest batch that fits, between 1 and `most`."""
+        """Return the largest batch size from 1 to `most` that fits; 1 even if that does not fit."""
         first, second = (self.footprint(config, batch) for batch in (1, 2))
         each = max(1, second.total - first.total)
         guess = 1 + int((MARGIN * self.budget - first.total) // each)
         least, above = 1, max(1, min(guess, most, LARGEST_BATCH)) + 1
         batch = above - 1
-        while above - least > 1:  # the guess first, which is right where training is the fullest
+        while above - least > 1:  # the guess first: right where training takes the most memory
             if self.fits(config, batch):
                 least = batch
             else:
@@ -135,10 +135,11 @@ class MemoryFitter:
         return least
 
     def require_fit(self, config: RunConfig) -> str | None:
-        """Make sure that a run fits; a sentence where that is not certain.
+        """Check that a run fits; return a warning if that is uncertain, None if it certainly fits.
 
         Raises:
-            OutOfMemoryError: It certainly does not; with the changes that would make it fit.
+            OutOfMemoryError: The run certainly does not fit; the message has the changes that
+                would make it fit.
         """
         footprint = self.footprint(config)
         lacking = self._lack_of_ram(config)
@@ -146,21 +147,21 @@ class MemoryFitter:
             return lacking
         found = (
             f"While {footprint.phase}, this run will take about {gib(footprint.total)} "
-            f"({describe_footprint(footprint)}), and {gib(self.budget)} are there."
+            f"({describe_footprint(footprint)}), and {gib(self.budget)} are available."
         )
         if footprint.total <= self.budget / MARGIN:
-            close = f"{found} That is close: it may run out of memory."
+            close = f"{found} That is close: the run may run out of memory."
             return close if lacking is None else f"{close} {lacking}"
         raise OutOfMemoryError(
-            f"{found} Nothing was begun. {self.advice(config)} training.fit_check = false lets it "
-            f"begin all the same."
+            f"{found} The run was not started. {self.advice(config)} To start it anyway, set "
+            f"training.fit_check = false."
         )
 
     def _lack_of_ram(self, config: RunConfig) -> str | None:
-        """A sentence where what is kept in RAM may not fit there.
+        """Return a warning if offloaded tensors may not fit into RAM, None if they certainly fit.
 
         Raises:
-            OutOfMemoryError: It certainly does not.
+            OutOfMemoryError: They certainly do not fit.
         """
         kept = self.meter.ram(config)
         total = sum(kept.values())
@@ -168,18 +169,18 @@ class MemoryFitter:
             return None
         kept_text = ", ".join(f"{name} {gib(size)}" for name, size in kept.items())
         found = (
-            f"This run will keep about {gib(total)} in RAM beside the GPU ({kept_text}), and "
+            f"This run will keep about {gib(total)} of GPU data in RAM ({kept_text}), and "
             f"{gib(self.ram)} are free for it."
         )
         if total <= self.ram / MARGIN:
             return f"{found} That is close: close other programs."
         raise OutOfMemoryError(
-            f"{found} Nothing was begun. Close other programs, or take out what keeps them there. "
-            f"training.fit_check = false lets it begin all the same."
+            f"{found} The run was not started. Close other programs, or turn off the settings that "
+            f"keep these in RAM. To start it anyway, set training.fit_check = false."
         )
 
     def advice(self, config: RunConfig) -> str:
-        """The fewest changes that would make a run fit, in a sentence."""
+        """Return a sentence with the fewest changes of settings that would make a run fit."""
         for rung in self.ladder:
             changed = with_rungs(config, [rung])
             possible = offers(rung, config, self.facts) and self.has_ram_for(rung, config)
@@ -199,21 +200,21 @@ class MemoryFitter:
             changed, taken = self.choose_levers(alone, keep_asked=False)
             if self.fits(changed):
                 return (
-                    f"It would fit with training.gradient_accumulation_steps = 1, which makes each "
-                    f"step one of {waits} times fewer images (take a lower optimizer.lr, and more "
-                    f"steps), and {'; '.join(r.text() for r in taken)}."
+                    f"It would fit with training.gradient_accumulation_steps = 1, which gives each "
+                    f"step {waits} times fewer images (use a lower optimizer.lr, and more steps), "
+                    f"and {'; '.join(r.text() for r in taken)}."
                 )
-        return "Take a smaller dataset.resolution: no other setting makes it fit."
+        return "Use a smaller dataset.resolution: no other setting makes it fit."
 
 
 def describe_footprint(footprint: Footprint) -> str:
-    """The parts that take something, largest first."""
+    """Return the non-empty parts of a footprint with their sizes, largest first, as a text."""
     items = sorted(footprint.by_item().items(), key=lambda item: -item[1])
     return ", ".join(f"{name} {gib(size)}" for name, size in items if size)
 
 
 def gib(size: float) -> str:
-    """Bytes as a person reads them; what GiB would show as 0.0 is in MiB."""
+    """Format bytes in GiB with one decimal; below 0.1 GiB in whole MiB."""
     if size < 0.1 * 2**30:
         return f"{size / 2**20:.0f} MiB"
     return f"{size / 2**30:.1f} GiB"

@@ -1,6 +1,6 @@
-"""Changes of settings that take less memory: the rungs of a ladder, by what they cost.
+"""Changes of settings that save memory: the rungs of a ladder, cheapest first.
 
-From the one that costs least in speed and exactness to the one that costs most.
+The cost of a rung is the speed and the exactness that it loses.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from impasto.training.planning.memory_facts import (
 
 @dataclass(frozen=True)
 class Lever:
-    """A change of settings that takes less memory.
+    """A change of settings that saves memory.
 
     Attributes:
         changes: Section -> field -> value.
-        why: What it does, and what it costs.
-        applies: Whether it would change something; what it goes with is the table of
-            `config/compatibility.py` to say.
+        why: What the change does and what it costs, for messages.
+        applies: Returns whether the change would have an effect on some settings; which settings
+            are compatible with it is decided by `config/compatibility.py`.
     """
 
     changes: Changes
@@ -37,16 +37,16 @@ class Lever:
 
     @property
     def half(self) -> str | None:
-        """The 16-bit type that it computes in, if it changes that."""
+        """The 16-bit type that this lever switches mixed precision to; None if it sets none."""
         kind = self.changes.get("training", {}).get("mixed_precision")
         return None if kind is None else str(kind)
 
     def text(self) -> str:
-        """`section.field = value`, for all it changes."""
+        """Return `section.field = value` for each setting that the lever changes."""
         return settings_text(self.changes)
 
     def replaces(self, other: Lever) -> bool:
-        """Whether this lever sets every setting that another one sets."""
+        """Return whether this lever sets every setting that `other` sets."""
         return all(
             fields.keys() <= self.changes.get(section, {}).keys()
             for section, fields in other.changes.items()
@@ -66,7 +66,7 @@ def _levels(number: int | None) -> Callable[[RunConfig], bool]:
 
 TEXT_TO_DISK = Lever(
     {"training": {"cache_text_to_disk": True}},
-    "the text encoder leaves the memory once captions are encoded; costs nothing",
+    "the text encoder is unloaded once captions are encoded; costs nothing",
     lambda c: not c.training.cache_text_to_disk and not changes_captions(c),
 )
 NO_COPIES = Lever(
@@ -76,43 +76,44 @@ NO_COPIES = Lever(
 )
 NO_STEP_GRAPHS = Lever(
     {"training": {"cuda_graphs": "off"}},
-    "activations are there once, and gradients while a step lasts; fast GPUs wait for the host",
+    "activations are held once, gradients only during a step; a fast GPU waits for the CPU",
     lambda c: c.training.cuda_graphs == "step",
 )
 ENCODE_ONE = Lever(
     {"dataset": {"vae_batch_size": 1}},
-    "images are encoded one at a time; hardly slower",
+    "images are encoded one at a time; barely slower",
     lambda c: c.dataset.vae_batch_size > 1,
 )
 PREVIEWS_IN_TILES = Lever(
     {"previews": {"vae_tiling": True}},
-    "large previews are decoded in tiles of 512 pixels; training is the same",
+    "large previews are decoded in tiles of 512 pixels; training is unaffected",
     lambda c: not c.dataset.vae_tiling and not c.previews.vae_tiling and has_large_previews(c),
 )
 AVERAGE_ON_CPU = Lever(
     {"training": {"ema_on_cpu": True}},
-    "the running average waits in RAM; ema_every says how often it is updated",
+    "the running average is kept in RAM; ema_every sets how often it is updated",
     lambda c: c.training.averages > 0 and not c.training.ema_on_cpu,
 )
 EIGHT_BITS = Lever(
     {"optimizer": {"kind": "adamw8bit"}},
-    "the optimizer's state takes a quarter",
+    "the optimizer's state takes a quarter of the memory",
     takes_8bit_adamw,
 )
 COMPUTE_BF16 = Lever(
     {"training": {"mixed_precision": "bf16"}},
-    "activations take half, and steps are faster",
+    "activations take half the memory, and steps are faster",
     lambda c: c.training.mixed_precision == "no",
 )
 COMPUTE_FP16 = Lever(
     {"training": {"mixed_precision": "fp16"}},
-    "activations take half, and steps are faster; steps whose gradient overflows are skipped",
+    "activations take half the memory, and steps are faster; steps whose gradient overflows are "
+    "skipped",
     lambda c: c.training.mixed_precision == "no",
 )
 HIGHEST_LEVEL, TWO_LEVELS, ALL_LEVELS = (
     Lever(
         {"training": {"gradient_checkpointing": True, "checkpointed_levels": number}},
-        f"activations of {what} are computed again in the backward pass, {cost} slower",
+        f"activations of {what} are recomputed in the backward pass; {cost} slower",
         _levels(number),
     )
     for number, what, cost in (
@@ -128,13 +129,13 @@ IN_BACKWARD = tuple(
         lambda c: c.training.optimizer_in_backward == "off",
     )
     for way, cost in (
-        ("last_norm", "limited by the norm of the step before"),
+        ("last_norm", "clipped by the norm of the previous step"),
         ("exact", "the same weights bit for bit"),
     )
 )
 WEIGHTS_BF16 = Lever(
     {"training": {"mixed_precision": "bf16", "weight_dtype": "bf16"}},
-    "weights and gradients take half, rounded up or down by chance",
+    "weights and gradients take half the memory; weights are rounded stochastically",
     lambda c: (
         c.method.kind == "full"  # a hypernetwork's weights are few
         and c.training.weight_dtype == "fp32"
@@ -143,12 +144,13 @@ WEIGHTS_BF16 = Lever(
 )
 OFFLOAD = Lever(
     {"training": {"offload_optimizer": True}},
-    "the optimizer's state waits in RAM; slower by the transfers",
+    "the optimizer's state is kept in RAM; slower by the transfers",
     lambda c: not offloads_state(c),
 )
 STREAM = Lever(
     {"training": {"stream_weights": True}},
-    "the U-Net's weights wait in RAM and come block by block; slower by the transfers over PCIe",
+    "the U-Net's weights are kept in RAM and streamed block by block; slower by the transfers over "
+    "PCIe",
     lambda c: not c.training.stream_weights,
 )
 LADDER = {
@@ -162,32 +164,32 @@ LADDER = {
         TWO_LEVELS, ALL_LEVELS, EIGHT_BITS, WEIGHTS_BF16,
     ),
 }  # fmt: skip
-"""Best first, by the device: 8-bit states cost little on a GPU and half the speed on a CPU,
-where gradients that are freed at once cost nothing."""
+"""Device type -> its rungs, cheapest first: 8-bit states cost little on a GPU and half the speed on
+a CPU, where freeing gradients at once costs nothing."""
 
 
 KEPT_WITH = (
     (OFFLOAD, (TEXT_TO_DISK, EIGHT_BITS)),
     (STREAM, (TEXT_TO_DISK, EIGHT_BITS, WEIGHTS_BF16)),
 )
-"""Rungs that are not taken back beside one that moves data over PCIe: they cost less, and of what
-takes half or a quarter, as much less goes there and back."""
+"""A rung that moves data over PCIe -> rungs that are not taken back beside it: they cost less, and
+those that halve or quarter the data shorten its transfers by as much."""
 
 
 def offers(rung: Lever, config: RunConfig, facts: Facts = SETTINGS_ALONE) -> bool:
-    """Whether a rung would change something, to settings that go together."""
+    """Return whether a rung would have an effect and result in compatible settings."""
     return rung.applies(config) and goes_together(with_rungs(config, [rung]), facts)
 
 
 def with_rungs(config: RunConfig, rungs: Sequence[Lever]) -> RunConfig:
-    """The settings with changes, each section checked as any."""
+    """Return the settings with the changes of `rungs` applied; changed sections are validated."""
     for rung in rungs:
         config = with_changes(config, rung.changes)
     return config
 
 
 def touches_asked(rung: Lever, config: RunConfig) -> bool:
-    """Whether a rung would change what was set on purpose."""
+    """Return whether a rung would change the value of a setting that was set explicitly."""
     return any(
         field in getattr(config, section).model_fields_set
         and getattr(getattr(config, section), field) != value

@@ -1,8 +1,8 @@
-"""How much memory a run will hold at most on the device it computes on, by parts, before it begins.
+"""Predicts a run's peak memory on its device, by parts, before the run starts.
 
-What the weights and the optimizer take follows from their numbers; activations, and gradients
-beside them, from fake steps of training, validation, previews and encoding on the largest batch.
-What PyTorch and its libraries take themselves is in `overhead.py`.
+The memory of weights and optimizer state follows from their sizes; that of activations, and of the
+gradients beside them, from fake steps of training, validation, previews and encoding on the largest
+batch. The memory of PyTorch and its libraries is in `overhead.py`.
 """
 
 from __future__ import annotations
@@ -47,16 +47,16 @@ from impasto.training.planning.transfers import has_second_backward
 from impasto.training.planning.workload import Workload
 
 BYTES_PER_ROUNDED_WEIGHT = 16
-"""Bytes for each weight of 16 bits that is stepped just now: itself and its gradient in 32 bits,
-and what the optimizer computes on the way, which for Adafactor is two numbers of 32 bits."""
+"""Bytes per 16-bit weight while it is stepped: itself and its gradient in 32 bits, and the
+optimizer's intermediates, which are two 32-bit numbers for Adafactor."""
 
 BYTES_PER_FACTORED_UPDATE = 8
-"""Bytes for each weight of a tensor that Adafactor steps: its squared gradients, or its change, and
-what becomes of them, in float32 (transformers' `Adafactor.step`)."""
+"""Bytes per weight of a tensor while Adafactor steps it: its squared gradients or its update, and
+one result computed from them, in float32 (transformers' `Adafactor.step`)."""
 
 WIDENED_AT_ONCE = 20
-"""Bytes for each weight of a tensor that bitsandbytes steps on a CPU: both means in float32,
-and what is computed on the way. Measured; on a GPU it has kernels that need none of it."""
+"""Bytes per weight of a tensor while bitsandbytes steps it on a CPU: both moments in float32 and
+the intermediates. Measured; its GPU kernels need none of them."""
 
 NOT_MEASURED = StepCost(0, 0, 0, 0, 0)
 
@@ -68,20 +68,20 @@ _ITEMS = (
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes on the device at the fullest phase.
+    """Bytes on the device during one phase of a run, by parts.
 
     Attributes:
-        weights: Of all parts that are there, trained or not.
-        gradients: Those that are there in that phase.
+        weights: Weights of all networks on the device, trained or frozen.
+        gradients: Gradients that exist in this phase.
         optimizer: The optimizer's state.
         average: The running average of the weights.
-        text_cache: Remembered outputs of a frozen text encoder.
-        activations: What forward and backward hold, with copies of weights in half precision.
-        fragmentation: What PyTorch's allocator holds in pieces that nothing fits into.
-        workspace: What the libraries take themselves.
-        phase: What is being done then.
-        flops: Floating-point operations of a step on the largest batch.
-        operations: How many operations PyTorch is asked for in it, whatever their size.
+        text_cache: Cached outputs of a frozen text encoder.
+        activations: Activations of forward and backward, and half-precision copies of weights.
+        fragmentation: Memory that PyTorch's allocator holds in pieces too small to be used.
+        workspace: Memory of PyTorch and its libraries themselves.
+        phase: A text that names the phase, such as "stepping the weights".
+        flops: Floating-point operations of a training step on the largest batch.
+        operations: Number of PyTorch operations of that step, regardless of their size.
     """
 
     weights: int
@@ -98,23 +98,24 @@ class Footprint:
 
     @property
     def total(self) -> int:
-        """The bytes of all parts together."""
+        """Bytes of all parts together."""
         return sum(self.by_item().values())
 
     def by_item(self) -> dict[str, int]:
-        """The bytes of each part by its name."""
+        """Return the name of each part -> its bytes."""
         return {name.replace("_", " "): getattr(self, name) for name in _ITEMS}
 
 
 class FootprintPredictor:
-    """Measures footprints of settings that may still change.
+    """Predicts footprints for settings that may still change.
 
     Args:
-        models: The base model without values, or what makes it.
+        models: The base model without values, or a function that creates it.
         device_type: `cpu` or `cuda`.
-        record: A file that fake steps are remembered in; None remembers them here only.
-        sharding: How much of the model a process has.
-        workload: What is done beside training.
+        record: The file that caches the results of fake steps; None caches them in this process
+            only.
+        sharding: The fraction of the model that each process holds.
+        workload: The work beside training that takes memory; None counts none.
     """
 
     def __init__(
@@ -136,7 +137,12 @@ class FootprintPredictor:
         )
 
     def footprint(self, config: RunConfig, bucket: Size, batch: int) -> Footprint:
-        """What a run of these settings takes at its fullest phase, if that is its largest batch.
+        """Return the footprint of the phase that takes the most memory.
+
+        Args:
+            config: The settings of the run.
+            bucket: The size of the images in the run's largest batch.
+            batch: The number of images in that batch.
 
         Raises:
             ImpastoError: The model cannot be read, or the settings do not fit it.
@@ -144,20 +150,20 @@ class FootprintPredictor:
         return max(self.all_phases(config, bucket, batch), key=lambda found: found.total)
 
     def least_bytes(self, config: RunConfig) -> int:
-        """What a run takes whatever its images are: told at once, since no step is looked at.
+        """Return the bytes that a run takes whatever its images are; fast, as no fake step is run.
 
         Raises:
-            ImpastoError: As `footprint`.
+            ImpastoError: The model cannot be read, or the settings do not fit it.
         """
         model, trainable = self._meta_models.shown(config)
         state = self._standing.bytes_of(config, trainable, model)
         return self._at(config, self._stepping(config, trainable), state, NOT_MEASURED).total
 
     def all_phases(self, config: RunConfig, bucket: Size, batch: int) -> list[Footprint]:
-        """What a run takes in each thing that it does, training first.
+        """Return the footprint of each phase of a run, training first.
 
         Raises:
-            ImpastoError: As `footprint`.
+            ImpastoError: The model cannot be read, or the settings do not fit it.
         """
         model, trainable = self._meta_models.shown(config)
         cost = self._step(config, trainable, bucket, batch)
@@ -171,10 +177,10 @@ class FootprintPredictor:
         return [self._at(config, phase, state, cost) for phase in phases]
 
     def ram(self, config: RunConfig) -> dict[str, int]:
-        """Bytes that a run keeps in RAM beside a GPU, by what takes them; nothing on a CPU.
+        """Return the bytes that a GPU run keeps in RAM, by part; an empty dict on a CPU.
 
         Raises:
-            ImpastoError: As `footprint`.
+            ImpastoError: The model cannot be read, or the settings do not fit it.
         """
         if not self._on_gpu:
             return {}
@@ -184,7 +190,7 @@ class FootprintPredictor:
     def _at(
         self, config: RunConfig, phase: Phase, state: Mapping[str, int], cost: StepCost
     ) -> Footprint:
-        """What is there in a phase."""
+        """Return the footprint of one phase, from its own memory and the standing memory."""
         if phase.weights is not None:
             state = {**dict.fromkeys(state, 0), "weights": phase.weights}
         return Footprint(
@@ -208,7 +214,7 @@ class FootprintPredictor:
     ) -> Phase:
         gradients, others = cost.gradient_bytes, cost.peak_bytes - cost.gradient_bytes
         if config.training.gradient_accumulation_steps > 1 or self._keeps_graphs(config):
-            # those of batches before are there, or their places
+            # gradients of earlier micro-steps exist already, or their buffers do
             gradients = self._all_gradients(config, trainable)
             others = cost.peak_bytes if config.training.weight_copies else cost.most_beside
         return Phase(
@@ -226,10 +232,11 @@ class FootprintPredictor:
     def _beside_graphs(
         self, config: RunConfig, trainable: Trainable, phases: list[Phase]
     ) -> list[Phase]:
-        """Phases beside what graphs of whole steps keep: all gradients, and a pool of memory.
+        """Return the phases with the memory added that CUDA graphs of whole steps retain.
 
-        The pool holds the activations of the largest batch that is recorded. The first batch of
-        another size is not recorded yet, and takes its own beside it.
+        That is all gradients, and a pool with the activations of the largest recorded batch. The
+        first batch of another size is not recorded yet, and needs its own activations beside it.
+        Phases before training are returned unchanged, and so are all phases without such graphs.
         """
         if not self._keeps_graphs(config):
             return phases
@@ -272,9 +279,10 @@ class FootprintPredictor:
         return StepCost(**found)
 
     def _text_bytes(self, config: RunConfig, trainable: Trainable, batch: int) -> int:
-        """Activations of text encoders that learn: 34 numbers per place, width and layer.
+        """Return the bytes of activations of trained text encoders; 0 if they are frozen.
 
-        Korthikanti et al. 2022 (arXiv:2205.05198), eq. 1, without its attention matrices.
+        34 bytes per token, channel and layer in 16 bits, twice that in 32 bits: Korthikanti et
+        al. 2022 (arXiv:2205.05198), eq. 1, without its attention matrices.
         """
         if not config.trains_text_encoder:
             return 0
@@ -294,7 +302,7 @@ class FootprintPredictor:
         return widths * 34 * tokens * size // 2
 
     def _stepping(self, config: RunConfig, trainable: Trainable) -> Phase:
-        """The optimizer at work: all gradients, and what it makes for a chunk of weights."""
+        """Return the phase of the optimizer step: all gradients, and intermediates of one chunk."""
         gradients = 0 if steps_alone(config) else self._all_gradients(config, trainable)
         gradients //= self._sharding.gradients
         others = self._transient(config, trainable)
@@ -305,7 +313,7 @@ class FootprintPredictor:
         return wide * sum(trained.count() for trained in trainable.modules)
 
     def _transient(self, config: RunConfig, trainable: Trainable) -> int:
-        """What an optimizer step makes and frees again."""
+        """Return the bytes that an optimizer step allocates temporarily."""
         row, shapes = find_row(config.optimizer.kind), shapes_of(trainable)
         sizes = [shape.numel() for shape in shapes]
         at_once = max(sizes) if steps_alone(config) else max(CHUNK, *sizes)
@@ -317,12 +325,12 @@ class FootprintPredictor:
         if not self._on_gpu and row.has_8bit_states:
             others += WIDENED_AT_ONCE * max(sizes)
         if self._on_gpu and offloads_state(config):
-            coming = min(2 * at_once, sum(sizes))  # one chunk's states, and the next one's
+            coming = min(2 * at_once, sum(sizes))  # the state of one chunk and of the next
             others += coming * optimizer_bytes(config, shapes) // sum(sizes)
         return others
 
     def _gathered_bytes(self, trainable: Trainable) -> int:
-        """Blocks that are put together just now: one, the next one, and a gradient."""
+        """Return the bytes of gathered FSDP blocks: the current one, the next, and a gradient."""
         if self._sharding.weights == 1:
             return 0
         return 3 * 4 * max(numel_of(block) for block in blocks_of(trainable.network))

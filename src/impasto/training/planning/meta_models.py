@@ -1,7 +1,8 @@
-"""Base models without values, for predictions: one to look at, and others to use up.
+"""Base models on the meta device, for predictions: one to read shapes from, others to consume.
 
-A fake step puts other tensors into a network and leaves it of no use. Making a base model takes
-longer than some fake steps, so that what one has left whole is kept for the next.
+A fake step replaces the tensors of a network, which cannot be used afterwards. Creating a base
+model takes longer than some fake steps, so the networks that a fake step has not used are kept for
+the next.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from impasto.training.fingerprints.code_identity import described
 
 
 class MetaModels:
-    """Hands out meta models of a base model.
+    """Provides meta models of a base model, and the trainable networks built from them.
 
     Args:
-        make: Makes one.
-        build: Makes what learns of it.
+        make: Creates a base model without values.
+        build: Builds the trainable networks from a base model.
     """
 
     def __init__(
@@ -36,16 +37,21 @@ class MetaModels:
 
     @property
     def is_usual(self) -> bool:
-        """Whether no code has a look at the networks, so that frozen ones may wait or be narrow."""
+        """Whether no user code builds the trainable networks.
+
+        Only then may frozen networks be unloaded or held in 16 bits.
+        """
         return self._build is build_trainable
 
     @property
     def code(self) -> str:
-        """What identifies the code that makes what learns; empty for that of the settings."""
+        """A text that identifies the user code that builds the trainable networks; "" if none."""
         return "" if self.is_usual else described(self._build, learns=True)
 
     def shown(self, config: RunConfig) -> tuple[BaseModel, Trainable]:
-        """A model and what learns of it: numbers, shapes and types to look at, and nothing else.
+        """Return a base model and its trainable networks, to read sizes, shapes and dtypes from.
+
+        They are shared between calls with equal settings, so callers must not change them.
 
         Raises:
             ImpastoError: The model cannot be read, or the settings do not fit it.
@@ -58,7 +64,7 @@ class MetaModels:
         return self._shown[key]
 
     def trainable(self, config: RunConfig) -> Trainable:
-        """What learns, to be used up."""
+        """Return trainable networks that the caller may change."""
         if self._with_unet:
             return self._built(config, self._with_unet.pop())
         model = self._make()
@@ -72,7 +78,7 @@ class MetaModels:
         return made
 
     def vae(self) -> Any:
-        """A VAE, to be used up."""
+        """Return a VAE that the caller may change."""
         if self._with_vae:
             return self._with_vae.pop().vae
         model = self._make()

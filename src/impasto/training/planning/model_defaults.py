@@ -1,8 +1,8 @@
-"""What the base model's file says of its training: taken where the settings are silent.
+"""Settings that are read from the base model's metadata where the user has not set them.
 
-A model that was trained on CLIP's penultimate layer learns another text from the last one; so the
-layer comes from the file unless `model.clip_skip` says otherwise. What contradicts the file, or
-cannot be taken from it, is told.
+A model that was trained with CLIP's penultimate layer would learn different text embeddings from
+the last layer; so the layer is read from the model's file unless `model.clip_skip` is set. Settings
+that contradict the metadata are reported as warnings.
 """
 
 from __future__ import annotations
@@ -15,11 +15,13 @@ from impasto.progress import Progress
 from impasto.training.builders.model import build_open_options
 
 FAR_APART = 1.25
-"""Ratio of sides from which another resolution is worth a word: 512 against 640."""
+"""Ratio of side lengths from which a different resolution is reported, as 640 to 512."""
 
 
 def with_model_defaults(config: RunConfig, progress: Progress) -> RunConfig:
-    """Settings with what the base model's file records, where they leave it open.
+    """Return the settings with the clip skip that the base model's file records, if it is not set.
+
+    The choice, and settings that contradict the file, are reported to `progress`.
 
     Raises:
         ModelError: The model cannot be opened.
@@ -31,29 +33,29 @@ def with_model_defaults(config: RunConfig, progress: Progress) -> RunConfig:
     if layer is None or layer == 1 or config.model.clip_skip is not None:
         return config
     progress.note(
-        f"{contents.name} says that it was trained with clip skip {layer}: taken. "
-        f"model.clip_skip = 1 takes the last layer instead."
+        f"Using clip skip {layer}: {contents.name} says that it was trained with it. "
+        f"model.clip_skip = 1 uses the last layer instead."
     )
     model = config.model.model_copy(update={"clip_skip": layer})
     return config.model_copy(update={"model": model})
 
 
 def contradictions(config: RunConfig, contents: ModelContents) -> list[str]:
-    """Where settings and what the file records differ, in sentences."""
+    """Return a sentence for each setting that contradicts the model's metadata."""
     found = []
     layer, asked = trained_clip_skip(contents), config.model.clip_skip
     if layer is not None and asked is not None and asked != layer:
         found.append(
             f"model.clip_skip is {asked}, but {contents.name} says that it was trained with "
-            f"{layer}: its words mean something else at another layer."
+            f"{layer}: the model does not know the text embeddings of another layer."
         )
     size = trained_resolution(contents)
     largest = max(entry.width_height for entry in config.dataset.entries)
     if size is not None and _far_apart(size, largest):
         found.append(
             f"dataset.resolution is {largest[0]}x{largest[1]}, but {contents.name} says that it "
-            f"was trained at {size[0]}x{size[1]}; far from its own size a model draws things "
-            f"twice, or small."
+            f"was trained at {size[0]}x{size[1]}; far from its training size a model draws "
+            f"objects twice, or too small."
         )
     return found
 

@@ -1,4 +1,4 @@
-"""What to say when memory runs out: what was being done, and the settings that help most."""
+"""The error message for exhausted memory: the work that failed, and the settings that help most."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ ADVICE = 3
 
 @dataclass(frozen=True)
 class Way:
-    """A change of settings that takes less memory.
+    """A way to save memory.
 
     Attributes:
-        text: What to change, and why it helps.
-        is_resumable: Whether a run goes on from its state with it.
+        text: The change to make, and why it helps.
+        is_resumable: Whether a run can be resumed from its state after this change.
     """
 
     text: str
@@ -44,16 +44,17 @@ def out_of_memory(
     *,
     has_state: bool = False,
 ) -> OutOfMemoryError:
-    """Build the error that explains memory running out, with advice.
+    """Build the error that explains that memory ran out, with advice.
 
     Args:
-        error: The error of whoever asked for memory; it tells RAM from VRAM.
-        config: The settings.
-        doing: What was being done, as in `"while training on ..."`.
-        then: What became of the run, in a sentence.
-        device: Where.
-        resume: The command to go on with; None where there is no run to go on with.
-        has_state: Whether the run goes on from a state, which most settings belong to.
+        error: The allocator's error, which shows whether RAM or VRAM ran out.
+        config: The settings of the run.
+        doing: The work that failed, as it follows "while": `"training on ..."`.
+        then: A sentence about the outcome, such as whether a state was saved.
+        device: The device that the run computes on.
+        resume: The command that continues the run; None if there is no run to continue.
+        has_state: Whether the run can be resumed from a state, which most settings cannot be
+            changed for.
     """
     has_gpu = device.type == "cuda"
     if has_gpu and exhausted_memory(error) == "VRAM":
@@ -68,7 +69,11 @@ def out_of_memory(
 
 
 def _what_helps(found: Sequence[Way], resume: str | None, *, has_state: bool) -> str:
-    """The advice and how to go on, with what a resumed run may take apart from the rest."""
+    """Return the advice and the command to continue with.
+
+    With a state, changes that a resumed run accepts are listed apart from those that need a new
+    run.
+    """
     if not has_state:
         again = (
             f" Set it in the run's config.toml, and begin again with: {resume}" if resume else ""
@@ -78,11 +83,11 @@ def _what_helps(found: Sequence[Way], resume: str | None, *, has_state: bool) ->
     others = _listed([way for way in found if not way.is_resumable])
     if not now:
         more = f" With more memory free, continue with: {resume}" if resume else ""
-        return f"What would help most needs a new run: {others}.{more}"
+        return f"The changes that would help most need a new run: {others}.{more}"
     begun_again = f"What would help in a new run: {others}. " if others else ""
     more = f" Set it in the run's config.toml, and continue with: {resume}" if resume else ""
     return (
-        f"{begun_again}What would help most and may be changed before it is resumed: "
+        f"{begun_again}What would help most and may be changed before the run is resumed: "
         f"{_listed(now)}.{more}"
     )
 
@@ -92,12 +97,12 @@ def _listed(found: Sequence[Way]) -> str:
 
 
 def ways(config: RunConfig, doing: str) -> list[Way]:
-    """Settings that take less memory, those first that help most at what was being done."""
+    """Return ways to save memory, those first that help most with the work in `doing`."""
     return [*_on_other_work(config, doing), *_on_training(config)]
 
 
 def ways_beside_a_gpu(config: RunConfig) -> list[Way]:
-    """Settings of a run on a GPU that take less RAM, those first that help most."""
+    """Return ways to save RAM in a run on a GPU, those first that help most."""
     training = config.training
     changes: list[_Change] = [
         (
@@ -121,21 +126,21 @@ def ways_beside_a_gpu(config: RunConfig) -> list[Way]:
             "each process that decodes images takes RAM",
         ),
     ]
-    return [*_applying(config, changes), Way("ending other programs", is_resumable=True)]
+    return [*_applying(config, changes), Way("closing other programs", is_resumable=True)]
 
 
 def _on_other_work(config: RunConfig, doing: str) -> list[Way]:
     found = []
     if "encoding" in doing and config.dataset.vae_batch_size > 1:
-        found.append(f"dataset.vae_batch_size = 1 (it is {config.dataset.vae_batch_size})")
+        found.append(f"dataset.vae_batch_size = 1 (now {config.dataset.vae_batch_size})")
     if "preview" in doing:
         sides = f"{config.previews.width}x{config.previews.height}"
-        found.append(f"smaller previews.width and previews.height ({sides} now)")
+        found.append(f"smaller previews.width and previews.height (now {sides})")
     return [Way(text, is_resumable=True) for text in found]
 
 
 def _on_training(config: RunConfig) -> list[Way]:
-    """In the order of what they save of a full fine-tuning of SD 1.x at 512 pixels."""
+    """Return ways that apply to training, ordered by their savings for SD 1.x at 512 pixels."""
     found = [
         *_applying(config, _ways_to_compute_less(config)),
         *_smaller_own_batches(config),
@@ -145,7 +150,10 @@ def _on_training(config: RunConfig) -> list[Way]:
 
 
 def _resting_text_encoder(config: RunConfig) -> list[Way]:
-    """No training of the text encoder, and so without the settings that are for it alone."""
+    """Return the advice to freeze the text encoder, and to remove the settings only it uses.
+
+    An empty list if it is frozen already, or if the changed settings would be incompatible.
+    """
     method = config.method
     if method.kind != "full" or not method.train_text_encoder:
         return []
@@ -160,7 +168,7 @@ def _resting_text_encoder(config: RunConfig) -> list[Way]:
         return []
     names = " and ".join(f"method.{name}" for name in without)
     text = "method.train_text_encoder = false"
-    return [Way(f"{text} (and take {names} out)" if names else text)]
+    return [Way(f"{text} (and remove {names})" if names else text)]
 
 
 _Change = tuple[bool, Changes, str]
@@ -168,7 +176,7 @@ _Change = tuple[bool, Changes, str]
 
 
 def _applying(config: RunConfig, changes_of: Sequence[_Change]) -> list[Way]:
-    """Those that help, and go together with the other settings."""
+    """Return the changes that would help and are compatible with the other settings."""
     facts, before = facts_of(config, planned_processes()), settings_fingerprint(config)
     found = []
     for applies, changes, why in changes_of:
@@ -180,18 +188,21 @@ def _applying(config: RunConfig, changes_of: Sequence[_Change]) -> list[Way]:
 
 
 def _batches(config: RunConfig) -> tuple[int, int]:
-    """Images of the largest batch, and of what `training.batch_size` would be half of it."""
+    """Return the largest batch size, now and with `training.batch_size` set to half of it."""
     largest = max(config.batch_sizes.values())
     half = with_changes(config, {"training": {"batch_size": max(1, largest // 2)}})
     return largest, max(half.batch_sizes.values())
 
 
 def _smaller_own_batches(config: RunConfig) -> list[Way]:
-    """Of datasets with a batch size of their own, which that of training does not lower."""
+    """Return the advice to lower a dataset's own batch size.
+
+    An empty list unless lowering `training.batch_size` alone leaves the largest batch unchanged.
+    """
     largest, after = _batches(config)
     if largest == 1 or after < largest:
         return []
-    return [Way(f"a smaller batch_size of the dataset that has its own (it is {largest})")]
+    return [Way(f"a smaller batch_size of the dataset that sets its own (now {largest})")]
 
 
 def _ways_to_compute_less(config: RunConfig) -> list[_Change]:
@@ -206,14 +217,14 @@ def _ways_to_compute_less(config: RunConfig) -> list[_Change]:
         (
             not training.gradient_checkpointing,
             {"training": {"gradient_checkpointing": True}},
-            "activations are computed again instead of kept",
+            "activations are recomputed instead of kept",
         ),
         (
             after < largest,
             {"training": {"batch_size": half, "gradient_accumulation_steps": accumulated}},
-            "the same training, in smaller pieces"
+            "the same training, in smaller batches"
             if is_same
-            else "smaller pieces, and about as many images a step",
+            else "smaller batches, and about as many images a step",
         ),
         (
             after < largest and training.optimizer_in_backward != "off",
@@ -229,7 +240,7 @@ def _ways_to_keep_less(config: RunConfig) -> list[_Change]:
         (
             training.cuda_graphs == "step",
             {"training": {"cuda_graphs": "off"}},
-            "no second set of activations for what is recorded",
+            "no second set of activations for recorded graphs",
         ),
         (
             takes_8bit_adamw(config),
@@ -244,17 +255,17 @@ def _ways_to_keep_less(config: RunConfig) -> list[_Change]:
         (
             on_gpu and not training.offload_optimizer,
             {"training": {"offload_optimizer": True}},
-            "the optimizer's state waits in RAM",
+            "the optimizer's state is kept in RAM",
         ),
         (
             on_gpu and not training.stream_weights,
             {"training": {"stream_weights": True}},
-            "the U-Net's weights wait in RAM",
+            "the U-Net's weights are kept in RAM",
         ),
         (
             training.weight_copies,
             {"training": {"weight_copies": False}},
-            "2 bytes a weight less",
+            "saves 2 bytes per weight",
         ),
         (
             training.averages > 0 and not training.ema_on_cpu and on_gpu,
@@ -264,6 +275,6 @@ def _ways_to_keep_less(config: RunConfig) -> list[_Change]:
         (
             not training.cache_text_to_disk and not changes_captions(config),
             {"training": {"cache_text_to_disk": True}},
-            "the text encoder leaves the device",
+            "the text encoder is unloaded from the device",
         ),
     ]

@@ -1,7 +1,7 @@
-"""What PyTorch and its libraries take on a device beside the tensors of a run.
+"""Memory that PyTorch and its libraries take on a device beside the tensors of a run.
 
-Numbers that follow from PyTorch's source are marked so; the others are estimates until a card has
-measured them (`python -m bench memory`).
+Numbers that follow from PyTorch's source are marked as such; the others are estimates until
+`python -m bench memory` has measured them on a card.
 """
 
 from __future__ import annotations
@@ -12,48 +12,48 @@ from impasto.config.run import RunConfig
 from impasto.training.optim.graph_recorder import MOST_GRAPHS
 
 RUNTIME = {"cpu": 570 << 20, "cuda": 850 << 20}
-"""Bytes of Python, PyTorch and its libraries; on a GPU of CUDA's context and cuDNN's workspaces
-(that number is an estimate). Measured on a CPU with torch 2.13, diffusers, bitsandbytes."""
+"""Bytes of Python, PyTorch and its libraries on a CPU, measured with torch 2.13, diffusers and
+bitsandbytes; on a GPU of CUDA's context and cuDNN's workspaces, an estimate."""
 
 _WORKSPACE = 4096 * 2 * 1024 + 16 * 8 * 1024
 _WORKSPACE_HOPPER = 4096 * 8 * 1024
-"""Bytes of a cuBLAS workspace before and from compute capability 9.0 on: the defaults of PyTorch
+"""Bytes of a cuBLAS workspace below compute capability 9.0, and from 9.0 on: PyTorch's defaults
 (aten/src/ATen/cuda/CublasHandlePool.cpp, `parseChosenWorkspaceSize`)."""
 
 HANDLES = 3
-"""Workspaces that a run has: PyTorch keeps one for each pair of a thread's handle and a stream. The
-main thread works on the training stream and on the one that encodes captions, autograd's thread on
-the first."""
+"""Number of cuBLAS workspaces of a run: PyTorch keeps one per pair of a thread's handle and a
+stream. The main thread uses the training stream and the stream that encodes captions, autograd's
+thread only the training stream."""
 
 COMPILED = 256 << 20
-"""Bytes of a compiled U-Net's kernels, and of inputs that autotuning makes. An estimate."""
+"""Bytes of a compiled U-Net's kernels, and of the inputs that autotuning allocates. An estimate."""
 
 GRAPH_FRACTION = 0.25
-"""Of the activations: what the private pool of CUDA graphs cannot lend to eager kernels, and static
-copies of inputs, with `training.cuda_graphs` network. An estimate."""
+"""The fraction of activations that the private pool of CUDA graphs withholds from eager kernels,
+with static copies of inputs, under `training.cuda_graphs` = "network". An estimate."""
 
 GRAPH = 8 << 20
-"""Bytes of a graph itself, with `training.cuda_graphs` step: a node for each of some thousand
+"""Bytes of a graph itself under `training.cuda_graphs` = "step": a node for each of some thousand
 kernels, with its arguments. An estimate: it differs by driver and card."""
 
 HANDLES_RECORDING = 2
-"""Further workspaces of a run with such graphs: of the main thread and of autograd's on the stream
-that records."""
+"""Additional cuBLAS workspaces of a run with such graphs: those of the main thread and autograd's
+thread on the stream that records."""
 
 PIECES_KEPT, PIECES_CHECKPOINTED, PIECES_EXPANDABLE = 0.15, 0.10, 0.04
-"""Of gradients and activations: what the caching allocator holds in pieces that nothing fits into,
-with kept activations, with checkpointing, and in segments that can grow. Published peaks of SD 1.5
-on a T4 (ShivamShrirao/diffusers, the DreamBooth example's README), which had no such segments, are
-3 to 12 % above the sum of the tensors, most without checkpointing."""
+"""The fraction of gradients and activations that the caching allocator loses to fragmentation: with
+kept activations, with checkpointing, and with expandable segments. Published peaks of SD 1.5 on a
+T4 (ShivamShrirao/diffusers, the DreamBooth example's README), without expandable segments, are 3 to
+12 % above the sum of the tensors, with the largest excess without checkpointing."""
 
 
 def workspace_bytes(config: RunConfig, device_type: str, buckets: int = 1) -> int:
-    """What the libraries take, whatever is computed.
+    """Return the bytes that PyTorch and its libraries take regardless of the batch.
 
     Args:
-        config: The settings.
+        config: The settings of the run.
         device_type: `cpu` or `cuda`.
-        buckets: Pairs of a dataset and a bucket; each has graphs of its own where steps are
+        buckets: Number of pairs of a dataset and a bucket; each has separate graphs where steps are
             recorded.
     """
     if device_type != "cuda":
@@ -66,20 +66,23 @@ def workspace_bytes(config: RunConfig, device_type: str, buckets: int = 1) -> in
 
 
 def _graphs(config: RunConfig, buckets: int) -> int:
-    """How many a run may record: one for each bucket and length of captions, and the update's."""
+    """Return how many graphs a run may record, at most `MOST_GRAPHS` and one for the update.
+
+    One per bucket and caption length.
+    """
     return min(MOST_GRAPHS, buckets * config.model.caption_lengths) + 1
 
 
 def fragmentation_bytes(
     config: RunConfig, device_type: str, passing: int, *, expandable: bool
 ) -> int:
-    """What PyTorch's allocator holds on a GPU without using it.
+    """Return the bytes that PyTorch's allocator holds on a GPU without using them; 0 on a CPU.
 
     Args:
-        config: The settings.
+        config: The settings of the run.
         device_type: `cpu` or `cuda`.
-        passing: Bytes of tensors that come and go: gradients and activations.
-        expandable: Whether segments can grow; see `allocation.py`.
+        passing: Bytes of temporary tensors: gradients and activations.
+        expandable: Whether the allocator has expandable segments; see `allocation.py`.
     """
     if device_type != "cuda":
         return 0

@@ -1,7 +1,7 @@
-"""What takes memory beside the training step: encoding, validation, previews, averaging.
+"""Predicts the memory of a run's work beside training: encoding, validation, previews, averages.
 
-Each runs on tensors without values, as the step does; what was found is remembered, since a
-fake step of a full-size network takes seconds.
+Each is run on tensors without values, as a training step is; the results are cached, since a fake
+step of a full-size network takes seconds.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ from impasto.training.planning.workload import Workload
 
 @dataclass(frozen=True)
 class Phase:
-    """Something that a run does.
+    """A kind of work that a run does, with its memory.
 
     Attributes:
-        name: What is done, as in `training on 512x512 images`.
+        name: The work, such as `training on 512x512 images`.
         gradients: Bytes of complete gradients.
-        others: Bytes of whatever else is there then, beside the weights and what is kept of them.
-        weights: Bytes of all weights that are there then; None means those of training, with the
+        others: Bytes of all other tensors, beside the weights, optimizer state and averages.
+        weights: Bytes of all weights on the device; None means those of training, with the
             optimizer's state and the average.
     """
 
@@ -63,15 +63,16 @@ class Phase:
 
 
 _FOUND: dict[str, dict[str, int]] = {}
-"""What this process has found, by the same keys: a plan and its advice ask for the same steps."""
+"""Costs found by this process, under the keys of `Costs`: a plan and its advice need the same."""
 
 
 class Costs:
-    """Costs that were found, by what they depend on.
+    """Cache of the costs of fake steps, keyed by everything that they depend on.
 
     Args:
-        file: Where they are remembered for later; None remembers them in this process only.
-        code: What of a run is given in code and changes its costs, as a text.
+        file: The JSON file that stores the costs for later runs; None stores them in this process
+            only.
+        code: A text that identifies user code which changes the costs; "" if there is none.
     """
 
     def __init__(self, file: Path | None, code: str = "") -> None:
@@ -81,7 +82,7 @@ class Costs:
     def remembered(
         self, key_values: tuple[object, ...], run_fake_step: Callable[[], dict[str, int]]
     ) -> dict[str, int]:
-        """What was found for these words, or is found now."""
+        """Return the costs cached for `key_values`, running the fake step if there are none."""
         own = (self._code,) if self._code else ()
         key = "|".join(map(str, (torch.__version__, *own, *key_values)))
         if key not in self._known:
@@ -95,13 +96,13 @@ class Costs:
 
 @dataclass(frozen=True)
 class OtherWork:
-    """Measures what a run does beside training.
+    """Predicts the memory of a run's work beside training.
 
     Attributes:
-        meta_models: Of the base model.
+        meta_models: Meta models of the base model.
         device_type: `cpu` or `cuda`.
-        workload: What is done, and on which sizes.
-        costs: What was found before.
+        workload: The image sizes and captions of that work.
+        costs: The cache of costs of fake steps.
     """
 
     meta_models: MetaModels
@@ -112,13 +113,13 @@ class OtherWork:
     def phases(
         self, config: RunConfig, model: BaseModel, trainable: Trainable, batch: int
     ) -> list[Phase]:
-        """The memory of everything that a run does beside its training steps.
+        """Return the phases of a run beside its training steps, with their memory.
 
         Args:
-            config: The settings.
+            config: The settings of the run.
             model: The base model, without values.
-            trainable: What learns.
-            batch: Images of the largest batch.
+            trainable: The trainable networks, without values.
+            batch: Number of images in the largest batch.
         """
         return [
             self._averaging(config, trainable),
@@ -129,7 +130,7 @@ class OtherWork:
         ]
 
     def _averaging(self, config: RunConfig, trainable: Trainable) -> Phase:
-        """Weights of 16 bits on their way into the average, a few of them widened."""
+        """Return the phase of updating the average; 16-bit weights are widened a few at a time."""
         sizes = [p.numel() for trained in trainable.modules for p in trained.parameters().values()]
         is_widened = config.training.averages > 0 and config.training.weight_dtype != "fp32"
         widened = min(max(WIDENED_AT_ONCE, *sizes), sum(sizes)) if is_widened else 0
@@ -162,7 +163,7 @@ class OtherWork:
         return [Phase(name, 0, self._forward(config, trainable, group.bucket, batch))]
 
     def _forward(self, config: RunConfig, trainable: Trainable, size: Size, batch: int) -> int:
-        """A forward pass with the weights that are looked at: their average, or themselves."""
+        """Return the peak bytes of a forward pass with the evaluated weights or their average."""
         training = config.training
         is_average = training.ema_decay is not None and not training.ema_on_cpu
         kind = "fp32" if is_average else training.weight_dtype
@@ -183,7 +184,10 @@ class OtherWork:
         return self.costs.remembered(key, run_fake_step)["peak"]
 
     def _encoding(self, config: RunConfig, model: BaseModel, batch: int) -> list[Phase]:
-        """The VAE at work: before training, when a GPU has nothing else, and beside it."""
+        """Return the phases in which the VAE encodes: before training, and during it.
+
+        Before training the VAE is alone on a GPU.
+        """
         work, asked, phases = self.workload, config.dataset.vae_batch_size, []
         if work.encoded is not None:
             width = DTYPES[config.dataset.vae_precision].itemsize
@@ -207,10 +211,11 @@ class OtherWork:
     def _encoding_captions(
         self, config: RunConfig, model: BaseModel, trainable: Trainable
     ) -> list[Phase]:
-        """Text encoders at work before training, one after the other; on a GPU they are alone.
+        """Return the phase in which captions are encoded before training; an empty list if none.
 
-        All hidden states of an encoder are kept, of every layer, and one layer computes with ten
-        numbers more for each of its states (1 % above what a fake forward pass of SDXL's takes).
+        Text encoders run one after the other, alone on a GPU. The hidden states of every layer are
+        kept, and one layer computes with ten more numbers per hidden number (1 % above what a fake
+        forward pass of SDXL's takes).
         """
         if not config.training.cache_text_to_disk:
             return []
@@ -239,18 +244,18 @@ class OtherWork:
 
 
 def _unet_bytes(config: RunConfig, model: BaseModel) -> int:
-    """A U-Net as it is read: one that learns in the type of its weights."""
+    """Return the bytes of the U-Net as loaded: in the weight dtype if trained, else in float32."""
     kind = config.training.weight_dtype if config.method.kind == "full" else "fp32"
     return DTYPES[kind].itemsize * numel_of(model.unet)
 
 
 def text_key(config: RunConfig) -> tuple[object, ...]:
-    """The settings that the length of a text depends on."""
+    """Return the settings that the length of text embeddings depends on, for a cache key."""
     return config.model.max_tokens, config.model.token_join
 
 
 def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> FakeStep:
-    """A fake step of a network as these settings compute it."""
+    """Build the fake step that computes a network as these settings do."""
     unet: Any = trainable.unet
     sizes = trainable.family.sizes
     chunks = config.model.max_tokens // 75
@@ -273,7 +278,7 @@ def fake_step_of(config: RunConfig, trainable: Trainable, device_type: str) -> F
 
 
 def _read(file: Path | None) -> dict[str, dict[str, int]]:
-    """What was remembered; a file that cannot be read is as good as none."""
+    """Return the stored costs; an empty dict if the file is missing or cannot be read."""
     if file is None or not file.is_file():
         return {}
     try:

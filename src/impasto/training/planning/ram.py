@@ -1,4 +1,4 @@
-"""What a run on a GPU keeps in RAM, so that it takes no VRAM."""
+"""The RAM of tensors that a run on a GPU offloads from VRAM."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from impasto.training.planning.memory_facts import numel_of, optimizer_bytes, sh
 
 
 def ram_beside_gpu(config: RunConfig, trainable: Trainable) -> dict[str, int]:
-    """Bytes in RAM by what takes them; what takes none is left out.
+    """Return the name of each offloaded part -> its bytes in RAM; parts of 0 bytes are left out.
 
-    PyTorch pins RAM in powers of two (ATen/core/CachingHostAllocator.h): states, which are pinned
-    tensor by tensor, and copies of weights take more than their values. Weights that are streamed
-    share large pieces. What a paged optimizer keeps is moved by CUDA, and not counted.
+    PyTorch pins RAM in powers of two (ATen/core/CachingHostAllocator.h): optimizer states, which
+    are pinned tensor by tensor, and copies of weights take more than their values. Streamed weights
+    share large allocations. The state of a paged optimizer is moved by CUDA, and not counted.
 
     Args:
         config: The settings of a run on a GPU.
-        trainable: What learns; its tensors may be without values.
+        trainable: The trainable networks; their tensors may be without values.
     """
     training, found = config.training, {}
     wide = DTYPES[training.weight_dtype].itemsize
@@ -36,14 +36,14 @@ def ram_beside_gpu(config: RunConfig, trainable: Trainable) -> dict[str, int]:
     if training.averages and training.ema_on_cpu:
         learning = sum(shape.numel() for shape in shapes)
         on_gpu = 0 if training.stream_weights else wide * _rounded(shapes)
-        # the weights themselves, while an average that is looked at is in their place
+        # the weights are saved in RAM while the average replaces them for validation and previews
         kept = wide * learning if training.ema_decay is not None else 0
         found["average"] = training.averages * (4 * learning + on_gpu) + kept
     return {name: size for name, size in found.items() if size}
 
 
 def _rounded(shapes: Sequence[Sequence[int]]) -> int:
-    """Numbers of tensors, each rounded up to a power of two."""
+    """Return the total element count of tensors, each rounded up to a power of two."""
     total = 0
     for shape in shapes:
         numel = 1

@@ -1,4 +1,4 @@
-"""Resolves settings before a run begins: those that fit its memory, its batch size, if it fits."""
+"""Resolves `auto` settings before a run starts, and checks that the run fits into memory."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def resolve_settings(
     processes: int = 1,
     models: MetaModels | None = None,
 ) -> RunConfig:
-    """The settings as the run will have them: what `auto` means.
+    """Return the settings with `training.memory` and an `auto` batch size resolved to values.
 
     Args:
-        config: The settings, with what the model records.
-        survey: What is known of the images.
-        progress: Receives notes of what was chosen.
-        check: Whether it is to run now: then what is free is the limit, whatever `training.memory`
-            allows, and it is made sure that it fits, if the settings do not say otherwise.
-        processes: How many processes share the run.
-        models: The base model without values; None makes it.
+        config: The settings, completed from the model's metadata.
+        survey: The images of the run and their buckets.
+        progress: Receives notes about the choices.
+        check: Whether the run starts now: then free memory limits it even if `training.memory`
+            allows more, and it is checked that the run fits unless `training.fit_check` is off.
+        processes: Number of processes of the run.
+        models: The base model without values; None creates it.
 
     Raises:
         OutOfMemoryError: The run will not fit, and `training.fit_check` is on.
@@ -67,7 +67,9 @@ def resolve_settings(
     if check:
         fitting = replace(fitting, budget=min(fitting.budget, free))
     elif free < fitting.budget:
-        progress.note(f"On this machine {gib(free)} are free: a run here chooses for those.")
+        progress.note(
+            f"On this machine {gib(free)} are free: a run here would choose settings for that."
+        )
     with progress.stage("Predicting memory", None, "settings"):
         return _resolved(config, fitting, images, progress, check=check and training.fit_check)
 
@@ -86,7 +88,7 @@ def _resolved(
         group = heaviest_group(config, images, batch_size=_open_batch_size)
         most = _most_filled(config, images, group)
         config = _resolve_batch(config, replace(fitting, group=group), most, progress)
-        group = heaviest_group(config, images)  # that of a dataset with a batch size of its own?
+        group = heaviest_group(config, images)  # may now belong to a dataset with its own size
         fitting = replace(fitting, group=group)
     config = _resolve_encoding(config, fitting, progress)
     if check and (doubt := fitting.require_fit(config)) is not None:
@@ -101,14 +103,14 @@ def build_memory_fitter(
     workload: Workload | None = None,
     models: MetaModels | None = None,
 ) -> MemoryFitter:
-    """What finds out whether a run fits, on the device that it will have.
+    """Build the memory fitter for the default device.
 
     Args:
-        config: The settings.
-        group: The images whose batches have most pixels.
-        processes: How many processes share the run.
-        workload: What is done beside training; None counts training alone.
-        models: The base model without values; None makes it.
+        config: The settings of the run.
+        group: The dataset and bucket whose batches have the most pixels.
+        processes: Number of processes of the run.
+        workload: The work beside training; None counts training alone.
+        models: The base model without values; None creates it.
     """
     device = default_device()
     made = models or MetaModels(
@@ -127,7 +129,7 @@ def build_memory_fitter(
 
 
 def predict(config: RunConfig, survey: Survey) -> Footprint:
-    """What a run takes with its largest batch, on the device that it will have.
+    """Return the predicted footprint of a run with its largest batch on the default device.
 
     Raises:
         ImpastoError: The model cannot be read, or the settings do not fit it.
@@ -138,7 +140,10 @@ def predict(config: RunConfig, survey: Survey) -> Footprint:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that this process may have in all: what is free, and what it has."""
+    """Return the bytes that this process may use on a device.
+
+    On a GPU this is the free memory; on a CPU the free RAM plus the RAM that the process holds.
+    """
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
     return ram.free_bytes() + int(psutil.Process().memory_info().rss)
@@ -152,37 +157,47 @@ def _resolve_memory(config: RunConfig, fitting: MemoryFitter, progress: Progress
     room = f"training.memory allows {limit}" if is_allowed else f"{limit} are free"
     footprint = fitting.footprint(chosen)
     need = f"about {gib(footprint.total)}: {describe_footprint(footprint)}"
-    progress.note(f"{room}: " + (f"chosen, to take {need}." if rungs else f"the run takes {need}."))
+    progress.note(
+        f"{room}: "
+        + (
+            f"the settings below were chosen, so that the run will take {need}."
+            if rungs
+            else f"the run will take {need}."
+        )
+    )
     for rung in rungs:
         progress.note(f"  {rung.text()}: {rung.why}")
     if not fitting.fits(chosen):
-        progress.note("  That is more. No other setting that was left open would lower it.")
+        progress.note("  That is more than the limit, and no setting left to choose lowers it.")
     return with_fields(chosen, "training", {"memory": None})
 
 
 def _resolve_encoding(config: RunConfig, fitting: MemoryFitter, progress: Progress) -> RunConfig:
-    """Have the VAE encode fewer images at once where its usual number does not fit."""
+    """Lower `dataset.vae_batch_size` until encoding fits, unless it was set explicitly.
+
+    Return the settings unchanged if the run fits already, or does not fit with any number.
+    """
     if "vae_batch_size" in config.dataset.model_fields_set or fitting.fits(config):
         return config
     for number in range(config.dataset.vae_batch_size - 1, 0, -1):
         changed = with_fields(config, "dataset", {"vae_batch_size": number})
         if fitting.fits(changed):
-            progress.note(f"  dataset.vae_batch_size = {number}: more at once do not fit.")
+            progress.note(f"  dataset.vae_batch_size = {number}: a larger one does not fit.")
             return changed
     return config
 
 
 def _open_batch_size(config: RunConfig, group: Group) -> int:
-    """Images of a batch of a group; 0 where its dataset has a batch size of its own."""
+    """Return the batch size of a group; 0 if its dataset sets its own."""
     has_own = config.dataset.entries[group.dataset].batch_size is not None
     return 0 if has_own else batch_size_of(config, group)
 
 
 def _most_filled(config: RunConfig, images: Sequence[PlannedImage], heaviest: Group) -> int:
-    """Images of the heaviest group with the pixels of the largest batch that any group can fill.
+    """Return how many images of the heaviest group equal the largest batch that any group can fill.
 
-    Of smaller images more go into a batch, so a group of many of them may fill a larger one than
-    the heaviest group, which may have a single image.
+    Batches hold more of smaller images, so a group of many small images may fill a larger batch, in
+    pixels, than the heaviest group, which may have a single image.
     """
     showings = showings_by_group(images)
     filled = (n * g.bucket.area for g, n in showings.items() if _open_batch_size(config, g))
@@ -193,12 +208,12 @@ def _resolve_batch(
     config: RunConfig, fitting: MemoryFitter, most: int, progress: Progress
 ) -> RunConfig:
     batch = fitting.batch_that_fits(config, most)
-    of = f"{counted(batch, 'images')} of {fitting.group.bucket}, of smaller ones more"
+    of = f"{counted(batch, 'images')} of {fitting.group.bucket} (more of smaller images)"
     if batch < most:
-        progress.note(f"Batches of {of}, fit into {gib(fitting.budget)}.")
+        progress.note(f"Batches of {of} fit into {gib(fitting.budget)}.")
     else:
-        progress.note(f"Batches of {of}: an epoch has not enough images to fill larger ones.")
+        progress.note(f"Batches of {of}: an epoch has too few images to fill larger ones.")
     area = fitting.group.bucket.area
     width, height = config.dataset.entries[fitting.group.dataset].width_height
-    asked = max(1, ((batch + 1) * area - 1) // (width * height))  # the most that gives `batch`
+    asked = max(1, ((batch + 1) * area - 1) // (width * height))  # the largest that gives `batch`
     return with_fields(config, "training", {"batch_size": asked, "batch_by_pixels": True})

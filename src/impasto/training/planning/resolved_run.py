@@ -1,7 +1,7 @@
-"""A run as far as it is known before any network is loaded: settings, images, model, steps.
+"""Resolves a run before any network is loaded: its settings, images, model and steps.
 
-`impasto train`, `impasto train --plan` and `impasto find-lr` all ask here, so that what stands
-against a run is asked in one order and reported with the same words by each of them.
+`impasto train`, `impasto train --plan` and `impasto find-lr` all call this, so that each of them
+checks a run in the same order and reports the same errors.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from impasto.training.planning.resolve import resolve_settings
 
 @dataclass(frozen=True)
 class ResolvedRun:
-    """What a run will do, with nothing trained yet.
+    """A run with all its settings resolved, before anything is trained.
 
     Attributes:
-        config: The settings as the run will have them.
-        survey: What is known of the images.
+        config: The resolved settings.
+        survey: The images of the run and their buckets.
         models: The base model without values.
         sampler: The order of the images.
-        steps: How many optimizer steps there are.
+        steps: Number of optimizer steps.
     """
 
     config: RunConfig
@@ -66,19 +66,20 @@ def resolve_run(
     overrides: Overrides | None = None,
     is_plan: bool = False,
 ) -> ResolvedRun:
-    """Find out what a run would do, and refuse what cannot be trained.
+    """Resolve the settings of a run, and raise an error if it cannot be trained.
 
     Args:
-        config: The settings as they are given.
-        progress: Receives notes of what was chosen.
-        processes: How many processes share the run.
-        device: Where it computes; the first GPU or else the CPU, unless another is given.
-        overrides: What is given in code.
-        is_plan: Whether nothing is trained: then each image is decoded, and room in memory is left
-            to the caller.
+        config: The settings as the user gives them.
+        progress: Receives notes about the choices.
+        processes: Number of processes of the run.
+        device: The device to compute on; None means the first GPU, or else the CPU.
+        overrides: Parts that are given in code; None for none.
+        is_plan: Whether this is only a plan: then each image is decoded, and it is left to the
+            caller to check that the run fits into memory.
 
     Raises:
-        ImpastoError: The settings do not fit together, the machine, the model or the images.
+        ImpastoError: The settings are incompatible with each other, or with the machine, the model
+            or the images.
     """
     given = overrides or Overrides()
     config = resolve_precision(config, progress)
@@ -105,17 +106,21 @@ def resolve_run(
 
 
 def _require_files(config: RunConfig) -> None:
-    """Make sure that the files that settings name can be read, before anything takes long."""
+    """Check that the prompt, hypernetwork and template files can be read, before slow work starts.
+
+    Raises:
+        ImpastoError: One of the files is missing or invalid.
+    """
     build_prompts(config)
     load_hypernetworks(config.previews.hypernetworks)
     build_templates(config)
 
 
 def _require_learnable(config: RunConfig, models: MetaModels, given: Overrides) -> None:
-    """Make sure that the method fits the model and the optimizer steps what learns.
+    """Check that the method fits the model, and that the optimizer can step the trained weights.
 
-    What is given in code is asked when it is used: it need not know tensors without values unless
-    memory is predicted.
+    Networks and optimizers given in code are checked later, when they are used: they need not
+    support tensors without values unless memory is predicted.
     """
     if given.trainable is None:
         trainable = models.shown(config)[1]

@@ -1,6 +1,6 @@
-"""What is on the device all the time, from the first step on: weights, optimizer state, averages.
+"""Memory that is on the device during all of training: weights, optimizer state, averages.
 
-It follows from numbers and shapes alone; `memory.py` puts it together with what comes and goes.
+It follows from sizes and shapes alone; `memory.py` adds temporary memory to it.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ from impasto.training.planning.workload import Workload
 
 
 class StandingMemory:
-    """Computes what a run keeps on the device from its first step to its last.
+    """Computes the memory that a run holds on the device from its first step to its last.
 
     Args:
         device_type: `cpu` or `cuda`.
-        sharding: How much of the model a process has.
-        workload: What is done beside training.
-        is_usual: Whether no code looks at the networks, so that frozen ones may wait or be narrow.
+        sharding: The fraction of the model that each process holds.
+        workload: The work beside training, whose captions and prompts fill the text cache.
+        is_usual: Whether no user code uses the networks; only then may frozen ones be unloaded or
+            held in 16 bits.
     """
 
     def __init__(
@@ -43,7 +44,7 @@ class StandingMemory:
         self._sharding, self._workload, self._is_usual = sharding, workload, is_usual
 
     def bytes_of(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> dict[str, int]:
-        """Bytes of the parts of a `Footprint` that are there from the first step on, by name."""
+        """Return the standing parts of a `Footprint`, as field name -> bytes."""
         learning = sum(trained.count() for trained in trainable.modules)
         on_device = self._on_device(away=config.training.ema_on_cpu)
         averages = config.training.averages if on_device else 0
@@ -58,7 +59,7 @@ class StandingMemory:
         }
 
     def _on_device(self, *, away: bool) -> bool:
-        """On a CPU, what is kept away from a GPU is in the same memory."""
+        """Return whether tensors are on the device; `away` offloads them from a GPU, not a CPU."""
         return not (away and self._on_gpu)
 
     def _weights(self, config: RunConfig, trainable: Trainable, model: BaseModel) -> int:
@@ -71,7 +72,7 @@ class StandingMemory:
                     if self._sharding.has_master_weights:
                         total += parameter.numel() * 4 // self._sharding.optimizer
                 elif module is trainable.network and config.method.kind == "full":
-                    total += parameter.numel() * wide  # a frozen block is read like the others
+                    total += parameter.numel() * wide  # a frozen block is loaded like the others
                 else:
                     total += parameter.numel() * parameter.dtype.itemsize
         total += 2 * copied_numel(config, trainable)
@@ -83,13 +84,13 @@ class StandingMemory:
         return total
 
     def _text_encoders(self, config: RunConfig, model: BaseModel) -> int:
-        """Frozen text encoders while training; what code may look at is read in float32."""
+        """Return the bytes of frozen text encoders during training; in float32 for user code."""
         if unloads_text_encoder(config):
             return 0
         return text_encoder_bytes(config, model, self._device_type if self._is_usual else "cpu")
 
     def _streamed(self, config: RunConfig, trainable: Trainable) -> int:
-        """Weights that wait in RAM, without the buffers that they come to."""
+        """Return the bytes of weights that streaming keeps off the GPU, less its GPU buffers."""
         if not (config.training.stream_weights and self._on_gpu):
             return 0
         wide = DTYPES[config.training.weight_dtype].itemsize
@@ -97,7 +98,10 @@ class StandingMemory:
         return sum(sizes) - BUFFERS * max(sizes)
 
     def _vae_bytes(self, config: RunConfig, model: BaseModel) -> int:
-        """A VAE's weights while training: it leaves when all is encoded."""
+        """Return the bytes of the VAE's weights during training.
+
+        0 if all images are encoded before: then the VAE is unloaded.
+        """
         if not encodes_while_training(config):
             return 0
         width = DTYPES[config.dataset.vae_precision].itemsize
@@ -105,9 +109,10 @@ class StandingMemory:
         return (width + copied) * numel_of(model.vae)
 
     def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
-        """What is remembered of frozen text encoders' outputs: at most what the settings allow.
+        """Return the bytes of cached outputs of frozen text encoders.
 
-        A GPU has two such memories: one for the captions of steps, one for validation and previews.
+        Two caches are counted, each limited by `training.text_cache_mib`: one for training
+        captions, one for validation and previews, which is separate on a GPU only.
         """
         if config.trains_text_encoder or unloads_text_encoder(config):
             return 0

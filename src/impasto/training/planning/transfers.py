@@ -1,4 +1,4 @@
-"""What streamed weights cost: how much goes over PCIe in a step, and how long that takes."""
+"""The cost of streamed weights: how many bytes a step copies over PCIe, and how long that takes."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class Transfers:
     """Copies of weights between RAM and the GPU, in one step.
 
     Attributes:
-        ram_bytes: Of weights that wait in pinned RAM.
-        to_gpu_bytes: Copied to the GPU, in all passes of a step together.
-        from_gpu_bytes: Copied back, stepped.
-        seconds: About how long the longer of the two ways takes.
+        ram_bytes: Bytes of weights that are kept in pinned RAM.
+        to_gpu_bytes: Bytes copied to the GPU, in all passes of a step together.
+        from_gpu_bytes: Bytes copied back after the optimizer step.
+        seconds: Estimated seconds of the direction that takes longer; the two overlap.
     """
 
     ram_bytes: int
@@ -41,18 +41,17 @@ def transfers_of(
     device: torch.device,
     rate: Callable[[torch.device], float] | None = None,
 ) -> Transfers | None:
-    """What a step copies, with the optimizer's state where that is in RAM too.
+    """Return the copies of a step with streamed weights; None if weights are not streamed.
 
-    None where weights are not streamed.
-
-    A forward pass brings each block, the backward pass again, and once more where the norm of the
-    gradient is measured by a separate backward pass.
+    The optimizer's state is included where it is offloaded too. The forward pass copies each block
+    to the GPU, the backward pass copies it again, and a separate backward pass that measures the
+    norm of the gradient once more.
 
     Args:
-        config: The settings.
-        trainable: What learns; its tensors may be without values.
-        device: Where it computes.
-        rate: Gives bytes per second from RAM to a device; None measures it.
+        config: The settings of the run.
+        trainable: The trainable networks; their tensors may be without values.
+        device: The device that the run computes on.
+        rate: Returns the bytes per second from RAM to a device; None measures it.
     """
     training = config.training
     if not training.stream_weights:
@@ -70,10 +69,10 @@ def transfers_of(
 
 
 def has_second_backward(config: RunConfig) -> bool:
-    """Whether a step goes backward once for the gradient's norm and once more to change weights.
+    """Return whether a step runs one backward pass for the gradient norm and another to update.
 
-    Where weights are stepped within the backward pass and the norm is needed before it: to clip,
-    or to see whether a gradient overflows fp16 (`OptimizerUpdate`).
+    That is so where weights are stepped within the backward pass and the norm is needed before: to
+    clip, or to detect a gradient that overflows fp16 (`OptimizerUpdate`).
     """
     training = config.training
     if training.optimizer_in_backward == "off":
@@ -83,10 +82,10 @@ def has_second_backward(config: RunConfig) -> bool:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes per second from pinned RAM to a device, measured with copies of 64 MiB.
+    """Return the bytes per second from pinned RAM to a device, measured with copies of 64 MiB.
 
     Raises:
-        OutOfMemoryError: The system pins no more RAM.
+        OutOfMemoryError: The system cannot pin more RAM.
     """
     on_gpu, copies = device.type == "cuda", build_copies(device)
     source = pinned_bytes(_SAMPLE, "training.stream_weights", pinned=on_gpu)

@@ -1,4 +1,4 @@
-"""What a run's data asks of the device's memory, known from its plan before anything is decoded."""
+"""The facts about a run's data that its memory depends on, known before any image is decoded."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ from impasto.datasets.build import Survey, plan_dataset
 
 @dataclass(frozen=True)
 class Workload:
-    """What is done beside training, as far as it takes memory.
+    """Sizes and counts of a run's data, as far as memory depends on them.
 
     Attributes:
-        encoded: The largest size of images that the VAE encodes ahead; None where there are none.
-        varied: The largest size of images that are encoded each time they are shown; None where
-            there are none.
-        validation: The group of held-out images whose batches have most pixels; None where none is
-            held out.
-        captions: How many different captions are trained on; None where that is not known.
-        held_out_captions: How many are held out.
-        buckets: Pairs of a dataset and a bucket that have images; 1 where that is not known.
+        encoded: The largest bucket of images that the VAE encodes before training; None if there
+            are no such images.
+        varied: The largest bucket of images that are encoded each time they are shown; None if
+            there are no such images.
+        validation: The group of held-out images whose batches have the most pixels; None if no
+            images are held out.
+        captions: Number of different training captions; None if unknown.
+        held_out_captions: Number of different captions of held-out images.
+        buckets: Number of pairs of a dataset and a bucket that have images; 1 if unknown.
     """
 
     encoded: Size | None = None
@@ -40,7 +41,7 @@ class Workload:
 
     @classmethod
     def of(cls, config: RunConfig, survey: Survey) -> Workload:
-        """What a run does, by its settings and what is known of its images."""
+        """Return the workload of a run, from its settings and the survey of its images."""
         held_out = Plan(())
         if survey.split.held_out:
             held_out = plan_dataset(config.dataset, survey.split.held_out)
@@ -67,6 +68,9 @@ def _heaviest_validation(config: RunConfig, images: Sequence[PlannedImage]) -> G
 
 
 def _different_captions(images: PlannedTable) -> int:
-    """Counted by 64-bit hashes: all captions at once may be more than fits into memory."""
+    """Return the number of different captions.
+
+    They are counted by 64-bit hashes: all captions together may not fit into memory.
+    """
     hashes = (hash(record.fixed_caption) for record in images.records)
     return len(np.unique(np.fromiter(hashes, np.int64, len(images))))
