@@ -36,6 +36,8 @@ def test_rates_rise_by_the_same_factor():
     assert RATES[20] == pytest.approx(1e-7)
     with pytest.raises(ConfigError, match="below --to"):
         LrRange(1e-3, 1e-3, 10)
+    with pytest.raises(ConfigError, match="at least 2 steps, not 1"):
+        LrRange(1e-3, 1e-2, 1)
 
 
 def test_a_tenth_of_the_least_is_suggested():

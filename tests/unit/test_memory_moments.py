@@ -165,8 +165,9 @@ def test_captions_that_change_keep_the_text_encoder_on_the_device(train_config, 
 
 
 def test_remembered_texts_count_up_to_what_may_be_kept(train_config, bare_model):
-    def cache(captions, **changes):
-        meter = FootprintPredictor(bare_model, "cuda", workload=Workload(captions=captions))
+    def cache(captions, *, device="cuda", held_out=0, **changes):
+        workload = Workload(captions=captions, held_out_captions=held_out)
+        meter = FootprintPredictor(bare_model, device, workload=workload)
         return meter.footprint(train_config(**changes), SIZE, 4).text_cache
 
     width = bare_model().networks["text_encoder"].config.hidden_size
@@ -174,6 +175,9 @@ def test_remembered_texts_count_up_to_what_may_be_kept(train_config, bare_model)
     assert cache(10**9) == 256 << 20
     assert cache(9, dataset={"shuffle_caption": True}) == 256 << 20
     assert cache(9, method={"train_text_encoder": True}) == 0
+    assert cache(9, held_out=2) == cache(9, held_out=2, device="cpu") == 12 * 77 * width * 4
+    assert cache(10**9, held_out=10**9) == 512 << 20
+    assert cache(10**9, held_out=10**9, device="cpu") == 256 << 20  # one cache, of all captions
 
 
 def test_weights_of_16_bits_are_widened_a_few_at_a_time(monkeypatch):

@@ -37,10 +37,10 @@ class LrRange:
     Attributes:
         low: The first rate.
         high: The last rate.
-        steps: Number of rates, at least 10.
+        steps: Number of rates, at least 2.
 
     Raises:
-        ConfigError: The first rate is not above 0 and below the last.
+        ConfigError: The first rate is not above 0 and below the last, or there is only one.
     """
 
     low: float
@@ -53,6 +53,8 @@ class LrRange:
                 f"The rates go from {self.low:g} to {self.high:g}; --from must be above 0 and "
                 f"below --to."
             )
+        if self.steps < 2:
+            raise ConfigError(f"A range test takes at least 2 steps, not {self.steps}.")
 
     def rate_at(self, step: int) -> float:
         """Return the rate of a step, counted from 0: low (high / low)^(step / (steps - 1))."""

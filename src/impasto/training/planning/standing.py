@@ -111,8 +111,8 @@ class StandingMemory:
     def _text_cache(self, config: RunConfig, trainable: Trainable) -> int:
         """Return the bytes of cached outputs of frozen text encoders.
 
-        Two caches are counted, each limited by `training.text_cache_mib`: one for training
-        captions, one for validation and previews, which is separate on a GPU only.
+        `training.text_cache_mib` limits each cache: on a GPU one of training captions and one of
+        validation and previews, on a CPU one of all (`training/builders/text.py`).
         """
         if config.trains_text_encoder or unloads_text_encoder(config):
             return 0
@@ -120,7 +120,9 @@ class StandingMemory:
         limit, work = config.training.text_cache_mib << 20, self._workload
         captions = limit
         if work.captions is not None and not changes_captions(config):
-            captions = min(limit, chunk * (work.captions + 1))
+            captions = chunk * (work.captions + 1)
         prompts = 2 * len(build_prompts(config))
-        validation = min(limit, chunk * (work.held_out_captions + prompts))
-        return captions + validation
+        validation = chunk * (work.held_out_captions + prompts)
+        if not self._on_gpu:
+            return min(limit, captions + validation)
+        return min(limit, captions) + min(limit, validation)
