@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from impasto.checkpoints.reading import open_tensor_file
 from impasto.cli.main import impasto as commands
+from impasto.diffusion.schedule import NoiseSchedule
 from impasto.errors import ModelError
 from impasto.models.families import by_kind
 from impasto.models.networks.loading import load_base_model
@@ -176,6 +177,31 @@ def test_marks_in_a_file_are_used(changed):
     assert "v_pred" in contents.identity.evidence
     assert contents.scheduler_config["rescale_betas_zero_snr"] is True
     assert contents.notes == ()
+
+
+def with_schedule(schedule, dtype=torch.float32):
+    """Adds a noise schedule to a file's tensors, as LDM's own programs leave it there."""
+    return lambda tensors: tensors.update(alphas_cumprod=schedule.alphas_cumprod.to(dtype))
+
+
+def test_the_noise_schedule_in_a_file_counts_as_in_a1111(changed):
+    own = NoiseSchedule.scaled_linear()
+    velocity = {"modelspec.prediction_type": "v"}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        plain = open_model(changed(with_schedule(own, dtype), **velocity))
+        assert plain.notes == ()
+        assert "rescale_betas_zero_snr" not in plain.scheduler_config
+        rescaled = open_model(changed(with_schedule(own.to_zero_terminal_snr(), dtype), **velocity))
+        assert rescaled.notes == ()
+        assert rescaled.scheduler_config["rescale_betas_zero_snr"] is True
+    noise = open_model(changed(with_schedule(own.to_zero_terminal_snr())))
+    assert "rescale_betas_zero_snr" not in noise.scheduler_config
+    assert (
+        "from 0.9991 to 0, that of Stable Diffusion 1000 from 0.9991 to 0.00466" in noise.notes[0]
+    )
+    other = NoiseSchedule.scaled_linear(0.0015, 0.0195)
+    (note,) = open_model(changed(with_schedule(other), **velocity)).notes
+    assert note.startswith("stores another noise schedule than the one used: its alphas_cumprod")
 
 
 def test_the_users_word_counts_and_the_files_is_told(changed):

@@ -33,11 +33,13 @@ from impasto.models.reading import diffusers_folder
 from impasto.models.reading.configs import Configs, configs_from, configs_in
 from impasto.models.reading.contents import ModelContents
 from impasto.models.reading.identity import Clues, Identity, identify
+from impasto.models.reading.ldm_notes import notes_on
 from impasto.models.reading.other_vae import open_vae, with_vae
 from impasto.models.reading.pipeline_files import ZERO_TERMINAL_SNR, scheduler_config
+from impasto.models.reading.stored_schedule import stores_zero_terminal_snr
 from impasto.models.tokenization.text_metadata import EMPTY_TEXT_KEY, ZEROS
 from impasto.parsing import read_text
-from impasto.progress import Progress, counted
+from impasto.progress import Progress
 from impasto.remote_paths import is_remote, shown
 from impasto.runs import RunDirectory
 from impasto.runs.given_code import how_to_resume
@@ -234,7 +236,11 @@ def _open_file(
     ldm = split_ldm(unscaled.tensors, layout, _layers_stated(stated or {}))
     components = _whole(ldm, layout, source, options, progress)
     identity = identify(_clues_of(file, layout, ldm, components, source, options))
-    is_said = says_zero_terminal_snr(file.metadata) or ZERO_TERMINAL_SNR_MARK in ldm.marks
+    is_said = (
+        says_zero_terminal_snr(file.metadata)
+        or ZERO_TERMINAL_SNR_MARK in ldm.marks
+        or stores_zero_terminal_snr(ldm.ldm_only)
+    )
     is_zero_snr = is_said and identity.prediction.begins_in_noise  # others are drawn with as before
     return ModelContents(
         source=source,
@@ -246,7 +252,7 @@ def _open_file(
         | (ZERO_TERMINAL_SNR if is_zero_snr else {}),
         identity=identity,
         metadata=file.metadata,
-        notes=(*unscaled.notes, *ldm.notes, *_notes(ldm)),
+        notes=(*unscaled.notes, *notes_on(ldm, zero_terminal_snr=is_zero_snr)),
         zeroes_empty_text=file.metadata.get(EMPTY_TEXT_KEY) == ZEROS,
     )
 
@@ -317,20 +323,6 @@ def _with_chosen_weights(
             f"{len(plain)} tensors. Set model.weights to plain or auto."
         )
     return {**ldm.components, unet: ldm.ema}
-
-
-def _notes(ldm: LdmModel) -> tuple[str, ...]:
-    notes = []
-    if ldm.ema:
-        averages = counted(len(ldm.ema), "tensors")
-        notes.append(f"holds averaged (EMA) weights beside the plain ones: {averages}")
-    if ldm.foreign:
-        shown = ", ".join(ldm.foreign[:3]) + (" ..." if len(ldm.foreign) > 3 else "")
-        notes.append(
-            f"left out, since their use is not known: {counted(len(ldm.foreign), 'tensors')} "
-            f"({shown})"
-        )
-    return tuple(notes)
 
 
 def _read_sidecar(path: Path) -> tuple[Path, Mapping[str, Any]] | None:
