@@ -375,7 +375,7 @@ class Adapter(impasto.FullFineTune):
             {"build_optimizer": lambda parts, settings, rules: torch.optim.SGD(
                 [{"params": list(part.parameters().values())} for part in parts], lr=1e-3
             )},
-            "asked of every optimizer, and SGD",
+            "required of every optimizer, but SGD",
         ),
     ],
 )  # fmt: skip
