@@ -91,7 +91,7 @@ def test_without_a_whole_state_nothing_is_begun_or_deleted(killed):
     run = killed
     for step in run.saved_steps():
         flip_a_bit(run.states / f"step-{step:08d}" / "weights.safetensors")
-    with pytest.raises(RunError, match="no older state that is whole") as caught:
+    with pytest.raises(RunError, match="no older undamaged state") as caught:
         resume(run.path)
     assert "Delete" not in str(caught.value)
     assert len(list(run.states.iterdir())) == 3

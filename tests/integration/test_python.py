@@ -589,7 +589,7 @@ def test_arguments_of_another_kind_are_named(desk, nano_model):
     )  # fmt: skip
     calls = [
         (train, ("my.toml",), r"train\(config\): expected settings, .*found 'my\.toml'"),
-        (train, (config, impasto.Overrides()), r"train\(events\): expected who is told"),
+        (train, (config, impasto.Overrides()), r"train\(events\): expected events, such as"),
         (train, (config, StepsAlone()), "of the type StepsAlone, which has no method"),
         (train, (config, None, {"error": tripled}), r"expected impasto\.Overrides"),
         (resume, (config,), r"resume\(path\): expected the path of a run directory"),
