@@ -162,7 +162,7 @@ def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
     with pytest.raises(ConfigError, match="takes one folder of images"):
         impasto.prepare(pictures, model, image_dir="other")
     for ray in ({"executor": "ray"}, {"ray_address": "auto"}):
-        with pytest.raises(ConfigError, match=r"not with Ray\. Take executor"):
+        with pytest.raises(ConfigError, match=r"not with Ray\. Remove executor"):
             impasto.prepare(pictures, model, **ray)
     with pytest.raises(ConfigError, match="expected a number of images"):
         impasto.prepare(pictures, model, batch_size="auto")
