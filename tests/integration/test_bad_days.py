@@ -81,7 +81,7 @@ def test_damaged_newest_states_are_named_and_the_one_before_is_taken(killed, who
     for (step, name), note in zip(damaged.items(), said, strict=True):
         assert name in note
         assert f"step-{step:08d}-damaged" in note
-        assert f"the state before, step-{step - 1:08d}" in note
+        assert f"the earlier state step-{step - 1:08d}" in note
         assert (run.states / f"step-{step:08d}-damaged" / name).is_file(), "nothing is deleted"
     assert run.saved_steps() == [1, 2, 3, 4], "the same steps are saved again"
     assert exported(run) == exported(whole)

@@ -105,7 +105,7 @@ def test_models_of_an_attempt_that_was_given_up_are_none_of_the_next(train_confi
     assert first.name == "my-step00000001.safetensors"
     assert [checkpoint.path for checkpoint in checkpoints_of(run)] == [first]
     assert sorted(folder.iterdir()) == [first, last]
-    assert "1 model is left of an earlier attempt" in " ".join(notes)
+    assert "1 model is left from an earlier attempt" in " ".join(notes)
     moved.write_text("of another program", encoding="utf-8")
     own = OwnModels(run)
     assert own.claim(moved) == moved.with_stem(f"{moved.stem}-2")

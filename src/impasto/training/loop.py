@@ -188,7 +188,7 @@ class TrainingLoop:
     def _stop_message(self) -> str:
         if self._accelerator.num_processes == 1:
             return STOPPING
-        return "Stopping when the next line of metrics is due; again: now, without saving."
+        return "Stopping at the next line of metrics; Ctrl-C again stops at once, without saving."
 
     def wait_for_metrics(self) -> None:
         """Wait for the device, and discard the measurements so far; for benchmarks."""
@@ -285,7 +285,7 @@ class TrainingLoop:
         If a state is saved `early`, by a signal or the clock, the line is written later, when it is
         due: a run that was stopped and resumed writes the same metrics as one that was not.
         """
-        self._look(done)  # a line that counted steps that were not applied would be wrong
+        self._look(done)  # a line with steps that were not applied would be removed on resume
         if not early:
             self._recorder.log(done)
         try:
@@ -328,7 +328,7 @@ class TrainingLoop:
         return state.step
 
     def _finish(self) -> None:
-        """Export the model, and write the final status; then measure the loss of a merged LoRA."""
+        """Export the model and write the final status; then measure a merged model's loss."""
         total = self._session.total_steps
         model = self._pauses.export_model(total)
         timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}

@@ -188,8 +188,8 @@ class Pauses:
                     self._events.note(done)
             if step == 0 and (models := self._saver.begin_anew()):
                 self._events.note(
-                    f"{counted(models, 'models are')} left of an earlier attempt. Each stays until "
-                    f"a model of the same name replaces it, and does not count as a model of this "
+                    f"{counted(models, 'models are')} left from an earlier attempt. Each stays "
+                    f"until a model of the same name replaces it, and does not count as a model of this "
                     f"attempt."
                 )
         if session.posthoc and session.participates:

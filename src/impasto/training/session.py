@@ -56,8 +56,7 @@ class Session:
         stream: Brings weights to the device block by block; None if all of them stay there.
         module_by_group: The name of the model part that each of the optimizer's groups belongs to.
         ema: The running average that is evaluated and exported; None if the run has none.
-        merged: The model that exports are merged with; None if the trained weights are exported
-            alone.
+        merged: Merges exported weights with those of the base model; None exports them unchanged.
         posthoc: Averages that EMAs of other lengths are computed from after training, by sigma_rel.
         fingerprint: Facts that a saved state must agree with, by name.
     """

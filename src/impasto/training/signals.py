@@ -21,7 +21,7 @@ STOP_SIGNALS = tuple(
 )
 """The signals that ask a run to stop, of those that this operating system has."""
 
-STOPPING = "Stopping after this step; again: now, without saving."
+STOPPING = "Stopping after this step; Ctrl-C again stops at once, without saving."
 
 
 class StoppedBySignal(KeyboardInterrupt):

@@ -224,7 +224,7 @@ def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> Train
     return events if events and accelerator.is_main_process else SilentEvents()
 
 
-_NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same command again."
+_NOT_BEGUN = "Nothing was trained yet. Encoded images are kept; run the same command again."
 
 
 def _what_is_kept(run: RunDirectory, accelerator: Accelerator) -> str:

@@ -96,7 +96,9 @@ def note_resumed(run: RunDirectory, told: TrainingEvents, changed: RunConfig | N
     begun = read_begun(run.config_file)
     run.note_status(folder=str(begun.folder))
     if begun.is_elsewhere:
-        told.note(f"Relative paths of the run begin in {begun.folder}, where it was started.")
+        told.note(
+            f"Relative paths of the run are resolved from {begun.folder}, where it was started."
+        )
     step = finished_step_of(run.status())
     if step is not None:
         told.note(

@@ -119,7 +119,7 @@ class Recorder:
             try:
                 tracker.close()
             except StorageError as error:
-                self._events.note(f"{type(tracker).__name__} lacks its last numbers: {error}")
+                self._events.note(f"{type(tracker).__name__} could not write the rest: {error}")
 
     def begin(self, done: int, window: MetricsWindow | None, *, is_due: bool) -> None:
         """Begin to measure after `done` steps.

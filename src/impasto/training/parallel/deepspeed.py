@@ -142,7 +142,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Move a module to the device; DeepSpeed takes it over in `start`, with the optimizer."""
+        """Move a module to the device and return it; `start` hands it to DeepSpeed."""
         self._modules.append(module.to(self._device))
         return module
 

@@ -70,7 +70,7 @@ class FsdpStrategy:
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Shard a module in place, block by block."""
+        """Shard a module in place, block by block, and return it."""
         for block in blocks_of(module):
             fully_shard(block, mesh=self._mesh, reshard_after_forward=self._reshard_after_forward)
         root: Any = fully_shard(

@@ -153,13 +153,13 @@ class DataParallelStrategy:
         return answer
 
     def wrap(self, module: nn.Module) -> Any:
-        """Wrap a network as accelerate does for data parallel training."""
+        """Move a network to the device, and return it wrapped by accelerate for DDP."""
         wrapped = self._accelerator.prepare(module.to(self._accelerator.device))
         self._wrapped.append(wrapped)
         return wrapped
 
     def prepare(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
-        """Leave the parts whole, on this process's device."""
+        """Return the parts unchanged, since every process trains whole ones."""
         return tuple(modules)
 
     def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
@@ -167,7 +167,7 @@ class DataParallelStrategy:
 
     @contextlib.contextmanager
     def gradient_sync(self, *, now: bool) -> Any:
-        """Exchange gradients in the last backward pass of a step only."""
+        """Yield a context whose backward pass exchanges gradients only if `now` is set."""
         with contextlib.ExitStack() as stack:
             if not now:
                 for module in self._wrapped:
@@ -201,7 +201,7 @@ class DataParallelStrategy:
 
     @torch.no_grad()
     def put(self, names: ParameterNames, weights: Tensors) -> None:
-        """Copy whole tensors into the parameters."""
+        """Copy whole tensors, by name, into the parameters."""
         for parameter, name in names.items():
             parameter.copy_(weights[name].read())
 

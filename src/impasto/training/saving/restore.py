@@ -103,8 +103,8 @@ def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: P
             if not steps:
                 raise _all_damaged(run, error) from error
             progress.note(
-                f"{error} It is kept as {_renamed(folder).name}; continuing from the state "
-                f"before, {step_name(steps[-1])}."
+                f"{error} It is kept as {_renamed(folder).name}; continuing from the earlier "
+                f"state {step_name(steps[-1])}."
             )
         else:
             return step

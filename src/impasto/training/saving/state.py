@@ -251,7 +251,7 @@ def _tensors_of(folder: Path, hashes: Mapping[str, Any] | None) -> dict[str, Ten
         is_expected = name != "ema" or is_there or (hashes is not None and file in hashes)
         found[name] = _open(folder / file) if is_expected else {}
         if hashes is not None and found[name].keys() != hashes.get(file, {}).keys():
-            raise ValueError(f"{file} lacks tensors, or has others")
+            raise ValueError(f"{file} has missing or unexpected tensors")
     return found
 
 
