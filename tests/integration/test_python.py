@@ -363,7 +363,7 @@ class Adapter(impasto.FullFineTune):
         (
             (),
             {"trainable": lambda config, model: Adapter(model, lr=1e-3)},
-            r"Adapter.export\(\) gives 'adapter', which is no network",
+            r"Adapter.export\(\) returns 'adapter', which is not a network",
         ),
         (
             ("method.kind=hypernetwork", "saving.format=a1111"),

@@ -200,7 +200,7 @@ def test_a_run_goes_on_from_another_folder_than_its_own(tmp_path, run_values, mo
     told = Noted()
     run = resume(Path("dog"), told)
     where = f"Relative paths of the run are resolved from {tmp_path}, where it was started."
-    assert [note for note in told.notes if "begin in" in note] == [where]
+    assert [note for note in told.notes if "resolved from" in note] == [where]
     assert run.status()["folder"] == str(tmp_path)
     assert sorted(p.name for p in Path().iterdir()) == ["dog"]
     assert (tmp_path / last / "weights.safetensors").read_bytes() == weights

@@ -189,8 +189,8 @@ class Pauses:
             if step == 0 and (models := self._saver.begin_anew()):
                 self._events.note(
                     f"{counted(models, 'models are')} left from an earlier attempt. Each stays "
-                    f"until a model of the same name replaces it, and does not count as a model of this "
-                    f"attempt."
+                    f"until a model of the same name replaces it, and does not count as a model of "
+                    f"this attempt."
                 )
         if session.posthoc and session.participates:
             self._saver.store_start(step, session.posthoc)
