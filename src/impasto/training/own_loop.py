@@ -281,7 +281,7 @@ def _require_own(folder: str | Path, batch_size: object, dataset: Mapping[str, A
 def _build_conditioner(
     config: RunConfig, model: BaseModel, device: torch.device
 ) -> ClipTextConditioner:
-    """Return a conditioner with a separate cache, since the prefetch thread must not share one."""
+    """Return a conditioner with a separate cache, since prefetching must not share one."""
     states = TextStates.of(model, config.model.clip_skip).to(device)
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20

@@ -273,7 +273,10 @@ def _claim(
 
 
 def training_summary(source: ExportSource) -> dict[str, Any]:
-    """Return a record of the training for metadata; `saving.publish` decides which paths it has."""
+    """Return a record of the training for metadata, without paths and prompts that are private.
+
+    `saving.publish` names those that may be included.
+    """
     config = source.config
     settings = config.model_dump(mode="json", exclude_none=True)
     return {
