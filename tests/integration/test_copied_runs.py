@@ -76,9 +76,7 @@ def test_a_copy_that_goes_on_with_other_settings_stays_its_own(begun, tmp_path):
     for steps in (4, 6):
         told = Noted()
         resume(copy, told, changed=longer(copy, steps, name="c"))
-        assert ["called c from now on" in note for note in of_copies(told)] == [True] * (
-            steps == 4
-        )
+        assert ["called c from now on" in note for note in of_copies(told)] == [True] * (steps == 4)
         assert read_toml(copy / "config.toml")["output_dir"] == str(copy)
     assert names(models) == [
         "a-step00000001.safetensors", "a.safetensors", "c-step00000005.safetensors",
