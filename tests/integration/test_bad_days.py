@@ -81,7 +81,7 @@ def test_damaged_newest_states_are_named_and_the_one_before_is_taken(killed, who
     for (step, name), note in zip(damaged.items(), said, strict=True):
         assert name in note
         assert f"step-{step:08d}-damaged" in note
-        assert f"the state before, step-{step - 1:08d}" in note
+        assert f"the earlier state step-{step - 1:08d}" in note
         assert (run.states / f"step-{step:08d}-damaged" / name).is_file(), "nothing is deleted"
     assert run.saved_steps() == [1, 2, 3, 4], "the same steps are saved again"
     assert exported(run) == exported(whole)
@@ -91,7 +91,7 @@ def test_without_a_whole_state_nothing_is_begun_or_deleted(killed):
     run = killed
     for step in run.saved_steps():
         flip_a_bit(run.states / f"step-{step:08d}" / "weights.safetensors")
-    with pytest.raises(RunError, match="no older state that is whole") as caught:
+    with pytest.raises(RunError, match="no older undamaged state") as caught:
         resume(run.path)
     assert "Delete" not in str(caught.value)
     assert len(list(run.states.iterdir())) == 3

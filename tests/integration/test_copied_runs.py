@@ -59,8 +59,8 @@ def test_models_in_a_copys_own_directory_keep_their_names(begun, tmp_path):
     told = Noted()
     resumed = resume(copy, told, changed=longer(copy, 4))
     assert of_copies(told) == [
-        f"This run is a copy of {run.path}. Its models are called a from here on, and those of the "
-        f"other run stay as they are."
+        f"This run is a copy of {run.path}. Its models are called a from now on, and those of the "
+        f"other run stay unchanged."
     ]
     assert (names(copy / "export"), names(copy / "models")) == (
         ["a.safetensors"], ["a-step00000003.safetensors"]
@@ -76,9 +76,7 @@ def test_a_copy_that_goes_on_with_other_settings_stays_its_own(begun, tmp_path):
     for steps in (4, 6):
         told = Noted()
         resume(copy, told, changed=longer(copy, steps, name="c"))
-        assert ["called c from here on" in note for note in of_copies(told)] == [True] * (
-            steps == 4
-        )
+        assert ["called c from now on" in note for note in of_copies(told)] == [True] * (steps == 4)
         assert read_toml(copy / "config.toml")["output_dir"] == str(copy)
     assert names(models) == [
         "a-step00000001.safetensors", "a.safetensors", "c-step00000005.safetensors",
@@ -112,7 +110,7 @@ def test_a_copy_of_a_renamed_run_is_known_as_one(begun, tmp_path):
     with pytest.raises(RunError, match=r"a\.safetensors.* and this run did not write it"):
         resume(copy, told, changed=longer(copy, 4))
     [note] = of_copies(told)
-    assert note.startswith(f"This run is a copy of {renamed}. Its models are called a from here on")
+    assert note.startswith(f"This run is a copy of {renamed}. Its models are called a from now on")
     resume(copy, changed=longer(copy, 4, name="b"))
     after = {path.name: path.read_bytes() for path in (tmp_path / "models").iterdir()}
     assert after.items() > before.items()

@@ -70,7 +70,7 @@ def test_a_run_that_was_made_longer_and_stopped_says_that_it_had_finished(train_
     events = Press(after=2)
     with pytest.raises(Interrupted, match="2 of 3 steps are done"):
         resume(run.path, events)
-    assert any("The run had finished at step 1. Its model of then" in n for n in events.notes)
+    assert any("The run had finished at step 1. Its model of that step" in n for n in events.notes)
     sentence = told_everywhere(run)
     assert sentence.startswith("This run was stopped. It had finished at step 1 and was resumed")
     assert run.exported_model() == model

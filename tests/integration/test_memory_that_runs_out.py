@@ -146,7 +146,7 @@ def test_memory_that_runs_out_in_the_optimizer_names_what_goes_with_the_state_th
     fail_at(monkeypatch, torch.optim.AdamW, "step", 1 if resumes else 3, MemoryError())
     with pytest.raises(OutOfMemoryError) as caught:
         resume(config.output_dir) if resumes else train(config)
-    assert "no state was saved. The newest state is what it goes on from. " in str(caught.value)
+    assert "no state was saved. A resume continues from the newest state. " in str(caught.value)
     assert "may be changed before the run is resumed: " in str(caught.value)
     assert RunDirectory(config.output_dir).saved_steps() == [2]
 

@@ -105,7 +105,7 @@ def test_models_of_an_attempt_that_was_given_up_are_none_of_the_next(train_confi
     assert first.name == "my-step00000001.safetensors"
     assert [checkpoint.path for checkpoint in checkpoints_of(run)] == [first]
     assert sorted(folder.iterdir()) == [first, last]
-    assert "1 model is left of an earlier attempt" in " ".join(notes)
+    assert "1 model is left from an earlier attempt" in " ".join(notes)
     moved.write_text("of another program", encoding="utf-8")
     own = OwnModels(run)
     assert own.claim(moved) == moved.with_stem(f"{moved.stem}-2")
@@ -118,7 +118,7 @@ def test_a_run_that_would_replace_models_does_not_begin(train_config, tmp_path):
         file.write_text("earlier")
     saving = {**ONE_FILE, "model_dir": str(tmp_path), "model_every_steps": 2, "best_model": True}
     config = train_config(saving=saving, validation={"split": 0.2})
-    with pytest.raises(RunError, match=r"my.*\.safetensors \(and 2 more\) is already there"):
+    with pytest.raises(RunError, match=r"my.*\.safetensors \(and 2 more\) exists already"):
         train(config)
     assert not config.output_dir.exists()
     assert {file.read_text() for file in taken} == {"earlier"}

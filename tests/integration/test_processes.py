@@ -290,7 +290,7 @@ def test_the_first_process_dies_while_it_prepares(run_file, tmp_path):
     assert code == RunError.exit_code
     assert "Traceback (most recent call last)" not in errors
     assert "Another process of this run has ended" in errors
-    assert "Nothing was trained yet. What was encoded is kept" in errors
+    assert "Nothing was trained yet. Encoded images are kept" in errors
     program.write_text(UNMEASURED, encoding="utf-8")
     again = launch([program, run], 2)
     assert again.returncode == 0, again.stderr

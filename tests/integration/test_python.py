@@ -162,7 +162,7 @@ def test_batches_go_on_from_where_a_loop_says(nano_model, pictures):
     with pytest.raises(ConfigError, match="takes one folder of images"):
         impasto.prepare(pictures, model, image_dir="other")
     for ray in ({"executor": "ray"}, {"ray_address": "auto"}):
-        with pytest.raises(ConfigError, match=r"not with Ray\. Take executor"):
+        with pytest.raises(ConfigError, match=r"not with Ray\. Remove executor"):
             impasto.prepare(pictures, model, **ray)
     with pytest.raises(ConfigError, match="expected a number of images"):
         impasto.prepare(pictures, model, batch_size="auto")
@@ -363,7 +363,7 @@ class Adapter(impasto.FullFineTune):
         (
             (),
             {"trainable": lambda config, model: Adapter(model, lr=1e-3)},
-            r"Adapter.export\(\) gives 'adapter', which is no network",
+            r"Adapter.export\(\) returns 'adapter', which is not a network",
         ),
         (
             ("method.kind=hypernetwork", "saving.format=a1111"),
@@ -375,7 +375,7 @@ class Adapter(impasto.FullFineTune):
             {"build_optimizer": lambda parts, settings, rules: torch.optim.SGD(
                 [{"params": list(part.parameters().values())} for part in parts], lr=1e-3
             )},
-            "asked of every optimizer, and SGD",
+            "required of every optimizer, but SGD",
         ),
     ],
 )  # fmt: skip
@@ -587,7 +587,7 @@ def test_arguments_of_another_kind_are_named(desk, nano_model):
     )  # fmt: skip
     calls = [
         (train, ("my.toml",), r"train\(config\): expected settings, .*found 'my\.toml'"),
-        (train, (config, impasto.Overrides()), r"train\(events\): expected who is told"),
+        (train, (config, impasto.Overrides()), r"train\(events\): expected events, such as"),
         (train, (config, StepsAlone()), "of the type StepsAlone, which has no method"),
         (train, (config, None, {"error": tripled}), r"expected impasto\.Overrides"),
         (resume, (config,), r"resume\(path\): expected the path of a run directory"),

@@ -372,7 +372,7 @@ def test_tags_that_are_shown_by_a_share_of_the_run_hold_its_length(train_config,
 def test_a_finished_run_is_not_made_shorter(finished, tmp_path):
     run = copied(finished, tmp_path)
     changed(run.path, training={"max_steps": 2})
-    with pytest.raises(RunError, match=r"has done 3 steps, and its settings say 2 in all"):
+    with pytest.raises(RunError, match=r"has completed 3 steps, but its settings end at 2"):
         resume(run.path)
 
 

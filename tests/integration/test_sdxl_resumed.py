@@ -161,7 +161,7 @@ def test_shards_learn_what_a_whole_model_does(train_config, run_file, nano_sdxl_
     file = run_file(output_dir=str(shards), training=training, **shared)
     result = launch(["-m", "impasto", "train", file], 2, **FSDP)
     assert result.returncode == 0, result.stderr
-    assert "of 2 processes holds its share" in result.stderr + result.stdout
+    assert "of 2 processes holds a shard" in result.stderr + result.stdout
     for name in FILES:
         before = load_file(nano_sdxl_model / name)
         first, second = (load_file(run / "export" / "model" / name) for run in (whole, shards))

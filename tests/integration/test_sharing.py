@@ -120,7 +120,7 @@ def test_shares_learn_what_a_whole_model_does_and_are_resumed(
     file = writing(shares, accumulation=2, training=training, **LEARNING)
     fresh = {"IMPASTO_WARM_FRESH": "1"} if way == "FSDP" else {}
     told = shared_out(("train", file), way={**WAYS[way], **fresh})
-    assert "of 2 processes holds its share" in told
+    assert "of 2 processes holds a shard" in told
     assert_learned_alike(whole, shares)
     again = killed_copy(shares, tmp_path / "again", after=2)
     shutil.rmtree(again / "samples" / "step-00000004")

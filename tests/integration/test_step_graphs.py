@@ -392,7 +392,7 @@ def test_more_shapes_than_graphs_are_told_and_trained_on(
     config = settings(output_dir=str(tmp_path / "graphed"), training=training)
     graphed = train(config, notes)
     assert recorders[0].recorded == 1 + 1
-    assert sum("more than 1 shapes" in note for note in notes.told) == 1
+    assert sum("more than 1 batch shapes" in note for note in notes.told) == 1
     assert exported(graphed) == exported(plain)
 
 

@@ -105,6 +105,6 @@ def test_a_run_that_begins_anew_is_another_one_of_wandb(step, identity, tmp_path
 def test_a_missing_tracker_is_named_before_anything_is_made(train_config, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     config = train_config(logging={"trackers": ["tensorboard"]})
-    with pytest.raises(MissingDependencyError, match=r"logging\.trackers asks for tensorboard"):
+    with pytest.raises(MissingDependencyError, match=r"logging\.trackers has tensorboard"):
         train(config)
     assert not config.output_dir.exists()

@@ -199,8 +199,8 @@ def test_a_run_goes_on_from_another_folder_than_its_own(tmp_path, run_values, mo
     monkeypatch.chdir(tmp_path / "runs")
     told = Noted()
     run = resume(Path("dog"), told)
-    where = f"Relative paths of the run begin in {tmp_path}, where it was started."
-    assert [note for note in told.notes if "begin in" in note] == [where]
+    where = f"Relative paths of the run are resolved from {tmp_path}, where it was started."
+    assert [note for note in told.notes if "resolved from" in note] == [where]
     assert run.status()["folder"] == str(tmp_path)
     assert sorted(p.name for p in Path().iterdir()) == ["dog"]
     assert (tmp_path / last / "weights.safetensors").read_bytes() == weights

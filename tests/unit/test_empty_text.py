@@ -137,5 +137,5 @@ def test_a_loop_of_ones_own_encodes_empty_captions_unless_told(model, nano_model
 
 
 def test_a_loop_of_ones_own_reads_sdxls_texts_at_the_layers_that_it_has(model, tmp_path):
-    with pytest.raises(ConfigError, match=r"clip_skip=2\) is not for SDXL, whose text encoders"):
+    with pytest.raises(ConfigError, match=r"clip_skip=2\) does not apply to SDXL, whose text"):
         impasto.prepare(tmp_path, model, clip_skip=2)

@@ -98,5 +98,5 @@ def test_a_missing_compiler_is_named(card, asked):
 @pytest.mark.skipif(os.name == "nt", reason="Triton for Windows brings headers along")
 def test_missing_headers_are_named(card, tmp_path):
     (tmp_path / "Python.h").unlink()
-    with pytest.raises(MissingDependencyError, match=r"Python\.h is not there.*-dev"):
+    with pytest.raises(MissingDependencyError, match=r"Python\.h is missing.*-dev"):
         preflight.require_triton(CUDA)

@@ -111,7 +111,7 @@ def test_deepspeeds_settings_are_the_runs_and_accelerates(train_config):
         ({"zero_optimization": {"stage": 3}}, "zero_stage is 3; expected 1 or 2"),
         ({"zero_optimization": {"stage": 0}}, "zero_stage is 0"),
         ({"zero_optimization": {"offload_optimizer": {"device": "cpu"}}}, "offload_optimizer"),
-        ({"optimizer": {"type": "Adam"}}, r"section optimizer; take it out, \[optimizer\]"),
+        ({"optimizer": {"type": "Adam"}}, r"section optimizer\. Remove it, since \[optimizer\]"),
         ({"fp16": {"enabled": True}}, "section fp16"),
         ({"gradient_clipping": 0.1}, "gradient_clipping is 0.1"),
         ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps is 4"),

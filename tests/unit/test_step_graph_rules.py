@@ -301,7 +301,7 @@ def test_losses_are_those_of_the_samples_that_are_real(graphs):
 
 def test_inputs_that_learn_are_refused(graphs):
     graphs, *_ = graphs
-    with pytest.raises(ConfigError, match="conditioner or noise that learns"):
+    with pytest.raises(ConfigError, match="trained conditioner or noise"):
         step(graphs, batch(4).map(lambda x: x.requires_grad_() if x.dim() == 2 else x))
 
 

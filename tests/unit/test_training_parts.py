@@ -251,7 +251,7 @@ def test_a_newer_state_is_refused(tmp_path):
     (path / "state.json").write_text(
         text.replace('"format_version": 1', '"format_version": 2'), encoding="utf-8"
     )
-    with pytest.raises(RunError, match="newer Impasto"):
+    with pytest.raises(RunError, match="newer version of Impasto"):
         load_state(path, {"dataset": "a"})
 
 

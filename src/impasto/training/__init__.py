@@ -1,1 +1,1 @@
-"""One engine for every kind of training: the step, the loop, its state and its events."""
+"""The training engine, shared by all methods: the step, the loop, saved states and events."""

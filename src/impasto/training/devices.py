@@ -1,4 +1,4 @@
-"""Where a run computes, and on how many processes; accelerate owns both."""
+"""Devices, processes and arithmetic of a run; accelerate assigns devices and processes."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ _OUT_OF_VRAM = (
 
 
 def default_device() -> torch.device:
-    """The first GPU, or the CPU."""
+    """Return the current GPU, or the CPU if there is no GPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def build_processes() -> PartialState:
-    """Have the processes that a launcher has started find each other.
+    """Connect the processes that a launcher has started into one process group.
 
-    Processes wait for each other while they encode images, which may take days; one that dies is
-    noticed by its connections or the launcher, not by a timeout.
+    The timeout is `PROCESS_TIMEOUT`, since processes wait for each other while images are encoded,
+    which may take days. A process that dies is noticed by its closed connections or by the
+    launcher, not by the timeout.
 
     Raises:
         ConfigError: accelerate is configured for Megatron-LM.
-        MissingDependencyError: It is configured for DeepSpeed, which is not installed or does not
-            run here.
+        MissingDependencyError: accelerate is configured for DeepSpeed, which is not installed or
+            does not run on this machine.
     """
     require_parallelism()
     on_gpu, zero = torch.cuda.is_available(), is_configured_for("DEEPSPEED")
-    # accelerate takes DeepSpeed for GPUs only, unless it is told how processes talk to each other
+    # without an explicit backend, accelerate assumes that DeepSpeed runs on GPUs
     backend = "gloo" if zero and not on_gpu else None
     try:
         return PartialState(cpu=is_on_cpu(), backend=backend, timeout=PROCESS_TIMEOUT)
@@ -55,17 +56,17 @@ def build_processes() -> PartialState:
         if not zero or on_gpu or not any(w in str(error) for w in ("Ninja", "building extension")):
             raise
         raise MissingDependencyError(
-            f"DeepSpeed builds a kernel of its own for CPUs, and could not ({error}). "
+            f"DeepSpeed compiles a kernel for CPUs, and that failed ({error}). "
             f"Install g++ and ninja, or run `accelerate config` and choose FSDP."
         ) from error
 
 
 def require_parallelism() -> None:
-    """Make sure that accelerate is configured for what is offered here and installed.
+    """Make sure that accelerate's parallelism is one that Impasto supports, and is installed.
 
     Raises:
-        ConfigError: It is configured for Megatron-LM.
-        MissingDependencyError: It is configured for DeepSpeed, which is not installed.
+        ConfigError: accelerate is configured for Megatron-LM.
+        MissingDependencyError: accelerate is configured for DeepSpeed, which is not installed.
     """
     if is_configured_for("MEGATRON_LM"):
         raise ConfigError(
@@ -82,11 +83,13 @@ def require_parallelism() -> None:
 
 
 def build_accelerator() -> Accelerator:
-    """Devices and processes; precision is `training/optim/mixed_precision.py`'s.
+    """Return an accelerator for the devices and processes of this run.
+
+    It does no mixed precision: that is done by `training/optim/mixed_precision.py`.
 
     Raises:
-        ConfigError: As `build_processes`.
-        MissingDependencyError: The same.
+        ConfigError: See `build_processes`.
+        MissingDependencyError: See `build_processes`.
     """
     build_processes()
     buckets = DistributedDataParallelKwargs(gradient_as_bucket_view=True)
@@ -94,25 +97,30 @@ def build_accelerator() -> Accelerator:
 
 
 def is_on_cpu() -> bool:
-    """Whether accelerate is told to use no GPU."""
+    """Return whether the run computes on the CPU.
+
+    It does if accelerate is configured for it, and if there is no GPU, except under DeepSpeed,
+    which chooses its device itself.
+    """
     asked = parse_flag_from_env("ACCELERATE_USE_CPU")
     return bool(asked) or not (torch.cuda.is_available() or is_configured_for("DEEPSPEED"))
 
 
 def is_configured_for(name: str) -> bool:
-    """Whether accelerate's configuration asks for one of its ways to share a model out.
+    """Return whether accelerate is configured to shard a model in the named way.
 
     Args:
-        name: `DEEPSPEED`, `FSDP` or `MEGATRON_LM`; accelerate launch says so in the environment.
+        name: `DEEPSPEED`, `FSDP` or `MEGATRON_LM`; `accelerate launch` sets `ACCELERATE_USE_<name>`
+            in the environment.
     """
     return os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true"
 
 
 def require_precision(mixed_precision: str) -> None:
-    """Make sure that the device computes as precisely as asked.
+    """Make sure that the GPU supports the mixed precision of the settings.
 
     Raises:
-        MissingDependencyError: It does not.
+        MissingDependencyError: `mixed_precision` is bf16, and the GPU does not compute in bfloat16.
     """
     if not torch.cuda.is_available() or mixed_precision != "bf16":
         return
@@ -124,47 +132,49 @@ def require_precision(mixed_precision: str) -> None:
 
 
 def set_arithmetic(*, tf32: bool, deterministic: bool = False) -> None:
-    """How GPUs compute, before anything is computed; CPUs are exact and steady as they are.
+    """Set TF32 and determinism of GPUs; call it before anything is computed.
+
+    CPUs need neither setting: they compute in full float32, and deterministically.
 
     Args:
-        tf32: Whether float32 matrix products and convolutions round what they multiply to TF32.
+        tf32: Whether float32 matrix products and convolutions round their inputs to TF32.
             PyTorch's defaults do so for convolutions and not for matrix products.
-        deterministic: Whether only kernels are used that give the same bits each time. Others add
-            up in the order in which they get to it: weight gradients of cuDNN, the backward pass of
-            flash attention, `index_add_` (PyTorch's "Reproducibility").
+        deterministic: Whether only kernels that give the same bits each time are used. Others sum
+            in an order that varies: weight gradients of cuDNN, the backward pass of flash
+            attention, `index_add_` (PyTorch's "Reproducibility").
     """
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.allow_tf32 = tf32
     if not torch.cuda.is_available():
         return
-    if deterministic:  # cuBLAS reads it when it is first used
+    if deterministic:  # cuBLAS reads this variable when it is first used
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = deterministic
     torch.use_deterministic_algorithms(deterministic)
-    # memory that is about to be written needs no filling, which costs a kernel each time
+    # filling new tensors, which are overwritten anyway, would launch a kernel for each
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     if deterministic:
-        import torch._inductor.config as inductor  # which takes a second to import
+        import torch._inductor.config as inductor  # this import takes a second
 
         torch.backends.cudnn.benchmark = False
         inductor.deterministic = True
 
 
 def release_cached_memory(device: torch.device) -> None:
-    """Give memory of a GPU back that PyTorch keeps for later, after work of another kind.
+    """Release the VRAM that PyTorch's allocator has cached, between two kinds of work.
 
-    Encoding, validation and previews leave pieces of other sizes behind than training needs; kept,
-    they would be missing there. Waits for the device.
+    Encoding, validation and previews leave cached blocks of sizes that training does not need; if
+    they stayed cached, training would have that much less VRAM. Waits for the device.
     """
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def seed_torch(seed: int) -> None:
-    """Seed what a model's own dropout draws from, on the CPU and the current GPU.
+    """Seed PyTorch's default generators of the CPU and the current GPU, which dropout draws from.
 
-    Unlike `torch.manual_seed` it leaves devices alone that are not in use, which costs it a stack
-    trace at every call.
+    `torch.manual_seed` also seeds devices that are not in use yet, and records a stack trace for
+    that at every call.
     """
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
@@ -172,14 +182,15 @@ def seed_torch(seed: int) -> None:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that RAM or VRAM ran out."""
+    """Return whether an error reports that RAM or VRAM ran out."""
     return exhausted_memory(error) is not None
 
 
 def exhausted_memory(error: BaseException) -> Memory | None:
-    """Which memory ran out by an error; None where it is about something else.
+    """Return which memory ran out according to an error, or None if it is another kind of error.
 
-    PyTorch has a class for GPUs, and words for the CPU.
+    PyTorch raises a separate class for most GPU errors; others, and all of the CPU allocator, are
+    recognised by their messages.
     """
     if isinstance(error, torch.OutOfMemoryError):
         return "VRAM"

@@ -1,4 +1,4 @@
-"""What a run tells whoever watches; the command line draws it, tests collect it."""
+"""Events that a run reports to its caller; the command line displays them, tests collect them."""
 
 from __future__ import annotations
 
@@ -9,32 +9,38 @@ from impasto.progress import Progress, SilentProgress
 
 
 class TrainingEvents(Progress, Protocol):
-    """Progress of stages, and the moments of a run."""
+    """Receives the progress of a run's stages, and events such as its start and its end."""
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Training is about to begin."""
+        """Handle the start of training.
+
+        Args:
+            summary: Facts about the model, the dataset and the processes.
+            first_step: The step to begin at; above 0 in a resumed run.
+            last_step: Steps in all.
+        """
 
     def stepped(self, step: int) -> None:
-        """A step is done; called for each, so it must be cheap."""
+        """Handle the end of a step; called after every step, so it must be fast."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """Called when a line of metrics was written."""
+        """Handle a line of metrics that was just written."""
 
     def ended(self) -> None:
-        """Training is over, for whatever reason."""
+        """Handle the end of training, whether it finished, was stopped or failed."""
 
 
 class SilentEvents(SilentProgress):
-    """Events that nobody is told of."""
+    """Ignores all events."""
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Accept that training begins, and tell nobody."""
+        """Do nothing."""
 
     def stepped(self, step: int) -> None:
-        """Accept that a step is done, and tell nobody."""
+        """Do nothing."""
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """Accept a line of metrics, and tell nobody."""
+        """Do nothing."""
 
     def ended(self) -> None:
-        """Accept that training is over, and tell nobody."""
+        """Do nothing."""

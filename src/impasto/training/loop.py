@@ -1,4 +1,4 @@
-"""The loop: steps, and whatever is due between them."""
+"""The training loop: optimizer steps, and the validation, previews and saving due between them."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ from impasto.training.triggers import Triggers
 
 
 class TrainingLoop:
-    """Takes a session from its newest state to its end.
+    """Trains a session from its newest saved state to its last step.
 
     Args:
         session: The run, ready to train.
-        run: Where it leaves what it makes.
-        events: Receives the events of the run; silent on all processes but the first.
-        preparing_s: Seconds that loading, scanning and encoding took, for the record.
-        stop: Hears signals; None hears none.
-        commands: Hears what is asked of the run while it trains; None on other processes.
+        run: The directory that states, models, metrics and previews are written to.
+        events: Receives the events of the run; silent on all processes but the main one.
+        preparing_s: Seconds that loading, scanning and encoding took, for the metrics.
+        stop: Receives signals that ask to stop; None if signals are not handled.
+        commands: Receives commands for the run while it trains; None except on the main process.
     """
 
     def __init__(
@@ -110,16 +110,17 @@ class TrainingLoop:
         )
 
     def train(self, restored: Callable[[], None] = lambda: None) -> None:
-        """Train to the end, then validate, preview and export.
+        """Train to the last step, then validate, draw previews and export the model.
 
         Args:
-            restored: Called when a state goes with the settings, before anything is made of it.
+            restored: Called once the newest state, if any, was loaded and fits the settings, and
+                before anything is written.
 
         Raises:
-            Interrupted: A signal asked to stop.
+            Interrupted: A signal or a command asked to stop.
             NonFiniteLossError: The loss or the gradient became NaN or infinite.
-            OutOfMemoryError: Memory ran out.
-            RunError: Another process of the run has ended.
+            OutOfMemoryError: RAM or VRAM ran out.
+            RunError: Another process of the run has ended, or the state is beyond the last step.
             StorageError: A state or the export could not be written.
         """
         step = self._restore()
@@ -170,12 +171,12 @@ class TrainingLoop:
                 ):
                     self.step(optimizer_step, batches)
                 done.step = optimizer_step.step + 1
-                self._optimizer_update.is_stepping = False  # all of the step is done, and counted
+                self._optimizer_update.is_stepping = False  # the step is complete, and counted
                 self._after_step(done.step)
         self._finish()
 
     def _announce(self, step: int) -> None:
-        """Write `dataset.json` and the status, warn of what is unusual, and begin the display."""
+        """Write `dataset.json` and the status, report warnings, and report the start."""
         session, dataset = self._session, self._session.dataset_facts()
         if self._is_main:
             files.write_json(self._run.path / "dataset.json", dataset)
@@ -187,22 +188,22 @@ class TrainingLoop:
     def _stop_message(self) -> str:
         if self._accelerator.num_processes == 1:
             return STOPPING
-        return "Stopping when the next line of metrics is due; again: now, without saving."
+        return "Stopping at the next line of metrics; Ctrl-C again stops at once, without saving."
 
     def wait_for_metrics(self) -> None:
-        """Have the device end what it does, and forget what was measured of it; for benchmarks."""
+        """Wait for the device, and discard the measurements so far; for benchmarks."""
         self._recorder.meter.read()
         self._recorder.meter.restart()
 
     def step(self, optimizer_step: OptimizerStep, batches: Iterator[Batch]) -> None:
-        """Do one optimizer step: all its micro-batches, clipping, the step, the average."""
+        """Run one optimizer step: all its micro-batches, clipping, the update, the averages."""
         session = self._session
         try:
             result = self._stepper.step(
                 optimizer_step, batches, partial(self._seen, optimizer_step.step)
             )
         except NonFiniteError as fault:
-            self._look(optimizer_step.step)  # one before it is the one to name
+            self._look(optimizer_step.step)  # if an earlier step failed too, report that one
             raise self._failures.not_finite(optimizer_step.step, fault) from None
         if not self._has_stepped:
             require_savable(session.optimizer)
@@ -216,7 +217,7 @@ class TrainingLoop:
             self._frozen_check = None
 
     def _seen(self, step: int, micro_batch: MicroBatch, output: StepOutput) -> None:
-        """Take the losses of a micro-batch into metrics."""
+        """Add the losses of a micro-batch to the metrics, and to the losses per image."""
         self._recorder.meter.add_samples(output)
         if self._recorder.image_losses is not None and not micro_batch.is_padding:
             images = self._session.prepared.training.images
@@ -225,7 +226,7 @@ class TrainingLoop:
             self._recorder.image_losses.add(step, shown, output)
 
     def _check_frozen_modules(self, frozen_check: FrozenCheck, step: int) -> None:
-        """Once: say if a part that should learn has not moved, or one that should not has."""
+        """Warn if a trained part of the model has not changed, or a frozen part has."""
         if self._session.precision.scales:
             return  # the first steps may be skipped until the scale is found
         learning = [
@@ -237,14 +238,14 @@ class TrainingLoop:
             self._events.note(f"Warning: {finding}")
 
     def _after_step(self, done: int) -> None:
-        """Whatever is due after `done` steps, or asked for."""
+        """Do what is due or requested after `done` steps; raises `Interrupted` if asked to stop."""
         total = self._session.total_steps
         self._events.stepped(done)
         self._saver.raise_error()
         last = done == total
         stopping, asked = self._requests.stop_signal(done), self._requests.asked(done)
         triggers = self._triggers
-        at_once = last or stopping is not None or "save" in asked  # who asked may pull the plug
+        at_once = last or stopping is not None or "save" in asked  # power may be cut right after
         saving = at_once or triggers.state(done, self._accelerator)
         storing = last or triggers.averages(done, total)
         if saving or triggers.log(done):
@@ -255,7 +256,7 @@ class TrainingLoop:
             self._pauses.validate(done)
         if last or triggers.preview(done) or "preview" in asked:
             self._pauses.preview(done)
-        if storing:  # ahead of the state: a run that goes on from there has them
+        if storing:  # before the state, so that a run resumed from it has these averages
             self._pauses.store_averages(done)
         if saving:
             self._pauses.save(done, now=at_once)
@@ -271,20 +272,20 @@ class TrainingLoop:
             )
 
     def _missing_for(self, name: CommandName) -> str:
-        """What a command needs that this run has not; empty if nothing."""
+        """Return why this run cannot carry out a command, or an empty string if it can."""
         if name == "validate" and self._session.validator is None:
-            return "this run has no held-out images: validation.split or validation.image_dir"
+            return "this run has no held-out images: set validation.split or validation.image_dir"
         if name == "preview" and not self._session.previewer.prompts:
-            return "this run has no prompts: previews.prompts or previews.prompt_file"
+            return "this run has no prompts: set previews.prompts or previews.prompt_file"
         return ""
 
     def _log(self, done: int, *, early: bool) -> None:
-        """Write metrics, and stop if they show that nothing is learnt any more.
+        """Write a line of metrics, and stop the run if its loss scale has collapsed.
 
-        At a state that comes early, by a signal or the clock, the line waits for its time: the
-        metrics of a run that was stopped and resumed are those of one that was not.
+        If a state is saved `early`, by a signal or the clock, the line is written later, when it is
+        due: a run that was stopped and resumed writes the same metrics as one that was not.
         """
-        self._look(done)  # a line that counts steps that were not applied would be lost
+        self._look(done)  # a line with steps that were not applied would be removed on resume
         if not early:
             self._recorder.log(done)
         try:
@@ -294,10 +295,10 @@ class TrainingLoop:
             raise
 
     def _look(self, done: int) -> None:
-        """Make sure that all steps were applied, ahead of anything that is made of the weights.
+        """Make sure that all steps were applied, before the weights are evaluated or written.
 
         Raises:
-            NonFiniteLossError: One was not: its loss or gradient is NaN or infinite.
+            NonFiniteLossError: A step was not applied: its loss or gradient is NaN or infinite.
         """
         try:
             self._optimizer_update.require_applied()
@@ -305,7 +306,7 @@ class TrainingLoop:
             raise self._failures.not_finite(done - fault.passed_over, fault) from None
 
     def _restore(self) -> int:
-        """Load the newest state, if there is one, and return its step."""
+        """Load the newest state and return its step; return 0 if the run has no state."""
         state = restore_newest(
             self._session_state,
             self._accelerator,
@@ -317,17 +318,17 @@ class TrainingLoop:
             return 0
         if state.step > self._session.total_steps:
             raise RunError(
-                f"{self._run.address} has done {counted(state.step, 'steps')}, and its settings "
-                f"say {self._session.total_steps} in all. A run can be made longer, not shorter: "
-                f"raise training.max_steps or max_epochs in its config.toml. Models on the way are "
-                f"those of saving.model_every_steps."
+                f"{self._run.address} has completed {counted(state.step, 'steps')}, but its "
+                f"settings end at {self._session.total_steps}. A run can be made longer, not "
+                f"shorter: raise training.max_steps or max_epochs in its config.toml. To export "
+                f"models of earlier steps, set saving.model_every_steps."
             )
         self._pauses.best = state.best_validation
         self._window = state.window
         return state.step
 
     def _finish(self) -> None:
-        """Export the model, which is the point of it all."""
+        """Export the model and write the final status; then measure a merged model's loss."""
         total = self._session.total_steps
         model = self._pauses.export_model(total)
         timings = {name: round(s, 2) for name, s in self._recorder.meter.timings_s.items()}

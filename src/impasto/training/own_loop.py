@@ -1,4 +1,4 @@
-"""What a training loop of one's own needs: images as batches, and captions encoded."""
+"""Batches of images and encoded captions for a training loop that the user writes."""
 
 from __future__ import annotations
 
@@ -47,23 +47,24 @@ _GIVEN_OTHERWISE = (
 
 
 class Batches:
-    """Images as batches of one bucket each, in a random order that the seed decides.
+    """Yields batches of one bucket each, in a random order that depends on the seed.
 
-    Going through it gives the batches of an epoch, the next time those of the next; `steps` goes on
-    over epochs. Each process that `accelerate launch` starts gets batches of its own.
+    Iterating yields the batches of one epoch, and iterating again those of the next epoch; `steps`
+    continues across epochs. Each process that `accelerate launch` starts gets different batches.
 
     Args:
-        config: The settings that images are dealt by.
-        prepared: The images, and where their latents are.
-        data: Makes batches of them.
-        conditioner: Encodes captions whenever it is asked.
-        prefetch: Takes batches to the device of the U-Net.
-        in_use: Keeps the latents from being pruned; left when these batches are gone.
+        config: The settings that batches are composed by.
+        prepared: The images, and the cache of their latents.
+        data: Loads the images of a batch.
+        conditioner: Encodes captions on request.
+        prefetch: Moves batches to the device of the U-Net.
+        in_use: Holds the lock that keeps the latents from being pruned; closed when this object
+            is garbage-collected.
 
     Attributes:
-        prepared: The images, and where their latents are.
-        conditioner: Encodes captions with the model's text encoders, which do not learn, and
-            remembers what they made.
+        prepared: The images, and the cache of their latents.
+        conditioner: Encodes captions with the model's text encoders, which are frozen, and caches
+            the results.
     """
 
     def __init__(
@@ -83,10 +84,10 @@ class Batches:
 
     @property
     def step(self) -> int:
-        """The number of the next batch, counted from 0 over all epochs; set it to go on from there.
+        """The number of the next batch, counted from 0 over all epochs; set it to continue there.
 
         Raises:
-            ConfigError: It is set to less than 0, or to what is no whole number.
+            ConfigError: It is set to a negative number, or to something other than an integer.
         """
         return self._step
 
@@ -99,15 +100,15 @@ class Batches:
         self._step = step
 
     def __len__(self) -> int:
-        """Batches of an epoch, for each process."""
+        """Return the number of batches in an epoch, per process."""
         return self._sampler.steps_per_epoch
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches that are left of the epoch."""
+        """Yield the remaining batches of the epoch."""
         return self.steps(len(self) - self.step % len(self))
 
     def steps(self, number: int) -> Iterator[Batch]:
-        """The next `number` batches; those for a GPU are there, with their captions encoded."""
+        """Yield the next `number` batches; for a GPU, already moved there with captions encoded."""
         steps = iterate_steps(
             self._data, self._sampler, self.step, self.step + number, self._rank, self._prefetch
         )
@@ -127,36 +128,38 @@ def prepare(
     progress: Progress | None = None,
     **dataset: Any,
 ) -> Batches:
-    """Scan, plan and encode the images of a folder, for a training loop of one's own.
+    """Scan the images of a folder, assign buckets and encode latents, for a loop that you write.
 
-    Latents are kept in the folder, where runs of `impasto train` find them as well. The VAE and the
-    text encoders compute where the U-Net is, so bring that to its device before; the VAE then
-    returns to where it was, unless images change each time they are shown. SDXL's empty captions
-    are encoded as the empty text unless `empty_text="zeros"` is given, as in `impasto train`.
+    Latents are cached in the folder, where runs of `impasto train` find them as well. The VAE and
+    the text encoders compute on the device of the U-Net, so move the U-Net there first. The VAE
+    then returns to its device, unless images are augmented in a new way each time they are used.
+    SDXL's empty captions are encoded as the empty text unless `empty_text="zeros"` is given, as in
+    `impasto train`.
 
     Args:
-        folder: Images, each with a `.txt` or `.caption` of the same name beside it.
-        model: What encodes them.
+        folder: Images, each with a `.txt` or `.caption` file of the same name beside it.
+        model: Its VAE and text encoders encode the images and captions.
         resolution: Pixels, `N` or `(width, height)`; with buckets only its area counts.
-        batch_size: Images of a batch; the last one of a bucket may have fewer.
-        seed: Of the order, and of the random numbers of each batch.
-        clip_skip: CLIP's layer from the end; None is what the model's file says, or the family's.
-        progress: Shows how far the work is.
+        batch_size: Images in a batch; the last one of a bucket may have fewer.
+        seed: Seed of the order, and of the random numbers of each batch.
+        clip_skip: CLIP's layer, counted from the end; None takes the layer that the model's file
+            records, or else the default of its family.
+        progress: Receives progress; None shows none.
         dataset: Further settings of the section `dataset`, such as `flip_aug=True`, and
             `max_tokens` and `empty_text` of the section `model`.
 
     Raises:
         ConfigError: A setting is unknown, or its value does not fit.
-        DatasetError: There is nothing to train on.
+        DatasetError: The folder has no image that can be trained on.
         StorageError: Latents cannot be written.
-        TypeError: The folder or the model is of another kind.
+        TypeError: `folder` is not a path, or `model` is not a loaded model.
     """
     require_kind("prepare(folder)", folder, (str, Path), "the path of a folder of images")
     loaded = 'a model, as impasto.load_base_model("base") loads it'
     require_kind("prepare(model)", model, BaseModel, loaded)
     config = _settings(folder, model, clip_skip, dataset, resolution, batch_size, seed)
-    zeroes_empty_text(config, model)  # is refused before images are encoded
-    require_sources(config.dataset)  # or the folder of the lock would stand in for the images'
+    zeroes_empty_text(config, model)  # raises before images are encoded
+    require_sources(config.dataset)  # a missing folder would be created by the lock below
     progress, device = progress or SilentProgress(), model.unet.device
     in_use = contextlib.ExitStack()
     latents = config.dataset.derived_dir / LATENTS
@@ -176,7 +179,10 @@ def prepare(
 def _encoded(
     config: RunConfig, model: BaseModel, progress: Progress
 ) -> tuple[PreparedData, MomentsEncoder]:
-    """The images, encoded where they do not change, and what encodes those that do."""
+    """Encode the images ahead, and return the prepared data and the encoder.
+
+    Images that are augmented in a new way at each use are left to the encoder, in batches.
+    """
     vae, home = build_encoding_vae(config, model), model.vae.device
     encoder = moments_encoder(
         vae,
@@ -205,17 +211,21 @@ def _settings(
     batch_size: int,
     seed: int,
 ) -> RunConfig:
-    """The settings of a run, as far as batches depend on them."""
+    """Return the settings of a run that batches depend on, validated as those of `train`.
+
+    Raises:
+        ConfigError: A setting is unknown, its value does not fit, or needs the length of a run.
+    """
     _require_own(folder, batch_size, dataset)
     if clip_skip is not None and not model.family.takes_clip_skip:
         raise ConfigError(
-            f"impasto.prepare(clip_skip={clip_skip}) is not for {model.family.name}, whose text "
-            f"encoders are read at layers of their own. Take it out."
+            f"impasto.prepare(clip_skip={clip_skip}) does not apply to {model.family.name}, whose "
+            f"text encoders are read at fixed layers. Remove clip_skip."
         )
     of_model = {name: dataset.pop(name) for name in ("max_tokens", "empty_text") if name in dataset}
     config = build_run_config(
         {
-            "output_dir": "run",  # which is not made
+            "output_dir": "run",  # required, but never created
             "seed": seed,
             "model": {
                 "path": model.contents.source,
@@ -233,45 +243,45 @@ def _settings(
         for subset in entry.subsets:
             if 0 < subset.token_warmup_step < 1:
                 raise ConfigError(
-                    f"token_warmup_step is {subset.token_warmup_step}, a share of a run, and "
+                    f"token_warmup_step is {subset.token_warmup_step}, a fraction of a run, and "
                     f"prepare does not know how long yours is. Give it as a number of steps."
                 )
     return config
 
 
 def _require_own(folder: str | Path, batch_size: object, dataset: Mapping[str, Any]) -> None:
-    """Make sure that a folder and a batch size are given, once each.
+    """Make sure that the folder and the batch size are valid and given only once each.
 
     Raises:
-        ConfigError: One is missing, or is given in another way.
+        ConfigError: One is missing or invalid, another setting repeats it, or Ray is requested.
     """
     for name in _GIVEN_OTHERWISE:
         if name in dataset:
             raise ConfigError(
-                f"impasto.prepare takes one folder of images and one batch size, and {name} says "
-                f"them again. Take it out."
+                f"impasto.prepare takes one folder of images and one batch size as arguments, so "
+                f"{name} cannot be given as well. Remove {name}."
             )
     if dataset.get("executor", "local") != "local" or dataset.get("ray_address") is not None:
         raise ConfigError(
-            "impasto.prepare encodes with the model that it is given, in this process and not with "
-            "Ray. Take executor and ray_address out."
+            "impasto.prepare encodes with the given model in this process, and not with Ray. "
+            "Remove executor and ray_address."
         )
     if not str(folder):
         raise ConfigError(
-            'impasto.prepare(""): expected a folder of images, such as "pictures"; the folder that '
-            'a script runs in is ".".'
+            'impasto.prepare(""): expected a folder of images, such as "images"; the current '
+            'folder is ".".'
         )
     if not isinstance(batch_size, int) or isinstance(batch_size, bool):
         raise ConfigError(
-            f"impasto.prepare(batch_size={batch_size!r}): expected a number of images. What fits "
-            f"into memory is for impasto.train to find."
+            f"impasto.prepare(batch_size={batch_size!r}): expected a number of images. Only "
+            f"impasto.train can find the batch size that fits into memory."
         )
 
 
 def _build_conditioner(
     config: RunConfig, model: BaseModel, device: torch.device
 ) -> ClipTextConditioner:
-    """One with a memory of its own: on a GPU, what prefetches asks its own alone."""
+    """Return a conditioner with a separate cache, since prefetching must not share one."""
     states = TextStates.of(model, config.model.clip_skip).to(device)
     at_once = min(ENCODED_AT_ONCE.get(device.type, 1), max(config.batch_sizes.values()))
     limit = config.training.text_cache_mib << 20

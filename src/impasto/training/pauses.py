@@ -1,4 +1,4 @@
-"""What is done between steps: validation, previews, exports and states, each timed by itself."""
+"""Work between training steps: validation, previews, exports and states, each timed separately."""
 
 from __future__ import annotations
 
@@ -37,20 +37,20 @@ _DOING = {
 
 
 class Pauses:
-    """Looks at a session and writes what it has come to, while no step is under way.
+    """Evaluates a session and saves its states and models, while no training step is running.
 
     Args:
         session: The run.
-        run: Where it leaves what it makes.
+        run: The directory that models, averages and previews are written to.
         events: Receives the events of the run.
-        recorder: Takes the times and the lines of metrics.
+        recorder: Records durations and writes lines of metrics.
         saver: Writes states and models.
-        failures: Explain errors.
-        triggers: Know which models are due.
-        end: Called when training goes on.
+        failures: Turns errors into messages that a user can act on.
+        triggers: Decides which models are due.
+        end: Called before training continues.
 
     Attributes:
-        best: The least validation loss so far; None before the first.
+        best: The lowest validation loss so far; None before the first.
     """
 
     def __init__(
@@ -71,7 +71,11 @@ class Pauses:
         self._base: tuple[float, ...] | None = None
 
     def validate(self, done: int) -> None:
-        """Measure the validation loss after `done` steps, and export the best model if it is."""
+        """Measure the validation loss after `done` steps, and write it to the metrics.
+
+        If it is the lowest so far and the settings keep the best model, that model is exported.
+        Does nothing in a run without held-out images.
+        """
         session, validator = self._session, self._session.validator
         if validator is None:
             return
@@ -83,7 +87,7 @@ class Pauses:
                 session.accelerator,
                 self._events,
             )
-        if not session.participates:  # its share is done
+        if not session.participates:  # it only had to take part in the measurement
             return
         is_lower = self.best is None or loss.mean < self.best
         if session.strategy.agreed(is_lower and math.isfinite(loss.mean)):
@@ -97,7 +101,7 @@ class Pauses:
         )
 
     def _groups_of(self, done: int, validator: Validator, loss: ValidationLoss) -> dict[str, Any]:
-        """The losses of some of the images by themselves; nothing where none are asked for."""
+        """Return the losses per group of images; empty without groups, or off the main process."""
         if not validator.groups or not self._session.accelerator.is_main_process:
             return {}
         if done == 0:
@@ -106,7 +110,11 @@ class Pauses:
         return {"validation_by": group_rows(validator.groups, loss.each, validator.alike, base)}
 
     def _change(self, done: int, loss: ValidationLoss) -> dict[str, float]:
-        """By how much the loss is above that of the base model over the same images and draws."""
+        """Return the mean difference from the base model's loss, with its standard error.
+
+        Both losses are of the same images, noise and timesteps. Empty at step 0, and if the loss of
+        step 0 is unknown.
+        """
         if done == 0:
             self._base = tuple(loss.recorded)
         elif self._base is None:
@@ -118,7 +126,7 @@ class Pauses:
         return {"validation_change": found.mean, "validation_change_se": found.standard_error}
 
     def preview(self, done: int) -> None:
-        """Draw previews after `done` steps, unless that was done before."""
+        """Draw previews after `done` steps unless they exist, and compare them if configured."""
         session, previewer = self._session, self._session.previewer
         if session.participates and session.strategy.agreed(previewer.is_due(self._run, done)):
             with self._outside_training("previews", done), session.evaluating():
@@ -130,7 +138,10 @@ class Pauses:
             self._compare_previews(done)
 
     def _compare_previews(self, done: int) -> None:
-        """Write down how far the previews are from real images; a fault there ends no run."""
+        """Write the distance of the previews from real images to the metrics.
+
+        If it cannot be measured, a note says why and the run continues.
+        """
         with self._outside_training("previews", done):
             try:
                 found = self._session.previewer.compare(self._run, done, self._events)
@@ -140,10 +151,13 @@ class Pauses:
         self._recorder.write({"step": done, **found})
 
     def export_intermediate(self, done: int, *, missing_only: bool = False) -> None:
-        """Export what is due after `done` steps, by epochs and by steps.
+        """Export the models that are due after `done` steps, by epochs and by steps.
 
-        The state of these steps may have been saved and the process killed before the models
-        were written: then they are `missing_only` after a resume.
+        Args:
+            done: Steps that the weights have had.
+            missing_only: Whether models that exist already are skipped. Used after a resume, since
+                the process may have been killed after it saved the state of these steps and before
+                it wrote their models.
         """
         endings = self._triggers.model_endings(done)
         if missing_only and endings:
@@ -154,17 +168,18 @@ class Pauses:
                 self._saver.export_intermediate(done, endings)
 
     def export_model(self, done: int) -> Path | None:
-        """Export the model as it is after `done` steps; None in a process that takes no part."""
+        """Export the final model and return its path; None in a process that takes no part."""
         if not self._session.participates:
             return None
         with self._outside_training("export", done):
             return self._saver.export_model()
 
     def begin(self, step: int) -> None:
-        """Put away what is not of this run, before anything of the state after `step` is read.
+        """Remove the results of an earlier attempt, before the state after `step` is read.
 
-        Averages of later steps are not, whether or not it stores some itself; where it begins
-        anew, neither are samples nor models. Then what averages are told from is stored.
+        Averages of later steps are removed, even if this run stores none. If the run starts from
+        scratch, samples are removed too, and models no longer count as its own. Then the starting
+        point of the averages is stored, if the run stores averages.
         """
         session = self._session
         if session.accelerator.is_main_process:
@@ -173,17 +188,18 @@ class Pauses:
                     self._events.note(done)
             if step == 0 and (models := self._saver.begin_anew()):
                 self._events.note(
-                    f"{counted(models, 'models are')} left of an earlier attempt. What is there "
-                    f"stays until a model of the same name replaces it, and does not count as this "
-                    f"one's."
+                    f"{counted(models, 'models are')} left from an earlier attempt. Each stays "
+                    f"until a model of the same name replaces it, and does not count as a model of "
+                    f"this attempt."
                 )
         if session.posthoc and session.participates:
             self._saver.store_start(step, session.posthoc)
 
     def store_averages(self, done: int) -> None:
-        """Store what averages of any length are made of after training, if the run keeps it.
+        """Store the averages that EMAs of any length are computed from after training.
 
-        They are of the last step that they have taken in, which `training.ema_every` says.
+        They are stored under the last step that they include, a multiple of `training.ema_every`.
+        Does nothing unless `training.posthoc_ema` is on.
         """
         session = self._session
         if session.posthoc and session.participates:
@@ -192,11 +208,11 @@ class Pauses:
                 self._saver.store_averages(taken, session.posthoc)
 
     def save(self, done: int, *, now: bool = False) -> None:
-        """Save the state after `done` steps, with what no line of metrics tells of them yet.
+        """Save the state after `done` steps, with the measurements not yet written to the metrics.
 
         Args:
             done: Steps that the weights have had.
-            now: Whether all processes wait until it is on disk.
+            now: Whether all processes wait until the state is on disk.
         """
         self._triggers.restart_clock()
         with (
@@ -211,19 +227,19 @@ class Pauses:
                 self._session.accelerator.wait_for_everyone()
 
     def save_alone(self, done: int) -> None:
-        """Save the state of a run that ends by an error, in this process, without the others.
+        """Save the state of a run that ends with an error, without waiting for other processes.
 
         Raises:
             NonFiniteLossError: Weights are NaN or infinite; nothing is written.
-            StorageError: It could not be written.
+            StorageError: The state could not be written.
         """
-        with contextlib.suppress(StorageError):  # a state without these rows is better than none
+        with contextlib.suppress(StorageError):  # a state without image losses is better than none
             self._recorder.keep(done, alone=True)
         self._saver.save_last(done, self.best, self._recorder.meter.window(done))
 
     @contextlib.contextmanager
     def _outside_training(self, activity: str, done: int) -> Iterator[None]:
-        """Something that is not training: timed by itself, and explained if memory runs out."""
+        """Time the enclosed work separately from training, and explain its errors."""
         with (
             self._recorder.meter.aside(activity),
             self._failures.explaining_errors(_DOING[activity], done),

@@ -1,4 +1,4 @@
-"""A run ready to train: what its loop computes with."""
+"""A run that is ready to train: all objects that the training loop uses."""
 
 from __future__ import annotations
 
@@ -43,21 +43,22 @@ from impasto.training.step import StepRecipe
 
 @dataclass(frozen=True)
 class Session:
-    """Everything that a training run consists of, built and ready.
+    """All objects that a training run consists of, built and ready.
 
     Attributes:
-        strategy: How processes hold what they train.
-        unet: What training calls: the trainable's network as the parallel strategy wraps it.
-        conditioner: Text for training, with gradients where the text encoder learns.
+        strategy: How the trained weights are distributed over processes.
+        unet: The network that training calls: the trainable's, as the parallel strategy wraps it.
+        conditioner: Encodes captions for training; with gradients if a text encoder is trained.
         eval_conditioner: The same for validation and previews, without gradients.
-        captions: What reads captions within `conditioner`.
-        encodes_ahead: Whether captions of a batch can be encoded while the one before is trained.
-        stream: What brings weights to the device block by block; None where all are there.
-        module_by_group: The name of the part that each of the optimizer's groups is of.
-        ema: The running average that is looked at and exported; None without.
-        merged: What exported models are mixed with; None where they are what was trained.
-        posthoc: Averages that others are made of after training, by sigma_rel.
-        fingerprint: What a saved state has to agree with, by name.
+        captions: The conditioner for captions within `conditioner`.
+        encodes_ahead: Whether captions of a batch can be encoded while the previous batch is
+            trained on.
+        stream: Brings weights to the device block by block; None if all of them stay there.
+        module_by_group: The name of the model part that each of the optimizer's groups belongs to.
+        ema: The running average that is evaluated and exported; None if the run has none.
+        merged: Merges exported weights with those of the base model; None exports them unchanged.
+        posthoc: Averages that EMAs of other lengths are computed from after training, by sigma_rel.
+        fingerprint: Facts that a saved state must agree with, by name.
     """
 
     config: RunConfig
@@ -89,12 +90,12 @@ class Session:
 
     @property
     def participates(self) -> bool:
-        """Whether this process does something where the model is evaluated or saved."""
+        """Whether this process takes part when the model is evaluated or saved."""
         return self.strategy.participates
 
     @property
     def uncertainty(self) -> Uncertainty | None:
-        """The loss weights that are learned; None where they are fixed."""
+        """The learned loss weights; None if loss weights are fixed."""
         weight = self.recipe.loss_weight
         return weight if isinstance(weight, Uncertainty) else None
 
@@ -104,7 +105,7 @@ class Session:
         return (*(() if self.ema is None else (self.ema,)), *self.posthoc.values())
 
     def dataset_facts(self) -> dict[str, Any]:
-        """The dataset in numbers: images, buckets, and captions over the token limit."""
+        """Return the dataset in numbers: images, buckets, and captions over the token limit."""
         texts = self.prepared.training.table.records.fixed_captions()
         return {
             **self.prepared.summary(),
@@ -113,7 +114,7 @@ class Session:
         }
 
     def facts(self) -> dict[str, Any]:
-        """What is trained, on what, by how many processes."""
+        """Return the model family, trained parts, device and number of processes, for display."""
         identity = self.model.identity
         return {
             "family": identity.family.name,
@@ -125,7 +126,7 @@ class Session:
         }
 
     def remarks(self) -> Iterator[str]:
-        """What a person should know before the first step, in sentences."""
+        """Yield notes and warnings for the user to read before the first step, as sentences."""
         if self.strategy.description:
             yield self.strategy.description
         records = self.prepared.training.table.records
@@ -142,14 +143,14 @@ class Session:
         if cut := self.captions.too_long(shown):
             yield (
                 f"Warning: {counted(cut, 'prompts of previews have')} over "
-                f"{self.config.model.max_tokens} tokens; their ends are ignored."
+                f"{self.config.model.max_tokens} tokens; the tokens beyond are ignored."
             )
         prompts, setting = self.previewer.prompts, "previews.guidance_rescale = 0.7"
         if advice := rescale_advice(self.model.scheduler_config, prompts, setting):
             yield advice
 
     def resumable(self) -> SessionState:
-        """The objects whose states a training state holds."""
+        """Return the objects whose states are saved and restored with a run."""
         return SessionState(
             strategy=self.strategy,
             names=parameter_names(self.trainable.modules),
@@ -163,7 +164,7 @@ class Session:
         )
 
     def export_source(self) -> ExportSource:
-        """The weights that models are exported from."""
+        """Return the weights and facts that models are exported from."""
         return ExportSource(
             config=self.config,
             model=self.model,
@@ -176,7 +177,7 @@ class Session:
         )
 
     def recorded(self) -> RecorderInputs:
-        """The objects that metrics are measured on."""
+        """Return the objects that metrics are measured on."""
         return RecorderInputs(
             config=self.config,
             accelerator=self.accelerator,
@@ -192,7 +193,11 @@ class Session:
 
     @contextlib.contextmanager
     def eval_weights(self, *, average: bool = True) -> Iterator[None]:
-        """The weights to look at and to export, in the place of those that are trained."""
+        """Replace the trained weights by those to evaluate and export, within the context.
+
+        Args:
+            average: Whether to use the running average, if the run has one.
+        """
         with contextlib.ExitStack() as stack:
             stack.enter_context(evaluation_weights(self.optimizer))
             if average and self.ema is not None:
@@ -203,10 +208,10 @@ class Session:
 
     @contextlib.contextmanager
     def evaluating(self, *, average: bool = True) -> Iterator[None]:
-        """The weights to look at, computing in the precision of the run.
+        """Put the model into eval mode with the weights to evaluate, in the precision of the run.
 
         Args:
-            average: Whether those are the running average, where one is kept.
+            average: Whether to use the running average, if the run has one.
         """
         modules = [trained.module for trained in self.trainable.modules]
         were_training = [module.training for module in modules]
@@ -227,11 +232,11 @@ class Session:
 
     @contextlib.contextmanager
     def _casts_while_evaluating(self) -> Iterator[None]:
-        """Keep the 16-bit copies of weights that autocast makes, for all passes that follow.
+        """Let autocast cache its 16-bit copies of weights for all forward passes of an evaluation.
 
-        There are no gradients now, which take more. Not of float32 averages that stand in the place
-        of 16-bit weights, since training has nothing as large as their copies, and not of weights
-        that are streamed.
+        The cache takes less VRAM than the gradients, which do not exist now. It is off if weights
+        are trained in 16 bits, since evaluation then uses float32 averages, whose copies are larger
+        than anything in training; and it is off if weights are streamed.
         """
         training, cached = self.config.training, torch.is_autocast_cache_enabled()
         keeps = training.weight_dtype == "fp32" and not training.stream_weights

@@ -1,6 +1,6 @@
-"""Ctrl-C and SIGTERM: between steps they ask to stop, elsewhere they stop at once.
+"""Ctrl-C and SIGTERM: during training they stop the run after the step, elsewhere at once.
 
-On Windows, where nobody sends SIGTERM, Ctrl-Break and the closing of the window come as SIGBREAK.
+Windows has no SIGTERM; there, Ctrl-Break and closing the window arrive as SIGBREAK.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from impasto.errors import ImpastoError, Interrupted
 STOP_SIGNALS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGBREAK") if hasattr(signal, name)
 )
-"""What asks a run to stop, as far as this system has it."""
+"""The signals that ask a run to stop, of those that this operating system has."""
 
-STOPPING = "Stopping after this step; again: now, without saving."
+STOPPING = "Stopping after this step; Ctrl-C again stops at once, without saving."
 
 
 class StoppedBySignal(KeyboardInterrupt):
-    """A signal came where work stops at once; raised in the main thread, as for Ctrl-C.
+    """Raised in the main thread by a signal that stops the work at once, as Ctrl-C does.
 
     Args:
-        number: The signal.
+        number: The number of the signal.
     """
 
     def __init__(self, number: int) -> None:
@@ -37,20 +37,22 @@ class StoppedBySignal(KeyboardInterrupt):
 
 
 def signal_of(stop: KeyboardInterrupt) -> int:
-    """The signal that caused an exception."""
+    """Return the number of the signal that caused an exception; SIGINT for a plain Ctrl-C."""
     return stop.number if isinstance(stop, StoppedBySignal) else int(signal.SIGINT)
 
 
 def interrupted(stop: KeyboardInterrupt, message: str) -> Interrupted:
-    """The end of a run that was stopped at once, in words."""
+    """Return the error to report for a run that a signal stopped at once."""
     return Interrupted(message, signal_of(stop))
 
 
 @contextlib.contextmanager
 def sigterm_stops() -> Iterator[None]:
-    """Have SIGTERM and SIGBREAK end what runs as Ctrl-C does, with temporary files removed.
+    """Make SIGTERM and SIGBREAK end the program like Ctrl-C, so that temporary files are removed.
 
-    Errors are reported within it, so that a second process's end does not cut the report short.
+    Report errors within this context: while an error is being reported, these signals are ignored,
+    so that the report is not cut short when a launcher ends all processes. Does nothing outside the
+    main thread.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -70,24 +72,28 @@ def _stop(number: int, frame: FrameType | None) -> None:  # noqa: ARG001
 
 
 def _is_ending() -> bool:
-    """Whether an error is on its way to whoever reports it: that is not cut short by a signal.
+    """Return whether an Impasto error is being handled; a signal must not cut its report short.
 
-    A launcher ends the other processes of a run as soon as one of them has ended, and what they
-    have to say of it would be lost. A handler sees the exception that is being handled where the
-    signal came.
+    A launcher ends the other processes of a run as soon as one of them has ended, and their error
+    messages would be lost. `sys.exception()` in a signal handler is the exception that is being
+    handled in the interrupted code.
     """
     return isinstance(sys.exception(), ImpastoError)
 
 
 class StopRequest:
-    """Hears signals while it is entered as a context.
+    """Handles stop signals while it is entered as a context.
 
-    A signal stops at once, by `StoppedBySignal`; within `after_step` the first one is remembered
-    and acknowledged, and the loop stops when it has saved.
+    A signal stops at once, by raising `StoppedBySignal`. Within `after_step` the first one is only
+    remembered and acknowledged, and the loop stops after the step, when it has saved. After a
+    remembered signal, Ctrl-C stops at once.
 
     Args:
-        acknowledge: Is given the words to show, on a separate thread: the main thread may be in
-            the middle of a line.
+        acknowledge: Called with the message to show, on a separate thread, since the main thread
+            may be in the middle of printing a line. None shows nothing.
+
+    Attributes:
+        signal_number: The signal that asked to stop; None until one arrives.
     """
 
     def __init__(self, acknowledge: Callable[[str], None] | None = None) -> None:
@@ -110,7 +116,7 @@ class StopRequest:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        previous, self._previous = self._previous, {}  # nobody is interrupted from now on
+        previous, self._previous = self._previous, {}  # `ask` interrupts nothing from now on
         for number, handler in previous.items():
             signal.signal(number, handler)
 
@@ -118,14 +124,14 @@ class StopRequest:
         """Ask to stop from another thread, as a signal does from another process.
 
         Args:
-            now: Whether to stop without waiting for the end of a step; what is not training stops
-                at once in any case. A program that trains on another thread than its main one
-                cannot be interrupted there: it stops after the step.
+            now: Whether to stop without waiting for the end of the step; outside of training, work
+                stops at once in any case. A program that trains on a thread other than its main
+                one cannot be interrupted there: it stops after the step.
         """
         if now or self._at_once:
             self.signal_number = self.signal_number or signal.SIGINT
             if self._previous and not self._is_asked_now:
-                self._is_asked_now = True  # a second one would cut the end short
+                self._is_asked_now = True  # a second interrupt would cut the cleanup short
                 _interrupt_main_thread()
         elif self.signal_number is None:
             self.signal_number = signal.SIGINT
@@ -133,7 +139,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def after_step(self, message: str = STOPPING) -> Iterator[None]:
-        """Only remember the first signal; `message` are shown when it comes."""
+        """Within the context, only remember the first signal; show `message` when it arrives."""
         self._message, self._at_once = message, False
         try:
             yield
@@ -142,7 +148,7 @@ class StopRequest:
 
     def _receive(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002
         if number == signal.SIGTERM and _is_ending():
-            return  # a person's Ctrl-C is heard: the state that is being saved may take long
+            return  # Ctrl-C still works, since saving the state may take long
         if self._at_once or (self.signal_number is not None and number == signal.SIGINT):
             raise StoppedBySignal(number)
         if self.signal_number is None:
@@ -151,7 +157,7 @@ class StopRequest:
 
 
 def _interrupt_main_thread() -> None:
-    """Have the main thread get SIGINT; except on Windows also while it waits for something."""
+    """Send SIGINT to the main thread; except on Windows, this also ends a blocking wait."""
     if sys.platform == "win32":
         _thread.interrupt_main()
     else:

@@ -31,12 +31,12 @@ class StepRecipe:
     Attributes:
         schedule: The forward process, on the device of the U-Net.
         prediction: What the U-Net predicts.
-        timesteps: Which noise levels are trained on.
-        loss_weight: How much each of them counts.
-        noise: How the noise is made.
-        error: How an output is compared with its target.
-        retention: The tau of Diff-Tuning; None trains on all noise levels alike.
-        masking: What masks weigh.
+        timesteps: Draws the timesteps to train on.
+        loss_weight: The weight of each timestep in the loss.
+        noise: Draws the noise.
+        error: Measures the error of an output against its target.
+        retention: The tau of Diff-Tuning; None weights all timesteps alike.
+        masking: How masks weight the loss.
     """
 
     schedule: NoiseSchedule
@@ -50,12 +50,12 @@ class StepRecipe:
 
     @classmethod
     def of(cls, model: BaseModel, **options: Any) -> StepRecipe:
-        """The recipe of a model as loaded, on the device of its U-Net.
+        """Return the recipe that fits a loaded model, on the device of its U-Net.
 
         Args:
-            model: Has the schedule and the kind of prediction.
-            **options: Other attributes, by name, such as `loss_weight=`. What functions return is
-                checked in their first call.
+            model: Gives the schedule and the prediction type.
+            **options: Other attributes, by name, such as `loss_weight=`. The results of given
+                functions are checked at their first call.
         """
         schedule = model.schedule.to(model.unet.device)
         checked = with_checks(options, "StepRecipe.of({})")
@@ -68,8 +68,9 @@ class StepOutput:
 
     Attributes:
         losses: [B] weighted loss of each sample.
-        t: [B] its timestep.
-        weights: [B] what it counts in the step apart from its noise level; part of `losses`.
+        t: [B] timestep of each sample.
+        weights: [B] weight of each sample without the weight of its timestep; already included in
+            `losses`.
     """
 
     losses: Float[Tensor, "b"]
@@ -79,16 +80,16 @@ class StepOutput:
 
 @dataclass(frozen=True)
 class StepInputs:
-    """All that a training step computes with of its batch, as tensors on the device of the U-Net.
+    """The tensors of a batch that a training step computes with, on the device of the U-Net.
 
     Attributes:
         x_0: [B, 4, h, w] scaled latents.
-        noise: What the U-Net is to find.
-        input_noise: What is added to the latents where that is not `noise` alone; else None.
+        noise: [B, 4, h, w] the noise that the prediction target is computed from.
+        input_noise: [B, 4, h, w] the noise that is added to the latents; None if it is `noise`.
         t: [B] timesteps in [0, T).
-        conditioning: What the U-Net is told of text and sizes.
-        weights: [B] of the samples in the loss.
-        mask: [B, 1, h, w] weights of the places in the loss; None where all are 1.
+        conditioning: The U-Net's inputs for captions and sizes.
+        weights: [B] weight of each sample in the loss.
+        mask: [B, 1, h, w] weight of each latent pixel in the loss; None if all are 1.
     """
 
     x_0: Latents
@@ -100,12 +101,12 @@ class StepInputs:
     mask: Float[Tensor, "b 1 h w"] | None
 
     def tensors(self) -> list[Tensor]:
-        """All tensors, those of the conditioning among them; the first dimension is the batch."""
+        """Return all tensors, including the conditioning's; the first dimension is the batch."""
         given = (self.x_0, self.noise, self.input_noise, self.t, self.weights, self.mask)
         return [*(x for x in given if x is not None), *self.conditioning.tensors()]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> StepInputs:
-        """Apply a function to every tensor."""
+        """Return the same inputs with a function applied to every tensor."""
         return StepInputs(
             x_0=change(self.x_0),
             noise=change(self.noise),
@@ -120,22 +121,22 @@ class StepInputs:
 def training_step(
     unet: Any, conditioner: TextConditioner, batch: Batch, recipe: StepRecipe
 ) -> StepOutput:
-    """The loss of each sample of a batch; gradients flow into whatever learns.
+    """Return the loss of each sample of a batch; gradients flow into all trained parameters.
 
     Args:
-        unet: Called as diffusers' UNet2DConditionModel.
-        conditioner: Is asked where the batch was not encoded ahead.
-        batch: Of one bucket.
-        recipe: What is computed with.
+        unet: Called like diffusers' UNet2DConditionModel.
+        conditioner: Encodes the captions if the batch has no conditioning yet.
+        batch: Images of one bucket.
+        recipe: The functions and numbers of the step.
     """
     inputs = step_inputs(conditioner, batch, recipe)
     return StepOutput(losses_of(unet, inputs, recipe), inputs.t, inputs.weights)
 
 
 def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) -> StepInputs:
-    """Draw noise and timesteps, encode captions, and bring all of it to the device.
+    """Draw noise and timesteps, encode captions, and move everything to the device.
 
-    Whatever a step takes from the host is taken here.
+    All data that a step copies from the CPU to the GPU is copied here.
     """
     schedule = recipe.schedule
     device = schedule.alphas_cumprod.device
@@ -159,7 +160,7 @@ def step_inputs(conditioner: TextConditioner, batch: Batch, recipe: StepRecipe) 
 
 
 def _weights(batch: Batch, t: Int[Tensor, "b"], recipe: StepRecipe) -> Float[Tensor, "b"]:
-    """How much each sample counts, by what it is and by what it is for."""
+    """Return [B] weights: those of the dataset, times Diff-Tuning's factor if it is used."""
     if recipe.retention is None:
         return batch.weights
     where = batch.weights.device
@@ -169,7 +170,7 @@ def _weights(batch: Batch, t: Int[Tensor, "b"], recipe: StepRecipe) -> Float[Ten
 
 
 def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor, "b"]:
-    """The loss of each sample, of tensors on the device alone: the host is not asked."""
+    """Return the loss of each sample; uses only tensors on the device, so the CPU never waits."""
     schedule, prediction, t = recipe.schedule, recipe.prediction, inputs.t
     on_input = inputs.noise if inputs.input_noise is None else inputs.input_noise
 
@@ -185,9 +186,9 @@ def losses_of(unet: Any, inputs: StepInputs, recipe: StepRecipe) -> Float[Tensor
 def micro_batch_loss(
     losses: Float[Tensor, "b"], samples_in_step: int, num_processes: int
 ) -> Float[Tensor, ""]:
-    """This micro-batch's share of the step's mean loss.
+    """Return the contribution of this micro-batch to the step's mean loss.
 
-    Every sample of a step counts the same, however it was cut into micro-batches. Gradients are
-    averaged over processes, which the factor undoes.
+    Every sample of a step counts the same, however the step is split into micro-batches. The factor
+    `num_processes` undoes the averaging of gradients over processes.
     """
     return torch.sum(losses) * (num_processes / samples_in_step)

@@ -1,4 +1,4 @@
-"""A run from its settings to its end: fresh or resumed, on any number of processes."""
+"""`train` and `resume`: run a training from its settings to its end, on any number of processes."""
 
 from __future__ import annotations
 
@@ -74,11 +74,17 @@ def train(
     events: TrainingEvents | None = None,
     overrides: Overrides | None = None,
 ) -> RunDirectory:
-    """Start a run in a new directory and bring it to its end.
+    """Start a run in a new directory, train it to its end and return the directory.
+
+    Args:
+        config: The settings of the run.
+        events: Receives the events of the run; None shows none.
+        overrides: Functions and objects that replace parts of the training; None for none.
 
     Raises:
-        ImpastoError: As its parts; `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
-        TypeError: An argument is of another kind.
+        ImpastoError: The settings, the machine, the dataset or the model do not allow the run, or
+            training failed. `Interrupted` after Ctrl-C or SIGTERM, with the state saved.
+        TypeError: An argument is of the wrong type.
     """
     require_arguments_of_train(config, events, overrides)
     overrides = overrides or Overrides()
@@ -87,7 +93,7 @@ def train(
     location = config.output_dir if is_remote(config.output_dir) else None
     config = with_local_output_dir(config)
     began = time.perf_counter()
-    if planned_processes() == 1:  # accelerate waits for others where it shards a model
+    if planned_processes() == 1:  # checked early, since accelerate waits if it shards a model
         require_compatible(config, Facts(processes=1, sharding=configured_sharding()))
     accelerator = build_accelerator()
     group = process_group(accelerator)
@@ -115,7 +121,7 @@ def train(
                 _use_cache(held, config, run, accelerator, told)
                 session = _prepare(run, config, accelerator, told, overrides, known, opened)
         except ImpastoError:
-            if accelerator.is_main_process:  # nothing was trained: leave no directory in the way
+            if accelerator.is_main_process:  # nothing was trained: remove the directory
                 told.log.drop()
                 run.discard()
             raise
@@ -131,7 +137,7 @@ def _begun(
     told: RecordedEvents,
     overrides: Overrides,
 ) -> tuple[RunConfig, Survey]:
-    """The settings of a new run as they are resolved and written down, and its images.
+    """Resolve the settings of a new run, write them, and return them with the scanned images.
 
     Raises:
         ImpastoError: The settings do not fit together, the machine, or the images.
@@ -154,15 +160,14 @@ def resume(
 
     Args:
         path: The run directory.
-        events: Receives the events of the run.
-        overrides: What the run was given in code, again.
-        changed: Settings in the place of those in the directory, which they replace if the state
-            goes with them.
+        events: Receives the events of the run; None shows none.
+        overrides: The same functions and objects that the run was started with.
+        changed: New settings. They replace those in the directory if the state fits them.
 
     Raises:
-        ImpastoError: As `train`; `RunError` where the state does not belong to the run any more,
-            or another process is training it.
-        TypeError: An argument is of another kind.
+        ImpastoError: As `train`; `RunError` if the state does not fit the run any more, or another
+            process is training it.
+        TypeError: An argument is of the wrong type.
     """
     require_arguments_of_resume(path, events, overrides, changed)
     run = _directory_at(Path(path))
@@ -207,7 +212,7 @@ def resume(
 
 
 def _directory_at(path: Path) -> RunDirectory:
-    """The directory of a run; of one in a store that of its working folder on this machine."""
+    """Return the run directory of a path; for a run in a store, its local working folder."""
     location = location_of(path)
     return replace(
         RunDirectory(path if location is None else working_folder(location)), location=location
@@ -215,17 +220,17 @@ def _directory_at(path: Path) -> RunDirectory:
 
 
 def _spoken_by(accelerator: Accelerator, events: TrainingEvents | None) -> TrainingEvents:
-    """Who is told: by the first process alone, since the others do the same at the same time."""
+    """Return the given events on the main process, and silent ones on the other processes."""
     return events if events and accelerator.is_main_process else SilentEvents()
 
 
-_NOT_BEGUN = "Nothing was trained yet. What was encoded is kept; run the same command again."
+_NOT_BEGUN = "Nothing was trained yet. Encoded images are kept; run the same command again."
 
 
 def _what_is_kept(run: RunDirectory, accelerator: Accelerator) -> str:
-    """What of a run is kept that was stopped at once, and the command to go on with it."""
+    """Return a sentence that says what is saved of a run that was stopped, and how to resume it."""
     resume = how_to_resume(run.path, run.address)
-    if not accelerator.is_main_process:  # there may be no disk here with the states
+    if not accelerator.is_main_process:  # this machine may not have the disk with the states
         return f"The states of the run are kept. Continue with: {resume}"
     if run.live_status is not None and run.live_status.is_finished:
         return "The run is finished, and its model is exported."
@@ -240,7 +245,7 @@ def _signals(accelerator: Accelerator, events: TrainingEvents) -> StopRequest:
 def _listening(
     held: contextlib.ExitStack, run: RunDirectory, stop: StopRequest, told: RecordedEvents
 ) -> CommandListener:
-    """Hear commands, and write down that the run ended, as long as its directory is held."""
+    """Start to receive commands, and record the end of the run when its directory is released."""
     held.callback(told.close)
     return held.enter_context(CommandListener(run, stop, told.log))
 
@@ -252,9 +257,9 @@ def _use_cache(
     accelerator: Accelerator,
     events: TrainingEvents,
 ) -> None:
-    """Say on each machine that this run uses its latents, so that nobody prunes them meanwhile."""
+    """Lock the cached latents on each machine, so that they are not pruned during the run."""
     if process_group(accelerator).is_local_first:
-        require_sources(config.dataset)  # or the folder of the lock would stand in for the images'
+        require_sources(config.dataset)  # a missing folder would be created by the lock below
         folder = config.dataset.derived_dir / LATENTS
         patience = locks.LockWaiter(events.note, f"reading {folder}")
         held.enter_context(locks.SharedLock(folder, f"training {run.path}", patience))
@@ -269,7 +274,11 @@ def _prepare(
     known: Survey | None = None,
     opened: OpenedAhead | None = None,
 ) -> Session:
-    """Tidy up, say what the run runs on, and build all that it computes with."""
+    """Remove leftovers, record the environment, and build the session of the run.
+
+    Raises:
+        ImpastoError: A part cannot be built, or the disk has no room for the run.
+    """
     if accelerator.is_main_process:
         for folder in (run.path, run.states, run.samples, run.averages):
             temporary_names.remove_leftovers(folder)
@@ -285,12 +294,12 @@ def _prepare(
             session = build_session(config, accelerator, events, given, known, recorded, opened)
         if accelerator.is_main_process:
             _require_free(run, config, session)
-        group.gather("")  # the others begin when the first has found nothing in the way
+        group.gather("")  # the other processes start when the main process has checked the disk
     return session
 
 
 def _require_free(run: RunDirectory, config: RunConfig, session: Session) -> None:
-    """Make sure that there is room for what a run writes, and that no model is in its way."""
+    """Make sure that the disk has room for a run, and that it overwrites no model of another."""
     steps, per_epoch = session.total_steps, session.sampler.steps_per_epoch
     plan = plan_disk(config, session.model, session.trainable, steps, per_epoch)
     require_output_room(run, config, plan, steps, per_epoch).begin()
@@ -306,12 +315,12 @@ def _run(
     changed: RunConfig | None = None,
 ) -> RunDirectory:
     def restored() -> None:
-        """Replace the run's settings, now that its state goes with the new ones."""
+        """Replace the settings of the run by the changed ones, which its state fits."""
         group = process_group(accelerator)
         with ending_together(group):
             if changed is not None and accelerator.is_main_process:
                 replace_settings(run, changed)
-            group.gather("")  # the others go on when they are written
+            group.gather("")  # the other processes continue when the settings are written
 
     shown = events if session.accelerator.is_main_process else SilentEvents()
     accelerator = session.accelerator

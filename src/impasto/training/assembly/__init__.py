@@ -1,1 +1,1 @@
-"""Puts a session together: the base model with encoded images, what learns, and all the rest."""
+"""Builds a session: the base model, the encoded images, the trained network and all other parts."""

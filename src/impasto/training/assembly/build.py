@@ -1,6 +1,6 @@
-"""Builds everything that a run computes with, from its settings.
+"""Builds the session of a run from its settings.
 
-The one place where the settings tree is taken apart: what it makes takes plain arguments.
+Only here is the settings tree taken apart: the objects that are built take plain arguments.
 """
 
 from __future__ import annotations
@@ -66,19 +66,19 @@ def build_session(
     recorded: Mapping[str, str] | None = None,
     opened: OpenedAhead | None = None,
 ) -> Session:
-    """Load the model, prepare the data, and put everything where it computes.
+    """Load the model, encode the images, and build all parts of a session on their devices.
 
     Args:
         config: The settings.
-        accelerator: Where it computes.
-        progress: Shows how far the work is.
-        overrides: What is given in code.
-        known: What was found of the images already.
-        recorded: The fingerprint of the state that is resumed.
-        opened: The base model, if it was opened before.
+        accelerator: The device and processes of the run.
+        progress: Receives progress and notes.
+        overrides: Functions and objects that the caller gave in code.
+        known: The scanned images; None scans them here.
+        recorded: The fingerprint of the state that is resumed; None or empty for a new run.
+        opened: The base model if it is open already; None opens it here.
 
     Raises:
-        ImpastoError: As the parts it calls.
+        ImpastoError: The settings do not fit together, the model, the dataset or the machine.
     """
     require_compatible(
         config, facts_of(config, accelerator.num_processes, device=accelerator.device)
@@ -87,7 +87,7 @@ def build_session(
     build = _Builder(config, accelerator, progress, overrides, build_strategy(config, accelerator))
     previews = PreviewMaterial.of(config, progress, is_main=accelerator.is_main_process)
     build_templates(config)
-    for clause in idle_settings(config, overrides.given()):  # a new run was refused by now
+    for clause in idle_settings(config, overrides.given()):  # in a new run these are errors
         progress.note(f"{clause}.")
     encoded = build.encoded(known, opened)
     with hashing_ends_first(encoded.hashes):
@@ -100,7 +100,7 @@ def _session(
     previews: PreviewMaterial,
     recorded: Mapping[str, str],
 ) -> Session:
-    """All that a run computes with, of a model that has encoded its images."""
+    """Build the session of a run from a base model that has encoded the images."""
     config, accelerator, overrides = build.config, build.accelerator, build.overrides
     prepared = encoded.data
     merged = keep_base(
@@ -148,12 +148,12 @@ def _session(
 
 @dataclass(frozen=True)
 class _Text:
-    """The text encoders at work.
+    """The base model and the conditioners that encode captions with its text encoders.
 
     Attributes:
-        model: The base model, whose text encoders have left the device if nothing needs them.
-        conditioners: The uses of its text encoders.
-        given: Text encoder outputs that are taken from files; None for none.
+        model: The base model; its text encoders are offloaded if nothing needs them.
+        conditioners: One conditioner per use: training, evaluation, and previews' prompts.
+        given: Text encoder outputs that are read from files; None if there are none.
     """
 
     model: BaseModel
@@ -163,7 +163,7 @@ class _Text:
 
 @dataclass(frozen=True)
 class _Builder:
-    """Builds what a session is made of, from the settings and what is given in code."""
+    """Builds the parts of a session from the settings and the caller's overrides."""
 
     config: RunConfig
     accelerator: Accelerator
@@ -172,8 +172,8 @@ class _Builder:
     strategy: ParallelStrategy
 
     def encoded(self, known: Survey | None, opened: OpenedAhead | None) -> EncodedModel:
-        """The base model, and the images that it has encoded."""
-        given = self.overrides.trainable is not None  # code may look at any network
+        """Load the base model and encode the images."""
+        given = self.overrides.trainable is not None  # the caller's code may use any network
         encoded = load_and_encode(
             self.config,
             self.accelerator,
@@ -183,11 +183,11 @@ class _Builder:
             opened=opened,
         )
         if given:
-            encoded.all_hashes()  # code may change weights in place, while they are hashed
+            encoded.all_hashes()  # wait, since the caller's code may change weights in place
         return encoded
 
     def network(self, encoded: EncodedModel) -> Trainable:
-        """What learns, computing the way the settings ask for."""
+        """Build the trained parameters, and apply the settings of computation to the network."""
         shapes = len(encoded.data.plan.bucket_counts) * self.config.model.caption_lengths
         return build_network(self.config, self.accelerator, encoded.model, shapes, self.overrides)
 
@@ -198,7 +198,7 @@ class _Builder:
         prompts: Sequence[Prompt],
         recorded: Mapping[str, str],
     ) -> _Text:
-        """The text encoders, where they compute; captions are encoded where that is asked for."""
+        """Build the conditioners, and encode captions ahead if `cache_text_to_disk` is on."""
         config, accelerator, prepared = self.config, self.accelerator, encoded.data
         if not (config.trains_text_encoder or unloads_text_encoder(config)):
             trainable.states.stay_on(accelerator.device)
@@ -228,10 +228,10 @@ class _Builder:
         return _Text(model, conditioners, given)
 
     def epochs(self, prepared: PreparedData) -> tuple[EpochSampler, int]:
-        """The order of the images, and how many steps there are.
+        """Return the sampler that orders the images, and the number of steps of the run.
 
         Raises:
-            ConfigError: A setting does not go with so many.
+            ConfigError: A setting does not fit this number of steps.
         """
         config, processes = self.config, self.accelerator.num_processes
         sampler = build_epoch_sampler(config, prepared.training, processes)
@@ -241,7 +241,7 @@ class _Builder:
         return sampler, steps
 
     def lr_schedule(self) -> LrSchedule:
-        """What the learning rates are multiplied by in each step."""
+        """Return the learning-rate schedule: the factor of all learning rates at each step."""
         config = self.config
         given = self.overrides.lr_schedule
         if given is not None:
@@ -249,7 +249,7 @@ class _Builder:
         return build_lr_schedule(config.schedule, config.optimizer.lr)
 
     def precision(self) -> Precision:
-        """The number formats of the run."""
+        """Return the mixed precision of the run."""
         return self.strategy.build_precision(
             computed_kind(self.config),
             self.accelerator.device,
@@ -257,7 +257,7 @@ class _Builder:
         )
 
     def fingerprint(self, encoded: EncodedModel, text: _Text, steps: int) -> dict[str, str]:
-        """What a saved state has to agree with, by name."""
+        """Return the facts that a saved state must agree with, by name."""
         prepared = encoded.data
         return run_fingerprint(
             self.config,
@@ -282,9 +282,9 @@ def _without_text_encoders(
     prepared: PreparedData,
     conditioners: Conditioners,
 ) -> BaseModel:
-    """The model whose text encoders have left the device, unless captions change as they are shown.
+    """Return the model with its text encoders offloaded, since their outputs are cached on disk.
 
-    What they answer is on the disk by now.
+    They stay on the device if captions change each time an image is used.
     """
     if not prepared.changes_captions and build_templates(config) is None:
         conditioners.training.leave_device()

@@ -1,4 +1,4 @@
-"""The base model with the images of a run as its VAE encodes them: what a session is built on."""
+"""The base model of a run, and the run's images as the model's VAE encodes them."""
 
 from __future__ import annotations
 
@@ -43,20 +43,20 @@ from impasto.training.planning.memory_facts import unloads_text_encoder
 
 
 def hash_now(_: str, network: nn.Module) -> str:
-    """The hash of a network that code may have changed since it was loaded."""
+    """Return the hash of a network's present weights, which code may have changed since loading."""
     return weights_fingerprint(network)
 
 
 @dataclass(frozen=True)
 class EncodedModel:
-    """The base model, and images as its VAE encodes them.
+    """The base model, and images encoded by its VAE.
 
     Attributes:
-        model: The base model; its VAE has left the device where nothing is left to encode.
+        model: The base model; its VAE is offloaded if all images are encoded.
         data: The images, with their latents in the cache.
-        encoder: For images that are encoded each time they are shown, if there are such.
-        vae_hash: A hash of the VAE.
-        hashes: Other network -> a hash of it as it was loaded, on its way.
+        encoder: Encodes images that are encoded again at each use; None if there are none.
+        vae_hash: The hash of the VAE.
+        hashes: Name of each other network -> future of its hash, as it was loaded.
     """
 
     model: BaseModel
@@ -66,11 +66,14 @@ class EncodedModel:
     hashes: Mapping[str, Future[str]]
 
     def hash_of(self, name: str, network: nn.Module) -> str:
-        """The hash of a network as it was loaded, which a frozen one still is."""
+        """Return the hash of a network as loaded; a network without one is hashed now.
+
+        The loaded hash is still right for a frozen network.
+        """
         return self.hashes[name].result() if name in self.hashes else hash_now(name, network)
 
     def all_hashes(self) -> dict[str, str]:
-        """The hashes of all networks, as states have them."""
+        """Return name -> hash of all networks, shortened to 16 characters as in saved states."""
         ready = {component: future.result() for component, future in self.hashes.items()}
         vae = self.model.family.vae.name
         return {component: text[:16] for component, text in {**ready, vae: self.vae_hash}.items()}
@@ -78,7 +81,7 @@ class EncodedModel:
 
 @contextlib.contextmanager
 def hashing_ends_first(hashes: Mapping[str, Future[str]]) -> Iterator[None]:
-    """Have an error go on after the hashes: Windows removes no file that is being read."""
+    """Delay an error until hashing has ended, since Windows cannot delete a file in use."""
     try:
         yield
     except BaseException:
@@ -97,17 +100,18 @@ def load_and_encode(
     all_at_once: bool = False,
     opened: OpenedAhead | None = None,
 ) -> EncodedModel:
-    """Load the base model and encode the images; then the VAE leaves the device.
+    """Load the base model and encode the images; then offload the VAE.
 
-    Frozen networks wait without values until an image or a caption is not in its cache.
+    Frozen networks are loaded without values, which are read when an image or a caption is not in
+    its cache.
 
     Args:
         config: The settings.
-        accelerator: Where it computes.
-        progress: Shows how far the work is.
-        known: What was found of the images already.
-        all_at_once: Whether all networks have their values from the beginning.
-        opened: The base model, if it was opened before.
+        accelerator: The device and processes of the run.
+        progress: Receives progress.
+        known: The scanned images; None scans them here.
+        all_at_once: Whether all networks are loaded with their values.
+        opened: The base model if it is open already; None opens it here.
     """
     hashes: dict[str, Future[str]] = {}
     with hashing_ends_first(hashes):
@@ -128,7 +132,7 @@ def load_and_encode(
         )
         prepared = prepare_data(config, encoder, accelerator, progress, known)
     if not prepared.training.encoded_ahead:
-        wake(encoding_vae, device)  # which a preview would have wait again, while images need it
+        wake(encoding_vae, device)  # loaded for good, or each preview would offload it again
         release_cached_memory(device)
         return EncodedModel(model, prepared, encoder, encoder.fingerprint, hashes)
     if not wait_again(encoding_vae):
@@ -147,7 +151,11 @@ def _loaded(
     *,
     all_at_once: bool,
 ) -> BaseModel:
-    """The base model, as the settings want it."""
+    """Load the base model with the dtypes, offloading and noise schedule of the settings.
+
+    Raises:
+        ConfigError: A setting does not fit the model.
+    """
     method = config.method
     beside_gpu = accelerator.device.type != "cpu"
 
@@ -175,9 +183,10 @@ def _loaded(
 
 
 def _waiting_components(config: RunConfig, family: Family, *, beside_gpu: bool) -> list[str]:
-    """The networks that nothing needs where latents and captions are cached.
+    """Return the names of the networks to load without values: those needed only without a cache.
 
-    Beside a GPU frozen text encoders wait in any case: they come there as they are stored.
+    If there is a GPU, these include all frozen text encoders, so that they are moved to it in the
+    dtype that they are stored in.
     """
     waits = unloads_text_encoder(config) or (beside_gpu and not config.trains_text_encoder)
     return [component.name for component in (*(family.text_encoders if waits else ()), family.vae)]
@@ -185,12 +194,12 @@ def _waiting_components(config: RunConfig, family: Family, *, beside_gpu: bool) 
 
 @contextlib.contextmanager
 def _hashing(hashes: dict[str, Future[str]]) -> Iterator[Callable[[str, nn.Module], None]]:
-    """Have networks hashed from when they are loaded, beside what follows.
+    """Yield a function that starts to hash a network in a background thread.
 
-    Hashing leaves Python free: a full-size U-Net takes 2 s, and is the first.
+    Hashing releases the GIL: a full-size U-Net takes 2 s, and is the first to be loaded.
 
     Args:
-        hashes: Is filled with the hash of each network by its name, on its way.
+        hashes: Filled with the future of each network's hash, by its name.
     """
     aside = ThreadPoolExecutor(2)
 

@@ -1,4 +1,4 @@
-"""The base model of a run is read while the classes of its networks are imported."""
+"""Reads the base model of a run ahead, while the classes of its networks are imported."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from impasto.training.compute.param_dtypes import build_dtypes
 
 @contextmanager
 def opened_ahead(config: RunConfig, accelerator: Accelerator) -> Iterator[OpenedAhead | None]:
-    """Have the base model open, and its U-Net on its way into memory; nothing is read at the end.
+    """Open the base model and read its U-Net into RAM in the background; stop reading on exit.
 
-    Nothing is written: a run that is refused meanwhile has lost nothing. None where processes
-    share the run, which would all read at a time when one alone prepares.
+    Nothing is written, so a run that is refused meanwhile leaves nothing behind. Yields None if the
+    model cannot be opened ahead, and if the run has several processes, since all of them would read
+    while only one prepares.
 
     Args:
-        config: The settings, of which those of memory may still be changed: what was read for
-            others is read again.
-        accelerator: The processes.
+        config: The settings. Those that decide the use of memory may still change; tensors that
+            were read for other ones are read again.
+        accelerator: The processes of the run.
     """
     opened = None
     if accelerator.num_processes == 1:

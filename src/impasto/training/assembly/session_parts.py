@@ -1,4 +1,4 @@
-"""Parts of a session that follow from the settings, the model and the data alone."""
+"""Builds the parts of a session that depend only on the settings, the model and the data."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ from impasto.training.step import StepRecipe
 def build_data(
     config: RunConfig, encoded: EncodedModel, steps: int, overrides: Overrides
 ) -> TrainingData:
-    """What makes batches of the encoded images, with their captions, masks and noise."""
+    """Build the object that makes batches of encoded images, with captions, masks and noise."""
     return TrainingData(
         encoded.data.training,
         encoded.data.cache,
@@ -75,7 +75,7 @@ def build_data(
 def build_recipe(
     config: RunConfig, model: BaseModel, device: torch.device, overrides: Overrides
 ) -> StepRecipe:
-    """The functions and numbers of a training step, by the settings or as given in code."""
+    """Build the functions and numbers of a training step; overrides replace the settings."""
     schedule = model.schedule.to(device)
     given = with_checks(overrides.given(), "Overrides.{}")
     return StepRecipe(
@@ -100,7 +100,7 @@ def _loss_weight(config: RunConfig, schedule: NoiseSchedule, model: BaseModel) -
 def build_validator(
     config: RunConfig, prepared: PreparedData, model: BaseModel
 ) -> Validator | None:
-    """What measures the validation loss; None where no images are held out."""
+    """Build the validator that measures the validation loss; None without held-out images."""
     held_out, cache = prepared.held_out, prepared.cache
     if held_out is None or not held_out.images:
         return None
@@ -124,9 +124,10 @@ def build_validator(
 
 
 def _training_sample(config: RunConfig, training: CachedPlan) -> CachedPlan:
-    """Some of the images that are trained on, chosen by the seed: no regularisation images.
+    """Return `validation.training_images` of the trained images, chosen at random by the seed.
 
-    Images that are encoded anew each time they are shown have no latents to measure.
+    Regularisation images are left out, and images that are augmented and encoded again at each use,
+    since they have no cached latents to measure.
     """
     order = derive_rng(config.seed, "training-sample").permutation(len(training.images))
     usable = (
@@ -145,12 +146,13 @@ def _training_sample(config: RunConfig, training: CachedPlan) -> CachedPlan:
 
 @dataclass(frozen=True)
 class PreviewMaterial:
-    """What previews need beside the model, found before anything takes long.
+    """The inputs of previews other than the model, loaded early so that errors show at once.
 
     Attributes:
-        prompts: What is drawn.
-        hypernetworks: Those that are drawn with besides the one that is trained.
-        network: What compares previews with real images, in the process that draws; or None.
+        prompts: The prompts to draw.
+        hypernetworks: Hypernetworks to draw with, besides the one that is trained.
+        network: The network that compares previews with real images; None without comparison, and
+            in all processes but the main one, which draws.
     """
 
     prompts: Sequence[Prompt]
@@ -159,11 +161,11 @@ class PreviewMaterial:
 
     @classmethod
     def of(cls, config: RunConfig, progress: Progress, *, is_main: bool) -> PreviewMaterial:
-        """Read what the settings name.
+        """Load the prompts, hypernetworks and the network that the settings name.
 
         Raises:
-            ConfigError: A file of prompts or a network is missing or malformed.
-            MissingDependencyError: A package that a network needs is not there.
+            ConfigError: A prompt file or a network is missing or malformed.
+            MissingDependencyError: A package that a network needs is not installed.
             ModelError: A hypernetwork or a network is missing or damaged.
         """
         return cls(
@@ -174,17 +176,19 @@ class PreviewMaterial:
 
 
 def load_preview_network(config: RunConfig, progress: Progress) -> Network | None:
-    """What compares previews with real images, on the CPU; None where none is asked for.
+    """Load the network that compares previews with real images, on the CPU.
+
+    Returns None if `previews.features` is not set.
 
     Raises:
-        ConfigError: There is no such network.
-        MissingDependencyError: A package that it needs is not there.
-        ModelError: It is missing, damaged, or makes no features.
+        ConfigError: There is no network of that name.
+        MissingDependencyError: A package that the network needs is not installed.
+        ModelError: The network is missing, damaged, or computes no features.
     """
     name = config.previews.features
     if name is None:
         return None
-    with torch.random.fork_rng(devices=()):  # transformers draws weights before it reads them
+    with torch.random.fork_rng(devices=()):  # transformers draws random weights before it reads
         network = load_network(name, torch.device("cpu"), progress, {"demo": DEMO_TAGGER}, "cpu")
     if isinstance(network, TaggerNetwork):
         network.tells_tags = False
@@ -199,7 +203,11 @@ def build_previewer(
     conditioner: TextConditioner,
     prepared: PreparedData,
 ) -> Previewer:
-    """Previews with the hypernetwork that is trained, if one is, and the others after it."""
+    """Build the previewer; it draws with the trained hypernetwork, if any, and then the others.
+
+    Raises:
+        ImpastoError: A prompt names an unknown hypernetwork, or one does not fit the model.
+    """
     stack = HypernetworkStack()
     device: torch.device = next(trainable.unet.parameters()).device
     for known in (trainable.hypernetworks, material.hypernetworks):
@@ -207,9 +215,9 @@ def build_previewer(
             stack.add(name, network.to(device), known.strengths[name])
     for prompt in material.prompts:
         with stack.at(prompt.strengths):
-            pass  # a name that is not there is found before training
+            pass  # raises for an unknown name before training starts
     with stack.attached(trainable.unet):
-        pass  # and so is one that does not fit the model
+        pass  # raises for a hypernetwork that does not fit the model
     sampler = Sampler(
         trainable.unet,
         model.vae,
@@ -226,7 +234,11 @@ def build_previewer(
 
 
 def _distance(material: PreviewMaterial, prepared: PreparedData) -> PreviewDistance | None:
-    """What compares previews with the held-out images, or else with those that are trained on."""
+    """Return the comparison of previews with held-out images, or else with trained ones.
+
+    None if there are no prompts, or no network to compare with. Regularisation images are left out
+    of the trained ones.
+    """
     if material.network is None or not material.prompts:
         return None
     held_out = prepared.held_out.images if prepared.held_out is not None else ()
@@ -240,7 +252,7 @@ def _distance(material: PreviewMaterial, prepared: PreparedData) -> PreviewDista
 def build_ema(
     config: RunConfig, trainable: Trainable, strategy: ParallelStrategy
 ) -> EmaWeights | None:
-    """The running average of what learns; None where the settings ask for none."""
+    """Build the running average (EMA) of the trained parameters; None if `ema_decay` is not set."""
     training = config.training
     if training.ema_decay is None:
         return None
@@ -257,7 +269,7 @@ def build_ema(
 def build_posthoc(
     config: RunConfig, trainable: Trainable, strategy: ParallelStrategy
 ) -> dict[float, EmaWeights]:
-    """The averages that others are made of after training, by sigma_rel; empty without."""
+    """Build the averages, by sigma_rel, that post-hoc EMA combines; empty if it is off."""
     training = config.training
     if not training.posthoc_ema:
         return {}
@@ -274,7 +286,7 @@ def build_posthoc(
 
 
 def _learning(trainable: Trainable) -> dict[str, nn.Parameter]:
-    """What learns, by name with the part in front."""
+    """Return the trained parameters as "part.name" -> parameter."""
     return {
         f"{trained.name}.{name}": parameter
         for trained in trainable.modules

@@ -1,4 +1,4 @@
-"""What learns in a run, where it computes, and the optimizer that steps it."""
+"""Builds the trained network of a run on its device, and its optimizer."""
 
 from __future__ import annotations
 
@@ -32,17 +32,18 @@ from impasto.training.parallel.strategy import ParallelStrategy
 def build_network(
     config: RunConfig, accelerator: Accelerator, model: BaseModel, sizes: int, overrides: Overrides
 ) -> Trainable:
-    """Build what learns, computing the way the settings ask for.
+    """Build the trained parameters, and apply attention, memory format, float8 and compilation.
 
     Args:
         config: The settings of a run.
-        accelerator: Where it computes.
-        model: The base model; its U-Net gets the attention kernel that is asked for.
-        sizes: How many shapes of batches there are, for the compiler.
-        overrides: What is given in code.
+        accelerator: The device of the run.
+        model: The base model; its U-Net gets the attention kernel of the settings.
+        sizes: Number of batch shapes, for the compiler.
+        overrides: Functions and objects that the caller gave in code.
 
     Raises:
-        ConfigError: A setting does not go with the model, or what code gives cannot be exported.
+        ConfigError: A setting does not fit the model, or a trainable given in code cannot be
+            exported.
     """
     training, device = config.training, accelerator.device
     if training.attention != "sdpa":
@@ -68,13 +69,13 @@ def build_network(
 
 @dataclass(frozen=True)
 class Learning:
-    """What learns, where it computes, and what steps it.
+    """The trained network on its device, and its optimizer.
 
     Attributes:
-        unet: What training calls.
-        stream: Brings its weights to the device block by block; None where all are there.
-        optimizer: Steps the weights.
-        module_by_group: The name of the part that each of its groups is of.
+        unet: The network that training calls, as the parallel strategy wraps it.
+        stream: Brings weights to the device block by block; None if all of them stay there.
+        optimizer: Updates the weights.
+        module_by_group: The name of the model part that each of its groups belongs to.
     """
 
     unet: Any
@@ -91,18 +92,18 @@ def build_learning(
     trainable: Trainable,
     note: Callable[[str], None],
 ) -> Learning:
-    """Bring what learns to where it computes, and build its optimizer.
+    """Move the trained network to its device or shard it, and build its optimizer.
 
     Args:
         config: The settings.
-        accelerator: Where it computes.
-        strategy: How processes hold what learns.
-        overrides: What is given in code.
-        trainable: What learns.
-        note: Is told of settings without effect in a run that was begun with them.
+        accelerator: The device and processes of the run.
+        strategy: How the trained weights are distributed over processes.
+        overrides: Functions and objects that the caller gave in code.
+        trainable: The trained parameters.
+        note: Receives notes on settings without effect, in a run that was started with them.
 
     Raises:
-        ConfigError: An optimizer that was given in code does not keep to the settings.
+        ConfigError: An optimizer given in code does not do what the settings require.
     """
     if not config.is_begun and overrides.build_optimizer is build_optimizer:
         require_weights_alone(config.optimizer, Case(config, SETTINGS_ALONE).goes_by_chunks)
@@ -115,38 +116,38 @@ def build_learning(
     if config.training.channels_last:
         keep_order(optimizer)
     if config.optimizer.start_decay:
-        StartPull(optimizer, config.optimizer.start_decay)  # lives in a hook of its steps
+        StartPull(optimizer, config.optimizer.start_decay)  # the optimizer's step hook keeps it
     module_by_group = module_names(optimizer, trainable.modules)
     strategy.start(trainable.modules, optimizer)
     return Learning(unet, stream, optimizer, module_by_group)
 
 
 def _require_exportable(config: RunConfig, trainable: Trainable, model: BaseModel) -> None:
-    """Make sure that what learns has a place in the exported model.
+    """Make sure that each exported part of a full fine-tune is a network of the model.
 
     Raises:
-        ConfigError: A way of training that was given in code exports what is no network.
+        ConfigError: A trainable given in code exports a part that the model does not have.
     """
     if config.method.kind != "full":
         return
     foreign = sorted(set(trainable.export()) - set(model.networks))
     if foreign:
         raise ConfigError(
-            f"{type(trainable).__name__}.export() gives {foreign[0]!r}, which is no network of the "
-            f"model; it has {', '.join(model.networks)}. Give tensors of these, with what was "
-            f"learned added to them."
+            f"{type(trainable).__name__}.export() returns {foreign[0]!r}, which is not a network "
+            f"of the model; it has {', '.join(model.networks)}. Return the tensors of these "
+            f"networks, with the learned changes added to them."
         )
 
 
 def _require_chunks(optimizer: torch.optim.Optimizer, rules: ChunkRules) -> None:
-    """Make sure that an optimizer that was given in code keeps to what the settings ask of it.
+    """Make sure that an optimizer given in code supports chunks if the settings require them.
 
     Raises:
-        ConfigError: It does not.
+        ConfigError: The settings require chunks, and the optimizer is not a `ChunkedOptimizer`.
     """
     if rules.need is not None and not isinstance(optimizer, ChunkedOptimizer):
         raise ConfigError(
-            f"{rules.need} is asked of every optimizer, and {type(optimizer).__name__}, which was "
-            f"given in code, does not do it: make it with ChunkedOptimizer(groups, build, rules) "
-            f"of impasto.training.optim.chunked, or take the setting out."
+            f"{rules.need} is required of every optimizer, but {type(optimizer).__name__}, which "
+            f"was given in code, does not support it. Build it with ChunkedOptimizer(groups, "
+            f"build, rules) of impasto.training.optim.chunked, or remove the setting."
         )

@@ -1,1 +1,1 @@
-"""How a run begins, goes on and ends: checks, folders, stores, requests, messages."""
+"""The start, continuation and end of a run: checks, folders, stores, requests, messages."""

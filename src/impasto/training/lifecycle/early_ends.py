@@ -1,4 +1,4 @@
-"""How a run ends early: its message, its status, and the files that are removed."""
+"""Handles a run that ends early: its message, its status, and the files to remove."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from impasto.training.signals import interrupted
 
 @contextlib.contextmanager
 def explain_exits(accelerator: Accelerator, then: Callable[[], str]) -> Iterator[None]:
-    """Explain a signal, and the end of another process, outside the steps.
+    """Turn a signal, or the end of another process, outside of steps into an error with advice.
 
     Args:
-        accelerator: Knows how many processes there are.
-        then: Says, once it has ended, what is kept and what to do.
+        accelerator: The processes of the run.
+        then: Returns what is saved and what to do; called when the run has ended.
 
     Raises:
         Interrupted: A signal asked to stop.
@@ -47,16 +47,16 @@ def explain_exits(accelerator: Accelerator, then: Callable[[], str]) -> Iterator
 def explain_memory(
     config: RunConfig, run: RunDirectory, accelerator: Accelerator, *, has_state: bool
 ) -> Iterator[None]:
-    """Explain memory running out before the steps of a run, or of its continuation.
+    """Turn running out of memory before the first step of a new or resumed run into an error.
 
     Args:
         config: The settings.
         run: The run.
-        accelerator: Knows the device.
-        has_state: Whether it goes on from a state.
+        accelerator: Gives the device.
+        has_state: Whether the run continues from a saved state.
 
     Raises:
-        OutOfMemoryError: Memory ran out.
+        OutOfMemoryError: RAM or VRAM ran out; the message says what would help.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def explain_memory(
 
 @contextlib.contextmanager
 def removing_waiting(run: RunDirectory, accelerator: Accelerator) -> Iterator[None]:
-    """Leave no networks behind in a run that does not come to its first step."""
+    """Remove the files of offloaded networks if the run fails before its first step."""
     try:
         yield
     except BaseException:
@@ -81,20 +81,20 @@ def removing_waiting(run: RunDirectory, accelerator: Accelerator) -> Iterator[No
 
 
 def remove_waiting(run: RunDirectory, accelerator: Accelerator) -> None:
-    """Remove the networks that wait in files of the run directory for being used again."""
+    """Remove the files in the run directory that networks were offloaded to."""
     pattern = WAITING.format(component="*", process=accelerator.process_index)
     for file in run.path.glob(pattern):
         file.unlink(missing_ok=True)
-    if not accelerator.is_main_process:  # on a machine without the run, nothing else is in it
+    if not accelerator.is_main_process:  # empty on a machine that has only the offloaded files
         with contextlib.suppress(OSError):
             run.path.rmdir()
 
 
 @contextlib.contextmanager
 def writing_end(accelerator: Accelerator, run: RunDirectory) -> Iterator[None]:
-    """Have the status of a run say how it ended before its time.
+    """Write "stopped" or "failed" to the status of a run that ends with an exception.
 
-    Not what comes after its end, as while its states are removed: it is finished all the same.
+    A run that has finished keeps its status, even if removing its states fails afterwards.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""What a run ran on: versions and hardware, for the run directory and for `impasto doctor`."""
+"""Software versions and hardware of a machine, for the run directory and `impasto doctor`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = (
 
 
 def describe_environment() -> dict[str, Any]:
-    """Versions of Python and the packages, processor, memory, and GPUs. No names of the machine."""
+    """Return versions of Python and packages, CPU, RAM and GPUs, without the machine's name."""
     return {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
@@ -41,7 +41,10 @@ def describe_environment() -> dict[str, Any]:
 
 @functools.cache
 def _version(name: str) -> str:
-    """As it is installed; the file that says it is long."""
+    """Return the installed version of a package, or "not installed".
+
+    Cached, since reading a package's metadata is slow.
+    """
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

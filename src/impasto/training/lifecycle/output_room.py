@@ -1,4 +1,4 @@
-"""Makes sure of the room for what a run writes, before it trains."""
+"""Checks, before training, that the disk has room for the files that a run will write."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from impasto.training.triggers import Triggers
 def require_output_room(
     run: RunDirectory, config: RunConfig, plan: DiskPlan, total_steps: int, steps_per_epoch: int
 ) -> OwnModels:
-    """Make sure that what a run will write has room, and is in nobody's way.
+    """Make sure that a run's files fit on the disk, and that none replaces another run's model.
 
     Args:
-        run: The run, which may have written something already.
+        run: The run, which may have written files already.
         config: Its settings.
-        plan: What it will leave.
+        plan: The files that it will leave, and their sizes.
         total_steps: Its optimizer steps.
-        steps_per_epoch: How many of them are one epoch.
+        steps_per_epoch: Optimizer steps in an epoch.
 
     Returns:
-        The models that it has written.
+        The record of the models that the run has written.
 
     Raises:
-        StorageError: The disk is too small.
+        StorageError: The disk has too little room.
         RunError: Models of other runs would be replaced.
     """
     own = OwnModels(run, overwrite=config.saving.overwrite)

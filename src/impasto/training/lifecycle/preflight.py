@@ -1,7 +1,7 @@
-"""What is wrong with a graphics card or its software, found before a run begins.
+"""Checks of the GPU and its software before a run begins.
 
-A card that PyTorch cannot use would sit idle beside a CPU that works for days; an old card, or a
-missing compiler, would end the first step with a trace of Triton's.
+Without them, a GPU that PyTorch cannot use would be idle while the CPU trains for days, and an old
+GPU or a missing compiler would end the first step with a stack trace from Triton.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from impasto.training.devices import default_device, require_precision
 from impasto.training.monitoring.trackers import require_trackers
 
 FULL_SIZE = 200_000_000
-"""Weights of a U-Net from which on a CPU is not what anybody wants; SD 1.x has 860 million."""
+"""U-Nets with this many weights are too slow to train on a CPU; SD 1.x has 860 million."""
 
 TRITON_CAPABILITY = (7, 0)
-"""The oldest cards that torch.compile makes kernels for (torch/_inductor, `GPUTooOldForTriton`)."""
+"""The lowest compute capability that torch.compile supports (`GPUTooOldForTriton` in inductor)."""
 
 _COMPILERS = ("gcc", "clang", "cc")
 
 
 def require_machine(config: RunConfig) -> None:
-    """Make sure that this machine has what the settings of a run need, whoever asks.
+    """Make sure that this machine has the hardware and software that a run's settings need.
 
     Raises:
-        MissingDependencyError: A package, a compiler, a kernel or a number format is missing, or a
-            GPU would be idle beside a run of full size.
+        MissingDependencyError: A package, a compiler, a kernel or a dtype is missing, or a GPU
+            would be idle while a full-size model trains on the CPU.
         ConfigError: The GPU is too old for `training.compile` or `training.float8`.
         ModelError: The model cannot be read.
     """
@@ -52,11 +52,11 @@ def require_machine(config: RunConfig) -> None:
 
 
 def require_usable_device(config: RunConfig) -> None:
-    """Make sure that PyTorch has kernels for the card, and finds what it compiles with.
+    """Make sure that PyTorch has kernels for the GPU, and the compiler that the settings need.
 
     Raises:
-        MissingDependencyError: One of it is not so; with what to do.
-        ConfigError: The card is too old for `training.compile`.
+        MissingDependencyError: Kernels or a compiler are missing; the message says what to do.
+        ConfigError: The GPU is too old for `training.compile`.
     """
     device = default_device()
     if device.type == "cuda":
@@ -68,9 +68,10 @@ def require_usable_device(config: RunConfig) -> None:
 
 
 def unused_gpu() -> str | None:
-    """The NVIDIA card that the driver knows and PyTorch does not use; None where there is none.
+    """Return the name of an NVIDIA GPU that the driver finds and PyTorch cannot use.
 
-    `CUDA_VISIBLE_DEVICES` that hides all cards, or `ACCELERATE_USE_CPU`, asks for this.
+    None if there is no such GPU, and if the user asked for the CPU: by `CUDA_VISIBLE_DEVICES`
+    hiding all GPUs, or by `ACCELERATE_USE_CPU`.
     """
     if torch.cuda.is_available() or _is_cpu_wanted() or not shutil.which("nvidia-smi"):
         return None
@@ -84,10 +85,10 @@ def unused_gpu() -> str | None:
 
 
 def require_no_idle_card(config: RunConfig) -> None:
-    """Refuse a full-size run on a CPU beside a card that could do it, unless it is asked for.
+    """Make sure that a full-size model does not train on the CPU while a GPU is idle by mistake.
 
     Raises:
-        MissingDependencyError: There is an idle card, and the model is of full size.
+        MissingDependencyError: A GPU is idle, and the model has at least `FULL_SIZE` weights.
         ModelError: The model cannot be read.
     """
     card = unused_gpu()
@@ -101,20 +102,20 @@ def require_no_idle_card(config: RunConfig) -> None:
 
 
 def why_gpu_unused() -> str:
-    """Why PyTorch does not use a card that is there, and what to do, in sentences."""
+    """Return, in sentences, why PyTorch does not use an existing GPU, and what to do."""
     if torch.version.cuda is None:
         return f"it is a CPU build. Install the CUDA build: {cuda_build()}."
     return (
-        f"it is built for CUDA {torch.version.cuda}, which the driver does not go with. Update the "
-        f"NVIDIA driver; nvidia-smi shows up to which CUDA version it goes."
+        f"it is built for CUDA {torch.version.cuda}, which the driver does not support. Update "
+        f"the NVIDIA driver; nvidia-smi shows the newest CUDA version that a driver supports."
     )
 
 
 def require_kernels(device: torch.device) -> None:
-    """Make sure that this build of PyTorch has kernels for a card.
+    """Make sure that this build of PyTorch has kernels for a GPU.
 
     Raises:
-        MissingDependencyError: The card is older than all of them.
+        MissingDependencyError: The GPU is older than the oldest that the build supports.
     """
     built = [name.removeprefix("sm_") for name in torch.cuda.get_arch_list() if "sm_" in name]
     oldest = min((int(number) for number in built if number.isdigit()), default=0)
@@ -122,20 +123,20 @@ def require_kernels(device: torch.device) -> None:
     if 10 * major + minor < oldest:
         raise MissingDependencyError(
             f"{torch.cuda.get_device_name(device)} has compute capability {major}.{minor}, and "
-            f"this build of PyTorch begins at {oldest // 10}.{oldest % 10}. Take a build for an "
-            f"older CUDA version, whose index PyTorch's own page names: {cuda_build()}."
+            f"this build of PyTorch begins at {oldest // 10}.{oldest % 10}. Install a build for an "
+            f"older CUDA version, with the index URL from PyTorch's website: {cuda_build()}."
         )
 
 
 def require_triton(device: torch.device) -> None:
-    """Make sure that torch.compile finds what it makes kernels with on a GPU.
+    """Make sure that torch.compile finds Triton, and the compiler that Triton needs, for a GPU.
 
-    Triton compiles a small C file against Python's headers when it first meets a card. Its build
-    for Windows brings a compiler along.
+    Triton compiles a small C file against Python's headers when it first uses a GPU. Its Windows
+    build includes a compiler.
 
     Raises:
         MissingDependencyError: Triton, a C compiler or Python's headers are missing.
-        ConfigError: The card is too old.
+        ConfigError: The GPU is too old.
     """
     off = 'Or set training.compile to "off".'
     capability = torch.cuda.get_device_capability(device)
@@ -156,14 +157,14 @@ def require_triton(device: torch.device) -> None:
         return
     if not _finds_compiler():
         raise MissingDependencyError(
-            "training.compile needs a C compiler for Triton, and there is none on the path (gcc or "
-            f"clang, or what CC names). Install one, on Debian and Ubuntu: apt install gcc. {off}"
+            "training.compile needs a C compiler for Triton, and none is on the path (gcc, clang, "
+            f"or the one in CC). Install one, on Debian and Ubuntu: apt install gcc. {off}"
         )
     header = Path(sysconfig.get_paths()["include"]) / "Python.h"
     if not header.is_file():
         version = sysconfig.get_python_version()
         raise MissingDependencyError(
-            f"training.compile needs Python's headers for Triton, and {header} is not there. "
+            f"training.compile needs Python's headers for Triton, and {header} is missing. "
             f"Install them, on Debian and Ubuntu: apt install python{version}-dev. {off}"
         )
 

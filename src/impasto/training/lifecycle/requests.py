@@ -1,4 +1,4 @@
-"""What a run is asked to do while it trains, by signals and by commands, on all its processes."""
+"""Requests to a running training, by signals and commands, agreed between its processes."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from impasto.training.signals import StopRequest
 
 
 class Requests:
-    """Tells the loop what it is asked for after a step; every process is told the same.
+    """Reports requests to the loop after a step, with the same answer on all processes.
 
-    One process hears at once. Several exchange a number for it, which they do where a line of
-    metrics is due: there they wait for each other anyway.
+    A single process reacts after the next step. Several have to exchange a number to agree, and do
+    so only when a line of metrics is due, since they wait for each other there anyway.
 
     Args:
-        stop: Hears signals.
-        commands: Hears commands; None on all processes but the first.
+        stop: Receives signals.
+        commands: Receives commands; None on all processes but the main one.
         accelerator: The processes.
-        is_log_step: Whether a line of metrics is due after so many steps.
-        missing_for: What a command needs that this run has not, as a sentence; empty if nothing.
+        is_log_step: Returns whether a line of metrics is due after this many steps.
+        missing_for: Returns why this run cannot carry out a command; an empty string if it can.
     """
 
     def __init__(
@@ -39,11 +39,11 @@ class Requests:
         self._taken: list[Command] = []
 
     def stop_signal(self, done: int) -> int | None:
-        """The signal that any process got, if one did."""
+        """Return the signal that any process received, or None."""
         return self._greatest_of_all(self._stop.signal_number or 0, done) or None
 
     def asked(self, done: int) -> Set[CommandName]:
-        """The commands that are to be done now."""
+        """Return the commands to carry out after `done` steps."""
         if self._commands is not None and self._agrees_at(done):
             self._taken = self._commands.take()
         names = {taken.kind for taken in self._taken}
@@ -52,7 +52,7 @@ class Requests:
         return {name for bit, name in enumerate(COMMANDS) if agreed >> bit & 1}
 
     def answer(self, done: int) -> None:
-        """Say what became of the commands of now."""
+        """Report the outcome of the commands that `asked` returned."""
         taken, self._taken = self._taken, []
         if self._commands is not None:
             for asked in taken:
@@ -63,7 +63,7 @@ class Requests:
         return self._accelerator.num_processes == 1 or self._is_log_step(done)
 
     def _greatest_of_all(self, mine: int, done: int) -> int:
-        """The greatest number of all processes; 0 where they do not exchange any."""
+        """Return the greatest number of all processes; 0 at steps without an exchange."""
         if not self._agrees_at(done):
             return 0
         if self._accelerator.num_processes == 1:

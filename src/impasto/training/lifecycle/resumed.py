@@ -1,6 +1,6 @@
-"""What a run that goes on has been before: its name, its folder, its end.
+"""The past of a resumed run: whether it was copied, renamed or finished, and its model names.
 
-`trainer.py` resumes; which settings count, on one process or several, is in `shared_start.py`.
+`trainer.py` resumes runs; `shared_start.py` decides which settings count.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ from impasto.training.saving.own_models import OwnModels
 
 
 def is_copy(run: RunDirectory, output_dir: Path) -> bool:
-    """Whether a run was copied: it is also where it was begun, as their first event says.
+    """Return whether a run directory is a copy of the one that its settings name.
+
+    It is if both exist, and the first lines of their event files are equal.
 
     Args:
         run: The run.
-        output_dir: Where it was begun, as its settings say.
+        output_dir: The directory in its settings, where it was started.
     """
     there = RunDirectory(output_dir)
     if is_remote(output_dir) or not presence.is_file(there.config_file):
@@ -34,7 +36,7 @@ def is_copy(run: RunDirectory, output_dir: Path) -> bool:
 
 
 def _first_event(run: RunDirectory) -> bytes:
-    """What was told first in a run, with its time; empty where nothing was or it cannot be read."""
+    """Return the first line of a run's events, with its time; empty if it cannot be read."""
     try:
         with run.events_file.open("rb") as file:
             return file.readline(_LONGEST_EVENT)
@@ -46,11 +48,11 @@ _LONGEST_EVENT = 1 << 16
 
 
 def in_directory_of(run: RunDirectory, config: RunConfig) -> RunConfig:
-    """The settings of a run in the directory where it is, with the model names that it began with.
+    """Return the settings with the run's present directory, and its original model names.
 
-    Models are called after the directory where `saving.name` is off, and a run whose directory was
-    renamed has to find its own again, to replace and to remove them. A copy whose models are not in
-    its directory has none of those yet, so that they are called after the copy.
+    Without `saving.name`, models are named after the directory; a run whose directory was renamed
+    must find its own models again, to replace and remove them. A copy whose models go to another
+    folder has no models there yet, so they are named after the copy.
     """
     moved = config.model_copy(update={"output_dir": run.path})
     if is_remote(config.output_dir) or moved.export_name == config.export_name:
@@ -62,43 +64,46 @@ def in_directory_of(run: RunDirectory, config: RunConfig) -> RunConfig:
 
 
 def made_own(run: RunDirectory, config: RunConfig) -> RunConfig:
-    """Settings of a run that goes on; those of a copy name its own directory from here on.
+    """Return the settings of a resumed run; if it was copied or renamed, with its new directory.
 
-    So do those of a run that was renamed, or a copy that is made of it later would not find it.
+    A renamed run needs that too, so that a copy made of it later is recognised as one.
     """
     if is_copy(run, config.output_dir) or _is_renamed(run, config.output_dir):
-        here = {"output_dir": run.path.absolute()}  # paths in settings begin where it was started
+        here = {"output_dir": run.path.absolute()}  # relative paths begin where it was started
         return in_directory_of(run, config).model_copy(update=here)
     return config
 
 
 def _is_renamed(run: RunDirectory, output_dir: Path) -> bool:
-    """Whether a run is no longer where its settings say, or another run is there now."""
+    """Return whether the directory in a run's settings is missing, or is another run's now."""
     if is_remote(output_dir):
         return False
     return not (presence.is_dir(output_dir) and output_dir.samefile(run.path))
 
 
 def note_resumed(run: RunDirectory, told: TrainingEvents, changed: RunConfig | None) -> None:
-    """Say what counts of the time before a run is resumed, and note its folder in `status.json`.
+    """Report what a resumed run was before, and write its start folder to `status.json`.
 
-    A copy becomes a run of its own: its settings name its directory, and models outside of that
-    are those of the run that it is a copy of. The settings of a renamed run name its new directory.
+    A copy becomes a separate run: its settings are changed to its own directory, and models outside
+    of that directory are left to the original run. The settings of a renamed run are changed to its
+    new directory.
 
     Args:
-        run: The run, whose directory this process holds.
-        told: Who is told.
-        changed: Settings that will count in the place of its own.
+        run: The run, whose directory this process has locked.
+        told: Receives the notes.
+        changed: New settings that will replace its own; None for none.
     """
     begun = read_begun(run.config_file)
     run.note_status(folder=str(begun.folder))
     if begun.is_elsewhere:
-        told.note(f"Relative paths of the run begin in {begun.folder}, where it was started.")
+        told.note(
+            f"Relative paths of the run are resolved from {begun.folder}, where it was started."
+        )
     step = finished_step_of(run.status())
     if step is not None:
         told.note(
-            f"The run had finished at step {step}. Its model of then is kept until it finishes "
-            f"again."
+            f"The run had finished at step {step}. Its model of that step is kept until it "
+            f"finishes again."
         )
     config = load_begun_config(run.config_file)
     if is_copy(run, config.output_dir):
@@ -106,8 +111,8 @@ def note_resumed(run: RunDirectory, told: TrainingEvents, changed: RunConfig | N
         files.write_text(run.config_file, dump_toml(made_own(run, config)))
         name = made_own(run, changed or config).export_name
         told.note(
-            f"This run is a copy of {config.output_dir}. Its models are called {name} from here "
-            f"on, and those of the other run stay as they are."
+            f"This run is a copy of {config.output_dir}. Its models are called {name} from now "
+            f"on, and those of the other run stay unchanged."
         )
     elif _is_renamed(run, config.output_dir):
         files.write_text(run.config_file, dump_toml(made_own(run, config)))

@@ -1,4 +1,4 @@
-"""Where a run is written: its directory, or a working folder that is mirrored to a store."""
+"""The folder that a run is written to: its directory, or a working folder mirrored to a store."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from impasto.runs import RunDirectory
 
 
 def local_output_dir(config: RunConfig) -> Path:
-    """The folder of this machine that a run of these settings is written into."""
+    """Return the local folder that a run of these settings is written to."""
     if not is_remote(config.output_dir):
         return config.output_dir
     from impasto.runs.remote.local_folders import working_folder
@@ -22,7 +22,7 @@ def local_output_dir(config: RunConfig) -> Path:
 
 
 def with_local_output_dir(config: RunConfig) -> RunConfig:
-    """The settings with a folder of this machine as `output_dir`."""
+    """Return the settings with a local folder as `output_dir`."""
     return config.model_copy(update={"output_dir": local_output_dir(config)})
 
 
@@ -30,10 +30,13 @@ class RunStorage:
     """Mirrors a run to its object store, if it has one, on the process that writes it.
 
     Args:
-        stack: Keeps the run for this process, and sends the rest of it to its store when it closes.
+        stack: Holds the run for this process; on closing, the remaining files are uploaded.
         location: The URL of the run as a path, or None for a run on this machine.
-        progress: Shows what is fetched and sent.
-        is_new: Whether the run is a new one, not one that is resumed.
+        progress: Receives the progress of downloads and uploads.
+        is_new: Whether the run is new, rather than resumed.
+
+    Raises:
+        StorageError: The run cannot be fetched.
     """
 
     def __init__(
@@ -57,10 +60,10 @@ class RunStorage:
             ) from error
 
     def attach(self, run: RunDirectory) -> RunDirectory:
-        """The run directory with its location in the store, if it has one."""
+        """Return the run directory with its location in the store; unchanged if it has none."""
         return run if self._in_store is None else self._in_store.attach(run)
 
     def start_sending(self) -> None:
-        """Begin to send what is written: there is a run to keep."""
+        """Begin to upload files as they are written, now that the run is worth keeping."""
         if self._in_store is not None:
             self._in_store.start()

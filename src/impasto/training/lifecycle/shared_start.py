@@ -1,8 +1,8 @@
-"""What the first process of a run tells the others as it begins, which may have no disk in common.
+"""Settings and facts that the main process sends to the other processes as a run begins.
 
-Only the first process has the run directory. The others get its settings, as they were resolved,
-and what the newest state says; so each machine needs the images, the model and the settings' other
-paths, and nothing of the run.
+Only the main process needs the run directory, since the machines may share no disk. The others
+receive the resolved settings and the fingerprint of the newest state; so each machine needs the
+images, the model and the other paths of the settings, but no file of the run.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _NOTHING_LEFT = ""
 
 @contextlib.contextmanager
 def failing_together() -> Iterator[ProcessGroup | None]:
-    """Have what ends one process of a run before it begins end all of them, with the same words.
+    """Make an error in one process before the run begins end all processes, with the same message.
 
-    Such as a file that only one machine has. Without a launcher nothing is begun here: the value
-    is None then.
+    An example is a file that is missing on one machine. Yields the process group, or None for a
+    single process, which needs none.
     """
     if planned_processes() == 1:
         yield None
@@ -48,12 +48,12 @@ def failing_together() -> Iterator[ProcessGroup | None]:
 def settings_of_first(
     group: ProcessGroup, own: RunConfig | None, *, begun: bool = False
 ) -> RunConfig | None:
-    """The settings as the first process has resolved them; None where it has nothing left to do.
+    """Return the settings that the main process has resolved, or None if the run is finished.
 
     Args:
-        group: All processes, each of which calls it.
-        own: The settings of this process; only those of the first one count.
-        begun: Whether they are of a run that was begun; see `Rule.of_new_runs`.
+        group: All processes, each of which calls this.
+        own: The settings of this process; only the main process's count.
+        begun: Whether they belong to a run that was started before; see `Rule.of_new_runs`.
     """
     if group.size == 1:
         return own
@@ -67,9 +67,9 @@ def settings_of_first(
 
 
 def first_settings_here(group: ProcessGroup, own: RunConfig, location: Path | None) -> RunConfig:
-    """The settings as the first process has resolved them, with this machine's own folder.
+    """Return the settings that the main process has resolved, with this machine's folder.
 
-    That of a run in a store is in the folder for copies, which is elsewhere on each machine.
+    For a run in a store, `output_dir` is a local working folder, whose path differs per machine.
     """
     first = settings_of_first(group, own) or own
     return first if location is None else first.model_copy(update={"output_dir": own.output_dir})
@@ -78,15 +78,15 @@ def first_settings_here(group: ProcessGroup, own: RunConfig, location: Path | No
 def settings_to_resume(
     run: RunDirectory, changed: RunConfig | None, group: ProcessGroup | None
 ) -> RunConfig | None:
-    """The settings of a run that goes on, as its first process reads them; None if it is finished.
+    """Return the settings of a resumed run, as the main process reads them; None if it is finished.
 
     Args:
         run: The run.
-        changed: Settings in the place of its own.
-        group: All processes, each of which calls this; None for one alone.
+        changed: New settings that replace its own; None for none.
+        group: All processes, each of which calls this; None for a single process.
 
     Raises:
-        RunError: There is no run, or nothing to continue it from.
+        RunError: There is no run in the directory, or no state to continue from.
     """
     own = None
     if group is None or group.rank == 0:
@@ -102,10 +102,10 @@ def settings_to_resume(
 
 
 def _resumable_config(run: RunDirectory) -> RunConfig:
-    """The settings of a run that can be continued.
+    """Return the settings of a run that can be continued.
 
     Raises:
-        RunError: There is no run, or nothing to continue it from.
+        RunError: There is no run in the directory, or it is finished and its states are removed.
     """
     found = replace(RunDirectory.open(run.path), location=run.location)
     if finished_step_of(found.status()) is not None and not found.saved_steps():
@@ -118,11 +118,11 @@ def _resumable_config(run: RunDirectory) -> RunConfig:
 
 
 def tell_nothing_is_left(group: ProcessGroup) -> None:
-    """Have the other processes end, which wait for settings: the run is finished."""
+    """Let the other processes, which wait for settings, end, since the run is finished."""
     group.gather(_NOTHING_LEFT)
 
 
 def fingerprint_of_first(group: ProcessGroup, own: Mapping[str, str]) -> Mapping[str, str]:
-    """What the newest state belongs to, as the first process has read it."""
+    """Return the fingerprint of the newest state, as the main process has read it."""
     told = group.gather(json.dumps(dict(own)) if group.rank == 0 else "")[0]
     return {str(k): str(v) for k, v in parse_json(told, halves=True).items()}

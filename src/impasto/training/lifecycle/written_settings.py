@@ -1,7 +1,7 @@
-"""What a run writes down of itself as it begins, and what has to be the same when it goes on.
+"""Writes the settings of a run, and the identities of its parts given in code, for a resume.
 
-A state says by itself what it belongs to (`fingerprints/`). A run that ended before its first one
-has nothing but this, and its settings cannot say what it was given in code.
+A saved state has a fingerprint (`fingerprints/`). A run that ended before its first state is
+checked by these records instead, since its settings do not include parts given in code.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from impasto.training.saving.state import recorded_fingerprint
 
 
 def write_settings(run: RunDirectory, config: RunConfig, code: Mapping[str, Any]) -> None:
-    """Write the settings of a run that begins, and what it is given in code.
+    """Write the settings of a new run, and the identities of its parts given in code.
 
     Args:
-        run: Where.
+        run: The run directory to write to.
         config: The settings.
-        code: What is given in code in the place of some; see `Overrides.given`.
+        code: The parts given in code, by name; see `Overrides.given`.
     """
     identities = {
         name.removesuffix(GIVEN): identity for name, identity in code_fingerprint(code).items()
@@ -36,14 +36,14 @@ def write_settings(run: RunDirectory, config: RunConfig, code: Mapping[str, Any]
 
 
 def replace_settings(run: RunDirectory, changed: RunConfig) -> None:
-    """Write other settings of a run that goes on; what it was given in code stays."""
+    """Write changed settings of a resumed run, and keep the record of its parts given in code."""
     said = run.read_json(CHANGED_SETTINGS)
     kept = {name: said[name] for name in (CODE, CODE_IDENTITIES) if name in said}
     _write(run, made_own(run, changed), kept)
 
 
 def _write(run: RunDirectory, config: RunConfig, code: Mapping[str, Any]) -> None:
-    """The settings, and which are not as usual, for reports, which do not know the usual ones."""
+    """Write the settings, and list those that differ from the defaults, for reports."""
     belongs = (
         config if run.location is None else config.model_copy(update={"output_dir": run.location})
     )
@@ -54,11 +54,11 @@ def _write(run: RunDirectory, config: RunConfig, code: Mapping[str, Any]) -> Non
 def require_same_code(run: RunDirectory, code: Mapping[str, Any]) -> None:
     """Make sure that a run without a state is given the same parts in code as when it began.
 
-    A state is compared when it is restored. Runs that earlier versions began say the names of
-    their parts alone, or nothing.
+    A run with a state is compared when the state is restored. Runs of earlier versions have
+    recorded only the names of their parts, or nothing.
 
     Raises:
-        RunError: It is given other parts, or lacks some.
+        RunError: The parts given in code differ, or some are missing.
     """
     said = run.read_json(CHANGED_SETTINGS)
     if CODE not in said or recorded_fingerprint(run):
@@ -70,8 +70,8 @@ def require_same_code(run: RunDirectory, code: Mapping[str, Any]) -> None:
     if differing:
         raise RunError(
             f"{run.address} cannot be resumed exactly, because this changed since: "
-            f"{'; '.join(differing)}. Put it back as it was, or start a new run: no state of this "
-            f"one was saved."
+            f"{'; '.join(differing)}. Undo the change, or start a new run: no state of this run "
+            f"was saved."
         )
 
 

@@ -1,1 +1,1 @@
-"""What is measured and recorded while a run trains: metrics, validation, previews, failures."""
+"""Measures and records a running training: metrics, validation, previews, failures."""

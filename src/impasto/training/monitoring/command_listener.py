@@ -1,4 +1,4 @@
-"""Hears the commands that are put into a run's directory (`runs/commands.py`) while it trains."""
+"""Receives commands, as files in the run directory (`runs/commands.py`), while a run trains."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _JOINED_FOR_S = 5.0
 
 
 class CommandListener:
-    """Looks for commands on a separate thread, while it is entered as a context.
+    """Polls for commands on a separate thread, while it is entered as a context.
 
-    It sees to stopping itself, as a signal would, so that a run stops also where it loads or
-    encodes. The others wait for the loop, which asks for them between two steps.
+    It handles "stop" and "stop-now" itself, as a signal would, so that a run also stops while it
+    loads or encodes. Other commands wait until the training loop takes them after a step.
 
     Args:
-        run: The run directory, which this process holds.
-        stop: Is asked to stop.
-        log: Where answers go.
-        every_s: Seconds between two looks.
+        run: The run directory, which this process has locked.
+        stop: Told to stop by a stop command.
+        log: The event log that answers are written to.
+        every_s: Seconds between two polls.
     """
 
     def __init__(
@@ -47,17 +47,17 @@ class CommandListener:
         self._thread.join(_JOINED_FOR_S)
         self.take()
         for command in list(self._in_hand.values()):
-            self.answer(command, "the run ended before it was done")
+            self.answer(command, "the run ended before it was carried out")
 
     def take(self) -> list[Command]:
-        """What the loop is asked for, and will do now."""
+        """Return the commands that arrived since the last call; the caller must answer each."""
         with self._lock:
             taken, self._taken = self._taken, []
         self._in_hand |= {command.id: command for command in taken}
         return taken
 
     def answer(self, command: Command, text: str) -> None:
-        """Say what became of a command."""
+        """Write the outcome of a command to the event log."""
         self._in_hand.pop(command.id, None)
         self._log.add("command", id=command.id, command=command.kind, text=text)
 

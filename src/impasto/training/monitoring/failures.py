@@ -1,4 +1,4 @@
-"""What goes wrong while a run trains, as errors that say what is saved and how to go on."""
+"""Turns failures of a running training into errors that say what is saved and how to continue."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from impasto.training.planning.out_of_memory import out_of_memory
 
 T = TypeVar("T")
 
-_NEWEST = "The newest state is what it goes on from"
+_NEWEST = "A resume continues from the newest state"
 _NONE_SAVED = "No state was saved yet"
-_ELSEWHERE = "If a state was saved, it goes on from the newest"
+_ELSEWHERE = "If a state was saved, a resume continues from the newest one"
 _UNTRAINED = "Nothing was trained yet"
 
 
 @dataclass
 class StepCounter:
-    """How many optimizer steps are done, for those who are told of an error after them.
+    """The number of completed optimizer steps, kept up to date for error handling.
 
     Attributes:
-        step: That number.
+        step: Optimizer steps completed.
     """
 
     step: int
@@ -45,20 +45,20 @@ class StepCounter:
 
 @dataclass(frozen=True)
 class Failures:
-    """Saves what is still good, and explains.
+    """Saves the state after an error if the weights are intact, and explains the error.
 
     Attributes:
         config: The settings.
         accelerator: The processes.
-        strategy: How they hold the model.
-        optimizer: Has gradients that may be dropped.
-        has_average: Whether a running average of the weights is kept.
-        run: Where states go.
-        optimizer_update: Knows whether a step has begun to change something and is not counted yet.
-        save: Saves the state after some steps; all processes do.
-        save_alone: The same, by this process, which waits for no other.
-        newest_saved: Gives the step of the newest state on disk, after what is being written; 0
-            without one.
+        strategy: How the processes hold the model.
+        optimizer: Its gradients are dropped to free memory.
+        has_average: Whether the run has a running average of the weights.
+        run: The directory of the saved states.
+        optimizer_update: Tells whether a step has changed weights but is not counted yet.
+        save: Saves the state after the given number of steps; called by all processes.
+        save_alone: Does the same in this process, without waiting for others.
+        newest_saved: Waits for background writes, and returns the step of the newest state on disk,
+            or 0.
     """
 
     config: RunConfig
@@ -73,13 +73,14 @@ class Failures:
     newest_saved: Callable[[], int]
 
     def not_finite(self, step: int, fault: NonFiniteError) -> NonFiniteLossError:
-        """The error of a step whose loss or gradient is NaN or infinite.
+        """Return the error for a step whose loss or gradient is NaN or infinite.
 
-        The state from before it is saved where the weights are still those, and of a step.
+        If the weights are still those from before that step, their state is saved, unless no step
+        was trained.
 
         Args:
-            step: Steps that were applied before it.
-            fault: What is known of it.
+            step: Steps that were applied before the failed one.
+            fault: Details of the failure.
         """
         resume = how_to_resume(self.run.path, self.run.address)
         what = f"To continue from the newest state before it: {resume}"
@@ -91,8 +92,8 @@ class Failures:
             what = f"The weights from before it are saved in {folder}"
             if self.has_average and fault.passed_over > 1:
                 what += (
-                    f" (with an average that took them in {fault.passed_over - 1} more times, "
-                    "until this was found)"
+                    f" (their running average was updated {fault.passed_over - 1} more times "
+                    "before this was found)"
                 )
         return NonFiniteLossError(
             f"The loss or the gradient became NaN or infinite in step {step + 1}. The "
@@ -102,7 +103,7 @@ class Failures:
         )
 
     def _applied(self, step: int) -> int | None:
-        """How many steps the weights have had, of so many; None if one was applied in part."""
+        """Return how many of `step` steps were applied; None if one was applied only in part."""
         try:
             self.optimizer_update.require_applied()
         except NonFiniteError as fault:
@@ -110,12 +111,14 @@ class Failures:
         return step
 
     def _saved(self, step: int) -> tuple[str | None, str]:
-        """Save the state of the steps that were applied, of so many, in this process alone.
+        """Save the state of those of `step` steps that were applied, in this process alone.
+
+        Before the first step nothing is saved, since the state would only hold the base model, and
+        would tie the run to the settings that have just failed.
 
         Returns:
-            The beginning of the sentence that says so, None if no state could be saved; and the
-            sentence, with a space, that says why not. Before the first step nothing is saved: a
-            state would hold the base model, and tie the run to the settings that have just failed.
+            A clause that says what is saved, or None if saving failed; and a sentence, followed by
+            a space, that says why saving failed, or an empty string.
         """
         applied = self._applied(step)
         if applied is None:
@@ -133,17 +136,17 @@ class Failures:
 
     @contextlib.contextmanager
     def saving_on_error(self, step: int) -> Iterator[StepCounter]:
-        """Save the state if latents or images are lost meanwhile, or a file cannot be written.
+        """Within the context, save the state after a dataset or storage error, and explain it.
 
-        The weights are good then. Where a model could not be written, the state may well be: it
-        is often on another disk.
+        The weights are intact then. If a model could not be written, its state often can, since it
+        may be on another disk.
 
         Args:
-            step: Steps that are done at first; the value is kept up to date by the caller.
+            step: Steps completed so far; the caller keeps the yielded counter up to date.
 
         Raises:
-            DatasetError: With what is saved.
-            StorageError: Likewise.
+            DatasetError: Images or latents cannot be read; the message says what is saved.
+            StorageError: A file cannot be written; the message says what is saved.
         """
         done = StepCounter(step)
         try:
@@ -159,32 +162,33 @@ class Failures:
             raise kind(f"{error} {then}: {resume}") from error
 
     def _kept(self) -> str:
-        """Which state is there already, for a sentence that ends with the command to go on."""
-        if not self.accelerator.is_main_process:  # there may be no disk here with the states
+        """Return which state exists, as the start of a sentence that ends with a resume command."""
+        if not self.accelerator.is_main_process:  # this machine may not have the disk with states
             return f"{_ELSEWHERE}. Continue with"
         return kept_text(self.newest_saved())
 
     def _has_state(self, step: int) -> bool:
-        """Whether the run goes on from a state that was saved before; maybe, in other processes."""
+        """Return whether the run has a saved state; other processes than the main one guess."""
         if not self.accelerator.is_main_process:
             return step > 0
         return self.newest_saved() > 0
 
     def _goes_on_from(self, step: int) -> str:
-        """What the run goes on from after so many steps, as a sentence without its full stop."""
+        """Return what a resume after `step` steps starts from, as a sentence without full stop."""
         if self._has_state(step):
             return _NEWEST if self.accelerator.is_main_process else _ELSEWHERE
         return _NONE_SAVED if step else _UNTRAINED
 
     def explaining_fetches(self, steps: Iterator[T], done: StepCounter) -> Iterator[T]:
-        """Yield what the steps train on, and explain errors where it is fetched.
+        """Yield the batches of steps, and explain errors that occur while one is prepared.
 
         Args:
-            steps: Reads, decodes, encodes and copies as it is asked for the next one.
-            done: How many steps are done then.
+            steps: Reads, decodes, encodes and copies a batch when it is advanced.
+            done: The number of steps completed.
 
         Raises:
-            OutOfMemoryError: Memory ran out.
+            OutOfMemoryError: RAM or VRAM ran out.
+            RunError: Another process has ended.
         """
         while True:
             with self.explaining_errors("preparing the next batch", done.step):
@@ -196,10 +200,14 @@ class Failures:
 
     @contextlib.contextmanager
     def explaining_errors(self, doing: str, step: int) -> Iterator[None]:
-        """Save the state and explain if memory runs out, or another process ends, meanwhile.
+        """Within the context, explain errors; save the state if memory runs out.
+
+        Args:
+            doing: The activity, to follow "while" in the message.
+            step: Steps completed.
 
         Raises:
-            OutOfMemoryError: Memory ran out.
+            OutOfMemoryError: RAM or VRAM ran out.
             RunError: Another process has ended, or a step cannot be recorded as a CUDA graph.
         """
         try:
@@ -222,7 +230,7 @@ class Failures:
         saved, why_not = self._saved(step)
         then = saved or why_not + self._goes_on_from(step)
         return RunError(
-            f"While {doing}, training.cuda_graphs step could not record the step: {error}. "
+            f'While {doing}, training.cuda_graphs = "step" could not record the step: {error}. '
             f'{then}. Set training.cuda_graphs to "off" in its config.toml, and continue with: '
             f"{how_to_resume(self.run.path, self.run.address)}"
         )
@@ -236,7 +244,7 @@ class Failures:
             self.optimizer.zero_grad()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            # the others are in the middle of their step: none is waited for
+            # do not wait for the other processes, which are in the middle of their step
             if self.accelerator.is_main_process and not self.strategy.is_sharded:
                 saved, why_not = self._saved(step)
         return out_of_memory(

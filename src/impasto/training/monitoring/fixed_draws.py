@@ -1,4 +1,4 @@
-"""Images measured at the same noise and timesteps each time, so that models can be compared."""
+"""Measures the loss of images at fixed noise and timesteps, so that models can be compared."""
 
 from __future__ import annotations
 
@@ -23,21 +23,22 @@ from impasto.models.text.text_conditioner import TextConditioner
 from impasto.progress import Advance
 from impasto.training.step import StepRecipe
 
-VALIDATION_SEED = 20221011  # the same for every run, so that runs can be compared
+VALIDATION_SEED = 20221011  # the same in every run, so that runs can be compared
 
 
 @dataclass(frozen=True)
 class FixedDraws:
-    """Images with their draws of noise and timesteps, the same whenever they are measured.
+    """Images with draws of noise and timesteps that are the same in every measurement.
 
     Attributes:
         plan: The images.
-        cache: Where their moments are; the posterior's mean is used.
-        scaling_factor: Scaled latents = this times the VAE's.
-        draws: How many (noise, timestep) pairs each image is measured at, and how they lie.
-        batch_size: How many images of a group go through the U-Net together.
-        strata: Where draws are spread: so many images in a row cover the schedule together. Sets
-            whose losses are compared have the same, and so the same noise levels.
+        cache: The cache of their latents' moments; the posterior's mean is used.
+        scaling_factor: Scaled latents are the VAE's latents times this.
+        draws: How many (noise, timestep) pairs each image is measured at, and how timesteps are
+            chosen.
+        batch_size: Returns how many images of a group are one batch of the U-Net.
+        strata: Number of consecutive images that cover the schedule together, if draws are spread.
+            Sets whose losses are compared have the same number, and so the same noise levels.
     """
 
     plan: CachedPlan
@@ -56,15 +57,17 @@ class FixedDraws:
         accelerator: Accelerator | None = None,
         advance: Advance = lambda _: None,
     ) -> Tensor:
-        """[images]: the plain squared error of each, the mean over its draws; float64 on the CPU.
+        """Return [images] unweighted squared errors, each the mean over the image's draws.
+
+        They are float64 on the CPU.
 
         Args:
-            unet: In eval mode.
-            conditioner: Without gradients.
-            recipe: Its schedule and prediction are used; no loss weights or dropout.
-            accelerator: Whose processes take a share each and get the whole; None is one process.
-                All of them make as many forward passes, as a model that is sharded needs.
-            advance: Is told of predictions: those of an image in one of its draws are one.
+            unet: The network, in eval mode.
+            conditioner: Encodes captions, without gradients.
+            recipe: Gives the schedule and prediction type; its loss weights are not used.
+            accelerator: Its processes measure a portion each, and all return the whole; None for a
+                single process. All run the same number of forward passes, as a sharded model needs.
+            advance: Called with the number of predictions made; one per image and draw.
         """
         device = recipe.schedule.alphas_cumprod.device
         sums = torch.zeros(len(self.plan.images), device=device)
@@ -73,21 +76,27 @@ class FixedDraws:
             if counts:
                 sums[torch.tensor(group, device=device)] = losses
         if accelerator is not None and accelerator.num_processes > 1:
-            sums = accelerator.reduce(sums, "sum")  # of an image all but one of them have 0
+            sums = accelerator.reduce(sums, "sum")  # all processes but one have 0 for an image
         return sums.cpu().double() / self.draws.per_image
 
     def predictions(self, accelerator: Accelerator | None = None) -> int:
-        """How many predictions this process makes when it measures."""
+        """Return the number of predictions that this process makes in a measurement."""
         shares = self._shares(accelerator)
         return sum(len(group) for group, _ in shares) * self.draws.per_image
 
     def timesteps(self, draw: int, images: Sequence[int], total: int) -> Tensor:
-        """[images]: their timesteps in the draw of this number, of a schedule with `total`.
+        """Return [images] timesteps of images in one draw.
 
-        Spread draws are stratified: one in each of as many equal parts of the schedule as an image
-        has draws, and where in it differs from image to image, so that they cover the schedule
-        evenly (a shift for each sample, as in Kingma et al. 2021, arXiv:2107.00630, appendix I.1).
-        Each `strata` images in a row lie evenly between one another, and so do those left over.
+        Draws that are not spread use the same timesteps for all images. Spread draws are
+        stratified: the schedule is divided into as many equal parts as an image has draws, with one
+        draw in each part. The position within a part is shifted from image to image (as in Kingma
+        et al. 2021, arXiv:2107.00630, appendix I.1): each `strata` consecutive images have evenly
+        spaced shifts, and so have the images left over at the end.
+
+        Args:
+            draw: The number of the draw, from 0.
+            images: Indices of the images.
+            total: Timesteps of the schedule.
         """
         if not self.draws.are_spread:
             return fixed_timesteps(self.draws.per_image, total)[draw].expand(len(images))
@@ -110,7 +119,7 @@ class FixedDraws:
         recipe: StepRecipe,
         advance: Advance,
     ) -> Tensor:
-        """[images]: sums over all draws of their losses, of images that go through together."""
+        """Return [images] losses summed over all draws, of images that are one batch."""
         schedule = recipe.schedule
         device = schedule.alphas_cumprod.device
         mean, _ = self.cache.read([self.plan.keys[i].plain for i in group])
@@ -134,7 +143,10 @@ class FixedDraws:
         return sums
 
     def _shares(self, accelerator: Accelerator | None) -> Iterator[tuple[Sequence[int], bool]]:
-        """The groups of this process, each with whether it counts; the last may fill up only."""
+        """Yield this process's groups of images, each with whether its result counts.
+
+        A process that has one group fewer than others repeats the last group, which does not count.
+        """
         groups = list(self._groups())
         rank, number = 0, 1
         if accelerator is not None:
@@ -144,7 +156,7 @@ class FixedDraws:
             yield groups[min(index, len(groups) - 1)], index < len(groups)
 
     def _groups(self) -> Iterator[Sequence[int]]:
-        """Places of images that can go through the U-Net together."""
+        """Yield indices of images that can be one batch: of one bucket, and few enough."""
 
         def bucket_of(i: int) -> tuple[int, int]:
             return self.plan.images[i].bucket.hw

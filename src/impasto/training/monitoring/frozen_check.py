@@ -1,6 +1,7 @@
-"""Looks, after the first step that counts, whether what should learn has moved, and nothing else.
+"""Checks after the first step that trained parts of a model have changed, and frozen ones not.
 
-People find out after a night that a part was frozen (kohya-ss/sd-scripts, threads 855 and 890).
+Users otherwise notice only after hours that a part was frozen (kohya-ss/sd-scripts, threads 855
+and 890).
 """
 
 from __future__ import annotations
@@ -16,11 +17,11 @@ SAMPLED = 8
 
 
 class FrozenCheck:
-    """Remembers some tensors of each module.
+    """Copies some tensors of each module, to compare them after the first step.
 
     Args:
-        modules: What learns.
-        frozen: What must not, by name.
+        modules: The trained parts.
+        frozen: Networks, by name, whose parameters without gradients must not change.
     """
 
     def __init__(self, modules: Sequence[TrainedModule], frozen: Mapping[str, nn.Module]) -> None:
@@ -31,7 +32,11 @@ class FrozenCheck:
         }
 
     def findings(self, learning_now: Sequence[str]) -> list[str]:
-        """What is not as it should be, in sentences; `learning_now` should have moved."""
+        """Return a sentence for each trained part that has not changed, and frozen one that has.
+
+        Args:
+            learning_now: Names of the parts that were trained in the step.
+        """
         still = [name for name in learning_now if not _has_changed(self._learning[name])]
         moved = [name for name, kept in self._frozen.items() if _has_changed(kept)]
         return [
@@ -48,8 +53,11 @@ ParameterCopies = list[tuple[Tensor, Tensor]]
 
 
 def _sample(parameters: Mapping[str, Tensor]) -> ParameterCopies:
-    """Some parameters from all over a module, with copies on the CPU: modules change devices."""
-    every = [p for p in parameters.values() if p.device.type != "meta"]  # those are in a file
+    """Return parameters spread over a module, each with a copy on the CPU.
+
+    The copies are on the CPU since modules change devices. Offloaded parameters are left out.
+    """
+    every = [p for p in parameters.values() if p.device.type != "meta"]  # meta: offloaded
     step = max(1, len(every) // SAMPLED)
     return [(parameter, _here(parameter).to("cpu", copy=True)) for parameter in every[::step]]
 
@@ -59,6 +67,6 @@ def _has_changed(kept: ParameterCopies) -> bool:
 
 
 def _here(parameter: Tensor) -> Tensor:
-    """What this process holds of a tensor."""
+    """Return this process's shard of a tensor, or the whole tensor if it is not sharded."""
     to_local = getattr(parameter, "to_local", None)
     return (parameter if to_local is None else to_local()).detach()

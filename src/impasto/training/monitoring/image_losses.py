@@ -1,9 +1,10 @@
-"""The loss of each image each time it was shown, as a table that a spreadsheet opens.
+"""Writes the loss of each image at each of its uses to a CSV table.
 
-One showing says little, since the loss depends on the timestep; the mean over many, within a range
-of timesteps, finds images that the model does not learn: wrong captions, odd images. What a sample
-counts in the loss of its step (`prior_loss_weight`, `loss.diff_tuning`) is left out, so that all
-images compare. Those that count nothing are left out, as nothing is known of their loss.
+A single loss says little, since it depends on the timestep; but the mean over many uses, within a
+range of timesteps, finds images that the model does not learn, such as those with wrong captions or
+unusual content. A sample's weight in the loss (`prior_loss_weight`, `loss.diff_tuning`) is divided
+out, so that all images can be compared. Samples of weight 0 are left out, since their loss is
+unknown.
 """
 
 from __future__ import annotations
@@ -25,11 +26,11 @@ Row = tuple[int, str, int, float]
 
 
 class ImageLosses:
-    """Collects on the device, and writes `image_losses.csv` when metrics are read.
+    """Collects losses on the device, and writes them to `image_losses.csv` with the metrics.
 
     Args:
-        accelerator: Whose processes each have their own images; the first one writes.
-        run: Where.
+        accelerator: The processes, each with different images; the main one writes.
+        run: The run directory to write to.
     """
 
     def __init__(self, accelerator: Accelerator, run: RunDirectory) -> None:
@@ -37,15 +38,21 @@ class ImageLosses:
         self._pending: list[tuple[int, Sequence[str], StepOutput]] = []
 
     def add(self, step: int, images: Sequence[str], output: StepOutput) -> None:
-        """Note what the step `step`, counted from 0, found of some images, by their paths."""
+        """Add the losses of some images in a step.
+
+        Args:
+            step: The number of the step, from 0.
+            images: The images' paths.
+            output: Their losses, in the same order.
+        """
         self._pending.append((step, images, output))
 
     def write(self, done: int, *, alone: bool = False) -> None:
-        """Append what was noted of the first `done` steps; waits for the device.
+        """Append the collected losses of the first `done` steps to the file; waits for the device.
 
         Args:
-            done: How many steps count: what was noted of later ones is dropped.
-            alone: Whether this process waits for no other, and has its own images' losses alone.
+            done: Steps completed; the losses of later steps are dropped.
+            alone: Whether to write only this process's losses, without waiting for others.
         """
         self._pending = [noted for noted in self._pending if noted[0] < done]
         rows = list(self._rows())
@@ -60,12 +67,12 @@ class ImageLosses:
             writer.writerow(HEADER)
         writer.writerows(rows)
         files.append_text(self._file, table.getvalue())
-        self._pending.clear()  # not where the disk was full: the state that is saved asks again
+        self._pending.clear()  # skipped if the disk was full: saving the state tries again
 
     def rewind(self, step: int) -> None:
-        """Forget what came after `step` steps, which a resumed run does again.
+        """Remove rows after the first `step` steps, since a resumed run trains those steps again.
 
-        Rows that are cut off or damaged are left out.
+        Truncated and damaged rows are removed too.
         """
         if not self._accelerator.is_main_process or not self._file.is_file():
             return

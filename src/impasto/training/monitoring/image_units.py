@@ -1,4 +1,4 @@
-"""Images as independent units: copies of one another are one, in means and in their errors."""
+"""Means of image losses with standard errors that count copies of an image as one unit."""
 
 from __future__ import annotations
 
@@ -9,25 +9,26 @@ from impasto.runs.validations import MOST_VALUES
 
 
 def rounded(values: Sequence[float]) -> list[float]:
-    """Values as files have them."""
+    """Return values rounded to 8 significant digits, as files store them."""
     return [float(f"{value:.8g}") for value in values]
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of one or more numbers."""
+    """Return the mean of one or more numbers."""
     return math.fsum(values) / len(values)
 
 
 def independent_values(losses: Sequence[float], alike: Sequence[int]) -> list[float]:
-    """Values of independent units whose mean is that of all images, and whose error is its error.
+    """Return values of independent units, with the mean of all images and its standard error.
 
-    Copies are one unit: its value is what they add to the mean beyond their number (the linearised
-    ratio estimator of cluster sampling: Cochran 1977, "Sampling Techniques", section 3.12). A unit
-    of one image has its loss, where all units are of one.
+    Copies of an image form one unit. Its value is the linearised ratio estimator of cluster
+    sampling (Cochran 1977, "Sampling Techniques", section 3.12): the overall mean plus the summed
+    deviations of its images from it, scaled to the number of units. Without copies, the values are
+    the losses. If there are more than `MOST_VALUES` units, some are combined.
 
     Args:
-        losses: Of the images.
-        alike: Of each the number of its unit.
+        losses: The losses of the images.
+        alike: The unit number of each image.
     """
     indices = {unit: index for index, unit in enumerate(dict.fromkeys(alike))}
     units = min(len(indices), MOST_VALUES)

@@ -1,4 +1,4 @@
-"""What a run tells a person, written into its directory too: `events.jsonl` and `status.json`."""
+"""Writes the events of a run to its directory as well: to `events.jsonl` and `status.json`."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from impasto.training.events import TrainingEvents
 
 
 class RecordedEvents:
-    """Passes events on, and writes them down once the run directory is there.
+    """Passes events on, and records them in the run directory once it is open.
 
     Args:
         events: Also receives the events.
 
     Attributes:
-        log: The file that events are added to.
+        log: The file that events are appended to.
     """
 
     def __init__(self, events: TrainingEvents) -> None:
@@ -33,13 +33,13 @@ class RecordedEvents:
         self._began, self._first_step = time.monotonic(), 0
 
     def open(self, run: RunDirectory) -> None:
-        """Write into the directory of a run from now on, first what has come so far."""
+        """Record events in the directory of a run from now on, and write the earlier ones first."""
         self._run = run
         self.log.open(run.events_file)
 
     @contextlib.contextmanager
     def stage(self, description: str, total: int | None, unit: str) -> Iterator[Advance]:
-        """A stage: its begin, its end, and every few seconds how far it is."""
+        """Record a stage: its start, its end, and its progress every few seconds."""
         if total == 0:
             with self._events.stage(description, total, unit) as advance:
                 yield advance
@@ -67,28 +67,28 @@ class RecordedEvents:
                 yield count
         finally:
             self._stages = [stage for stage in self._stages if stage is not shown]
-            # of stages in two threads the other one goes on
+            # if two threads each have a stage, show the one that continues
             self._note(**(self._stages[-1] if self._stages else dict.fromkeys(shown)))
 
     def note(self, message: str) -> None:
-        """A line that stays."""
+        """Record a message, and pass it on."""
         self.log.note(message)
         self._events.note(message)
 
     def started(self, summary: Mapping[str, Any], first_step: int, last_step: int) -> None:
-        """Note that training begins, and tell it on."""
+        """Record that training begins, and pass it on."""
         self._total_steps, self._first_step = last_step, first_step
         self._began = time.monotonic()
         self.log.add("training", step=first_step, total_steps=last_step)
         self._events.started(summary, first_step, last_step)
 
     def stepped(self, step: int) -> None:
-        """A step is done."""
+        """Record the number of completed steps in the status, and pass it on."""
         self._note(step=step)
         self._events.stepped(step)
 
     def measured(self, record: Mapping[str, Any]) -> None:
-        """A line of metrics was written."""
+        """Record a line of metrics in the log, its loss and speed in the status, and pass it on."""
         step = int(record["step"])
         self.log.add("step", step=step)
         done = step - self._first_step
@@ -106,7 +106,7 @@ class RecordedEvents:
         self._events.ended()
 
     def close(self) -> None:
-        """The process lets the run go."""
+        """Record that this process has ended its work on the run."""
         self.log.add("end")
 
     def _note(self, **details: Any) -> None:
@@ -115,5 +115,5 @@ class RecordedEvents:
 
 
 def _finite(number: float | None) -> float | None:
-    """A number that JSON has; None for the others, which remove an entry."""
+    """Return a number if it is finite, else None (JSON has no NaN), which removes the entry."""
     return number if number is not None and math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""Collects losses on the device and time on the clock between two lines of metrics."""
+"""Collects losses and durations between two lines of metrics, without waiting for the device."""
 
 from __future__ import annotations
 
@@ -16,22 +16,22 @@ from torch import Tensor
 from impasto.training.step import StepOutput
 
 T = TypeVar("T")
-RANGES = 4  # quarters of the timesteps, whose losses are told apart
+RANGES = 4  # quarters of the timesteps, whose losses are reported separately
 
 
 @dataclass(frozen=True)
 class MetricsSummary:
-    """What the steps since the last line of metrics amounted to.
+    """Measurements of the steps since the last line of metrics.
 
     Attributes:
         losses: [N] the loss of each step, over all processes, on the CPU.
-        grad_norm: The mean norm of the gradient before clipping, of steps that did not overflow;
-            None where there is none, or it is not measured.
-        images_per_s: Images of all processes per second of training, other work left out.
-        data_wait: The share of that time that was spent waiting for data.
-        memory_mib: The GPU's at its most since the start: that of tensors, or with
-            `training.cuda_graphs` step what PyTorch has reserved, since tensors within graphs are
-            not counted by themselves. Without a GPU, the process's now.
+        grad_norm: The mean gradient norm before clipping, of steps that did not overflow; None if
+            all did, or it is not measured.
+        images_per_s: Images of all processes per second of training; other work is not counted.
+        data_wait: The fraction of that time spent waiting for data.
+        memory_mib: Peak VRAM since the start: of tensors, or with `training.cuda_graphs` step the
+            memory that PyTorch has reserved, since tensors within graphs are not counted
+            separately. Without a GPU, the RAM that the process uses now.
         by_range: `loss_t0_249` and so on: the mean loss of samples by quarters of the timesteps.
     """
 
@@ -45,12 +45,12 @@ class MetricsSummary:
 
 @dataclass(frozen=True)
 class MetricsWindow:
-    """What steps amounted to of which no line of metrics tells yet; a state keeps it.
+    """Measurements of steps that no line of metrics includes yet; saved with a state.
 
     Attributes:
         losses: The loss of each step.
-        norms: The norm of each one's gradient, where one was taken.
-        sums: [RANGES, 2] the sums of the samples' losses by timesteps, and their numbers.
+        norms: The gradient norms of those steps in which it was measured.
+        sums: [RANGES, 2] per range of timesteps, the sum of the samples' losses and their number.
     """
 
     losses: list[float]
@@ -59,27 +59,27 @@ class MetricsWindow:
 
     @classmethod
     def of(cls, content: Mapping[str, Any]) -> MetricsWindow:
-        """Read a window of metrics from the JSON of a training state.
+        """Return the window of metrics in the JSON of a training state.
 
         Raises:
-            KeyError, TypeError, ValueError: It is not what `asdict` gave.
+            KeyError, TypeError, ValueError: The content is not a dict that `asdict` made of one.
         """
         sums = [[float(value) for value in row] for row in content["sums"]]
         if [len(row) for row in sums] != [2] * RANGES:
-            raise ValueError("window.sums has another shape")
+            raise ValueError(f"window.sums does not have the shape [{RANGES}, 2]")
         losses, norms = ([float(value) for value in content[key]] for key in ("losses", "norms"))
         return cls(losses, norms, sums)
 
 
 @dataclass(frozen=True)
 class _Step:
-    """An optimizer step, on the device.
+    """The measurements of an optimizer step, on the device.
 
     Attributes:
-        done: How many steps are done after it.
+        done: Steps completed after it.
         loss: [] its mean loss.
-        norm: [] the gradient's norm; None where none was taken.
-        outputs: The losses of its samples, by forward passes.
+        norm: [] the gradient's norm; None if it was not measured.
+        outputs: The losses of its samples, one entry per forward pass.
     """
 
     done: int
@@ -89,12 +89,15 @@ class _Step:
 
 
 class MetricsCollector:
-    """Keeps tensors where they are until they are read, so that no step waits for the device.
+    """Collects tensors on the device until they are read, so that no step waits for the device.
 
     Args:
-        accelerator: Whose processes share the steps.
-        num_timesteps: How many timesteps the schedule has.
-        graphs_steps: Whether whole steps are CUDA graphs, whose memory is counted otherwise.
+        accelerator: The processes, which divide the samples of each step.
+        num_timesteps: Timesteps of the schedule.
+        graphs_steps: Whether whole steps are CUDA graphs, whose memory is counted differently.
+
+    Attributes:
+        timings_s: Seconds spent so far, by activity.
     """
 
     def __init__(
@@ -103,7 +106,7 @@ class MetricsCollector:
         self._accelerator, self._graphs_steps = accelerator, graphs_steps
         self._num_timesteps = num_timesteps
         self._steps: list[_Step] = []
-        self._outputs: list[StepOutput] = []  # of the step that is under way
+        self._outputs: list[StepOutput] = []  # of the current step
         self._before: MetricsWindow | None = None
         self._samples = 0
         self._began = time.perf_counter()
@@ -111,17 +114,24 @@ class MetricsCollector:
         self.timings_s: dict[str, float] = {}
 
     def add(self, done: int, loss: Tensor, norm: Tensor | None, samples: int) -> None:
-        """Note a step, after which `done` are: its mean loss, the gradient's norm, its images."""
+        """Add a completed step.
+
+        Args:
+            done: Steps completed, including this one.
+            loss: [] mean loss of the step.
+            norm: [] norm of its gradient; None if it was not measured.
+            samples: Images of the step, over all processes.
+        """
         self._steps.append(_Step(done, loss, norm, self._outputs))
         self._outputs = []
         self._samples += samples
 
     def add_samples(self, output: StepOutput) -> None:
-        """Note the samples of a forward pass of the next step that is added."""
+        """Add the samples of a forward pass; they belong to the next step that is added."""
         self._outputs.append(StepOutput(output.losses.detach(), output.t, output.weights))
 
     def time_waiting(self, items: Iterator[T]) -> Iterator[T]:
-        """Yield items, and count the time until each is there as waiting for data."""
+        """Yield items, and count the time that each takes to arrive as waiting for data."""
         while True:
             began = time.perf_counter()
             try:
@@ -132,12 +142,12 @@ class MetricsCollector:
             yield item
 
     def leave_out(self, samples: int) -> None:
-        """Keep the images of a step out of the rate, as its time is."""
+        """Exclude the images of a step from the training speed, whose time is excluded already."""
         self._samples -= samples
 
     @contextlib.contextmanager
     def aside(self, activity: str) -> Iterator[None]:
-        """Time something that is not training, and keep it out of the rate."""
+        """Time work other than training, and exclude it from the training speed."""
         began = time.perf_counter()
         try:
             yield
@@ -147,19 +157,19 @@ class MetricsCollector:
             self.timings_s[activity] = self.timings_s.get(activity, 0.0) + seconds
 
     def restart(self) -> None:
-        """Begin a new window of averages."""
+        """Discard all measurements, and start a new window."""
         self._steps, self._outputs, self._samples = [], [], 0
         self._before = None
         self._began, self._aside_s, self._waited_s = time.perf_counter(), 0.0, 0.0
 
     def window(self, done: int) -> MetricsWindow | None:
-        """What the steps since the last line of metrics amount to; waits for the device.
+        """Wait for the device, and return the measurements since the last line of metrics.
 
-        None where there were none, or where several processes share them: those stop together, at
-        a line of metrics.
+        None if there were no steps, and with several processes, which save states only together
+        with a line of metrics.
 
         Args:
-            done: How many steps count: later ones were not applied.
+            done: Steps to include; later ones were not applied.
         """
         steps = [step for step in self._steps if step.done <= done]
         if self._accelerator.num_processes > 1 or not self._has_any(steps):
@@ -170,11 +180,14 @@ class MetricsCollector:
         return MetricsWindow(losses.tolist(), norms, sums)
 
     def resume(self, window: MetricsWindow) -> None:
-        """Go on with what a stopped process had come to; its time does not count."""
+        """Continue with the window of a stopped run, whose time is not counted."""
         self._before = window
 
     def read(self) -> MetricsSummary | None:
-        """Wait for the device, and give what came together; `restart` begins a new window."""
+        """Wait for the device, and return a summary of the window; None if it has no steps.
+
+        The window continues until `restart` is called.
+        """
         steps = self._steps
         if not self._has_any(steps):
             return None
@@ -199,7 +212,7 @@ class MetricsCollector:
         return bool(steps) or (self._before is not None and bool(self._before.losses))
 
     def _losses(self, steps: Sequence[_Step]) -> Tensor:
-        """[N] the loss of each step, those before a resume first."""
+        """Return [N] losses, one per step, beginning with those from before a resume."""
         device = self._accelerator.device
         before = [] if self._before is None else self._before.losses
         return torch.stack(
@@ -207,16 +220,17 @@ class MetricsCollector:
         )
 
     def _norms(self, steps: Sequence[_Step]) -> list[Tensor]:
-        """The norms that were taken, those before a resume first."""
+        """Return the measured norms, beginning with those from before a resume."""
         device = self._accelerator.device
         before = [] if self._before is None else self._before.norms
         taken = (step.norm for step in steps if step.norm is not None)
         return [*(torch.tensor(norm, device=device) for norm in before), *taken]
 
     def _sums_by_range(self, steps: Sequence[_Step], device: torch.device) -> Tensor:
-        """[RANGES, 2] sums of losses and their numbers, over all processes; weight 0 left out.
+        """Return [RANGES, 2] sums of losses and their numbers, over all processes.
 
-        Of several that were resumed, one counts the samples before, since sums are taken over all.
+        Samples of weight 0 are left out. After a resume only the main process adds the sums from
+        before, since all processes are summed.
         """
         sums = torch.zeros((RANGES, 2), device=device)
         if self._before is not None and self._accelerator.is_main_process:
@@ -248,7 +262,7 @@ def _memory_mib(*, graphs_steps: bool) -> float:
 
 
 def _mean_of_finite(norms: Sequence[Tensor]) -> float | None:
-    """The mean norm, without those of steps that were skipped; None where there is none."""
+    """Return the mean of the finite norms (others are of skipped steps); None if there are none."""
     known = torch.stack(list(norms)).cpu() if norms else torch.empty(0)
     finite = known[torch.isfinite(known)]
     return float(finite.mean()) if len(finite) else None

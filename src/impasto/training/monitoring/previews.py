@@ -1,4 +1,4 @@
-"""Samples during training: the same prompts and seeds at each of some steps."""
+"""Preview images during training, from the same prompts and seeds each time."""
 
 from __future__ import annotations
 
@@ -22,14 +22,15 @@ _NAME = "{:03d}.png"
 
 
 def clear_samples(run: RunDirectory, step: int) -> str:
-    """Keep samples of an earlier attempt out of a run that begins anew; a resumed one has its own.
+    """Move the samples of an earlier attempt out of a run that starts from scratch.
 
     Args:
         run: The run.
-        step: What it goes on from; 0 where it has no state.
+        step: The step that the run continues from, if above 0: then its samples are its own and
+            stay.
 
     Returns:
-        What was done, in words; empty if nothing was to do.
+        A sentence that says what was done; empty if there was nothing to move.
 
     Raises:
         StorageError: The folder cannot be renamed.
@@ -46,12 +47,12 @@ def clear_samples(run: RunDirectory, step: int) -> str:
 
 @dataclass(frozen=True)
 class Previewer:
-    """Draws `prompts` into the run directory. Every random number it uses is its own.
+    """Draws previews into the run directory; its random numbers are independent of training.
 
     Attributes:
-        sampler: Draws them.
-        prompts: What is drawn.
-        distance: Compares what was drawn with real images; None for nothing of the kind.
+        sampler: Draws the previews.
+        prompts: The prompts to draw.
+        distance: Compares the previews with real images; None for no comparison.
     """
 
     sampler: Sampler
@@ -59,11 +60,11 @@ class Previewer:
     distance: PreviewDistance | None = None
 
     def is_due(self, run: RunDirectory, step: int) -> bool:
-        """Whether there is something to draw; what is there from before a resume is kept."""
+        """Return whether a step's previews are still to be drawn; False without prompts."""
         return bool(self.prompts) and not (run.samples / step_name(step)).is_dir()
 
     def draw(self, run: RunDirectory, step: int, progress: Progress) -> None:
-        """Draw all prompts, and put them into the run's folder of samples for a step."""
+        """Draw all prompts, and save the images in the run's folder of samples for a step."""
         target = run.samples / step_name(step)
         with (
             files.replace_folder(target) as partial,
@@ -74,11 +75,11 @@ class Previewer:
             self.draw_into(partial, _NAME.format, advance)
 
     def draw_into(self, folder: Path, name: Callable[[int], str], drawn: Advance) -> None:
-        """Draw all prompts with the weights as they are, one PNG for each.
+        """Draw all prompts with the present weights, and save one PNG per prompt.
 
         Args:
-            folder: Where to; it is there.
-            name: The file name of a prompt, by its number from 0.
+            folder: The folder to save in; must exist.
+            name: Returns the file name of a prompt by its number, from 0.
             drawn: Called after each image.
         """
         with self._eval_mode():
@@ -87,9 +88,10 @@ class Previewer:
             save_png(image, folder / name(number), prompt, self.sampler.text_settings)
 
     def compare(self, run: RunDirectory, step: int, progress: Progress) -> dict[str, Any]:
-        """How far the previews of a step are from real images, as a line of metrics has it.
+        """Return the distance of a step's previews from real images, as metrics; empty if off.
 
-        They are looked at as files: those from before a resume are measured again, alike.
+        The previews are read from their files, so those drawn before a resume are measured again
+        with the same result.
 
         Raises:
             ImpastoError: An image cannot be read, or the network fails.
@@ -101,7 +103,10 @@ class Previewer:
         return self.distance.measure(names, progress)
 
     def generate_along(self) -> None:
-        """Do this process's share in drawing, where the model is shared out; keep nothing."""
+        """Run the forward passes of all previews without saving them, as a sharded model needs.
+
+        Called on all processes but the main one.
+        """
         with self._eval_mode():
             self.sampler.generate_all(self.prompts, lambda _: None)
 

@@ -1,4 +1,4 @@
-"""What a run writes down while it trains: metrics, trackers, and the loss of each image."""
+"""Records a running training: metrics, trackers, and the loss of each image."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from impasto.training.monitoring.vram_overflow import watch_for_overflow
 
 @dataclass(frozen=True)
 class RecorderInputs:
-    """What a recorder reads while a run trains.
+    """The objects that a recorder reads while a run trains.
 
     Attributes:
         config: The settings.
         accelerator: The processes.
-        sampler: Which samples have been seen after a step.
-        optimizer: Has the learning rates, in groups.
-        module_by_group: The name of the module that each of them is of.
-        modules: What learns, and from which step to which.
+        sampler: Tells how many samples have been seen after a step.
+        optimizer: Its groups hold the learning rates.
+        module_by_group: The name of the model part that each group belongs to.
+        modules: The trained parts, and the steps in which each is trained.
         num_timesteps: Timesteps of the noise schedule.
-        lost: Images that cannot be used any more -> why; grows while training goes on.
-        remade: Images whose latents had to be made again in float32; grows as well.
-        number_of_images: Images that are trained on.
+        lost: Image that cannot be used any more -> reason; grows during training.
+        remade: Images whose latents had to be encoded again in float32; grows during training.
+        number_of_images: Number of images trained on.
     """
 
     config: RunConfig
@@ -61,13 +61,17 @@ class RecorderInputs:
 
 
 class Recorder:
-    """Keeps the numbers of a run; every process has one, the first one writes.
+    """Measures a run and writes its metrics; every process has one, and the main one writes.
 
     Args:
-        of: What it reads.
-        run: Where metrics go.
+        of: The objects to read.
+        run: The run directory that metrics are written to.
         events: Receives the events of the run.
         preparing_s: Seconds that loading, scanning and encoding took.
+
+    Attributes:
+        meter: Collects the losses and durations of steps.
+        image_losses: Collects the loss of each image; None if `logging.image_losses` is off.
     """
 
     def __init__(
@@ -86,7 +90,7 @@ class Recorder:
         self.image_losses = ImageLosses(of.accelerator, run) if asked else None
 
     def open(self, step: int) -> None:
-        """Begin after `step` steps; what was written after them is forgotten."""
+        """Open the files and trackers to continue after `step` steps; later lines are removed."""
         if self.image_losses is not None:
             self.image_losses.rewind(step)
         if not self._is_main:
@@ -110,20 +114,21 @@ class Recorder:
         self._trackers = open_trackers(logging.trackers, tracked)
 
     def close(self) -> None:
-        """Have the trackers write what is left; the run is over, so a fault is told and no more."""
+        """Close the trackers; if one cannot write its last numbers, only note that."""
         for tracker in self._trackers:
             try:
                 tracker.close()
             except StorageError as error:
-                self._events.note(f"{type(tracker).__name__} lacks its last numbers: {error}")
+                self._events.note(f"{type(tracker).__name__} could not write the rest: {error}")
 
     def begin(self, done: int, window: MetricsWindow | None, *, is_due: bool) -> None:
         """Begin to measure after `done` steps.
 
         Args:
-            done: That number.
-            window: What steps before came to that no line tells of.
-            is_due: Whether a line of metrics is due then: it could not be written, with a window.
+            done: Steps completed.
+            window: Measurements of earlier steps that no line of metrics includes; None for none.
+            is_due: Whether a line of metrics is due after `done` steps. If there is a window too,
+                the line could not be written before, and is written now.
         """
         self.meter.restart()
         if window is not None:
@@ -134,7 +139,7 @@ class Recorder:
     def log(self, done: int) -> None:
         """Write a line of metrics about the steps since the last one; waits for the device.
 
-        What a full disk keeps from being written is in the state that is saved for that.
+        If the disk is full, the measurements stay in the window, which is saved with the state.
         """
         summary = self.meter.read()
         if summary is None:
@@ -168,17 +173,17 @@ class Recorder:
         self._pass_on(record)
 
     def keep(self, done: int, *, alone: bool = False) -> None:
-        """Write down what a state after `done` steps does not hold: the losses of images.
+        """Write the losses of images, which a state after `done` steps does not hold.
 
         Args:
-            done: How many steps count: what is known of later ones is dropped.
-            alone: Whether this process waits for no other.
+            done: Steps completed; the losses of later steps are dropped.
+            alone: Whether to write without waiting for other processes.
         """
         if self.image_losses is not None:
             self.image_losses.write(done, alone=alone)
 
     def write(self, record: dict[str, Any]) -> None:
-        """Write a line of metrics with the time, and pass it on."""
+        """Write a line of metrics with the time, and pass it to events and trackers."""
         self._append(record)
         self._pass_on(record)
 
@@ -195,9 +200,10 @@ class Recorder:
                 tracker.log(numbers, step)
 
     def _rates(self, done: int) -> dict[str, float]:
-        """`lr` of the first module, `lr_<module>` of what is trained beside it.
+        """Return the learning rates: `lr` of the first part, `lr_<part>` of each other one.
 
-        It is 0 for what did not learn in the last of `done` steps.
+        The rate is 0 for a part that was not trained in the last of `done` steps. `d_lr` is added
+        for optimizers that estimate their learning rate.
         """
         groups = self._of.optimizer.param_groups
         rates: dict[str, float] = {}
@@ -210,14 +216,14 @@ class Recorder:
         return named if found is None else {**named, "d_lr": float(found) * named["lr"]}
 
     def _note_remade(self) -> None:
-        """Say once that images are encoded twice; later ones are of the same cause."""
+        """Note, once, that latents were encoded again in float32; the cause stays the same."""
         if self._of.remade and not self._told_of_remade:
             self._told_of_remade = True
             said = said_of_remade(len(self._of.remade), self._of.number_of_images)
             self._events.note(said)
 
     def _newly_lost(self) -> list[tuple[Path, str]]:
-        """Images that training met and could not read since the last look."""
+        """Return the images, with reasons, that could not be read since the last call."""
         lost = self._of.lost
         fresh = [(path, reason) for path, reason in list(lost.items()) if path not in self._lost]
         self._lost.update(path for path, _ in fresh)

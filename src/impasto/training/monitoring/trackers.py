@@ -1,4 +1,4 @@
-"""Metrics to TensorBoard or Weights & Biases, beside `metrics.jsonl`, which is always written."""
+"""Sends metrics to TensorBoard or Weights & Biases, in addition to `metrics.jsonl`."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ _OFFLINE_MODES = ("offline", "dryrun", "disabled")
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run as trackers see it.
+    """The facts of a run that trackers need.
 
     Attributes:
         run: The run directory.
-        name: What it is called.
-        project: What it belongs to.
-        settings: What may leave the machine of its settings.
-        step: How many steps are done as it begins or goes on.
-        publish: What may leave the machine besides: `paths`, `prompts`.
+        name: The name of the run.
+        project: The W&B project.
+        settings: The settings, without values that must not be published.
+        step: Steps completed when training starts or is resumed.
+        publish: Further information that may be published: `paths`, `prompts`.
     """
 
     run: RunDirectory
@@ -41,27 +41,27 @@ class TrackedRun:
 
 
 class Tracker(Protocol):
-    """Something that keeps numbers by step."""
+    """Records numbers by step."""
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Keep numbers of a step.
+        """Record the numbers of a step.
 
         Raises:
-            StorageError: They could not be written.
+            StorageError: The numbers could not be written.
         """
 
     def close(self) -> None:
-        """Write what is still unwritten, and close the tracker.
+        """Write all pending numbers, and close the tracker.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: The numbers could not be written.
         """
 
 
 class TensorBoard:
-    """Event files in `tensorboard/` of the run directory.
+    """Writes event files to `tensorboard/` in the run directory.
 
-    Of steps that are done again, TensorBoard shows the last time alone.
+    If a resume trains steps again, TensorBoard shows only the later numbers.
     """
 
     def __init__(self, tracked: TrackedRun) -> None:
@@ -74,26 +74,26 @@ class TensorBoard:
         )
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Keep numbers of a step."""
+        """Record the numbers of a step."""
         with storage_errors.reported(self._folder):
             for name, value in numbers.items():
                 self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is still unwritten, and close the tracker."""
+        """Write all pending numbers, and close the tracker."""
         with storage_errors.reported(self._folder):
             self._writer.close()
 
 
 class Wandb:
-    """A run of Weights & Biases; a resumed run of Impasto continues it. Heeds WANDB_MODE.
+    """Sends metrics to a run of Weights & Biases; a resumed run continues it. Respects WANDB_MODE.
 
-    One that begins at its first step is another run there, since W&B takes no step a second time.
-    The command line never goes there, as a key may be in it, and what the terminal shows only where
-    whole paths and prompts may.
+    A run that starts from scratch becomes a new W&B run, since W&B accepts no step a second time.
+    The command line is never sent, since it may contain a key; terminal output is sent only if
+    paths and prompts may be published.
 
     Raises:
-        ConfigError: It cannot be started: nobody is logged in, there is no network.
+        ConfigError: W&B cannot be started, such as without a login or a network.
     """
 
     def __init__(self, tracked: TrackedRun) -> None:
@@ -112,19 +112,19 @@ class Wandb:
                 resume="allow",
                 settings=wandb.Settings(
                     x_disable_meta=True,  # the command line, the program and its folder
-                    console="auto" if tells_all else "off",  # which names paths and prompts
+                    console="auto" if tells_all else "off",  # output has paths and prompts
                 ),
             )
-        except Exception as error:  # its own errors, and those of the network, have no common class
+        except Exception as error:  # W&B's errors and network errors have no common base class
             raise _without_wandb(f"which cannot be started: {error}") from error
         files.write_text(kept, str(self._run.id))
 
     def log(self, numbers: Mapping[str, float], step: int) -> None:
-        """Keep numbers of a step."""
+        """Record the numbers of a step."""
         self._run.log(dict(numbers), step=step)
 
     def close(self) -> None:
-        """Write what is still unwritten, and close the tracker."""
+        """Write all pending numbers, and close the tracker."""
         self._run.finish()
 
 
@@ -135,18 +135,18 @@ TRACKERS: dict[str, Callable[[TrackedRun], Tracker]] = {
 
 
 def require(module: str, package: str) -> Any:
-    """Import a package that only some runs need.
+    """Import and return the module of a tracker.
 
     Raises:
-        MissingDependencyError: It is not installed.
+        MissingDependencyError: The package is not installed.
     """
     try:
         return importlib.import_module(module)
     except ImportError as error:
         raise missing_extra(
             "trackers",
-            f"logging.trackers asks for {package}, which is not installed ({error}).",
-            "Or take it out of logging.trackers.",
+            f"logging.trackers has {package}, which is not installed ({error}).",
+            f"Or remove {package} from logging.trackers.",
         ) from error
 
 
@@ -180,13 +180,13 @@ def _require_login(wandb: Any) -> None:
 
 def _without_wandb(reason: str) -> ConfigError:
     return ConfigError(
-        f"logging.trackers asks for wandb, {reason.rstrip('.')}. Log in with `wandb login`, keep "
-        f"the numbers here with WANDB_MODE=offline, or take it out of logging.trackers."
+        f"logging.trackers has wandb, {reason.rstrip('.')}. Log in with `wandb login`, store the "
+        f"numbers locally with WANDB_MODE=offline, or remove wandb from logging.trackers."
     )
 
 
 def shown_numbers(record: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
-    """The step of a line of metrics, and its numbers."""
+    """Return the step of a line of metrics, and its numbers by name; other values are left out."""
     numbers = {
         key: float(value)
         for key, value in record.items()
@@ -196,14 +196,14 @@ def shown_numbers(record: Mapping[str, Any]) -> tuple[int, dict[str, float]]:
 
 
 def open_trackers(names: Iterable[str], tracked: TrackedRun) -> list[Tracker]:
-    """Open the trackers that the settings ask for.
+    """Open the trackers that the settings name.
 
     Args:
-        names: Of `TRACKERS`.
-        tracked: The run.
+        names: Keys of `TRACKERS`.
+        tracked: The run to track.
 
     Raises:
-        ConfigError: One cannot be started.
-        MissingDependencyError: The package of one is not installed.
+        ConfigError: A tracker cannot be started.
+        MissingDependencyError: The package of a tracker is not installed.
     """
     return [TRACKERS[name](tracked) for name in names]

@@ -1,4 +1,4 @@
-"""Loss on held-out images, and on a sample of those trained on, with its standard error."""
+"""Validation loss of held-out images, and of a sample of trained ones, with standard errors."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ _SILENT = SilentProgress()
 
 @dataclass(frozen=True)
 class ValidationLoss:
-    """What a validation found.
+    """The result of a validation.
 
     Attributes:
-        mean: Over all held-out images.
-        by_dataset: Over those of each dataset, by its number.
-        images: Independent values with that mean, to compare with those of another step: of each
-            held-out image, or of some together.
-        training: The mean over the sample of images that are trained on; None without one.
-        training_error: Its standard error; None of fewer than two images.
-        each: The loss of every held-out image, in their order.
+        mean: Mean loss over all held-out images.
+        by_dataset: Dataset number -> mean loss over its held-out images.
+        images: Independent values with that mean, to compare with those of another step: one per
+            held-out image, or per group of copies (see `independent_values`).
+        training: Mean loss over a sample of the trained images; None without a sample.
+        training_error: Standard error of `training`; None for fewer than two images.
+        each: The loss of every held-out image, in order.
     """
 
     mean: float
@@ -42,11 +42,11 @@ class ValidationLoss:
 
     @property
     def recorded(self) -> list[float]:
-        """The values as metrics have them: what is compared is the same after a resume."""
+        """The values of `images`, rounded as in metrics to be the same after a resume."""
         return rounded(self.images)
 
     def as_record(self) -> dict[str, Any]:
-        """The values of a line of metrics; by dataset, counted from 1, where there are several."""
+        """Return the entries of a line of metrics; per dataset, counted from 1, if several."""
         several = self.by_dataset if len(self.by_dataset) > 1 else {}
         numbers = {
             **{f"validation_loss_{n + 1}": loss for n, loss in several.items()},
@@ -61,13 +61,14 @@ class ValidationLoss:
 
 @dataclass(frozen=True)
 class Validator:
-    """Measures the plain squared error, without loss weights or dropout.
+    """Measures the unweighted squared error, without dropout.
 
     Attributes:
         held_out: The held-out images with their draws.
-        alike: Of each, what it has in common with its copies, which are no independent evidence.
-        training: Some of the images that are trained on, with theirs; None for none.
-        groups: Held-out images whose loss is told by itself.
+        alike: The unit number of each held-out image; copies share one, since they are not
+            independent.
+        training: A sample of the trained images, with their draws; None for none.
+        groups: Groups of held-out images whose loss is reported separately.
     """
 
     held_out: FixedDraws
@@ -77,7 +78,7 @@ class Validator:
 
     @property
     def of_held_out(self) -> Validator:
-        """A validator of held-out images alone, for the validation loss by itself."""
+        """The same validator without the sample of trained images."""
         return replace(self, training=None)
 
     def measure(
@@ -88,9 +89,9 @@ class Validator:
         accelerator: Accelerator | None = None,
         progress: Progress = _SILENT,
     ) -> ValidationLoss:
-        """Measure all images; see `FixedDraws.measure` for the processes.
+        """Measure the losses of all images; see `FixedDraws.measure` for the arguments.
 
-        Progress is told how far it is where that takes seconds.
+        Progress is shown only if the measurement takes seconds.
         """
         was_training = unet.training
         unet.eval()

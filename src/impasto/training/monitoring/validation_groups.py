@@ -1,7 +1,7 @@
-"""The validation loss of some of the held-out images: of each tag, dataset and subset.
+"""The validation loss of groups of held-out images: by tag, dataset and subset.
 
-Which images have a tag is known before training and stays so. Rows go into the line of metrics of
-a validation; nothing is claimed of them: of many groups some are low by chance.
+The groups are formed before training and do not change. Their losses are written to the metrics
+without any conclusion: among many groups, some are low by chance.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from impasto.runs.evidence import standard_error
 from impasto.training.monitoring.image_units import independent_values, mean
 
 MOST_GROUPS = 40
-"""Groups of one kind that are told, those with most images: a line of metrics stays short."""
+"""Limit of groups of one kind, the largest first, so that lines of metrics stay short."""
 
 
 @dataclass(frozen=True)
 class ImageGroup:
-    """Some held-out images whose loss is told by itself.
+    """A group of held-out images whose loss is reported separately.
 
     Attributes:
-        by: What they have in common: `tag`, `dataset` or `subset`.
-        name: Which tag, dataset or subset.
-        indices: Their indices among the held-out images.
+        by: The kind of group: `tag`, `dataset` or `subset`.
+        name: The name of the tag, dataset or subset.
+        indices: The indices of its images among the held-out images.
     """
 
     by: str
@@ -41,13 +41,13 @@ class ImageGroup:
 def group_images(
     records: Sequence[ImageRecord], alike: Sequence[int], kinds: Iterable[str], least: int
 ) -> list[ImageGroup]:
-    """The groups of held-out images that are large enough, those with most images first.
+    """Return the groups of held-out images that are large enough, per kind the largest first.
 
     Args:
         records: The held-out images.
-        alike: Of each the number of its unit: copies of one another are one.
-        kinds: Of `NAMES`, in the order in which they are told.
-        least: Units that a group has at least.
+        alike: The unit number of each image; copies of an image share one.
+        kinds: Keys of `NAMES`, in the order of the result.
+        least: Minimum number of units in a group.
     """
     found = []
     for kind in dict.fromkeys(kinds):
@@ -65,7 +65,7 @@ def group_images(
 
 
 def _tags(record: ImageRecord) -> list[str]:
-    """What stands between the commas of a caption; a caption without one is a tag itself."""
+    """Return the comma-separated tags of a caption; a caption without commas is a single tag."""
     return [tag for piece in record.fixed_caption.split(",") if (tag := " ".join(piece.split()))]
 
 
@@ -80,7 +80,7 @@ def _subset(record: ImageRecord) -> list[str]:
 
 
 NAMES: Mapping[str, Any] = {"tag": _tags, "dataset": _dataset, "subset": _subset}
-"""Kind of group -> the names of the groups that an image is in."""
+"""Kind of group -> function that returns the names of the groups that an image is in."""
 
 
 def group_rows(
@@ -89,15 +89,15 @@ def group_rows(
     alike: Sequence[int],
     base: Sequence[float] | None,
 ) -> list[dict[str, Any]]:
-    """The rows of a line of metrics, one for each group.
+    """Return the rows for a line of metrics, one per group.
 
-    Standard errors are over images, copies counted once, as of the whole (`image_units.py`).
+    Standard errors count copies of an image once, as those of all images do (`image_units.py`).
 
     Args:
         groups: The groups.
-        losses: Of all held-out images.
-        alike: Of each the number of its unit.
-        base: The losses of the base model at the same draws; None where they are not known.
+        losses: The losses of all held-out images.
+        alike: The unit number of each image.
+        base: The base model's losses of the same images and draws; None if unknown.
     """
     return [_row(group, losses, alike, base) for group in groups]
 
@@ -122,12 +122,17 @@ def _row(
 
 
 def write_base_losses(run: RunDirectory, losses: Sequence[float]) -> None:
-    """Keep the base model's losses, which a resumed run compares with."""
+    """Write the base model's losses to the run directory, for comparison after a resume."""
     files.write_json(run.base_losses_file, {"losses": list(losses)})
 
 
 def read_base_losses(run: RunDirectory, images: int) -> list[float] | None:
-    """The base model's losses on so many held-out images; None where they are not known."""
+    """Return the base model's losses of the held-out images; None if the file does not fit.
+
+    Args:
+        run: The run directory.
+        images: The number of held-out images.
+    """
     content = read_object(run.base_losses_file) or {}
     losses = content.get("losses")
     if not isinstance(losses, list) or len(losses) != images:

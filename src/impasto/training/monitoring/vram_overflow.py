@@ -1,8 +1,8 @@
-"""Notices when a GPU's VRAM overflows into RAM.
+"""Detects when a GPU's VRAM overflows into RAM.
 
-Since 2023 NVIDIA's driver for Windows does that where other systems say that memory ran out: the
-run goes on at a tenth of its speed, and people look for the fault elsewhere (kohya_ss, thread
-1285). WSL uses that driver too; other systems never overflow.
+Since 2023 NVIDIA's driver for Windows moves memory to RAM where other systems report that VRAM ran
+out: the run continues at a tenth of its speed, and users look for the cause elsewhere (kohya_ss,
+thread 1285). WSL uses that driver too; other systems never overflow.
 """
 
 from __future__ import annotations
@@ -11,15 +11,15 @@ import platform
 
 import torch
 
-FULL = 0.95  # of VRAM; below, nothing overflows
-SLOWER = 3.0  # times the seconds per image of the fastest stretch so far
+FULL = 0.95  # fraction of VRAM; with less in use, nothing overflows
+SLOWER = 3.0  # times the seconds per image of the fastest interval so far
 
 
 class VramOverflowWatch:
-    """Compares stretches of a run.
+    """Compares the speed and VRAM use of intervals of a run.
 
     Args:
-        total_bytes: VRAM.
+        total_bytes: The GPU's VRAM.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -28,17 +28,18 @@ class VramOverflowWatch:
         self._has_told = False
 
     def look(self, images_per_s: float, data_wait: float, reserved_bytes: int) -> str | None:
-        """What to say after a stretch, once.
+        """Return a warning if VRAM seems to have overflowed in an interval, the first time only.
 
         Args:
-            images_per_s: Its speed; 0 where no image was trained on.
-            data_wait: The share of its time that was spent waiting for data, which no GPU slows.
-            reserved_bytes: What PyTorch has taken of VRAM.
+            images_per_s: The interval's speed; 0 if no image was trained on.
+            data_wait: The fraction of its time spent waiting for data, which an overflow does not
+                slow down.
+            reserved_bytes: The VRAM that PyTorch has reserved.
         """
         if images_per_s <= 0:
             return None
         seconds = 1 / images_per_s
-        # the GPU may compute while data is waited for: it takes no less than the rest of the time
+        # the GPU may also compute during the wait for data, so this is a lower bound of its time
         at_least = (1 - data_wait) * seconds
         is_slow = self._fastest is not None and at_least > SLOWER * self._fastest
         self._fastest = seconds if self._fastest is None else min(self._fastest, seconds)
@@ -48,20 +49,20 @@ class VramOverflowWatch:
         self._has_told = True
         return (
             f"Warning: VRAM is full ({reserved_bytes / 2**30:.1f} of "
-            f"{self._total / 2**30:.1f} GiB are taken), and what does not fit seems to be in RAM, "
-            f"which is many times slower. Stop with Ctrl-C and begin with "
-            f"smaller settings (training.memory chooses them), or close other programs that use "
-            f"the GPU. In NVIDIA's control panel, CUDA - Sysmem Fallback Policy turns this off."
+            f"{self._total / 2**30:.1f} GiB in use), and the rest seems to be in RAM, which is "
+            f"many times slower. Stop with Ctrl-C and start again with smaller settings "
+            f"(training.memory chooses them), or close other programs that use the GPU. In "
+            f"NVIDIA's control panel, CUDA - Sysmem Fallback Policy turns this off."
         )
 
 
 def watch_for_overflow(device: torch.device) -> VramOverflowWatch | None:
-    """A watch over a GPU where VRAM overflows; nothing for a CPU or another system."""
+    """Return a watch for a GPU whose VRAM can overflow; None for a CPU or another system."""
     if device.type != "cuda" or not _overflows(platform.system(), platform.release()):
         return None
     return VramOverflowWatch(torch.cuda.get_device_properties(device).total_memory)
 
 
 def _overflows(system: str, release: str) -> bool:
-    """Whether it is Windows, or Linux in WSL, whose kernels have Microsoft in their names."""
+    """Return whether VRAM overflows on a system: Windows, or WSL, whose releases name Microsoft."""
     return system == "Windows" or "microsoft" in release.lower()

@@ -1,1 +1,1 @@
-"""How several processes hold a model: data parallel, FSDP, DeepSpeed. Sees no settings."""
+"""Data parallel, FSDP and DeepSpeed: how several processes hold a model. Reads no settings."""

@@ -1,4 +1,4 @@
-"""What accelerate's configuration asks for where a model is to be sharded, and what that allows.
+"""Reads and checks accelerate's configuration for sharding a model.
 
 `accelerate config` offers FSDP and DeepSpeed; `accelerate launch` passes the answers on in the
 environment, and accelerate's plugins read them.
@@ -18,14 +18,18 @@ _STRATEGIES = {"FULL_SHARD": True, "SHARD_GRAD_OP": False}
 
 
 def configured_sharding() -> Literal["", "FSDP", "DeepSpeed"]:
-    """What accelerate's configuration shards models by; empty if by nothing."""
+    """Return how accelerate is configured to shard models; an empty string if it is not."""
     if is_configured_for("FSDP"):
         return "FSDP"
     return "DeepSpeed" if is_configured_for("DEEPSPEED") else ""
 
 
 def read_sharding(processes: int) -> Sharding:
-    """How much of a model each process will have, by what accelerate is configured for."""
+    """Return by how much each part of a model will be sharded, by accelerate's configuration.
+
+    Args:
+        processes: The number of processes of the run.
+    """
     if is_configured_for("FSDP"):
         return Sharding(processes, processes, processes)
     if is_configured_for("DEEPSPEED"):
@@ -36,10 +40,10 @@ def read_sharding(processes: int) -> Sharding:
 
 
 def reshard_after_forward() -> bool:
-    """Whether blocks are taken apart after their forward pass, by accelerate's settings of FSDP.
+    """Return whether FSDP reshards blocks after their forward pass, by accelerate's settings.
 
     Raises:
-        ConfigError: They ask for something that is not offered.
+        ConfigError: accelerate's settings request a feature of FSDP that Impasto does not support.
     """
     from accelerate.utils import FullyShardedDataParallelPlugin
 
@@ -49,12 +53,12 @@ def reshard_after_forward() -> bool:
     if _offloads(plugin.cpu_offload):
         raise ConfigError(
             "accelerate's fsdp_offload_params keeps weights in RAM, which is not "
-            "offered. Set it to false; training.gradient_checkpointing saves memory."
+            "supported. Set it to false; training.gradient_checkpointing saves VRAM."
         )
     if plugin.activation_checkpointing:
         raise ConfigError(
-            "accelerate's fsdp_activation_checkpointing is training.gradient_checkpointing here. "
-            "Set the one to false and the other to true."
+            "accelerate's fsdp_activation_checkpointing is not supported. Set it to false, and "
+            "training.gradient_checkpointing, which does the same, to true."
         )
     if plugin.fsdp_version == 2:
         return bool(plugin.reshard_after_forward)
@@ -62,7 +66,8 @@ def reshard_after_forward() -> bool:
     if strategy not in _STRATEGIES:
         raise ConfigError(
             f"accelerate's fsdp_sharding_strategy is {strategy}; expected "
-            f"{' or '.join(_STRATEGIES)}. For whole models in every process, choose no FSDP."
+            f"{' or '.join(_STRATEGIES)}. To have the whole model in every process, do not use "
+            f"FSDP."
         )
     return _STRATEGIES[strategy]
 

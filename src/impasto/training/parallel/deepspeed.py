@@ -1,8 +1,8 @@
 """A model whose gradients and optimizer state are sharded over processes, by DeepSpeed.
 
 Rajbhandari et al. 2020, ZeRO (arXiv:1910.02054), stages 1 and 2: each process has all weights,
-steps its share of them, and they tell each other. What a saved state has is put together by
-DeepSpeed's functions for that, so that it is a state like any other.
+updates its shard of them, and sends it to the others. For saved states, DeepSpeed's own functions
+gather the shards, so that the states are the same as those of other strategies.
 """
 
 from __future__ import annotations
@@ -46,20 +46,21 @@ _ELSEWHERE = {
 
 
 def deepspeed_config(plugin: Any, *, max_grad_norm: float, accumulation: int) -> dict[str, Any]:
-    """DeepSpeed's configuration: what accelerate was told of sharding, the rest from the run's.
+    """Build DeepSpeed's configuration: sharding from accelerate, the rest from the run's settings.
 
     Args:
-        plugin: What accelerate was told, its `DeepSpeedPlugin`; None where it has none.
+        plugin: accelerate's `DeepSpeedPlugin`; None if it has none.
         max_grad_norm: The norm that gradients are clipped to; 0 clips nothing.
-        accumulation: Micro-batches of a step.
+        accumulation: Micro-batches in a step.
 
     Raises:
-        ConfigError: It asks for something that is not offered, or that the run's settings say.
+        ConfigError: accelerate's configuration requests an unsupported feature, or contradicts the
+            run's settings.
     """
     if plugin is None:
         raise ConfigError(
-            "accelerate is configured for DeepSpeed and for the CPU (use_cpu), which it does "
-            "not start together. Run `accelerate config` and choose FSDP, or not the CPU."
+            "accelerate is configured for DeepSpeed and for the CPU (use_cpu), which it cannot "
+            "combine. Run `accelerate config` and choose FSDP, or a GPU."
         )
     asked = dict(plugin.deepspeed_config)
     for section, ours in _ELSEWHERE.items():
@@ -67,8 +68,8 @@ def deepspeed_config(plugin: Any, *, max_grad_norm: float, accumulation: int) ->
         if isinstance(held, Mapping) and (section not in {"fp16", "bf16", "amp", "torch_autocast"}
                                           or held.get("enabled") is True):  # fmt: skip
             raise ConfigError(
-                f"DeepSpeed's configuration has a section {section}; take it out, {ours} of the "
-                f"run's settings is what counts."
+                f"DeepSpeed's configuration has a section {section}. Remove it, since {ours} in "
+                f"the run's settings takes its place."
             )
     for theirs, ours, value, usual in (
         ("gradient_clipping", "max_grad_norm", max_grad_norm, "auto"),
@@ -76,12 +77,12 @@ def deepspeed_config(plugin: Any, *, max_grad_norm: float, accumulation: int) ->
     ):
         if asked.get(theirs, "auto") not in {"auto", value, usual}:
             raise ConfigError(
-                f"DeepSpeed's {theirs} is {asked[theirs]}, and training.{ours} is {value:g}. Take "
-                f"the first one out, or give them one value."
+                f"DeepSpeed's {theirs} is {asked[theirs]}, but training.{ours} is {value:g}. "
+                f"Remove the former, or set both to the same value."
             )
     return {
         **{k: v for k, v in asked.items() if k not in {*_OWN, *_ELSEWHERE} and v != "auto"},
-        "train_micro_batch_size_per_gpu": 1,  # of no effect: losses come with their share
+        "train_micro_batch_size_per_gpu": 1,  # without effect: losses are scaled already
         "gradient_accumulation_steps": 1,
         "gradient_clipping": max_grad_norm,
         "zero_optimization": _zero_section(asked.get("zero_optimization", {})),
@@ -96,20 +97,20 @@ def _zero_section(asked: Mapping[str, Any]) -> dict[str, Any]:
     stage = section.setdefault("stage", 2)
     if stage not in {1, 2}:
         raise ConfigError(
-            f"accelerate's zero_stage is {stage}; expected 1 or 2. For weights that are sharded "
-            f"too, as stage 3 does, run `accelerate config` and choose FSDP."
+            f"accelerate's zero_stage is {stage}; expected 1 or 2. To shard the weights too, as "
+            f"stage 3 does, run `accelerate config` and choose FSDP."
         )
     for name in ("offload_param", "offload_optimizer"):
         if dict(section.pop(name, None) or {}).get("device", "none") != "none":
             raise ConfigError(
-                f"accelerate's {name}_device keeps a share in RAM, which is not "
-                f"offered. Set it to none; training.gradient_checkpointing saves memory."
+                f"accelerate's {name}_device keeps a shard in RAM, which is not "
+                f"supported. Set it to none; training.gradient_checkpointing saves VRAM."
             )
     return section
 
 
 class DeepSpeedStrategy(DataParallelStrategy):
-    """Each process has all weights, and the optimizer state of its share of them.
+    """Holds all weights in each process, and the optimizer state of that process's shard of them.
 
     Args:
         accelerator: The processes.
@@ -123,7 +124,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
         self.is_sharded = True
         self.description = (
             f"DeepSpeed, ZeRO stage {stage}: each of {accelerator.num_processes} processes holds "
-            f"its share of {what}."
+            f"a shard of the {what}."
         )
         self._settings = dict(settings)
         self._is_main, self._device = accelerator.is_main_process, accelerator.device
@@ -133,23 +134,23 @@ class DeepSpeedStrategy(DataParallelStrategy):
 
     @property
     def participates(self) -> bool:
-        """True: every process holds a part of what is evaluated and saved."""
+        """True, since each process holds a shard of the state that is saved."""
         return True
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
-        """The answer of the first process, for all."""
+        """Return the main process's answer, on all processes."""
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Move a module to the device; DeepSpeed takes it over in `start`, with the optimizer."""
+        """Move a module to the device and return it; `start` hands it to DeepSpeed."""
         self._modules.append(module.to(self._device))
         return module
 
     def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
-        """Have DeepSpeed share the optimizer's groups out."""
+        """Let DeepSpeed shard the optimizer's groups over the processes."""
         import deepspeed
 
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # any optimizer is "untested" to it
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)  # it warns of untested optimizers
         warnings.filterwarnings("ignore", r"`torch\.distributed\..*deprecated", FutureWarning)
         for trained in modules:
             self._weights |= {f"{trained.name}.{n}": p for n, p in trained.parameters().items()}
@@ -161,11 +162,11 @@ class DeepSpeedStrategy(DataParallelStrategy):
         )
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """The optimizer update of DeepSpeed's engine."""
+        """Build the update that uses DeepSpeed's engine."""
         return DeepSpeedUpdate(self._engine, measures=inputs.max_norm > 0)
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """Copy tensors to the CPU on the first process, which alone keeps them."""
+        """Return copies of whole tensors on the CPU, on the main process; empty on the others."""
         if not self._is_main:
             return {}
         return {
@@ -175,7 +176,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
 
     @torch.no_grad()
     def put(self, names: ParameterNames, weights: Tensors) -> None:
-        """Into the weights, and into the copy of them that is stepped."""
+        """Copy whole tensors into the weights, and into the float32 copy that is updated."""
         del names
         from deepspeed.utils import safe_set_full_fp32_param
 
@@ -186,7 +187,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
     def optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames
     ) -> OptimizerState:
-        """Put together, one tensor after the other."""
+        """Return the optimizer's whole state, gathered tensor by tensor as it is read."""
         del names
         self._link(optimizer)
         flat, entries = next(iter(optimizer.state.items()), (None, {}))
@@ -206,7 +207,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
-        """Make the shares' state as a first step would, then fill it."""
+        """Allocate the shards' state as the first step would, then fill it."""
         from deepspeed.utils import safe_set_full_optimizer_state
 
         del names
@@ -233,7 +234,7 @@ class DeepSpeedStrategy(DataParallelStrategy):
                 safe_set_full_optimizer_state(weight, value, entry)
 
     def _link(self, optimizer: torch.optim.Optimizer) -> None:
-        """Tell weights where their state is: DeepSpeed 0.19 does, after its first group's step."""
+        """Link weights to their optimizer state; DeepSpeed 0.19 does so only after a first step."""
         from deepspeed.utils import lazy_init_hp_params_optimizer_state
 
         zero = self._engine.optimizer
@@ -245,11 +246,11 @@ class DeepSpeedStrategy(DataParallelStrategy):
 
 
 class DeepSpeedUpdate:
-    """DeepSpeed takes the gradients as they come, and steps.
+    """Runs the backward pass and the optimizer step by DeepSpeed's engine.
 
     Args:
         engine: DeepSpeed's engine.
-        measures: Whether the norm is wanted.
+        measures: Whether `apply` returns the gradient norm.
     """
 
     def __init__(self, engine: Any, *, measures: bool) -> None:
@@ -257,12 +258,17 @@ class DeepSpeedUpdate:
         self.is_stepping = False
 
     def backward(self, loss: Tensor, *, is_last: bool = True) -> None:
-        """Add to the shares of gradients."""
+        """Run the backward pass, which adds to this process's shard of the gradients."""
         self._engine.set_gradient_accumulation_boundary(is_boundary=is_last)
         self._engine.backward(loss)
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Clip the gradients and step the optimizer."""
+        """Clip the gradients and step the optimizer; return the gradient norm if it is measured.
+
+        Raises:
+            NonFiniteError: The loss is not finite (the weights are intact), or the gradient is not
+                (the weights are changed).
+        """
         if not bool(torch.isfinite(loss)):
             raise NonFiniteError(weights_intact=True)
         self.is_stepping = True
@@ -273,11 +279,11 @@ class DeepSpeedUpdate:
         return norm if self._measures else None
 
     def require_applied(self) -> None:
-        """What is not finite is found at once."""
+        """Do nothing, since `apply` finds values that are not finite at once."""
 
 
 def _gathered(weight: Tensor, entry: str) -> LazyTensor:
-    """A weight's state, by all processes together as it is read."""
+    """Return an entry of a weight's whole state; all processes gather it when it is read."""
     from deepspeed.utils import safe_get_full_optimizer_state
 
     return LazyTensor(

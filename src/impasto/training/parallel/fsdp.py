@@ -1,9 +1,8 @@
 """A model whose weights, gradients and optimizer state are sharded over processes, by PyTorch.
 
 Zhao et al. 2023, PyTorch FSDP (arXiv:2304.11277), by `torch.distributed.fsdp.fully_shard`: blocks
-of the networks are put together just before they compute. What is stepped, averaged and compared
-here are the plain tensors behind the shards, so that any optimizer that looks at each number alone
-can be used.
+of the networks are gathered just before they compute. The optimizer and the averages work on the
+plain local tensors behind the shards, so that any elementwise optimizer can be used.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from impasto.training.parallel.strategy import (
 
 
 class FsdpStrategy:
-    """Each process holds a shard of each tensor, cut along its first dimension.
+    """Holds a shard of each tensor in each process, split along its first dimension.
 
     Args:
         accelerator: The processes.
@@ -50,8 +49,8 @@ class FsdpStrategy:
     def __init__(self, accelerator: Accelerator, *, reshard_after_forward: bool) -> None:
         self.is_sharded = True
         self.description = (
-            f"FSDP: each of {accelerator.num_processes} processes holds its share of weights, "
-            f"gradients and optimizer state; blocks of the networks are put together as they "
+            f"FSDP: each of {accelerator.num_processes} processes holds a shard of the weights, "
+            f"gradients and optimizer state; blocks of the networks are gathered while they "
             f"compute."
         )
         self._is_main, self._device = accelerator.is_main_process, accelerator.device
@@ -63,15 +62,15 @@ class FsdpStrategy:
 
     @property
     def participates(self) -> bool:
-        """True: every process holds a part of what is evaluated and saved."""
+        """True, since each process holds a shard of the weights."""
         return True
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
-        """The answer of the first process, for all."""
+        """Return the main process's answer, on all processes."""
         return broadcast_bool(answer, self._device)
 
     def wrap(self, module: nn.Module) -> Any:
-        """Shard a module in place, block by block."""
+        """Shard a module in place, block by block, and return it."""
         for block in blocks_of(module):
             fully_shard(block, mesh=self._mesh, reshard_after_forward=self._reshard_after_forward)
         root: Any = fully_shard(
@@ -81,7 +80,7 @@ class FsdpStrategy:
         return root
 
     def prepare(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
-        """Parts whose parameters are the tensors behind this process's shards."""
+        """Return the parts with the local tensors behind this process's shards as parameters."""
         return tuple(replace(trained, shards=self._local_shards_of(trained)) for trained in modules)
 
     def _local_shards_of(self, trained: TrainedModule) -> Mapping[str, nn.Parameter]:
@@ -94,41 +93,41 @@ class FsdpStrategy:
         return shards
 
     def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
-        """Do nothing: the optimizer steps this process's shards as it would step whole weights."""
+        """Do nothing, since the optimizer updates local shards like whole weights."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
-        """Reduce gradients after every backward pass: whole ones are never kept."""
+        """Return a context without effect: each backward pass reduces and shards gradients."""
         del now
         return contextlib.nullcontext()
 
     def build_precision(
         self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
     ) -> Precision:
-        """Build the precision; norms and overflows are of the shares of all processes."""
+        """Build the precision; norms and overflow checks cover the shards of all processes."""
         return Precision(kind, device, of_shards=True, caches_casts=caches_casts)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """Build the update, which steps this process's shares by their gradients."""
+        """Build the update, which applies gradients to this process's shards."""
         pairs = [(self._dtensors[name], self._shards[name]) for name in self._dtensors]
         return FsdpUpdate(inputs, pairs)
 
     def reshard(self) -> None:
-        """Take apart what is still together from a pass without gradients."""
+        """Reshard blocks that are still gathered after a forward pass without gradients."""
         for root in self._roots:
             for module in root.modules():  # type: ignore[attr-defined]
                 if isinstance(module, FSDPModule):
                     module.reshard()
 
     def whole(self, tensors: LocalTensors) -> Tensors:
-        """Put together one by one, in the memory of each process."""
+        """Return the whole tensors; each is gathered to RAM, by all processes, when it is read."""
         return {name: self._gathered(name, tensor) for name, tensor in tensors.items()}
 
     def shard(self, tensors: Tensors) -> Tensors:
-        """The shards of tensors that this process holds."""
+        """Return this process's shards of whole tensors."""
         return {name: self._shard_of(name, tensor) for name, tensor in tensors.items()}
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """Gather whole tensors on the CPU of the first process, which alone keeps them."""
+        """Gather whole tensors; return them on the main process's CPU, and none elsewhere."""
         return {component: dict(self._kept(held)) for component, held in tensors.items()}
 
     def _kept(self, held: LocalTensors) -> Iterator[tuple[str, Tensor]]:
@@ -139,14 +138,18 @@ class FsdpStrategy:
 
     @torch.no_grad()
     def put(self, names: ParameterNames, weights: Tensors) -> None:
-        """Each process copies its pieces."""
+        """Copy this process's shards of whole tensors into its parameters."""
         for parameter, name in names.items():
             parameter.copy_(self._shard_of(name, weights[name]).read())
 
     def optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames
     ) -> OptimizerState:
-        """Tensors laid out as their shares are put together; numbers are the same everywhere."""
+        """Return the optimizer's whole state.
+
+        Tensors shaped like a parameter's shard are gathered; others, and numbers, are the same in
+        all processes.
+        """
         held = optimizer_tensors(optimizer, names)
         whole = {}
         for key, tensor in held.items():
@@ -158,7 +161,7 @@ class FsdpStrategy:
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
-        """Each process takes its pieces."""
+        """Load this process's shards of a whole state into the optimizer."""
         mine = {}
         for key, tensor in state.tensors.items():
             name, _ = split_key(key)
@@ -167,7 +170,7 @@ class FsdpStrategy:
         restore_optimizer(optimizer, names, mine, state.scalars)
 
     def _gathered(self, name: str, tensor: Tensor) -> LazyTensor:
-        """The whole of a tensor laid out as a shard, by all processes together as it is read."""
+        """Return the whole of a tensor laid out like a shard; all processes gather it when read."""
         piece = self._dtensors[name]
 
         def read() -> Tensor:
@@ -195,11 +198,11 @@ class FsdpStrategy:
 
 
 class FsdpUpdate(UpdateAfterBackward):
-    """Gradients of shards, given to the plain tensors behind them before they are applied.
+    """Moves gradients from shards to the local tensors behind them, and applies them there.
 
     Args:
-        inputs: What it works with; the parameters are the plain tensors.
-        pairs: Each shard, and the plain tensor behind it.
+        inputs: The objects that an update works with; its parameters are the local tensors.
+        pairs: Each shard with the local tensor behind it.
     """
 
     def __init__(self, inputs: UpdateInputs, pairs: Sequence[tuple[DTensor, Tensor]]) -> None:
@@ -207,7 +210,7 @@ class FsdpUpdate(UpdateAfterBackward):
         self._pairs = pairs
 
     def apply(self, loss: Tensor) -> Tensor | None:
-        """Clip the gradients and step the optimizer."""
+        """Clip the gradients and step the optimizer; see `UpdateAfterBackward.apply`."""
         for shard, local in self._pairs:
             gradient: Any = shard.grad
             local.grad = None if gradient is None else gradient.to_local()

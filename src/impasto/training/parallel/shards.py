@@ -1,4 +1,4 @@
-"""By how many processes a model is divided, as predictions of memory need it."""
+"""The number of shards of each part of a model, for predictions of memory."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Sharding:
-    """By how many processes each part of a footprint is divided.
+    """The number of processes that each part of a memory footprint is sharded over.
 
     Attributes:
-        weights: Those that learn, and their average.
-        gradients: Once they are complete.
-        optimizer: Its state.
-        has_master_weights: Whether what is stepped is a copy of the weights.
+        weights: Shards of the trained weights and their running average.
+        gradients: Shards of the gradients, once they are complete.
+        optimizer: Shards of the optimizer's state.
+        has_master_weights: Whether the optimizer updates a float32 copy of the weights.
     """
 
     weights: int = 1
@@ -23,4 +23,4 @@ class Sharding:
 
 
 WHOLE = Sharding()
-"""Of a process that has all of the model."""
+"""No sharding: each process holds the whole model."""

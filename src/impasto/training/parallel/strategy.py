@@ -1,8 +1,8 @@
 """Parallel strategies: how several processes hold the model that they train.
 
-Data parallel (each process has all of it), FSDP or DeepSpeed (each has a shard). The rest of the
-program asks a `ParallelStrategy` for everything in which they differ: what an optimizer steps, how
-a gradient becomes a change of weights, and how whole tensors come about that can be saved.
+With data parallel each process has the whole model, with FSDP or DeepSpeed a shard. A
+`ParallelStrategy` covers all their differences: the tensors that the optimizer updates, how
+gradients are applied, and how whole tensors are gathered for saving.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from impasto.training.optim.updates import OptimizerUpdate, UpdateInputs, build_
 
 ParameterNames = Mapping[Tensor, str]
 LocalTensors = Mapping[str, Tensor]
-"""Tensors by name, as this process has them."""
+"""This process's tensors by name: whole ones, or shards."""
 
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """What an optimizer remembers, of whole weights.
+    """The state of an optimizer, for whole weights.
 
     Attributes:
         tensors: `<parameter>:<entry>` -> tensor.
-        scalars: What is not a tensor; see `optimizer_scalars`.
+        scalars: All values that are not tensors; see `optimizer_scalars`.
     """
 
     tensors: Tensors
@@ -46,14 +46,14 @@ class OptimizerState:
 
 
 class ParallelStrategy(Protocol):
-    """How the processes of a run share model, gradients and optimizer state.
+    """Distributes the model, gradients and optimizer state over the processes of a run.
 
-    Where `is_sharded`, no process has all of it: all of them take part in whatever looks at the
-    model or saves it, in the same order. Whole tensors are put together as they are read.
+    If `is_sharded`, no process has the whole model: all of them must take part in evaluating and
+    saving it, in the same order. Whole tensors are gathered when they are read.
 
     Attributes:
-        is_sharded: Whether each process holds a part only.
-        description: How it is, in a sentence for people; empty where that is as usual.
+        is_sharded: Whether each process holds only a shard.
+        description: A sentence for the user that describes the sharding; empty without any.
     """
 
     is_sharded: bool
@@ -61,55 +61,65 @@ class ParallelStrategy(Protocol):
 
     @property
     def participates(self) -> bool:
-        """Whether this process does something where the model is evaluated or saved."""
+        """Whether this process takes part when the model is evaluated or saved."""
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
-        """The first process's answer, on all that take part."""
+        """Return the main process's answer, on all processes that take part."""
 
     def wrap(self, module: nn.Module) -> Any:
-        """Bring a module that learns to where it computes; what training calls in its place."""
+        """Move a trained module to its device, or shard it; return the module to call."""
 
     def prepare(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
-        """The parts, once their modules are wrapped: their parameters are what is stepped here."""
+        """Return the parts with the parameters that the optimizer updates in this process.
+
+        Call it after `wrap`.
+        """
 
     def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
-        """Take in the optimizer of those parameters."""
+        """Register the optimizer of the parameters that `prepare` returned."""
 
     def gradient_sync(self, *, now: bool) -> contextlib.AbstractContextManager[None]:
-        """A forward and backward pass after which gradients are exchanged, or not yet."""
+        """Return a context for a forward and backward pass.
+
+        Args:
+            now: Whether processes exchange gradients at its end; else they only accumulate.
+        """
 
     def build_precision(
         self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
     ) -> Precision:
-        """Build the number formats that the run computes in; see `Precision`."""
+        """Build the mixed precision of the run; see `Precision`."""
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """Build what turns losses into changed weights."""
+        """Build the update, which runs backward passes and steps the optimizer."""
 
     def reshard(self) -> None:
-        """Have the next forward pass use the weights as they are now."""
+        """Discard gathered weights, so that the next forward pass uses the present shards."""
 
     def whole(self, tensors: LocalTensors) -> Tensors:
-        """Whole tensors of those that are laid out as the parameters of these names."""
+        """Return the whole tensors of local ones, which are laid out like the parameters named."""
 
     def shard(self, tensors: Tensors) -> Tensors:
-        """The other way: what of whole tensors is held here."""
+        """Return this process's shards of whole tensors; the inverse of `whole`."""
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """Whole tensors of modules' own; copies of them, on the first process, where shared."""
+        """Return the whole tensors of modules.
+
+        If sharded, they are copies on the main process's CPU, and empty on the others.
+        """
 
     def put(self, names: ParameterNames, weights: Tensors) -> None:
-        """Give the parameters the values of whole tensors."""
+        """Copy whole tensors, by name, into this process's parameters."""
 
     def optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames
     ) -> OptimizerState:
-        """What the optimizer remembers, as one process would have it."""
+        """Return the whole state of the optimizer, as a single process would have it."""
 
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
-        """Give the optimizer what `optimizer_state` gave.
+        """Load a state that `optimizer_state` returned into the optimizer.
 
         Raises:
             RunError: The state names parameters that this run does not train.
@@ -117,12 +127,12 @@ class ParallelStrategy(Protocol):
 
 
 def broadcast_bool(answer: bool, device: torch.device) -> bool:  # noqa: FBT001 - not a switch
-    """The answer of the first process, on all of them."""
+    """Return the main process's answer, on all processes."""
     return bool(broadcast(torch.tensor([int(answer)], device=device)))
 
 
 class DataParallelStrategy:
-    """Each process has all of it; several exchange gradients (DistributedDataParallel).
+    """Holds the whole model in each process; several exchange gradients by DDP.
 
     Args:
         accelerator: Wraps modules.
@@ -135,29 +145,29 @@ class DataParallelStrategy:
 
     @property
     def participates(self) -> bool:
-        """True on the first process alone, which holds all there is to evaluate and save."""
+        """True on the main process only, since it holds the whole model."""
         return bool(self._accelerator.is_main_process)
 
     def agreed(self, answer: bool) -> bool:  # noqa: FBT001 - the question is the caller's
-        """The answer of this process, as they all have the same."""
+        """Return this process's answer, since only the main process takes part."""
         return answer
 
     def wrap(self, module: nn.Module) -> Any:
-        """Wrap a network as accelerate does for data parallel training."""
+        """Move a network to the device, and return it wrapped by accelerate for DDP."""
         wrapped = self._accelerator.prepare(module.to(self._accelerator.device))
         self._wrapped.append(wrapped)
         return wrapped
 
     def prepare(self, modules: Sequence[TrainedModule]) -> tuple[TrainedModule, ...]:
-        """Leave the parts whole, on this process's device."""
+        """Return the parts unchanged, since every process trains whole ones."""
         return tuple(modules)
 
     def start(self, modules: Sequence[TrainedModule], optimizer: torch.optim.Optimizer) -> None:
-        """Do nothing: accelerate has wrapped the parts already."""
+        """Do nothing, since accelerate has wrapped the parts already."""
 
     @contextlib.contextmanager
     def gradient_sync(self, *, now: bool) -> Any:
-        """Exchange gradients in the last backward pass of a step only."""
+        """Yield a context whose backward pass exchanges gradients only if `now` is set."""
         with contextlib.ExitStack() as stack:
             if not now:
                 for module in self._wrapped:
@@ -167,44 +177,44 @@ class DataParallelStrategy:
     def build_precision(
         self, kind: MixedPrecision, device: torch.device, *, caches_casts: bool = True
     ) -> Precision:
-        """Build the number formats that the run computes in."""
+        """Build the mixed precision of the run."""
         return Precision(kind, device, caches_casts=caches_casts)
 
     def build_update(self, inputs: UpdateInputs) -> OptimizerUpdate:
-        """The optimizer update that the settings ask for."""
+        """Build the optimizer update of the settings."""
         return build_update(inputs)
 
     def reshard(self) -> None:
-        """Do nothing: every process holds whole weights."""
+        """Do nothing, since every process holds whole weights."""
 
     def whole(self, tensors: LocalTensors) -> Tensors:
-        """The tensors themselves, as every process holds whole ones."""
+        """Return the tensors unchanged, since every process holds whole ones."""
         return {name: LazyTensor.of(tensor) for name, tensor in tensors.items()}
 
     def shard(self, tensors: Tensors) -> Tensors:
-        """The tensors themselves, as every process holds whole ones."""
+        """Return the tensors unchanged, since every process holds whole ones."""
         return tensors
 
     def gather_modules(self, tensors: Mapping[str, LocalTensors]) -> Mapping[str, LocalTensors]:
-        """Do nothing: every process holds whole modules."""
+        """Return the tensors unchanged, since every process holds whole modules."""
         return tensors
 
     @torch.no_grad()
     def put(self, names: ParameterNames, weights: Tensors) -> None:
-        """Copy whole tensors into the parameters."""
+        """Copy whole tensors, by name, into the parameters."""
         for parameter, name in names.items():
             parameter.copy_(weights[name].read())
 
     def optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames
     ) -> OptimizerState:
-        """The optimizer's state, which every process holds whole."""
+        """Return the optimizer's state, which every process holds whole."""
         held = optimizer_tensors(optimizer, names)
         return OptimizerState(self.whole(held), optimizer_scalars(optimizer, names))
 
     def load_optimizer_state(
         self, optimizer: torch.optim.Optimizer, names: ParameterNames, state: OptimizerState
     ) -> None:
-        """Copy a state into the optimizer's."""
+        """Copy a state into the optimizer."""
         device: torch.device = self._accelerator.device
         restore_optimizer(optimizer, names, state.tensors, state.scalars, device)

@@ -1,1 +1,1 @@
-"""What a run keeps: training states and models, written, restored, exported."""
+"""Saves and restores training states, and exports models."""

@@ -1,10 +1,11 @@
-"""Averages of the weights as they were now and then, which others are made of after training.
+"""Stores snapshots of averaged weights, which post-hoc EMA combines after training.
 
-`averages/step-00000500.safetensors` of a run directory has the tensors `0.05/unet.conv_in.bias`:
-the sigma_rel of an average (`optim/posthoc.py`), the part, and the name of a weight that learns.
-They are differences from the weights that the run began with, which `averages/start.safetensors`
-has in float32 by the same names. Mixing takes large shares of both signs, so what rounding to 16
-bits adds has to be a part of how far weights moved, which is far less than their size.
+`averages/step-00000500.safetensors` of a run directory holds tensors such as
+`0.05/unet.conv_in.bias`: the sigma_rel of an average (`optim/posthoc.py`), the part of the model,
+and the name of a trained weight. They are differences from the weights that the run began with,
+which `averages/start.safetensors` holds in float32 by the same names. Combining them uses large
+factors of both signs, so the error of rounding to 16 bits has to be relative to the distance that
+weights moved, which is far smaller than the weights.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ _NAME = re.compile(r"step-(\d{8,})\.safetensors", re.ASCII)
 
 
 def named(sigma_rel: float, tensors: Tensors) -> Tensors:
-    """Tensors of an average by the names that they have in files."""
+    """Return the tensors of an average under their names in files, which begin with sigma_rel."""
     return {f"{sigma_rel:g}{SIGMA_REL}{name}": tensor for name, tensor in tensors.items()}
 
 
 def start_file(run: RunDirectory) -> Path:
-    """The file of the weights that a run began with."""
+    """Return the path of the file with the weights that a run began with."""
     return run.averages / "start.safetensors"
 
 
 def write_start(run: RunDirectory, tensors: Tensors) -> None:
-    """Write the weights that a run begins with durably, by name of weight.
+    """Write the weights that a run begins with, by weight name, and sync them to disk.
 
     Raises:
         ModelError: A value is not finite.
@@ -50,7 +51,7 @@ def write_start(run: RunDirectory, tensors: Tensors) -> None:
 
 
 def read_start(run: RunDirectory) -> Tensors:
-    """The weights that a run began with, unread, by name of weight.
+    """Return the weights that a run began with, lazily read, by weight name.
 
     Raises:
         ModelError: The file is missing or damaged.
@@ -59,7 +60,7 @@ def read_start(run: RunDirectory) -> Tensors:
 
 
 def less(tensor: LazyTensor, start: LazyTensor) -> LazyTensor:
-    """The difference of two tensors, in float32."""
+    """Return the difference of two tensors in float32, computed when it is read."""
     return LazyTensor(
         tensor.shape,
         torch.float32,
@@ -69,10 +70,10 @@ def less(tensor: LazyTensor, start: LazyTensor) -> LazyTensor:
 
 
 def write_snapshot(run: RunDirectory, done: int, tensors: Tensors) -> None:
-    """Write averages less the start after `done` steps, over what an earlier try at them left.
+    """Write the averages after `done` steps as differences from the start; replaces older ones.
 
     Raises:
-        ModelError: A value does not fit the type that it is stored in.
+        ModelError: A value is out of range of the dtype that it is stored in.
         StorageError: The disk is full or the folder cannot be written.
     """
     run.averages.mkdir(exist_ok=True)
@@ -80,7 +81,7 @@ def write_snapshot(run: RunDirectory, done: int, tensors: Tensors) -> None:
 
 
 def stored_steps(run: RunDirectory) -> list[int]:
-    """The steps after which averages were stored, in order."""
+    """Return the steps after which averages were stored, in ascending order."""
     if not run.averages.is_dir():
         return []
     matches = (_NAME.fullmatch(file.name) for file in run.averages.iterdir())
@@ -88,18 +89,18 @@ def stored_steps(run: RunDirectory) -> list[int]:
 
 
 def clear_later(run: RunDirectory, step: int) -> str:
-    """Keep averages of steps that a run does again, or for the first time, out of its own.
+    """Remove the averages of steps that a run is going to train again.
 
-    After a state those that come later are removed, as metrics are: its settings agree with the
-    run's, which makes them again. Where a run begins anew nothing tells what they are of, so the
-    folder is renamed as a whole.
+    In a run that continues from a state, later averages are deleted, as later metrics are: its
+    settings agree with the state, so it will compute the same averages again. In a run that starts
+    from scratch, it is unknown how the averages were trained, so the folder is renamed instead.
 
     Args:
         run: The run.
-        step: What it goes on from; 0 where it has no state.
+        step: The step of the state that it continues from; 0 if it has no state.
 
     Returns:
-        What was done, in words; empty if nothing was to do.
+        A sentence that says what was done; empty if there were no such averages.
 
     Raises:
         StorageError: A file or the folder cannot be moved or removed.
@@ -118,23 +119,25 @@ def clear_later(run: RunDirectory, step: int) -> str:
             file.unlink()
     except OSError as error:
         raise StorageError(
-            f"{run.averages} has averages of steps that are done again, which could not be "
-            f"taken away: {cause_of(error)}. Move them away and run the same command."
+            f"{run.averages} has averages of steps that are trained again, which could not be "
+            f"removed: {cause_of(error)}. Move them away and run the same command."
         ) from error
-    return f"Removed {counted(len(later), 'files')} of averages from steps that are done again."
+    return f"Removed {counted(len(later), 'files')} of averages of steps that are trained again."
 
 
 def read_snapshots(run: RunDirectory, last: int) -> Mapping[Profile, Tensors]:
-    """All averages less the start that were stored up to a step, unread, by name of weight.
+    """Return all averages that were stored up to a step, as lazily read differences from the start.
 
     Args:
         run: The run.
-        last: The step after which the average that is made shall be; averages after it belong to
-            later steps.
+        last: The last step to include: that of the average which is going to be computed.
+
+    Returns:
+        Step and sigma_rel -> tensors by weight name.
 
     Raises:
         ModelError: A file is damaged.
-        RunError: There are none, none of `last`, or two are not of the same weights.
+        RunError: No averages were stored after step `last`, or two files have different weights.
     """
     found: dict[Profile, Tensors] = {}
     for step in stored_steps(run):
@@ -146,16 +149,16 @@ def read_snapshots(run: RunDirectory, last: int) -> Mapping[Profile, Tensors]:
                 found[Profile(step, sigma_rel)] = own
     if Profile(last, TRACKED[0]) not in found:
         raise RunError(
-            f"{run.averages} has no averages after {last} steps. They are stored by a run with "
-            f"training.posthoc_ema, at its end and saving.posthoc_every_steps."
+            f"{run.averages} has no averages after {last} steps. A run with training.posthoc_ema "
+            f"stores them at its end and every saving.posthoc_every_steps."
         )
     shapes = {p: {name: t.shape for name, t in tensors.items()} for p, tensors in found.items()}
     wanted = shapes[Profile(last, TRACKED[0])]
     odd = [profile.step for profile, of in shapes.items() if of != wanted] if wanted else [last]
     if odd:
         raise RunError(
-            f"{_file_of(run, odd[0])} does not have the weights that those after {last} steps are "
-            f"of. Move it away: the average is then made of the rest."
+            f"{_file_of(run, odd[0])} has other weights than the averages after {last} steps. "
+            f"Move it away; the average is then computed from the other files."
         )
     return found
 

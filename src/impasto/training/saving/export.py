@@ -1,4 +1,4 @@
-"""The trained model as a file for other programs, with a record of how it came to be."""
+"""Exports the trained model as a file for other programs, with metadata on its training."""
 
 from __future__ import annotations
 
@@ -44,16 +44,16 @@ from impasto.version import __version__
 
 SUMMARY_KEY = "impasto.training"
 Trained = Mapping[str, Mapping[str, Tensor]]
-"""Part -> its tensors by name."""
+"""Part of the model -> its tensors by name."""
 
 
 def trained_bytes(trained: Trained) -> int:
-    """Bytes of what was trained."""
+    """Return the size of all trained tensors in bytes."""
     return sum(t.nbytes for tensors in trained.values() for t in tensors.values())
 
 
 def copy_trained(trained: Trained) -> Trained:
-    """A copy in RAM, which training does not change."""
+    """Return a copy of trained tensors in RAM, which training does not change."""
     return {
         component: {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors.items()}
         for component, tensors in trained.items()
@@ -62,17 +62,17 @@ def copy_trained(trained: Trained) -> Trained:
 
 @dataclass(frozen=True)
 class ExportSource:
-    """What a model is exported from, apart from the tensors that were trained.
+    """The inputs of an export, apart from the trained tensors.
 
     Attributes:
         config: The settings.
         model: The base model.
-        trainable: What was trained.
-        steps: Optimizer steps that are done.
-        samples_before: How many samples are seen after so many steps.
-        images: Images that were trained on.
+        trainable: The trained parts.
+        steps: Optimizer steps completed.
+        samples_before: Returns the number of samples seen in a given number of steps.
+        images: Number of images trained on.
         base_hash: Hash of the base model's U-Net.
-        merged: What trained parts are mixed with; None leaves them as they were trained.
+        merged: Merges trained parts with the base model; None exports them unchanged.
     """
 
     config: RunConfig
@@ -86,16 +86,16 @@ class ExportSource:
 
 
 class Exporter(Protocol):
-    """Writes what was trained as a file for other programs."""
+    """Writes the trained parts as a file for other programs."""
 
     def write(
         self, source: ExportSource, trained: Trained, target: Path, progress: Progress
     ) -> None:
-        """Write it; it appears whole or not at all."""
+        """Write the file or folder `target`, either completely or not at all."""
 
 
 class ModelExporter:
-    """The base model with the trained parts in it."""
+    """Writes the base model with the trained parts in it."""
 
     def write(
         self, source: ExportSource, trained: Trained, target: Path, progress: Progress
@@ -130,11 +130,11 @@ class HypernetworkExporter:
     def write(
         self, source: ExportSource, trained: Trained, target: Path, progress: Progress
     ) -> None:
-        """Write the hypernetwork; what its form cannot say is told."""
+        """Write the hypernetwork, and note the information that its format cannot hold."""
         config = source.config
         module, asked = source.trainable.modules[0].module, config.hypernetwork
-        assert isinstance(module, Hypernetwork)  # noqa: S101 - what this exporter belongs to
-        assert asked is not None  # noqa: S101 - and so does this
+        assert isinstance(module, Hypernetwork)  # noqa: S101 - this exporter is for it alone
+        assert asked is not None  # noqa: S101 - likewise
         (tensors,) = trained.values()
         contents = hypernetworks.HypernetworkContents(
             hypernetworks.halves_of({n.removeprefix("pairs."): t for n, t in tensors.items()}),
@@ -155,8 +155,8 @@ class HypernetworkExporter:
         if config.saving.metadata and dialect(config) != "safetensors":
             names = ", ".join(config.saving.metadata)
             lost += (
-                f"saving.metadata ({names}) is left out: a .pt file has no place for it. It is "
-                f"written with saving.format safetensors.",
+                f"saving.metadata ({names}) is left out, since a .pt file has no place for it. "
+                f"With saving.format safetensors it is written.",
             )
         for sentence in lost:
             progress.note(f"{target.name}: {sentence}")
@@ -176,13 +176,13 @@ def export_intermediate(
     ending: str,
     variant: str = "",
 ) -> Path:
-    """Export as `<name>-<ending><variant>`, and remove the oldest of this run's models like that.
+    """Export a model as `<name>-<ending><variant>`, and remove this run's oldest such models.
 
-    Models by steps, whose ending begins with `step`, and by epochs are counted apart.
+    Models by steps, whose `ending` begins with "step", and models by epochs are counted separately.
 
     Raises:
-        ModelError: A trained weight does not fit the precision asked for.
-        StorageError: The disk is full; what was exported before is untouched.
+        ModelError: A trained weight is out of range of the export precision.
+        StorageError: The disk is full; earlier exports are unchanged.
     """
     config = source.config
     folder = models_folder(config)
@@ -194,8 +194,8 @@ def export_intermediate(
         suffix = model_suffix(config)
         for old in models.remove_oldest(config.export_name, full_ending, suffix, folder, kept):
             progress.note(
-                f"{shown(old)} could not be removed: another program may have it open. It is "
-                f"tried again after the next model."
+                f"{shown(old)} could not be removed: another program may have it open. Impasto "
+                f"tries again after the next model."
             )
     return target
 
@@ -207,11 +207,11 @@ def export_final(
     progress: Progress,
     ending: str = "",
 ) -> Path:
-    """Export as `<name><ending>` in the form the settings ask for, and return its path.
+    """Export the final model as `<name><ending>` in the format of the settings; return its path.
 
     Raises:
-        ModelError: A trained weight does not fit the precision asked for.
-        StorageError: The disk is full; what was exported before is untouched.
+        ModelError: A trained weight is out of range of the export precision.
+        StorageError: The disk is full; earlier exports are unchanged.
     """
     folder = export_folder(source.config)
     return _export(source, trained, models, folder, progress, ending)
@@ -225,19 +225,19 @@ def export_best(
     variant: str,
     measured: tuple[int, float],
 ) -> Path:
-    """Export as `<name>-best<variant>` in the place of the best one before.
+    """Export the best model so far as `<name>-best<variant>`, replacing the earlier one.
 
     Args:
-        source: What is exported.
-        trained: Its weights.
-        models: The run's models, which remember of which step the best one is.
-        progress: Who is told.
-        variant: What stands after the ending.
+        source: The inputs of the export.
+        trained: The trained tensors.
+        models: The run's record of models, which stores the step of the best one.
+        progress: Receives progress and notes.
+        variant: Suffix of the name after "-best", such as "-ema".
         measured: The step, and the validation loss.
 
     Raises:
-        ModelError: A trained weight does not fit the precision asked for.
-        StorageError: The disk is full; what was exported before is untouched.
+        ModelError: A trained weight is out of range of the export precision.
+        StorageError: The disk is full; earlier exports are unchanged.
     """
     folder = models_folder(source.config)
     target = _claim(source, models, folder, progress, f"{BEST}{variant}")
@@ -267,13 +267,16 @@ def _claim(
     asked = folder / f"{config.export_name}{ending}{model_suffix(config)}"
     target = models.claim(asked, config.saving.merge_ratio)
     if target != asked:
-        progress.note(f"{asked} was taken by another program meanwhile; the model is {target}.")
+        progress.note(f"{asked} now belongs to another program; the model is saved as {target}.")
     temporary_names.remove_leftovers(target.parent)
     return target
 
 
 def training_summary(source: ExportSource) -> dict[str, Any]:
-    """How the model was trained, with no more of its machine than `saving.publish` allows."""
+    """Return a record of the training for metadata, without paths and prompts that are private.
+
+    `saving.publish` names those that may be included.
+    """
     config = source.config
     settings = config.model_dump(mode="json", exclude_none=True)
     return {

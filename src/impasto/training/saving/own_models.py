@@ -1,7 +1,7 @@
-"""Which model files a run has written: those it may replace and remove, and no others.
+"""The record of the model files that a run has written, and may therefore replace and remove.
 
-A folder of models (`saving.model_dir`) may hold those of earlier runs and whatever else the user
-keeps there.
+A folder of models (`saving.model_dir`) may also hold models of other runs and any other files of
+the user.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ RECORD = "models.json"
 
 
 class OwnModels:
-    """The models of a run, remembered in `models.json` of its directory.
+    """Records the models of a run in `models.json` of its directory.
 
     Args:
         run: The run.
-        overwrite: Whether other files of the same names may be replaced.
+        overwrite: Whether models that others wrote may be replaced if they have the same name.
     """
 
     def __init__(self, run: RunDirectory, *, overwrite: bool = False) -> None:
         self._run, self._overwrite = run, overwrite
         recorded = run.read_json(RECORD)
-        # paths of earlier versions are absolute
+        # earlier versions recorded absolute paths
         self._written, self._earlier = (
             [self._key(run.at(record)) for record in recorded.get(of, [])]
             for of in ("written", "earlier")
@@ -43,16 +43,16 @@ class OwnModels:
         self._knows = not began_before_records
 
     def paths(self) -> tuple[Path, ...]:
-        """The models that the run has written, some of which may be gone."""
+        """Return the paths of all models that the run has written; some may be deleted since."""
         return tuple(self._run.at(key) for key in (*self._written, *self._earlier))
 
     def staying(self, planned: Iterable[Path], *, keeps_newest: bool) -> tuple[Path, ...]:
-        """The models of an attempt that was given up which stay where they are.
+        """Return the models of an abandoned attempt that will still take up room on the disk.
 
         Args:
-            planned: The models that the run is going to write, which replace those of their names.
-            keeps_newest: Whether the run removes its older models on the way: it is through with
-                those before it comes to the names of the attempt.
+            planned: The models that the run is going to write; each replaces one of the same name.
+            keeps_newest: Whether the run keeps only its newest intermediate models. It then
+                reaches the names of the abandoned ones late, so all of them count.
         """
         goes_on = bool(self._run.saved_steps())
         given_up = self._earlier if goes_on else (*self._earlier, *self._written)
@@ -60,36 +60,43 @@ class OwnModels:
         return tuple(self._run.at(key) for key in given_up if key not in replaced)
 
     def require_free(self, targets: Iterable[Path]) -> None:
-        """Make sure that nothing of others is where this run is going to write.
+        """Make sure that this run is not going to replace files that others wrote.
 
         Raises:
-            RunError: Something is.
+            RunError: A target exists that this run did not write, and `overwrite` is off or the
+                target is not a model.
         """
         taken = [target for target in targets if self._is_foreign(target)]
         if taken and self._overwrite:
             raise RunError(
-                f"{taken[0]} is not replaced: {self._fault(taken[0])}. Nothing was begun. Choose "
+                f"{taken[0]} is not replaced: {self._fault(taken[0])}. Nothing was started. Choose "
                 f"another saving.name (--output_name), or move it away."
             )
         if taken:
             more = f" (and {len(taken) - 1} more)" if len(taken) > 1 else ""
             raise RunError(
-                f"{taken[0]}{more} is already there, and this run did not write it. Nothing was "
-                f"begun. Choose another saving.name (--output_name), move it away, or, with "
-                f"`impasto train`, set saving.overwrite = true to have it replaced."
+                f"{taken[0]}{more} exists already, and this run did not write it. Nothing was "
+                f"started. Choose another saving.name (--output_name), move it away, or, with "
+                f"`impasto train`, set saving.overwrite = true to replace it."
             )
 
     def begin(self) -> None:
-        """Begin the record, so that what the run writes from now on is known to be its own."""
+        """Write the record before the first model, so that later ones are known to be the run's.
+
+        Does nothing in a run of an earlier version that kept no record.
+        """
         if self._knows:
             self._write()
 
     def claim(self, target: Path, ratio: float = 1.0) -> Path:
-        """Where a model goes: `target`, or a name beside it if another run took that meanwhile.
+        """Record a model as the run's, and return its path.
+
+        The path is `target`, or with a number added to its name if another run has written a file
+        of that name meanwhile.
 
         Args:
-            target: Where it is asked for.
-            ratio: The share of what was trained in it; the rest is the base model.
+            target: The requested path.
+            ratio: The fraction of the trained weights in it; the rest is the base model.
         """
         number, claimed = 1, target
         name, ending = name_and_ending(target)
@@ -106,24 +113,24 @@ class OwnModels:
         return claimed
 
     def begin_best(self, target: Path) -> None:
-        """Say that the best model is being replaced, so that nobody takes it for another step's."""
+        """Clear the recorded step of the best model while it is being replaced."""
         self._best[self._key(target)] = {}
         self._write()
 
     def end_best(self, target: Path, step: int, loss: float) -> None:
-        """Say which step the best model is of now, and its validation loss."""
+        """Record the step of the new best model, and its validation loss."""
         self._best[self._key(target)] = {"step": step, "loss": loss}
         self._write()
 
     def begin_anew(self) -> int:
-        """Set apart the models of an attempt that was given up: the run begins at its first step.
+        """Mark all models as those of an abandoned attempt, since the run starts at its first step.
 
-        They are not models of what is trained now, nor counted among those that are kept. It may
-        still replace them; those that were moved away are no longer its own. Which step the best
-        one is of is forgotten.
+        They no longer count as models of this run, nor towards the number of models to keep, but it
+        may still replace them. Models that were moved or deleted are forgotten, and so is the step
+        of the best model.
 
         Returns:
-            How many there are.
+            The number of models of abandoned attempts.
         """
         if not (self._best or self._written):
             return len(self._earlier)
@@ -136,7 +143,7 @@ class OwnModels:
         return len(self._earlier)
 
     def leave_those_outside(self) -> None:
-        """Forget the models outside of the run's directory, which are those of another run."""
+        """Forget the models outside of the run's directory; in a copy they are the original's."""
         self._written, self._earlier = (
             [key for key in keys if self._is_inside(self._run.at(key))]
             for keys in (self._written, self._earlier)
@@ -150,26 +157,27 @@ class OwnModels:
         return self._run.path.resolve() in model.resolve().parents
 
     def _may_be_there(self, model: Path) -> bool:
-        """Whether a model is where it was written; maybe, while its folder cannot be reached."""
+        """Return whether a model exists; also True if its folder cannot be reached."""
         return self._run.has(model) or not presence.exists(model.parent)
 
     def remove_oldest(
         self, name: str, ending: str, suffix: str, folder: Path, keep: int
     ) -> list[Path]:
-        """Of this run's models on the way that are called alike, keep the newest.
+        """Remove all but the newest of this run's intermediate models of one series.
 
-        What cannot be removed, as on Windows where another program has it open, stays in the
-        record: it is tried again the next time.
+        Models that cannot be removed, such as those that another program has open on Windows, stay
+        in the record, and removal is tried again the next time.
 
         Args:
-            name: The model's name, before the ending.
-            ending: Of the newest: `-step00000500` or `-000003`, with its variant (`-ema`) after it.
-            suffix: The suffix of the file's name; empty for folders.
-            folder: Where they are.
-            keep: How many stay.
+            name: The model's name, before `ending`.
+            ending: The newest model's: `-step00000500` or `-000003`, followed by its variant
+                (`-ema`). Models that differ only in the number are of the same series.
+            suffix: The file extension; empty for folders.
+            folder: The folder of the models.
+            keep: Number of models to keep.
 
         Returns:
-            Those that could not be removed, each the first time alone.
+            Models that could not be removed; each is returned only the first time.
         """
         numbered = re.sub(r"\d+", r"(\\d+)", re.escape(ending), count=1)
         shape = re.compile(re.escape(name) + numbered + re.escape(suffix))

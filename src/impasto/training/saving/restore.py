@@ -1,4 +1,4 @@
-"""Takes a run back to its newest whole state."""
+"""Restores a run from its newest undamaged state."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from impasto.training.saving.state import DamagedStateError, TrainingState, load
 from impasto.training.saving.state_copies import state_here
 
 _WITHOUT_HASHES = (
-    "was written by an earlier Impasto, without hashes, so changed bits in it cannot be seen; the "
-    "states that are written from now on have them."
+    "was written by an earlier version of Impasto without hashes, so damage cannot be detected; "
+    "states that are written from now on have hashes."
 )
 
 _UP_TO_ROUNDING = (
-    "From here on the numbers are those of the run without the change up to rounding, and may "
+    "From now on, results equal those of the run without this change up to rounding, and may "
     "differ in the last digits."
 )
 
@@ -35,19 +35,19 @@ def restore_newest(
     progress: Progress,
     found: Callable[[int], None],
 ) -> TrainingState | None:
-    """Go back to the newest whole state of a run; None where it has none yet.
+    """Restore the newest undamaged state of a run, and return it; None if the run has none yet.
 
-    The first process looks for it. A damaged one is named, renamed, and otherwise left as it is.
+    The main process chooses the state. Damaged states are reported and renamed, but not deleted.
 
     Args:
-        resumable: What it is put into.
+        resumable: The objects to restore.
         accelerator: The processes.
-        run: Has the states.
-        progress: Is told of damaged ones.
-        found: Is called with the step of the state, or 0, before it is put anywhere.
+        run: The run whose states are read.
+        progress: Receives progress, and notes on damaged states.
+        found: Called with the step of the chosen state, or 0, before it is restored.
 
     Raises:
-        RunError: All states are damaged, or the newest whole one is of another run.
+        RunError: All states are damaged, or the newest undamaged one does not fit this run.
     """
     group = process_group(accelerator)
     with ending_together(group):
@@ -63,7 +63,7 @@ def restore_newest(
 
 
 def _restored(folder: Path, resumable: SessionState, progress: Progress) -> TrainingState:
-    """Put a state into a session."""
+    """Load a state from a folder into a session, and return it."""
     state = load_state(folder, resumable.fingerprint, check_tensors=False)
     if not state.is_hashed:
         progress.note(f"{folder} {_WITHOUT_HASHES}")
@@ -75,17 +75,23 @@ def _restored(folder: Path, resumable: SessionState, progress: Progress) -> Trai
         resumable.restore(state)
     except (KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
         if state.is_hashed:
-            raise  # it is what was written, so this is no damage
+            raise  # the hashes match, so the state is not damaged: this is another fault
         raise RunError(
             f"The training state {folder} is damaged ({error!r}). It has no hashes, so this was "
-            f"found only now. Move the folder away and run the same command: the next older state "
-            f"is used then."
+            f"found only now. Move the folder away and run the same command, which then uses the "
+            f"next older state."
         ) from error
     return state
 
 
 def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: Progress) -> int:
-    """The step of the newest whole state, past damaged ones; 0 where there is no state."""
+    """Return the step of the newest undamaged state, or 0 if there are no states.
+
+    Damaged states are renamed.
+
+    Raises:
+        RunError: All states are damaged, or the newest undamaged one does not fit this run.
+    """
     steps = run.saved_steps()
     while steps:
         step = steps.pop()
@@ -97,8 +103,8 @@ def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: P
             if not steps:
                 raise _all_damaged(run, error) from error
             progress.note(
-                f"{error} It is kept as {_renamed(folder).name}; continuing from the state "
-                f"before, {step_name(steps[-1])}."
+                f"{error} It is kept as {_renamed(folder).name}; continuing from the earlier "
+                f"state {step_name(steps[-1])}."
             )
         else:
             return step
@@ -106,7 +112,11 @@ def _newest_whole(fingerprint: Mapping[str, str], run: RunDirectory, progress: P
 
 
 def _renamed(folder: Path) -> Path:
-    """Give a damaged state a name that no state has; nothing is deleted."""
+    """Rename the folder of a damaged state to an unused name, and return the new path.
+
+    Raises:
+        StorageError: The folder cannot be renamed.
+    """
     number, target = 2, folder.with_name(f"{folder.name}-damaged")
     while target.exists():
         number, target = number + 1, folder.with_name(f"{folder.name}-damaged-{number}")
@@ -115,15 +125,15 @@ def _renamed(folder: Path) -> Path:
     except OSError as error:
         raise StorageError(
             f"The training state {folder} is damaged and could not be renamed: "
-            f"{cause_of(error)}. Move it away and run the same command: the next older state is "
-            f"used then."
+            f"{cause_of(error)}. Move it away and run the same command, which then uses the next "
+            f"older state."
         ) from error
 
 
 def _all_damaged(run: RunDirectory, error: DamagedStateError) -> RunError:
     in_store = "" if run.location is None else f", delete {run.address}/states"
     return RunError(
-        f"{error} There is no older state that is whole, and nothing was deleted. To train again "
+        f"{error} There is no older undamaged state, and nothing was deleted. To train again "
         f"from the first step, move the folder {run.states} away{in_store} and run the same "
         f"command."
     )

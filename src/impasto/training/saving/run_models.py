@@ -1,4 +1,4 @@
-"""Which models a run has left on the disk, for whoever averages them."""
+"""Lists the models that a run has left on the disk, for averaging them."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from impasto.training.saving.own_models import RECORD
 
 
 def models_of_run(run: RunDirectory) -> list[Path]:
-    """The models of a run that are still there, by step, and the finished one last.
+    """Return the existing models of a run, sorted by step, with the final model last.
 
-    A finished run may be made longer, so the order in which files were written says nothing.
-    Copies of the best one and running averages (`-best`, `-ema` after the run's own name) are left
-    out: the first is one of the others, and the second an average already.
+    The order in which files were written is not used, since a finished run may be made longer. Best
+    models and running averages (`-best`, `-ema` after the run's own name) are left out: the former
+    is a copy of another model, and the latter is an average already.
 
     Raises:
-        ConfigError: Its settings cannot be read.
-        RunError: Its record of models is damaged.
+        ConfigError: The settings of the run cannot be read.
+        RunError: The record of models is damaged.
     """
     config = load_begun_config(run.config_file)
     name, suffix = re.escape(config.export_name), r"(?:\.[a-z]+)?"
-    again = r"(?:-\d+)?"  # a name beside one that another run had taken
+    again = r"(?:-\d+)?"  # added if another run had written a file of that name
     variants = re.compile(
         rf"{name}(?:{BEST}(?:{AVERAGE})?|(?:-[a-z]*\d+)?{AVERAGE}){again}{suffix}", re.ASCII
     )
-    # shorter numbers are those of `again`, of a finished model too
+    # six digits or more, since shorter numbers are those of `again`, as in the final model's name
     on_the_way = re.compile(rf"{name}-(?P<word>step|)(?P<number>\d{{6,}}){again}{suffix}", re.ASCII)
     exported = run.exported_model()
     found: dict[Path, tuple[bool, str, int]] = {}
@@ -42,5 +42,5 @@ def models_of_run(run: RunDirectory) -> list[Path]:
         else:
             found[model] = (False, match["word"], int(match["number"]))
     has_both = len({kind for is_last, kind, _ in found.values() if not is_last}) > 1
-    # by epochs and by steps: they were written in the order of the steps
+    # models by epochs and by steps cannot be compared by number, so the record's order is kept
     return sorted(found, key=lambda model: found[model][0] if has_both else found[model])

@@ -1,4 +1,4 @@
-"""The states and models of a run, written while training goes on where memory allows a copy."""
+"""Writes the states and models of a run, in the background if RAM has room for a copy."""
 
 from __future__ import annotations
 
@@ -49,28 +49,31 @@ Export = Callable[[Trained, str], Path]
 
 
 class EvalWeights(Protocol):
-    """Puts the weights to export in the place of those that are trained, for a while."""
+    """Replaces the trained weights by those to export, for a while."""
 
     def __call__(self, *, average: bool) -> contextlib.AbstractContextManager[None]:
-        """Put them there; with `average`, the running average where one is kept."""
+        """Return a context in which the weights are replaced.
+
+        Args:
+            average: Whether to use the running average, if the run has one.
+        """
 
 
 class Saver:
-    """Writes what a run leaves, on the first process.
+    """Writes the states, averages and models of a run, on the main process.
 
-    The others do their share where the model is shared out, and write nothing.
+    The other processes write nothing, but take part in gathering a sharded model.
 
-    Training waits only for the copy out of its way; for all of it where that copy would not fit
-    into RAM.
+    Training waits only while tensors are copied to RAM; if the copy would not fit, training waits
+    until all is written.
 
     Args:
-        resumable: What goes into a state.
-        source: What a model is exported from.
+        resumable: The objects that states are captured from.
+        source: The inputs of exports.
         accelerator: The processes.
-        evaluation_weights: Puts the weights to export in the place of those that are trained: their
-            running average where asked for.
-        run: Where states go, and models unless the settings say otherwise.
-        progress: Who is told.
+        evaluation_weights: Replaces the trained weights by those to export, for a while.
+        run: The directory for states, and for models unless the settings name another.
+        progress: Receives progress and notes.
     """
 
     def __init__(
@@ -93,20 +96,20 @@ class Saver:
     def save_state(
         self, done: int, best: float | None, *, now: bool, window: MetricsWindow | None = None
     ) -> None:
-        """Save the state after `done` steps.
+        """Save the state after `done` steps; does nothing if the run has that state already.
 
         Args:
-            done: Steps.
-            best: The lowest validation loss so far.
-            now: Whether to wait until it is on disk.
-            window: What is not in the metrics yet.
+            done: Steps completed.
+            best: The lowest validation loss so far; None before the first.
+            now: Whether to wait until the state is on disk.
+            window: Measurements that are not in the metrics yet.
 
         Raises:
             NonFiniteLossError: Weights are NaN or infinite; nothing is written or removed.
-            StorageError: It, or what was submitted before, could not be written.
+            StorageError: The state, or a file submitted before, could not be written.
         """
         if not self._session_state.strategy.agreed(done not in self._run.saved_steps()):
-            return  # the same step of the same run: the same bits
+            return  # the same step of the same run has the same bits
         self._require_finite(done)
         state = self._session_state.capture(done, best, window)
         if not self._writes:
@@ -119,27 +122,31 @@ class Saver:
             self._write_state(state)
 
     def save_last(self, done: int, best: float | None, window: MetricsWindow | None) -> None:
-        """Save the state of a run that ends by an error, also after a write that has failed.
+        """Save the state of a run that ends with an error, even after a failed background write.
 
         Args:
-            done: As for `save_state`.
-            best: Likewise.
-            window: Likewise.
+            done: Steps completed.
+            best: The lowest validation loss so far; None before the first.
+            window: Measurements that are not in the metrics yet.
 
         Raises:
-            NonFiniteLossError: As for `save_state`.
-            StorageError: It could not be written.
+            NonFiniteLossError: Weights are NaN or infinite; nothing is written or removed.
+            StorageError: The state could not be written.
         """
         self._background.wait_quietly()
         self.save_state(done, best, now=True, window=window)
 
     def newest_saved(self) -> int:
-        """The step of the newest state on disk, after what is being written; 0 without one."""
+        """Return the step of the newest state on disk, or 0; waits for background writes."""
         self._background.wait_quietly()
         return max(self._run.saved_steps(), default=0)
 
     def _require_finite(self, done: int) -> None:
-        """Look at the weights, and their average: what is saved has to be good to go on from."""
+        """Make sure that the weights and their averages are finite before they are saved.
+
+        Raises:
+            NonFiniteLossError: A weight is NaN or infinite.
+        """
         resumable, optimizer = self._session_state, self._source.config.optimizer
         averages = [t for a in resumable.averages().values() for t in a.tensors().values()]
         good = are_finite([*resumable.names, *averages])
@@ -148,22 +155,23 @@ class Saver:
             good = not bool(self._accelerator.reduce(bad, "sum"))
         if not good:
             raise NonFiniteLossError(
-                f"After {counted(done, 'steps')} there are weights that are NaN or infinite, "
+                f"After {counted(done, 'steps')} some weights are NaN or infinite, "
                 f"though every loss and gradient was finite: optimizer.kind "
                 f"{optimizer.kind} made them so. No state was written. Lower "
                 f"optimizer.lr (it is {optimizer.lr:g}). To continue from the "
-                f"newest state before: {how_to_resume(self._run.path, self._run.address)}"
+                f"newest earlier state: {how_to_resume(self._run.path, self._run.address)}"
             )
 
     def store_start(self, step: int, averages: Mapping[float, EmaWeights]) -> None:
-        """Store the weights that the run began with, unless it goes on and has stored them.
+        """Store the weights that the run begins with, unless a resumed run has stored them already.
 
         Args:
-            step: What it goes on from.
-            averages: As they are before anything is taken in or restored: the weights themselves.
+            step: The step that the run continues from; 0 for a new run.
+            averages: The averages before the first update and before a restore, when they still
+                equal the weights.
 
         Raises:
-            StorageError: They could not be written.
+            StorageError: The weights could not be written.
         """
         strategy = self._session_state.strategy
         if not strategy.agreed(step == 0 or not start_file(self._run).is_file()):
@@ -176,11 +184,11 @@ class Saver:
                 tensors[name].read()
 
     def store_averages(self, done: int, averages: Mapping[float, EmaWeights]) -> None:
-        """Store averages that others are made of after training, as they are after `done` steps.
+        """Store the averages after `done` steps, which post-hoc EMA combines after training.
 
         Raises:
-            ModelError: The weights that the run began with cannot be read any more.
-            StorageError: They, or what was submitted before, could not be written.
+            ModelError: The weights that the run began with cannot be read.
+            StorageError: The averages, or a file submitted before, could not be written.
         """
         strategy = self._session_state.strategy
         whole = {s: strategy.whole(average.tensors()) for s, average in averages.items()}
@@ -206,7 +214,7 @@ class Saver:
         write_snapshot(self._run, done, tensors)
 
     def export_intermediate(self, done: int, endings: Sequence[str]) -> None:
-        """Export the model as it is after `done` steps, once for each ending of its name."""
+        """Export the model after `done` steps, once per name suffix in `endings`."""
         source = replace(self._source, steps=done)
         for ending in endings:
 
@@ -218,15 +226,15 @@ class Saver:
             self._export(export, now=False)
 
     def begin_anew(self) -> int:
-        """Set the models of earlier attempts apart: this one begins at its first step.
+        """Mark existing models as those of an abandoned attempt, since the run starts from scratch.
 
         Returns:
-            How many there are.
+            The number of models of abandoned attempts.
         """
         return self._models.begin_anew()
 
     def lacks(self, endings: Sequence[str]) -> bool:
-        """Whether a model of one of these endings is not there."""
+        """Return whether a model with one of these name suffixes is missing on the disk."""
         targets = [
             intermediate_target(self._source.config, ending, variant)
             for ending in endings
@@ -235,7 +243,7 @@ class Saver:
         return not all(target.exists() for target in targets)
 
     def export_best(self, done: int, loss: float) -> None:
-        """Export the model as it is after `done` steps, in the place of the best before."""
+        """Export the model after `done` steps as the best one, replacing the previous best."""
         source = replace(self._source, steps=done)
         self._export(
             lambda trained, variant: export_best(
@@ -245,7 +253,11 @@ class Saver:
         )
 
     def export_model(self) -> Path | None:
-        """Export the model, wait until all is on disk, and return its path if it was written."""
+        """Export the final model and wait until it is on disk.
+
+        Returns its path; None in all processes but the main one. If both the model and its running
+        average are exported, the path is that of the model.
+        """
         self._background.wait()
         paths = self._export(
             lambda trained, variant: export_final(
@@ -256,23 +268,23 @@ class Saver:
         return paths[0] if self._writes else None
 
     def drop_states(self) -> None:
-        """Remove the states of a run whose end is recorded, unless they are to be kept.
+        """Remove the states of a finished run, unless `saving.keep_final_state` is on.
 
-        Damaged ones that were renamed stay: they are the user's to look at.
+        Damaged states that were renamed stay, so that the user can inspect them.
         """
         if self._saving.keep_final_state:
             return
         for step in self._run.saved_steps():
             files.remove_folder(self._run.states / step_name(step))
-        with contextlib.suppress(OSError):  # something else is in it
+        with contextlib.suppress(OSError):  # the folder holds other files
             self._run.states.rmdir()
 
     def raise_error(self) -> None:
-        """Pass on the error of what could not be written meanwhile."""
+        """Raise the error of a background write that has failed, if one has."""
         self._background.raise_error()
 
     def close(self) -> None:
-        """Wait until all is done."""
+        """Wait for background writes, and end the writer."""
         self._background.close()
 
     def _write_state(self, state: TrainingState) -> None:
@@ -282,7 +294,7 @@ class Saver:
 
     def _export(self, export: Export, *, now: bool) -> list[Path]:
         paths = []
-        shared = self._session_state.strategy.is_sharded  # what was put together is a copy
+        shared = self._session_state.strategy.is_sharded  # gathered tensors are copies already
         for variant, average in self._suffixes().items():
             with self._eval_weights(average=average):
                 trained: Trained = self._session_state.strategy.gather_modules(
@@ -302,7 +314,7 @@ class Saver:
         self._background.submit(lambda: export(copy, variant))
 
     def _suffixes(self) -> Mapping[str, bool]:
-        """What is exported: ending of the name -> whether it is the running average."""
+        """Return the variants to export: name suffix -> whether it is the running average."""
         if self._session_state.ema is None:
             return {"": False}
         return {"instead": {"": True}, "never": {"": False}, "beside": {"": False, AVERAGE: True}}[

@@ -1,4 +1,4 @@
-"""Between what is trained and a training state: what a run would need to continue, and back."""
+"""Captures a training state from the objects of a session, and restores it into them."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from impasto.training.parallel.strategy import OptimizerState, ParallelStrategy
 from impasto.training.saving.state import TrainingState
 
 SIGMA_REL = "/"
-"""Between the sigma_rel of an average and the name of a weight, as in `0.05/unet.conv_in.bias`."""
+"""Separates an average's sigma_rel from the name of a weight, as in `0.05/unet.conv_in.bias`."""
 
 LOSS_WEIGHTS = "loss weights/"
-"""In front of the names of what is learned of loss weights, among those of the optimizer."""
+"""Prefix of the names of learned loss weights, which are stored with the optimizer's tensors."""
 
 
 @dataclass(frozen=True)
 class SessionState:
-    """All that changes while a run trains, and what tells its states from those of other runs.
+    """The objects of a session that change during training, and the fingerprint of the run.
 
     Attributes:
-        names: The name of each parameter that is trained.
-        ema: The running average that is looked at; None without.
-        posthoc: Averages that others are made of after training, by sigma_rel.
-        uncertainty: Loss weights that are learned; None without. They are kept with the optimizer.
-        fingerprint: What a state has to agree with, by name.
+        names: The name of each trained parameter.
+        ema: The running average that is evaluated and exported; None if the run has none.
+        posthoc: Averages that post-hoc EMA combines after training, by sigma_rel.
+        uncertainty: The learned loss weights, stored with the optimizer; None if they are fixed.
+        fingerprint: Facts that a saved state must agree with, by name.
     """
 
     strategy: ParallelStrategy
@@ -49,9 +49,9 @@ class SessionState:
     def capture(
         self, done: int, best_validation: float | None = None, window: MetricsWindow | None = None
     ) -> TrainingState:
-        """All that a run would need to continue after `done` steps.
+        """Return the state that a run needs to continue after `done` steps, lazily read.
 
-        Where processes share the model out, all of them read its tensors, in the same order.
+        If the model is sharded, all processes have to read its tensors, in the same order.
         """
         strategy = self.strategy
         optimizer = strategy.optimizer_state(self.optimizer, self.names)
@@ -73,10 +73,10 @@ class SessionState:
         )
 
     def restore(self, state: TrainingState) -> None:
-        """Put a captured state into a new run.
+        """Load a captured state into the objects of this session.
 
         Raises:
-            RunError: It does not fit what the run trains.
+            RunError: The state does not fit the trained parameters.
         """
         strategy = self.strategy
         strategy.put(self.names, state.weights)
@@ -97,7 +97,7 @@ class SessionState:
         return {f"{LOSS_WEIGHTS}{name}": LazyTensor.of(t) for name, t in tensors.items()}
 
     def averages(self) -> dict[str, EmaWeights]:
-        """All running averages, by what is in front of the names of their tensors in a state."""
+        """Return all running averages, by the prefix of their tensors' names in a state."""
         plain = {} if self.ema is None else {"": self.ema}
         return plain | {f"{sigma_rel:g}{SIGMA_REL}": a for sigma_rel, a in self.posthoc.items()}
 

@@ -1,12 +1,12 @@
 """Training states on disk: complete or absent, versioned, without pickle.
 
-state.json               format_version, step, samples_seen, what the tensors belong to
-weights.safetensors      the parts that learn, as they are kept
+state.json               format_version, step, samples_seen, fingerprint of the run
+weights.safetensors      the trained parameters, in the dtype that they are trained in
 optimizer.safetensors    the optimizer's tensors
-ema.safetensors          the running average of the weights, if there is one
+ema.safetensors          the running averages of the weights, if the run has any
 hashes.json              a hash of state.json, and of each tensor of each file
 
-States of earlier versions have no hashes; they are read, and only their form can be checked.
+States of earlier versions have no hashes; they can be read, but only their structure is checked.
 """
 
 from __future__ import annotations
@@ -37,25 +37,28 @@ _WEIGHTS = ("weights", "ema")
 
 
 class DamagedStateError(RunError):
-    """A state is not what was written: cut short, with changed bits, or with parts missing."""
+    """A state differs from what was written: truncated, changed, or with parts missing."""
 
 
 @dataclass(frozen=True)
 class TrainingState:
-    """All that a resumed run needs besides its settings and its data.
+    """All that a resumed run needs besides its settings and its dataset.
+
+    All tensors are read lazily, one by one.
 
     Attributes:
-        step: Optimizer steps done.
-        samples_seen: Images seen, repeats counted, over all processes.
-        fingerprint: What the state belongs to: base model, data and settings that shape the run.
-        weights: `<part>.<name>` -> tensor; read one by one, as all of them.
+        step: Optimizer steps completed.
+        samples_seen: Images seen, including repeats, over all processes.
+        fingerprint: The run that the state belongs to: base model, dataset, and all settings that
+            change the results.
+        weights: `<part>.<name>` -> trained tensor.
         optimizer: The optimizer's tensors.
         optimizer_scalars: The optimizer's numbers that are not tensors.
-        ema: The averaged weights, or nothing.
-        scaler: Of the loss in float16, or nothing.
-        best_validation: The lowest validation loss so far.
-        window: What the steps amount to that no line of metrics tells of yet.
-        is_hashed: Whether it has hashes, which states of earlier versions have not.
+        ema: The averaged weights; empty if the run has none.
+        scaler: The state of the fp16 loss scaler; empty without one.
+        best_validation: The lowest validation loss so far; None before the first.
+        window: Measurements of steps that no line of metrics includes yet.
+        is_hashed: Whether the state has hashes, which those of earlier versions lack.
     """
 
     step: int
@@ -72,11 +75,11 @@ class TrainingState:
 
     @property
     def size_bytes(self) -> int:
-        """The bytes of the state's tensors."""
+        """The size of all tensors in bytes."""
         return sum(total_bytes(tensors) for tensors in self.tensors())
 
     def copied(self) -> TrainingState:
-        """A copy in RAM, which training does not change."""
+        """Return a copy with all tensors in RAM, which training does not change."""
         weights, optimizer, ema = (
             {n: LazyTensor.of(tensors[n].read_as(tensors[n].dtype)) for n in in_file_order(tensors)}
             for tensors in self.tensors()
@@ -86,25 +89,26 @@ class TrainingState:
     def read_on_all_ranks(self) -> None:
         """Read all tensors, each once and in the order in which they are written or copied.
 
-        What processes that share a model out do while the first one saves it.
+        The other processes of a sharded run call this while the main process saves the state, since
+        gathering a tensor needs all of them.
         """
         for tensors in self.tensors():
             for name in in_file_order(tensors):
                 tensors[name].read()
 
     def tensors(self) -> tuple[Tensors, Tensors, Tensors]:
-        """Those of the weights, of the optimizer, and of the average."""
+        """Return the tensors of the weights, of the optimizer, and of the averages."""
         return self.weights, self.optimizer, self.ema
 
 
 def save_state(run: RunDirectory, state: TrainingState, *, keep: int) -> Path:
-    """Write a state durably, then remove all but the `keep` newest.
+    """Write a state and sync it to disk, then remove all but the `keep` newest states.
 
     Raises:
         StorageError: The disk is full or the run directory cannot be written; older states stay.
     """
     target = run.states / step_name(state.step)
-    if target.is_dir():  # the same step of the same run: the same bits
+    if target.is_dir():  # the same step of the same run has the same bits
         state.read_on_all_ranks()
         return target
     with files.replace_folder(target) as partial:
@@ -144,25 +148,26 @@ def load_state(
     *,
     check_tensors: bool = True,
 ) -> TrainingState:
-    """Read a state, and make sure that it is whole and belongs to this run.
+    """Read a state, and make sure that it is undamaged and belongs to this run.
 
     Args:
-        folder: Where it is.
-        fingerprint: What this run is.
-        progress: Is shown how far the check is.
-        check_tensors: Whether all tensors are read and compared with their hashes.
+        folder: The folder of the state.
+        fingerprint: The fingerprint of this run.
+        progress: Receives the progress of the check; None shows none.
+        check_tensors: Whether to read all tensors and compare them with their hashes.
 
     Raises:
-        DamagedStateError: It is not what was written.
-        RunError: It is of a newer format, or of another run; the difference is named.
+        DamagedStateError: The state differs from what was written.
+        RunError: The state has a newer format, belongs to another run (the message names the
+            differences), or cannot be read for a passing reason.
     """
     try:
         description = parse_json(read_text(folder / DESCRIPTION))
         version = description["format_version"]
         if version > FORMAT_VERSION:
             raise RunError(
-                f"{folder} was written by a newer Impasto (state format {version}; this one reads "
-                f"up to {FORMAT_VERSION}). Update Impasto to resume it."
+                f"{folder} was written by a newer version of Impasto (state format {version}; this "
+                f"version reads up to {FORMAT_VERSION}). Update Impasto to resume it."
             )
         hashes = _hashes_of(folder, description)
         step = _number(description["step"])
@@ -172,7 +177,7 @@ def load_state(
             _require_good(tensors, hashes, progress or SilentProgress())
         return _state_of(description, tensors, is_hashed=hashes is not None)
     except OSError as error:
-        if error.errno not in _OF_DAMAGED_FILES:  # such as too many open files, which passes
+        if error.errno not in _OF_DAMAGED_FILES:  # a passing error, such as too many open files
             raise RunError(
                 f"{folder} cannot be read: {storage_errors.cause_of(error)}. Nothing was changed."
             ) from error
@@ -186,7 +191,7 @@ def load_state(
 
 
 def recorded_fingerprint(run: RunDirectory) -> Mapping[str, str]:
-    """What the newest readable state of a run belongs to; empty where there is no state."""
+    """Return the fingerprint of the newest readable state of a run; empty if there is none."""
     for step in reversed(run.saved_steps()):
         with contextlib.suppress(OSError, *_SIGNS_OF_DAMAGE):
             description = parse_json(read_text(run.states / step_name(step) / DESCRIPTION))
@@ -197,12 +202,12 @@ def recorded_fingerprint(run: RunDirectory) -> Mapping[str, str]:
 _OF_DAMAGED_FILES = {
     errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EIO, errno.EINVAL, errno.EILSEQ
 }  # fmt: skip
-"""Errors of the system that say that a file is missing, of another kind, or unreadable for good."""
+"""Errors of the operating system for a file that is missing, not a file, or unreadable for good."""
 
 _SIGNS_OF_DAMAGE = (
     ValueError, KeyError, TypeError, AttributeError, RecursionError, ModelError
 )  # fmt: skip
-"""What damaged JSON and tensor files lead to; hashes find the rest."""
+"""Exceptions that damaged JSON and tensor files cause; hashes find all other damage."""
 
 
 def _error_text(error: Exception) -> str:
@@ -212,12 +217,16 @@ def _error_text(error: Exception) -> str:
         what = "is missing" if isinstance(error, FileNotFoundError) else f"- {error.strerror}"
         return f"{Path(error.filename).name} {what}"
     if isinstance(error, KeyError):
-        return f"{error} is missing in it"
+        return f"{error} is missing"
     return repr(error)
 
 
 def _hashes_of(folder: Path, description: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """The hashes of a state, its description compared with its own; None of an older version."""
+    """Return the hashes of a state, after checking state.json; None in states of older versions.
+
+    Raises:
+        ValueError: `hashes.json` is missing, or state.json differs from its hash.
+    """
     file = folder / HASHES
     if not file.is_file():
         if description.get("has_hashes"):
@@ -225,12 +234,16 @@ def _hashes_of(folder: Path, description: Mapping[str, Any]) -> Mapping[str, Any
         return None
     hashes: Mapping[str, Any] = parse_json(read_text(file))
     if hashes[DESCRIPTION] != files.sha256_of(folder / DESCRIPTION):
-        raise ValueError(f"{DESCRIPTION} is not what was written")
+        raise ValueError(f"{DESCRIPTION} does not match its hash")
     return hashes
 
 
 def _tensors_of(folder: Path, hashes: Mapping[str, Any] | None) -> dict[str, Tensors]:
-    """The tensors of each file, unread; all that the hashes name, and no others."""
+    """Return the tensors of each file, lazily read, after comparing their names with the hashes.
+
+    Raises:
+        ValueError: A file is not safetensors, or its tensors are not those in the hashes.
+    """
     found: dict[str, Tensors] = {}
     for name in _TENSOR_FILES:
         file = f"{name}.safetensors"
@@ -238,12 +251,16 @@ def _tensors_of(folder: Path, hashes: Mapping[str, Any] | None) -> dict[str, Ten
         is_expected = name != "ema" or is_there or (hashes is not None and file in hashes)
         found[name] = _open(folder / file) if is_expected else {}
         if hashes is not None and found[name].keys() != hashes.get(file, {}).keys():
-            raise ValueError(f"{file} lacks tensors, or has others")
+            raise ValueError(f"{file} has missing or unexpected tensors")
     return found
 
 
 def _open(file: Path) -> Tensors:
-    """The tensors of a file that has to be safetensors: a pickle is not even looked into."""
+    """Open a safetensors file; a file of another format, such as a pickle, is never parsed.
+
+    Raises:
+        ValueError: The file is not safetensors.
+    """
     with file.open("rb") as content:
         head = content.read(9)
     if head[8:] != b"{" or int.from_bytes(head[:8], "little") + 8 > file.stat().st_size:
@@ -254,9 +271,12 @@ def _open(file: Path) -> Tensors:
 def _require_good(
     tensors: Mapping[str, Tensors], hashes: Mapping[str, Any] | None, progress: Progress
 ) -> None:
-    """Make sure that tensors are what was written, and weights finite.
+    """Make sure that tensors match their hashes, and that weights are finite.
 
     Earlier versions could write weights that are NaN, and did not always write hashes.
+
+    Raises:
+        ValueError: A tensor differs from its hash, or a weight is not finite.
     """
     read = tensors if hashes is not None else {k: v for k, v in tensors.items() if k in _WEIGHTS}
     size = sum(total_bytes(own) for own in read.values())
@@ -267,7 +287,7 @@ def _require_good(
             for name, tensor in own.items():
                 values = tensor.read()
                 if hashes is not None and tensor_hash(values) != hashes[file][name]:
-                    raise ValueError(f"{name} in {file} is not what was written")
+                    raise ValueError(f"{name} in {file} does not match its hash")
                 if component in _WEIGHTS and not are_finite([values]):
                     raise ValueError(f"{name} in {file} holds NaN or infinite values")
                 count(tensor.size_bytes)
@@ -294,7 +314,7 @@ def _state_of(
 
 def _number(value: Any) -> int:
     if type(value) is not int or not 0 <= value < 2**53:
-        raise ValueError(f"{value!r} is no number of steps or images")
+        raise ValueError(f"{value!r} is not a valid number of steps or images")
     return value
 
 
@@ -306,6 +326,6 @@ def _require_same(
         has_exported = RunDirectory(folder.parents[1]).exported_model() is not None
         raise RunError(
             f"{folder} cannot be resumed exactly, because this changed since: "
-            f"{'; '.join(differing)}. Put it back as it was, or start a new run"
+            f"{'; '.join(differing)}. Undo the change, or start a new run"
             f"{' from the exported model' if has_exported else ''}."
         )

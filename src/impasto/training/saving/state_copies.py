@@ -1,7 +1,7 @@
-"""A training state on machines that do not have the run directory: a copy while it is read.
+"""Copies a training state to machines that do not have the run directory, while it is read.
 
-The first process reads the files and sends them to all, in pieces; the first process of each
-machine without them writes them where the run's directory would be.
+The main process reads the files and broadcasts them in pieces. On each machine without them, the
+first local process writes them to the path that the run directory would have.
 """
 
 from __future__ import annotations
@@ -33,16 +33,18 @@ _COPY = "received-"
 def state_here(
     run: RunDirectory, step: int, accelerator: Accelerator, group: ProcessGroup
 ) -> Iterator[Path]:
-    """The folder of a state, on whichever machine this is; all processes call it.
+    """Yield the folder of a state on this machine, copied there if needed; all processes call it.
+
+    The copy is removed at the end of the context.
 
     Args:
-        run: Has the state on the first process's machine.
-        step: Which one.
-        accelerator: The processes.
-        group: The same.
+        run: The run; its directory need exist only on the main process's machine.
+        step: The step of the state.
+        accelerator: The processes, for the broadcast.
+        group: The same processes, for messages.
 
     Raises:
-        StorageError: A machine has no room for the copy.
+        StorageError: A machine cannot write the copy.
     """
     if group.is_local_first:
         _remove_copies(run)
@@ -62,22 +64,25 @@ def state_here(
         if faults:
             raise StorageError(faults[0])
         yield copy if is_lacking else folder
-        group.gather("")  # other processes of the machine have read it too
+        group.gather("")  # wait until the other processes of the machine have read the copy
     finally:
         if writes:
             shutil.rmtree(copy, ignore_errors=True)
-            with contextlib.suppress(OSError):  # the directory of another run may be there
+            with contextlib.suppress(OSError):  # the folder may hold files of another run
                 run.path.rmdir()
 
 
 def _remove_copies(run: RunDirectory) -> None:
-    """Remove what a resume that was killed has left on this machine: gigabytes of any step."""
+    """Remove copies of any step that a killed resume has left on this machine (gigabytes)."""
     for folder in run.path.glob(f"{_COPY}{step_name(0).rstrip('0')}*"):
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _files_of(folder: Path) -> dict[str, list[Any]]:
-    """Sizes of the files of a state, and of that with the hashes of all others its own hash."""
+    """Return file name -> [size, hash] of a state's files; empty if the folder is missing.
+
+    Only hashes.json is hashed, since it holds the hashes of the others; their hash is "".
+    """
     if not folder.is_dir():
         return {}
     return {
@@ -87,7 +92,11 @@ def _files_of(folder: Path) -> dict[str, list[Any]]:
 
 
 def _send(folder: Path, sizes: dict[str, int], copy: Path | None, accelerator: Accelerator) -> str:
-    """Send files from the first process to all; returns what kept this one from writing them."""
+    """Broadcast files from the main process, and write them to `copy` unless it is None.
+
+    Returns the error message if this process could not write, else an empty string. It keeps
+    receiving after an error, since a broadcast needs all processes.
+    """
     fault = ""
     for name, size in sorted(sizes.items()):
         with contextlib.ExitStack() as opened:
@@ -114,7 +123,7 @@ def _send(folder: Path, sizes: dict[str, int], copy: Path | None, accelerator: A
 
 
 def _broadcast(source: BinaryIO | None, size: int, accelerator: Accelerator) -> bytes:
-    """The next bytes of a file that the first process has open, on all processes."""
+    """Return the next `size` bytes of the main process's open file, on all processes."""
     piece = torch.empty(size, dtype=torch.uint8)
     if source is not None:
         piece = torch.frombuffer(bytearray(source.read(size)), dtype=torch.uint8)

@@ -1,1 +1,1 @@
-"""Steps of a session: prefetched batches, forward and backward, CUDA graphs, updates."""
+"""The training steps of a session: prefetch, forward and backward, CUDA graphs, update."""

@@ -1,4 +1,4 @@
-"""Times by itself what torch.compile takes in the first step of each shape of batches."""
+"""Times torch.compile separately, in the first step of each batch shape."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from impasto.training.steps.micro_steps import MicroSteps
 
 
 class CompileTimer:
-    """Times the steps that compile apart from those that train, so that rates stay true.
+    """Keeps steps that compile out of the training speed, and times them as "compiling".
 
     Args:
-        compiles: What of the U-Net is compiled.
-        micro_steps: Knows the shapes of a step's batches.
+        compiles: Which part of the U-Net is compiled; "off" for none.
+        micro_steps: Tells the shapes of a step's batches.
         meter: Measures the run.
-        note: Is told that code is being made, which takes minutes.
+        note: Receives a note before each compilation, which takes minutes.
     """
 
     def __init__(
@@ -35,10 +35,10 @@ class CompileTimer:
 
     @contextlib.contextmanager
     def step(self, bucket: Size, optimizer_step: OptimizerStep) -> Iterator[None]:
-        """Run a step within; one with a shape of its own compiles, and counts for no rate.
+        """Wrap one optimizer step; if it has a new batch shape, time it as compilation.
 
         Raises:
-            RunError: torch.compile has made more graphs than it may.
+            RunError: torch.compile has reached its limit of graphs.
         """
         if self._compiles == "off":
             yield

@@ -1,4 +1,4 @@
-"""A batch forward and backward: as it is written, or by CUDA graphs of whole steps."""
+"""Forward and backward passes of a micro-batch: eagerly, or by CUDA graphs of whole steps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from impasto.training.steps.step_graphs import StepGraphs, build_step_graphs
 
 
 class MicroSteps(Protocol):
-    """Goes forward and backward; gradients add up until the update takes them.
+    """Runs forward and backward passes; gradients accumulate until the update applies them.
 
     Attributes:
         update: Applies the gradients of a step.
@@ -27,31 +27,31 @@ class MicroSteps(Protocol):
     update: OptimizerUpdate
 
     def begin(self) -> None:
-        """Make what the micro-steps of the next optimizer step compute with."""
+        """Prepare the weights for the micro-steps of the next optimizer step."""
 
     def shapes(self, bucket: Size, optimizer_step: OptimizerStep) -> set[tuple[Size, int]]:
-        """Bucket and number of images of each batch that a network is called with in a step."""
+        """Return (bucket, batch size) of all batches that the network is called with in a step."""
 
     def run(
         self, batch: Batch, micro_batch: MicroBatch, optimizer_step: OptimizerStep
     ) -> tuple[StepOutput, Tensor]:
-        """Add the gradient of a batch to those there are.
+        """Compute the gradient of a batch and add it to the accumulated ones.
 
         Returns:
-            The losses of its samples, and their share of the step's loss.
+            The losses of its samples, and the batch's contribution to the mean loss of the step.
         """
 
     def end_pause(self) -> None:
-        """Go on after something that was no training and may have moved weights in memory."""
+        """Prepare to continue after a pause, which may have moved weights in memory."""
 
 
 class PlainMicroSteps:
-    """Computes micro-steps as they are written, kernel by kernel.
+    """Computes micro-steps eagerly, kernel by kernel.
 
     Args:
         session: The run.
-        copies: Stand in the place of weights while a step computes.
-        update: Goes backward, and steps.
+        copies: Copies of weights that replace them while a step computes.
+        update: Runs the backward pass, and updates the weights.
     """
 
     def __init__(self, session: Session, copies: WeightCopies, update: OptimizerUpdate) -> None:
@@ -59,19 +59,19 @@ class PlainMicroSteps:
         self._steps_in_backward = session.config.training.optimizer_in_backward != "off"
 
     def begin(self) -> None:
-        """Take over the weights as they are now."""
+        """Refresh the copies of weights from their present values."""
         self._copies.refresh()
 
     def shapes(self, bucket: Size, optimizer_step: OptimizerStep) -> set[tuple[Size, int]]:
-        """Short batches are shapes of their own."""
+        """Return (bucket, batch size) of each batch; a short batch is a separate shape."""
         return {(bucket, len(batch.samples)) for batch in optimizer_step.micro_batches}
 
     def run(
         self, batch: Batch, micro_batch: MicroBatch, optimizer_step: OptimizerStep
     ) -> tuple[StepOutput, Tensor]:
-        """Forward and backward as they are written."""
+        """Compute the gradient of a batch eagerly, and add it to the accumulated ones."""
         session = self._session
-        with self._copies.swapped_in():  # in the backward pass too: blocks are computed again there
+        with self._copies.swapped_in():  # for backward too, where checkpointed blocks run again
             with session.precision.autocast():
                 output = training_step(session.unet, session.conditioner, batch, session.recipe)
             loss = micro_batch_loss(
@@ -84,16 +84,16 @@ class PlainMicroSteps:
         return output, loss.detach()
 
     def end_pause(self) -> None:
-        """Do nothing: no step that is kept depends on where the weights are."""
+        """Do nothing, since no recorded graph depends on the weights' addresses."""
 
 
 class GraphedMicroSteps:
-    """Computes each micro-step by the CUDA graph of its shape, and the update by one of its own.
+    """Computes each micro-step by the CUDA graph of its shape, and the update by another graph.
 
     Args:
         session: The run.
-        copies: Stand in the place of weights while a step computes.
-        graphs: Have the micro-steps and the update.
+        copies: Copies of weights that replace them while a step computes.
+        graphs: The graphs of the micro-steps and of the update.
     """
 
     def __init__(self, session: Session, copies: WeightCopies, graphs: StepGraphs) -> None:
@@ -102,9 +102,9 @@ class GraphedMicroSteps:
         self._has_copies = False
 
     def begin(self) -> None:
-        """Take over the weights once; after that the graph of the update does.
+        """Refresh the copies of weights the first time; later the graph of the update does so.
 
-        Inputs are made ahead of the graphs, so this is where the host waits if it is far ahead.
+        If the CPU is several steps ahead of the GPU, it waits here.
         """
         self._graphs.begin_step()
         if not self._has_copies:
@@ -112,14 +112,14 @@ class GraphedMicroSteps:
             self._has_copies = True
 
     def shapes(self, bucket: Size, optimizer_step: OptimizerStep) -> set[tuple[Size, int]]:
-        """Short batches are filled up to the size of full ones of their dataset and bucket."""
+        """Return (bucket, batch size) of each batch, padded to the full size of its dataset."""
         full_size = self._session.sampler.full_batch_size
         return {(bucket, full_size(batch)) for batch in optimizer_step.micro_batches}
 
     def run(
         self, batch: Batch, micro_batch: MicroBatch, optimizer_step: OptimizerStep
     ) -> tuple[StepOutput, Tensor]:
-        """What follows from the batch is made ahead of the graph."""
+        """Compute the inputs of a batch eagerly, then replay the graph of its shape."""
         session = self._session
         with session.precision.autocast():
             inputs = step_inputs(session.conditioner, batch, session.recipe)
@@ -127,22 +127,22 @@ class GraphedMicroSteps:
         return self._graphs.micro_step(inputs, 1 / optimizer_step.size, full)
 
     def end_pause(self) -> None:
-        """Record anew if weights are elsewhere now."""
+        """Record the graphs again if weights have moved in memory."""
         self._graphs.forget_if_moved()
 
 
 def build_micro_steps(
     session: Session, parameters: Sequence[Tensor], note: Callable[[str], None]
 ) -> MicroSteps:
-    """The micro-steps that a run's settings ask for.
+    """Build the micro-steps of a run: graphed if `cuda_graphs` is "step", else eager.
 
     Args:
         session: The run.
-        parameters: All that learns, in the order of its states.
-        note: Is told what a person should know.
+        parameters: All trained parameters, in the order of saved states.
+        note: Receives notes for the user.
 
     Raises:
-        ConfigError: What was given in code does not go with graphs.
+        ConfigError: An override does not work with CUDA graphs.
     """
     training = session.config.training
     inputs = UpdateInputs(

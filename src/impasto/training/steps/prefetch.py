@@ -1,4 +1,4 @@
-"""Batches on their way to a GPU while the one before is trained on."""
+"""Prefetches batches to a GPU while the previous batch is trained on."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ Prefetch = Callable[[Iterator[StepBatch]], Iterator[StepBatch]]
 
 @dataclass(frozen=True)
 class _PendingBatch:
-    """A batch that is still being copied to the device.
+    """A batch that is being copied to the device.
 
     Attributes:
-        batch: It, on the device.
-        ready: When all of it is there; None where nothing has to be waited for.
+        batch: The batch, with its tensors on the device.
+        ready: The event after the last copy; None if there is no need to wait.
     """
 
     batch: Batch
@@ -31,24 +31,25 @@ class _PendingBatch:
 
 
 def build_prefetcher(device: torch.device, conditioner: TextConditioner | None = None) -> Prefetch:
-    """What takes batches to a device; a CPU has them already.
+    """Return a function that prefetches batches to a device; on a CPU it passes them on unchanged.
 
     Args:
-        device: Where they are trained on.
-        conditioner: Where no gradient flows into it; else None.
+        device: The device that trains.
+        conditioner: Encodes captions ahead; None leaves that to the training step, which it must
+            be left to if gradients flow into the conditioner.
     """
     return Prefetcher(device, conditioner) if device.type == "cuda" else iter
 
 
 class Prefetcher:
-    """Copies batches to a GPU on a separate stream, each while the one before is computed.
+    """Copies each batch to a GPU on a separate stream, while the previous batch is trained on.
 
-    Captions are encoded there too, so that a frozen text encoder works beside the U-Net. What it
-    remembers belongs to that stream: nothing else may ask the same memory.
+    Captions are encoded on that stream too, so that a frozen text encoder runs in parallel to the
+    U-Net. The conditioner's cache belongs to that stream and must not be used from another one.
 
     Args:
-        device: Where to.
-        conditioner: Encodes captions; None leaves that to the step.
+        device: The device to copy to.
+        conditioner: Encodes captions; None leaves that to the training step.
     """
 
     def __init__(self, device: torch.device, conditioner: TextConditioner | None = None) -> None:
@@ -56,9 +57,9 @@ class Prefetcher:
         self._stream = new_stream(device) if device.type == "cuda" else None
 
     def __call__(self, batches: Iterator[StepBatch]) -> Iterator[StepBatch]:
-        """Yield the batches, on the device by the time that they are taken."""
+        """Yield the batches, each with its copy to the device complete for the current stream."""
         waiting: tuple[OptimizerStep, _PendingBatch] | None = None
-        if self._stream is not None:  # the encoder's weights may still be on their way
+        if self._stream is not None:  # the encoder's weights may still be being copied
             self._stream.wait_stream(torch.cuda.current_stream(self._device))
         for optimizer_step, batch in batches:
             coming = optimizer_step, self._begin(batch)
@@ -85,7 +86,7 @@ class Prefetcher:
         return _PendingBatch(begun, None if self._stream is None else self._stream.record_event())
 
     def _arrived(self, coming: _PendingBatch) -> Batch:
-        """Have the training wait for this batch, and not for the one after it, which is begun."""
+        """Make the current stream wait for this batch, and not for the next one, begun already."""
         batch = coming.batch
         if coming.ready is None:
             return batch

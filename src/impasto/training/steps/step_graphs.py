@@ -1,10 +1,10 @@
-"""Whole training steps as CUDA graphs: one for each shape of batches, and one for the update.
+"""Whole training steps as CUDA graphs: one per batch shape, and one for the update.
 
-A step of SD 1.x is some thousands of kernels, which the host launches one by one; a fast GPU with a
-small batch waits for it. A graph launches them all at once. Inputs are copied to places that never
-change, short batches are filled up with samples of weight 0, and what the step leaves (gradients,
-losses) is at such places too. The first step of each shape runs as it is written, which prepares
-what libraries and compilers make once and loads all kernels; then it is recorded.
+A step of SD 1.x consists of thousands of kernels, which the CPU launches one by one; with a small
+batch, a fast GPU waits for it. A graph launches them all at once. Inputs are copied to buffers at
+fixed addresses, short batches are padded with samples of weight 0, and the results (gradients,
+losses) are at fixed addresses too. The first step of each shape runs eagerly, so that libraries and
+compilers set themselves up and all kernels are loaded; the next one is recorded.
 """
 
 from __future__ import annotations
@@ -35,18 +35,19 @@ from impasto.training.session import Session
 from impasto.training.step import StepInputs, StepOutput, losses_of
 
 LossFunction = Callable[[StepInputs], Tensor]
-"""[B] losses, computed on the device alone."""
+"""Returns [B] losses, computed without any wait of the CPU for the device."""
 
 
 @dataclass
 class _Shape:
-    """The places of batches of one shape, and their graph.
+    """The input and output buffers of one batch shape, and its graph.
 
     Attributes:
-        inputs: Filled before each step.
-        losses: [B] what the step leaves.
-        is_ready: Whether a step has run that added to gradients at their places, as a graph does.
-        replay: Does the step; None where it is not recorded yet.
+        inputs: Input buffers, filled before each step.
+        losses: [B] losses of the last step.
+        is_ready: Whether an eager step has accumulated gradients into existing buffers, as the
+            graph will.
+        replay: Replays the graph; None if it is not recorded yet.
     """
 
     inputs: StepInputs
@@ -56,7 +57,7 @@ class _Shape:
 
     @classmethod
     def like(cls, inputs: StepInputs, size: int) -> _Shape:
-        """Places for batches of `size` samples, which are otherwise like this one."""
+        """Allocate buffers for batches of `size` samples, otherwise shaped like `inputs`."""
 
         def copied(x: Tensor) -> Tensor:
             return torch.empty((size, *x.shape[1:]), dtype=x.dtype, device=x.device)
@@ -64,7 +65,7 @@ class _Shape:
         return cls(inputs.map(copied), torch.zeros(size, device=inputs.weights.device))
 
     def fill(self, inputs: StepInputs) -> None:
-        """Copy a batch to its places; what is missing is the last sample again, with weight 0."""
+        """Copy a batch into the buffers; pad a short one with its last sample at weight 0."""
         given = len(inputs.t)
         for target, value in zip(self.inputs.tensors(), inputs.tensors(), strict=True):
             target[:given].copy_(value)
@@ -75,18 +76,18 @@ class _Shape:
 
 
 class StepGraphs:
-    """Micro-steps by the shapes of their inputs, and the update that they share.
+    """Runs micro-steps by one CUDA graph per input shape; all share one update.
 
     Args:
         losses_of: The forward pass.
-        update: Goes backward, and steps.
-        copies: Stand in the place of weights while a step computes.
-        recorder: Records.
-        network: Has all that learns, and what the forward pass reads beside it.
-        note: Is told once that there are more shapes than graphs.
+        update: Runs the backward pass, and updates the weights.
+        copies: Copies of weights that replace them while a step computes.
+        recorder: Records graphs.
+        network: Holds all trained parameters and all other weights that the forward pass reads.
+        note: Receives a note, once, if there are more shapes than graphs.
 
     Attributes:
-        update: The update.
+        update: Runs the backward pass, and updates the weights.
     """
 
     def __init__(
@@ -109,19 +110,20 @@ class StepGraphs:
         self._share, self._loss = (torch.zeros((), device=device) for _ in range(2))
 
     def begin_step(self) -> None:
-        """Wait until the GPU has few steps left to do."""
+        """Wait until only a few queued steps are left on the GPU."""
         self._queue.begin_step()
 
     def micro_step(self, inputs: StepInputs, share: float, size: int) -> tuple[StepOutput, Tensor]:
-        """Add the gradient of a batch to those there are.
+        """Compute the gradient of a batch and add it to the accumulated ones.
 
         Args:
-            inputs: Of the batch.
-            share: What the sum of its losses is multiplied by to be its part of the step's loss.
-            size: How many samples a full batch of this kind has.
+            inputs: The tensors of the batch.
+            share: Factor that turns the sum of its losses into its contribution to the mean loss
+                of the step.
+            size: Number of samples of a full batch of this kind.
 
         Returns:
-            The losses of its samples, and their part of the step's loss.
+            The losses of its samples, and the batch's contribution to the mean loss of the step.
 
         Raises:
             ConfigError: A gradient would flow into the inputs, which are copied.
@@ -130,8 +132,9 @@ class StepGraphs:
         """
         if any(x.requires_grad for x in inputs.tensors()):
             raise ConfigError(
-                "training.cuda_graphs step does not go with a conditioner or noise that learns, "
-                'which was given in code: its work is not in the graph. Set cuda_graphs to "off".'
+                'training.cuda_graphs = "step" does not work with a trained conditioner or noise '
+                "given in code, since neither is computed in the graph. Set cuda_graphs to "
+                '"off".'
             )
         key = (size, *((x.shape[1:], x.dtype) for x in inputs.tensors()), inputs.mask is None)
         if key not in self._shapes:
@@ -145,7 +148,7 @@ class StepGraphs:
         return StepOutput(losses, inputs.t, inputs.weights), self._loss.clone()
 
     def forget_if_moved(self) -> None:
-        """Record anew if weights are elsewhere in memory than they were before."""
+        """Discard all graphs if weights have moved in memory; they are recorded again when used."""
         addresses = self._addresses()
         if addresses != self._weights_at:
             self._weights_at = addresses
@@ -166,18 +169,22 @@ class StepGraphs:
         shape.replay()
 
     def _require_no_stray_gradient(self) -> None:
-        """Make sure that the recorded update steps all that has a gradient."""
+        """Make sure that the recorded update covers all parameters that have a gradient.
+
+        Raises:
+            NotRecordableError: A parameter has its first gradient after the first step.
+        """
         stray = self.update.stray_parameter()
         if stray is not None:
             names = (name for name, p in self._network.named_parameters() if p is stray)
             raise NotRecordableError(
                 f"{next(names, 'a parameter')} has a gradient now and had none in the first step, "
-                f"whose parameters alone are stepped"
+                f"but only parameters that had one then are updated"
             )
 
     def _step(self, shape: _Shape) -> None:
-        """Go forward and backward from what is at the places of a shape, and leave its losses."""
-        with self._copies.swapped_in():  # in the backward pass too: blocks are computed again there
+        """Run forward and backward on the buffers of a shape, and store its losses there."""
+        with self._copies.swapped_in():  # for backward too, where checkpointed blocks run again
             losses = self._losses_of(shape.inputs)
             loss = torch.sum(losses) * self._share
             self.update.backward(loss)
@@ -185,21 +192,21 @@ class StepGraphs:
         self._loss.copy_(loss.detach())
 
     def _is_full(self) -> bool:
-        """Whether the limit of graphs is reached, of which a note tells the first time."""
+        """Return whether the limit of graphs is reached; the first time, note that it is."""
         recorded = sum(shape.replay is not None for shape in self._shapes.values())
         if recorded < MOST_GRAPHS:
             return False
         if not self._has_noted:
             self._has_noted = True
             self._note(
-                f"There are more than {MOST_GRAPHS} shapes of batches (sizes of images times "
-                f"lengths of captions). The others are trained on without CUDA graphs, slower: "
-                f"each graph takes memory. Fewer buckets (dataset.bucket_reso_steps) avoid it."
+                f"There are more than {MOST_GRAPHS} batch shapes (image sizes times caption "
+                f"lengths). Each CUDA graph takes VRAM, so the others are trained on without "
+                f"graphs, which is slower. Fewer buckets (dataset.bucket_reso_steps) avoid this."
             )
         return True
 
     def _addresses(self) -> list[int]:
-        """Of what learns and what is frozen: the forward pass reads both."""
+        """Return the addresses of all weights, trained and frozen, since graphs read both."""
         tensors = chain(self._network.parameters(), self._network.buffers())
         return [tensor.data_ptr() for tensor in tensors]
 
@@ -207,16 +214,16 @@ class StepGraphs:
 def build_step_graphs(
     session: Session, inputs: UpdateInputs, copies: WeightCopies, note: Callable[[str], None]
 ) -> StepGraphs:
-    """The graphs of a session, whose settings ask for them.
+    """Build the CUDA graphs of a session.
 
     Args:
         session: The run.
-        inputs: What its update works with.
-        copies: Stand in the place of weights while a step computes.
-        note: Is told what a person should know.
+        inputs: The objects that its update works with.
+        copies: Copies of weights that replace them while a step computes.
+        note: Receives notes for the user.
 
     Raises:
-        ConfigError: What was given in code does not go with graphs.
+        ConfigError: The network has both gradient checkpointing and dropout.
     """
     save_no_random_states(session.trainable.network)
     recorder = build_recorder(session.accelerator.device)
@@ -230,25 +237,26 @@ def build_step_graphs(
 
 
 def build_recorder(device: torch.device) -> GraphRecorder:
-    """What records on the device of a run."""
+    """Return the recorder of CUDA graphs for a device."""
     return CudaGraphRecorder(device)
 
 
 def save_no_random_states(network: nn.Module) -> None:
-    """Have blocks that are computed again not keep the generator's state, which a graph cannot.
+    """Stop checkpointed blocks from saving the generator's state, which a graph cannot record.
 
-    They need it for dropout alone, and a U-Net of Stable Diffusion has none.
+    Only dropout needs that state, and Stable Diffusion's U-Net has no dropout.
 
     Raises:
-        ConfigError: There is dropout in it.
+        ConfigError: The network has both gradient checkpointing and dropout.
     """
     blocks = [m for m in network.modules() if getattr(m, "gradient_checkpointing", False)]
     dropouts = [m for m in network.modules() if isinstance(m, _DropoutNd) and m.p > 0]
     if blocks and dropouts:
         raise ConfigError(
-            "training.cuda_graphs step does not go with gradient_checkpointing and dropout, whose "
-            "random numbers would have to be drawn again identically. Take one of the three out "
-            "(a hypernetwork's dropout is method.dropout, or that of the file it starts from)."
+            'training.cuda_graphs = "step" does not work with gradient_checkpointing and dropout '
+            "together, since dropout would have to draw the same random numbers again. Turn one "
+            "of the three off (a hypernetwork's dropout is method.dropout, or recorded in the file "
+            "it starts from)."
         )
     for block in blocks:
         block._gradient_checkpointing_func = partial(  # type: ignore[assignment]

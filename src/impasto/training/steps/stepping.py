@@ -1,7 +1,7 @@
-"""One optimizer step of a session: its micro-batches, clipping, and the step of the weights.
+"""One optimizer step of a session: its micro-batches, clipping, and the weight update.
 
-The loop of a run (`loop.py`) has states, metrics and messages around it; the learning-rate range
-test (`lr_finding.py`) has none of these.
+The training loop (`loop.py`) adds states, metrics and messages; the learning-rate range test
+(`lr_finding.py`) uses it without these.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ from impasto.training.step import StepOutput
 from impasto.training.steps.micro_steps import build_micro_steps
 
 OnOutput = Callable[[MicroBatch, StepOutput], None]
-"""Is told of the losses of each micro-batch, which are on the device."""
+"""Called with the losses of each micro-batch, which are on the device."""
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What an optimizer step came to, on the device.
+    """Loss and gradient norm of an optimizer step, on the device, and its learning-rate factor.
 
     Attributes:
         loss: Mean loss over the samples of the step, over all processes.
-        norm: The gradient's norm before clipping; None where it was not measured.
-        lr_factor: What the learning rates were multiplied by.
+        norm: The gradient's norm before clipping; None if it was not measured.
+        lr_factor: The factor that the learning rates were multiplied by.
     """
 
     loss: Tensor
@@ -44,14 +44,14 @@ class StepResult:
 
 
 class Stepper:
-    """Does optimizer steps of a session.
+    """Runs the optimizer steps of a session.
 
     Args:
         session: The run.
-        note: Is told what a person should know.
+        note: Receives notes for the user.
 
     Attributes:
-        micro_steps: Go forward and backward.
+        micro_steps: Run forward and backward passes.
         update: Applies the gradients of a step.
     """
 
@@ -65,12 +65,18 @@ class Stepper:
     def step(
         self, optimizer_step: OptimizerStep, batches: Iterator[Batch], seen: OnOutput
     ) -> StepResult:
-        """Do all micro-batches of a step, clip the gradient, and step the optimizer.
+        """Run all micro-batches of a step, clip the gradient, and update the weights.
 
-        Afterwards `update.is_stepping` is set until the caller has counted the step.
+        Afterwards `update.is_stepping` is True until the caller, who has counted the step, resets
+        it.
+
+        Args:
+            optimizer_step: The samples of the step.
+            batches: This process's micro-batches of the step.
+            seen: Called with the losses of each micro-batch.
 
         Raises:
-            NonFiniteError: It was not applied.
+            NonFiniteError: The update was not applied, since a loss or gradient is not finite.
         """
         session = self._session
         lr_factor = self._begin(optimizer_step.step)
@@ -87,26 +93,26 @@ class Stepper:
                 seen(micro_batch, output)
                 total += loss
         for average in session.averages:
-            average.wait_for_copies()  # as late as that: they are made beside the step
+            average.wait_for_copies()  # this late, since the copies overlap with the step
         self._seed_update(optimizer_step)
         norm = self.update.apply(self._mean_over_processes(total))
-        self.update.is_stepping = True  # what follows belongs to the step, also of one skipped
+        self.update.is_stepping = True  # the rest belongs to the step, even if it was skipped
         if session.uncertainty is not None:
             self._learn_weights(session.uncertainty)
         return StepResult(total, norm, lr_factor)
 
     def _learn_weights(self, uncertainty: Uncertainty) -> None:
-        """Move the loss weights by the mean over processes of what they found in a step."""
+        """Update the learned loss weights by the mean of their gradients over processes."""
         gradient = uncertainty.gradient()
         gradient.copy_(self._mean_over_processes(gradient))
         uncertainty.step()
 
     def _begin(self, step: int) -> float:
-        """Set what depends on the step; the learning rate's factor."""
+        """Set the learning rate and all else that depends on the step; return the LR factor."""
         session, config = self._session, self._session.config
         lr_factor = session.lr_schedule(step, session.total_steps)
         self._lr.set(lr_factor)
-        if config.training.cuda_graphs == "network":  # the last step's outputs are done with
+        if config.training.cuda_graphs == "network":  # the last step's outputs are free for reuse
             torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
         reading = [trained for trained in session.trainable.modules if trained.reads_text]
         if reading:
@@ -117,9 +123,10 @@ class Stepper:
         return lr_factor
 
     def _seed_batch(self, step: int, number: int) -> None:
-        """Seed what draws by itself, as dropout does, by the place of a batch in its step.
+        """Seed PyTorch's generators, which dropout draws from, by a batch's place in its step.
 
-        Processes then draw what one does that takes their batches one after another.
+        Several processes then draw the same numbers as one process that trains on their batches one
+        after another.
         """
         accelerator = self._session.accelerator
         place = number * accelerator.num_processes + accelerator.process_index
@@ -127,13 +134,13 @@ class Stepper:
         seed_torch(derive_seed(self._session.config.seed, *keys))
 
     def _seed_update(self, optimizer_step: OptimizerStep) -> None:
-        """Have an optimizer that draws do so alike in all processes, whatever batches drew."""
+        """Seed the update, so that an optimizer draws the same random numbers in all processes."""
         if self._session.accelerator.num_processes * len(optimizer_step.micro_batches) > 1:
             keys = ("torch", optimizer_step.step, "update")
             seed_torch(derive_seed(self._session.config.seed, *keys))
 
     def _mean_over_processes(self, value: Tensor) -> Tensor:
-        """The mean over processes, so that all find a loss that is not finite in the same step."""
+        """Return the mean over processes, so that all see a non-finite loss in the same step."""
         if self._session.accelerator.num_processes == 1:
             return value
         return cast("Tensor", self._session.accelerator.reduce(value, "mean"))
