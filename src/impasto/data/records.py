@@ -200,7 +200,7 @@ class ImageRecord:
 
     @property
     def file_name(self) -> str:
-        """The name relative to the subset's folder, spelled as in the file system, to open the file."""
+        """The name relative to the subset's folder, spelled as in the file system."""
         path = Path(plain(self.path)) if is_member(self.path) else self.path
         try:
             return path.relative_to(self.subset.root).as_posix()
