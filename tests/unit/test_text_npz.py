@@ -282,7 +282,7 @@ def test_captions_that_vary_take_of_joined_files_only_what_these_have(model, fol
     ("changes", "words"),
     [
         ({"token_join": "a1111"}, 'need model.max_tokens = 150 with model.token_join = "kohya"'),
-        ({"token_split": "comma"}, '"plain". The present settings use 77 positions'),
+        ({"token_split": "comma"}, 'and model.token_split = "plain". The present settings use 77'),
         ({"max_tokens": 225}, "need model.max_tokens = 150 with model.token_join"),
     ],
 )
