@@ -1,4 +1,4 @@
-"""A table on disk of values by key, which caches facts about files: hashes, looks, decode errors."""
+"""A table on disk of values by key, caching facts about files: hashes, looks, decode results."""
 
 from __future__ import annotations
 
