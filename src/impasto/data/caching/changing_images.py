@@ -56,7 +56,7 @@ def decode_changing(
         for outcomes in executor.run(in_chunks(records, 4)):
             for record, outcome in outcomes:
                 row = next(image_rows)
-                with contextlib.suppress(StorageError):  # forgetting costs decoding them again
+                with contextlib.suppress(StorageError):  # a lost record costs a decode
                     known.add(record, outcome)
                 if isinstance(outcome, Failure):
                     failures.add(portion[row], outcome)

@@ -88,7 +88,7 @@ class EncodingClaims(Protocol):
         """
 
     def living(self, taken: Taken) -> list[LockHolder]:
-        """Return the holders of the rivals' claims that are neither ended nor abandoned by a kill.
+        """Return the owners of rivals' claims that are still held, not ended or left by a kill.
 
         Raises:
             StorageError: The store cannot be used.
@@ -102,7 +102,7 @@ class EncodingClaims(Protocol):
         """
 
     def told(self, taken: Taken) -> Written:
-        """Return the shards that those rivals have published whose claims have ended."""
+        """Return the shards published by the rivals whose claims have ended."""
 
     def of_others(self) -> Keys:
         """Return the keys that other programs have claimed; for callers without a claim.

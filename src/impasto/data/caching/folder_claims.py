@@ -68,7 +68,7 @@ class FolderClaims:
             try:
                 yield self._claim(presence.file, lacking, on_busy)
             finally:
-                with contextlib.suppress(OSError):  # without its owner it counts for nothing
+                with contextlib.suppress(OSError):  # without its owner it is ignored
                     keys_file(presence.file).unlink(missing_ok=True)
 
     def living(self, taken: Taken) -> list[LockHolder]:

@@ -145,7 +145,7 @@ class LatentCache:
         self._masks = Shards(self.folder / "masks", ("mask",), "cache of masks")
 
     def refresh(self) -> None:
-        """Pick up the shards that other processes have added since."""
+        """Add the shards that other processes have written to the index."""
         self._moments.refresh()
         self._masks.refresh()
 

@@ -66,7 +66,7 @@ def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> 
     if record.subset.masks is not None:
         file = mask_file(record)
         if file is not None and file not in digests:
-            return None  # the key of an image without a mask would keep its weights for ever
+            return None  # its key would be that of an image without a mask
         mask = mask_key(content, image, digests[file] if file else "")
     flips = record.subset.may_flip(record.caption_text)
     return LatentKeys(

@@ -240,7 +240,7 @@ def _flipped_sidecar(file: Path, image: PlannedImage) -> np.ndarray | None:
         OSError: It cannot be read.
     """
     beside = file.with_name(f"{file.stem}_flip.npz")
-    if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - the same
+    if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - as above
         return None
     arrays = arrays_of(beside, lambda name: name == "arr_0")
     if "arr_0" not in arrays:

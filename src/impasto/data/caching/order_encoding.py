@@ -171,7 +171,7 @@ def encode_by_actors(
 
 
 def stage_of(encoder: MomentsEncoder) -> EncodeOrders:
-    """Return the stage that makes an encoder's copy in another process and encodes with it.
+    """Return the stage that rebuilds an encoder in other processes and encodes with it.
 
     Raises:
         ConfigError: The encoder has no recipe, so another process cannot make it.

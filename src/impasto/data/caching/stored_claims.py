@@ -81,7 +81,7 @@ class StoredClaims:
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
     ) -> Iterator[Taken]:
         """Take the next claim number; the claim is marked as ended when the context exits."""
-        del on_busy  # nobody waits for a number
+        del on_busy  # taking a number never waits
         own = _OwnClaim(self._folder, lacking())
         try:
             there: set[int] | None = None
@@ -106,7 +106,7 @@ class StoredClaims:
     def tell(self, taken: Taken, written: Written) -> None:
         """Do nothing: listings of a store show all earlier puts."""
 
-    def told(self, taken: Taken) -> Written:  # noqa: ARG002 - as of a folder
+    def told(self, taken: Taken) -> Written:  # noqa: ARG002 - as in FolderClaims
         """Return no names: none are published in a store."""
         return [], []
 
@@ -249,7 +249,7 @@ class _OwnClaim:
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with contextlib.suppress(StorageError, OSError):  # the next one may get through
+            with contextlib.suppress(StorageError, OSError):  # the next attempt may succeed
                 claims.write(_beat_of(self._folder, self.number), b"alive")
 
     def _content(self, keys: Keys, *, ended: bool) -> bytes:

@@ -43,7 +43,7 @@ class TextStore:
         return len(self._shards)
 
     def refresh(self) -> None:
-        """Pick up the shards that another process has added since."""
+        """Add the shards that another process has written to the index."""
         self._shards.refresh()
 
     @property

@@ -102,7 +102,7 @@ class Unclaimed:
                 lacking, own = self.share.agreed(np.stack(found))
                 now = ordered(planned, keys, own)
                 remade |= carry_out(now) if now else set()
-                self.failures.join(begin, self.share)  # after it, all have written what they made
+                self.failures.join(begin, self.share)  # then all have written their shards
                 self._tell(claims, taken)
             orders += now
             failed = self.failures.paths

@@ -18,8 +18,10 @@ SECONDS = 10.0
 """Approximate duration of a portion."""
 
 _GROWTH = 4.0
-_STRETCH = 64  # items in a row done by others, after which a portion ends: they may go on there
-_SHARE = 16  # least number of portions for the remaining work, once other programs were seen
+# a portion ends before a run of this many items that others have done
+_STRETCH = 64
+# once others were seen, a portion is 1/16 of the rest, within [1/16, 1] of its usual size
+_SHARE = 16
 
 
 class Portions:

@@ -31,8 +31,8 @@ from impasto.remote_paths import is_remote
 from impasto.storage.ranged_file import RangedFile, open_ranges
 
 _BLOCK = 512
-_LARGEST_HEADER = 4 << 20  # bytes; names and attributes take some thousand at most
-_PADDING = 1 << 20  # bytes of zeros that may follow the end; GNU tar fills up 10,240
+_LARGEST_HEADER = 4 << 20  # bytes; names and attributes take a few thousand at most
+_PADDING = 1 << 20  # bytes of zeros allowed after the end; GNU tar pads to 10,240
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _JSON = ".json"
 _OUT = "its name leads out of the tar; make the tar from within the folder of images"

@@ -50,6 +50,6 @@ def own_token() -> Iterator[None]:
 def _read_again() -> None:
     """Make Ray read the environment again; the mode first, as it says whether there is a token."""
     raylet = importlib.import_module("ray._raylet")
-    with contextlib.suppress(AttributeError):  # of versions without tokens
+    with contextlib.suppress(AttributeError):  # in versions of Ray without tokens
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()

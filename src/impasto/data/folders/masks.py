@@ -109,7 +109,7 @@ def _listed(folder: str) -> Mapping[str, list[str]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _names_in(folder: str, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 - a key
+def _names_in(folder: str, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 - part of the cache key
     found: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file())
