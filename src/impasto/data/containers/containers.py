@@ -124,8 +124,8 @@ def named_containers(location: Path) -> Containers:
 def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
     """Return the files of a folder that hold images, of one kind only; None if there are none.
 
-    Tars take precedence over tables, which in img2dataset's output describe the tars. If the names
-    tell splits apart, only the training split is used.
+    Tars take precedence over tables, which in img2dataset's output describe the tars. If there are
+    files of a training split, those of other splits are left out.
 
     Raises:
         StorageError: The folder is in an object store that cannot be used.

@@ -217,7 +217,7 @@ def _ending(
 def images_of_tar(
     tar: Container, index: TarIndex, sidecars: Sidecars, field: str | None
 ) -> tuple[list[FoundImage], list[Unused]]:
-    """Return the images of a tar with their captions, and unused files like images or captions.
+    """Return the images of a tar with their captions, and unused files that look like either.
 
     Args:
         tar: The tar.

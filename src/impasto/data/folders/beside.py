@@ -31,7 +31,7 @@ class SidecarLookup:
         self._listed: dict[Path, _Names] = {}
 
     def has_caption(self, record: ImageRecord) -> bool:
-        """Return whether an image has a caption or tags anywhere."""
+        """Return whether an image has a caption or tags, in metadata or in a caption file."""
         return bool(record.own_caption_text.strip()) or any(
             has_text(file) for ending in self._endings for file in self._all(record.path, ending)
         )

@@ -78,7 +78,7 @@ def _from_here(folder: Path) -> Path:
 
 
 def unused_masks(records: RecordTable, skipped: Iterable[SkippedFile]) -> list[Unused]:
-    """Return the files in folders of masks that belong to no image, used or skipped."""
+    """Return the mask files that belong to no image, whether the image is used or skipped."""
     folders = {subset.masks.folder for subset in records.subsets if subset.masks} - {None}
     if not folders:
         return []
