@@ -185,7 +185,13 @@ def why_shared(images: set[Path]) -> Failure | None:
 def _npz_files_of(
     image: PlannedImage, there: Container[Path], endings: Sequence[str]
 ) -> list[Path]:
-    """Return the files of sd-scripts for an image that are in `there`; none if not to be used."""
+    """Return the files of sd-scripts for an image that exist; none unless its subset reads them.
+
+    Args:
+        image: The image.
+        there: The files that exist.
+        endings: Endings of file names that the model uses.
+    """
     if not image.record.subset.reads_npz:
         return []
     return [file for file in dict.fromkeys(npz_candidates(image, endings)) if file in there]

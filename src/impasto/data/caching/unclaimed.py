@@ -162,7 +162,7 @@ class Unclaimed:
         keys: Sequence[LatentKeys | None],
         left: Lacks,
     ) -> None:
-        """Wait until the cache lacks nothing, or a rival program has ended its claim or was killed.
+        """Wait until the cache lacks nothing, or a rival's claim ends, also because it was killed.
 
         Raises:
             StorageError: The store has not answered for two minutes.
