@@ -201,7 +201,7 @@ def test_metadata_names_images_of_the_store(folder, place):
 
 
 def test_a_metadata_file_that_is_not_there_is_named(place):
-    with pytest.raises(DatasetError, match=r"meta\.json is not there"):
+    with pytest.raises(DatasetError, match=r"meta\.json does not exist"):
         read_metadata(place / "meta.json")
 
 

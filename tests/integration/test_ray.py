@@ -52,7 +52,7 @@ def ray_here(tmp_path_factory):
     engine.running()
     yield engine
     engine.close()
-    assert any("began again" in line for line in notes.lines)
+    assert any("had to be repeated" in line for line in notes.lines)
     assert list(folder.iterdir()) == []
 
 

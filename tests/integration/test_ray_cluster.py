@@ -74,7 +74,7 @@ def test_latents_are_the_same_on_two_machines(cluster, tmp_path):
 def test_a_machine_without_the_folder_is_named(cluster, tmp_path):
     engine = RayEngine(cluster.address, [tmp_path / "elsewhere"], tmp_path)
     try:
-        with pytest.raises(ConfigError, match=r"cannot take part: the folder .*elsewhere is not"):
+        with pytest.raises(ConfigError, match=r"cannot take part: the folder .*elsewhere does not"):
             list(engine.executor(Square()).run([[1]]))
     finally:
         engine.close()

@@ -161,7 +161,7 @@ def test_a_crop_that_leads_nowhere_or_out_is_never_passed_over(picture, tmp_path
     crop_file(picture).symlink_to(tmp_path / "missing.json")
     Image.new("RGB", (64, 64)).save(picture.with_name("dog.png"))
     scan = scan_folder(picture.parent)
-    assert "its crop cat.jpg.crop.json is no file" in scan.skipped[0].reason
+    assert "its crop cat.jpg.crop.json is not a file" in scan.skipped[0].reason
     with pytest.raises(DatasetError, match="leads out"):
         write_cut(picture, Size(300, 200), Box(0, 0, Size(96, 96)))
     assert not (tmp_path / "missing.json").exists()

@@ -114,7 +114,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("address", ["here", "host:port", "http://host:1", ":80", "ray://a:1"])
 def test_what_is_no_address_is_refused(address):
-    with pytest.raises(ConfigError, match="is no address of a Ray cluster"):
+    with pytest.raises(ConfigError, match="is not the address of a Ray cluster"):
         ray_cluster._require_answer(address)
 
 
@@ -150,7 +150,7 @@ class TestGround:
     @pytest.mark.parametrize(
         ("ground", "words"),
         [
-            (Ground(("/nowhere-at-all",)), "the folder /nowhere-at-all is not there"),
+            (Ground(("/nowhere-at-all",)), "the folder /nowhere-at-all does not exist there"),
             (Ground(probe="/nowhere-at-all/probe"), "is another folder there"),
             (Ground(version="0"), "the machine that asks has 0"),
             (Ground(python="2.7"), "the machine that asks has 2.7"),
@@ -271,7 +271,7 @@ def test_a_result_of_ray_that_is_missing_is_an_error():
     from impasto.data.engines.ray_engine import _require_next
 
     _require_next(3, 3)
-    with pytest.raises(MissingDependencyError, match="batch 3 where those of batch 2 were due"):
+    with pytest.raises(MissingDependencyError, match="batch 3 instead of batch 2"):
         _require_next(3, 2)
 
 

@@ -81,7 +81,7 @@ def test_an_absolute_key_outside_is_refused(folder):
     outside = picture(folder.parent / "outside.png")
     found = ImageFinder(folder).find(str(outside))
     assert isinstance(found, Failure)
-    assert "give image_dir" in found.reason
+    assert "set image_dir" in found.reason
     assert ImageFinder(folder.parent).find(str(outside)) == str(outside)
 
 
@@ -107,7 +107,7 @@ def test_the_nearest_of_several_is_taken_or_none(folder):
     picture(folder / "twice" / "t.png")
     picture(folder / "again" / "t.png")
     finder = ImageFinder(folder)
-    assert "fits several files" in finder.find("t.png").reason
+    assert "matches several files" in finder.find("t.png").reason
     assert finder.find("C:\\x\\twice\\t.png") == str(folder / "twice" / "t.png")
     picture(folder / "t.png")
     assert ImageFinder(folder).find("t") == str(folder / "t.png")
@@ -208,7 +208,7 @@ def test_a_key_with_an_ending_that_fits_two_files_needs_its_folder(tmp_path):
         picture(tmp_path / name)
     assert "give the path below" in ImageFinder(tmp_path).find("0.png").reason
     picture(tmp_path / "a/0.jpg")
-    assert "give the ending" in ImageFinder(tmp_path / "a").find("0").reason
+    assert "give the file extension" in ImageFinder(tmp_path / "a").find("0").reason
 
 
 @posix

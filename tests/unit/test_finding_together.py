@@ -84,7 +84,7 @@ def test_relative_names_of_two_beginnings_are_not_guessed(tmp_path):
     (tmp_path / "d.png").touch()
     found = finder.find_all(["a/b.png", "c/d.png"])
     assert all(isinstance(outcome, Failure) for outcome in found)
-    assert "by the other names in the file it is another image" in found[0].reason
+    assert "judging by the other names in the file it is a different image" in found[0].reason
 
 
 @pytest.mark.parametrize(

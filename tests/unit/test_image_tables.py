@@ -34,7 +34,7 @@ def test_only_the_row_groups_that_are_used_are_held(folder, tmp_path, monkeypatc
     assert 0 < tables._held() <= 3000
     monkeypatch.setattr(table_rows, "_LARGEST", 10)
     monkeypatch.setattr(table_rows, "_OF_PROCESS", {})
-    with pytest.raises(DatasetError, match=r"more than 0 MiB; write it anew with row_group_size"):
+    with pytest.raises(DatasetError, match=r"more than 0 MiB; write it again with row_group_size"):
         scan_folder(path)
 
 
@@ -175,7 +175,7 @@ def test_two_columns_of_one_name_are_refused(tmp_path):
     path = tmp_path / "t.parquet"
     columns = [pa.array([png()]), pa.array(["one"]), pa.array(["two"])]
     pq.write_table(pa.table(columns, names=["image", "text", "text"]), path)
-    with pytest.raises(DatasetError, match="several columns called 'text'"):
+    with pytest.raises(DatasetError, match="several columns named 'text'"):
         scan_folder(path)
 
 

@@ -213,7 +213,7 @@ def test_a_picture_whose_latent_goes_meanwhile_is_named(folder, tmp_path, monkey
     cached = cache_latents(plan_of(folder).images, cache, CountingEncoder().encoder)
     assert len(cached.skipped) == len(names) == 3
     assert {item.reason for item in cached.skipped} == {
-        "its latents went from the cache while others were made"
+        "its latents were removed from the cache while others were encoded"
     }
     assert len(cached.keys) == 7
 

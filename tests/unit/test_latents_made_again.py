@@ -1,4 +1,4 @@
-"""Latents that overflow in half precision: made again in float32, counted, never kept.
+"""Latents that overflow in half precision: encoded again in float32, counted, never kept.
 
 The stand-in's half precision is infinite for images with more red than blue.
 """
@@ -114,7 +114,7 @@ def test_what_stays_infinite_while_training_is_named_and_has_no_weight(folder):
     assert torch.isfinite(batch.latents).all()
     assert batch.weights.tolist() == [1, 0, 1]
     assert {path.name: why for path, why in data.lost.items()} == {
-        "b.png": "the VAE makes NaN or infinite latents of it"
+        "b.png": "the VAE encodes it to NaN or infinite latents"
     }
     assert not data.remade
 

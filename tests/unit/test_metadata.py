@@ -107,7 +107,7 @@ def test_missing_pictures_are_listed_and_do_not_stop(tmp_path, folder):
     assert [r.path.name for r in scan.records] == ["a.png"]
     reasons = {str(item.path): item.reason for item in scan.skipped}
     assert "not in" in reasons["gone.png"]
-    assert "fits several files" in reasons["twin"]
+    assert "matches several files" in reasons["twin"]
     assert "leads out of" in reasons[str(Path("..", "outside.png"))]
     assert "names it twice" in reasons["a"]
 
@@ -155,7 +155,7 @@ def test_faults_in_lines_are_named_by_line(tmp_path, text, expected):
 
 
 def test_missing_and_latin_files(tmp_path):
-    with pytest.raises(DatasetError, match="is not there"):
+    with pytest.raises(DatasetError, match="does not exist"):
         read_metadata(tmp_path / "none.json")
     (tmp_path / "l.json").write_bytes('{"caf\xe9": {}}'.encode("latin-1"))
     with pytest.raises(DatasetError, match="not UTF-8"):
@@ -228,5 +228,5 @@ def test_words_go_into_the_file_that_is_there_in_other_letter_case(tmp_path):
 
 def test_two_pictures_of_one_stem_cannot_share_a_key(tmp_path, folder):
     picture(folder / "a.jpg")
-    with pytest.raises(DatasetError, match="both be called 'a'"):
+    with pytest.raises(DatasetError, match="both have the key 'a'"):
         merge_captions([], scan_folder(folder, subset=Subset(root=folder)).records, "stem")

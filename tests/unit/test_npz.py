@@ -46,4 +46,4 @@ def test_a_turned_picture_has_no_latents_of_sd_scripts(tmp_path):
     file = write_npz(image, np.zeros((4, 8, 8)), None)
     assert not isinstance(read_npz(file, image), Failure)
     turned = replace(image, record=replace(image.record, rotated=True))
-    assert "turned by EXIF" in read_npz(file, turned).reason
+    assert "rotated by EXIF" in read_npz(file, turned).reason

@@ -216,13 +216,13 @@ def test_images_that_are_not_read_are_skipped(folder, name):
 REMARKS = {
     "lost.txt": "without an image of its name",
     "lost.caption": "without an image of its name",
-    "good.png.txt": "its image's ending is in its name",
+    "good.png.txt": "its image's extension is in its name",
     "good.tags": "set caption_extension to .tags",
     "good.json": "JSON beside an image",
     "metadata.jsonl": "give it as metadata_file",
     "meta_cap.json": "give it as metadata_file",
-    "photo.png_large": "what follows its ending",
-    "photo.jpg!d": "what follows its ending",
+    "photo.png_large": "what follows its extension",
+    "photo.jpg!d": "what follows its extension",
 }
 
 

@@ -149,7 +149,7 @@ def test_folders_of_masks_and_runs_below_images_are_left_out_and_named(tmp_path)
     assert [record.path for record in scan.records] == [tmp_path / "cats/a.png"]
     reasons = {item.path.name: item.reason for item in scan.unused}
     assert "give it as mask_dir" in reasons["cats-masks"]
-    assert "a run of Impasto" in reasons["run"]
+    assert "a run directory of Impasto" in reasons["run"]
     assert image_files(tmp_path) == ["cats/a.png"]
     assert len(scan_folder(tmp_path / "cats-masks").records) == 1
 

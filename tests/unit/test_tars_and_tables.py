@@ -328,7 +328,7 @@ def test_which_files_of_a_folder_are_used_is_said(folder, tmp_path):
     arrow = scan_folder(pack_arrow(folder, tmp_path / "arrow"))
     assert [item.path.name for item in arrow.unused] == ["cache-0123.arrow"]
     (tmp_path / "arrow" / "data-00000-of-00001.arrow").rename(tmp_path / "arrow" / "x.arrow")
-    with pytest.raises(DatasetError, match=r"state.json names it, and it is not there"):
+    with pytest.raises(DatasetError, match=r"state.json names it, but it does not exist"):
         scan_folder(tmp_path / "arrow")
     tables = pack_parquet(folder, tmp_path / "p")
     shutil.copy(
@@ -388,7 +388,7 @@ def test_what_is_not_there_is_said(tmp_path):
     (tmp_path / "z.tar").write_bytes(b"\x1f\x8b" + bytes(600))
     for name, said in (
         ("gone.tar", "cannot be read"),
-        ("no-*.tar", "names no file"),
+        ("no-*.tar", "matches no file"),
         ("z.tar", "compressed"),
         ("no/x.tar", "in a folder that is not there"),
     ):

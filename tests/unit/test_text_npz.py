@@ -158,14 +158,14 @@ def test_what_fits_is_used_and_nothing_is_encoded(model, folder, config):
         ({"pool2": np.zeros(7)}, "other text encoders than this"),
         (
             {"hidden_state1": np.zeros((227, 16)), "hidden_state2": np.zeros((227, 24))},
-            'fit model.max_tokens = 225 with model.token_join = "kohya"',
+            'need model.max_tokens = 225 with model.token_join = "kohya"',
         ),
         (
             {"hidden_state1": np.zeros((91, 16)), "hidden_state2": np.zeros((91, 24))},
-            "holds 91 positions, which no setting of sd-scripts makes; 77 are used",
+            "holds 91 positions, which no setting of sd-scripts makes; expected 77",
         ),
-        ({"pool2": np.full(20, np.nan)}, "holds NaN, infinite or whole values"),
-        ({"pool2": np.zeros(20, np.int64)}, "holds NaN, infinite or whole values"),
+        ({"pool2": np.full(20, np.nan)}, "holds NaN, infinite or integer values"),
+        ({"pool2": np.zeros(20, np.int64)}, "holds NaN, infinite or integer values"),
         ({TOKEN_IDS: np.zeros(154, np.int32)}, "made from another caption"),
     ],
 )
@@ -282,9 +282,9 @@ def test_captions_that_vary_take_of_joined_files_only_what_these_have(model, fol
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"token_join": "a1111"}, 'fit model.max_tokens = 150 with model.token_join = "kohya"'),
-        ({"token_split": "comma"}, 'and model.token_split = "plain", and files of 77 positions'),
-        ({"max_tokens": 225}, "fit model.max_tokens = 150 with model.token_join"),
+        ({"token_join": "a1111"}, 'need model.max_tokens = 150 with model.token_join = "kohya"'),
+        ({"token_split": "comma"}, 'and model.token_split = "plain". The present settings use 77'),
+        ({"max_tokens": 225}, "need model.max_tokens = 150 with model.token_join"),
     ],
 )
 def test_joined_files_fit_no_other_layout(model, folder, longer, changes, words):
@@ -444,9 +444,9 @@ def test_images_that_share_a_file_and_captions_that_vary_have_none(model, folder
     (folder / "000.jpg").write_bytes((folder / "000.png").read_bytes())
     exported = export_texts(records_of(folder), model, ENDING, CPU, SILENT)
     assert exported.written == 2
-    assert "one .npz stands for" in exported.refused[0].reason
+    assert "one .npz belongs to" in exported.refused[0].reason
     write_text_npz(folder / "000_te_outputs.npz", [], np.zeros(0), ())
-    assert "one .npz stands for" in refusals(folder, config, model)["000_te_outputs.npz"]
+    assert "one .npz belongs to" in refusals(folder, config, model)["000_te_outputs.npz"]
     varied = {"captions": CaptionRules(shuffle=True)}
     assert not export_texts(records_of(folder, **varied), model, ENDING, CPU, SILENT).written
     found = refusals(folder, config, model, **varied)

@@ -1,1 +1,1 @@
-"""Images and captions on their way to batches: records, and a package for each stage."""
+"""Turns image files and captions into training batches: records, and one package per stage."""

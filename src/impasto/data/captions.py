@@ -1,8 +1,9 @@
-"""What becomes of an image's words each time it is shown: sd-scripts' caption options, by a seed.
+"""Varies an image's caption each time it is shown, by a seed: sd-scripts' caption options.
 
-The order is that of kohya-ss/sd-scripts (`library/train_util.py`, BaseDataset.process_caption):
-prefix and suffix, dropout, wildcards, then tags: warm-up, shuffle, dropout; then the secondary
-separator. Everything random follows from (seed, epoch, image, repeat), so it can be shown ahead.
+The order of steps is that of kohya-ss/sd-scripts (`library/train_util.py`,
+BaseDataset.process_caption): prefix and suffix, dropout, wildcards, then tags: warm-up, shuffle,
+dropout; then the secondary separator. All random choices depend only on (seed, epoch, image,
+repeat), so the captions of a run can be previewed.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from impasto.parsing import split_lines
 from impasto.randomness import derive_rng
 
 _WILDCARD = re.compile(r"\{([^}]+)\}")
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters stand for {{ and }} meanwhile
+_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use placeholders for {{ and }} while wildcards expand
 
 
 @dataclass(frozen=True)
 class TrainingPosition:
-    """When a caption is shown.
+    """The point in training at which a caption is shown.
 
     Attributes:
-        epoch: Passes over the data, counted from 1 as sd-scripts does.
-        step: Optimizer steps done before.
+        epoch: The current pass over the data, counted from 1 as sd-scripts does.
+        step: Optimizer steps completed so far.
         total_steps: Optimizer steps of the whole run.
     """
 
@@ -40,23 +41,23 @@ class CaptionRules:
     """How captions are varied; the defaults change nothing. The fields are sd-scripts' options.
 
     Attributes:
-        prefix: Put before, with a space.
-        suffix: Put behind, with a space.
-        dropout_rate: Chance in [0, 1] that a caption becomes empty.
-        dropout_every_n_epochs: In each n-th epoch all captions are empty; 0 means never.
-        wildcards: `{a|b}` becomes one of its parts, and of several lines one is taken; `{{` and
-            `}}` are braces. Without it, the first line is taken.
-        separator: Between tags; they are put together again with ", ".
-        keep_tokens: So many tags at the beginning stay where they are and are not dropped.
-        keep_tokens_separator: What stands between the fixed tags, the others and, where it comes
-            twice, fixed ones at the end; empty means there is none.
-        secondary_separator: Joins tags that stay together; becomes `separator` in the end.
-        shuffle: Whether the order of tags changes.
-        tag_dropout_rate: Chance in [0, 1] that a tag is left out.
-        warmup_min: Tags shown at the first step, of those that are not fixed.
-        warmup_steps: Steps until all tags are shown; below 1 a share of the run.
-        normalizes: Whether tags are taken apart and joined though nothing about them varies: so
-            `steady` words are written as those that do.
+        prefix: Text inserted before the caption, followed by a space.
+        suffix: Text appended to the caption, after a space.
+        dropout_rate: Chance in [0, 1] that a caption is replaced by the empty string.
+        dropout_every_n_epochs: All captions are empty in every n-th epoch; 0 means never.
+        wildcards: Replace `{a|b}` by one of its options, chosen at random, and choose one line of
+            a caption of several; `{{` and `}}` are literal braces. If off, the first line is used.
+        separator: What tags are split at; they are joined again with ", ".
+        keep_tokens: Number of tags at the start that are neither moved nor dropped.
+        keep_tokens_separator: Marker between the fixed tags at the start and the others; a second
+            one marks the start of fixed tags at the end. Empty means that no marker is used.
+        secondary_separator: Joins tags that stay together; replaced by `separator` at the end.
+        shuffle: Whether the order of tags is random.
+        tag_dropout_rate: Chance in [0, 1] that a tag is dropped.
+        warmup_min: Number of tags shown at the first step, beside the fixed ones.
+        warmup_steps: Steps until all tags are shown; a value below 1 is a fraction of the run.
+        normalizes: Whether tags are split and joined even if nothing varies them, so that the
+            captions of `steady` rules have the same separators as those of training.
     """
 
     prefix: str | None = None
@@ -75,13 +76,13 @@ class CaptionRules:
     normalizes: bool = False
 
     def write(self, caption: str, position: TrainingPosition, seed: int, *keys: int | str) -> str:
-        """One caption from an image's words.
+        """Return the caption to train on for one showing of an image; empty if it was dropped.
 
         Args:
-            caption: The words, perhaps on several lines.
-            position: When it is shown.
+            caption: The image's caption, possibly of several lines.
+            position: The point in training at which it is shown.
             seed: The run's seed.
-            keys: Which image, and which of its repeats.
+            keys: Identify the image and the repeat, for the random numbers.
         """
         text = self._framed(caption)
         if not (self.is_random or self.dropout_every_n_epochs or self._splits_tags):
@@ -98,18 +99,18 @@ class CaptionRules:
 
     @property
     def is_random(self) -> bool:
-        """Whether two showings of the same words in one epoch may differ."""
+        """Whether the same caption may be written differently twice within one epoch."""
         return self.wildcards or self.shuffle or self.dropout_rate > 0 or self.tag_dropout_rate > 0
 
     @property
     def changes_captions(self) -> bool:
-        """Whether a caption that is shown may be anything but `steady` words or nothing."""
+        """Whether `write` may return anything but the `steady` caption or an empty one."""
         return self.wildcards or self._varies_tags
 
     def steady(self) -> CaptionRules:
-        """Rules without shuffling and dropout, for validation: wildcards are still chosen, by seed.
+        """Return rules without shuffling, dropout and warm-up, for validation.
 
-        Separators become what training makes of them.
+        Wildcards are still chosen, by the seed. Tags are joined as they are for training.
         """
         return replace(
             self,
@@ -150,7 +151,7 @@ class CaptionRules:
         return ", ".join([*first, *flexible, *last])
 
     def _groups(self, text: str) -> tuple[list[str], list[str], list[str]]:
-        """Fixed tags, the others, and fixed ones at the end."""
+        """Return the fixed tags at the start, the tags that vary, and the fixed tags at the end."""
         if self.keep_tokens_separator and self.keep_tokens_separator in text:
             sections = text.split(self.keep_tokens_separator, 2)
             first, flexible, last = (
@@ -173,10 +174,10 @@ class CaptionRules:
 
 
 def join_caption_and_tags(caption: str, tags: str, separator: str) -> str:
-    """Caption and tags as one text; each line of a caption of several gets the tags.
+    """Return a caption and tags as one text; each line of a multi-line caption gets the tags.
 
-    sd-scripts joins them the same way for training (`library/train_util.py`, FineTuningDataset),
-    except that it loses tags without a caption.
+    sd-scripts joins them in the same way for training (`library/train_util.py`, FineTuningDataset),
+    but drops the tags of an image without a caption; here they are returned alone.
     """
     if not caption.strip():
         return tags

@@ -1,4 +1,4 @@
-"""The columns that image records are kept in."""
+"""The columns in which image records are stored, and conversions of records to them."""
 
 from __future__ import annotations
 
@@ -23,21 +23,26 @@ NUMBERS: dict[str, tuple[type[np.generic], int]] = {
     "wanted": (np.int32, 2),
     "extra": (np.int32, 1),
 }
-"""Column -> its type and how many numbers an image has in it."""
+"""Column -> its NumPy type, and how many numbers it holds per image."""
 OPTIONAL = ("cut", "wanted", "extra")
-"""Columns that are left out where no image has anything in them."""
+"""Columns that are omitted if no image has a value in them."""
 NO_CUT = (-1, -1, -1, -1)
 
 
 class Use(NamedTuple):
-    """What records have in common: their subset, and the words of those that have none."""
+    """Properties that many records share: their subset, and the caption of images without one."""
 
     subset: Subset
     class_tokens: str
 
 
 def cut_column(cuts: Mapping[int, Cut], count: int) -> np.ndarray:
-    """The column `cut` of so many images, of which some have one."""
+    """Return the column `cut` [count, 4] for `count` images; rows without a crop are all -1.
+
+    Args:
+        cuts: Row -> the custom crop of that image.
+        count: Number of images.
+    """
     column = np.full((count, 4), -1, dtype=np.int32)
     for row, cut in cuts.items():
         column[row] = (*cut.whole.wh, cut.box.left, cut.box.top)
@@ -45,7 +50,12 @@ def cut_column(cuts: Mapping[int, Cut], count: int) -> np.ndarray:
 
 
 def numbers_of(record: ImageRecord, use: int) -> tuple[object, ...]:
-    """A record's row of `NUMBERS`."""
+    """Return a record's values for the columns of `NUMBERS`, in their order.
+
+    Args:
+        record: The record.
+        use: The index of its `Use` in the table.
+    """
     cut, wanted = record.cut, record.wanted
     return (
         *record.size.wh,
@@ -60,14 +70,14 @@ def numbers_of(record: ImageRecord, use: int) -> tuple[object, ...]:
 
 
 def absent_column(name: str, count: int) -> np.ndarray:
-    """A column in which no image has anything."""
+    """Return an omitted column, filled with the value that means "none" (-1 for `cut`, else 0)."""
     kind, width = NUMBERS[name]
     nothing = kind(-1 if name == "cut" else 0)
     return np.broadcast_to(nothing, (count,) if width == 1 else (count, width))
 
 
 def lean(numbers: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Leave out optional columns in which no image has a value."""
+    """Return the columns without the optional ones in which no image has a value."""
     return {
         name: column
         for name, column in numbers.items()

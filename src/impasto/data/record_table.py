@@ -1,7 +1,7 @@
-"""The image records of a dataset as columns; an `ImageRecord` is made when one is asked for.
+"""The image records of a dataset as columns; `ImageRecord` objects are created on request.
 
-A record as an object takes 1.4 kB. Here it takes about 40 bytes, and its path and words stay in
-the file that they were mapped from (`tables.py`), which the processes of a machine share.
+A record takes 1.4 kB as an object and about 40 bytes here; its path and caption stay in the
+memory-mapped file they were read from (`tables.py`), which the processes of a machine share.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ class RecordTable(MadeOnRequest[ImageRecord]):
     """Image records as columns.
 
     Args:
-        texts: Paths, captions and tags, perhaps of more images.
-        rows: [images]: which row of `texts` each image has; None where all are in order.
+        texts: Paths, captions and tags; possibly of more images than this table has.
+        rows: [images]: the row of `texts` that each image has; None if image i has row i.
         numbers: The columns of `NUMBERS`, [images] or [images, n] each. `cut` is the upright size
-            of the whole image and the corner of the part, or `NO_CUT`; `wanted` a size, or zeros.
-        uses: What the column `use` counts.
-        distinct: Whether it is known that no path comes twice.
+            of the whole image and the corner of the crop, or `NO_CUT`; `wanted` a size, or zeros.
+        uses: The values that the column `use` is an index into.
+        distinct: Whether all paths are known to differ.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
 
     @classmethod
     def of(cls, records: Sequence[ImageRecord]) -> RecordTable:
-        """Make a table of records; a table is returned as it is."""
+        """Return a table of these records; a `RecordTable` is returned unchanged."""
         if isinstance(records, RecordTable):
             return records
         uses: dict[tuple[int, str], int] = {}
@@ -104,7 +104,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
             yield from self._make_all(start, min(len(self), start + _AT_ONCE))
 
     def select(self, indices: Ints | Bools) -> RecordTable:
-        """The records at these indices, or where these are true."""
+        """Return a table of the records at these indices, or where a boolean mask is true."""
         chosen: np.ndarray = np.flatnonzero(indices) if indices.dtype == np.bool_ else indices
         rows = chosen if self.rows is None else self.rows[chosen]
         numbers = {name: column[chosen] for name, column in self.numbers.items()}
@@ -112,47 +112,47 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return RecordTable(self.texts, rows, numbers, self.uses, distinct=self.is_distinct)
 
     def replaced(self, **changes: np.ndarray) -> RecordTable:
-        """A table with other numbers in some columns."""
+        """Return a table in which some columns of `NUMBERS` are replaced by other arrays."""
         numbers = lean({**self.numbers, **changes})
         return RecordTable(self.texts, self.rows, numbers, self.uses, distinct=self.is_distinct)
 
     def with_subsets(self, change: Callable[[Subset], Subset]) -> RecordTable:
-        """A table whose subsets are changed, each once however many images it has."""
+        """Return a table with changed subsets; `change` is called once per use, not per image."""
         known = {id(use.subset): change(use.subset) for use in self.uses}
         uses = [Use(known[id(use.subset)], use.class_tokens) for use in self.uses]
         return RecordTable(self.texts, self.rows, self.numbers, uses, distinct=self.is_distinct)
 
     def per_use(self, value: Callable[[Use], object]) -> np.ndarray:
-        """[images]: what a function says of each image's use, which it is asked once."""
+        """Return [images]: the value of a function of each image's use; called once per use."""
         values: np.ndarray = np.array([value(use) for use in self.uses] or [0])
         found: np.ndarray = values[self.numbers["use"]]
         return found
 
     def column(self, name: str) -> np.ndarray:
-        """A column of `NUMBERS`, also one that is left out."""
+        """Return a column of `NUMBERS`, filled with its "none" value if it is omitted."""
         if name in self.numbers:
             return self.numbers[name]
         return absent_column(name, len(self))
 
     @property
     def subsets(self) -> list[Subset]:
-        """The subsets that the images are of, each once for each use of it."""
+        """The subsets that have images here; one with several class captions is repeated."""
         used = np.bincount(self.numbers["use"], minlength=len(self.uses)).tolist()
         return [use.subset for use, count in zip(self.uses, used, strict=True) if count]
 
     @property
     def repeats(self) -> np.ndarray:
-        """[images]: how often each comes in an epoch."""
+        """[images]: how often each image is shown in an epoch."""
         own = self.per_use(lambda use: use.subset.repeats).astype(np.int32)
         return own + self.numbers["extra"] if "extra" in self.numbers else own
 
     @property
     def subset_numbers(self) -> np.ndarray:
-        """[images]: the number of each one's dataset."""
+        """[images]: the number of the dataset that each image belongs to."""
         return self.per_use(lambda use: use.subset.dataset).astype(np.int32)
 
     def text(self, name: str, start: int = 0, stop: int | None = None) -> list[str]:
-        """A column of texts between two indices, as strings."""
+        """Return a text column (`path`, `caption` or `tags`) from index `start` up to `stop`."""
         stop = len(self) if stop is None else stop
         column = self.texts.column(name)
         if self.rows is None:
@@ -163,12 +163,12 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return texts_at(column, rows)
 
     def text_chunks(self, name: str) -> Iterator[list[str]]:
-        """A column of texts, some thousands at a time."""
+        """Yield a text column in lists of up to 4096 values."""
         for start in range(0, len(self), _AT_ONCE):
             yield self.text(name, start, min(len(self), start + _AT_ONCE))
 
     def names_and_captions(self) -> Iterator[tuple[str, str]]:
-        """The name and the words of each record, most without making the record."""
+        """Yield the name and caption of each record, in most cases without creating the record."""
         heads = [f"{use.subset.root}{os.sep}" for use in self.uses]
         separators = [use.subset.captions.separator for use in self.uses]
         for start in range(0, len(self), _AT_ONCE):
@@ -186,13 +186,13 @@ class RecordTable(MadeOnRequest[ImageRecord]):
                     yield name, caption_or_class(own, self.uses[use].class_tokens)
 
     def fixed_captions(self) -> list[str]:
-        """The caption without chance of each record."""
+        """Return each record's caption without random changes, as for validation."""
         rules = [use.subset.captions.steady() for use in self.uses]
         each = zip(self.names_and_captions(), self.numbers["use"], strict=True)
         return [rules[use].write(text, STEADY, 0, name) for (name, text), use in each]
 
     def text_digest(self, name: str) -> bytes:
-        """A hash over a column of texts, of their lengths and their bytes, in order."""
+        """Return a hash of a text column: of the values' lengths and bytes, in order."""
         lengths, content = hashlib.sha256(), hashlib.sha256()
         column = self.texts.column(name)
         chunks = column.chunks if self.rows is None else map(text_column, self.text_chunks(name))
@@ -205,12 +205,12 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return lengths.digest() + content.digest()
 
     def matches(self, name: str, test: Callable[[str], object]) -> Bools:
-        """[images]: whether a text passes a test."""
+        """Return [images]: whether each image's value in a text column passes a test."""
         found = (bool(test(text)) for chunk in self.text_chunks(name) for text in chunk)
         return np.fromiter(found, np.bool_, len(self))
 
     def path_firsts(self) -> Ints:
-        """[images]: the index of the first image that has the path of each."""
+        """Return [images]: the index of the first image with the same path."""
         if self.is_distinct:
             return np.arange(len(self))
         if len(self) < FEW:
@@ -225,12 +225,12 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return firsts
 
     def first_of_paths(self) -> Bools:
-        """[images]: whether an image is the first with its path."""
+        """Return [images]: whether each image is the first with its path."""
         is_first: Bools = self.path_firsts() == np.arange(len(self))
         return is_first
 
     def normalized(self) -> RecordTable:
-        """A table with paths as `Path` writes them: `./cat.png` becomes `cat.png`."""
+        """Return a table with paths as `Path` writes them: `./cat.png` becomes `cat.png`."""
         here = f".{os.sep}"
         if not any(path.startswith(here) for path in self.text("path", 0, min(1, len(self)))):
             return self
@@ -242,7 +242,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return RecordTable(texts, None, self.numbers, self.uses, distinct=self.is_distinct)
 
     def without_known(self, paths: set[Path]) -> set[Path]:
-        """The paths that are of none of the images."""
+        """Return those of `paths` that belong to no image of this table."""
         names = {str(path): path for path in paths}
         if names:
             for chunk in self.text_chunks("path"):
@@ -253,7 +253,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
     def with_captions(
         self, captions: list[str], tags: list[str], wanted: Sequence[Size | None]
     ) -> RecordTable:
-        """A table of the same images with other words, and the buckets that metadata names."""
+        """Return a table of the same images with other captions, tags and wanted buckets."""
         paths = [path for chunk in self.text_chunks("path") for path in chunk]
         arrays = [text_column(column) for column in (paths, captions, tags)]
         sizes = np.array([size.wh if size else (0, 0) for size in wanted], dtype=np.int32)
@@ -262,7 +262,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
         return RecordTable(texts, None, numbers, self.uses, distinct=self.is_distinct)
 
     def without(self, paths: Sequence[Path]) -> RecordTable:
-        """A table without the images of these paths."""
+        """Return a table without the images that have these paths."""
         if not paths:
             return self
         gone = {str(path) for path in paths}
@@ -303,7 +303,7 @@ class RecordTable(MadeOnRequest[ImageRecord]):
 
 
 def join_records(tables: Sequence[RecordTable]) -> RecordTable:
-    """The records of several tables as one."""
+    """Return the records of several tables as one table, in their order."""
     tables = [table for table in tables if len(table)]
     if len(tables) == 1:
         return tables[0]
@@ -336,11 +336,11 @@ def join_records(tables: Sequence[RecordTable]) -> RecordTable:
 
 
 def _name_below(head: str, path: str) -> str | None:
-    """The name of an image below a folder; None where only `ImageRecord.name` can tell it.
+    """Return an image's name relative to a folder; None if only `ImageRecord.name` can derive it.
 
     Args:
-        head: The folder, and what stands between it and what is in it.
-        path: The image's.
+        head: The folder's path, with the separator behind it.
+        path: The image's path.
     """
     name = path[len(head) :]
     odd = "@" in path or "//" in path or "/./" in path or (os.sep != "/" and "/" in path)

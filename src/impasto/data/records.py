@@ -1,4 +1,4 @@
-"""The states of an image on its way to a batch; each function of this package goes between two.
+"""The states of an image on its way to a batch; most functions of this package link two of them.
 
 file --scan--> ImageRecord --plan--> PlannedImage --encode--> LoadedMoments --collate--> Batch
 """
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 
 CELL = 8
-"""Pixels of the image per side of a latent cell."""
+"""Image pixels per side of one latent cell."""
 
 CHANNELS = 4
-"""Numbers of a latent cell."""
+"""Channels of the latents."""
 
 
 @dataclass(frozen=True, order=True, slots=True)
@@ -40,7 +40,7 @@ class Size:
 
     @property
     def area(self) -> int:
-        """The number of pixels, or of latent cells."""
+        """The number of pixels or latent cells."""
         return self.width * self.height
 
     @property
@@ -64,7 +64,7 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """A rectangle in pixels: offset of its top left corner, and size."""
+    """A rectangle in pixels: the offset of its top left corner, and its size."""
 
     left: int
     top: int
@@ -72,13 +72,13 @@ class Box:
 
     @property
     def ltrb(self) -> tuple[int, int, int, int]:
-        """(left, top, right, bottom), as Pillow's `crop` takes it."""
+        """(left, top, right, bottom), the order of Pillow's `crop`."""
         return self.left, self.top, self.left + self.size.width, self.top + self.size.height
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """The part of an image that is the image, by a crop of one's own (`cuts.py`).
+    """A custom crop, which stands for the whole image in training (`cuts.py`).
 
     Attributes:
         whole: Upright size of the image in its file.
@@ -91,12 +91,12 @@ class Cut:
 
 @dataclass(frozen=True, slots=True)
 class Geometry:
-    """Where the pixels of a sample come from.
+    """How the pixels of a sample were cut from its image.
 
     Attributes:
-        original: Size of the image in its file, as a person sees it, or of the crop of one's own
-            that is used of it.
-        crop: What of the resized image the sample shows; its size is the bucket's.
+        original: Size of the image as displayed (after EXIF rotation), or of its custom crop if it
+            has one.
+        crop: The part of the resized image that the sample shows; its size is the bucket's.
     """
 
     original: Size
@@ -104,7 +104,7 @@ class Geometry:
 
     @property
     def target(self) -> Size:
-        """The size that is trained on, or drawn."""
+        """The size of the sample that is trained on, or of the image that is generated."""
         return self.crop.size
 
     @property
@@ -117,13 +117,13 @@ class Geometry:
 
     @classmethod
     def whole(cls, size: Size) -> Geometry:
-        """Of an image that was never resized or cropped, as one that is drawn."""
+        """Return the geometry of an image without resizing or cropping, such as a generated one."""
         return cls(size, Box(0, 0, size))
 
 
 @dataclass(frozen=True, slots=True)
 class FileStamp:
-    """What tells a changed file from an unchanged one without reading it."""
+    """Size and modification time of a file, to detect a change without reading the file."""
 
     size_bytes: int
     mtime_ns: int
@@ -131,24 +131,25 @@ class FileStamp:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """An image that can be read, with its captions and tags.
+    """A readable image, with its caption and tags.
 
-    The content's hash is not part of it: that takes reading the whole file, which only caching does
+    The content hash is not included: computing it reads the whole file, which only caching does
     (`content_hashes.ContentHashes`).
 
     Attributes:
-        path: The file.
-        size: The size as a person sees it, after EXIF rotation; that of `cut`, where it has one.
-        stamp: What tells whether the file has changed.
-        caption: Prose, perhaps on several lines: the `.caption`, or metadata's `caption`.
-        tags: The `.txt` beside the image, or metadata's `tags`.
-        rotated: Whether EXIF says that the stored pixels are turned or mirrored.
-        wanted: The bucket that metadata names (`train_resolution`).
-        subset: How it is used.
-        cut: The part of it that is used; None for all of it.
-        class_tokens: Its words where it has no others: its subset's, if it has no caption file.
-        extra_repeats: Showings in an epoch beyond those of its subset, which balance
-            regularisation images.
+        path: The image file.
+        size: The size as displayed, after EXIF rotation; that of `cut` if it has one.
+        stamp: Size and modification time of the file, which show whether it has changed.
+        caption: Prose, possibly of several lines: the `.caption` file, or metadata's `caption`.
+        tags: The `.txt` file beside the image, or metadata's `tags`.
+        rotated: Whether EXIF says that the stored pixels are rotated or mirrored.
+        wanted: The bucket that metadata specifies (`train_resolution`).
+        subset: How the image is used.
+        cut: The custom crop; None if the whole image is used.
+        class_tokens: The caption of an image that has no other: its subset's class tokens if the
+            image has no caption file.
+        extra_repeats: Repeats per epoch beyond those of its subset, which balance regularisation
+            images.
     """
 
     path: Path
@@ -165,40 +166,41 @@ class ImageRecord:
 
     @property
     def repeats(self) -> int:
-        """How often the image comes in an epoch."""
+        """How often the image is shown in an epoch."""
         return self.subset.repeats + self.extra_repeats
 
     @property
     def whole(self) -> Size:
-        """The upright size of the image in its file, whatever part of it is used."""
+        """The upright size of the image in its file, regardless of a custom crop."""
         return self.cut.whole if self.cut else self.size
 
     @property
     def own_caption_text(self) -> str:
-        """Caption and tags joined, before the subset's rules; perhaps on several lines."""
+        """Caption and tags joined, before the subset's rules; possibly of several lines."""
         return join_caption_and_tags(self.caption, self.tags, self.subset.captions.separator)
 
     @property
     def caption_text(self) -> str:
-        """The image's own words, or those of its class where it has none."""
+        """The image's own caption and tags, or the class tokens if it has neither."""
         return caption_or_class(self.own_caption_text, self.class_tokens)
 
     @property
     def fixed_caption(self) -> str:
-        """The caption without chance: for validation and for counting tokens."""
+        """The caption without random changes, used for validation and for counting tokens."""
         return self.subset.captions.steady().write(self.caption_text, STEADY, 0, self.name)
 
     @property
     def name(self) -> str:
-        """The path below the subset's folder, with slashes: the same on every machine.
+        """The path relative to the subset's folder, with slashes: the same on every machine.
 
-        Random numbers follow from it, and macOS may hand over another Unicode form.
+        It is normalized to NFC, as random numbers depend on it and macOS may report another Unicode
+        form.
         """
         return unicodedata.normalize("NFC", self.file_name)
 
     @property
     def file_name(self) -> str:
-        """The image's name as the file system spells it, by which the file is found again."""
+        """The name relative to the subset's folder, spelled as in the file system."""
         path = Path(plain(self.path)) if is_member(self.path) else self.path
         try:
             return path.relative_to(self.subset.root).as_posix()
@@ -207,23 +209,23 @@ class ImageRecord:
 
 
 STEADY = TrainingPosition(1, 0, 1)
-"""The position in the training that captions without chance are written for."""
+"""The training position for which captions without random changes are written."""
 
 
 def caption_or_class(own: str, class_tokens: str) -> str:
-    """The words of an image, or those of its class where it has none of its own."""
+    """Return an image's own caption, or its class tokens if the caption is blank."""
     return own if own.strip() else class_tokens or own
 
 
 @dataclass(frozen=True, slots=True)
 class SkippedFile:
-    """A file that will not be used, and the reason in words.
+    """A file that will not be used, with the reason.
 
     Attributes:
-        path: It.
-        reason: Why it is not used.
-        is_unread: Whether it, or its words, could not be read this time, which says nothing of
-            what is in it.
+        path: The file.
+        reason: Why it is not used, as a text for the user.
+        is_unread: Whether the file or its caption could not be read this time, so that nothing is
+            known about its content.
     """
 
     path: Path
@@ -233,7 +235,7 @@ class SkippedFile:
 
 @dataclass(frozen=True, slots=True)
 class PlannedImage:
-    """Geometry alone: resize the image to `resized`, then take `crop`, which fills `bucket`."""
+    """A geometry for an image: resize it to `resized`, then take `crop`, which fills `bucket`."""
 
     record: ImageRecord
     bucket: Size
@@ -242,11 +244,11 @@ class PlannedImage:
 
     @property
     def cropped_fraction(self) -> float:
-        """The share of the image that the crop removes, in [0, 1)."""
+        """The fraction of the resized image that the crop removes, in [0, 1)."""
         return 1 - self.bucket.area / self.resized.area
 
     def geometry(self, *, mirrored: bool = False) -> Geometry:
-        """Where the pixels come from, of the image or of its mirror image."""
+        """Return where the sample's pixels come from in the image, or in its mirror image."""
         crop = self.crop
         if mirrored:
             right = self.resized.width - crop.left - crop.size.width
@@ -260,14 +262,14 @@ class Batch:
 
     Attributes:
         latents: [B, 4, h, w] float32, drawn from the posterior and **scaled**.
-        captions: B texts; an empty one where the caption was dropped.
+        captions: B captions; empty if the caption was dropped.
         weights: [B] weights of the samples in the loss: that of their subset, times
-            `prior_loss_weight` for regularisation images; zero for a rank that has nothing to do.
+            `prior_loss_weight` for regularisation images; zero on a rank without work.
         randomness: The source of this batch's random numbers.
-        geometry: Where each sample's pixels come from.
-        mask: [B, 1, h, w] weights in [0, 1] of the places in the loss; None where all are 1.
-        conditioning: What the U-Net is told of the batch, where that was made ahead.
-        keeps: [B] whether a sample is a regularisation image; None where none is.
+        geometry: Which part of its image each sample shows.
+        mask: [B, 1, h, w] weights in [0, 1] of latent cells in the loss; None if all are 1.
+        conditioning: The U-Net's conditioning of the batch; None if it is not precomputed.
+        keeps: [B] whether a sample is a regularisation image; None if none is.
     """
 
     latents: Tensor
@@ -282,9 +284,9 @@ class Batch:
 
 @contextlib.contextmanager
 def no_cycle_collection() -> Iterator[None]:
-    """Spare Python's collector while many small objects are made, none of them in a cycle.
+    """Disable Python's garbage collector while many small objects without cycles are created.
 
-    It would look at all of them dozens of times: 40 percent of a second scan.
+    The collector would otherwise traverse all of them dozens of times: 40 percent of a second scan.
     """
     was_enabled = gc.isenabled()
     gc.disable()

@@ -1,4 +1,4 @@
-"""How the images of one part of a dataset are used: repeats, words, flips, masks and more."""
+"""How the images of one part of a dataset are used: repeats, captions, flips, masks and more."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ INTERPOLATIONS = (
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What changes an image anew each time it is shown, so that it cannot be encoded ahead.
+    """Random changes to an image each time it is shown, so that its latents cannot be cached.
 
     Attributes:
-        random_crop: Crop anywhere instead of in the middle.
+        random_crop: Crop at a random position instead of the centre.
         color: Shift hue and brightness a little.
-        face_crop_range: Crop around the face that the file's name gives (`_cx_cy_w_h`, in pixels),
-            so that it takes 1/high to 1/low of the shorter side; None means no such crop.
+        face_crop_range: Crop around the face given by the file name (`_cx_cy_w_h`, in pixels), so
+            that the face takes 1/high to 1/low of the shorter side; None means no such crop.
     """
 
     random_crop: bool = False
@@ -31,11 +31,12 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class MaskRules:
-    """Where the weights of an image's parts in the loss come from; both are multiplied.
+    """Sources of the loss weights of an image's pixels; if both are used, they are multiplied.
 
     Attributes:
-        alpha: Opacity is weight.
-        folder: An image of the same name in this folder, white where the loss counts.
+        alpha: Use the image's opacity as weight.
+        folder: Folder of mask images with the names of the images, white where the loss counts;
+            None means no mask files.
     """
 
     alpha: bool = False
@@ -44,23 +45,23 @@ class MaskRules:
 
 @dataclass(frozen=True, eq=False)
 class Subset:
-    """A part of a dataset, as its images refer to it.
+    """Settings of one part of a dataset, shared by all its images.
 
     Attributes:
-        root: The folder that names of images are relative to.
-        dataset: The number of the dataset, which has a batch size and buckets of its own.
-        number: The number of the subset in it.
-        repeats: How often each image comes in an epoch.
-        captions: What becomes of the words.
+        root: The folder that image names are relative to.
+        dataset: The number of the dataset, which has its own batch size and buckets.
+        number: The number of the subset within its dataset.
+        repeats: How often each image is shown in an epoch.
+        captions: How captions are varied.
         flips: Whether images are mirrored in half of their showings.
-        flip_safe: Words that keep an image from being mirrored.
-        augmentation: What changes images each time; None if they can be encoded ahead.
-        masks: Where weights in the loss come from; None if all parts count the same.
+        flip_safe: Words in a caption that prevent mirroring.
+        augmentation: Random changes to each image; None if its latents can be cached.
+        masks: Sources of loss weights; None if all pixels count the same.
         interpolation: How images are resized, one of `INTERPOLATIONS`.
-        reads_npz: Whether latents that sd-scripts left beside the images are used.
-        class_tokens: The words of images that have no caption file; empty means none.
-        is_reg: Whether they are regularisation images; see `regularisation.py`.
-        loss_weight: What the loss of each image is multiplied by.
+        reads_npz: Whether latents that sd-scripts cached beside the images are used.
+        class_tokens: The caption of images that have no caption file; empty means none.
+        is_reg: Whether the images are regularisation images; see `regularisation.py`.
+        loss_weight: Factor of the loss of each image.
     """
 
     root: Path = field(default_factory=Path)
@@ -79,12 +80,12 @@ class Subset:
     loss_weight: float = 1.0
 
     def may_flip(self, caption: str) -> bool:
-        """Whether an image with these words may be mirrored."""
+        """Return whether an image with this caption may be mirrored."""
         return self.flips and not mentions_side(caption, self.flip_safe)
 
 
 def mentions_side(caption: str, sides: tuple[str, ...]) -> bool:
-    """Whether one of `sides` stands in `caption` as a word of its own, in any letter case."""
+    """Return whether one of `sides` occurs in `caption` as a whole word, in any letter case."""
     if not sides:
         return False
     pattern = "|".join(re.escape(side.replace("_", " ")) for side in sides)
@@ -92,4 +93,4 @@ def mentions_side(caption: str, sides: tuple[str, ...]) -> bool:
 
 
 PLAIN = Subset()
-"""Images that are used as they are."""
+"""The default subset: images are used unchanged."""

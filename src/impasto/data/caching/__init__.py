@@ -1,4 +1,4 @@
-"""The latent cache and the text store: how they are filled, by whom, and kept.
+"""The latent cache and the text store: filling, claiming the work between programs, and cleanup.
 
-The caches of sd-scripts beside the images are read and written here too.
+The caches that sd-scripts puts beside images are read and written here too.
 """

@@ -1,4 +1,4 @@
-"""Looks at images that are not encoded ahead, as they change each time that they are shown."""
+"""Checks images whose latents cannot be cached, since they change each time they are shown."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ def decode_changing(
     engine: Engine,
     share: CacheShare,
 ) -> None:
-    """Decode what is not encoded ahead once, so that training does not stumble over it.
+    """Decode each image whose latents cannot be cached once, so that training finds no damaged one.
 
     Args:
-        portion: Images, of which those are looked at; all processes of a run have the same.
-        cache: Knows what was decoded before, by whatever command.
-        failures: Are given the images that cannot be decoded.
-        progress: Where to show how far it is.
-        engine: Runs what is done.
-        share: What this process does of it.
+        portion: Images; those without augmentation are ignored. The same in all processes of a run.
+        cache: Remembers which images were decoded before, by any command.
+        failures: Receives the images that cannot be decoded.
+        progress: Shows the progress.
+        engine: Runs the decoding.
+        share: This process's share of the work.
     """
     changes = portion.records.per_use(lambda use: use.subset.augmentation is not None)
     rows = np.flatnonzero(changes)
@@ -56,7 +56,7 @@ def decode_changing(
         for outcomes in executor.run(in_chunks(records, 4)):
             for record, outcome in outcomes:
                 row = next(image_rows)
-                with contextlib.suppress(StorageError):  # forgetting costs decoding them again
+                with contextlib.suppress(StorageError):  # a lost record costs a decode
                     known.add(record, outcome)
                 if isinstance(outcome, Failure):
                     failures.add(portion[row], outcome)

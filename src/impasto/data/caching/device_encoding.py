@@ -1,4 +1,4 @@
-"""What the device does while a latent cache is filled, and what cannot be encoded."""
+"""Encodes images on the device while a latent cache is filled, and records those that fail."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from impasto.parsing import parse_json
 
 @dataclass(frozen=True)
 class Order:
-    """An image and what is to be made of it: only keys that are not in the cache.
+    """An image with the latents and mask to be made of it, none of which is in the cache.
 
     Attributes:
         image: The image.
-        missing: What to make; nothing where this process cannot read the file.
-        latents: How many latents are to be made of it, as all processes of a run have agreed.
+        missing: The keys to make; all empty if this process cannot read the file.
+        latents: Number of latents to make, as agreed by all processes of a run.
     """
 
     image: PlannedImage
@@ -40,9 +40,9 @@ class Failures:
     """The images that cannot be used, each once.
 
     Attributes:
-        items: They, with reasons.
-        paths: Of all of them.
-        may_pass: Whether the same file of one may do another time.
+        items: The images, with reasons.
+        paths: The paths of all of them.
+        may_pass: Whether one of the failures is transient, so that another attempt may succeed.
     """
 
     def __init__(self, policy: ErrorPolicy) -> None:
@@ -52,7 +52,7 @@ class Failures:
         self.may_pass = False
 
     def add(self, image: PlannedImage, failure: Failure) -> None:
-        """Note an image, or end it all.
+        """Record an image that cannot be used, or raise, depending on the policy.
 
         Raises:
             DatasetError: The policy is `stop`.
@@ -68,11 +68,11 @@ class Failures:
             self.items.append(SkippedFile(path, reason))
 
     def join(self, begin: int, share: CacheShare) -> None:
-        """Have the images that any process of a run cannot use; all of them call it.
+        """Merge the failures of all processes of a run; every process must call this.
 
         Args:
-            begin: How many there were when all processes had the same.
-            share: What this process does.
+            begin: Number of failures that all processes already had in common.
+            share: This process's share of the work, with its process group.
         """
         if share.group.size == 1:
             return
@@ -101,11 +101,11 @@ class Task:
 def tasks_of(
     rendered: Sequence[tuple[Order, Rendered]], is_there: Callable[[str], bool]
 ) -> Iterator[Task]:
-    """What is to be encoded of images: they, and their mirror images where these are ordered.
+    """Yield what to encode of rendered images: each image and, if ordered, its mirror image.
 
     Args:
         rendered: Orders with their pixels.
-        is_there: Whether a key is in the cache by now, put there by another process.
+        is_there: Returns whether a key is in the cache by now, written by another process.
     """
     for order, image in rendered:
         if order.missing.plain and not is_there(order.missing.plain):
@@ -115,13 +115,13 @@ def tasks_of(
 
 
 class DeviceEncoder:
-    """Encodes images, one batch behind: what comes next is made ready while a GPU computes.
+    """Encodes images one batch behind: the next batch is prepared while the GPU computes.
 
     Args:
-        cache: What another process has put there meanwhile is left out.
+        cache: Keys that another process has written to it meanwhile are skipped.
         encoder: The VAE.
-        writer: Is given moments and masks.
-        failures: Are given what cannot be encoded.
+        writer: Receives moments and masks.
+        failures: Receives the images that cannot be encoded.
 
     Attributes:
         remade: Images that were encoded again in float32.
@@ -136,7 +136,7 @@ class DeviceEncoder:
         self.remade: set[Path] = set()
 
     def take(self, rendered: Sequence[tuple[Order, Rendered]]) -> None:
-        """Encode images and mirror images as ordered, and keep their masks."""
+        """Start to encode images and mirror images as ordered; pass their masks to the writer."""
         tasks = list(tasks_of(rendered, self._cache.__contains__))
         for order, image in rendered:
             if order.missing.mask and image.mask is not None:
@@ -148,7 +148,7 @@ class DeviceEncoder:
             self._behind = part, begun
 
     def finish(self) -> None:
-        """Hand on what the device still works on."""
+        """Wait for the batch that the device is working on, and pass its moments to the writer."""
         if self._behind is None:
             return
         tasks, begun = self._behind

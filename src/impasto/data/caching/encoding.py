@@ -1,4 +1,4 @@
-"""The VAE's encoder as the cache sees it: a stage from pixels to moments."""
+"""The VAE's encoder as a stage of the cache: from pixels to moments."""
 
 from __future__ import annotations
 
@@ -15,25 +15,26 @@ from impasto.data.engines.stages import Failure
 from impasto.progress import counted
 
 ARITHMETICS = ("", "tf32")
-"""What `MomentsEncoder.arithmetic` may be."""
+"""Allowed values of `MomentsEncoder.arithmetic`."""
 
 EncodeMoments = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)
 class MomentsEncoder:
-    """The VAE as the cache sees it.
+    """The VAE's encoder, with the properties that the cache needs.
 
     Attributes:
         encode: pixels [B, 3, H, W] in [-1, 1] -> unscaled (mean, logvar), each [B, 4, H/8, W/8].
         fingerprint: A hash of the VAE's weights.
         batch_size: Images per call.
-        encode_exactly: The same in float32, for what came out as NaN or infinite; None where
-            `encode` is that already.
-        arithmetic: How it computes, where that changes the latents by more than they are rounded by
-            when they are stored: `tf32`; empty elsewhere.
-        npz_endings: What names of sd-scripts' files of such latents end on.
-        recipe: Makes the same in another process: picklable. None where nothing does.
+        encode_exactly: The same in float32, to redo images with NaN or infinite latents; None if
+            `encode` computes in float32 already.
+        arithmetic: `tf32` if it computes in TF32, which changes latents by more than the rounding
+            on storage does; empty otherwise.
+        npz_endings: Endings of the names of sd-scripts' files with latents of this model.
+        recipe: Picklable function that makes the same encoder in another process; None if the
+            encoder exists in memory only.
         device_type: Where it computes: `cuda` or `cpu`.
     """
 
@@ -48,20 +49,20 @@ class MomentsEncoder:
 
     @property
     def source(self) -> str:
-        """What latents are named by, besides their images."""
+        """The name of what made the latents, which is part of each latent's key."""
         return latent_source(self.fingerprint, self.arithmetic)
 
 
 @dataclass(frozen=True)
 class Begun:
-    """A batch that a device works on.
+    """A batch that a device is working on.
 
     Attributes:
         pixels: [B, 3, H, W] in [-1, 1], in RAM.
-        mean: [B, 4, H/8, W/8], where it is computed; not to be read before it is needed.
-        logvar: The same.
-        remade: Places of images that were encoded again in float32 and then were finite; known when
-            the batch is finished.
+        mean: [B, 4, H/8, W/8] on the device; reading it waits for the device.
+        logvar: Likewise.
+        remade: Indices of images that were encoded again in float32 and then were finite; complete
+            once the batch is finished.
     """
 
     pixels: Tensor
@@ -80,15 +81,15 @@ class Encode:
         self._encoder = encoder
 
     def __call__(self, batch: Sequence[np.ndarray]) -> list[tuple[Tensor, Tensor] | Failure]:
-        """Encode a batch; what is NaN or infinite is tried once more in float32."""
+        """Encode a batch; images with NaN or infinite latents are tried once more in float32."""
         return self.finish(self.begin(batch))
 
     def begin(self, batch: Sequence[np.ndarray]) -> Begun:
-        """Have a batch encoded; waits for no GPU."""
+        """Start to encode a batch, without waiting for the GPU."""
         return self._begun(self._encoder.encode, to_model_range(batch))
 
     def finish(self, begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
-        """The moments of a batch, in RAM."""
+        """Wait for a batch and return its moments in RAM, or a Failure if they are not finite."""
         outcomes = _arrived(begun)
         exactly = self._encoder.encode_exactly
         if exactly is not None:
@@ -109,21 +110,21 @@ def _arrived(begun: Begun) -> list[tuple[Tensor, Tensor] | Failure]:
     mean, logvar = begun.mean.float().cpu(), begun.logvar.float().cpu()
     finite = (torch.isfinite(mean) & torch.isfinite(logvar)).flatten(1).all(1).tolist()
     return [
-        (mean[i], logvar[i]) if good else Failure("the VAE makes NaN or infinite latents of it")
+        (mean[i], logvar[i]) if good else Failure("the VAE encodes it to NaN or infinite latents")
         for i, good in enumerate(finite)
     ]
 
 
 def to_model_range(pixels: Iterable[np.ndarray]) -> Tensor:
-    """uint8 images [H, W, 3] of one size -> float32 [B, 3, H, W] in [-1, 1]."""
+    """Convert uint8 images [H, W, 3] of one size to float32 [B, 3, H, W] in [-1, 1]."""
     stacked = torch.from_numpy(np.stack(list(pixels)))
     return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
 def said_of_remade(number: int, total: int) -> str:
-    """What a run says of images whose latents overflowed in half precision."""
+    """Return the note about images whose latents overflowed in half precision."""
     return (
         f"{number} of {counted(total, 'images')} had latents that were NaN or infinite in half "
-        "precision: they were made again in float32. Set dataset.vae_precision to fp32 to encode "
-        "all images so."
+        "precision: they were encoded again in float32. Set dataset.vae_precision to fp32 to "
+        "encode all images in float32."
     )

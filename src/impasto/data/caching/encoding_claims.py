@@ -1,13 +1,13 @@
-"""Which latents and masks a program is about to encode, so that no other encodes them meanwhile.
+"""Claims on latents and masks that a program is about to encode, so that no other encodes them too.
 
-What a claim is, whatever keeps it: files beside a cache on a disk
-(`data/caching/folder_claims.py`), or numbered objects below one in an object store
-(`data/caching/stored_claims.py`). Both look for what others have claimed first, and after that for
-what is in the cache: who has ended a claim has written all that it made before.
+This is the interface; claims are stored as files beside a cache on a disk
+(`data/caching/folder_claims.py`), or as numbered objects below one in an object store
+(`data/caching/stored_claims.py`). Both read the claims of others first and the contents of the
+cache after that: a program writes all that it made before it ends its claim.
 
-A claim is no lock of the cache: shards are written without what is there
-(`data/sharding/shards.py`). If one counts for nothing, because it is damaged or its owner was
-asleep, images are encoded twice, and kept once.
+A claim does not lock the cache: keys that exist already are left out of new shards
+(`data/sharding/shards.py`). If a claim is ignored, because it is damaged or its owner was
+suspended, images are encoded twice, and stored once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Protocol
 from impasto.lock_file import LockHolder
 
 CLAIMS = "claims"
-"""The folder of claims, in that of the cache."""
+"""Name of the folder of claims within the cache's folder."""
 
 KEYS_SUFFIX = ".keys"
 KEY_BYTES = 16
@@ -32,18 +32,18 @@ Keys = frozenset[bytes]
 NO_KEYS: Keys = frozenset()
 
 Written = tuple[list[str], list[str]]
-"""The names of shards of latents, and of masks."""
+"""The names of shards of latents, and of shards of masks."""
 
 
 @dataclass(frozen=True)
 class Taken:
-    """What a program has claimed.
+    """The outcome of claiming.
 
     Attributes:
-        own: What it encodes.
-        lacking: What is not in the cache: its own, and what others have claimed.
-        rivals: The names of others' claims on what it lacks.
-        name: Of its own claim; empty where it has none.
+        own: The keys that this program has claimed and encodes.
+        lacking: All keys that are not in the cache: its own, and those claimed by others.
+        rivals: The names of others' claims on keys that the cache lacks.
+        name: The name of its own claim; empty if it has none.
     """
 
     own: Keys
@@ -53,21 +53,21 @@ class Taken:
 
     @classmethod
     def beside(cls, others: Mapping[str, Keys], lacking: Keys) -> Taken:
-        """Take what is lacking and no other program has claimed.
+        """Claim the keys that the cache lacks and no other program has claimed.
 
         Args:
-            others: The keys of each claim that counts before this one, by its name.
-            lacking: What is not in the cache, looked up after those were read.
+            others: The keys of each claim that has precedence over this one, by the claim's name.
+            lacking: The keys that the cache lacks, determined after `others` was read.
         """
         rivals = tuple(name for name, keys in others.items() if keys & lacking)
         return cls(lacking - NO_KEYS.union(*others.values()), lacking, rivals)
 
 
 class EncodingClaims(Protocol):
-    """The claims of all programs on what a cache lacks.
+    """The claims of all programs on the keys that a cache lacks.
 
     Attributes:
-        looks_every_s: Seconds between two looks at claims that a program waits for.
+        looks_every_s: Seconds between two checks of the claims that a program waits for.
     """
 
     looks_every_s: float
@@ -75,37 +75,37 @@ class EncodingClaims(Protocol):
     def taken(
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
     ) -> contextlib.AbstractContextManager[Taken]:
-        """Claim what is lacking and nobody else has claimed, until the end of the context.
+        """Claim the keys that are lacking and unclaimed, until the end of the context.
 
-        Where nothing can be written nobody claims anything: nothing can be encoded there either.
+        If nothing can be written, nothing is claimed and all lacking keys are the caller's.
 
         Args:
-            lacking: Looks up what is not in the cache now.
-            on_busy: Is told who is claiming something just now, at each look, where one waits.
+            lacking: Returns the keys that are not in the cache now.
+            on_busy: Called at each check with the program that is claiming, if this has to wait.
 
         Raises:
             StorageError: The disk is full, or the store cannot be used.
         """
 
     def living(self, taken: Taken) -> list[LockHolder]:
-        """Those of the rivals whose claims have not ended, also by being killed.
+        """Return the owners of rivals' claims that are still held, not ended or left by a kill.
 
         Raises:
             StorageError: The store cannot be used.
         """
 
     def tell(self, taken: Taken, written: Written) -> None:
-        """Say what was written of what was claimed, before the claim ends: a disk may list late.
+        """Publish the shards written for a claim before it ends, as disks may list them late.
 
         Raises:
             StorageError: The disk is full.
         """
 
     def told(self, taken: Taken) -> Written:
-        """What those of the rivals have said whose claims have ended."""
+        """Return the shards published by the rivals whose claims have ended."""
 
     def of_others(self) -> Keys:
-        """What other programs have claimed; for who has claimed nothing.
+        """Return the keys that other programs have claimed; for callers without a claim.
 
         Raises:
             StorageError: The store cannot be used.
@@ -113,13 +113,13 @@ class EncodingClaims(Protocol):
 
 
 def packed(keys: Keys) -> bytes:
-    """Keys as the bytes of a file: the SHA-256 of what follows, then the keys in order."""
+    """Return keys as the bytes of a file: a SHA-256 of the rest, then the sorted keys."""
     content = b"".join(sorted(keys))
     return hashlib.sha256(content).digest() + content
 
 
 def unpacked(stored: bytes) -> Keys:
-    """The keys of `packed`; none where the bytes are not what was written."""
+    """Return the keys stored by `packed`; none if the bytes are damaged."""
     digest, content = stored[:32], stored[32:]
     if len(content) % KEY_BYTES or hashlib.sha256(content).digest() != digest:
         return NO_KEYS

@@ -1,4 +1,4 @@
-"""What became of a portion of images that were encoded into the latent cache."""
+"""The outcome of encoding a portion of a dataset's images into the latent cache."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from impasto.data.records import SkippedFile
 
 @dataclass(frozen=True)
 class FilledPortion:
-    """What became of a portion of images.
+    """The outcome of encoding a portion of images.
 
     Attributes:
-        kept: [images]: which can be trained on.
-        keys: The keys of those.
-        identities: Their keys as they would be of exact arithmetic.
-        encoded: How many were encoded now.
-        refused: Latents of sd-scripts that do not fit their images.
+        kept: [images]: whether each image can be trained on.
+        keys: The keys of those that can.
+        identities: Their keys as exact arithmetic would have them.
+        encoded: Number of images encoded in this run.
+        refused: Latent files of sd-scripts that do not fit their images.
     """
 
     kept: np.ndarray
@@ -34,7 +34,7 @@ class FilledPortion:
 
     @classmethod
     def joined(cls, portions: Sequence[FilledPortion]) -> FilledPortion:
-        """Join the portions of a dataset into one."""
+        """Return the outcomes of a dataset's portions as one."""
         return cls(
             np.concatenate([portion.kept for portion in portions]),
             join_keys([portion.keys for portion in portions]),
@@ -46,12 +46,12 @@ class FilledPortion:
     def plan(
         self, table: PlannedTable, skipped: Sequence[SkippedFile], encoder: MomentsEncoder
     ) -> CachedPlan:
-        """The images that can be trained on, with the keys of their latents.
+        """Return the images that can be trained on, with the keys of their latents.
 
         Args:
             table: The images of the portion.
-            skipped: Those that cannot be used, with reasons.
-            encoder: What made the latents.
+            skipped: Images that cannot be used, with reasons.
+            encoder: The encoder that made the latents.
         """
         return CachedPlan(
             table if self.kept.all() else table.select(self.kept),

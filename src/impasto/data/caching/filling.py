@@ -1,8 +1,8 @@
 """Fills the latent cache: decode in worker processes, encode on the device, write in a thread.
 
-The processes of a run split what is missing. They agree on it batch by batch, so the batches, and
-with them the bits of the latents, are those that one process would make of them. What another
-program is about to encode is waited for (`data/caching/unclaimed.py`).
+The processes of a run split the missing latents. They agree on whole batches, so the batches, and
+with them the bits of the latents, are the same as with one process. Images that another program
+has claimed are waited for (`data/caching/unclaimed.py`).
 """
 
 from __future__ import annotations
@@ -46,8 +46,10 @@ from impasto.data.records import FileStamp, PlannedImage, SkippedFile
 from impasto.errors import DatasetError
 from impasto.progress import Advance, Progress, SilentProgress, none_of
 
-PROCESSES_FROM = 256  # starting processes takes as long as decoding some of these
-_LOST = Failure("its latents went from the cache while others were made", is_transient=True)
+PROCESSES_FROM = 256  # images; for fewer, starting processes takes too long
+_LOST = Failure(
+    "its latents were removed from the cache while others were encoded", is_transient=True
+)
 
 
 def cache_latents(
@@ -61,23 +63,22 @@ def cache_latents(
     engine: Engine = LOCAL,
     share: CacheShare = ALONE,
 ) -> CachedPlan:
-    """Encode the images that the cache does not hold; skip those that cannot be.
+    """Encode the images that are not in the cache; images that cannot be encoded are skipped.
 
-    Killed at any moment, it loses at most two shards: the one being written and the one being
-    filled. Images that change each time they are shown are only decoded, to find those that
-    cannot be.
+    If killed at any moment, it loses at most two shards: the one being written and the one being
+    filled. Images that change each time they are shown are only decoded, to find damaged ones.
 
     Args:
         planned: The images.
-        cache: Where their latents are kept.
-        encoder: Makes them.
-        progress: Where to show how far it is.
-        on_error: Whether an image that cannot be used is skipped, or ends it all.
+        cache: Where their latents are stored.
+        encoder: The VAE's encoder.
+        progress: Shows the progress.
+        on_error: Whether to skip an image that cannot be used, or stop.
         workers: Processes that decode; None means as many as there are CPUs, and threads
             for a few images.
-        engine: Runs what is done.
-        share: What this process does of it; all processes of a run call this with the same images,
-            and get the same plan.
+        engine: Runs the stages.
+        share: This process's share of the work; all processes of a run call this with the same
+            images and get the same plan.
 
     Raises:
         ConfigError: The engine's processes cannot make the encoder.
@@ -111,7 +112,7 @@ def cache_latents(
 def _known_plan(
     kept_keys: PreparedKeys, cache: LatentCache, on_error: ErrorPolicy, share: CacheShare
 ) -> CachedPlan | None:
-    """The plan of an earlier run of the same images, if every process of this run has it."""
+    """Return an earlier run's plan for the same images, or None unless every process has it."""
     before = kept_keys.read(cache)
     is_known = before is not None and not (before.skipped and on_error == "stop")
     everybody_knows = "False" not in share.group.gather(str(is_known))
@@ -136,7 +137,7 @@ class _Filler:
     share: CacheShare
 
     def fill_all(self, portions: Sequence[PlannedTable]) -> list[FilledPortion]:
-        """Encode what the cache does not hold; those first that no other program is at."""
+        """Encode all portions; those that other programs are encoding now are postponed."""
         filled: dict[int, FilledPortion] = {}
         left, postponed = deque(range(len(portions))), 0
         while left:
@@ -150,11 +151,11 @@ class _Filler:
         return [filled[number] for number in range(len(portions))]
 
     def fill(self, portion: PlannedTable, *, may_postpone: bool) -> FilledPortion | None:
-        """Encode what the cache does not hold of some images.
+        """Encode those images of a portion that are not in the cache.
 
         Args:
             portion: The images.
-            may_postpone: Whether to return None where other programs encode all that is lacking.
+            may_postpone: Whether to return None if other programs are encoding all missing latents.
         """
         cache, encoder, failures = self.cache, self.encoder, self.failures
         planned, begin = list(portion), len(failures.items)
@@ -200,7 +201,10 @@ class _Filler:
     def _kept(
         self, planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], begin: int
     ) -> list[tuple[int, PlannedImage, LatentKeys]]:
-        """The images that can be trained on; the others are failures, each with its reason."""
+        """Return the images that can be trained on, and record a failure for each of the others.
+
+        An image is returned as its index in the portion, the image itself, and its keys.
+        """
         failures = self.failures
         for image, key in zip(planned, keys, strict=True):
             if key is None or image.record.path in failures.paths:
@@ -215,7 +219,7 @@ class _Filler:
         ]
 
     def _digests(self, stamps: dict[Path, FileStamp]) -> dict[Path, str]:
-        """The hashes of files; each process reads its share of those that are not known."""
+        """Return the hashes of files; each process reads its share of those that are not known."""
         hashes, share = self.cache.hashes, self.share
         if share.number > 1:
             own = list(stamps)[share.rank :: share.number]
@@ -232,7 +236,7 @@ class _Filler:
         digests: dict[Path, str],
         unread: set[Path],
     ) -> list[SkippedFile]:
-        """Take latents of sd-scripts: the first process writes them, the others find them there."""
+        """Import latents of sd-scripts; the first process writes them, the others find them."""
         if not any(image.record.subset.reads_npz for image in planned):
             return []
 
@@ -245,7 +249,7 @@ class _Filler:
         return self.share.first_then_others(taken)
 
     def _say_of_remade(self, remade: int, total: int) -> None:
-        """Say how many images overflowed, of all processes."""
+        """Report how many images overflowed in half precision, in all processes."""
         found = self.share.group.gather(str(remade))
         everywhere = sum(int(found[rank]) for rank in self.share.members)
         if everywhere:
@@ -253,9 +257,9 @@ class _Filler:
 
 
 def _carry_out(orders: Sequence[Order], filler: _Filler) -> set[Path]:
-    """Have this process's share of images encoded, and written shard by shard in a thread.
+    """Encode this process's share of the orders, and write shards in a thread.
 
-    Returns the images that were made again in float32.
+    Returns the images that were encoded again in float32.
     """
     cache, progress, share = filler.cache, filler.progress, filler.share
     batches = batches_of(orders, filler.encoder.batch_size)

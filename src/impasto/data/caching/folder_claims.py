@@ -1,13 +1,14 @@
-"""Claims on what is encoded into a cache in a folder, between the programs that see it.
+"""Claims on what is encoded into a cache in a folder, between all programs that share the folder.
 
 A claim (`data/caching/encoding_claims.py`) is a file of keys beside a presence file
-(`locks.SharedLock`), which its owner keeps fresh: `.in-use.NAME.lock` and `NAME.keys` in
-`<cache>/claims`. The presence is there before the keys and goes after them, so keys without a
-living owner count for nothing. Who claims something does so alone (`locks.FolderLock`).
+(`locks.SharedLock`), which its owner touches regularly: `.in-use.NAME.lock` and `NAME.keys` in
+`<cache>/claims`. The presence file is created before the keys and removed after them, so keys
+without a living owner are ignored. Only one program claims at a time (`locks.FolderLock`).
 
-A network disk may still list the cache as it was before a claim ended. So the owner says in
-`NAME.written` which shards it has written, before its presence goes; who waited for it opens that
-file and those shards by their names, which such a disk looks up anew. The file stays an hour.
+A network disk may list the cache as it was before a claim ended. So the owner writes the names of
+its shards to `NAME.written` before it removes its presence file; programs that waited open that
+file and those shards by name, which such a disk does not answer from its old listing. The file is
+kept for an hour.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ from impasto.parsing import parse_json
 
 WRITTEN_SUFFIX = ".written"
 WRITTEN_KEPT_S = 3600.0
-"""Seconds that the names of shards of an ended claim stay; no disk lists that late."""
+"""Seconds for which the shard names of an ended claim are kept; no disk lists that late."""
 
 
 class FolderClaims:
-    """The claims of all programs that see the folder of a cache.
+    """The claims of all programs that share the folder of a cache.
 
     Args:
         cache: The folder of the cache.
@@ -52,7 +53,7 @@ class FolderClaims:
     def taken(
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
     ) -> Iterator[Taken]:
-        """Claim with a file of keys, which goes with the context."""
+        """Claim keys in a file that is removed when the context exits."""
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError:
@@ -67,23 +68,24 @@ class FolderClaims:
             try:
                 yield self._claim(presence.file, lacking, on_busy)
             finally:
-                with contextlib.suppress(OSError):  # without its owner it counts for nothing
+                with contextlib.suppress(OSError):  # without its owner it is ignored
                     keys_file(presence.file).unlink(missing_ok=True)
 
     def living(self, taken: Taken) -> list[LockHolder]:
-        """Those of the rivals whose presence files are fresh."""
+        """Return the holders of the rivals' claims whose presence files are fresh."""
         there = self._alive()
         return [holder for presence, holder in there.items() if presence.name in taken.rivals]
 
     def tell(self, taken: Taken, written: Written) -> None:
-        """Write the names of shards beside the keys; nothing where nothing was claimed."""
+        """Write the shards' names beside the keys; nothing if no key was claimed or written."""
         if taken.name and any(written):
             files.write_json(written_file(self._folder / taken.name), written)
 
     def told(self, taken: Taken) -> Written:
-        """What ended rivals have said; of others nothing is opened, or the disk would remember it.
+        """Return the shards published by ended rivals.
 
-        Linux keeps for a while that a file of a network disk is missing.
+        The files of other rivals are not opened: Linux caches for a while that a file is missing on
+        a network disk.
         """
         there = {presence.name for presence in self._alive()}
         ended = [rival for rival in taken.rivals if rival not in there]
@@ -91,11 +93,11 @@ class FolderClaims:
         return [n for latents, _ in told for n in latents], [n for _, masks in told for n in masks]
 
     def of_others(self) -> Keys:
-        """What stands in the keys of all whose presence files are fresh."""
+        """Return the keys claimed by all programs whose presence files are fresh."""
         return NO_KEYS.union(*(read_keys(keys_file(file)) for file in self._alive()))
 
     def _alive(self) -> dict[Path, LockHolder]:
-        """Those that give signs of life: not who was stopped, or could not remove its file."""
+        """Return the fresh presence files; stale ones belong to stopped or killed programs."""
         there = locks.shared_locks(self._folder)
         return {file: holder for file, holder in there.items() if holder.age_s < STALE_S}
 
@@ -103,7 +105,7 @@ class FolderClaims:
         self, own: Path, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
     ) -> Taken:
         with locks.FolderLock(self._folder, "claiming images to encode", on_busy):
-            others = self._others(own)  # read first: who ends a claim has written before
+            others = self._others(own)  # read first: owners write shards before they end a claim
             taken = Taken.beside(
                 {presence.name: keys for presence, keys in others.items()}, lacking()
             )
@@ -113,17 +115,17 @@ class FolderClaims:
         return taken
 
     def _others(self, own: Path) -> dict[Path, Keys]:
-        """What the living have claimed, by their presence; what dead ones left is removed."""
+        """Return the keys of each living claim by its presence file; remove files of dead ones."""
         with storage_errors.reported(self._folder):
-            with contextlib.suppress(OSError):  # another person's, in a folder of several
+            with contextlib.suppress(OSError):  # another user's, in a shared folder
                 temporary_names.remove_leftovers(self._folder)
             living = self._alive().keys() - {own}
             named = {keys_file(presence) for presence in (*living, own)}
             for file in self._folder.glob(f"*{KEYS_SUFFIX}"):
                 if file not in named:
-                    with contextlib.suppress(OSError):  # its owner may be ending just now
+                    with contextlib.suppress(OSError):  # its owner may just be removing it
                         file.unlink()
-            now = own.stat().st_mtime  # of the disk's clock
+            now = own.stat().st_mtime  # by the disk's clock
             for file in self._folder.glob(f"*{WRITTEN_SUFFIX}"):
                 with contextlib.suppress(OSError):
                     if now - file.stat().st_mtime > WRITTEN_KEPT_S:
@@ -132,12 +134,12 @@ class FolderClaims:
 
 
 def keys_file(presence: Path) -> Path:
-    """The file with the keys of a claim, by the presence file of its owner."""
+    """Return the file with the keys of a claim, given the presence file of its owner."""
     return presence.with_name(f"{_name_of(presence)}{KEYS_SUFFIX}")
 
 
 def written_file(presence: Path) -> Path:
-    """The file with the names of the shards of a claim, by the presence file of its owner."""
+    """Return the file with the shard names of a claim, given the presence file of its owner."""
     return presence.with_name(f"{_name_of(presence)}{WRITTEN_SUFFIX}")
 
 
@@ -146,7 +148,7 @@ def _name_of(presence: Path) -> str:
 
 
 def write_keys(file: Path, keys: Keys) -> None:
-    """Write the keys of a claim, whole or not at all, behind their SHA-256.
+    """Write the keys of a claim atomically, with their SHA-256 before them.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -156,7 +158,7 @@ def write_keys(file: Path, keys: Keys) -> None:
 
 
 def read_keys(file: Path) -> Keys:
-    """The keys of a claim; none where there are none, or where they are damaged."""
+    """Return the keys of a claim; none if the file is missing or damaged."""
     try:
         return unpacked(file.read_bytes())
     except OSError:
@@ -164,7 +166,7 @@ def read_keys(file: Path) -> Keys:
 
 
 def read_written(file: Path) -> Written:
-    """The names of shards of latents and of masks; none where the file is missing or damaged."""
+    """Return the names of shards of latents and of masks; none if the file is missing or bad."""
     try:
         latents, masks = parse_json(file.read_text(encoding="utf-8"))
         return [str(name) for name in latents], [str(name) for name in masks]

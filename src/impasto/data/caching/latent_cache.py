@@ -1,8 +1,8 @@
-"""VAE outputs on disk: moments in shards, found by content, so that a stale one cannot be found.
+"""The latent cache on disk: shards of VAE moments, keyed by content, so that no stale one is found.
 
 A shard (`data/sharding/shards.py`) holds images of one bucket: `mean` and `logvar`, both [N, 4, h,
 w], or in the folder of masks `mask`, [N, 1, h, w]. Any number of resolutions, VAEs and datasets
-share a folder.
+may share a folder.
 """
 
 from __future__ import annotations
@@ -40,16 +40,17 @@ STORED_DTYPE = torch.float16
 
 @dataclass(frozen=True)
 class CachedPlan:
-    """Planned images with the keys of their latents, and those that could not be encoded.
+    """Planned images with the keys of their latents, and the images that could not be encoded.
 
     Attributes:
         images: The images that can be trained on.
-        keys: What is kept of each.
+        keys: The cache keys of each image.
         skipped: Images that could not be decoded or encoded.
-        encoded: How many images were encoded now.
-        refused: Latents of sd-scripts that do not fit their images; they were made anew.
-        identities: The keys as they would be of exact arithmetic: what a training state is compared
-            by, which another device may go on from. Empty means the keys.
+        encoded: Number of images encoded in this run.
+        refused: Latent files of sd-scripts that do not fit their images; the VAE encoded these
+            images instead.
+        identities: The keys as exact arithmetic would have them: training states are compared by
+            these, so that a run can resume on another device. Empty means `keys`.
     """
 
     images: Sequence[PlannedImage]
@@ -61,47 +62,47 @@ class CachedPlan:
 
     @cached_property
     def table(self) -> PlannedTable:
-        """The images that were encoded, as columns."""
+        """The images that can be trained on, as columns."""
         return PlannedTable.of(self.images)
 
     def part(self, indices: Iterable[int]) -> CachedPlan:
-        """Some of the images."""
+        """Return a plan of the images at these indices."""
         chosen = list(indices)
         return CachedPlan([self.images[i] for i in chosen], [self.keys[i] for i in chosen], (), 0)
 
     def among(self, records: RecordTable) -> CachedPlan:
-        """The images whose paths are those of some records."""
+        """Return a plan of the images whose paths occur in `records`."""
         paths = {path for chunk in records.text_chunks("path") for path in chunk}
         is_among = self.table.records.matches("path", paths.__contains__)
         return self.part(np.flatnonzero(is_among).tolist())
 
     @property
     def encoded_ahead(self) -> bool:
-        """Whether the moments of all images are kept, so that training encodes none."""
+        """Whether the moments of all images are cached, so that training encodes none."""
         if isinstance(self.keys, KeyTable):
             return self.keys.all_plain
         return all(key.plain for key in self.keys)
 
 
 def latent_key(content_hash: str, planned: PlannedImage, source: str, *, flip: bool = False) -> str:
-    """The name of a latent: a hash over all that its numbers depend on, in 32 hex digits.
+    """Return the key of a latent: a hash of all that its values depend on, in 32 hex digits.
 
     Args:
-        content_hash: Of the image's file.
-        planned: How it is resized and cropped.
-        source: The VAE's fingerprint, or what else made the latent.
-        flip: Whether it is that of the mirror image.
+        content_hash: Hash of the image file's content.
+        planned: The image, with the geometry of its resize and crop.
+        source: The VAE's fingerprint, or the name of whatever else made the latent.
+        flip: Whether the latent is that of the mirror image.
     """
     return _hashed(content_hash, _geometry(planned), f"flip={int(flip)}", source)
 
 
 def latent_source(fingerprint: str, arithmetic: str) -> str:
-    """What `latent_key` takes as source: of exact arithmetic it is the VAE's fingerprint."""
+    """Return the `source` of `latent_key`: the VAE's fingerprint alone for exact arithmetic."""
     return f"{fingerprint}/{arithmetic}" if arithmetic else fingerprint
 
 
 def mask_key(content_hash: str, planned: PlannedImage, mask_hash: str) -> str:
-    """The name of an image's weights: a hash over all that they depend on."""
+    """Return the key of an image's loss weights: a hash of all that they depend on."""
     masks = planned.record.subset.masks
     alpha = masks is not None and masks.alpha
     return _hashed(content_hash, _geometry(planned), f"alpha={int(alpha)}", f"mask={mask_hash}")
@@ -123,7 +124,7 @@ class LatentCache:
     """A folder of shards with the moments of encoded images, and their masks.
 
     Args:
-        folder: Where the shards are; created when something is written.
+        folder: The folder of the shards; created on the first write.
 
     Raises:
         DatasetError: The folder holds a cache of a newer format.
@@ -136,7 +137,7 @@ class LatentCache:
 
     @cached_property
     def decoded(self) -> DecodeCache:
-        """What was decoded of the images, as scans of the same derived data keep it."""
+        """Record of which images were decoded, shared with scans that use the same folder."""
         return DecodeCache(self.folder.parent / "decoded.json")
 
     def _open(self) -> None:
@@ -144,21 +145,21 @@ class LatentCache:
         self._masks = Shards(self.folder / "masks", ("mask",), "cache of masks")
 
     def refresh(self) -> None:
-        """Take in what other processes have added meanwhile."""
+        """Add the shards that other processes have written to the index."""
         self._moments.refresh()
         self._masks.refresh()
 
     def take_written(self) -> tuple[list[str], list[str]]:
-        """The names of the shards written here since this was last asked for: latents, masks."""
+        """Return the names of shards written since the last call: of latents, and of masks."""
         return self._moments.take_written(), self._masks.take_written()
 
     def take_in(self, latents: Collection[str], masks: Collection[str]) -> None:
-        """Take in shards by the names that another process has from `take_written`."""
+        """Add shards to the index by the names that another process has from `take_written`."""
         self._moments.take_in(latents)
         self._masks.take_in(masks)
 
     def reopen(self) -> None:
-        """Open the cache anew, with the index of keys that another process has kept mapped."""
+        """Open the cache again, with the index of keys that another process has saved, mapped."""
         note = self._moments.note
         self._open()
         self.set_notify(note)
@@ -170,15 +171,15 @@ class LatentCache:
         return len(self._moments)
 
     def has_all(self, keys: npt.NDArray[np.uint8]) -> bool:
-        """Whether the moments of all names are there: [names, 16] bytes, zeros for no name."""
+        """Return whether all keys have moments here: [keys, 16] bytes, zeros for no key."""
         return self._moments.has_all(keys)
 
     def has_mask(self, key: str) -> bool:
-        """Whether the weights of this name are there."""
+        """Return whether the cache has the mask of this key."""
         return key in self._masks
 
     def read(self, keys: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Moments of images of one bucket: (mean, logvar), each [len(keys), 4, h, w] as stored.
+        """Return (mean, logvar) of images of one bucket, [len(keys), 4, h, w] each, as stored.
 
         Raises:
             KeyError: A key is not in the cache.
@@ -187,7 +188,7 @@ class LatentCache:
         return torch.from_numpy(mean), torch.from_numpy(logvar)
 
     def read_masks(self, keys: Sequence[str]) -> Tensor:
-        """Weights of images of one bucket: [len(keys), 1, h, w] uint8, 255 for full weight.
+        """Return masks of images of one bucket: [len(keys), 1, h, w] uint8, 255 for full weight.
 
         Raises:
             KeyError: A key is not in the cache.
@@ -204,7 +205,7 @@ class LatentCache:
         self._moments.write(str(bucket), keys, columns)
 
     def write_masks(self, bucket: Size, keys: Sequence[str], masks: Tensor) -> None:
-        """Add the weights of images of one bucket, [N, 1, h, w] uint8.
+        """Add the masks of images of one bucket, [N, 1, h, w] uint8.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -212,21 +213,24 @@ class LatentCache:
         self._masks.write(str(bucket), keys, {"mask": masks})
 
     def set_notify(self, note: Callable[[str], None]) -> None:
-        """Set what is called with a message when writing has to wait for another process."""
+        """Set the function called with a message when writing has to wait for another process."""
         self._moments.note = self._masks.note = note
 
     @contextlib.contextmanager
     def alone(self, what: str) -> Iterator[None]:
-        """Have the cache without any process that uses it, to remove things from it.
+        """Lock the cache against use by other processes, to remove entries from it.
+
+        Args:
+            what: What it is locked for, shown to processes that wait.
 
         Raises:
-            DatasetError: One uses it.
+            DatasetError: Another process is using it.
         """
 
         def refuse(holder: LockHolder) -> None:
             raise DatasetError(
                 f"The latent cache {shown(self.folder)} is in use by {holder.description}. Nothing "
-                f"was removed. Run this again when that has ended."
+                f"was removed. Run this again when it has ended."
             )
 
         if is_remote(self.folder):
@@ -240,35 +244,35 @@ class LatentCache:
             yield
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed process left half written."""
+        """Remove the partly written files of killed processes."""
         self._moments.remove_leftovers()
         self._masks.remove_leftovers()
 
     def keep_index(self) -> None:
-        """Have the next start read one file instead of one per shard, where there are many keys."""
+        """Save the index of a cache with many keys, so that the next start reads a single file."""
         self._moments.keep_index()
         self._masks.keep_index()
 
     @property
     def answers_late(self) -> bool:
-        """Whether reading waits for a network, so that much has to be asked for ahead."""
+        """Whether reads wait for a network, so that many must be requested in advance."""
         return is_remote(self.folder)
 
     @property
     def number_of_shards(self) -> int:
-        """The number of shards of both kinds."""
+        """The number of shards, of latents and of masks."""
         return sum(len(shards.indices()) for shards in (self._moments, self._masks))
 
     def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
-        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+        """Read each shard in full and yield its fault, or None; bad ones are deleted if `remove`.
 
-        One that the disk does not give is left: another time it may.
+        A shard that the disk cannot read is kept: it may be readable another time.
         """
         yield from self._moments.verify(remove=remove)
         yield from self._masks.verify(remove=remove)
 
     def remove_orphans(self) -> int:
-        """Remove tensors that no process will find again, and return their bytes.
+        """Remove tensors that no index refers to, and return the bytes freed.
 
         Raises:
             StorageError: The cache is in an object store that cannot be used.
@@ -276,7 +280,7 @@ class LatentCache:
         return self._moments.remove_orphans() + self._masks.remove_orphans()
 
     def prune(self, wanted: Collection[LatentKeys]) -> Iterator[tuple[int, int]]:
-        """Drop what is not wanted; after each shard, yield (entries dropped, bytes freed).
+        """Remove unwanted entries; yield (entries removed, bytes freed) after each shard.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.

@@ -1,4 +1,4 @@
-"""The names of what is kept of images in the latent cache: 16 bytes each instead of a string."""
+"""The keys of images in the latent cache, in columns of 16 bytes each instead of strings."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ COLUMNS = ("plain", "flipped", "mask")
 
 @dataclass(frozen=True, slots=True)
 class LatentKeys:
-    """The names of what is kept of an image; empty where there is nothing to keep.
+    """The cache keys of an image's latents and mask; empty for what is not stored.
 
     Attributes:
-        plain: Its moments.
-        flipped: The moments of its mirror image.
-        mask: Its weights in the loss.
+        plain: Key of its moments.
+        flipped: Key of the moments of its mirror image.
+        mask: Key of its loss weights.
     """
 
     plain: str = ""
@@ -33,9 +33,9 @@ class KeyTable(Sequence[LatentKeys]):
     """The keys of many images as columns.
 
     Args:
-        count: How many images there are.
-        columns: Field of `LatentKeys` -> [images, 16] bytes of its hex digits, zeros for an empty
-            name; a field that is empty for all images is left out.
+        count: Number of images.
+        columns: Field of `LatentKeys` -> [images, 16] bytes of the key's hex digits, zeros for an
+            empty key; a field that is empty for all images is omitted.
     """
 
     def __init__(self, count: int, columns: dict[str, Bytes]) -> None:
@@ -44,7 +44,7 @@ class KeyTable(Sequence[LatentKeys]):
 
     @classmethod
     def of(cls, keys: Sequence[LatentKeys]) -> KeyTable:
-        """Make a table of keys, whose names have 32 hex digits; a table is returned as it is."""
+        """Return a table of keys of 32 hex digits each; a `KeyTable` is returned unchanged."""
         if isinstance(keys, KeyTable):
             return keys
         columns = {}
@@ -79,7 +79,7 @@ class KeyTable(Sequence[LatentKeys]):
 
     @cached_property
     def all_plain(self) -> bool:
-        """Whether the moments of all images are kept."""
+        """Whether every image has a key for its moments."""
         if "plain" not in self.columns:
             return not len(self)
         return bool(self.columns["plain"].any(axis=1).all())
@@ -94,7 +94,7 @@ _EMPTY = "0" * 32
 
 
 def join_keys(tables: Sequence[KeyTable]) -> KeyTable:
-    """The keys of several tables as one."""
+    """Return the keys of several tables as one table, in their order."""
     names = {name for table in tables for name in table.columns}
     columns = {
         name: np.concatenate(

@@ -1,4 +1,4 @@
-"""What a latent cache lacks of some images, and who makes it."""
+"""Determines which keys of images the latent cache lacks, and which process makes them."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from impasto.member_paths import is_member
 from impasto.remote_paths import is_remote
 
 PORTION = 1 << 17
-"""Images that are looked at as objects together."""
+"""Number of images that are handled as objects at a time."""
 
 
 def portions_of(table: PlannedTable) -> Iterator[tuple[int, int]]:
-    """Where portions of images begin and end that are looked at as objects together.
+    """Return (start, end) of the portions in which images are handled as objects.
 
-    Latents of sd-scripts may be of several images, so where some are read there is one portion.
+    If latents of sd-scripts are read there is one portion, as several images may share a file.
     """
     reads = any(use.subset.reads_npz for use in table.records.uses)
     size = max(1, len(table)) if reads else PORTION
@@ -38,7 +38,7 @@ def portions_of(table: PlannedTable) -> Iterator[tuple[int, int]]:
 
 
 def stamps_of(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[Path, FileStamp]:
-    """Stamps of the images, of their masks, and of latents that sd-scripts left."""
+    """Return the stamps of the images, their masks, and latents left by sd-scripts."""
     stamps = {image.record.path: image.record.stamp for image in planned}
     for image in planned:
         subset = image.record.subset
@@ -52,7 +52,10 @@ def stamps_of(planned: Sequence[PlannedImage], endings: Sequence[str]) -> dict[P
 
 
 def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> LatentKeys | None:
-    """What is kept of an image; None if it, or its mask, cannot even be read."""
+    """Return the cache keys of an image; None if it, or its mask, cannot be read.
+
+    All keys are empty for an image that changes each time it is shown.
+    """
     record = image.record
     if record.path not in digests:
         return None
@@ -63,7 +66,7 @@ def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> 
     if record.subset.masks is not None:
         file = mask_file(record)
         if file is not None and file not in digests:
-            return None  # the key of an image without a mask would keep its weights for ever
+            return None  # its key would be that of an image without a mask
         mask = mask_key(content, image, digests[file] if file else "")
     flips = record.subset.may_flip(record.caption_text)
     return LatentKeys(
@@ -74,7 +77,7 @@ def keys_of(image: PlannedImage, digests: dict[Path, str], fingerprint: str) -> 
 
 
 def why_unread(image: PlannedImage, digests: Container[Path]) -> Failure:
-    """Why an image has no keys."""
+    """Return the reason why `keys_of` returned None for an image."""
     path, what = image.record.path, ""
     if path in digests:
         path, what = mask_file(image.record) or path, "its mask "
@@ -82,7 +85,10 @@ def why_unread(image: PlannedImage, digests: Container[Path]) -> Failure:
 
 
 def read_fault(path: Path) -> str:
-    """What the system says of a file that could not be read, in brackets; perhaps nothing."""
+    """Return the system's error on reading a file, as " (...)".
+
+    Empty if reading succeeds, or if the file is in an object store or in a container.
+    """
     if is_remote(path) or is_member(path):
         return ""
     try:
@@ -95,20 +101,20 @@ def read_fault(path: Path) -> str:
 
 
 def is_there(key: LatentKeys, cache: LatentCache) -> bool:
-    """Whether the cache holds all that is kept of an image."""
+    """Return whether the cache holds the latents and the mask of an image."""
     return all(not k or k in cache for k in (key.plain, key.flipped)) and (
         not key.mask or cache.has_mask(key.mask)
     )
 
 
 Lacks = npt.NDArray[np.bool_]
-"""[images, 3]: whether the latent, that of the mirror image, and the mask are to be made."""
+"""[images, 3]: whether the latent, that of the mirror image, and the mask have to be made."""
 
 
 def lacks_of(
     planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], cache: LatentCache
 ) -> Lacks:
-    """What the cache does not hold; what is one for several images, of the first alone."""
+    """Return what the cache lacks; a key that several images share is set for the first alone."""
     claimed: set[str] = set()
 
     def is_wanted(key: str, *, there: bool) -> bool:
@@ -131,7 +137,7 @@ def lacks_of(
 def still_lacking(
     lacks: Lacks, keys: Sequence[LatentKeys | None], cache: LatentCache
 ) -> frozenset[bytes]:
-    """The keys of what was lacking, and is not in the cache by now either."""
+    """Return the keys flagged in `lacks` that are still not in the cache."""
     holds = (cache.__contains__, cache.__contains__, cache.has_mask)
     flagged = _flagged(lacks, keys)
     return frozenset(bytes.fromhex(key) for _, kind, key in flagged if not holds[kind](key))
@@ -143,9 +149,9 @@ def passed_on(
     keys: Sequence[LatentKeys | None],
     failed: Container[Path],
 ) -> Lacks:
-    """What is lacking, of images that have not failed: of the next one that has the same key.
+    """Return `lacks` without the images that failed; each key passes to the next image that has it.
 
-    An image may fail where a copy of it does not: by its mask, or because its file is gone.
+    An image may fail where its copy does not: because of its mask, or because its file is missing.
     """
     flags, orphans = lacks.copy(), set[str]()
     for index, kind, key in _flagged(lacks, keys):
@@ -163,7 +169,7 @@ def passed_on(
 
 
 def flags_of(wanted: frozenset[bytes], keys: Sequence[LatentKeys | None], lacks: Lacks) -> Lacks:
-    """Those of the flags whose keys are wanted."""
+    """Return `lacks` restricted to the wanted keys."""
     flags = np.zeros_like(lacks)
     if wanted:
         for index, kind, key in _flagged(lacks, keys):
@@ -172,7 +178,7 @@ def flags_of(wanted: frozenset[bytes], keys: Sequence[LatentKeys | None], lacks:
 
 
 def _flagged(lacks: Lacks, keys: Sequence[LatentKeys | None]) -> Iterator[tuple[int, int, str]]:
-    """(image, column, key) of what is lacking; nothing where this process cannot read the file."""
+    """Yield (image, column, key) per flag; none of an image that this process cannot read."""
     for index, kind in np.argwhere(lacks).tolist():
         key = _in_row(keys[index] or LatentKeys())[kind]
         if key:
@@ -182,10 +188,10 @@ def _flagged(lacks: Lacks, keys: Sequence[LatentKeys | None]) -> Iterator[tuple[
 def ordered(
     planned: Sequence[PlannedImage], keys: Sequence[LatentKeys | None], lacks: Lacks
 ) -> list[Order]:
-    """The orders for what is lacking, in the order of the images."""
+    """Return the orders for what is lacking, in the order of the images."""
     numbers, orders = lacks[:, :2].sum(axis=1).tolist(), []
     for index in np.flatnonzero(lacks.any(axis=1)).tolist():
-        key = keys[index] or LatentKeys()  # this process cannot read the file, and another could
+        key = keys[index] or LatentKeys()  # another process can read the file, but this one cannot
         wanted = (
             k if is_wanted else "" for k, is_wanted in zip(_in_row(key), lacks[index], strict=True)
         )
@@ -198,7 +204,7 @@ def _in_row(key: LatentKeys) -> tuple[str, str, str]:
 
 
 def batches_of(orders: Sequence[Order], batch_size: int) -> list[list[Order]]:
-    """Orders in batches of one bucket; the same batches, however many processes share them."""
+    """Group orders into batches of one bucket, independently of how many processes share them."""
     by_bucket = sorted(orders, key=_bucket_of)
     groups = (list(group) for _, group in groupby(by_bucket, _bucket_of))
     batches: Iterator[Sequence[Order]] = chain.from_iterable(
@@ -208,7 +214,7 @@ def batches_of(orders: Sequence[Order], batch_size: int) -> list[list[Order]]:
 
 
 def cost_of(batch: Sequence[Order]) -> float:
-    """What a batch takes to encode, in pixels; all processes find the same."""
+    """Return the cost of encoding a batch, in pixels; the same in all processes."""
     return float(max(1, sum(o.latents for o in batch)) * batch[0].image.bucket.area)
 
 
@@ -217,15 +223,15 @@ def _bucket_of(order: Order) -> Size:
 
 
 def see_all(made: Sequence[LatentKeys], cache: LatentCache, share: CacheShare) -> None:
-    """Have in this process's index what all processes have written; all of them call it.
+    """Bring what all processes have written into this one's index; every process must call this.
 
     Args:
-        made: What has been made by any of those that share the cache.
-        cache: Where it was written.
-        share: What this process does.
+        made: The keys that were made by any process that shares the cache.
+        cache: The cache.
+        share: This process's share of the work.
 
     Raises:
-        StorageError: Something is not there, though the process that made it says so.
+        StorageError: A key cannot be found, though the process that made it has reported it.
     """
     if share.number > 1 and share.is_first:
         _wait_until_seen(made, cache, share)
@@ -252,7 +258,7 @@ def _wait_until_seen(made: Sequence[LatentKeys], cache: LatentCache, share: Cach
 
 
 def digest_of(table: PlannedTable) -> str:
-    """A hash over which images there are and how they are cropped, in their order."""
+    """Return a hash of a table's images, captions and crops, in order."""
     digest = hashlib.sha256(f"{len(table)} images".encode())
     for column in (table.codes, table.shapes):
         digest.update(np.ascontiguousarray(column).tobytes())

@@ -1,4 +1,4 @@
-"""Moments and masks on their way into the latent cache, shard by shard."""
+"""Writes moments and masks to the latent cache, shard by shard."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from impasto.data.caching.latent_cache import LatentCache
 from impasto.data.records import Size
 from impasto.data.sharding.shard_files import SHARD_BYTES
 
-SHARD_SECONDS = 30.0  # a slow encoder loses no more than twice this when it is killed
-_NO_VARIANCE = -30.0  # the least log variance that diffusers' posterior knows
+SHARD_SECONDS = 30.0  # a kill loses no more than twice this, however slow the encoder
+_NO_VARIANCE = -30.0  # the lower limit of the log variance in diffusers' posterior
 
 
 class _Gathering:
-    """What is gathered of one bucket after another, to be written as shards.
+    """Collects the entries of one bucket after another and writes them as shards.
 
     Args:
         write: Writes a shard: its bucket, its keys, and a column [N, ...] per tensor of an entry.
-        behind: Where that is done.
+        behind: The background thread that calls `write`.
     """
 
     def __init__(self, write: Callable[..., None], behind: BackgroundWriter) -> None:
@@ -45,7 +45,7 @@ class _Gathering:
             self.hand_on()
 
     def hand_on(self) -> None:
-        """Write the gathered shard in the background, once the one before it is written."""
+        """Write the collected shard in the background, once the one before it is written."""
         if self._keys:
             self._behind.wait()
             bucket, keys, entries = self._bucket, self._keys, self._entries
@@ -58,9 +58,9 @@ class _Gathering:
 
 @contextlib.contextmanager
 def shard_writer(cache: LatentCache) -> Iterator[ShardWriter]:
-    """What gathers shards for a cache, and has a thread write each while the next is gathered.
+    """Provide a writer for a cache; a thread writes each shard while the next is collected.
 
-    At the end of the context all is written; if that is an error, only what had been begun.
+    When the context exits, the rest is written; after an error, only shards already begun.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written; from any method of the
@@ -77,11 +77,11 @@ def shard_writer(cache: LatentCache) -> Iterator[ShardWriter]:
 
 
 class ShardWriter:
-    """Gathers moments and masks by bucket.
+    """Collects moments and masks into shards of one bucket each.
 
     Args:
-        cache: Where to.
-        behind: Writes.
+        cache: The cache to write to.
+        behind: The background thread that writes.
     """
 
     def __init__(self, cache: LatentCache, behind: BackgroundWriter) -> None:
@@ -89,7 +89,7 @@ class ShardWriter:
         self._masks = _Gathering(cache.write_masks, behind)
 
     def finish(self) -> None:
-        """Write what is gathered as a last shard, however small it is."""
+        """Write the collected entries as last shards, however small."""
         self._moments.hand_on()
         self._masks.hand_on()
 
@@ -98,9 +98,9 @@ class ShardWriter:
         self._moments.add(bucket, key, mean, logvar)
 
     def add_latents(self, bucket: Size, key: str, latents: Tensor) -> None:
-        """Add a sample, [4, h, w], in the place of moments: a mean without variance."""
+        """Add a latent sample, [4, h, w], as moments: the mean, with the least variance."""
         self.add(bucket, key, latents, torch.full_like(latents, _NO_VARIANCE))
 
     def add_mask(self, bucket: Size, key: str, mask: Tensor) -> None:
-        """Add one image's weights, [h, w] uint8."""
+        """Add one image's mask, [h, w] uint8."""
         self._masks.add(bucket, key, mask[None])

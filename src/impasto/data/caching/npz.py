@@ -1,6 +1,6 @@
-"""Latents that sd-scripts left beside the images: `.npz` files of every era, in and out.
+"""Reads and writes the `.npz` latents that sd-scripts keeps beside images, in all their formats.
 
-They hold one unscaled sample of the VAE's posterior in float32, not its moments, and nothing says
+They hold one unscaled sample of the VAE's posterior in float32, not its moments, and do not record
 which VAE made them (kohya-ss/sd-scripts: `finetune/prepare_buckets_latents.py`,
 `library/train_util.py` and `library/strategy_sd.py` over the years):
 
@@ -30,19 +30,25 @@ CELL = 8
 CHANNELS = 4
 CLOCK_SLACK_NS = 1_000_000_000
 _MOST_VALUES = 1 << 26  # latents of an image of 32768x32768 pixels
-WITH_CROP = "the image has a crop of its own, which sd-scripts does not heed"
+WITH_CROP = "the image has a crop of its own, which sd-scripts ignores"
 SD_ENDINGS = ("_sd", "_sdxl")  # fine_tune.py of early 2026 wrote SD latents as _sdxl
 SDXL_ENDINGS = ("_sdxl",)
 PLAIN_NAMES = ("latents", "latents_flipped", "original_size", "crop_ltrb")
 
 
 class DamagedNpzError(ValueError):
-    """A file is no .npz file of numbers, or a damaged one; the message says how."""
+    """A file is not an .npz of numeric arrays, or is damaged; the message says how."""
 
 
 @dataclass(frozen=True)
 class NpzLatents:
-    """One unscaled sample each, float32 [4, h, w]; `flipped` is None where there is none."""
+    """Latents read from a file: unscaled samples, float32 [4, h, w] each.
+
+    Attributes:
+        file: The file.
+        latents: The sample of the image.
+        flipped: The sample of the mirror image; None if the file has none.
+    """
 
     file: Path
     latents: np.ndarray
@@ -50,11 +56,11 @@ class NpzLatents:
 
 
 def npz_candidates(image: PlannedImage, endings: Sequence[str] = SD_ENDINGS) -> Iterator[Path]:
-    """Where sd-scripts would have put an image's latents, the newest form first.
+    """Yield the paths at which sd-scripts may have put an image's latents, newest format first.
 
     Args:
         image: The image.
-        endings: What names end on that belong to the model; the first is what is written.
+        endings: Endings of file names that the model uses; the first is the one written.
     """
     path, root, size = image.record.path, image.record.subset.root, image.record.whole
     for ending in endings:
@@ -65,14 +71,14 @@ def npz_candidates(image: PlannedImage, endings: Sequence[str] = SD_ENDINGS) -> 
 
 
 def npz_file(image: PlannedImage, endings: Sequence[str] = SD_ENDINGS) -> Path:
-    """Where today's sd-scripts has an image's latents."""
+    """Return the path at which today's sd-scripts stores an image's latents."""
     return next(npz_candidates(image, endings))
 
 
 def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
-    """Read a file's latents if they are those of the planned image, or say why they are not."""
+    """Read a file's latents if they fit the planned image; otherwise return the reason."""
     if image.record.rotated:
-        return Failure("the image is turned by EXIF, which sd-scripts does not heed")
+        return Failure("the image is rotated by EXIF, which sd-scripts ignores")
     if image.record.cut:
         return Failure(WITH_CROP)
     if is_older(file, image):
@@ -86,14 +92,15 @@ def read_npz(file: Path, image: PlannedImage) -> NpzLatents | Failure:
 
 
 def is_older(file: Path, image: PlannedImage) -> bool:
-    """Whether an image was changed after a file of latents was made from it.
+    """Return whether an image was changed after a file of latents was made from it.
 
-    A second is allowed for, which is as exact as some file systems and archives are.
+    One second of tolerance allows for file systems and archives with coarse times. False if the
+    file cannot be read.
     """
     try:
         return image.record.stamp.mtime_ns > file.stat().st_mtime_ns + CLOCK_SLACK_NS
     except OSError:
-        return False  # whoever reads it meets the same fault and reports it
+        return False  # reading the file raises the same error, which is then reported
 
 
 def write_npz(
@@ -102,13 +109,13 @@ def write_npz(
     flipped: np.ndarray | None,
     endings: Sequence[str] = SD_ENDINGS,
 ) -> Path:
-    """Write latents as today's sd-scripts does, keeping those of other sizes in the same file.
+    """Write latents as today's sd-scripts does, and retain those of other sizes in the same file.
 
     Args:
         image: The image.
         latents: One unscaled sample, float32 [4, h, w].
-        flipped: The same of the mirrored image.
-        endings: What the name ends on, for the model.
+        flipped: The sample of the mirror image; None if there is none.
+        endings: Endings of file names that the model uses; the first is the one written.
 
     Returns:
         The file, beside the image.
@@ -122,7 +129,7 @@ def write_npz(
         try:
             arrays = arrays_of(file)
         except (DamagedNpzError, OSError):
-            arrays = {}  # what cannot be read is of no use to sd-scripts either
+            arrays = {}  # sd-scripts could not read the file either
     tail = _tail(image)
     arrays[f"latents{tail}"] = latents.astype(np.float32)
     arrays.pop(f"latents_flipped{tail}", None)
@@ -140,11 +147,15 @@ def write_npz(
 def arrays_of(
     file: Path | IO[bytes], wanted: Callable[[str], bool] = bool
 ) -> dict[str, np.ndarray]:
-    """The arrays of a file by name, each looked at before its values are read.
+    """Return the arrays of a file by name; each header is checked before the values are read.
+
+    Args:
+        file: The file.
+        wanted: Returns whether to read the array of a name.
 
     Raises:
-        DamagedNpzError: The file is damaged; or an array is of objects, or larger than latents can
-            be: what is compressed may grow to any size.
+        DamagedNpzError: The file is damaged, or an array holds objects or more values than latents
+            can have (a compressed array may expand to any size).
         OSError: The file cannot be read.
     """
     try:
@@ -175,18 +186,18 @@ def _require_small(name: str, content: IO[bytes]) -> None:
         (2, 0): np.lib.format.read_array_header_2_0,
     }
     if version not in readers:
-        raise ValueError(f"{name} is of the unknown format {version}")
+        raise ValueError(f"{name} has the unknown format version {version}")
     shape, _, dtype = readers[version](content)
     if dtype.hasobject or dtype.kind not in "fiu" or math.prod(shape) > _MOST_VALUES:
         raise ValueError(f"{name} has {math.prod(shape)} values of type {dtype}")
 
 
 def _with_plain_names(arrays: dict[str, np.ndarray], tail: str) -> dict[str, np.ndarray]:
-    """Add names without a size to arrays, where a file has latents of one size.
+    """Return the arrays with names without a size too, if all latents in the file are of one size.
 
-    sd-scripts looks for `latents` alone up to February 2026 (`library/strategy_sd.py` of 48d368f)
-    and takes it without looking at its shape, so it may not stand for one size of several. What
-    sd-scripts left there of another shape is left to it.
+    Up to February 2026 sd-scripts reads `latents` alone (`library/strategy_sd.py` of 48d368f)
+    without checking its shape, so with several sizes that name is not written. If sd-scripts has
+    left an array of another shape under it, the arrays are returned unchanged.
     """
     before = arrays.get("latents")
     sized = [name for name in arrays if name.startswith("latents_") and name[8:9].isdigit()]
@@ -204,7 +215,7 @@ def _tail(image: PlannedImage) -> str:
 
 
 def crop_ltrb(bucket: Size, size: Size) -> tuple[float, float, float, float]:
-    """Where the whole image would lie inside its bucket: SDXL's crop, which SD does not use.
+    """Return where the whole image would lie in its bucket: SDXL's crop, which SD does not use.
 
     kohya-ss/sd-scripts, `library/train_util.py`, BucketManager.get_crop_ltrb.
     """
@@ -222,14 +233,14 @@ def _is_wanted(name: str, image: PlannedImage) -> bool:
 
 
 def _flipped_sidecar(file: Path, image: PlannedImage) -> np.ndarray | None:
-    """The mirrored latents of the first era, in a file of their own.
+    """Return the mirror image's latents in the oldest format, a separate file; None if missing.
 
     Raises:
         DamagedNpzError: The file is damaged.
         OSError: It cannot be read.
     """
     beside = file.with_name(f"{file.stem}_flip.npz")
-    if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - the same
+    if not os.path.isfile(beside) or is_older(beside, image):  # noqa: PTH113 - as above
         return None
     arrays = arrays_of(beside, lambda name: name == "arr_0")
     if "arr_0" not in arrays:
@@ -244,7 +255,7 @@ def _checked(
     original = arrays.get(f"original_size{tail}", arrays.get("original_size"))
     size = image.record.size
     if original is not None and original.flatten().tolist() != list(size.wh):
-        return Failure(f"made from an image of {original.tolist()}, which is now {size}")
+        return Failure(f"made from an image of size {original.tolist()}, which is now {size}")
     expected = (CHANNELS, image.bucket.height // CELL, image.bucket.width // CELL)
     latents = arrays.get(f"latents{tail}", arrays.get("latents", arrays.get("arr_0")))
     if latents is None:
@@ -255,9 +266,9 @@ def _checked(
         if array is None:
             continue
         if array.shape != expected:
-            return Failure(f"latents of shape {array.shape} where the plan is {expected}")
+            return Failure(f"latents of shape {array.shape}; the plan expects {expected}")
         if array.dtype.kind != "f" or not np.isfinite(array.astype(np.float32)).all():
-            return Failure("latents with NaN, infinite or whole values")
+            return Failure("latents with NaN, infinite or integer values")
     return NpzLatents(
         file, latents.astype(np.float32), None if flipped is None else flipped.astype(np.float32)
     )

@@ -1,4 +1,4 @@
-"""Latents of sd-scripts into the latent cache, and out of it again."""
+"""Imports latents of sd-scripts into the latent cache, and exports cached ones for sd-scripts."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ def import_npz(
     endings: Sequence[str] = SD_ENDINGS,
     unread: Collection[Path] = (),
 ) -> list[SkippedFile]:
-    """Put fitting latents of sd-scripts into the cache, their keys into `keys`; name the rest.
+    """Import fitting latents of sd-scripts and update `keys`; return the files that do not fit.
 
     Args:
         planned: The images.
-        keys: Of each; those whose latents are taken get others.
+        keys: The keys of each image; replaced for images whose latents are imported.
         digests: The hashes of files.
-        cache: Where the latents are kept.
-        progress: Where to show how far it is.
-        endings: What names of files end on that belong to the model.
-        unread: Files that are there and could not be hashed.
+        cache: Where the latents are stored.
+        progress: Shows the progress.
+        endings: Endings of file names that the model uses.
+        unread: Files that exist but could not be hashed.
     """
     missed = (f for i in (planned if unread else ()) for f in _npz_files_of(i, unread, endings))
     refused = [SkippedFile(f, f"cannot be read{read_fault(f)}") for f in dict.fromkeys(missed)]
@@ -69,7 +69,7 @@ def import_npz(
     ):
         for i in sorted(able, key=lambda i: planned[i].bucket):
             own = keys[i]
-            assert own is not None  # noqa: S101 - those without are not able
+            assert own is not None  # noqa: S101 - `able` has only images with keys
             for file in _npz_files_of(planned[i], digests, endings):
                 shared = why_shared(owners[file])
                 taken = shared or _from_npz(file, digests, planned[i], own, cache, writer)
@@ -83,11 +83,11 @@ def import_npz(
 
 @dataclass(frozen=True)
 class Exported:
-    """How many files an export wrote, and which images got none.
+    """The outcome of an export.
 
     Attributes:
-        written: How many files were written.
-        refused: Images that got none, with reasons.
+        written: Number of files written.
+        refused: Images without a file, with reasons.
     """
 
     written: int
@@ -95,7 +95,7 @@ class Exported:
 
     @property
     def warning(self) -> str:
-        """A sentence about files that hold less than they might; empty if none does."""
+        """A sentence about files that hold less than they could; empty if there are none."""
         return ""
 
 
@@ -105,10 +105,10 @@ def export_latents(
     progress: Progress,
     endings: Sequence[str] = SD_ENDINGS,
 ) -> Exported:
-    """Write the latents beside their images as today's sd-scripts does.
+    """Write cached latents beside their images as today's sd-scripts does.
 
-    A file holds one sample where the cache has moments: the mean, which is the likeliest. Images
-    that would share one file get none: sd-scripts would train all of them with the latents of one.
+    A file holds one sample, while the cache has moments: the mean is written, which is likeliest.
+    Images that would share one file get none: sd-scripts would train all on the latents of one.
 
     Raises:
         StorageError: The disk is full.
@@ -133,7 +133,7 @@ def _export(
     cache: LatentCache,
     endings: Sequence[str],
 ) -> Failure | None:
-    """Write one image's latents, or say why not."""
+    """Write one image's latents; return None, or the reason why they were not written."""
     if not key.plain:
         return Failure("no .npz: it changes each time that it is shown")
     if image.record.cut:
@@ -162,7 +162,7 @@ def _owners(
     files_of: Callable[[PlannedImage], Iterable[Path]],
     advance: Advance = lambda _: None,
 ) -> dict[Path, set[Path]]:
-    """File of latents -> the images that it may have been made from."""
+    """Return file of latents -> the images it may have been made from."""
     owners: dict[Path, set[Path]] = {}
     for image in planned:
         for file in files_of(image):
@@ -172,20 +172,26 @@ def _owners(
 
 
 def why_shared(images: set[Path]) -> Failure | None:
-    """Why a file beside several images is of none of them; None where it is beside one."""
+    """Return why a file cannot be used if it belongs to several images; None if it has only one."""
     if len(images) < 2:
         return None
     names = " and ".join(sorted(str(path) for path in images)[:3])
     return Failure(
-        f"one .npz stands for {names}, which share a name but for their endings or folders; rename "
-        f"all but one"
+        f"one .npz belongs to {names}, whose names differ only in extension or folder; rename all "
+        f"but one"
     )
 
 
 def _npz_files_of(
     image: PlannedImage, there: Container[Path], endings: Sequence[str]
 ) -> list[Path]:
-    """The files that sd-scripts may have left for an image, if they are to be used."""
+    """Return the files of sd-scripts for an image that exist; none unless its subset reads them.
+
+    Args:
+        image: The image.
+        there: The files that exist.
+        endings: Endings of file names that the model uses.
+    """
     if not image.record.subset.reads_npz:
         return []
     return [file for file in dict.fromkeys(npz_candidates(image, endings)) if file in there]
@@ -194,12 +200,12 @@ def _npz_files_of(
 def npz_keys(
     image: PlannedImage, digests: dict[Path, str], endings: Sequence[str] = SD_ENDINGS
 ) -> list[LatentKeys]:
-    """The keys that the latents of an image have if they are taken from files of sd-scripts.
+    """Return the keys that an image's latents get when they are imported from sd-scripts' files.
 
     Args:
-        image: The image; one without a hash has none.
+        image: The image; without a hash in `digests` it has no keys.
         digests: The hashes of files.
-        endings: What names of files end on that belong to the model.
+        endings: Endings of file names that the model uses.
     """
     if image.record.path not in digests:
         return []
@@ -220,7 +226,7 @@ def _from_npz(
     cache: LatentCache,
     writer: ShardWriter,
 ) -> LatentKeys | Failure:
-    """The keys of an image whose latents come from a file; its values are in the cache then."""
+    """Return the keys of an image's latents from a file, and write those that the cache lacks."""
     of_file = _npz_key(file, digests, image)
     plain, flipped = of_file.plain, of_file.flipped if own.flipped else ""
     if plain in cache and (not flipped or flipped in cache):

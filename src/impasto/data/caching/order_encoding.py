@@ -1,4 +1,4 @@
-"""Encoding images in processes that make the VAE themselves; what is made of them comes back."""
+"""Encodes images in other processes, which make the VAE themselves, and collects the results."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ Moments = tuple[np.ndarray, np.ndarray]
 
 @dataclass(frozen=True)
 class Encoded:
-    """What was made of an order.
+    """The result of an order.
 
     Attributes:
-        moments: Key -> mean and logvar, [4, H/8, W/8] each, as they are stored.
-        faults: What could not be encoded.
-        mask: Weights, uint8 [H/8, W/8], or None.
-        remade: Whether float32 had to be taken.
+        moments: Key -> mean and logvar, [4, H/8, W/8] each, in the stored dtype.
+        faults: Failures of the image or its mirror image.
+        mask: Loss weights, uint8 [H/8, W/8]; None if not ordered.
+        remade: Whether the image was encoded again in float32.
     """
 
     moments: dict[str, Moments]
@@ -52,10 +52,10 @@ class EncodeOrders:
 
     Attributes:
         recipe: Makes the VAE's encoder.
-        source: What latents are named by: an encoder that makes others is refused.
+        source: The `MomentsEncoder.source` that the encoder must have; any other is refused.
         uses_gpu: Whether it computes on a GPU.
-        threads: Threads that the CPU computes with.
-        prepare: Renders them.
+        threads: Number of threads for computing on the CPU.
+        prepare: The stage before it, which renders the images.
     """
 
     recipe: Callable[[], MomentsEncoder]
@@ -67,26 +67,26 @@ class EncodeOrders:
     def open(
         self,
     ) -> Callable[[Sequence[Order], Sequence[Rendered | Failure]], list[Encoded | Failure]]:
-        """Make the encoder of orders in this process.
+        """Make the encoder in this process, and return the function that encodes orders with it.
 
         Raises:
-            ConfigError: It is not the one that latents are named by.
-            ModelError: Its files are not there.
+            ConfigError: The encoder's `source` is not the expected one.
+            ModelError: The model's files are missing.
         """
         torch.set_num_threads(self.threads)
         encoder = self.recipe()
         if encoder.source != self.source:
             raise ConfigError(
-                "The VAE that a machine of the Ray cluster has read makes other latents than that "
-                "of the machine that asks: the model's files differ, or its GPU computes float32 "
-                "otherwise. Give all machines the same files; set training.tf32 to false, or take "
-                "one generation of GPUs."
+                "A machine of the Ray cluster makes other latents than the machine that asks, with "
+                "the same VAE settings: the model's files differ, or its GPU computes float32 "
+                "differently. Give all machines the same files; set training.tf32 to false, or use "
+                "GPUs of one generation."
             )
         return _OrderEncoder(encoder)
 
 
 class _OrderEncoder:
-    """Encodes what was rendered, in the batches that `DeviceEncoder` makes."""
+    """Encodes rendered images in the same batches as `DeviceEncoder`."""
 
     def __init__(self, encoder: MomentsEncoder) -> None:
         self._encode, self._batch_size = Encode(encoder), encoder.batch_size
@@ -132,19 +132,19 @@ def encode_by_actors(
     workers: int | None,
     advance: Callable[[int], None],
 ) -> set[Path]:
-    """Have orders encoded by other processes, and hand on what comes back, in their order.
+    """Encode orders in other processes, and write the results in their order.
 
-    This process alone writes: each latent is in one shard, whatever was encoded twice because a
-    worker ended, and shards are as they would be without other machines.
+    Only this process writes: each latent is in one shard even if a worker ended and it was encoded
+    twice, and the shards are the same as without other machines.
 
     Args:
-        actors: Those processes.
-        stage: What they do.
+        actors: The other processes.
+        stage: The stage they run.
         batches: The orders, of one bucket each.
-        writer: Is given moments and masks.
-        failures: Are given what cannot be encoded.
-        workers: Batches that are rendered at once.
-        advance: Is told how many orders are done.
+        writer: Receives moments and masks.
+        failures: Receives the images that cannot be encoded.
+        workers: Number of batches rendered concurrently; None leaves it to the actors.
+        advance: Called with the number of orders completed.
 
     Returns:
         The images that were encoded again in float32.
@@ -171,15 +171,15 @@ def encode_by_actors(
 
 
 def stage_of(encoder: MomentsEncoder) -> EncodeOrders:
-    """The stage that encodes as an encoder does.
+    """Return the stage that rebuilds an encoder in other processes and encodes with it.
 
     Raises:
-        ConfigError: Nothing says how another process makes it.
+        ConfigError: The encoder has no recipe, so another process cannot make it.
     """
     if encoder.recipe is None:
         raise ConfigError(
-            "dataset.executor is ray, but this VAE exists in memory only, so that no other process "
-            "can make it. Set dataset.executor to local."
+            "dataset.executor is ray, but this VAE exists in memory only, so no other process can "
+            "load it. Set dataset.executor to local."
         )
     return EncodeOrders(
         encoder.recipe, encoder.source, encoder.device_type == "cuda", torch.get_num_threads()

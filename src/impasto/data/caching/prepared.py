@@ -1,15 +1,15 @@
-"""The keys of a large dataset's latents, kept so that the next start does not make them again.
+"""The keys of a large dataset's latents, stored so that the next start need not compute them again.
 
-A key is a hash over a file's content, how the image is resized and cropped, and the VAE. Making
-ten million takes minutes, and keeping them in each process 160 MB. They are the same while the
-files' sizes and times of change, the words, the geometry and the VAE are, whose hash names the
-table that they are mapped from (`tables.py`).
+A key is a hash of a file's content, its resize and crop, and the VAE. Computing ten million takes
+minutes, and holding them in each process 160 MB. They stay the same while the files' sizes and
+modification times, the captions, the geometry and the VAE do. A hash of all these is the name of
+the table that the keys are mapped from (`tables.py`).
 
-Images that cannot be encoded are kept too, with the reasons, unless one may do another time.
+Images that cannot be encoded are stored too, with the reasons, unless a failure is transient.
 
-They are kept on this machine: in an object store nothing would remove them.
+The tables are on this machine: nothing would remove them from an object store.
 
-Not for images of which other files say something: masks, and latents of sd-scripts.
+Datasets with masks or latents of sd-scripts are excluded, as their keys depend on further files.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ from impasto.parsing import parse_json
 from impasto.remote_paths import machine_folder
 
 KEPT_FROM = 50_000
-"""Images; the keys of fewer are made in a second."""
-_MOST = 4  # datasets, sizes or VAEs that are kept of one folder
+"""Least number of images for which keys are stored; those of fewer are computed in a second."""
+_MOST = 4  # tables (datasets, sizes or VAEs) that are kept in one folder
 _NAMES = ("plain", "flipped")
-_LEFT_OUT = b"left out"  # indices of images that cannot be encoded; (index, reason) of each file
+_LEFT_OUT = b"left out"  # indices of images that cannot be encoded, and (index, reason) per file
 _SCHEMA = pa.schema(
     [
         ("code", pa.int32()),
@@ -51,12 +51,13 @@ _SCHEMA = pa.schema(
 
 
 class PreparedKeys:
-    """Keys of planned images as they were made before.
+    """The keys of planned images as an earlier run stored them.
 
     Args:
-        folder: Where they are kept; for one in an object store, its folder of this machine.
+        folder: Where they are stored; for a folder in an object store, its counterpart on this
+            machine.
         planned: The images.
-        sources: What the latents, and those of exact arithmetic, are named after besides them.
+        sources: The `source` of the latents' keys, and that of their identities.
     """
 
     def __init__(self, folder: Path, planned: PlannedTable, sources: tuple[str, str]) -> None:
@@ -68,10 +69,10 @@ class PreparedKeys:
         self._name = _signature(planned, sources) if self._applies else ""
 
     def read(self, cache: LatentCache) -> CachedPlan | None:
-        """What was made of the images before; None where something has to be made.
+        """Return the plan of these images from an earlier run; None if something must be encoded.
 
         Args:
-            cache: Where all of the latents have to be.
+            cache: The latent cache, which must have all of the latents.
         """
         table = self._table().newest() if self._applies else None
         if table is None or not len(table):
@@ -98,11 +99,11 @@ class PreparedKeys:
         return CachedPlan(planned, keys, skipped, 0, (), exact)
 
     def write(self, plan: CachedPlan, kept: np.ndarray) -> None:
-        """Keep the keys of a plan, if the others have reasons; what cannot be costs time later.
+        """Store the keys of a plan, if all omitted images have reasons; a failed write is ignored.
 
         Args:
-            plan: What became of the images.
-            kept: [images]: which of them it has.
+            plan: The plan of the images.
+            kept: [images]: whether each image is in the plan.
         """
         if not self._applies:
             return
@@ -130,7 +131,7 @@ class PreparedKeys:
         return TableFolder(self._folder / f"{self._name}.table", _SCHEMA, [2])
 
     def _remove_others(self) -> None:
-        """Keep the newest few, and those that another process may just have mapped."""
+        """Remove all but the newest few tables and those another process may just have mapped."""
         if not files.writes_caches():
             return
         times: list[tuple[int, Path]] = []
@@ -143,13 +144,13 @@ class PreparedKeys:
 
 
 def _bytes_of(column: pa.ChunkedArray) -> np.ndarray:
-    """[rows, 16]: a column of keys, over the same memory."""
+    """Return a column of keys as [rows, 16], over the same memory."""
     array = column.chunk(0)
     return np.frombuffer(array.buffers()[1], np.uint8, count=len(array) * 16).reshape(-1, 16)
 
 
 def _signature(planned: PlannedTable, sources: tuple[str, str]) -> str:
-    """A hash over all that the keys of some images depend on."""
+    """Return a hash of all that the keys of some images depend on."""
     digest = hashlib.sha256(f"{images.PREPROCESSING_VERSION}/{sources}".encode())
     records = planned.records
     for use in records.uses:

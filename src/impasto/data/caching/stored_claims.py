@@ -1,19 +1,20 @@
-"""Claims on what is encoded into a cache in an object store, between any machines.
+"""Claims on what is encoded into a cache in an object store, between programs on any machines.
 
-`claims/00000003.keys` below the cache is the third claim: who it is of, and the keys. A program
-takes the next number, which the store gives to one alone (`storage/claims.py`); of two claims on
-one key the lower number has it. Every lower number was there before, so a listing after the own
-claim was put shows all that count, and no clock decides. While a claim is held a thread puts
-`claims/00000003.beat` again and again; without that for two minutes, by the store's clock, the
-owner counts as ended.
+`claims/00000003.keys` below the cache is the third claim: its owner, and the keys. A program takes
+the next number, which the store grants to one program only (`storage/claims.py`); if two claims
+have a key in common, it belongs to the lower number. A listing made after a program's claim was
+put shows all lower numbers, so no clock decides. While a claim is held, a thread puts
+`claims/00000003.beat` regularly; after two minutes without it, by the store's clock, the owner
+is regarded as ended.
 
-An ended claim says so and stays for a while: the highest number is never removed, or numbers would
-be given twice. Who was asleep between its look for the highest number and its claim may get one
-that was removed since. It finds numbers that are far above its own, and takes another.
+An ended claim is marked as such and stays for a while: the highest number is never removed, or
+numbers would be given twice. A program that was suspended between listing the highest number and
+putting its claim may get one that was removed meanwhile. It then finds much higher numbers, and
+takes another.
 
-It rests on what turns at writing a run rest on (`runs/remote/ownership.py`): listings that show
-what was put before them, and conditional writes. Without those, programs that begin within the
-same second may encode the same images; nothing is lost.
+The requirements are those of the locks on a remote run (`runs/remote/ownership.py`): listings that
+show all earlier puts, and conditional writes. Without those, programs that start within the same
+second may encode the same images; nothing is lost.
 """
 
 from __future__ import annotations
@@ -45,10 +46,10 @@ from impasto.parsing import parse_json
 from impasto.storage import claims, objects
 
 KEPT = 20
-"""Ended claims of so many numbers below the newest one stay."""
+"""Ended claims are removed once their number is this far below the newest."""
 
 LOOKS_EVERY_S = 5.0
-"""Seconds between two looks at claims that a program waits for."""
+"""Seconds between two checks of the claims that a program waits for."""
 
 _HEADER_BYTES = 1024
 _ATTEMPTS = 100
@@ -56,7 +57,7 @@ _ATTEMPTS = 100
 
 @dataclass(frozen=True)
 class _Claim:
-    """A claim as the store has it."""
+    """A claim as stored."""
 
     holder: LockHolder
     has_ended: bool
@@ -80,14 +81,14 @@ class StoredClaims:
         self, lacking: Callable[[], Keys], on_busy: Callable[[LockHolder], None]
     ) -> Iterator[Taken]:
         """Take the next claim number; the claim is marked as ended when the context exits."""
-        del on_busy  # nobody waits for a number
+        del on_busy  # taking a number never waits
         own = _OwnClaim(self._folder, lacking())
         try:
             there: set[int] | None = None
             with contextlib.suppress(StorageError):
                 there = own.take()
             if there is None:
-                own.end()  # the store may have it, though it did not say so
+                own.end()  # the store may have it, though it reported an error
                 found = lacking()
                 yield Taken(found, found)
                 return
@@ -97,33 +98,33 @@ class StoredClaims:
             own.end()
 
     def living(self, taken: Taken) -> list[LockHolder]:
-        """Those of the rivals whose objects do not say that they ended, and have fresh beats."""
+        """Return the holders of the rivals' claims that have not ended and have fresh beats."""
         numbers = [int(rival) for rival in taken.rivals]
         living = self._alive(self._read(numbers, with_keys=False))
         return [claim.holder for claim in living.values()]
 
     def tell(self, taken: Taken, written: Written) -> None:
-        """Say nothing: listings of a store show what was put before them."""
+        """Do nothing: listings of a store show all earlier puts."""
 
-    def told(self, taken: Taken) -> Written:  # noqa: ARG002 - as of a folder
-        """Return no names: nobody writes any into a store."""
+    def told(self, taken: Taken) -> Written:  # noqa: ARG002 - as in FolderClaims
+        """Return no names: none are published in a store."""
         return [], []
 
     def of_others(self) -> Keys:
-        """What stands in the claims of all numbers that have not ended."""
+        """Return the keys of all claims that have not ended."""
         living = self._alive(self._read(sorted(numbers_in(self._folder)), with_keys=True))
         return NO_KEYS.union(*(claim.keys for claim in living.values()))
 
     def _shared_out(self, own: _OwnClaim, there: set[int], lacking: Callable[[], Keys]) -> Taken:
         read = self._read(sorted(n for n in there if n < own.number), with_keys=True)
         others = self._alive(read)
-        found = lacking()  # after the claims were read: who ends one has written before
+        found = lacking()  # after the claims were read: owners write shards before they end one
         old = (n for n, content in read.items() if n <= own.number - KEPT and content is not None)
         self._tidy(set(old) - others.keys())
         return Taken.beside({str(number): claim.keys for number, claim in others.items()}, found)
 
     def _read(self, numbers: list[int], *, with_keys: bool) -> dict[int, bytes | None]:
-        """The claims of these numbers as they are stored; None of what cannot be read now."""
+        """Return the stored claims of these numbers; None for those that cannot be read now."""
         files_of_claims = [file_of(self._folder, number) for number in numbers]
         read = (
             objects.read_all(files_of_claims)
@@ -136,7 +137,7 @@ class StoredClaims:
         }
 
     def _alive(self, read: Mapping[int, bytes | None]) -> dict[int, _Claim]:
-        """Those of some claims that have not ended."""
+        """Return those of some stored claims that have not ended."""
         open_ones = {
             number: claim
             for number, content in read.items()
@@ -154,7 +155,7 @@ class StoredClaims:
         return {number: claim for number, claim in aged.items() if _is_alive(claim.holder)}
 
     def _age_s(self, number: int, now: float) -> float:
-        """Seconds since the owner of a claim gave a sign of life."""
+        """Return the seconds since the owner of a claim gave a sign of life."""
         for sign in (_beat_of(self._folder, number), file_of(self._folder, number)):
             modified = claims.modified_at(sign)
             if modified is not None:
@@ -162,8 +163,8 @@ class StoredClaims:
         return STALE_S
 
     def _tidy(self, ended: set[int]) -> None:
-        """Remove claims that have ended, and signs of life with them."""
-        with contextlib.suppress(StorageError, OSError):  # the next program does it
+        """Remove ended claims and their beats."""
+        with contextlib.suppress(StorageError, OSError):  # the next program will remove them
             for number in sorted(ended):
                 objects.remove(_beat_of(self._folder, number))
                 objects.remove(file_of(self._folder, number))
@@ -173,8 +174,8 @@ class _OwnClaim:
     """The claim of this program.
 
     Attributes:
-        number: Its number.
-        keys: What it names.
+        number: Its number; 0 before it has one.
+        keys: The claimed keys.
     """
 
     def __init__(self, folder: Path, keys: Keys) -> None:
@@ -190,7 +191,7 @@ class _OwnClaim:
         self._put, self._has_ended = b"", False
 
     def take(self) -> set[int]:
-        """Take the next number; returns all numbers that were there after that.
+        """Take the next number; return all numbers in use after that.
 
         Raises:
             StorageError: The store cannot be used.
@@ -206,14 +207,14 @@ class _OwnClaim:
                 self.end()  # the number may be one that was removed
             elif self._is_own(content):
                 return there
-        raise StorageError(f"{self._folder}: numbers of claims change hands all the time.")
+        raise StorageError(f"{self._folder}: other programs took each claim number that was tried.")
 
     def _is_own(self, content: bytes) -> bool:
-        """Whether no other program has the number, of a store that gives it to two."""
+        """Return whether no other program has the number; some stores grant one number twice."""
         return self._stored() == content
 
     def _stored(self) -> bytes | None:
-        """What stands under the number now; None where nothing does."""
+        """Return the claim stored under the number now; None if there is none."""
         file = file_of(self._folder, self.number)
         with storage_errors.reported(file), contextlib.suppress(FileNotFoundError):
             return objects.read(file)
@@ -221,7 +222,7 @@ class _OwnClaim:
 
     @contextlib.contextmanager
     def beating(self) -> Iterator[None]:
-        """Give signs of life meanwhile."""
+        """Give signs of life from a thread until the context exits."""
         thread = threading.Thread(target=self._beat, name="claim", daemon=True)
         thread.start()
         try:
@@ -231,9 +232,9 @@ class _OwnClaim:
             thread.join()
 
     def end(self) -> None:
-        """Say that the claim has ended; if the store does not answer now, it ends by its age.
+        """Mark the claim as ended; if the store does not answer now, it ends by its age.
 
-        A number that another program has by now is left alone.
+        A number that another program has taken since is left alone.
         """
         if not self.number or self._has_ended:
             return
@@ -243,12 +244,12 @@ class _OwnClaim:
             if stored == self._put:
                 content = self._content(NO_KEYS, ended=True)
                 claims.write(file_of(self._folder, self.number), content)
-            if self._has_ended:  # also where others took it for one that was killed
+            if self._has_ended:  # also if others took this program for killed
                 objects.remove(_beat_of(self._folder, self.number))
 
     def _beat(self) -> None:
         while not self._ended.wait(HEARTBEAT_S):
-            with contextlib.suppress(StorageError, OSError):  # the next one may get through
+            with contextlib.suppress(StorageError, OSError):  # the next attempt may succeed
                 claims.write(_beat_of(self._folder, self.number), b"alive")
 
     def _content(self, keys: Keys, *, ended: bool) -> bytes:
@@ -257,7 +258,7 @@ class _OwnClaim:
 
 
 def numbers_in(folder: Path) -> set[int]:
-    """The numbers of all claims that are there.
+    """Return the numbers of all claims in a folder.
 
     Raises:
         StorageError: The store cannot be used.
@@ -267,7 +268,7 @@ def numbers_in(folder: Path) -> set[int]:
 
 
 def file_of(folder: Path, number: int) -> Path:
-    """The object of a claim."""
+    """Return the path of a claim's object."""
     return folder / f"{number:08d}.keys"
 
 
@@ -276,14 +277,14 @@ def _beat_of(folder: Path, number: int) -> Path:
 
 
 def _is_alive(holder: LockHolder) -> bool:
-    """Whether the owner of a claim may still write what it claimed."""
+    """Return whether the owner of a claim may still write what it claimed."""
     if holder.owner is None or holder.age_s >= STALE_S:
         return False
     return holder.owner.is_running() is not False
 
 
 def _parsed(content: bytes) -> _Claim | None:
-    """A claim, without keys where they were not read; None where it is damaged."""
+    """Return a stored claim, without keys if they were not read; None if it is damaged."""
     try:
         said = parse_json(content[:_HEADER_BYTES].decode("ascii"))
         owner = parse_process_token(str(said["owner"]))

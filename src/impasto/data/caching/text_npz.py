@@ -5,13 +5,13 @@ SdxlTextEncoderOutputsCachingStrategy; `library/train_util.py` before 2025) hold
 
     hidden_state1  [77, 768]    states of the first text encoder
     hidden_state2  [77, 1280]   states of the second
-    pool2          [1280]       the second's pooled text
+    pool2          [1280]       pooled output of the second
 
-in float16 or float32. With `max_token_length` of 150 or 225 there are 152 or 227 positions in the
-place of 77, however short the caption: the first of the first chunk, the 75 in the middle of each,
-the last of the last, with the pooled text of the first (SdxlTextEncodingStrategy). Nothing says
-which caption, which text encoders or which settings they were made from, and sd-scripts takes
-whatever is there. Files written here also have the token ids, in an array that sd-scripts ignores.
+in float16 or float32. With `max_token_length` of 150 or 225 there are 152 or 227 positions instead
+of 77, however short the caption: the first of the first chunk, the 75 in the middle of each, the
+last of the last, with the pooled output of the first (SdxlTextEncodingStrategy). The file does not
+record its caption, text encoders or settings, and sd-scripts uses whatever file it finds. Files
+written by Impasto also have the token ids, in an array that sd-scripts ignores.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ Ids = tuple[int, ...]
 TOKEN_IDS = "impasto_token_ids"
 POOLED = "pool2"
 HASH_DIGITS = 16
-"""Hexadecimal digits of a hash that a run's states record."""
+"""Number of hex digits of a file's hash that a run's training state records."""
 
-_MOST_BYTES = 16 << 20  # 227 positions of both in float64 are 3.7 MiB
+_MOST_BYTES = 16 << 20  # 227 positions of both encoders in float64 are 3.7 MiB
 
 
 @dataclass(frozen=True)
 class TextShape:
-    """The shape of what a model's text encoders make of text.
+    """The shape of a model's text encoder outputs.
 
     Attributes:
         positions: Positions of a chunk.
-        widths: Numbers of each state, of each encoder.
-        pooled: Numbers of the pooled text.
-        chunks: Chunks of every caption, where they are joined as sd-scripts does; 1 elsewhere.
+        widths: Numbers per state, for each encoder.
+        pooled: Numbers of the pooled output.
+        chunks: Chunks per caption if they are joined as sd-scripts does; otherwise 1.
     """
 
     positions: int
@@ -59,25 +59,25 @@ class TextShape:
 
     @property
     def lengths(self) -> tuple[int, ...]:
-        """Positions that files may hold: of one chunk, and of as many as captions have."""
+        """Numbers of positions that files may have: of one chunk, and of all chunks joined."""
         joined = self.chunks * (self.positions - 2) + 2
         return tuple(dict.fromkeys((self.positions, joined)))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What the arrays of states are called."""
+        """The names of the arrays of states in a file."""
         return tuple(f"hidden_state{number}" for number in range(1, len(self.widths) + 1))
 
 
 @dataclass(frozen=True)
 class TextOutputs:
-    """What a file holds.
+    """The contents of a file, or of one chunk in it.
 
     Attributes:
-        states: Of each encoder, float32 [positions, width]; of a chunk, NaN where nothing is known.
-        pooled: The pooled text, float32 [P]; NaN for a chunk that is not the first.
-        ids: The token ids of the chunk, those for all encoders in a row; None where the file does
-            not say.
+        states: Per encoder, float32 [positions, width]; NaN at positions of a chunk that the file
+            does not have.
+        pooled: The pooled output, float32 [P]; NaN for a chunk that is not the first.
+        ids: The token ids of the chunk, of all encoders in sequence; None if the file has none.
         digest: SHA-256 of the file's bytes.
     """
 
@@ -88,14 +88,14 @@ class TextOutputs:
 
     @property
     def packed(self) -> np.ndarray:
-        """The states side by side, then the pooled text, as one row of numbers."""
+        """All states side by side, then the pooled output, as one row of numbers."""
         return np.concatenate([np.concatenate(self.states, axis=-1).ravel(), self.pooled])
 
     def chunk(self, index: int, positions: int) -> TextOutputs:
-        """One of the chunks that were joined, with as many positions as it was encoded to.
+        """Return one of the joined chunks, with all positions of a chunk that was encoded alone.
 
-        Its first position is that of the first chunk: CLIP looks back only, so nothing of what
-        follows is in it. The last one is known of the last chunk, the pooled text of the first.
+        Its first position is that of the first chunk: in CLIP, no later token influences it. The
+        last position is known for the last chunk only, the pooled output for the first.
         """
         inner, length = positions - 2, len(self.states[0])
         chunks = (length - 2) // inner
@@ -112,12 +112,12 @@ class TextOutputs:
 
 
 def text_npz_file(image: Path, ending: str) -> Path:
-    """Where sd-scripts keeps the text encoder outputs of an image."""
+    """Return the path at which sd-scripts keeps the text encoder outputs of an image."""
     return image.with_name(f"{image.stem}{ending}")
 
 
 def by_text_file(records: Iterable[ImageRecord], ending: str) -> dict[Path, list[ImageRecord]]:
-    """Group images by the file that sd-scripts has for their text encoder outputs."""
+    """Group images by the path of sd-scripts' file with their text encoder outputs."""
     found: dict[Path, list[ImageRecord]] = {}
     for record in records:
         found.setdefault(text_npz_file(record.path, ending), []).append(record)
@@ -125,7 +125,7 @@ def by_text_file(records: Iterable[ImageRecord], ending: str) -> dict[Path, list
 
 
 def why_ambiguous(records: Sequence[ImageRecord]) -> Failure | None:
-    """Why no caption can be told for a file, from all images that it is beside; None if one can.
+    """Return why a file's caption cannot be determined from its images; None if it can.
 
     sd-scripts keeps one file for `a.png` and `a.jpg`, and one for an image in two subsets.
     """
@@ -140,7 +140,7 @@ def why_ambiguous(records: Sequence[ImageRecord]) -> Failure | None:
 
 
 def is_by_impasto(file: Path) -> bool:
-    """Whether a file has token ids, which only Impasto writes; False if it cannot be read."""
+    """Return whether a file has token ids, which only Impasto writes; False if unreadable."""
     try:
         return TOKEN_IDS in arrays_of(file, lambda name: name == TOKEN_IDS)
     except (DamagedNpzError, OSError):
@@ -148,7 +148,7 @@ def is_by_impasto(file: Path) -> bool:
 
 
 def read_text_npz(file: Path, shape: TextShape) -> TextOutputs | Failure:
-    """Read a file, or say why it is of no use for text encoders of that shape."""
+    """Read a file, or return why it cannot be used for text encoders of that shape."""
     try:
         if file.stat().st_size > _MOST_BYTES:
             return Failure(f"is larger than {_MOST_BYTES >> 20} MiB, which no text needs")
@@ -159,7 +159,7 @@ def read_text_npz(file: Path, shape: TextShape) -> TextOutputs | Failure:
         return Failure(f"damaged ({error})")
     missing = [name for name in (*shape.names, POOLED) if name not in arrays]
     if missing:
-        return Failure(f"holds no {', no '.join(missing)}: it is of another family than SDXL")
+        return Failure(f"holds no {', no '.join(missing)}: it is for another family than SDXL")
     fault = _fault(arrays, shape)
     if fault:
         return Failure(fault)
@@ -167,19 +167,19 @@ def read_text_npz(file: Path, shape: TextShape) -> TextOutputs | Failure:
     return TextOutputs(
         tuple(arrays[name].astype(np.float32) for name in shape.names),
         arrays[POOLED].astype(np.float32),
-        None if ids is None else tuple(ids.ravel().tolist()),  # damaged ones are nobody's
+        None if ids is None else tuple(ids.ravel().tolist()),  # damaged ids match no caption
         hashlib.sha256(content).hexdigest(),
     )
 
 
 def _fault(arrays: Mapping[str, np.ndarray], shape: TextShape) -> str:
-    """What is wrong with arrays that are all there; empty if nothing is."""
+    """Return the fault of the arrays, all of which exist; empty if there is none."""
     states, pooled = [arrays[name] for name in shape.names], arrays[POOLED]
     found = tuple(array.shape[-1] if array.ndim == 2 else 0 for array in states)
     if (*found, pooled.shape) != (*shape.widths, (shape.pooled,)):
         shapes = ", ".join(str(array.shape) for array in (*states, pooled))
         return (
-            f"holds arrays of {shapes}, which are of other text encoders than this model's, whose "
+            f"holds arrays of shape {shapes}, made by other text encoders than this model's, whose "
             f"states have {' and '.join(map(str, shape.widths))} numbers"
         )
     lengths = {len(array) for array in states}
@@ -187,7 +187,7 @@ def _fault(arrays: Mapping[str, np.ndarray], shape: TextShape) -> str:
         return _wrong_length(max(lengths), shape)
     for array in (*states, pooled):
         if array.dtype.kind != "f" or not np.isfinite(array.astype(np.float32)).all():
-            return "holds NaN, infinite or whole values"
+            return "holds NaN, infinite or integer values"
     return ""
 
 
@@ -195,22 +195,22 @@ def _wrong_length(positions: int, shape: TextShape) -> str:
     tokens = positions - 2
     used = " or ".join(map(str, shape.lengths))
     if tokens % (shape.positions - 2):
-        return f"holds {positions} positions, which no setting of sd-scripts makes; {used} are used"
+        return f"holds {positions} positions, which no setting of sd-scripts makes; expected {used}"
     return (
-        f"holds {positions} positions, of captions of up to {tokens} tokens that sd-scripts has "
-        f"joined (max_token_length): they fit model.max_tokens = {tokens} with model.token_join = "
-        f'"kohya" and model.token_split = "plain", and files of {used} positions are used'
+        f"holds {positions} positions: captions of up to {tokens} tokens, joined by sd-scripts "
+        f"(max_token_length); they need model.max_tokens = {tokens} with model.token_join = "
+        f'"kohya" and model.token_split = "plain". The present settings use {used} positions'
     )
 
 
 def write_text_npz(file: Path, states: Sequence[np.ndarray], pooled: np.ndarray, ids: Ids) -> None:
-    """Write a file as sd-scripts does, in float32, with the token ids besides.
+    """Write a file as sd-scripts does, in float32, with the token ids added.
 
     Args:
-        file: Beside the image; see `text_npz_file`.
-        states: Of each encoder, [positions, width].
-        pooled: The pooled text, [P].
-        ids: The token ids of the chunk, those for all encoders in a row.
+        file: The path beside the image; see `text_npz_file`.
+        states: Per encoder, [positions, width].
+        pooled: The pooled output, [P].
+        ids: The token ids of the chunk, of all encoders in sequence.
 
     Raises:
         StorageError: It could not be written.
@@ -223,9 +223,9 @@ def write_text_npz(file: Path, states: Sequence[np.ndarray], pooled: np.ndarray,
 
 
 def is_before(file: Path, words: Sequence[Path]) -> Path | None:
-    """The first of some files that was changed after another; None if none was.
+    """Return the first of the caption files changed after `file` was written; None if none was.
 
-    A second is allowed for, which is as exact as some file systems and archives are.
+    One second of tolerance allows for file systems and archives with coarse times.
     """
     made = file.stat().st_mtime_ns + CLOCK_SLACK_NS
     return next((path for path in words if _changed_at(path) > made), None)
@@ -240,12 +240,12 @@ def _changed_at(path: Path) -> int:
 
 @dataclass(frozen=True)
 class GivenTexts:
-    """Chunks of text whose states are taken from files, by their token ids.
+    """Chunks of text whose states are read from files, by their token ids.
 
     Attributes:
-        files: The token ids of a chunk -> its file, and the SHA-256 of that when it was checked.
-        shape: The shape of what is in them.
-        indices: The token ids of a chunk -> which chunk of its file it is; 0 is not named.
+        files: The token ids of a chunk -> its file, and the file's SHA-256 when it was checked.
+        shape: The shape of the files' contents.
+        indices: The token ids of a chunk -> its index within its file; missing means 0.
         unended: The token ids of chunks that are not the last of their file.
     """
 
@@ -255,46 +255,51 @@ class GivenTexts:
     unended: Collection[Ids] = ()
 
     def serves(self, ids: Ids, index: int, chunks: int) -> bool:
-        """Whether a file has all that is taken of a chunk where it stands in a text.
+        """Return whether a file has all outputs needed of a chunk at its position in a text.
 
-        Of the first chunk of a text that is the pooled text, which a joined file has of its own
-        first alone; of the last one the last position, which such a file has of its own last.
+        The first chunk of a text also needs the pooled output, which a joined file has of its own
+        first chunk only; the last also needs the last position, which it has of its own last only.
 
         Args:
             ids: The token ids of the chunk.
-            index: Which chunk of the text it is, counted from 0.
-            chunks: How many the text has.
+            index: The chunk's index in the text, counted from 0.
+            chunks: Number of chunks in the text.
         """
         if ids not in self.files or (index == 0 and self.indices.get(ids, 0) > 0):
             return False
         return index < chunks - 1 or ids not in self.unended
 
     def outputs(self, ids: Ids) -> TextOutputs | Failure:
-        """What its file holds of a chunk that is there, or why it cannot be read."""
+        """Return a chunk's outputs from its file, or why the file cannot be read.
+
+        Raises:
+            KeyError: No file has the chunk.
+        """
         found = read_text_npz(self.files[ids][0], self.shape)
         if isinstance(found, Failure):
             return found
         return found.chunk(self.indices.get(ids, 0), self.shape.positions)
 
     def read(self, ids: Ids) -> np.ndarray:
-        """What `TextOutputs.packed` says, of a chunk that is there.
+        """Return `TextOutputs.packed` of a chunk from its file.
 
         Raises:
-            DatasetError: The file is not any more as it was when it was checked.
+            DatasetError: The file was changed or removed since it was checked.
+            KeyError: No file has the chunk.
         """
         file, digest = self.files[ids]
         found = self.outputs(ids)
         if isinstance(found, Failure) or found.digest != digest:
             reason = f": {found.reason}" if isinstance(found, Failure) else ""
             raise DatasetError(
-                f"{file} was changed or removed while the run was using it{reason}. Resume the "
-                f"run when it is there as before, or begin a new run, which checks it again."
+                f"{file} was changed or removed while the run was using it{reason}. Restore the "
+                f"file and resume the run, or start a new run, which checks the file again."
             )
         return found.packed
 
     @property
     def recorded(self) -> dict[str, str]:
-        """What a run's states record: `text_key` of each chunk -> its file's hash and name."""
+        """`text_key` of each chunk -> its file's hash and name, for the run's training state."""
         return {
             text_key(ids): f"{digest[:HASH_DIGITS]} {file.name}"
             for ids, (file, digest) in sorted(self.files.items())
@@ -302,5 +307,5 @@ class GivenTexts:
 
 
 def text_key(ids: Ids) -> str:
-    """A short hash of token ids."""
+    """Return a short hash of token ids."""
     return hashlib.sha256(np.asarray(ids, dtype="<i4").tobytes()).hexdigest()[:HASH_DIGITS]

@@ -1,4 +1,4 @@
-"""The states of a frozen text encoder on disk, found by token ids and the encoder's fingerprint."""
+"""The text store: a frozen text encoder's states on disk, by token ids and encoder fingerprint."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from impasto.data.sharding.shard_files import BadShard
 from impasto.data.sharding.shards import Shards
 
 TEXTS = "texts"
-"""The folder of derived data that text encoder outputs are in."""
+"""Name of the folder of text encoder outputs within the derived data."""
 
 
 class TextStore:
-    """States of chunks of token ids.
+    """The states of chunks of token ids.
 
     Args:
-        folder: Where the shards are; created when something is written.
-        fingerprint: A hash over all that the states depend on besides the ids: the encoder's
-            weights and which of its layers is taken.
-        dtype: Type on disk.
+        folder: The folder of the shards; created on the first write.
+        fingerprint: A hash of all that the states depend on besides the ids: the encoder's
+            weights, and which of its layers is used.
+        dtype: Stored dtype.
     """
 
     shard_entries = 256
@@ -43,23 +43,23 @@ class TextStore:
         return len(self._shards)
 
     def refresh(self) -> None:
-        """Take in what another process has added meanwhile."""
+        """Add the shards that another process has written to the index."""
         self._shards.refresh()
 
     @property
     def number_of_shards(self) -> int:
-        """The number of shards, of whatever encoder."""
+        """The number of shards, of all encoders."""
         return len(self._shards.indices())
 
     def verify(self, *, remove: bool) -> Iterator[BadShard | None]:
-        """Read each shard whole and yield what is wrong with it, or None; perhaps delete it.
+        """Read each shard in full and yield its fault, or None; bad ones are deleted if `remove`.
 
-        One that the disk does not give is left: another time it may.
+        A shard that the disk cannot read is kept: it may be readable another time.
         """
         return self._shards.verify(remove=remove)
 
     def remove_orphans(self) -> int:
-        """Remove tensors that no process will find again, and return their bytes.
+        """Remove tensors that no index refers to, and return the bytes freed.
 
         Raises:
             StorageError: The store is in an object store that cannot be used.
@@ -69,14 +69,14 @@ class TextStore:
     def require_seen(
         self, chunks: Sequence[tuple[int, ...]], raise_fault: Callable[[], None]
     ) -> None:
-        """Wait until chunks that other processes have written are to be seen from here.
+        """Wait until chunks written by other processes are visible to this one.
 
         Args:
             chunks: The chunks.
-            raise_fault: Looks whether another process has failed.
+            raise_fault: Raises if another process has failed.
 
         Raises:
-            StorageError: They are not there after two minutes.
+            StorageError: They are not visible after two minutes.
         """
 
         def left() -> int:
@@ -86,22 +86,22 @@ class TextStore:
         wait_until_seen(left, self._shards.folder, raise_fault)
 
     def key(self, ids: Sequence[int]) -> str:
-        """The name of a chunk's states: a hash in 32 hex digits."""
+        """Return the key of a chunk's states: a hash in 32 hex digits."""
         digest = hashlib.sha256(self._fingerprint.encode("utf-8"))
         digest.update(np.asarray(ids, dtype="<i4").tobytes())  # the same bytes on every machine
         return digest.hexdigest()[:32]
 
     def read(self, ids: Sequence[int]) -> Tensor:
-        """States `[77, D]` in float32.
+        """Return the states of a chunk, `[77, D]` in float32.
 
         Raises:
-            KeyError: They are not there.
+            KeyError: The chunk is not in the store.
         """
         (rows,) = self._shards.read([self.key(ids)])
         return torch.from_numpy(rows[0]).float()
 
     def write(self, chunks: Sequence[Sequence[int]], states: Tensor) -> None:
-        """Add states `[chunks, 77, D]` as a shard; the first removes what killed processes left.
+        """Add states `[chunks, 77, D]` as a shard; the first call removes killed processes' files.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.

@@ -1,7 +1,7 @@
-"""Has a run encode what no other program encodes just now, and waits for what another does.
+"""Encodes the images that no other program has claimed, and waits for those that another has.
 
-The first process of those that share the cache claims for all of them (`encoding_claims.py`), and
-says what is theirs.
+Among the processes that share the cache, the first claims for all (`encoding_claims.py`) and
+tells the others what they may encode.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from impasto.progress import Progress, counted, slow_stage
 from impasto.remote_paths import is_remote, shown
 
 COUNTED_EVERY_S = 10.0
-"""Seconds after which is counted again what another program has made."""
+"""Seconds between two counts of what another program has made, while waiting for it."""
 
 
 @dataclass(frozen=True)
 class Unclaimed:
-    """Encodes what a cache lacks, and nobody else is about to encode.
+    """Encodes the keys that a cache lacks and no other program has claimed.
 
     Attributes:
         cache: The cache.
-        progress: Is told of waiting.
-        failures: What cannot be encoded.
-        share: What this process does of it.
+        progress: Shows notes and progress while waiting.
+        failures: Receives the images that cannot be encoded.
+        share: This process's share of the work.
     """
 
     cache: LatentCache
@@ -51,16 +51,16 @@ class Unclaimed:
     share: CacheShare
 
     def are_all_claimed(self, keys: Sequence[LatentKeys | None], lacks: Lacks) -> bool:
-        """Whether other programs encode just now all that is lacking; all processes call it.
+        """Return whether others have claimed all that is lacking; every process must call this.
 
         Args:
-            keys: Of each image.
+            keys: The keys of each image.
             lacks: What is lacking, as the processes have agreed.
         """
         found = "nothing lacks"
         if self.share.is_first and self.share.claims and lacks.any():
             found = "free"
-            with contextlib.suppress(StorageError):  # as without others, where nothing can be put
+            with contextlib.suppress(StorageError):  # if the store fails, encode as if alone
                 theirs = flags_of(self._claims().of_others(), keys, lacks)
                 found = "claimed" if np.array_equal(theirs, lacks) else "free"
         told = self.share.group.gather(found)
@@ -74,23 +74,23 @@ class Unclaimed:
         carry_out: Callable[[list[Order]], set[Path]],
         begin: int,
     ) -> tuple[list[Order], set[Path]]:
-        """Encode what is lacking; all processes of the run call it.
+        """Encode what is lacking; every process of the run must call this.
 
-        What another program has not made in the end, of what it claimed, is encoded here. So each
-        program finds the damaged images itself, and looks at each once. What was to be made of an
-        image that fails is made of the next one that has the same key.
+        If another program ends without making all that it claimed, the rest is encoded here. So
+        each program finds the damaged images itself, and tries each once. If an image fails, its
+        keys pass to the next image that has them.
 
         Args:
             planned: The images.
-            keys: Of each.
+            keys: The keys of each image.
             lacks: What is lacking, as the processes have agreed.
-            carry_out: Encodes this process's part of orders, and writes it; returns the images that
-                were made again in float32.
-            begin: How many failures there were when all processes had the same.
+            carry_out: Encodes and writes this process's part of the orders; returns the images
+                that were encoded again in float32.
+            begin: Number of failures that all processes already had in common.
 
         Returns:
-            What was to be encoded by those that share the cache, and the images that this process
-            has made again in float32.
+            The orders of all processes that share the cache, and the images that this process
+            encoded again in float32.
         """
         claims = self._claims()
         orders: list[Order] = []
@@ -102,7 +102,7 @@ class Unclaimed:
                 lacking, own = self.share.agreed(np.stack(found))
                 now = ordered(planned, keys, own)
                 remade |= carry_out(now) if now else set()
-                self.failures.join(begin, self.share)  # after it, all have written what they made
+                self.failures.join(begin, self.share)  # then all have written their shards
                 self._tell(claims, taken)
             orders += now
             failed = self.failures.paths
@@ -121,7 +121,7 @@ class Unclaimed:
         return StoredClaims(folder) if is_remote(folder) else FolderClaims(folder)
 
     def _tell(self, claims: EncodingClaims, taken: Taken) -> None:
-        """Say what those that share the cache have written of what was claimed for them."""
+        """Publish the shards that the processes sharing the cache have written for the claim."""
         told = self.share.group.gather(json.dumps(self.cache.take_written()))
         if self.share.is_first:
             written = [parse_json(told[rank]) for rank in self.share.members]
@@ -132,7 +132,7 @@ class Unclaimed:
     def _claimed(
         self, claims: EncodingClaims, keys: Sequence[LatentKeys | None], left: Lacks
     ) -> Iterator[Taken]:
-        """Claim for all that share the cache; nothing where this process is not the first."""
+        """Claim for all processes that share the cache, if this is the first of them."""
         if not (self.share.is_first and left.any()):
             yield Taken(frozenset(), frozenset())
             return
@@ -162,7 +162,7 @@ class Unclaimed:
         keys: Sequence[LatentKeys | None],
         left: Lacks,
     ) -> None:
-        """Wait until all is there, or another program has ended with its claim, or was killed.
+        """Wait until the cache lacks nothing, or a rival's claim ends, also because it was killed.
 
         Raises:
             StorageError: The store has not answered for two minutes.
@@ -185,7 +185,7 @@ class Unclaimed:
                         seen = total - len(still_lacking(left, keys, self.cache))
                         looked = time.monotonic()
                     answered = time.monotonic()
-                except StorageError:  # a look that fails says nothing
+                except StorageError:  # a single failed check means nothing
                     if time.monotonic() - answered > STALE_S:
                         raise
                 advance(seen - before)

@@ -1,7 +1,7 @@
-"""What a latent cache would keep of some images, so that the rest can be pruned.
+"""The keys that a latent cache needs for a dataset's images, so that all others can be pruned.
 
-Nothing is written to find that out, since the disk may be full. What cannot be read at the moment
-is no proof that its latents are needed no more, so it ends the pruning.
+Finding them writes nothing, since the disk may be full. If a file cannot be read now, its latents
+may still be needed, so nothing is pruned.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def keys_of_plan(
     progress: Progress,
     endings: Sequence[str] = SD_ENDINGS,
 ) -> KeyTable:
-    """What the cache would keep of these images, latents of sd-scripts included.
+    """Return all keys that the cache may need for these images, including latents of sd-scripts.
 
-    All that one VAE makes of them counts, on whatever device.
+    Keys of every arithmetic of the VAE are included, on whatever device it computed.
 
     Raises:
         DatasetError: An image, its mask or its latents of sd-scripts cannot be read.
@@ -62,18 +62,18 @@ def keys_of_plan(
 
 
 def require_read(skipped: Iterable[SkippedFile]) -> None:
-    """Make sure that nothing was skipped because it could not be read this time.
+    """Raise if files were skipped because they could not be read this time.
 
     Raises:
-        DatasetError: Something was.
+        DatasetError: There are such files.
     """
     unread = [item for item in skipped if item.is_unread or presence.is_withheld(item.path)]
     if unread:
         raise DatasetError(
-            f"{counted(len(unread), 'files')} of the dataset cannot be read now, so what is cached "
-            f"of them may still be needed; the first is {shown(unread[0].path)}: "
-            f"{unread[0].reason}. Nothing was removed. See that their disk is there and that you "
-            f"may read them, or move them out of the dataset, and run this again."
+            f"{counted(len(unread), 'files')} of the dataset cannot be read now, so their cached "
+            f"latents may still be needed; the first is {shown(unread[0].path)}: "
+            f"{unread[0].reason}. Nothing was removed. Check that their disk is mounted and that "
+            f"you may read them, or move them out of the dataset, and run this again."
         )
 
 
@@ -84,7 +84,7 @@ def _table_of(keys: Sequence[LatentKeys | None]) -> KeyTable:
 def _unread(
     lost: Iterable[PlannedImage], stamps: Iterable[Path], digests: dict[Path, str]
 ) -> list[SkippedFile]:
-    """The files that have no hash, with the reasons: images, masks, latents of sd-scripts."""
+    """Return the files without a hash, with reasons: images, masks, latents of sd-scripts."""
     reasons = {path: f"cannot be read{read_fault(path)}" for path in stamps if path not in digests}
     reasons |= {image.record.path: why_unread(image, digests).reason for image in lost}
     return [SkippedFile(path, reason, is_unread=True) for path, reason in reasons.items()]

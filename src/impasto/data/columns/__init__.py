@@ -1,5 +1,6 @@
-"""Tables read by column: what is remembered of images on disk, and tables of others.
+"""Columnar tables: caches of facts about images on disk, and access to tables from other programs.
 
-Arrow files in folders called `<name>.table`, to which rows are appended while work is done, and
-single values of Parquet and Arrow tables. Nothing here knows what an image is.
+The caches are Arrow files in folders named `<name>.table`, to which rows are appended during work.
+Of other programs' Parquet and Arrow tables, single values are read. Nothing here is specific to
+images.
 """

@@ -1,7 +1,7 @@
-"""Gathers rows while work is done, and appends them to a table on disk every few seconds.
+"""Collects rows during work, and appends them to a table on disk every few seconds.
 
-A kill loses what was gathered since. Each append is a segment of the table (`tables.py`); where
-many have been written, one is made of them.
+A kill loses the rows collected since. Each append is a segment of the table (`tables.py`); many
+segments are merged into one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ import pyarrow as pa
 from impasto.data.columns.tables import TableFolder, rows_of
 
 FOLDED = 64
-"""Segments that an `Appender` has written before it makes one of them."""
+"""Number of segments that an `Appender` writes before it merges them."""
 
 
 class Appender:
-    """Gathers rows and appends them to a table every few seconds, so that a kill loses seconds.
+    """Collects rows and appends them to a table every few seconds, so that a kill loses seconds.
 
     Args:
-        table: Where to.
-        seconds: How long rows are gathered at most, while more come.
-        rows: How many are gathered at most.
+        table: The table to append to.
+        seconds: Maximum time for which rows are collected, while more are added.
+        rows: Maximum number of rows collected.
     """
 
     def __init__(self, table: TableFolder, seconds: float = 5.0, rows: int = 200_000) -> None:
@@ -39,12 +39,12 @@ class Appender:
         return self._rows
 
     def take_written(self) -> list[pa.Table]:
-        """What was appended since this was last asked for."""
+        """Return the tables appended since the last call, in order."""
         written, self._written = self._written, []
         return written
 
     def add(self, *row: Any) -> None:
-        """Add a row: its columns in the order of the table's.
+        """Add a row: its values in the order of the table's columns.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -55,7 +55,7 @@ class Appender:
             self.flush()
 
     def flush(self) -> None:
-        """Append what is gathered.
+        """Append the collected rows.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.

@@ -1,8 +1,8 @@
-"""Arrow files and streams by record batches, found without reading them.
+"""Finds the record batches of Arrow files and streams without reading them.
 
-Both forms are messages one after the other; a file has 8 bytes before them and a list behind.
-`datasets` writes streams, which have no list, so the messages are walked through: each says how
-long it is, in a FlatBuffer of which a few numbers are read here.
+Both formats are a sequence of messages; a file has 8 bytes before them and a footer after them.
+`datasets` writes streams, which have no footer, so the messages are visited one by one: the length
+of each is in its FlatBuffer, of which a few numbers are read here.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html, "Encapsulated message format", and
 `format/Message.fbs` of apache/arrow.
@@ -25,21 +25,21 @@ from impasto.storage.ranged_file import RangedFile, open_ranges
 _MAGIC = b"ARROW1"
 _GOES_ON = b"\xff\xff\xff\xff"
 _SCHEMA, _DICTIONARY, _BATCH = 1, 2, 3
-_LARGEST_HEAD = 16 << 20  # bytes; a schema of thousands of columns has less
+_LARGEST_HEAD = 16 << 20  # bytes; a schema of thousands of columns takes less
 _AHEAD = 1 << 12
-_OFFSET = 4  # bytes that a row takes at least, in the list of where texts or bytes begin
-_PACKED = 256  # rows in a byte of what is compressed; more have neither images nor words
+_OFFSET = 4  # bytes that a row takes at least, in the offsets of texts or bytes
+_PACKED = 256  # rows per byte of compressed data, at most; images and captions take more space
 
 
 class Part(NamedTuple):
-    """A column of a record batch or row group, and the bytes of memory that keeping it takes."""
+    """A column of a record batch or row group, and the bytes of RAM it takes while it is held."""
 
     values: pa.ChunkedArray
     held_bytes: int
 
 
 class _Message(NamedTuple):
-    """A message: its kind, its rows if it is a batch, and its bytes."""
+    """A message: its kind, its number of rows if it is a batch, and its position in the file."""
 
     kind: int
     rows: int
@@ -52,12 +52,12 @@ class ArrowBatches:
     """An Arrow file or stream.
 
     Args:
-        path: The file, of this machine or of an object store.
-        size: How many bytes it has.
-        largest: The most bytes of a batch that is not mapped.
+        path: The file, on this machine or in an object store.
+        size: Its size in bytes.
+        largest: Maximum bytes of a batch that is not memory-mapped.
 
     Raises:
-        OSError: It is cut short, damaged, or has dictionaries.
+        OSError: The file is cut short or damaged, or has dictionaries.
         StorageError: It is in an object store that cannot be used.
     """
 
@@ -70,11 +70,11 @@ class ArrowBatches:
             with path.open("rb") as file:
                 messages = _messages(file, size)
         if not messages or messages[0].kind != _SCHEMA:
-            raise OSError(errno.EINVAL, "not an Arrow file, or damaged at its beginning")
+            raise OSError(errno.EINVAL, "not an Arrow file, or damaged at its start")
         if any(message.kind == _DICTIONARY for message in messages):
             raise OSError(
                 errno.EINVAL,
-                "an Arrow file with dictionaries is not read; write it as Parquet",
+                "Arrow files with dictionaries are not supported; write it as Parquet",
             )
         self.schema = pa.ipc.read_schema(self._bytes(messages[0]))
         self._batches = [message for message in messages if message.kind == _BATCH]
@@ -82,10 +82,10 @@ class ArrowBatches:
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
     def part(self, column: str, number: int) -> Part:
-        """A column of one batch, compared with what its own numbers promise.
+        """Return a column of one batch, after checking its values against its own metadata.
 
         Raises:
-            OSError: It is too large to be held in memory.
+            OSError: The batch is too large to be held in memory.
         """
         message = self._batches[number]
         is_mapped = self._map is not None and not message.is_compressed
@@ -94,7 +94,7 @@ class ArrowBatches:
             raise OSError(
                 errno.EFBIG,
                 f"batch {number} of {self._path.name} has more than {self._largest >> 20:,} MiB; "
-                f"write the table anew in batches of 100 rows",
+                f"write the table again in batches of 100 rows",
             )
         batch = pa.ipc.read_record_batch(self._bytes(message), self.schema)
         values = batch.column(column)
@@ -102,7 +102,7 @@ class ArrowBatches:
         return Part(pa.chunked_array([values]), held)
 
     def holds_bytes(self, column: str, field: str) -> bool:
-        """Whether one of the pairs in a column has bytes in that field."""
+        """Return whether any struct in a column has bytes in that field."""
         return any(
             chunk.field(field).null_count < len(chunk)
             for number in range(len(self._batches))
@@ -118,10 +118,10 @@ class ArrowBatches:
 
 
 def _messages(file: IO[bytes] | RangedFile, size: int) -> list[_Message]:
-    """The messages of a file, up to the mark of their end.
+    """Return the messages of a file, up to the end marker.
 
     Raises:
-        OSError: It is cut short or damaged.
+        OSError: The file is cut short or damaged.
     """
     at = 8 if file.read(len(_MAGIC)) == _MAGIC else 0
     found: list[_Message] = []
@@ -150,21 +150,21 @@ def _messages(file: IO[bytes] | RangedFile, size: int) -> list[_Message]:
 def _damaged(size: int, at: int, messages: int) -> OSError:
     return OSError(
         errno.EINVAL,
-        f"cut short or damaged: message {messages} at byte {at} is none, or does not end within "
+        f"cut short or damaged: message {messages} at byte {at} is invalid, or does not end within "
         f"the {size} bytes of the file",
     )
 
 
 def _message(about: bytes, begin: int, head: int) -> _Message:
-    """What a message says of itself.
+    """Return a message, parsed from its metadata.
 
     Args:
         about: Its FlatBuffer, a table `Message` with version, header_type, header, bodyLength.
-        begin: Where it begins in the file.
-        head: How many bytes there are before its body.
+        begin: Its offset in the file.
+        head: Number of bytes before its body.
 
     Raises:
-        struct.error: It is damaged.
+        struct.error: The metadata is damaged.
     """
     root = struct.unpack_from("<I", about, 0)[0]
     kind_at, header_at, body_at = (_field(about, root, n) for n in (1, 2, 3))
@@ -185,7 +185,7 @@ def _message(about: bytes, begin: int, head: int) -> _Message:
 
 
 def _rows_of_first_column(about: bytes, batch: int, rows: int) -> int:
-    """The length in the first of a batch's `nodes`; `rows` where there are none."""
+    """Return the length of the first of a batch's `nodes`; `rows` if there are none."""
     at = _field(about, batch, 1)
     nodes = at + struct.unpack_from("<I", about, at)[0] if at else 0
     if not nodes or not struct.unpack_from("<I", about, nodes)[0]:
@@ -195,7 +195,7 @@ def _rows_of_first_column(about: bytes, batch: int, rows: int) -> int:
 
 
 def _field(about: bytes, table: int, number: int) -> int:
-    """Where a field of a FlatBuffer's table is; 0 where it is left out."""
+    """Return the offset of a field of a FlatBuffer's table; 0 if it is omitted."""
     vtable = table - struct.unpack_from("<i", about, table)[0]
     if vtable < 0:
         raise struct.error("vtable")

@@ -1,9 +1,9 @@
-"""Arrow columns made of Python's and NumPy's values, and read as such.
+"""Converts Python and NumPy values to Arrow columns and back.
 
-`pyarrow.array` and `to_pylist` would do. But the first imports pandas wherever it is installed, to
-see whether it was given something of pandas, and many methods of a column import
-`pyarrow.compute`: 0.3 s, which is more than the scan of a small folder takes. What is here builds
-and reads the buffers themselves, and imports neither.
+`pyarrow.array` and `to_pylist` could do this. But the first imports pandas wherever it is
+installed, to see whether its input is from pandas, and many methods of a column import
+`pyarrow.compute`: 0.3 s, more than the scan of a small folder takes. The functions here build and
+read the buffers themselves, and import neither.
 
 Layout of the buffers: https://arrow.apache.org/docs/format/Columnar.html. No column has nulls.
 """
@@ -20,18 +20,18 @@ import numpy.typing as npt
 import pyarrow as pa
 
 FEW = 1 << 14
-"""Rows below which Python's own dictionaries are done before `pyarrow.compute` is imported."""
+"""Number of rows below which Python is faster than importing `pyarrow.compute`."""
 _CODES = {"int64": "q", "int32": "i", "uint64": "Q", "uint8": "B"}
 
 
 def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """A column of Python values: integers, texts (`large_string`) or bytes.
+    """Return a column of Python values: integers, texts (`large_string`) or bytes.
 
     Raises:
         TypeError: A value is of another type.
-        KeyError: The type is none of these.
+        KeyError: The type of the column is none of these.
         OverflowError: A number does not fit.
-        ValueError: Bytes have another length than those of the type.
+        ValueError: A value has another length than a fixed-size type requires.
     """
     if kind == pa.large_string():
         return text_column(values)
@@ -42,11 +42,11 @@ def column_of(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def text_column(values: Sequence[str]) -> pa.Array:
-    """A column of texts, of the type `large_string`.
+    """Return a column of texts, of the type `large_string`.
 
     Raises:
-        UnicodeEncodeError: A text has half a character.
-        TypeError: A value is no text.
+        UnicodeEncodeError: A text has half a surrogate pair.
+        TypeError: A value is not a text.
     """
     joined = "".join(values)
     if joined.isascii():
@@ -55,19 +55,19 @@ def text_column(values: Sequence[str]) -> pa.Array:
 
 
 def number_column(values: np.ndarray) -> pa.Array:
-    """A column of the numbers of an array, over the same memory where they lie in a row."""
+    """Return an array as a column of numbers, over the same memory if the array is contiguous."""
     buffer = pa.py_buffer(np.ascontiguousarray(values))
     return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, buffer])
 
 
 def empty_table(schema: pa.Schema) -> pa.Table:
-    """A table without rows."""
+    """Return a table without rows."""
     arrays = [column_of([], field.type) for field in schema]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def texts_of(column: pa.ChunkedArray | pa.Array) -> list[str]:
-    """All texts of a column of the type `large_string`."""
+    """Return all texts of a column of the type `large_string`."""
     found: list[str] = []
     for chunk in _chunks(column):
         ends, data = _parts(chunk)
@@ -82,7 +82,7 @@ def texts_of(column: pa.ChunkedArray | pa.Array) -> list[str]:
 
 
 def list_of(column: pa.ChunkedArray | pa.Array) -> list[Any]:
-    """All values of a column as Python's: texts, numbers or bytes."""
+    """Return all values of a column as Python values: texts, numbers or bytes."""
     if column.type == pa.large_string():
         return texts_of(column)
     if pa.types.is_integer(column.type):
@@ -92,7 +92,7 @@ def list_of(column: pa.ChunkedArray | pa.Array) -> list[Any]:
 
 
 def texts_at(column: pa.ChunkedArray | pa.Array, rows: np.ndarray) -> list[str]:
-    """The texts in some rows of a column of the type `large_string`, in the order of `rows`."""
+    """Return the texts in some rows of a `large_string` column, in the order of `rows`."""
     found = [""] * len(rows)
     before = 0
     for chunk in _chunks(column):
@@ -107,7 +107,7 @@ def texts_at(column: pa.ChunkedArray | pa.Array, rows: np.ndarray) -> list[str]:
 
 
 def few_of(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """A few rows of a table, in the order of `rows`; many are `take`'s."""
+    """Return a few rows of a table, in the order of `rows`; for many, `take` is faster."""
     arrays = []
     for column in table.itercolumns():
         if column.type == pa.large_string():
@@ -120,13 +120,13 @@ def few_of(table: pa.Table, rows: np.ndarray) -> pa.Table:
 
 
 def is_filled(column: pa.ChunkedArray | pa.Array) -> npt.NDArray[np.bool_]:
-    """[rows]: whether each text of a column of the type `large_string` is not empty."""
+    """Return [rows]: whether each text of a `large_string` column is non-empty."""
     parts = [np.diff(_parts(chunk)[0]) > 0 for chunk in _chunks(column)]
     return np.concatenate([np.empty(0, np.bool_), *parts])
 
 
 def values_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
-    """[rows]: the numbers of a column, over its own memory where it is in one piece."""
+    """Return [rows]: the numbers of a column, over its own memory if it has a single chunk."""
     kind = column.type.to_pandas_dtype()
     parts = [
         np.frombuffer(chunk.buffers()[1], kind, len(chunk), chunk.offset * np.dtype(kind).itemsize)
@@ -136,10 +136,10 @@ def values_of(column: pa.ChunkedArray | pa.Array) -> np.ndarray:
 
 
 def fitted(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """A table with the types and the metadata of a schema.
+    """Return a table cast to the types of a schema, with its metadata.
 
     Raises:
-        ValueError: Its columns have other names, or values that do not fit.
+        ValueError: The columns have other names, or values that do not fit.
     """
     if table.schema.equals(schema):
         return table.replace_schema_metadata(schema.metadata)
@@ -155,20 +155,20 @@ def _bytes_column(values: Sequence[bytes], kind: pa.DataType) -> pa.Array:
 
 
 def _joined(data: bytes, lengths: Iterable[int], count: int, kind: pa.DataType) -> pa.Array:
-    """A column of values of different lengths, of their bytes one behind the other."""
+    """Return a column of values of different lengths from their concatenated bytes."""
     ends = np.zeros(count + 1, dtype=np.int64)
     np.cumsum(np.fromiter(lengths, np.int64, count), out=ends[1:])
     return pa.Array.from_buffers(kind, count, [None, pa.py_buffer(ends), pa.py_buffer(data)])
 
 
 def _chunks(column: pa.ChunkedArray | pa.Array) -> list[pa.Array]:
-    """The parts of a column that have rows."""
+    """Return the non-empty chunks of a column."""
     chunks = column.chunks if isinstance(column, pa.ChunkedArray) else [column]
     return [chunk for chunk in chunks if len(chunk)]
 
 
 def _parts(chunk: pa.Array) -> tuple[npt.NDArray[np.int64], memoryview]:
-    """[rows + 1]: where the texts of a chunk begin and end in its bytes; and these."""
+    """Return the offsets [rows + 1] of a chunk's texts in its bytes, and these bytes."""
     _, ends, data = chunk.buffers()
     own = np.frombuffer(ends, np.int64, len(chunk) + 1, chunk.offset * 8)
     return own, memoryview(data if data is not None else b"")

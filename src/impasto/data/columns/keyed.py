@@ -1,4 +1,4 @@
-"""What is remembered of things by a key, in a table on disk: hashes, looks, what was decoded."""
+"""A table on disk of values by key, caching facts about files: hashes, looks, decode results."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from impasto.data.columns.tables import Former, TableFolder, take_rows
 
 
 class KeyedTable:
-    """Rows by the text in their first column; of several rows of a key the newest counts.
+    """Rows with a text key in the first column; the newest row of a key is valid.
 
-    Nothing of it is in memory but what was added since the last seconds. Looking some keys up goes
-    through the whole column, half a second for ten million rows, so many are looked up at once.
+    Only rows added in the last seconds are in RAM. A look-up scans the whole column of keys, half a
+    second for ten million rows, so look up many keys at once.
 
     Args:
-        file: The JSON file of earlier versions; the table has `.table` for its ending. None keeps
-            what is added until the object ends.
+        file: The JSON file of earlier versions; the table has the extension `.table` instead. None
+            holds the rows in RAM only.
         schema: The columns.
-        version: What rows belong to: others are not read.
-        former: The version of the JSON file, and what makes rows of its content.
+        version: The version of the rows; rows of others are ignored.
+        former: The version of the JSON file, and the conversion of its content to rows.
     """
 
     def __init__(
@@ -39,16 +39,17 @@ class KeyedTable:
         self._has_grown = False
 
     def look_up(self, keys: Collection[str]) -> dict[str, tuple[Any, ...]]:
-        """The values of those of some keys that are known, without the key."""
+        """Return key -> values without the key, for the given keys that are known."""
         self._take_in_written()
         wanted = set(keys)
         found = {row[0]: row[1:] for row in self._appender.waiting if row[0] in wanted}
         return self._values(self._rows, wanted - found.keys()) | found
 
     def look_up_new(self, keys: Collection[str]) -> dict[str, tuple[Any, ...]]:
-        """Take in what other programs have appended since the last look, and look keys up in it.
+        """Read the rows that other programs have appended since, and look up keys in these only.
 
-        Only what is new is read, so that one may look every few seconds.
+        Only new segments are read, so this may be called every few seconds. If segments were
+        replaced meanwhile, all rows are read.
 
         Raises:
             StorageError: The table is in an object store that cannot be used.
@@ -67,7 +68,7 @@ class KeyedTable:
             self._rows = pa.concat_tables([*recent[::-1], self._rows])
 
     def _values(self, table: pa.Table, keys: Collection[str]) -> dict[str, tuple[Any, ...]]:
-        """The values of those of some keys that are in a table, without the key."""
+        """Return key -> values without the key, for the given keys that are in a table."""
         found: dict[str, tuple[Any, ...]] = {}
         for key, *values in zip(
             *map(list_of, self._picked(table, keys).itercolumns()), strict=True
@@ -76,23 +77,23 @@ class KeyedTable:
         return found
 
     def _picked(self, table: pa.Table, keys: Collection[str]) -> pa.Table:
-        """The rows of some keys, perhaps several of a key; of other rows only the key is read."""
+        """Return the rows of some keys, possibly several per key; of others only keys are read."""
         column = table.column(self._key)
         if len(column) < FEW:
             rows = [row for row, key in enumerate(texts_of(column)) if key in keys]
             return take_rows(table, np.array(rows, dtype=np.int64))
-        import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
+        import pyarrow.compute as pc  # 0.05 s, which would slow down small tables
 
         mask = pc.is_in(column, value_set=text_column(list(keys)))
         return table if pc.all(mask).as_py() else table.filter(mask)
 
     def refresh(self) -> None:
-        """Take in what other processes have written since the table was opened."""
+        """Read all rows again, including those that other processes have written."""
         self._appender.take_written()
         self._rows = self._table.read()
 
     def add(self, key: str, *values: Any) -> None:
-        """Remember a row; on disk it is within seconds while more are added.
+        """Add a row; it is on disk within seconds while more are added.
 
         Raises:
             StorageError: It could not be written.
@@ -101,18 +102,18 @@ class KeyedTable:
         self._appender.add(key, *values)
 
     def flush(self) -> None:
-        """Write what is not yet on disk.
+        """Write the rows that are not yet on disk.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: They could not be written.
         """
         self._appender.flush()
 
     def finish(self) -> None:
-        """Write what is not yet on disk, and make one file of many.
+        """Write the rows that are not yet on disk, and merge segments if there are many.
 
         Raises:
-            StorageError: It could not be written.
+            StorageError: They could not be written.
         """
         self.flush()
         self._take_in_written()
@@ -120,17 +121,17 @@ class KeyedTable:
             self._tidy()
 
     def _different(self) -> int:
-        """How many different keys there are."""
+        """Return the number of distinct keys."""
         column = self._rows.column(self._key)
         if len(column) < FEW:
             return len(set(texts_of(column)))
-        import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
+        import pyarrow.compute as pc  # 0.05 s, which would slow down small tables
 
         count: int = pc.count_distinct(column).as_py()
         return count
 
     def _tidy(self) -> None:
-        """Keep the newest row of each key, in one segment."""
+        """Rewrite the table as one segment with the newest row of each key."""
         codes = self._rows.column(self._key).combine_chunks().dictionary_encode().indices
         newest = np.sort(np.unique(values_of(codes), return_index=True)[1])
         self._rows = self._table.rewrite(take_rows(self._rows, newest))

@@ -1,4 +1,4 @@
-"""Sequences whose objects are made when they are asked for, from columns."""
+"""A sequence base class whose objects are created on request, from columns."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from typing import Self, TypeVar, overload
 import numpy as np
 
 KEPT_AT_MOST = 1024
-"""Objects that a sequence keeps which it was asked for one by one."""
+"""Maximum number of objects that a sequence caches after they were requested one by one."""
 
 T = TypeVar("T")
 
 
 class MadeOnRequest(Sequence[T]):
-    """A sequence of objects that are held as columns; equal to any sequence of equal objects.
+    """A sequence of objects that are stored as columns; equal to any sequence of equal objects.
 
-    The few objects that were asked for last are kept, in a plain dictionary: a cache around a
-    method would hold on to the table, whose columns would then wait for the garbage collector.
+    The objects requested last are cached, in a plain dictionary: a cache around a method would hold
+    a reference to the table, whose columns would then wait for the garbage collector.
     """
 
     def __init__(self) -> None:
@@ -26,11 +26,11 @@ class MadeOnRequest(Sequence[T]):
 
     @abstractmethod
     def _make(self, index: int) -> T:
-        """Make the object of an index, from 0 on."""
+        """Create the object with this index, counted from 0."""
 
     @abstractmethod
     def select(self, indices: np.ndarray) -> Self:
-        """The objects of some indices, or where these are true, as columns again."""
+        """Return the objects at some indices, or where a mask is true, as columns again."""
 
     @overload
     def __getitem__(self, index: int) -> T: ...

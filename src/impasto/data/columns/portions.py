@@ -1,10 +1,10 @@
-"""Cuts work that several programs may be at into portions, so that hardly anything is done twice.
+"""Splits work that several programs may share into portions, so that hardly any is done twice.
 
-Each program begins at a random place and goes forward. Before each portion it is told what others
-have done since, which it leaves out. Where that is just what came next, or what it has done too,
-another program is at the things there, and it goes on in the middle of the longest stretch that is
-left. So what is done twice is what another program is at just now, and needs no claims: all that
-programs have to see of each other is what is done.
+Each program starts at a random index and moves forward. Before each portion it learns which items
+others have completed since, and leaves them out. If those are the items right ahead, or some it
+has completed itself, another program is working there, and it continues in the middle of the
+longest stretch that is left. So only portions in progress at the same time can be done twice. No
+claims are needed: programs only have to see what others have completed.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from collections.abc import Collection, Sequence
 import numpy as np
 
 SECONDS = 10.0
-"""How long a portion takes, about."""
+"""Approximate duration of a portion."""
 
 _GROWTH = 4.0
-_STRETCH = 64  # things in a row that others have done: who did them may be at the next ones
-_SHARE = 16  # portions of what is left, or of a portion, once others are seen
+# a portion ends before a run of this many items that others have done
+_STRETCH = 64
+# once others were seen, a portion is 1/16 of the rest, within [1/16, 1] of its usual size
+_SHARE = 16
 
 
 class Portions:
-    """What is left of some work, and the indices of the next portion in it.
+    """The remaining items of some work, and the indices of the next portion.
 
     Args:
-        costs: Of each thing, in portions of the first size: the first is of things that cost 1.
-        seed: Of the random beginnings; None takes another one each time.
+        costs: The cost of each item; the first portion takes items with a total cost of about 1.
+        seed: Seed of the random start indices; None takes a different one each time.
     """
 
     def __init__(self, costs: Sequence[float], seed: int | None = None) -> None:
@@ -40,7 +42,7 @@ class Portions:
         self._has_met_others = False
 
     def take(self) -> list[int]:
-        """The indices of the next portion, which count as done; none where nothing is left."""
+        """Return the indices of the next portion, and mark them as done; empty if none is left."""
         left = np.flatnonzero(self._left)
         if not len(left):
             return []
@@ -60,12 +62,12 @@ class Portions:
         return indices
 
     def took(self, seconds: float) -> None:
-        """Be told how long the last portion took; the next ones become of `SECONDS`."""
+        """Report how long the last portion took, to give the next ones a duration of `SECONDS`."""
         wanted = self._taken * SECONDS / max(seconds, 1e-3)
         self._size = min(max(wanted, self._size / _GROWTH), self._size * _GROWTH)
 
     def leave_out(self, indices: Collection[int]) -> int:
-        """Be told what others have done, and perhaps this program too; returns what was left."""
+        """Mark items as done by others; return how many of them had been left."""
         if not indices:
             return 0
         theirs = np.fromiter(indices, np.int64, len(indices))
@@ -82,7 +84,7 @@ class Portions:
         return not self._left.any()
 
     def _far_from_others(self) -> int:
-        """An index in the middle half of the longest stretch that is left, not twice the same."""
+        """Return a random index in the middle half of the longest stretch that is left."""
         ends = np.diff(np.concatenate(([False], self._left, [False])).astype(np.int8))
         begins, lengths = np.flatnonzero(ends == 1), np.flatnonzero(ends == -1)
         if not len(begins):

@@ -1,7 +1,7 @@
-"""Small JSON files of what was found out before, with a hash: a damaged one is as good as none.
+"""Small JSON cache files with a hash of their content; a damaged file is ignored.
 
-All of it is derived from the images and only saves time, so nothing in it is believed that was
-not written so: a flipped bit would else be another size or another caption.
+The content is derived from the images and only saves time. Without the hash, a flipped bit could
+pass as another size or another caption.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from impasto.parsing import parse_json, read_text
 
 
 def write_cached(file: Path, version: list[Any], content: Any) -> None:
-    """Write JSON with a hash of it, durably; nothing within `files.dry_run`.
+    """Write JSON with its hash, durably; nothing within `files.dry_run`.
 
     Args:
-        file: Where.
-        version: What it belongs to: of another version, it is not read again.
-        content: Lists, dictionaries, text, whole numbers.
+        file: The file to write.
+        version: The version of the content; a reader with another version ignores the file.
+        content: Lists, dictionaries, texts and integers.
 
     Raises:
         StorageError: It could not be written.
@@ -34,7 +34,7 @@ def write_cached(file: Path, version: list[Any], content: Any) -> None:
 
 
 def recall(file: Path, version: list[Any]) -> Any:
-    """What was written, or None: it is not there, damaged, or of another version."""
+    """Return a cache file's content; None if it is missing, damaged, or of another version."""
     try:
         stored = parse_json(read_text(file))
         if stored["version"] != version:

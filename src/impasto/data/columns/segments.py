@@ -1,10 +1,10 @@
-"""The files of a table (`tables.py`): each an Arrow IPC file that appears whole and never changes.
+"""The files of a table (`tables.py`): Arrow IPC files that appear whole and never change.
 
-Those of a folder in an object store are written on this machine and put there whole, and read from
-copies on this machine.
+The segments of a folder in an object store are written on this machine and uploaded whole, and
+read from copies on this machine.
 
-A file's name holds when it was written, by whom, and the CRC-32 and length of all its bytes, which
-are compared before anything in it is believed.
+A file's name holds its time, the process that wrote it, and the CRC-32 and length of all its bytes,
+which are checked before its content is used.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from impasto.storage_errors import reported
 
 _REPLACES = b"replaces"
 _READ_AT_ONCE = 1 << 22
-_KEPT_NS = 3600 * 10**9  # a listing of a store may be of a moment ago
+_KEPT_NS = 3600 * 10**9  # a listing of a store may be slightly out of date
 
 
 def segments_in(folder: Path | None) -> list[Path]:
-    """The segments of a folder from the oldest to the newest; none where it cannot be listed.
+    """Return the segments of a folder from the oldest to the newest; none if it cannot be listed.
 
     Raises:
         StorageError: The folder is in an object store that cannot be used.
@@ -48,13 +48,13 @@ def segments_in(folder: Path | None) -> list[Path]:
         return sorted(folder / name for name in names)
     with contextlib.suppress(OSError), os.scandir(folder) as entries:
         named = [entry for entry in entries if SEGMENT.fullmatch(entry.name)]
-        # none of ours is a link, or a FIFO, which would be waited for
+        # segments are regular files: opening a FIFO would wait for ever
         return sorted(Path(one.path) for one in named if one.is_file(follow_symlinks=False))
     return []
 
 
 def write_segment(folder: Path, rows: pa.Table) -> str:
-    """Write a segment under the name that its bytes give it, later than all that are there.
+    """Write a segment, and return its name, which sorts after all existing segments.
 
     Raises:
         StorageError: The disk is full or the folder cannot be written.
@@ -82,10 +82,10 @@ def write_segment(folder: Path, rows: pa.Table) -> str:
 
 
 def remove_segment(file: Path) -> None:
-    """Remove a segment, and its copy on this machine where it is in an object store.
+    """Remove a segment, and its copy on this machine if it is in an object store.
 
     Raises:
-        OSError: It cannot be removed, as one that is mapped on Windows.
+        OSError: It cannot be removed; on Windows, for example, while it is memory-mapped.
         StorageError: It is in an object store that cannot be used.
     """
     if is_remote(file):
@@ -94,21 +94,21 @@ def remove_segment(file: Path) -> None:
 
 
 def _remove_copies(folder: Path, names: Collection[str]) -> None:
-    """Remove copies of segments that are in the store no more, and were written an hour ago."""
+    """Remove copies older than an hour of segments that are no longer in the store."""
     before = time.time_ns() - _KEPT_NS
     for copy in folder.glob("seg-*.arrow"):
         if copy.name not in names and _time_of(copy.name) < before:
-            with contextlib.suppress(OSError):  # Windows removes none that is mapped
+            with contextlib.suppress(OSError):  # Windows cannot remove a mapped file
                 copy.unlink()
 
 
 def _here(file: Path) -> Path:
-    """The file of this machine that a segment is, or that its copy is."""
+    """Return the path on this machine of a segment, or of its copy."""
     return machine_folder(file.parent) / file.name
 
 
 def _fetched(file: Path, size: int) -> Path:
-    """The file of this machine that a segment is, or a copy of it, which is made if need be."""
+    """Return the path on this machine of a segment, or of its copy, which is made if needed."""
     copy = _here(file)
     if is_remote(file) and not (copy.is_file() and copy.stat().st_size == size):
         fetch_to(file, copy, size)
@@ -116,17 +116,17 @@ def _fetched(file: Path, size: int) -> Path:
 
 
 def open_segment(file: Path) -> pa.Table | None:
-    """A segment, mapped into memory; None where it is damaged.
+    """Return a segment, memory-mapped; None if it is damaged.
 
     Raises:
-        OSError: It could not be read, which says nothing of it; `FileNotFoundError`: it is gone.
+        OSError: It could not be read, though it may be intact; `FileNotFoundError`: it was removed.
     """
     told = SEGMENT.fullmatch(file.name)
     if told is None:
         return None
     wanted = (int(told[2], 16), int(told[3]))
     own = _fetched(file, wanted[1])
-    if _sum_of(own) != wanted and is_remote(file):  # a damaged copy says nothing of the segment
+    if _sum_of(own) != wanted and is_remote(file):  # the copy may be damaged, not the segment
         own.unlink(missing_ok=True)
         own = _fetched(file, wanted[1])
     if _sum_of(own) != wanted:
@@ -138,13 +138,13 @@ def open_segment(file: Path) -> pa.Table | None:
 
 
 def replaced_by(table: pa.Table, name: str) -> dict[str, int]:
-    """The segments in whose place a segment was put, and when, in nanoseconds since 1970."""
+    """Return the segments that this one replaces -> when, in nanoseconds since 1970."""
     told = parse_json((table.schema.metadata or {}).get(_REPLACES, b"{}"))
     return told if isinstance(told, dict) else dict.fromkeys(told, _time_of(name))
 
 
 def saying_replaced(replaced: dict[str, int]) -> dict[bytes, bytes]:
-    """The metadata of a segment that is put in the place of others."""
+    """Return the metadata of a segment that replaces others."""
     return {_REPLACES: json.dumps(replaced).encode("ascii")}
 
 
@@ -154,7 +154,7 @@ def _time_of(name: str) -> int:
 
 
 def _sum_of(file: Path) -> tuple[int, int]:
-    """The CRC-32 and the length of a file's bytes."""
+    """Return the CRC-32 and the length of a file's bytes."""
     total = size = 0
     with file.open("rb") as handle:
         while part := handle.read(_READ_AT_ONCE):

@@ -1,11 +1,11 @@
 """Reads single values of Parquet and Arrow tables, on this machine or in an object store.
 
-Parquet is read by row groups and columns, Arrow by record batches: each is kept for a while, since
-the next image is likely to be in it too. A process holds up to 256 MiB of them, or the one that is
-larger, and has eight files open. Arrow files of this machine are mapped into memory instead.
+Parquet is read by row groups and columns, Arrow by record batches. Each is held for a while, since
+the next image is likely to be in it too. A process holds up to 256 MiB of them, or a single larger
+one, and has up to eight files open. Arrow files on this machine are memory-mapped instead.
 
-What Parquet's metadata says of one column is not asked for: of a damaged file pyarrow 26 ends the
-process there (`RowGroupMetaData.column`, `ColumnChunkMetaData.statistics`) instead of raising.
+Parquet's metadata of a single column is not read: with a damaged file, pyarrow 26 crashes there
+(`RowGroupMetaData.column`, `ColumnChunkMetaData.statistics`) instead of raising.
 
 Formats: https://parquet.apache.org/docs/file-format and
 https://arrow.apache.org/docs/format/Columnar.html, "Serialization and Interprocess Communication".
@@ -36,29 +36,32 @@ _HELD = 256 << 20  # bytes
 _LARGEST = 1 << 30  # bytes of a row group, or of a record batch in a store
 _OPEN_FILES = 8
 _AHEAD = 1 << 16
-_ROWS_PROBED = 16  # at once, for the first that has bytes
+_ROWS_PROBED = 16  # rows read at a time in the search for the first with bytes
 
 
 class OpenTable(Protocol):
-    """A table whose parts are read when they are asked for."""
+    """A table whose parts are read on request."""
 
     schema: pa.Schema
     starts: np.ndarray
     """[parts + 1]: the first row of each part, and the number of rows."""
 
     def part(self, column: str, number: int) -> Part:
-        """A column of one part."""
+        """Return a column of one part."""
 
     def holds_bytes(self, column: str, field: str) -> bool:
-        """Whether one of the pairs in a column has bytes in that field."""
+        """Return whether any struct in a column has bytes in that field."""
 
 
 class ParquetTable:
     """A Parquet file, by row groups.
 
     Args:
-        source: A path of this machine, or an object as a file.
-        name: What errors call it.
+        source: A path on this machine, or an object as a file.
+        name: The name used in errors.
+
+    Raises:
+        OSError: The file is damaged.
     """
 
     def __init__(self, source: str | RangedFile, name: str) -> None:
@@ -69,7 +72,9 @@ class ParquetTable:
         about = self._file.metadata
         rows = [about.row_group(n).num_rows for n in range(about.num_row_groups)]
         if min(rows, default=0) < 0 or sum(rows) != about.num_rows:
-            raise OSError(errno.EINVAL, "damaged: its row groups have other rows than it has")
+            raise OSError(
+                errno.EINVAL, "damaged: the rows of its row groups do not add up to its total"
+            )
         self.starts = np.concatenate([[0], np.cumsum(rows, dtype=np.int64)])
 
     def _opened(self, **options: Any) -> pq.ParquetFile:
@@ -78,7 +83,7 @@ class ParquetTable:
         return pq.ParquetFile(opened, memory_map=False, **options)
 
     def part(self, column: str, number: int) -> Part:
-        """A column of one row group.
+        """Return a column of one row group.
 
         Raises:
             OSError: The row group is too large to be held in memory.
@@ -88,13 +93,13 @@ class ParquetTable:
             raise OSError(
                 errno.EFBIG,
                 f"row group {number} of {self._name} holds {size >> 20:,} MiB, more than "
-                f"{_LARGEST >> 20:,} MiB; write it anew with row_group_size=100",
+                f"{_LARGEST >> 20:,} MiB; write it again with row_group_size=100",
             )
         values = self._file.read_row_group(number, columns=[column]).column(column)
         return Part(values, values.nbytes)
 
     def holds_bytes(self, column: str, field: str) -> bool:
-        """Whether one of the pairs in a column has bytes; no more is read than up to the first."""
+        """Return whether any struct in a column has bytes; reading stops at the first."""
         file = self._opened(buffer_size=_AHEAD)
         batches = file.iter_batches(_ROWS_PROBED, columns=[f"{column}.{field}"])
         values = (batch.column(column).field(field) for batch in batches)
@@ -110,7 +115,7 @@ class _Tables:
         self._parts: OrderedDict[tuple[OpenTable, str, int], Part] = OrderedDict()
 
     def open(self, path: Path) -> OpenTable:
-        """A table; opened anew where the file is another than it was."""
+        """Return a table; it is opened again if the file has changed."""
         key = _identity(path)
         found = self._open.get(key)
         if found is None:
@@ -123,7 +128,7 @@ class _Tables:
         return found
 
     def part(self, table: OpenTable, column: str, number: int) -> pa.ChunkedArray:
-        """A part of a table, held until others need its room."""
+        """Return a part of a table; it is held until others need its space."""
         key = (table, column, number)
         if key not in self._parts:
             fresh = table.part(column, number)
@@ -141,7 +146,7 @@ _OF_PROCESS: dict[int, _Tables] = {}
 
 
 def read_cell(cell: TableCell) -> Any:
-    """A value of a table, as `pyarrow` makes it of Python's own types.
+    """Return a value of a table as a Python value, as `pyarrow` converts it.
 
     Raises:
         OSError: The table cannot be read, is damaged, or has no such value.
@@ -151,19 +156,19 @@ def read_cell(cell: TableCell) -> Any:
     with tables.lock, arrow_errors():
         table = tables.open(cell.container)
         if not 0 <= cell.row < table.starts[-1] or cell.column not in table.schema.names:
-            raise OSError(errno.EINVAL, "the table has changed: it has no such value any more")
+            raise OSError(errno.EINVAL, "the table has changed: it no longer has this value")
         number = int(np.searchsorted(table.starts, cell.row, side="right")) - 1
         column = tables.part(table, cell.column, number)
         row = cell.row - int(table.starts[number])
         if row >= len(column):
             raise OSError(
-                errno.EINVAL, f"damaged: a part of it has {len(column)} rows, and no more"
+                errno.EINVAL, f"damaged: a part of it has {len(column)} rows, fewer than it states"
             )
         return column[row].as_py()
 
 
 def open_table(path: Path, size: int) -> ParquetTable | ArrowBatches:
-    """Open a table, by its ending.
+    """Open a table; the file extension determines its format.
 
     Raises:
         OSError: It cannot be read, or is cut short.
@@ -178,10 +183,10 @@ def open_table(path: Path, size: int) -> ParquetTable | ArrowBatches:
 
 @contextmanager
 def arrow_errors() -> Iterator[None]:
-    """Turn what Arrow says of a damaged file into an error of one file.
+    """Convert Arrow's errors about damaged files to `OSError`, which concerns one file only.
 
     Raises:
-        OSError: The file is damaged, or no table.
+        OSError: The file is damaged, or is not a table.
     """
     try:
         yield
@@ -194,7 +199,12 @@ def arrow_errors() -> Iterator[None]:
 
 
 def _identity(path: Path) -> tuple[str, int, int]:
-    """What a table is known by as long as it is the same: in a store its path, while it is open."""
+    """Return path, size and stamp of a table; for a table in a store they are looked up only once.
+
+    Raises:
+        FileNotFoundError: The table is missing from its store.
+        StorageError: The store cannot be used.
+    """
     if not is_remote(path):
         status = path.stat()
         return str(path), status.st_size, status.st_mtime_ns
@@ -208,9 +218,9 @@ def _identity(path: Path) -> tuple[str, int, int]:
 
 
 _SIZES: dict[str, tuple[int, int]] = {}
-"""Tables in stores that this process has looked at: asking again for each image takes too long."""
+"""Size and stamp of tables in stores; looking them up again for each image takes too long."""
 
 
 def forget_stored() -> None:
-    """Look at tables in stores anew, as where others may have been put in their place."""
+    """Forget the size and stamp of tables in stores, since these may have been replaced."""
     _SIZES.clear()

@@ -1,13 +1,12 @@
-"""Tables on disk that grow while work is done: Arrow files of one kind in a folder.
+"""Tables on disk that grow while work is done: a folder of Arrow files with the same columns.
 
 A table is a folder of segments (`segments.py`), each an Arrow IPC file that appears whole by one
 rename and never changes, so readers and any number of writers need no lock, on network disks too.
-A damaged segment is as good as none. Columns are mapped into memory, so the processes of a machine
-share them.
+A damaged segment is ignored. Columns are memory-mapped, so the processes of a machine share them.
 
-Who looks something up takes the newest row of a key. `rewrite` makes one segment of many. Those it
-replaces count for nothing from then on, and are removed an hour later: on a network disk a file
-that goes takes its bytes away from the processes of other machines that have it mapped.
+If a key has several rows, the newest is valid. `rewrite` merges many segments into one. The
+replaced segments are ignored from then on, and removed an hour later: on a network disk, removing
+a file takes its bytes away from processes of other machines that have it mapped.
 
 Format: https://arrow.apache.org/docs/format/Columnar.html, "IPC File Format", uncompressed.
 """
@@ -51,18 +50,18 @@ from impasto.remote_paths import machine_folder
 _ABOUT = b"impasto"
 MANY_SEGMENTS = 8
 REMOVED_AFTER_NS = 3600 * 10**9
-"""Nanoseconds after which a segment is removed that another was put in the place of."""
+"""Nanoseconds after which a replaced segment is removed."""
 _LOOKS = 10
 
 
 @dataclass(frozen=True)
 class Former:
-    """The JSON file that a table takes the place of.
+    """The JSON file of earlier versions that a table replaces.
 
     Attributes:
         file: The file; it is read once, and then removed.
-        version: What it belongs to.
-        convert: Makes rows of its content; may raise what wrong content raises.
+        version: The version its content must have.
+        convert: Converts its content to rows; invalid content may raise any of the usual errors.
     """
 
     file: Path
@@ -74,14 +73,14 @@ class TableFolder:
     """A table on disk.
 
     Args:
-        folder: Where its segments are; created when something is written. None keeps nothing.
+        folder: The folder of its segments; created on the first write. None stores nothing.
         schema: The columns.
-        version: What rows belong to, such as a format and a folder: others are not read.
-        former: The file of earlier versions that is moved over.
+        version: The version of the rows, such as a format and a folder; rows of others are ignored.
+        former: The JSON file of earlier versions to convert.
 
     Raises:
-        StorageError: The folder is a link: whoever packed a dataset may have made it lead to the
-            tables of another one, which would be rewritten.
+        StorageError: The folder is a link: a dataset from an untrusted source could link to the
+            tables of another one, which would then be rewritten.
     """
 
     def __init__(
@@ -93,8 +92,8 @@ class TableFolder:
     ) -> None:
         if folder is not None and presence.is_link(folder):
             raise StorageError(
-                f"{folder} is a link, and what is derived from images is neither read nor written "
-                f"through one of this name. Remove the link; what is needed is made again."
+                f"{folder} is a link, and data derived from images is neither read nor written "
+                f"through links of this name. Remove the link; the data will be made again."
             )
         self.folder, self._former = folder, former
         about = json.dumps(list(version), ensure_ascii=False).encode("utf-8", "surrogatepass")
@@ -104,20 +103,20 @@ class TableFolder:
         self._is_swept = False
 
     def is_untidy(self, rows: int, useful: int) -> bool:
-        """Whether the table has so many segments, or rows of no use, that it should be rewritten.
+        """Return whether the table should be rewritten, for its many segments or useless rows.
 
         Args:
-            rows: How many it has.
-            useful: How many of them are the newest of something that is still there.
+            rows: Number of rows in the table.
+            useful: Number of rows that are the newest of their key.
         """
         if self.folder is None:
             return False
         return len(self._known) > MANY_SEGMENTS or rows - useful > rows // 8
 
     def read(self) -> pa.Table:
-        """All rows, those of the newest segment first; columns are mapped, not read.
+        """Return all rows, those of the newest segment first; columns are mapped, not read.
 
-        Damaged segments, and those of another version, count as none.
+        Damaged segments, and those of another version, are ignored.
         """
         found = [table.replace_schema_metadata(self.schema.metadata) for table in self._open_all()]
         former = self._move_over()
@@ -126,13 +125,13 @@ class TableFolder:
         return pa.concat_tables([*found, empty_table(self.schema)])
 
     def newest(self) -> pa.Table | None:
-        """The newest whole segment, with what `rewrite` was told about it in its metadata."""
+        """Return the newest intact segment, with the metadata from `replace_all`; None if none."""
         return next(iter(self._open_all()), None)
 
     def appended_since(self) -> list[pa.Table] | None:
-        """What other programs have appended since this was last read, the newest first.
+        """Return what other programs have appended since the last read, the newest first.
 
-        None where a segment was put in the place of others meanwhile: `read` then finds less.
+        None if segments were replaced meanwhile: `read` then has fewer rows.
 
         Raises:
             StorageError: The folder is in an object store that cannot be used.
@@ -143,7 +142,7 @@ class TableFolder:
                 continue
             try:
                 table = found[file.name] = self._own(open_segment(file))
-            except OSError:  # another time
+            except OSError:  # retried at the next call
                 continue
             if table is not None and replaced_by(table, file.name):
                 return None
@@ -156,7 +155,7 @@ class TableFolder:
         ]
 
     def append(self, rows: pa.Table) -> str | None:
-        """Add rows as a segment, durably; returns its name, None within `files.dry_run`.
+        """Add rows as a durable segment; return its name, or None within `files.dry_run`.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -168,7 +167,7 @@ class TableFolder:
         return name
 
     def fold(self, names: Collection[str], rows: pa.Table) -> None:
-        """Put one segment in the place of some that were appended, as far as they still count.
+        """Replace some appended segments by one, if none of them has been replaced already.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written.
@@ -177,9 +176,9 @@ class TableFolder:
             self._replace(self.folder, names, rows, {})
 
     def rewrite(self, rows: pa.Table) -> pa.Table:
-        """Put one segment in the place of all that were read; returns it, mapped.
+        """Replace all segments that were read by one; return it, mapped.
 
-        What another process has appended meanwhile stays, and what could not be read.
+        Segments that other processes have appended meanwhile stay, as do unreadable ones.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written; nothing has changed.
@@ -190,11 +189,11 @@ class TableFolder:
         return self._mapped(self.folder / name, rows)
 
     def replace_all(self, rows: pa.Table, about: Mapping[bytes, bytes] | None = None) -> pa.Table:
-        """Put one segment in the place of all that are there, read or not; returns it, mapped.
+        """Replace all segments in the folder by one, whether read or not; return it, mapped.
 
         Args:
-            rows: What it holds: all that the table should.
-            about: More metadata, which `newest` gives back.
+            rows: All rows of the table.
+            about: Additional metadata, which `newest` returns.
 
         Raises:
             StorageError: The disk is full or the folder cannot be written; nothing has changed.
@@ -206,9 +205,9 @@ class TableFolder:
         return self._mapped(self.folder / name, rows)
 
     def _open_all(self) -> list[pa.Table]:
-        """The segments of this version that count, the newest first.
+        """Return the valid segments of this version, the newest first.
 
-        All is listed again where one goes meanwhile: another was put in its place.
+        The folder is listed again if a segment disappears meanwhile, as it was replaced.
         """
         opened: dict[str, pa.Table | None] = {}
         replaced: dict[str, int] = {}
@@ -222,7 +221,7 @@ class TableFolder:
                     table = opened[file.name] = self._own(open_segment(file))
                 except FileNotFoundError:
                     has_gone = True
-                except OSError:  # it is not known to be damaged, so it stays
+                except OSError:  # it may be intact, so it is kept
                     continue
                 else:
                     for name, since in (
@@ -239,7 +238,7 @@ class TableFolder:
         return [table for table in tables if table is not None]
 
     def _own(self, table: pa.Table | None) -> pa.Table | None:
-        """A segment, if it is of this version."""
+        """Return a segment if it is of this version, or else None."""
         if (
             table is None
             or (table.schema.metadata or {}).get(_ABOUT) != self.schema.metadata[_ABOUT]
@@ -248,7 +247,7 @@ class TableFolder:
         return table if table.schema.equals(self.schema) else None
 
     def _mapped(self, file: Path, rows: pa.Table) -> pa.Table:
-        """A segment as it was just written; the same rows in memory where it cannot be read."""
+        """Return the segment just written, mapped; the rows in RAM if it cannot be read."""
         with contextlib.suppress(OSError):
             table = self._own(open_segment(file))
             if table is not None:
@@ -258,7 +257,7 @@ class TableFolder:
     def _replace(
         self, folder: Path, names: Collection[str], rows: pa.Table, about: Mapping[bytes, bytes]
     ) -> str:
-        """Write a segment that replaces others, and those that they replaced."""
+        """Write a segment that replaces others, and those that they replaced; return its name."""
         replaced = dict.fromkeys(names, time.time_ns()) | self._replaced
         told = {**self.schema.metadata, **saying_replaced(replaced), **about}
         name = self._write(folder, fitted(rows, self.schema).replace_schema_metadata(told))
@@ -274,20 +273,20 @@ class TableFolder:
         return write_segment(folder, rows)
 
     def _remove_replaced(self) -> None:
-        """Remove what was replaced long ago."""
+        """Remove segments that were replaced more than an hour ago."""
         if self.folder is None or not files.writes_caches():
             return
         for name, since in list(self._replaced.items()):
             if time.time_ns() - since > REMOVED_AFTER_NS:
-                # Windows removes none that is mapped; a store may let nobody remove
+                # Windows cannot remove a mapped file; a store may not permit removal
                 with contextlib.suppress(OSError, StorageError):
                     remove_segment(self.folder / name)
                     del self._replaced[name]
 
     def _move_over(self) -> pa.Table | None:
-        """The rows of the JSON file of earlier versions, which is removed once they are kept.
+        """Return the rows of the JSON file of earlier versions, and remove it once they are stored.
 
-        One that cannot be read stays: it may be of another version, or readable tomorrow.
+        An unreadable file is kept: it may be of another version, or readable later.
         """
         former = self._former
         if former is None or not former.file.is_file():
@@ -298,21 +297,21 @@ class TableFolder:
         except (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError):
             rows = None
         if rows is not None and files.writes_caches():
-            with contextlib.suppress(StorageError, OSError):  # then it is moved over next time
+            with contextlib.suppress(StorageError, OSError):  # the next start tries again
                 self.append(rows)
                 former.file.unlink()
         return rows
 
 
 def rows_of(schema: pa.Schema, rows: Sequence[Sequence[Any]]) -> pa.Table:
-    """A table of rows that are Python values, in the order of the columns."""
+    """Return a table of rows of Python values, in the order of the columns."""
     columns = list(zip(*rows, strict=True)) if rows else [()] * len(schema)
     arrays = [column_of(column, field.type) for column, field in zip(columns, schema, strict=True)]
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
 def newest_rows(keys: pa.Array, column: pa.ChunkedArray) -> np.ndarray:
-    """[keys]: the first row in which a column has each key; -1 where none has."""
+    """Return [keys]: the first row in which a column has each key; -1 if none has."""
     if column.num_chunks and len(column.chunk(0)) == len(keys) and column.chunk(0).equals(keys):
         return np.arange(len(keys))
     if len(keys) + len(column) < FEW:
@@ -320,14 +319,14 @@ def newest_rows(keys: pa.Array, column: pa.ChunkedArray) -> np.ndarray:
         for row, text in enumerate(texts_of(column)):
             first.setdefault(text, row)
         return np.array([first.get(key, -1) for key in texts_of(keys)], dtype=np.int64)
-    import pyarrow.compute as pc  # 0.05 s, which a small table has no use for
+    import pyarrow.compute as pc  # 0.05 s, which would slow down small tables
 
     found = pc.index_in(keys, value_set=column.combine_chunks())
     return values_of(pc.fill_null(found, -1)).astype(np.int64)
 
 
 def take_rows(table: pa.Table, rows: np.ndarray) -> pa.Table:
-    """The rows of a table at some places; mapped columns stay mapped where all are in order."""
+    """Return the rows of a table at some indices; a run of successive rows stays mapped."""
     count = len(rows)
     if count and rows[0] + count - 1 == rows[-1] and (np.diff(rows) == 1).all():
         return table.slice(int(rows[0]), count).combine_chunks()

@@ -1,7 +1,7 @@
-"""Lists the images inside tars and tables, as a folder's are listed (`listing.py`).
+"""Lists the images inside tars and tables, as `listing.py` lists those of a folder.
 
-What a pass over a tar's headers found is remembered by its size and time of change, so a second
-scan reads nothing of it. Of a table the list of its columns is read by each scan.
+The index of a tar's headers is cached with the tar's size and modification time, so a second scan
+reads none of the tar. Tables' columns are read by each scan.
 """
 
 from __future__ import annotations
@@ -49,15 +49,15 @@ def list_containers(
     progress: Progress | None = None,
     engine: Engine = LOCAL,
 ) -> tuple[FoundTable, list[Unused]]:
-    """The images in some files, file by file in their order, and what is not used.
+    """Return the images in some files, file by file in their order, and what is not used.
 
     Args:
         containers: The files.
-        sidecars: The endings of files with words in tars.
-        columns: The columns of tables; that of words is also a key of JSON in tars.
-        index: The file beside which it is remembered what is in tars; None remembers nothing.
-        progress: Is told what the files are, and how far it is.
-        engine: Runs what is done.
+        sidecars: The extensions of caption files in tars.
+        columns: The columns of tables; `caption` is also a key in the JSON files of tars.
+        index: The indexes of tars are cached beside this file; None caches nothing.
+        progress: Shows progress and what kind of files they are.
+        engine: Runs the stages.
 
     Raises:
         StorageError: They are in an object store that cannot be used.
@@ -87,12 +87,12 @@ def list_containers(
 
 
 class _Tars:
-    """What is in tars.
+    """The images inside tars.
 
     Args:
-        index: The file beside which it is remembered; None remembers nothing.
-        sidecars: The endings of the files with words.
-        columns: The key of JSON that has the words, if one is asked for.
+        index: Their indexes are cached beside this file; None caches nothing.
+        sidecars: The extensions of caption files.
+        columns: `caption` is the key of captions in JSON files, if set.
     """
 
     def __init__(self, index: Path | None, sidecars: Sidecars, columns: Columns) -> None:
@@ -103,7 +103,7 @@ class _Tars:
         self._packed: dict[str, bytes] = {}
 
     def prepare(self, files: Sequence[Container], progress: Progress, engine: Engine) -> None:
-        """Read the headers of those tars that are not known as they are."""
+        """Read the headers of those tars whose index is not cached, or out of date."""
         remembered = self._known.look_up([container.path for container in files])
         for path, *stamp in files:
             *was, packed = remembered.get(path, (-1, -1, b""))
@@ -128,14 +128,14 @@ class _Tars:
         self._keep(lambda: self._known.add(*container, packed), progress)
 
     def _keep(self, write: Callable[[], None], progress: Progress) -> None:
-        """Write; where that fails, what was found is right all the same."""
+        """Write to the cache; an error is only noted, since the results are valid without it."""
         try:
             write()
         except StorageError as error:
             progress.note(f"The next scan has to read the headers of tars again: {error}")
 
     def images(self, container: Container) -> tuple[list[FoundImage], list[Unused]]:
-        """The images of a tar, and what of it is not used."""
+        """Return the images of a tar, and its files that are not used."""
         fault = self._faults.get(container.path)
         if fault is not None:
             return [FoundImage(container.path, [], fault=fault)], []
@@ -144,10 +144,10 @@ class _Tars:
 
 
 class _Tables:
-    """What is in tables.
+    """The images inside tables.
 
     Args:
-        columns: The columns that are asked for.
+        columns: The columns named in the settings.
     """
 
     def __init__(self, columns: Columns) -> None:
@@ -157,7 +157,7 @@ class _Tables:
         self._named: set[str] = set()
 
     def prepare(self, files: Sequence[Container], progress: Progress, engine: Engine) -> None:
-        """Look at the columns of all tables."""
+        """Read the columns of all tables."""
         from impasto.data.columns.table_rows import forget_stored
         from impasto.data.containers.image_tables import ReadTables
 
@@ -169,7 +169,7 @@ class _Tables:
                 advance(len(outcomes))
 
     def images(self, container: Container) -> tuple[list[FoundImage], list[Unused]]:
-        """The images of a table, and remarks on it."""
+        """Return the images of a table, and remarks about the table."""
         from impasto.data.containers.image_tables import images_of_table, unused_of_table
 
         facts = self._facts[container.path]
@@ -182,7 +182,7 @@ class _Tables:
     def _by_paths(
         self, container: Container, facts: TableFacts, paths: Sequence[str | None]
     ) -> list[FoundImage]:
-        """The images that a table names by their paths below its folder."""
+        """Return the images that a table refers to by paths relative to its folder."""
         folder = Path(container.path).parent
         if folder not in self._finders:
             self._finders[folder] = ImageFinder(folder)
@@ -207,7 +207,7 @@ class _Tables:
 def _with_caption(
     image: FoundImage, container: Container, facts: TableFacts, row: int
 ) -> FoundImage:
-    """An image file with the words that its row has."""
+    """Return an image file with its row as caption file, if the table has captions."""
     if image.fault or not facts.caption:
         return image
     caption_file = path_in_table(container.path, facts.caption, row)
@@ -216,7 +216,7 @@ def _with_caption(
 
 
 class MemberTree:
-    """The images inside tars and tables as if they were files, without their words.
+    """The images inside tars and tables as a file tree, without their captions.
 
     Args:
         found: The images.
@@ -228,7 +228,7 @@ class MemberTree:
         }
 
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
-        """Folders with the names of images in them, as `os.walk` gives them."""
+        """Yield folders with the names of the images in them, like `os.walk`."""
         inside: dict[str, list[str]] = {}
         for path in self._items:
             inside.setdefault(os.path.dirname(path), []).append(os.path.basename(path))  # noqa: PTH119, PTH120
@@ -236,16 +236,16 @@ class MemberTree:
             yield folder, [], names
 
     def has(self, path: str) -> bool:
-        """Whether there is an image of that name."""
+        """Return whether an image has this path."""
         return path in self._items
 
     def stat_image(
         self,
         path: str,
-        caption_files: tuple[str, str] = ("", ""),  # noqa: ARG002 - as of other trees
+        caption_files: tuple[str, str] = ("", ""),  # noqa: ARG002 - as in other trees
         crop: str = "",  # noqa: ARG002
     ) -> FoundImage:
-        """An image with its stamps; its words are where the metadata says."""
+        """Return an image with its stamps; its caption is given by the metadata instead."""
         item = self._items[path]
         own = item.stamps if isinstance(member_of(item.path), TableCell) else item.stamps[:2]
         return FoundImage(item.path, [*own, 0, 0, 0, 0][:STAMPS])

@@ -1,11 +1,11 @@
-"""Which files of a location hold many images each: tars, Parquet and Arrow tables.
+"""Finds the files of a location that hold many images each: tars, Parquet and Arrow tables.
 
-A location is one such file, a name with wildcards, or a folder: of shards as webdataset has them,
-one that `datasets.save_to_disk` wrote, or a copy of a dataset of the Hugging Face Hub. Nothing is
-opened here but the `state.json` of the first.
+A location is one such file, a name with wildcards, or a folder: of webdataset shards, one written
+by `datasets.save_to_disk`, or a copy of a dataset of the Hugging Face Hub. No file is opened but
+the `state.json` of a `save_to_disk` folder.
 
 Sources: huggingface/datasets, `src/datasets/arrow_dataset.py`, save_to_disk (`state.json` names
-the Arrow files of a folder), and `src/datasets/data_files.py` (which names are those of splits).
+the Arrow files of a folder), and `src/datasets/data_files.py` (the names of splits).
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _SPLIT = re.compile(
     r"(?![a-zA-Z])"
 )
 CAPTION_NAMES = ("caption", "text", "prompt", "captions", "txt", "tags")
-"""Columns of tables, and keys of a sample's JSON, that usually have the words."""
+"""Usual names of columns with captions, and of keys in a sample's JSON file."""
 
 NAMES = {".tar": "tar shards", ".parquet": "Parquet tables", ".arrow": "Arrow tables"}
 
 
 @dataclass(frozen=True)
 class Columns:
-    """The names of columns; None takes the usual ones.
+    """The names of columns in tables; None searches for the usual names.
 
     Attributes:
-        image: That with the images.
-        caption: That with their words.
+        image: The column of images.
+        caption: The column of captions.
     """
 
     image: str | None = None
@@ -59,7 +59,7 @@ class Columns:
 
 
 class Container(NamedTuple):
-    """A file that holds many images: its path, its bytes, and what changes when it is changed."""
+    """A file that holds many images: its path, its size in bytes, and its modification stamp."""
 
     path: str
     size: int
@@ -71,10 +71,10 @@ class Containers:
     """The files of a location that hold its images.
 
     Attributes:
-        ending: That of all of them.
+        ending: The file extension of all of them.
         files: The files, in the order of their paths.
-        faults: Files that should be there and cannot be used.
-        unused: Files of the location that are not used, with what to do.
+        faults: Missing or unreadable files.
+        unused: Files of the location that are not used, with advice.
     """
 
     ending: str
@@ -84,20 +84,20 @@ class Containers:
 
     @property
     def described(self) -> str:
-        """What they are, with their number."""
+        """The number and kind of the files, as a text for the user."""
         return counted(len(self.files), NAMES[self.ending])
 
 
 def named_containers(location: Path) -> Containers:
-    """The file that a location is, or those that it stands for by wildcards.
+    """Return the file at a location, or the files that match its wildcards.
 
     Raises:
-        DatasetError: There is none, or those there are differ in kind.
+        DatasetError: No file was found, or files of several kinds.
         StorageError: They are in an object store that cannot be used.
     """
     is_there = (
         not is_remote(location) and location.is_file()
-    )  # as `cats[1].tar`, which is no pattern then
+    )  # for example `cats[1].tar`, which is then not a pattern
     if is_there or not WILD.search(location.name):
         found = [_stat(str(location), None)]
     else:
@@ -110,25 +110,25 @@ def named_containers(location: Path) -> Containers:
     endings = {Path(item.path).suffix.lower() for item in found}
     if not found:
         raise DatasetError(
-            f"{shown(location)} names no file. Expected a folder of images, or names of files "
+            f"{shown(location)} matches no file. Expected a folder of images, or names of files "
             f"ending in {' '.join(CONTAINERS)}."
         )
     if len(endings) > 1:
         raise DatasetError(
-            f"{shown(location)} names files of several kinds ({' '.join(sorted(endings))}). Give "
-            f"each kind as a subset of its own, as in *{min(endings)}."
+            f"{shown(location)} matches files of several kinds ({' '.join(sorted(endings))}). Give "
+            f"each kind as a separate subset, as in *{min(endings)}."
         )
     return Containers(endings.pop(), files, faults)
 
 
 def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
-    """The files of a folder that hold images, of the kind that goes first; None without any.
+    """Return the files of a folder that hold images, of one kind only; None if there are none.
 
-    Tars go before tables, since tables beside them say what is in them (img2dataset); of several
-    splits that of training is taken.
+    Tars take precedence over tables, which in img2dataset's output describe the tars. If there are
+    files of a training split, those of other splits are left out.
 
     Raises:
-        StorageError: It is in an object store that cannot be used.
+        StorageError: The folder is in an object store that cannot be used.
     """
     tree = tree_of(folder)
     paths = sorted(
@@ -140,7 +140,7 @@ def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
     ending = next(e for e in CONTAINERS if any(p.lower().endswith(e) for p in paths))
     chosen = Containers(ending, [])
     own = [path for path in paths if path.lower().endswith(ending)]
-    reason = f"not used beside {NAMES[ending]}; give it as the image_dir of a subset of its own"
+    reason = f"not used beside {NAMES[ending]}; give it as the image_dir of a separate subset"
     others = (path for path in paths if not path.lower().endswith(ending))
     chosen.unused += [Unused(Path(path), reason) for path in others]
     if ending != TAR:
@@ -155,14 +155,14 @@ def containers_below(folder: Path, *, recursive: bool) -> Containers | None:
 
 
 def holds_containers(location: Path, *, recursive: bool = True, masks: Path | None = None) -> bool:
-    """Whether the images of a location of this machine are in tars or tables, as a scan finds it.
+    """Return whether the images of a location on this machine are in tars or tables.
 
-    The look ends at the first image that is a file of its own and can be looked at.
+    The result is the same as a scan's. The search ends at the first readable image file.
 
     Args:
-        location: A folder, or what it names.
-        recursive: Also look in sub-folders.
-        masks: The folder of masks, whose images are none to train on.
+        location: A folder, a file or a name with wildcards.
+        recursive: Whether to search sub-folders.
+        masks: The folder of masks, which is skipped.
     """
     if is_named(location):
         return True
@@ -178,7 +178,7 @@ def holds_containers(location: Path, *, recursive: bool = True, masks: Path | No
 def _below(
     folder: Path, tree: ObjectTree | None, *, recursive: bool, without: Path | None = None
 ) -> Iterator[str]:
-    """The files in a folder, or also in those below it, without what is hidden."""
+    """Yield the files in a folder, and in sub-folders if `recursive`, except hidden ones."""
     left_out = LeftOut([] if without is None else [without])
     walk = os.walk(folder) if tree is None else tree.walk()
     for above, folders, names in walk:
@@ -193,11 +193,11 @@ def _below(
 
 
 def _stat(path: str, tree: ObjectTree | None) -> Container | FoundImage:
-    """Size and time of change of a file, or why it cannot be looked at."""
+    """Return a file's size and stamp, or the fault if it cannot be examined."""
     if is_remote(path):
         stored = objects.look_up(Path(path)) if tree is None else tree.stored(path)
         if stored is None:
-            return FoundImage(path, [], fault="is not there")
+            return FoundImage(path, [], fault="does not exist")
         return Container(path, stored.size, stored.identity)
     try:
         status = os.stat(path)  # noqa: PTH116 - hot path
@@ -209,7 +209,7 @@ def _stat(path: str, tree: ObjectTree | None) -> Container | FoundImage:
 
 
 def _of_state(paths: Sequence[str], tree: ObjectTree | None, chosen: Containers) -> list[str]:
-    """Of each folder with a `state.json` the tables that it names, and all of other folders."""
+    """Return the tables to use: those named by the folder's `state.json`, or all if it has none."""
     kept: list[str] = []
     folders: dict[str, list[str]] = {}
     for path in paths:
@@ -226,13 +226,13 @@ def _of_state(paths: Sequence[str], tree: ObjectTree | None, chosen: Containers)
             else:
                 chosen.unused.append(Unused(Path(path), reason))
         for name in sorted(named - {os.path.basename(path) for path in own}):  # noqa: PTH119
-            fault = f"{_STATE} names it, and it is not there"
+            fault = f"{_STATE} names it, but it does not exist"
             chosen.faults.append(FoundImage(os.path.join(folder, name), [], fault=fault))  # noqa: PTH118
     return kept
 
 
 def _named_by_state(folder: str, tree: ObjectTree | None) -> set[str] | None:
-    """The names of the files that `save_to_disk` wrote into a folder; None where it did not."""
+    """Return the names of the files that `save_to_disk` wrote into a folder; None if it did not."""
     file = Path(folder, _STATE)
     if tree is None:
         content = read_object(file) if file.is_file() else None
@@ -249,7 +249,7 @@ def _named_by_state(folder: str, tree: ObjectTree | None) -> set[str] | None:
 
 
 def _of_training(paths: Sequence[str], folder: Path, chosen: Containers) -> list[str]:
-    """The files of the split of training where names tell of splits, and those of no split."""
+    """Return the files of the training split and those of no split; all if none is of training."""
     splits = {path: _split_of(os.path.relpath(path, folder)) for path in paths}
     if not _TRAIN & set(splits.values()):
         return list(paths)
@@ -260,7 +260,7 @@ def _of_training(paths: Sequence[str], folder: Path, chosen: Containers) -> list
 
 
 def _split_of(below: str) -> str:
-    """The split that a path below the dataset's folder tells of; empty where it tells of none."""
+    """Return the name of the split in a path relative to the dataset's folder; empty if none."""
     for name in reversed(Path(below).parts):
         found = _SPLIT.search(name)
         if found:

@@ -1,7 +1,7 @@
-"""Which images a Parquet or Arrow table holds: its columns by name, and a path for each row.
+"""Finds the images in a Parquet or Arrow table: the columns to use, and a path for each row.
 
-A column of images has bytes, or Hugging Face's pairs of bytes and path, or paths below the table's
-folder. Words are texts, or lists of them, which are joined as tags are.
+A column of images holds bytes, or Hugging Face's pairs of bytes and path, or paths relative to the
+table's folder. Captions are texts, or lists of texts, which are joined as tags are.
 
 Source: huggingface/datasets, `src/datasets/features/image.py`, Image.
 """
@@ -32,14 +32,14 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class TableFacts:
-    """What a scan knows of a table.
+    """The facts about a table that a scan needs.
 
     Attributes:
-        rows: How many rows it has.
-        image: The column with the images.
-        paths: The paths of the images, where that column holds paths; None where it holds bytes.
-        caption: The column with their words; empty if there is none.
-        names: All columns.
+        rows: Number of rows.
+        image: The column of images.
+        paths: The paths of the images if that column holds paths; None if it holds bytes.
+        caption: The column of captions; empty if there is none.
+        names: The names of all columns.
     """
 
     rows: int
@@ -54,13 +54,13 @@ class ReadTables:
     """Stage: tables -> `TableFacts`.
 
     Attributes:
-        columns: The columns that are asked for.
+        columns: The columns named in the settings.
     """
 
     columns: Columns
 
     def __call__(self, batch: Sequence[Container]) -> list[TableFacts | Failure]:
-        """Look at the columns of some tables.
+        """Read the columns of some tables.
 
         Raises:
             StorageError: They are in an object store that cannot be used.
@@ -82,7 +82,7 @@ def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
     usual = [name for name in schema.names if name in looked_for]
     twice = [name for name in usual if usual.count(name) > 1]
     if twice:
-        return Failure(f"it has several columns called {twice[0]!r}; rename all but one")
+        return Failure(f"it has several columns named {twice[0]!r}; rename all but one")
     image = _column(schema, _IMAGE, asked.image)
     caption = _column(schema, _CAPTION, asked.caption)
     if isinstance(image, Failure):
@@ -100,13 +100,13 @@ def _facts(table: OpenTable, asked: Columns) -> TableFacts | Failure:
 
 @dataclass(frozen=True)
 class _Wanted:
-    """A column that a table is searched for.
+    """A column to search for in a table.
 
     Attributes:
-        setting: What names it.
-        fits: Whether values of a type may stand in it.
-        expected: These values in words.
-        unnamed: Finds it among the columns where no setting names it.
+        setting: The setting that can name it.
+        fits: Returns whether a column of this type can be used.
+        expected: The types that fit, in words.
+        unnamed: Finds the column if no setting names it.
     """
 
     setting: str
@@ -116,12 +116,12 @@ class _Wanted:
 
 
 def _column(schema: pa.Schema, wanted: _Wanted, asked: str | None) -> str | Failure:
-    """The name of a column, as the settings or the table itself have it; empty if there is none."""
+    """Return the name of a column, from the settings or by the usual names; empty if none."""
     if asked is None:
         return wanted.unnamed(schema)
     if asked not in schema.names:
         return Failure(
-            f"it has no column {asked!r}, as {wanted.setting} asks for; its columns are "
+            f"it has no column {asked!r}, which {wanted.setting} names; its columns are "
             f"{_listed(schema.names)}"
         )
     kind = schema.field(asked).type
@@ -131,7 +131,7 @@ def _column(schema: pa.Schema, wanted: _Wanted, asked: str | None) -> str | Fail
 
 
 def _unnamed_images(schema: pa.Schema) -> str | Failure:
-    """The one column of bytes, or the first that is usual for images or for their paths."""
+    """Return the only column of bytes, or else the first with a usual name for images or paths."""
     fitting: list[str] = [field.name for field in schema if _holds_images(field.type)]
     if len(fitting) == 1:
         return fitting[0]
@@ -139,15 +139,15 @@ def _unnamed_images(schema: pa.Schema) -> str | Failure:
     usual += [n for n in _PATHS if n in schema.names and is_text_type(schema.field(n).type)]
     if usual:
         return usual[0]
-    found = f"several columns hold bytes ({', '.join(fitting)})" if fitting else "no column does"
+    found = f"several columns hold bytes ({', '.join(fitting)})" if fitting else "none holds bytes"
     return Failure(
-        f"which column holds its images is not clear: {found}. Its columns are "
+        f"its column of images cannot be determined: {found}. Its columns are "
         f"{_listed(schema.names)}; name one with image_column"
     )
 
 
 def _unnamed_captions(schema: pa.Schema) -> str:
-    """The first column that is usual for words; empty if there is none."""
+    """Return the first column with a usual name for captions; empty if there is none."""
     fitting = {field.name for field in schema if _holds_texts(field.type)}
     return next((name for name in CAPTION_NAMES if name in fitting), "")
 
@@ -158,7 +158,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def _holds_images(kind: pa.DataType) -> bool:
-    """Whether values are bytes, or pairs of bytes and path."""
+    """Return whether values of a type are bytes, or pairs of bytes and path."""
     if types.is_struct(kind):
         index = kind.get_field_index(BYTES)
         return index >= 0 and _is_bytes(kind.field(index).type)
@@ -170,13 +170,13 @@ def _is_bytes(kind: pa.DataType) -> bool:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Whether values are texts, or categories of pandas that are."""
+    """Return whether values of a type are texts, or pandas' categories of texts."""
     kind = kind.value_type if types.is_dictionary(kind) else kind
     return bool(types.is_string(kind) or types.is_large_string(kind))
 
 
 def _holds_texts(kind: pa.DataType) -> bool:
-    """Whether values are texts, or lists of them."""
+    """Return whether values of a type are texts, or lists of texts."""
     is_list = bool(types.is_list(kind) or types.is_large_list(kind))
     return is_text_type(kind.value_type) if is_list else is_text_type(kind)
 
@@ -201,10 +201,11 @@ def _all_values(table: OpenTable, column: str) -> list[Any]:
 def images_of_table(
     container: Container, facts: TableFacts
 ) -> tuple[list[FoundImage], list[Unused]]:
-    """The images of a table whose column holds bytes, with their words.
+    """Return the images of a table that holds their bytes, with their captions, and remarks.
 
-    How large one is takes reading it, so its size is given as 0. In the place of its time of change
-    is a number of the table's time and size: copying may keep the time.
+    An image's size is given as 0, since finding it takes reading the image. Instead of a
+    modification time it has a number derived from the table's time and size, as copying may keep
+    the time.
     """
     found, path = [], container.path
     said = hashlib.sha256(f"{container.stamp} {container.size}".encode()).digest()
@@ -218,13 +219,13 @@ def images_of_table(
 
 
 def unused_of_table(container: Container, facts: TableFacts) -> list[Unused]:
-    """What to say of a table without words."""
+    """Return the remark about a table without captions; none if it has them."""
     if facts.caption:
         return []
     return [
         Unused(
             Path(container.path),
-            f"a table without words: none of its columns ({_listed(facts.names)}) is known to "
+            f"a table without captions: none of its columns ({_listed(facts.names)}) is known to "
             f"hold them; name one with caption_column",
         )
     ]

@@ -1,7 +1,7 @@
-"""What a tar of images holds, by one pass over its headers; nothing is unpacked.
+"""Lists the images of a tar by one pass over its headers; nothing is unpacked.
 
-Files of one name up to its first dot form a sample, as in a webdataset: `00042.jpg`, `00042.txt`
-and `00042.json` are an image, its words, and what else is known of it.
+Files with the same name up to its first dot form a sample, as in a webdataset: `00042.jpg`,
+`00042.txt` and `00042.json` are an image, its caption, and its metadata.
 
 Sources: webdataset/webdataset, `webdataset/tariterators.py`, base_plus_ext and group_by_keys; the
 layout of rom1504/img2dataset's shards.
@@ -31,8 +31,8 @@ from impasto.remote_paths import is_remote
 from impasto.storage.ranged_file import RangedFile, open_ranges
 
 _BLOCK = 512
-_LARGEST_HEADER = 4 << 20  # bytes; the longest that a name or its attributes take is some thousand
-_PADDING = 1 << 20  # bytes of zeros that may follow the end; GNU tar fills up 10,240
+_LARGEST_HEADER = 4 << 20  # bytes; names and attributes take a few thousand at most
+_PADDING = 1 << 20  # bytes of zeros allowed after the end; GNU tar pads to 10,240
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 _JSON = ".json"
 _OUT = "its name leads out of the tar; make the tar from within the folder of images"
@@ -47,7 +47,7 @@ _SCHEMA = pa.schema(
 
 
 class TarEntry(NamedTuple):
-    """A file in a tar: its name, where its bytes are, and why they cannot be used if so."""
+    """A file in a tar: its name, the offset and size of its bytes, and any fault that it has."""
 
     name: str
     offset: int
@@ -61,8 +61,8 @@ class TarIndex:
 
     Attributes:
         entries: The files, in their order.
-        fault: Why not all of it could be read; empty where it was.
-        remark: What is odd about it and loses nothing that is known of.
+        fault: Why part of the tar could not be read; empty if all of it was.
+        remark: An irregularity that loses no known file; empty if there is none.
     """
 
     entries: Sequence[TarEntry]
@@ -70,7 +70,7 @@ class TarIndex:
     remark: str = ""
 
     def packed(self) -> bytes:
-        """Write the index as bytes, to be kept between scans."""
+        """Return the index as bytes, to be cached between scans."""
         about = json.dumps([self.fault, self.remark]).encode("utf-8")
         columns = zip(*self.entries, strict=True) if self.entries else [()] * len(_SCHEMA)
         arrays = [column_of(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
@@ -82,7 +82,7 @@ class TarIndex:
 
     @classmethod
     def unpacked(cls, content: bytes) -> TarIndex:
-        """The index that `packed` made these bytes of."""
+        """Return the index from the bytes that `packed` made of it."""
         table = pa.ipc.open_stream(content).read_all()
         fault, remark = parse_json((table.schema.metadata or {})[b"about"])
         columns = (column.to_pylist() for column in table.itercolumns())
@@ -112,13 +112,14 @@ class IndexTars:
 
 
 def index_tar(file: IO[bytes] | RangedFile, size: int) -> TarIndex:
-    """The files of a tar, by a pass over its headers.
+    """Return the files of a tar, by one pass over its headers.
 
-    Python's `tarfile` takes a damaged header for the end, so what is there is looked at again.
+    Python's `tarfile` takes a damaged header for the end of the tar, so the bytes at that point are
+    checked as well.
 
     Args:
         file: The tar, seekable.
-        size: How many bytes it has.
+        size: Its size in bytes.
 
     Raises:
         OSError: The file cannot be read.
@@ -127,16 +128,16 @@ def index_tar(file: IO[bytes] | RangedFile, size: int) -> TarIndex:
     if not head:
         return TarIndex([], "the file is empty")
     if head.startswith(_COMPRESSED):
-        return TarIndex([], "a compressed tar, which has no places to read from; decompress it")
+        return TarIndex([], "a compressed tar, whose files cannot be read in place; decompress it")
     file.seek(0)
     entries: list[TarEntry] = []
     end = 0
     try:
         with tarfile.open(fileobj=_Headers(file), mode="r:") as tar:  # type: ignore[call-overload]
             while (info := tar.next()) is not None:
-                if info.size < 0 or tar.offset <= end:  # CVE-2025-8194: it would go round for ever
+                if info.size < 0 or tar.offset <= end:  # CVE-2025-8194: an endless loop
                     break
-                tar.members.clear()  # which it would keep for looking names up
+                tar.members.clear()  # it would store all of them to look up names
                 if not info.isdir():
                     entries.append(_entry_of(info, size))
                 end = tar.offset
@@ -144,13 +145,13 @@ def index_tar(file: IO[bytes] | RangedFile, size: int) -> TarIndex:
                 end = tar.offset
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         if not entries:
-            return TarIndex([], f"not a tar, or damaged at its beginning ({error})")
+            return TarIndex([], f"not a tar, or damaged at its start ({error})")
     fault, remark = _ending(file, size, end, entries)
     return TarIndex(entries, fault, remark)
 
 
 class _Headers:
-    """A file of which nothing larger than a header is read: a stranger's tar may claim any size."""
+    """A file that limits each read to the size of a header: an untrusted tar may claim any size."""
 
     def __init__(self, file: IO[bytes] | RangedFile) -> None:
         self._file = file
@@ -160,7 +161,7 @@ class _Headers:
         """Read the next bytes of the tar.
 
         Raises:
-            tarfile.ReadError: They are more than any header has.
+            tarfile.ReadError: More bytes are requested than any header has.
         """
         if not 0 <= size <= _LARGEST_HEADER:
             raise tarfile.ReadError(f"a header claims {size} bytes")
@@ -178,7 +179,7 @@ def _entry_of(info: tarfile.TarInfo, size: int) -> TarEntry:
     elif info.issym() or info.islnk():
         fault = "a link inside the tar, which is not followed"
     elif not info.isreg() or info.issparse():
-        fault = "no regular file of the tar, but a device, a FIFO or a sparse file"
+        fault = "not a regular file, but a device, a FIFO or a sparse file"
     elif info.size < 0 or end > size:
         fault = f"cut short: it is at the bytes {begin} to {end}, and the tar ends at byte {size}"
     return TarEntry(name, begin, max(0, info.size), fault)
@@ -187,8 +188,8 @@ def _entry_of(info: tarfile.TarInfo, size: int) -> TarEntry:
 def _ending(
     file: IO[bytes] | RangedFile, size: int, end: int, entries: Sequence[TarEntry]
 ) -> tuple[str, str]:
-    """What is wrong, or odd, about how a tar ends."""
-    last = f"behind its member {entries[-1].name}" if entries else "at its beginning"
+    """Return (fault, remark) about the end of a tar; each is empty if there is none."""
+    last = f"after its member {entries[-1].name}" if entries else "at its start"
     if entries and end > size:
         member = entries[-1]
         return (
@@ -204,7 +205,7 @@ def _ending(
     if block.strip(b"\0"):
         return f"the tar is damaged at byte {end}, {last}; what follows cannot be read", ""
     if not block:
-        return "", f"a tar without the mark of its end, perhaps cut short at byte {size}, {last}"
+        return "", f"a tar without an end marker, perhaps cut short at byte {size}, {last}"
     if size - end > _PADDING:
         return "", (
             f"a tar that ends at byte {end} of {size}; what follows, perhaps another tar, is not "
@@ -216,13 +217,13 @@ def _ending(
 def images_of_tar(
     tar: Container, index: TarIndex, sidecars: Sidecars, field: str | None
 ) -> tuple[list[FoundImage], list[Unused]]:
-    """The images of a tar with their words, and what else of it looks like images or words.
+    """Return the images of a tar with their captions, and unused files that look like either.
 
     Args:
         tar: The tar.
         index: Its files.
-        sidecars: The endings of the files with the words.
-        field: The key of the JSON files that has the words, where one is asked for.
+        sidecars: The extensions of caption files.
+        field: The key of captions in JSON files, if set.
     """
     samples = _Samples(tar, sidecars, field)
     for entry in index.entries:
@@ -236,7 +237,7 @@ def images_of_tar(
 
 
 class _Samples:
-    """The files of a tar by their samples."""
+    """Groups the files of a tar into samples."""
 
     def __init__(self, tar: Container, sidecars: Sidecars, field: str | None) -> None:
         self._tar, self._sidecars, self._field = tar, sidecars, field
@@ -248,7 +249,7 @@ class _Samples:
         self._caption_endings = {CAPTION, TAGS, *(e for e in sidecars if e)}
 
     def add(self, entry: TarEntry) -> None:
-        """Sort a file in by its name."""
+        """Add a file to its sample, by its name."""
         stem, ending = split_name(entry.name)
         if entry.name[entry.name.rfind("/") + 1 :].startswith("."):
             return
@@ -259,8 +260,8 @@ class _Samples:
             self._fault(entry, formats.UNREAD[ending])
         elif last in formats.EXTENSIONS:
             reason = (
-                "not read, for a sample's name ends at its first dot: what follows is no ending "
-                "of an image; rename it, unless it is no image to train on"
+                "not read, because a sample's name ends at its first dot and the rest is not the "
+                "extension of an image; rename it if it is an image to train on"
             )
             self._unused.append(Unused(self._path(entry), reason))
         else:
@@ -270,7 +271,7 @@ class _Samples:
         if entry.fault:
             self._fault(entry, entry.fault)
         elif entry.name in self._images:
-            self._fault(entry, "its name is in the tar twice; the first of that name is used")
+            self._fault(entry, "its name is in the tar twice; the first file of that name is used")
         else:
             self._images[entry.name] = (stem, entry)
 
@@ -281,7 +282,7 @@ class _Samples:
         return Path(path_in_tar(self._tar.path, entry.name, entry.offset, entry.size))
 
     def found(self) -> list[FoundImage]:
-        """The images with the files that have their words."""
+        """Return the images with their caption files."""
         return self._found + [self._with_captions(*item) for item in self._images.values()]
 
     def _with_captions(self, stem: str, entry: TarEntry) -> FoundImage:
@@ -301,7 +302,7 @@ class _Samples:
         return FoundImage(path, stamps, (caption_files[0], caption_files[1]))
 
     def _captions_of(self, stem: str) -> list[tuple[TarEntry | None, str | None]]:
-        """The files with caption and tags of a sample, each perhaps with a key of JSON."""
+        """Return the files with caption and tags of a sample, each with a key if it is JSON."""
         own = [
             (self._others.get((stem, ending)) if ending else None, None)
             for ending in self._sidecars
@@ -312,17 +313,17 @@ class _Samples:
         return list(own)
 
     def unused(self) -> Iterator[Unused]:
-        """What looks like images or words and is not used; `found` comes before."""
+        """Yield files that look like images or captions and are not used; call `found` before."""
         yield from self._unused
         for (_, ending), entry in self._others.items():
             if ending in self._caption_endings and entry.name not in self._used:
                 reason = "a caption in a tar that is not used: no image has its name, or its "
-                reason += "sample's words are in another file"
+                reason += "sample's caption is in another file"
                 yield Unused(self._path(entry), reason)
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """A name in a tar up to the first dot of its last part, and what follows in lower case."""
+    """Split a name in a tar at the first dot of its last part; the extension is in lower case."""
     begin = name.rfind("/") + 1
     dot = name.find(".", begin)
     return (name, "") if dot < 0 else (name[:dot], name[dot:].lower())

@@ -1,4 +1,4 @@
-"""What runs the stages of a dataset: threads and processes of this machine, or Ray Data.
+"""Executors for a dataset's stages: threads and processes of this machine, or Ray Data.
 
 A stage is a callable from a batch of items to a batch of results.
 """

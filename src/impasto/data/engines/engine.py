@@ -1,8 +1,9 @@
-"""What runs the stages of a dataset: this machine's threads and processes, or another engine.
+"""The interface of engines, which run a dataset's stages, and the one for this machine.
 
-A function that has stages to run takes an `Engine`, and knows nothing else of where they run.
-`LocalEngine` is the usual one; `ray_engine.py` has the other, and is imported where it is asked
-for. Whatever the engine, results come in the order of the items, and failures are values.
+A function that has stages to run takes an `Engine` and need not know where they run. `LocalEngine`
+uses threads and processes of this machine and is the default; `ray_engine.py` has the other and is
+imported only if requested. In every engine results are in the order of the items, and failures
+are values.
 """
 
 from __future__ import annotations
@@ -17,24 +18,24 @@ O = TypeVar("O")  # noqa: E741 - an outcome
 ItemT_contra = TypeVar("ItemT_contra", contravariant=True)
 
 Outcomes = Iterator[list[tuple[I, O | Failure]]]
-"""Of each batch its items with what became of them."""
+"""For each batch, its items with their results or failures."""
 
 
 class Executor(Protocol[I, O]):
     """Runs one stage of preparation over batches of items."""
 
     def run(self, batches: Iterable[Sequence[I]]) -> Outcomes[I, O]:
-        """Yield each batch's items with what became of them, in their order."""
+        """Yield each batch's items with their results, in order."""
 
 
 class ModelStage(Protocol[ItemT_contra, O]):
-    """A stage with a model, for an engine whose processes each make the model for themselves.
+    """A stage with a model, for an engine whose processes each load their own copy of the model.
 
-    It is sent to them, so it is small: it names the model's files and types.
+    The stage is sent to them, so it is small: it names the model's files and dtypes.
 
     Attributes:
-        uses_gpu: Whether each process that has the model needs a GPU.
-        prepare: Runs ahead, in processes without the model.
+        uses_gpu: Whether each process with the model needs a GPU.
+        prepare: The stage before it, which runs in processes without the model.
     """
 
     @property
@@ -44,33 +45,33 @@ class ModelStage(Protocol[ItemT_contra, O]):
     def prepare(self) -> Stage[ItemT_contra, Any]: ...  # noqa: D102
 
     def open(self) -> Callable[[Sequence[ItemT_contra], Sequence[Any]], list[O | Failure]]:
-        """Make the model; called once in each process that is to have it.
+        """Load the model; called once in each process that runs it.
 
-        What it gives takes items and what was prepared of each, which may be a `Failure`.
+        Returns a function of the items and the prepared value of each, which may be a `Failure`.
         """
 
 
 class Actors(Protocol):
-    """Processes that keep a model."""
+    """Processes that each hold a model."""
 
     def run(
         self, stage: ModelStage[I, O], batches: Iterable[Sequence[I]], *, workers: int | None = None
     ) -> Outcomes[I, O]:
-        """Prepare batches, and have models work on them; results in the order of the items.
+        """Prepare batches and run a model on them; results are in the order of the items.
 
         Args:
-            stage: What is done.
+            stage: The stage to run.
             batches: The items.
-            workers: Batches that are prepared at once, at most; None sets no limit of its own.
+            workers: Maximum number of batches prepared concurrently; None sets no limit.
         """
 
 
 class Engine(Protocol):
-    """Runs the stages of preparation: on this machine, or on several."""
+    """Runs the stages of preparation, on this machine or on several."""
 
     @property
     def actors(self) -> Actors | None:
-        """What runs models in separate processes; None where the caller runs its own."""
+        """The processes that run models; None if the caller has to run its model itself."""
 
     def executor(
         self,
@@ -80,13 +81,13 @@ class Engine(Protocol):
         usual: int | None = None,
         processes: bool = False,
     ) -> Executor[I, O]:
-        """What runs a stage.
+        """Return an executor for a stage.
 
         Args:
             stage: Picklable: an instance of a class at the top of a module.
-            workers: Batches at once, as a person asked for; None leaves it to the engine.
-            usual: What `LocalEngine` takes for None; None means one for each processor.
-            processes: Whether its workers are processes, where that is the engine's choice.
+            workers: Number of concurrent batches, as set by the user; None leaves it to the engine.
+            usual: What `LocalEngine` uses for None; None means one per CPU, 8 at most.
+            processes: Whether `LocalEngine` uses processes instead of threads.
         """
 
 
@@ -103,7 +104,7 @@ class LocalEngine(Generic[I]):
         usual: int | None = None,
         processes: bool = False,
     ) -> Executor[I, O]:
-        """Run a stage in threads or processes; 0 workers run it in the calling thread."""
+        """Return an executor in threads or processes; 0 workers run in the calling thread."""
         number = workers if workers is not None else (usual or default_workers())
         return LocalExecutor(stage, workers=number, processes=processes)
 

@@ -1,8 +1,9 @@
-"""The processes of a run while they prepare its images: who they are, and what each of them does.
+"""The processes of a run while they prepare its images, and how they split the work.
 
-A process sees the others as a `ProcessGroup`. Those that keep derived data in one folder have a
-`CacheShare` of it, and split the work on it: a machine without a disk or a store in common with the
-others prepares everything for itself. `datasets/distributed.py` has the group that PyTorch makes.
+A process communicates with the others through a `ProcessGroup`. Processes that store derived data
+in the same folder split the work on it by a `CacheShare`; a machine that has no disk or store in
+common with the others prepares everything itself. `datasets/distributed.py` has the group that
+uses PyTorch.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from impasto.progress import counted
 from impasto.remote_paths import is_remote, shown
 
 SEEN_WITHIN_S = 120.0
-"""How long a network disk may show an old listing, after others have written there."""
+"""How long a network disk may show an old listing after other processes have written there."""
 
 T = TypeVar("T")
 Flags = npt.NDArray[np.bool_]
@@ -35,9 +36,9 @@ class ProcessGroup(Protocol):
     """All processes of a run.
 
     Attributes:
-        rank: The number of this process.
-        size: How many there are.
-        local_size: How many of them are on this machine.
+        rank: The rank of this process.
+        size: Number of processes.
+        local_size: Number of processes on this machine.
         is_local_first: Whether this is the first process of its machine.
     """
 
@@ -47,14 +48,14 @@ class ProcessGroup(Protocol):
     is_local_first: bool
 
     def gather(self, text: str) -> list[str]:
-        """The text of each process, by rank; every process calls it, and waits for the others.
+        """Return the texts of all processes, by rank; every process calls this and waits for all.
 
         Raises:
             ImpastoError: Another process has failed, with its error.
         """
 
     def raise_fault(self) -> None:
-        """Look whether another process has failed, as between two batches; costs next to nothing.
+        """Raise if another process has failed; cheap enough to call between two batches.
 
         Raises:
             ImpastoError: As `gather`.
@@ -67,22 +68,23 @@ class SingleProcess:
     rank, size, local_size, is_local_first = 0, 1, 1, True
 
     def gather(self, text: str) -> list[str]:
-        """The text of this process, the only one there is."""
+        """Return the text of this process, the only one."""
         return [text]
 
     def raise_fault(self) -> None:
-        """Do nothing: there is no other process that could have failed."""
+        """Do nothing: no other process could have failed."""
 
 
 @dataclass(frozen=True)
 class CacheShare:
-    """What a process does of the work on a folder of derived data.
+    """A process's share of the work on a folder of derived data.
 
     Attributes:
         group: All processes of the run.
-        members: The ranks of those that see the same folder, in ascending order; this one is among
-            them.
-        claims: Whether other programs, and other shares, leave out what is being made for this one.
+        members: The ranks of the processes that see the same folder, this one included, in
+            ascending order.
+        claims: Whether what is being made for this share is claimed, so that other programs and
+            other shares leave it out.
     """
 
     group: ProcessGroup
@@ -91,27 +93,27 @@ class CacheShare:
 
     @property
     def number(self) -> int:
-        """How many processes share the work."""
+        """The number of processes that share the work."""
         return len(self.members)
 
     @property
     def rank(self) -> int:
-        """Which of them this process is, from 0."""
+        """The index of this process among `members`."""
         return self.members.index(self.group.rank)
 
     @property
     def is_first(self) -> bool:
-        """Whether this process does what only one of them has to do."""
+        """Whether this is the first of `members`, which does the work that is needed only once."""
         return self.rank == 0
 
     def first_says(self, text: str) -> str:
-        """The text of the first of those that share; all processes of the run call it."""
+        """Return the text of the first member; every process of the run must call this."""
         return self.group.gather(text if self.is_first else "")[self.members[0]]
 
     def agreed(self, flags: Flags) -> Flags:
-        """What the first of those that share finds; all processes of the run call it.
+        """Return the flags of the first member; every process of the run must call this.
 
-        Each may find something else where another program writes into the folder just now.
+        Processes may find different flags while another program writes into the folder.
         """
         if self.group.size == 1:
             return flags
@@ -120,11 +122,11 @@ class CacheShare:
         return np.unpackbits(bits, count=flags.size).astype(np.bool_).reshape(flags.shape)
 
     def wait(self) -> None:
-        """Wait until all processes of the run have come here."""
+        """Wait until all processes of the run have reached this call."""
         self.group.gather("")
 
     def first_then_others(self, work: Callable[[], T]) -> T:
-        """Have the first of those that share do something, which the others then find done."""
+        """Run `work` in the first member, then in the others, which find its results on disk."""
         if self.is_first:
             done = work()
             self.wait()
@@ -134,10 +136,10 @@ class CacheShare:
         return done
 
     def part_of(self, costs: Sequence[float]) -> slice:
-        """The consecutive part of some work that is this process's, of about equal cost.
+        """Return this process's consecutive part of the work; all parts cost about the same.
 
         Args:
-            costs: Of each piece of the work, in the order that all processes have it in.
+            costs: The cost of each piece of work, in the order that all processes use.
         """
         ends = np.cumsum(np.asarray(costs, dtype=np.float64))
         total = float(ends[-1]) if len(ends) else 0.0
@@ -147,7 +149,7 @@ class CacheShare:
         return slice(start, len(costs) if self.rank == self.number - 1 else end)
 
     def named(self, description: str) -> str:
-        """Add to a stage's description whose share is counted."""
+        """Return a stage's description, with this process's number if several share the work."""
         if self.number == 1:
             return description
         return f"{description} (process {self.rank + 1} of {self.number})"
@@ -157,20 +159,21 @@ ALONE = CacheShare(SingleProcess(), (0,))
 """The share of a process that prepares alone: all of the work."""
 
 AFTERWARDS = CacheShare(SingleProcess(), (0,), claims=False)
-"""The share of a process that comes after the one that encoded everything: it looks at what could
-not be encoded, and waits for no other process."""
+"""The share of a process that runs after one that has encoded everything: it retries the images
+that could not be encoded, without claims and without waiting for another process.
+"""
 
 
 def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:
-    """Find out which processes of a run see the same folder; all of them call it.
+    """Determine which processes of a run see the same folder; every process must call this.
 
-    Each writes a file there and looks for those of the others by name, which a network disk answers
-    when a listing may still be an old one. A folder of an object store is the same for all.
+    Each writes a file there and checks for the others' files by name, which a network disk answers
+    even while its listing is out of date. A folder of an object store is the same for all.
 
     Args:
         group: The processes.
         folder: The folder, which exists if it can be written.
-        kind: What this process would put there; who makes something else shares nothing with it.
+        kind: What this process would store there; only processes of the same kind share work.
     """
     if group.size == 1:
         return CacheShare(group, (0,))
@@ -178,8 +181,8 @@ def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:
     name = "" if own is None else own.name
     try:
         if own is not None:
-            own.touch()  # a later scan removes that of a killed process
-    except OSError:  # nothing can be made there, so there is nothing to share
+            own.touch()  # if this process is killed, a later scan removes the file
+    except OSError:  # the folder cannot be written, so there is nothing to share
         own = None
     try:
         told = [parse_json(text) for text in group.gather(json.dumps([kind, name]))]
@@ -193,21 +196,21 @@ def share_of(group: ProcessGroup, folder: Path, kind: str = "") -> CacheShare:
     finally:
         if own is not None:
             own.unlink(missing_ok=True)
-    if any(lists[rank] != seen for rank in seen):  # one sees what another does not
+    if any(lists[rank] != seen for rank in seen):  # not all of them see the same processes
         seen = [group.rank]
     return CacheShare(group, tuple(seen))
 
 
 def wait_until_seen(left: Callable[[], int], folder: Path, raise_fault: Callable[[], None]) -> None:
-    """Wait until this process sees what others have written: a network disk lists late.
+    """Wait until this process sees what others have written: a network disk lists files late.
 
     Args:
-        left: Looks again, and says how many entries are still not there.
-        folder: Where they were written.
-        raise_fault: Looks whether another process has failed.
+        left: Checks again, and returns the number of entries still missing.
+        folder: The folder they were written to.
+        raise_fault: Raises if another process has failed.
 
     Raises:
-        StorageError: Something is not there after two minutes.
+        StorageError: Entries are still missing after two minutes.
     """
     until = time.monotonic() + SEEN_WITHIN_S
     while number := left():

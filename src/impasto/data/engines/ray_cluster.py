@@ -1,6 +1,6 @@
-"""Ray on one machine, started and ended here, or a cluster that is there already.
+"""Connects to Ray: one started on this machine and ended again, or an existing cluster.
 
-Ray is imported when it is needed, and never otherwise.
+Ray is imported only when it is needed.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from impasto.remote_paths import copies_folder, is_remote
 from impasto.temporary_names import partial_name
 
 ADDRESS = "RAY_ADDRESS"
-"""The environment variable that names a cluster, as for Ray's own commands."""
+"""The environment variable with the address of a cluster, as for Ray's own commands."""
 _ANSWER_SECONDS = 10.0
 _JOIN_SECONDS, _INTERRUPTED_SECONDS = 60.0, 30.0
 _WATCH_SECONDS, _MISSED = 5.0, 3
@@ -36,14 +36,14 @@ _PATH = "PYTHONPATH"
 _CHECK_SECONDS = 120.0
 _STORE_BYTES = 2 << 30
 _QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # its makers are told of each use otherwise
+    "RAY_USAGE_STATS_ENABLED": "0",  # otherwise Ray reports each use to its developers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
 
 
 def import_ray() -> Any:
-    """Ray with Ray Data.
+    """Return the `ray` module, with Ray Data imported.
 
     Raises:
         MissingDependencyError: It is not installed.
@@ -64,21 +64,24 @@ def import_ray() -> Any:
 
 @contextlib.contextmanager
 def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -> Iterator[Any]:
-    """Have Ray: that of the process, that of an address, or one that is ended again.
+    """Provide Ray until the context exits.
+
+    An already initialized Ray of this process is used and left running; otherwise the cluster at
+    the address is joined, or Ray is started on this machine and ended again.
 
     Args:
-        address: `host:port` of a cluster, or `auto` for the one of this machine; None takes the
+        address: `host:port` of a cluster, or `auto` for the one on this machine; None uses the
             environment's `RAY_ADDRESS`, or else starts Ray on this machine.
         ground: What has to be the same on all machines.
-        note: Is told when the cluster's head is lost.
+        note: Called with a message when the cluster's head is lost.
 
     Raises:
-        ConfigError: The address is none, or a machine does not see the same folders or has another
-            version of Impasto or Python.
+        ConfigError: The address is invalid, or a machine does not see the same folders or has
+            another version of Impasto or Python.
         MissingDependencyError: Ray is not installed, or the cluster does not answer.
     """
     ray = import_ray()
-    if ray.is_initialized():  # of the program that this is part of; it stays
+    if ray.is_initialized():  # by the calling program, which also ends it
         _require_same_ground(ray, ground)
         yield ray
         return
@@ -96,7 +99,7 @@ def open_ray(address: str | None, ground: Ground, note: Callable[[str], None]) -
 
 
 def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
-    """Start Ray on this machine: no dashboard, few words, a bounded store, a folder that goes."""
+    """Start Ray on this machine: no dashboard, no logs, a bounded store, a temporary folder."""
     folder = after.enter_context(ray_folder())
     after.enter_context(ray_tokens.own_token())
     after.callback(keeper.end)
@@ -116,15 +119,16 @@ def _start(keeper: _Keeper, after: contextlib.ExitStack) -> None:
 
 
 class _Keeper:
-    """Has `ray.init` called on a thread that stays until the end, and looks after its head.
+    """Calls `ray.init` on a thread that lives until the end, and monitors the head.
 
-    On a thread, since a Ctrl-C in the midst of it would leave processes behind that nothing ends,
-    and since what answers at an address and is no Ray lets it wait for ever. The thread stays:
-    Linux ends what Ray has started with the thread that started it (`PR_SET_PDEATHSIG`).
+    A separate thread, since a Ctrl-C during `ray.init` would leave processes behind that nothing
+    ends, and since `ray.init` waits for ever if another service than Ray answers at the address.
+    The thread stays: on Linux, Ray's processes end with the thread that started them
+    (`PR_SET_PDEATHSIG`).
 
     Args:
         ray: The module.
-        note: Is told when the head does not answer any more.
+        note: Called with a message when the head stops answering.
     """
 
     def __init__(self, ray: Any, note: Callable[[str], None]) -> None:
@@ -133,22 +137,22 @@ class _Keeper:
         self._failed: BaseException | None = None
 
     def init(self, within_s: float | None, **options: Any) -> BaseException | None:
-        """Call `ray.init` with some options; return why it failed.
+        """Call `ray.init`; return the error if it failed, or None.
 
         Args:
-            within_s: Seconds that it may take.
-            options: What it is called with.
+            within_s: Seconds to wait for it; None waits for ever.
+            options: Arguments of `ray.init`.
         """
         threading.Thread(target=self._work, kwargs=options, daemon=True).start()
         try:
             in_time = self._begun.wait(within_s)
-        except BaseException:  # Ctrl-C: what it starts meanwhile is ended by whoever called
+        except BaseException:  # Ctrl-C: the caller ends the processes that `init` has started
             self._begun.wait(_INTERRUPTED_SECONDS)
             raise
         return self._failed if in_time else TimeoutError(f"no answer in {within_s:.0f} s")
 
     def end(self) -> None:
-        """End Ray, and then the thread."""
+        """Shut Ray down, and then end the thread."""
         self._ray.shutdown()
         self._ended.set()
 
@@ -156,7 +160,7 @@ class _Keeper:
         try:
             self._ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
             head = self._ray.get_runtime_context().gcs_address
-        except BaseException as error:  # `init` returns it in the thread that asked
+        except BaseException as error:  # `init` returns it to its caller's thread
             self._failed = error
             return
         finally:
@@ -164,15 +168,15 @@ class _Keeper:
         self._watch(head)
 
     def _watch(self, head: str) -> None:
-        """Say when the head is lost: Ray ends the process without a word, a minute later."""
+        """Report when the head is lost: Ray ends the process without a message, a minute later."""
         missed = 0
         while not self._ended.wait(_WATCH_SECONDS):
             missed = 0 if _answers(head) else missed + 1
             if missed == _MISSED and not self._ended.is_set():
                 self._note(
-                    f"The head of Ray at {head} does not answer any more. If it stays away, Ray "
-                    f"ends this command within a minute or two. What was done is kept; the same "
-                    f"command goes on from there."
+                    f"The Ray head at {head} no longer answers. Unless it returns, Ray ends this "
+                    f"command within a minute or two. Completed work is kept; run the same command "
+                    f"again to continue."
                 )
 
 
@@ -191,7 +195,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def _handed_on_path() -> Iterator[None]:
-    """Have what is started now look for modules where this process does, as `spawn` has it."""
+    """Make new processes search modules where this process does, as `spawn` does."""
     before = os.environ.get(_PATH)
     os.environ[_PATH] = os.pathsep.join(path or os.getcwd() for path in sys.path)  # noqa: PTH109
     try:
@@ -205,7 +209,7 @@ def _handed_on_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _silent_stderr() -> Iterator[None]:
-    """Drop what is written to file descriptor 2: a line of Ray's about its log level."""
+    """Discard output to file descriptor 2: Ray prints a line about its log level there."""
     sys.stderr.flush()
     kept = os.dup(2)
     try:
@@ -221,7 +225,7 @@ def _join(keeper: _Keeper, address: str, after: contextlib.ExitStack) -> None:
     """Join a cluster.
 
     Raises:
-        ConfigError: The address is none.
+        ConfigError: The address is invalid.
         MissingDependencyError: Nothing answers there, or it cannot be joined from this machine.
     """
     if address != "auto":
@@ -231,8 +235,8 @@ def _join(keeper: _Keeper, address: str, after: contextlib.ExitStack) -> None:
     if failed is not None:
         raise MissingDependencyError(
             f"The Ray cluster {address} cannot be joined from this machine: {_first_line(failed)}. "
-            f"Impasto has to run on a machine of the cluster (`ray start --address={address}` "
-            f"makes this one a part of it), with the same versions of Ray and Python. "
+            f"Impasto has to run on a machine of the cluster (`ray start --address={address}` adds "
+            f"this one to it), with the same versions of Ray and Python. "
             f"{ray_tokens.SAID}."
         ) from failed
 
@@ -241,7 +245,7 @@ def _require_answer(address: str) -> None:
     host, colon, port = address.rpartition(":")
     if not colon or not host or not port.isdecimal() or "/" in host:
         raise ConfigError(
-            f"{address!r} is no address of a Ray cluster; expected host:port, as in "
+            f"{address!r} is not the address of a Ray cluster; expected host:port, as in "
             f"192.168.1.5:6379, or auto for the one that runs on this machine."
         )
     try:
@@ -251,15 +255,23 @@ def _require_answer(address: str) -> None:
         raise MissingDependencyError(
             f"The Ray cluster {address} does not answer ({reason}). Start it with `ray start "
             f"--head`, correct the address (dataset.ray_address, --ray-address or {ADDRESS}), or "
-            f"leave it out: then Ray is started on this machine."
+            f"remove it to start Ray on this machine."
         ) from error
 
 
 @contextlib.contextmanager
 def shared_ground(folders: list[Path], derived: Path) -> Iterator[Ground]:
-    """What all machines have to see, with a file in the folder of derived data to know it by.
+    """Provide what all machines must see, with a probe file in the folder of derived data.
 
-    What is in an object store, or made of it here, no other machine has to have as a folder.
+    Folders in an object store, and their copies on this machine, are left out, since other machines
+    need not have them.
+
+    Args:
+        folders: Folders that are read.
+        derived: The folder of derived data.
+
+    Raises:
+        StorageError: The folder of derived data cannot be written.
     """
     names = tuple(str(folder.absolute()) for folder in folders if not is_remote(folder))
     is_apart = is_remote(derived) or derived.is_relative_to(copies_folder())
@@ -267,7 +279,7 @@ def shared_ground(folders: list[Path], derived: Path) -> Iterator[Ground]:
         yield Ground(names)
         return
     token = uuid.uuid4().hex
-    probe = partial_name(derived.absolute() / "seen-by-ray")  # a later scan removes a killed one's
+    probe = partial_name(derived.absolute() / "seen-by-ray")  # after a kill a later scan removes it
     try:
         with storage_errors.reported(derived):
             derived.mkdir(parents=True, exist_ok=True)
@@ -278,10 +290,10 @@ def shared_ground(folders: list[Path], derived: Path) -> Iterator[Ground]:
 
 
 def _require_same_ground(ray: Any, ground: Ground) -> None:
-    """Ask each machine of a cluster what it sees.
+    """Check on each machine of a cluster that it sees the same folders and has the same versions.
 
     Raises:
-        ConfigError: One sees something else, or does not answer.
+        ConfigError: A machine differs, or does not answer.
     """
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
@@ -306,5 +318,5 @@ def _require_same_ground(ray: Any, ground: Ground) -> None:
 
 
 def _faults_here(ground: Ground) -> Iterator[str]:
-    """What differs here; told as results of work are, which never come without the right token."""
+    """Yield what differs here, as a result of work: Ray refuses those without the right token."""
     yield ground.fault()

@@ -1,10 +1,10 @@
 """Runs the stages of a dataset with Ray Data, on one machine or a cluster.
 
-Batches go in windows, so that a dataset of any size takes bounded memory, and Ray Data streams each
-window: what is not taken yet waits in its bounded store, and then holds up what comes before it.
-Results come back to this process, in order, and it alone writes: files are as `LocalEngine` leaves
-them, and each thing is written once whatever was begun twice. Ray Data starts workers that ended
-anew, and repeats their work without end; `ray_work.py` finds what ends every worker.
+Batches are submitted in windows, so that a dataset of any size takes bounded memory. Ray Data
+streams each window: results wait in its bounded store, which holds up earlier stages when full.
+Results return to this process in order, and only it writes, so files are as with `LocalEngine`,
+and each is written once even if work was repeated. Ray Data restarts workers that ended and
+repeats their work without limit; `ray_work.py` finds items that end every worker.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ O = TypeVar("O")  # noqa: E741 - an outcome
 
 _WINDOW = 1 << 17  # items
 _ASK_SECONDS = 5.0
-_MOST_TOGETHER = 8  # batches of a task, which costs 20 ms besides
-_TASKS_PER_PROCESSOR = 4  # at least, as far as there are batches
+_MOST_TOGETHER = 8  # batches per task, each of which has an overhead of 20 ms
+_TASKS_PER_PROCESSOR = 4  # at least, if there are enough batches
 
 
 @dataclass(frozen=True)
 class _Running:
-    """Ray while it is there.
+    """A running Ray.
 
     Attributes:
         ray: The module.
@@ -66,10 +66,11 @@ class RayEngine:
     """Runs stages with Ray Data; Ray is started or joined when the first stage has work.
 
     Args:
-        address: Of a cluster; see `open_ray`.
-        folders: Folders that are read, for a cluster to see them too.
+        address: Address of a cluster; see `open_ray`.
+        folders: Folders that are read, which a cluster must see too.
         derived: The folder of derived data.
-        note: Is told what Ray runs on, and at the end how often workers ended.
+        note: Called with messages: the machines Ray runs on, and at the end how many batches were
+            repeated.
     """
 
     def __init__(
@@ -94,15 +95,15 @@ class RayEngine:
         usual: int | None = None,  # noqa: ARG002 - Ray gives work to all CPUs
         processes: bool = False,  # noqa: ARG002 - its workers are processes
     ) -> Executor[I, O]:
-        """Run a stage in tasks of Ray; `workers` bounds how many there are at once."""
+        """Return an executor in Ray tasks; `workers` limits how many run concurrently."""
         return _RayExecutor(self, stage, workers)
 
     def running(self) -> _Running:
-        """Ray, started or joined where it is not yet.
+        """Return the running Ray; it is started or joined at the first call.
 
         Raises:
             ConfigError: A machine of the cluster does not fit.
-            MissingDependencyError: There is no Ray, or no cluster.
+            MissingDependencyError: Ray is not installed, or the cluster does not answer.
         """
         if self._running is None:
             ground = self._after.enter_context(shared_ground(self._folders, self._derived))
@@ -121,24 +122,26 @@ class RayEngine:
         return self._running
 
     def next_run(self) -> int:
-        """A number for a run of a stage."""
+        """Return a new number for a run of a stage."""
         return next(self._runs)
 
     def close(self) -> None:
-        """End Ray where it was started here, and leave a cluster."""
+        """Shut down a Ray that was started here, or leave the cluster."""
         running, self._running = self._running, None
         try:
             if running is not None:
                 again = _repeated(running)
                 if again:
-                    self._note(f"Workers of Ray ended and {counted(again, 'batches')} began again.")
+                    self._note(
+                        f"Ray workers ended; {counted(again, 'batches')} had to be repeated."
+                    )
         finally:
             self._after.close()
 
 
 @dataclass(frozen=True)
 class _RayExecutor(Generic[I, O]):
-    """Runs one stage in tasks."""
+    """Runs one stage in Ray tasks."""
 
     engine: RayEngine
     stage: Stage[I, O]
@@ -153,7 +156,7 @@ class _RayExecutor(Generic[I, O]):
 
 @dataclass(frozen=True)
 class _RayActors:
-    """Runs models in actors."""
+    """Runs models in Ray actors."""
 
     engine: RayEngine
 
@@ -192,7 +195,7 @@ def _by_tasks(
 def _by_actors(
     dataset: Any, stage: ModelStage[Any, Any], running: _Running, attempts: Attempts
 ) -> Any:
-    """The model on one GPU each, or once on each machine, beside the tasks that prepare for it.
+    """Add the model to a plan: on each GPU, or once per machine, beside the tasks that prepare.
 
     Raises:
         MissingDependencyError: It needs a GPU, and the cluster has none.
@@ -202,8 +205,8 @@ def _by_actors(
     gpus = int(ray.cluster_resources().get("GPU", 0))
     if stage.uses_gpu and not gpus:
         raise MissingDependencyError(
-            "This machine has a GPU, and none of the machines of the Ray cluster says that it has "
-            "one. Start them with `ray start --num-gpus=N`."
+            "This machine has a GPU, but no machine of the Ray cluster reports one. Start them "
+            "with `ray start --num-gpus=N`."
         )
     most = gpus if stage.uses_gpu else machines
     return dataset.map_batches(
@@ -221,10 +224,10 @@ _Plan = Callable[[Any, _Running, Attempts], Any]
 
 
 def _run(engine: RayEngine, batches: Iterable[Sequence[I]], plan: _Plan) -> Outcomes[I, Any]:
-    """Run batches, a window after the other; nothing is started where there are none.
+    """Run batches, one window after another; Ray is not started if there are none.
 
     Raises:
-        ImpastoError: What a worker refused, such as a machine that sees other folders.
+        ImpastoError: A worker raised it, for example because its machine sees other folders.
         MissingDependencyError: The cluster was lost.
     """
     waiting = iter(batches)
@@ -235,13 +238,13 @@ def _run(engine: RayEngine, batches: Iterable[Sequence[I]], plan: _Plan) -> Outc
             with _quiet(running.ray):
                 yield from _results(window, plan, running, running.attempts(engine.next_run()))
         except running.ray.exceptions.RayTaskError:
-            raise  # a fault of the stage's own, with its traceback, as `LocalEngine` has it
+            raise  # an error of the stage itself, with its traceback, as with `LocalEngine`
         except running.ray.exceptions.RayError as error:
             raise MissingDependencyError(_said_of_loss(error)) from error
 
 
 def _window(waiting: Iterator[Sequence[I]]) -> list[Sequence[I]]:
-    """The next batches, of so many items that their number in memory is bounded."""
+    """Return the next batches, limited in number of items to bound memory."""
     window, items = [], 0
     for batch in waiting:
         window.append(batch)
@@ -273,25 +276,25 @@ def _results(
 
 
 def _require_next(number: int, expected: int) -> None:
-    """Make sure that no result is missing: its images would be neither kept nor skipped.
+    """Check that no result is missing: its images would be neither stored nor skipped.
 
     Raises:
-        MissingDependencyError: One is.
+        MissingDependencyError: A result is missing.
     """
     if number != expected:
         raise MissingDependencyError(
-            f"Ray gave the results of batch {number} where those of batch {expected} were due. "
-            f"What was done is kept; the same command goes on from there."
+            f"Ray returned the results of batch {number} instead of batch {expected}. Completed "
+            f"work is kept; run the same command again to continue."
         )
 
 
 @contextlib.contextmanager
 def _quiet(ray: Any) -> Iterator[None]:
-    """Have Ray Data keep the order, and say nothing; the caller's own settings are left alone."""
+    """Make Ray Data keep the order and print nothing; restore the program's settings at the end."""
     before = ray.data.DataContext.get_current()
     own = before.copy()
     own.execution_options.preserve_order = True
-    own.max_errored_blocks = 0  # a program around this may let Ray drop what fails
+    own.max_errored_blocks = 0  # the calling program may let Ray drop failed blocks
     own.enable_progress_bars = own.print_on_execution_start = False
     loggers = [logging.getLogger(name) for name in ("ray", "ray.data")]
     levels = [logger.level for logger in loggers]
@@ -306,7 +309,7 @@ def _quiet(ray: Any) -> Iterator[None]:
 
 
 def _repeated(running: _Running) -> int:
-    """How many batches were retried, if the attempt log still exists."""
+    """Return how many batches were repeated; 0 if the actor that counts them is gone."""
     errors = running.ray.exceptions
     with contextlib.suppress(errors.RayError, errors.GetTimeoutError):
         return int(running.ray.get(running.notebook.repeated.remote(), timeout=_ASK_SECONDS))
@@ -325,6 +328,6 @@ def _said_of_machines(ray: Any) -> str:
 def _said_of_loss(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (
-        f"Ray could not go on: {lines[-1][:200] if lines else type(error).__name__}. What was done "
-        f"is kept; the same command goes on from there."
+        f"Ray could not continue: {lines[-1][:200] if lines else type(error).__name__}. Completed "
+        f"work is kept; run the same command again to continue."
     )

@@ -1,4 +1,4 @@
-"""The folder of a Ray that is started here: logs, sockets, and what its store has no room for."""
+"""The temporary folder of a Ray started by Impasto: logs, sockets, objects that RAM cannot hold."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from pathlib import Path
 from impasto.owners import current_process, parse_process_token
 
 _PREFIX, _OWNER = "impasto-ray-", "owner"
-_SHORT = "/tmp"  # paths of sockets may have 107 bytes, of which Ray takes 64
+_SHORT = "/tmp"  # paths of sockets may have 107 bytes, of which Ray uses 64
 _LONGEST = 20
 
 
 @contextlib.contextmanager
 def ray_folder() -> Iterator[Path]:
-    """A folder that goes at the end; those that killed processes left go now."""
+    """Provide a folder until the context exits; also remove the folders of killed processes."""
     parent = _parent()
     _remove_leftovers(parent)
     folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
@@ -36,7 +36,7 @@ def _parent() -> Path:
 
 
 def _remove_leftovers(parent: Path) -> None:
-    """Remove the folders whose process is gone; one that does not say whose it is stays."""
+    """Remove the folders of processes that have ended; a folder without an owner file is kept."""
     for folder in parent.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, UnicodeDecodeError):
             owner = parse_process_token((folder / _OWNER).read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""What Ray has no switch for: values inside of it, which are set for a while.
+"""Temporary changes to internal values of Ray for which it has no option.
 
-They are no part of what Ray promises. Where a version has no such value, nothing is set.
+They are not part of Ray's public interface. A version of Ray without such a value is not changed.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ LOOKS_EVERY_S, LIMITS_EVERY_S = 0.03, 0.2
 
 @contextlib.contextmanager
 def printing_nothing() -> Iterator[None]:
-    """Keep Ray from printing each worker that ends: on stdout, where programs read our JSON.
+    """Keep Ray from reporting each worker that ends on stdout, where programs read Impasto's JSON.
 
-    What matters is raised, or told at the end.
+    Errors are raised, and ended workers are counted in a note at the end.
     """
     with _having("ray._private.worker", "print_to_stdstream", lambda *_, **__: None):
         yield
@@ -27,10 +27,11 @@ def printing_nothing() -> Iterator[None]:
 
 @contextlib.contextmanager
 def looking_often() -> Iterator[None]:
-    """Have Ray Data give workers their next tasks soon.
+    """Make Ray Data give workers their next tasks without delay.
 
-    It looks for tasks that ended every 0.1 s, and gives a worker the next one at the second look
-    after that; and it learns after a second how many CPUs there are, until when one works.
+    By default it checks for completed tasks every 0.1 s and gives a worker the next one at the
+    second check after that, and it learns the number of CPUs only after a second, until which one
+    works.
     """
     with (
         _having(_LOOP, "WAIT_FOR_TASK_COMPLETION_TIMEOUT_S", LOOKS_EVERY_S),
@@ -41,7 +42,10 @@ def looking_often() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _having(module: str, path: str, value: Any) -> Iterator[None]:
-    """Set a value of a module, or of a class in it, as `Class.NAME`."""
+    """Set a value of a module, or of a class in it (`Class.NAME`), until the context exits.
+
+    Nothing is set if the module or the value does not exist.
+    """
     *outer, name = path.split(".")
     try:
         owner: Any = importlib.import_module(module)

@@ -1,7 +1,7 @@
-"""The token by which the processes of a Ray that is started here know each other.
+"""The token by which the processes of a Ray started by Impasto authenticate each other.
 
-Without one Ray writes its own to `~/.ray/auth_token`, by which `ray start` and `ray.init` then ask
-for it on all clusters of this user.
+Without one, Ray writes its own to `~/.ray/auth_token`, which makes `ray start` and `ray.init`
+require it on all clusters of this user.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ MODE = "RAY_AUTH_MODE"
 _TOKEN, _PATH = "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"
 
 SAID = (
-    f"A cluster that asks for a token (ray start does where ~/.ray/auth_token is) is joined with "
-    f"{MODE}=token and the same token in ~/.ray/auth_token or {_TOKEN}, and one that does not with "
-    f"{MODE}=disabled"
+    f"To join a cluster that requires a token (as one started by ray start does if "
+    f"~/.ray/auth_token exists), set {MODE}=token and put the same token into ~/.ray/auth_token or "
+    f"{_TOKEN}; for one that requires none, set {MODE}=disabled"
 )
-"""What a person is told where a cluster cannot be joined."""
+"""Advice for the user if a cluster cannot be joined."""
 
 
 @contextlib.contextmanager
 def own_token() -> Iterator[None]:
-    """Have a Ray that is started within this take a token of its own, and leave no trace of it.
+    """Make a Ray started within this context use a separate token, without a trace afterwards.
 
-    Ray is told by the environment; it reads it again at the end, so that this process can join a
-    cluster afterwards.
+    The token is passed in the environment; Ray reads that again at the end, so that this process
+    can join a cluster afterwards.
     """
     names = (MODE, _TOKEN, _PATH)
     before = {name: os.environ.get(name) for name in names}
@@ -48,8 +48,8 @@ def own_token() -> Iterator[None]:
 
 
 def _read_again() -> None:
-    """Have Ray forget what the environment said; the mode first, which says if there is a token."""
+    """Make Ray read the environment again; the mode first, as it says whether there is a token."""
     raylet = importlib.import_module("ray._raylet")
-    with contextlib.suppress(AttributeError):  # of versions without tokens
+    with contextlib.suppress(AttributeError):  # in versions of Ray without tokens
         raylet.Config.initialize("")
         raylet.AuthenticationTokenLoader.instance().reset_cache()

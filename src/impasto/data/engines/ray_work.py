@@ -1,9 +1,9 @@
-"""What the workers of Ray run: batches of a stage or a model, with a count of attempts at each.
+"""The code that Ray's workers run: batches of a stage or a model, with a count of attempts at each.
 
-A worker that ends (killed, out of memory, its machine lost) has its work given to another. What
-ends every worker is found by counting: a batch that ended two is worked on item by item, and an
-item that ended two more by itself is a `Failure`, as it is with processes of one machine.
-Imported by workers and by `ray_engine.py`; imports no Ray.
+If a worker ends (killed, out of memory, its machine lost), another gets its work. Items that end
+every worker are found by counting: a batch that ended two is processed item by item, and an item
+that alone ended two more is a `Failure`, as with processes of one machine. Imported by workers and
+by `ray_engine.py`; does not import Ray.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from impasto.errors import ConfigError, ImpastoError, OutOfMemoryError
 from impasto.version import __version__
 
 TOGETHER, ALONE = 2, 2
-"""Workers that a batch, and then one of its items, may end before it is given up."""
+"""Workers that a batch, and then one of its items alone, may end before it is given up."""
 OPENINGS = 3
-"""Workers that opening a model may end, beyond one for each that may be opening it."""
+"""Workers that loading a model may end, beyond one per worker that may be loading it now."""
 
 NUMBER, ITEMS, MADE = "number", "items", "made"
 Rows = Mapping[str, np.ndarray]
@@ -37,13 +37,13 @@ Rows = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True, slots=True)
 class Box:
-    """Holds a value, which Ray takes as it is: it would make columns of lists and arrays."""
+    """Holds a value that Ray would otherwise convert to columns of lists and arrays."""
 
     value: Any
 
 
 def rows_of(numbers: Sequence[int], **columns: Sequence[Any]) -> dict[str, np.ndarray]:
-    """A block of rows: a number each, and boxes of anything."""
+    """Return a block of rows: a number each, and boxed values of any type."""
     rows = {NUMBER: np.asarray(numbers, dtype=np.int64)}
     for name, values in columns.items():
         column = np.empty(len(values), dtype=object)
@@ -55,14 +55,14 @@ def rows_of(numbers: Sequence[int], **columns: Sequence[Any]) -> dict[str, np.nd
 
 @dataclass(frozen=True)
 class Ground:
-    """What has to be the same wherever a stage runs.
+    """What has to be the same on every machine that runs a stage.
 
     Attributes:
         folders: Folders that are read or written.
-        probe: A file that the first machine wrote; empty where nothing may be written.
-        token: What is in it.
-        version: Of Impasto.
-        python: Its version, as `3.11`.
+        probe: A file that the first machine wrote; empty if it may not write.
+        token: The content of that file.
+        version: The version of Impasto.
+        python: The version of Python, as `3.11`.
     """
 
     folders: tuple[str, ...] = ()
@@ -72,7 +72,7 @@ class Ground:
     python: str = field(default_factory=lambda: ".".join(platform.python_version_tuple()[:2]))
 
     def fault(self) -> str:
-        """What is different here, in words; empty where nothing is."""
+        """Return what differs on this machine, as a text for the user; empty if nothing does."""
         own = Ground()
         if own.version != self.version:
             return f"it has Impasto {own.version}, and the machine that asks has {self.version}"
@@ -80,7 +80,7 @@ class Ground:
             return f"it has Python {own.python}, and the machine that asks has {self.python}"
         for folder in self.folders:
             if not presence.is_dir(Path(folder)):
-                return f"the folder {folder} is not there"
+                return f"the folder {folder} does not exist there"
         return "" if not self.probe else self._fault_of_probe()
 
     def _fault_of_probe(self) -> str:
@@ -93,16 +93,16 @@ class Ground:
         return "" if found == self.token else f"{folder} is another folder there"
 
     def touch(self) -> None:
-        """Have no other machine take the file for one that a killed command left a day ago."""
+        """Update the probe file's time, so that no machine removes it as a killed command's."""
         if self.probe:
             with contextlib.suppress(OSError):
                 os.utime(self.probe)
 
     def require(self) -> None:
-        """Make sure that this process sees what the first one sees; looked at once.
+        """Raise unless this process sees what the first one sees; checked once per process.
 
         Raises:
-            ConfigError: It does not.
+            ConfigError: Something differs.
         """
         if self in _SEEN:
             return
@@ -116,7 +116,7 @@ _SEEN: set[Ground] = set()
 
 
 def said_of_node(name: str, fault: str) -> str:
-    """Why a machine of the cluster cannot take part, for people."""
+    """Return the error message for a machine of the cluster that cannot take part."""
     return (
         f"The machine {name} of the Ray cluster cannot take part: {fault}. All machines need the "
         f"same Impasto and Python, and the same folders under the same paths, as on a network disk."
@@ -124,11 +124,11 @@ def said_of_node(name: str, fault: str) -> str:
 
 
 Key = tuple[Any, ...]
-"""What work is known by: its run, the number of a batch, and perhaps the index of an item."""
+"""Identifies work: the number of the run, of the batch, and possibly the index of an item."""
 
 
 class Counts(Protocol):
-    """A `Notebook`, here or in another process."""
+    """The interface of a `Notebook`, in this process or in another."""
 
     def begin(self, key: Key) -> int: ...  # noqa: D102
     def begin_all(self, keys: Sequence[Key]) -> bool: ...  # noqa: D102
@@ -136,14 +136,14 @@ class Counts(Protocol):
 
 
 class Notebook:
-    """Counts attempts, in a process that no stage runs in."""
+    """Counts attempts, in a process that runs no stage."""
 
     def __init__(self) -> None:
         self._open: Counter[Key] = Counter()
         self._again = 0
 
     def begin(self, key: Key) -> int:
-        """Note that work begins; returns how often it began since it was last done.
+        """Record that work begins; return how often it began since it was last completed.
 
         More than once means that workers ended meanwhile.
         """
@@ -152,7 +152,10 @@ class Notebook:
         return self._open[key]
 
     def begin_all(self, keys: Sequence[Key]) -> bool:
-        """Note that all of some work begins, unless some of it began before and is not done."""
+        """Record that all of this work begins, and return True.
+
+        If any of it began before without being completed, record nothing and return False.
+        """
         if any(key in self._open for key in keys):
             return False
         for key in keys:
@@ -160,68 +163,68 @@ class Notebook:
         return True
 
     def repeated(self) -> int:
-        """How often work began again since its worker had ended."""
+        """Return how often work was repeated because its worker had ended."""
         return self._again
 
     def end(self, *keys: Key) -> None:
-        """Note that work is done."""
+        """Record that work is completed."""
         for key in keys:
             self._open.pop(key, None)
 
 
 @dataclass(frozen=True)
 class FarNotebook:
-    """A `Notebook` in an actor of its own, as workers use it.
+    """A `Notebook` in a separate actor, as workers use it.
 
     Attributes:
-        actor: Ray's handle of it.
+        actor: Ray's handle of the actor.
     """
 
     actor: Any
 
     def begin(self, key: Key) -> int:
-        """Note that work begins; returns how often it began since it was last done."""
+        """Record that work begins; return how often it began since it was last completed."""
         import ray
 
         return int(ray.get(self.actor.begin.remote(key)))
 
     def begin_all(self, keys: Sequence[Key]) -> bool:
-        """Note that all of some work begins, unless some of it began before and is not done."""
+        """Record that all of this work begins; return False if any of it began before."""
         import ray
 
         return bool(ray.get(self.actor.begin_all.remote(keys)))
 
     def end(self, *keys: Key) -> None:
-        """Have work noted as done, without waiting for it."""
+        """Record that work is completed, without waiting for the actor."""
         self.actor.end.remote(*keys)
 
 
 @dataclass(frozen=True)
 class Attempts:
-    """The notebook as a worker uses it.
+    """Counts the attempts of one run of a stage, for a worker.
 
     Attributes:
-        notebook: Of the other process.
-        run: Which run of a stage this is.
+        notebook: The notebook, in another process.
+        run: The number of the run.
     """
 
     notebook: Counts
     run: int
 
     def count(self, *key: Any) -> int:
-        """Note that work begins; how often it has begun without an end."""
+        """Record that work begins; return how often it has begun without being completed."""
         return self.notebook.begin((self.run, *key))
 
     def done(self, *key: Any) -> None:
-        """Note that work is done."""
+        """Record that work is completed."""
         self.notebook.end((self.run, *key))
 
     @contextlib.contextmanager
     def together(self, numbers: Sequence[int]) -> Iterator[bool]:
-        """Note at once that batches begin, and that they are done; asking for each takes time.
+        """Record in one request that batches begin, and in another that they are completed.
 
-        Gives whether that is noted: not where a worker has ended with one of them, which is to be
-        found by counting each.
+        Yields whether they were recorded: False if a worker has ended while working on one of them,
+        so that each has to be counted.
         """
         keys = [(self.run, number) for number in numbers]
         is_noted = self.notebook.begin_all(keys)
@@ -232,12 +235,12 @@ class Attempts:
     def outcomes(
         self, number: int, size: int, work: Callable[[slice], list[Any]]
     ) -> list[Any | Failure]:
-        """Work on a batch of so many items; on one after the other if it ended workers before.
+        """Process a batch, or its items one by one if the batch has ended workers before.
 
         Args:
-            number: Of the batch.
-            size: How many items there are.
-            work: Gives the outcomes of some of them.
+            number: The number of the batch.
+            size: Number of items in it.
+            work: Returns the outcomes of a slice of the items.
         """
         if self.count(number) <= TOGETHER:
             found = work(slice(0, size))
@@ -258,16 +261,16 @@ class Attempts:
 def run_stage(
     rows: Rows, stage: Stage[Any, Any], ground: Ground, attempts: Attempts, *, keep: bool
 ) -> Iterator[Rows]:
-    """Run a stage on batches, one row each.
+    """Run a stage on batches, one row each, and yield a row of results per batch.
 
     Args:
         rows: `NUMBER` and `ITEMS`.
-        stage: What is run.
-        ground: What has to be the same here.
-        attempts: Counts them.
-        keep: Whether the items go on with what was made of them, to the next stage.
+        stage: The stage to run.
+        ground: What has to be the same on this machine.
+        attempts: Counts the attempts.
+        keep: Whether the items are passed to the next stage with the results.
     """
-    forget_stored()  # a worker outlives the scan that it was started for
+    forget_stored()  # a worker outlives the scan it was started for
     numbers = rows[NUMBER].tolist()
     with attempts.together(numbers) as are_noted:
         for number, box in zip(numbers, rows[ITEMS], strict=True):
@@ -287,12 +290,12 @@ def run_stage(
 
 
 class ModelWorker:
-    """Keeps a model, and runs it on batches that were prepared.
+    """Holds a model, and runs it on prepared batches.
 
     Args:
-        stage: Opens the model.
-        attempts: Counts them.
-        most: How many such workers there may be.
+        stage: Loads the model.
+        attempts: Counts the attempts.
+        most: Maximum number of such workers.
     """
 
     def __init__(self, stage: ModelStage[Any, Any], attempts: Attempts, most: int) -> None:
@@ -300,7 +303,7 @@ class ModelWorker:
         self._model: Callable[[Sequence[Any], Sequence[Any]], list[Any]] | None = None
 
     def __call__(self, rows: Rows) -> Iterator[Rows]:
-        """Work on batches, one row each: `NUMBER`, `ITEMS` and, in `MADE`, what was prepared."""
+        """Process batches, one row each: `NUMBER`, `ITEMS` and, in `MADE`, the prepared values."""
         columns = zip(rows[NUMBER].tolist(), rows[ITEMS], rows[MADE], strict=True)
         for number, items, prepared in columns:
             made: Any = prepared.value
@@ -322,9 +325,9 @@ class ModelWorker:
             tried = self._attempts.count("open")
             if tried > OPENINGS + self._most:
                 raise OutOfMemoryError(
-                    f"Opening the model ended the process {tried - 1} times, on the machine "
-                    f"{platform.node()} at last. It has too little memory, or the processes are "
-                    f"ended by the system."
+                    f"Loading the model ended the process {tried - 1} times, the last time on the "
+                    f"machine {platform.node()}. It has too little memory, or the system ends the "
+                    f"processes."
                 )
             self._model = self._stage.open()
             self._attempts.done("open")

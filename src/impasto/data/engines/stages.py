@@ -1,8 +1,8 @@
 """Runs the stages of a dataset, each a plain callable: batch of items -> batch of results.
 
-A stage (probing, decoding, encoding) knows nothing of threads or processes, so another engine can
-run the same callables. What goes wrong with one item is its result (`Failure`), never the end of
-the others, unless the policy says `stop`.
+A stage (probing, decoding, encoding) is independent of threads and processes, so another engine
+can run the same callables. An error with one item becomes its result (`Failure`) and does not
+affect the others, unless the policy is `stop`.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ O = TypeVar("O")  # noqa: E741 - an outcome
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """What became of an item instead of a result.
+    """The outcome of an item that has no result.
 
     Attributes:
-        reason: Why, in words.
-        is_transient: Whether the same file may do another time: rights, memory or a decoder were
-            missing. Such a failure is never remembered.
+        reason: Why, as a text for the user.
+        is_transient: Whether another attempt on the same file may succeed: permissions, memory or a
+            decoder were missing. Such a failure is never cached.
     """
 
     reason: str
@@ -47,15 +47,15 @@ Stage = Callable[[Sequence[I]], "list[O | Failure]"]
 
 @dataclass(frozen=True)
 class LocalExecutor(Generic[I, O]):
-    """Runs one stage on this machine, results in the order of the items.
+    """Runs one stage on this machine; results are in the order of the items.
 
     Attributes:
-        stage: What is run. For processes it has to be picklable: an instance of a class at the top
-            of a module.
-        workers: How many batches are worked on at once; 0 works in the calling thread.
-        processes: Whether the workers are processes, started afresh (`spawn`) on every system, so
-            that they hold nothing of this one, or threads.
-        ahead: How many batches are finished or begun before they are asked for, per worker.
+        stage: The stage. For processes it must be picklable: an instance of a class at the top of a
+            module.
+        workers: Number of batches processed concurrently; 0 runs in the calling thread.
+        processes: Whether the workers are processes instead of threads; they are started with
+            `spawn` on every system, so that they inherit nothing from this one.
+        ahead: Number of batches per worker that are started before they are requested.
     """
 
     stage: Stage[I, O]
@@ -64,7 +64,7 @@ class LocalExecutor(Generic[I, O]):
     ahead: int = 2
 
     def run(self, batches: Iterable[Sequence[I]]) -> Iterator[list[tuple[I, O | Failure]]]:
-        """Yield each batch's items with what became of them."""
+        """Yield each batch's items with their results."""
         if self.workers == 0:
             for batch in batches:
                 yield list(zip(batch, self.stage(batch), strict=True))
@@ -95,10 +95,10 @@ class LocalExecutor(Generic[I, O]):
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, pool: Executor, batch: Sequence[I]) -> Future[list[O | Failure]]:
-        """Hand a batch to the pool; where the pool has just broken, its future says so in its turn.
+        """Submit a batch to the pool; if the pool is broken, return a future with that error.
 
-        A process may end between any two batches that are handed over, and the one whose batch it
-        was is found when its result is asked for, not here.
+        A process may end between any two submissions; the batch that ended it is determined when
+        its result is requested, not here.
         """
         try:
             return pool.submit(self.stage, batch)
@@ -117,7 +117,7 @@ class LocalExecutor(Generic[I, O]):
         )
 
     def _one_by_one(self, batch: Sequence[I]) -> list[O | Failure]:
-        """Find the item that ended its process: each gets a separate process."""
+        """Run each item in a separate process, to find the one that ends its process."""
         outcomes: list[O | Failure] = []
         for item in batch:
             with self._pool(1) as pool:
@@ -130,15 +130,15 @@ class LocalExecutor(Generic[I, O]):
 
 
 class _FreshProcess(SpawnProcess):
-    """A process that does not run the program that starts it a second time.
+    """A process that does not import the main program again.
 
-    `spawn` imports the main module again in each process. A script without
-    `if __name__ == "__main__"` would begin anew there, and one that is typed at a prompt cannot be
-    imported: every process would end at once.
+    `spawn` imports the main module in each process. A script without `if __name__ == "__main__"`
+    would start over there, and a main module typed at a prompt cannot be imported: every process
+    would end at once.
     """
 
     def start(self) -> None:
-        """Start the worker process with the main module hidden, so it is not imported again."""
+        """Start the worker with the main module hidden, so that it is not imported again."""
         with _MAIN_LOCK:
             main = sys.modules["__main__"]
             sys.modules["__main__"] = ModuleType("__main__")
@@ -156,12 +156,12 @@ _MAIN_LOCK = threading.Lock()
 
 
 def _context_for(stage: object) -> SpawnContext:
-    """How processes for a stage are started; one that is of the main module needs that module."""
+    """Return the multiprocessing context; a stage defined in the main module needs that module."""
     return SpawnContext() if type(stage).__module__ == "__main__" else _FreshContext()
 
 
 def _went_down_with_its_pool(future: Future[list[O | Failure]]) -> bool:
-    """Whether a batch of a pool that broke, and is shut down, has to be done again."""
+    """Return whether a batch has to be repeated because its pool broke."""
     return isinstance(future.exception(), BrokenProcessPool)
 
 
@@ -171,17 +171,17 @@ def chunks(items: Sequence[I], size: int) -> Iterator[Sequence[I]]:
 
 
 def in_chunks(items: Iterable[I], size: int) -> Iterator[Sequence[I]]:
-    """Cut an iterable into batches of `size`, each made only when it is asked for."""
+    """Cut an iterable into batches of `size`, each made only when it is requested."""
     waiting = iter(items)
     while batch := list(itertools.islice(waiting, size)):
         yield batch
 
 
 def default_workers(sharing: int = 1) -> int:
-    """As many workers as there are CPUs for this process, 8 at most.
+    """Return the number of CPUs available to this process, 8 at most, as the number of workers.
 
     Args:
-        sharing: How many processes with workers of their own share the CPUs.
+        sharing: Number of processes with their own workers that share the CPUs.
     """
     return max(1, min(8, usable_cpus() // sharing))
 

@@ -1,4 +1,4 @@
-"""Which files of a folder, a store or a metadata file are images, words and masks.
+"""Finds the files that are images, captions and masks, in a folder, a store or a metadata file.
 
 Files are listed and named here; none is decoded.
 """

@@ -1,9 +1,9 @@
-"""Words beside images: which files they are, and whether an image has any.
+"""Caption files beside images: finding them, and determining whether an image has a caption.
 
-One rule for tagging, captioning and cleaning: an image has words if anything of a person or a
-model is in a `.txt` or `.caption` beside it (in any spelling that some system takes for the same
-name), in the file that is about to be written, or in the metadata that is read. Training joins
-them all, so words of one kind beside those of another are never written unasked.
+Tagging, captioning and cleaning use one rule: an image has a caption if there is any text from a
+person or a model in a `.txt` or `.caption` file beside it (in any spelling that some system regards
+as the same name), in the file that is about to be written, or in the metadata that is read.
+Training joins them all, so captions of one kind are never written beside another unless requested.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ _Names = dict[tuple[str, str], list[str]]
 
 
 class SidecarLookup:
-    """The files with words in folders of images; each folder is listed once.
+    """The caption files in folders of images; each folder is listed once.
 
     Args:
-        endings: Endings that count besides `.txt` and `.caption`.
+        endings: File extensions that count in addition to `.txt` and `.caption`.
     """
 
     def __init__(self, *endings: str) -> None:
@@ -31,19 +31,19 @@ class SidecarLookup:
         self._listed: dict[Path, _Names] = {}
 
     def has_caption(self, record: ImageRecord) -> bool:
-        """Whether an image has words of any kind."""
+        """Return whether an image has a caption or tags, in metadata or in a caption file."""
         return bool(record.own_caption_text.strip()) or any(
             has_text(file) for ending in self._endings for file in self._all(record.path, ending)
         )
 
     def file(self, image: Path, ending: str) -> Path:
-        """The file of an image's words of one kind: as it is spelt there, or as it would be."""
+        """Return the path of an image's caption file: as spelled on disk, or as it would be."""
         usual = image.with_suffix(ending)
         found = self._all(image, ending)
         return usual if usual in found or not found else found[0]
 
     def _all(self, image: Path, ending: str) -> list[Path]:
-        """Files of that kind beside an image, in other letter case or Unicode form too."""
+        """Return the files with that extension beside an image, in any case or Unicode form."""
         names = self._names_in(image.parent)
         found = names.get(_folded(image.stem, ending), [])
         return [image.parent / name for name in found]
@@ -63,13 +63,16 @@ class SidecarLookup:
 
 
 def has_text(file: Path) -> bool:
-    """Whether a regular file holds more than space; bytes that are no text are words too."""
+    """Return whether a regular file has more than whitespace; undecodable bytes count as text.
+
+    True if it cannot be read, so that it is not overwritten.
+    """
     try:
         if not file.is_file():
             return False
         return bool(decode_caption(file.read_bytes(), errors="replace").strip())
     except OSError:
-        return True  # what cannot be read is somebody's all the same
+        return True  # an unreadable file may have a caption, so it must not be overwritten
 
 
 def _folded(stem: str, ending: str) -> tuple[str, str]:

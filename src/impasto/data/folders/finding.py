@@ -1,9 +1,9 @@
-"""Finds the files that the keys of a metadata file stand for, and nothing outside their folder.
+"""Finds the image files that the keys of a metadata file refer to, and none outside their folder.
 
-A key is a path as another program or another machine wrote it: relative or absolute, of Windows or
-not, with its ending or without, in another Unicode form. A file below the folder is taken if its
-path is the end of the key's, or the key the end of its path. All keys of a file are looked up
-together, so that the key of an image that is gone does not take another image of the same name.
+A key is a path from another program or machine: relative or absolute, of Windows or not, with or
+without its extension, in any Unicode form. A file below the folder matches if its path is the end
+of the key's, or the key the end of its path. All keys of a file are looked up together, so that
+the key of a missing image does not match another image of the same name.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ _Names = tuple[str, ...]
 
 
 class ImageFinder:
-    """Finds images by the keys of metadata.
+    """Finds images by the keys of a metadata file.
 
     Args:
-        root: The folder that keys are relative to, and that none may lead out of.
-        tree: What is in it, where that is no folder of a disk; None looks.
-        masks: Folders of masks, in which only what a key names as a whole path is found.
+        root: The folder that keys are relative to; no key may lead out of it.
+        tree: The contents of the folder, if it is not on a disk; None determines it from `root`.
+        masks: Folders of masks; their images are found only by keys that are complete paths.
     """
 
     def __init__(
@@ -48,18 +48,19 @@ class ImageFinder:
         self._left_out = LeftOut(masks)
         self._files: _FilesBelow | None = None
         self.remarks: list[str] = []
-        """How `find_all` found relative keys that are no paths below the root, in words."""
+        """How `find_all` found relative keys that are not paths below the root, for the user."""
 
     def find(self, key: str) -> str | Failure:
-        """The path of an image, or why there is none, where this is the only key."""
+        """Return the path of an image, or the reason if it is not found, for a single key."""
         return self.find_all([key])[0]
 
     def find_all(self, keys: Sequence[str]) -> list[str | Failure]:
-        """The path of an image, or why there is none, for each key of a metadata file.
+        """Return for each key of a metadata file the path of an image, or why it is not found.
 
-        Paths below the root come first, of all keys. What is left is found by the ends of paths:
-        absolute keys where what stands before agrees, and relative ones where it is the same for
-        all relative keys, and none of them is a path below the root.
+        Keys that are paths below the root are resolved first. The others are matched by the ends of
+        paths: absolute keys if the folders before the match agree with those of other keys;
+        relative keys if these folders are the same for all of them, and no relative key is a path
+        below the root.
         """
         self.remarks = []
         found = {n: outcome for n, key in enumerate(keys) if (outcome := self._exactly(key))}
@@ -79,9 +80,11 @@ class ImageFinder:
         return self._files
 
     def _exactly(self, key: str) -> str | Failure | None:
-        """What a key names as a path from the root or of this machine; None if nothing."""
+        """Return the image whose path (absolute, or below the root) is the key; None if none is."""
         if not is_text(key):
-            return Failure("its name is not text: half a character stands in it")
+            return Failure(
+                "its name is not valid text: it has half a character (half a surrogate pair)"
+            )
         slashed = key.replace("\\", "/")
         if is_remote(key):
             key = slashed = str(Path(key))
@@ -100,14 +103,14 @@ class ImageFinder:
         return self._tree.has(os.path.normpath(path))
 
     def stat_image(self, path: str) -> FoundImage:
-        """An image that was found, with its stamps, and its crop's file."""
+        """Return an image that was found, with its stamps and its crop file."""
         crop = path + CROP
         if self._tree is not None:
             return self._tree.stat_image(path, crop=crop if self._tree.has(crop) else "")
         return stat_image(path, crop=crop if os.path.lexists(crop) else "")
 
     def _by_absolute(self, keys: Mapping[int, _Names]) -> dict[int, str | Failure]:
-        """Keys of other machines, each by the longest end that is a path below the root."""
+        """Match keys from other machines by their longest end that is a path below the root."""
         fitting = {n: fit for n, names in keys.items() if (fit := self._below.end_of(names))}
         agreed = _agreed(Counter(start for start, _ in fitting.values()))
         return {
@@ -120,7 +123,7 @@ class ImageFinder:
     def _by_relative(
         self, keys: Mapping[int, _Names], found: Mapping[int, str | Failure]
     ) -> dict[int, str | Failure]:
-        """Relative keys that begin above the root, or are the ends of paths below it."""
+        """Match relative keys that begin above the root, or are the ends of paths below it."""
         left = {n: names for n, names in keys.items() if n not in found}
         taken = {path for path in found.values() if isinstance(path, str)}
         fitting = {n: fit for n, names in left.items() if (fit := self._below.end_of(names))}
@@ -151,34 +154,36 @@ class ImageFinder:
         if cut and start is not None:
             self.remarks.append(
                 f"its names begin with {'/'.join(start)}/, which is not in {self._shown}; images "
-                f"are found without it. If that is wrong, give the right image_dir"
+                f"were found without it. If that is wrong, correct image_dir"
             )
         if cut < len(good):
             self.remarks.append(
-                f"its names are not paths below {self._shown}; images are found by the ends of "
-                f"their paths. If that is wrong, give the right image_dir"
+                f"its names are not paths below {self._shown}; images were found by the ends of "
+                f"their paths. If that is wrong, correct image_dir"
             )
 
     def _only(self, paths: Sequence[str], *, has_ending: bool) -> str | Failure:
         if len(paths) == 1:
             return self._bounded(paths[0])
         names = ", ".join(shown(path) for path in paths[:3])
-        needed = f"path below {self._shown}" if has_ending else "ending"
-        return Failure(f"its key fits several files ({names}); give the {needed} in the metadata")
+        needed = f"path below {self._shown}" if has_ending else "file extension"
+        return Failure(
+            f"its key matches several files ({names}); give the {needed} in the metadata"
+        )
 
     def _not_this(self, path: str) -> Failure:
         return Failure(
             f"metadata names it, but it is not in {self._shown}; {shown(path)} has the same name, "
-            f"and by the other names in the file it is another image"
+            f"but judging by the other names in the file it is a different image"
         )
 
     def find_unnamed(self, named: set[str]) -> list[str]:
-        """The images below the folder that are not among those named."""
+        """Return the images below the folder that are not in `named`."""
         return sorted(set(self._below.paths) - named)
 
     def _bounded(self, path: str) -> str | Failure:
-        """A path below the root by its simplest name, if no link leads out of it."""
-        if self._tree is not None:  # which holds nothing else, and no links
+        """Return a path below the root, normalized; a Failure if a link leads out of it."""
+        if self._tree is not None:  # which has no links, and nothing outside the root
             return os.path.normpath(path)
         folder = os.path.dirname(path)  # noqa: PTH120 - hot path
         if folder not in self._inside:
@@ -195,7 +200,7 @@ class ImageFinder:
         return real == self._resolved or real.startswith(self._resolved.rstrip(os.sep) + os.sep)
 
     def _from_root(self, path: str) -> str:
-        """A path that begins as the root does: names below it are the same on every machine."""
+        """Return a path that begins with the root as given: names below it are then portable."""
         for begin in (os.path.abspath(self._root), self._resolved):  # noqa: PTH100 - hot path
             if path.startswith(begin.rstrip(os.sep) + os.sep):
                 below = path[len(begin.rstrip(os.sep)) + 1 :]
@@ -204,13 +209,13 @@ class ImageFinder:
 
     def _leads_out(self) -> Failure:
         return Failure(
-            f"its key leads out of {self._shown}, directly or by a link; give image_dir, the "
+            f"its key leads out of {self._shown}, directly or by a link; set image_dir to the "
             f"folder that holds all the images"
         )
 
 
 class _FilesBelow:
-    """The images below a folder by their paths, each with its ending and without."""
+    """The images below a folder by path, each with and without its file extension."""
 
     def __init__(self, root: str, tree: FileTree | None, left_out: LeftOut) -> None:
         self._root = root
@@ -235,11 +240,14 @@ class _FilesBelow:
                         self._whole.setdefault(above + spelling, []).append(path)
 
     def whole(self, key: _Names) -> list[str]:
-        """The files whose path below the folder a key is."""
+        """Return the files whose path relative to the folder is the key."""
         return next((self._whole[k] for k in _spellings(key) if k in self._whole), [])
 
     def end_of(self, key: _Names) -> tuple[_Names, list[str]] | None:
-        """What stands in a key before the longest end that is a file's path, and those files."""
+        """Return what precedes the longest end of a key that is a file's path, and those files.
+
+        None if no end of the key is the path of a file.
+        """
         for spelling in _spellings(key):
             names = spelling.split("/")
             for n in range(len(names)):
@@ -249,7 +257,7 @@ class _FilesBelow:
         return None
 
     def longer(self, key: _Names) -> list[str]:
-        """The files whose path ends in a key, with folders before it."""
+        """Return the files whose path ends with the key, below at least one further folder."""
         if self._ends is None:
             self._ends = {}
             for whole, paths in self._whole.items():
@@ -260,10 +268,10 @@ class _FilesBelow:
 
 
 def _agreed(starts: Counter[_Names]) -> set[_Names]:
-    """What may stand before paths below the root: of one within another, that of more keys.
+    """Return the prefixes to accept; of two nested ones, that of more keys.
 
     With `C:/set/b.png` found as `b.png`, the folder is `C:/set`, so `C:/set/a/b.png`, whose image
-    is gone, is not `b.png` too.
+    is missing, is not `b.png` too.
     """
     above = {start: [start[:n] for n in range(len(start))] for start in starts}
     most_below: Counter[_Names] = Counter()
@@ -292,7 +300,7 @@ def _has_ending(key: _Names) -> bool:
 
 
 def _spellings(key: _Names) -> Iterable[str]:
-    """A key with the ending of its last part in lower case, and as one without an ending."""
+    """Return a key with its extension in lower case, and the unchanged key."""
     if not key:
         return ()
     stem, ending = os.path.splitext(key[-1])  # noqa: PTH122 - hot path

@@ -1,7 +1,7 @@
-"""Which files are images, by their endings: those that are read, and those that are only named.
+"""The file extensions of images: of those that are supported, and of those that are only reported.
 
-A folder may hold images that no reader is there for. They are named with what to do about them,
-never skipped in silence.
+A folder may hold images in formats that are not supported. They are reported with advice, never
+skipped silently.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ UNREAD: dict[str, str] = {
     for what, endings in _OTHERS.items()
     for ending in endings.split()
 }
-"""Endings of images that are not read -> the reason and what to do."""
+"""File extension of an unsupported image format -> the reason and advice."""
 
 _SIGNATURES = (
     b"\x89PNG\r\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a", b"BM", b"II*\0", b"MM\0*",
@@ -49,7 +49,7 @@ _SIGNATURES = (
 
 
 def is_odd_ending(ending: str) -> bool:
-    """Whether an ending is that of an image with something behind it, as in `.jpg_large`."""
+    """Return whether an extension is that of an image with a suffix added, as in `.jpg_large`."""
     lower = ending.lower()
     return lower not in EXTENSIONS and any(
         lower.startswith(known) and not lower[len(known)].isalpha() for known in EXTENSIONS
@@ -57,7 +57,7 @@ def is_odd_ending(ending: str) -> bool:
 
 
 def looks_like_image(head: bytes) -> bool:
-    """Whether the first 16 bytes of a file are those of an image that would be read."""
+    """Return whether the first 16 bytes of a file are those of a supported image format."""
     return (
         head.startswith(_SIGNATURES)
         or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
@@ -66,14 +66,14 @@ def looks_like_image(head: bytes) -> bool:
 
 
 def normalized_name(name: str) -> str:
-    """A file name as those systems compare it that know one spelling: NFC, the ending lower."""
+    """Return a file name as systems that ignore spelling see it: NFC, extension in lower case."""
     stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
     plain = stem if stem.isascii() else unicodedata.normalize("NFC", stem)
     return plain + ending.lower()
 
 
 def heif_advice() -> str:
-    """What to do about HEIC and HEIF images where their decoder is missing."""
+    """Return advice about HEIC and HEIF images if their decoder is missing."""
     return (
         f"HEIC and HEIF need the package pillow-heif, which is not installed: "
         f"{install_extra('heif')}, or save it as JPEG or PNG"
@@ -82,7 +82,7 @@ def heif_advice() -> str:
 
 @functools.cache
 def register_heif() -> bool:
-    """Make Pillow read HEIC and HEIF; False where pillow-heif is not installed."""
+    """Make Pillow read HEIC and HEIF; return False if pillow-heif is not installed."""
     try:
         import pillow_heif
     except ImportError:

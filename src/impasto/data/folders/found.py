@@ -1,4 +1,4 @@
-"""The image files that a listing found, as columns: some hundred bytes of each, and no object."""
+"""The image files found by a listing, as columns: about a hundred bytes per file, no objects."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from impasto.data.columns.arrow_columns import (
 from impasto.data.folders.found_image import FoundImage
 
 STAMPS = 6
-"""Size and time of change of an image, of its caption and of its tags."""
+"""Number of stamps: size and modification time of an image, of its caption and of its tags."""
 _AT_ONCE = 4096
 
 
 @dataclass(frozen=True)
 class FoundTable:
-    """Image files, in the order in which their records come.
+    """Image files, in the order of their records.
 
     Attributes:
-        texts: `path`, `caption` and `tags` (the files with the words), `crop` and `fault`.
+        texts: `path`, `caption` and `tags` (the paths of these files), `crop` and `fault`.
         stamps: [files, 6] int64; zeros for a file with a fault.
     """
 
@@ -48,11 +48,11 @@ class FoundTable:
         return column
 
     def item(self, index: int) -> FoundImage:
-        """One image file as an object, by its index in the order of records."""
+        """Return one image file as an object, by its index."""
         return next(self.items_at(np.array([index])))
 
     def items_at(self, indices: npt.NDArray[np.int64]) -> Iterator[FoundImage]:
-        """Some files as objects, by their indices in the order of records."""
+        """Yield some files as objects, by their indices."""
         for start in range(0, len(indices), _AT_ONCE):
             portion = indices[start : start + _AT_ONCE]
             columns = (texts_at(column, portion) for column in self.texts.itercolumns())
@@ -62,20 +62,20 @@ class FoundTable:
                 yield FoundImage(path, [] if fault else stamps, (caption, tags), fault, crop)
 
     def items(self) -> Iterator[FoundImage]:
-        """The files as objects, one after the other."""
+        """Yield all files as objects."""
         return self.items_at(np.arange(len(self)))
 
     def has(self, name: str) -> npt.NDArray[np.bool_]:
-        """[files]: whether a text of each is not empty."""
+        """Return [files]: whether a text column is non-empty for each file."""
         return is_filled(self.texts.column(name))
 
     def sorted_by_path(self, separator: str) -> FoundTable:
-        """A table in the order of `canonical.sort_key`, which is the same on all systems."""
+        """Return a table in the order of `canonical.sort_key`, the same on all systems."""
         if len(self) < FEW:
             keys = [path.replace(separator, "/") for path in texts_of(self.paths)]
             indices = np.array(sorted(range(len(keys)), key=keys.__getitem__), dtype=np.int64)
             return FoundTable(few_of(self.texts, indices).combine_chunks(), self.stamps[indices])
-        import pyarrow.compute as pc  # 0.05 s, which a small folder has no use for
+        import pyarrow.compute as pc  # 0.05 s, which would slow down small folders
 
         column = self.paths
         if separator != "/":
@@ -90,7 +90,7 @@ _TEXTS = pa.schema(
 
 
 class FoundBuilder:
-    """Gathers the image files of a listing, folder by folder, into columns."""
+    """Collects the image files of a listing, folder by folder, into columns."""
 
     def __init__(self) -> None:
         self._texts: list[pa.Table] = [empty_table(_TEXTS)]
@@ -112,7 +112,7 @@ class FoundBuilder:
         self._stamps.append(np.array(stamps, dtype=np.int64).reshape(-1, STAMPS))
 
     def table(self) -> FoundTable:
-        """All of them, in the order in which they were added."""
+        """Return all files, in the order in which they were added."""
         texts = pa.concat_tables(self._texts).combine_chunks()
         if texts.column(0).num_chunks == 0:
             texts = empty_table(_TEXTS)
@@ -120,7 +120,7 @@ class FoundBuilder:
 
 
 def join_found(tables: Sequence[FoundTable]) -> FoundTable:
-    """Several listings as one, one after the other."""
+    """Return several listings as one, in order."""
     texts = pa.concat_tables([table.texts for table in tables]).combine_chunks()
     if texts.column(0).num_chunks == 0:
         return tables[0]
@@ -128,7 +128,7 @@ def join_found(tables: Sequence[FoundTable]) -> FoundTable:
 
 
 def found_of(items: Sequence[FoundImage]) -> FoundTable:
-    """A list of files as columns."""
+    """Return a list of files as columns."""
     builder = FoundBuilder()
     builder.add(items)
     return builder.table()

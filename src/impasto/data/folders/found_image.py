@@ -1,4 +1,4 @@
-"""One image file that a listing found; as columns they are in `found.py`, which needs numpy."""
+"""One image file found by a listing; `found.py` stores many as columns, and needs NumPy."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import NamedTuple
 
 
 class FoundImage(NamedTuple):
-    """An image file, and size and time of change of it, its caption and its tags.
+    """An image file, with size and modification time of the image, its caption and its tags.
 
-    Instead of them, the reason why the file cannot even be looked at.
+    If the file cannot be examined, it has a fault, which is the reason, instead of stamps.
 
-    A file with its crop is named, and read anew by each scan: it is tiny, and one that was changed
-    must never pass for one that was not, as within the same tick of the file system's clock.
+    A crop file is only named, and read again by each scan: it is tiny, and a change must never be
+    missed, as it could be within one tick of the file system's clock.
     """
 
     path: str

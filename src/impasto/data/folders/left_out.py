@@ -1,7 +1,7 @@
-"""Which folders below one of images hold no images to train on: masks, and runs of Impasto.
+"""Finds sub-folders without images to train on: folders of masks, and Impasto's run directories.
 
-`impasto dataset mask` writes `cats-masks` beside `cats`, and a run's previews may lie below the
-images that it trains on. Imports no NumPy.
+`impasto dataset mask` writes `cats-masks` beside `cats`, and a run's previews may be below the
+images it trains on. Does not import NumPy.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from impasto.remote_paths import is_remote
 _SETTINGS, _OF_RUNS = "config.toml", ("status.json", "environment.json", "metrics.jsonl")
 _MASKS = (
     "by its name a folder of masks, whose images are not trained on; give it as mask_dir, or "
-    "rename it if its images are meant"
+    "rename it to train on its images"
 )
-_RUN = "a run of Impasto, whose samples are not trained on"
+_RUN = "a run directory of Impasto, whose samples are not trained on"
 
 
 class LeftOut:
-    """Decides which folders below one of images are not looked into.
+    """Decides which sub-folders of a folder of images are skipped.
 
     Args:
-        masks: The folders of masks that the settings name, however they are spelt.
+        masks: The folders of masks named by the settings, in any spelling.
     """
 
     def __init__(self, masks: Iterable[Path] = ()) -> None:
         self._masks = frozenset(_real(folder) for folder in masks)
 
     def reason(self, folder: str) -> str | None:
-        """Why a folder is left out: empty where the settings say so; None where it is not.
+        """Return why a folder is skipped: empty if the settings say so; None if it is not skipped.
 
-        The folder that a scan begins at is asked for by its name, and not to be asked about here.
+        Do not call it for the folder at which a scan starts: that one is never skipped.
         """
         if is_remote(folder):
             return "" if folder in self._masks else None
@@ -44,7 +44,7 @@ class LeftOut:
 
 
 def why_no_images(folder: Path) -> str | None:
-    """Why a folder of a disk holds no images to train on, by itself; None where it may."""
+    """Return why a folder on a disk has no images to train on; None if it may have some."""
     masked = images_of_masks(folder)
     if masked is not None and masked.is_dir() and is_of_masks(_names_in(folder), masked):
         return _MASKS

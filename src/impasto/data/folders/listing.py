@@ -1,7 +1,7 @@
-"""Lists the files of a folder of images: images with their words, and what is not used.
+"""Lists the files of a folder of images: images with their caption files, and unused files.
 
-What looks like an image or a caption and is not used is named with what to do about it. Nothing is
-opened here but the first bytes of files without an ending.
+Unused files that look like images or captions are reported with advice. No file is opened but for
+the first bytes of files without an extension.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 CAPTION, TAGS = ".caption", ".txt"
 CROP = ".crop.json"
-"""What the file with an image's crop (`cuts.py`) has behind the image's whole name."""
+"""Suffix of the file with an image's crop (`cuts.py`), after the image's full name."""
 NOT_TEXT = "its name is not UTF-8, as after unpacking a zip of another system; rename it"
 _HEAD = 16
 _CAPTION_LIKE = frozenset(
@@ -39,22 +39,22 @@ _CAPTION_LIKE = frozenset(
 )
 _FACE = re.compile(r"_\d+_\d+_\d+_\d+$")
 _UNREAD = {
-    ".json": "JSON beside an image is not read; put its words into a .txt, or a metadata file",
+    ".json": "JSON beside an image is not read; put its caption into a .txt, or a metadata file",
 }
 _UNREAD_OBJECTS = {
-    ".npz": "latents beside images in an object store are not read; they are made anew",
+    ".npz": "latents beside images in an object store are not read; the images are encoded instead",
 }
 CONTAINER_BESIDE = (
-    "may hold images, not looked into beside images that are files; give it as the image_dir of a "
-    "subset of its own"
+    "may hold images, but is not read beside image files; give it as the image_dir of a separate "
+    "subset"
 )
-_PACKED = "a compressed tar, which is not looked into; decompress it to .tar, as with gunzip"
-_ODD_KEY = "its key has a part that is empty or made of dots; copy it to another"
+_PACKED = "a compressed tar, which is not read; decompress it to .tar, for example with gunzip"
+_ODD_KEY = "its key has a part that is empty or consists of dots; copy it to another key"
 _REPEATS = re.compile(r"(\d+)_(.+)$")
 
 
 class Sidecars(NamedTuple):
-    """The endings of the files with an image's words; an empty one stands for none."""
+    """The extensions of caption files; an empty one means that there are none of this kind."""
 
     caption: str = CAPTION
     tags: str = TAGS
@@ -62,11 +62,11 @@ class Sidecars(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Unused:
-    """A file or folder that looks like images or words and is not used as it is meant.
+    """An unused file or folder that looks like images or captions.
 
     Attributes:
-        path: It.
-        reason: Why, and what to do; the same text for all of one kind.
+        path: The file or folder.
+        reason: Why it is not used, with advice; the same text for all of one kind.
     """
 
     path: Path
@@ -76,18 +76,18 @@ class Unused:
 def list_folder(
     folder: str, sidecars: Sidecars, *, recursive: bool, masks: Iterable[Path] = ()
 ) -> tuple[FoundTable, list[Unused]]:
-    """The images below a folder in the order of their paths, and what is not used.
+    """Return the images below a folder in the order of their paths, and what is not used.
 
     Args:
-        folder: Where to look.
-        sidecars: The endings of the files with the words.
-        recursive: Also look in sub-folders; links to folders are not followed.
-        masks: Folders of masks, which are left out.
+        folder: The folder.
+        sidecars: The extensions of caption files.
+        recursive: Whether to list sub-folders; links to folders are not followed.
+        masks: Folders of masks, which are skipped.
 
     Raises:
         StorageError: The folder is in an object store that cannot be used.
     """
-    from impasto.data.folders.found import FoundBuilder  # numpy, which the studio does without
+    from impasto.data.folders.found import FoundBuilder  # imports NumPy, which the studio avoids
 
     found = FoundBuilder()
     tree = ObjectTree(folder) if is_remote(folder) else None
@@ -110,12 +110,12 @@ def list_folder(
 
 
 class _Listing:
-    """One folder, without what is below it.
+    """The contents of one folder, without those of its sub-folders.
 
     Args:
-        folder: It.
-        sidecars: The endings of the files with the words.
-        tree: What is listed already, of an object store; None lists a folder of a disk.
+        folder: The folder.
+        sidecars: The extensions of caption files.
+        tree: The contents of an object store, listed before; None lists a folder of a disk.
     """
 
     def __init__(self, folder: str, sidecars: Sidecars, tree: ObjectTree | None = None) -> None:
@@ -160,11 +160,11 @@ class _Listing:
 
     @cached_property
     def _folded(self) -> dict[str, str]:
-        """The other files by what their names are where one spelling is known."""
+        """The other files' names by their normalized spelling."""
         return {normalized_name(name): name for name in sorted(self._others, reverse=True)}
 
     def _sort_nameless(self, entry: Entry, ending: str) -> None:
-        """A name that is not UTF-8 cannot be written into settings, indexes or reports."""
+        """Sort a name that is not UTF-8, which cannot be in settings, indexes or reports."""
         shown = printable(entry.path)
         if entry.is_dir():
             self._faults.append(FoundImage(shown, [], fault=f"a folder: {NOT_TEXT}"))
@@ -174,7 +174,7 @@ class _Listing:
             self._unused.append(Unused(Path(shown), f"a caption: {NOT_TEXT}"))
 
     def found(self) -> list[FoundImage]:
-        """The images with the files that belong to them."""
+        """Return the images with the files that belong to them."""
         look = stat_image if self._tree is None else self._tree.stat_image
         images = [
             look(
@@ -187,10 +187,10 @@ class _Listing:
         return self._faults + images
 
     def _text_files_of(self, image: str) -> tuple[str, str]:
-        """The files with an image's words; a face crop may share those of its whole image.
+        """Return the caption files of an image; a face crop may use those of its whole image.
 
         kohya-ss/sd-scripts, `library/train_util.py`, read_caption: `a_1_2_3_4.png` reads `a.txt`
-        where it has no file of its own.
+        if it has no file itself.
         """
         stem = image[: image.rfind(".")]
         caption_files = self._beside(stem), self._beside(stem, tags=True)
@@ -201,14 +201,14 @@ class _Listing:
         return caption_files
 
     def _beside(self, stem: str, *, tags: bool = False) -> str:
-        """The path of a file with words; another letter case or Unicode form is taken too."""
+        """Return the path of a caption file, in any letter case or Unicode form; empty if none."""
         ending = self._sidecars.tags if tags else self._sidecars.caption
         if not ending:
             return ""
         return self._path_of(stem + ending)
 
     def _path_of(self, name: str) -> str:
-        """The path of a file beside images, marked as used; empty where there is none."""
+        """Return the path of a file beside images, and mark it as used; empty if there is none."""
         other = self._others.get(name)
         if other is None:
             if not self._has_odd_names and name.isascii() and self._is_plain_ending(name):
@@ -221,11 +221,11 @@ class _Listing:
         return other.path
 
     def _is_plain_ending(self, name: str) -> bool:
-        """Whether an ending is in lower case, as all endings here are but those of settings."""
+        """Return whether an extension is in lower case; only those from the settings may not be."""
         return self._plain_endings or name.endswith(CROP)
 
     def unused(self) -> Iterator[Unused]:
-        """What looks like images or words among the other files; `found` comes before."""
+        """Yield the unused files that look like images or captions; call `found` before."""
         yield from self._unused
         rest = self._others.keys() - self._used
         images = set(self._images) if rest else set()
@@ -238,12 +238,14 @@ class _Listing:
                 yield Unused(Path(self._others[name].path), reason)
 
     def _doubt(self, name: str, images: set[str], stems: Mapping[str, str]) -> str:
-        """Why a file should be mentioned; empty where it need not."""
+        """Return the remark about an unused file; empty if it needs none."""
         stem, ending = os.path.splitext(name)  # noqa: PTH122 - hot path
         lower = ending.lower()
         beside_image = normalized_name(stem + ".x") in stems
         if stem in images and (lower in {CAPTION, TAGS} or lower in self._sidecars):
-            return "not read, for its image's ending is in its name; rename it, a.png.txt to a.txt"
+            return (
+                "not read, because its image's extension is in its name; rename a.png.txt to a.txt"
+            )
         if lower in {CAPTION, TAGS} or lower in self._sidecars:
             return self._doubt_of_text(lower, beside_image=beside_image)
         if name.lower().endswith(CROP):
@@ -255,34 +257,34 @@ class _Listing:
         if lower == ".jsonl" or (lower == ".json" and stem.lower().startswith("meta")):
             return "looks like a metadata file and is not used; give it as metadata_file"
         if formats.is_odd_ending(ending):
-            return "looks like an image, not read because of what follows its ending; rename it"
+            return "looks like an image, not read because of what follows its extension; rename it"
         if not ending and _has_image_head(self._others[name]):
-            return "an image, not read because it has no ending; rename it"
+            return "an image, not read because its name has no extension; rename it"
         return ""
 
     def _doubt_of_text(self, ending: str, *, beside_image: bool) -> str:
         if not beside_image:
-            return "a caption without an image of its name, not used; give both one name"
+            return "a caption without an image of its name, not used; give both the same name"
         if ending in map(str.lower, self._sidecars):
-            return "a caption, not used, because the same name in another letter case is"
+            return "a caption, not used, because the same name in another letter case is used"
         asked = self._sidecars.caption or self._sidecars.tags
         return f"not read, because caption_extension is {asked}"
 
 
 def repeat_folders(folders: list[str]) -> Iterator[Unused]:
-    """Folders whose names ask for repeats, as in `10_cat`, which only subsets can give."""
+    """Yield folders whose names specify repeats, as in `10_cat`, which only subsets support."""
     for folder in folders:
         match = _REPEATS.match(os.path.basename(folder))  # noqa: PTH119 - hot path
         if match and int(match.group(1)) > 1:
             reason = (
-                "its name asks for repeats in kohya's way; here its images come once. Give it as "
-                "a subset with num_repeats, or the folder above it as train_data_dir"
+                "its name specifies repeats in kohya's way, but its images are used once. Give it "
+                "as a subset with num_repeats, or the folder above it as train_data_dir"
             )
             yield Unused(Path(folder), reason)
 
 
 def _entries_of(folder: str, tree: ObjectTree | None) -> AbstractContextManager[Iterable[Entry]]:
-    """What is in a folder, of a disk or of an object store."""
+    """Return a context manager with the entries of a folder, of a disk or of an object store."""
     return os.scandir(folder) if tree is None else nullcontext(tree.entries(folder))
 
 
@@ -299,8 +301,8 @@ def _not_entered(folders: list[str], tree: ObjectTree | None) -> Iterator[Unused
             continue
         if has_images:
             reason = (
-                "a sub-folder with images, or tars or tables of them, not looked into because "
-                "recursive is off; give it as a subset, or set recursive = true"
+                "a sub-folder with images, or tars or tables of them, not read because recursive "
+                "is off; give it as a subset, or set recursive = true"
             )
             yield Unused(Path(folder), reason)
 
@@ -309,7 +311,7 @@ def _has_image_head(entry: Entry) -> bool:
     try:
         if not entry.is_file():
             return False
-        if is_remote(entry.path):  # a request for each is too much for a remark
+        if is_remote(entry.path):  # a remark is not worth a request per file
             return False
         with open(entry.path, "rb") as file:  # noqa: PTH123 - hot path
             return formats.looks_like_image(file.read(_HEAD))

@@ -1,7 +1,7 @@
-"""Where the masks of a folder of images are by custom: `cats-masks` beside `cats`.
+"""The usual places of the masks of a folder of images: `cats-masks` beside `cats`, for example.
 
-`impasto dataset mask` and the studio write them there. `impasto new` and `train --plan` look there,
-and the studio's pages do; training itself reads `mask_dir` alone. Imports no NumPy.
+`impasto dataset mask` and the studio write them there, and `impasto new`, `train --plan` and the
+studio's pages search there; training itself reads `mask_dir` only. Does not import NumPy.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _CAPTION_ENDINGS = (".txt", ".caption")
 
 
 def usual_mask_folders(images: Path) -> tuple[Path, Path]:
-    """Where masks of a folder of images may be: beside it, and in it, where no scan finds images.
+    """Return where the masks of a folder of images may be: beside it, and in a hidden sub-folder.
 
-    The second is for a folder beside which nothing may be written.
+    The second, in which no scan finds images, is for folders whose parent folder is not writable.
     """
-    whole = Path(os.path.abspath(images))  # noqa: PTH100 - `..` has no name that masks go by
+    whole = Path(os.path.abspath(images))  # noqa: PTH100 - `..` has no name to append to
     return whole.with_name(f"{whole.name}{_BEHIND}"), whole / _INSIDE
 
 
 @dataclass(frozen=True)
 class MaskNames:
-    """Which images have a mask in a folder, told by names alone.
+    """The names of the masks in a folder, to determine which images have one.
 
     Attributes:
         folder: The folder of masks.
-        names: Folders below it, with slashes, and the stems of the images in each.
+        names: Sub-folder, with slashes -> the stems of the images in it.
     """
 
     folder: Path
     names: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def has(self, image: str) -> bool:
-        """Whether an image has a mask: by its path below its folder, or by its bare name.
+        """Return whether an image has a mask, by its relative path or by its bare name.
 
         Args:
             image: The path of the image below the folder of images, with slashes.
@@ -53,11 +53,11 @@ class MaskNames:
 
 
 def mask_names(images: Path, within: Sequence[Path]) -> MaskNames | None:
-    """The names of the masks that a folder of images has by custom; None where there is none.
+    """Return the names of the masks in the usual folder of an image folder; None if it has none.
 
     Args:
         images: The folder of images.
-        within: Only a folder of masks in one of these is looked into, links followed.
+        within: Only folders of masks inside one of these, with links resolved, are read.
     """
     for folder in usual_mask_folders(images):
         is_ours = any(files.is_inside(folder, one) for one in within)
@@ -68,14 +68,14 @@ def mask_names(images: Path, within: Sequence[Path]) -> MaskNames | None:
 
 
 def is_of_masks(names: Iterable[str], images: Path) -> bool:
-    """Whether a folder holds masks of another's images, and is no dataset itself.
+    """Return whether a folder holds masks of another folder's images, and is not itself a dataset.
 
-    Captions say that it is one. Otherwise it is a folder of masks where one of them has the name
-    of an image, or where it has no image at all.
+    A folder with captions is a dataset. Otherwise it is a folder of masks if one of its images has
+    the name of an image in the other folder, or if it has no images.
 
     Args:
         names: The names of the files in it.
-        images: The folder that its masks would be of.
+        images: The folder of images that the masks would belong to.
     """
     own = {name for name in names if not name.startswith(".")}
     if not images.is_dir() or any(name.lower().endswith(_CAPTION_ENDINGS) for name in own):
@@ -85,7 +85,7 @@ def is_of_masks(names: Iterable[str], images: Path) -> bool:
 
 
 def images_of_masks(folder: Path) -> Path | None:
-    """The folder of images that a folder is named as the masks of; None for any other name."""
+    """Return the folder of images that a folder of masks is named after; None for other names."""
     name = folder.name.removesuffix(_BEHIND)
     return folder.with_name(name) if name and name != folder.name else None
 

@@ -1,4 +1,4 @@
-"""Which file of a folder of masks belongs to an image, and which masks belong to none."""
+"""Finds the mask file of an image in a folder of masks, and the masks that belong to no image."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from impasto.remote_paths import is_remote
 if TYPE_CHECKING:
     from impasto.data.record_table import RecordTable
 
-_FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # of several masks of one name
-_UNCHANGED_NS = 2_000_000_000  # a listing is kept once its folder was not changed for so long
+_FIRST = (".png", ".jpg", ".jpeg", ".webp", ".bmp")  # order of preference among masks of one name
+_UNCHANGED_NS = 2_000_000_000  # a listing is cached if its folder was unchanged for this long
 _KNOWS_ONE_CASE = sys.platform in {"win32", "darwin"}
 _NOT_USED = (
-    "a mask that is not used: no image has its name, or another mask of its name is taken; give "
-    "both one name"
+    "a mask that is not used: no image has its name, or another mask of its name is used; give "
+    "image and mask the same name"
 )
 
 
 def mask_file(record: ImageRecord) -> Path | None:
-    """The file with an image's weights, if its subset has a folder of them and it is there.
+    """Return the mask file of an image; None if its subset has no folder of masks or it is missing.
 
-    It has the image's path below the folder, or its bare name; the ending is that of any image
-    that is read, in upper or lower case.
+    It has the image's path relative to the folder, or its bare name, with the extension of any
+    supported image format in upper or lower case.
     """
     masks = record.subset.masks
     if masks is None or masks.folder is None:
@@ -52,14 +52,14 @@ def mask_file(record: ImageRecord) -> Path | None:
 
 
 def masks_of(images: Path, records: Iterable[ImageRecord]) -> tuple[Path | None, int]:
-    """The folder of masks that is beside a folder of images, or in it, and how many have one.
+    """Return the usual folder of masks of a folder of images, and how many images have a mask.
 
     Args:
         images: The folder.
-        records: What was found in it, each image once.
+        records: The images found in it, each once.
 
     Returns:
-        The folder, relative to the current one where `images` is; None where no image has a mask.
+        The folder, relative to the current one if `images` is; None if no image has a mask.
     """
     folders = [] if is_remote(images) else [p for p in usual_mask_folders(images) if p.is_dir()]
     kept = list(records) if folders else []
@@ -78,7 +78,7 @@ def _from_here(folder: Path) -> Path:
 
 
 def unused_masks(records: RecordTable, skipped: Iterable[SkippedFile]) -> list[Unused]:
-    """The files in folders of masks that weigh no image, but for those of images skipped."""
+    """Return the mask files that belong to no image, whether the image is used or skipped."""
     folders = {subset.masks.folder for subset in records.subsets if subset.masks} - {None}
     if not folders:
         return []
@@ -99,7 +99,7 @@ def unused_masks(records: RecordTable, skipped: Iterable[SkippedFile]) -> list[U
 
 
 def _listed(folder: str) -> Mapping[str, list[str]]:
-    """The images of a folder by stem; listed again where the folder was changed."""
+    """Return the images of a folder by stem; listed again if the folder has changed."""
     try:
         changed = os.stat(folder).st_mtime_ns  # noqa: PTH116 - hot path
     except OSError:
@@ -109,7 +109,7 @@ def _listed(folder: str) -> Mapping[str, list[str]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _names_in(folder: str, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 - a key
+def _names_in(folder: str, changed: int) -> Mapping[str, list[str]]:  # noqa: ARG001 - part of the cache key
     found: dict[str, list[str]] = {}
     with os.scandir(folder) as entries:
         names = sorted(entry.name for entry in entries if entry.is_file())
@@ -122,14 +122,14 @@ def _names_in(folder: str, changed: int) -> Mapping[str, list[str]]:  # noqa: AR
 
 
 def _rank(name: str) -> tuple[int, bool]:
-    """The endings that are usual for masks come first, in lower case before upper case."""
+    """Return a sort key: usual extensions of masks first, in lower case before upper case."""
     ending = PurePath(name).suffix
     lower = ending.lower()
     return (_FIRST.index(lower) if lower in _FIRST else len(_FIRST)), ending != lower
 
 
 def _stem_of_image(path: Path) -> str:
-    """The stem that a mask of an image has; a row of a table has no ending, but a number."""
+    """Return the stem that an image's mask has; a table row has a number, and no extension."""
     is_row = isinstance(member_of(path), TableCell)
     return _stem_of(f"{path.name}.x" if is_row else path.name)
 

@@ -1,9 +1,9 @@
-"""Metadata files: words and sizes of many images in one JSON or JSONL file, as sd-scripts has it.
+"""Metadata files: captions and sizes of many images in one JSON or JSONL file, as in sd-scripts.
 
-JSON is `{key: {caption, tags, train_resolution, image_size}}`; JSONL is one object per line with
-`image_path` besides (kohya-ss/sd-scripts, `finetune/merge_captions_to_metadata.py` and
-`library/train_util.py`, FineTuningDataset). A key is an absolute path, a path below the image
-folder, or either without its ending.
+JSON is `{key: {caption, tags, train_resolution, image_size}}`; JSONL is one object per line, with
+an additional `image_path` (kohya-ss/sd-scripts, `finetune/merge_captions_to_metadata.py` and
+`library/train_util.py`, FineTuningDataset). A key is an absolute path, a path relative to the image
+folder, or either without its extension.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ _EXPECTED = (
 
 @dataclass(frozen=True, slots=True)
 class MetadataEntry:
-    """What a metadata file says of one image.
+    """A metadata file's entry for one image.
 
     Attributes:
-        key: Its name there.
-        caption: Prose, perhaps on several lines.
+        key: The key of the entry, which names the image.
+        caption: Prose, possibly of several lines.
         tags: Tags.
         train_resolution: The bucket that an earlier tool chose.
-        image_size: The size of the stored pixels; sd-scripts does not turn them by EXIF.
-        others: What else the entry holds, kept when it is written again.
+        image_size: The size of the stored pixels; sd-scripts does not apply EXIF rotation.
+        others: All other content of the entry, retained when it is written again.
     """
 
     key: str
@@ -54,7 +54,7 @@ class MetadataEntry:
     others: tuple[tuple[str, Any], ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
-        """The entry without its key, as it is written."""
+        """Return the entry without its key, as it is written to a file."""
         content: dict[str, Any] = {}
         if self.caption:
             content["caption"] = self.caption
@@ -79,7 +79,8 @@ def read_metadata(file: Path) -> Metadata:
     """Read a metadata file.
 
     Raises:
-        DatasetError: It is missing, not UTF-8, not JSON, or of another form; with line or key.
+        DatasetError: It is missing, empty, not UTF-8, not JSON, or of another form; the message has
+            the line or key.
     """
     try:
         if is_remote(file):
@@ -90,7 +91,7 @@ def read_metadata(file: Path) -> Metadata:
             text = read_text(file)
     except FileNotFoundError as error:
         raise DatasetError(
-            f"The metadata file {shown(file)} is not there. Check its path."
+            f"The metadata file {shown(file)} does not exist. Check its path."
         ) from error
     except UnicodeDecodeError as error:
         raise DatasetError(
@@ -111,15 +112,15 @@ def read_metadata(file: Path) -> Metadata:
 def write_metadata(
     file: Path, entries: Iterable[MetadataEntry], *, backup: bool = True
 ) -> Path | None:
-    """Write a metadata file durably; one that is there is kept as a backup, whose path is returned.
+    """Write a metadata file durably; an existing file is kept as a backup, whose path is returned.
 
     Args:
-        file: Where; `.jsonl` has one object a line.
-        entries: What it is to say.
-        backup: Whether what is there is kept under another name.
+        file: The file; `.jsonl` has one object per line.
+        entries: Its entries.
+        backup: Whether to keep an existing file under another name.
 
     Raises:
-        StorageError: It could not be written; what was there is untouched.
+        StorageError: It could not be written; an existing file is untouched.
     """
     text = metadata_text(file, entries)
     kept = keep_backup(file) if backup else None
@@ -128,7 +129,7 @@ def write_metadata(
 
 
 def metadata_text(file: Path, entries: Iterable[MetadataEntry]) -> str:
-    """What a metadata file of this name holds."""
+    """Return the content of a metadata file with this name and these entries."""
     if file.suffix.lower() == _JSONL:
         lines = [{"image_path": entry.key, **entry.as_dict()} for entry in entries]
         return "".join(_dumped(line) + "\n" for line in lines)
@@ -137,13 +138,16 @@ def metadata_text(file: Path, entries: Iterable[MetadataEntry]) -> str:
 
 
 def _dumped(value: Any, *, indent: int | None = None) -> str:
-    """JSON with text as it is, but for what other readers take for line ends or cannot take."""
+    """Return JSON without escapes, except of characters that other readers refuse or mistake."""
     text = json.dumps(value, ensure_ascii=False, indent=indent)
     return _BREAKING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def keep_backup(file: Path) -> Path | None:
-    """Copy a file to `<name>.bak`, or the first of `.bak2`, `.bak3`, ... that is not there yet."""
+    """Copy a file to `<name>.bak`, or the first unused of `.bak2`, `.bak3`, ...; return the copy.
+
+    None if the file does not exist.
+    """
     if not file.exists():
         return None
     short = temporary_names.shortened(file.name, temporary_names.LONGEST_NAME - len(".bak999"))
@@ -162,17 +166,17 @@ def merge_captions(
     *,
     named: Mapping[Path, str] | None = None,
 ) -> list[MetadataEntry]:
-    """Put the words of scanned images into metadata; what else the entries hold stays.
+    """Put the captions of scanned images into metadata; other content of the entries is retained.
 
     Args:
-        known: What is there.
-        records: The images with their words.
-        style: How images are named that are not there yet.
-        named: The keys of `known` by the files that they stand for (`keys_of_files`), so that a
-            image keeps the name that it has there.
+        known: The existing entries.
+        records: The images with their captions.
+        style: The style of keys for images without an entry.
+        named: The keys of `known` by the files they refer to (`keys_of_files`), so that an image
+            keeps its existing key.
 
     Raises:
-        DatasetError: Two images would get one key.
+        DatasetError: Two images would get the same key.
     """
     entries = {entry.key: entry for entry in known}
     taken: dict[str, Path] = {}
@@ -180,8 +184,8 @@ def merge_captions(
         key = (named or {}).get(record.path.absolute()) or _key_of(record, style)
         if key in taken and taken[key] != record.path:
             raise DatasetError(
-                f"{shown(taken[key])} and {shown(record.path)} would both be called {key!r} in the "
-                f"metadata. Use keys of the style relative, which have the ending."
+                f"{shown(taken[key])} and {shown(record.path)} would both have the key {key!r} in "
+                f"the metadata. Use keys of the style relative, which have the file extension."
             )
         taken[key] = record.path
         entry = entries.get(key, MetadataEntry(key))
@@ -192,7 +196,7 @@ def merge_captions(
 
 
 def keys_of_files(known: Sequence[MetadataEntry], roots: Iterable[Path]) -> dict[Path, str]:
-    """Absolute path -> key, for those that name a file below one of `roots`."""
+    """Return absolute path -> key, for the entries that name a file below one of `roots`."""
     keys: dict[Path, str] = {}
     for root in roots:
         found = ImageFinder(root).find_all([entry.key for entry in known])
@@ -217,7 +221,7 @@ def _read_object(file: str, text: str) -> list[MetadataEntry]:
             f"{file}, line {error.lineno}, column {error.colno}: {json_fault(error)}."
         ) from error
     except _DoubleKeyError as error:
-        raise DatasetError(f"{file} has the key {error} twice. Take one of them out.") from error
+        raise DatasetError(f"{file} has the key {error} twice. Remove one of them.") from error
     if not isinstance(content, dict):
         raise DatasetError(f"{file} holds a {type(content).__name__}; {_EXPECTED}.")
     return [_entry(file, repr(key), key, value) for key, value in content.items()]
@@ -237,7 +241,7 @@ def _read_lines(file: str, text: str) -> list[MetadataEntry]:
             ) from error
         except _DoubleKeyError as error:
             raise DatasetError(
-                f"{file}, {where}: has {error} twice. Take one of them out."
+                f"{file}, {where}: has {error} twice. Remove one of them."
             ) from error
         if not isinstance(content, dict) or not isinstance(content.get("image_path"), str):
             raise DatasetError(f"{file}, {where}: has no image_path; {_EXPECTED}.")
@@ -271,7 +275,7 @@ def _entry(file: str, where: str, key: str, content: Any) -> MetadataEntry:
         if not is_text(value):
             raise DatasetError(
                 f"{file}, {where}: {name} holds half a character (half a surrogate pair), as after "
-                f"cutting an emoji in two. Take it out: {value!r}"
+                f"cutting an emoji in two. Remove it: {value!r}"
             )
         texts.append("\n".join(split_lines(value)).strip())
     train = _size(file, where, "train_resolution", others.pop("train_resolution", None))

@@ -1,6 +1,6 @@
-"""What is below a folder of an object store, as a disk's folders are listed.
+"""The contents of a folder in an object store, with the interface of a disk's folders.
 
-A store has keys and no folders: all keys come in one listing, and what stands before their slashes
+A store has keys and no folders: one listing returns all keys, and the parts before their slashes
 are the folders.
 """
 
@@ -18,7 +18,7 @@ from impasto.storage.objects import Stored
 
 
 class Entry(Protocol):
-    """What a listing needs of an `os.DirEntry`."""
+    """The part of `os.DirEntry` that a listing needs."""
 
     @property
     def name(self) -> str:
@@ -29,13 +29,13 @@ class Entry(Protocol):
         """The path of the entry from the root of its store or disk."""
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether the entry is a folder."""
+        """Return whether the entry is a folder."""
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:
-        """Whether the entry is a regular file."""
+        """Return whether the entry is a regular file."""
 
     def is_symlink(self) -> bool:
-        """Whether the entry is a link."""
+        """Return whether the entry is a symbolic link."""
 
 
 class ObjectEntry:
@@ -43,8 +43,8 @@ class ObjectEntry:
 
     Args:
         name: The last part of its path.
-        path: The whole path.
-        is_folder: Whether other objects are below it.
+        path: The full path.
+        is_folder: Whether it is a folder.
     """
 
     __slots__ = ("_is_folder", "name", "path")
@@ -53,35 +53,35 @@ class ObjectEntry:
         self.name, self.path, self._is_folder = name, path, is_folder
 
     def is_dir(self, *, follow_symlinks: bool = True) -> bool:  # noqa: ARG002 - as os.DirEntry
-        """Whether the entry is a folder."""
+        """Return whether the entry is a folder."""
         return self._is_folder
 
     def is_file(self, *, follow_symlinks: bool = True) -> bool:  # noqa: ARG002 - as os.DirEntry
-        """Whether the entry is an object."""
+        """Return whether the entry is an object."""
         return not self._is_folder
 
     def is_symlink(self) -> bool:
-        """Whether the entry is a link, which a store has none of."""
+        """Return False: a store has no links."""
         return False
 
 
 class FileTree(Protocol):
-    """What is looked up below a folder that is none of a disk."""
+    """Looks up files below a folder that is not on a disk."""
 
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
-        """Folders with the names in them, as `os.walk` gives them from the top down."""
+        """Yield folders with the names in them, from the top down, like `os.walk`."""
 
     def has(self, path: str) -> bool:
-        """Whether there is a file of that path."""
+        """Return whether a file of this path exists."""
 
     def stat_image(
         self, path: str, caption_files: tuple[str, str] = ("", ""), crop: str = ""
     ) -> FoundImage:
-        """An image with its stamps, and those of the files with its words."""
+        """Return an image with the stamps of it and of its caption files."""
 
 
 class ObjectTree:
-    """All that is below a folder of an object store.
+    """The contents of a folder in an object store, with all sub-folders.
 
     Args:
         folder: The folder.
@@ -94,7 +94,7 @@ class ObjectTree:
         self._top = top = str(Path(folder))
         found = objects.find(Path(folder))
         self.odd = found.odd
-        """Keys that no path can name."""
+        """Keys that cannot be written as a path."""
         self._stored: dict[str, Stored] = {}
         self._entries: dict[str, list[ObjectEntry]] = {top: []}
         for key, stored in found.objects.items():
@@ -105,7 +105,7 @@ class ObjectTree:
             inside.append(ObjectEntry(name, path, is_folder=False))
 
     def walk(self) -> Iterator[tuple[str, list[str], list[str]]]:
-        """Folders with the names in them, as `os.walk` gives them from the top down."""
+        """Yield folders with the names in them, from the top down, like `os.walk`."""
         waiting = [self._top]
         while waiting:
             folder = waiting.pop()
@@ -115,21 +115,21 @@ class ObjectTree:
             waiting += [folder + os.sep + name for name in reversed(folders)]
 
     def entries(self, folder: str) -> list[ObjectEntry]:
-        """What is in a folder, without what is below that."""
+        """Return the entries of a folder, without those of its sub-folders."""
         return self._entries.get(folder, [])
 
     def has(self, path: str) -> bool:
-        """Whether there is an object of that path."""
+        """Return whether an object of this path exists."""
         return path in self._stored
 
     def stored(self, path: str) -> Stored | None:
-        """What the store says of the object of a path; None where there is none."""
+        """Return the store's information about the object at a path; None if it does not exist."""
         return self._stored.get(path)
 
     def stat_image(
         self, path: str, caption_files: tuple[str, str] = ("", ""), crop: str = ""
     ) -> FoundImage:
-        """An image with the stamps of it and of the objects with its words, and its crop's."""
+        """Return an image with the stamps of it and of its caption files, and its crop."""
         stamps: list[int] = []
         for file in (path, *caption_files):
             stored = self._stored[file] if file else Stored(0, 0)
@@ -137,7 +137,7 @@ class ObjectTree:
         return FoundImage(path, stamps, caption_files, crop=crop)
 
     def _folder(self, top: str, above: str) -> list[ObjectEntry]:
-        """The entries of a folder, which is made with all folders above it."""
+        """Return the entries of a folder, which is created with all folders above it."""
         path = top + os.sep + above.replace("/", os.sep) if above else top
         known = self._entries.get(path)
         if known is None:
@@ -148,7 +148,7 @@ class ObjectTree:
 
 
 def tree_of(folder: Path) -> ObjectTree | None:
-    """The tree of a folder in an object store; None for a folder of a disk.
+    """Return the tree of a folder in an object store; None for a folder of a disk.
 
     Raises:
         StorageError: The store cannot be used.

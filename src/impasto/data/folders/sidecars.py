@@ -1,4 +1,4 @@
-"""Writes the words of images to the files beside them: prose to `.caption`, tags to `.txt`."""
+"""Writes captions to the files beside images: prose to `.caption`, tags to `.txt`."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from impasto.write_targets import why_not_written
 
 @dataclass(frozen=True)
 class WrittenSidecars:
-    """How many sidecar files were written.
+    """The outcome of writing caption files.
 
     Attributes:
-        files: How many were written.
-        differing: Those that were there, say something else, and were left alone.
-        refused: Those that are not written at all, with the reasons: a link out of the dataset, a
-            name that is too long.
-        backups: How many of those written replaced another, which is kept as `.bak`.
+        files: Number of files written.
+        differing: Existing files with other content, which were left alone.
+        refused: Files that cannot be written, with reasons: a link out of the dataset, a name that
+            is too long.
+        backups: Number of written files that replaced another, which is kept as `.bak`.
     """
 
     files: int
@@ -35,12 +35,12 @@ class WrittenSidecars:
 
 
 def write_sidecars(records: Iterable[ImageRecord], *, overwrite: bool) -> WrittenSidecars:
-    """Write captions and tags beside their images; an image without words gets no file.
+    """Write captions and tags beside their images; an image without either gets no file.
 
-    A file that is there in other letter case (`a.TXT`) is the one that is written.
+    A file that exists in another letter case (`a.TXT`) is written under that name.
 
     Raises:
-        StorageError: The disk is full; the file is as it was before.
+        StorageError: The disk is full; the file is unchanged.
     """
     written, backups, differing, refused = 0, 0, [], []
     beside = SidecarLookup()

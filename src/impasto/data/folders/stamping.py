@@ -1,4 +1,4 @@
-"""Size and time of change of an image file and of the files that belong to it."""
+"""Reads size and modification time of an image file and of the files that belong to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ NO_FILE = (0, 0)
 
 
 def stat_image(path: str, caption_files: tuple[str, str] = ("", ""), crop: str = "") -> FoundImage:
-    """An image file with the stamps of it and of the files with its words, and its crop's file."""
+    """Return an image file with the stamps of it and of its caption files, and its crop file.
+
+    It has a fault instead if one of these files cannot be used.
+    """
     try:
         status = os.stat(path)  # noqa: PTH116 - hot path
         if not stat.S_ISREG(status.st_mode):
@@ -23,18 +26,16 @@ def stat_image(path: str, caption_files: tuple[str, str] = ("", ""), crop: str =
         own = _stamp(file) if file else NO_FILE
         if own is None:
             name = os.path.basename(file)  # noqa: PTH119 - hot path
-            return FoundImage(
-                path, [], fault=f"its caption {name} is no file, or a link to nothing"
-            )
+            return FoundImage(path, [], fault=f"its caption {name} is not a file, or a broken link")
         stamps += own
     if crop and _stamp(crop) is None:
         name = os.path.basename(crop)  # noqa: PTH119 - hot path
-        return FoundImage(path, [], fault=f"its crop {name} is no file, or a link to nothing")
+        return FoundImage(path, [], fault=f"its crop {name} is not a file, or a broken link")
     return FoundImage(path, stamps, caption_files, crop=crop)
 
 
 def _stamp(path: str) -> tuple[int, int] | None:
-    """Size and time of change of a regular file; None for all else, a FIFO or a lost link."""
+    """Return size and modification time of a regular file; None otherwise, as for a broken link."""
     try:
         status = os.stat(path)  # noqa: PTH116 - hot path
     except OSError:
