@@ -170,9 +170,7 @@ FAMILIES: tuple[Family, ...] = (SD1, SD2_BASE, SD2_V, SDXL, SDXL_V)
 RELATIVES = {
     (0, 2, 4): "SSD-1B", (0, 1, 2): "Segmind Vega", (0, 2, 5): "KOALA 700M", (0, 2, 6): "KOALA 1B",
 }  # fmt: skip
-"""Models distilled from SDXL to a smaller size, by their depths; ComfyUI
-`comfy/supported_models.py`.
-"""
+"""Smaller models distilled from SDXL, by their depths; ComfyUI `comfy/supported_models.py`."""
 
 BY_SETTING = {
     "unet": ComponentKind.UNET,
@@ -214,7 +212,7 @@ def known_as() -> str:
 
 
 def dialect_of(name: str, activation: object) -> str | None:
-    """Return the dialect of the text encoder with this name and activation, None if there is none."""
+    """Return the dialect of the text encoder with this name and activation, or None."""
     return next(
         (
             component.naming.dialect

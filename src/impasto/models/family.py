@@ -22,7 +22,7 @@ Library = Literal["diffusers", "transformers"]
 
 @dataclass(frozen=True)
 class Reading:
-    """How the output of a text encoder is used.
+    """Settings for the use of a text encoder's output.
 
     Attributes:
         width: Width of the encoder's hidden states at full size.
@@ -82,7 +82,7 @@ class Component:
 
     @property
     def text(self) -> Reading:
-        """How the output of this text encoder is used; fails if the component is no text encoder."""
+        """The settings for the use of its output; the component must be a text encoder."""
         assert self.reading is not None, f"{self.name} is no text encoder"  # noqa: S101
         return self.reading
 
@@ -233,9 +233,7 @@ class Family:
         return len(self.text_encoders) == 1
 
     def heads(self, channels: list[int]) -> int | list[int]:
-        """Return `attention_head_dim`, here a number of heads: the fixed number, or one per 64
-        channels.
-        """
+        """Return `attention_head_dim`, here a head count: `head_count`, or one per 64 channels."""
         return self.head_count or [width // 64 for width in channels]
 
     def by_name(self, values: Mapping[ComponentKind, T]) -> dict[str, T]:
@@ -248,7 +246,7 @@ class Family:
 
     @property
     def layout(self) -> FileLayout:
-        """How single files name the components."""
+        """The naming of the components in single files."""
         components = (
             NamedComponent(component.name, component.kind, component.naming)
             for component in self.components
@@ -286,8 +284,8 @@ ENTRIES = {False: "convolution", True: "linear"}
 CONDITIONED_BY = {
     "add_embedding": "a pooled text and sizes",
     "class_embedding": "a class or another image",
-    "encoder_hid_proj": "states that it projects itself",
-    "position_net": "places of things",
+    "encoder_hid_proj": "text states with a separate projection",
+    "position_net": "positions of objects",
 }
 """Modules of diffusers' U-Nets for inputs other than noise, timestep and text -> the input."""
 
@@ -320,7 +318,7 @@ class Marks:
             "encoders": f"{dialects} text encoder{'s' if len(self.encoders) > 1 else ''}",
             "context_width": f"context width {self.context_width}",
             "entry": f"{self.entry} before attention",
-            "besides": f"conditioned by {besides} too" if besides else "conditioned by text alone",
+            "besides": f"conditioned on {besides} too" if besides else "conditioned on text alone",
             "depths": f"{' + '.join(map(str, self.depths or ()))} transformer blocks by level",
         }
 

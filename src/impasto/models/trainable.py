@@ -1,4 +1,4 @@
-"""What a run trains: the modules that learn, the frozen ones beside them, and the saved tensors."""
+"""The modules that a run trains, the frozen ones beside them, and the tensors that it saves."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class TextEncoderTraining:
-    """How text encoders are trained beside the U-Net.
+    """Settings for training the text encoders beside the U-Net.
 
     Attributes:
         lr: Learning rate by the encoder's name; an encoder with rate 0 does not learn.

@@ -27,7 +27,7 @@ def leave_without_values(module: nn.Module, tensors: Tensors, source: str, keep:
     """Leave a network without values, frozen, and return its tensors in the form stored meanwhile.
 
     Raises:
-        ModelError: When a tensor is read that has NaN or infinite values.
+        ModelError: A tensor that `keep` reads has NaN or infinite values.
     """
     waiting: Any = module
     waiting.offloaded_tensors = dict(keep({n: _finite(t, n, source) for n, t in tensors.items()}))
@@ -61,6 +61,6 @@ def _checked(read: Callable[..., Tensor], *span: int, name: str, source: str) ->
 def not_finite(name: str, source: str) -> ModelError:
     """Return the error for a tensor with NaN or infinite values."""
     return ModelError(
-        f"{source}: {name} holds NaN or infinite values. The model is damaged; take another copy "
+        f"{source}: {name} holds NaN or infinite values. The model is damaged; use another copy "
         f"of it."
     )

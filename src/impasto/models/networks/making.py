@@ -95,7 +95,8 @@ def _unfit_told(source: str) -> Iterator[None]:
         yield
     except UNFIT as error:
         raise ModelError(
-            f"{source}: its configuration makes no network ({type(error).__name__}: {error})."
+            f"{source}: no network can be built from its configuration "
+            f"({type(error).__name__}: {error})."
         ) from error
 
 

@@ -105,8 +105,9 @@ def moments_encoder(
 
 
 def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
-    """Return whether a network computes in TF32 (10 bits of fraction), as float32 on GPUs from
-    2020.
+    """Return whether a network computes in TF32 (10 bits of fraction): float32 on recent GPUs.
+
+    GPUs from 2020 on (compute capability 8.0) have TF32.
 
     That is the case unless `torch.backends.cudnn.allow_tf32` is false; `set_arithmetic` sets it for
     convolutions and matrix products alike.
@@ -145,9 +146,7 @@ def weights_fingerprint(module: nn.Module) -> str:
 
 
 def tensors_fingerprint(tensors: Mapping[str, Tensor | LazyTensor]) -> str:
-    """Return a SHA-256 over names, dtypes, shapes and bytes of tensors, reading lazy ones in
-    pieces.
-    """
+    """Return a SHA-256 over names, dtypes, shapes and bytes of tensors; lazy ones in pieces."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}".encode())
