@@ -62,7 +62,7 @@ class ClipHiddenStates(nn.Module):
         return int(self._inner.config.projection_dim) if self.reading.pooled else 0
 
     def unused_modules(self) -> list[nn.Module]:
-        """Return the modules that do not affect the output: layers after the used one and the norm."""
+        """Return the modules that do not affect the output: layers after the used one, the norm."""
         if self.reading.pooled:  # computed from the last layer
             return []
         skipped = self.layer - 1
@@ -134,7 +134,7 @@ class EncodedShape:
 
 
 class TextStates(nn.Module):
-    """The text encoders of a model as one module, for training and for several processes to wrap.
+    """The text encoders of a model as one module, for training and for wrapping by processes.
 
     Args:
         encoders: Encoders by name, in the order in which their states are concatenated.

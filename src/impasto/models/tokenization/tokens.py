@@ -216,7 +216,9 @@ class TextTokens:
         return tokens
 
     def _sliced(self, tokens: list[Token]) -> ChunkedText:
-        """Cut tokens as sd-scripts does: a line of up to 227 ids into chunks with repairs for SD 2.
+        """Cut tokens as sd-scripts does: one line of ids, cut into chunks with repairs for SD 2.
+
+        A line has up to 227 ids.
 
         Its repairs mistake `!`, which SD 2 also pads with, for padding; they are reproduced
         unchanged.
