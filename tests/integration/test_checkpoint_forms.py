@@ -360,7 +360,7 @@ def test_the_main_file_of_a_folder_may_be_the_average(nano_model, tmp_path):
 def test_a_target_in_the_way_is_left_alone(nano_model, tmp_path):
     target = tmp_path / "out.safetensors"
     target.write_text("precious", encoding="utf-8")
-    with pytest.raises(ConfigError, match="already there"):
+    with pytest.raises(ConfigError, match="already exists"):
         convert(nano_model, target)
     with pytest.raises(ConfigError, match="the source itself"):
         convert(nano_model, nano_model)

@@ -134,7 +134,7 @@ BAD = (
     ("{", "cannot be read"),
     ("[]", "no JSON object"),
     ('{"model": "x", "steps": "many"}', "steps: Expected a whole number from 1 to 1000"),
-    ('{"model": "runwayml/stable-diffusion-v1-5"}', "is not there"),
+    ('{"model": "runwayml/stable-diffusion-v1-5"}', "does not exist"),
     ('{"model": "/etc/passwd"}', "passwd"),
     ('{"model": "a\\u0000b"}', "model: "),
 )

@@ -371,7 +371,7 @@ def test_what_is_refused_is_refused_before_anything_is_drawn(
     cases = [
         ((nano_model,), ConfigError, "no real images"),
         ((nano_model, nano_model, *images), ConfigError, "given twice"),
-        (("nowhere.safetensors", *images), ModelError, "is not there"),
+        (("nowhere.safetensors", *images), ModelError, "does not exist"),
         ((nano_model, "--images", tmp_path / "no"), DatasetError, "is not there"),
         ((nano_model, "--images", bare), DatasetError, r"has a caption.*--prompts"),
         ((nano_model, *images, "--training", tmp_path / "no"), DatasetError, "is not there"),

@@ -271,7 +271,7 @@ def test_a_saved_model_has_what_did_not_learn_bit_for_bit(nano_model, tmp_path):
     changed = {n for n in before if not torch.equal(before[n], after[n])}
     assert changed == {"conv_in.weight"}
     assert {n: t.dtype for n, t in before.items()} == {n: t.dtype for n, t in after.items()}
-    with pytest.raises(ConfigError, match=r"already there.* or overwrite=True"):
+    with pytest.raises(ConfigError, match=r"already exists.* or overwrite=True"):
         impasto.save_model(model, out)
     half = impasto.save_model(model, tmp_path / "half.safetensors", dtype=torch.float16)
     assert {t.dtype for t in load_file(half).values() if t.is_floating_point()} == {torch.float16}

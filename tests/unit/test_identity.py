@@ -196,4 +196,4 @@ def test_a_hub_id_without_a_network_is_explained(capsys):
         assert "Hugging Face Hub" in reason
         assert "path of a local copy" in reason.replace("\n", " ")
     _, reason = refused(capsys, "inspect", "models/gone.safetensors")
-    assert "models/gone.safetensors is not there" in reason
+    assert "models/gone.safetensors does not exist" in reason

@@ -423,7 +423,7 @@ def test_numbers_of_models_and_targets(three, tmp_path):
         merge(tmp_path / "m", three[:1])
     with pytest.raises(ConfigError, match="is the source itself"):
         merge(three[1], three[:2], FORMULAS["weighted-sum"], overwrite=True)
-    with pytest.raises(ConfigError, match="is already there"):
+    with pytest.raises(ConfigError, match="already exists"):
         merge(three[2], three[:2], FORMULAS["weighted-sum"])
 
 

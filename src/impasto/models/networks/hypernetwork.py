@@ -289,7 +289,8 @@ class HypernetworkStack:
             if name not in self.networks:
                 known = ", ".join(self.networks) or "none"
                 raise ConfigError(
-                    f"A prompt names the hypernetwork {name!r}, which is not there; known: {known}."
+                    f"A prompt names the hypernetwork {name!r}, which is not loaded; "
+                    f"known: {known}."
                 )
         before = dict(self.strengths)
         self.strengths.update(strengths)
