@@ -299,7 +299,7 @@ def test_a_second_worker_is_refused(worker, folder):
     folder.path.mkdir()
     with FolderLock(folder.path, "drawing", lambda holder: None):
         assert folder.has_worker
-        with pytest.raises(RunError, match="Another worker draws in this folder: process"):
+        with pytest.raises(RunError, match="Another worker uses this folder: process"):
             worker.serve(0)
 
 

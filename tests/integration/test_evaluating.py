@@ -382,7 +382,7 @@ def test_what_is_refused_is_refused_before_anything_is_drawn(
         ((nano_model, *images, "--out", full / "novel.txt"), ConfigError, "is a file"),
         ((nano_model, *images, "--sampler", "x"), ConfigError, "no sampler 'x'"),
         ((nano_model, *images, "--width", "33"), ConfigError, "multiple of 8"),
-        ((nano_model, *images, "--prompts", "no.txt"), ConfigError, "is not there"),
+        ((nano_model, *images, "--prompts", "no.txt"), ConfigError, "does not exist"),
         ((nano_model, *images, "--without-base"), ConfigError, "no model is a run"),
         ((nano_model, *images, *["--features", "demo"] * 2), ConfigError, "are called 'demo'"),
     ]  # fmt: skip

@@ -540,7 +540,7 @@ def lbfgs(modules, settings, rules):
         (
             "timesteps",
             lambda r, n: torch.full((4,), n),
-            "from 0 to 999; these go from 1000 to 1000",
+            "from 0 to 999; found 1000 to 1000",
         ),
         ("timesteps", lambda r, n: torch.full((4,), -1), "from 0 to 999; these go from -1 to -1"),
         (

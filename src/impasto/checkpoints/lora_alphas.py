@@ -90,7 +90,7 @@ def _settings_of(file: TensorFile) -> Mapping[str, Any]:
     if settings is None or "lora_alpha" not in settings:
         raise ModelError(
             f"{file.path} is an adapter of PEFT, whose scale is in {SETTINGS}: {beside} is "
-            f"missing, damaged or without lora_alpha. Put the file that was saved with it beside it."
+            f"missing, damaged or without lora_alpha. Put the file saved with it beside it."
         )
     return {key: value for key, value in settings.items() if "." not in key}
 

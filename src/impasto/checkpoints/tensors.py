@@ -162,7 +162,7 @@ class LazyTensor:
         return LazyTensor(shape, self.dtype, read, owns_memory=True, read_range=read_own)
 
     def cast(self, dtype: torch.dtype | None) -> LazyTensor:
-        """Return the tensor in another floating-point dtype; None or integer values change nothing."""
+        """Return the tensor in another floating-point dtype; None and integer types: unchanged."""
         if dtype in (None, self.dtype) or not self.dtype.is_floating_point:
             return self
         read_range = self.read_range
