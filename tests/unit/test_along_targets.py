@@ -69,7 +69,7 @@ def test_earlier_previews_are_replaced_if_asked_for(run, tmp_path):
     for name in ("00-000.png", "101-1000.png", "sheet.png"):
         (folder / name).touch()
     require_previews_free(folder, *run, overwrite=True)
-    with pytest.raises(ConfigError, match="already exists"):
+    with pytest.raises(ConfigError, match="is already there"):
         require_previews_free(folder, *run, overwrite=False)
 
 

@@ -131,6 +131,6 @@ def _refuse(holder: LockHolder) -> None:
 def _download_fault(hub_id: str, reason: str) -> str:
     return (
         f"{hub_id} could not be downloaded from the Hugging Face Hub ({reason}). Check the "
-        f"spelling and the network, and log in with `hf auth login` if the model is gated. What "
-        f"was downloaded is kept for the next try."
+        f"spelling and the network, and log in with `hf auth login` if the model is gated. The "
+        f"files downloaded so far are kept for the next try."
     )

@@ -30,7 +30,7 @@ def hub_faults(sentence_of: Callable[[str], str]) -> Iterator[None]:
 
 
 def is_unreachable(fault: ModelError) -> bool:
-    """Return whether an error of `hub_faults` means that the Hub is unreachable or silent.
+    """Return whether an error of `hub_faults` means that the Hub did not answer or is unreachable.
 
     That is false if the Hub refused the request, or in offline mode.
     """

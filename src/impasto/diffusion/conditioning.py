@@ -43,7 +43,7 @@ class Conditioning:
             tensor.record_stream(stream)
 
     def __len__(self) -> int:
-        """The size of the batch."""
+        """Return the size of the batch."""
         return len(next(self.tensors()))
 
     def __getitem__(self, rows: slice) -> Conditioning:

@@ -45,8 +45,8 @@ def limit_bytes() -> int:
             raise ValueError
     except ValueError as error:
         raise ConfigError(
-            f"{LIMIT_VARIABLE} is {given!r}; expected how many GiB the copies of objects of a "
-            f"store may take on this machine, as in 50."
+            f"{LIMIT_VARIABLE} is {given!r}; expected the GiB that copies of a store's objects may "
+            f"take on this machine, such as 50."
         ) from error
     return int(limit * 2**30)
 
@@ -177,8 +177,8 @@ def _fetch(location: Path, copy: Path, download: Callable[[Path], object]) -> No
         if is_out_of_space(error) or isinstance(error, PermissionError):
             raise StorageError(
                 f"No copy of {shown(location)} could be written into {copies_folder()}: "
-                f"{error.strerror or error}. {COPIES_VARIABLE} names another folder for copies, "
-                f"and {LIMIT_VARIABLE} how many GiB they may take."
+                f"{error.strerror or error}. Set {COPIES_VARIABLE} to another folder for copies, "
+                f"or {LIMIT_VARIABLE} to the GiB that they may take."
             ) from error
         raise
     finally:

@@ -201,7 +201,7 @@ def open_mixture(
     listed = listed_ratios(mixture.listed, models[0]) if mixture.listed else {}
     if mixture.ratio is not None and BASE in listed:
         raise ConfigError(
-            f"--ratio has no effect: the {len(listed)} numbers of --blocks name a ratio for "
+            f"--ratio has no effect: the {len(listed)} numbers of --blocks give a ratio for "
             f"everything, that of text encoders and VAE first. Take one of the two out."
         )
     _warn_of_whole_files(paths, progress)

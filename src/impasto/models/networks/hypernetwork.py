@@ -336,7 +336,7 @@ def require_matching_widths(name: str, widths: Sequence[int], unet: nn.Module) -
     raise ModelError(
         f"The hypernetwork {name} is for {meant}: it has networks for contexts of width "
         f"{', '.join(map(str, unknown))}, and this model's widths are "
-        f"{', '.join(map(str, there))}. Take a model of the family that it was trained on."
+        f"{', '.join(map(str, there))}. Use a model of the family that it was trained on."
     )
 
 

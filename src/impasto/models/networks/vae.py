@@ -57,8 +57,8 @@ def moments_encoder(
 ) -> MomentsEncoder:
     """Return the VAE's encoder in the form that the latent cache takes, in the VAE's dtype.
 
-    The VAE is hashed on the device where it is, or offloaded, and moved to its target device when
-    the first image is encoded: if all latents are cached, it is never moved.
+    The VAE is hashed on its current device or while offloaded, and moved to its target device when
+    the first image is encoded; if all latents are cached, it is never moved.
 
     A VAE in half precision overflows on some images (stabilityai's for SDXL is known for it); for
     those images it is converted to float32 for one call.
@@ -107,10 +107,8 @@ def moments_encoder(
 def computes_in_tf32(device: torch.device, dtype: torch.dtype) -> bool:
     """Return whether a network computes in TF32 (10 bits of fraction): float32 on recent GPUs.
 
-    GPUs from 2020 on (compute capability 8.0) have TF32.
-
-    That is the case unless `torch.backends.cudnn.allow_tf32` is false; `set_arithmetic` sets it for
-    convolutions and matrix products alike.
+    Those are GPUs from 2020 on (compute capability 8.0), unless `torch.backends.cudnn.allow_tf32`
+    is false; `set_arithmetic` sets that for convolutions and matrix products alike.
     """
     return (
         device.type == "cuda"

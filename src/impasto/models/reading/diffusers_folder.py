@@ -122,7 +122,7 @@ def open_folder(path: Path, choice: WeightChoice | None = None) -> DiffusersFold
 def _require_plain_noise(path: Path, scheduler_config: Mapping[str, Any]) -> None:
     """Refuse a model whose scheduler adds noise differently from Stable Diffusion's.
 
-    Such a model has the tensors of SD or SDXL, so that only the scheduler distinguishes it.
+    Such a model has the tensors of SD or SDXL, so only the scheduler distinguishes it.
 
     Raises:
         ModelError: The scheduler is of that kind.

@@ -1,4 +1,4 @@
-"""Common VAE files distributed alone, identified by content: which models they are for.
+"""Identifies common standalone VAE files by content, and with that the models that they are for.
 
 SD 1's, SD 2's and SDXL's VAEs have the same names and shapes and different latents; a bare file
 does not state which it is. The SHA-256 are those that the files' publishers show.

@@ -161,7 +161,7 @@ def _require_same_tensors(component: str, tensors: Mapping[str, object], model: 
         more = f", and {len(odd) - 1} more names differ" if len(odd) > 1 else ""
         raise ModelError(
             f"The {component} is not as it was loaded: {odd[0]} {found}{more}. Nothing was "
-            f"written. Merge what was attached to it (a LoRA) into its weights first."
+            f"written. Merge its attachments (such as a LoRA) into its weights first."
         )
 
 
